@@ -1,0 +1,137 @@
+"""Checkpoints: written whole or not at all, read without running anything in them."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from research import weights
+from research.errors import UserError
+from research.files import write_atomic
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The ``checkpoints/`` folder of a run.
+
+    ``last.pt`` after every epoch, ``best.pt`` at a better value of the monitored metric,
+    ``epoch_012_loss_0.4321.pt`` every ``save_every`` epochs, of which the newest ``keep`` stay.
+    One file is written an epoch; the other names are links to it where the disk can do that.
+
+    Args:
+        folder: made when missing.
+        header: what every checkpoint says of its run: ``config`` (resolved) and ``data`` (name
+            and classes).
+        save_every: epochs between the checkpoints that bear their epoch's name.
+        keep: how many of those stay.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], save_every: int, keep: int) -> None:
+        self.folder = folder
+        self.header = header
+        self.save_every = save_every
+        self.keep = keep
+
+    def path_for(self, epoch: int, loss: float, *, is_best: bool) -> str:
+        """The most telling name under which this epoch will be found, relative to the run."""
+        name = "best.pt" if is_best else "last.pt"
+        if self.keep and epoch % self.save_every == 0:
+            name = f"epoch_{epoch:03d}_loss_{loss:.4f}.pt"
+        return f"{self.folder.name}/{name}"
+
+    def save(self, content: dict[str, Any], path: str, epoch: int, *, is_best: bool) -> None:
+        """Write ``content`` as ``last.pt``, and under the other names that it deserves."""
+        last = self.folder / "last.pt"
+        full = {"format": FORMAT, **self.header, **content}
+        write_atomic(last, lambda temporary: torch.save(full, temporary))
+        if is_best:
+            _link(last, self.folder / "best.pt")
+        named = self.folder / Path(path).name
+        if named.name.startswith("epoch_"):
+            _link(last, named)
+            for old in sorted(self.folder.glob("epoch_*.pt"), key=_epoch_of)[: -self.keep]:
+                old.unlink()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain content, on the CPU.
+
+    Raises:
+        UserError: for a missing, damaged or foreign file, or one that holds pickled objects,
+            which could run code of their own and are refused.
+    """
+    content = weights.read(path)
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: not a checkpoint of this project (format {FORMAT}); "
+            "bare weights go into model.pretrained"
+        )
+    return content
+
+
+def find(run: Path, which: str = "best") -> Path:
+    """``RUN`` as a user gives it (a run folder or a file) to the checkpoint that is meant."""
+    if run.is_file():
+        return run
+    for name in dict.fromkeys((which, "last")):
+        path = run / "checkpoints" / f"{name}.pt"
+        if path.exists():
+            return path
+    raise UserError(f"no checkpoint in {run}; give a run folder that has checkpoints/{which}.pt")
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """The weights alone, as safetensors."""
+    tensors: dict[str, Tensor] = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+
+
+def rng_state() -> dict[str, Any]:
+    """Every generator's state, in types that a safe load accepts."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put every generator back where ``rng_state`` found it."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _epoch_of(path: Path) -> int:
+    found = re.match(r"epoch_(\d+)_", path.name)
+    return int(found.group(1)) if found else -1
+
+
+def _link(source: Path, target: Path) -> None:
+    def link(temporary: Path) -> None:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            # A disk without links (some network and FAT file systems).
+            shutil.copyfile(source, temporary)
+
+    write_atomic(target, link)

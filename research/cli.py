@@ -1,0 +1,90 @@
+"""The language of every command: positional paths first, then ``key=value``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from research.errors import UserError
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional words and ``key=value`` words.
+
+    Raises:
+        UserError: for a positional word after a key, or a flag.
+    """
+    positional: list[str] = []
+    settings: list[str] = []
+    for word in words:
+        if word.startswith("-"):
+            raise UserError(f"unknown flag {word}; settings are written key=value, see --help")
+        if "=" in word and not word.startswith(("/", ".")):
+            settings.append(word)
+        elif settings:
+            raise UserError(f"{word}: paths come before key=value settings")
+        else:
+            positional.append(word)
+    return positional, settings
+
+
+def key_values(words: Sequence[str]) -> list[str]:
+    """The words of a command that takes settings alone.
+
+    Raises:
+        UserError: for anything that is not ``key=value``.
+    """
+    positional, settings = split(words)
+    if positional:
+        raise UserError(f"{positional[0]}: settings are written key=value, such as model=resnet34")
+    return settings
+
+
+def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A command's own options out of its settings.
+
+    Args:
+        settings: ``key=value`` words.
+        known: the options and their defaults.
+
+    Returns:
+        every option's value, and the words left over (settings of the configuration).
+    """
+    values = dict(known)
+    rest = []
+    for word in settings:
+        key, _, value = word.partition("=")
+        if key in known:
+            values[key] = value
+        else:
+            rest.append(word)
+    return values, rest
+
+
+def choose(key: str, value: str, allowed: Sequence[str]) -> str:
+    """``value``, if it is one of ``allowed``.
+
+    Raises:
+        UserError: naming the nearest and all allowed values.
+    """
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(value, allowed, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{key}={value}{hint} allowed: {', '.join(allowed)}")
+
+
+def command(usage: str, main: Callable[[list[str]], None]) -> None:
+    """Run a command on ``sys.argv``; a user's mistake is one line and exit status 2."""
+    words = sys.argv[1:]
+    if not words or "--help" in words or "-h" in words:
+        print(usage.strip())
+        raise SystemExit(0 if words else 2)
+    try:
+        main(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

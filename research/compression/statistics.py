@@ -1,0 +1,94 @@
+"""Mean and spread of every DCT coefficient over a training set, measured once and kept.
+
+Statistics always cover all 64 frequencies, so that one measurement serves every window; a
+network that keeps some of them looks its numbers up by kept index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from research.compression.blocks import Blocks
+from research.errors import UserError
+from research.files import write_text
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-coefficient statistics on JPEG's scale, in one range.
+
+    Attributes:
+        y_mean: [64], row-major (8·v + u).
+        y_std: [64].
+        cbcr_mean: [2, 64], Cb then Cr.
+        cbcr_std: [2, 64].
+        images: how many images were measured.
+    """
+
+    y_mean: Tensor
+    y_std: Tensor
+    cbcr_mean: Tensor
+    cbcr_std: Tensor
+    images: int
+
+
+def measure(batches: Iterable[Blocks]) -> Statistics:
+    """Means and standard deviations over all blocks, in float64.
+
+    Args:
+        batches: float ``y`` [B, 64, h, w], ``cbcr`` [B, 2, 64, h/2, w/2] with every frequency.
+
+    Raises:
+        UserError: when there is not one image.
+    """
+    y_sums, c_sums = torch.zeros(2, 64).double(), torch.zeros(2, 2, 64).double()
+    y_count = c_count = images = 0
+    for y, cbcr in batches:
+        luma, chroma = y.double().cpu(), cbcr.double().cpu()
+        images += len(luma)
+        y_count += luma.shape[0] * luma.shape[2] * luma.shape[3]
+        c_count += chroma.shape[0] * chroma.shape[3] * chroma.shape[4]
+        y_sums += torch.stack([luma.sum((0, 2, 3)), luma.square().sum((0, 2, 3))])
+        c_sums += torch.stack([chroma.sum((0, 3, 4)), chroma.square().sum((0, 3, 4))])
+    if images == 0:
+        raise UserError("no training image could be read to measure DCT statistics")
+    y_mean, y_square = y_sums / y_count
+    c_mean, c_square = c_sums / c_count
+    return Statistics(
+        y_mean.float(),
+        (y_square - y_mean.square()).clamp(min=0).sqrt().float(),
+        c_mean.float(),
+        (c_square - c_mean.square()).clamp(min=0).sqrt().float(),
+        images,
+    )
+
+
+def cached(folder: Path, key: Mapping[str, object], make: Callable[[], Statistics]) -> Statistics:
+    """The statistics kept under ``key``, measured by ``make`` the first time.
+
+    Args:
+        folder: where they are kept, one JSON file a key.
+        key: everything they depend on: data set, source, image size, resize rule, range, images.
+        make: measures them. Other processes that ask meanwhile wait for the result.
+    """
+    digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    store = folder / f"{digest}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{store}.lock"):
+        if not store.exists():
+            made = asdict(make())
+            values = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in made.items()}
+            write_text(store, json.dumps({"key": dict(key), **values}, indent=1))
+    kept = json.loads(store.read_text())
+    tensors = {
+        name: torch.tensor(kept[name]) for name in ("y_mean", "y_std", "cbcr_mean", "cbcr_std")
+    }
+    return Statistics(**tensors, images=kept["images"])

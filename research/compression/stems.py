@@ -1,0 +1,178 @@
+"""Stems that take JPEG DCT coefficients in the place of a backbone's RGB stem.
+
+A stem takes ``Blocks``: ``y`` [B, k_luma, H/8, W/8] and ``cbcr`` [B, 2, k_chroma, H/16, W/16].
+It gives either an RGB image for the backbone's own stem (``reconstruction``) or features
+[B, C, H/4, W/4] for its first stage (the others). A plane of which nothing is kept has no
+branch, so every parameter is used.
+
+The four variants follow guide 1 (compressed backbones), with 3×3 projections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from research.compression.blocks import Blocks
+from research.compression.decoder import Decoder
+from research.compression.selection import Selection
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+LUMA_WIDTH: Final = 64
+CHROMA_WIDTH: Final = 32
+REFINE_WIDTH: Final = 32
+
+
+@dataclass(frozen=True)
+class StemSpec:
+    """Which stem a backbone is to take.
+
+    Args:
+        variant: ``reconstruction``, ``block_stem``, ``luma_fusion`` or ``luma_fusion_pruned``.
+        selection: the kept frequencies.
+        range_: ``full`` or ``studio``.
+    """
+
+    variant: str
+    selection: Selection
+    range_: str
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether the backbone keeps its own RGB stem behind this one."""
+        return self.variant == "reconstruction"
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the stem wants its coefficients normalised; a decoder wants them as they are."""
+        return not self.takes_image
+
+    @property
+    def trunk_scale(self) -> float:
+        """By how much the residual trunk's width and depth shrink; 1 leaves it whole.
+
+        Of ``luma_fusion_pruned``: √(kept luma frequencies) / 8, which is window / 8 for a window.
+        """
+        if self.variant != "luma_fusion_pruned":
+            return 1.0
+        return max(1.0, len(self.selection.luma) ** 0.5) / 8
+
+    def build(self, channels: int) -> nn.Module:
+        """The stem, with ``channels`` output channels where it gives features."""
+        if self.variant == "reconstruction":
+            return Reconstruction(self.selection, self.range_)
+        luma, chroma = len(self.selection.luma), 2 * len(self.selection.chroma)
+        if self.variant == "block_stem":
+            return BlockStem(luma, chroma, channels)
+        return LumaFusionStem(luma, chroma, channels)
+
+
+class Reconstruction(nn.Module):
+    """Rebuild the RGB image, refine it, normalise it; the backbone's own stem follows.
+
+    The refinement (3×3 conv to 32, batch norm, SiLU, 3×3 conv to 3) is added to the image and
+    starts at zero, so that at the start the network is the RGB network on the decoded image and
+    its pretrained weights carry over.
+
+    Takes unnormalised coefficients; gives [B, 3, H, W], normalised with ImageNet's statistics.
+    """
+
+    def __init__(self, selection: Selection, range_: str) -> None:
+        super().__init__()
+        self.decoder = Decoder(selection, range_)
+        self.refine = nn.Sequential(
+            _conv_norm_act(3, REFINE_WIDTH),
+            nn.Conv2d(REFINE_WIDTH, 3, 3, padding=1, bias=False),
+        )
+        nn.init.zeros_(self.refine[1].weight)  # type: ignore[arg-type]
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, blocks: Blocks) -> Tensor:
+        image = self.decoder(blocks.y, blocks.cbcr) / 255
+        return (image + self.refine(image) - self.mean) / self.std
+
+
+class BlockStem(nn.Module):
+    """Luma at stride 8 and chroma at stride 16, joined at stride 8, enlarged to stride 4.
+
+    Luma: 3×3 conv to 64. Chroma: 3×3 conv of both planes to 32 on its own grid, then nearest ×2.
+    Joined by a 1×1 conv, then bilinear ×2. Every conv is followed by batch norm and SiLU.
+
+    Args:
+        luma: kept luma frequencies.
+        chroma: kept chroma frequencies of both planes together.
+        channels: output channels.
+    """
+
+    def __init__(self, luma: int, chroma: int, channels: int) -> None:
+        super().__init__()
+        self.branches = _branches(luma, chroma, luma_stride=1)
+        self.join = _conv_norm_act(_width(luma, chroma), channels, kernel=1)
+
+    def forward(self, blocks: Blocks) -> Tensor:
+        features = []
+        if "luma" in self.branches:
+            features.append(self.branches["luma"](blocks.y))
+        if "chroma" in self.branches:
+            chroma = self.branches["chroma"](blocks.cbcr.flatten(1, 2))
+            features.append(F.interpolate(chroma, scale_factor=2, mode="nearest"))
+        return _enlarge(self.join(torch.cat(features, dim=1)), 2)
+
+
+class LumaFusionStem(nn.Module):
+    """Luma brought down to the chroma grid at stride 16, joined there, enlarged to stride 4.
+
+    Luma: 3×3 conv of stride 2 to 64, which looks at every block (its fields overlap by one).
+    Chroma: 3×3 conv of both planes to 32. Joined by a 1×1 conv, then bilinear ×4. Every conv is
+    followed by batch norm and SiLU.
+
+    Args:
+        luma: kept luma frequencies.
+        chroma: kept chroma frequencies of both planes together.
+        channels: output channels.
+    """
+
+    def __init__(self, luma: int, chroma: int, channels: int) -> None:
+        super().__init__()
+        self.branches = _branches(luma, chroma, luma_stride=2)
+        self.join = _conv_norm_act(_width(luma, chroma), channels, kernel=1)
+
+    def forward(self, blocks: Blocks) -> Tensor:
+        features = []
+        if "luma" in self.branches:
+            features.append(self.branches["luma"](blocks.y))
+        if "chroma" in self.branches:
+            features.append(self.branches["chroma"](blocks.cbcr.flatten(1, 2)))
+        return _enlarge(self.join(torch.cat(features, dim=1)), 4)
+
+
+def _branches(luma: int, chroma: int, luma_stride: int) -> nn.ModuleDict:
+    branches: dict[str, nn.Module] = {}
+    if luma:
+        branches["luma"] = _conv_norm_act(luma, LUMA_WIDTH, stride=luma_stride)
+    if chroma:
+        branches["chroma"] = _conv_norm_act(chroma, CHROMA_WIDTH)
+    return nn.ModuleDict(branches)
+
+
+def _width(luma: int, chroma: int) -> int:
+    return LUMA_WIDTH * (luma > 0) + CHROMA_WIDTH * (chroma > 0)
+
+
+def _conv_norm_act(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True))
+
+
+def _enlarge(features: Tensor, factor: int) -> Tensor:
+    return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -1,0 +1,308 @@
+"""Image folders: ``ROOT/CLASS/file.jpg``, from one or several roots."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from research.data.batch import ClassificationBatch
+from research.data.crops import CentreCrop, Crop, RandomResizedCrop
+from research.data.demo import Scenes
+from research.data.index import Progress, index_folder
+from research.data.loader import Key
+from research.data.readers import Reader, Sample
+from research.errors import DamagedImage, UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The files of one split.
+
+    Attributes:
+        files: image paths.
+        labels: one class index a file.
+        left_out: files left out by the index, counted by kind of damage.
+    """
+
+    files: list[Path]
+    labels: list[int]
+    left_out: dict[str, int]
+
+
+class ImageFolders:
+    """Classification data in folders, one sub-folder a class.
+
+    Several training roots either all hold the same classes or share none (a data set cut up by
+    images or by classes); anything between is taken for a mistake.
+
+    Args:
+        name: what the tracker calls the data set.
+        train_dirs: training roots.
+        val_dir: validation root; when null, a seeded share of the training images is held out.
+        test_dir: test root, only read by ``evaluate split=test``.
+        val_fraction: share of the training images held out when ``val_dir`` is null.
+        image_size: side of the square network input, in pixels.
+        batch_size: samples a batch, in training and validation.
+        workers: loader processes; null chooses by device.
+        pin_memory: page-locked batches; null chooses by device.
+        random_crop: random resized crops in training; the validation crop when false.
+        random_flip: mirror half of the training images (on the device).
+        crop_scale: range of a random crop's share of the image area.
+        crop_ratio: range of a random crop's width / height.
+        crop_pct: side of the validation crop as a share of the short side.
+        mean: RGB means on a 0…1 scale, for networks on pixels.
+        std: RGB standard deviations on a 0…1 scale.
+        max_train_images: keep at most so many training images, spread over the classes.
+        max_val_images: the same for validation.
+        cache_dir: folder for the index of headers.
+        linear_baseline: after training, fit and print a linear classifier on colours.
+        demo: makes the folders first, when they are ours to make.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train_dirs: Sequence[str],
+        val_dir: str | None,
+        test_dir: str | None,
+        val_fraction: float,
+        image_size: int,
+        batch_size: int,
+        workers: int | None,
+        pin_memory: bool | None,
+        random_crop: bool,
+        random_flip: bool,
+        crop_scale: Sequence[float],
+        crop_ratio: Sequence[float],
+        crop_pct: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        max_train_images: int | None,
+        max_val_images: int | None,
+        cache_dir: str,
+        linear_baseline: bool,
+        demo: Scenes | None,
+    ) -> None:
+        self.name = name
+        self.train_dirs = [Path(path) for path in train_dirs]
+        self.val_dir = None if val_dir is None else Path(val_dir)
+        self.test_dir = None if test_dir is None else Path(test_dir)
+        self.val_fraction = val_fraction
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.workers = workers
+        self.pin_memory = pin_memory
+        self.random_flip = random_flip
+        self.mean = list(mean)
+        self.std = list(std)
+        self.max_images = {"train": max_train_images, "val": max_val_images, "test": None}
+        self.cache = Path(cache_dir)
+        self.linear_baseline = linear_baseline
+        self.demo = demo
+        self.eval_crop = CentreCrop(crop_pct)
+        self.train_crop: Crop = self.eval_crop
+        if random_crop:
+            low, high = crop_scale
+            narrow, wide = crop_ratio
+            self.train_crop = RandomResizedCrop((low, high), (narrow, wide))
+        self.classes: list[str] = []
+        self.splits: dict[str, Split] = {}
+
+    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+        """Read (or recall) every header, settle the classes and the splits.
+
+        Args:
+            seed: draws the held-out share and the kept images.
+            progress: told while headers are read.
+
+        Raises:
+            UserError: for a missing or empty folder, class folders that do not fit together, or
+                a split in which no file can be read.
+        """
+        if self.demo is not None:
+            self.demo.render(progress)
+        roots = [self._index(root, "dataset.train_dirs", progress) for root in self.train_dirs]
+        self.classes = _common_classes(self.train_dirs, roots)
+        train = self._split(list(zip(self.train_dirs, roots, strict=True)))
+        if self.val_dir is None:
+            train, val = _hold_out(train, self.val_fraction, seed)
+        else:
+            val = self._eval_split(self.val_dir, "dataset.val_dir", progress)
+        self.splits = {"train": train, "val": val}
+        if self.test_dir is not None:
+            self.splits["test"] = self._eval_split(self.test_dir, "dataset.test_dir", progress)
+        for which, split in self.splits.items():
+            limit = self.max_images[which]
+            if limit is not None and limit < len(split.files):
+                self.splits[which] = _spread(split, limit, seed)
+            if not split.files:
+                raise UserError(_nothing_left(which, split))
+
+    def dataset(self, split: str, reader: Reader, seed: int, *, train: bool) -> ImageSamples:
+        """One split, read by ``reader``, with training or validation crops.
+
+        Raises:
+            UserError: when the data set has no such split.
+        """
+        if split not in self.splits:
+            raise UserError(
+                f"split={split}: this data set has {', '.join(self.splits)}"
+                + ("; give dataset.test_dir=FOLDER" if split == "test" else "")
+            )
+        crop = self.train_crop if train else self.eval_crop
+        return ImageSamples(self.splits[split], reader, crop, seed)
+
+    def fingerprint(self) -> str:
+        """Quick hash of the data: every file's split, relative name and size (no content)."""
+        digest = hashlib.sha256()
+        for name, split in self.splits.items():
+            for path, label in zip(split.files, split.labels, strict=True):
+                line = f"{name}/{self.classes[label]}/{path.name}:{path.stat().st_size}\n"
+                digest.update(line.encode())
+        return digest.hexdigest()[:16]
+
+    def _index(self, root: Path, key: str, progress: Progress | None) -> dict[str, str]:
+        if not root.is_dir():
+            raise UserError(f"{key}: no folder {root}; give the folder that holds the classes")
+        entries = index_folder(root, self.cache, progress)
+        index = {name: entry.damage for name, entry in entries.items() if "/" in name}
+        if not index:
+            raise UserError(f"{key}: {root} holds no CLASS/IMAGE files; one folder a class is read")
+        return index
+
+    def _eval_split(self, root: Path, key: str, progress: Progress | None) -> Split:
+        index = self._index(root, key, progress)
+        unknown = sorted({_class_of(name) for name in index} - set(self.classes))
+        if unknown:
+            raise UserError(
+                f"{key}: {root} holds class folder {unknown[0]!r}, which no training folder has; "
+                "rename or remove it"
+            )
+        return self._split([(root, index)])
+
+    def _split(self, roots: list[tuple[Path, dict[str, str]]]) -> Split:
+        position = {name: label for label, name in enumerate(self.classes)}
+        files: list[Path] = []
+        labels: list[int] = []
+        left_out: Counter[str] = Counter()
+        for root, index in roots:
+            for name, damage in index.items():
+                if damage:
+                    left_out[damage] += 1
+                else:
+                    files.append(root / name)
+                    labels.append(position[_class_of(name)])
+        return Split(files, labels, dict(left_out))
+
+
+class ImageSamples:
+    """One split as batches; a file that turns out damaged leaves its batch and is counted.
+
+    Args:
+        split: files and labels.
+        reader: turns a file into a fixed-size sample.
+        crop: where to cut it.
+        seed: with a key's epoch and index, seeds the crop.
+    """
+
+    def __init__(self, split: Split, reader: Reader, crop: Crop, seed: int) -> None:
+        self.split = split
+        self.reader = reader
+        self.crop = crop
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split.files)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return self.split.left_out
+
+    def __getitems__(self, keys: list[Key]) -> ClassificationBatch:
+        samples: list[Sample] = []
+        kept: list[int] = []
+        damage: Counter[str] = Counter()
+        for key in keys:
+            rng = np.random.default_rng((self.seed, key.epoch, key.index))
+            try:
+                sample = self.reader.read(self.split.files[key.index], self.crop, rng)
+            except DamagedImage as error:
+                damage[f"left_out/{error.kind}"] += 1
+                continue
+            if sample.detour:
+                damage[f"fallback/{sample.detour}"] += 1
+            samples.append(sample)
+            kept.append(key.index)
+        labels = torch.tensor([self.split.labels[index] for index in kept], dtype=torch.int64)
+        inputs = self.reader.stack(samples)
+        return ClassificationBatch(
+            torch.tensor(kept, dtype=torch.int64), inputs, labels, damage=dict(damage)
+        )
+
+
+def _class_of(name: str) -> str:
+    return name.split("/", 1)[0]
+
+
+def _common_classes(roots: list[Path], indexes: list[dict[str, str]]) -> list[str]:
+    """The sorted classes of all roots, which must agree or be disjoint."""
+    classes = [{_class_of(name) for name in index} for index in indexes]
+    union = set().union(*classes)
+    for root, own in zip(roots, classes, strict=True):
+        shared = own & set().union(*(other for other in classes if other is not own))
+        missing = sorted(union - own)
+        if shared and missing:
+            raise UserError(
+                f"dataset.train_dirs: {root} has no class folder {missing[0]!r}, which another "
+                "training folder has; training folders must hold the same classes, or share none"
+            )
+    return sorted(union)
+
+
+def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Hold out a share of every class, drawn by ``seed``; damage counts stay with training."""
+    rng = np.random.default_rng((seed, 1))
+    labels = np.array(split.labels)
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(len(members) - 1, max(1, round(len(members) * fraction)))
+        held[rng.permutation(members)[:count]] = True
+    return (
+        _subset(split, np.flatnonzero(~held), split.left_out),
+        _subset(split, np.flatnonzero(held), {}),
+    )
+
+
+def _spread(split: Split, limit: int, seed: int) -> Split:
+    """``limit`` files, as many of each class as of any other while they last."""
+    rng = np.random.default_rng((seed, 2))
+    order = rng.permutation(len(split.files))
+    labels = np.array(split.labels)[order]
+    rank = np.empty(len(order), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    chosen = order[np.argsort(rank, kind="stable")[:limit]]
+    return _subset(split, np.sort(chosen), split.left_out)
+
+
+def _subset(split: Split, chosen: np.ndarray, left_out: dict[str, int]) -> Split:
+    files = [split.files[index] for index in chosen]
+    labels = [split.labels[index] for index in chosen]
+    return Split(files, labels, left_out)
+
+
+def _nothing_left(which: str, split: Split) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(split.left_out.items()))
+    return (
+        f"no readable image in the {which} split"
+        + (f" ({kinds})" if kinds else "")
+        + "; check the folders in dataset.train_dirs and dataset.val_dir"
+    )

@@ -1,0 +1,24 @@
+"""The exceptions that stand for a user's mistake and for a damaged file."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in the user's configuration or data, told in one line.
+
+    The message says what is wrong, where (file, key, row) and what to do. Commands print it
+    as ``error: …`` and exit with status 2; a traceback would only hide it.
+    """
+
+
+class DamagedImage(Exception):
+    """A file that cannot be read as an image; it is left out and counted under ``kind``.
+
+    Attributes:
+        kind: one snake_case word: ``empty``, ``not_an_image``, ``truncated``, ``oversized``,
+            ``too_small`` or ``unreadable``.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind

@@ -1,0 +1,93 @@
+"""Judge a trained run again: ``python -m research.evaluate RUN [split=val]``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from research import cli
+from research.errors import UserError
+
+USAGE = """
+python -m research.evaluate RUN [key=value …]
+
+RUN is a run folder or a checkpoint file.
+  split=val          val, train (with validation crops) or test (needs dataset.test_dir)
+  checkpoint=best    best or last, of a run folder
+  device=auto        auto, cpu, cuda, cuda:N or mps
+Any setting of the run may follow, such as dataset.test_dir=FOLDER or dataset.batch_size=64.
+"""
+
+
+def evaluate(
+    run: Path, split: str, which: str, device: str, overrides: list[str]
+) -> dict[str, Any]:
+    """Metrics of one checkpoint on one split, as the run itself would log them.
+
+    Returns:
+        ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
+        for that epoch on this split, where it did.
+    """
+    from research import build, checkpoint, logs
+    from research.loop import evaluate as judge
+    from research.tracking.console import ConsoleTracker
+
+    logs.to_terminal()
+    saved = checkpoint.load(checkpoint.find(run, which))
+    config = _with(saved["config"], [f"device={device}", *overrides])
+    loaded = build.trained(config, saved)
+    data = build.source(config)
+    if data.classes != loaded.classes:
+        raise UserError(
+            f"the data's {len(data.classes)} classes are not the {len(loaded.classes)} that {run} "
+            "was trained on; check the dataset settings"
+        )
+    loader = build.loader(config, data, split, loaded.device, train=False)
+    judged = judge(loaded, loader, build.settings(config), ConsoleTracker(), split)
+    epoch = saved["state"]["epoch"]
+    row = saved["state"]["history"][-1]
+    logged = {name: row.get(f"{split}/{name}") for name in judged.metrics}
+    return {
+        "split": split,
+        "epoch": epoch,
+        "metrics": judged.metrics,
+        "logged": {name: value for name, value in logged.items() if value is not None},
+        "damage": judged.damage,
+    }
+
+
+def _with(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The run's configuration with settings changed; only keys that it has."""
+    changed = OmegaConf.create(config)
+    OmegaConf.set_struct(changed, True)
+    for word in overrides:
+        key, _, value = word.partition("=")
+        try:
+            OmegaConf.select(changed, key, throw_on_missing=True)
+            OmegaConf.update(changed, key, yaml.safe_load(value))
+        except (OmegaConfBaseException, AttributeError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{word}: {reason} (settings of the run are in its config.yaml)"
+            ) from None
+    return dict(OmegaConf.to_container(changed))  # type: ignore[arg-type]
+
+
+def main(words: list[str]) -> None:
+    paths, settings = cli.split(words)
+    if len(paths) != 1:
+        raise UserError("give one RUN folder or checkpoint first, then key=value settings")
+    chosen, rest = cli.options(settings, {"split": "val", "checkpoint": "best", "device": "auto"})
+    cli.choose("split", chosen["split"], ["val", "train", "test"])
+    cli.choose("checkpoint", chosen["checkpoint"], ["best", "last"])
+    result = evaluate(Path(paths[0]), chosen["split"], chosen["checkpoint"], chosen["device"], rest)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    cli.command(USAGE, main)

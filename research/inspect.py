@@ -1,0 +1,165 @@
+"""What compression leaves of your own images: ``python -m research.inspect IMAGES…``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from research import cli
+from research.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+USAGE = """
+python -m research.inspect IMAGES… [out=runs/inspect] [compression settings]
+
+IMAGES are files or folders. Each is cropped and resized as in validation (to 256 px, or
+dataset.image_size=N), and its kept coefficients are decoded again. It prints the PSNR (dB) of Y,
+Cb, Cr and RGB against the pixels (with compression.source=bitstream: against all of the file's
+coefficients), and writes to out/ a picture of original, reconstruction and four times their
+difference, and the energy of each DCT frequency with the kept ones framed. For example
+  python -m research.inspect photo.jpg compression.window=2
+  python -m research.inspect FOLDER compression.order=zigzag compression.source=bitstream
+"""
+
+
+def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    """PSNR per plane and overall of every file, pictures written to ``out``.
+
+    Returns:
+        one row a file: ``file``, ``Y``, ``Cb``, ``Cr``, ``RGB`` (dB), ``detour``.
+
+    Raises:
+        UserError: when compression is off, or not one file can be read.
+    """
+    import numpy as np
+    import torch
+
+    from research import build
+    from research.compression.dct import rgb_to_ycbcr
+    from research.compression.decoder import Decoder
+    from research.compression.selection import Selection
+    from research.config import compose_config, resolved
+    from research.data.batch import ClassificationBatch
+    from research.data.crops import CentreCrop
+    from research.data.readers import BitstreamReader, PixelReader
+    from research.data.transforms import CoefficientTransform
+    from research.errors import DamagedImage
+
+    config = resolved(compose_config(["dataset.image_size=256", *overrides])[0])
+    spec = build.stem_spec(config["compression"])
+    if spec is None:
+        raise UserError("compression=none keeps every pixel: nothing to inspect")
+    size = config["dataset"]["image_size"]
+    every = Selection(tuple(range(64)), tuple(range(64)))
+    bitstream = config["compression"]["source"] == "bitstream"
+    reader = BitstreamReader(size, every) if bitstream else PixelReader(size)
+    transform = CoefficientTransform(every, spec.range_, None, flip=False).eval()
+    whole, kept = Decoder(every, spec.range_), Decoder(spec.selection, spec.range_)
+    crop = CentreCrop(config["dataset"]["crop_pct"])
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    energy = torch.zeros(3, 64, dtype=torch.float64)
+    for number, file in enumerate(files):
+        try:
+            sample = reader.read(file, crop, np.random.default_rng(0))
+        except DamagedImage as error:
+            rows.append({"file": str(file), "detour": f"left out: {error.kind}"})
+            continue
+        index = torch.zeros(1, dtype=torch.int64)
+        batch = ClassificationBatch(index, reader.stack([sample]), index)
+        y, cbcr = transform(batch, None).inputs
+        if bitstream:
+            original = whole(y, cbcr).clamp(0, 255)
+        else:
+            original = torch.from_numpy(sample.arrays[0].astype(np.float32))[None]
+        left = y[:, list(spec.selection.luma)], cbcr[:, :, list(spec.selection.chroma)]
+        rebuilt = kept(*left).clamp(0, 255)
+        planes = zip(_planes(*rgb_to_ycbcr(original)), _planes(*rgb_to_ycbcr(rebuilt)), strict=True)
+        rows.append(
+            {
+                "file": str(file),
+                **{name: _psnr(a, b) for name, (a, b) in zip(("Y", "Cb", "Cr"), planes, strict=True)},
+                "RGB": _psnr(original, rebuilt),
+                "detour": sample.detour,
+            }
+        )
+        energy[0] += y.double().square().mean((0, 2, 3))
+        energy[1:] += cbcr.double().square().mean((0, 3, 4))
+        _side_by_side(original[0], rebuilt[0]).save(out / f"{number:03d}_{file.stem}.png")
+    readable = sum("RGB" in row for row in rows)
+    if not readable:
+        raise UserError(f"none of {len(files)} files could be read as an image")
+    for plane, values in zip(("Y", "Cb", "Cr"), (energy / readable).numpy(), strict=True):
+        frequencies = spec.selection.luma if plane == "Y" else spec.selection.chroma
+        _energy(values, plane, frequencies).save(out / f"energy_{plane}.png")
+    return rows
+
+
+def _planes(y: Tensor, cbcr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return y, cbcr[:, 0], cbcr[:, 1]
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB for a peak of 255; infinite for equal images."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return float(peak_signal_noise_ratio(a, b, data_range=255.0))
+
+
+def _side_by_side(original: Tensor, rebuilt: Tensor) -> Image:
+    """Original, reconstruction, and four times their difference around grey."""
+    import torch
+    from PIL import Image
+
+    difference = 128 + 4 * (rebuilt - original)
+    row = torch.cat([original, rebuilt, difference], dim=2).round().clamp(0, 255)
+    return Image.fromarray(row.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _energy(values: Any, plane: str, frequencies: tuple[int, ...]) -> Image:
+    from research import pictures
+
+    return pictures.energy_map(values, f"{plane}: energy by frequency, kept ones framed", frequencies)
+
+
+def find_images(paths: list[str]) -> list[Path]:
+    """Files as given; of folders, every image file below them.
+
+    Raises:
+        UserError: for a path that does not exist, or when there is no image at all.
+    """
+    from research.data.index import EXTENSIONS
+
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not files:
+        raise UserError(f"{' '.join(paths)}: no image files; give images or folders of images")
+    return files
+
+
+def main(words: list[str]) -> None:
+    paths, settings = cli.split(words)
+    if not paths:
+        raise UserError("give IMAGES (files or folders) first, then key=value settings")
+    chosen, overrides = cli.options(settings, {"out": "runs/inspect"})
+    out = Path(chosen["out"])
+    rows = inspect(find_images(paths), out, overrides)
+    print(f"{'Y':>7} {'Cb':>7} {'Cr':>7} {'RGB':>7}  dB")
+    for row in rows:
+        numbers = [f"{row[name]:7.2f}" for name in ("Y", "Cb", "Cr", "RGB") if name in row]
+        detour = f"  ({row['detour']})" if row["detour"] else ""
+        print(f"{' '.join(numbers):31}  {row['file']}{detour}")
+    print(f"pictures: {out}")
+
+
+if __name__ == "__main__":
+    cli.command(USAGE, main)

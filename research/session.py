@@ -1,0 +1,182 @@
+"""One training run from its first line to its last: folder, resume, trackers, ending."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from research import build, checkpoint, pictures, runs
+from research.checkpoint import Checkpoints
+from research.files import write_text
+from research.loop import State, fit
+from research.tracking.console import ConsoleTracker
+from research.tracking.files import FileTracker
+from research.tracking.summary import SummaryTracker
+from research.tracking.tracker import Progress, Run, Status, Trackers
+
+log = logging.getLogger(__name__)
+
+
+def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to go on from when an earlier run is resumed."""
+    asked = config["resume"]
+    if asked is None:
+        return runs.create(config, name), None
+    if asked == "auto":
+        found = runs.find_unfinished(config, config["epochs"])
+        if found is None:
+            log.info("resume=auto: no unfinished run of this configuration; starting afresh")
+            return runs.create(config, name), None
+        return found, checkpoint.find(found, "last")
+    last = checkpoint.find(Path(asked), "last")
+    return last.parent.parent, last
+
+
+def train(
+    config: dict[str, Any], name: str, overrides: Sequence[str], folder: Path, last: Path | None
+) -> State:
+    """Build, fit and record one run in ``folder``.
+
+    Args:
+        config: resolved and checked configuration.
+        name: the run's name.
+        overrides: what the command line said, for the record.
+        folder: an existing run folder, held by this process.
+        last: checkpoint to go on from.
+    """
+    console = ConsoleTracker()
+
+    def preparing(what: str, done: int, total: int) -> None:
+        console.progress(Progress(what, done, total, unit="files"))
+
+    experiment = build.experiment(config, preparing)
+    parts, data = experiment.parts, experiment.data
+    state, tracking = _restore(experiment, last)
+    environment = runs.describe(folder, config, overrides)
+    about = {
+        "model": config["model"]["name"],
+        "parameters": experiment.parameters,
+        "classes": data.classes,
+        "monitor": list(parts.monitor),
+    }
+    tracker = Trackers(
+        [
+            FileTracker(),
+            console,
+            SummaryTracker(about, state, config["patience"]),
+            *build.trackers(config),
+        ]
+    )
+    fingerprint = data.fingerprint()
+    tags = {
+        **{key: str(value) for key, value in config["tags"].items()},
+        "data_hash": fingerprint,
+        "git_commit": str(environment["git"].get("commit", "")),
+        "git_changed": str(environment["git"].get("changed", "")),
+        **{f"version.{key}": str(value) for key, value in environment["packages"].items()},
+    }
+    log.info("%s: %s, %s", "resuming" if last else "training", name, _describe(experiment))
+    tracker.start(
+        Run(
+            folder,
+            name,
+            config,
+            tags,
+            data=(data.name, fingerprint),
+            resumed=state.epoch,
+            state=tracking,
+        )
+    )
+    write_text(folder / "model_summary.txt", _model_summary(parts.model, experiment.parameters))
+    header = {"config": config, "data": {"name": data.name, "classes": data.classes}}
+    checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
+    status: Status = "FAILED"
+    _terminate_as_interrupt()
+    try:
+        fit(parts, experiment.settings, state, tracker, checkpoints)
+        _finish_files(folder, parts.model, state, tracker)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        log.info("interrupted after epoch %d; go on with resume=%s", state.epoch, folder)
+        raise
+    finally:
+        tracker.finish(status)
+    _say_where(folder, state, parts.monitor.metric, tracker)
+    if data.linear_baseline:
+        floor = build.linear_baseline(config, data)
+        log.info("  floor:    top1 %.4f, a linear classifier on mean colour and DC values", floor)
+    return state
+
+
+def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, dict[str, str]]:
+    """Put everything back where the checkpoint left it; the trackers' state is handed on."""
+    if last is None:
+        return State(), {}
+    parts, saved = experiment.parts, checkpoint.load(last)
+    parts.model.load_state_dict(saved["model"])
+    parts.transform.load_state_dict(saved["transform"])
+    parts.optimizer.load_state_dict(saved["optimizer"])
+    parts.scheduler.load_state_dict(saved["scheduler"])
+    parts.scaler.load_state_dict(saved["scaler"])
+    state = State(**saved["state"])
+    log.info("resume: going on after epoch %d in %s", state.epoch, last.parent.parent)
+    checkpoint.set_rng_state(saved["rng"])
+    return state, saved["tracking"]
+
+
+def _finish_files(folder: Path, model: nn.Module, state: State, tracker: Trackers) -> None:
+    checkpoint.save_weights(model, folder / "checkpoints" / "final.safetensors")
+    tracker.pictures(state.epoch, {"learning_curves": pictures.learning_curves(state.history)})
+    files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
+    for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
+        tracker.artifact(folder / file)
+
+
+def _describe(experiment: build.Experiment) -> str:
+    parts, data = experiment.parts, experiment.data
+    counts = ", ".join(f"{len(split.files)} {name}" for name, split in data.splits.items())
+    left_out = {
+        f"{kind} in {name}": count
+        for name, split in data.splits.items()
+        for kind, count in sorted(split.left_out.items())
+    }
+    damage = "; left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items())
+    return (
+        f"{experiment.parameters:,} parameters on {parts.device}; "
+        f"{data.name}: {len(data.classes)} classes, {counts} images{damage if left_out else ''}"
+    )
+
+
+def _model_summary(model: nn.Module, parameters: int) -> str:
+    lines = [
+        f"{sum(p.numel() for p in child.parameters()):>12,}  {name}"
+        for name, child in model.named_modules()
+        if name and name.count(".") < 2 and any(True for _ in child.parameters())
+    ]
+    return "\n".join([f"{parameters:>12,}  trainable parameters in all", *lines, "", str(model)])
+
+
+def _say_where(folder: Path, state: State, metric: str, tracker: Trackers) -> None:
+    log.info("best %s %s at epoch %d", metric, _number(state.best), state.best_epoch)
+    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.where()):
+        log.info("  %s", line)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _terminate_as_interrupt() -> None:
+    """A scheduler's SIGTERM ends a run as Ctrl-C does: recorded as KILLED, resumable."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

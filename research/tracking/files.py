@@ -1,0 +1,74 @@
+"""The tracker that every run has: CSV tables and pictures in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL.Image import Image
+
+from research.files import write_atomic, write_text
+from research.tracking.tracker import Row, Run, Table, Tracker
+
+
+class FileTracker(Tracker):
+    """``epoch_metrics.csv``, ``batch_metrics.csv`` (each row flushed) and ``pictures/``."""
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.columns: dict[Table, list[str]] = {}
+
+    def start(self, run: Run) -> None:
+        self.folder = run.folder
+        tables: tuple[Table, ...] = ("batch", "epoch")
+        for table in tables:
+            path = self._path(table)
+            if run.resumed and path.exists():
+                rows = [row for row in _read(path) if _epoch(row) <= run.resumed]
+                if rows:
+                    self.columns[table] = list(rows[0])
+                    write_text(path, _csv(self.columns[table], rows))
+                    continue
+            path.unlink(missing_ok=True)
+
+    def log(self, table: Table, step: int, row: Row) -> None:
+        path = self._path(table)
+        known = self.columns.get(table, [])
+        added = [name for name in row if name not in known]
+        if added:
+            # A metric that appears late (a first damaged file) becomes a column of every row.
+            rows = _read(path) if known else []
+            self.columns[table] = known + added
+            write_text(path, _csv(self.columns[table], rows))
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns[table], lineterminator="\n").writerow(row)
+
+    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+        for name, image in images.items():
+            write_atomic(
+                self.folder / "pictures" / f"{name}.png",
+                lambda path, image=image: image.save(path, "PNG"),  # type: ignore[misc]
+            )
+
+    def _path(self, table: Table) -> Path:
+        return self.folder / f"{table}_metrics.csv"
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        # A row cut short by a crash has fields missing: it was never part of a checkpoint.
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def _epoch(row: Mapping[str, str]) -> int:
+    return int(row["epoch"])
+
+
+def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,269 @@
+"""MLflow: metrics in batches, pictures and files as artifacts, nothing lost when it is away.
+
+Every record is first appended to a spool file in the run folder and removed from it once the
+store has taken it. A store that is dead or locked therefore costs nothing but time: the spool is
+delivered when it is back, at the end of the run, or when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from PIL.Image import Image
+
+from research.files import write_text
+from research.tracking.tracker import Row, Run, Status, Table, Tracker
+
+log = logging.getLogger(__name__)
+
+METRICS_PER_REQUEST = 1000
+"""MLflow's limit on one ``log_batch`` call."""
+PARAMS_PER_REQUEST = 100
+PARAM_LENGTH = 6000
+"""MLflow's limit on a parameter value's length."""
+SECONDS_BETWEEN_DELIVERIES = 10.0
+SECONDS_AFTER_FAILURE = 60.0
+
+
+class MLflowTracker(Tracker):
+    """Records a run in an MLflow store.
+
+    Args:
+        uri: tracking URI; for ``sqlite:///FOLDER/mlflow.db`` the artifacts go to
+            ``FOLDER/mlflow-artifacts``.
+        experiment: experiment name, created when missing.
+        system_metrics: sample CPU, memory and GPU load while training.
+    """
+
+    def __init__(self, uri: str, experiment: str, system_metrics: bool) -> None:
+        self.uri = uri
+        self.experiment = experiment
+        self.system_metrics = system_metrics
+        self.run: Run | None = None
+        self.run_id = ""
+        self.pending: list[dict[str, Any]] = []
+        self.delivered: dict[str, int] = {}
+        self.not_before = 0.0
+        self.client: Any = None
+        self.monitor: Any = None
+
+    # -- the interface -------------------------------------------------------------------------
+
+    def start(self, run: Run) -> None:
+        self.run = run
+        self.run_id = run.state.get("mlflow_run_id", "")
+        if run.resumed and self._spool.exists():
+            self.pending = [
+                record for record in _lines(self._spool) if record.get("epoch", 0) <= run.resumed
+            ]
+        self._rewrite_spool()
+        self._deliver()
+
+    def log(self, table: Table, step: int, row: Row) -> None:
+        numbers = {
+            f"batch/{name}" if table == "batch" else name: float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and name not in ("epoch", "batch")
+        }
+        self._add({"epoch": row["epoch"], "step": step, "time": _now(), "metrics": numbers})
+        if time.monotonic() >= self.not_before:
+            self._deliver()
+
+    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+        for name in images:
+            self._add({"file": f"pictures/{name}.png", "folder": "pictures"})
+
+    def artifact(self, path: Path) -> None:
+        assert self.run is not None
+        relative = path.relative_to(self.run.folder)
+        folder = str(relative.parent) if relative.parent != Path() else None
+        self._add({"file": str(relative), "folder": folder})
+
+    def flush(self) -> None:
+        if time.monotonic() >= self.not_before or not self.client:
+            self._deliver()
+
+    def state(self) -> dict[str, str]:
+        return {"mlflow_run_id": self.run_id} if self.run_id else {}
+
+    def where(self) -> list[str]:
+        return [f"mlflow ui --backend-store-uri {self.uri}   # experiment {self.experiment!r}"]
+
+    def finish(self, status: Status) -> None:
+        if self.monitor is not None:
+            self.monitor.finish()
+        self._deliver()
+        if self.pending or not self.run_id:
+            log.warning(
+                "MLflow at %s took not everything: %d records wait in %s; resuming the run "
+                "delivers them",
+                self.uri,
+                len(self.pending),
+                self._spool,
+            )
+            return
+        try:
+            self.client.set_terminated(self.run_id, status)
+        except Exception as error:
+            log.warning("MLflow at %s could not be told that the run ended: %s", self.uri, error)
+
+    # -- the spool -----------------------------------------------------------------------------
+
+    @property
+    def _spool(self) -> Path:
+        assert self.run is not None
+        return self.run.folder / "mlflow_spool.jsonl"
+
+    def _add(self, record: dict[str, Any]) -> None:
+        self.pending.append(record)
+        with self._spool.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _rewrite_spool(self) -> None:
+        if self.pending:
+            write_text(self._spool, "".join(json.dumps(record) + "\n" for record in self.pending))
+        else:
+            self._spool.unlink(missing_ok=True)
+
+    # -- the store -----------------------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        """Send what is pending; on any failure of the store keep it and try again later."""
+        try:
+            self._connect()
+            while self.pending:
+                sent = self._send_front()
+                del self.pending[:sent]
+            self.not_before = time.monotonic() + SECONDS_BETWEEN_DELIVERIES
+        except Exception as error:
+            # The store is a foreign service: whatever it raises must not end a training run.
+            log.warning("MLflow at %s does not answer (%s); spooling", self.uri, _first_line(error))
+            self.not_before = time.monotonic() + SECONDS_AFTER_FAILURE
+        self._rewrite_spool()
+
+    def _send_front(self) -> int:
+        """Send the first records that fit one request; returns how many records that was."""
+        from mlflow.entities import Metric
+
+        assert self.run is not None
+        first = self.pending[0]
+        if "file" in first:
+            path = self.run.folder / first["file"]
+            if path.exists():
+                self.client.log_artifact(self.run_id, str(path), first["folder"])
+            return 1
+        metrics: list[Metric] = []
+        sent = 0
+        for record in self.pending:
+            if "file" in record or len(metrics) + len(record["metrics"]) > METRICS_PER_REQUEST:
+                break
+            metrics += [
+                Metric(key, value, record["time"], record["step"])
+                for key, value in record["metrics"].items()
+                if record["step"] > self.delivered.get(key, -1)
+            ]
+            sent += 1
+        if metrics:
+            self.client.log_batch(self.run_id, metrics=metrics)
+        return sent
+
+    def _connect(self) -> None:
+        """Open the store and the run, once."""
+        if self.client is not None:
+            return
+        # A dead server is asked again later anyway; MLflow's own retries would hold up training.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        if self.uri.startswith("sqlite:///"):
+            database = Path(self.uri.removeprefix("sqlite:///"))
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # Parallel first use would race on the creation of the tables.
+            with FileLock(f"{database}.lock"):
+                experiment = self._experiment(client, database.resolve().parent)
+        else:
+            experiment = self._experiment(client, None)
+        self._open_run(client, experiment)
+        self.client = client
+        if self.system_metrics:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            assert self.run is not None
+            self.monitor = SystemMetricsMonitor(
+                self.run_id, resume_logging=self.run.resumed > 0, tracking_uri=self.uri
+            )
+            self.monitor.start()
+
+    def _experiment(self, client: Any, folder: Path | None) -> str:
+        found = client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None if folder is None else (folder / "mlflow-artifacts").as_uri()
+        return str(client.create_experiment(self.experiment, artifact_location=location))
+
+    def _open_run(self, client: Any, experiment: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, Param
+        from mlflow.exceptions import MlflowException
+
+        assert self.run is not None
+        if self.run_id:
+            try:
+                client.update_run(self.run_id, status="RUNNING")
+                self.delivered = {
+                    key: max(metric.step for metric in client.get_metric_history(self.run_id, key))
+                    for key in client.get_run(self.run_id).data.metrics
+                }
+                return
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                log.warning(
+                    "MLflow run %s is gone from %s; a new one is made", self.run_id, self.uri
+                )
+        run_id = client.create_run(
+            experiment, run_name=self.run.name, tags=self.run.tags
+        ).info.run_id
+        params = [
+            Param(key, value[:PARAM_LENGTH]) for key, value in _flatten(self.run.config, prefix="")
+        ]
+        for first in range(0, len(params), PARAMS_PER_REQUEST):
+            client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
+        name, digest = self.run.data
+        dataset = Dataset(name, digest, source_type="local", source=json.dumps({"name": name}))
+        client.log_inputs(run_id, [DatasetInput(dataset)])
+        self.run_id = run_id
+
+
+def _flatten(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _lines(spool: Path) -> Iterator[dict[str, Any]]:
+    for line in spool.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            # Only the last line can be cut short, by a crash while it was written.
+            log.warning("%s: a record cut short was dropped", spool)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
