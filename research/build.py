@@ -30,9 +30,9 @@ from research.data.folder import ImageFolders
 from research.data.index import Progress
 from research.data.loader import EpochLoader
 from research.data.readers import BitstreamReader, PixelReader, Reader
-from research.data.transforms import CoefficientTransform, PixelTransform
+from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.errors import UserError
-from research.loop import DeviceTransform, Parts, Settings, autocast
+from research.loop import Parts, Settings, autocast
 from research.tasks.task import Monitor, Task
 from research.tracking.tracker import Tracker
 
@@ -78,7 +78,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     if config["init_from"] is not None:
         _init_from(network, Path(config["init_from"]))
     if config["channels_last"]:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     train_loader = loader(config, data, "train", device, train=True)
     optimizer = _make(config["optimizer"])(network.parameters())
     batches = min(len(train_loader), config["max_train_batches"] or len(train_loader))
@@ -179,7 +179,7 @@ def loader(
 
 def device_transform(
     config: Config, data: ImageFolders, progress: Progress | None = None
-) -> DeviceTransform | nn.Module:
+) -> DeviceTransform:
     """The batched half of preprocessing, with statistics measured (or recalled) where needed."""
     stem = stem_spec(config["compression"])
     if stem is None:
@@ -188,7 +188,7 @@ def device_transform(
     return CoefficientTransform(stem.selection, stem.range_, measured, data.random_flip)
 
 
-def bare_transform(config: Config) -> DeviceTransform | nn.Module:
+def bare_transform(config: Config) -> DeviceTransform:
     """The device transform without its numbers, which a checkpoint fills in."""
     stem = stem_spec(config["compression"])
     if stem is None:

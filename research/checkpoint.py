@@ -100,7 +100,8 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
 
 def rng_state() -> dict[str, Any]:
     """Every generator's state, in types that a safe load accepts."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    kind, keys, position, has_gauss, cached = numpy
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), position, has_gauss, float(cached)),

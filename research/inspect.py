@@ -81,7 +81,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
         rows.append(
             {
                 "file": str(file),
-                **{name: _psnr(a, b) for name, (a, b) in zip(("Y", "Cb", "Cr"), planes, strict=True)},
+                **{n: _psnr(a, b) for n, (a, b) in zip(("Y", "Cb", "Cr"), planes, strict=True)},
                 "RGB": _psnr(original, rebuilt),
                 "detour": sample.detour,
             }
@@ -122,7 +122,7 @@ def _side_by_side(original: Tensor, rebuilt: Tensor) -> Image:
 def _energy(values: Any, plane: str, frequencies: tuple[int, ...]) -> Image:
     from research import pictures
 
-    return pictures.energy_map(values, f"{plane}: energy by frequency, kept ones framed", frequencies)
+    return pictures.energy_map(values, f"{plane}: kept frequencies framed", frequencies)
 
 
 def find_images(paths: list[str]) -> list[Path]:

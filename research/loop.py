@@ -19,25 +19,12 @@ from torch import Tensor, nn
 from research.checkpoint import Checkpoints, rng_state
 from research.data.batch import Batch
 from research.data.loader import EpochLoader
+from research.data.transforms import DeviceTransform
 from research.errors import UserError
 from research.tasks.task import Metrics, Monitor, Task
 from research.tracking.tracker import Progress, Tracker
 
 log = logging.getLogger(__name__)
-
-
-class DeviceTransform(Protocol):
-    """An ``nn.Module`` that turns a loaded batch into what the model takes."""
-
-    def __call__(self, batch: Any, generator: torch.Generator | None) -> Any: ...
-
-    def train(self, mode: bool = True) -> Any: ...
-
-    def eval(self) -> Any: ...
-
-    def view(self, inputs: Any) -> Tensor: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -124,7 +111,7 @@ def fit(
         if is_best:
             state.best, state.best_epoch = value, epoch
         path = checkpoints.path_for(epoch, trained.metrics["train/loss"], is_best=is_best)
-        row = {
+        row: dict[str, float | int | str | bool] = {
             "epoch": epoch,
             "avg_loss": trained.metrics["train/loss"],
             "total_loss": trained.total_loss,

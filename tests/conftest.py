@@ -44,7 +44,7 @@ def make_folders(root: Path, images: int, *, seed: int = 0, suffix: str = ".jpg"
     return root
 
 
-@pytest.fixture()
+@pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """A tree with ``train`` (24 images) and ``val`` (12 images) of three classes."""
     make_folders(tmp_path / "data" / "train", 8)
@@ -52,7 +52,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture()
+@pytest.fixture
 def small(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import data_overrides, make_folders, picture, run
 
 import research
 from research import build, checkpoint, evaluate, runs
 from research.errors import UserError
 from research.loop import State
+from tests.conftest import data_overrides, make_folders, picture, run
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -46,9 +46,16 @@ def test_a_run_folder_has_all_that_is_promised(small: Compose) -> None:
         with Image.open(folder / "pictures" / f"{name}.png") as image:
             assert image.width > 100
     epochs = rows(folder / "epoch_metrics.csv")
-    columns = (
-        "epoch avg_loss total_loss epoch_time_sec learning_rate is_best checkpoint_path timestamp"
-    ).split()
+    columns = [
+        "epoch",
+        "avg_loss",
+        "total_loss",
+        "epoch_time_sec",
+        "learning_rate",
+        "is_best",
+        "checkpoint_path",
+        "timestamp",
+    ]
     assert list(epochs[0])[:8] == columns
     assert {"train/loss", "val/loss", "val/top1"} <= set(epochs[0])
     assert (folder / epochs[-1]["checkpoint_path"]).exists()
@@ -132,7 +139,7 @@ def test_evaluate_repeats_the_logged_numbers(small: Compose) -> None:
         result = evaluate.evaluate(folder, "val", which, "cpu", [])
         assert result["logged"]
         assert {name: result["metrics"][name] for name in result["logged"]} == result["logged"]
-    with pytest.raises(UserError, match="dataset.test_dir"):
+    with pytest.raises(UserError, match=r"dataset\.test_dir"):
         evaluate.evaluate(folder, "test", "best", "cpu", [])
     test = evaluate.evaluate(
         folder, "test", "best", "cpu", [f"dataset.test_dir={Path('data/val').resolve()}"]

@@ -44,7 +44,7 @@ def _fit(x: Tensor, labels: Tensor, penalty: float) -> torch.nn.Linear:
         value.backward()
         return value
 
-    solver.step(loss)  # type: ignore[arg-type]
+    solver.step(loss)
     return layer.requires_grad_(False)
 
 

@@ -7,7 +7,8 @@ uninterrupted run saw, with any number of workers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader, Sampler
 from research.data.batch import Batch
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True)
+class Key:
     """Names one visit to one sample: the same sample differs from epoch to epoch."""
 
     epoch: int
@@ -96,7 +98,7 @@ class EpochLoader:
             source,  # type: ignore[arg-type]
             batch_sampler=self.sampler,
             num_workers=workers,
-            collate_fn=_as_read,
+            collate_fn=_as_read,  # type: ignore[arg-type]
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,

@@ -129,11 +129,11 @@ class BitstreamReader:
     def stack(self, samples: list[Sample]) -> Blocks:
         grid = self.size // 8
         if not samples:
-            luma, chroma = len(self.selection.luma), len(self.selection.chroma)
-            y = torch.empty(0, grid, grid, luma, dtype=torch.int16)
-            return Blocks(y, y.new_empty(0, 2, grid // 2, grid // 2, chroma))
-        y, cbcr = (np.stack(parts) for parts in zip(*(s.arrays for s in samples), strict=True))
-        return Blocks(torch.from_numpy(y), torch.from_numpy(cbcr))
+            y = torch.empty(0, grid, grid, len(self.selection.luma), dtype=torch.int16)
+            half, kept = grid // 2, len(self.selection.chroma)
+            return Blocks(y, y.new_empty(0, 2, half, half, kept))
+        luma, chroma = zip(*(sample.arrays for sample in samples), strict=True)
+        return Blocks(torch.from_numpy(np.stack(luma)), torch.from_numpy(np.stack(chroma)))
 
     @staticmethod
     def _planes(path: Path) -> Planes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,23 @@ from research.data.batch import ClassificationBatch
 EPSILON = 1e-6
 
 
-class PixelTransform(nn.Module):
+class DeviceTransform(nn.Module):
+    """Makes of a loaded batch, on the device, what a model takes.
+
+    What is random happens in training mode alone and is drawn from the generator given, so that
+    it depends on the place in the run and on nothing else.
+    """
+
+    def forward(self, batch: Any, generator: torch.Generator | None) -> Any:
+        """The batch with its inputs as the model takes them."""
+        raise NotImplementedError
+
+    def view(self, inputs: Any) -> Tensor:
+        """The inputs of a transformed batch for people: uint8 RGB [B, 3, H, W]."""
+        raise NotImplementedError
+
+
+class PixelTransform(DeviceTransform):
     """Turns uint8 pixels [B, 3, H, W] into normalised floats; mirrors half in training.
 
     Args:
@@ -58,7 +75,7 @@ class PixelTransform(nn.Module):
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
-class CoefficientTransform(nn.Module):
+class CoefficientTransform(DeviceTransform):
     """Turns pixels or int16 coefficients into normalised float coefficients.
 
     Takes a ``ClassificationBatch`` whose inputs are uint8 pixels [B, 3, H, W], H and W multiples

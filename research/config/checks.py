@@ -1,0 +1,213 @@
+"""What a composed configuration must fulfil before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from research.compression.selection import Selection
+from research.config.compose import (
+    choices_of_model,
+    defaults_of,
+    options,
+    our_choices,
+    resolved,
+)
+from research.config.messages import bad_value, explain, no_key
+from research.config.schema import EXECUTION_WHITELIST, GROUPS, Rule, rule_for
+from research.errors import UserError
+
+Settings = Mapping[str, Any]
+BLOCK = 16  # pixels: an 8×8 block of subsampled chroma
+
+
+def check(
+    cfg: DictConfig,
+    choices: Mapping[str, str | None],
+    overrides: Sequence[str] | None = None,
+    defaults: Settings | None = None,
+) -> None:
+    """Refuse what cannot be trained.
+
+    Args:
+        cfg: the composed configuration.
+        choices: the chosen option of each group, as in ``HydraConfig.get().runtime.choices``.
+        overrides: the user's own overrides, as in ``HydraConfig.get().overrides.task``; they
+            tell a combination that was asked for from one that came about, which is not
+            judged when they are not given.
+        defaults: what ``choices`` alone give, resolved; composed when not given.
+
+    Raises:
+        UserError: naming the key, what is allowed, the nearest match and the remedy.
+    """
+    ours = our_choices(choices)
+    _check_choices(ours, cfg)
+    try:
+        settings = resolved(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, list(overrides or ()))) from error
+    if defaults is None:
+        defaults = defaults_of(frozenset(ours.items()))
+    _check_node("", settings, defaults, ours)
+    _check_targets("", settings)
+    for fault in _faults(settings, ours, overrides):
+        raise UserError(fault)
+
+
+def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
+    for group in GROUPS:
+        if OmegaConf.is_missing(cfg, group) or cfg.get(group) is None:
+            raise UserError(f"{group} is required. Options: {', '.join(options(group))}")
+    for group, option in choices.items():
+        if option is not None and option.startswith("_"):
+            raise UserError(
+                f"no {group} {option!r}: it is a part of others. "
+                f"Options: {', '.join(options(group))}"
+            )
+
+
+def _check_node(
+    path: str, node: Settings, defaults: Settings, choices: Mapping[str, str | None]
+) -> None:
+    for name in defaults:
+        if name not in node:
+            raise UserError(f"{path}{name} was removed but is needed; give it a value instead")
+    for name, value in node.items():
+        key = f"{path}{name}"
+        if name not in defaults:
+            raise UserError(no_key(key, defaults_of(frozenset(choices.items())), choices))
+        default = defaults[name]
+        if isinstance(default, dict) and isinstance(value, dict) and (default or path == ""):
+            if key != "tags":
+                _check_node(f"{key}.", value, default, choices)
+        else:
+            _check_value(key, value, default, rule_for(key, default))
+
+
+def _check_value(key: str, value: Any, default: Any, rule: Rule) -> None:
+    nullable = default is None and not rule.holds(None)
+    if not (rule.holds(value) or (value is None and nullable)):
+        raise UserError(bad_value(key, value, rule, nullable=nullable))
+
+
+def _check_targets(path: str, node: Any) -> None:
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(
+            tuple(entry.removesuffix("*") for entry in EXECUTION_WHITELIST)
+        ):
+            raise UserError(
+                f"{path}_target_={target}: expected a name inside "
+                f"{', '.join(entry.removesuffix('.*') for entry in EXECUTION_WHITELIST)}"
+            )
+        for name, value in node.items():
+            _check_targets(f"{path}{name}.", value)
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            _check_targets(f"{path}{position}.", value)
+
+
+def _faults(
+    settings: Settings, choices: Mapping[str, str | None], overrides: Sequence[str] | None
+) -> Iterator[str]:
+    """Combinations of allowed values that cannot be trained, one line each."""
+    compressed = settings["compression"]["variant"] != "none"
+    yield from _model_faults(choices, compressed, overrides)
+    if compressed:
+        yield from _compression_faults(settings)
+    yield from _dataset_faults(settings["dataset"], choices)
+    yield from _start_faults(settings)
+    if settings["precision"] == "fp16" and settings["device"] == "cpu":
+        yield "precision=fp16 with device=cpu: fp16 needs an accelerator; use bf16 or fp32"
+    optimizer = settings["optimizer"]
+    if optimizer.get("nesterov") and not optimizer.get("momentum"):
+        yield (
+            "optimizer.nesterov=true with optimizer.momentum=0: nesterov needs a momentum, "
+            "such as 0.9"
+        )
+    pretrained = settings["model"].get("pretrained")
+    if pretrained not in (None, "timm") and not Path(pretrained).is_file():
+        yield f"model.pretrained={pretrained}: no such file; give a weights file, timm or null"
+
+
+def _model_faults(
+    choices: Mapping[str, str | None], compressed: bool, overrides: Sequence[str] | None
+) -> Iterator[str]:
+    model, experiment = choices.get("model"), choices.get("experiment")
+    chosen = choices.get("compression")
+    if model is None or (compressed and experiment is None):
+        return
+    preset = choices_of_model(model).get("compression")
+    if preset != "none" and not compressed:
+        plain = model.removesuffix("_compressed")
+        other = f" or use model={plain}" if plain in options("model") else ""
+        yield (
+            f"model={model} reads coefficients but compression=none: "
+            f"add compression={preset}{other}"
+        )
+    if overrides is None or any(text.startswith("compression=") for text in overrides):
+        return
+    if preset == "none" and compressed:
+        yield (
+            f"experiment={experiment} selects compression={chosen} but model={model} is for RGB: "
+            f"add compression=none, or compression={chosen} to have the model read coefficients"
+        )
+
+
+def _compression_faults(settings: Settings) -> Iterator[str]:
+    compression, size = settings["compression"], settings["dataset"]["image_size"]
+    if size % BLOCK:
+        low = size - size % BLOCK
+        nearby = f"{low} or {low + BLOCK}" if low >= 2 * BLOCK else f"{low + BLOCK}"
+        yield (
+            f"dataset.image_size={size} with compression={compression['variant']}: expected a "
+            f"multiple of {BLOCK} (the 8×8 blocks of 4:2:0 chroma); use {nearby}"
+        )
+    for plane in ("luma", "chroma"):
+        window, count = compression[f"window_{plane}"], compression[f"count_{plane}"]
+        if window is not None and count is not None:
+            yield (
+                f"compression.window_{plane}={window} with compression.count_{plane}={count}: "
+                "give one of them, the other null"
+            )
+        if count is not None and compression["order"] != "zigzag":
+            yield (
+                f"compression.count_{plane}={count} with compression.order={compression['order']}: "
+                "a count needs compression.order=zigzag"
+            )
+    try:
+        Selection.from_settings(
+            window=compression["window"],
+            order=compression["order"],
+            window_luma=compression["window_luma"],
+            window_chroma=compression["window_chroma"],
+            count_luma=compression["count_luma"],
+            count_chroma=compression["count_chroma"],
+        )
+    except ValueError as error:
+        yield f"compression: {error}"
+
+
+def _dataset_faults(dataset: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+    if not dataset.get("train_dirs", True):
+        yield (
+            f"dataset.train_dirs is required for dataset={choices.get('dataset')}: "
+            "add 'dataset.train_dirs=[DIR,DIR]'"
+        )
+
+
+def _start_faults(settings: Settings) -> Iterator[str]:
+    resume, init_from = settings["resume"], settings["init_from"]
+    if resume is not None and init_from is not None:
+        yield (
+            f"resume={resume} with init_from={init_from}: resume goes on with a run, init_from "
+            "starts a new one; give one of them"
+        )
+    if resume not in (None, "auto") and not Path(resume).is_dir():
+        yield f"resume={resume}: no such run folder; use resume=auto or a folder under runs/"
+    if init_from is not None and not Path(init_from).exists():
+        yield f"init_from={init_from}: no such file or folder; give a run folder or a weights file"

@@ -1,0 +1,227 @@
+"""The command line around ``hydra.main``: every mistake is one line, before the first job."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from functools import lru_cache
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from research.config.checks import check
+from research.config.compose import CONF, Composed, composed, hydra_ready, resolved
+from research.config.help import help_text
+from research.config.messages import explain, suggest
+from research.config.schema import register
+from research.errors import UserError
+
+MOST_JOBS = 64
+"""Grids up to this size are checked whole, larger ones value by value."""
+MOST_VALUES = 1000
+"""So many values of one key are checked."""
+
+
+def command_line(main: Callable[[], object]) -> None:
+    """Run a ``hydra.main`` function as a command.
+
+    A mistake of the user is printed as ``error: …`` in one line, with exit status 2; an
+    interruption ends with status 130. Every other exception keeps its traceback.
+    """
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, rather than print and exit itself
+    overrides: list[str] = []
+    try:
+        arguments = _arguments()
+        overrides = arguments.overrides
+        if arguments.help:
+            print(help_text(overrides))
+        elif arguments.cfg or arguments.info or arguments.shell_completion:
+            _look(main, overrides)
+        else:
+            if not _reads_elsewhere(arguments):
+                check_jobs(overrides, multirun=arguments.multirun)
+            main()
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except InstantiationException as error:
+        if not _is_mistake(error):
+            raise
+        _leave(f"error: {explain(error, overrides)}", 2)
+    except (UserError, HydraException, YAMLError) as error:
+        _leave(f"error: {explain(error, overrides)}", 2)
+    finally:
+        if full_error is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def compose_config(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """Compose ``conf/config.yaml`` for a command other than ``train.py``.
+
+    Args:
+        overrides: ``key=value`` each, as on the command line.
+
+    Returns:
+        The configuration without Hydra's own node, and the chosen option of each group.
+
+    Raises:
+        UserError: for what cannot be composed or does not pass ``check``.
+    """
+    register()
+    try:
+        result = composed(overrides)
+        check(result.cfg, result.choices, overrides)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(explain(error, overrides)) from error
+    return result.cfg, result.choices
+
+
+def check_jobs(overrides: list[str], *, multirun: bool) -> None:
+    """Compose and check every job of the command line, so that none starts before all are right.
+
+    A grid of at most ``MOST_JOBS`` is checked whole; of a larger one each value with the first of
+    the others. Of an interval both ends are checked.
+
+    Raises:
+        UserError: for the first job that is not right.
+        HydraException: for the first job that cannot be composed.
+    """
+    with hydra_ready():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(overrides)
+        swept = [override for override in parsed if override.is_sweep_override()]
+        if swept and not (multirun or "hydra.mode=MULTIRUN" in overrides):
+            composed(overrides)  # which Hydra refuses
+        for override in swept:
+            if override.is_hydra_override():
+                raise UserError(f"{_line(override)}: Hydra's own settings take one value")
+        axes = [_values(override, parser) for override in parsed]
+        base = lru_cache(maxsize=None)(composed)
+        params = base(_composed_lines([values[0] for values in axes])).sweep
+        given = {override.key_or_group for override in parsed}
+        extra = [f"{key}={values}" for key, values in params.items() if key not in given]
+        axes += [_values(override, parser) for override in parser.parse_overrides(extra)]
+        for job in _jobs(axes):
+            _check_job(job, base(_composed_lines(job)))
+
+
+def _check_job(job: list[Override], base: Composed) -> None:
+    """Check one job: ``base``, composed from its groups, under its other overrides."""
+    lines = [_line(override) for override in job]
+    grouped = [override for override in job if _composes(override)]
+    pure = all(override.type is OverrideType.CHANGE for override in grouped)
+    # Composed from groups alone, the base is what the values' types are compared with.
+    defaults = resolved(base.cfg) if pure and base.choices.get("experiment") is None else None
+    cfg = copy.deepcopy(base.cfg)
+    try:
+        for override in job:
+            if not _composes(override):
+                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, lines)) from error
+    check(cfg, base.choices, lines, defaults)
+
+
+def _look(main: Callable[[], object], overrides: list[str]) -> None:
+    """Let Hydra show the configuration, of which nothing is checked but that it composes."""
+    try:
+        main()
+    except ValueError:
+        composed(overrides)  # puts it into a line of ours
+        raise
+
+
+def _reads_elsewhere(arguments: Namespace) -> bool:
+    """True if Hydra's own flags name another configuration, which the job alone can check."""
+    flags = ("config_name", "config_path", "config_dir", "experimental_rerun")
+    return any(getattr(arguments, flag) is not None for flag in flags)
+
+
+def _values(override: Override, parser: OverridesParser) -> list[Override]:
+    """An override for each value of a sweep; for both ends of an interval."""
+    key = override.get_key_element()
+    value = override.value()
+    if not override.is_sweep_override():
+        return [override]
+    if isinstance(value, IntervalSweep):
+        ends = [f"{key}={end}" for end in (value.start, value.end)]
+        return parser.parse_overrides(ends)
+    values = itertools.islice(override.sweep_string_iterator(), MOST_VALUES)
+    return parser.parse_overrides([f"{key}={value}" for value in values])
+
+
+def _composes(override: Override) -> bool:
+    """True if Hydra must compose for it: a choice of group, or anything but key=value."""
+    return (
+        override.type is not OverrideType.CHANGE
+        or override.is_hydra_override()
+        or (CONF / override.key_or_group.partition("@")[0]).is_dir()
+    )
+
+
+def _line(override: Override) -> str:
+    return override.input_line or ""
+
+
+def _composed_lines(job: Sequence[Override]) -> tuple[str, ...]:
+    return tuple(_line(override) for override in job if _composes(override))
+
+
+def _jobs(axes: list[list[Override]]) -> Iterator[list[Override]]:
+    if math.prod(len(values) for values in axes) <= MOST_JOBS:
+        yield from map(list, itertools.product(*axes))
+        return
+    first = [values[0] for values in axes]
+    for position, values in enumerate(axes):
+        for value in values:
+            yield [*first[:position], value, *first[position + 1 :]]
+
+
+def _arguments() -> Namespace:
+    """The command line, taken apart by Hydra's own parser; an unknown flag in one line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            arguments: Namespace = get_args_parser().parse_intermixed_args()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_bad_flag(said.getvalue())) from None
+    return arguments
+
+
+def _bad_flag(said: str) -> str:
+    found = re.search(r"unrecognized arguments: (\S+)", said)
+    if not found:
+        return said.strip().rpartition("error: ")[2]
+    flag, _, value = found[1].partition("=")
+    close = suggest(flag.lstrip("-").replace("-", "_"))
+    like = f"; did you mean {close}={value or '…'}?" if close else ", see --help"
+    return f"unknown flag {flag}; settings are written key=value{like}"
+
+
+def _is_mistake(error: InstantiationException) -> bool:
+    """A constructor's own exception is a bug to be seen, unless it is a ``UserError``."""
+    return isinstance(error.__cause__, UserError) or "Error locating target" in str(error)
+
+
+def _leave(line: str, status: int) -> NoReturn:
+    print(" ".join(line.split()), file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,113 @@
+"""Composing the configuration outside ``hydra.main``, with Hydra's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from research.config.schema import GROUPS
+from research.errors import UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+class Composed(NamedTuple):
+    """A composed configuration.
+
+    Attributes:
+        cfg: the configuration without Hydra's own node.
+        choices: the option of every group of ours; null where there is none.
+        sweep: the sweeper's own parameters, ``key: values``.
+    """
+
+    cfg: DictConfig
+    choices: dict[str, str | None]
+    sweep: dict[str, str]
+
+
+@contextmanager
+def hydra_ready() -> Iterator[None]:
+    """Hydra initialised on ``conf/``; inside ``hydra.main`` what it set up is used."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with initialize_config_dir(str(CONF), job_name="train"):
+            yield
+
+
+def composed(overrides: Sequence[str]) -> Composed:
+    """Compose ``conf/config.yaml`` under ``overrides``.
+
+    Raises:
+        HydraException: for what cannot be composed; ``messages.explain`` puts it into one line.
+    """
+    with hydra_ready():
+        try:
+            cfg = compose("config", list(overrides), return_hydra_config=True)
+        except ValueError as error:
+            if isinstance(error, OmegaConfBaseException):
+                raise
+            raise UserError(_no_name(overrides) or str(error)) from error
+    choices = our_choices(cfg.hydra.runtime.choices)
+    sweep = {key: str(values) for key, values in (cfg.hydra.sweeper.get("params") or {}).items()}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return Composed(cfg, choices, sweep)
+
+
+def _no_name(overrides: Sequence[str]) -> str | None:
+    """The line for an option that is no name, such as null or a number."""
+    for override in overrides:
+        group, _, option = override.partition("=")
+        if (CONF / group).is_dir() and option not in options(group):
+            return f"{override}: expected one of {', '.join(options(group))}"
+    return None
+
+
+def our_choices(choices: Any) -> dict[str, str | None]:
+    """Hydra's choices, without those of Hydra itself and with one spelling of null."""
+    return {
+        group: None if option in (None, "null") else option
+        for group, option in choices.items()
+        if not group.startswith("hydra/")
+    }
+
+
+@lru_cache(maxsize=256)
+def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
+    """The configuration that ``choices`` alone give, with no experiment and no other override."""
+    chosen = dict(choices)
+    overrides = [
+        f"{group}={option or 'null'}" for group, option in chosen.items() if group != "experiment"
+    ]
+    for group in GROUPS:
+        if group not in chosen:  # a list of options was chosen, whose names Hydra does not keep
+            overrides.append(f"{group}=[{','.join(options(group))}]")
+    return resolved(composed(overrides).cfg)
+
+
+@lru_cache(maxsize=256)
+def choices_of_model(model: str) -> dict[str, str | None]:
+    """The options that ``model=…`` alone selects."""
+    return composed([f"model={model}"]).choices
+
+
+def options(group: str) -> list[str]:
+    """The options of a group; files that start with an underscore are parts of others."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A plain dictionary with every interpolation resolved and without Hydra's own node."""
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    container = OmegaConf.to_container(ours, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

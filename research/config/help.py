@@ -1,0 +1,65 @@
+"""What ``python train.py --help`` prints."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import Any
+
+from research.config.compose import composed, options
+from research.config.messages import dotted, plain, shown
+from research.config.schema import GROUPS, RunSettings
+
+EXAMPLES = """\
+python train.py
+python train.py model=resnet34_compressed compression.window=4 epochs=20
+python train.py model=resnet34_compressed compression=luma_fusion dataset=imagefolder \\
+    'dataset.train_dirs=[a,b]' dataset.val_dir=v precision=bf16
+python train.py -m compression.window=1,2,4,8 seed=0,1,2
+python train.py experiment=imagenet_resnet34_compressed resume=auto 'dataset.train_dirs=[a]'
+"""
+
+
+def help_text(overrides: list[str]) -> str:
+    """Groups with their options, run settings, and the keys of the groups as chosen."""
+    result = composed(overrides)
+    config = plain(result)
+    lines = [
+        "Train a model. Every setting is written key=value; -m runs every comma-separated one."
+    ]
+    lines += ["", "Groups, chosen by GROUP=OPTION (* as this command line stands):"]
+    for group in ("experiment", *GROUPS):
+        chosen = result.choices.get(group)
+        marked = [f"{name}*" if name == chosen else name for name in options(group)]
+        lines.append(f"  {group:<12} {', '.join(marked)}")
+    lines += ["", "Run settings: default, meaning, what is allowed:"]
+    lines += _run_settings()
+    lines += ["", "Keys of the groups as they stand (explained in conf/GROUP/OPTION.yaml):"]
+    for group in GROUPS:
+        lines += _group_keys(group, config[group])
+    lines += ["", "Examples:", textwrap.indent(EXAMPLES, "  ").rstrip()]
+    lines += ["", "--cfg job prints the whole configuration and runs nothing."]
+    return "\n".join(lines)
+
+
+def _run_settings() -> Iterator[str]:
+    for setting in fields(RunSettings):
+        if setting.metadata:
+            default: Any = {} if setting.default is MISSING else setting.default
+            null = ", or null" if default is None else ""
+            value = "{}" if default == {} else shown(default)
+            allowed = setting.metadata["rule"].allowed
+            yield f"  {setting.name:<18} {value:<6} {setting.metadata['help']} ({allowed}{null})"
+
+
+def _group_keys(group: str, node: dict[str, Any]) -> list[str]:
+    pairs = [f"{group}.{key}={shown(value)}" for key, value in dotted(node)]
+    return textwrap.wrap(
+        "  ".join(pairs),
+        width=98,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

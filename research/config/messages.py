@@ -1,0 +1,254 @@
+"""Hydra's and OmegaConf's exceptions in one line: the key, what is allowed, the remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
+from typing import Any
+
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    ValidationError,
+)
+from yaml import MarkedYAMLError
+
+from research.config.compose import CONF, Composed, composed, options
+from research.config.schema import GROUPS, RUN_RULES, Rule, RunSettings, nearest
+from research.errors import UserError
+
+HELP = "(python train.py --help lists all keys)"
+
+
+def explain(error: BaseException, overrides: list[str]) -> str:
+    """One line for a mistake in the configuration.
+
+    Args:
+        error: what Hydra, OmegaConf, the YAML reader or a check raised.
+        overrides: what the user wrote, ``key=value`` each.
+    """
+    chain = list(_chain(error))
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return str(cause)
+    for cause in chain:
+        if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
+            mark = cause.problem_mark
+            return f"{mark.name}, line {mark.line + 1}: {cause.problem}"
+        if isinstance(cause, OverrideParseException):
+            return _bad_syntax(cause)
+        if isinstance(cause, MissingConfigException):
+            return _no_option(cause)
+        if isinstance(cause, ValidationError):
+            return _bad_value(cause, overrides)
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+            key = str(cause.full_key or cause.key)
+            context = _context(overrides)
+            return no_key(_written(key, overrides), plain(context), context.choices)
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{cause.full_key} needs a value: add {cause.full_key}=VALUE"
+        if isinstance(cause, InterpolationResolutionError):
+            return f"{cause.full_key}: {_first_line(cause)}; check the name inside ${{…}}"
+        if isinstance(cause, InstantiationException):
+            return _no_target(cause)
+    return _composition(chain[0], overrides)
+
+
+def no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
+    """The line for a key that ``known``, a configuration as a plain dictionary, does not hold."""
+    group, _, rest = key.partition(".")
+    option = choices.get(group)
+    keys = _keys(known)
+    if rest and group in GROUPS and option is not None:
+        holders = [other for other in options(group) if rest in _keys_in_file(group, other)]
+        if holders:
+            return f"{key}: {group}={option} has no such key; choose {group}={'|'.join(holders)}"
+        own = [name for name in keys if name.startswith(f"{group}.")]
+        close = _closest(key, own) or _closest(key, keys)
+        listed = ", ".join(name.removeprefix(f"{group}.") for name in own)
+        return (
+            f"no key {key!r} in {group}={option}{_mean(close) or '.'} "
+            f"Keys: {listed}; a new key is added in conf/{group}/{option}.yaml"
+        )
+    return f"no key {key!r}{_mean(_closest(key, [*keys, *GROUPS, 'experiment']))} {HELP}"
+
+
+def suggest(word: str) -> str | None:
+    """The key of the default configuration nearest to ``word``."""
+    return _closest(word, [*_keys(plain(_context([]))), *GROUPS, "experiment"])
+
+
+def bad_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> str:
+    """The line for a value that breaks the rule of its key."""
+    close = nearest(str(value), rule.choices)
+    null = ", or null" if nullable else ""
+    return f"{key}={shown(value)}: expected {rule.allowed}{null}{_mean(close)}"
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(shown(entry) for entry in value)}]"
+    return str(value)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _mean(close: str | None) -> str:
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def _bad_syntax(error: OverrideParseException) -> str:
+    text = error.override
+    if "=" not in text.lstrip("~"):
+        return f"{text!r} is not key=value; settings are written key=value, such as epochs=5 {HELP}"
+    key, _, value = text.partition("=")
+    if re.search(r"\s", key):
+        return f"{text!r} is not key=value: the key holds a blank"
+    if any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()")):
+        return f"{text!r} is not key=value: a bracket is not closed; quote lists, '{key}=[a,b]'"
+    return (
+        f"{text!r} is not key=value: a value with special characters goes in two quotes, "
+        f"'{key}=\"…\"'; lists are written '{key}=[a,b]'"
+    )
+
+
+def _no_option(error: MissingConfigException) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    known = [name for name in error.options or () if not name.startswith("_")]
+    if not known:
+        return _first_line(error)
+    return (
+        f"no {group} {option!r}{_mean(nearest(option, known)) or '.'} Options: {', '.join(known)}"
+    )
+
+
+def _bad_value(error: ValidationError, overrides: list[str]) -> str:
+    key = str(error.full_key)
+    value = next(
+        (text.partition("=")[2] for text in reversed(overrides) if _key(text) == key),
+        shown(error.value),
+    )
+    rule = RUN_RULES.get(key)
+    if rule is None:
+        return f"{key}={value}: {_first_line(error)}"
+    return bad_value(
+        key, value, rule, nullable=RunSettings.__dataclass_fields__[key].default is None
+    )
+
+
+def _no_target(error: InstantiationException) -> str:
+    found = re.search(r"Error locating target '([^']+)'", str(error))
+    if found:
+        return f"_target_={found[1]}: there is no such name to build; check its spelling"
+    return _first_line(error)
+
+
+def _composition(error: BaseException, overrides: list[str]) -> str:
+    """What Hydra says of an override only in prose."""
+    text = str(error)
+    quoted = re.search(r"'([^']+)'", text)
+    subject = quoted[1] if quoted else ""
+    if text.startswith("Sweep parameters"):
+        return f"{subject} gives several values: add -m to run each"
+    if text.startswith("Ambiguous value"):
+        key, _, values = subject.partition("=")
+        return (
+            f"{subject} gives several values: add -m to run each, "
+            f"or write a list '{key}=[{values}]'"
+        )
+    if text.startswith("Sweeping over Hydra"):
+        return f"{subject or 'hydra.…'}: Hydra's own settings take one value, not several"
+    if text.startswith("Could not append to config. An item"):
+        return f"{subject} is a key already: write {subject}=VALUE, without +"
+    if text.startswith(("Could not append", "Multiple values for", "Could not delete")) or (
+        "looks like a config group" in text or text.startswith("Could not override")
+    ):
+        written = next((o for o in overrides if o.startswith(("+", "~")) or "@" in o), subject)
+        key = _key(written)
+        close = _mean(suggest(key))
+        return f"{written!r}: settings are written key=value with no +, ~ or @{close} {HELP}"
+    return _first_line(error) or type(error).__name__
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _written(key: str, overrides: list[str]) -> str:
+    """The whole key as the user wrote it, of which Hydra names the first unknown part."""
+    keys = [_key(text) for text in overrides]
+    return next((name for name in keys if name == key or name.startswith(f"{key}.")), key)
+
+
+def _context(overrides: list[str]) -> Composed:
+    """What is composed from the user's choice of groups alone, or the default."""
+    groups = (*GROUPS, "experiment")
+    chosen = [text for text in overrides if _key(text) in groups and "," not in text]
+    try:
+        return composed(chosen)
+    except HydraException:
+        return composed([])
+
+
+def plain(context: Composed) -> dict[str, Any]:
+    """The configuration as written, interpolations left alone."""
+    container = OmegaConf.to_container(context.cfg, resolve=False)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def dotted(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value, without those that speak to ``instantiate``."""
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, f"{path}{name}.")
+        elif not name.startswith("_"):
+            yield f"{path}{name}", value
+
+
+def _keys(node: Mapping[str, Any]) -> list[str]:
+    return [key for key, _ in dotted(node)]
+
+
+def _closest(key: str, keys: list[str]) -> str | None:
+    """The key whose last part is spelled most like this one's, wherever it stands."""
+    last = key.rpartition(".")[2]
+    ending = nearest(last, [name.rpartition(".")[2] for name in keys])
+    alike = [name for name in keys if name.rpartition(".")[2] == ending]
+    return max(alike, key=lambda name: SequenceMatcher(None, key, name).ratio(), default=None)
+
+
+def _keys_in_file(group: str, option: str) -> set[str]:
+    """The keys in an option's own file and in the parts that it takes from its group."""
+    path = CONF / group / f"{option}.yaml"
+    if not path.is_file():
+        return set()
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if not isinstance(node, dict):
+        return set()
+    keys = set(_keys({str(key): value for key, value in node.items()}))
+    for part in node.get("defaults") or []:
+        if isinstance(part, str) and part != "_self_":
+            keys |= _keys_in_file(group, part)
+    return keys

@@ -1,0 +1,269 @@
+"""The run settings with their defaults, and what every key may be.
+
+This is the one table to which a researcher adds a line: a run setting is a field of
+``RunSettings``; the range of a key in a group is an entry of ``GROUP_RULES``. A group's key
+without an entry must be of the type that its default in YAML has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+EXECUTION_WHITELIST = ("research.*", "torch.*", "torchvision.*", "timm.*")
+"""What ``_target_`` may name; given to ``hydra.main`` and ``hydra.utils.instantiate``."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one key may be.
+
+    Attributes:
+        allowed: completes "expected …" in messages.
+        holds: true for a value that may stand there; null may where it is the default.
+        choices: the words it chooses from, for the nearest match.
+    """
+
+    allowed: str
+    holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+
+def number(
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+) -> Rule:
+    """A finite number, or a whole one, within limits."""
+    limits: list[tuple[str, float | None, Callable[[float, float], bool]]] = [
+        ("at least", at_least, lambda value, limit: value >= limit),
+        ("above", above, lambda value, limit: value > limit),
+        ("at most", at_most, lambda value, limit: value <= limit),
+        ("below", below, lambda value, limit: value < limit),
+    ]
+    set_limits = [(word, limit, within) for word, limit, within in limits if limit is not None]
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            return False
+        return math.isfinite(value) and all(within(value, limit) for _, limit, within in set_limits)
+
+    words = " and ".join(f"{word} {limit:.15g}" for word, limit, _ in set_limits)
+    if at_least is not None and at_most is not None:
+        words = f"from {at_least:.15g} to {at_most:.15g}"
+    return Rule(f"{'a whole number' if whole else 'a number'} {words}".rstrip(), holds)
+
+
+def whole(at_least: int, at_most: int | None = None) -> Rule:
+    """A whole number within limits."""
+    return number(at_least=at_least, at_most=at_most, whole=True)
+
+
+def one_of(*choices: str) -> Rule:
+    """One of a few words."""
+    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
+
+
+def list_of(rule: Rule, length: int | None = None, *, increasing: bool = False) -> Rule:
+    """A list whose every entry follows ``rule``, perhaps strictly increasing."""
+
+    def holds(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and length in (None, len(value))
+            and all(rule.holds(entry) for entry in value)
+            and (not increasing or all(a < b for a, b in itertools.pairwise(value)))
+        )
+
+    count = "a list" if length is None else f"a list of {length}"
+    order = "increasing, " if increasing else ""
+    return Rule(f"{count}, {order}each {rule.allowed}", holds)
+
+
+def pair(rule: Rule) -> Rule:
+    """A range ``[low, high]``, both following ``rule``, low no greater than high."""
+    both = list_of(rule, 2)
+    return Rule(
+        f"[low, high] with low ≤ high, each {rule.allowed}",
+        lambda value: both.holds(value) and value[0] <= value[1],
+    )
+
+
+def or_null(rule: Rule) -> Rule:
+    """Allows null even where the default is not null."""
+    return Rule(
+        f"{rule.allowed}, or null", lambda value: value is None or rule.holds(value), rule.choices
+    )
+
+
+def like(default: Any) -> Rule:
+    """Any value of the default's type; anything but a mapping for a null default."""
+    if default is None:
+        return ANYTHING
+    if isinstance(default, bool):
+        return TRUTH
+    if isinstance(default, int):
+        return number(whole=True)
+    if isinstance(default, float):
+        return number()
+    if isinstance(default, list):
+        return list_of(like(default[0]) if default else ANYTHING)
+    return MAPPING if isinstance(default, dict) else TEXT
+
+
+ANYTHING = Rule("a value, no mapping", lambda value: not isinstance(value, dict))
+MAPPING = Rule("a mapping {key: value}", lambda value: isinstance(value, dict))
+NAME = Rule(
+    "text without blanks and slashes",
+    lambda value: isinstance(value, str) and re.fullmatch(r"[^\s/\\]+", value) is not None,
+)
+PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()))
+TEXT = Rule("text", lambda value: isinstance(value, str))
+TRUTH = Rule("true or false", lambda value: isinstance(value, bool), ("true", "false"))
+COUNT = whole(1)
+SHARE = number(at_least=0, below=1)
+DEVICE = Rule(
+    "one of auto, cpu, cuda, cuda:N, mps",
+    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(value)) is not None,
+    ("auto", "cpu", "cuda", "mps"),
+)
+MONITOR = Rule(
+    "METRIC:max or METRIC:min, such as val/top1:max",
+    lambda value: re.fullmatch(r"[^\s:]+:(min|max)", str(value)) is not None,
+)
+
+
+def _setting(default: Any, meaning: str, rule: Rule) -> Any:
+    return field(default=default, metadata={"help": meaning, "rule": rule})
+
+
+@dataclass
+class RunSettings:
+    """What belongs to a run and to no group; each default is written here alone."""
+
+    name: str | None = _setting(None, "name of the run; null: the model's", NAME)
+    tags: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "labels for the tracker: tags.paper=a tags.try=b", "rule": MAPPING},
+    )
+    seed: int = _setting(0, "seed of weights, order, augmentation", whole(0, 2**32 - 1))
+    epochs: int = _setting(10, "passes over the training images", COUNT)
+    device: str = _setting("auto", "where to train; auto: the first accelerator, else cpu", DEVICE)
+    precision: str = _setting(
+        "fp32", "arithmetic of the forward pass", one_of("fp32", "bf16", "fp16")
+    )
+    channels_last: bool = _setting(False, "NHWC memory layout", TRUTH)
+    compile: bool = _setting(False, "torch.compile the model", TRUTH)
+    deterministic: bool = _setting(False, "deterministic algorithms only (slower on GPU)", TRUTH)
+    accumulate: int = _setting(1, "batches an optimizer step", COUNT)
+    grad_clip: float | None = _setting(
+        None, "largest gradient norm; null: no clipping", number(above=0)
+    )
+    patience: int | None = _setting(
+        None, "stop after so many epochs without a better value; null: never", COUNT
+    )
+    save_every: int = _setting(1, "epochs between the epoch checkpoints", COUNT)
+    keep: int = _setting(3, "how many epoch checkpoints stay", whole(0))
+    monitor: str | None = _setting(
+        None, "metric that picks the best epoch; null: the task's own", MONITOR
+    )
+    log_every: int = _setting(10, "batches between progress lines", COUNT)
+    max_train_batches: int | None = _setting(None, "stop each training epoch after so many", COUNT)
+    max_val_batches: int | None = _setting(None, "stop each validation after so many", COUNT)
+    resume: str | None = _setting(
+        None, "auto: the newest unfinished run of this config, or a run folder", PATH
+    )
+    init_from: str | None = _setting(None, "run folder or weights file to start from", PATH)
+    run_dir: str | None = _setting(None, "folder of the run; null: a fresh one under runs/", PATH)
+
+    model: Any = MISSING
+    dataset: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    compression: Any = MISSING
+    task: Any = MISSING
+    logging: Any = MISSING
+
+
+RUN_RULES: dict[str, Rule] = {
+    setting.name: setting.metadata["rule"] for setting in fields(RunSettings) if setting.metadata
+}
+GROUPS: tuple[str, ...] = tuple(
+    setting.name for setting in fields(RunSettings) if not setting.metadata
+)
+"""The groups without which no run is complete."""
+
+GROUP_RULES: dict[str, Rule] = {
+    "model.num_classes": whole(2),
+    "model.pretrained": PATH,
+    "model.drop_rate": SHARE,
+    "model.drop_path_rate": SHARE,
+    "dataset.train_dirs": list_of(PATH),
+    "dataset.val_dir": or_null(PATH),
+    "dataset.test_dir": PATH,
+    "dataset.val_fraction": number(above=0, below=1),
+    "dataset.image_size": whole(32),
+    "dataset.batch_size": COUNT,
+    "dataset.workers": whole(0),
+    "dataset.pin_memory": TRUTH,
+    "dataset.crop_scale": pair(number(above=0, at_most=1)),
+    "dataset.crop_ratio": pair(number(above=0)),
+    "dataset.crop_pct": number(above=0, at_most=1),
+    "dataset.mean": list_of(number(), 3),
+    "dataset.std": list_of(number(above=0), 3),
+    "dataset.max_train_images": COUNT,
+    "dataset.max_val_images": COUNT,
+    "dataset.demo.train_images": COUNT,
+    "dataset.demo.val_images": COUNT,
+    "dataset.demo.seed": whole(0),
+    "optimizer.lr": number(above=0),
+    "optimizer.momentum": SHARE,
+    "optimizer.weight_decay": number(at_least=0),
+    "optimizer.betas": list_of(SHARE, 2),
+    "scheduler.warmup_epochs": number(at_least=0),
+    "scheduler.final_factor": number(at_least=0, at_most=1),
+    "scheduler.milestones": list_of(COUNT, increasing=True),
+    "scheduler.gamma": number(above=0),
+    "compression.variant": one_of(
+        "none", "reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned"
+    ),
+    "compression.source": one_of("pixels", "bitstream"),
+    "compression.range": one_of("studio", "full"),
+    "compression.order": one_of("corner", "zigzag"),
+    "compression.window": whole(1, 8),
+    "compression.window_luma": whole(1, 8),
+    "compression.window_chroma": whole(1, 8),
+    "compression.count_luma": whole(0, 64),
+    "compression.count_chroma": whole(0, 64),
+    "compression.statistics_images": COUNT,
+    "task.label_smoothing": SHARE,
+}
+
+
+def rule_for(key: str, default: Any) -> Rule:
+    """The rule of a dotted key: its own, or the type of its default."""
+    return RUN_RULES.get(key) or GROUP_RULES.get(key) or like(default)
+
+
+def register() -> None:
+    """Give Hydra the schema on which ``conf/config.yaml`` builds."""
+    schema = OmegaConf.structured(RunSettings)
+    OmegaConf.set_struct(schema.tags, False)  # so that tags.any=thing may be written
+    ConfigStore.instance().store(name="schema", node=schema, replace=True)
+
+
+def nearest(word: str, words: Sequence[str]) -> str | None:
+    """The closest of ``words``, if one is close."""
+    found = get_close_matches(word, words, n=1, cutoff=0.67)
+    return found[0] if found else None
