@@ -253,7 +253,7 @@ def trained(config: Config, saved: Mapping[str, Any]) -> Trained:
     device = select_device(config["device"], config["precision"])
     # The weights come from the checkpoint; a file of pretrained ones need not exist any more.
     network = model({**config, "model": {**config["model"], "pretrained": None}}, classes)
-    network.load_state_dict(saved["model"])
+    load_weights(network, saved["model"], "the checkpoint")
     transform = bare_transform(config)
     transform.load_state_dict(saved["transform"])
     return Trained(
@@ -265,6 +265,24 @@ def trained(config: Config, saved: Mapping[str, Any]) -> Trained:
         transform.to(device).eval(),
         device,
     )
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Any], where: str) -> None:
+    """Every weight of a network.
+
+    Args:
+        network: filled in.
+        state: a state dict.
+        where: what it comes from, for the message.
+
+    Raises:
+        UserError: when the two do not fit.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: the weights do not fit this model ({reason})") from None
 
 
 def trackers(config: Config) -> list[Tracker]:
@@ -343,11 +361,7 @@ def _init_from(network: nn.Module, path: Path) -> None:
     file = checkpoint.find(path)
     content = weights.read(file)
     state = content["model"] if "format" in content else content
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"init_from={path}: the weights do not fit this model ({reason})") from None
+    load_weights(network, state, f"init_from={path}")
     log.info("weights from %s", file)
 
 

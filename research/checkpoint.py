@@ -51,14 +51,18 @@ class Checkpoints:
 
     def save(self, content: dict[str, Any], path: str, epoch: int, *, is_best: bool) -> None:
         """Write ``content`` as ``last.pt``, and under the other names that it deserves."""
-        last = self.folder / "last.pt"
-        full = {"format": FORMAT, **self.header, **content}
-        write_atomic(last, lambda temporary: torch.save(full, temporary))
+        names = ["last.pt"]
         if is_best:
-            _link(last, self.folder / "best.pt")
-        named = self.folder / Path(path).name
-        if named.name.startswith("epoch_"):
-            _link(last, named)
+            names.insert(0, "best.pt")
+        if Path(path).name.startswith("epoch_"):
+            names.insert(0, Path(path).name)
+        # last.pt, from which a run goes on, comes last: when it is there, so are the others.
+        first, *others = (self.folder / name for name in names)
+        full = {"format": FORMAT, **self.header, **content}
+        write_atomic(first, lambda temporary: torch.save(full, temporary))
+        for other in others:
+            _link(first, other)
+        if first.name.startswith("epoch_"):
             for old in sorted(self.folder.glob("epoch_*.pt"), key=_epoch_of)[: -self.keep]:
                 old.unlink()
 

@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from research.config.schema import GROUPS, RUN_RULES
 from research.errors import UserError
 
 
@@ -50,6 +51,9 @@ def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str
 
     Returns:
         every option's value, and the words left over (settings of the configuration).
+
+    Raises:
+        UserError: for a key that is neither, but spelled much like an option.
     """
     values = dict(known)
     rest = []
@@ -57,8 +61,11 @@ def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str
         key, _, value = word.partition("=")
         if key in known:
             values[key] = value
-        else:
-            rest.append(word)
+            continue
+        near = difflib.get_close_matches(key, known, 1)
+        if near and key not in (*RUN_RULES, *GROUPS):
+            raise UserError(f"no key {key!r}; did you mean {near[0]!r}? see --help")
+        rest.append(word)
     return values, rest
 
 
@@ -73,6 +80,17 @@ def choose(key: str, value: str, allowed: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, allowed, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"{key}={value}{hint} allowed: {', '.join(allowed)}")
+
+
+def whole_number(key: str, value: str) -> int:
+    """``value`` as a whole number of at least 1.
+
+    Raises:
+        UserError: when it is none.
+    """
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{key}={value}: expected a whole number, at least 1")
+    return int(value)
 
 
 def command(usage: str, main: Callable[[list[str]], None]) -> None:

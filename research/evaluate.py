@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from research import cli
+from research.config import register
+from research.config.checks import check_value
+from research.config.compose import defaults_of
+from research.config.messages import dotted, no_key
+from research.config.schema import GROUPS
 from research.errors import UserError
 
 USAGE = """
@@ -33,11 +38,10 @@ def evaluate(
         ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
         for that epoch on this split, where it did.
     """
-    from research import build, checkpoint, logs
+    from research import build, checkpoint
     from research.loop import evaluate as judge
     from research.tracking.console import ConsoleTracker
 
-    logs.to_terminal()
     saved = checkpoint.load(checkpoint.find(run, which))
     config = _with(saved["config"], [f"device={device}", *overrides])
     loaded = build.trained(config, saved)
@@ -63,18 +67,24 @@ def evaluate(
 
 def _with(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """The run's configuration with settings changed; only keys that it has."""
+    register()
+    defaults = dict(dotted(defaults_of(frozenset())))
+    known = dict(dotted(config))
     changed = OmegaConf.create(config)
-    OmegaConf.set_struct(changed, True)
     for word in overrides:
-        key, _, value = word.partition("=")
+        key, _, text = word.partition("=")
+        if key in GROUPS:
+            raise UserError(f"{word}: the {key} of a run stays; settings of it are {key}.KEY=value")
+        if key not in known:
+            raise UserError(no_key(key, config, {}))
         try:
-            OmegaConf.select(changed, key, throw_on_missing=True)
-            OmegaConf.update(changed, key, yaml.safe_load(value))
-        except (OmegaConfBaseException, AttributeError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
             raise UserError(
-                f"{word}: {reason} (settings of the run are in its config.yaml)"
+                f"{word!r}: the value is not YAML; close brackets, quote lists"
             ) from None
+        check_value(key, value, defaults.get(key, known[key]))
+        OmegaConf.update(changed, key, value)
     return dict(OmegaConf.to_container(changed))  # type: ignore[arg-type]
 
 
@@ -85,6 +95,11 @@ def main(words: list[str]) -> None:
     chosen, rest = cli.options(settings, {"split": "val", "checkpoint": "best", "device": "auto"})
     cli.choose("split", chosen["split"], ["val", "train", "test"])
     cli.choose("checkpoint", chosen["checkpoint"], ["best", "last"])
+    # Imported late: a mistake is answered before torch is there.
+    from research import logs
+
+    # Standard output is for the result alone.
+    logs.to_terminal(sys.stderr)
     result = evaluate(Path(paths[0]), chosen["split"], chosen["checkpoint"], chosen["device"], rest)
     print(json.dumps(result, indent=1))
 

@@ -7,13 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
-def to_terminal() -> None:
-    """Lines of this project and warnings of others on standard output; safe to call again."""
+def to_terminal(stream: TextIO | None = None) -> None:
+    """Lines of this project and warnings of others; safe to call again.
+
+    Args:
+        stream: standard output when not given.
+    """
     root = logging.getLogger()
     if not any(getattr(handler, "ours", False) for handler in root.handlers):
-        handler = logging.StreamHandler(sys.stdout)
+        handler = logging.StreamHandler(stream or sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.ours = True  # type: ignore[attr-defined]
         root.addHandler(handler)

@@ -89,7 +89,6 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
 
     A run that another process is still at is passed over.
     """
-    wanted = _compared(config)
     candidates = sorted(ROOT.glob("*/config.yaml"), key=os.path.getmtime, reverse=True)
     if config["run_dir"] is not None:
         candidates = [Path(config["run_dir"]) / "config.yaml"]
@@ -99,9 +98,17 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
             continue
         summary = json.loads((folder / "summary.json").read_text())
         finished = summary["stopped_early"] or summary["epochs_done"] >= epochs
-        if not finished and _compared(yaml.safe_load(path.read_text())) == wanted:
+        if not finished and not changed(config, folder):
             return folder
     return None
+
+
+def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """The settings in which a run differs that would go on with ``config``, dotted."""
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    ours, theirs = (dict(_leaves(_compared(node))) for node in (config, yaml.safe_load(text)))
+    keys = dict.fromkeys([*theirs, *ours])
+    return [k for k in keys if (k in ours, ours.get(k)) != (k in theirs, theirs.get(k))]
 
 
 @contextmanager
@@ -134,6 +141,14 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in NOT_COMPARED}
     # Through JSON, so that tuples read back as lists compare equal.
     return dict(json.loads(json.dumps(kept)))
+
+
+def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _version(package: str) -> str | None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from research import build, checkpoint, pictures, runs
 from research.checkpoint import Checkpoints
+from research.errors import UserError
 from research.files import write_text
 from research.loop import State, fit
 from research.tracking.console import ConsoleTracker
@@ -24,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to go on from when an earlier run is resumed."""
+    """The run folder, and the checkpoint to go on from when an earlier run is resumed.
+
+    Raises:
+        UserError: when the run to resume has no checkpoint or other settings.
+    """
     asked = config["resume"]
     if asked is None:
         return runs.create(config, name), None
@@ -34,8 +39,16 @@ def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None
             log.info("resume=auto: no unfinished run of this configuration; starting afresh")
             return runs.create(config, name), None
         return found, checkpoint.find(found, "last")
-    last = checkpoint.find(Path(asked), "last")
-    return last.parent.parent, last
+    folder = Path(asked)
+    last = checkpoint.find(folder, "last")
+    changed = runs.changed(config, folder)
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml; a run goes on "
+            f"with its own settings, init_from={folder} starts a new one with its weights"
+        )
+    return folder, last
 
 
 def train(
@@ -82,23 +95,22 @@ def train(
         **{f"version.{key}": str(value) for key, value in environment["packages"].items()},
     }
     log.info("%s: %s, %s", "resuming" if last else "training", name, _describe(experiment))
-    tracker.start(
-        Run(
-            folder,
-            name,
-            config,
-            tags,
-            data=(data.name, fingerprint),
-            resumed=state.epoch,
-            state=tracking,
-        )
+    run = Run(
+        folder,
+        name,
+        config,
+        tags,
+        data=(data.name, fingerprint),
+        resumed=state.epoch,
+        state=tracking,
     )
-    write_text(folder / "model_summary.txt", _model_summary(parts.model, experiment.parameters))
     header = {"config": config, "data": {"name": data.name, "classes": data.classes}}
     checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
     status: Status = "FAILED"
     _terminate_as_interrupt()
     try:
+        tracker.start(run)
+        write_text(folder / "model_summary.txt", _model_summary(parts.model, experiment.parameters))
         fit(parts, experiment.settings, state, tracker, checkpoints)
         _finish_files(folder, parts.model, state, tracker)
         status = "FINISHED"
@@ -120,7 +132,7 @@ def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, di
     if last is None:
         return State(), {}
     parts, saved = experiment.parts, checkpoint.load(last)
-    parts.model.load_state_dict(saved["model"])
+    build.load_weights(parts.model, saved["model"], f"resume: {last}")
     parts.transform.load_state_dict(saved["transform"])
     parts.optimizer.load_state_dict(saved["optimizer"])
     parts.scheduler.load_state_dict(saved["scheduler"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from research.errors import UserError
@@ -23,7 +23,10 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # PyTorch warns of files that are not its own before it refuses them.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
             f"no file {path}; give a run folder, a .pt or a .safetensors file"
@@ -33,7 +36,8 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: refused, it holds pickled objects that could run code, or is damaged; "
             "only plain tensors are read"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Bytes that are no pickle may make its reader fail in any way.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged file ({reason}); use another one") from None
     if not isinstance(content, dict):

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from research.config import compose_config, resolved
 
+# Test processes are the parallelism (pytest -n 2): threads in each would wait for one another.
+# In the environment, so that it holds in the processes that tests start as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("bars", "field", "spots")
 
 
@@ -93,3 +105,92 @@ def run(config: dict[str, Any], name: str = "test") -> Path:
     with runs.occupied(folder):
         session.train(config, name, [], folder, last)
     return folder
+
+
+TINY = (
+    "model=resnet34_compressed",
+    "model.name=resnet18",
+    "compression=luma_fusion_pruned",
+    "compression.window=1",
+)
+"""A network of 0.15 M parameters, for tests of everything but the network."""
+
+
+@dataclass(frozen=True)
+class FirstUse:
+    """What came of two processes that used a fresh MLflow store at the same time.
+
+    Attributes:
+        database: the store, its tables made.
+        outcomes: of each process the exit status, what it printed (the id of its run, as soon as
+            it had one), and its errors.
+    """
+
+    database: Path
+    outcomes: list[tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def first_use(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> FirstUse:
+    """A store used by two processes at once; others copy it, since making tables takes seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent  # shared by all test processes
+    database, record = folder / "mlflow.db", folder / "first_use.json"
+    with FileLock(folder / "first_use.lock"):
+        if not record.exists():
+            record.write_text(json.dumps(_use_at_once(database)))
+    return FirstUse(database, [tuple(outcome) for outcome in json.loads(record.read_text())])
+
+
+def _use_at_once(database: Path) -> list[tuple[int, str, str]]:
+    script = """
+import sys, time
+from pathlib import Path
+import mlflow.tracking
+from research.tracking.mlflow import MLflowTracker
+from research.tracking.tracker import Run
+folder = Path(sys.argv[1])
+folder.mkdir()
+(folder / "ready").touch()
+while len(list(folder.parent.glob("user_*/ready"))) < 2:
+    time.sleep(0.005)
+tracker = MLflowTracker(sys.argv[2], "first use", False)
+tracker.start(Run(folder, "run", {"epochs": 1}))
+print(tracker.run_id)
+tracker.finish("FINISHED")
+"""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, database.with_name(name), f"sqlite:///{database}"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_LOGGING_LEVEL": "WARNING"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("user_1", "user_2")
+    ]
+    try:
+        printed = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(p.returncode, *texts) for p, texts in zip(started, printed, strict=True)]
+
+
+@pytest.fixture
+def store(first_use: FirstUse, tmp_path: Path) -> str:
+    """The URI of an MLflow store of its own whose tables are there."""
+    database = tmp_path / "store" / "mlflow.db"
+    database.parent.mkdir()
+    shutil.copy(first_use.database, database)
+    return f"sqlite:///{database}"
+
+
+def histories(client: Any, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every metric of an MLflow run, without clocks and machine load."""
+    return {
+        key: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
+        for key in client.get_run(run_id).data.metrics
+        if not key.startswith("system/") and not key.endswith("_time_sec")
+    }

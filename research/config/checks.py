@@ -18,7 +18,7 @@ from research.config.compose import (
     resolved,
 )
 from research.config.messages import bad_value, explain, no_key
-from research.config.schema import EXECUTION_WHITELIST, GROUPS, Rule, rule_for
+from research.config.schema import EXECUTION_WHITELIST, GROUPS, rule_for
 from research.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -85,10 +85,21 @@ def _check_node(
             if key != "tags":
                 _check_node(f"{key}.", value, default, choices)
         else:
-            _check_value(key, value, default, rule_for(key, default))
+            check_value(key, value, default)
 
 
-def _check_value(key: str, value: Any, default: Any, rule: Rule) -> None:
+def check_value(key: str, value: Any, default: Any) -> None:
+    """Refuse a value that its key may not have.
+
+    Args:
+        key: dotted.
+        value: of any type.
+        default: the key's default, which says what is right where there is no rule.
+
+    Raises:
+        UserError: naming the key and what is allowed.
+    """
+    rule = rule_for(key, default)
     nullable = default is None and not rule.holds(None)
     if not (rule.holds(value) or (value is None and nullable)):
         raise UserError(bad_value(key, value, rule, nullable=nullable))

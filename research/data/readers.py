@@ -71,6 +71,14 @@ def decode(path: Path) -> Image.Image:
     return image
 
 
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255 instead of scaling them
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if "transparency" in image.info:  # the same colours, without PIL's warning of palettes
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
 class PixelReader:
     """Decodes any image format and resizes the crop with an antialiased bilinear filter.
 
@@ -85,9 +93,7 @@ class PixelReader:
         image = decode(path)
         box = crop.box(image.height, image.width, rng)
         edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-        resized = image.convert("RGB").resize(
-            (self.size, self.size), Image.Resampling.BILINEAR, box=edges
-        )
+        resized = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box=edges)
         pixels = np.asarray(resized).transpose(2, 0, 1)
         return Sample((pixels,), detour="cmyk" if image.mode == "CMYK" else "")
 
@@ -121,6 +127,8 @@ class BitstreamReader:
         except NotNative as error:
             pixels = self.pixels.read(path, crop, rng).arrays[0]
             return Sample(self._transform(pixels), error.reason)
+        except OSError as error:
+            raise DamagedImage("unreadable", f"{path}: {error}") from None
         header = planes.header
         box = snap_box(header, *crop.box(header.height, header.width, rng))
         y, cbcr = payload(planes, box, self.size, self.selection)

@@ -93,7 +93,11 @@ def _pruned(name: str, scale: float) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         whole = timm.create_model(name, pretrained=False)
     stages = [getattr(whole, f"layer{number}") for number in range(1, 5)]
-    widths = [stage[0].conv1.out_channels for stage in stages]
+    # Not the width of the first convolution, which is larger in wide and in grouped blocks.
+    widths = [
+        info["num_chs"] // stage[0].expansion
+        for info, stage in zip(whole.feature_info[1:], stages, strict=True)
+    ]
     return {
         "channels": tuple(max(8, round(width * scale / 8) * 8) for width in widths),
         "layers": tuple(max(1, math.ceil(len(stage) * scale)) for stage in stages),

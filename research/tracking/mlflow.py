@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ PARAM_LENGTH = 6000
 """MLflow's limit on a parameter value's length."""
 SECONDS_BETWEEN_DELIVERIES = 10.0
 SECONDS_AFTER_FAILURE = 60.0
+SECONDS_FOR_DATABASE = 2.0
+"""How long a database may be locked, or take to answer, before it counts as dead."""
+SECONDS_FOR_TABLES = 30.0
+"""How long another process may take to create the tables; it takes 3 s on an idle machine."""
 
 
 class MLflowTracker(Tracker):
@@ -44,12 +50,15 @@ class MLflowTracker(Tracker):
 
     def __init__(self, uri: str, experiment: str, system_metrics: bool) -> None:
         self.uri = uri
+        sqlite = uri.startswith("sqlite:///")
+        self.database = Path(uri.removeprefix("sqlite:///")) if sqlite else None
         self.experiment = experiment
         self.system_metrics = system_metrics
         self.run: Run | None = None
         self.run_id = ""
         self.pending: list[dict[str, Any]] = []
-        self.delivered: dict[str, int] = {}
+        # The last step of each metric that the store has; None while that is not known.
+        self.delivered: dict[str, int] | None = None
         self.not_before = 0.0
         self.client: Any = None
         self.monitor: Any = None
@@ -58,11 +67,17 @@ class MLflowTracker(Tracker):
 
     def start(self, run: Run) -> None:
         self.run = run
-        self.run_id = run.state.get("mlflow_run_id", "")
-        if run.resumed and self._spool.exists():
-            self.pending = [
-                record for record in _lines(self._spool) if record.get("epoch", 0) <= run.resumed
-            ]
+        if run.resumed:
+            self.run_id = run.state.get("mlflow_run_id", "")
+            if not self.run_id and self._run_file.exists():
+                # The store came back after the checkpoint was written.
+                self.run_id = self._run_file.read_text(encoding="utf-8")
+            if self._spool.exists():
+                self.pending = [
+                    record
+                    for record in _lines(self._spool)
+                    if record.get("epoch", 0) <= run.resumed
+                ]
         self._rewrite_spool()
         self._deliver()
 
@@ -87,13 +102,15 @@ class MLflowTracker(Tracker):
         self._add({"file": str(relative), "folder": folder})
 
     def flush(self) -> None:
-        if time.monotonic() >= self.not_before or not self.client:
+        if time.monotonic() >= self.not_before:
             self._deliver()
 
     def state(self) -> dict[str, str]:
         return {"mlflow_run_id": self.run_id} if self.run_id else {}
 
     def where(self) -> list[str]:
+        if self.uri.startswith("http"):
+            return [f"mlflow:   {self.uri}   # experiment {self.experiment!r}"]
         return [f"mlflow ui --backend-store-uri {self.uri}   # experiment {self.experiment!r}"]
 
     def finish(self, status: Status) -> None:
@@ -121,6 +138,11 @@ class MLflowTracker(Tracker):
         assert self.run is not None
         return self.run.folder / "mlflow_spool.jsonl"
 
+    @property
+    def _run_file(self) -> Path:
+        assert self.run is not None
+        return self.run.folder / "mlflow_run_id"
+
     def _add(self, record: dict[str, Any]) -> None:
         self.pending.append(record)
         with self._spool.open("a", encoding="utf-8") as file:
@@ -137,10 +159,16 @@ class MLflowTracker(Tracker):
     def _deliver(self) -> None:
         """Send what is pending; on any failure of the store keep it and try again later."""
         try:
-            self._connect()
+            if self.client is None:
+                self._connect()
+            elif self.database is not None:
+                _probe(self.database)
             while self.pending:
-                sent = self._send_front()
-                del self.pending[:sent]
+                known = self._recorded() if self.delivered is None else self.delivered
+                # A request that breaks off (no answer, Ctrl-C) may have been carried out.
+                self.delivered = None
+                del self.pending[: self._send_front(known)]
+                self.delivered = known
             self.not_before = time.monotonic() + SECONDS_BETWEEN_DELIVERIES
         except Exception as error:
             # The store is a foreign service: whatever it raises must not end a training run.
@@ -148,8 +176,12 @@ class MLflowTracker(Tracker):
             self.not_before = time.monotonic() + SECONDS_AFTER_FAILURE
         self._rewrite_spool()
 
-    def _send_front(self) -> int:
-        """Send the first records that fit one request; returns how many records that was."""
+    def _send_front(self, known: Mapping[str, int]) -> int:
+        """Send the first records that fit one request, without the steps that are ``known``.
+
+        Returns:
+            how many records that was.
+        """
         from mlflow.entities import Metric
 
         assert self.run is not None
@@ -162,36 +194,46 @@ class MLflowTracker(Tracker):
         metrics: list[Metric] = []
         sent = 0
         for record in self.pending:
-            if "file" in record or len(metrics) + len(record["metrics"]) > METRICS_PER_REQUEST:
+            if "file" in record or (
+                metrics and len(metrics) + len(record["metrics"]) > METRICS_PER_REQUEST
+            ):
                 break
             metrics += [
                 Metric(key, value, record["time"], record["step"])
                 for key, value in record["metrics"].items()
-                if record["step"] > self.delivered.get(key, -1)
+                if record["step"] > known.get(key, -1)
             ]
             sent += 1
-        if metrics:
-            self.client.log_batch(self.run_id, metrics=metrics)
+        for start in range(0, len(metrics), METRICS_PER_REQUEST):
+            request = metrics[start : start + METRICS_PER_REQUEST]
+            self.client.log_batch(self.run_id, metrics=request)
         return sent
 
+    def _recorded(self) -> dict[str, int]:
+        """The last step of every metric of ours that the store holds."""
+        return {
+            key: max(metric.step for metric in self.client.get_metric_history(self.run_id, key))
+            for key in self.client.get_run(self.run_id).data.metrics
+            if not key.startswith("system/")
+        }
+
     def _connect(self) -> None:
-        """Open the store and the run, once."""
-        if self.client is not None:
-            return
+        """Open the store and the run."""
         # A dead server is asked again later anyway; MLflow's own retries would hold up training.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow import MlflowClient
 
-        client = MlflowClient(self.uri)
-        if self.uri.startswith("sqlite:///"):
-            database = Path(self.uri.removeprefix("sqlite:///"))
-            database.parent.mkdir(parents=True, exist_ok=True)
+        if self.database is not None:
+            self.database.parent.mkdir(parents=True, exist_ok=True)
             # Parallel first use would race on the creation of the tables.
-            with FileLock(f"{database}.lock"):
-                experiment = self._experiment(client, database.resolve().parent)
+            with FileLock(f"{self.database}.lock", timeout=SECONDS_FOR_TABLES):
+                _probe(self.database)
+                client = MlflowClient(self.uri)
+                experiment = self._experiment(client, self.database.resolve().parent)
         else:
+            client = MlflowClient(self.uri)
             experiment = self._experiment(client, None)
         self._open_run(client, experiment)
         self.client = client
@@ -213,35 +255,45 @@ class MLflowTracker(Tracker):
 
     def _open_run(self, client: Any, experiment: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, Param
-        from mlflow.exceptions import MlflowException
 
         assert self.run is not None
-        if self.run_id:
-            try:
-                client.update_run(self.run_id, status="RUNNING")
-                self.delivered = {
-                    key: max(metric.step for metric in client.get_metric_history(self.run_id, key))
-                    for key in client.get_run(self.run_id).data.metrics
-                }
-                return
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                log.warning(
-                    "MLflow run %s is gone from %s; a new one is made", self.run_id, self.uri
-                )
-        run_id = client.create_run(
-            experiment, run_name=self.run.name, tags=self.run.tags
-        ).info.run_id
+        opened = self._reopened(client) if self.run_id else None
+        if opened is None:
+            opened = client.create_run(experiment, run_name=self.run.name, tags=self.run.tags)
+            self.run_id, self.delivered = opened.info.run_id, {}
+            write_text(self._run_file, self.run_id)
+        # What an attempt that failed half-way has left out.
         params = [
-            Param(key, value[:PARAM_LENGTH]) for key, value in _flatten(self.run.config, prefix="")
+            Param(key, value[:PARAM_LENGTH])
+            for key, value in _flatten(self.run.config, prefix="")
+            if key not in opened.data.params
         ]
         for first in range(0, len(params), PARAMS_PER_REQUEST):
-            client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
-        name, digest = self.run.data
-        dataset = Dataset(name, digest, source_type="local", source=json.dumps({"name": name}))
-        client.log_inputs(run_id, [DatasetInput(dataset)])
-        self.run_id = run_id
+            client.log_batch(self.run_id, params=params[first : first + PARAMS_PER_REQUEST])
+        if not (opened.inputs and opened.inputs.dataset_inputs):
+            name, digest = self.run.data
+            source = json.dumps({"name": name})
+            dataset = Dataset(name, digest, source_type="local", source=source)
+            client.log_inputs(self.run_id, [DatasetInput(dataset)])
+
+    def _reopened(self, client: Any) -> Any:
+        """The run that goes on, or None when the store does not have it any more."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.update_run(self.run_id, status="RUNNING")
+            return client.get_run(self.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("MLflow run %s is gone from %s; a new one is made", self.run_id, self.uri)
+            return None
+
+
+def _probe(database: Path) -> None:
+    """One short try to write: MLflow's own go on for minutes at first, later for 20 s."""
+    with closing(sqlite3.connect(database, timeout=SECONDS_FOR_DATABASE)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
 
 
 def _flatten(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ EPOCH_COLUMNS = ("epoch", "train/loss", "val/loss", "epoch_time_sec", "checkpoin
 
 
 class SummaryTracker(Tracker):
-    """Writes the summary whenever a checkpoint has been written, and at the end.
+    """Writes the summary at the start, whenever a checkpoint has been written, and at the end.
 
     Args:
         about: what does not change: model name and parameter count, monitored metric, data.
@@ -30,6 +30,8 @@ class SummaryTracker(Tracker):
 
     def start(self, run: Run) -> None:
         self.run = run
+        # Before the first checkpoint: whoever looks for unfinished runs finds one with a summary.
+        self._write("RUNNING")
 
     def flush(self) -> None:
         self._write("RUNNING")

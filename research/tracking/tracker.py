@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -99,9 +100,11 @@ class Trackers(Tracker):
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = list(trackers)
+        self.started: list[Tracker] = []
 
     def start(self, run: Run) -> None:
         for tracker in self.trackers:
+            self.started.append(tracker)
             tracker.start(run)
 
     def log(self, table: Table, step: int, row: Row) -> None:
@@ -131,5 +134,7 @@ class Trackers(Tracker):
         return [line for tracker in self.trackers for line in tracker.where()]
 
     def finish(self, status: Status) -> None:
-        for tracker in self.trackers:
-            tracker.finish(status)
+        with ExitStack() as each:
+            # Each hears of it, even when one before it fails (a full disk).
+            for tracker in reversed(self.started):
+                each.callback(tracker.finish, status)

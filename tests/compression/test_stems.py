@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from research.compression.blocks import Blocks
+from research.compression.selection import Selection, kept_indices
+from research.compression.stems import StemSpec
+
+VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
+FEATURES = VARIANTS[1:]
+
+
+def spec(variant: str, window: int = 4, range_: str = "full") -> StemSpec:
+    kept = kept_indices(window, "corner")
+    return StemSpec(variant, Selection(kept, kept), range_)
+
+
+def blocks(kept: int = 16, count: int = 2, size: int = 64, chroma: int | None = None) -> Blocks:
+    generator = torch.Generator().manual_seed(0)
+    grid, chroma = size // 8, kept if chroma is None else chroma
+    return Blocks(
+        torch.randn(count, kept, grid, grid, generator=generator),
+        torch.randn(count, 2, chroma, grid // 2, grid // 2, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("variant", FEATURES)
+def test_features_stand_at_stride_4(variant: str) -> None:
+    assert spec(variant).build(48)(blocks()).shape == (2, 48, 16, 16)
+
+
+def test_reconstruction_gives_the_image() -> None:
+    assert spec("reconstruction").build(64)(blocks()).shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("variant", FEATURES)
+def test_projections_are_3_by_3_and_the_join_1_by_1(variant: str) -> None:
+    stem = spec(variant, window=2).build(40)
+    shapes = [tuple(p.shape) for p in stem.parameters() if p.ndim == 4]
+    assert shapes == [(64, 4, 3, 3), (32, 8, 3, 3), (40, 96, 1, 1)]
+
+
+def influence(stem: torch.nn.Module, inputs: Blocks) -> tuple[Tensor, Tensor]:
+    """[grid, grid] of how much the output changes when one block of luma, of Cr, is changed."""
+    stem.eval()
+    grid = inputs.y.shape[-1]
+    base = stem(inputs)
+    luma, chroma = torch.zeros(grid, grid), torch.zeros(grid // 2, grid // 2)
+    for place in range(grid * grid):
+        row, col = divmod(place, grid)
+        y = inputs.y.clone()
+        y[:, :, row, col] += 1
+        luma[row, col] = (stem(Blocks(y, inputs.cbcr)) - base).abs().max()
+        if row < grid // 2 and col < grid // 2:
+            cbcr = inputs.cbcr.clone()
+            cbcr[:, 1, :, row, col] += 1
+            chroma[row, col] = (stem(Blocks(inputs.y, cbcr)) - base).abs().max()
+    return luma, chroma
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_no_block_is_dropped(variant: str) -> None:
+    # All of a 2×2 group of luma blocks count, at the edges too.
+    torch.manual_seed(0)
+    luma, chroma = influence(spec(variant).build(64), blocks(count=1, size=32))
+    assert luma.min() > 1e-3
+    assert chroma.min() > 1e-3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_every_channel_counts(variant: str) -> None:
+    torch.manual_seed(0)
+    stem, inputs = spec(variant).build(64).eval(), blocks(count=1, size=16)
+    base = stem(inputs)
+    for channel in range(16):
+        y = inputs.y.clone()
+        y[:, channel] += 1
+        assert not torch.equal(stem(Blocks(y, inputs.cbcr)), base), channel
+        for plane in range(2):
+            cbcr = inputs.cbcr.clone()
+            cbcr[:, plane, channel] += 1
+            assert not torch.equal(stem(Blocks(inputs.y, cbcr)), base), (plane, channel)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("luma", "chroma"), [(10, 0), (0, 3), (64, 1)])
+def test_a_plane_of_nothing_has_no_branch(variant: str, luma: int, chroma: int) -> None:
+    selection = Selection.from_settings(4, "zigzag", count_luma=luma, count_chroma=chroma)
+    stem = StemSpec(variant, selection, "studio").build(64)
+    inputs = blocks(kept=luma, chroma=chroma)
+    out = stem(inputs)
+    assert out.shape == ((2, 3, 64, 64) if variant == "reconstruction" else (2, 64, 16, 16))
+    if variant != "reconstruction":
+        inputs_of = [p.shape[1] for p in stem.parameters() if p.ndim == 4]
+        joined = 64 * (luma > 0) + 32 * (chroma > 0)
+        assert inputs_of == [*([luma] if luma else []), *([2 * chroma] if chroma else []), joined]
+
+
+def test_refinement_starts_as_an_identity_and_can_learn() -> None:
+    stem: Any = spec("reconstruction", window=8).build(64)
+    inputs = Blocks(*(20 * part for part in blocks(kept=64, size=32)))
+    image = stem.decoder(*inputs) / 255
+    expected = (image - stem.mean) / stem.std
+    assert torch.equal(stem(inputs), expected)
+    solver = torch.optim.SGD(stem.parameters(), lr=0.1)
+    for _ in range(2):
+        solver.zero_grad()
+        stem(inputs).square().mean().backward()
+        solver.step()
+    assert not torch.equal(stem(inputs), expected)
+    assert all(p.grad.abs().max() > 0 for p in stem.parameters())
+
+
+def test_only_the_pruned_variant_scales_the_trunk() -> None:
+    for window in (1, 2, 4, 8):
+        assert spec("luma_fusion_pruned", window).trunk_scale == window / 8
+        assert all(spec(variant, window).trunk_scale == 1 for variant in VARIANTS[:3])
+    ten = Selection.from_settings(4, "zigzag", count_luma=9, count_chroma=64)
+    assert StemSpec("luma_fusion_pruned", ten, "full").trunk_scale == 3 / 8
+    none = Selection.from_settings(4, "zigzag", count_luma=0)
+    assert StemSpec("luma_fusion_pruned", none, "full").trunk_scale == 1 / 8
+
+
+def test_only_a_decoder_wants_coefficients_as_they_are() -> None:
+    assert [variant for variant in VARIANTS if not spec(variant).normalised] == ["reconstruction"]
+    assert [variant for variant in VARIANTS if spec(variant).takes_image] == ["reconstruction"]

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from research.data.batch import Batch
+from research.data.loader import EpochLoader, EpochSampler, Key
+
+
+class Numbers:
+    """A data set that answers with what it was asked for, and a draw of (epoch, index)."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.left_out = {"empty": 2}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        draws = [
+            np.random.default_rng((key.epoch, key.index)).integers(1 << 20, size=2) for key in keys
+        ]
+        index = torch.tensor([key.index for key in keys])
+        return Batch(torch.cat([index[:, None], torch.tensor(np.array(draws))], dim=1))
+
+
+def loader(
+    count: int, batch_size: int, *, train: bool, seed: int = 0, workers: int = 0
+) -> EpochLoader:
+    return EpochLoader(Numbers(count), batch_size, seed=seed, train=train, workers=workers)
+
+
+def epoch(loader: EpochLoader, number: int) -> list[list[list[int]]]:
+    return [batch.index.tolist() for batch in loader.epoch(number)]
+
+
+def indices(loader: EpochLoader, number: int) -> list[int]:
+    return [sample[0] for batch in epoch(loader, number) for sample in batch]
+
+
+def test_validation_sees_everything_in_order() -> None:
+    found = loader(10, 4, train=False)
+    assert len(found) == 3
+    assert indices(found, 0) == list(range(10))
+    assert [len(batch) for batch in epoch(found, 0)] == [4, 4, 2]
+
+
+def test_training_shuffles_by_seed_and_epoch_alone() -> None:
+    one, two = loader(40, 8, train=True), loader(40, 8, train=True)
+    list(one.epoch(0))
+    assert epoch(one, 3) == epoch(two, 3)
+    assert epoch(one, 3) == epoch(one, 3)
+    assert sorted(indices(one, 3)) == list(range(40)) != indices(one, 3)
+    assert indices(one, 3) != indices(one, 4)
+    assert indices(one, 3) != indices(loader(40, 8, train=True, seed=1), 3)
+
+
+def test_a_sample_is_drawn_anew_each_epoch() -> None:
+    def draws(number: int) -> dict[int, list[int]]:
+        found = epoch(loader(12, 4, train=True), number)
+        return {sample[0]: sample[1:] for batch in found for sample in batch}
+
+    one, two = draws(1), draws(2)
+    assert all(one[index] != two[index] for index in one)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(10, [4, 4]), (8, [4, 4]), (5, [4]), (4, [4]), (3, [3]), (1, [1])]
+)
+def test_training_drops_a_part_batch_unless_it_is_all(count: int, sizes: list[int]) -> None:
+    found = loader(count, 4, train=True)
+    assert len(found) == len(sizes)
+    assert [len(batch) for batch in epoch(found, 0)] == sizes
+
+
+def test_every_sample_is_dropped_in_turn() -> None:
+    found = loader(10, 4, train=True)
+    seen = {index for number in range(12) for index in indices(found, number)}
+    assert seen == set(range(10))
+
+
+def test_workers_change_nothing_and_survive_epochs() -> None:
+    alone, shared = loader(20, 3, train=True), loader(20, 3, train=True, workers=2)
+    for number in (2, 0, 2):
+        assert epoch(shared, number) == epoch(alone, number)
+
+
+def test_the_global_generators_are_not_touched() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global generator is what is watched
+    expected = torch.rand(3), np.random.rand(3)  # noqa: NPY002
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    epoch(loader(20, 4, train=True), 5)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (np.random.rand(3) == expected[1]).all()  # noqa: NPY002
+
+
+def test_what_the_index_left_out_is_reported() -> None:
+    assert loader(4, 2, train=True).left_out == {"left_out/empty": 2}
+
+
+def test_a_sampler_counts_as_it_yields() -> None:
+    for count in range(1, 12):
+        for drop in (True, False):
+            sampler = EpochSampler(count, 4, seed=0, shuffle=True, drop_last=drop)
+            assert len(list(sampler)) == len(sampler)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from research.data.batch import ClassificationBatch
+from research.tasks.classification import Classification, ClassificationMetrics
+
+CPU = torch.device("cpu")
+
+
+def batch(labels: Tensor) -> ClassificationBatch:
+    index = torch.arange(len(labels))
+    return ClassificationBatch(index, torch.zeros(len(labels), 3, 8, 8), labels)
+
+
+def data(classes: int, count: int = 23) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.randint(classes, (count,), generator=generator)
+    logits = torch.randn(count, classes, generator=generator)
+    return logits + F.one_hot(labels, classes), labels
+
+
+def measured(metrics: ClassificationMetrics, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    # Batches of unequal length: 10, 10 and 3.
+    for part, truth in zip(logits.split(10), labels.split(10), strict=True):
+        metrics.update(part, batch(truth))
+    return metrics.compute()
+
+
+@pytest.mark.parametrize("classes", [3, 6, 20])
+def test_metrics_are_torchmetrics_over_all_samples(classes: int) -> None:
+    logits, labels = data(classes)
+    metrics = ClassificationMetrics(classes, CPU)
+    found = measured(metrics, logits, labels)
+    top1 = MulticlassAccuracy(classes, average="micro")(logits, labels).item()
+    assert found["top1"] == pytest.approx(top1, abs=1e-7)
+    assert 0 < found["top1"] < 1
+    assert found["loss"] == pytest.approx(
+        F.cross_entropy(logits.double(), labels).item(), rel=1e-12
+    )
+    if classes > 5:
+        top5 = MulticlassAccuracy(classes, average="micro", top_k=5)(logits, labels).item()
+        assert found["top5"] == pytest.approx(top5, abs=1e-7)
+        assert found["top5"] > found["top1"]
+    assert metrics.names == list(found) == ["loss", "top1", *(["top5"] if classes > 5 else [])]
+
+
+def test_every_sample_weighs_the_same() -> None:
+    # A mean of batch means would say 2/3.
+    logits = torch.tensor([[9.0, 0.0]] * 4)
+    metrics = ClassificationMetrics(2, CPU)
+    for truth in ([0], [0], [1, 1]):
+        metrics.update(logits[: len(truth)], batch(torch.tensor(truth)))
+    assert metrics.compute()["top1"] == 0.5
+
+
+def test_the_order_of_batches_does_not_matter_to_the_counts() -> None:
+    logits, labels = data(6)
+    one = measured(ClassificationMetrics(6, CPU), logits, labels)
+    two = measured(ClassificationMetrics(6, CPU), logits.flip(0), labels.flip(0))
+    assert one["top1"] == two["top1"]
+    assert one["top5"] == two["top5"]
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-12)
+
+
+def test_reset_starts_anew_and_nothing_seen_gives_nothing() -> None:
+    metrics = ClassificationMetrics(6, CPU)
+    assert metrics.compute() == {}
+    logits, labels = data(6)
+    first = measured(metrics, logits, labels)
+    metrics.reset()
+    assert metrics.compute() == {}
+    assert measured(metrics, logits, labels) == first
+    assert int(metrics.confusion.compute().sum()) == len(labels)
+
+
+def test_confusion_counts_truth_by_row() -> None:
+    metrics = ClassificationMetrics(3, CPU)
+    guesses, labels = torch.tensor([0, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 0, 2])
+    metrics.update(F.one_hot(guesses, 3).float(), batch(labels))
+    assert metrics.confusion.compute().tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
+
+
+class Fixed(nn.Module):
+    """Answers with the logits that it is given."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, inputs: Any) -> Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_training_loss_is_smoothed_cross_entropy(smoothing: float) -> None:
+    logits, labels = data(6)
+    task = Classification([str(n) for n in range(6)], smoothing)
+    losses = task.losses(Fixed(logits), batch(labels))
+    log = logits.log_softmax(1)
+    truth = -log[torch.arange(len(labels)), labels].mean()
+    expected = (1 - smoothing) * truth - smoothing * log.mean(1).mean()
+    assert list(losses) == ["cross_entropy"]
+    torch.testing.assert_close(losses["cross_entropy"], expected)
+    # The metric of the same predictions knows no smoothing.
+    metrics = task.metrics(CPU)
+    metrics.update(task.predict(Fixed(logits), batch(labels)), batch(labels))
+    assert metrics.compute()["loss"] == pytest.approx(truth.item(), rel=1e-5)
+
+
+def test_half_precision_logits_are_judged_in_full() -> None:
+    logits, labels = data(6)
+    task = Classification([str(n) for n in range(6)], 0.0)
+    model = Fixed(logits.bfloat16())
+    assert task.losses(model, batch(labels))["cross_entropy"].dtype == torch.float32
+    assert task.predict(model, batch(labels)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("count", "sure"), [(3, 9), (3, -9), (30, 1)])
+def test_pictures(count: int, sure: int) -> None:
+    logits, labels = data(6, count)
+    logits += sure * F.one_hot(labels, 6)  # all right, all wrong, some of either
+    task = Classification([f"class {n}" for n in range(6)], 0.0)
+    metrics = task.metrics(CPU)
+    metrics.update(logits, batch(labels))
+
+    def view(inputs: Tensor) -> Tensor:
+        return torch.full((len(inputs), 3, 16, 16), 77, dtype=torch.uint8)
+
+    found = task.pictures(metrics, batch(labels), logits, view)
+    assert set(found) == {"confusion_matrix", "sample_predictions"}
+    sheet = found["sample_predictions"]
+    # The images stand there, and captions in green for the right and red for the wrong.
+    red, green, _ = np.asarray(sheet).astype(int).transpose(2, 0, 1)
+    assert (np.asarray(sheet) == 77).all(2).sum() == min(24, count) * 128 * 128
+    right = (logits.argmax(1) == labels)[:24]
+    assert (green - red > 60).any() == right.any()
+    assert (red - green > 60).any() == (~right).any()
+    assert found["confusion_matrix"].width > 100
+
+
+def test_top1_picks_the_best_epoch() -> None:
+    assert tuple(Classification.monitor) == ("val/top1", "max")

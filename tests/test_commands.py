@@ -1,0 +1,275 @@
+"""The commands as real processes: killed, stopped, resumed, and asked for help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from research import checkpoint, runs
+from research.errors import UserError
+from tests.conftest import ROOT, SMALL, TINY, data_overrides, histories, make_folders, run
+from tests.test_train import assert_same, rows, without_times
+
+Compose = Callable[..., dict[str, Any]]
+# MLflow's own use of SQLAlchemy.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+TRAIN = (sys.executable, str(ROOT / "train.py"))
+
+
+@contextmanager
+def process(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in ``folder``, with both outputs in one-line-buffered pipes; gone afterwards."""
+    started = subprocess.Popen(
+        words,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def module(folder: Path, name: str, *words: str) -> Any:
+    return process(folder, sys.executable, "-m", f"research.{name}", *words)
+
+
+def outcome(started: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, errors = started.communicate(timeout=300)
+    return started.returncode, out, errors
+
+
+def wait_for_batch(started: subprocess.Popen[str], table: Path, epoch: int, batch: int) -> None:
+    """Until a training process has written the row of this batch, or is gone."""
+    give_up = time.monotonic() + 300
+    while started.poll() is None and time.monotonic() < give_up:
+        if table.exists() and f"\n{epoch},{batch}," in table.read_text():
+            return
+        time.sleep(0.002)
+
+
+def epochs_and_batches(folder: Path) -> list[tuple[int, int]]:
+    return [(int(r["epoch"]), int(r["batch"])) for r in rows(folder / "batch_metrics.csv")]
+
+
+@pytest.fixture
+def training(tmp_path: Path, store: str) -> list[str]:
+    """A ``train.py`` command of four epochs of 30 batches, its results in MLflow."""
+    make_folders(tmp_path / "data" / "train", 20)
+    make_folders(tmp_path / "data" / "val", 2, seed=1)
+    logging = ("logging=mlflow", f"logging.mlflow.uri={store}")
+    return [
+        *TRAIN, *SMALL, *TINY, *data_overrides(tmp_path / "data"), *logging,
+        "logging.mlflow.system_metrics=false", "log_every=1", "dataset.batch_size=2",
+        "dataset.image_size=64", "optimizer=adamw", "optimizer.lr=0.001", "model.drop_rate=0.3",
+        "epochs=4",
+    ]  # fmt: skip
+
+
+def mlflow_runs(store: str) -> dict[str, Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("backbone-lab").experiment_id
+    return {entry.info.run_name: entry for entry in client.search_runs([experiment])}
+
+
+def test_kill_9_and_resume_is_exact(training: list[str], tmp_path: Path, store: str) -> None:
+    from mlflow import MlflowClient
+
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    words = [*training, "run_dir=parts", "name=parts"]
+    with process(tmp_path, *training, "run_dir=whole", "name=whole") as uninterrupted:
+        for _ in range(5):
+            shutil.rmtree(parts, ignore_errors=True)
+            with process(tmp_path, *words) as killed:
+                wait_for_batch(killed, parts / "batch_metrics.csv", epoch=3, batch=3)
+                killed.send_signal(signal.SIGKILL)
+                status = killed.wait()
+            if status == -signal.SIGKILL and epochs_and_batches(parts)[-1] < (3, 30):
+                break
+        else:
+            pytest.fail("this machine is too busy to kill a process in the middle of an epoch")
+        last = epochs_and_batches(parts)[-1]
+        assert (3, 3) <= last < (3, 30)
+        saved = checkpoint.load(parts / "checkpoints" / "last.pt")
+        assert saved["state"]["epoch"] == 2
+        assert json.loads((parts / "summary.json").read_text())["status"] == "RUNNING"
+        before = mlflow_runs(store)["parts"].info
+        assert before.status == "RUNNING"
+        with process(tmp_path, *words, "resume=auto") as resumed:
+            status, printed, errors = outcome(resumed)
+            assert (status, errors) == (0, "")
+            assert f"resume: going on after epoch 2 in {parts.name}" in printed
+        status, _, errors = outcome(uninterrupted)
+        assert (status, errors) == (0, "")
+
+    assert epochs_and_batches(parts) == [(e, b) for e in range(1, 5) for b in range(1, 31)]
+    for table in ("epoch_metrics.csv", "batch_metrics.csv"):
+        assert without_times(parts / table) == without_times(whole / table)
+    one, two = (checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (whole, parts))
+    for part in ("model", "optimizer", "scheduler", "scaler", "transform", "rng"):
+        assert_same(one[part], two[part])
+    files = [sorted(p.name for p in (f / "checkpoints").glob("*.*")) for f in (whole, parts)]
+    assert files[0] == files[1]
+
+    client, found = MlflowClient(store), mlflow_runs(store)
+    assert found["parts"].info.run_id == before.run_id == two["tracking"]["mlflow_run_id"]
+    assert {entry.info.status for entry in found.values()} == {"FINISHED"}
+    ours, theirs = (histories(client, found[name].info.run_id) for name in ("parts", "whole"))
+    assert ours == theirs
+    assert [step for step, _ in ours["batch/loss"]] == list(range(1, 121))
+    assert [step for step, _ in ours["val/top1"]] == [1, 2, 3, 4]
+    experiment = client.get_experiment_by_name("backbone-lab").experiment_id
+    named = [entry.info.run_name for entry in client.search_runs([experiment])]
+    assert named.count("parts") <= 5
+    assert not (parts / "mlflow_spool.jsonl").exists()
+
+
+def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store: str) -> None:
+    words = [*training, "epochs=1000"]
+    with (
+        process(tmp_path, *words, "run_dir=term", "name=term") as term,
+        process(tmp_path, *words, "run_dir=int", "name=int") as interrupt,
+    ):
+        stopped = {"term": (term, signal.SIGTERM), "int": (interrupt, signal.SIGINT)}
+        for name, (started, number) in stopped.items():
+            wait_for_batch(started, tmp_path / name / "batch_metrics.csv", epoch=2, batch=1)
+            with (
+                pytest.raises(UserError, match="another process is training"),
+                runs.occupied(tmp_path / name),
+            ):
+                pass
+            started.send_signal(number)
+        for name, (started, _) in stopped.items():
+            status, printed, errors = outcome(started)
+            assert (status, errors) == (130, "interrupted\n")
+            assert f"; go on with resume={name}" in printed
+            summary = json.loads((tmp_path / name / "summary.json").read_text())
+            assert summary["status"] == "KILLED"
+            assert summary["epochs_done"] >= 1
+            with runs.occupied(tmp_path / name):
+                pass
+    assert {n: entry.info.status for n, entry in mlflow_runs(store).items()} == {
+        "term": "KILLED",
+        "int": "KILLED",
+    }
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+def test_evaluate(small: Compose, tmp_path: Path) -> None:
+    folder = run(small(*TINY, "epochs=2"))
+    poisoned = tmp_path / "poisoned.pt"
+    torch.save({"format": 1, "model": {}, "note": Payload()}, poisoned)
+    with (
+        module(tmp_path, "evaluate", str(folder), "split=val", "checkpoint=last") as good,
+        module(tmp_path, "evaluate", str(poisoned)) as bad,
+    ):
+        status, printed, errors = outcome(good)
+        assert (status, errors) == (0, "")
+        result = json.loads(printed)
+        last = json.loads((folder / "summary.json").read_text())["epochs"][-1]
+        logged = rows(folder / "epoch_metrics.csv")[-1]
+        assert result["epoch"] == 2
+        assert result["metrics"]["loss"] == last["val/loss"] == float(logged["val/loss"])
+        assert result["metrics"]["top1"] == float(logged["val/top1"])
+        assert result["logged"] == result["metrics"]
+
+        status, printed, errors = outcome(bad)
+        assert (status, printed) == (2, "")
+        assert errors.count("\n") == 1
+        assert errors.startswith(f"error: {poisoned}: refused, it holds pickled objects")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_inspect_and_summary(tmp_path: Path) -> None:
+    make_folders(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "bars" / "text.jpg").write_text("no picture")
+    settings = ("model=resnet34_compressed", "dataset.image_size=32")
+    with (
+        module(tmp_path, "inspect", "photos", "out=seen", "compression.window=2") as inspect,
+        module(tmp_path, "summary", *settings, "compression.window=1,8") as summary,
+    ):
+        status, printed, errors = outcome(inspect)
+        assert (status, errors) == (0, "")
+        lines = printed.splitlines()
+        assert lines[0].split() == ["Y", "Cb", "Cr", "RGB", "dB"]
+        assert lines[-1] == "pictures: seen"
+        assert sum("left out: not_an_image" in line for line in lines) == 1
+        measured = [line.split() for line in lines[1:-1] if "left out" not in line]
+        assert len(measured) == 3
+        assert all(10 < float(number) < 80 for row in measured for number in row[:4])
+        pictures = sorted((tmp_path / "seen").iterdir())
+        assert [path.name for path in pictures if path.name.startswith("energy")] == [
+            "energy_Cb.png", "energy_Cr.png", "energy_Y.png",
+        ]  # fmt: skip
+        assert len(pictures) == 6
+        for path in pictures:
+            with Image.open(path) as image:
+                assert image.width > 100
+
+        status, printed, errors = outcome(summary)
+        assert (status, errors) == (0, "")
+        table = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()
+        ]
+        assert table[0] == ["compression.window", "parameters", "GMAC"]
+        assert [row[0] for row in table[2:]] == ["1", "8"]
+        small, large = (int(row[1].replace(",", "")) for row in table[2:])
+        assert 21_000_000 < small < large
+
+
+HELP = {
+    "train": ["model", "compression.window", "resume", "init_from", "patience", "-m"],
+    "evaluate": ["RUN", "split", "checkpoint", "device"],
+    "inspect": ["IMAGES", "out", "compression.window", "compression.source"],
+    "summary": ["model=", "compression.window", "dataset.image_size"],
+}
+
+
+def test_help_and_the_first_mistake(tmp_path: Path) -> None:
+    """Every command answers without torch: help, and a misspelled option in one line."""
+    commands = {name: [sys.executable, "-m", f"research.{name}"] for name in HELP}
+    commands["train"] = list(TRAIN)
+    for name, command in commands.items():
+        with process(tmp_path, *command, "--help") as asked:
+            status, printed, errors = outcome(asked)
+        assert (status, errors) == (0, "")
+        assert [word for word in HELP[name] if word not in printed] == []
+    mistakes = {
+        "train": (["epoch=3"], "'epochs'"),
+        "evaluate": (["runs/x", "splt=val"], "'split'"),
+        "inspect": (["x.jpg", "ot=y"], "'x.jpg'|x.jpg|'out'"),
+        "summary": (["modle=resnet34"], "'model'"),
+    }
+    for name, (words, near) in mistakes.items():
+        with process(tmp_path, *commands[name], *words) as asked:
+            status, printed, errors = outcome(asked)
+        assert (status, printed) == (2, "")
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert any(word in errors for word in near.split("|"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,535 @@
+"""MLflow: a real server shows a real run; a dead store stops nothing and nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from research import session
+from research.tracking import mlflow as ours
+from research.tracking.mlflow import MLflowTracker
+from research.tracking.tracker import Run
+from tests.conftest import TINY, FirstUse, histories, run
+
+Compose = Callable[..., dict[str, Any]]
+# MLflow's own use of SQLAlchemy.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+SPOOL = "mlflow_spool.jsonl"
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def dead() -> str:
+    """Where nobody listens."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def runs_of(uri: str, experiment: str = "backbone-lab") -> list[Any]:
+    found = client(uri).get_experiment_by_name(experiment)
+    return list(client(uri).search_runs([found.experiment_id])) if found else []
+
+
+def on_store(uri: str) -> tuple[str, ...]:
+    return (
+        *TINY,
+        "logging=mlflow",
+        f"logging.mlflow.uri={uri}",
+        "logging.mlflow.system_metrics=false",
+    )
+
+
+# -- a real server ------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(uri: str, log: Path) -> Iterator[Callable[..., Any]]:
+    """A real ``mlflow ui``; gives a function that asks it. All its processes end with the block."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def ask(endpoint: str, body: dict[str, Any] | None = None, /, **query: str) -> Any:
+        url = f"http://127.0.0.1:{port}{endpoint}?{urllib.parse.urlencode(query)}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            content = answer.read()
+            plain = answer.headers.get_content_type() == "application/json"
+            return json.loads(content) if plain else content
+
+    def ask_when_ready(endpoint: str, body: dict[str, Any] | None = None, /, **query: str) -> Any:
+        give_up = time.monotonic() + 180
+        while True:
+            try:
+                ask("/health")
+                return ask(endpoint, body, **query)
+            except ConnectionError as error:
+                reason: OSError = error
+            except urllib.error.HTTPError:
+                raise
+            except urllib.error.URLError as error:
+                reason = error
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < give_up, f"{reason}: {log.read_text()}"
+            time.sleep(0.1)
+
+    try:
+        yield ask_when_ready
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            # The group is killed even when its leader is gone: workers may be left.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
+
+def test_a_real_server_shows_a_real_run(
+    small: Compose, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    api = "/api/2.0/mlflow"
+    with server(store, tmp_path / "ui.log") as ask:
+        settings = ("epochs=3", "log_every=1", "tags.paper=mine", "dataset.batch_size=4")
+        folder = run(small(*on_store(store), "logging.mlflow.system_metrics=true", *settings))
+
+        experiments = ask(f"{api}/experiments/search", {"max_results": 100})["experiments"]
+        (experiment,) = (e for e in experiments if e["name"] == "backbone-lab")
+        identifier = experiment["experiment_id"]
+        (shown,) = ask(f"{api}/runs/search", {"experiment_ids": [identifier]})["runs"]
+        run_id = shown["info"]["run_id"]
+        assert shown["info"]["status"] == "FINISHED"
+        assert shown["info"]["run_name"] == "test"
+        assert shown["info"]["end_time"] >= shown["info"]["start_time"]
+
+        params = {entry["key"]: entry["value"] for entry in shown["data"]["params"]}
+        assert params["epochs"] == "3"
+        assert params["optimizer.lr"] == "0.02"
+        assert params["compression.variant"] == "luma_fusion_pruned"
+        assert params["model.pretrained"] == "null"
+
+        tags = {entry["key"]: entry["value"] for entry in shown["data"]["tags"]}
+        environment = json.loads((folder / "environment.json").read_text())
+        assert tags["paper"] == "mine"
+        assert tags["git_commit"] == environment["git"].get("commit", "")
+        assert tags["git_changed"] in ("True", "False", "")
+        assert tags["version.torch"] == environment["packages"]["torch"]
+        (data,) = shown["inputs"]["dataset_inputs"]
+        assert data["dataset"]["name"] == "imagefolder"
+        assert data["dataset"]["digest"] == tags["data_hash"] != ""
+
+        def history(key: str) -> list[tuple[int, float]]:
+            answer = ask(f"{api}/metrics/get-history", run_id=run_id, metric_key=key)
+            return [(int(entry["step"]), entry["value"]) for entry in answer["metrics"]]
+
+        with (folder / "epoch_metrics.csv").open(newline="") as file:
+            epochs = list(csv.DictReader(file))
+        for key in ("train/loss", "val/loss", "val/top1", "learning_rate"):
+            assert history(key) == [(int(row["epoch"]), float(row[key])) for row in epochs]
+        with (folder / "batch_metrics.csv").open(newline="") as file:
+            losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        assert history("batch/loss") == list(enumerate(losses, start=1))
+        assert len(losses) == 18
+        metrics = {entry["key"] for entry in shown["data"]["metrics"]}
+        assert "system/cpu_utilization_percentage" in metrics
+        assert not {"epoch", "batch/epoch", "batch/batch"} & metrics
+
+        def listed(path: str = "") -> set[str]:
+            answer = ask(f"{api}/artifacts/list", run_id=run_id, path=path)
+            return {entry["path"] for entry in answer["files"]}
+
+        pictures = ("confusion_matrix", "sample_predictions", "learning_curves")
+        assert listed("pictures") == {f"pictures/{name}.png" for name in pictures}
+        assert listed("checkpoints") == {"checkpoints/best.pt"}
+        assert {"config.yaml", "model_summary.txt", "environment.json"} < listed()
+        for name in pictures:
+            sent = ask("/get-artifact", path=f"pictures/{name}.png", run_uuid=run_id)
+            assert sent.startswith(b"\x89PNG\r\n\x1a\n")
+            assert sent == (folder / "pictures" / f"{name}.png").read_bytes()
+        best = ask("/get-artifact", path="checkpoints/best.pt", run_uuid=run_id)
+        assert best == (folder / "checkpoints" / "best.pt").read_bytes()
+    assert not (folder / SPOOL).exists()
+
+
+def test_first_use_by_two_processes_at_once(first_use: FirstUse) -> None:
+    for status, _, errors in first_use.outcomes:
+        assert (status, errors) == (0, "")  # not even a delay
+    found = runs_of(f"sqlite:///{first_use.database}", "first use")
+    ids = {printed.strip() for _, printed, _ in first_use.outcomes}
+    assert {entry.info.run_id for entry in found} == ids
+    assert len(ids) == 2
+    assert [entry.info.status for entry in found] == ["FINISHED", "FINISHED"]
+
+
+# -- how a run ends -----------------------------------------------------------------------------
+
+
+def test_a_crash_is_shown_as_failed(
+    small: Compose, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(session, "_finish_files", crash)
+    with pytest.raises(ZeroDivisionError):
+        run(small(*on_store(store), "run_dir=bad"))
+    (shown,) = runs_of(store)
+    assert shown.info.status == "FAILED"
+    assert shown.data.metrics["val/top1"] >= 0
+    assert json.loads(Path("bad/summary.json").read_text())["status"] == "FAILED"
+
+
+def test_an_interruption_while_the_store_is_opened_is_shown_as_killed(
+    small: Compose, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_run = MLflowTracker._open_run
+    interruptions = iter([KeyboardInterrupt()])
+
+    def interrupted(self: MLflowTracker, *words: Any) -> None:
+        open_run(self, *words)
+        for interruption in interruptions:
+            raise interruption
+
+    monkeypatch.setattr(MLflowTracker, "_open_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(*on_store(store), "run_dir=stopped"))
+    (shown,) = runs_of(store)
+    assert shown.info.status == "KILLED"
+    assert json.loads(Path("stopped/summary.json").read_text())["status"] == "KILLED"
+
+
+# -- stores that are away -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def lock(store: str) -> Iterator[sqlite3.Connection]:
+    """Locks the store with ``begin exclusive``, until ``rollback``."""
+    database = store.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        yield connection
+
+
+def record(tracker: MLflowTracker, epoch: int, batches: int = 2) -> None:
+    """What the loop logs in an epoch; values tell epoch and batch."""
+    for batch in range(1, batches + 1):
+        step = (epoch - 1) * batches + batch
+        row = {"epoch": epoch, "batch": batch, "loss": step / 8, "timestamp": "now"}
+        tracker.log("batch", step, row)
+    tracker.log("epoch", epoch, {"epoch": epoch, "val/top1": epoch / 4, "checkpoint_path": "x"})
+    tracker.flush()
+
+
+def expected(epochs: int, batches: int = 2) -> dict[str, list[tuple[int, float]]]:
+    return {
+        "batch/loss": [(step, step / 8) for step in range(1, epochs * batches + 1)],
+        "val/top1": [(epoch, epoch / 4) for epoch in range(1, epochs + 1)],
+    }
+
+
+def spooled(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / SPOOL).read_text().splitlines()]
+
+
+def start(uri: str, folder: Path, resumed: int = 0, state: Any = None) -> MLflowTracker:
+    tracker = MLflowTracker(uri, "ours", system_metrics=False)
+    tracker.start(Run(folder, "run", {"a": {"b": 1}}, {"t": "1"}, ("d", "1"), resumed, state or {}))
+    return tracker
+
+
+def test_a_run_on_a_dead_server_finishes_and_is_delivered_when_resumed(
+    small: Compose, store: str, dead: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run(small(*on_store(dead), "epochs=2"))
+    assert json.loads((folder / "summary.json").read_text())["status"] == "FINISHED"
+    waiting = spooled(folder)
+    assert [entry["step"] for entry in waiting if "batch/loss" in entry.get("metrics", {})] == [
+        1, 2, 3, 4, 5, 6,
+    ]  # fmt: skip
+    assert "does not answer" in caplog.text
+    assert f"{len(waiting)} records wait in {folder / SPOOL}" in caplog.text
+    again = run(small(*on_store(store), "epochs=2", f"resume={folder}"))
+    assert again == folder
+    assert not (folder / SPOOL).exists()
+    (shown,) = runs_of(store)
+    assert shown.info.status == "FINISHED"
+    metrics = histories(client(store), shown.info.run_id)
+    assert [step for step, _ in metrics["batch/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in metrics["val/top1"]] == [1, 2]
+    names = [entry.path for entry in client(store).list_artifacts(shown.info.run_id, "pictures")]
+    assert "pictures/confusion_matrix.png" in names
+
+
+def test_a_run_on_a_locked_store_is_delivered_at_its_end(
+    small: Compose, store: str, lock: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock.execute("begin exclusive")
+    finish = session._finish_files
+    waiting: list[dict[str, Any]] = []
+
+    def unlock(folder: Path, *rest: Any) -> None:
+        waiting.extend(spooled(folder))
+        lock.execute("rollback")
+        finish(folder, *rest)
+
+    monkeypatch.setattr(session, "_finish_files", unlock)
+    folder = run(small(*on_store(store), "epochs=2"))
+    assert sum("metrics" in entry for entry in waiting) == 8
+    assert not (folder / SPOOL).exists()
+    (shown,) = runs_of(store)
+    assert shown.info.status == "FINISHED"
+    metrics = histories(client(store), shown.info.run_id)
+    assert [step for step, _ in metrics["batch/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in metrics["val/top1"]] == [1, 2]
+
+
+def test_a_store_locked_on_the_way_gets_everything_once(
+    store: str, tmp_path: Path, lock: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = start(store, tmp_path)
+    record(tracker, 1)
+    lock.execute("begin exclusive")
+
+    def patient(*_: Any, **__: Any) -> None:
+        pytest.fail("MLflow's own tries began, which last 20 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, "log_batch", patient)
+        tracker.not_before = 0.0
+        record(tracker, 2)
+    assert tracker.not_before > 0
+    assert spooled(tmp_path)
+    lock.execute("rollback")
+    record(tracker, 3)
+    tracker.finish("FINISHED")
+    assert histories(client(store), tracker.run_id) == expected(3)
+    assert not (tmp_path / SPOOL).exists()
+
+
+def test_a_dead_store_is_asked_seldom(
+    dead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = 0
+    connect = MLflowTracker._connect
+
+    def counted(self: MLflowTracker) -> None:
+        nonlocal attempts
+        attempts += 1
+        connect(self)
+
+    now = 1000.0
+    monkeypatch.setattr(MLflowTracker, "_connect", counted)
+    monkeypatch.setattr(ours.time, "monotonic", lambda: now)
+    tracker = start(dead, tmp_path)
+    assert attempts == 1
+    for epoch in range(1, 30):
+        record(tracker, epoch)
+    assert attempts == 1
+    now += ours.SECONDS_AFTER_FAILURE
+    record(tracker, 30)
+    assert attempts == 2
+    # One request without a second try, and no longer than this if the server is silent.
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    tracker.finish("FINISHED")
+    assert attempts == 3
+    assert len(spooled(tmp_path)) == 30 * 3
+
+
+@pytest.mark.parametrize("kind", ["a folder", "no database", "a file above"])
+def test_a_store_that_cannot_be_a_database_is_given_up_at_once(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def patient(*_: Any) -> None:
+        pytest.fail("MLflow's own tries began, which last minutes")
+
+    monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine_with_retry", patient)
+    path = tmp_path / "store.db"
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "no database":
+        path.write_text("not a database, but a text of some length\n" * 100)
+    else:
+        path.write_text("")
+        path = path / "below.db"
+    tracker = start(f"sqlite:///{path}", tmp_path)
+    record(tracker, 1)
+    tracker.finish("FINISHED")
+    assert len(spooled(tmp_path)) == 3
+    assert "does not answer" in caplog.text
+
+
+def test_a_request_that_was_carried_out_unheard_is_not_repeated(store: str, tmp_path: Path) -> None:
+    tracker = start(store, tmp_path)
+    send = tracker.client.log_batch
+    errors = iter([TimeoutError("no answer"), KeyboardInterrupt()])
+
+    def unheard(*words: Any, **more: Any) -> None:
+        send(*words, **more)
+        for error in errors:
+            raise error
+
+    tracker.client.log_batch = unheard
+    tracker.not_before = 0.0
+    record(tracker, 1)
+    tracker.not_before = 0.0
+    with pytest.raises(KeyboardInterrupt):
+        record(tracker, 2)
+    tracker.log("batch", 4, {"epoch": 2, "batch": 2, "loss": 4 / 8})
+    tracker.log("epoch", 2, {"epoch": 2, "val/top1": 2 / 4})
+    tracker.finish("KILLED")
+    assert histories(client(store), tracker.run_id) == expected(2)
+    assert client(store).get_run(tracker.run_id).info.status == "KILLED"
+
+
+def test_an_opening_that_broke_off_is_completed(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    with monkeypatch.context() as patch:
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise OSError("disk full")
+
+        patch.setattr(MlflowClient, "log_inputs", broken)
+        tracker = start(store, tmp_path)
+        assert tracker.client is None
+    record(tracker, 1)
+    tracker.finish("FINISHED")
+    (shown,) = runs_of(store, "ours")
+    assert shown.info.status == "FINISHED"
+    assert shown.data.params == {"a.b": "1"}
+    assert [entry.dataset.name for entry in shown.inputs.dataset_inputs] == ["d"]
+    assert histories(client(store), shown.info.run_id) == expected(1)
+
+
+# -- going on -----------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_in_the_same_mlflow_run(store: str, tmp_path: Path) -> None:
+    first = start(store, tmp_path)
+    record(first, 1)
+    state = first.state()
+    record(first, 2)
+    # Of the epoch that was not finished a part is in the store and a part in the spool.
+    first.log("batch", 5, {"epoch": 3, "batch": 1, "loss": 5 / 8})
+    first._deliver()
+    first.log("batch", 6, {"epoch": 3, "batch": 2, "loss": 6 / 8})
+    with (tmp_path / SPOOL).open("a") as file:
+        file.write('{"epoch": 3, "step": 7, "metr')  # killed while it wrote
+
+    second = start(store, tmp_path, resumed=2, state=state)
+    assert second.run_id == first.run_id
+    assert second.pending == []
+    for epoch in (3, 4):
+        record(second, epoch)
+    second.finish("FINISHED")
+    (shown,) = runs_of(store, "ours")
+    assert shown.info.status == "FINISHED"
+    assert histories(client(store), shown.info.run_id) == expected(4)
+
+
+def test_what_waits_is_delivered_by_the_run_that_goes_on(
+    store: str, dead: str, tmp_path: Path
+) -> None:
+    first = start(dead, tmp_path)
+    for epoch in (1, 2, 3):
+        record(first, epoch)
+    assert first.state() == {}
+    # The run goes on after epoch 2: what it recorded of epoch 3 does not count.
+    second = start(store, tmp_path, resumed=2)
+    for epoch in (3, 4):
+        record(second, epoch)
+    second.finish("FINISHED")
+    assert histories(client(store), second.run_id) == expected(4)
+
+
+def test_a_store_that_came_back_after_the_checkpoint_keeps_its_run(
+    store: str, tmp_path: Path, lock: sqlite3.Connection
+) -> None:
+    lock.execute("begin exclusive")
+    first = start(store, tmp_path)
+    record(first, 1)
+    state = first.state()
+    assert state == {}
+    lock.execute("rollback")
+    first.not_before = 0.0
+    record(first, 2)
+    second = start(store, tmp_path, resumed=1, state=state)
+    assert second.run_id == first.run_id
+    record(second, 2)
+    second.finish("FINISHED")
+    (shown,) = runs_of(store, "ours")
+    assert histories(client(store), shown.info.run_id) == expected(2)
+
+
+def test_a_run_that_is_gone_from_the_store_is_made_anew(
+    store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = start(store, tmp_path, resumed=1, state={"mlflow_run_id": "0" * 32})
+    record(tracker, 2)
+    tracker.finish("FINISHED")
+    assert "is gone from" in caplog.text
+    (shown,) = runs_of(store, "ours")
+    assert [step for step, _ in histories(client(store), shown.info.run_id)["val/top1"]] == [2]
+
+
+def test_a_fresh_run_in_an_old_folder_is_a_new_mlflow_run(store: str, tmp_path: Path) -> None:
+    ids = set()
+    for _ in range(2):
+        tracker = start(store, tmp_path)
+        record(tracker, 1)
+        tracker.finish("FINISHED")
+        ids.add(tracker.run_id)
+        assert histories(client(store), tracker.run_id) == expected(1)
+    assert len(ids) == 2
+
+
+def test_many_metrics_are_sent_in_requests_that_the_store_takes(store: str, tmp_path: Path) -> None:
+    tracker = start(store, tmp_path)
+    tracker.not_before = float("inf")
+    wide = {f"class_{number}": float(number) for number in range(2500)}
+    for epoch in (1, 2):
+        tracker.log("epoch", epoch, {"epoch": epoch, **wide})
+    tracker.finish("FINISHED")
+    found = client(store).get_run(tracker.run_id).data.metrics
+    assert found == wide
+    assert histories_of(store, tracker.run_id, "class_7") == [(1, 7.0), (2, 7.0)]
+
+
+def histories_of(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client(uri).get_metric_history(run_id, key)]

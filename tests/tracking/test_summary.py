@@ -1,0 +1,81 @@
+"""``summary.json``: true from the first moment of a run to its last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from research.loop import State
+from research.tracking.summary import SummaryTracker
+from research.tracking.tracker import Run
+
+ABOUT = {
+    "model": "resnet34",
+    "parameters": 7,
+    "classes": ["a", "b"],
+    "monitor": ["val/top1", "max"],
+}
+
+
+def row(epoch: int, top1: float, seconds: float) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "train/loss": 1 / epoch,
+        "val/loss": 2 / epoch,
+        "val/top1": top1,
+        "epoch_time_sec": seconds,
+        "checkpoint_path": f"checkpoints/epoch_{epoch:03d}.pt",
+    }
+
+
+def test_it_follows_the_run(tmp_path: Path) -> None:
+    def read() -> dict[str, Any]:
+        return json.loads((tmp_path / "summary.json").read_text())
+
+    state = State()
+    tracker = SummaryTracker(ABOUT, state, patience=2)
+    tracker.start(Run(tmp_path, "mine", {"optimizer": {"lr": 0.1}}))
+    # Whoever finds this folder after a crash in the first epoch finds a summary.
+    assert read()["status"] == "RUNNING"
+    assert read()["epochs_done"] == 0
+    assert read()["best_value"] is None
+    assert not read()["stopped_early"]
+
+    for epoch, top1 in ((1, 0.5), (2, 0.75), (3, 0.75), (4, 0.25)):
+        state.epoch, state.step = epoch, 10 * epoch
+        state.history.append(row(epoch, top1, seconds=epoch / 4))
+        if state.best is None or top1 > state.best:
+            state.best, state.best_epoch = top1, epoch
+        tracker.flush()
+        assert read()["status"] == "RUNNING"
+        assert read()["epochs_done"] == epoch
+    tracker.finish("FINISHED")
+
+    summary = read()
+    assert summary["status"] == "FINISHED"
+    assert summary["name"] == "mine"
+    assert {key: summary[key] for key in ABOUT} == ABOUT
+    assert (summary["best_epoch"], summary["best_value"]) == (2, 0.75)
+    assert summary["stopped_early"]
+    assert summary["total_time_sec"] == 2.5
+    assert summary["configuration"] == {"optimizer": {"lr": 0.1}}
+    assert [entry["train/loss"] for entry in summary["epochs"]] == [1, 1 / 2, 1 / 3, 1 / 4]
+    assert [entry["val/loss"] for entry in summary["epochs"]] == [2, 1, 2 / 3, 1 / 2]
+    assert [entry["epoch_time_sec"] for entry in summary["epochs"]] == [0.25, 0.5, 0.75, 1]
+    assert summary["epochs"][1]["checkpoint_path"] == "checkpoints/epoch_002.pt"
+    assert summary["paths"] == {
+        "run": str(tmp_path),
+        "best": str(tmp_path / "checkpoints" / "best.pt"),
+        "last": str(tmp_path / "checkpoints" / "last.pt"),
+        "weights": str(tmp_path / "checkpoints" / "final.safetensors"),
+        "pictures": str(tmp_path / "pictures"),
+    }
+
+
+def test_it_tells_how_a_run_ended(tmp_path: Path) -> None:
+    for status in ("FAILED", "KILLED"):
+        tracker = SummaryTracker(ABOUT, State(), patience=None)
+        tracker.start(Run(tmp_path, "mine", {}))
+        tracker.finish(status)
+        assert json.loads((tmp_path / "summary.json").read_text())["status"] == status
