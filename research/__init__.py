@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from research.build import Trained
+    from research.trained import Trained
 
 
 def load(run: str | Path, device: str = "auto") -> Trained:
@@ -22,7 +22,7 @@ def load(run: str | Path, device: str = "auto") -> Trained:
     Raises:
         UserError: when there is no checkpoint that can be read.
     """
-    from research import build, checkpoint
+    from research import checkpoint, trained
 
     saved = checkpoint.load(checkpoint.find(Path(run)))
-    return build.trained({**saved["config"], "device": device}, saved)
+    return trained.restore({**saved["config"], "device": device}, saved)

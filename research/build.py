@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,15 +24,13 @@ from research.compression.statistics import Statistics
 from research.compression.stems import StemSpec
 from research.config import EXECUTION_WHITELIST
 from research.data.baseline import linear_top1
-from research.data.batch import ClassificationBatch
-from research.data.crops import CentreCrop
 from research.data.folder import ImageFolders
 from research.data.index import Progress
 from research.data.loader import EpochLoader
 from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.errors import UserError
-from research.loop import Parts, Settings, autocast
+from research.loop import Parts, Settings
 from research.tasks.task import Monitor, Task
 from research.tracking.tracker import Tracker
 
@@ -204,67 +202,6 @@ def linear_baseline(config: Config, data: ImageFolders) -> float:
         for split in ("train", "val")
     )
     return linear_top1(*loaders)
-
-
-@dataclass
-class Trained:
-    """A model out of a checkpoint with its preprocessing.
-
-    ``trained(paths)`` reads image files and returns what the task predicts for them.
-    """
-
-    config: Config
-    classes: list[str]
-    task: Task
-    model: nn.Module
-    reader: Reader
-    transform: DeviceTransform
-    device: torch.device
-
-    @property
-    def forward(self) -> nn.Module:
-        return self.model
-
-    @torch.inference_mode()
-    def __call__(self, paths: Sequence[str | Path]) -> Any:
-        """Predictions for image files: logits [B, C] of a classifier, on its device.
-
-        Raises:
-            DamagedImage: when a file cannot be read.
-        """
-        crop = CentreCrop(self.config["dataset"]["crop_pct"])
-        rng = np.random.default_rng(0)
-        inputs = self.reader.stack([self.reader.read(Path(path), crop, rng) for path in paths])
-        index = torch.arange(len(paths))
-        batch = ClassificationBatch(index, inputs, torch.full_like(index, -1))
-        prepared = self.transform(batch.to(self.device), None)
-        with autocast(self.device, self.config["precision"]):
-            return self.task.predict(self.model, prepared)
-
-
-def trained(config: Config, saved: Mapping[str, Any]) -> Trained:
-    """Rebuild what a checkpoint holds, without its data set.
-
-    Args:
-        config: the checkpoint's configuration, perhaps changed.
-        saved: the checkpoint, from ``checkpoint.load``.
-    """
-    classes = saved["data"]["classes"]
-    device = select_device(config["device"], config["precision"])
-    # The weights come from the checkpoint; a file of pretrained ones need not exist any more.
-    network = model({**config, "model": {**config["model"], "pretrained": None}}, classes)
-    load_weights(network, saved["model"], "the checkpoint")
-    transform = bare_transform(config)
-    transform.load_state_dict(saved["transform"])
-    return Trained(
-        config,
-        classes,
-        build_task(config, classes),
-        network.to(device).eval(),
-        reader(config),
-        transform.to(device).eval(),
-        device,
-    )
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Any], where: str) -> None:

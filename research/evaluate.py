@@ -38,13 +38,13 @@ def evaluate(
         ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
         for that epoch on this split, where it did.
     """
-    from research import build, checkpoint
+    from research import build, checkpoint, trained
     from research.loop import evaluate as judge
     from research.tracking.console import ConsoleTracker
 
     saved = checkpoint.load(checkpoint.find(run, which))
     config = _with(saved["config"], [f"device={device}", *overrides])
-    loaded = build.trained(config, saved)
+    loaded = trained.restore(config, saved)
     data = build.source(config)
     if data.classes != loaded.classes:
         raise UserError(

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from research.data.batch import Batch
 from research.data.loader import EpochLoader
 from research.data.transforms import DeviceTransform
 from research.errors import UserError
+from research.journal import BatchJournal, Trained, timestamp
 from research.tasks.task import Metrics, Monitor, Task
 from research.tracking.tracker import Progress, Tracker
 
@@ -119,7 +119,7 @@ def fit(
             "learning_rate": trained.learning_rate,
             "is_best": is_best,
             "checkpoint_path": path,
-            "timestamp": _now(),
+            "timestamp": timestamp(),
             **trained.metrics,
             **metrics,
             **_damage("train", trained.damage),
@@ -142,39 +142,21 @@ def fit(
     return state
 
 
-@dataclass(frozen=True)
-class Trained:
-    """One epoch of training.
-
-    Attributes:
-        metrics: mean loss and its parts.
-        total_loss: sum of the batches' losses.
-        learning_rate: of the last optimizer step.
-        damage: samples left out or read by a detour, by kind.
-    """
-
-    metrics: dict[str, float]
-    total_loss: float
-    learning_rate: float
-    damage: dict[str, int]
-
-
 def train_epoch(parts: Parts, settings: Settings, state: State, tracker: Tracker) -> Trained:
     """One pass over the training split; ``state.step`` counts on.
 
-    Losses stay on the device and are read every ``log_every`` batches, so that a row is written
-    for every batch while the device waits for the host only now and then.
+    A batch of which damage left one sample is not used: it has no batch statistics.
     """
     parts.forward.train()
     parts.transform.train()
     epoch = state.epoch + 1
     batches = _limit(len(parts.train_loader), settings.max_train_batches)
     rate = math.nan
-    journal = _BatchJournal(parts, settings, epoch, batches, tracker)
+    journal = BatchJournal(tracker, epoch, batches, settings.log_every, parts.train_loader.left_out)
     for position, batch in enumerate(_first(parts.train_loader.epoch(epoch), batches)):
         state.step += 1
         losses: dict[str, Tensor] = {}
-        if len(batch):
+        if len(batch) > 1 or len(batch) == parts.train_loader.batch_size:
             generator = _generator(settings.seed, epoch, position)
             prepared = parts.transform(batch.to(parts.device), generator)
             with autocast(parts.device, settings.precision):
@@ -183,6 +165,8 @@ def train_epoch(parts: Parts, settings: Settings, state: State, tracker: Tracker
             group = position - position % settings.accumulate
             share = min(settings.accumulate, batches - group)
             parts.scaler.scale(loss / share).backward()
+        elif len(batch):
+            batch.damage["left_out/alone"] = 1
         if (position + 1) % settings.accumulate == 0 or position + 1 == batches:
             rate = parts.optimizer.param_groups[0]["lr"]
             _optimizer_step(parts, settings)
@@ -285,78 +269,6 @@ def checkpoint(parts: Parts, state: State, tracker: Tracker) -> dict[str, Any]:
     }
 
 
-class _BatchJournal:
-    """Writes a row a batch, reading losses back from the device in groups."""
-
-    def __init__(
-        self, parts: Parts, settings: Settings, epoch: int, batches: int, tracker: Tracker
-    ) -> None:
-        self.parts = parts
-        self.epoch = epoch
-        self.batches = batches
-        self.log_every = settings.log_every
-        self.tracker = tracker
-        self.sums: Counter[str] = Counter()
-        self.counted = 0
-        self.damage = Counter(parts.train_loader.left_out)
-        self.pending: list[tuple[int, int, dict[str, Tensor]]] = []
-        self.samples = 0
-        self.since = time.perf_counter()
-
-    def add(self, step: int, position: int, batch: Batch, losses: dict[str, Tensor]) -> None:
-        self.damage.update(batch.damage)
-        self.samples += len(batch)
-        if losses:
-            detached = {name: loss.detach() for name, loss in losses.items()}
-            self.pending.append((step, position, detached))
-        if (position + 1) % self.log_every == 0 or position + 1 == self.batches:
-            self._write(position)
-
-    def close(self, learning_rate: float) -> Trained:
-        if not self.counted:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.damage.items()))
-            raise UserError(f"no training image could be read ({kinds}); check dataset.train_dirs")
-        means = {f"train/{name}": total / self.counted for name, total in self.sums.items()}
-        return Trained(means, self.sums["loss"], learning_rate, dict(self.damage))
-
-    def _write(self, position: int) -> None:
-        rows = [
-            {"loss": sum(values), **dict(zip(losses, values, strict=True))}
-            for (_, _, losses), values in zip(self.pending, self._read(), strict=True)
-        ]
-        now = time.perf_counter()
-        seconds = (now - self.since) / max(1, len(rows))
-        for (step, batch, _), row in zip(self.pending, rows, strict=True):
-            self._check(row, batch)
-            self.sums.update(row)
-            self.counted += 1
-            record = {"epoch": self.epoch, "batch": batch + 1, **row}
-            self.tracker.log(
-                "batch", step, {**record, "batch_time_sec": seconds, "timestamp": _now()}
-            )
-        rate = self.samples / max(now - self.since, 1e-9)
-        shown = {"loss": rows[-1]["loss"]} if rows else {}
-        self.tracker.progress(
-            Progress(f"train {self.epoch}", position + 1, self.batches, rate=rate, metrics=shown)
-        )
-        self.pending, self.samples, self.since = [], 0, now
-
-    def _read(self) -> list[list[float]]:
-        if not self.pending:
-            return []
-        stacked = [torch.stack(list(losses.values())) for _, _, losses in self.pending]
-        values: list[list[float]] = torch.stack(stacked).tolist()
-        return values
-
-    def _check(self, row: dict[str, float], batch: int) -> None:
-        if not all(math.isfinite(value) for value in row.values()):
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-            raise UserError(
-                f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({parts}); "
-                "lower optimizer.lr, set grad_clip, or use precision=fp32"
-            )
-
-
 def _check_monitor(parts: Parts) -> None:
     """Before any work: would the monitored metric be there at the end of an epoch?"""
     known = ["train/loss", *(f"val/{name}" for name in parts.task.metrics(parts.device).names)]
@@ -386,7 +298,3 @@ def _first(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
 
 def _limit(batches: int, limit: int | None) -> int:
     return batches if limit is None else min(batches, limit)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

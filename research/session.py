@@ -39,14 +39,14 @@ def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None
             log.info("resume=auto: no unfinished run of this configuration; starting afresh")
             return runs.create(config, name), None
         return found, checkpoint.find(found, "last")
-    folder = Path(asked)
-    last = checkpoint.find(folder, "last")
+    last = checkpoint.find(Path(asked), "last")
+    folder = last.parent.parent
     changed = runs.changed(config, folder)
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml; a run goes on "
-            f"with its own settings, init_from={folder} starts a new one with its weights"
+            f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml; "
+            f"a run goes on with its own settings, init_from={folder} starts a new one from it"
         )
     return folder, last
 

@@ -82,11 +82,11 @@ def test_resume_is_exact(small: Compose, monkeypatch: pytest.MonkeyPatch, extra:
             raise KeyboardInterrupt
         original(self, step, *rest)
 
-    from research.loop import _BatchJournal
+    from research.journal import BatchJournal
 
-    original = _BatchJournal.add
+    original = BatchJournal.add
     with monkeypatch.context() as patch:
-        patch.setattr(_BatchJournal, "add", stop)
+        patch.setattr(BatchJournal, "add", stop)
         with pytest.raises(KeyboardInterrupt):
             run(small(*settings, "run_dir=parts", "log_every=1"))
     assert json.loads(Path("parts/summary.json").read_text())["status"] == "KILLED"
@@ -260,7 +260,7 @@ def test_accumulation_equals_the_large_batch(small: Compose) -> None:
     states = []
     for batch, accumulate in ((24, 1), (6, 4)):
         config = small(
-            f"dataset.batch_size={batch}", f"accumulate={accumulate}", "optimizer.momentum=0",
+            f"dataset.batch_size={batch}", f"accumulate={accumulate}", "optimizer.momentum=0", "optimizer.nesterov=false",
             "dataset.random_crop=false", "dataset.random_flip=false",
         )  # fmt: skip
         built = build.experiment(config)

@@ -11,7 +11,7 @@ A crop is cut at whole MCUs: 8 luma pixels, or 16 in a direction in which chroma
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -71,22 +71,42 @@ def resize_operator(blocks_in: int, blocks_out: int) -> Floats:
     return matrix.reshape(8 * blocks_out, 8 * blocks_in).astype(np.float32)
 
 
-def resize_blocks(
-    blocks: NDArray[np.generic], out_rows: int, out_cols: int, keep: tuple[int, ...]
-) -> Floats:
-    """Resizes a plane of blocks; only what the kept frequencies need is computed.
+def resize(picture: Floats, out_rows: int, out_cols: int, keep: tuple[int, ...]) -> Floats:
+    """Resizes a plane of coefficients; only what the kept frequencies need is computed.
+
+    Both products run block by block along the bands of the operators.
 
     Args:
-        blocks: [rows, cols, 64], dequantised.
+        picture: [8·rows, 8·cols], dequantised; coefficient (v, u) of block (i, j) at
+            [8·i + v, 8·j + u].
         out_rows, out_cols: size of the result, in blocks.
         keep: frequencies 8·v + u to return, in this order.
 
     Returns:
         [out_rows, out_cols, len(keep)] float32, unrounded.
     """
-    rows, cols, _ = blocks.shape
-    picture = blocks.astype(np.float32).reshape(rows, cols, 8, 8).transpose(0, 2, 1, 3)
-    return _resize(picture.reshape(8 * rows, 8 * cols), out_rows, out_cols, keep)
+    if not keep:
+        return np.zeros((out_rows, out_cols, 0), np.float32)
+    down, across = max(keep) // 8 + 1, max(f % 8 for f in keep) + 1
+    height, width = picture.shape
+    half = _apply(_bands(height // 8, out_rows, down), picture)
+    full = _apply(_bands(width // 8, out_cols, across), half.T)
+    corner = full.reshape(out_cols, across, out_rows, down).transpose(2, 0, 3, 1)
+    flat = corner.reshape(out_rows, out_cols, down * across)
+    wanted = [f // 8 * across + f % 8 for f in keep]
+    return flat if wanted == list(range(down * across)) else flat[:, :, wanted]
+
+
+def _apply(bands: list[Band], picture: Floats) -> Floats:
+    """[len(bands)·rows, width]: a banded operator times a picture [height, width]."""
+    width = picture.shape[1]
+    product = np.empty((len(bands), bands[0].matrix.shape[0], width), np.float32)
+    for out, (start, stop, matrix) in zip(product, bands, strict=True):
+        step = max(1, _ONE_THREAD // matrix.size)
+        for at in range(0, width, step):
+            panel = slice(at, at + step)
+            np.matmul(matrix, picture[start:stop, panel], out=out[:, panel])
+    return product.reshape(-1, width)
 
 
 def snap_box(header: Header, top: float, left: float, height: float, width: float) -> BlockBox:
@@ -131,21 +151,16 @@ def payload(
         box.top // down, box.left // across, box.height // down, box.width // across
     )
     luma, *chroma = planes.planes
-    y = _resize(luma.crop(*box), grid, grid, selection.luma)
+    y = resize(luma.crop(*box), grid, grid, selection.luma)
     cbcr = np.zeros((2, grid // 2, grid // 2, len(selection.chroma)), np.float32)
     for out, plane in zip(cbcr, chroma, strict=False):
-        out[:] = _resize(plane.crop(*chroma_box), grid // 2, grid // 2, selection.chroma)
+        out[:] = resize(plane.crop(*chroma_box), grid // 2, grid // 2, selection.chroma)
     return y, cbcr
 
 
 def flip_signs(keep: tuple[int, ...]) -> NDArray[np.int16]:
     """[len(keep)] of ±1: mirroring a block left to right negates its odd horizontal frequencies."""
     return np.array([1 - 2 * (f % 2) for f in keep], np.int16)
-
-
-def flip_blocks(blocks: NDArray[Any], keep: tuple[int, ...]) -> NDArray[Any]:
-    """Mirrors block-major coefficients [..., cols, len(keep)] left to right; keeps the dtype."""
-    return blocks[..., ::-1, :] * flip_signs(keep).astype(blocks.dtype)
 
 
 def flip_channels(coefficients: Tensor, keep: tuple[int, ...]) -> Tensor:
@@ -163,37 +178,6 @@ def _snap(start: float, extent: float, unit: int, side: int) -> tuple[int, int]:
         return first, last - first
     centre = int((start + extent / 2) / unit)
     return min(max(centre, 0), units - 1), 1
-
-
-def _resize(picture: Floats, out_rows: int, out_cols: int, keep: tuple[int, ...]) -> Floats:
-    """Both products of the resize, block by block along the bands of the operators.
-
-    Args:
-        picture: [8·rows, 8·cols] coefficients, coefficient (v, u) of block (i, j) at
-            [8·i + v, 8·j + u].
-    """
-    if not keep:
-        return np.zeros((out_rows, out_cols, 0), np.float32)
-    down, across = max(keep) // 8 + 1, max(f % 8 for f in keep) + 1
-    height, width = picture.shape
-    half = _apply(_bands(height // 8, out_rows, down), picture)
-    full = _apply(_bands(width // 8, out_cols, across), half.T)
-    corner = full.reshape(out_cols, across, out_rows, down).transpose(2, 0, 3, 1)
-    flat = corner.reshape(out_rows, out_cols, down * across)
-    wanted = [f // 8 * across + f % 8 for f in keep]
-    return flat if wanted == list(range(down * across)) else flat[:, :, wanted]
-
-
-def _apply(bands: list[Band], picture: Floats) -> Floats:
-    """[len(bands)·rows, width]: a banded operator times a picture [height, width]."""
-    width = picture.shape[1]
-    product = np.empty((len(bands), bands[0].matrix.shape[0], width), np.float32)
-    for out, (start, stop, matrix) in zip(product, bands, strict=True):
-        step = max(1, _ONE_THREAD // matrix.size)
-        for at in range(0, width, step):
-            panel = slice(at, at + step)
-            np.matmul(matrix, picture[start:stop, panel], out=out[:, panel])
-    return product.reshape(-1, width)
 
 
 @lru_cache(maxsize=512)  # a crop asks for four; tens of kilobytes each

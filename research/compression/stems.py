@@ -67,9 +67,7 @@ class StemSpec:
         if self.variant == "reconstruction":
             return Reconstruction(self.selection, self.range_)
         luma, chroma = len(self.selection.luma), 2 * len(self.selection.chroma)
-        if self.variant == "block_stem":
-            return BlockStem(luma, chroma, channels)
-        return LumaFusionStem(luma, chroma, channels)
+        return JoinedStem(luma, chroma, channels, stride=8 if self.variant == "block_stem" else 16)
 
 
 class Reconstruction(nn.Module):
@@ -101,22 +99,34 @@ class Reconstruction(nn.Module):
         return (image + self.refine(image) - self.mean) / self.std
 
 
-class BlockStem(nn.Module):
-    """Luma at stride 8 and chroma at stride 16, joined at stride 8, enlarged to stride 4.
+class JoinedStem(nn.Module):
+    """Luma and chroma projected apart, joined on one grid, enlarged to stride 4.
 
-    Luma: 3×3 conv to 64. Chroma: 3×3 conv of both planes to 32 on its own grid, then nearest ×2.
-    Joined by a 1×1 conv, then bilinear ×2. Every conv is followed by batch norm and SiLU.
+    Luma: 3×3 conv to 64, of stride 2 where the planes meet on the chroma grid; its fields overlap,
+    so every block is read. Chroma: 3×3 conv of both planes to 32 on their own grid, then nearest
+    ×2 where they meet on the luma grid. Joined by a 1×1 conv, then enlarged bilinearly. Every
+    conv is followed by batch norm and SiLU.
 
     Args:
         luma: kept luma frequencies.
         chroma: kept chroma frequencies of both planes together.
         channels: output channels.
+        stride: where they meet: 8, the luma grid (``block_stem``), or 16, the chroma grid
+            (``luma_fusion``).
     """
 
-    def __init__(self, luma: int, chroma: int, channels: int) -> None:
+    def __init__(self, luma: int, chroma: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.branches = _branches(luma, chroma, luma_stride=1)
-        self.join = _conv_norm_act(_width(luma, chroma), channels, kernel=1)
+        self.stride = stride
+        self.branches = nn.ModuleDict()
+        width = 0
+        if luma:
+            self.branches["luma"] = _conv_norm_act(luma, LUMA_WIDTH, stride=stride // 8)
+            width += LUMA_WIDTH
+        if chroma:
+            self.branches["chroma"] = _conv_norm_act(chroma, CHROMA_WIDTH)
+            width += CHROMA_WIDTH
+        self.join = _conv_norm_act(width, channels, kernel=1)
 
     def forward(self, blocks: Blocks) -> Tensor:
         features = []
@@ -124,55 +134,12 @@ class BlockStem(nn.Module):
             features.append(self.branches["luma"](blocks.y))
         if "chroma" in self.branches:
             chroma = self.branches["chroma"](blocks.cbcr.flatten(1, 2))
-            features.append(F.interpolate(chroma, scale_factor=2, mode="nearest"))
-        return _enlarge(self.join(torch.cat(features, dim=1)), 2)
-
-
-class LumaFusionStem(nn.Module):
-    """Luma brought down to the chroma grid at stride 16, joined there, enlarged to stride 4.
-
-    Luma: 3×3 conv of stride 2 to 64, which looks at every block (its fields overlap by one).
-    Chroma: 3×3 conv of both planes to 32. Joined by a 1×1 conv, then bilinear ×4. Every conv is
-    followed by batch norm and SiLU.
-
-    Args:
-        luma: kept luma frequencies.
-        chroma: kept chroma frequencies of both planes together.
-        channels: output channels.
-    """
-
-    def __init__(self, luma: int, chroma: int, channels: int) -> None:
-        super().__init__()
-        self.branches = _branches(luma, chroma, luma_stride=2)
-        self.join = _conv_norm_act(_width(luma, chroma), channels, kernel=1)
-
-    def forward(self, blocks: Blocks) -> Tensor:
-        features = []
-        if "luma" in self.branches:
-            features.append(self.branches["luma"](blocks.y))
-        if "chroma" in self.branches:
-            features.append(self.branches["chroma"](blocks.cbcr.flatten(1, 2)))
-        return _enlarge(self.join(torch.cat(features, dim=1)), 4)
-
-
-def _branches(luma: int, chroma: int, luma_stride: int) -> nn.ModuleDict:
-    branches: dict[str, nn.Module] = {}
-    if luma:
-        branches["luma"] = _conv_norm_act(luma, LUMA_WIDTH, stride=luma_stride)
-    if chroma:
-        branches["chroma"] = _conv_norm_act(chroma, CHROMA_WIDTH)
-    return nn.ModuleDict(branches)
-
-
-def _width(luma: int, chroma: int) -> int:
-    return LUMA_WIDTH * (luma > 0) + CHROMA_WIDTH * (chroma > 0)
+            features.append(F.interpolate(chroma, scale_factor=16 // self.stride, mode="nearest"))
+        joined = self.join(torch.cat(features, dim=1))
+        return F.interpolate(joined, scale_factor=self.stride // 4, mode="bilinear")
 
 
 def _conv_norm_act(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True))
-
-
-def _enlarge(features: Tensor, factor: int) -> Tensor:
-    return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)

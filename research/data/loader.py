@@ -87,6 +87,7 @@ class EpochLoader:
         pin_memory: bool = False,
     ) -> None:
         self.source = source
+        self.batch_size = batch_size
         self.sampler = EpochSampler(
             len(source),
             batch_size,

@@ -1,0 +1,82 @@
+"""A trained model with its preprocessing, out of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from research import build
+from research.build import Config
+from research.data.batch import ClassificationBatch
+from research.data.crops import CentreCrop
+from research.data.readers import Reader
+from research.data.transforms import DeviceTransform
+from research.loop import autocast
+from research.tasks.task import Task
+
+
+@dataclass
+class Trained:
+    """A model out of a checkpoint with its preprocessing.
+
+    ``model(paths)`` reads image files and returns what the task predicts for them.
+    """
+
+    config: Config
+    classes: list[str]
+    task: Task
+    model: nn.Module
+    reader: Reader
+    transform: DeviceTransform
+    device: torch.device
+
+    @property
+    def forward(self) -> nn.Module:
+        return self.model
+
+    @torch.inference_mode()
+    def __call__(self, paths: Sequence[str | Path]) -> Any:
+        """Predictions for image files: logits [B, C] of a classifier, on its device.
+
+        Raises:
+            DamagedImage: when a file cannot be read.
+        """
+        crop = CentreCrop(self.config["dataset"]["crop_pct"])
+        rng = np.random.default_rng(0)
+        inputs = self.reader.stack([self.reader.read(Path(path), crop, rng) for path in paths])
+        index = torch.arange(len(paths))
+        batch = ClassificationBatch(index, inputs, torch.full_like(index, -1))
+        prepared = self.transform(batch.to(self.device), None)
+        with autocast(self.device, self.config["precision"]):
+            return self.task.predict(self.model, prepared)
+
+
+def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
+    """Rebuild what a checkpoint holds, without its data set.
+
+    Args:
+        config: the checkpoint's configuration, perhaps changed.
+        saved: the checkpoint, from ``checkpoint.load``.
+    """
+    classes = saved["data"]["classes"]
+    device = build.select_device(config["device"], config["precision"])
+    # The weights come from the checkpoint; a file of pretrained ones need not exist any more.
+    network = build.model({**config, "model": {**config["model"], "pretrained": None}}, classes)
+    build.load_weights(network, saved["model"], "the checkpoint")
+    transform = build.bare_transform(config)
+    transform.load_state_dict(saved["transform"])
+    return Trained(
+        config,
+        classes,
+        build.build_task(config, classes),
+        network.to(device).eval(),
+        build.reader(config),
+        transform.to(device).eval(),
+        device,
+    )
