@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from research import cli
+from research.config import compose_config, resolved
 
 USAGE = """
 python -m research.summary key=value[,value…] …
@@ -25,9 +26,15 @@ CLASSES = 1000
 def rows(settings: list[str]) -> list[tuple[list[str], int, float]]:
     """(values of the keys with several values, parameters, giga-multiply-adds) a combination."""
     choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
+    combinations = [
+        (values, [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)])
+        for values in itertools.product(*(values for _, values in choices))
+    ]
+    for _, overrides in combinations:
+        # A mistake in the last is answered before the first is built.
+        compose_config(overrides)
     found = []
-    for values in itertools.product(*(values for _, values in choices)):
-        overrides = [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)]
+    for values, overrides in combinations:
         varied = [v for (_, all_), v in zip(choices, values, strict=True) if len(all_) > 1]
         parameters, macs = measure(overrides)
         found.append((varied, parameters, macs / 1e9))
@@ -41,7 +48,6 @@ def measure(overrides: list[str]) -> tuple[int, int]:
 
     from research import build
     from research.compression.blocks import Blocks
-    from research.config import compose_config, resolved
 
     config = resolved(compose_config(overrides)[0])
     classes = [str(number) for number in range(config["model"]["num_classes"] or CLASSES)]

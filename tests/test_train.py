@@ -260,9 +260,13 @@ def test_accumulation_equals_the_large_batch(small: Compose) -> None:
     states = []
     for batch, accumulate in ((24, 1), (6, 4)):
         config = small(
-            f"dataset.batch_size={batch}", f"accumulate={accumulate}", "optimizer.momentum=0", "optimizer.nesterov=false",
-            "dataset.random_crop=false", "dataset.random_flip=false",
-        )  # fmt: skip
+            f"dataset.batch_size={batch}",
+            f"accumulate={accumulate}",
+            "optimizer.momentum=0",
+            "optimizer.nesterov=false",
+            "dataset.random_crop=false",
+            "dataset.random_flip=false",
+        )
         built = build.experiment(config)
         for module in built.parts.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):

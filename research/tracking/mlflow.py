@@ -57,8 +57,8 @@ class MLflowTracker(Tracker):
         self.run: Run | None = None
         self.run_id = ""
         self.pending: list[dict[str, Any]] = []
-        # The last step of each metric that the store has; None while that is not known.
-        self.delivered: dict[str, int] | None = None
+        # The last step of each metric that an earlier process brought into the store.
+        self.delivered: dict[str, int] = {}
         self.not_before = 0.0
         self.client: Any = None
         self.monitor: Any = None
@@ -164,11 +164,10 @@ class MLflowTracker(Tracker):
             elif self.database is not None:
                 _probe(self.database)
             while self.pending:
-                known = self._recorded() if self.delivered is None else self.delivered
-                # A request that breaks off (no answer, Ctrl-C) may have been carried out.
-                self.delivered = None
-                del self.pending[: self._send_front(known)]
-                self.delivered = known
+                # If it was carried out unheard (no answer, Ctrl-C) it is repeated; MLflow knows
+                # a metric by its key, step, time and value.
+                sent = self._send_front()
+                del self.pending[:sent]
             self.not_before = time.monotonic() + SECONDS_BETWEEN_DELIVERIES
         except Exception as error:
             # The store is a foreign service: whatever it raises must not end a training run.
@@ -176,12 +175,8 @@ class MLflowTracker(Tracker):
             self.not_before = time.monotonic() + SECONDS_AFTER_FAILURE
         self._rewrite_spool()
 
-    def _send_front(self, known: Mapping[str, int]) -> int:
-        """Send the first records that fit one request, without the steps that are ``known``.
-
-        Returns:
-            how many records that was.
-        """
+    def _send_front(self) -> int:
+        """Send the first records that fit one request; returns how many records that was."""
         from mlflow.entities import Metric
 
         assert self.run is not None
@@ -201,21 +196,13 @@ class MLflowTracker(Tracker):
             metrics += [
                 Metric(key, value, record["time"], record["step"])
                 for key, value in record["metrics"].items()
-                if record["step"] > known.get(key, -1)
+                if record["step"] > self.delivered.get(key, -1)
             ]
             sent += 1
         for start in range(0, len(metrics), METRICS_PER_REQUEST):
             request = metrics[start : start + METRICS_PER_REQUEST]
             self.client.log_batch(self.run_id, metrics=request)
         return sent
-
-    def _recorded(self) -> dict[str, int]:
-        """The last step of every metric of ours that the store holds."""
-        return {
-            key: max(metric.step for metric in self.client.get_metric_history(self.run_id, key))
-            for key in self.client.get_run(self.run_id).data.metrics
-            if not key.startswith("system/")
-        }
 
     def _connect(self) -> None:
         """Open the store and the run."""
@@ -260,7 +247,7 @@ class MLflowTracker(Tracker):
         opened = self._reopened(client) if self.run_id else None
         if opened is None:
             opened = client.create_run(experiment, run_name=self.run.name, tags=self.run.tags)
-            self.run_id, self.delivered = opened.info.run_id, {}
+            self.run_id = opened.info.run_id
             write_text(self._run_file, self.run_id)
         # What an attempt that failed half-way has left out.
         params = [
@@ -282,12 +269,18 @@ class MLflowTracker(Tracker):
 
         try:
             client.update_run(self.run_id, status="RUNNING")
-            return client.get_run(self.run_id)
+            opened = client.get_run(self.run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             log.warning("MLflow run %s is gone from %s; a new one is made", self.run_id, self.uri)
             return None
+        self.delivered = {
+            key: max(metric.step for metric in client.get_metric_history(self.run_id, key))
+            for key in opened.data.metrics
+            if not key.startswith("system/")
+        }
+        return opened
 
 
 def _probe(database: Path) -> None:

@@ -68,11 +68,12 @@ def test_rows_after_the_epoch_that_goes_on_are_dropped(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("cut", ["2", "2,3", "2,3,0.", "2,3,0.25"])
+@pytest.mark.parametrize("cut", ["2", "2,3", "2,3,0.", "2,3,0.25", "1", "1,1"])
 def test_a_row_cut_short_by_a_crash_is_dropped(tmp_path: Path, cut: str) -> None:
     tracker = started(tmp_path)
     tracker.log("batch", 1, {"epoch": 1, "batch": 1, "loss": 0.5})
     path = tmp_path / "batch_metrics.csv"
+    # A row of epoch 10 or 11 may look like one of epoch 1.
     with path.open("a") as file:
         file.write(cut)
     again = started(tmp_path, resumed=1)
