@@ -158,7 +158,7 @@ class RunSettings:
         metadata={"help": "labels for the tracker: tags.paper=a tags.try=b", "rule": MAPPING},
     )
     seed: int = _setting(0, "seed of weights, order, augmentation", whole(0, 2**32 - 1))
-    epochs: int = _setting(6, "passes over the training images", COUNT)
+    epochs: int = _setting(4, "passes over the training images", COUNT)
     device: str = _setting("auto", "where to train; auto: the first accelerator, else cpu", DEVICE)
     precision: str = _setting(
         "fp32", "arithmetic of the forward pass", one_of("fp32", "bf16", "fp16")
