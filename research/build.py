@@ -8,7 +8,6 @@ import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,13 @@ from hydra.utils import instantiate
 from torch import nn
 
 from research import checkpoint, weights
-from research.compression import statistics
 from research.compression.selection import Selection
-from research.compression.statistics import Statistics
 from research.compression.stems import StemSpec
 from research.config import EXECUTION_WHITELIST
-from research.data.baseline import linear_top1
-from research.data.folder import ImageFolders
+from research.data.coefficients import Coefficients
 from research.data.index import Progress
 from research.data.loader import EpochLoader
-from research.data.readers import BitstreamReader, PixelReader, Reader
-from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
+from research.data.source import DataSource
 from research.errors import UserError
 from research.loop import Parts, Settings
 from research.tasks.task import Monitor, Task
@@ -37,8 +32,6 @@ from research.tracking.tracker import Tracker
 log = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
-STATISTICS_RECIPE = 1
-"""Raised when the way in which statistics are measured changes, so that old ones are not used."""
 
 
 @dataclass
@@ -48,13 +41,13 @@ class Experiment:
     Attributes:
         parts: what the loop takes.
         settings: the loop's numbers.
-        data: the data set, indexed.
+        data: the data set, found and split.
         parameters: trainable parameters of the model.
     """
 
     parts: Parts
     settings: Settings
-    data: ImageFolders
+    data: DataSource
     parameters: int
 
 
@@ -70,7 +63,8 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     """
     device = select_device(config["device"], config["precision"])
     seed_everything(config["seed"], config["deterministic"])
-    data = source(config, progress)
+    data = source(config)
+    data.prepare(config["seed"], progress)
     task = build_task(config, data.classes)
     network = model(config, data.classes).to(device)
     if config["init_from"] is not None:
@@ -84,7 +78,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
         task=task,
         model=network,
         forward=torch.compile(network) if config["compile"] else network,  # type: ignore[arg-type]
-        transform=device_transform(config, data, progress).to(device),
+        transform=data.transform(progress=progress).to(device),
         train_loader=train_loader,
         val_loader=loader(config, data, "val", device, train=False),
         optimizer=optimizer,
@@ -105,10 +99,9 @@ def settings(config: Config) -> Settings:
     return Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
 
 
-def source(config: Config, progress: Progress | None = None) -> ImageFolders:
-    """The data set, indexed and split."""
-    data: ImageFolders = _make(config["dataset"])
-    data.prepare(config["seed"], progress)
+def source(config: Config) -> DataSource:
+    """The data set; nothing of it is read before ``prepare``."""
+    data: DataSource = _make(config["dataset"], coefficients=coefficients(config["compression"]))
     return data
 
 
@@ -118,18 +111,26 @@ def build_task(config: Config, classes: list[str]) -> Task:
 
 
 def model(config: Config, classes: list[str]) -> nn.Module:
-    """The network, as wide as the data set has classes.
+    """The network.
+
+    What a model's YAML leaves null for the data or the compression to say is filled in:
+    ``num_classes``, as many as the data set has, and ``stem``, how coefficients enter.
 
     Raises:
         UserError: when ``model.num_classes`` is given and the data have another number.
     """
-    asked = config["model"]["num_classes"]
+    settings = config["model"]
+    known: dict[str, Any] = {
+        "num_classes": len(classes),
+        "stem": stem_spec(config["compression"]),
+    }
+    asked = settings.get("num_classes")
     if asked is not None and asked != len(classes):
         raise UserError(
             f"model.num_classes={asked}: the data set has {len(classes)} classes; leave it out"
         )
     network: nn.Module = _make(
-        config["model"], num_classes=len(classes), stem=stem_spec(config["compression"])
+        settings, **{key: value for key, value in known.items() if key in settings}
     )
     return network
 
@@ -149,16 +150,22 @@ def selection(compression: Config) -> Selection:
     )
 
 
-def reader(config: Config) -> Reader:
-    """What turns a file into a sample: pixels, unless the bitstream is asked for."""
-    size, compression = config["dataset"]["image_size"], config["compression"]
-    if compression.get("source") == "bitstream":
-        return BitstreamReader(size, selection(compression))
-    return PixelReader(size)
+def coefficients(compression: Config) -> Coefficients | None:
+    """What the network asks of a data set; ``None`` for pixels."""
+    stem = stem_spec(compression)
+    if stem is None:
+        return None
+    return Coefficients(
+        stem.selection,
+        stem.range_,
+        compression["source"],
+        stem.normalised,
+        compression["statistics_images"],
+    )
 
 
 def loader(
-    config: Config, data: ImageFolders, split: str, device: torch.device, *, train: bool
+    config: Config, data: DataSource, split: str, device: torch.device, *, train: bool
 ) -> EpochLoader:
     """The batches of one split."""
     on_gpu = device.type == "cuda"
@@ -166,42 +173,13 @@ def loader(
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if on_gpu else 0
     return EpochLoader(
-        data.dataset(split, reader(config), config["seed"], train=train),
+        data.samples(split, seed=config["seed"], train=train),
         data.batch_size,
         seed=config["seed"],
         train=train,
         workers=workers,
         pin_memory=on_gpu if data.pin_memory is None else data.pin_memory,
     )
-
-
-def device_transform(
-    config: Config, data: ImageFolders, progress: Progress | None = None
-) -> DeviceTransform:
-    """The batched half of preprocessing, with statistics measured (or recalled) where needed."""
-    stem = stem_spec(config["compression"])
-    if stem is None:
-        return PixelTransform(data.mean, data.std, data.random_flip)
-    measured = _statistics(config, data, progress) if stem.normalised else None
-    return CoefficientTransform(stem.selection, stem.range_, measured, data.random_flip)
-
-
-def bare_transform(config: Config) -> DeviceTransform:
-    """The device transform without its numbers, which a checkpoint fills in."""
-    stem = stem_spec(config["compression"])
-    if stem is None:
-        return PixelTransform(config["dataset"]["mean"], config["dataset"]["std"], flip=False)
-    return CoefficientTransform(stem.selection, stem.range_, None, flip=False)
-
-
-def linear_baseline(config: Config, data: ImageFolders) -> float:
-    """Validation top-1 of a linear classifier on this data's colours; see ``data.baseline``."""
-    read = PixelReader(config["dataset"]["image_size"])
-    loaders = (
-        EpochLoader(data.dataset(split, read, seed=0, train=False), 256, seed=0, train=False)
-        for split in ("train", "val")
-    )
-    return linear_top1(*loaders)
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Any], where: str) -> None:
@@ -257,40 +235,6 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-
-
-def _statistics(config: Config, data: ImageFolders, progress: Progress | None) -> Statistics:
-    """Statistics of all 64 frequencies over the training split, as validation would see it."""
-    compression, size = config["compression"], config["dataset"]["image_size"]
-    images = compression["statistics_images"]
-    key = {
-        "recipe": STATISTICS_RECIPE,
-        "data": data.fingerprint(),
-        "source": compression["source"],
-        "image_size": size,
-        "resize": f"bilinear, centre crop {config['dataset']['crop_pct']}",
-        "range": compression["range"],
-        "images": images,
-    }
-    every = Selection(tuple(range(64)), tuple(range(64)))
-
-    def measure() -> Statistics:
-        read = BitstreamReader(size, every) if key["source"] == "bitstream" else PixelReader(size)
-        samples = data.dataset("train", read, seed=0, train=False)
-        batches = EpochLoader(samples, min(64, len(samples)), seed=0, train=True)
-        transform = CoefficientTransform(every, compression["range"], None, flip=False).eval()
-        wanted = min(len(batches), math.ceil(images / batches.sampler.batch_size))
-
-        def blocks() -> Any:
-            for done, batch in enumerate(islice(batches.epoch(0), wanted), start=1):
-                if progress is not None:
-                    progress("measuring DCT statistics", done, wanted)
-                if len(batch):
-                    yield transform(batch, None).inputs
-
-        return statistics.measure(blocks())
-
-    return statistics.cached(Path(config["dataset"]["cache_dir"]) / "statistics", key, measure)
 
 
 def _init_from(network: nn.Module, path: Path) -> None:

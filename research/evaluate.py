@@ -45,7 +45,8 @@ def evaluate(
     saved = checkpoint.load(checkpoint.find(run, which))
     config = _with(saved["config"], [f"device={device}", *overrides])
     loaded = trained.restore(config, saved)
-    data = build.source(config)
+    data = loaded.data
+    data.prepare(config["seed"])
     if data.classes != loaded.classes:
         raise UserError(
             f"the data's {len(data.classes)} classes are not the {len(loaded.classes)} that {run} "

@@ -40,7 +40,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     from research import build
     from research.compression.dct import rgb_to_ycbcr
     from research.compression.decoder import Decoder
-    from research.compression.selection import Selection
+    from research.compression.selection import EVERY
     from research.config import compose_config, resolved
     from research.data.batch import ClassificationBatch
     from research.data.crops import CentreCrop
@@ -53,11 +53,10 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     if spec is None:
         raise UserError("compression=none keeps every pixel: nothing to inspect")
     size = config["dataset"]["image_size"]
-    every = Selection(tuple(range(64)), tuple(range(64)))
     bitstream = config["compression"]["source"] == "bitstream"
-    reader = BitstreamReader(size, every) if bitstream else PixelReader(size)
-    transform = CoefficientTransform(every, spec.range_, None, flip=False).eval()
-    whole, kept = Decoder(every, spec.range_), Decoder(spec.selection, spec.range_)
+    reader = BitstreamReader(size, EVERY) if bitstream else PixelReader(size)
+    transform = CoefficientTransform(EVERY, spec.range_, None, flip=False).eval()
+    whole, kept = Decoder(EVERY, spec.range_), Decoder(spec.selection, spec.range_)
     crop = CentreCrop(config["dataset"]["crop_pct"])
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

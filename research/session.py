@@ -121,9 +121,9 @@ def train(
     finally:
         tracker.finish(status)
     _say_where(folder, state, parts.monitor.metric, tracker)
-    if data.linear_baseline:
-        floor = build.linear_baseline(config, data)
-        log.info("  floor:    top1 %.4f, a linear classifier on mean colour and DC values", floor)
+    floor = data.floor()
+    if floor is not None:
+        log.info("  floor:    %s", floor)
     return state
 
 
@@ -153,11 +153,11 @@ def _finish_files(folder: Path, model: nn.Module, state: State, tracker: Tracker
 
 def _describe(experiment: build.Experiment) -> str:
     parts, data = experiment.parts, experiment.data
-    counts = ", ".join(f"{len(split.files)} {name}" for name, split in data.splits.items())
+    counts = ", ".join(f"{samples} {name}" for name, (samples, _) in data.counts().items())
     left_out = {
         f"{kind} in {name}": count
-        for name, split in data.splits.items()
-        for kind, count in sorted(split.left_out.items())
+        for name, (_, kinds) in data.counts().items()
+        for kind, count in sorted(kinds.items())
     }
     damage = "; left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items())
     return (

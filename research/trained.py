@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from research import build
 from research.build import Config
-from research.data.batch import ClassificationBatch
-from research.data.crops import CentreCrop
-from research.data.readers import Reader
+from research.data.source import DataSource
 from research.data.transforms import DeviceTransform
 from research.loop import autocast
 from research.tasks.task import Task
@@ -32,7 +29,7 @@ class Trained:
     classes: list[str]
     task: Task
     model: nn.Module
-    reader: Reader
+    data: DataSource
     transform: DeviceTransform
     device: torch.device
 
@@ -42,19 +39,17 @@ class Trained:
 
     @torch.inference_mode()
     def __call__(self, paths: Sequence[str | Path]) -> Any:
-        """Predictions for image files: logits [B, C] of a classifier, on its device.
+        """Predictions for image files, as the task puts them for people.
+
+        Logits [B, C] of a classifier; of a detector, boxes in pixels of the files.
 
         Raises:
             DamagedImage: when a file cannot be read.
         """
-        crop = CentreCrop(self.config["dataset"]["crop_pct"])
-        rng = np.random.default_rng(0)
-        inputs = self.reader.stack([self.reader.read(Path(path), crop, rng) for path in paths])
-        index = torch.arange(len(paths))
-        batch = ClassificationBatch(index, inputs, torch.full_like(index, -1))
+        batch = self.data.read([Path(path) for path in paths])
         prepared = self.transform(batch.to(self.device), None)
         with autocast(self.device, self.config["precision"]):
-            return self.task.predict(self.model, prepared)
+            return self.task.answer(self.task.predict(self.model, prepared), prepared)
 
 
 def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
@@ -69,14 +64,15 @@ def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
     # The weights come from the checkpoint; a file of pretrained ones need not exist any more.
     network = build.model({**config, "model": {**config["model"], "pretrained": None}}, classes)
     build.load_weights(network, saved["model"], "the checkpoint")
-    transform = build.bare_transform(config)
+    data = build.source(config)
+    transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])
     return Trained(
         config,
         classes,
         build.build_task(config, classes),
         network.to(device).eval(),
-        build.reader(config),
+        data,
         transform.to(device).eval(),
         device,
     )

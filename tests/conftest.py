@@ -97,6 +97,15 @@ def data_overrides(folders: Path) -> list[str]:
     ]
 
 
+def prepared(config: dict[str, Any]) -> Any:
+    """The data set of a configuration, found and split."""
+    from research import build
+
+    data = build.source(config)
+    data.prepare(config["seed"])
+    return data
+
+
 def run(config: dict[str, Any], name: str = "test") -> Path:
     """Train as ``train.py`` does; returns the run folder."""
     from research import runs, session

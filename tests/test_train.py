@@ -17,7 +17,7 @@ import research
 from research import build, checkpoint, evaluate, runs
 from research.errors import UserError
 from research.loop import State
-from tests.conftest import data_overrides, make_folders, picture, run
+from tests.conftest import data_overrides, make_folders, picture, prepared, run
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -247,7 +247,7 @@ def test_order_and_augmentation_do_not_depend_on_workers(small: Compose) -> None
     batches = []
     for workers in (0, 2):
         config = small(f"dataset.workers={workers}")
-        data = build.source(config)
+        data = prepared(config)
         loader = build.loader(config, data, "train", torch.device("cpu"), train=True)
         batches.append([(b.index, b.inputs) for b in loader.epoch(3)])  # type: ignore[attr-defined]
     for (index, inputs), (index_2, inputs_2) in zip(*batches, strict=True):
@@ -296,7 +296,7 @@ def module_eval(norm: torch.nn.BatchNorm2d) -> Any:
 def test_held_out_share_is_seeded_and_disjoint(small: Compose, folders: Path) -> None:
     def splits(seed: int) -> tuple[set[Path], set[Path]]:
         config = small("dataset.val_dir=null", "dataset.val_fraction=0.25", f"seed={seed}")
-        data = build.source(config)
+        data = prepared(config)
         return set(data.splits["train"].files), set(data.splits["val"].files)
 
     train, val = splits(0)
@@ -308,7 +308,7 @@ def test_held_out_share_is_seeded_and_disjoint(small: Compose, folders: Path) ->
 
 def test_limits_spread_over_classes(small: Compose) -> None:
     config = small("dataset.max_train_images=7", "dataset.max_val_images=3")
-    data = build.source(config)
+    data = prepared(config)
     counts = np.bincount(data.splits["train"].labels)
     assert counts.sum() == 7
     assert counts.max() - counts.min() <= 1
@@ -318,18 +318,18 @@ def test_limits_spread_over_classes(small: Compose) -> None:
 def test_class_folders_must_fit_together(small: Compose, tmp_path: Path) -> None:
     make_folders(tmp_path / "more" / "train", 2)
     two = f"dataset.train_dirs=[{tmp_path / 'data/train'},{tmp_path / 'more/train'}]"
-    assert len(build.source(small(two)).splits["train"].files) == 30
+    assert len(prepared(small(two)).splits["train"].files) == 30
     (tmp_path / "more/train/spots").rename(tmp_path / "more/train/sports")
     with pytest.raises(UserError, match="class folder 'sports'"):
-        build.source(small(two))
+        prepared(small(two))
     # Disjoint class folders are a data set cut up by classes.
     for name in ("bars", "field"):
         (tmp_path / "more/train" / name).rename(tmp_path / "more/train" / f"new_{name}")
-    assert len(build.source(small(two)).classes) == 6
+    assert len(prepared(small(two)).classes) == 6
     (tmp_path / "data/val/other").mkdir()
     picture("bars", 1).save(tmp_path / "data/val/other/0.png")
     with pytest.raises(UserError, match="other"):
-        build.source(small())
+        prepared(small())
 
 
 def test_overrides_name_real_places(folders: Path) -> None:

@@ -23,6 +23,15 @@ ZIGZAG: tuple[int, ...] = _zigzag()
 """Row-major index of each entry of the JPEG zigzag scan (ITU-T T.81, figure A.6)."""
 
 
+def stored_order(window: int) -> tuple[int, ...]:
+    """The frequencies of a window×window corner in the order in which a store holds them.
+
+    Corners grow in shells, so that each smaller corner is a prefix and is read by itself.
+    """
+    corner = [8 * v + u for v in range(window) for u in range(window)]
+    return tuple(sorted(corner, key=lambda f: (max(f // 8, f % 8), f)))
+
+
 def kept_indices(
     window: int | None, order: Order, count: int | None = None, plane: str = ""
 ) -> tuple[int, ...]:
@@ -83,6 +92,19 @@ class Selection:
             luma=_plane(window, order, window_luma, count_luma, "_luma"),
             chroma=_plane(window, order, window_chroma, count_chroma, "_chroma"),
         )
+
+
+def covering(selection: Selection) -> Selection:
+    """The smallest corners, in stored order, that hold a selection."""
+    return Selection(*(stored_order(_reach(plane)) for plane in (selection.luma, selection.chroma)))
+
+
+def _reach(frequencies: tuple[int, ...]) -> int:
+    return max((max(f // 8, f % 8) + 1 for f in frequencies), default=0)
+
+
+EVERY = Selection(tuple(range(64)), tuple(range(64)))
+"""All frequencies, row-major."""
 
 
 def _plane(

@@ -1,7 +1,7 @@
 """Mean and spread of every DCT coefficient over a training set, measured once and kept.
 
-Statistics always cover all 64 frequencies, so that one measurement serves every window; a
-network that keeps some of them looks its numbers up by kept index.
+Statistics cover all 64 frequencies (or all that a store holds), so that one measurement serves
+every window; a network that keeps some of them looks its numbers up by kept index.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from research.compression.blocks import Blocks
+from research.compression.selection import Selection
 from research.errors import UserError
 from research.files import write_text
 
@@ -40,16 +41,19 @@ class Statistics:
     images: int
 
 
-def measure(batches: Iterable[Blocks]) -> Statistics:
+def measure(batches: Iterable[Blocks], measured: Selection) -> Statistics:
     """Means and standard deviations over all blocks, in float64.
 
     Args:
-        batches: float ``y`` [B, 64, h, w], ``cbcr`` [B, 2, 64, h/2, w/2] with every frequency.
+        batches: float ``y`` [B, k_luma, h, w], ``cbcr`` [B, 2, k_chroma, h/2, w/2].
+        measured: which frequencies these are; the others stay at mean 0 and deviation 1.
 
     Raises:
         UserError: when there is not one image.
     """
-    y_sums, c_sums = torch.zeros(2, 64).double(), torch.zeros(2, 2, 64).double()
+    luma_at, chroma_at = list(measured.luma), list(measured.chroma)
+    y_sums = torch.zeros(2, len(luma_at)).double()
+    c_sums = torch.zeros(2, 2, len(chroma_at)).double()
     y_count = c_count = images = 0
     for y, cbcr in batches:
         luma, chroma = y.double().cpu(), cbcr.double().cpu()
@@ -62,13 +66,14 @@ def measure(batches: Iterable[Blocks]) -> Statistics:
         raise UserError("no training image could be read to measure DCT statistics")
     y_mean, y_square = y_sums / y_count
     c_mean, c_square = c_sums / c_count
-    return Statistics(
-        y_mean.float(),
-        (y_square - y_mean.square()).clamp(min=0).sqrt().float(),
-        c_mean.float(),
-        (c_square - c_mean.square()).clamp(min=0).sqrt().float(),
-        images,
+    found = Statistics(
+        torch.zeros(64), torch.ones(64), torch.zeros(2, 64), torch.ones(2, 64), images
     )
+    found.y_mean[luma_at] = y_mean.float()
+    found.y_std[luma_at] = (y_square - y_mean.square()).clamp(min=0).sqrt().float()
+    found.cbcr_mean[:, chroma_at] = c_mean.float()
+    found.cbcr_std[:, chroma_at] = (c_square - c_mean.square()).clamp(min=0).sqrt().float()
+    return found
 
 
 def cached(folder: Path, key: Mapping[str, object], make: Callable[[], Statistics]) -> Statistics:

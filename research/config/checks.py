@@ -127,10 +127,11 @@ def _faults(
 ) -> Iterator[str]:
     """Combinations of allowed values that cannot be trained, one line each."""
     compressed = settings["compression"]["variant"] != "none"
-    yield from _model_faults(choices, compressed, overrides)
+    takes_coefficients = "stem" in settings["model"]
+    yield from _model_faults(choices, compressed, takes_coefficients, overrides)
     if compressed:
         yield from _compression_faults(settings)
-    yield from _dataset_faults(settings["dataset"], choices)
+    yield from _dataset_faults(settings, choices)
     yield from _start_faults(settings)
     if settings["precision"] == "fp16" and settings["device"] == "cpu":
         yield "precision=fp16 with device=cpu: fp16 needs an accelerator; use bf16 or fp32"
@@ -146,10 +147,18 @@ def _faults(
 
 
 def _model_faults(
-    choices: Mapping[str, str | None], compressed: bool, overrides: Sequence[str] | None
+    choices: Mapping[str, str | None],
+    compressed: bool,
+    takes_coefficients: bool,
+    overrides: Sequence[str] | None,
 ) -> Iterator[str]:
     model, experiment = choices.get("model"), choices.get("experiment")
     chosen = choices.get("compression")
+    if compressed and not takes_coefficients:
+        yield (
+            f"model={model} takes pixels but compression={chosen} makes coefficients: "
+            "add compression=none"
+        )
     if model is None or (compressed and experiment is None):
         return
     preset = choices_of_model(model).get("compression")
@@ -203,7 +212,19 @@ def _compression_faults(settings: Settings) -> Iterator[str]:
         yield f"compression: {error}"
 
 
-def _dataset_faults(dataset: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+def _dataset_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+    dataset = settings["dataset"]
+    stored, size = dataset.get("stored_size"), dataset["image_size"]
+    if stored is not None and settings["compression"].get("source") != "bitstream":
+        yield (
+            f"dataset.stored_size={stored} reads files as a store of coefficients would: "
+            "add compression.source=bitstream, or leave it out"
+        )
+    if stored is not None and (stored % BLOCK or stored < size):
+        yield (
+            f"dataset.stored_size={stored}: expected a multiple of {BLOCK}, at least "
+            f"dataset.image_size={size}"
+        )
     if not dataset.get("train_dirs", True):
         yield (
             f"dataset.train_dirs is required for dataset={choices.get('dataset')}: "

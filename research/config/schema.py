@@ -128,6 +128,7 @@ NAME = Rule(
     "text without blanks and slashes",
     lambda value: isinstance(value, str) and re.fullmatch(r"[^\s/\\]+", value) is not None,
 )
+NOTHING = Rule("null; it is filled in", lambda value: value is None)
 PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()))
 TEXT = Rule("text", lambda value: isinstance(value, str))
 TRUTH = Rule("true or false", lambda value: isinstance(value, bool), ("true", "false"))
@@ -206,6 +207,7 @@ GROUPS: tuple[str, ...] = tuple(
 
 GROUP_RULES: dict[str, Rule] = {
     "model.num_classes": whole(2),
+    "model.stem": NOTHING,
     "model.pretrained": PATH,
     "model.drop_rate": SHARE,
     "model.drop_path_rate": SHARE,
@@ -224,6 +226,7 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.std": list_of(number(above=0), 3),
     "dataset.max_train_images": COUNT,
     "dataset.max_val_images": COUNT,
+    "dataset.stored_size": whole(16),
     "dataset.demo.train_images": COUNT,
     "dataset.demo.val_images": COUNT,
     "dataset.demo.seed": whole(0),

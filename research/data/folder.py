@@ -11,12 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from research.compression.blocks import Blocks
+from research.compression.selection import EVERY, Selection, covering
+from research.compression.statistics import Statistics
+from research.data.baseline import linear_top1
 from research.data.batch import ClassificationBatch
+from research.data.block_samples import BlockCrop, BlockSamples, FileRows
+from research.data.coefficients import Coefficients
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.demo import Scenes
 from research.data.index import Progress, index_folder
-from research.data.loader import Key
-from research.data.readers import Reader, Sample
+from research.data.loader import BatchSource, EpochLoader, Key
+from research.data.readers import BitstreamReader, PixelReader, Reader, Sample
+from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.errors import DamagedImage, UserError
 
 
@@ -60,9 +67,12 @@ class ImageFolders:
         std: RGB standard deviations on a 0…1 scale.
         max_train_images: keep at most so many training images, spread over the classes.
         max_val_images: the same for validation.
-        cache_dir: folder for the index of headers.
+        cache_dir: folder for the index of headers and for DCT statistics.
         linear_baseline: after training, fit and print a linear classifier on colours.
+        stored_size: read every file as a warehouse of this image size holds it, and cut the
+            input from its blocks; null for crops of the image itself.
         demo: makes the folders first, when they are ours to make.
+        coefficients: what a compressed network asks for; null for pixels.
     """
 
     def __init__(
@@ -87,7 +97,9 @@ class ImageFolders:
         max_val_images: int | None,
         cache_dir: str,
         linear_baseline: bool,
+        stored_size: int | None,
         demo: Scenes | None,
+        coefficients: Coefficients | None,
     ) -> None:
         self.name = name
         self.train_dirs = [Path(path) for path in train_dirs]
@@ -105,7 +117,10 @@ class ImageFolders:
         self.cache = Path(cache_dir)
         self.linear_baseline = linear_baseline
         self.demo = demo
-        self.eval_crop = CentreCrop(crop_pct)
+        self.coefficients = coefficients
+        self.random_crop = random_crop
+        self.block_crop = None if stored_size is None else BlockCrop(stored_size, image_size)
+        self.eval_crop = CentreCrop(crop_pct if stored_size is None else 1.0)
         self.train_crop: Crop = self.eval_crop
         if random_crop:
             low, high = crop_scale
@@ -144,8 +159,8 @@ class ImageFolders:
             if not split.files:
                 raise UserError(_nothing_left(which, split))
 
-    def dataset(self, split: str, reader: Reader, seed: int, *, train: bool) -> ImageSamples:
-        """One split, read by ``reader``, with training or validation crops.
+    def samples(self, split: str, *, seed: int, train: bool) -> BatchSource:
+        """One split, with training or validation crops.
 
         Raises:
             UserError: when the data set has no such split.
@@ -155,8 +170,55 @@ class ImageFolders:
                 f"split={split}: this data set has {', '.join(self.splits)}"
                 + ("; give dataset.test_dir=FOLDER" if split == "test" else "")
             )
+        files = self.splits[split]
+        if self.block_crop is not None:
+            rows = FileRows(files.files, self._reader(), self.eval_crop)
+            random = train and self.random_crop
+            return BlockSamples(
+                rows, files.labels, self.block_crop, seed, random=random, left_out=files.left_out
+            )
         crop = self.train_crop if train else self.eval_crop
-        return ImageSamples(self.splits[split], reader, crop, seed)
+        return ImageSamples(files, self._reader(), crop, seed)
+
+    def transform(
+        self, *, measured: bool = True, progress: Progress | None = None
+    ) -> DeviceTransform:
+        if self.coefficients is None:
+            return PixelTransform(self.mean, self.std, self.random_flip)
+        numbers = None
+        if measured:
+            numbers = self._statistics(self.coefficients, progress)
+        return CoefficientTransform(
+            self.coefficients.selection,
+            self.coefficients.range_,
+            numbers,
+            self.random_flip,
+            self._shipped(self.coefficients),
+        )
+
+    def read(self, paths: Sequence[Path]) -> ClassificationBatch:
+        """Images with validation crops; every label is -1."""
+        reader, rng = self._reader(), np.random.default_rng(0)
+        inputs = reader.stack([reader.read(path, self.eval_crop, rng) for path in paths])
+        if self.block_crop is not None and isinstance(inputs, Blocks):
+            inputs = self.block_crop.centre(inputs)
+        index = torch.arange(len(paths))
+        return ClassificationBatch(index, inputs, torch.full_like(index, -1))
+
+    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
+        return {name: (len(split.files), split.left_out) for name, split in self.splits.items()}
+
+    def floor(self) -> str | None:
+        """Validation top-1 of a linear classifier on this data's colours; see ``baseline``."""
+        if not self.linear_baseline:
+            return None
+        reader = PixelReader(self.image_size)
+        uncropped = (
+            ImageSamples(self.splits[split], reader, self.eval_crop, seed=0)
+            for split in ("train", "val")
+        )
+        top1 = linear_top1(*(EpochLoader(part, 256, seed=0, train=False) for part in uncropped))
+        return f"top1 {top1:.4f}, a linear classifier on mean colour and DC values"
 
     def fingerprint(self) -> str:
         """Quick hash of the data: every file's split, relative name and size (no content)."""
@@ -166,6 +228,27 @@ class ImageFolders:
                 line = f"{name}/{self.classes[label]}/{path.name}:{path.stat().st_size}\n"
                 digest.update(line.encode())
         return digest.hexdigest()[:16]
+
+    def _reader(self, selection: Selection | None = None) -> Reader:
+        size = self.image_size if self.block_crop is None else self.block_crop.stored
+        if self.coefficients is None or self.coefficients.source == "pixels":
+            return PixelReader(size)
+        return BitstreamReader(size, selection or self._shipped(self.coefficients))
+
+    def _shipped(self, kept: Coefficients) -> Selection:
+        return kept.selection if self.block_crop is None else covering(kept.selection)
+
+    def _statistics(self, kept: Coefficients, progress: Progress | None) -> Statistics | None:
+        """Of all 64 frequencies over the training split, as validation would see it."""
+        split, reader = self.splits["train"], self._reader(EVERY)
+        crop = f"bilinear, centre crop {self.eval_crop.pct}"
+        samples: BatchSource = ImageSamples(split, reader, self.eval_crop, seed=0)
+        if self.block_crop is not None:
+            crop = f"centre blocks of {self.block_crop.stored}"
+            rows = FileRows(split.files, reader, self.eval_crop)
+            samples = BlockSamples(rows, split.labels, self.block_crop, seed=0, random=False)
+        key = {"data": self.fingerprint(), "image_size": self.image_size, "resize": crop}
+        return kept.statistics(samples, EVERY, key, self.cache / "statistics", progress)
 
     def _index(self, root: Path, key: str, progress: Progress | None) -> dict[str, str]:
         if not root.is_dir():

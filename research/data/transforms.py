@@ -89,14 +89,24 @@ class CoefficientTransform(DeviceTransform):
         range_: ``full``, or ``studio`` for BT.601's 16…235.
         statistics: normalise by these; null leaves the coefficients on JPEG's scale.
         flip: mirror in training.
+        shipped: the frequencies that int16 ``Blocks`` arrive with, ``selection`` among them; null
+            when just the selection is shipped, in its own order.
     """
 
     def __init__(
-        self, selection: Selection, range_: str, statistics: Statistics | None, flip: bool
+        self,
+        selection: Selection,
+        range_: str,
+        statistics: Statistics | None,
+        flip: bool,
+        shipped: Selection | None = None,
     ) -> None:
         super().__init__()
         self.flip = flip
         self.selection = selection
+        shipped = shipped or selection
+        self.luma_at = _places(selection.luma, shipped.luma)
+        self.chroma_at = _places(selection.chroma, shipped.chroma)
         self.decoder = Decoder(selection, range_)
         luma, chroma = list(selection.luma), list(selection.chroma)
         self.register_buffer("luma_basis", dct_basis()[luma], persistent=False)
@@ -142,7 +152,9 @@ class CoefficientTransform(DeviceTransform):
         """Kept coefficients on JPEG's own scale, full range."""
         if isinstance(inputs, Blocks):
             # Block-major in memory is channels_last as seen from here: no copy but to float.
-            return inputs.y.permute(0, 3, 1, 2).float(), inputs.cbcr.permute(0, 1, 4, 2, 3).float()
+            y = inputs.y if self.luma_at is None else inputs.y[..., self.luma_at]
+            cbcr = inputs.cbcr if self.chroma_at is None else inputs.cbcr[..., self.chroma_at]
+            return y.permute(0, 3, 1, 2).float(), cbcr.permute(0, 1, 4, 2, 3).float()
         y, cbcr = rgb_to_ycbcr(inputs.float())
         return block_dct(y - 128, self.luma_basis), block_dct(cbcr - 128, self.chroma_basis)
 
@@ -156,6 +168,11 @@ class CoefficientTransform(DeviceTransform):
             torch.where(chosen[:, None, None, None], mirrored_y, y),
             torch.where(chosen[:, None, None, None, None], mirrored_cbcr, cbcr),
         )
+
+
+def _places(wanted: tuple[int, ...], shipped: tuple[int, ...]) -> list[int] | None:
+    """Where the wanted frequencies stand among the shipped; null when they are the shipped."""
+    return None if wanted == shipped else [shipped.index(frequency) for frequency in wanted]
 
 
 def _half(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -40,6 +40,10 @@ class Classification:
         """Logits, float32 [B, C]."""
         return model(batch.inputs).float()
 
+    def answer(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
+        """The logits as they are."""
+        return predictions
+
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(len(self.classes), device)
 

@@ -54,6 +54,10 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, batch: Any) -> Any: ...
 
+    def answer(self, predictions: Any, batch: Any) -> Any:
+        """Predictions as a user takes them: in the units of the files, on no grid of ours."""
+        ...
+
     def metrics(self, device: Any) -> Metrics: ...
 
     def pictures(

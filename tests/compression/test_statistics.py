@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.fft import dctn
 
-from research import build
 from research.compression import statistics
 from research.compression.blocks import Blocks
-from research.compression.selection import ZIGZAG
+from research.compression.selection import EVERY, ZIGZAG, Selection
 from research.compression.statistics import Statistics
 from research.data.crops import CentreCrop
 from research.data.readers import PixelReader
 from research.data.transforms import EPSILON, CoefficientTransform
 from research.errors import UserError
+from tests.conftest import prepared
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -37,7 +37,7 @@ def batches() -> list[Blocks]:
 
 
 def test_mean_and_deviation_are_those_of_numpy() -> None:
-    found = statistics.measure(batches())
+    found = statistics.measure(batches(), EVERY)
     y = np.concatenate([b.y.numpy() for b in batches()]).astype(np.float64)
     cbcr = np.concatenate([b.cbcr.numpy() for b in batches()]).astype(np.float64)
     np.testing.assert_allclose(found.y_mean, y.mean((0, 2, 3)), rtol=1e-6)
@@ -51,7 +51,8 @@ def test_mean_and_deviation_are_those_of_numpy() -> None:
 
 def test_a_constant_frequency_has_no_deviation() -> None:
     found = statistics.measure(
-        [Blocks(torch.full((2, 64, 2, 2), 999.7), torch.ones(2, 2, 64, 1, 1))]
+        [Blocks(torch.full((2, 64, 2, 2), 999.7), torch.ones(2, 2, 64, 1, 1))],
+        EVERY,
     )
     assert found.y_std.max() < 1e-2
     assert not found.y_std.isnan().any()
@@ -59,7 +60,7 @@ def test_a_constant_frequency_has_no_deviation() -> None:
 
 def test_no_image_is_the_users_affair() -> None:
     with pytest.raises(UserError, match="no training image"):
-        statistics.measure([])
+        statistics.measure([], EVERY)
 
 
 def test_measured_once_a_key(tmp_path: Path) -> None:
@@ -67,14 +68,16 @@ def test_measured_once_a_key(tmp_path: Path) -> None:
 
     def make() -> Statistics:
         calls.append(1)
-        return statistics.measure(batches())
+        return statistics.measure(batches(), EVERY)
 
     first = statistics.cached(tmp_path / "s", {"range": "full", "size": 64}, make)
     again = statistics.cached(tmp_path / "s", {"size": 64, "range": "full"}, make)
     assert len(calls) == 1
     for name in ("y_mean", "y_std", "cbcr_mean", "cbcr_std"):
         assert torch.equal(getattr(first, name), getattr(again, name))
-        assert torch.equal(getattr(first, name), getattr(statistics.measure(batches()), name))
+        assert torch.equal(
+            getattr(first, name), getattr(statistics.measure(batches(), EVERY), name)
+        )
     assert first.images == again.images == 6
     statistics.cached(tmp_path / "s", {"range": "studio", "size": 64}, make)
     assert len(calls) == 2
@@ -84,8 +87,8 @@ def test_measured_once_a_key(tmp_path: Path) -> None:
 
 def test_a_failed_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        statistics.cached(tmp_path, {"a": 1}, lambda: statistics.measure([]))
-    found = statistics.cached(tmp_path, {"a": 1}, lambda: statistics.measure(batches()))
+        statistics.cached(tmp_path, {"a": 1}, lambda: statistics.measure([], EVERY))
+    found = statistics.cached(tmp_path, {"a": 1}, lambda: statistics.measure(batches(), EVERY))
     assert found.images == 6
 
 
@@ -107,8 +110,8 @@ def blockwise(plane: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def test_a_run_is_normalised_by_the_numbers_of_its_training_images(small: Compose) -> None:
     config = small("compression.range=studio", "compression.order=zigzag", "compression.window=2")
-    data = build.source(config)
-    transform = build.device_transform(config, data)
+    data = prepared(config)
+    transform = data.transform()
     assert isinstance(transform, CoefficientTransform)
     crop = CentreCrop(config["dataset"]["crop_pct"])
     reader, rng = PixelReader(32), np.random.default_rng(0)
@@ -134,15 +137,15 @@ def test_another_run_on_the_same_data_measures_nothing(
     measured = []
     original = statistics.measure
 
-    def watch(found: Iterator[Blocks]) -> Statistics:
+    def watch(found: Iterator[Blocks], which: Selection) -> Statistics:
         measured.append(1)
-        return original(found)
+        return original(found, which)
 
     monkeypatch.setattr(statistics, "measure", watch)
 
     def transform(*overrides: str) -> Any:
         config = small(*overrides)
-        return build.device_transform(config, build.source(config))
+        return prepared(config).transform()
 
     wide = transform("compression.window=8")
     narrow = transform("compression.window=2", "compression=luma_fusion")
@@ -166,6 +169,6 @@ def test_another_run_on_the_same_data_measures_nothing(
 def test_reconstruction_measures_nothing(small: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "measure", None)
     config = small("compression=reconstruction")
-    transform: Any = build.device_transform(config, build.source(config))
+    transform: Any = prepared(config).transform()
     assert not transform.y_mean.any()
     assert (transform.cbcr_std == 1).all()

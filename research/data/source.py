@@ -1,0 +1,86 @@
+"""What a data set is, to everything above it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from research.data.batch import Batch
+from research.data.index import Progress
+from research.data.loader import BatchSource
+from research.data.transforms import DeviceTransform
+
+
+class DataSource(Protocol):
+    """A data set of any kind: folders, a warehouse, pairs.
+
+    Made without touching the disk, so that a trained model's preprocessing can be had without
+    its data. ``prepare`` finds the data; ``samples``, ``counts``, ``fingerprint`` and ``floor``
+    need it, ``read`` and a bare ``transform`` do not.
+
+    Attributes:
+        name: what the tracker calls it.
+        batch_size: samples a batch.
+        workers: loader processes; null chooses by device.
+        pin_memory: page-locked batches; null chooses by device.
+        classes: class names in index order; empty before ``prepare``.
+    """
+
+    name: str
+    batch_size: int
+    workers: int | None
+    pin_memory: bool | None
+    classes: list[str]
+
+    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+        """Find (or make) the data, settle classes and splits.
+
+        Args:
+            seed: of the run; draws what the data set leaves to chance.
+            progress: told during long work.
+
+        Raises:
+            UserError: when there is nothing to train on, or it does not fit the settings.
+        """
+        ...
+
+    def samples(self, split: str, *, seed: int, train: bool) -> BatchSource:
+        """One split as batches, with training or validation crops.
+
+        Raises:
+            UserError: when the data set has no such split.
+        """
+        ...
+
+    def transform(
+        self, *, measured: bool = True, progress: Progress | None = None
+    ) -> DeviceTransform:
+        """The device's half of preprocessing.
+
+        Args:
+            measured: with statistics taken from (or recalled for) the training split; without,
+                a state dict is to fill them in.
+            progress: told while statistics are taken.
+        """
+        ...
+
+    def read(self, paths: Sequence[Path]) -> Batch:
+        """Files of a user as validation would see them, all in one batch, without targets.
+
+        Raises:
+            DamagedImage: for a file that cannot be read.
+        """
+        ...
+
+    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
+        """Samples of each split, and what it leaves out by kind of damage."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Short hash that differs when the data do."""
+        ...
+
+    def floor(self) -> str | None:
+        """What a trivial predictor reaches on validation, in words; null when not asked for."""
+        ...
