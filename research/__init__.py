@@ -16,7 +16,8 @@ def load(run: str | Path, device: str = "auto") -> Trained:
     """A trained model and its preprocessing, ready to predict.
 
     Args:
-        run: a run folder (its best checkpoint is taken) or a checkpoint file.
+        run: a run folder (its best checkpoint is taken) or a checkpoint file; a run's
+            ``final.safetensors``, the weights of its last epoch, is one and needs no other file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:

@@ -1,39 +1,53 @@
-"""Speed, side by side in one run: ``python -m research.benchmark loading IMAGES…``."""
+"""Speed, side by side in one run: ``python -m research.benchmark NAME IMAGES…``."""
 
 from __future__ import annotations
 
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research import cli
 from research.errors import UserError
 from research.inspect import find_images
 
+if TYPE_CHECKING:
+    from research.data.loader import BatchSource
+    from research.data.warehouse.build import Plan
+
 USAGE = """
 python -m research.benchmark NAME IMAGES… [key=value …]
 
-Times candidates in turn, round by round, and prints each one's median milliseconds a file and its
-ratio to the first (above 1 is faster), round by round: median, lowest, highest. The second
-candidate is the first once more; how far its ratio strays from 1 is the noise.
+Times candidates in turn, round by round, and prints each one's median time a sample and its speed
+as a multiple of the first's, round by round: median, lowest, highest. The second candidate is the
+first once more; how far its ratio strays from 1 is the noise. One process, one thread.
 
 NAME
   loading    file → training sample: pixels (decode, random crop, resize) against the bitstream at
              windows 8, 4 and 2
   readers    file → coefficients: pyjpegio against jpeglib (installed with the extra dev)
+  store      → ready batch of 256, shuffled and cropped: timm's loader on the files against stores
+             prepared from them: coefficients at windows 8 and 4 (256 px, cuts of 224)
+  frames     → ready batch of 32: timm's loader (resized to 384 px) against a store of letterboxed
+             frames
 Settings
-  size=224      side of the sample, in pixels
+  size=224      side of the sample in pixels (loading)
   files=200     files taken at random from those given
   rounds=7      how often each candidate runs over them
 """
 
-Candidate = Callable[[Path], object]
+Pass = Callable[[], int]
+"""Goes over its samples once and says how many there were."""
+
+STORED, CUT = 256, 224
 
 
-def loading(size: int) -> dict[str, Candidate]:
+def loading(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     """From a file to a training sample, by both sources."""
     import numpy as np
 
@@ -43,18 +57,21 @@ def loading(size: int) -> dict[str, Candidate]:
 
     crop = RandomResizedCrop((0.08, 1.0), (3 / 4, 4 / 3))
 
-    def read(reader: Reader) -> Candidate:
-        return lambda path: reader.read(path, crop, np.random.default_rng(len(path.name)))
+    def read(reader: Reader) -> Pass:
+        def one(path: Path) -> object:
+            return reader.read(path, crop, np.random.default_rng(len(path.name)))
+
+        return partial(_each, one, files)
 
     pixels = read(PixelReader(size))
-    candidates: dict[str, Candidate] = {"pixels": pixels, "pixels (control)": pixels}
+    candidates: dict[str, Pass] = {"pixels": pixels, "pixels (control)": pixels}
     for window in (8, 4, 2):
         kept = Selection.from_settings(window, "corner")
         candidates[f"bitstream, window {window}"] = read(BitstreamReader(size, kept))
     return candidates
 
 
-def readers(size: int) -> dict[str, Candidate]:
+def readers(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     """From a file to the quantised coefficients of all planes, by two libraries."""
     import jpegio
 
@@ -71,33 +88,132 @@ def readers(size: int) -> dict[str, Candidate]:
         # Its planes are read when they are first asked for.
         return image.Y, image.Cb if image.has_chrominance else None
 
-    return {"pyjpegio": ours, "pyjpegio (control)": ours, "jpeglib": other}
+    first = partial(_each, ours, files)
+    return {
+        "pyjpegio": first,
+        "pyjpegio (control)": first,
+        "jpeglib": partial(_each, other, files),
+    }
 
 
-def measure(
-    candidates: Mapping[str, Candidate], files: list[Path], rounds: int
-) -> list[dict[str, Any]]:
-    """Median milliseconds a file and ratios to the first candidate, of interleaved rounds.
+def store(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
+    """From files or a store to shuffled batches of random crops."""
+    from research.compression.selection import Selection, covering
+    from research.data.block_samples import BlockCrop, BlockSamples
+    from research.data.warehouse.kinds import StoredRows
+    from research.data.warehouse.plan import Item, Plan
+    from research.data.warehouse.recipes import CoefficientRecipe
+
+    candidates = _timm(files, CUT, 256)
+    for window in (8, 4):
+        items = [Item(str(n), "all", file, 0) for n, file in enumerate(files)]
+        plan = Plan(CoefficientRecipe(STORED, window, "bitstream"), ["x"], items, {"all": "train"})
+        opened, positions = _prepared(plan, stack)
+        kept = covering(Selection.from_settings(window, "corner"))
+        rows = StoredRows(opened, positions, kept)
+        samples = BlockSamples(rows, [0] * len(positions), BlockCrop(STORED, CUT), 0, random=True)
+        candidates[f"store, window {window}"] = _batches(samples, 256, repeats=20)
+    return candidates
+
+
+def frames(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
+    """From files or a store to batches of whole frames."""
+    from research.data.warehouse.kinds import FrameSamples
+    from research.data.warehouse.plan import Item, Plan
+    from research.data.warehouse.recipes import FrameRecipe
+
+    candidates = _timm(files, 384, 32)
+    target: dict[str, list[Any]] = {"boxes": [], "labels": []}
+    items = [Item(str(n), "all", file, target) for n, file in enumerate(files)]
+    opened, positions = _prepared(Plan(FrameRecipe(384, 16), ["x"], items, {"all": "train"}), stack)
+    samples = FrameSamples(opened, positions, None)
+    candidates["store of frames"] = _batches(samples, 32, repeats=5)
+    return candidates
+
+
+def _each(candidate: Callable[[Path], object], files: list[Path]) -> int:
+    for file in files:
+        candidate(file)
+    return len(files)
+
+
+def _timm(files: list[Path], size: int, batch: int) -> dict[str, Pass]:
+    """timm's training loader on files: decode, random resized crop, flip, normalise, collate."""
+    from PIL import Image
+    from timm.data import create_loader
+    from torch.utils.data import Dataset
+
+    class Files(Dataset[Any]):
+        transform: Any = None
+
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return self.transform(Image.open(files[index]).convert("RGB")), 0
+
+    loader = create_loader(
+        Files(),
+        input_size=(3, size, size),
+        batch_size=min(batch, len(files)),
+        is_training=True,
+        use_prefetcher=False,
+        num_workers=0,
+        persistent_workers=False,
+        pin_memory=False,
+    )
+
+    def once() -> int:
+        return sum(len(images) for images, _ in loader)
+
+    return {"timm": once, "timm (control)": once}
+
+
+def _prepared(plan: Plan, stack: ExitStack) -> Any:
+    """A store in a folder that goes when the benchmark ends, and its training positions."""
+    from research.data.warehouse.build import build
+    from research.data.warehouse.store import Store
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    manifest = build(plan, folder / "store")
+    opened = Store(manifest, "never", folder)
+    opened.open()
+    return opened, manifest.split("train")
+
+
+def _batches(samples: BatchSource, batch: int, repeats: int) -> Pass:
+    """Epochs of a training loader of ours; several, where one would be over in no time."""
+    from research.data.loader import EpochLoader
+
+    loader = EpochLoader(samples, min(batch, len(samples)), seed=0, train=True)
+
+    def several() -> int:
+        return sum(len(found) for epoch in range(repeats) for found in loader.epoch(epoch))
+
+    return several
+
+
+def measure(candidates: Mapping[str, Pass], rounds: int) -> list[dict[str, Any]]:
+    """Median milliseconds a sample and speeds relative to the first, of interleaved rounds.
 
     Returns:
         a row a candidate: ``name``, ``ms``, and ``ratio`` as (median, lowest, highest).
     """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    spent: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, candidate in candidates.items():
             began = time.perf_counter()
-            for file in files:
-                candidate(file)
+            samples = candidate()
             if number:  # the first round fills caches
-                seconds[name].append(time.perf_counter() - began)
-    first = next(iter(seconds.values()))
+                spent[name].append((time.perf_counter() - began) / samples)
+    first = next(iter(spent.values()))
     found = []
-    for name, took in seconds.items():
+    for name, took in spent.items():
         ratios = [a / b for a, b in zip(first, took, strict=True)]
         found.append(
             {
                 "name": name,
-                "ms": 1000 * statistics.median(took) / len(files),
+                "ms": 1000 * statistics.median(took),
                 "ratio": (statistics.median(ratios), min(ratios), max(ratios)),
             }
         )
@@ -109,9 +225,9 @@ def main(words: list[str]) -> None:
     chosen, rest = cli.options(settings, {"size": "224", "files": "200", "rounds": "7"})
     if rest:
         raise UserError(f"{rest[0]}: settings are size, files and rounds")
-    if not paths or len(paths) < 2:
-        raise UserError("give a NAME (loading, readers), then IMAGES: files or folders")
-    benchmarks = {"loading": loading, "readers": readers}
+    benchmarks = {"loading": loading, "readers": readers, "store": store, "frames": frames}
+    if len(paths) < 2:
+        raise UserError(f"give a NAME ({', '.join(benchmarks)}), then IMAGES: files or folders")
     name = cli.choose("NAME", paths[0], list(benchmarks))
     numbers = {key: cli.whole_number(key, value) for key, value in chosen.items()}
     files = find_images(paths[1:])
@@ -119,10 +235,12 @@ def main(words: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    print(f"{len(files)} files, {numbers['rounds']} rounds, one thread")
-    for row in measure(benchmarks[name](numbers["size"]), files, numbers["rounds"]):
-        median, low, high = row["ratio"]
-        print(f"{row['name']:24} {row['ms']:7.3f} ms   {median:5.2f}  ({low:.2f}-{high:.2f})")
+    with ExitStack() as stack:
+        candidates = benchmarks[name](files, numbers["size"], stack)
+        print(f"{len(files)} files, {numbers['rounds']} rounds, one thread")
+        for row in measure(candidates, numbers["rounds"]):
+            median, low, high = row["ratio"]
+            print(f"{row['name']:24} {row['ms']:8.4f} ms   {median:7.2f}  ({low:.2f}-{high:.2f})")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from research import checkpoint, weights
+from research import checkpoint
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import EXECUTION_WHITELIST
@@ -66,9 +66,9 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     data = source(config)
     data.prepare(config["seed"], progress)
     task = build_task(config, data.classes)
-    network = model(config, data.classes).to(device)
+    network = model(config, data.facts()).to(device)
     if config["init_from"] is not None:
-        _init_from(network, Path(config["init_from"]))
+        _init_from(network, Path(config["init_from"]), data)
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
     train_loader = loader(config, data, "train", device, train=True)
@@ -110,28 +110,30 @@ def build_task(config: Config, classes: list[str]) -> Task:
     return task
 
 
-def model(config: Config, classes: list[str]) -> nn.Module:
+def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     """The network.
 
     What a model's YAML leaves null for the data or the compression to say is filled in:
-    ``num_classes``, as many as the data set has, and ``stem``, how coefficients enter.
+    ``num_classes``, as many as the data set has, ``max_boxes``, as many as a store has slots, and
+    ``stem``, how coefficients enter.
+
+    Args:
+        config: resolved and checked.
+        facts: of the data set, see ``DataSource.facts``.
 
     Raises:
-        UserError: when ``model.num_classes`` is given and the data have another number.
+        UserError: when a value is given that is not the data's.
     """
     settings = config["model"]
     known: dict[str, Any] = {
-        "num_classes": len(classes),
-        "stem": stem_spec(config["compression"]),
+        "num_classes": len(facts["classes"]),
+        "max_boxes": facts.get("transform", {}).get("max_boxes"),
     }
-    asked = settings.get("num_classes")
-    if asked is not None and asked != len(classes):
-        raise UserError(
-            f"model.num_classes={asked}: the data set has {len(classes)} classes; leave it out"
-        )
-    network: nn.Module = _make(
-        settings, **{key: value for key, value in known.items() if key in settings}
-    )
+    for key, value in known.items():
+        if settings.get(key) not in (None, value):
+            raise UserError(f"model.{key}={settings[key]}: the data have {value}; leave it out")
+    known["stem"] = stem_spec(config["compression"])
+    network: nn.Module = _make(settings, **{key: known[key] for key in known if key in settings})
     return network
 
 
@@ -168,12 +170,13 @@ def loader(
     config: Config, data: DataSource, split: str, device: torch.device, *, train: bool
 ) -> EpochLoader:
     """The batches of one split."""
+    samples = data.samples(split, seed=config["seed"], train=train, device=device)
     on_gpu = device.type == "cuda"
     workers = data.workers
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if on_gpu else 0
     return EpochLoader(
-        data.samples(split, seed=config["seed"], train=train),
+        samples,
         data.batch_size,
         seed=config["seed"],
         train=train,
@@ -237,11 +240,14 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def _init_from(network: nn.Module, path: Path) -> None:
+def _init_from(network: nn.Module, path: Path, data: DataSource) -> None:
     """Weights alone, from a run folder, a checkpoint or a state dict."""
     file = checkpoint.find(path)
-    content = weights.read(file)
+    content = checkpoint.read(file)
     state = content["model"] if "format" in content else content
+    reason = data.misfit(content["data"]) if "format" in content else None
+    if reason:
+        raise UserError(f"init_from={path}: {reason}")
     load_weights(network, state, f"init_from={path}")
     log.info("weights from %s", file)
 

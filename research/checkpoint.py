@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from research.errors import UserError
 from research.files import write_atomic
 
 FORMAT = 1
+ABOUT = "backbone_lab"
+"""Entry of a weights file's metadata that makes a checkpoint of it, as JSON."""
 
 
 class Checkpoints:
@@ -70,17 +74,38 @@ class Checkpoints:
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's plain content, on the CPU.
 
+    Args:
+        path: one of ``Checkpoints``, or a weights file of ``save_weights``, of which there are
+            ``config``, ``data``, ``model``, ``transform`` and ``state``.
+
     Raises:
         UserError: for a missing, damaged or foreign file, or one that holds pickled objects,
             which could run code of their own and are refused.
     """
-    content = weights.read(path)
+    content = read(path)
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path}: not a checkpoint of this project (format {FORMAT}); "
             "bare weights go into model.pretrained"
         )
     return content
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content (it has a ``format``), or a foreign file's bare state dict.
+
+    Raises: as ``load`` does, but for foreign files.
+    """
+    content = weights.read(path)
+    about = weights.metadata(path).get(ABOUT)
+    if about is None:
+        return content
+    try:
+        header = json.loads(about)
+        transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError):
+        raise UserError(f"{path}: damaged file (its metadata); use another one") from None
+    return {**header, "transform": transform, "model": content}
 
 
 def find(run: Path, which: str = "best") -> Path:
@@ -94,12 +119,23 @@ def find(run: Path, which: str = "best") -> Path:
     raise UserError(f"no checkpoint in {run}; give a run folder that has checkpoints/{which}.pt")
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """The weights alone, as safetensors."""
+def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) -> None:
+    """The weights, as safetensors, that ``load`` takes for a checkpoint without the optimizer.
+
+    Args:
+        model: its state dict is the file's tensors, under the same names.
+        path: the file.
+        header: goes into the metadata: ``config``, ``data``, ``state`` (plain values) and
+            ``transform``, a state dict of small tensors.
+    """
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    transform = {name: _plain(tensor) for name, tensor in header["transform"].items()}
+    about = json.dumps({"format": FORMAT, **header, "transform": transform})
+    # Other readers of such files ask for the "format" of the tensors.
+    names = {"format": "pt", ABOUT: about}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, names))
 
 
 def rng_state() -> dict[str, Any]:
@@ -123,6 +159,19 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _plain(tensor: Tensor) -> dict[str, Any]:
+    """A tensor for JSON, exact: a float's shortest decimals give the same float back."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": list(tensor.shape), "values": tensor.flatten().tolist()}
+
+
+def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
+    kind = getattr(torch, dtype)
+    if not isinstance(kind, torch.dtype):
+        raise ValueError(dtype)
+    return torch.tensor(values, dtype=kind).reshape(shape)
 
 
 def _epoch_of(path: Path) -> int:

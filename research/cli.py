@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from research.config.schema import GROUPS, RUN_RULES
+import yaml
+
+from research.config.schema import GROUPS, RUN_RULES, TEXT, Rule
 from research.errors import UserError
 
 
@@ -67,6 +70,44 @@ def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str
             raise UserError(f"no key {key!r}; did you mean {near[0]!r}? see --help")
         rest.append(word)
     return values, rest
+
+
+def typed(
+    settings: Sequence[str], known: Mapping[str, tuple[str, Rule]], who: str
+) -> dict[str, Any]:
+    """The options of a command that has no others, read and checked.
+
+    Args:
+        settings: ``key=value`` words.
+        known: every option's default as it would be typed, and what it may be.
+        who: the command, for messages.
+
+    Returns:
+        every option's value; null for one left open.
+
+    Raises:
+        UserError: for an unknown key or a value that may not stand there.
+    """
+    chosen, rest = options(settings, {key: default for key, (default, _) in known.items()})
+    if rest:
+        key = rest[0].partition("=")[0]
+        raise UserError(f"no key {key!r}; {who} has {', '.join(known)}")
+    found: dict[str, Any] = {}
+    for key, text in chosen.items():
+        default, rule = known[key]
+        try:
+            value = text if rule is TEXT else yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if value is None and not default:
+            found[key] = None
+            continue
+        if not rule.holds(value):
+            if rule.choices:
+                choose(key, text, rule.choices)
+            raise UserError(f"{key}={text}: expected {rule.allowed}")
+        found[key] = value
+    return found
 
 
 def choose(key: str, value: str, allowed: Sequence[str]) -> str:

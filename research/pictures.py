@@ -1,4 +1,4 @@
-"""Pictures for people: confusion matrices, contact sheets, curves, maps."""
+"""Pictures for people: confusion matrices, contact sheets, boxes, curves, maps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from torch import Tensor
 
 RIGHT = (46, 125, 50)
 WRONG = (198, 40, 40)
+Colour = tuple[int, int, int]
+INK: dict[bool | None, Colour] = {True: RIGHT, False: WRONG, None: (0, 0, 0)}
+TRUE_BOX: Colour = (0, 200, 83)
+FOUND_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
+"""Of the first box and of all others, as in guide 5."""
 
 
 def render(figure: Figure) -> Image.Image:
@@ -50,6 +55,11 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
     return render(figure)
 
 
+def from_pixels(pixels: Tensor) -> Image.Image:
+    """An image from uint8 [3, H, W] RGB."""
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
 def contact_sheet(
     images: Tensor, captions: Sequence[str], right: Sequence[bool], columns: int = 6
 ) -> Image.Image:
@@ -61,17 +71,125 @@ def contact_sheet(
         right: N truth values.
         columns: images a row.
     """
-    cell, text = 128, 30
-    rows = -(-len(captions) // columns)
-    sheet = Image.new("RGB", (columns * (cell + 8) + 8, rows * (cell + text + 8) + 8), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (image, caption, good) in enumerate(zip(images, captions, right, strict=True)):
-        left = 8 + number % columns * (cell + 8)
-        top = 8 + number // columns * (cell + text + 8)
-        pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
-        sheet.paste(pixels.resize((cell, cell), Image.Resampling.NEAREST), (left, top))
-        draw.multiline_text((left, top + cell + 2), caption, fill=RIGHT if good else WRONG)
-    return sheet
+    cells = [from_pixels(image).resize((128, 128), Image.Resampling.NEAREST) for image in images]
+    return sheet(cells, captions, right, columns)
+
+
+def sheet(
+    cells: Sequence[Image.Image],
+    captions: Sequence[str],
+    right: Sequence[bool | None],
+    columns: int,
+) -> Image.Image:
+    """Images of one size in a grid, captioned as ``contact_sheet`` does; black where null."""
+    width, height, text = cells[0].width, cells[0].height, 30
+    rows = -(-len(cells) // columns)
+    paper = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + text + 8) + 8), "white")
+    draw = ImageDraw.Draw(paper)
+    for number, (cell, caption, good) in enumerate(zip(cells, captions, right, strict=True)):
+        left = 8 + number % columns * (width + 8)
+        top = 8 + number // columns * (height + text + 8)
+        paper.paste(cell, (left, top))
+        draw.multiline_text((left, top + height + 2), caption, fill=INK[good])
+    return paper
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    captions: Sequence[str] = (),
+    colours: Sequence[Colour] = FOUND_BOXES,
+) -> Image.Image:
+    """A copy of the image with a frame of two pixels inside each box.
+
+    Args:
+        image: RGB.
+        boxes: N boxes, xyxy in pixels of the image; what lies outside is cut off.
+        captions: none, or N texts, written above the boxes (inside at the upper edge).
+        colours: one a box, in turn; the last one serves all that remain.
+    """
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    for number, box in reversed([*enumerate(boxes)]):  # the first one on top
+        colour = colours[min(number, len(colours) - 1)]
+        left, right = _span(box[0], box[2], image.width)
+        top, bottom = _span(box[1], box[3], image.height)
+        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+        if captions:
+            x0, y0, x1, y1 = draw.textbbox((0, 0), captions[number])
+            place = (
+                max(0, min(left, image.width - int(x1))),
+                top - int(y1) if top >= y1 else top + 2,
+            )
+            ground = (place[0] + x0, place[1] + y0, place[0] + x1, place[1] + y1)
+            draw.rectangle(ground, fill=colour)
+            draw.text(place, captions[number], fill="black")
+    return image
+
+
+def _span(start: float, stop: float, length: int) -> tuple[int, int]:
+    """First and last pixel between two edges, at least one pixel inside the image."""
+    first = min(max(round(start), 0), length - 1)
+    return first, max(first, min(round(stop), length) - 1)
+
+
+def precision_recall(
+    scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], positives: int, title: str
+) -> Image.Image:
+    """Precision over recall as the score threshold falls, and both over the threshold.
+
+    Args:
+        scores: [N] of every detection.
+        hits: [N] whether it found a true box.
+        positives: true boxes.
+        title: of the picture.
+    """
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(hits[order])
+    precision = found / np.arange(1, len(found) + 1)
+    recall = found / max(1, positives)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(recall, precision)
+    left.set_xlabel("recall")
+    left.set_ylabel("precision")
+    right.plot(scores[order], precision, label="precision")
+    right.plot(scores[order], recall, label="recall")
+    right.set_xlabel("score threshold")
+    right.legend()
+    for axes in (left, right):
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="small")
+    return render(figure)
+
+
+def matching_audit(
+    greedy: NDArray[np.floating[Any]], optimal: NDArray[np.floating[Any]]
+) -> Image.Image:
+    """Total IoU by greedy matching against the best possible, one point a frame.
+
+    Args:
+        greedy: [N] total IoU of a frame's pairs, per true box, 0…1.
+        optimal: [N] the same of the optimal assignment.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    left.scatter(optimal, greedy, s=12, alpha=0.5)
+    left.set_xlabel("optimal: mean IoU of a frame's true boxes")
+    left.set_ylabel("greedy: the same")
+    gap = optimal - greedy
+    right.hist(gap, bins=30, range=(0, max(0.1, float(gap.max(initial=0)))))
+    right.set_yscale("symlog")  # most frames have no gap
+    right.set_xlabel("optimal − greedy")
+    right.set_ylabel("frames")
+    worse = int((gap > 1e-6).sum())
+    figure.suptitle(
+        f"greedy matching falls short in {worse} of {len(gap)} frames", fontsize="small"
+    )
+    return render(figure)
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:

@@ -18,24 +18,44 @@ def cosine(
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: float,
-    final_factor: float,
+    lr_end: float,
 ) -> LambdaLR:
-    """Half a cosine from 1 after the warm-up to ``final_factor`` at the end (Loshchilov, 2017).
+    """Half a cosine from the optimizer's rate after the warm-up to ``lr_end`` (Loshchilov, 2017).
 
     Args:
         optimizer: whose learning rates are scaled.
         epochs: length of the run.
         steps_per_epoch: optimizer steps an epoch.
         warmup_epochs: length of the linear rise from almost 0, in epochs.
-        final_factor: last learning rate as a share of the first.
+        lr_end: last learning rate; parameter groups with rates of their own end at the same
+            share of theirs.
     """
-    total = epochs * steps_per_epoch
+    return _falling(
+        optimizer,
+        epochs * steps_per_epoch,
+        steps_per_epoch,
+        warmup_epochs,
+        lr_end,
+        lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    )
 
-    def factor(step: int, warmup: int) -> float:
-        done = min(1.0, (step - warmup) / max(1, total - warmup))
-        return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done))
 
-    return _with_warmup(optimizer, steps_per_epoch, warmup_epochs, factor)
+def linear(
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float,
+    lr_end: float,
+) -> LambdaLR:
+    """A straight line to ``lr_end``; everything else as in ``cosine``."""
+    return _falling(
+        optimizer,
+        epochs * steps_per_epoch,
+        steps_per_epoch,
+        warmup_epochs,
+        lr_end,
+        lambda done: 1 - done,
+    )
 
 
 def step(
@@ -50,6 +70,23 @@ def step(
 
     def factor(step: int, warmup: int) -> float:
         return gamma ** sum(step >= milestone * steps_per_epoch for milestone in milestones)
+
+    return _with_warmup(optimizer, steps_per_epoch, warmup_epochs, factor)
+
+
+def _falling(
+    optimizer: Optimizer,
+    total: int,
+    steps_per_epoch: int,
+    warmup_epochs: float,
+    lr_end: float,
+    shape: Callable[[float], float],
+) -> LambdaLR:
+    """From 1 to the share that ``lr_end`` is, along ``shape``, which falls from 1 to 0."""
+    last = lr_end / optimizer.defaults["lr"]
+
+    def factor(step: int, warmup: int) -> float:
+        return last + (1 - last) * shape(min(1.0, (step - warmup) / max(1, total - warmup)))
 
     return _with_warmup(optimizer, steps_per_epoch, warmup_epochs, factor)
 

@@ -15,7 +15,7 @@ from research import build, checkpoint, pictures, runs
 from research.checkpoint import Checkpoints
 from research.errors import UserError
 from research.files import write_text
-from research.loop import State, fit
+from research.loop import Parts, State, fit
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
@@ -73,7 +73,7 @@ def train(
     state, tracking = _restore(experiment, last)
     environment = runs.describe(folder, config, overrides)
     about = {
-        "model": config["model"]["name"],
+        "model": config["model"].get("name") or config["model"]["_target_"].rsplit(".", 1)[-1],
         "parameters": experiment.parameters,
         "classes": data.classes,
         "monitor": list(parts.monitor),
@@ -104,7 +104,7 @@ def train(
         resumed=state.epoch,
         state=tracking,
     )
-    header = {"config": config, "data": {"name": data.name, "classes": data.classes}}
+    header = {"config": config, "data": data.facts()}
     checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
     status: Status = "FAILED"
     _terminate_as_interrupt()
@@ -112,7 +112,7 @@ def train(
         tracker.start(run)
         write_text(folder / "model_summary.txt", _model_summary(parts.model, experiment.parameters))
         fit(parts, experiment.settings, state, tracker, checkpoints)
-        _finish_files(folder, parts.model, state, tracker)
+        _finish_files(folder, parts, header, state, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -132,6 +132,11 @@ def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, di
     if last is None:
         return State(), {}
     parts, saved = experiment.parts, checkpoint.load(last)
+    if "optimizer" not in saved:
+        raise UserError(
+            f"resume: {last} holds the weights alone; give the run folder, or start a new run "
+            f"with init_from={last}"
+        )
     build.load_weights(parts.model, saved["model"], f"resume: {last}")
     parts.transform.load_state_dict(saved["transform"])
     parts.optimizer.load_state_dict(saved["optimizer"])
@@ -143,8 +148,15 @@ def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, di
     return state, saved["tracking"]
 
 
-def _finish_files(folder: Path, model: nn.Module, state: State, tracker: Trackers) -> None:
-    checkpoint.save_weights(model, folder / "checkpoints" / "final.safetensors")
+def _finish_files(
+    folder: Path, parts: Parts, header: Mapping[str, Any], state: State, tracker: Trackers
+) -> None:
+    about = {
+        **header,
+        "transform": parts.transform.state_dict(),
+        "state": {**vars(state), "history": state.history[-1:]},
+    }
+    checkpoint.save_weights(parts.model, folder / "checkpoints" / "final.safetensors", about)
     tracker.pictures(state.epoch, {"learning_curves": pictures.learning_curves(state.history)})
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):

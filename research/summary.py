@@ -8,6 +8,7 @@ from typing import Any
 
 from research import cli
 from research.config import compose_config, resolved
+from research.errors import UserError
 
 USAGE = """
 python -m research.summary key=value[,value…] …
@@ -21,6 +22,7 @@ Without model.num_classes the networks have 1000 classes.
 """
 
 CLASSES = 1000
+SLOTS = 16
 
 
 def rows(settings: list[str]) -> list[tuple[list[str], int, float]]:
@@ -50,9 +52,13 @@ def measure(overrides: list[str]) -> tuple[int, int]:
     from research.compression.blocks import Blocks
 
     config = resolved(compose_config(overrides)[0])
-    classes = [str(number) for number in range(config["model"]["num_classes"] or CLASSES)]
-    network = build.model(config, classes).eval()
+    classes = [str(number) for number in range(config["model"].get("num_classes") or CLASSES)]
+    slots = config["model"].get("max_boxes") or SLOTS
+    facts = {"classes": classes, "transform": {"max_boxes": slots}}
+    network = build.model(config, facts).eval()
     size = config["dataset"]["image_size"]
+    if size is None:
+        raise UserError("dataset.image_size is what the store holds; give it")
     inputs: Any = torch.zeros(1, 3, size, size)
     stem = build.stem_spec(config["compression"])
     if stem is not None:

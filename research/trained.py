@@ -12,6 +12,7 @@ from torch import nn
 
 from research import build
 from research.build import Config
+from research.data.batch import Batch
 from research.data.source import DataSource
 from research.data.transforms import DeviceTransform
 from research.loop import autocast
@@ -37,7 +38,6 @@ class Trained:
     def forward(self) -> nn.Module:
         return self.model
 
-    @torch.inference_mode()
     def __call__(self, paths: Sequence[str | Path]) -> Any:
         """Predictions for image files, as the task puts them for people.
 
@@ -46,7 +46,11 @@ class Trained:
         Raises:
             DamagedImage: when a file cannot be read.
         """
-        batch = self.data.read([Path(path) for path in paths])
+        return self.infer(self.data.read([Path(path) for path in paths]))
+
+    @torch.inference_mode()
+    def infer(self, batch: Batch) -> Any:
+        """The same for files that ``data.read`` has read."""
         prepared = self.transform(batch.to(self.device), None)
         with autocast(self.device, self.config["precision"]):
             return self.task.answer(self.task.predict(self.model, prepared), prepared)
@@ -62,9 +66,13 @@ def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
     classes = saved["data"]["classes"]
     device = build.select_device(config["device"], config["precision"])
     # The weights come from the checkpoint; a file of pretrained ones need not exist any more.
-    network = build.model({**config, "model": {**config["model"], "pretrained": None}}, classes)
+    settings = dict(config["model"])
+    if "pretrained" in settings:
+        settings["pretrained"] = None
+    network = build.model({**config, "model": settings}, saved["data"])
     build.load_weights(network, saved["model"], "the checkpoint")
     data = build.source(config)
+    data.recall(saved["data"])
     transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])
     return Trained(

@@ -8,9 +8,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from research.errors import UserError
+
+SAFETENSORS = ".safetensors"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
             run code of their own and are refused.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == SAFETENSORS:
             return dict(load_file(path))
         with warnings.catch_warnings():
             # PyTorch warns of files that are not its own before it refuses them.
@@ -43,3 +46,11 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no state dict; give a checkpoint or a dict of tensors")
     return content
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a ``.safetensors`` file that ``read`` could read says of itself; nothing, of others."""
+    if path.suffix != SAFETENSORS:
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})

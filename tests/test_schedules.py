@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
 from research import schedules
 
@@ -18,7 +18,7 @@ def optimizer() -> SGD:
         {"params": [torch.nn.Parameter(torch.zeros(2))], "lr": RATE},
         {"params": [torch.nn.Parameter(torch.zeros(2))], "lr": RATE / 10},
     ]
-    return SGD(groups, lr=1.0, momentum=0.9)
+    return SGD(groups, lr=RATE, momentum=0.9)
 
 
 def rates(make: Make, steps: int = EPOCHS * STEPS) -> list[list[float]]:
@@ -39,6 +39,10 @@ def cosine(warmup: float = 0.0, final: float = 0.0) -> Make:
     return lambda solver: schedules.cosine(solver, EPOCHS, STEPS, warmup, final)
 
 
+def linear(warmup: float = 0.0, final: float = 0.0) -> Make:
+    return lambda solver: schedules.linear(solver, EPOCHS, STEPS, warmup, final)
+
+
 def step(warmup: float = 0.0, gamma: float = 0.1) -> Make:
     return lambda solver: schedules.step(solver, EPOCHS, STEPS, warmup, [2, 4], gamma)
 
@@ -48,8 +52,14 @@ def test_cosine_is_torchs() -> None:
     torch.testing.assert_close(torch.tensor(rates(cosine())), torch.tensor(theirs))
 
 
-def test_final_factor_is_a_share_of_each_groups_own_rate() -> None:
-    ours = rates(cosine(final=0.25), EPOCHS * STEPS + 1)
+def test_linear_is_torchs() -> None:
+    theirs = rates(lambda solver: LinearLR(solver, 1.0, 0.25, EPOCHS * STEPS))
+    ours = rates(linear(final=0.25 * RATE))
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs))
+
+
+def test_each_group_ends_at_the_same_share_of_its_own_rate() -> None:
+    ours = rates(cosine(final=0.25 * RATE), EPOCHS * STEPS + 1)
     for group, rate in enumerate((RATE, RATE / 10)):
         solver = SGD([torch.nn.Parameter(torch.zeros(2))], lr=rate)
         theirs = CosineAnnealingLR(solver, EPOCHS * STEPS, eta_min=0.25 * rate)
@@ -66,7 +76,7 @@ def test_step_is_torchs_with_milestones_in_epochs() -> None:
     assert ours[2 * STEPS][0] == pytest.approx(RATE / 10)
 
 
-@pytest.mark.parametrize("make", [cosine, step])
+@pytest.mark.parametrize("make", [cosine, linear, step])
 def test_warm_up_rises_in_equal_parts_to_the_full_rate(make: Callable[..., Make]) -> None:
     found = torch.tensor(rates(make(warmup=1.6)), dtype=torch.float64)[:, 0]  # 8 steps
     rise = torch.arange(1, 10) * RATE / 9
@@ -86,14 +96,14 @@ def test_milestones_count_the_warm_up() -> None:
     assert found[2 * STEPS] == pytest.approx(RATE / 10)
 
 
-@pytest.mark.parametrize("make", [cosine, step])
+@pytest.mark.parametrize("make", [cosine, linear, step])
 def test_a_warm_up_longer_than_the_run_only_rises(make: Callable[..., Make]) -> None:
     found = [row[0] for row in rates(make(warmup=10.0))]
     assert found == sorted(found)
     assert found[-1] == pytest.approx(RATE * 30 / 51)
 
 
-@pytest.mark.parametrize("make", [cosine(1.5, 0.1), step(1.5)])
+@pytest.mark.parametrize("make", [cosine(1.5, 0.1), linear(1.5, 0.1), step(1.5)])
 @pytest.mark.parametrize("stop", [1, 7, 8, 19])
 def test_resumed_exactly(make: Make, stop: int) -> None:
     solver = optimizer()

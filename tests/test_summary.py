@@ -57,7 +57,7 @@ def test_parameters_are_those_of_the_network(variant: str) -> None:
     ((varied, parameters, gmac),) = summary.rows([*settings, "model.num_classes=7"])
     assert varied == []
     config = resolved(compose_config(settings)[0])
-    network = build.model(config, list("abcdefg"))
+    network = build.model(config, {"classes": list("abcdefg")})
     assert parameters == sum(tensor.numel() for tensor in network.parameters())
     assert gmac > 0
 

@@ -180,7 +180,7 @@ def _model_faults(
 
 def _compression_faults(settings: Settings) -> Iterator[str]:
     compression, size = settings["compression"], settings["dataset"]["image_size"]
-    if size % BLOCK:
+    if size is not None and size % BLOCK:
         low = size - size % BLOCK
         nearby = f"{low} or {low + BLOCK}" if low >= 2 * BLOCK else f"{low + BLOCK}"
         yield (
@@ -214,6 +214,14 @@ def _compression_faults(settings: Settings) -> Iterator[str]:
 
 def _dataset_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
     dataset = settings["dataset"]
+    if "manifest" in dataset and dataset["manifest"] is None:
+        yield (
+            f"dataset.manifest is required for dataset={choices.get('dataset')}: add "
+            "dataset.manifest=FOLDER, as python -m research.prepare wrote it"
+        )
+    folds, fold = dataset.get("folds"), dataset.get("fold")
+    if folds is not None and fold >= folds:
+        yield f"dataset.fold={fold} with dataset.folds={folds}: expected from 0 to {folds - 1}"
     stored, size = dataset.get("stored_size"), dataset["image_size"]
     if stored is not None and settings["compression"].get("source") != "bitstream":
         yield (

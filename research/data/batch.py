@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -58,6 +58,44 @@ class ClassificationBatch(Batch):
 
     inputs: Tensor | Blocks
     labels: Tensor
+
+
+class Targets(NamedTuple):
+    """True boxes of a batch of frames, in ``M`` slots a frame.
+
+    Attributes:
+        boxes: [B, M, 4] float32 xyxy, shares of the frame in 0…1; zero in empty slots.
+        mask: [B, M] bool, true where a slot holds a box.
+        labels: [B, M] int64 class indices.
+    """
+
+    boxes: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+@dataclass
+class DetectionBatch(Batch):
+    """Square, letterboxed frames with the boxes in them; a frame may have none.
+
+    Attributes:
+        inputs: [B, 3, S, S] pixels, uint8 0…255 from the loader, float 0…1 after the device
+            transform.
+        boxes: see ``Targets``.
+        mask: see ``Targets``.
+        labels: see ``Targets``.
+        sizes: [B, 2] int32 height and width of the frames before they were letterboxed.
+    """
+
+    inputs: Tensor
+    boxes: Tensor
+    mask: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.boxes, self.mask, self.labels)
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from research.compression.blocks import Blocks
 from research.data.batch import ClassificationBatch
@@ -134,7 +135,7 @@ class BlockSamples:
     def __init__(
         self,
         rows: BlockRows,
-        labels: Sequence[int],
+        labels: Sequence[int] | Tensor,
         crop: BlockCrop,
         seed: int,
         *,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ class ImageFolders:
             if not split.files:
                 raise UserError(_nothing_left(which, split))
 
-    def samples(self, split: str, *, seed: int, train: bool) -> BatchSource:
+    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split, with training or validation crops.
 
         Raises:
@@ -207,6 +208,15 @@ class ImageFolders:
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(split.files), split.left_out) for name, split in self.splits.items()}
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": self.name, "classes": self.classes}
+
+    def recall(self, facts: Mapping[str, Any]) -> None:
+        self.classes = list(facts["classes"])
+
+    def misfit(self, facts: Mapping[str, Any]) -> str | None:
+        return None
 
     def floor(self) -> str | None:
         """Validation top-1 of a linear classifier on this data's colours; see ``baseline``."""

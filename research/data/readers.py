@@ -71,7 +71,7 @@ def decode(path: Path) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if "transparency" in image.info:  # the same colours, without PIL's warning of palettes
@@ -93,7 +93,7 @@ class PixelReader:
         image = decode(path)
         box = crop.box(image.height, image.width, rng)
         edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-        resized = _rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box=edges)
+        resized = to_rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box=edges)
         pixels = np.asarray(resized).transpose(2, 0, 1)
         return Sample((pixels,), detour="cmyk" if image.mode == "CMYK" else "")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 from research.data.batch import Batch
 from research.data.index import Progress
@@ -17,7 +19,7 @@ class DataSource(Protocol):
 
     Made without touching the disk, so that a trained model's preprocessing can be had without
     its data. ``prepare`` finds the data; ``samples``, ``counts``, ``fingerprint`` and ``floor``
-    need it, ``read`` and a bare ``transform`` do not.
+    need it; ``read`` and a bare ``transform`` do with the facts out of a checkpoint.
 
     Attributes:
         name: what the tracker calls it.
@@ -45,8 +47,14 @@ class DataSource(Protocol):
         """
         ...
 
-    def samples(self, split: str, *, seed: int, train: bool) -> BatchSource:
+    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split as batches, with training or validation crops.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            seed: of the run; draws the crops.
+            train: with training crops.
+            device: where the batches will go; small data may be kept there whole.
 
         Raises:
             UserError: when the data set has no such split.
@@ -75,6 +83,18 @@ class DataSource(Protocol):
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         """Samples of each split, and what it leaves out by kind of damage."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What only the data know, for checkpoints: ``name``, ``classes``, how they were made."""
+        ...
+
+    def recall(self, facts: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's facts, so that ``read`` and ``transform`` need no data."""
+        ...
+
+    def misfit(self, facts: Mapping[str, Any]) -> str | None:
+        """Why a model trained on data of such facts cannot read these, in words; null if it can."""
         ...
 
     def fingerprint(self) -> str:

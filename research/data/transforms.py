@@ -65,7 +65,7 @@ class PixelTransform(DeviceTransform):
         assert isinstance(batch.inputs, Tensor)
         images = batch.inputs.float() / 255
         if self.training and self.flip:
-            chosen = _half(len(images), generator, images.device)
+            chosen = half(len(images), generator, images.device)
             images = torch.where(chosen[:, None, None, None], images.flip(-1), images)
         return replace(batch, inputs=(images - self.mean) / self.std)
 
@@ -161,7 +161,7 @@ class CoefficientTransform(DeviceTransform):
     def _mirror_half(
         self, y: Tensor, cbcr: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        chosen = _half(len(y), generator, y.device)
+        chosen = half(len(y), generator, y.device)
         mirrored_y = flip_channels(y, self.selection.luma)
         mirrored_cbcr = flip_channels(cbcr, self.selection.chroma)
         return (
@@ -175,6 +175,6 @@ def _places(wanted: tuple[int, ...], shipped: tuple[int, ...]) -> list[int] | No
     return None if wanted == shipped else [shipped.index(frequency) for frequency in wanted]
 
 
-def _half(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def half(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """[count] bool, each true with probability one half."""
     return (torch.rand(count, generator=generator) < 0.5).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from research import pictures
 from research.data.batch import ClassificationBatch
+from research.errors import UserError
+from research.reports import ClassReport
 from research.tasks.task import Monitor
 
 
@@ -43,6 +46,13 @@ class Classification:
     def answer(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
         """The logits as they are."""
         return predictions
+
+    def report(self, folder: Path, objectness: float | None) -> ClassReport:
+        if objectness is not None:
+            raise UserError(
+                f"objectness={objectness:g}: the run tells classes and finds no boxes; leave it out"
+            )
+        return ClassReport(folder, self.classes)
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(len(self.classes), device)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from research.data.batch import Batch
+from research.reports import Report
 
 
 class Monitor(NamedTuple):
@@ -56,6 +58,18 @@ class Task(Protocol):
 
     def answer(self, predictions: Any, batch: Any) -> Any:
         """Predictions as a user takes them: in the units of the files, on no grid of ours."""
+        ...
+
+    def report(self, folder: Path, objectness: float | None) -> Report:
+        """Where the answers for a user's own images go.
+
+        Args:
+            folder: for files; it is made when there is something to write.
+            objectness: score from which a box counts, 0…1; null is the task's own.
+
+        Raises:
+            UserError: for an ``objectness`` where there are no boxes.
+        """
         ...
 
     def metrics(self, device: Any) -> Metrics: ...

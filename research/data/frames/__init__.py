@@ -1,0 +1,1 @@
+"""Frames with boxes, from every layout that users bring: reading, checking, writing, rendering."""

@@ -1,0 +1,131 @@
+"""COCO: one JSON file for all images of a split; boxes are [x, y, width, height] in pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from research.data.frames.frame import (
+    PIXEL_SLACK,
+    Frame,
+    FrameSet,
+    LeftOut,
+    Reading,
+    image_size,
+    inner_path,
+    is_number,
+    normalised,
+    read_json,
+)
+from research.data.frames.layout import finish, split_of
+from research.errors import UserError
+
+
+def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
+    patterns = ("annotations/*.json", "*.json", "[!.]*/_annotations.coco.json")
+    files = [file for pattern in patterns for file in sorted(source.glob(pattern))]
+    # COCO's own archive has captions and key points of the same images beside the instances.
+    files = [file for file in files if file.name.startswith("instances_")] or files
+    documents, problems = {}, []
+    for file in files:
+        try:
+            document = read_json(file)
+        except LeftOut as reason:
+            problems.append(f"{file}: {reason}")
+            continue
+        keys = ("images", "annotations", "categories")
+        if isinstance(document, dict) and all(isinstance(document.get(key), list) for key in keys):
+            documents[file] = document
+    if problems:  # a split that cannot be read must not go missing in silence
+        raise UserError(problems[0])
+    return documents
+
+
+def read_coco(source: Path, documents: dict[Path, dict[str, Any]]) -> FrameSet:
+    reading = Reading(source)
+    classes: list[str] = []
+    parts = {}
+    for file, document in documents.items():
+        part = file.stem if file.stem != "_annotations.coco" else file.parent.name
+        categories = _coco_categories(file, document["categories"])
+        classes += [name for name in dict.fromkeys(categories.values()) if name not in classes]
+        numbers = {key: classes.index(name) for key, name in categories.items()}
+        rows = _coco_rows(reading, part, file, document)
+        reading.part(part)
+        for row, entry in enumerate(document["images"]):
+            where = f"{reading.name(file)} images[{row}]"
+            try:
+                frame = _coco_frame(reading, file, part, entry, rows, numbers)
+            except LeftOut as reason:
+                reading.leave(part, where, reason)
+                continue
+            reading.take(part, where, frame)
+            if split := split_of(part):
+                parts[frame.name] = split
+    return finish(reading, "coco", classes, parts)
+
+
+def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
+    try:
+        named = {int(entry["id"]): str(entry["name"]) for entry in entries}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file}: every one of categories needs an id and a name") from None
+    return dict(sorted(named.items()))
+
+
+def _coco_rows(
+    reading: Reading, part: str, file: Path, document: dict[str, Any]
+) -> dict[object, list[tuple[int, dict[str, Any]]]]:
+    """Annotations by image id; those of no image are told."""
+    rows: dict[object, list[tuple[int, dict[str, Any]]]] = {
+        entry["id"]: []
+        for entry in document["images"]
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int | str)
+    }
+    for row, entry in enumerate(document["annotations"]):
+        key = entry.get("image_id") if isinstance(entry, dict) else None
+        if not isinstance(key, int | str) or key not in rows:
+            reason = LeftOut("invalid", f"belongs to no image ({key!r}): mend or remove it")
+            reading.leave(part, f"{reading.name(file)} annotations[{row}]", reason)
+        else:
+            rows[key].append((row, entry))
+    return rows
+
+
+def _coco_frame(
+    reading: Reading,
+    file: Path,
+    part: str,
+    entry: Any,
+    rows: dict[object, list[tuple[int, dict[str, Any]]]],
+    classes: dict[int, int],
+) -> Frame:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
+        raise LeftOut("invalid", "has no id: give it one")
+    name = entry.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        raise LeftOut("missing_image", "names no file: give file_name or remove it")
+    image = _coco_image(reading.root, file, part, inner_path(name))
+    width, height = image_size(image)
+    boxes, labels = [], []
+    for row, item in rows[entry["id"]]:
+        if item.get("iscrowd"):  # a region of many, not a box of one
+            continue
+        key = f"annotations[{row}]"
+        edges = item.get("bbox")
+        if isinstance(edges, list) and len(edges) == 4 and all(map(is_number, edges)):
+            edges = [edges[0], edges[1], edges[0] + edges[2], edges[1] + edges[3]]
+        boxes.append(normalised(edges, width, height, PIXEL_SLACK, f"{key}.bbox as corners"))
+        if item.get("category_id") not in classes:
+            raise LeftOut("invalid", f"{key}: category {item.get('category_id')!r} is not listed")
+        labels.append(classes[item["category_id"]])
+    return Frame(reading.name(image), image, "", tuple(boxes), tuple(labels))
+
+
+def _coco_image(source: Path, file: Path, part: str, name: PurePosixPath) -> Path:
+    word = part.rsplit("_", 1)[-1]  # instances_train2017 → train2017
+    places = [file.parent, source, source / "images", source / word, source / "images" / word]
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    raise LeftOut("missing_file", f"its image {name} is not there: restore or remove it")

@@ -1,0 +1,203 @@
+"""Writes a capture run, frame by frame."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from PIL import Image
+
+from research.data.frames.capture import MANIFEST, SCHEMA_VERSION
+from research.errors import UserError
+
+MOST_FRAMES = 100_000  # what five digits can number
+Source = Literal["sim_auto", "human", "model"]
+
+
+class RunWriter:
+    """A capture run that grows; what lies on the disk is a whole run at every moment.
+
+    The manifest comes first and every image before its label, so a run that is cut short holds the
+    frames so far. One that ends without any is removed.
+
+        with RunWriter(folder) as run:
+            run.add(image, boxes, source="model", confidences=scores)
+
+    Args:
+        folder: the run's; must not exist, or be empty.
+        seed: what made the frames, non-negative, if it was a seed.
+        max_frames: how many there can be, at least 1, if there is a limit.
+        started_at: seconds since 1970; null is now.
+        fps: frames a second of the run's own clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int | None = None,
+        max_frames: int | None = None,
+        started_at: float | None = None,
+        fps: float = 10.0,
+    ) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.max_frames = max_frames
+        self.started_at = time.time() if started_at is None else started_at
+        self.fps = fps
+        self.frames = 0
+
+    def __enter__(self) -> Self:
+        """Raises UserError when the folder holds something or cannot be made."""
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "seed": self.seed,
+            "output_root": ".",  # a run says nothing of the machine that it was made on
+            "run_dir": self.folder.resolve().name,
+            "started_at_unix": self.started_at,
+            "max_frames": self.max_frames,
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if any(self.folder.iterdir()):
+                raise UserError(f"{self.folder} is not empty: name another folder for the run")
+            (self.folder / "images").mkdir()
+            (self.folder / "labels").mkdir()
+        except OSError as error:
+            raise self._failed(error) from None
+        self._put(MANIFEST, json.dumps(manifest).encode())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.frames == 0:
+            for folder in ("images", "labels"):
+                for file in (self.folder / folder).iterdir():
+                    file.unlink()
+                (self.folder / folder).rmdir()
+            (self.folder / MANIFEST).unlink()
+            self.folder.rmdir()
+
+    def add(
+        self,
+        image: Image.Image | Path,
+        boxes: Sequence[Sequence[float]],
+        *,
+        source: Source,
+        confidences: Sequence[float] | None = None,
+        overlay: Image.Image | None = None,
+        suffix: str = ".png",
+        **encoding: Any,
+    ) -> Path:
+        """Write the next frame.
+
+        Args:
+            image: pixels, which are encoded; or a JPEG or PNG file, which is copied.
+            boxes: normalised xyxy, each x0 < x1 and y0 < y1 in [0, 1].
+            source: who says so.
+            confidences: a number in [0, 1] a box; null is 1 for all.
+            overlay: the image with its boxes drawn, kept beside it as a PNG.
+            suffix: ``.png`` or ``.jpg``, for pixels.
+            **encoding: options of PIL's encoder.
+
+        Returns:
+            the label file.
+
+        Raises:
+            UserError: too many frames, or writing fails.
+            ValueError: boxes, confidences, suffix or file that cannot be in a run.
+        """
+        if self.frames >= MOST_FRAMES:
+            raise UserError(f"{self.folder}: a run holds {MOST_FRAMES} frames; give max_frames")
+        if isinstance(image, Path):
+            suffix = {".jpeg": ".jpg"}.get(image.suffix.lower(), image.suffix.lower())
+        if suffix not in (".jpg", ".png"):
+            raise ValueError(f"images of a run are .jpg or .png, not {suffix}")
+        stem = f"frame_{self.frames:05d}"
+        clock = self.frames / self.fps
+        label = {
+            "frame_id": self.frames,
+            "sim_time": clock,
+            "unix_time": self.started_at + clock,
+            "image": f"images/{stem}{suffix}",
+            "image_present": True,
+            "camera_active": True,
+            "label_seed": self.seed or 0,
+            "labels": _labels(boxes, confidences, source, _size(image)),
+        }
+        content = (
+            image.read_bytes() if isinstance(image, Path) else _encoded(image, suffix, encoding)
+        )
+        self._put(f"images/{stem}{suffix}", content)
+        if overlay is not None:
+            self._put(f"overlays/{stem}.png", _encoded(overlay, ".png", {}))
+        self._put(f"labels/{stem}.json", json.dumps(label).encode())
+        self.frames += 1
+        return self.folder / f"labels/{stem}.json"
+
+    def _put(self, name: str, content: bytes) -> None:
+        """A file, whole under its name or not there; not synced, which would take longer than
+        most models take for a frame."""
+        path = self.folder / name
+        part = path.with_name(f".{path.name}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.folder}: {error.strerror or error}; {self.frames} frames are written: "
+            "free space or name another folder"
+        )
+
+
+def _labels(
+    boxes: Sequence[Sequence[float]],
+    confidences: Sequence[float] | None,
+    source: Source,
+    size: tuple[int, int],
+) -> list[dict[str, Any]]:
+    scores = [1.0] * len(boxes) if confidences is None else [float(score) for score in confidences]
+    labels = []
+    for box, score in zip(boxes, scores, strict=True):
+        x0, y0, x1, y1 = (float(edge) for edge in box)
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and 0 <= score <= 1):
+            raise ValueError(f"box {[x0, y0, x1, y1]} of confidence {score} cannot be in a run")
+        width, height = size
+        labels.append(
+            {
+                "center_world": [0.0, 0.0, 0.0],  # known to a simulator alone
+                "bbox_px": [x0 * width, y0 * height, x1 * width, y1 * height],
+                "bbox_norm": [x0, y0, x1, y1],
+                "source": source,
+                "source_confidence": score,
+            }
+        )
+    return labels
+
+
+def _size(image: Image.Image | Path) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        return image.size
+    with Image.open(image) as opened:
+        return opened.size
+
+
+def _encoded(image: Image.Image, suffix: str, options: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if suffix == ".jpg" else "PNG", **options)
+    return buffer.getvalue()

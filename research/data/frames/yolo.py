@@ -1,0 +1,115 @@
+"""YOLO: a text file an image, a row "class cx cy width height" an object, in shares of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from research.data.frames.frame import (
+    NORMALISED_SLACK,
+    Box,
+    Frame,
+    FrameSet,
+    LeftOut,
+    Reading,
+    image_size,
+    normalised,
+)
+from research.data.frames.layout import ALL, finish, number_in, split_of
+from research.data.index import EXTENSIONS
+from research.errors import UserError
+
+
+def yolo_folders(source: Path) -> dict[Path, Path]:
+    """Folders of images and of their labels: beside each other, or in a folder a split."""
+    folders = [source, *sorted(path for path in source.glob("[!.]*") if split_of(path.name))]
+    return {
+        folder / "images": folder / "labels"
+        for folder in folders
+        if (folder / "images").is_dir() and (folder / "labels").is_dir()
+    }
+
+
+def read_yolo(source: Path, folders: dict[Path, Path]) -> FrameSet:
+    reading = Reading(source)
+    classes = _yolo_classes(source)
+    parts = {}
+    for images, labels in folders.items():
+        orphans = {path for path in labels.rglob("*.txt") if path.name != "classes.txt"}
+        for image in _images(images):
+            name = reading.name(image)
+            file = (labels / image.relative_to(images)).with_suffix(".txt")
+            orphans.discard(file)
+            part = next(filter(None, map(split_of, PurePosixPath(name).parent.parts)), ALL)
+            try:
+                image_size(image)
+                # No label file is the format's way to say that nothing is in the image.
+                rows = _yolo_rows(file, len(classes)) if file.is_file() else []
+            except LeftOut as reason:
+                where = file if file.is_file() else image
+                reading.leave(part, reading.name(where), reason)
+                continue
+            boxes = tuple(box for _, box in rows)
+            frame = Frame(name, image, "", boxes, tuple(number for number, _ in rows))
+            reading.take(part, name, frame)
+            if part != ALL:
+                parts[name] = part
+        for file in sorted(orphans):
+            part = next(filter(None, map(split_of, file.relative_to(source).parts[:-1])), ALL)
+            lost = LeftOut("missing_file", "its image is not there: restore or remove it")
+            reading.leave(part, reading.name(file), lost)
+    if not classes:
+        most = max((max(frame.labels, default=-1) for frame in reading.frames.values()), default=-1)
+        classes = [str(number) for number in range(most + 1)]
+    return finish(reading, "yolo", classes, parts)
+
+
+def _yolo_rows(file: Path, classes: int) -> list[tuple[int, Box]]:
+    rows = []
+    for row, line in enumerate(file.read_text("utf-8", "replace").splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        numbers = [number_in(word) for word in words]
+        if len(words) != 5 or None in numbers or not words[0].isdecimal():
+            raise LeftOut("invalid", f"row {row} is {line[:50]!r}: expected class cx cy w h")
+        number = int(words[0])
+        if classes and number >= classes:
+            raise LeftOut("invalid", f"row {row}: class {number} of {classes}: name or mend it")
+        x, y, width, height = numbers[1:]
+        edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+        rows.append((number, normalised(edges, 1, 1, NORMALISED_SLACK, f"row {row}")))
+    return rows
+
+
+def _yolo_classes(source: Path) -> list[str]:
+    """Names from a YAML file with ``names`` (a list, or a mapping of numbers), or a list of lines.
+
+    Raises:
+        UserError: for a YAML file that cannot be read, or names that skip a number.
+    """
+    for file in sorted([*source.glob("*.yaml"), *source.glob("*.yml")]):
+        try:
+            document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{file}: bad YAML ({str(error).splitlines()[0]}): mend it") from None
+        names = document.get("names") if isinstance(document, dict) else None
+        if isinstance(names, dict):
+            if sorted(names, key=str) != sorted(range(len(names)), key=str):
+                raise UserError(f"{file}: names must number the classes 0 to {len(names) - 1}")
+            return [str(names[number]) for number in range(len(names))]
+        if isinstance(names, list):
+            return [str(name) for name in names]
+    for file in (source / "classes.txt", source / "labels" / "classes.txt", source / "obj.names"):
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            return [line.strip() for line in lines if line.strip()]
+    return []
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+            yield path

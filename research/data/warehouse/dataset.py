@@ -1,0 +1,242 @@
+"""A data set read from a warehouse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from research.data.batch import Batch
+from research.data.coefficients import Coefficients
+from research.data.frames.transform import FrameAugmentation
+from research.data.index import Progress
+from research.data.loader import BatchSource
+from research.data.transforms import DeviceTransform
+from research.data.warehouse.demo import DemoStore
+from research.data.warehouse.kinds import CoefficientKind, FrameKind, Kind
+from research.data.warehouse.manifest import Group, Manifest
+from research.data.warehouse.store import Store
+from research.errors import UserError
+
+GIB = 2**30
+Splits = dict[str, NDArray[np.int64]]
+
+
+class Warehouse:
+    """Coefficients for a compressed network, frames for any other.
+
+    Args:
+        name: what the tracker calls the data set.
+        manifest: a ``manifest.json``, or the folder of a version or of several.
+        image_size: see ``CoefficientKind`` and ``FrameKind``.
+        max_boxes: see ``FrameKind``.
+        batch_size: samples a batch, in training and validation.
+        workers: loader processes; null chooses by device.
+        pin_memory: page-locked batches; null chooses by device.
+        random_crop: see ``CoefficientKind``.
+        random_flip: see ``CoefficientKind``.
+        augmentation: see ``FrameKind``.
+        verify: checksums ``always``, ``once`` (remembered while the files stay) or ``never``.
+        on_device: keep the whole store in the device's memory; null: on an accelerator, when it
+            is no larger than ``device_budget``.
+        device_budget: in GiB.
+        folds: split anew into so many parts, groups whole, as even as they can be; null keeps
+            the splits of the manifest.
+        fold: this part is the test split, the next one validation.
+        max_train_images: keep at most so many training samples, evenly spaced.
+        max_val_images: the same for validation.
+        cache_dir: folder for what is remembered: verified shards, DCT statistics.
+        baseline: after training, say what a constant predictor reaches.
+        demo: makes the store first, when it is ours to make.
+        coefficients: what a compressed network asks for; null for frames.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        manifest: str,
+        image_size: int | None,
+        max_boxes: int | None,
+        batch_size: int,
+        workers: int | None,
+        pin_memory: bool | None,
+        random_crop: bool,
+        random_flip: bool,
+        augmentation: FrameAugmentation | None,
+        verify: str,
+        on_device: bool | None,
+        device_budget: float,
+        folds: int | None,
+        fold: int,
+        max_train_images: int | None,
+        max_val_images: int | None,
+        cache_dir: str,
+        baseline: bool,
+        demo: DemoStore | None,
+        coefficients: Coefficients | None,
+    ) -> None:
+        self.name = name
+        self.path = Path(manifest)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.pin_memory = pin_memory
+        self.verify = verify
+        self.on_device = on_device
+        self.device_budget = device_budget
+        self.folds = folds
+        self.fold = fold
+        self.max_images = {"train": max_train_images, "val": max_val_images}
+        self.cache = Path(cache_dir)
+        self.baseline = baseline
+        self.demo = demo
+        self.kind: Kind = FrameKind(image_size, max_boxes, augmentation)
+        if coefficients is not None:
+            self.kind = CoefficientKind(image_size, random_crop, random_flip, coefficients)
+        self.classes: list[str] = []
+        self.recalled: Mapping[str, Any] | None = None
+        self.splits: Splits = {}
+        self.resident: dict[tuple[str, torch.device], Tensor] = {}
+
+    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+        path = self.path if self.demo is None else self.demo.make(self.path, progress)
+        manifest = Manifest.load(path)
+        if manifest.kind != self.kind.name:
+            raise UserError(
+                f"dataset.manifest: {manifest.path} holds {manifest.kind}, this model reads "
+                f"{self.kind.name}; prepare them with python -m research.prepare {self.kind.name}"
+            )
+        self.manifest = manifest
+        reason = self.recalled and self.misfit(self.recalled)
+        if reason:
+            raise UserError(reason)
+        self.kind.fit(manifest.transform)
+        self.classes = manifest.classes
+        self.store = Store(manifest, self.verify, self.cache)
+        self.store.open()
+        self.splits = _split(manifest, self.folds, self.fold)
+        for split, limit in self.max_images.items():
+            positions = self.splits.get(split)
+            if positions is not None and limit is not None and limit < len(positions):
+                chosen = np.linspace(0, len(positions) - 1, limit).round().astype(np.int64)
+                self.splits[split] = positions[chosen]
+        for split in ("train", "val"):
+            if not len(self.splits.get(split, ())):
+                raise UserError(
+                    f"{manifest.path}: no sample in the {split} split; prepare it again with "
+                    "val=0.2, or give dataset.folds=5"
+                )
+
+    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
+        positions, resident = self.positions(split), None
+        if self._keep_on(device):
+            resident = partial(self._resident, device)
+            self.workers, self.pin_memory = 0, False
+        return self.kind.samples(self.store, positions, seed, train=train, resident=resident)
+
+    def transform(
+        self, *, measured: bool = True, progress: Progress | None = None
+    ) -> DeviceTransform:
+        store = self.store if measured else None
+        train = self.splits.get("train", np.empty(0, np.int64))
+        return self.kind.transform(store, train, self.cache / "statistics", progress)
+
+    def read(self, paths: Sequence[Path]) -> Batch:
+        return self.kind.read(paths)
+
+    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
+        return {
+            split: (len(positions), self.manifest.damage if split == "train" else {})
+            for split, positions in self.splits.items()
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": self.name, "classes": self.classes, "transform": self.manifest.transform}
+
+    def recall(self, facts: Mapping[str, Any]) -> None:
+        self.classes = list(facts["classes"])
+        self.kind.fit(facts["transform"])
+        self.recalled = facts
+
+    def misfit(self, facts: Mapping[str, Any]) -> str | None:
+        ours, theirs = self.manifest.transform, facts.get("transform", {})
+        for key in self.kind.form:
+            if ours[key] != theirs.get(key, ours[key]):
+                return (
+                    f"the model was trained on {key}={theirs[key]}, {self.manifest.path} was "
+                    f"prepared with {key}={ours[key]}; prepare it again with {key}={theirs[key]}"
+                )
+        return None
+
+    def fingerprint(self) -> str:
+        """The store's version: a hash of its data and of how they were prepared."""
+        return self.manifest.version
+
+    def floor(self) -> str | None:
+        if not self.baseline:
+            return None
+        return self.kind.floor(self.store, self.splits["train"], self.splits["val"])
+
+    def positions(self, split: str) -> NDArray[np.int64]:
+        """Where a split's samples stand in the store.
+
+        Raises:
+            UserError: when the data set has no such split.
+        """
+        if split not in self.splits:
+            raise UserError(
+                f"split={split}: {self.manifest.path} has {', '.join(self.splits)}; prepare it "
+                "again with test=0.1, or give dataset.folds=5"
+            )
+        return self.splits[split]
+
+    def groups(self, split: str) -> list[str]:
+        """The group of each of a split's samples."""
+        stops = np.array([group.stop for group in self.manifest.groups])
+        places = np.searchsorted(stops, self.positions(split), side="right")
+        return [self.manifest.groups[place].name for place in places]
+
+    def _keep_on(self, device: torch.device) -> bool:
+        if self.on_device is not None:
+            return self.on_device
+        size = sum(shard.bytes for shard in self.manifest.shards)
+        return device.type != "cpu" and size <= self.device_budget * GIB
+
+    def _resident(self, device: torch.device, name: str) -> Tensor:
+        if (name, device) not in self.resident:
+            self.resident[name, device] = self.store.whole(name).to(device)
+        return self.resident[name, device]
+
+
+def _split(manifest: Manifest, folds: int | None, fold: int) -> Splits:
+    if folds is None:
+        return {split: manifest.split(split) for split in manifest.splits}
+    groups = [group for group in manifest.groups if group.stop > group.start]
+    if len(groups) < folds:
+        raise UserError(
+            f"dataset.folds={folds}: {manifest.path} has {len(groups)} groups, which are not cut "
+            "up; give fewer folds"
+        )
+    fold_of = _deal(groups, folds)
+    names = {fold: "test", (fold + 1) % folds: "val"}
+    found: dict[str, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
+    for group in groups:
+        split = names.get(fold_of[group.name], "train")
+        found[split].append(np.arange(group.start, group.stop))
+    return {split: np.concatenate(parts) for split, parts in found.items() if parts}
+
+
+def _deal(groups: Sequence[Group], folds: int) -> dict[str, int]:
+    """The fold of each group: the largest first, each to the fold that is smallest so far."""
+    sizes = [0] * folds
+    fold_of = {}
+    for group in sorted(groups, key=lambda group: (group.start - group.stop, group.name)):
+        smallest = sizes.index(min(sizes))
+        sizes[smallest] += group.stop - group.start
+        fold_of[group.name] = smallest
+    return fold_of

@@ -1,0 +1,269 @@
+"""What a version of a warehouse holds: the record in its ``manifest.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from research.errors import UserError
+from research.files import write_text
+
+SCHEMA = 1
+"""Raised when the files of a store change their meaning."""
+
+MANIFEST = "manifest.json"
+SAMPLES = "samples.jsonl"
+SPLITS = ("train", "val", "test")
+DTYPES = ("uint8", "int16", "int32", "int64", "float16", "float32")
+REMEDY = "prepare it again"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tensors.
+
+    Attributes:
+        file: name in the version folder.
+        samples: rows in each of its tensors.
+        bytes: size of the file.
+        sha256: of the whole file, hexadecimal.
+    """
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that must stay together: a run, a folder.
+
+    Attributes:
+        name: unique in the store.
+        start: position of its first sample.
+        stop: one behind its last sample.
+        split: ``train``, ``val`` or ``test``.
+        report: what preparing found in it: counts under ``left_out/KIND`` and ``fallback/KIND``.
+    """
+
+    name: str
+    start: int
+    stop: int
+    split: str
+    report: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor's type, and its shape for one sample."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole version.
+
+    Attributes:
+        folder: where it lies; not written.
+        schema: of the files, see ``SCHEMA``.
+        kind: ``frames`` or ``coefficients``.
+        version: hash of data and transform, 16 hexadecimal digits.
+        transform: how a file became a sample, such as ``image_size``.
+        classes: class names in index order.
+        samples: rows in all shards together.
+        tensors: by name.
+        shards: in the order of the samples.
+        groups: in the order of the samples, without gaps.
+        runs: what was found in each run of the source (or other part, where it has no runs):
+            ``total``, ``non_empty``, ``empty``, ``missing_image``, ``missing_file``, ``invalid``.
+        damage: samples left out while it was prepared, by kind.
+        left_out: those of them that opened but could not be read, name to kind.
+        thresholds: the limits under which it was prepared.
+        index_sha256: of ``samples.jsonl``.
+    """
+
+    folder: Path
+    schema: int
+    kind: str
+    version: str
+    transform: dict[str, Any]
+    classes: list[str]
+    samples: int
+    tensors: dict[str, Tensor]
+    shards: list[Shard]
+    groups: list[Group]
+    runs: dict[str, dict[str, int]]
+    damage: dict[str, int]
+    left_out: dict[str, str]
+    thresholds: dict[str, float]
+    index_sha256: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / MANIFEST
+
+    @property
+    def splits(self) -> dict[str, list[tuple[int, int]]]:
+        """[start, stop) ranges of positions of each split that has samples."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for name in SPLITS:
+            for group in self.groups:
+                if group.split != name or group.start == group.stop:
+                    continue
+                known = ranges.setdefault(name, [])
+                start = known.pop()[0] if known and known[-1][1] == group.start else group.start
+                known.append((start, group.stop))
+        return ranges
+
+    def split(self, name: str) -> NDArray[np.int64]:
+        """Positions of one split's samples, in order.
+
+        Raises:
+            UserError: when there is no such split.
+        """
+        ranges = self.splits
+        if name not in ranges:
+            raise UserError(f"split={name}: {self.path} has {', '.join(ranges)}")
+        return np.concatenate([np.arange(start, stop) for start, stop in ranges[name]])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The records of ``samples.jsonl``: name, group, sha256 of the source, boxes or label.
+
+        Raises:
+            UserError: when the file is missing or not what was written.
+        """
+        path = self.folder / SAMPLES
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {_reason(error)}; {REMEDY}") from None
+        if hashlib.sha256(data).hexdigest() != self.index_sha256:
+            raise UserError(f"{path}: damaged (SHA-256); {REMEDY}")
+        found = [json.loads(line) for line in data.splitlines()]
+        if len(found) != self.samples:
+            raise UserError(f"{path}: {len(found)} lines for {self.samples} samples; {REMEDY}")
+        return found
+
+    def save(self) -> None:
+        content = asdict(self)
+        del content["folder"]
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check a manifest; shards are not opened.
+
+        Args:
+            path: a ``manifest.json``, a version folder, or the folder of several versions, of
+                which the one written last is taken.
+
+        Raises:
+            UserError: when there is none, or it is not one that can be trusted.
+        """
+        file = _find(path)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: {_reason(error)}; {REMEDY}") from None
+        if not isinstance(content, Mapping) or not isinstance(content.get("schema"), int):
+            raise UserError(f"{file}: not the manifest of a warehouse; {REMEDY}")
+        if content["schema"] > SCHEMA:
+            raise UserError(
+                f"{file}: of schema {content['schema']}, this code reads up to {SCHEMA}; update it"
+            )
+        try:
+            manifest = cls._read(file.parent, content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file}: {_field(error)}; {REMEDY}") from None
+        problem = manifest._problem()
+        if problem:
+            raise UserError(f"{file}: {problem}; {REMEDY}")
+        return manifest
+
+    @classmethod
+    def _read(cls, folder: Path, content: Mapping[str, Any]) -> Self:
+        parts = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
+        parts["shards"] = [Shard(**shard) for shard in parts["shards"]]
+        parts["groups"] = [Group(**group) for group in parts["groups"]]
+        parts["tensors"] = {
+            name: Tensor(tensor["dtype"], tuple(int(side) for side in tensor["shape"]))
+            for name, tensor in parts["tensors"].items()
+        }
+        return cls(folder, **parts)
+
+    def _problem(self) -> str:
+        """What does not add up, in words, or ''."""
+        for shard in self.shards:
+            parts = PurePosixPath(shard.file).parts
+            climbs = ".." in parts or len(parts) != 1 or PureWindowsPath(shard.file).anchor
+            if climbs or "\\" in shard.file:
+                return f"shard {shard.file!r} lies outside the store"
+            if _not_count(shard.samples, 1) or _not_count(shard.bytes, 1):
+                return f"shard {shard.file}: samples and bytes must be counts"
+        stored = sum(shard.samples for shard in self.shards)
+        if self.samples != stored:
+            return f"samples is {self.samples!r}, the shards hold {stored}"
+        position = 0
+        for group in self.groups:
+            if group.split not in SPLITS:
+                return f"group {group.name}: split {group.split!r} is none of {', '.join(SPLITS)}"
+            if group.start != position or _not_count(group.stop, position):
+                return f"group {group.name}: begins at {group.start}, expected {position}"
+            position = group.stop
+        if position != self.samples:
+            return f"the groups hold {position} samples, the shards {self.samples}"
+        for name, tensor in self.tensors.items():
+            if tensor.dtype not in DTYPES or math.prod(tensor.shape) < 1:
+                return f"tensor {name}: no {tensor.dtype!r} of shape {list(tensor.shape)} is read"
+        return ""
+
+
+def _not_count(value: Any, at_least: int) -> bool:
+    return not isinstance(value, int) or isinstance(value, bool) or value < at_least
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if (path / MANIFEST).is_file():
+        return path / MANIFEST
+    versions = {file: file.stat().st_mtime_ns for file in path.glob(f"v*/{MANIFEST}")}
+    if not versions:
+        unfinished = any(path.glob(".building-*"))
+        raise UserError(
+            f"{path}: "
+            + (
+                "only an unfinished store; run the command that prepares it again"
+                if unfinished
+                else "no warehouse; give the manifest.json that python -m research.prepare wrote"
+            )
+        )
+    newest = max(versions.values())
+    latest = [file for file, written in versions.items() if written == newest]
+    if len(latest) > 1:
+        names = ", ".join(sorted(str(file) for file in latest))
+        raise UserError(f"{path}: several versions of the same age; give one of {names}")
+    return latest[0]
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"damaged ({error})"
+
+
+def _field(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"has no {error.args[0]!r}"
+    return f"damaged ({error})"

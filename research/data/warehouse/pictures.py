@@ -1,0 +1,127 @@
+"""A prepared store for people: what is in it, at a glance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from research import pictures
+from research.compression.decoder import Decoder
+from research.compression.selection import Selection, stored_order
+from research.data.warehouse.lint import TINY
+from research.data.warehouse.samples import Samples, class_counts
+
+SHOWN = 36
+"""Samples on the contact sheet."""
+
+CELL = 192
+MOST_NAMES = 60
+"""Classes up to which their names are written out."""
+
+
+def draw(samples: Samples) -> dict[str, Image.Image]:
+    """Named pictures of a store: the balance of its classes, samples, and how boxes lie."""
+    found = {"class_balance": class_balance(samples)}
+    if not len(samples.positions):
+        return found
+    # Evenly spaced, so that every split and most groups are among them.
+    places = np.unique(np.linspace(0, len(samples.positions) - 1, SHOWN).round().astype(np.int64))
+    chosen = samples.positions[places].tolist()
+    if samples.manifest.kind == "frames":
+        boxes = samples.boxes()
+        side = samples.manifest.transform["image_size"]
+        found |= {"box_centres": box_centres(boxes), "box_sizes": box_sizes(boxes * side)}
+        cells = [_frame(samples, position) for position in chosen]
+    else:
+        cells = [_decoded(samples, position) for position in chosen]
+    captions = [_caption(samples, position) for position in chosen]
+    found["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=6)
+    return found
+
+
+def class_balance(samples: Samples) -> Image.Image:
+    """Boxes or samples of each class, a bar a split."""
+    counts = class_counts(samples)
+    classes = samples.manifest.classes
+    figure = Figure(figsize=(min(24.0, 4 + 0.3 * len(classes)), 4), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(counts))
+    for number, (split, found) in enumerate(counts.items()):
+        axes.bar(np.arange(len(classes)) + (number + 0.5) * width - 0.4, found, width, label=split)
+    axes.set_ylabel("boxes" if samples.manifest.kind == "frames" else "samples")
+    if len(classes) <= MOST_NAMES:
+        axes.set_xticks(range(len(classes)), labels=classes, rotation=90)
+    axes.legend()
+    return pictures.render(figure)
+
+
+def box_centres(boxes: NDArray[Any]) -> Image.Image:
+    """Where the centres of boxes lie on the frame.
+
+    Args:
+        boxes: [N, 4] xyxy, shares of the frame.
+    """
+    x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
+    heat, _, _ = np.histogram2d(y, x, bins=24, range=((0, 1), (0, 1)))
+    figure = Figure(figsize=(5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(heat, cmap="magma", extent=(0, 1, 1, 0))
+    axes.set_title(f"centres of {len(boxes)} boxes", fontsize="small")
+    figure.colorbar(shown, ax=axes, label="boxes")
+    return pictures.render(figure)
+
+
+def box_sizes(boxes: NDArray[Any]) -> Image.Image:
+    """How large boxes are, and of which shape.
+
+    Args:
+        boxes: [N, 4] xyxy in pixels of the frame.
+    """
+    width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3).T
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(np.sqrt(width * height), bins=40)
+    left.axvline(TINY, color="red", linewidth=0.8)
+    left.set_xlabel("root of the area, px")
+    right.hist(np.log2(width / height), bins=40)
+    right.set_xlabel("log2 of width / height")
+    for axes in (left, right):
+        axes.set_ylabel("boxes")
+    return pictures.render(figure)
+
+
+def _frame(samples: Samples, position: int) -> Image.Image:
+    store = samples.store
+    image = Image.fromarray(store.rows("images", position).copy()).resize((CELL, CELL))
+    filled = store.rows("mask", position) > 0
+    boxes = store.rows("boxes", position)[filled]
+    boxes = boxes[np.isfinite(boxes).all(1)] * CELL
+    return pictures.draw_boxes(image, boxes.tolist(), colours=(pictures.TRUE_BOX,))
+
+
+def _decoded(samples: Samples, position: int) -> Image.Image:
+    order = stored_order(samples.manifest.transform["window"])
+    y, cbcr = (
+        torch.from_numpy(samples.store.rows(name, position).astype(np.float32))
+        for name in ("y", "cbcr")
+    )
+    decoder = Decoder(Selection(order, order), "full")
+    rgb = decoder(y.permute(2, 0, 1)[None], cbcr.permute(0, 3, 1, 2)[None])[0]
+    image = pictures.from_pixels(rgb.round().clamp(0, 255).to(torch.uint8))
+    return image.resize((CELL, CELL))
+
+
+def _caption(samples: Samples, position: int) -> str:
+    group = next(g for g in samples.manifest.groups if g.start <= position < g.stop)
+    label = ""
+    if samples.manifest.kind != "frames":
+        number = int(samples.store.rows("labels", position))
+        known = 0 <= number < len(samples.manifest.classes)
+        label = samples.manifest.classes[number] if known else f"label {number}"
+    name = samples.lines[position]["name"]
+    return f"{group.split} {label or group.name}\n{name[-30:]}"

@@ -1,0 +1,281 @@
+"""What a trained model says of your own images: ``python -m research.predict RUN SOURCE…``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from research import cli
+from research.config.schema import (
+    COUNT,
+    DEVICE,
+    RUN_RULES,
+    TEXT,
+    TRUTH,
+    Rule,
+    number,
+    one_of,
+    whole,
+)
+from research.errors import DamagedImage, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from research.data.batch import Batch
+    from research.data.frames.media import Media, Still
+    from research.data.source import DataSource
+    from research.player import Player
+    from research.reports import Report
+    from research.trained import Trained
+
+log = logging.getLogger("research.predict")  # as a command, this module is called __main__
+
+USAGE = """
+python -m research.predict RUN|WEIGHTS SOURCE… [key=value …]
+
+RUN is a run folder, WEIGHTS a checkpoint or a run's final.safetensors; either is all that is
+needed. A SOURCE is an image, a folder of images, a capture run, a folder of capture runs, or a
+video. A detector writes pictures with boxes (boxed/NAME_boxed.png) and a capture run with the
+boxes as labels; a classifier a table (predictions.csv) and a contact sheet; both a summary.json.
+  objectness=      boxes from this score on, 0…1; the run's task.score (0.3) by default
+  iou=             of boxes that overlap more the best stays, 0…1; the run's model.nms_iou (0.5) by
+                   default; without effect where a model finds one box a frame
+  max_frames=      look at the first so many only
+  out=             folder for the results, new or empty; runs/predict/NAME-TIME by default
+  show=false       true: play the frames as they are inferred on a page of this machine, until
+                   Ctrl-C
+  port=0           of that page; 0: any that is free
+  batch_size=8     frames inferred at once
+  checkpoint=best  best or last, of a run folder
+  device=auto      auto, cpu, cuda, cuda:N or mps
+  precision=       fp32, bf16 or fp16; the run's by default
+"""
+
+SCORE = number(at_least=0, at_most=1)
+OPTIONS: dict[str, tuple[str, Rule]] = {
+    "objectness": ("", SCORE),
+    "iou": ("", SCORE),
+    "max_frames": ("", COUNT),
+    "out": ("", TEXT),
+    "show": ("false", TRUTH),
+    "port": ("0", whole(0, 65535)),
+    "batch_size": ("8", COUNT),
+    "checkpoint": ("best", one_of("best", "last")),
+    "device": ("auto", DEVICE),
+    "precision": ("", RUN_RULES["precision"]),
+}
+MOST_TOLD = 10
+"""Files left out that are written out one by one."""
+ABOUT = 0.02
+"""How far a header's number of frames may be off, as a share."""
+
+T = TypeVar("T")
+
+
+def predict(
+    model: Trained, media: Media, report: Report, batch_size: int, player: Player | None = None
+) -> dict[str, Any]:
+    """Infer every still and hand it to the report, and to the player if there is one.
+
+    Returns:
+        for JSON: ``frames``, ``damage`` by kind, ``seconds`` in all (reading and writing too),
+        ``frames_per_second``, ``latency_ms`` (of batches, from what was read to boxes or classes,
+        the device's work done) and what the report counts.
+
+    Raises:
+        UserError: when not one still can be read.
+    """
+    from research.tracking.console import ConsoleTracker
+    from research.tracking.tracker import Progress
+
+    console = ConsoleTracker()
+    damaged: list[DamagedImage] = []
+    latencies: list[float] = []
+    frames, began = 0, time.perf_counter()
+    with report:
+        for batch_stills in media.batches(batch_size):
+            stills, images, batch = _read(model.data, batch_stills, damaged)
+            if batch is not None:
+                started = time.perf_counter()
+                answers = model.infer(batch)
+                _wait_for(model)
+                latencies.append(1000 * (time.perf_counter() - started))
+                frames += len(stills)
+                seen = report.add(stills, images, answers)
+                if player is not None:
+                    for still, image, said in zip(stills, images, seen, strict=True):
+                        player.show(still.name, image, said, latencies[-1] / len(stills))
+            looked_at = frames + len(damaged)
+            rate = frames / (time.perf_counter() - began)
+            total = max(media.expected, looked_at)
+            console.progress(Progress("predicting", looked_at, total, "frames", rate))
+    damage = media.damage + Counter(error.kind for error in damaged)
+    told = [*media.told, *map(str, damaged)]
+    if not frames:
+        first = f"; the first: {told[0]}" if told else ""
+        raise UserError(f"no frame could be read{_listed(damage, ' (', ')')}{first}")
+    _tell(told)
+    silent = media.expected - frames - sum(damage.values())
+    if silent > 1 + ABOUT * media.expected:
+        log.warning("%d frames fewer could be read than the videos' headers tell of", silent)
+    seconds = time.perf_counter() - began
+    return {
+        "frames": frames,
+        "damage": dict(damage),
+        "seconds": seconds,
+        "frames_per_second": frames / seconds,
+        "latency_ms": {
+            "batch_size": batch_size,
+            "batches": len(latencies),
+            "median": statistics.median(latencies),
+            "highest": max(latencies),
+        },
+        "device": str(model.device),
+        **report.summary(),
+    }
+
+
+def _read(
+    data: DataSource, stills: Sequence[Still], damaged: list[DamagedImage]
+) -> tuple[list[Still], list[Image], Batch | None]:
+    """What can be read of some stills: their pixels, and all as one batch; the rest is noted."""
+    from research.data.readers import decode, to_rgb
+
+    found = _each(stills, lambda file: to_rgb(decode(file)), damaged)
+    while found:
+        kept, images = zip(*found, strict=True)
+        try:
+            return list(kept), list(images), data.read([still.file for still in kept])
+        except DamagedImage:
+            # It does not say which of them: a reader of coefficients dislikes other files.
+            good = {still for still, _ in _each(kept, lambda file: data.read([file]), damaged)}
+            found = [(still, image) for still, image in found if still in good]
+    return [], [], None
+
+
+def _each(
+    stills: Sequence[Still], read: Callable[[Path], T], damaged: list[DamagedImage]
+) -> list[tuple[Still, T]]:
+    found = []
+    for still in stills:
+        try:
+            found.append((still, read(still.file)))
+        except DamagedImage as error:
+            damaged.append(error)
+    return found
+
+
+def _wait_for(model: Trained) -> None:
+    """Until an accelerator has done what it was given."""
+    import torch
+
+    if model.device.type != "cpu":
+        torch.accelerator.synchronize(model.device)
+
+
+def _load(run: Path, settings: dict[str, Any]) -> Trained:
+    """The trained model, with the settings that concern it."""
+    from research import checkpoint, trained
+
+    saved = checkpoint.load(checkpoint.find(run, settings["checkpoint"]))
+    config = {**saved["config"], "device": settings["device"]}
+    if settings["precision"] is not None:
+        config["precision"] = settings["precision"]
+    if settings["iou"] is not None and "nms_iou" in config["model"]:
+        config["model"] = {**config["model"], "nms_iou": settings["iou"]}
+    elif settings["iou"] is not None:
+        log.info("iou=%g has no effect: this model has no overlapping boxes", settings["iou"])
+    return trained.restore(config, saved)
+
+
+def _folder(asked: str, run: Path) -> Path:
+    """Where the results go.
+
+    Raises:
+        UserError: when there is something already.
+    """
+    if not asked:
+        if run.is_file():
+            run = run.parent.parent if run.parent.name == "checkpoints" else run.with_suffix("")
+        return Path("runs", "predict", f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    out = Path(asked)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out}: is not empty; give a new folder")
+    return out
+
+
+def _tell(told: Sequence[str]) -> None:
+    for line in told[:MOST_TOLD]:
+        log.warning("left out: %s", line)
+    if len(told) > MOST_TOLD:
+        log.warning("left out: … and %d more", len(told) - MOST_TOLD)
+
+
+def _listed(counts: Counter[str], before: str = "", after: str = "") -> str:
+    text = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return f"{before}{text}{after}" if text else ""
+
+
+def main(words: list[str]) -> None:
+    paths, rest = cli.split(words)
+    if not paths:
+        raise UserError("give a RUN folder or a WEIGHTS file first, then SOURCEs; see --help")
+    settings = cli.typed(rest, OPTIONS, "predict")
+    run, sources = Path(paths[0]), [Path(path) for path in paths[1:]]
+    if not sources:
+        raise UserError(f"what is {run} to look at? give images, folders, capture runs or videos")
+    out = _folder(settings["out"], run)
+    # Imported late: a mistake is answered before torch is there.
+    from research.data.frames.media import Media
+
+    media = Media(sources, settings["max_frames"])
+    from research import logs
+    from research.player import Player
+
+    logs.to_terminal()
+    model = _load(run, settings)
+    report = model.task.report(out, settings["objectness"])
+    if not settings["show"]:
+        _finish(predict(model, media, report, settings["batch_size"]), report, paths, out)
+        return
+    with Player(out.name, settings["port"], report.objectness) as player:
+        # Flushed, for whoever reads it from a pipe.
+        print(f"watch:    {player.url} (Ctrl-C ends it)", flush=True)
+        found = predict(model, media, report, settings["batch_size"], player)
+        player.finish()
+        _finish(found, report, paths, out)
+        try:
+            Event().wait()
+        except KeyboardInterrupt:
+            print("ended")
+
+
+def _finish(found: dict[str, Any], report: Report, paths: list[str], out: Path) -> None:
+    """Write the summary, and say where everything is."""
+    from research.files import write_text
+
+    told = {"run": paths[0], "sources": paths[1:], **found}
+    write_text(out / "summary.json", json.dumps(told, indent=1) + "\n")
+    latency = found["latency_ms"]
+    print(f"predicted: {out}")
+    print(
+        f"  {found['frames']} frames at {found['frames_per_second']:.1f} a second; inference "
+        f"{latency['median']:.1f} ms a batch of {latency['batch_size']} ({found['device']})"
+    )
+    if found["damage"]:
+        print(f"  left out {_listed(Counter(found['damage']))}")
+    for line in report.where():
+        print(f"  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    cli.command(USAGE, main)

@@ -1,0 +1,311 @@
+"""Data prepared ahead of time: ``python -m research.prepare KIND SOURCE OUT``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from research import cli
+from research.config.schema import COUNT, GROUP_RULES, SHARE, TEXT, TRUTH, Rule, number, whole
+from research.errors import UserError
+
+if TYPE_CHECKING:
+    from research.data.frames.frame import FrameSet
+    from research.data.index import Progress
+    from research.data.warehouse.build import Plan
+    from research.data.warehouse.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+USAGE = """
+python -m research.prepare KIND SOURCE OUT [key=value …]
+
+KIND
+  frames         SOURCE holds frames with boxes: capture runs, or a VOC, COCO or YOLO folder
+  coefficients   SOURCE holds CLASS/image folders, or train, val and test folders of them
+  prune          copy the capture runs of SOURCE to OUT without unusable frames
+  lint           prepare lint MANIFEST: look for mistakes in a prepared store
+OUT gets a folder v<version>: a hash of data and settings. A stopped command goes on where it was.
+
+frames
+  size=384              side of the square frames, in pixels
+  max_boxes=16          slots for boxes in a frame
+  val=0.2 test=0        share of the runs (groups) drawn for validation and test
+  val_runs= test_runs=  instead of a draw: their names, a,b,c
+  max_invalid= max_missing= max_empty=                    most frames that may be so
+  max_invalid_ratio= max_missing_ratio= max_empty_ratio=  the same as a share of all
+coefficients
+  image_size=256                size of the stored squares, a multiple of 16
+  compression.window=8          1…8, corner of frequencies; every smaller one can be read from it
+  compression.source=bitstream  bitstream: the files' own coefficients; pixels: decoded first
+  val=0.1                       share of each class held out where SOURCE has no val folder
+both
+  seed=0             of the draw
+  shard_samples=256  samples a file
+  workers=           processes; one a core by default
+prune
+  empty=false missing=true invalid=true  which frames are left out
+  runs= not_runs=                        only these runs; not these
+lint
+  out=               folder of its pictures; OUT/lint-v<version> by default
+"""
+
+MOST_PROBLEMS = 10
+"""Frames left out that are written out one by one."""
+
+Options = dict[str, tuple[str, Rule]]
+
+BUILD: Options = {
+    "seed": ("0", whole(0, 2**32 - 1)),
+    "shard_samples": ("256", COUNT),
+    "workers": ("", COUNT),
+}
+LIMITS: Options = {
+    **{f"max_{kind}": ("", whole(0)) for kind in ("invalid", "missing", "empty")},
+    **{
+        f"max_{kind}_ratio": ("", number(at_least=0, at_most=1))
+        for kind in ("invalid", "missing", "empty")
+    },
+}
+OPTIONS: dict[str, Options] = {
+    "frames": {
+        "size": ("384", whole(32)),
+        "max_boxes": ("16", COUNT),
+        "val": ("0.2", SHARE),
+        "test": ("0", SHARE),
+        "val_runs": ("", TEXT),
+        "test_runs": ("", TEXT),
+        **LIMITS,
+        **BUILD,
+    },
+    "coefficients": {
+        "image_size": (
+            "256",
+            Rule("a multiple of 16, at least 32", lambda n: whole(32).holds(n) and n % 16 == 0),
+        ),
+        "compression.window": ("8", GROUP_RULES["compression.window"]),
+        "compression.source": ("bitstream", GROUP_RULES["compression.source"]),
+        "val": ("0.1", GROUP_RULES["dataset.val_fraction"]),
+        **BUILD,
+    },
+    "prune": {
+        "empty": ("false", TRUTH),
+        "missing": ("true", TRUTH),
+        "invalid": ("true", TRUTH),
+        "runs": ("", TEXT),
+        "not_runs": ("", TEXT),
+    },
+    "lint": {"out": ("", TEXT)},
+}
+"""By kind: every option's default as it would be typed, and what it may be."""
+
+
+def frames(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
+    """Letterboxed frames with boxes, from whatever format ``source`` has.
+
+    Raises:
+        UserError: for an unusable source, a threshold that is exceeded, or a full disk.
+    """
+    from research.data.frames.annotations import read_frames
+    from research.data.warehouse import recipes
+
+    found = read_frames(source)
+    limits = {key: settings[key] for key in LIMITS if settings[key] is not None}
+    _judge(found, limits)
+    splits = recipes.assign_splits(
+        {frame.group for frame in found.frames},
+        found.split,
+        val=settings["val"],
+        test=settings["test"],
+        seed=settings["seed"],
+        named={"val": _names(settings["val_runs"]), "test": _names(settings["test_runs"])},
+    )
+    recipe = recipes.FrameRecipe(settings["size"], settings["max_boxes"])
+    return _build(recipes.plan_frames(found, recipe, splits, limits), out, settings)
+
+
+def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
+    """Whole images as DCT coefficients with labels.
+
+    Raises:
+        UserError: for folders that cannot be read as classes, or a full disk.
+    """
+    from research import build
+    from research.config import compose_config, resolved
+    from research.data.folder import ImageFolders
+    from research.data.warehouse import recipes
+
+    roots = {split: source / split for split in ("train", "val", "test")}
+    roots = {split: root for split, root in roots.items() if _holds_folders(root)}
+    if roots and "train" not in roots:
+        raise UserError(f"{source}: has {', '.join(roots)} but no train folder of classes")
+    config = resolved(compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"])[0])
+    config["dataset"] |= {
+        "train_dirs": [str(roots.get("train", source))],
+        "val_dir": str(roots["val"]) if "val" in roots else None,
+        "test_dir": str(roots["test"]) if "test" in roots else None,
+        "val_fraction": settings["val"],
+    }
+    folders = build.source(config)
+    assert isinstance(folders, ImageFolders)
+    folders.prepare(settings["seed"], _progress())
+    recipe = recipes.CoefficientRecipe(
+        settings["image_size"], settings["compression.window"], settings["compression.source"]
+    )
+    return _build(recipes.plan_folders(folders, source, recipe), out, settings)
+
+
+def prune(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """A copy of capture runs without the frames that are not wanted."""
+    from research.data.frames import capture
+
+    names = [*_names(settings["runs"]), *(f"-{name}" for name in _names(settings["not_runs"]))]
+    unwanted = {key: settings[key] for key in ("empty", "missing", "invalid")}
+    report = capture.prune(source, out, **unwanted, runs=names, progress=_progress())
+    print(f"pruned:   {out}")
+    print(f"  kept    {sum(report.runs.values())} frames of {len(report.runs)} runs")
+    if report.runs_dropped:
+        print(f"  without the runs {', '.join(report.runs_dropped)}")
+    if report.dropped:
+        print(f"  dropped {_listed(report.dropped)}; see {out / capture.REPORT}")
+    print(f"next:     python -m research.prepare frames {out} OUT")
+
+
+def lint(path: Path, out: Path | None) -> bool:
+    """Print what is found in a store, and draw it.
+
+    Returns:
+        whether it is free of errors.
+
+    Raises:
+        UserError: when there is no store, or no place for the pictures.
+    """
+    from research.data.warehouse import lint, pictures
+    from research.data.warehouse.manifest import Manifest
+
+    manifest = Manifest.load(path)
+    report, samples = lint.lint(manifest, _progress())
+    out = out or manifest.folder.parent / f"lint-{manifest.folder.name}"
+    drawn = pictures.draw(samples)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, picture in drawn.items():
+            picture.save(out / f"{name}.png")
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror or error}; give out=FOLDER") from None
+    for line in report.facts:
+        print(line)
+    for line in report.warnings:
+        print(f"warning: {line}")
+    for line in report.errors:
+        print(f"error: {line}")
+    print(f"{len(report.errors)} errors, {len(report.warnings)} warnings; pictures: {out}")
+    return not report.errors
+
+
+def _judge(found: FrameSet, limits: Mapping[str, float]) -> None:
+    """Hold a source to its thresholds, and tell what is wrong with it."""
+    counts = {
+        "invalid": sum(run.invalid for run in found.runs),
+        "missing": sum(run.missing_image + run.missing_file for run in found.runs),
+        "empty": sum(run.empty for run in found.runs),
+    }
+    seen = sum(run.seen for run in found.runs)
+    for problem in found.problems[:MOST_PROBLEMS]:
+        log.warning("left out: %s", problem)
+    if len(found.problems) > MOST_PROBLEMS:
+        log.warning("left out: … and %d more", len(found.problems) - MOST_PROBLEMS)
+    for kind, count in counts.items():
+        for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / seen)):
+            if key in limits and value > limits[key]:
+                raise UserError(
+                    f"{key}={limits[key]}: {count} of {seen} frames in {found.root} are {kind} "
+                    f"({value:.3g}); mend them, leave them out with prepare prune, or raise {key}"
+                )
+        if count:
+            kept = ", kept as negatives" if kind == "empty" else ", left out"
+            log.warning("%s: %d of %d frames are %s%s", found.root, count, seen, kind, kept)
+
+
+def _build(plan: Plan, out: Path, settings: Mapping[str, Any]) -> Manifest:
+    from research.data.warehouse.build import build
+
+    return build(
+        plan,
+        out,
+        shard_samples=settings["shard_samples"],
+        workers=settings["workers"],
+        progress=_progress(),
+    )
+
+
+def _progress() -> Progress:
+    from research.tracking.console import ConsoleTracker
+    from research.tracking.tracker import Progress
+
+    console = ConsoleTracker()
+    return lambda what, done, total: console.progress(Progress(what, done, total, unit="files"))
+
+
+def _holds_folders(root: Path) -> bool:
+    """True for a folder of classes; a class that happens to be called train holds images."""
+    return root.is_dir() and any(child.is_dir() for child in root.iterdir())
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _say(manifest: Manifest) -> None:
+    print(f"prepared: {manifest.folder}")
+    for split, ranges in manifest.splits.items():
+        groups = sum(group.split == split for group in manifest.groups)
+        samples = sum(stop - start for start, stop in ranges)
+        print(f"  {split:5} {samples} samples of {groups} {'group' if groups == 1 else 'groups'}")
+    if manifest.damage:
+        print(f"  left out {_listed(manifest.damage)}")
+    model = "tinydet"
+    if manifest.kind == "coefficients":
+        model = f"resnet34_compressed compression.window={manifest.transform['window']}"
+    print(f"look:     python -m research.prepare lint {manifest.path}")
+    settings = f"model={model} dataset=warehouse dataset.manifest={manifest.path}"
+    print(f"next:     python train.py {settings}")
+
+
+def main(words: list[str]) -> None:
+    paths, settings = cli.split(words)
+    if not paths:
+        raise UserError(f"give a KIND first: {', '.join(OPTIONS)}")
+    kind = cli.choose("KIND", paths[0], list(OPTIONS))
+    values = cli.typed(settings, OPTIONS[kind], f"prepare {kind}")
+    wanted = ["MANIFEST"] if kind == "lint" else ["SOURCE", "OUT"]
+    if len(paths) - 1 != len(wanted):
+        raise UserError(f"prepare {kind} takes {' and '.join(wanted)}; see --help")
+    source = Path(paths[1])
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    if kind != "lint":
+        out = Path(paths[2])
+        if out.resolve().is_relative_to(source.resolve()):
+            raise UserError(f"{out}: lies in the source; give an OUT beside it")
+    # Imported late: a mistake is answered before torch is there.
+    from research import logs
+
+    logs.to_terminal()
+    if kind == "lint":
+        if not lint(source, Path(values["out"]) if values["out"] else None):
+            raise SystemExit(1)
+    elif kind == "prune":
+        prune(source, out, values)
+    else:
+        _say((frames if kind == "frames" else coefficients)(source, out, values))
+
+
+if __name__ == "__main__":
+    cli.command(USAGE, main)

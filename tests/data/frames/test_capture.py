@@ -1,0 +1,451 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from research.data.frames.annotations import read_frames
+from research.data.frames.capture import MANIFEST, prune, read_capture
+from research.data.frames.run_writer import RunWriter
+from research.errors import UserError
+
+SIZE = (64, 48)
+
+
+def label(**changes: Any) -> dict[str, Any]:
+    """A label of the earlier schema with one good box."""
+    return {
+        "frame_id": 0,
+        "sim_time": 0.0,
+        "unix_time": 0.0,
+        "image": "images/frame_00000.jpg",
+        "image_present": True,
+        "camera_active": True,
+        "polyp_seed": 1,
+        "polyp_labels": [entry()],
+        **changes,
+    }
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "center_world": [0, 0, 0],
+        "bbox_px": [16, 12, 48, 36],
+        "bbox_norm": [0.25, 0.25, 0.75, 0.75],
+        **changes,
+    }
+
+
+def write_run(folder: Path, labels: list[dict[str, Any] | str]) -> Path:
+    """A run with an image for every label, which is a document or the text of a file."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    manifest = {"schema_version": 1, "run_dir": folder.name, "started_at_unix": 1.7e9}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    for number, document in enumerate(labels):
+        stem = f"frame_{number:05d}"
+        Image.new("RGB", SIZE, (number, 90, 90)).save(folder / f"images/{stem}.jpg")
+        if isinstance(document, dict):
+            if document["image"] == "images/frame_00000.jpg":
+                document = {**document, "image": f"images/{stem}.jpg"}
+            document = json.dumps(document)
+        (folder / f"labels/{stem}.json").write_text(document)
+    return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two runs: good, empty, blank image, lost file, bad JSON; and two good ones."""
+    root = tmp_path / "tree"
+    first = write_run(
+        root / "run_a",
+        [label(), label(polyp_labels=[]), label(image=" "), label(), "{"],
+    )
+    (first / "images/frame_00003.jpg").unlink()
+    (first / "overlays").mkdir()
+    for number in (0, 1):
+        (first / f"overlays/frame_{number:05d}.png").write_bytes(b"drawn")
+    write_run(root / "run_b", [label(), label()])
+    return root
+
+
+def files(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def test_counts_frames_and_problems_of_every_run(tree: Path) -> None:
+    found = read_capture(tree)
+    names = [frame.name for frame in found.frames]
+    assert names == [
+        "run_a/images/frame_00000.jpg",
+        "run_a/images/frame_00001.jpg",
+        "run_b/images/frame_00000.jpg",
+        "run_b/images/frame_00001.jpg",
+    ]
+    assert [frame.boxes for frame in found.frames[:2]] == [((0.25, 0.25, 0.75, 0.75),), ()]
+    assert [frame.labels for frame in found.frames[:2]] == [(0,), ()]
+    assert {frame.group for frame in found.frames} == {"run_a", "run_b"}
+    a, b = found.runs
+    assert (a.name, a.total, a.non_empty, a.empty) == ("run_a", 2, 1, 1)
+    assert (a.missing_image, a.missing_file, a.invalid, a.seen) == (1, 1, 1, 5)
+    assert (b.total, b.seen) == (2, 2)
+    assert [line.partition(":")[0] for line in found.problems] == [
+        f"run_a/labels/frame_0000{number}.json" for number in (2, 3, 4)
+    ]
+    assert found.classes == ["polyp"]
+    assert found.format == "capture"
+
+
+def test_both_schemas_are_read(tmp_path: Path) -> None:
+    later = label(label_seed=1, labels=[{**entry(), "source": "human", "source_confidence": 1.0}])
+    del later["polyp_labels"], later["polyp_seed"]
+    found = read_capture(write_run(tmp_path / "run", [label(), later]))
+    assert found.frames[0].boxes == found.frames[1].boxes == ((0.25, 0.25, 0.75, 0.75),)
+
+
+def test_pixel_boxes_are_shares_of_the_real_size(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [label(polyp_labels=[entry(bbox_norm=None)])])
+    assert read_capture(run).frames[0].boxes == ((0.25, 0.25, 0.75, 0.75),)
+
+
+def test_an_entry_without_any_box_is_out_of_view(tmp_path: Path) -> None:
+    hidden = entry(bbox_norm=None, bbox_px=None)
+    run = write_run(tmp_path / "run", [label(polyp_labels=[hidden])])
+    assert read_capture(run).runs[0].empty == 1
+
+
+def test_rounding_beyond_the_edge_is_clipped(tmp_path: Path) -> None:
+    rounded = entry(bbox_norm=[-1e-7, 0, 1.0000001, 1], bbox_px=[-0.5, 0, 64.5, 48])
+    run = write_run(tmp_path / "run", [label(polyp_labels=[rounded])])
+    assert read_capture(run).frames[0].boxes == ((0, 0, 1, 1),)
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (entry(bbox_norm=[0.7, 0.2, 0.3, 0.8]), "inverted"),
+        (entry(bbox_norm=[0.3, 0.2, 0.3, 0.8]), "inverted or empty"),
+        (entry(bbox_norm=[0.1, 0.2, 1.3, 0.8]), "beyond the image"),
+        (entry(bbox_norm=None, bbox_px=[0, 0, 70, 20]), "beyond the image (64×48)"),
+        (entry(bbox_px=[0, 0, 70, 20]), "bbox_px"),
+        (entry(bbox_norm=[-0.1, 0, 0.5, 0.5]), "beyond the image"),
+        (entry(bbox_norm=[0, 0, float("nan"), 1]), "four finite numbers"),
+        (entry(bbox_norm=[0, 0, float("inf"), 1]), "four finite numbers"),
+        (entry(bbox_norm=[0, 0, 10**400, 1]), "four finite numbers"),
+        (entry(bbox_norm=[0, 0, True, 1]), "four finite numbers"),
+        (entry(bbox_norm=[0, 0, 1]), "four finite numbers"),
+        (entry(bbox_norm="0 0 1 1"), "four finite numbers"),
+        ("box", "no JSON object"),
+    ],
+)
+def test_a_bad_box_makes_the_frame_invalid(tmp_path: Path, bad: Any, told: str) -> None:
+    run = write_run(tmp_path / "run", [label(), label(polyp_labels=[entry(), bad])])
+    found = read_capture(run)
+    assert found.runs[0].invalid == 1
+    assert len(found.frames) == len(found.problems) == 1
+    assert found.problems[0].startswith("labels/frame_00001.json: polyp_labels[1]")
+    assert told in found.problems[0]
+    assert "\n" not in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("document", "kind", "told"),
+    [
+        ("", "invalid", "bad JSON at line 1"),
+        ("[" * 100_000, "invalid", "bad JSON"),
+        ("[]", "invalid", "JSON object"),
+        (label(polyp_labels=None), "invalid", "no list"),
+        (label(image=7), "invalid", "image is 7"),
+        (label(image=None), "missing_image", "names no image"),
+        (label(image_present=False), "missing_image", "names no image"),
+        (label(image="../../etc/passwd"), "invalid", "out of the folder"),
+        (label(image="images/../../run_x/a.jpg"), "invalid", "out of the folder"),
+        (label(image="/etc/passwd"), "invalid", "out of the folder"),
+        (label(image="C:\\frames\\a.jpg"), "invalid", "out of the folder"),
+        (label(image="..\\a.jpg"), "invalid", "out of the folder"),
+        (label(image="images"), "missing_file", "not there"),
+        (label(image="."), "missing_file", "not there"),
+        (label(image="images/frame_00009.jpg"), "missing_file", "not there"),
+    ],
+)
+def test_a_bad_label_is_left_out_and_told(
+    tmp_path: Path, document: dict[str, Any] | str, kind: str, told: str
+) -> None:
+    run = write_run(tmp_path / "run", [label(), document])
+    found = read_capture(run)
+    assert getattr(found.runs[0], kind) == 1
+    assert len(found.frames) == 1
+    assert found.problems[0].startswith("labels/frame_00001.json: ")
+    assert told in found.problems[0]
+
+
+def test_a_path_written_under_windows_is_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [label(image="images\\frame_00000.jpg")])
+    assert read_capture(run).frames[0].name == "images/frame_00000.jpg"
+
+
+def test_a_damaged_image_is_invalid(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [label(), label(), label()])
+    (run / "images/frame_00001.jpg").write_bytes(b"")
+    (run / "images/frame_00002.jpg").write_bytes(b"no image")
+    found = read_capture(run)
+    assert found.runs[0].invalid == 2
+    assert "is empty" in found.problems[0]
+    assert "not an image" in found.problems[1]
+
+
+def test_two_labels_of_one_image_and_a_strange_name_are_invalid(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [label(), label()])
+    second = run / "labels/frame_00001.json"
+    second.write_text((run / "labels/frame_00000.json").read_text())
+    shutil.copy(second, run / "labels/frame_2.json")
+    (run / "labels/._frame_00000.json").write_bytes(b"\0")  # as some file systems leave behind
+    found = read_capture(run)
+    assert found.runs[0].invalid == 2
+    assert "names the image of frame_00000.json" in found.problems[0]
+    assert "five digits" in found.problems[1]
+
+
+def test_images_without_labels_and_folders_without_manifest_are_told(tree: Path) -> None:
+    Image.new("RGB", SIZE).save(tree / "run_b/images/other.png")
+    (tree / "run_a" / MANIFEST).unlink()
+    found = read_capture(tree)
+    assert [run.name for run in found.runs] == ["run_b"]
+    assert found.problems[0].startswith("run_b/images: images without a label file: 1")
+    assert found.problems[1].startswith("run_a: no run_manifest.json")
+
+
+def test_a_single_run_is_named_by_its_manifest_wherever_it_lies(tree: Path) -> None:
+    run = tree / "run_b"
+    (run / MANIFEST).write_text('{"schema_version": "V1", "run_dir": "C:\\\\out\\\\run_b"}')
+    before = read_capture(run)
+    moved = run.rename(tree / "elsewhere")
+    after = read_capture(moved)
+    assert [(f.name, f.group) for f in before.frames] == [(f.name, f.group) for f in after.frames]
+    assert after.runs[0].name == "run_b"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "bad JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"schema_version": 2}', "update"),
+        ('{"schema_version": "V3"}', "update"),
+        ("{}", "schema_version is None"),
+        ('{"schema_version": 1, "max_frames": 0}', "max_frames is 0"),
+        ('{"schema_version": 1, "started_at_unix": -1}', "started_at_unix is -1"),
+        ('{"schema_version": 1, "started_at_unix": NaN}', "started_at_unix is nan"),
+        ('{"schema_version": 1, "seed": "x"}', "seed is 'x'"),
+    ],
+)
+def test_a_bad_run_manifest_is_a_clear_error(tree: Path, text: str, told: str) -> None:
+    (tree / "run_a" / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=told) as caught:
+        read_frames(tree)
+    assert f"run_a/{MANIFEST}" in str(caught.value)
+
+
+def test_a_source_without_a_usable_frame_says_why(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["{"])
+    with pytest.raises(UserError, match=r"no usable frame, 1 left out; the first: labels/frame_0"):
+        read_capture(run)
+
+
+def test_prune_copies_what_is_wanted_and_reports_the_rest(tree: Path, tmp_path: Path) -> None:
+    before = files(tree)
+    out = tmp_path / "deep" / "pruned"
+    report = prune(tree, out, empty=True, missing=True, invalid=True)
+    assert files(out) == {
+        "prune_report.json",
+        "run_a/run_manifest.json",
+        "run_a/images/frame_00000.jpg",
+        "run_a/labels/frame_00000.json",
+        "run_a/overlays/frame_00000.png",
+        "run_b/run_manifest.json",
+        *(f"run_b/images/frame_0000{number}.jpg" for number in (0, 1)),
+        *(f"run_b/labels/frame_0000{number}.json" for number in (0, 1)),
+    }
+    for name in files(out) - {"prune_report.json"}:
+        assert (out / name).read_bytes() == (tree / name).read_bytes()
+    assert report.runs == {"run_a": 1, "run_b": 2}
+    assert report.dropped == {"empty": 1, "invalid": 1, "missing_file": 1, "missing_image": 1}
+    assert set(report.files) == {f"run_a/labels/frame_0000{number}.json" for number in (1, 2, 3, 4)}
+    told = json.loads((out / "prune_report.json").read_text())
+    assert told["dropped"] == report.dropped
+    assert read_frames(out).problems == []
+    assert files(tree) == before
+    assert {path.name for path in out.parent.iterdir()} == {"pruned"}
+
+
+def test_prune_drops_only_what_it_is_told_to(tree: Path, tmp_path: Path) -> None:
+    report = prune(tree, tmp_path / "all")
+    assert report.dropped == {}
+    assert files(tmp_path / "all") - {"prune_report.json"} == files(tree) - {
+        "run_a/images/frame_00002.jpg",  # of these the labels do not speak
+        "run_a/images/frame_00004.jpg",
+    }
+    before, after = read_frames(tree), read_frames(tmp_path / "all")
+    assert (before.runs, before.problems) == (after.runs, after.problems)
+    assert prune(tree, tmp_path / "no_empty", empty=True).dropped == {"empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("runs", "kept"), [(["run_a"], {"run_a"}), (["-run_a"], {"run_b"}), ([], {"run_a", "run_b"})]
+)
+def test_prune_keeps_or_drops_named_runs(
+    tree: Path, tmp_path: Path, runs: list[str], kept: set[str]
+) -> None:
+    report = prune(tree, tmp_path / "out", runs=runs)
+    assert set(report.runs) == kept
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == kept
+    assert set(report.runs_dropped) == {"run_a", "run_b"} - kept
+
+
+def test_a_run_with_a_damaged_manifest_can_be_left_out(tree: Path, tmp_path: Path) -> None:
+    (tree / "run_a" / MANIFEST).write_text("{")
+    with pytest.raises(UserError, match="prune not_runs=run_a"):
+        prune(tree, tmp_path / "out")
+    prune(tree, tmp_path / "out", runs=["-run_a"])
+    assert len(read_frames(tmp_path / "out").frames) == 2
+
+
+def test_prune_of_a_single_run_is_a_run(tree: Path, tmp_path: Path) -> None:
+    prune(tree / "run_a", tmp_path / "out", empty=True, missing=True, invalid=True)
+    found = read_frames(tmp_path / "out")
+    assert [frame.group for frame in found.frames] == ["run_a"]
+
+
+def test_prune_refuses_what_cannot_be_right(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for out, settings, told in (
+        (tmp_path / "there", {}, "exists"),
+        (tree / "inside", {}, "lies in the source"),
+        (tree / "run_a" / ".." / "inside", {}, "lies in the source"),
+        (tmp_path / "out", {"runs": ["run_c"]}, "no run of that name; did you mean"),
+        (tmp_path / "out", {"runs": ["run_a", "-run_a"]}, "no frame is left"),
+    ):
+        with pytest.raises(UserError, match=told):
+            prune(tree, out, **settings)
+    with pytest.raises(UserError, match="no capture run"):
+        prune(tmp_path / "there", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "tree"}
+    assert not (tree / "inside").exists()
+
+
+def test_prune_leaves_nothing_behind_when_the_disk_is_full(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copyfile, copied = shutil.copyfile, []
+
+    def full(source: Path, target: Path) -> None:
+        if len(copied) == 4:
+            raise OSError(28, "No space left on device", str(target))
+        copied.append(copyfile(source, target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match=r"out: No space left on device .*nothing was written"):
+        prune(tree, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"tree"}
+
+
+def test_a_written_run_is_read_back(tmp_path: Path) -> None:
+    boxes = [[0.1, 0.2, 0.5, 0.75], [0.0, 0.0, 1.0, 1.0]]
+    photo = tmp_path / "photo.JPEG"
+    Image.new("RGB", SIZE, (200, 10, 10)).save(photo)
+    with RunWriter(tmp_path / "out" / "run", seed=5, max_frames=9, started_at=1e9, fps=4) as run:
+        run.add(Image.new("RGB", SIZE), boxes, source="model", confidences=[0.9, 0.25])
+        run.add(Image.new("RGB", SIZE), [], source="sim_auto", suffix=".jpg", quality=50)
+        run.add(photo, boxes[:1], source="human", overlay=Image.new("RGB", SIZE))
+    root = tmp_path / "out" / "run"
+    assert files(root) == {
+        MANIFEST,
+        "images/frame_00000.png",
+        "images/frame_00001.jpg",
+        "images/frame_00002.jpg",
+        *(f"labels/frame_0000{number}.json" for number in range(3)),
+        "overlays/frame_00002.png",
+    }
+    found = read_frames(root)
+    assert found.problems == []
+    assert [frame.boxes for frame in found.frames] == [
+        tuple(map(tuple, boxes)),
+        (),
+        (tuple(boxes[0]),),
+    ]
+    assert (root / "images/frame_00002.jpg").read_bytes() == photo.read_bytes()
+    assert json.loads((root / MANIFEST).read_text()) == {
+        "schema_version": 1,
+        "seed": 5,
+        "output_root": ".",
+        "run_dir": "run",
+        "started_at_unix": 1e9,
+        "max_frames": 9,
+    }
+    document = json.loads((root / "labels/frame_00001.json").read_text())
+    assert document == {
+        "frame_id": 1,
+        "sim_time": 0.25,
+        "unix_time": 1e9 + 0.25,
+        "image": "images/frame_00001.jpg",
+        "image_present": True,
+        "camera_active": True,
+        "label_seed": 5,
+        "labels": [],
+    }
+    document = json.loads((root / "labels/frame_00000.json").read_text())
+    assert document["labels"][1] == {
+        "center_world": [0.0, 0.0, 0.0],
+        "bbox_px": [0.0, 0.0, 64.0, 48.0],
+        "bbox_norm": [0.0, 0.0, 1.0, 1.0],
+        "source": "model",
+        "source_confidence": 0.25,
+    }
+
+
+def test_an_interrupted_run_holds_its_frames(tmp_path: Path) -> None:
+    def infer() -> None:
+        with RunWriter(tmp_path / "run") as run:
+            run.add(Image.new("RGB", SIZE), [], source="model")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        infer()
+    assert len(read_frames(tmp_path / "run").frames) == 1
+
+
+def test_a_run_without_frames_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be in a run"), RunWriter(tmp_path / "run") as run:
+        run.add(Image.new("RGB", SIZE), [[0.5, 0, 0.5, 1]], source="model")
+    assert files(tmp_path) == set()
+
+
+def test_a_run_is_not_written_over_anything(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(UserError, match="not empty"), RunWriter(tmp_path):
+        pass
+    with pytest.raises(UserError, match=r"notes\.txt"), RunWriter(tmp_path / "notes.txt" / "run"):
+        pass
+    assert files(tmp_path) == {"notes.txt"}
+
+
+def test_a_full_disk_is_one_line_and_the_run_stays_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    def infer() -> None:
+        with RunWriter(tmp_path / "run") as run:
+            run.add(Image.new("RGB", SIZE), [], source="model")
+            monkeypatch.setattr(Path, "write_bytes", full)
+            run.add(Image.new("RGB", SIZE), [], source="model")
+
+    with pytest.raises(UserError, match="No space left on device; 1 frames"):
+        infer()
+    found = read_frames(tmp_path / "run")
+    assert (len(found.frames), found.problems) == (1, [])

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research.data.warehouse.manifest import MANIFEST, SCHEMA, SPLITS, Group, Manifest
+from research.errors import UserError
+from tests.data.warehouse.conftest import rewrite_lines
+
+Content = dict[str, Any]
+
+
+def test_what_was_saved_is_loaded(frame_store: Manifest, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    replace(frame_store, folder=moved).save()
+    loaded = Manifest.load(moved / MANIFEST)
+    assert replace(loaded, folder=frame_store.folder) == frame_store
+    assert Manifest.load(frame_store.folder) == frame_store
+
+
+def test_the_file_names_no_place_and_no_time(frame_store: Manifest, tmp_path: Path) -> None:
+    for file in frame_store.folder.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes()
+    assert not any(
+        "time" in key or "date" in key for key in json.loads(frame_store.path.read_text())
+    )
+
+
+def test_splits_are_ranges_of_positions(frame_store: Manifest) -> None:
+    assert frame_store.splits == {"train": [(0, 4), (8, 12)], "val": [(4, 8)]}
+    assert frame_store.split("val").tolist() == [4, 5, 6, 7]
+    with pytest.raises(UserError, match=r"split=test: .*manifest\.json has train, val"):
+        frame_store.split("test")
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(SPLITS)), min_size=1))
+def test_the_splits_share_out_every_position(sizes: list[tuple[int, str]]) -> None:
+    groups, start = [], 0
+    for number, (size, split) in enumerate(sizes):
+        groups.append(Group(f"g{number}", start, start + size, split))
+        start += size
+    manifest = Manifest(
+        Path(), SCHEMA, "frames", "", {}, [], start, {}, [], groups, {}, {}, {}, {}, ""
+    )
+    for name in manifest.splits:
+        owners = [group.split for group in groups for _ in range(group.start, group.stop)]
+        assert manifest.split(name).tolist() == [i for i, o in enumerate(owners) if o == name]
+        ranges = manifest.splits[name]
+        assert all(stop < after for (_, stop), (after, _) in itertools.pairwise(ranges))
+    assert sum(len(manifest.split(name)) for name in manifest.splits) == start
+
+
+def _shard(key: str, value: Any) -> Callable[[Content], None]:
+    return lambda content: content["shards"][0].update({key: value})
+
+
+def _group(key: str, value: Any) -> Callable[[Content], None]:
+    return lambda content: content["groups"][1].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda c: c.update(schema=SCHEMA + 1), "this code reads up to 1; update it"),
+        (lambda c: c.pop("schema"), "not the manifest of a warehouse"),
+        (lambda c: c.pop("classes"), "has no 'classes'"),
+        (lambda c: c.update(shards=7), "damaged"),
+        (lambda c: c["shards"][0].pop("sha256"), "damaged"),
+        (_shard("file", "../v0/shard_00000.safetensors"), "lies outside the store"),
+        (_shard("file", "/etc/passwd"), "lies outside the store"),
+        (_shard("file", "a/b.safetensors"), "lies outside the store"),
+        (_shard("file", ".."), "lies outside the store"),
+        (_shard("file", "C:\\x.safetensors"), "lies outside the store"),
+        (_shard("file", ""), "lies outside the store"),
+        (_shard("samples", 6), "samples is 12, the shards hold 13"),
+        (_shard("samples", "5"), "must be counts"),
+        (_shard("bytes", -1), "must be counts"),
+        (lambda c: c.update(samples=13), "samples is 13, the shards hold 12"),
+        (_group("start", 5), "group run_2: begins at 5, expected 4"),
+        (_group("stop", 3), "group run_2: begins at 4"),
+        (_group("split", "hold"), "group run_2: split 'hold' is none of train, val, test"),
+        (lambda c: c["groups"].pop(), "the groups hold 8 samples, the shards 12"),
+        (lambda c: c["tensors"]["boxes"].update(dtype="object"), "tensor boxes"),
+        (lambda c: c["tensors"]["boxes"].update(shape=[0]), "tensor boxes"),
+    ],
+)
+def test_what_cannot_be_trusted_is_told_in_a_line(
+    frame_store: Manifest, spoil: Callable[[Content], Any], told: str
+) -> None:
+    content = json.loads(frame_store.path.read_text())
+    spoil(content)
+    frame_store.path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        Manifest.load(frame_store.path)
+    message = str(caught.value)
+    assert told in message
+    assert message.startswith(str(frame_store.path))
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\0", '{"schema": 1'])
+def test_a_damaged_file_is_told_in_a_line(frame_store: Manifest, text: str) -> None:
+    frame_store.path.write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: .*prepare it again"):
+        Manifest.load(frame_store.folder)
+
+
+@pytest.mark.parametrize("lines", [0, 11, 13])
+def test_records_that_do_not_fit_are_told(frame_store: Manifest, lines: int) -> None:
+    path = frame_store.folder / "samples.jsonl"
+    text = path.read_text().splitlines(keepends=True)
+    frame_lines = frame_store.lines()
+    assert len(frame_lines) == 12
+    path.write_text("".join((text * 2)[:lines]))
+    with pytest.raises(UserError, match=r"samples\.jsonl: damaged \(SHA-256\)"):
+        frame_store.lines()
+    forged = rewrite_lines(frame_store, (frame_lines * 2)[:lines])
+    with pytest.raises(UserError, match=f"{lines} lines for 12 samples"):
+        forged.lines()
+    path.unlink()
+    with pytest.raises(UserError, match=r"samples\.jsonl: No such file"):
+        frame_store.lines()
+
+
+def test_of_several_versions_the_newest_is_taken(frame_store: Manifest) -> None:
+    out = frame_store.folder.parent
+    assert Manifest.load(out).version == frame_store.version
+    other = out / "v1"
+    other.mkdir()
+    replace(frame_store, folder=other, version="1").save()
+    later = frame_store.path.stat().st_mtime_ns + 10**9
+    os.utime(other / MANIFEST, ns=(later, later))
+    assert Manifest.load(out).version == "1"
+    os.utime(frame_store.path, ns=(later, later))
+    with pytest.raises(UserError, match=r"several versions of the same age; give one of .*v1"):
+        Manifest.load(out)
+
+
+def test_what_is_no_warehouse_is_told(frame_store: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere: no warehouse; give the manifest\.json"):
+        Manifest.load(tmp_path / "nowhere")
+    growing = tmp_path / "growing"
+    (growing / ".building-v1-256").mkdir(parents=True)
+    os.rename(frame_store.folder, growing / ".building-v1-256" / "store")
+    with pytest.raises(UserError, match="only an unfinished store"):
+        Manifest.load(growing)
+
+
+def test_positions_are_of_a_type_that_indexes(frame_store: Manifest) -> None:
+    assert frame_store.split("train").dtype == np.int64

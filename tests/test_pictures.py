@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research import pictures
+from research.pictures import FOUND_BOXES, TRUE_BOX, draw_boxes
+
+GREY = Image.new("RGB", (40, 30), (9, 9, 9))
+
+
+def marked(image: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    """[H, W] bool: where the image has the colour."""
+    return (np.asarray(image) == colour).all(-1)
+
+
+def frame(left: int, top: int, right: int, bottom: int, width: int = 2) -> np.ndarray:
+    """[30, 40] bool: the border of a box, ``width`` pixels inwards."""
+    area = np.zeros((30, 40), bool)
+    area[top:bottom, left:right] = True
+    area[top + width : bottom - width, left + width : right - width] = False
+    return area
+
+
+def test_a_box_is_a_border_of_two_pixels_inside_its_edges() -> None:
+    drawn = draw_boxes(GREY, [(5.2, 4.1, 19.8, 14.0), (22, 10, 38, 28), (24, 12, 36, 26)])
+    assert (marked(drawn, FOUND_BOXES[0]) == frame(5, 4, 20, 14)).all()
+    others = frame(22, 10, 38, 28) | frame(24, 12, 36, 26)
+    assert (marked(drawn, FOUND_BOXES[1]) == others).all()
+    assert marked(GREY, (9, 9, 9)).all()  # a copy was drawn on
+
+
+@pytest.mark.parametrize("captions", [[], ["0.9"]])
+@pytest.mark.parametrize(
+    "box",
+    [(-9.0, -9.0, 99.0, 99.0), (39.9, 29.9, 40, 30), (0.0, 0.0, 0.2, 0.2), (50.0, 50.0, 60, 60)],
+)
+def test_what_lies_outside_is_cut_off(
+    box: tuple[float, float, float, float], captions: list[str]
+) -> None:
+    drawn = draw_boxes(GREY, [box], captions)
+    assert drawn.size == GREY.size
+    assert marked(drawn, FOUND_BOXES[0]).any()
+    if box[0] == -9 and not captions:
+        assert (marked(drawn, FOUND_BOXES[0]) == frame(0, 0, 40, 30)).all()
+
+
+def test_captions_stand_above_the_box() -> None:
+    drawn = draw_boxes(GREY, [(5, 15, 35, 28)], ["0.87"], colours=[TRUE_BOX])
+    above = marked(drawn, TRUE_BOX)[:15]
+    assert above.any()
+    assert not above[:, :5].any()
+    text = (np.asarray(drawn)[:15, 5:35] != TRUE_BOX).any(-1) & above[:, 5:35].any(1)[:, None]
+    assert text.any()
+
+
+def test_no_boxes_no_change() -> None:
+    assert (np.asarray(draw_boxes(GREY, [])) == np.asarray(GREY)).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_curves_of_few_and_many(count: int) -> None:
+    rng = np.random.default_rng(0)
+    scores, hits = rng.random(count), rng.random(count) < 0.5
+    assert pictures.precision_recall(scores, hits, 30, "title").width > 200
+    assert pictures.matching_audit(scores * 0.9, scores).width > 200
+
+
+def test_a_sheet_holds_every_picture() -> None:
+    cells = [Image.new("RGB", (20, 10), (n, 0, 99)) for n in range(5)]
+    sheet = pictures.sheet(cells, ["a\nb"] * 5, [True, False] * 2 + [True], columns=2)
+    assert [int(marked(sheet, (n, 0, 99)).sum()) for n in range(5)] == [200] * 5

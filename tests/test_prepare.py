@@ -1,0 +1,302 @@
+"""``python -m research.prepare``: in process, and for real where that shows more."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research import prepare
+from research.data.warehouse.manifest import Manifest
+from research.data.warehouse.store import Store
+from research.errors import UserError
+from tests.conftest import ROOT, make_folders, picture
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Caches and log handlers stay in the test."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.setLevel(level)
+    for handler in [h for h in root.handlers if h not in before]:
+        root.removeHandler(handler)
+
+
+def make_runs(root: Path, runs: int = 4, frames: int = 3) -> Path:
+    """Capture runs as guide 5 has them; the first frame of each is empty."""
+    for number in range(runs):
+        run = root / f"run_{number}"
+        for folder in ("images", "labels"):
+            (run / folder).mkdir(parents=True)
+        about = {"schema_version": 1, "output_root": ".", "run_dir": run.name}
+        (run / "run_manifest.json").write_text(json.dumps({**about, "started_at_unix": 1.0}))
+        for index in range(frames):
+            name = f"frame_{index:05d}"
+            picture("spots", 10 * number + index, (64, 48)).save(run / "images" / f"{name}.jpg")
+            boxes = [{"bbox_px": [8.0, 12.0, 40.0, 36.0], "bbox_norm": None}] if index else []
+            label = {"image": f"images/{name}.jpg", "image_present": True, "polyp_labels": boxes}
+            (run / "labels" / f"{name}.json").write_text(json.dumps({"frame_id": index} | label))
+    return root
+
+
+def run(*words: str) -> None:
+    prepare.main(list(words))
+
+
+def command(folder: Path, *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "research.prepare", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        **settings,
+    )
+
+
+SMALL = ("size=32", "shard_samples=5", "workers=1")
+
+
+def test_capture_runs_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_runs(tmp_path / "runs")
+    run("frames", str(source), "out", *SMALL, "val=0.25", "test=0.25", "max_boxes=2")
+    manifest = Manifest.load(Path("out"))
+    assert manifest.samples == 12
+    assert {split: len(manifest.split(split)) for split in manifest.splits} == {
+        "train": 6,
+        "val": 3,
+        "test": 3,
+    }
+    assert manifest.runs["run_2"]["empty"] == 1
+    store = Store(manifest)
+    expected = np.array([8 / 64, (12 + 8) / 64, 40 / 64, (36 + 8) / 64])  # 64×48 in a square
+    np.testing.assert_allclose(store.rows("boxes", 1)[0], expected, atol=1e-6)
+    assert store.gather("mask", range(3)).sum(1).tolist() == [0, 1, 1]
+    said = capsys.readouterr().out
+    assert f"prepared: {manifest.folder}" in said
+    assert "train 6 samples of 2 groups" in said
+    assert "4 of 12 frames are empty, kept as negatives" in said
+    assert (
+        f"python train.py model=tinydet dataset=warehouse dataset.manifest={manifest.path}" in said
+    )
+
+
+def test_splits_can_be_named(tmp_path: Path) -> None:
+    source = make_runs(tmp_path / "runs")
+    run("frames", str(source), "out", *SMALL, "val_runs=run_0,run_3", "test_runs=[run_1]")
+    manifest = Manifest.load(Path("out"))
+    assert {group.name: group.split for group in manifest.groups} == {
+        "run_0": "val",
+        "run_1": "test",
+        "run_2": "train",
+        "run_3": "val",
+    }
+
+
+@pytest.mark.parametrize("layout", ["split", "whole"])
+def test_image_folders_become_a_store(
+    tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "images"
+    if layout == "split":
+        for seed, (split, images) in enumerate({"train": 4, "val": 2, "test": 1}.items()):
+            make_folders(source / split, images, seed=seed)
+        expected = {"train": 12, "val": 6, "test": 3}
+    else:
+        make_folders(source, 5)
+        expected = {"train": 12, "val": 3}
+    run("coefficients", str(source), "out", "image_size=32", "compression.window=4", "val=0.2")
+    manifest = Manifest.load(Path("out"))
+    assert manifest.transform == {"image_size": 32, "window": 4, "source": "bitstream"}
+    assert {split: len(manifest.split(split)) for split in manifest.splits} == expected
+    assert manifest.classes == ["bars", "field", "spots"]
+    assert (
+        np.bincount(Store(manifest).whole("labels")).tolist() == [sum(expected.values()) // 3] * 3
+    )
+    assert (
+        "next:     python train.py model=resnet34_compressed compression.window=4 "
+        f"dataset=warehouse dataset.manifest={manifest.path}" in capsys.readouterr().out
+    )
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    make_folders(tmp_path / "images", 4)
+    os.rename(tmp_path / "images" / "bars", tmp_path / "images" / "train")
+    run("coefficients", "images", "out", "image_size=32", "compression.source=pixels")
+    assert Manifest.load(Path("out")).classes == ["field", "spots", "train"]
+
+
+def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_runs(tmp_path / "runs")
+    (source / "run_0" / "labels" / "frame_00001.json").write_text("{")
+    (source / "run_1" / "images" / "frame_00002.jpg").unlink()
+    run("prune", str(source), "pruned", "empty=true", "not_runs=run_3")
+    said = capsys.readouterr().out
+    assert "kept    4 frames of 3 runs" in said
+    assert "without the runs run_3" in said
+    run("frames", "pruned", "out", *SMALL)
+    manifest = Manifest.load(Path("out"))
+    assert manifest.samples == 4
+    assert all(
+        sum(r[k] for k in ("empty", "invalid", "missing_file")) == 0 for r in manifest.runs.values()
+    )
+    run("prune", str(source), "again", "runs=run_0,run_2")
+    assert "kept    5 frames of 2 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ("max_invalid=0", "max_invalid=0: 1 of 12 frames in"),
+        ("max_invalid_ratio=0.05", "1 of 12 frames in"),
+        ("max_missing=1", "max_missing=1: 2 of 12 frames in"),
+        ("max_missing_ratio=0.1", "are missing (0.167)"),
+        ("max_empty=3", "max_empty=3: 4 of 12 frames in"),
+        ("max_empty_ratio=0", "are empty (0.333); mend them, leave them out with prepare prune"),
+    ],
+)
+def test_thresholds_stop_it_before_anything_is_written(
+    tmp_path: Path, limit: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_runs(tmp_path / "runs")
+    (source / "run_0" / "labels" / "frame_00001.json").write_text("{")
+    for number in (1, 2):
+        (source / f"run_{number}" / "images" / "frame_00002.jpg").unlink()
+    with pytest.raises(UserError) as caught:
+        run("frames", str(source), "out", *SMALL, limit)
+    assert told in str(caught.value)
+    assert not Path("out").exists()
+    enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=5")
+    run("frames", str(source), "out", *SMALL, enough)
+    manifest = Manifest.load(Path("out"))
+    assert manifest.samples == 9
+    key, value = enough.split("=")
+    assert manifest.thresholds == {key: float(value)}
+    said = capsys.readouterr().out
+    assert "left out: run_0/labels/frame_00001.json: bad JSON" in said
+    assert "1 of 12 frames are invalid, left out" in said
+    assert "2 of 12 frames are missing, left out" in said
+
+
+MISTAKES = [
+    ([], "give a KIND first: frames, coefficients, prune, lint"),
+    (["frame", "a", "b"], "KIND=frame; did you mean 'frames'?"),
+    (["frames", "a"], "prepare frames takes SOURCE and OUT"),
+    (["lint"], "prepare lint takes MANIFEST"),
+    (["frames", "nowhere", "b"], "nowhere: no such file or folder"),
+    (["frames", ".", "b"], "b: lies in the source; give an OUT beside it"),
+    (["frames", ".", "../b", "max_boxs=3"], "no key 'max_boxs'; did you mean 'max_boxes'?"),
+    (["frames", ".", "../b", "epochs=3"], "no key 'epochs'; prepare frames has size, max_boxes"),
+    (["frames", ".", "../b", "size=16"], "size=16: expected a whole number at least 32"),
+    (["frames", ".", "../b", "size="], "size=: expected a whole number at least 32"),
+    (["frames", ".", "../b", "val=1"], "val=1: expected a number"),
+    (["frames", ".", "../b", "val=[a"], "val=[a: expected a number"),
+    (["frames", ".", "../b", "workers=0"], "workers=0: expected a whole number at least 1"),
+    (["coefficients", ".", "../b", "image_size=40"], "image_size=40: expected a multiple of 16"),
+    (["coefficients", ".", "../b", "compression.window=9"], "a whole number from 1 to 8"),
+    (
+        ["coefficients", ".", "../b", "compression.source=bitsream"],
+        "compression.source=bitsream; did you mean 'bitstream'?",
+    ),
+    (["coefficients", ".", "../b", "val=0"], "val=0: expected a number above 0"),
+    (["prune", ".", "../b", "empty=maybe"], "empty=maybe allowed: true, false"),
+    (["lint", ".", "out"], "prepare lint takes MANIFEST"),
+    (["lint", "."], ".: no warehouse; give the manifest.json"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), MISTAKES)
+def test_mistakes_are_one_line(words: list[str], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(*words)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_are_answered_before_torch_is_imported(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from research import prepare
+from research.errors import UserError
+for words, _ in {MISTAKES[:-1]!r}:
+    try:
+        prepare.main(words)
+    except UserError:
+        continue
+    raise SystemExit(f"{{words}} passed")
+assert not {{"torch", "numpy", "PIL"}} & set(sys.modules), sorted(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_for_real_on_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """Files of at most 30,000 bytes: one line; without the limit it goes on and lint is content."""
+    make_runs(tmp_path / "runs")
+    words = ("frames", "runs", "out", "size=64", "shard_samples=3")
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    full = command(tmp_path, *words, preexec_fn=small_files)
+    assert full.returncode == 2
+    assert full.stderr.startswith("error: out: File too large; see to it and run the same command")
+    assert full.stderr.count("\n") == 1
+    done = command(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    looked = command(tmp_path, "lint", "out")
+    assert looked.returncode == 0, looked.stderr
+    assert "0 errors, 0 warnings; pictures: out/lint-v" in looked.stdout
+    folder = Manifest.load(tmp_path / "out").folder
+    names = ["box_centres", "box_sizes", "class_balance", "samples"]
+    pictures = sorted((tmp_path / "out" / f"lint-{folder.name}").iterdir())
+    assert [path.name for path in pictures] == [f"{name}.png" for name in names]
+    Image.open(pictures[0]).verify()
+
+
+def test_lint_says_what_is_wrong_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("frames", str(make_runs(tmp_path / "runs")), "out", *SMALL)
+    folder = Manifest.load(Path("out")).folder
+    (folder / "notes.txt").write_text("mine")
+    run("lint", str(folder), "out=drawn")
+    assert f"warning: {folder / 'notes.txt'}: orphan" in capsys.readouterr().out
+    assert (tmp_path / "drawn" / "samples.png").exists()
+    with pytest.raises(UserError, match=r"notes.txt: File exists; give out=FOLDER"):
+        run("lint", "out", f"out={folder / 'notes.txt'}")
+    (folder / "shard_00001.safetensors").unlink()
+    with pytest.raises(SystemExit) as caught:
+        run("lint", str(folder / "manifest.json"))
+    assert caught.value.code == 1
+    said = capsys.readouterr().out
+    assert f"error: {folder / 'shard_00001.safetensors'}: No such file" in said
+    assert "1 errors, 1 warnings" in said
+
+
+def test_the_usage_names_every_option() -> None:
+    for kind, options in prepare.OPTIONS.items():
+        assert kind in prepare.USAGE
+        for key, (default, _) in options.items():
+            assert f"{key}={default}" in prepare.USAGE, key
