@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ def _with(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return dict(OmegaConf.to_container(changed))  # type: ignore[arg-type]
 
 
+def _defined(value: Any) -> Any:
+    """Null for numbers that are not defined, such as a precision without detections."""
+    if isinstance(value, dict):
+        return {key: _defined(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if len(paths) != 1:
@@ -102,7 +110,7 @@ def main(words: list[str]) -> None:
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)
     result = evaluate(Path(paths[0]), chosen["split"], chosen["checkpoint"], chosen["device"], rest)
-    print(json.dumps(result, indent=1))
+    print(json.dumps(_defined(result), indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

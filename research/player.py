@@ -67,7 +67,7 @@ class Player:
             ) from None
         self.port = self.server.server_address[1]
         self.scratch = tempfile.TemporaryDirectory(prefix="player_")
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(

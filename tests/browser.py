@@ -78,6 +78,7 @@ class Page:
             width=900, height=700, deviceScaleFactor=1, mobile=False,
         )  # fmt: skip
         self.command("Page.navigate", url=self.url)
+        self.wait(f"location.href === {self.url!r} && document.readyState === 'complete'")
         return self
 
     def __exit__(

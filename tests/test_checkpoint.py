@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,14 +13,18 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.torch import load_file, save_file
 
 import research
-from research import build, checkpoint, files
+from research import build, checkpoint, files, session
 from research.checkpoint import Checkpoints
 from research.errors import UserError
 from research.loop import State
 from tests.conftest import TINY, run
+from tests.test_train import assert_same
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -103,7 +108,7 @@ def test_the_names_of_an_epoch_share_a_file_where_the_disk_can(
 # -- whole or not at all ------------------------------------------------------------------------
 
 
-def full_disk(_: Any, path: Path) -> NoReturn:
+def full_disk(_: Any, path: Path, *__: Any) -> NoReturn:
     path.write_bytes(b"a part of it")
     raise OSError(errno.ENOSPC, "no space left on device")
 
@@ -155,13 +160,13 @@ def test_a_process_that_dies_between_two_names_loses_no_best_epoch(
 def test_text_and_weights_are_written_whole_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = torch.nn.Linear(2, 3)
-    checkpoint.save_weights(model, tmp_path / "final.safetensors")
+    model, about = torch.nn.Linear(2, 3), {"transform": {}}
+    checkpoint.save_weights(model, tmp_path / "final.safetensors", about)
     files.write_text(tmp_path / "summary.json", "old")
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     monkeypatch.setattr(files, "_write", lambda path, text: full_disk(text, path))
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save_weights(model, tmp_path / "final.safetensors")
+        checkpoint.save_weights(model, tmp_path / "final.safetensors", about)
     with pytest.raises(OSError, match="no space"):
         files.write_text(tmp_path / "summary.json", "new")
     assert names(tmp_path) == ["final.safetensors", "summary.json"]
@@ -202,6 +207,94 @@ def test_a_checkpoint_says_what_it_is_of(small: Compose) -> None:
     weights = load_file(folder / "checkpoints" / "final.safetensors")
     assert weights.keys() == saved["model"].keys()
     assert all(torch.equal(weights[name], saved["model"][name]) for name in weights)
+
+
+def test_the_weights_are_a_checkpoint_of_their_own(small: Compose, tmp_path: Path) -> None:
+    folder = run(small(*TINY, "epochs=2"))
+    last = checkpoint.load(folder / "checkpoints" / "last.pt")
+    alone = tmp_path / "elsewhere" / "mine.safetensors"
+    alone.parent.mkdir()
+    (folder / "checkpoints" / "final.safetensors").rename(alone)
+    images = sorted((tmp_path / "data" / "val").rglob("*.jpg"))[::5]
+    expected = research.load(folder / "checkpoints" / "last.pt", "cpu")(images)
+    shutil.rmtree(folder)
+    found = checkpoint.load(alone)
+    assert found.keys() < last.keys()
+    for part in ("format", "config", "data"):
+        assert found[part] == last[part]
+    for part in ("model", "transform"):
+        assert_same(found[part], dict(last[part]))
+    assert found["state"]["epoch"] == 2
+    assert found["state"]["history"] == last["state"]["history"][-1:]
+    model = research.load(alone, "cpu")
+    assert model.classes == ["bars", "field", "spots"]
+    assert torch.equal(model(images), expected)
+
+    experiment = build.experiment(small(*TINY, f"init_from={alone}"))
+    assert_same(dict(experiment.parts.model.state_dict()), found["model"])
+    with pytest.raises(
+        UserError, match=r"resume: .*mine.safetensors holds the weights alone.*init"
+    ):
+        session.train(small(*TINY, "epochs=3"), "again", [], tmp_path, alone)
+
+
+def test_foreign_weights_start_a_run_and_no_more(small: Compose, tmp_path: Path) -> None:
+    config = small(*TINY)
+    state = build.experiment(config).parts.model.state_dict()
+    state = {name: tensor + 1 for name, tensor in state.items()}
+    foreign = tmp_path / "foreign.safetensors"
+    save_file(state, foreign, {"format": "pt", "author": "somebody"})
+    experiment = build.experiment({**config, "init_from": str(foreign)})
+    assert_same(dict(experiment.parts.model.state_dict()), state)
+    assert checkpoint.read(foreign).keys() == state.keys()
+    with pytest.raises(
+        UserError, match=r"foreign\.safetensors: not a checkpoint of this"
+    ) as caught:
+        research.load(foreign)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "about",
+    ["", "no JSON", "[]", "{}", '{"format": 1, "transform": 3}', "[" * 100_000,
+     '{"transform": {"a": {"dtype": "load", "shape": [1], "values": [1]}}}',
+     '{"transform": {"a": {"dtype": "float32", "shape": [3], "values": [1]}}}',
+     '{"transform": {"a": {"dtype": "float32", "shape": [1], "values": ["x"]}}}'],
+)  # fmt: skip
+def test_damaged_metadata_is_one_line(tmp_path: Path, about: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, {checkpoint.ABOUT: about})
+    with pytest.raises(UserError, match=r"a\.safetensors: damaged file \(its metadata\)") as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+    save_file(
+        {"weight": torch.zeros(3)}, path, {checkpoint.ABOUT: '{"format": 2, "transform": {}}'}
+    )
+    with pytest.raises(UserError, match=r"a\.safetensors: not a checkpoint .*\(format 1\)"):
+        checkpoint.load(path)
+
+
+FLOATS = arrays(
+    st.sampled_from([np.float32, np.float64]),
+    array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
+)
+WHOLE = arrays(st.sampled_from([np.int64, np.uint8, np.bool_]), array_shapes(max_side=3))
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.one_of(FLOATS, WHOLE), max_size=3))
+def test_the_transform_comes_back_bit_by_bit(tmp_path: Path, values: list[Any]) -> None:
+    transform = {str(number): torch.from_numpy(np.array(v)) for number, v in enumerate(values)}
+    path = tmp_path / "a.safetensors"
+    checkpoint.save_weights(torch.nn.Linear(1, 1), path, {"config": {}, "transform": transform})
+    found = checkpoint.load(path)["transform"]
+    assert found.keys() == transform.keys()
+    for name, tensor in transform.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name].nan_to_num(7), tensor.nan_to_num(7))
+        assert torch.equal(found[name].isnan(), tensor.isnan())
 
 
 def test_find(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from research import cli, evaluate, inspect, summary
+from research.config.schema import COUNT, DEVICE, TEXT, TRUTH, number
 from research.errors import UserError
 from tests.conftest import TINY, run
 
@@ -186,3 +187,41 @@ def test_find_images(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match="no image files"):
         inspect.find_images([str(tmp_path / "c")])
+
+
+TYPED = {
+    "share": ("0.5", number(at_least=0, at_most=1)),
+    "most": ("", COUNT),
+    "show": ("false", TRUTH),
+    "device": ("auto", DEVICE),
+    "out": ("", TEXT),
+}
+
+
+def test_typed_options() -> None:
+    assert cli.typed([], TYPED, "it") == {
+        "share": 0.5, "most": None, "show": False, "device": "auto", "out": "",
+    }  # fmt: skip
+    words = ["share=1", "most=3", "show=true", "device=cuda:1", "out=2024", "most=4"]
+    assert cli.typed(words, TYPED, "it") == {
+        "share": 1, "most": 4, "show": True, "device": "cuda:1", "out": "2024",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("share=1.5", "share=1.5: expected a number from 0 to 1"),
+        ("share=", "share=: expected a number from 0 to 1"),
+        ("share=[", "share=[: expected a number from 0 to 1"),
+        ("share=nan", "share=nan: expected a number from 0 to 1"),
+        ("most=0", "most=0: expected a whole number at least 1"),
+        ("show=treu", "show=treu; did you mean 'true'? allowed: true, false"),
+        ("shwo=true", "no key 'shwo'; did you mean 'show'? see --help"),
+        ("epochs=3", "no key 'epochs'; it has share, most, show, device, out"),
+    ],
+)
+def test_typed_options_refuse(word: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cli.typed([word], TYPED, "it")
+    assert str(caught.value) == told

@@ -247,6 +247,7 @@ def test_inspect_and_summary(tmp_path: Path) -> None:
 HELP = {
     "train": ["model", "compression.window", "resume", "init_from", "patience", "-m"],
     "evaluate": ["RUN", "split", "checkpoint", "device"],
+    "predict": ["WEIGHTS", "SOURCE", "objectness", "iou", "max_frames", "out", "show", "port"],
     "inspect": ["IMAGES", "out", "compression.window", "compression.source"],
     "summary": ["model=", "compression.window", "dataset.image_size"],
 }

@@ -8,7 +8,6 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -77,10 +76,10 @@ def test_the_page_plays_what_is_there_and_draws_boxes(player: Player) -> None:
         assert texts == ["0.90", "0.50"]
 
         seen = page.screenshot()
-        left, top = page.evaluate(
-            "(({x, y}) => [x, y])(document.querySelector('#frame').getBoundingClientRect())"
+        top, left = page.evaluate(
+            "(({x, y}) => [y, x].map(Math.round))("
+            "document.querySelector('#frame').getBoundingClientRect())"
         )
-        at = np.array([round(top), round(left)])
         # Frame pixels (y, x): the edges of the two boxes, and grey inside and between them.
         for (y, x), colour in {
             (90, 80): FOUND_BOXES[0],
@@ -92,7 +91,7 @@ def test_the_page_plays_what_is_there_and_draws_boxes(player: Player) -> None:
             (165, 200): GREY,
             (15, 80): GREY,
         }.items():
-            assert np.abs(seen[tuple(at + (y, x))].astype(int) - colour).max() <= 3, (y, x)
+            assert np.abs(seen[top + y, left + x].astype(int) - colour).max() <= 3, (y, x)
         assert page.text("#problem") == ""
         assert page.problems == []
 
@@ -195,12 +194,12 @@ def test_a_long_list_comes_in_parts_and_ends(
         "/player.py", "/frame/2.jpg", "/frame/-1.jpg", "/frame/00.png", "/frame/", "/frames.json",
         "/frames.json?after=x", "/frames.json?after=0&x=1", "/frame/../player.html",
         "/../../../../etc/passwd", "/frame/..%2f..%2fetc%2fpasswd", "//etc/passwd", "/%2e%2e/",
-        "/frame/0.jpg/..", "/frame/0.jpg%00.html", "/frame/99999999999.jpg", "/frame/٠.jpg", "*",
+        "/frame/0.jpg/..", "/frame/0.jpg%00.html", "/frame/99999999999.jpg", "*",
     ],
 )  # fmt: skip
 def test_nothing_else_is_there(player: Player, path: str) -> None:
     fill(player, 1)
-    status, _, content = request(player, path.encode().decode("latin-1"))
+    status, _, content = request(player, path)
     assert (status, content) == (404, b"no such page\n")
 
 
@@ -225,9 +224,8 @@ def test_only_get(player: Player, method: str) -> None:
 def test_only_this_machine_is_answered(player: Player) -> None:
     assert player.server.server_address[0] == "127.0.0.1"
     # Another address of this very machine is not listened on.
-    with socket.socket() as other, pytest.raises(ConnectionRefusedError):
-        other.settimeout(10)
-        other.connect(("127.0.0.2", player.port))
+    with socket.socket() as other:
+        assert other.connect_ex(("127.0.0.2", player.port)) != 0
 
 
 def test_a_taken_port_is_one_line(player: Player) -> None:
@@ -243,10 +241,9 @@ def test_it_leaves_nothing(player: Player) -> None:
         fill(other, 1)
         folder = Path(other.scratch.name)
         assert [path.name for path in folder.iterdir()] == ["0.jpg"]
-        port: Any = other.port
     assert not folder.exists()
     with socket.socket() as free:
-        assert free.connect_ex(("127.0.0.1", port)) != 0
+        assert free.connect_ex(("127.0.0.1", other.port)) != 0
 
 
 def test_large_frames_are_sent_smaller(player: Player) -> None:

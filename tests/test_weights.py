@@ -75,3 +75,12 @@ def test_no_file_and_no_state_dict(tmp_path: Path) -> None:
     assert "no state dict" in refused(tmp_path / "b.pt")
     (tmp_path / "folder.pt").mkdir()
     assert "damaged" in refused(tmp_path / "folder.pt")
+
+
+def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "a.safetensors")
+    save_file(STATE, tmp_path / "b.safetensors", {"format": "pt", "note": "ä"})
+    torch.save(STATE, tmp_path / "c.pt")
+    assert weights.metadata(tmp_path / "a.safetensors") == {}
+    assert weights.metadata(tmp_path / "b.safetensors") == {"format": "pt", "note": "ä"}
+    assert weights.metadata(tmp_path / "c.pt") == {}

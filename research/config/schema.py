@@ -215,6 +215,7 @@ GROUP_RULES: dict[str, Rule] = {
     "model.lambda_box": number(at_least=0),
     "model.lambda_obj": number(at_least=0),
     "model.lambda_iou": number(at_least=0),
+    "model.lambda_att": number(at_least=0),
     "model.ignore_iou": number(at_least=0, at_most=1),
     "model.nms_iou": number(at_least=0, at_most=1),
     "model.drop_rate": SHARE,

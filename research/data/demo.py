@@ -9,22 +9,18 @@ the high frequencies of every 8×8 block.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.index import Progress
+from research.data.once import made_once
 from research.errors import UserError
 
 RECIPE = 1  # raise it whenever the rendered files would change
@@ -254,29 +250,8 @@ def render_scenes(
     if seed < 0:
         raise UserError(f"the seed of the demo scenes is {seed}: give 0 or more")
     manifest = {"recipe": RECIPE, "seed": seed, "classes": list(CLASSES), **counts}
-    if _holds(root, manifest):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{root.name}.lock"):
-        if _holds(root, manifest):  # another process rendered it while this one waited
-            return root
-        if root.exists() and not _is_ours(root):
-            raise UserError(f"{root} holds other files than demo scenes: name another folder")
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
-            fresh = Path(scratch) / root.name
-            _render(fresh, counts, seed, progress)
-            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            if root.exists():
-                shutil.rmtree(root)
-            os.replace(fresh, root)
-    return root
-
-
-def _holds(root: Path, manifest: dict[str, object]) -> bool:
-    try:
-        return json.loads((root / MANIFEST).read_text()) == manifest
-    except (OSError, ValueError):
-        return False
+    make = partial(_render, counts=counts, seed=seed, progress=progress)
+    return made_once(root, MANIFEST, manifest, _is_ours, make)
 
 
 def _render(

@@ -19,7 +19,8 @@ PARTS = {"box", "objectness", "giou"}
 
 
 def tiny(**changed: Any) -> TinyDet:
-    return TinyDet(**{"width": 8, "lambda_box": 1, "lambda_obj": 1, "lambda_iou": 1, **changed})
+    weights = {f"lambda_{part}": 1 for part in ("box", "obj", "iou", "att")}
+    return TinyDet(**{"width": 8, **weights, **changed})
 
 
 def big(**changed: Any) -> BigDet:
@@ -181,19 +182,21 @@ def test_big_losses_are_those_of_a_loop_over_boxes() -> None:
 
 def test_tiny_learns_the_largest_box_of_frames_that_have_one() -> None:
     torch.manual_seed(1)
-    model = tiny(lambda_box=2, lambda_obj=3, lambda_iou=5)
+    model = tiny(lambda_box=2, lambda_obj=3, lambda_iou=5, lambda_att=7)
     small, large = [0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.9, 0.8]
     boxes = torch.tensor([[small, large, [0.0] * 4], [[0.0] * 4] * 3, [small, [0.0] * 4, small]])
     mask = boxes.any(-1)
-    said, logits = model._look(torch.rand(3, 3, 64, 64))
-    losses = model._losses(said, logits, Targets(boxes, mask, mask.long()))
+    said, logits, attention = model._look(torch.rand(3, 3, 64, 64))
+    losses = model._losses(said, logits, attention, Targets(boxes, mask, mask.long()))
     true = torch.tensor([large, small])
     expected = {
         "box": 2 * (said[[0, 2]] - true).abs().sum() / 2,
         "objectness": 3 * F.binary_cross_entropy(logits.sigmoid(), torch.tensor([1.0, 0, 1])),
         "giou": 5 * generalized_box_iou_loss(said[[0, 2]], true).mean(),
+        # Centres (0.6, 0.55) and (0.15, 0.15) in a 2×2 grid of cells.
+        "attention": -7 * attention.flatten(1).log_softmax(1)[[0, 2], [3, 0]].mean(),
     }
-    assert set(losses) == PARTS
+    assert set(losses) == PARTS | {"attention"}
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value)
 
@@ -217,9 +220,9 @@ def test_a_negative_frame_beside_positive_ones_leaves_no_trace_in_box_losses(mak
     torch.manual_seed(0)
     model = make()
     images, targets = scenes(4, most=1)  # the last one is empty
-    boxes, logits = model._look(images)
-    whole = model._losses(boxes, logits, targets)
-    part = model._losses(boxes[:3], logits[:3], Targets(*(t[:3] for t in targets)))
+    said = model._look(images)
+    whole = model._losses(*said, targets)
+    part = model._losses(*(s[:3] for s in said), Targets(*(t[:3] for t in targets)))
     torch.testing.assert_close(whole["box"], part["box"])
     torch.testing.assert_close(whole["giou"], part["giou"])
 

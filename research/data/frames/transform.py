@@ -57,7 +57,8 @@ class FrameTransform(DeviceTransform):
         self.augmentation = augmentation
 
     def forward(self, batch: DetectionBatch, generator: torch.Generator | None) -> DetectionBatch:
-        batch = replace(batch, inputs=batch.inputs.float() / 255)
+        # In place from here on: fresh memory for a batch of frames costs more than the arithmetic.
+        batch = replace(batch, inputs=batch.inputs.float().div_(255))
         change = self.augmentation
         if not self.training or change is None:
             return batch
@@ -112,11 +113,11 @@ def _relight(
         drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device) * 2 - 1
         mean = images.mean((1, 2, 3), keepdim=True)
         gain = 1 + change.contrast * drawn[0]
-        images = (images - mean) * gain + mean + change.brightness * drawn[1]
+        images.mul_(gain).add_(mean * (1 - gain) + change.brightness * drawn[1])
     if change.noise:
         noise = torch.randn(images.shape, generator=generator).to(images.device)
-        images = images + change.noise * noise
-    return images.clamp(0, 1)
+        images.add_(noise, alpha=change.noise)
+    return images.clamp_(0, 1)
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from research.compression.blocks import Blocks
-from research.compression.selection import Selection, covering, stored_order
+from research.compression.selection import Selection, covering
 from research.data.batch import Batch, ClassificationBatch, DetectionBatch
 from research.data.block_samples import MCU, BlockCrop, BlockSamples
 from research.data.coefficients import Coefficients
-from research.data.crops import CentreCrop
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.index import Progress
 from research.data.loader import BatchSource, Key
-from research.data.readers import BitstreamReader, decode, to_rgb
+from research.data.readers import decode, to_rgb
 from research.data.transforms import CoefficientTransform, DeviceTransform
+from research.data.warehouse.plan import Item
+from research.data.warehouse.recipes import CoefficientRecipe
 from research.data.warehouse.store import Store
 from research.errors import UserError
 
@@ -120,7 +121,7 @@ class CoefficientKind:
                 f"prepare it with compression.window={round(asked**0.5)}"
             )
         self.crop = BlockCrop(stored, size)
-        self.every = Selection(stored_order(window), stored_order(window))
+        self.recipe = CoefficientRecipe(stored, window, transform["source"])
 
     def samples(
         self,
@@ -146,20 +147,23 @@ class CoefficientKind:
         numbers = None
         if store is not None:
             labels = store.gather("labels", positions.tolist())
-            rows = StoredRows(store, positions, self.every)
+            rows = StoredRows(store, positions, self.recipe.selection)
             samples = BlockSamples(rows, labels, self.crop, seed=0, random=False)
             key = {"data": store.manifest.version, "image_size": self.crop.size}
-            numbers = self.kept.statistics(samples, self.every, key, cache, progress)
+            numbers = self.kept.statistics(samples, self.recipe.selection, key, cache, progress)
         return CoefficientTransform(
             self.kept.selection, self.kept.range_, numbers, self.random_flip, self.shipped
         )
 
     def read(self, paths: Sequence[Path]) -> ClassificationBatch:
         """Images as ``research.prepare coefficients`` stores them, cut in the centre."""
-        reader, rng = BitstreamReader(self.crop.stored, self.shipped), np.random.default_rng(0)
-        samples = [reader.read(path, CentreCrop(1.0), rng) for path in paths]
+        made = [self.recipe.make(Item(path.name, "", path, -1)).arrays for path in paths]
+        y, cbcr = (
+            torch.from_numpy(np.stack([arrays[name][..., : len(kept)] for arrays in made]))
+            for name, kept in (("y", self.shipped.luma), ("cbcr", self.shipped.chroma))
+        )
         index = torch.arange(len(paths))
-        inputs = self.crop.centre(reader.stack(samples))
+        inputs = self.crop.centre(Blocks(y, cbcr))
         return ClassificationBatch(index, inputs, torch.full_like(index, -1))
 
     def floor(self, store: Store, train: Positions, val: Positions) -> str | None:

@@ -1,0 +1,370 @@
+"""Predictions for a user's own images, by runs trained here for a moment."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.ops import box_iou
+
+import research
+from research import predict
+from research.config import compose_config, resolved
+from research.data.frames.annotations import read_frames
+from research.data.frames.frame import image_size
+from research.data.frames.run_writer import RunWriter
+from research.data.warehouse import recipes
+from research.data.warehouse.build import build
+from research.errors import DamagedImage, UserError
+from research.pictures import FOUND_BOXES
+from research.reports import FrameReport
+from tests.browser import Page, needs_browser
+from tests.conftest import TINY, picture, run
+from tests.test_cli import _no_handler_stays  # noqa: F401 - main() would leave one
+from tests.test_commands import module
+from tests.videos import colours, write_video
+
+Compose = Callable[..., dict[str, Any]]
+SIZE = 64
+
+
+class Detectors(NamedTuple):
+    """Capture runs (two, of three frames each) and detectors trained on them for an epoch."""
+
+    captures: Path
+    tiny: Path
+    big: Path
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory: pytest.TempPathFactory) -> Detectors:
+    root = tmp_path_factory.mktemp("detectors")
+    for number, size in enumerate([(80, 60), (48, 72)]):
+        with RunWriter(root / "captures" / f"run_{number}") as writer:
+            for frame in range(3):
+                boxes = [(0.2, 0.25, 0.6, 0.75)] * min(frame, 1)
+                image = picture("spots", 10 * number + frame, size)
+                writer.add(image, boxes, source="human", suffix=".jpg" if number else ".png")
+    plan = recipes.plan_frames(
+        read_frames(root / "captures"),
+        recipes.FrameRecipe(SIZE, max_boxes=4),
+        {"run_0": "train", "run_1": "val"},
+        {},
+    )
+    build(plan, root / "store")
+    with chdir(root):
+        folders = [
+            run(resolved(compose_config([
+                f"model={name}", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
+                "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv",
+                f"run_dir={root / name}",
+            ])[0]))
+            for name in ("tinydet", "bigdet")
+        ]  # fmt: skip
+    return Detectors(root / "captures", *folders)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def labels(folder: Path) -> list[list[dict[str, Any]]]:
+    """Of every frame of a capture run, what its label file says."""
+    files = sorted((folder / "labels").iterdir())
+    return [json.loads(file.read_text())["labels"] for file in files]
+
+
+# -- what is written ----------------------------------------------------------------------------
+
+
+def test_a_tree_of_runs_comes_back_with_the_models_boxes(detectors: Detectors, here: Path) -> None:
+    predict.main([str(detectors.big), str(detectors.captures), "objectness=0.005", "out=seen"])
+    found = read_frames(here / "seen")
+    assert (found.format, found.problems) == ("capture", [])
+    assert [(report.name, report.total) for report in found.runs] == [("run_0", 3), ("run_1", 3)]
+
+    model = research.load(detectors.big, "cpu")
+    boxes = 0
+    for name in ("run_0", "run_1"):
+        images = sorted((detectors.captures / name / "images").iterdir())
+        copies = sorted((here / "seen" / name / "images").iterdir())
+        assert [file.read_bytes() for file in copies] == [file.read_bytes() for file in images]
+        for image, told, answer in zip(
+            images, labels(here / "seen" / name), model(images), strict=True
+        ):
+            width, height = image_size(image)
+            inside = (answer["boxes"][:, 2:] > answer["boxes"][:, :2]).all(1)
+            kept = inside & (answer["scores"] >= 0.005)
+            expected = answer["boxes"][kept] / torch.tensor([width, height, width, height])
+            assert np.allclose([t["bbox_norm"] for t in told] or np.empty((0, 4)), expected)
+            assert np.allclose([t["source_confidence"] for t in told], answer["scores"][kept])
+            assert {t["source"] for t in told} <= {"model"}
+            boxes += len(told)
+            drawn = Image.open(here / "seen" / "boxed" / f"{name}_{image.stem}_boxed.png")
+            assert drawn.size == (width, height)
+            for number, (x0, _, _, y1) in enumerate(t["bbox_px"] for t in told):
+                if number == len(told) - 1:  # no other box covers it
+                    corner = round(x0), min(round(y1), height) - 1
+                    assert drawn.getpixel(corner) == FOUND_BOXES[min(number, 1)]
+    assert boxes > 6
+    summary = json.loads((here / "seen" / "summary.json").read_text())
+    assert (summary["frames"], summary["boxes"]) == (6, boxes)
+    assert summary["latency_ms"]["batches"] == 1
+    assert summary["damage"] == {}
+    assert summary["frames_per_second"] > 0
+
+
+def test_what_is_written_can_be_prepared_and_trained_on(detectors: Detectors, here: Path) -> None:
+    from research import prepare
+
+    words = ["objectness=0", "out=seen"]
+    predict.main([str(detectors.tiny), str(detectors.captures), *words])
+    prepare.main(["frames", "seen", "store", "size=64", "val_runs=run_1", "workers=1"])
+    config = resolved(
+        compose_config([
+            "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
+            "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
+        ])[0]
+    )  # fmt: skip
+    assert (run(config) / "checkpoints" / "best.pt").exists()
+
+
+def test_thresholds(detectors: Detectors, here: Path) -> None:
+    def boxes(name: str, *words: str) -> list[list[dict[str, Any]]]:
+        predict.main([str(detectors.big), str(detectors.captures), f"out={name}", *words])
+        return [told for group in ("run_0", "run_1") for told in labels(here / name / group)]
+
+    everything = boxes("all", "objectness=0", "iou=1")
+    assert all(len(told) == 4 for told in everything)  # as many as the model has slots
+    scores = [t["source_confidence"] for told in everything for t in told]
+    middle = sorted(scores)[len(scores) // 2]
+    some = boxes("some", f"objectness={middle:.12f}", "iou=1")
+    assert sum(map(len, some)) == sum(score >= float(f"{middle:.12f}") for score in scores) < 24
+    for told in boxes("apart", "objectness=0", "iou=0.1"):
+        corners = torch.tensor([t["bbox_norm"] for t in told])
+        assert (box_iou(corners, corners).fill_diagonal_(0) < 0.15).all()
+    # Neither was given: those of the run, score 0.3 and IoU 0.5.
+    assert sum(map(len, boxes("own"))) == sum(score >= 0.3 for score in scores)
+
+
+def test_a_video_and_single_images(detectors: Detectors, here: Path) -> None:
+    write_video(here / "clip.mkv", colours(5))
+    picture("bars", 1).save(here / "photo.webp")
+    words = ["objectness=0", "max_frames=5", "batch_size=2", "out=seen"]
+    predict.main([str(detectors.tiny), "photo.webp", "clip.mkv", *words])
+    assert [len(told) for told in labels(here / "seen" / "clip")] == [1] * 4
+    written = [np.asarray(Image.open(f)) for f in sorted((here / "seen/clip/images").iterdir())]
+    assert all(np.array_equal(*pair) for pair in zip(written, colours(4), strict=True))
+    [photo] = (here / "seen" / "images" / "images").iterdir()
+    assert np.array_equal(np.asarray(Image.open(photo)), np.asarray(Image.open("photo.webp")))
+    assert sorted(file.name for file in (here / "seen" / "boxed").iterdir()) == [
+        *(f"clip_0000{number}_boxed.png" for number in range(4)), "photo_boxed.png",
+    ]  # fmt: skip
+    assert json.loads((here / "seen" / "summary.json").read_text())["latency_ms"]["batches"] == 3
+
+
+def test_the_weights_alone_do(detectors: Detectors, here: Path) -> None:
+    shutil.copy(detectors.big / "checkpoints" / "final.safetensors", here / "w.safetensors")
+    for weights, words in ((here / "w.safetensors", ()), (detectors.big, ("checkpoint=last",))):
+        out = f"out={'alone' if weights.is_file() else 'run'}"
+        predict.main([str(weights), str(detectors.captures), "objectness=0", out, *words])
+    for group in ("run_0", "run_1"):
+        assert labels(here / "alone" / group) == labels(here / "run" / group)
+    predict.main(["w.safetensors", str(detectors.captures), "max_frames=1"])
+    [out] = (here / "runs" / "predict").iterdir()
+    assert re.fullmatch(r"w-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", out.name)
+
+
+def test_a_classifier_writes_a_table(small: Compose, tmp_path: Path) -> None:
+    folder = run(small(*TINY, "run_dir=r"))
+    images = sorted((tmp_path / "data" / "val").rglob("*.jpg"))
+    write_video(tmp_path / "clip.mkv", colours(2))
+    predict.main(["r", "data/val", "clip.mkv", "out=seen", "batch_size=5"])
+    with (tmp_path / "seen" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "class", "score", *(
+        f"{word}_{place}" for place in (2, 3) for word in ("class", "score")
+    )]  # fmt: skip
+    assert [row["file"] for row in rows[:-2]] == [
+        str(image.relative_to(tmp_path)) for image in images
+    ]
+    assert rows[-1]["file"] == "clip.mkv frame 1"
+    model = research.load(folder, "cpu")
+    shares = model(images).softmax(1)
+    for row, share in zip(rows, shares, strict=False):
+        order = share.argsort(descending=True)
+        names = [model.classes[index] for index in order]
+        assert [row["class"], row["class_2"], row["class_3"]] == names
+        assert float(row["score"]) == pytest.approx(share.max().item(), abs=6e-5)
+    with Image.open(tmp_path / "seen" / "contact_sheet.png") as sheet:
+        assert sheet.width > 6 * 160
+    summary = json.loads((tmp_path / "seen" / "summary.json").read_text())
+    assert sum(summary["classes"].values()) == summary["frames"] == 14
+
+
+# -- damage and mistakes ------------------------------------------------------------------------
+
+
+def test_damage_is_counted_and_not_fatal(
+    detectors: Detectors, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        (here / "photos").mkdir(exist_ok=True)
+        picture("spots", number).save(here / "photos" / f"{number}.jpg")
+    whole = (here / "photos" / "1.jpg").read_bytes()
+    (here / "photos" / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    (here / "photos" / "3.png").write_bytes(b"")
+    predict.main([str(detectors.tiny), "photos", "objectness=0", "out=seen"])
+    summary = json.loads((here / "seen" / "summary.json").read_text())
+    assert summary["damage"] == {"truncated": 1, "empty": 1}
+    assert summary["frames"] == 2
+    assert len(labels(here / "seen" / "photos")) == 2
+    assert [m.split(":")[1].strip() for m in caplog.messages if m.startswith("left out")] == [
+        "photos/1.jpg", "photos/3.png",
+    ]  # fmt: skip
+
+
+def test_what_only_another_reader_dislikes_is_left_out_too(here: Path) -> None:
+    class Picky:
+        def read(self, paths: list[Path]) -> Any:
+            for path in paths:
+                if path.stem == "1":
+                    raise DamagedImage("unreadable", f"{path}: coefficients")
+            return [path.stem for path in paths]
+
+    from research.data.frames.media import Media
+
+    for number in range(4):
+        picture("bars", number).save(here / f"{number}.jpg")
+    damaged: list[DamagedImage] = []
+    [batch] = Media([here]).batches(8)
+    stills, images, read = predict._read(Picky(), batch, damaged)  # type: ignore[arg-type]
+    assert [still.stem for still in stills] == read == ["0", "2", "3"]  # type: ignore[comparison-overlap]
+    assert len(images) == 3
+    assert [str(error) for error in damaged] == [f"{here / '1.jpg'}: coefficients"]
+
+
+def test_a_full_disk_is_one_line(
+    detectors: Detectors, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("research.pictures.Image.Image.save", full)
+    with pytest.raises(UserError, match=r"No space left on device.*free space"):
+        predict.main([str(detectors.tiny), str(detectors.captures), "out=seen"])
+
+
+@pytest.fixture
+def mistakes(detectors: Detectors, here: Path) -> Path:
+    """A folder with what mistakes are made of."""
+    (here / "empty").mkdir()
+    (here / "bad").mkdir()
+    (here / "bad" / "a.jpg").write_text("no image")
+    (here / "clip.mp4").write_bytes(b"no video")
+    (here / "full").mkdir()
+    (here / "full" / "a.txt").touch()
+    picture("bars", 0).save(here / "photo.jpg")
+    (here / "run").symlink_to(detectors.tiny)
+    return here
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["out=x"], "give a RUN folder or a WEIGHTS file first"),
+        (["run"], "what is run to look at?"),
+        (["run", "none.jpg"], "none.jpg: no such file or folder"),
+        (["run", "empty"], "empty: no image in it"),
+        (["run", "bad"], "no frame could be read (1 not_an_image); the first: bad/a.jpg"),
+        (["run", "clip.mp4"], "clip.mp4: neither an image nor a video that can be read"),
+        (["run", "photo.jpg", "objctness=1"], "no key 'objctness'; did you mean 'objectness'?"),
+        (["run", "photo.jpg", "epochs=1"], "no key 'epochs'; predict has objectness, iou"),
+        (["run", "photo.jpg", "objectness=2"], "objectness=2: expected a number from 0 to 1"),
+        (["run", "photo.jpg", "iou=high"], "iou=high: expected a number from 0 to 1"),
+        (["run", "photo.jpg", "max_frames=0"], "max_frames=0: expected a whole number"),
+        (["run", "photo.jpg", "show=yess"], "show=yess allowed: true, false"),
+        (["run", "photo.jpg", "port=70000"], "port=70000: expected a whole number from 0"),
+        (["run", "photo.jpg", "device=cuda:9"], "device=cuda:9: this machine has"),
+        (["run", "photo.jpg", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
+        (["run", "photo.jpg", "out=full"], "out=full: is not empty; give a new folder"),
+        (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
+        (["none", "photo.jpg"], "no checkpoint in none; give a run folder"),
+        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),
+    ],
+)
+def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        predict.main(words)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (mistakes / "runs").exists()
+
+
+def test_thresholds_for_a_classifier_are_refused(small: Compose, tmp_path: Path) -> None:
+    run(small(*TINY, "run_dir=r"))
+    with pytest.raises(UserError, match=r"objectness=0.5: the run tells classes.*leave it out"):
+        predict.main(["r", "data/val", "objectness=0.5", "out=seen"])
+    assert not (tmp_path / "seen").exists()
+
+
+# -- the report of frames -----------------------------------------------------------------------
+
+
+def test_boxes_in_the_black_of_the_letterbox_are_nothing(here: Path) -> None:
+    from research.data.frames.media import Media
+
+    picture("bars", 0, (40, 20)).save(here / "a.png")
+    answer = {
+        "boxes": torch.tensor([[5.0, 0.0, 30.0, 0.0], [4.0, 2.0, 20.0, 20.0]]),
+        "scores": torch.tensor([0.9, 0.8]),
+        "labels": torch.tensor([0, 0]),
+    }
+    [batch] = Media([here / "a.png"]).batches(8)
+    with FrameReport(here / "seen", 0.5, lambda label, score: f"{label} {score:.1f}") as report:
+        [seen] = report.add(batch, [Image.open(here / "a.png")], [answer])
+    assert seen.boxes == [[0.1, 0.1, 0.5, 1.0]]
+    assert seen.texts == ["0 0.8"]
+    [[told]] = labels(here / "seen" / "images")
+    assert told["bbox_px"] == pytest.approx([4, 2, 20, 20])
+    assert (report.summary()["boxes"], report.summary()["frames_with_boxes"]) == (1, 1)
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+@needs_browser
+def test_the_command_plays_in_a_browser_until_ctrl_c(detectors: Detectors, here: Path) -> None:
+    write_video(here / "clip.mkv", colours(6))
+    words = ["objectness=0", "show=true", "batch_size=2", "out=seen"]
+    with module(here, "predict", str(detectors.big), "clip.mkv", *words) as command:
+        line = command.stdout.readline()
+        assert re.fullmatch(r"watch:    (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", line)
+        with Page(line.split()[1]) as page:
+            page.wait("document.querySelector('#counter').textContent === '6 / 6'")
+            assert page.evaluate("document.querySelectorAll('#boxes rect').length") > 1
+            assert page.text("#name") == "clip.mkv frame 5"
+            seen = page.screenshot().reshape(-1, 3).astype(int)
+            for colour in FOUND_BOXES:
+                assert (np.abs(seen - colour).max(1) <= 3).sum() > 20
+            assert (page.text("#problem"), page.problems) == ("", [])
+        os.kill(command.pid, signal.SIGINT)
+        printed, errors = command.communicate(timeout=60)
+        assert (command.returncode, errors) == (0, "")
+        assert "6 of 6 frames have boxes" in printed
+        assert printed.endswith("ended\n")
+    assert len(read_frames(here / "seen").frames) == 6
