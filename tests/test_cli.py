@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,6 @@ from research.errors import UserError
 from tests.conftest import TINY, run
 
 Compose = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def _no_handler_stays() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    root.setLevel(level)
-    for handler in [h for h in root.handlers if h not in before]:
-        root.removeHandler(handler)
 
 
 def test_paths_first_then_settings() -> None:

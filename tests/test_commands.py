@@ -96,6 +96,7 @@ def mlflow_runs(store: str) -> dict[str, Any]:
     return {entry.info.run_name: entry for entry in client.search_runs([experiment])}
 
 
+@pytest.mark.long
 def test_kill_9_and_resume_is_exact(training: list[str], tmp_path: Path, store: str) -> None:
     from mlflow import MlflowClient
 
@@ -145,6 +146,7 @@ def test_kill_9_and_resume_is_exact(training: list[str], tmp_path: Path, store: 
     assert not (parts / "mlflow_spool.jsonl").exists()
 
 
+@pytest.mark.long
 def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store: str) -> None:
     words = [*training, "epochs=1000"]
     with (

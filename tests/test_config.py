@@ -61,10 +61,10 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ),
     ("compression=lumafusion", "compression=block_stem,lumafusion", ["'luma_fusion'", "none"]),
     ("experiment=x", "experiment=imagenet_resnet34,x 'dataset.train_dirs=[a]'", ["no experiment"]),
-    ("dataset=_base", "dataset=demo,_base", ["part of others", "demo, imagefolder"]),
+    ("dataset=_base", "dataset=demo,_base", ["part of others", "demo, demo_runs, imagefolder"]),
     ("model=null", "model=resnet34,null", ["model=null", "resnet34_compressed"]),
-    ("scheduler=7", "scheduler=cosine,7", ["scheduler=7", "cosine, step"]),
-    ("~scheduler", "~scheduler seed=0,1", ["scheduler is required", "cosine, step"]),
+    ("scheduler=7", "scheduler=cosine,7", ["scheduler=7", "cosine, linear, step"]),
+    ("~scheduler", "~scheduler seed=0,1", ["scheduler is required", "cosine, linear, step"]),
     # types
     ("epochs=x", "epochs=1,x", ["epochs=x", "whole number at least 1"]),
     ("epochs=1.5", "epochs=1,1.5", ["epochs=1.5", "whole number"]),
@@ -231,8 +231,9 @@ def test_every_option_composes_and_passes(group: str, option: str) -> None:
     lines = [f"{group}={option}"]
     if option == "none":
         lines.append("model=resnet34")
-    if not _config_of(group, option)["dataset"]["train_dirs"]:
-        lines.append("dataset.train_dirs=[a]")
+    dataset = _config_of(group, option)["dataset"]
+    required = {"train_dirs": "[a]", "manifest": "store"}
+    lines += [f"dataset.{key}={required[key]}" for key in required if not dataset.get(key, True)]
     cfg, choices = compose_config(lines)
     assert choices[group] == option
     assert set(resolved(cfg)) == {*RUN_RULES, *GROUPS}
@@ -329,7 +330,7 @@ def test_an_interruption_ends_with_130(
     [
         ("epoch=1", "did you mean 'epochs'?"),
         ("model=resnet43", "did you mean 'resnet34'?"),
-        ("--cfg job model=7", "expected one of resnet34"),
+        ("--cfg job model=7", "expected one of bigdet, resnet34"),
         ("-m compression.window=4,9", "compression.window=9"),
         ("-m 'epochs=[1'", "bracket"),
         ("--lr=3", "optimizer.lr=3"),

@@ -348,6 +348,7 @@ def test_boxes_in_the_black_of_the_letterbox_are_nothing(here: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.long
 def test_the_command_plays_in_a_browser_until_ctrl_c(detectors: Detectors, here: Path) -> None:
     write_video(here / "clip.mkv", colours(6))
     words = ["objectness=0", "show=true", "batch_size=2", "out=seen"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,9 @@ from tests.conftest import ROOT, make_folders, picture
 
 
 @pytest.fixture(autouse=True)
-def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Caches and log handlers stay in the test."""
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches stay in the test."""
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    root.setLevel(level)
-    for handler in [h for h in root.handlers if h not in before]:
-        root.removeHandler(handler)
 
 
 def make_runs(root: Path, runs: int = 4, frames: int = 3) -> Path:
@@ -251,6 +243,7 @@ assert not {{"torch", "numpy", "PIL"}} & set(sys.modules), sorted(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_the_command_for_real_on_a_disk_that_fills_up(tmp_path: Path) -> None:
     """Files of at most 30,000 bytes: one line; without the limit it goes on and lint is content."""
     make_runs(tmp_path / "runs")

@@ -238,7 +238,6 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.stored_size": whole(16),
     "dataset.manifest": PATH,
     "dataset.max_boxes": COUNT,
-    "dataset.augmentation": or_null(MAPPING),
     "dataset.augmentation.zoom": pair(number(above=0)),
     "dataset.augmentation.brightness": number(at_least=0, at_most=1),
     "dataset.augmentation.contrast": number(at_least=0, at_most=1),
