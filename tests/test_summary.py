@@ -21,7 +21,7 @@ def documented() -> list[Any]:
     found = []
     for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
-        for fence in re.finditer(r"^```\w*\n(.*?)^```\n\n?((?:^\|.*\n?)*)", text, re.M | re.S):
+        for fence in re.finditer(r"^```\w*\n(.*?)^```\n\n?((?:^\|[^\n]*\n?)*)", text, re.M | re.S):
             body, table = fence[1].replace("\\\n", " ").strip(), fence[2].strip()
             if body.startswith(COMMAND) and table:
                 line = text[: fence.start()].count("\n") + 1
