@@ -32,7 +32,6 @@ from research.pictures import FOUND_BOXES
 from research.reports import FrameReport
 from tests.browser import Page, needs_browser
 from tests.conftest import TINY, picture, run
-from tests.test_cli import _no_handler_stays  # noqa: F401 - main() would leave one
 from tests.test_commands import module
 from tests.videos import colours, write_video
 
