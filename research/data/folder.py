@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,16 @@ from research.data.demo import Scenes
 from research.data.index import Progress, index_folder
 from research.data.loader import BatchSource, EpochLoader, Key
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample
+from research.data.splits import (
+    Split,
+    class_of,
+    common_classes,
+    hold_out,
+    nothing_left,
+    spread,
+)
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.errors import DamagedImage, UserError
-
-
-@dataclass(frozen=True)
-class Split:
-    """The files of one split.
-
-    Attributes:
-        files: image paths.
-        labels: one class index a file.
-        left_out: files left out by the index, counted by kind of damage.
-    """
-
-    files: list[Path]
-    labels: list[int]
-    left_out: dict[str, int]
 
 
 class ImageFolders:
@@ -144,10 +136,10 @@ class ImageFolders:
         if self.demo is not None:
             self.demo.render(progress)
         roots = [self._index(root, "dataset.train_dirs", progress) for root in self.train_dirs]
-        self.classes = _common_classes(self.train_dirs, roots)
+        self.classes = common_classes(self.train_dirs, roots)
         train = self._split(list(zip(self.train_dirs, roots, strict=True)))
         if self.val_dir is None:
-            train, val = _hold_out(train, self.val_fraction, seed)
+            train, val = hold_out(train, self.val_fraction, seed)
         else:
             val = self._eval_split(self.val_dir, "dataset.val_dir", progress)
         self.splits = {"train": train, "val": val}
@@ -156,9 +148,9 @@ class ImageFolders:
         for which, split in self.splits.items():
             limit = self.max_images[which]
             if limit is not None and limit < len(split.files):
-                self.splits[which] = _spread(split, limit, seed)
+                self.splits[which] = spread(split, limit, seed)
             if not split.files:
-                raise UserError(_nothing_left(which, split))
+                raise UserError(nothing_left(which, split))
 
     def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split, with training or validation crops.
@@ -271,7 +263,7 @@ class ImageFolders:
 
     def _eval_split(self, root: Path, key: str, progress: Progress | None) -> Split:
         index = self._index(root, key, progress)
-        unknown = sorted({_class_of(name) for name in index} - set(self.classes))
+        unknown = sorted({class_of(name) for name in index} - set(self.classes))
         if unknown:
             raise UserError(
                 f"{key}: {root} holds class folder {unknown[0]!r}, which no training folder has; "
@@ -290,7 +282,7 @@ class ImageFolders:
                     left_out[damage] += 1
                 else:
                     files.append(root / name)
-                    labels.append(position[_class_of(name)])
+                    labels.append(position[class_of(name)])
         return Split(files, labels, dict(left_out))
 
 
@@ -337,65 +329,3 @@ class ImageSamples:
         return ClassificationBatch(
             torch.tensor(kept, dtype=torch.int64), inputs, labels, damage=dict(damage)
         )
-
-
-def _class_of(name: str) -> str:
-    return name.split("/", 1)[0]
-
-
-def _common_classes(roots: list[Path], indexes: list[dict[str, str]]) -> list[str]:
-    """The sorted classes of all roots, which must agree or be disjoint."""
-    classes = [{_class_of(name) for name in index} for index in indexes]
-    union = set().union(*classes)
-    for root, own in zip(roots, classes, strict=True):
-        shared = own & set().union(*(other for other in classes if other is not own))
-        missing = sorted(union - own)
-        if shared and missing:
-            raise UserError(
-                f"dataset.train_dirs: {root} has no class folder {missing[0]!r}, which another "
-                "training folder has; training folders must hold the same classes, or share none"
-            )
-    return sorted(union)
-
-
-def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Hold out a share of every class, drawn by ``seed``; damage counts stay with training."""
-    rng = np.random.default_rng((seed, 1))
-    labels = np.array(split.labels)
-    held = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(len(members) - 1, max(1, round(len(members) * fraction)))
-        held[rng.permutation(members)[:count]] = True
-    return (
-        _subset(split, np.flatnonzero(~held), split.left_out),
-        _subset(split, np.flatnonzero(held), {}),
-    )
-
-
-def _spread(split: Split, limit: int, seed: int) -> Split:
-    """``limit`` files, as many of each class as of any other while they last."""
-    rng = np.random.default_rng((seed, 2))
-    order = rng.permutation(len(split.files))
-    labels = np.array(split.labels)[order]
-    rank = np.empty(len(order), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[members] = np.arange(len(members))
-    chosen = order[np.argsort(rank, kind="stable")[:limit]]
-    return _subset(split, np.sort(chosen), split.left_out)
-
-
-def _subset(split: Split, chosen: np.ndarray, left_out: dict[str, int]) -> Split:
-    files = [split.files[index] for index in chosen]
-    labels = [split.labels[index] for index in chosen]
-    return Split(files, labels, left_out)
-
-
-def _nothing_left(which: str, split: Split) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(split.left_out.items()))
-    return (
-        f"no readable image in the {which} split"
-        + (f" ({kinds})" if kinds else "")
-        + "; check the folders in dataset.train_dirs and dataset.val_dir"
-    )

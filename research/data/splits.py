@@ -1,0 +1,89 @@
+"""The splits of image folders: which files, which classes, what is held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from research.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The files of one split.
+
+    Attributes:
+        files: image paths.
+        labels: one class index a file.
+        left_out: files left out by the index, counted by kind of damage.
+    """
+
+    files: list[Path]
+    labels: list[int]
+    left_out: dict[str, int]
+
+
+def class_of(name: str) -> str:
+    """The class folder of a path relative to its root."""
+    return name.split("/", 1)[0]
+
+
+def common_classes(roots: list[Path], indexes: list[dict[str, str]]) -> list[str]:
+    """The sorted classes of all roots, which must agree or be disjoint."""
+    classes = [{class_of(name) for name in index} for index in indexes]
+    union = set().union(*classes)
+    for root, own in zip(roots, classes, strict=True):
+        shared = own & set().union(*(other for other in classes if other is not own))
+        missing = sorted(union - own)
+        if shared and missing:
+            raise UserError(
+                f"dataset.train_dirs: {root} has no class folder {missing[0]!r}, which another "
+                "training folder has; training folders must hold the same classes, or share none"
+            )
+    return sorted(union)
+
+
+def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Hold out a share of every class, drawn by ``seed``; damage counts stay with training."""
+    rng = np.random.default_rng((seed, 1))
+    labels = np.array(split.labels)
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(len(members) - 1, max(1, round(len(members) * fraction)))
+        held[rng.permutation(members)[:count]] = True
+    return (
+        _subset(split, np.flatnonzero(~held), split.left_out),
+        _subset(split, np.flatnonzero(held), {}),
+    )
+
+
+def spread(split: Split, limit: int, seed: int) -> Split:
+    """``limit`` files, as many of each class as of any other while they last."""
+    rng = np.random.default_rng((seed, 2))
+    order = rng.permutation(len(split.files))
+    labels = np.array(split.labels)[order]
+    rank = np.empty(len(order), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    chosen = order[np.argsort(rank, kind="stable")[:limit]]
+    return _subset(split, np.sort(chosen), split.left_out)
+
+
+def _subset(split: Split, chosen: np.ndarray, left_out: dict[str, int]) -> Split:
+    files = [split.files[index] for index in chosen]
+    labels = [split.labels[index] for index in chosen]
+    return Split(files, labels, left_out)
+
+
+def nothing_left(which: str, split: Split) -> str:
+    """What to tell of a split in which no file can be read."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(split.left_out.items()))
+    return (
+        f"no readable image in the {which} split"
+        + (f" ({kinds})" if kinds else "")
+        + "; check the folders in dataset.train_dirs and dataset.val_dir"
+    )
