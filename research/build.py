@@ -14,18 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from research import checkpoint
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import EXECUTION_WHITELIST
+from research.data.block_samples import MCU
 from research.data.coefficients import Coefficients
 from research.data.index import Progress
 from research.data.loader import EpochLoader
-from research.data.source import DataSource
+from research.data.source import DataSource, NetworkInput
 from research.errors import UserError
 from research.loop import Parts, Settings
+from research.models import zoo
+from research.optimizers import parameter_groups, scaled_lr
 from research.tasks.task import Monitor, Task
 from research.tracking.tracker import Tracker
 
@@ -63,6 +67,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     """
     device = select_device(config["device"], config["precision"])
     seed_everything(config["seed"], config["deterministic"])
+    torch.backends.cudnn.benchmark = config["cudnn_benchmark"] and not config["deterministic"]
     data = source(config)
     data.prepare(config["seed"], progress)
     task = build_task(config, data.classes)
@@ -72,7 +77,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
     train_loader = loader(config, data, "train", device, train=True)
-    optimizer = _make(config["optimizer"])(network.parameters())
+    optimizer = _optimizer(config, network)
     batches = min(len(train_loader), config["max_train_batches"] or len(train_loader))
     parts = Parts(
         task=task,
@@ -88,6 +93,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
             steps_per_epoch=math.ceil(batches / config["accumulate"]),
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16"),
+        ema=_moving_average(config, network),
         monitor=_monitor(config["monitor"], task),
         device=device,
     )
@@ -101,8 +107,27 @@ def settings(config: Config) -> Settings:
 
 def source(config: Config) -> DataSource:
     """The data set; nothing of it is read before ``prepare``."""
-    data: DataSource = _make(config["dataset"], coefficients=coefficients(config["compression"]))
+    data: DataSource = _make(config["dataset"], network=network_input(config))
     return data
+
+
+def network_input(config: Config) -> NetworkInput:
+    """What the model asks of its data, for whatever the data set leaves to it."""
+    own = zoo.own_input(config["model"].get("name"))
+    kept = coefficients(config["compression"])
+    return NetworkInput(own.size, own.mean, own.std, own.crop_pct, kept)
+
+
+def input_size(config: Config, facts: Mapping[str, Any]) -> int:
+    """Side of the network's square input, in pixels."""
+    stored: int | None = facts.get("transform", {}).get("image_size")
+    size: int = config["dataset"]["image_size"] or stored or network_input(config).size
+    if size % MCU and config["compression"]["variant"] != "none":
+        raise UserError(
+            f"this model's own input size is {size}, no multiple of {MCU} as coefficients need: "
+            f"add dataset.image_size={size - size % MCU}"
+        )
+    return size
 
 
 def build_task(config: Config, classes: list[str]) -> Task:
@@ -114,8 +139,8 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     """The network.
 
     What a model's YAML leaves null for the data or the compression to say is filled in:
-    ``num_classes``, as many as the data set has, ``max_boxes``, as many as a store has slots, and
-    ``stem``, how coefficients enter.
+    ``num_classes``, as many as the data set has, ``max_boxes``, as many as a store has slots,
+    ``image_size``, the side of the input, and ``coefficients``, how they enter.
 
     Args:
         config: resolved and checked.
@@ -132,7 +157,8 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     for key, value in known.items():
         if settings.get(key) not in (None, value):
             raise UserError(f"model.{key}={settings[key]}: the data have {value}; leave it out")
-    known["stem"] = stem_spec(config["compression"])
+    known["image_size"] = input_size(config, facts)
+    known["coefficients"] = stem_spec(config["compression"])
     network: nn.Module = _make(settings, **{key: known[key] for key in known if key in settings})
     return network
 
@@ -237,19 +263,33 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
 
 
 def _init_from(network: nn.Module, path: Path, data: DataSource) -> None:
     """Weights alone, from a run folder, a checkpoint or a state dict."""
     file = checkpoint.find(path)
     content = checkpoint.read(file)
-    state = content["model"] if "format" in content else content
+    state = checkpoint.weights_of(content) if "format" in content else content
     reason = data.misfit(content["data"]) if "format" in content else None
     if reason:
         raise UserError(f"init_from={path}: {reason}")
     load_weights(network, state, f"init_from={path}")
     log.info("weights from %s", file)
+
+
+def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
+    batch = config["dataset"]["batch_size"] * config["accumulate"]
+    settings = dict(config["optimizer"])
+    settings["lr"] = scaled_lr(settings["lr"], batch, config["scale_lr"], config["scale_lr_batch"])
+    groups = parameter_groups(network, config["decay_norms"])
+    optimizer: torch.optim.Optimizer = _make(settings)(groups)
+    return optimizer
+
+
+def _moving_average(config: Config, network: nn.Module) -> ModelEmaV3 | None:
+    if config["ema"] is None:
+        return None
+    return ModelEmaV3(network, decay=config["ema"], use_warmup=config["ema_warmup"])
 
 
 def _monitor(asked: str | None, task: Task) -> Monitor:

@@ -108,6 +108,12 @@ def read(path: Path) -> dict[str, Any]:
     return {**header, "transform": transform, "model": content}
 
 
+def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights that were judged: the moving average where the run kept one."""
+    found: dict[str, Any] = content["model"] if content.get("ema") is None else content["ema"]
+    return found
+
+
 def find(run: Path, which: str = "best") -> Path:
     """``RUN`` as a user gives it (a run folder or a file) to the checkpoint that is meant."""
     if run.is_file():

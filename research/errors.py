@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class NotFinite(UserError):
+    """A loss that is no number any more; what a range test looks for."""
+
+
 class DamagedImage(Exception):
     """A file that cannot be read as an image; it is left out and counted under ``kind``.
 

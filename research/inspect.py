@@ -57,7 +57,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     reader = BitstreamReader(size, EVERY) if bitstream else PixelReader(size)
     transform = CoefficientTransform(EVERY, spec.range_, None, flip=False).eval()
     whole, kept = Decoder(EVERY, spec.range_), Decoder(spec.selection, spec.range_)
-    crop = CentreCrop(config["dataset"]["crop_pct"])
+    crop = CentreCrop(config["dataset"]["crop_pct"] or build.network_input(config).crop_pct)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     energy = torch.zeros(3, 64, dtype=torch.float64)

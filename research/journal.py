@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from research.data.batch import Batch
-from research.errors import UserError
+from research.errors import NotFinite, UserError
 from research.tracking.tracker import Progress, Tracker
 
 
@@ -121,7 +121,7 @@ class BatchJournal:
     def _check(self, row: dict[str, float], batch: int) -> None:
         if not all(math.isfinite(value) for value in row.values()):
             parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-            raise UserError(
+            raise NotFinite(
                 f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({parts}); "
                 "lower optimizer.lr, set grad_clip, or use precision=fp32"
             )

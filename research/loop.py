@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from research.checkpoint import Checkpoints, rng_state
@@ -49,6 +50,7 @@ class Parts:
     Attributes:
         model: the network, as saved.
         forward: the network as called (the same, or its compiled form).
+        ema: keeps a moving average of the model, when one is kept.
         scheduler: steps once an optimizer step.
         scaler: scales fp16 losses; does nothing in other precisions.
         monitor: which metric picks the best epoch.
@@ -63,8 +65,19 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
     monitor: Monitor
     device: torch.device
+
+    @property
+    def kept(self) -> nn.Module:
+        """What later use gets: the moving average where there is one, else the model."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def judged(self) -> nn.Module:
+        """The same as validation calls it, perhaps compiled."""
+        return self.forward if self.ema is None else self.ema.module
 
 
 @dataclass
@@ -133,6 +146,7 @@ def fit(
         if is_best and judged.first is not None:
             view = parts.transform.view
             tracker.pictures(epoch, parts.task.pictures(judged.totals, *judged.first, view))
+            tracker.tables(epoch, parts.task.tables(judged.totals))
         checkpoints.save(checkpoint(parts, state, tracker), path, epoch, is_best=is_best)
         tracker.flush()
     if state.epoch < settings.epochs:
@@ -182,6 +196,8 @@ def _optimizer_step(parts: Parts, settings: Settings) -> None:
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
     parts.scheduler.step()
+    if parts.ema is not None:
+        parts.ema.update(parts.model, step=parts.scheduler.last_epoch)
 
 
 @dataclass(frozen=True)
@@ -208,7 +224,7 @@ class Judge(Protocol):
     def task(self) -> Task: ...
 
     @property
-    def forward(self) -> nn.Module: ...
+    def judged(self) -> nn.Module: ...
 
     @property
     def transform(self) -> DeviceTransform: ...
@@ -225,7 +241,7 @@ def evaluate(
     Raises:
         UserError: when not one sample of the split could be read.
     """
-    judge.forward.eval()
+    judge.judged.eval()
     judge.transform.eval()
     batches = _limit(len(loader), settings.max_val_batches)
     totals = judge.task.metrics(judge.device)
@@ -237,7 +253,7 @@ def evaluate(
             if len(batch):
                 prepared = judge.transform(batch.to(judge.device), None)
                 with autocast(judge.device, settings.precision):
-                    predictions = judge.task.predict(judge.forward, prepared)
+                    predictions = judge.task.predict(judge.judged, prepared)
                 totals.update(predictions, prepared)
                 first = first or (prepared, predictions)
             tracker.progress(Progress(phase, position + 1, batches))
@@ -258,7 +274,7 @@ def checkpoint(parts: Parts, state: State, tracker: Tracker) -> dict[str, Any]:
     """All that an exact resume needs, as plain tensors, numbers, lists and dicts."""
     return {
         "model": parts.model.state_dict(),
-        "ema": None,
+        "ema": None if parts.ema is None else parts.ema.module.state_dict(),
         "transform": parts.transform.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scheduler": parts.scheduler.state_dict(),

@@ -55,6 +55,77 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
     return render(figure)
 
 
+def reliability(
+    counts: NDArray[np.floating[Any]],
+    confidence: NDArray[np.floating[Any]],
+    right: NDArray[np.floating[Any]],
+    ece: float,
+) -> Image.Image:
+    """Accuracy over confidence in bins of equal width, and how many samples lie in each.
+
+    Args:
+        counts: [N] samples a bin, the bins dividing 0…1.
+        confidence: [N] sum of their confidences.
+        right: [N] how many of them were predicted rightly.
+        ece: expected calibration error, 0…1, for the title.
+    """
+    edges = np.linspace(0, 1, len(counts) + 1)
+    filled = counts > 0
+    said = confidence[filled] / counts[filled]
+    held = right[filled] / counts[filled]
+    figure = Figure(figsize=(4.5, 5.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.bar(edges[:-1][filled], held, width=edges[1], align="edge", edgecolor="white")
+    upper.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    upper.plot(said, held, "o", color="black", markersize=3)
+    upper.set_ylim(0, 1)
+    upper.set_ylabel("accuracy")
+    upper.set_title(f"expected calibration error {ece:.4f}", fontsize="small")
+    lower.bar(edges[:-1], counts, width=edges[1], align="edge", edgecolor="white")
+    lower.set_xlim(0, 1)
+    lower.set_xlabel("confidence")
+    lower.set_ylabel("samples")
+    return render(figure)
+
+
+def range_test(
+    rates: NDArray[np.floating[Any]],
+    losses: NDArray[np.floating[Any]],
+    smoothed: NDArray[np.floating[Any]],
+    marks: Mapping[str, float],
+) -> Image.Image:
+    """Loss over learning rate on a logarithmic scale.
+
+    Args:
+        rates: [N] learning rates.
+        losses: [N] of the steps.
+        smoothed: [N] the same, smoothed.
+        marks: learning rates to point out, by name.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color="lightgrey", label="loss")
+    axes.plot(rates, smoothed, label="smoothed")
+    for number, (name, rate) in enumerate(marks.items()):
+        axes.axvline(rate, color=f"C{number + 1}", linestyle="--", label=f"{name}: {rate:.2g}")
+    low, high = float(losses.min()), float(smoothed.max())
+    room = 0.1 * (high - low) or 1.0
+    axes.set_ylim(low - room, high + room)  # a loss that diverges would flatten all others
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return render(figure)
+
+
+def note(text: str) -> Image.Image:
+    """A line of text, where there is nothing to show."""
+    paper = Image.new("RGB", (16 + 7 * len(text), 32), "white")
+    ImageDraw.Draw(paper).text((8, 10), text, fill="black")
+    return paper
+
+
 def from_pixels(pixels: Tensor) -> Image.Image:
     """An image from uint8 [3, H, W] RGB."""
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

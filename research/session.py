@@ -139,6 +139,8 @@ def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, di
         )
     build.load_weights(parts.model, saved["model"], f"resume: {last}")
     parts.transform.load_state_dict(saved["transform"])
+    if parts.ema is not None:
+        build.load_weights(parts.ema.module, saved["ema"], f"resume: {last}")
     parts.optimizer.load_state_dict(saved["optimizer"])
     parts.scheduler.load_state_dict(saved["scheduler"])
     parts.scaler.load_state_dict(saved["scaler"])
@@ -156,7 +158,7 @@ def _finish_files(
         "transform": parts.transform.state_dict(),
         "state": {**vars(state), "history": state.history[-1:]},
     }
-    checkpoint.save_weights(parts.model, folder / "checkpoints" / "final.safetensors", about)
+    checkpoint.save_weights(parts.kept, folder / "checkpoints" / "final.safetensors", about)
     tracker.pictures(state.epoch, {"learning_curves": pictures.learning_curves(state.history)})
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from research import build
+from research import build, checkpoint
 from research.build import Config
 from research.data.batch import Batch
 from research.data.source import DataSource
@@ -35,7 +35,7 @@ class Trained:
     device: torch.device
 
     @property
-    def forward(self) -> nn.Module:
+    def judged(self) -> nn.Module:
         return self.model
 
     def __call__(self, paths: Sequence[str | Path]) -> Any:
@@ -70,7 +70,7 @@ def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
     if "pretrained" in settings:
         settings["pretrained"] = None
     network = build.model({**config, "model": settings}, saved["data"])
-    build.load_weights(network, saved["model"], "the checkpoint")
+    build.load_weights(network, checkpoint.weights_of(saved), "the checkpoint")
     data = build.source(config)
     data.recall(saved["data"])
     transform = data.transform(measured=False)

@@ -22,6 +22,7 @@ from research.config.schema import EXECUTION_WHITELIST, GROUPS, rule_for
 from research.errors import UserError
 
 Settings = Mapping[str, Any]
+TRACKERS = "logging."  # a list of options makes each of them optional
 BLOCK = 16  # pixels: an 8×8 block of subsampled chroma
 
 
@@ -74,7 +75,7 @@ def _check_node(
     path: str, node: Settings, defaults: Settings, choices: Mapping[str, str | None]
 ) -> None:
     for name in defaults:
-        if name not in node:
+        if name not in node and path != TRACKERS:
             raise UserError(f"{path}{name} was removed but is needed; give it a value instead")
     for name, value in node.items():
         key = f"{path}{name}"
@@ -127,7 +128,12 @@ def _faults(
 ) -> Iterator[str]:
     """Combinations of allowed values that cannot be trained, one line each."""
     compressed = settings["compression"]["variant"] != "none"
-    takes_coefficients = "stem" in settings["model"]
+    takes_coefficients = "coefficients" in settings["model"]
+    if settings["model"].get("name", "") is None:
+        yield (
+            f"model.name is required for model={choices.get('model')}: add model.name=NAME, a "
+            "network of timm such as vit_tiny_patch16_224"
+        )
     yield from _model_faults(choices, compressed, takes_coefficients, overrides)
     if compressed:
         yield from _compression_faults(settings)
@@ -141,9 +147,14 @@ def _faults(
             "optimizer.nesterov=true with optimizer.momentum=0: nesterov needs a momentum, "
             "such as 0.9"
         )
+    if settings["ema_warmup"] and settings["ema"] is None:
+        yield "ema_warmup=true without ema: add a decay, such as ema=0.9998"
     pretrained = settings["model"].get("pretrained")
-    if pretrained not in (None, "timm") and not Path(pretrained).is_file():
-        yield f"model.pretrained={pretrained}: no such file; give a weights file, timm or null"
+    if pretrained not in (None, "timm", "torchvision") and not Path(pretrained).is_file():
+        yield (
+            f"model.pretrained={pretrained}: no such file; give a weights file, timm, "
+            "torchvision or null"
+        )
 
 
 def _model_faults(
@@ -228,16 +239,39 @@ def _dataset_faults(settings: Settings, choices: Mapping[str, str | None]) -> It
             f"dataset.stored_size={stored} reads files as a store of coefficients would: "
             "add compression.source=bitstream, or leave it out"
         )
-    if stored is not None and (stored % BLOCK or stored < size):
+    if stored is not None and size is None:
+        yield f"dataset.stored_size={stored} needs a size to cut: add dataset.image_size"
+    elif stored is not None and (stored % BLOCK or stored < size):
         yield (
             f"dataset.stored_size={stored}: expected a multiple of {BLOCK}, at least "
             f"dataset.image_size={size}"
         )
+    yield from _bitstream_faults(settings, choices)
     if not dataset.get("train_dirs", True):
         yield (
             f"dataset.train_dirs is required for dataset={choices.get('dataset')}: "
             "add 'dataset.train_dirs=[DIR,DIR]'"
         )
+
+
+def _bitstream_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+    """What needs pixels cannot be done to coefficients that come out of files."""
+    compression, dataset = settings["compression"], settings["dataset"]
+    if compression["variant"] == "none" or compression["source"] != "bitstream":
+        return
+    if "full_train" in dataset:
+        yield (
+            f"compression.source=bitstream with dataset={choices.get('dataset')}: these images "
+            "are no JPEG files; add compression.source=pixels"
+        )
+    augmentation = dataset.get("augmentation") or {}
+    for key in ("policy", "erasing"):
+        if augmentation.get(key):
+            yield (
+                f"dataset.augmentation.{key}={augmentation[key]} with compression.source=bitstream"
+                ": it changes pixels, which are never made; leave it out, or add "
+                "compression.source=pixels"
+            )
 
 
 def _start_faults(settings: Settings) -> Iterator[str]:

@@ -167,7 +167,21 @@ class RunSettings:
     channels_last: bool = _setting(False, "NHWC memory layout", TRUTH)
     compile: bool = _setting(False, "torch.compile the model", TRUTH)
     deterministic: bool = _setting(False, "deterministic algorithms only (slower on GPU)", TRUTH)
+    cudnn_benchmark: bool = _setting(
+        True, "let cuDNN time its algorithms; off when deterministic", TRUTH
+    )
     accumulate: int = _setting(1, "batches an optimizer step", COUNT)
+    scale_lr: str | None = _setting(
+        None,
+        "scale optimizer.lr by batch size · accumulate over scale_lr_batch; null: take it as it is",
+        one_of("linear", "sqrt"),
+    )
+    scale_lr_batch: int = _setting(256, "the batch size that optimizer.lr is meant for", COUNT)
+    decay_norms: bool = _setting(True, "weight decay on norms and biases too", TRUTH)
+    ema: float | None = _setting(
+        None, "decay a step of a moving average of the weights, which is judged; null: none", SHARE
+    )
+    ema_warmup: bool = _setting(False, "let the average begin with smaller decays", TRUTH)
     grad_clip: float | None = _setting(
         None, "largest gradient norm; null: no clipping", number(above=0)
     )
@@ -207,8 +221,16 @@ GROUPS: tuple[str, ...] = tuple(
 
 GROUP_RULES: dict[str, Rule] = {
     "model.num_classes": whole(2),
-    "model.stem": NOTHING,
+    "model.coefficients": NOTHING,
+    "model.image_size": NOTHING,
     "model.pretrained": PATH,
+    "model.name": TEXT,
+    "model.block_layers": list_of(COUNT),
+    "model.growth_rate": COUNT,
+    "model.initial_features": COUNT,
+    "model.stem": one_of("auto", "cifar", "imagenet"),
+    "model.dropout": SHARE,
+    "model.kwargs": or_null(MAPPING),
     "model.width": whole(2),
     "model.max_boxes": COUNT,
     "model.matching": one_of("greedy", "hungarian"),
@@ -230,9 +252,22 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.pin_memory": TRUTH,
     "dataset.crop_scale": pair(number(above=0, at_most=1)),
     "dataset.crop_ratio": pair(number(above=0)),
-    "dataset.crop_pct": number(above=0, at_most=1),
-    "dataset.mean": list_of(number(), 3),
-    "dataset.std": list_of(number(above=0), 3),
+    "dataset.crop_pct": or_null(number(above=0, at_most=1)),
+    "dataset.mean": or_null(list_of(number(), 3)),
+    "dataset.std": or_null(list_of(number(above=0), 3)),
+    "dataset.root": PATH,
+    "dataset.classes": Rule("10 or 100", lambda value: value in (10, 100)),
+    "dataset.num_classes": whole(2),
+    "dataset.val_images": COUNT,
+    "dataset.split_seed": whole(0),
+    "dataset.padding": whole(0),
+    "dataset.augmentation.policy": one_of("randaugment", "trivialaugment", "autoaugment_cifar"),
+    "dataset.augmentation.magnitude": whole(0, 30),
+    "dataset.augmentation.operations": COUNT,
+    "dataset.augmentation.erasing": number(at_least=0, at_most=1),
+    "dataset.augmentation.mixup": number(at_least=0),
+    "dataset.augmentation.cutmix": number(at_least=0),
+    "dataset.augmentation.mix_probability": number(at_least=0, at_most=1),
     "dataset.max_train_images": COUNT,
     "dataset.max_val_images": COUNT,
     "dataset.stored_size": whole(16),
@@ -258,10 +293,20 @@ GROUP_RULES: dict[str, Rule] = {
     "optimizer.momentum": SHARE,
     "optimizer.weight_decay": number(at_least=0),
     "optimizer.betas": list_of(SHARE, 2),
+    "optimizer.alpha": SHARE,
+    "optimizer.eps": number(above=0),
+    "optimizer.library": one_of("timm", "torch"),
+    "optimizer.kwargs": MAPPING,
     "scheduler.warmup_epochs": number(at_least=0),
+    "scheduler.warmup_steps": whole(0),
     "scheduler.lr_end": number(at_least=0),
+    "scheduler.step_size": COUNT,
     "scheduler.milestones": list_of(COUNT, increasing=True),
     "scheduler.gamma": number(above=0),
+    "scheduler.pct_start": SHARE,
+    "scheduler.div_factor": number(at_least=1),
+    "scheduler.final_div_factor": number(at_least=1),
+    "scheduler.anneal": one_of("cos", "linear"),
     "compression.variant": one_of(
         "none", "reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned"
     ),

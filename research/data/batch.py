@@ -54,10 +54,14 @@ class ClassificationBatch(Batch):
         inputs: [B, 3, H, W] pixels (uint8 0…255 from the loader, float after the device
             transform), or ``Blocks``.
         labels: [B] int64 class indices.
+        other: [B] int64 class indices mixed in by mixup or cutmix; null where nothing is mixed.
+        share: [B] float32 in 0…1, weight of ``labels``; that of ``other`` is the rest.
     """
 
     inputs: Tensor | Blocks
     labels: Tensor
+    other: Tensor | None = field(default=None, kw_only=True)
+    share: Tensor | None = field(default=None, kw_only=True)
 
 
 class Targets(NamedTuple):

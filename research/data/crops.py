@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 
 class Box(NamedTuple):
@@ -62,3 +66,37 @@ class CentreCrop:
 
 
 Crop = RandomResizedCrop | CentreCrop
+
+
+@dataclass(frozen=True)
+class PadCrop:
+    """Zeros around an image, then a cut of its old size at random, as torchvision's ``RandomCrop``.
+
+    Args:
+        padding: pixels on each side.
+    """
+
+    padding: int
+
+    def corners(self, seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
+        """[samples, 2] first row and column of each sample's cut in the padded image.
+
+        Drawn for a whole epoch at once: a generator a sample would cost more than its copy.
+        """
+        rng = np.random.default_rng((seed, epoch, 4))
+        return rng.integers(0, 2 * self.padding + 1, (samples, 2))
+
+    def cut(self, images: Tensor, corners: Tensor) -> Tensor:
+        """A batch of images [B, C, H, W], each cut at its own corner [B, 2], as one gather."""
+        count, channels, height, width = images.shape
+        padded = F.pad(images, (self.padding,) * 4)
+        which = torch.arange(count, device=images.device)
+        channel = torch.arange(channels, device=images.device)
+        rows = corners[:, :1] + torch.arange(height, device=images.device)
+        columns = corners[:, 1:] + torch.arange(width, device=images.device)
+        return padded[
+            which[:, None, None, None],
+            channel[:, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]

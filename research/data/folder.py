@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from research.compression.blocks import Blocks
 from research.compression.selection import EVERY, Selection, covering
 from research.compression.statistics import Statistics
+from research.data.augment import Augment, Augmentation
 from research.data.baseline import linear_top1
 from research.data.batch import ClassificationBatch
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
@@ -23,16 +25,22 @@ from research.data.demo import Scenes
 from research.data.index import Progress, index_folder
 from research.data.loader import BatchSource, EpochLoader, Key
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample
+from research.data.source import NetworkInput
 from research.data.splits import (
     Split,
+    check_num_classes,
+    check_same_classes,
     class_of,
     common_classes,
     hold_out,
+    listed,
     nothing_left,
     spread,
 )
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.errors import DamagedImage, UserError
+
+log = logging.getLogger(__name__)
 
 
 class ImageFolders:
@@ -47,7 +55,8 @@ class ImageFolders:
         val_dir: validation root; when null, a seeded share of the training images is held out.
         test_dir: test root, only read by ``evaluate split=test``.
         val_fraction: share of the training images held out when ``val_dir`` is null.
-        image_size: side of the square network input, in pixels.
+        num_classes: how many classes the folders must hold; null takes any.
+        image_size: side of the square network input, in pixels; null: the network's own.
         batch_size: samples a batch, in training and validation.
         workers: loader processes; null chooses by device.
         pin_memory: page-locked batches; null chooses by device.
@@ -55,9 +64,10 @@ class ImageFolders:
         random_flip: mirror half of the training images (on the device).
         crop_scale: range of a random crop's share of the image area.
         crop_ratio: range of a random crop's width / height.
-        crop_pct: side of the validation crop as a share of the short side.
-        mean: RGB means on a 0…1 scale, for networks on pixels.
-        std: RGB standard deviations on a 0…1 scale.
+        crop_pct: side of the validation crop as a share of the short side; null: the network's own.
+        mean: RGB means on a 0…1 scale, for networks on pixels; null: the network's own.
+        std: RGB standard deviations on a 0…1 scale; null: the network's own.
+        augmentation: what else happens to training images, on the device.
         max_train_images: keep at most so many training images, spread over the classes.
         max_val_images: the same for validation.
         cache_dir: folder for the index of headers and for DCT statistics.
@@ -65,7 +75,7 @@ class ImageFolders:
         stored_size: read every file as a warehouse of this image size holds it, and cut the
             input from its blocks; null for crops of the image itself.
         demo: makes the folders first, when they are ours to make.
-        coefficients: what a compressed network asks for; null for pixels.
+        network: what the network asks for.
     """
 
     def __init__(
@@ -75,7 +85,8 @@ class ImageFolders:
         val_dir: str | None,
         test_dir: str | None,
         val_fraction: float,
-        image_size: int,
+        num_classes: int | None,
+        image_size: int | None,
         batch_size: int,
         workers: int | None,
         pin_memory: bool | None,
@@ -83,37 +94,41 @@ class ImageFolders:
         random_flip: bool,
         crop_scale: Sequence[float],
         crop_ratio: Sequence[float],
-        crop_pct: float,
-        mean: Sequence[float],
-        std: Sequence[float],
+        crop_pct: float | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        augmentation: Augmentation,
         max_train_images: int | None,
         max_val_images: int | None,
         cache_dir: str,
         linear_baseline: bool,
         stored_size: int | None,
         demo: Scenes | None,
-        coefficients: Coefficients | None,
+        network: NetworkInput,
     ) -> None:
         self.name = name
         self.train_dirs = [Path(path) for path in train_dirs]
         self.val_dir = None if val_dir is None else Path(val_dir)
         self.test_dir = None if test_dir is None else Path(test_dir)
         self.val_fraction = val_fraction
-        self.image_size = image_size
+        self.num_classes = num_classes
+        self.image_size = image_size or network.size
         self.batch_size = batch_size
         self.workers = workers
         self.pin_memory = pin_memory
         self.random_flip = random_flip
-        self.mean = list(mean)
-        self.std = list(std)
+        self.mean = list(mean or network.mean)
+        self.std = list(std or network.std)
+        self.augment = Augment(augmentation, self.mean)
         self.max_images = {"train": max_train_images, "val": max_val_images, "test": None}
         self.cache = Path(cache_dir)
         self.linear_baseline = linear_baseline
         self.demo = demo
-        self.coefficients = coefficients
+        self.coefficients = network.coefficients
         self.random_crop = random_crop
-        self.block_crop = None if stored_size is None else BlockCrop(stored_size, image_size)
-        self.eval_crop = CentreCrop(crop_pct if stored_size is None else 1.0)
+        self.block_crop = None if stored_size is None else BlockCrop(stored_size, self.image_size)
+        share = network.crop_pct if crop_pct is None else crop_pct
+        self.eval_crop = CentreCrop(share if self.block_crop is None else 1.0)
         self.train_crop: Crop = self.eval_crop
         if random_crop:
             low, high = crop_scale
@@ -137,6 +152,8 @@ class ImageFolders:
             self.demo.render(progress)
         roots = [self._index(root, "dataset.train_dirs", progress) for root in self.train_dirs]
         self.classes = common_classes(self.train_dirs, roots)
+        where = ", ".join(map(str, self.train_dirs))
+        check_num_classes(self.num_classes, self.classes, where)
         train = self._split(list(zip(self.train_dirs, roots, strict=True)))
         if self.val_dir is None:
             train, val = hold_out(train, self.val_fraction, seed)
@@ -177,7 +194,7 @@ class ImageFolders:
         self, *, measured: bool = True, progress: Progress | None = None
     ) -> DeviceTransform:
         if self.coefficients is None:
-            return PixelTransform(self.mean, self.std, self.random_flip)
+            return PixelTransform(self.mean, self.std, self.random_flip, self.augment)
         numbers = None
         if measured:
             numbers = self._statistics(self.coefficients, progress)
@@ -187,6 +204,7 @@ class ImageFolders:
             numbers,
             self.random_flip,
             self._shipped(self.coefficients),
+            self.augment,
         )
 
     def read(self, paths: Sequence[Path]) -> ClassificationBatch:
@@ -259,16 +277,24 @@ class ImageFolders:
         index = {name: entry.damage for name, entry in entries.items() if "/" in name}
         if not index:
             raise UserError(f"{key}: {root} holds no CLASS/IMAGE files; one folder a class is read")
+        filled = {class_of(name) for name in index}
+        empty = sorted(
+            folder.name
+            for folder in root.iterdir()
+            if folder.is_dir() and folder.name not in filled and not folder.name.startswith(".")
+        )
+        if empty:
+            raise UserError(
+                f"{key}: {root} holds class folder {listed(empty)} without any image; fill or "
+                "remove it"
+            )
         return index
 
     def _eval_split(self, root: Path, key: str, progress: Progress | None) -> Split:
         index = self._index(root, key, progress)
-        unknown = sorted({class_of(name) for name in index} - set(self.classes))
-        if unknown:
-            raise UserError(
-                f"{key}: {root} holds class folder {unknown[0]!r}, which no training folder has; "
-                "rename or remove it"
-            )
+        missing = check_same_classes(self.classes, {class_of(name) for name in index}, root, key)
+        if missing:
+            log.warning("%s: %s has no image of class %s", key, root, listed(missing))
         return self._split([(root, index)])
 
     def _split(self, roots: list[tuple[Path, dict[str, str]]]) -> Split:

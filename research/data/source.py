@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from research.data.batch import Batch
+from research.data.coefficients import Coefficients
 from research.data.index import Progress
 from research.data.loader import BatchSource
 from research.data.transforms import DeviceTransform
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """What a network asks of the data set that feeds it.
+
+    Attributes:
+        size: side of the square input in pixels, where the data set leaves it to the network.
+        mean: RGB means on a 0…1 scale, where the data set leaves them to the network.
+        std: RGB standard deviations, likewise.
+        crop_pct: side of the validation crop as a share of the short side, likewise.
+        coefficients: what a compressed network asks for; null for pixels.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_pct: float
+    coefficients: Coefficients | None
 
 
 class DataSource(Protocol):

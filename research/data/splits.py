@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from research.errors import UserError
 
@@ -62,21 +64,72 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
 def spread(split: Split, limit: int, seed: int) -> Split:
     """``limit`` files, as many of each class as of any other while they last."""
-    rng = np.random.default_rng((seed, 2))
-    order = rng.permutation(len(split.files))
-    labels = np.array(split.labels)[order]
+    chosen = spread_over(np.array(split.labels), limit, np.random.default_rng((seed, 2)))
+    return _subset(split, chosen, split.left_out)
+
+
+def spread_over(
+    labels: NDArray[np.int64], limit: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The sorted places of ``limit`` samples, as many of each class while they last."""
+    order = rng.permutation(len(labels))
+    drawn = labels[order]
     rank = np.empty(len(order), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for label in np.unique(drawn):
+        members = np.flatnonzero(drawn == label)
         rank[members] = np.arange(len(members))
-    chosen = order[np.argsort(rank, kind="stable")[:limit]]
-    return _subset(split, np.sort(chosen), split.left_out)
+    return np.sort(order[np.argsort(rank, kind="stable")[:limit]])
 
 
 def _subset(split: Split, chosen: np.ndarray, left_out: dict[str, int]) -> Split:
     files = [split.files[index] for index in chosen]
     labels = [split.labels[index] for index in chosen]
     return Split(files, labels, left_out)
+
+
+def check_num_classes(asked: int | None, classes: Sequence[str], where: str) -> None:
+    """Refuse a number of classes that is not the data's.
+
+    Raises:
+        UserError: when they differ.
+    """
+    if asked not in (None, len(classes)):
+        raise UserError(
+            f"dataset.num_classes={asked}: {where} has {len(classes)} classes; leave it out, or "
+            "give the data that were meant"
+        )
+
+
+def check_same_classes(classes: Sequence[str], found: set[str], root: Path, key: str) -> list[str]:
+    """Compare an evaluation folder's classes with those of training.
+
+    Args:
+        classes: of training.
+        found: the evaluation folder's.
+        root: the evaluation folder.
+        key: that named it.
+
+    Returns:
+        Classes that the evaluation folder lacks, sorted.
+
+    Raises:
+        UserError: when it has some that training lacks, naming them.
+    """
+    unknown = sorted(found - set(classes))
+    missing = sorted(set(classes) - found)
+    if unknown:
+        raise UserError(
+            f"{key}: {root} holds class folder {listed(unknown)}, which no training folder has"
+            + (f", and lacks {listed(missing)}" if missing else "")
+            + "; rename or remove it"
+        )
+    return missing
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    first = ", ".join(repr(name) for name in names[:3])
+    return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def nothing_left(which: str, split: Split) -> str:

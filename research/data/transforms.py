@@ -20,6 +20,7 @@ from research.compression.decoder import Decoder
 from research.compression.geometry import flip_channels
 from research.compression.selection import Selection
 from research.compression.statistics import Statistics
+from research.data.augment import Augment
 from research.data.batch import ClassificationBatch
 
 EPSILON = 1e-6
@@ -48,11 +49,19 @@ class PixelTransform(DeviceTransform):
         mean: RGB means on a 0…1 scale.
         std: RGB standard deviations on a 0…1 scale.
         flip: mirror in training.
+        augment: what else happens in training, if anything.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], flip: bool) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip: bool,
+        augment: Augment | None = None,
+    ) -> None:
         super().__init__()
         self.flip = flip
+        self.augment = augment
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
@@ -63,11 +72,14 @@ class PixelTransform(DeviceTransform):
         self, batch: ClassificationBatch, generator: torch.Generator | None
     ) -> ClassificationBatch:
         assert isinstance(batch.inputs, Tensor)
-        images = batch.inputs.float() / 255
+        augment = self.augment if self.training else None
+        pixels = batch.inputs if augment is None else augment.pixels(batch.inputs, generator)
+        images = pixels.float() / 255
         if self.training and self.flip:
             chosen = half(len(images), generator, images.device)
             images = torch.where(chosen[:, None, None, None], images.flip(-1), images)
-        return replace(batch, inputs=(images - self.mean) / self.std)
+        batch = replace(batch, inputs=(images - self.mean) / self.std)
+        return batch if augment is None else augment.mix(batch, generator)
 
     def view(self, inputs: Tensor) -> Tensor:
         """The images as they went in: uint8 RGB [B, 3, H, W]."""
@@ -91,6 +103,8 @@ class CoefficientTransform(DeviceTransform):
         flip: mirror in training.
         shipped: the frequencies that int16 ``Blocks`` arrive with, ``selection`` among them; null
             when just the selection is shipped, in its own order.
+        augment: what else happens in training, if anything; what it does to pixels does not
+            happen to inputs that arrive as ``Blocks``.
     """
 
     def __init__(
@@ -100,9 +114,11 @@ class CoefficientTransform(DeviceTransform):
         statistics: Statistics | None,
         flip: bool,
         shipped: Selection | None = None,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         self.flip = flip
+        self.augment = augment
         self.selection = selection
         shipped = shipped or selection
         self.luma_at = _places(selection.luma, shipped.luma)
@@ -134,13 +150,17 @@ class CoefficientTransform(DeviceTransform):
     def forward(
         self, batch: ClassificationBatch, generator: torch.Generator | None
     ) -> ClassificationBatch:
-        y, cbcr = self._coefficients(batch.inputs)
+        inputs, augment = batch.inputs, self.augment if self.training else None
+        if augment is not None and isinstance(inputs, Tensor):
+            inputs = augment.pixels(inputs, generator)
+        y, cbcr = self._coefficients(inputs)
         if self.training and self.flip:
             y, cbcr = self._mirror_half(y, cbcr, generator)
         y, cbcr = self.decoder.to_range(y, cbcr)
         y = (y - self.y_mean) / self.y_std
         cbcr = (cbcr - self.cbcr_mean) / self.cbcr_std
-        return replace(batch, inputs=Blocks(y, cbcr))
+        batch = replace(batch, inputs=Blocks(y, cbcr))
+        return batch if augment is None else augment.mix(batch, generator)
 
     def view(self, inputs: Blocks) -> Tensor:
         """What is left of the images in their kept coefficients: uint8 RGB [B, 3, H, W]."""

@@ -138,7 +138,7 @@ class TinyDet(nn.Module):
     def forward(
         self, images: Tensor, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
-        boxes, logits, attention = self._look(images)
+        boxes, logits, attention = self.look(images)
         if self.training:
             assert targets is not None, "training needs targets"
             return self._losses(boxes, logits, attention, targets)
@@ -147,7 +147,7 @@ class TinyDet(nn.Module):
             for box, score in zip(boxes, logits.sigmoid(), strict=True)
         ]
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [B, 4], xyxy, presence logits [B], attention logits [B, H, W], float32."""
         features = self.trunk(images)
         grid = _centres(features)
@@ -239,7 +239,7 @@ class BigDet(nn.Module):
     def forward(
         self, images: Tensor, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
-        boxes, logits = self._look(images)
+        boxes, logits = self.look(images)
         if self.training:
             assert targets is not None, "training needs targets"
             return self._losses(boxes, logits, targets)
@@ -248,7 +248,7 @@ class BigDet(nn.Module):
             for cells, scores in zip(boxes, logits.sigmoid(), strict=True)
         ]
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, P, 4], xyxy, and objectness logits [B, P] of all P cells, float32."""
         said = self.head(self.neck(self.trunk(images))).float()
         cell = 1 / said.new_tensor([said.shape[3], said.shape[2]])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import timm
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from research import weights
 from research.compression.blocks import Blocks
 from research.compression.stems import StemSpec
 from research.errors import UserError
+from research.models.pretrained import load
 
 
 class Stemmed(nn.Module):
@@ -39,22 +38,21 @@ def resnet(
     pretrained: str | None,
     drop_rate: float,
     drop_path_rate: float,
-    stem: StemSpec | None,
+    coefficients: StemSpec | None,
 ) -> nn.Module:
     """Any of timm's ResNets.
 
-    On RGB it is timm's network as it is: [B, 3, H, W] floats to logits [B, num_classes]. With a
-    ``stem`` it takes ``Blocks``; its own stem (convolution, norm, activation, max-pool) is
-    replaced, unless the stem gives an image.
+    On RGB it is timm's network as it is: [B, 3, H, W] floats to logits [B, num_classes]. With
+    ``coefficients`` it takes ``Blocks``; its own stem (convolution, norm, activation, max-pool) is
+    replaced, unless the new stem gives an image.
 
     Args:
         name: timm's name, such as ``resnet34``.
         num_classes: width of the classifier.
-        pretrained: null, ``timm`` (downloads), or a local ``.safetensors`` / ``.pt`` state dict
-            of this network; a classifier of another width is left out.
+        pretrained: see ``load``.
         drop_rate: dropout before the classifier, 0 <= x < 1.
         drop_path_rate: stochastic depth (Huang et al., 2016), 0 <= x < 1.
-        stem: how coefficients come in; null for pixels.
+        coefficients: how they come in; null for pixels.
 
     Raises:
         UserError: when timm has no such ResNet, or the weights do not fit.
@@ -63,24 +61,23 @@ def resnet(
         raise UserError(
             f"model.name={name}: timm has no such ResNet; try resnet18, resnet34, resnet50"
         )
-    sizes = {} if stem is None or stem.trunk_scale == 1 else _pruned(name, stem.trunk_scale)
+    scale = 1.0 if coefficients is None else coefficients.trunk_scale
+    sizes = _pruned(name, scale) if scale < 1 else {}
     network: ResNet = timm.create_model(
         name,
-        pretrained=pretrained == "timm",
         num_classes=num_classes,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
         **sizes,
     )
-    if pretrained not in (None, "timm"):
-        _load(network, Path(pretrained))
-    if stem is None:
-        return network
     channels = network.bn1.num_features
-    if not stem.takes_image:
+    if coefficients is not None and not coefficients.takes_image:
         for part in ("conv1", "bn1", "act1", "maxpool"):
             setattr(network, part, nn.Identity())
-    return Stemmed(stem.build(channels), network)
+    load(network, name, pretrained)
+    if coefficients is None:
+        return network
+    return Stemmed(coefficients.build(channels), network)
 
 
 def _pruned(name: str, scale: float) -> dict[str, tuple[int, ...]]:
@@ -102,17 +99,3 @@ def _pruned(name: str, scale: float) -> dict[str, tuple[int, ...]]:
         "channels": tuple(max(8, round(width * scale / 8) * 8) for width in widths),
         "layers": tuple(max(1, math.ceil(len(stage) * scale)) for stage in stages),
     }
-
-
-def _load(network: nn.Module, path: Path) -> None:
-    """Load a state dict; all of it must fit but a classifier of another width."""
-    given = weights.read(path)
-    own = network.state_dict()
-    fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
-    left = sorted(set(own) - set(fitting))
-    if any(not key.startswith("fc.") for key in left):
-        raise UserError(
-            f"model.pretrained: {path} lacks {len(left)} of {len(own)} tensors of this network, "
-            f"the first {left[0]}; give a state dict of the same architecture"
-        )
-    network.load_state_dict(fitting, strict=False)

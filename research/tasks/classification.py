@@ -1,10 +1,12 @@
-"""Classification: cross-entropy, top-1 and top-5, a confusion matrix, sample predictions."""
+"""Classification: cross-entropy, top-1 and top-5, calibration, confusion, the worst mistakes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL.Image import Image
@@ -13,10 +15,16 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from research import pictures
+from research.compression.blocks import Blocks
 from research.data.batch import ClassificationBatch
 from research.errors import UserError
 from research.reports import ClassReport
 from research.tasks.task import Monitor
+from research.tracking.tracker import Rows
+
+SHOWN: Final = 24
+BINS: Final = 15
+"""Of confidence, as Guo et al. (2017) count them."""
 
 
 class Classification:
@@ -35,13 +43,17 @@ class Classification:
         self.label_smoothing = label_smoothing
 
     def losses(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
-        logits = model(batch.inputs).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        return {"cross_entropy": loss}
+        logits = _single(model(batch.inputs))
+        if batch.other is None or batch.share is None:
+            return {"cross_entropy": self._loss(logits, batch.labels, "mean")}
+        # Linear in the target: the loss for the mixed target is the mix of the two losses.
+        first = self._loss(logits, batch.labels, "none")
+        second = self._loss(logits, batch.other, "none")
+        return {"cross_entropy": torch.lerp(second, first, batch.share).mean()}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
-        """Logits, float32 [B, C]."""
-        return model(batch.inputs).float()
+        """Logits [B, C], at least float32."""
+        return _single(model(batch.inputs))
 
     def answer(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
         """The logits as they are."""
@@ -64,59 +76,200 @@ class Classification:
         predictions: Tensor,
         view: Callable[[Any], Tensor],
     ) -> Mapping[str, Image]:
-        count = min(24, len(batch))
-        chance, guess = predictions[:count].softmax(1).max(1)
-        captions = [
-            f"{self.classes[label]}\n{self.classes[said]} {share:.0%}"
-            for label, said, share in zip(
-                batch.labels[:count].tolist(), guess.tolist(), chance.tolist(), strict=True
-            )
-        ]
-        right = (guess == batch.labels[:count]).tolist()
-        return {
+        chance, guess = predictions[:SHOWN].softmax(1).max(1)
+        found = {
             "confusion_matrix": pictures.confusion_matrix(
                 metrics.confusion.compute().cpu(), self.classes
             ),
-            "sample_predictions": pictures.contact_sheet(
-                view(batch.inputs)[:count].cpu(), captions, right
+            "reliability": pictures.reliability(
+                metrics.counts.cpu().numpy(),
+                metrics.confidence.cpu().numpy(),
+                metrics.right.cpu().numpy(),
+                metrics.compute()["ece"],
+            ),
+            "sample_predictions": self._sheet(
+                view(batch.inputs)[:SHOWN], batch.labels[:SHOWN], guess, chance
             ),
         }
+        worst = metrics.worst
+        if worst is None:
+            found["confident_mistakes"] = pictures.note(f"no mistake in {metrics.samples} samples")
+        else:
+            shown = worst.batch.to(batch.labels.device)
+            found["confident_mistakes"] = self._sheet(
+                view(shown.inputs), shown.labels, worst.guess, worst.chance
+            )
+        return found
+
+    def tables(self, metrics: ClassificationMetrics) -> Mapping[str, Rows]:
+        """``per_class``: support (true samples), precision, recall and F1 in 0…1.
+
+        A share of nothing is nan: the precision of a class that was never predicted, the recall of
+        one without samples. ``confused`` counts the samples of a class that were taken for
+        ``most_confused_with``, which is empty where none were.
+        """
+        counts = metrics.confusion.compute().cpu()
+        rows: list[dict[str, float | int | str]] = []
+        for label, name in enumerate(self.classes):
+            hits, support = int(counts[label, label]), int(counts[label].sum())
+            predicted = int(counts[:, label].sum())
+            wrong = counts[label].clone()
+            wrong[label] = 0
+            confused = int(wrong.max())
+            rows.append(
+                {
+                    "class": name,
+                    "support": support,
+                    "precision": _share(hits, predicted),
+                    "recall": _share(hits, support),
+                    "f1": _share(2 * hits, predicted + support),
+                    "most_confused_with": self.classes[int(wrong.argmax())] if confused else "",
+                    "confused": confused,
+                }
+            )
+        return {"per_class": rows}
+
+    def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        return F.cross_entropy(
+            logits, labels, reduction=reduction, label_smoothing=self.label_smoothing
+        )
+
+    def _sheet(self, pixels: Tensor, labels: Tensor, guess: Tensor, chance: Tensor) -> Image:
+        """Images with the true class, and below it the predicted one and its probability."""
+        triples = list(zip(labels.tolist(), guess.tolist(), chance.tolist(), strict=True))
+        captions = [
+            f"{self.classes[label]}\n{self.classes[said]} {share:.0%}"
+            for label, said, share in triples
+        ]
+        right = [label == said for label, said, _ in triples]
+        return pictures.contact_sheet(pixels.cpu(), captions, right)
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Samples that a model got wrong, the most confident first; in main memory.
+
+    Attributes:
+        batch: the samples as the model saw them, N of them.
+        guess: [N] int64, the predicted classes.
+        chance: [N] float64 0…1, their probabilities.
+    """
+
+    batch: ClassificationBatch
+    guess: Tensor
+    chance: Tensor
 
 
 class ClassificationMetrics:
-    """``loss``, ``top1`` and ``top5`` (shares of 1) over every sample seen; exact sums.
+    """``loss``, ``top1`` and ``top5`` (shares of 1) and ``ece`` over every sample; exact sums.
 
-    With five classes or fewer, ``top5`` is left out: it could only be 1.
+    With five classes or fewer, ``top5`` is left out: it could only be 1. ``ece`` is the expected
+    calibration error over 15 bins of equal width (Guo et al., 2017), 0…1.
+
+    Attributes:
+        counts: [15] samples whose confidence lies in the bin; its lower edge belongs to it.
+        confidence: [15] sum of their confidences.
+        right: [15] how many of them were predicted rightly.
+        worst: the most confident mistakes, at most 24; null when there was none.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.confusion = MulticlassConfusionMatrix(classes).to(device)
         self.classes = classes
+        self.device = device
         self.reset()
 
     @property
     def names(self) -> list[str]:
-        return ["loss", *(f"top{k}" for k in self.hits)]
+        return ["loss", *(f"top{k}" for k in self.ranks), "ece"]
+
+    @property
+    def ranks(self) -> list[int]:
+        return [k for k in (1, 5) if k == 1 or k < self.classes]
 
     def reset(self) -> None:
         self.confusion.reset()
         self.samples = 0
-        self.loss = 0.0
-        self.hits = {k: 0 for k in (1, 5) if k == 1 or k < self.classes}
+        self.loss = self._zeros(1)
+        self.hits = self._zeros(len(self.ranks))
+        self.counts, self.confidence, self.right = (self._zeros(BINS) for _ in range(3))
+        self.worst: Mistakes | None = None
 
     def update(self, predictions: Tensor, batch: ClassificationBatch) -> None:
         """Take in logits [B, C] for a batch of labels [B]."""
         labels = batch.labels
+        logits = predictions.detach().double()
         self.samples += len(labels)
-        self.loss += F.cross_entropy(predictions.double(), labels, reduction="sum").item()
-        order = predictions.topk(max(self.hits), dim=1).indices == labels[:, None]
-        for k in self.hits:
-            self.hits[k] += int(order[:, :k].sum())
-        self.confusion.update(predictions.argmax(1), labels)
+        self.loss += F.cross_entropy(logits, labels, reduction="sum")
+        order = predictions.topk(max(self.ranks), dim=1).indices == labels[:, None]
+        self.hits += torch.stack([order[:, :k].sum() for k in self.ranks])
+        chance, guess = logits.softmax(1).max(1)
+        right = guess == labels
+        # A network that has diverged says nan, which is in no bin.
+        place = (chance.nan_to_num(0.0) * BINS).long().clamp(max=BINS - 1)
+        within = (place == torch.arange(BINS, device=place.device)[:, None]).double()
+        self.counts += within.sum(1)
+        self.confidence += (within * chance).sum(1)
+        self.right += (within * right).sum(1)
+        self.confusion.update(guess, labels)
+        self._keep_worst(batch, guess, chance, right)
 
     def compute(self) -> dict[str, float]:
         """Flat names; empty when no sample was seen."""
         if self.samples == 0:
             return {}
-        tops = {f"top{k}": hits / self.samples for k, hits in self.hits.items()}
-        return {"loss": self.loss / self.samples, **tops}
+        loss, *shares = (torch.cat([self.loss, self.hits]) / self.samples).tolist()
+        tops = {f"top{k}": share for k, share in zip(self.ranks, shares, strict=True)}
+        ece = float((self.confidence - self.right).abs().sum()) / self.samples
+        return {"loss": loss, **tops, "ece": ece}
+
+    def _keep_worst(
+        self, batch: ClassificationBatch, guess: Tensor, chance: Tensor, right: Tensor
+    ) -> None:
+        floor = 0.0
+        if self.worst is not None and len(self.worst.guess) == SHOWN:
+            floor = float(self.worst.chance[-1])
+        chosen = (~right & (chance > floor)).nonzero()[:, 0]
+        if not len(chosen):
+            return
+        chosen = chosen[chance[chosen].argsort(descending=True, stable=True)[:SHOWN]]
+        found = Mistakes(
+            batch.map(lambda tensor: tensor[chosen].cpu()),
+            guess[chosen].cpu(),
+            chance[chosen].cpu(),
+        )
+        self.worst = found if self.worst is None else _worst_of(self.worst, found)
+
+    def _zeros(self, count: int) -> Tensor:
+        """Sums on the device, in float64: whole numbers stay exact."""
+        return torch.zeros(count, dtype=torch.float64, device=self.device)
+
+
+def _worst_of(one: Mistakes, two: Mistakes) -> Mistakes:
+    """The most confident of both; of equals the earlier."""
+    chance = torch.cat([one.chance, two.chance])
+    order = chance.argsort(descending=True, stable=True)[:SHOWN]
+    a, b = one.batch, two.batch
+    inputs: Tensor | Blocks
+    if isinstance(a.inputs, Blocks) and isinstance(b.inputs, Blocks):
+        inputs = Blocks(
+            torch.cat([a.inputs.y, b.inputs.y]), torch.cat([a.inputs.cbcr, b.inputs.cbcr])
+        )
+    else:
+        assert isinstance(a.inputs, Tensor)
+        assert isinstance(b.inputs, Tensor)
+        inputs = torch.cat([a.inputs, b.inputs])
+    both = ClassificationBatch(
+        torch.cat([a.index, b.index]), inputs, torch.cat([a.labels, b.labels])
+    )
+    guess = torch.cat([one.guess, two.guess])
+    return Mistakes(both.map(lambda tensor: tensor[order]), guess[order], chance[order])
+
+
+def _single(logits: Tensor) -> Tensor:
+    """Half precisions as float32; what is more precise already stays so."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -20,6 +20,7 @@ from research.data.frames.letterbox import Letterbox
 from research.models.matching import affinity, greedy, hungarian, total_iou
 from research.reports import FrameReport
 from research.tasks.task import Monitor
+from research.tracking.tracker import Rows
 
 Detections = dict[str, Tensor]
 """Of one frame, best first: ``boxes`` [n, 4] xyxy, ``scores`` [n], ``labels`` [n]."""
@@ -83,6 +84,10 @@ class Detection:
 
     def metrics(self, device: torch.device) -> DetectionMetrics:
         return DetectionMetrics(self.class_agnostic, self.iou, self.score, self.presence)
+
+    def tables(self, metrics: DetectionMetrics) -> Mapping[str, Rows]:
+        """None: the metrics say it all."""
+        return {}
 
     def pictures(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from research.data.batch import Batch
 from research.reports import Report
+from research.tracking.tracker import Rows
 
 
 class Monitor(NamedTuple):
@@ -88,5 +89,13 @@ class Task(Protocol):
             batch: the first batch of the split, as the model saw it.
             predictions: what ``predict`` said of it.
             view: shows a batch's inputs as uint8 RGB, [B, 3, H, W].
+        """
+        ...
+
+    def tables(self, metrics: Any) -> Mapping[str, Rows]:
+        """Named tables for people to read.
+
+        Args:
+            metrics: the split's metrics, complete.
         """
         ...

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL.Image import Image
 
 from research.files import write_atomic, write_text
-from research.tracking.tracker import Row, Run, Table, Tracker
+from research.tracking.tracker import Row, Rows, Run, Table, Tracker
 
 
 class FileTracker(Tracker):
-    """``epoch_metrics.csv``, ``batch_metrics.csv`` (each row flushed) and ``pictures/``."""
+    """``epoch_metrics.csv``, ``batch_metrics.csv`` (rows flushed), ``pictures/``, ``tables/``."""
 
     def __init__(self) -> None:
         self.folder = Path()
@@ -29,7 +29,7 @@ class FileTracker(Tracker):
                 rows = [row for row in _read(path) if _epoch(row) <= run.resumed]
                 if rows:
                     self.columns[table] = list(rows[0])
-                    write_text(path, _csv(self.columns[table], rows))
+                    write_text(path, csv_text(self.columns[table], rows))
                     continue
             path.unlink(missing_ok=True)
 
@@ -41,7 +41,7 @@ class FileTracker(Tracker):
             # A metric that appears late (a first damaged file) becomes a column of every row.
             rows = _read(path) if known else []
             self.columns[table] = known + added
-            write_text(path, _csv(self.columns[table], rows))
+            write_text(path, csv_text(self.columns[table], rows))
         with path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns[table], lineterminator="\n").writerow(row)
 
@@ -51,6 +51,10 @@ class FileTracker(Tracker):
                 self.folder / "pictures" / f"{name}.png",
                 lambda path, image=image: image.save(path, "PNG"),  # type: ignore[misc]
             )
+
+    def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
+        for name, rows in tables.items():
+            write_text(self.folder / "tables" / f"{name}.csv", csv_text(list(rows[0]), rows))
 
     def _path(self, table: Table) -> Path:
         return self.folder / f"{table}_metrics.csv"
@@ -66,7 +70,8 @@ def _epoch(row: Mapping[str, str]) -> int:
     return int(row["epoch"])
 
 
-def _csv(columns: list[str], rows: list[dict[str, str]]) -> str:
+def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows under their column names; what a row lacks stays empty."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()

@@ -21,7 +21,7 @@ from filelock import FileLock
 from PIL.Image import Image
 
 from research.files import write_text
-from research.tracking.tracker import Row, Run, Status, Table, Tracker
+from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,10 @@ class MLflowTracker(Tracker):
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for name in images:
             self._add({"file": f"pictures/{name}.png", "folder": "pictures"})
+
+    def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
+        for name in tables:
+            self._add({"file": f"tables/{name}.csv", "folder": "tables"})
 
     def artifact(self, path: Path) -> None:
         assert self.run is not None

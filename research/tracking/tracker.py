@@ -13,6 +13,8 @@ from PIL.Image import Image
 Table = Literal["batch", "epoch"]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Row = Mapping[str, float | int | str | bool]
+Rows = Sequence[Row]
+"""A table for people: rows with the same keys."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Tracker:
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         """Named images of this epoch; a later one of the same name replaces it."""
 
+    def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
+        """Named tables of this epoch; a later one of the same name replaces it."""
+
     def artifact(self, path: Path) -> None:
         """A finished file of the run folder that is worth keeping with the metrics."""
 
@@ -118,6 +123,10 @@ class Trackers(Tracker):
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for tracker in self.trackers:
             tracker.pictures(step, images)
+
+    def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
+        for tracker in self.trackers:
+            tracker.tables(step, tables)
 
     def artifact(self, path: Path) -> None:
         for tracker in self.trackers:

@@ -191,20 +191,10 @@ def test_a_classifier_of_another_width_is_left_out(tmp_path: Path) -> None:
     assert all(torch.equal(own[key], state[key]) for key in same)
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    state = rgb_network().state_dict()
-    part = {key: value for key, value in state.items() if not key.startswith("layer3.1.")}
-    file = save(part, tmp_path / "part.pt")
-    with pytest.raises(
-        UserError, match=r"part\.pt lacks 12 of 122.*layer3\.1\.bn1\.bias"
-    ) as caught:
+def test_weights_of_which_nothing_fits_are_refused(tmp_path: Path) -> None:
+    file = save({"trunk.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="none of the 1 tensors"):
         network(stem=spec("reconstruction"), pretrained=file)
-    assert "\n" not in str(caught.value)
-    whole = save(state, tmp_path / "whole.pt")
-    with pytest.raises(UserError, match="same architecture"):
-        network("resnet34", pretrained=whole)
-    with pytest.raises(UserError, match="same architecture"):
-        network(stem=spec("luma_fusion_pruned"), pretrained=whole)
     with pytest.raises(UserError, match="no file"):
         network(pretrained=tmp_path / "none.pt")
 

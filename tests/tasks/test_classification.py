@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
+from research.compression.blocks import Blocks
 from research.data.batch import ClassificationBatch
 from research.tasks.classification import Classification, ClassificationMetrics
 
@@ -49,7 +57,8 @@ def test_metrics_are_torchmetrics_over_all_samples(classes: int) -> None:
         top5 = MulticlassAccuracy(classes, average="micro", top_k=5)(logits, labels).item()
         assert found["top5"] == pytest.approx(top5, abs=1e-7)
         assert found["top5"] > found["top1"]
-    assert metrics.names == list(found) == ["loss", "top1", *(["top5"] if classes > 5 else [])]
+    top5s = ["top5"] if classes > 5 else []
+    assert metrics.names == list(found) == ["loss", "top1", *top5s, "ece"]
 
 
 def test_every_sample_weighs_the_same() -> None:
@@ -123,6 +132,115 @@ def test_half_precision_logits_are_judged_in_full() -> None:
     assert task.predict(model, batch(labels)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("classes", [2, 6, 40])
+def test_calibration_is_torchmetrics(classes: int) -> None:
+    logits, labels = data(classes, 300)
+    logits *= torch.linspace(0.1, 4, 300)[:, None]
+    metrics = ClassificationMetrics(classes, CPU)
+    for part, truth in zip(logits.split(70), labels.split(70), strict=True):
+        metrics.update(part, batch(truth))
+    theirs = MulticlassCalibrationError(classes, n_bins=15, norm="l1")(logits, labels).item()
+    assert metrics.compute()["ece"] == pytest.approx(theirs, abs=1e-6)
+    assert theirs > 0.01
+    assert int(metrics.counts.sum()) == 300
+    assert int(metrics.right.sum()) == round(300 * metrics.compute()["top1"])
+
+
+def test_calibration_by_hand() -> None:
+    # 60 % sure and right half of the time; certain and right.
+    logits = torch.tensor([[0.6, 0.4]] * 4 + [[1.0, 0.0]] * 4).log().clamp(min=-200)
+    metrics = ClassificationMetrics(2, CPU)
+    metrics.update(logits, batch(torch.tensor([0, 1, 0, 1, 0, 0, 0, 0])))
+    assert metrics.compute()["ece"] == pytest.approx(0.5 * 0.1, abs=1e-7)
+    assert metrics.counts.tolist() == [0] * 9 + [4] + [0] * 4 + [4]
+
+
+def test_a_network_that_says_nan_is_judged() -> None:
+    metrics = ClassificationMetrics(6, CPU)
+    metrics.update(torch.full((3, 6), torch.nan), batch(torch.arange(3)))
+    found = metrics.compute()
+    assert np.isnan(found["loss"])
+    assert np.isnan(found["ece"])
+    assert int(metrics.counts.sum()) == 3
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_for_mixed_labels_is_that_for_soft_targets(smoothing: float) -> None:
+    logits, labels = data(6)
+    generator = torch.Generator().manual_seed(0)
+    share = torch.rand(len(labels), generator=generator)
+    share[:2] = torch.tensor([0.0, 1.0])
+    mixed = replace(batch(labels), other=labels.flip(0), share=share)
+    task = Classification([str(n) for n in range(6)], smoothing)
+    found = task.losses(Fixed(logits), mixed)["cross_entropy"]
+    soft = share[:, None] * F.one_hot(labels, 6)
+    soft += (1 - share[:, None]) * F.one_hot(labels.flip(0), 6)
+    expected = F.cross_entropy(logits.double(), soft.double(), label_smoothing=smoothing)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    # Nothing mixed in: the plain loss.
+    whole = replace(mixed, share=torch.ones_like(share))
+    plain = task.losses(Fixed(logits), batch(labels))["cross_entropy"]
+    torch.testing.assert_close(task.losses(Fixed(logits), whole)["cross_entropy"], plain)
+    assert abs(found.item() - plain.item()) > 0.01
+
+
+def test_the_table_of_classes_is_torchmetrics() -> None:
+    logits, labels = data(6, 200)
+    task = Classification([f"class {n}" for n in range(6)], 0.0)
+    metrics = task.metrics(CPU)
+    metrics.update(logits, batch(labels))
+    rows = task.tables(metrics)["per_class"]
+    assert [row["class"] for row in rows] == task.classes
+    assert [row["support"] for row in rows] == labels.bincount(minlength=6).tolist()
+    for name, theirs in (
+        ("precision", MulticlassPrecision),
+        ("recall", MulticlassRecall),
+        ("f1", MulticlassF1Score),
+    ):
+        expected = theirs(6, average="none")(logits, labels).tolist()
+        assert [row[name] for row in rows] == pytest.approx(expected, abs=1e-6)
+    guess = logits.argmax(1)
+    for label, row in enumerate(rows):
+        wrong = guess[(labels == label) & (guess != label)].bincount(minlength=6)
+        assert row["confused"] == wrong.max()
+        assert row["most_confused_with"] == f"class {int(wrong.argmax())}"
+
+
+def test_classes_that_were_never_seen_or_said() -> None:
+    task = Classification(["a", "b", "c"], 0.0)
+    metrics = task.metrics(CPU)
+    metrics.update(F.one_hot(torch.tensor([0, 0, 1]), 3).float(), batch(torch.tensor([0, 2, 1])))
+    a, b, c = task.tables(metrics)["per_class"]
+    assert (a["support"], a["precision"], a["recall"]) == (1, 0.5, 1.0)
+    assert (b["f1"], b["most_confused_with"], b["confused"]) == (1.0, "", 0)
+    assert (c["recall"], c["f1"], c["most_confused_with"]) == (0.0, 0.0, "a")
+    assert np.isnan(c["precision"])
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_the_most_confident_mistakes_of_the_whole_split_are_kept(blocks: bool) -> None:
+    logits, labels = data(6, 400)
+    metrics = ClassificationMetrics(6, CPU)
+    index = torch.arange(400)
+    pixels: Any = index.view(400, 1, 1, 1).float().expand(400, 3, 4, 4)
+    for rows in index.split(90):
+        inputs = Blocks(pixels[rows, 0], pixels[rows, :2, None]) if blocks else pixels[rows]
+        metrics.update(logits[rows], ClassificationBatch(index[rows], inputs, labels[rows]))
+    chance, guess = logits.double().softmax(1).max(1)
+    wrong = (guess != labels).nonzero()[:, 0]
+    expected = wrong[chance[wrong].argsort(descending=True)][:24]
+    worst = metrics.worst
+    assert worst is not None
+    assert worst.batch.index.tolist() == expected.tolist()
+    assert worst.guess.tolist() == guess[expected].tolist()
+    assert worst.batch.labels.tolist() == labels[expected].tolist()
+    assert worst.chance.tolist() == chance[expected].tolist()
+    seen = worst.batch.inputs.y if blocks else worst.batch.inputs[:, 0]
+    assert seen[:, 0, 0].tolist() == expected.tolist()
+    if blocks:
+        assert worst.batch.inputs.cbcr[:, 1, 0, 0, 0].tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize(("count", "sure"), [(3, 9), (3, -9), (30, 1)])
 def test_pictures(count: int, sure: int) -> None:
     logits, labels = data(6, count)
@@ -135,7 +253,9 @@ def test_pictures(count: int, sure: int) -> None:
         return torch.full((len(inputs), 3, 16, 16), 77, dtype=torch.uint8)
 
     found = task.pictures(metrics, batch(labels), logits, view)
-    assert set(found) == {"confusion_matrix", "sample_predictions"}
+    assert set(found) == {
+        "confusion_matrix", "sample_predictions", "confident_mistakes", "reliability",
+    }  # fmt: skip
     sheet = found["sample_predictions"]
     # The images stand there, and captions in green for the right and red for the wrong.
     red, green, _ = np.asarray(sheet).astype(int).transpose(2, 0, 1)
@@ -143,7 +263,15 @@ def test_pictures(count: int, sure: int) -> None:
     right = (logits.argmax(1) == labels)[:24]
     assert (green - red > 60).any() == right.any()
     assert (red - green > 60).any() == (~right).any()
+    wrong = int((logits.argmax(1) != labels).sum())
+    mistakes = np.asarray(found["confident_mistakes"])
+    if wrong:
+        assert (mistakes == 77).all(2).sum() == min(24, wrong) * 128 * 128
+    else:
+        assert mistakes.shape[0] < 64  # a line of text
+        assert mistakes.min() < 64
     assert found["confusion_matrix"].width > 100
+    assert found["reliability"].width > 100
 
 
 def test_top1_picks_the_best_epoch() -> None:

@@ -172,7 +172,13 @@ def test_a_real_server_shows_a_real_run(
             answer = ask(f"{api}/artifacts/list", run_id=run_id, path=path)
             return {entry["path"] for entry in answer["files"]}
 
-        pictures = ("confusion_matrix", "sample_predictions", "learning_curves")
+        pictures = (
+            "confident_mistakes",
+            "confusion_matrix",
+            "learning_curves",
+            "reliability",
+            "sample_predictions",
+        )
         assert listed("pictures") == {f"pictures/{name}.png" for name in pictures}
         assert listed("checkpoints") == {"checkpoints/best.pt"}
         assert {"config.yaml", "model_summary.txt", "environment.json"} < listed()

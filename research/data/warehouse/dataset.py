@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from research.data.batch import Batch
-from research.data.coefficients import Coefficients
 from research.data.frames.transform import FrameAugmentation
 from research.data.index import Progress
 from research.data.loader import BatchSource
+from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.demo import DemoStore
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, Kind
@@ -54,7 +54,7 @@ class Warehouse:
         cache_dir: folder for what is remembered: verified shards, DCT statistics.
         baseline: after training, say what a constant predictor reaches.
         demo: makes the store first, when it is ours to make.
-        coefficients: what a compressed network asks for; null for frames.
+        network: what the network asks for: coefficients, or else frames.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Warehouse:
         cache_dir: str,
         baseline: bool,
         demo: DemoStore | None,
-        coefficients: Coefficients | None,
+        network: NetworkInput,
     ) -> None:
         self.name = name
         self.path = Path(manifest)
@@ -96,8 +96,8 @@ class Warehouse:
         self.baseline = baseline
         self.demo = demo
         self.kind: Kind = FrameKind(image_size, max_boxes, augmentation)
-        if coefficients is not None:
-            self.kind = CoefficientKind(image_size, random_crop, random_flip, coefficients)
+        if network.coefficients is not None:
+            self.kind = CoefficientKind(image_size, random_crop, random_flip, network.coefficients)
         self.classes: list[str] = []
         self.recalled: Mapping[str, Any] | None = None
         self.splits: Splits = {}

@@ -1,0 +1,115 @@
+"""TensorBoard: the same metric names as in MLflow, pictures, tables, the configuration."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import yaml
+from PIL.Image import Image
+
+from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
+
+log = logging.getLogger(__name__)
+
+TABLES: Final[tuple[Table, ...]] = ("batch", "epoch")
+
+
+class TensorBoardTracker(Tracker):
+    """Event files in ``tensorboard/batch`` and ``tensorboard/epoch`` of the run folder.
+
+    There are two because rows of batches count batches and all else counts epochs: when a run is
+    resumed, TensorBoard drops what comes after the step that goes on, of everything in a folder.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.writers: dict[Table, Any] = {}
+        self.batches = 0
+
+    def start(self, run: Run) -> None:
+        self.folder = run.folder / "tensorboard"
+        if not run.resumed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.batches = int(run.state.get("tensorboard_batches", 0))
+        beyond = {"batch": self.batches + 1, "epoch": run.resumed + 1}
+        self._try(lambda: self._open(beyond if run.resumed else {}))
+        if not run.resumed:
+            text = yaml.safe_dump(dict(run.config), sort_keys=False)
+            self._write("epoch", lambda w: w.add_text("config", f"```yaml\n{text}```", 0))
+
+    def log(self, table: Table, step: int, row: Row) -> None:
+        def write(writer: Any) -> None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name not in ("epoch", "batch"):
+                    writer.add_scalar(f"batch/{name}" if table == "batch" else name, value, step)
+
+        if table == "batch":
+            self.batches = step
+        self._write(table, write)
+
+    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+        def write(writer: Any) -> None:
+            for name, image in images.items():
+                pixels = np.asarray(image.convert("RGB"))
+                writer.add_image(f"pictures/{name}", pixels, step, dataformats="HWC")
+
+        self._write("epoch", write)
+
+    def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
+        def write(writer: Any) -> None:
+            for name, rows in tables.items():
+                writer.add_text(f"tables/{name}", _markdown(rows), step)
+
+        self._write("epoch", write)
+
+    def flush(self) -> None:
+        for table in TABLES:
+            self._write(table, lambda writer: writer.flush())
+
+    def state(self) -> dict[str, str]:
+        return {"tensorboard_batches": str(self.batches)}
+
+    def where(self) -> list[str]:
+        return [f"tensorboard --logdir {self.folder}"]
+
+    def finish(self, status: Status) -> None:
+        for table in TABLES:
+            self._write(table, lambda writer: writer.close())
+        self.writers = {}
+
+    def _open(self, purge: Mapping[str, int]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        for table in TABLES:
+            self.writers[table] = SummaryWriter(
+                str(self.folder / table), purge_step=purge.get(table)
+            )
+
+    def _write(self, table: Table, write: Callable[[Any], None]) -> None:
+        if table in self.writers:
+            self._try(lambda: write(self.writers[table]))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """A full disk or a folder that is gone must not end a training run."""
+        try:
+            action()
+        except OSError as error:
+            log.warning("TensorBoard files in %s cannot be written: %s", self.folder, error)
+            self.writers = {}
+
+
+def _markdown(rows: Rows) -> str:
+    if not rows:
+        return "no rows"
+    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
+    lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: float | int | str) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from research import build
+from research.config import compose_config, resolved
+from research.data.augment import Augmentation
+from research.data.folder import ImageFolders
+from research.data.source import NetworkInput
+from research.data.transforms import CoefficientTransform, PixelTransform
+from research.errors import UserError
+
+OWN = NetworkInput(48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.95, None)
+
+
+@cache
+def composed() -> dict[str, Any]:
+    line = ["model=resnet34", "dataset=imagefolder", "dataset.train_dirs=[a]"]
+    return resolved(compose_config(line)[0])
+
+
+@pytest.fixture
+def open_folders(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ImageFolders]:
+    """Opens the folders of a test, with changes to the keys of the YAML, for a network."""
+    monkeypatch.chdir(folders.parent)
+
+    def make(network: NetworkInput = OWN, **changes: Any) -> ImageFolders:
+        settings = {
+            **composed()["dataset"],
+            "train_dirs": ["data/train"],
+            "val_dir": "data/val",
+            "cache_dir": "cache",
+            **changes,
+        }
+        settings["augmentation"] = Augmentation(
+            **{key: settings["augmentation"][key] for key in Augmentation.__dataclass_fields__}
+        )
+        del settings["_target_"]
+        data = ImageFolders(**settings, network=network)
+        data.prepare(0)
+        return data
+
+    return make
+
+
+Open = Callable[..., ImageFolders]
+
+
+def side(data: ImageFolders) -> int:
+    inputs = data.read([Path("data/val/bars/000.jpg")]).inputs
+    assert isinstance(inputs, torch.Tensor)
+    return inputs.shape[-1]
+
+
+def test_what_is_left_null_is_the_networks_own(open_folders: Open) -> None:
+    data = open_folders(crop_pct=None)
+    assert side(data) == 48
+    assert data.eval_crop.pct == 0.95
+    transform = data.transform()
+    assert isinstance(transform, PixelTransform)
+    assert torch.equal(transform.mean.flatten(), torch.tensor(OWN.mean))
+    assert torch.equal(transform.std.flatten(), torch.tensor(OWN.std))
+
+
+def test_what_is_given_stands(open_folders: Open) -> None:
+    mean, std = [0.5, 0.6, 0.7], [0.2, 0.2, 0.3]
+    data = open_folders(image_size=32, mean=mean, std=std, num_classes=3)
+    assert side(data) == 32
+    assert data.eval_crop.pct == 0.875
+    transform = data.transform()
+    assert isinstance(transform, PixelTransform)
+    assert torch.equal(transform.mean.flatten(), torch.tensor(mean))
+    assert torch.equal(transform.std.flatten(), torch.tensor(std))
+
+
+@pytest.mark.parametrize("compression", ["none", "block_stem"])
+def test_augmentation_reaches_the_device(folders: Path, compression: str) -> None:
+    line = [
+        f"model={'resnet34' if compression == 'none' else 'resnet34_compressed'}",
+        f"compression={compression}",
+        "dataset=imagefolder",
+        f"dataset.train_dirs=[{folders / 'train'}]",
+        f"dataset.cache_dir={folders / 'cache'}",
+        "dataset.image_size=32",
+        "dataset.augmentation.cutmix=0.7",
+    ]
+    data = build.source(resolved(compose_config(line)[0]))
+    data.prepare(0)
+    transform = data.transform(measured=False)
+    assert isinstance(transform, PixelTransform | CoefficientTransform)
+    assert transform.augment is not None
+    assert transform.augment.augmentation.cutmix == 0.7
+
+
+def test_classes_that_differ_from_trainings_are_named(
+    open_folders: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree("data/val/spots")
+    with caplog.at_level(logging.WARNING):
+        data = open_folders()
+    assert caplog.messages == ["dataset.val_dir: data/val has no image of class 'spots'"]
+    # Labels go by name: the class left out is the last in order, none moves up.
+    assert data.classes == ["bars", "field", "spots"]
+    assert set(data.splits["val"].labels) == {0, 1}
+    shutil.copytree("data/val/bars", "data/val/stripes")
+    told = r"dataset\.val_dir: data/val holds class folder 'stripes', .*, and lacks 'spots'; "
+    with pytest.raises(UserError, match=told):
+        open_folders()
+    shutil.copytree("data/val/bars", "data/train/spots/bars")  # a folder in a class is no class
+    shutil.rmtree("data/val/stripes")
+    for number in range(5):
+        shutil.copytree("data/val/bars", f"data/test/n{number}")
+    with pytest.raises(UserError, match=r"dataset\.test_dir: .*'n0', 'n1', 'n2' and 2 more, which"):
+        open_folders(test_dir="data/test")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_folder_without_images_is_named(open_folders: Open, split: str) -> None:
+    Path("data", split, ".hidden").mkdir()
+    open_folders()
+    Path("data", split, "cats").mkdir()
+    Path("data", split, "cats", "notes.txt").write_text("none yet")
+    key = {"train": "train_dirs", "val": "val_dir"}[split]
+    told = rf"dataset\.{key}: data/{split} holds class folder 'cats' without any image; "
+    with pytest.raises(UserError, match=told):
+        open_folders()
+
+
+def test_a_number_of_classes_must_be_the_datas(open_folders: Open) -> None:
+    with pytest.raises(UserError, match=r"num_classes=4: data/train has 3 classes; leave it out"):
+        open_folders(num_classes=4)

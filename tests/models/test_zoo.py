@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
+from research.config import compose_config
+from research.errors import UserError
+from research.models.zoo import OwnInput, backbone, own_input
+
+
+def made(name: str, classes: int = 5, size: int = 32, **changes: Any) -> nn.Module:
+    given: dict[str, Any] = {
+        "pretrained": None,
+        "drop_rate": 0.0,
+        "drop_path_rate": 0.0,
+        "kwargs": None,
+    }
+    return backbone(name, classes, size, **{**given, **changes})
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Of timm's tables.
+        ("densenet121", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("cspdarknet53", OwnInput(256, IMAGENET_MEAN, IMAGENET_STD, 0.887)),
+        ("efficientvit_m4", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("vit_tiny_patch16_224", OwnInput(224, HALF, HALF, 0.9)),
+        ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", OwnInput(384, HALF, HALF, 1.0)),
+        ("inception_v3.tf_in1k", OwnInput(299, HALF, HALF, 0.875)),
+        # Unknown to timm.
+        (None, OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("densenet264", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("densenet_bc_100_12", OwnInput(32, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("vit_tiny_patch16_224.no_such_tag", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+    ],
+)
+def test_own_input(name: str | None, expected: OwnInput) -> None:
+    assert own_input(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("cspdarknet53", 27_642_184), ("efficientvit_m4", 8_804_228)]
+)
+def test_the_guides_backbones_have_the_published_number_of_parameters(
+    name: str, count: int
+) -> None:
+    with torch.device("meta"):
+        assert parameters(made(name, 1000, 224)) == count
+
+
+# A convolutional network; transformers that must know the size, and how: patches of 16, windows.
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("cspdarknet53", (64,)),
+        ("efficientvit_m4", (32, 96)),
+        ("vit_tiny_patch16_224", (32, 48)),
+        pytest.param("swin_tiny_patch4_window7_224", (64,), marks=pytest.mark.long),
+        ("mobilenetv3_small_050", (32,)),
+        ("efficientvit_b0", (32,)),
+    ],
+)
+@torch.no_grad()
+def test_any_size_that_the_network_can_take(name: str, sizes: tuple[int, ...]) -> None:
+    for size in sizes:
+        model = made(name, size=size)
+        assert model.training
+        assert model.eval()(torch.zeros(2, 3, size, size)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "when"), [("nest_tiny", "cannot build it for"), ("levit_128s", "cannot take")]
+)
+def test_a_size_that_it_cannot_take_is_one_line(name: str, when: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}.*{when} dataset\.image_size=40") as caught:
+        made(name, size=40)
+    assert "\n" not in str(caught.value)
+    assert "224" in str(caught.value)
+
+
+def test_drop_rates_reach_the_network() -> None:
+    model = made("vit_tiny_patch16_224", drop_rate=0.25, drop_path_rate=0.5, kwargs={"depth": 2})
+    assert model.head_drop.p == 0.25
+    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.5)
+
+
+def test_what_a_network_lacks_may_be_left_at_zero_only() -> None:
+    with pytest.raises(UserError, match=r"model\.drop_path_rate: efficientvit_b0 has none; leave"):
+        made("efficientvit_b0", drop_path_rate=0.1)
+
+
+def test_more_arguments_go_to_timm() -> None:
+    plain = made("mobilenetv3_small_050")
+    changed = made("mobilenetv3_small_050", kwargs={"global_pool": "max"})
+    assert plain.global_pool.pool_type == "avg"
+    assert changed.global_pool.pool_type == "max"
+    with pytest.raises(UserError, match=r"model\.kwargs\.globel_pool: mobilenetv3.* no such"):
+        made("mobilenetv3_small_050", kwargs={"globel_pool": "max"})
+    # Told by the user, it is not left out in silence.
+    with pytest.raises(UserError, match=r"model\.kwargs\.img_size"):
+        made("mobilenetv3_small_050", kwargs={"img_size": 64})
+
+
+@pytest.mark.parametrize("key", ["pretrained", "checkpoint_path", "pretrained_cfg"])
+def test_weights_do_not_come_in_by_the_back_door(key: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.kwargs\.{key}: .* model\.pretrained"):
+        made("mobilenetv3_small_050", kwargs={key: "weights.pth"})
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet35", "resnet3"),
+        ("efficientvit-m4", "efficientvit_m4"),
+        ("DenseNet121", "densenet121"),
+        ("wholly_other", "timm.list_models"),
+        ("resnet18.a9_in1k", "a1_in1k"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"model.name={name}: timm ") as caught:
+        made(name)
+    assert near in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_required() -> None:
+    with pytest.raises(
+        UserError, match=r"model\.name is required for model=timm: add model\.name="
+    ):
+        compose_config(["model=timm"])
+
+
+def test_a_network_that_does_not_classify_is_refused() -> None:
+    with pytest.raises(UserError, match="does not give 5 logits"):
+        made("mobilenetv3_small_050", kwargs={"features_only": True})

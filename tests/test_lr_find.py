@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from research import lr_find
+from research.data.batch import Batch
+from research.errors import UserError
+from research.loop import Parts, Settings
+from research.tracking.tracker import Row, Table, Tracker
+from tests.conftest import ROOT, SMALL, TINY, data_overrides
+
+Compose = Callable[..., dict[str, Any]]
+CURVATURE = 0.5
+SETTINGS = Settings(
+    epochs=1,
+    seed=0,
+    precision="fp32",
+    accumulate=1,
+    grad_clip=None,
+    patience=None,
+    log_every=10,
+    max_train_batches=None,
+    max_val_batches=None,
+)
+
+
+class Bowl(nn.Module):
+    """``curvature · w² / 2``: gradient descent diverges from a rate of ``2 / curvature`` on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((3,), 10.0))
+
+    def forward(self, batch: Batch) -> Tensor:
+        return 0.5 * CURVATURE * (self.w**2).sum()
+
+
+class BowlTask:
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"bowl": model(batch)}
+
+
+class Unchanged(nn.Module):
+    def forward(self, batch: Batch, generator: torch.Generator) -> Batch:
+        return batch
+
+
+@dataclass
+class Batches:
+    """A loader of ``count`` batches."""
+
+    count: int
+    left_out: dict[str, int]
+    batch_size: int = 2
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        return iter([Batch(torch.arange(2)) for _ in range(self.count)])
+
+
+def bowl(batches: int = 7) -> Parts:
+    model: Any = Bowl()
+    rest: Any = {"val_loader": None, "ema": None, "monitor": None}
+    task: Any = BowlTask()
+    loader: Any = Batches(batches, {})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    return Parts(
+        task=task,
+        model=model,
+        forward=model,
+        transform=Unchanged(),  # type: ignore[arg-type]
+        train_loader=loader,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 0.1),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        device=torch.device("cpu"),
+        **rest,
+    )
+
+
+def settings(**changed: Any) -> Settings:
+    return Settings(**{**vars(SETTINGS), **changed})
+
+
+def test_the_rate_rises_exponentially_over_epochs_and_the_loss_is_gradient_descents() -> None:
+    parts = bowl()
+    seen = lr_find.sweep(parts, SETTINGS, 1e-4, 1.0, 30)
+    assert seen.ended == "the last rate"
+    np.testing.assert_allclose(seen.rates, np.geomspace(1e-4, 1.0, 30), rtol=1e-12)
+    left = np.concatenate([[1.0], np.cumprod(1 - seen.rates[:-1] * CURVATURE)])
+    np.testing.assert_allclose(seen.losses, 1.5 * CURVATURE * 100 * left**2, rtol=1e-5)
+
+
+def test_it_stops_soon_after_the_rate_that_theory_gives() -> None:
+    seen = lr_find.sweep(bowl(), SETTINGS, 1e-4, 1e6, 200)
+    assert seen.ended == "diverged"
+    critical = 2 / CURVATURE
+    assert critical < seen.rates[-1] < 10 * critical
+    said = lr_find.suggest(seen)
+    assert said.tenth is not None
+    assert said.steepest is not None
+    assert said.steepest < 10 * said.tenth <= critical
+    # Where the loss falls fastest over log(rate), computed without smoothing.
+    slopes = np.gradient(seen.losses, np.log(seen.rates))
+    expected = seen.rates[slopes[seen.rates < critical].argmin()]
+    assert expected / 2 < said.steepest < expected * 2
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_a_step_is_an_optimizer_step(accumulate: int) -> None:
+    seen = lr_find.sweep(bowl(), settings(accumulate=accumulate), 1e-4, 1.0, 25)
+    # Batches are all alike: accumulating them changes nothing.
+    whole = lr_find.sweep(bowl(), SETTINGS, 1e-4, 1.0, 25)
+    np.testing.assert_allclose(seen.rates, whole.rates)
+    np.testing.assert_allclose(seen.losses, whole.losses, rtol=1e-5)
+
+
+def test_a_limit_on_batches_holds() -> None:
+    seen = lr_find.sweep(bowl(), settings(max_train_batches=2), 1e-4, 1.0, 25)
+    assert len(seen.losses) == 25
+
+
+class Spoiled(BowlTask):
+    """Not finite from the ``after``-th batch on."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        self.left -= 1
+        return {"bowl": model(batch) * (1.0 if self.left >= 0 else torch.inf)}
+
+
+def test_it_stops_where_the_loss_is_not_finite() -> None:
+    parts = bowl()
+    parts.task = Spoiled(17)  # type: ignore[assignment]
+    seen = lr_find.sweep(parts, SETTINGS, 1e-4, 1.0, 30)
+    assert (seen.ended, len(seen.losses)) == ("not finite", 17)
+    assert np.isfinite(seen.losses).all()
+    parts.task = Spoiled(0)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="finite"):
+        lr_find.sweep(parts, SETTINGS, 1e-4, 1.0, 30)
+
+
+def test_groups_keep_their_share_and_progress_is_shown() -> None:
+    parts = bowl()
+    extra = nn.Parameter(torch.zeros(1))
+    parts.optimizer.add_param_group({"params": [extra], "lr": 0.03, "initial_lr": 0.03})
+    used = []
+
+    class Watch(Tracker):
+        def log(self, table: Table, step: int, row: Row) -> None:
+            used.append([group["lr"] for group in parts.optimizer.param_groups])
+
+    lr_find.sweep(parts, SETTINGS, 1e-3, 1.0, 20, Watch())
+    assert len(used) == 20
+    for first, second in used:
+        assert second == pytest.approx(first / 10)
+
+
+def fall(rates: np.ndarray, noise: float) -> np.ndarray:
+    """3 until about 1e-3, 1 from 1e-1 on, steepest at 1e-2; up from 0.5."""
+    rng = np.random.default_rng(0)
+    drop = 2 / (1 + np.exp(-3 * np.log(rates / 1e-2)))
+    return (
+        3
+        - drop
+        + np.exp(np.minimum(3 * np.log(rates / 0.5), 30))
+        + rng.normal(0, noise, len(rates))
+    )
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("last", [1.0, 3.0])
+def test_suggestions_are_where_the_curve_says(noise: float, last: float) -> None:
+    rates = np.geomspace(1e-6, last, 100)
+    losses = fall(rates, noise)
+    losses[-1] = 1e12  # a last loss beyond all others reaches back to nothing
+    said = lr_find.suggest(lr_find.Sweep(rates, losses, "diverged"))
+    assert said.steepest == pytest.approx(1e-2, rel=0.5)
+    lowest = rates[fall(rates, 0.0).argmin()]
+    assert said.tenth == pytest.approx(lowest / 10, rel=0.6)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_a_loss_that_does_not_fall_gives_no_suggestion(slope: float) -> None:
+    rates = np.geomspace(1e-6, 1, 100)
+    losses = 2 + slope * np.arange(100)
+    said = lr_find.suggest(lr_find.Sweep(rates, losses, "the last rate"))
+    assert (said.steepest, said.tenth) == (None, None)
+
+
+def test_picture_table_and_lines(small: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small(*TINY, "scale_lr=linear", "ema=0.9", "optimizer=adamw", "decay_norms=false")
+    lr_find.find(config, 1e-5, 0.1, 12, Path("out"))
+    said = capsys.readouterr().out
+    with Path("out/lr_find.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1))
+    expected = np.geomspace(1e-5, 0.1, 12)[: len(rows)]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(expected)
+    assert all(float(row["loss"]) > 0 and float(row["smoothed"]) > 0 for row in rows)
+    with Image.open("out/lr_find.png") as picture:
+        assert picture.width > 300
+    assert "batches of 8" in said
+    assert "with scale_lr=null" in said
+    assert said.splitlines()[-1] == "picture and table: out"
+    assert not list(Path().glob("runs/*/config.yaml"))  # no run was made
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["start=fast"], "start=fast: expected a number above 0"),
+        (["end=-1"], "end=-1: expected"),
+        (["start=1", "end=0.1"], "expected start below end"),
+        (["steps=5"], "steps=5: expected at least 10"),
+        (["steps=x"], "steps=x: expected a whole number"),
+        (["step=50"], "did you mean 'steps'"),
+        (["resume=auto"], "resume has no meaning here"),
+        (["model=resnet43"], "'resnet34'"),
+        (["folder"], "key=value"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        lr_find.main(words)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.long
+def test_the_command(folders: Path, tmp_path: Path) -> None:
+    words = [*SMALL, *TINY, *data_overrides(folders)]
+    done = subprocess.run(
+        [sys.executable, "-m", "research.lr_find", *words, "steps=10"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs" / "lr_find").iterdir()
+    assert folder.name.endswith("_resnet34_compressed")
+    assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.png"}
+    assert "steps up to" in done.stdout
