@@ -1,88 +1,257 @@
-"""Parameters and cost of models, side by side: ``python -m research.summary model=…``."""
+"""Size, cost and speed of models, side by side: ``python -m research.summary model=…``."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from research import cli
 from research.config import compose_config, resolved
+from research.config.schema import COUNT, DEVICE, TRUTH
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from research.build import Config
 
 USAGE = """
 python -m research.summary key=value[,value…] …
 
-Prints a Markdown table of trainable parameters and multiply-adds (one image, forward) with a row
-for every combination of the values given, for example
-  python -m research.summary model=resnet34,resnet34_compressed dataset.image_size=224
+Prints a Markdown table with a row for every combination of the values given, for example
+  python -m research.summary model=resnet34,densenet121 dataset.image_size=224
   python -m research.summary model=resnet34_compressed compression=luma_fusion \\
       compression.window=1,2,4,8 dataset.image_size=224
-Without model.num_classes the networks have 1000 classes.
+Columns
+  parameters      trainable ones
+  GMAC            multiply-adds of one image, forward, in thousands of millions
+  activations MB  what one image of a training batch keeps for the backward pass (half of what a
+                  batch of two does), in float32
+  size MB         all weights and running statistics in float32, as a weights file holds them
+  latency ms      median time of one batch in evaluation mode; the rows take turns
+Settings of its own
+  latency=true    false leaves the column out: the others are the same on every machine
+  rounds=20       how often each row is timed
+  batch=1         images a timed batch
+  device=auto     where they are timed; precision= and channels_last= hold there too
+Without model.num_classes the networks have 1000 classes; without dataset.image_size each has the
+size that its data set or it itself asks for.
 """
 
 CLASSES = 1000
 SLOTS = 16
+MB = 1e6
+WARM_UP = 2
+"""Rounds before the timed ones, in which libraries choose their algorithms."""
+
+OPTIONS = {
+    "latency": ("true", TRUTH),
+    "rounds": ("20", COUNT),
+    "batch": ("1", COUNT),
+    "device": ("auto", DEVICE),
+}
 
 
-def rows(settings: list[str]) -> list[tuple[list[str], int, float]]:
-    """(values of the keys with several values, parameters, giga-multiply-adds) a combination."""
+@dataclass(frozen=True)
+class Row:
+    """One configured network.
+
+    Attributes:
+        varied: the values of the keys that have several.
+        parameters: trainable ones.
+        macs: multiply-adds of one image, forward.
+        activations: bytes that one image of a training batch keeps for the backward pass.
+        size: bytes of its state dict.
+        latency: median seconds of one batch; null when not measured.
+    """
+
+    varied: list[str]
+    parameters: int
+    macs: int
+    activations: float
+    size: int
+    latency: float | None
+
+
+def rows(
+    settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
+) -> list[Row]:
+    """A row for every combination of the values in ``settings``.
+
+    Args:
+        settings: ``key=value[,value…]`` each.
+        latency: measure it.
+        rounds: how often each network is timed.
+        batch: images at once when timed.
+        device: where they are timed, as in the run settings.
+
+    Raises:
+        UserError: for a mistake in any combination, before the first is built.
+    """
     choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
-    combinations = [
-        (values, [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)])
-        for values in itertools.product(*(values for _, values in choices))
-    ]
-    for _, overrides in combinations:
-        # A mistake in the last is answered before the first is built.
-        compose_config(overrides)
-    found = []
-    for values, overrides in combinations:
+    combinations = []
+    for values in itertools.product(*(values for _, values in choices)):
+        overrides = [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)]
         varied = [v for (_, all_), v in zip(choices, values, strict=True) if len(all_) > 1]
-        parameters, macs = measure(overrides)
-        found.append((varied, parameters, macs / 1e9))
-    return found
+        config = resolved(compose_config(overrides)[0])
+        combinations.append((varied, {**config, "device": device}))
+    found, timed = [], []
+    for varied, config in combinations:
+        network, facts = _build(config)
+        found.append((varied, *measure(network, config, facts)))
+        if latency:
+            timed.append(_pass(network, config, facts, batch))
+    times = _in_turn(timed, rounds) if latency else [None] * len(found)
+    return [Row(*columns, seconds) for columns, seconds in zip(found, times, strict=True)]
 
 
-def measure(overrides: list[str]) -> tuple[int, int]:
-    """Trainable parameters of the configured model, and multiply-adds of one image."""
+def measure(
+    network: nn.Module, config: Config, facts: dict[str, Any]
+) -> tuple[int, int, float, int]:
+    """Parameters, multiply-adds, bytes of activations and of weights, see ``Row``.
+
+    Args:
+        network: as configured, on the CPU.
+        config: resolved.
+        facts: of the data set, as ``build.model`` takes them.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from research import build
-    from research.compression.blocks import Blocks
 
-    config = resolved(compose_config(overrides)[0])
+    task = build.build_task(config, facts["classes"])
+    network.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(_batch(config, facts, 1).inputs)
+    network.train()
+    own = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # Held, so that no later one can come to lie where this one was.
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = task.losses(network, _batch(config, facts, 2))
+    activations = sum(storage.nbytes() for storage in kept.values()) / 2
+    del losses
+    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    size = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return parameters, int(counter.get_total_flops()) // 2, activations, size
+
+
+def table(
+    settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
+) -> str:
+    """The rows as Markdown."""
+    keys = [s.partition("=")[0] for s in settings if len(_values(s.partition("=")[2])) > 1]
+    columns = ["parameters", "GMAC", "activations MB", "size MB", *["latency ms"] * latency]
+    lines = [
+        "| " + " | ".join([*keys, *columns]) + " |",
+        "|" + " --- |" * len(keys) + " ---: |" * len(columns),
+    ]
+    for row in rows(settings, latency, rounds, batch, device):
+        numbers = [
+            f"{row.parameters:,}",
+            f"{row.macs / 1e9:.2f}",
+            f"{row.activations / MB:.1f}",
+            f"{row.size / MB:.1f}",
+        ]
+        if row.latency is not None:
+            numbers.append(f"{1000 * row.latency:.1f}")
+        lines.append("| " + " | ".join([*row.varied, *numbers]) + " |")
+    return "\n".join(lines)
+
+
+def _build(config: Config) -> tuple[nn.Module, dict[str, Any]]:
+    from research import build
+
     classes = [str(number) for number in range(config["model"].get("num_classes") or CLASSES)]
     slots = config["model"].get("max_boxes") or SLOTS
     facts = {"classes": classes, "transform": {"max_boxes": slots}}
-    network = build.model(config, facts).eval()
-    size = config["dataset"]["image_size"]
-    if size is None:
+    if config["dataset"]["image_size"] is None and _detects(config):
         raise UserError("dataset.image_size is what the store holds; give it")
-    inputs: Any = torch.zeros(1, 3, size, size)
+    return build.model(config, facts), facts
+
+
+def _detects(config: Config) -> bool:
+    return str(config["task"]["_target_"]).startswith("research.tasks.detection.")
+
+
+def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
+    """``count`` black images with targets, as the device transform gives them."""
+    import torch
+
+    from research import build
+    from research.compression.blocks import Blocks
+    from research.data.batch import ClassificationBatch, DetectionBatch
+
+    size = build.input_size(config, facts)
+    index = torch.arange(count)
+    images = torch.zeros(count, 3, size, size)
+    if _detects(config):
+        boxes = torch.zeros(count, facts["transform"]["max_boxes"], 4)
+        boxes[:, 0] = torch.tensor([0.25, 0.25, 0.75, 0.75])
+        labels = torch.zeros(boxes.shape[:2], dtype=torch.int64)
+        sizes = torch.full((count, 2), size, dtype=torch.int32)
+        return DetectionBatch(index, images, boxes, boxes.any(-1), labels, sizes)
     stem = build.stem_spec(config["compression"])
-    if stem is not None:
-        grid, kept = size // 8, stem.selection
-        inputs = Blocks(
-            torch.zeros(1, len(kept.luma), grid, grid),
-            torch.zeros(1, 2, len(kept.chroma), grid // 2, grid // 2),
-        )
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(inputs)
-    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return parameters, counter.get_total_flops() // 2
+    if stem is None:
+        return ClassificationBatch(index, images, index)
+    grid, kept = size // 8, stem.selection
+    blocks = Blocks(
+        torch.zeros(count, len(kept.luma), grid, grid),
+        torch.zeros(count, 2, len(kept.chroma), grid // 2, grid // 2),
+    )
+    return ClassificationBatch(index, blocks, index)
 
 
-def table(settings: list[str]) -> str:
-    """The rows as Markdown."""
-    keys = [s.partition("=")[0] for s in settings if len(_values(s.partition("=")[2])) > 1]
-    lines = [
-        "| " + " | ".join([*keys, "parameters", "GMAC"]) + " |",
-        "|" + " --- |" * len(keys) + " ---: | ---: |",
-    ]
-    for values, parameters, gmac in rows(settings):
-        lines.append("| " + " | ".join([*values, f"{parameters:,}", f"{gmac:.2f}"]) + " |")
-    return "\n".join(lines)
+def _pass(
+    network: nn.Module, config: Config, facts: dict[str, Any], batch: int
+) -> Callable[[], None]:
+    """Something that runs one batch through the network and waits for it."""
+    import torch
+
+    from research import build
+    from research.loop import autocast
+
+    device = build.select_device(config["device"], config["precision"])
+    network = network.to(device).eval()
+    if config["channels_last"]:
+        network = network.to(memory_format=torch.channels_last)
+    inputs = _batch(config, facts, batch).to(device).inputs
+
+    @torch.inference_mode()
+    def once() -> None:
+        with autocast(device, config["precision"]):
+            network(inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+
+    return once
+
+
+def _in_turn(passes: list[Callable[[], None]], rounds: int) -> list[float]:
+    """Median seconds of each; round by round, so that a slow moment meets all alike."""
+    times: list[list[float]] = [[] for _ in passes]
+    for round_ in range(WARM_UP + rounds):
+        for taken, once in zip(times, passes, strict=True):
+            start = time.perf_counter()
+            once()
+            if round_ >= WARM_UP:
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
 
 
 def _values(text: str) -> list[str]:
@@ -91,7 +260,11 @@ def _values(text: str) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    print(table(cli.key_values(words)))
+    settings = cli.key_values(words)
+    chosen, rest = cli.options(settings, {key: default for key, (default, _) in OPTIONS.items()})
+    words = [f"{key}={value}" for key, value in chosen.items()]
+    options = cli.typed(words, OPTIONS, "research.summary")
+    print(table(rest, **options))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from research import build, summary
 from research.config import compose_config, resolved
@@ -14,6 +16,8 @@ from research.errors import UserError
 DOCS = Path(__file__).parents[1] / "docs"
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
 COMMAND = "python -m research.summary "
+QUICK = ("compression/luma_fusion_pruned.md", "warehouse.md")
+"""Pages whose tables take seconds to print again; the others are for the long tests."""
 
 
 def documented() -> list[Any]:
@@ -25,8 +29,10 @@ def documented() -> list[Any]:
             body, table = fence[1].replace("\\\n", " ").strip(), fence[2].strip()
             if body.startswith(COMMAND) and table:
                 line = text[: fence.start()].count("\n") + 1
-                name = f"{page.relative_to(DOCS)}:{line}"
-                found.append(pytest.param(shlex.split(body)[3:], table, id=name))
+                name = str(page.relative_to(DOCS))
+                marks = [] if name in QUICK else [pytest.mark.long]
+                words = shlex.split(body)[3:]
+                found.append(pytest.param(words, table, id=f"{name}:{line}", marks=marks))
     return found
 
 
@@ -39,35 +45,112 @@ def test_every_variant_has_a_page_with_a_table_of_every_window() -> None:
 
 
 @pytest.mark.parametrize(("settings", "table"), documented())
-def test_documented_tables_are_what_their_command_prints(settings: list[str], table: str) -> None:
-    assert summary.table(settings).splitlines() == table.splitlines()
+def test_documented_tables_are_what_their_command_prints(
+    settings: list[str], table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "latency=false" in settings, "a time is another on every machine"
+    summary.main(settings)
+    assert capsys.readouterr().out.strip().splitlines() == table.splitlines()
+
+
+def one(*settings: str) -> summary.Row:
+    (row,) = summary.rows(list(settings))
+    return row
 
 
 def test_resnet34_is_as_large_and_as_dear_as_published() -> None:
-    parameters, macs = summary.measure(
-        ["model=resnet34", "compression=none", "dataset.image_size=224"]
-    )
-    assert parameters == 21_797_672
-    assert macs / 1e9 == pytest.approx(3.67, abs=0.02)
+    row = one("model=resnet34", "compression=none", "dataset.image_size=224")
+    assert row.parameters == 21_797_672
+    assert row.macs / 1e9 == pytest.approx(3.67, abs=0.02)
+    # Weights, and of each norm two statistics and a counter of eight bytes.
+    statistics = sum(2 * width for width in norms_of_resnet34())
+    assert row.size == 4 * (row.parameters + statistics) + 8 * len(norms_of_resnet34())
+
+
+def norms_of_resnet34() -> list[int]:
+    """Widths, by the paper's table 1: the stem, two in a block, one before a change of width."""
+    stages = ((64, 3), (128, 4), (256, 6), (512, 3))
+    blocks = [width for width, depth in stages for _ in range(2 * depth)]
+    return [64, *blocks, 128, 256, 512]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_are_those_of_the_network(variant: str) -> None:
     settings = [f"compression={variant}", "model.name=resnet18", "compression.window=2"]
-    ((varied, parameters, gmac),) = summary.rows([*settings, "model.num_classes=7"])
-    assert varied == []
+    row = one(*settings, "model.num_classes=7")
+    assert row.varied == []
     config = resolved(compose_config(settings)[0])
     network = build.model(config, {"classes": list("abcdefg")})
-    assert parameters == sum(tensor.numel() for tensor in network.parameters())
-    assert gmac > 0
+    assert row.parameters == sum(tensor.numel() for tensor in network.parameters())
+    assert row.macs > 0
+    assert row.latency is None
 
 
-def test_multiply_adds_grow_with_the_image() -> None:
-    base = ["model=resnet34", "model.name=resnet18"]
-    small, large = (summary.measure([*base, f"dataset.image_size={size}"]) for size in (32, 64))
-    assert small[0] == large[0]
+def test_multiply_adds_and_activations_grow_with_the_image() -> None:
+    base = ("model=resnet34", "model.name=resnet18")
+    small, large = (one(*base, f"dataset.image_size={size}") for size in (32, 64))
+    assert (small.parameters, small.size) == (large.parameters, large.size)
     # Every convolution costs four times as much, the classifier the same.
-    assert large[1] - 512_000 == 4 * (small[1] - 512_000)
+    assert large.macs - 512_000 == 4 * (small.macs - 512_000)
+    assert 3.5 < large.activations / small.activations < 4
+
+
+def measured(network: nn.Module, size: int = 32) -> float:
+    """Bytes that one image keeps, by ``measure``."""
+    config = resolved(compose_config(["model=densenet121", f"dataset.image_size={size}"])[0])
+    return summary.measure(network, config, {"classes": ["a", "b"]})[2]
+
+
+def test_activations_are_what_backward_needs_counted_once() -> None:
+    """Networks whose needs can be written down: float32, per image of 3·32·32 pixels."""
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    pixels, features = 3 * 32 * 32, 2 * 32 * 32
+    loss = 2  # cross-entropy keeps the two log-probabilities
+
+    # The convolution keeps its input, the pooling nothing; labels and a few scalars come on top.
+    plain = nn.Sequential(nn.Conv2d(3, 2, 1), *head)
+    assert measured(plain) == pytest.approx(4 * (pixels + loss), abs=50)
+    # A ReLU keeps its output, which is the next convolution's input: one storage, counted once.
+    twice = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), *head)
+    assert measured(twice) == pytest.approx(4 * (pixels + features + loss), abs=50)
+    # Parameters are no activations, however large.
+    wide = nn.Sequential(nn.Conv2d(3, 2, 31, padding=15), *head)
+    assert measured(wide) == pytest.approx(4 * (pixels + loss), abs=50)
+
+
+def test_memory_efficient_keeps_less() -> None:
+    tiny = ("model=densenet_bc_40_12", "model.block_layers=[4,4]", "dataset.image_size=32")
+    plain, saving = (one(*tiny, f"model.memory_efficient={value}") for value in ("false", "true"))
+    assert saving.activations < 0.75 * plain.activations
+    assert (saving.parameters, saving.macs) == (plain.parameters, plain.macs)
+
+
+def test_latencies_are_medians_of_rounds_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    order = []
+
+    def network(name: str, seconds: list[float]) -> Callable[[], None]:
+        left = iter([100.0, 100.0, *seconds])  # the first two warm up
+
+        def once() -> None:
+            nonlocal clock
+            order.append(name)
+            clock += next(left)
+
+        return once
+
+    monkeypatch.setattr(summary.time, "perf_counter", lambda: clock)
+    passes = [network("a", [1.0, 9.0, 2.0]), network("b", [5.0, 4.0, 3.0])]
+    assert summary._in_turn(passes, 3) == [2.0, 4.0]
+    assert order == ["a", "b"] * 5
+
+
+def test_latency_is_a_column_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["model=densenet_bc_40_12", "model.block_layers=[1,1]", "dataset.image_size=32"]
+    summary.main([*tiny, "rounds=1", "batch=2", "device=cpu", "precision=bf16"])
+    header, _, row = capsys.readouterr().out.strip().splitlines()
+    assert header.endswith("| size MB | latency ms |")
+    assert float(row.strip("| ").split(" | ")[-1]) > 0
 
 
 def test_a_row_for_every_combination() -> None:
@@ -81,22 +164,25 @@ def test_a_row_for_every_combination() -> None:
         ]
     )
     header, rule, *rows = (line.strip("| ").split(" | ") for line in text.splitlines())
-    assert header == ["compression", "compression.window", "parameters", "GMAC"]
-    assert rule == ["---", "---", "---:", "---:"]
+    columns = ["parameters", "GMAC", "activations MB", "size MB"]
+    assert header == ["compression", "compression.window", *columns]
+    assert rule == ["---"] * 2 + ["---:"] * 4
     assert [row[:2] for row in rows] == [
         [variant, window] for variant in ("block_stem", "luma_fusion") for window in ("1", "2")
     ]
     assert all(re.fullmatch(r"\d{1,3}(,\d{3})+", row[2]) for row in rows)
 
 
-def test_mistakes_are_told_as_everywhere() -> None:
-    with pytest.raises(UserError, match="window"):
-        summary.table(["compression.window=4,9"])
-    with pytest.raises(UserError, match="key=value"):
-        summary.main(["resnet34"])
-
-
-def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["model.name=resnet18", "dataset.image_size=32"]
-    summary.main(settings)
-    assert capsys.readouterr().out.strip() == summary.table(settings)
+@pytest.mark.parametrize(
+    ("word", "match"),
+    [
+        ("compression.window=4,9", "window"),
+        ("resnet34", "key=value"),
+        ("latancy=false", "did you mean 'latency'"),
+        ("rounds=0", "rounds=0: expected a whole number at least 1"),
+        ("device=gpu", "device=gpu"),
+    ],
+)
+def test_mistakes_are_told_as_everywhere(word: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        summary.main([word])

@@ -1,0 +1,76 @@
+"""Every model on every demo data set that its task can read, from the first step to ONNX."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import research
+from research import evaluate, export
+from research.config import compose_config, resolved
+from research.config.compose import options
+from research.data.cifar_files import FAMILIES
+from tests.conftest import run
+from tests.data.test_cifar import TEST, TRAIN, write_binary
+
+DATA = {
+    "demo": ["dataset.demo.train_images=24", "dataset.demo.val_images=12", "dataset.batch_size=12"],
+    "cifar10": ["dataset.root=cifar", "dataset.val_images=20", "dataset.batch_size=20"],
+    "demo_runs": ["dataset.demo.runs=8", "dataset.demo.frames=5", "dataset.image_size=64",
+                  "dataset.batch_size=4"],
+}  # fmt: skip
+CLASSIFIERS = (
+    "cspdarknet53", "densenet121", "densenet169", "densenet201", "densenet264",
+    "densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24", "densenet_bc_40_12",
+    "efficientvit_m4", "fastnet", "resnet34", "resnet34_compressed", "timm",
+)  # fmt: skip
+DETECTORS = ("bigdet", "tinydet")
+TABLE = [
+    *((model, dataset) for model in CLASSIFIERS for dataset in ("demo", "cifar10")),
+    *((model, "demo_runs") for model in DETECTORS),
+]
+NAMES = {"timm": "mobilenetv3_small_050"}
+HEAVY = ("densenet169", "densenet201", "densenet264", "densenet_bc_190_40", "densenet_bc_250_24")
+"""Exported a block shorter: the exporter takes a minute for hundreds of layers of one kind."""
+
+
+def test_the_table_has_every_model_and_every_demo_data_set() -> None:
+    assert {model for model, _ in TABLE} == set(options("model"))
+    assert {name for name in options("dataset") if name.startswith("demo")} <= set(DATA)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("model", "dataset"), TABLE)
+def test_it_trains_is_judged_kept_loaded_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, dataset: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if dataset == "cifar10":
+        few = replace(FAMILIES[10], images={"train": TRAIN, "test": TEST})
+        monkeypatch.setitem(FAMILIES, 10, few)
+        write_binary(tmp_path / "cifar", 10)
+    lines = [f"model={model}", f"dataset={dataset}", *DATA[dataset], "epochs=1", "device=cpu",
+             "logging=csv", "max_train_batches=1"]  # fmt: skip
+    if model in NAMES:
+        lines.append(f"model.name={NAMES[model]}")
+    if model in HEAVY:
+        layers = resolved(compose_config(lines)[0])["model"]["block_layers"]
+        lines.append(f"model.block_layers=[{','.join(str(min(8, count)) for count in layers)}]")
+    config = resolved(compose_config(lines)[0])
+    folder = run(config, model)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "FINISHED"
+    judged = evaluate.evaluate(folder, "val", "last", "cpu", [])
+    assert judged["logged"]
+    for name, value in judged["logged"].items():
+        assert judged["metrics"][name] == pytest.approx(value, nan_ok=True), name
+    kept = [folder / "checkpoints" / name for name in ("last.pt", "final.safetensors")]
+    one, two = (research.load(path, device="cpu").model.state_dict() for path in kept)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    written = export.export(folder, None, "last", None)
+    assert written.file.stat().st_size > 0
+    assert written.relative <= export.TOLERANCE

@@ -1,0 +1,200 @@
+"""ONNX files, read with onnxruntime and judged against the run's own predictions."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import box_iou, nms
+
+import research
+from research import build, checkpoint, export
+from research.config import compose_config, resolved
+from research.errors import UserError
+from research.trained import Trained
+
+CLASSES = ["bars", "field", "spots"]
+SMALL = ("dataset=imagefolder", "dataset.train_dirs=[none]", "dataset.image_size=32", "device=cpu")
+TINY = (*SMALL, "model=densenet_bc_40_12", "model.block_layers=[1,1]", "model.growth_rate=4")
+
+
+def saved(folder: Path, *overrides: str, facts: dict[str, Any] | None = None) -> Path:
+    """A run's weights file as training leaves it, of a network whose norms are not idle."""
+    torch.manual_seed(0)
+    config = resolved(compose_config(list(overrides))[0])
+    facts = {"name": "test", "classes": CLASSES, **(facts or {})}
+    network = build.model(config, facts)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    data = build.source(config)
+    data.recall(facts)
+    header = {
+        "config": config,
+        "data": facts,
+        "state": {"epoch": 1, "step": 1, "history": [{}]},
+        "transform": data.transform(measured=False).state_dict(),
+    }
+    path = folder / "a_run" / "checkpoints" / "final.safetensors"
+    checkpoint.save_weights(network, path, header)
+    return path
+
+
+def opened(file: Path) -> tuple[Any, dict[str, Any]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    meta = session.get_modelmeta().custom_metadata_map
+    return session, {key: json.loads(value) for key, value in meta.items()}
+
+
+def test_a_classifier_is_written_checked_and_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = saved(tmp_path, *TINY, "precision=bf16", "model.memory_efficient=true")
+    out = tmp_path / "deep" / "net.onnx"
+    export.main([str(run), f"out={out}"])
+    printed = capsys.readouterr().out
+    assert f"{out}: " in printed
+    assert "images [batch, 3, 32, 32]" in printed
+    assert "logits [batch, 3]" in printed
+    session, about = opened(out)
+    assert about["classes"] == CLASSES
+    assert (about["image_size"], about["crop_pct"]) == (32, 0.875)
+    assert about["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert about["std"] == pytest.approx([0.229, 0.224, 0.225])
+    assert (about["task"], about["run"]) == ("classification", "a_run")
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        expected = research.load(run, device="cpu").model(images)
+    (logits,) = session.run(None, {"images": images.numpy()})
+    assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.abs().max().item()
+    # Nothing of the machine that wrote it.
+    content = out.read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path(research.__file__).parent).encode() not in content
+
+
+@pytest.mark.long
+def test_a_file_whose_outputs_differ_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(tmp_path, *TINY)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    out = tmp_path / "out" / "net.onnx"
+    with pytest.raises(UserError, match="not written, its outputs differ"):
+        export.main([str(run), f"out={out}"])
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ([], "give one RUN"),
+        (["run", "more"], "give one RUN"),
+        (["run", "opset=9"], "opset=9: expected a whole number at least 18"),
+        (["run", "checkpoint=worst"], "checkpoint=worst"),
+        (["run", "ot=x.onnx"], "did you mean 'out'"),
+        (["run", "out=net.pt"], "ends in .onnx"),
+        (["run"], "no checkpoint in run"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        export.main(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "onnxscript":
+            raise ImportError(name=name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"needs the package onnxscript: pip install"):
+        export.main(["run"])
+
+
+def test_a_network_that_cannot_be_exported_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(tmp_path, *TINY)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("step\n1 of 3\n failed") from ValueError("no\nsuch operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UserError, match=r"cannot be exported to ONNX \(no such operator\)"):
+        export.main([str(run)])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", ["reconstruction", "block_stem"])
+def test_compressed_models_take_y_and_cbcr(tmp_path: Path, variant: str) -> None:
+    settings = ("model=resnet34_compressed", "model.name=resnet10t", f"compression={variant}")
+    run = saved(tmp_path, *SMALL, *settings, "compression.window=2")
+    export.main([str(run)])
+    session, about = opened(run.with_name("model.onnx"))
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [
+        ("y", ["batch", 4, 4, 4]),
+        ("cbcr", ["batch", 2, 4, 2, 2]),
+    ]
+    assert about["luma"] == [0, 1, 8, 9]
+    assert len(about["y_mean"]) == 4
+    y, cbcr = torch.randn(4, 4, 4, 4), torch.randn(4, 2, 4, 2, 2)
+    from research.compression.blocks import Blocks
+
+    with torch.no_grad():
+        expected = research.load(run, device="cpu").model(Blocks(y, cbcr)).numpy()
+    (logits,) = session.run(None, {"y": y.numpy(), "cbcr": cbcr.numpy()})
+    assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("option", ["tinydet", "bigdet"])
+def test_detectors_give_what_suppression_takes(tmp_path: Path, option: str) -> None:
+    transform = {"kind": "frames", "image_size": 128, "max_boxes": 16, "channels": 3}
+    run = saved(
+        tmp_path,
+        f"model={option}",
+        "model.width=8",
+        "dataset.image_size=128",
+        facts={"classes": ["thing"], "transform": transform},
+    )
+    export.main([str(run)])
+    session, about = opened(run.with_name("model.onnx"))
+    assert about["classes"] == ["thing"]
+    images = torch.rand(3, 3, 128, 128)
+    boxes, scores = (torch.from_numpy(a) for a in session.run(None, {"images": images.numpy()}))
+    cells = 16 if option == "bigdet" else 1
+    assert (boxes.shape, scores.shape) == ((3, cells, 4), (3, cells))
+    loaded: Trained = research.load(run, device="cpu")
+    with torch.no_grad():
+        expected = loaded.model(images)
+    for box, score, known in zip(boxes.clamp(0, 1), scores, expected, strict=True):
+        kept = nms(box, score, about["nms_iou"])[: about["max_boxes"]]
+        torch.testing.assert_close(score[kept], known["scores"], atol=1e-4, rtol=0)
+        assert (box_iou(box[kept], known["boxes"]).diagonal() > 0.99).all()
+
+
+@pytest.mark.long
+def test_an_operator_set_may_be_chosen(tmp_path: Path) -> None:
+    run = saved(tmp_path, *TINY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = export.export(run, tmp_path / "a.onnx", "best", 18)
+    assert done.opset == 18
+    assert done.relative < 1e-4
