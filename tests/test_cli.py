@@ -135,7 +135,7 @@ def test_mistakes(small: Compose, command: Any, words: list[str], told: str) -> 
 def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(small(*TINY, "dataset.max_val_images=6", "tags.a=b"))
     whole = evaluate.evaluate(folder, "val", "best", "cpu", ["dataset.max_val_images=null"])
-    assert set(whole["logged"]) == {"loss", "top1"}
+    assert set(whole["logged"]) == {"loss", "top1", "ece"}
     assert whole["metrics"] != whole["logged"]  # of 12 images, where the run judged 6
     for word, told in (
         ("dataset.batch_sise=3", "did you mean 'dataset.batch_size'"),
@@ -164,7 +164,7 @@ def test_evaluate_prints_json_alone(small: Compose, capsys: pytest.CaptureFixtur
     result = json.loads(capsys.readouterr().out)
     assert result["split"] == "train"
     assert result["epoch"] == 1
-    assert set(result["metrics"]) == {"loss", "top1"}
+    assert set(result["metrics"]) == {"loss", "top1", "ece"}
 
 
 def test_find_images(tmp_path: Path) -> None:

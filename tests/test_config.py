@@ -339,7 +339,7 @@ def test_an_interruption_ends_with_130(
     [
         ("epoch=1", "did you mean 'epochs'?"),
         ("model=resnet43", "did you mean 'resnet34'?"),
-        ("--cfg job model=7", "expected one of bigdet, resnet34"),
+        ("--cfg job model=7", "expected one of bigdet, cspdarknet53"),
         ("-m compression.window=4,9", "compression.window=9"),
         ("-m 'epochs=[1'", "bracket"),
         ("--lr=3", "optimizer.lr=3"),

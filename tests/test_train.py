@@ -18,7 +18,7 @@ import research
 from research import build, checkpoint, evaluate, runs
 from research.errors import UserError
 from research.loop import State
-from tests.conftest import data_overrides, make_folders, picture, prepared, run
+from tests.conftest import TINY, data_overrides, make_folders, picture, prepared, run
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -73,6 +73,7 @@ def test_a_run_folder_has_all_that_is_promised(small: Compose) -> None:
 
 AVERAGED = (
     "model=resnet34",
+    "model.name=resnet10t",
     "compression=none",
     "optimizer=timm",
     "optimizer.name=lion",
@@ -84,10 +85,9 @@ AVERAGED = (
 )
 
 
-@pytest.mark.parametrize("extra", [("optimizer=adamw",), AVERAGED])
+@pytest.mark.parametrize("extra", [(*TINY, "optimizer=adamw"), AVERAGED])
 def test_resume_is_exact(small: Compose, monkeypatch: pytest.MonkeyPatch, extra: Any) -> None:
     settings = (*extra, "epochs=4", "optimizer.lr=0.001", "model.drop_rate=0.3")
-    settings += ("model.name=resnet18",)
     whole = run(small(*settings, "run_dir=whole"))
 
     # The second run is killed in its third epoch, after some of its batches were recorded.
