@@ -9,7 +9,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from research.config import EXECUTION_WHITELIST, check, command_line, register, resolved
+from research.config import (
+    EXECUTION_WHITELIST,
+    check,
+    command_line,
+    register,
+    resolved,
+    told_in_one_line,
+)
 
 register()
 
@@ -26,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
     config = resolved(cfg)
     name = config["name"] or choices["model"]
     folder, last = session.open_folder(config, name)
-    with runs.occupied(folder), logs.to_file(folder):
+    with runs.occupied(folder), logs.to_file(folder), told_in_one_line():
         return session.train(config, name, HydraConfig.get().overrides.task, folder, last).best
 
 

@@ -20,7 +20,7 @@ from research import weights
 from research.errors import UserError
 from research.files import write_atomic
 
-FORMAT = 1
+FORMAT = 2
 ABOUT = "backbone_lab"
 """Entry of a weights file's metadata that makes a checkpoint of it, as JSON."""
 

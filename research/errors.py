@@ -26,3 +26,8 @@ class DamagedImage(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def one_line(error: Exception) -> str:
+    """What a library's exception says, short and in one line; its name when it says nothing."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

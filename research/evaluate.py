@@ -26,14 +26,30 @@ RUN is a run folder or a checkpoint file.
   split=val          val, train (with validation crops) or test (needs dataset.test_dir)
   checkpoint=best    best or last, of a run folder
   device=auto        auto, cpu, cuda, cuda:N or mps
+  out=FOLDER         for pictures and tables; without it evaluate_SPLIT in the run folder
 Any setting of the run may follow, such as dataset.test_dir=FOLDER or dataset.batch_size=64.
 """
 
+OPTIONS = {"split": "val", "checkpoint": "best", "device": "auto", "out": ""}
+
 
 def evaluate(
-    run: Path, split: str, which: str, device: str, overrides: list[str]
+    run: Path,
+    split: str,
+    which: str,
+    device: str,
+    overrides: list[str],
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Metrics of one checkpoint on one split, as the run itself would log them.
+
+    Args:
+        run: run folder or checkpoint file.
+        split: ``train``, ``val`` or ``test``.
+        which: ``best`` or ``last``, of a run folder.
+        device: where, as in the run settings.
+        overrides: other settings of the run, ``key=value``.
+        out: folder for the task's pictures and tables; null: none.
 
     Returns:
         ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
@@ -42,6 +58,7 @@ def evaluate(
     from research import build, checkpoint, trained
     from research.loop import evaluate as judge
     from research.tracking.console import ConsoleTracker
+    from research.tracking.files import FileTracker
 
     saved = checkpoint.load(checkpoint.find(run, which))
     config = _with(saved["config"], [f"device={device}", *overrides])
@@ -56,6 +73,11 @@ def evaluate(
     loader = build.loader(config, data, split, loaded.device, train=False)
     judged = judge(loaded, loader, build.settings(config), ConsoleTracker(), split)
     epoch = saved["state"]["epoch"]
+    if out is not None and judged.first is not None:
+        files = FileTracker(out)
+        view = loaded.transform.view
+        files.pictures(epoch, loaded.task.pictures(judged.totals, *judged.first, view))
+        files.tables(epoch, loaded.task.tables(judged.totals))
     row = saved["state"]["history"][-1]
     logged = {name: row.get(f"{split}/{name}") for name in judged.metrics}
     return {
@@ -101,7 +123,7 @@ def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if len(paths) != 1:
         raise UserError("give one RUN folder or checkpoint first, then key=value settings")
-    chosen, rest = cli.options(settings, {"split": "val", "checkpoint": "best", "device": "auto"})
+    chosen, rest = cli.options(settings, OPTIONS)
     cli.choose("split", chosen["split"], ["val", "train", "test"])
     cli.choose("checkpoint", chosen["checkpoint"], ["best", "last"])
     # Imported late: a mistake is answered before torch is there.
@@ -109,8 +131,11 @@ def main(words: list[str]) -> None:
 
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)
-    result = evaluate(Path(paths[0]), chosen["split"], chosen["checkpoint"], chosen["device"], rest)
-    print(json.dumps(_defined(result), indent=1, allow_nan=False))
+    run, split = Path(paths[0]), chosen["split"]
+    home = run if run.is_dir() else run.parent
+    out = Path(chosen["out"]) if chosen["out"] else home / f"evaluate_{split}"
+    result = evaluate(run, split, chosen["checkpoint"], chosen["device"], rest, out)
+    print(json.dumps({**_defined(result), "files": str(out)}, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

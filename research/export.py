@@ -271,11 +271,10 @@ def _about(loaded: Trained, facts: Mapping[str, Any]) -> dict[str, Any]:
         "classes": loaded.classes,
         "image_size": build.input_size(loaded.config, facts),
     }
-    if "crop_pct" in loaded.config["dataset"]:
-        own = build.network_input(loaded.config).crop_pct
-        about["crop_pct"] = loaded.config["dataset"]["crop_pct"] or own
+    asked = loaded.config["dataset"].get("crop_pct", 1.0)
+    about["crop_pct"] = asked or build.network_input(loaded.config).crop_pct
     for name, value in loaded.transform.state_dict().items():
-        about[name] = value.squeeze().tolist()
+        about[name] = value[..., 0, 0].tolist()  # without the image's own axes
     stem = build.stem_spec(loaded.config["compression"])
     if stem is not None:
         about["range"] = stem.range_

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from research import build, checkpoint, pictures, runs
+from research.build import Config
 from research.checkpoint import Checkpoints
 from research.errors import UserError
 from research.files import write_text
@@ -41,7 +42,8 @@ def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None
         return found, checkpoint.find(found, "last")
     last = checkpoint.find(Path(asked), "last")
     folder = last.parent.parent
-    changed = runs.changed(config, folder)
+    # What it started from is long in its weights, and need not be said again.
+    changed = [key for key in runs.changed(config, folder) if key != "init_from"]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
@@ -68,7 +70,7 @@ def train(
     def preparing(what: str, done: int, total: int) -> None:
         console.progress(Progress(what, done, total, unit="files"))
 
-    experiment = build.experiment(config, preparing)
+    experiment = build.experiment(config if last is None else _going_on(config), preparing)
     parts, data = experiment.parts, experiment.data
     state, tracking = _restore(experiment, last)
     environment = runs.describe(folder, config, overrides)
@@ -125,6 +127,12 @@ def train(
     if floor is not None:
         log.info("  floor:    %s", floor)
     return state
+
+
+def _going_on(config: Config) -> Config:
+    """Without the files that a run started from: its own checkpoint says all that they did."""
+    pretrained = {"pretrained": None} if "pretrained" in config["model"] else {}
+    return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
 
 
 def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, dict[str, str]]:

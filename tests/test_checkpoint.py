@@ -268,9 +268,9 @@ def test_damaged_metadata_is_one_line(tmp_path: Path, about: str) -> None:
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
     save_file(
-        {"weight": torch.zeros(3)}, path, {checkpoint.ABOUT: '{"format": 2, "transform": {}}'}
+        {"weight": torch.zeros(3)}, path, {checkpoint.ABOUT: '{"format": 1, "transform": {}}'}
     )
-    with pytest.raises(UserError, match=r"a\.safetensors: not a checkpoint .*\(format 1\)"):
+    with pytest.raises(UserError, match=r"a\.safetensors: not a checkpoint .*\(format 2\)"):
         checkpoint.load(path)
 
 

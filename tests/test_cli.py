@@ -165,6 +165,9 @@ def test_evaluate_prints_json_alone(small: Compose, capsys: pytest.CaptureFixtur
     assert result["split"] == "train"
     assert result["epoch"] == 1
     assert set(result["metrics"]) == {"loss", "top1", "ece"}
+    written = Path(result["files"])
+    assert (written / "tables" / "per_class.csv").read_text().startswith("class,support,")
+    assert (written / "pictures" / "confusion_matrix.png").stat().st_size > 0
 
 
 def test_find_images(tmp_path: Path) -> None:

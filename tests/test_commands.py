@@ -279,3 +279,13 @@ def test_help_and_a_mistake(tmp_path: Path) -> None:
         told = "error: no key 'splt'; did you mean 'split'? see --help\n"
         assert outcome(mistaken) == (2, "", told)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_mistake_that_only_the_data_show_is_one_line(tmp_path: Path) -> None:
+    words = ("dataset=cifar10", "dataset.root=none", "dataset.download=false", "logging=csv")
+    with process(tmp_path, *TRAIN, "model=fastnet", *words) as started:
+        status, printed, errors = outcome(started)
+    assert (status, printed) == (2, "")
+    assert errors.startswith("error: dataset.root: no CIFAR-10 under none")
+    assert errors.count("\n") == 1

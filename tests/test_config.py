@@ -124,7 +124,42 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ["count_luma=0", "raise one"],
     ),
     ("dataset=imagefolder", "dataset=demo,imagefolder", ["dataset.train_dirs is required"]),
-    ("resume=auto init_from=.", "resume=null,auto init_from=.", ["give one of them"]),
+    ("resume=. init_from=.", "resume=null,. init_from=.", ["give one of them"]),
+    (
+        "model=densenet121 model.name=densenet169",
+        "model=densenet121 model.name=densenet121,densenet169",
+        ["choose model=densenet169"],
+    ),
+    (
+        "dataset=cifar10 dataset.classes=100",
+        "dataset=cifar10 dataset.classes=10,100",
+        ["choose dataset=cifar100", "dataset.num_classes"],
+    ),
+    (
+        "model=densenet121 compile=true model.memory_efficient=true",
+        "model=densenet121 compile=true model.memory_efficient=false,true",
+        ["compile=true with model.memory_efficient=true"],
+    ),
+    (
+        "model=tinydet dataset=cifar10",
+        "model=tinydet dataset=demo_runs,cifar10",
+        ["the data have classes", "wants boxes"],
+    ),
+    (
+        "model=resnet34 dataset=demo_runs",
+        "model=resnet34 dataset=demo,demo_runs",
+        ["the data have boxes", "wants classes"],
+    ),
+    (
+        "experiment=cifar10_densenet121 optimizer=adamw",
+        "experiment=cifar10_densenet121 optimizer=sgd,adamw",
+        ["experiment=cifar10_densenet121 sets optimizer.momentum", "another experiment"],
+    ),
+    (
+        "model=densenet121 'model.block_layers=[]'",
+        "model=densenet121 'model.block_layers=[],[2]'",
+        ["model.block_layers=[]"],
+    ),
     ("resume=runs/none", "resume=null,runs/none", ["resume=runs/none", "resume=auto"]),
     ("init_from=none.pt", "init_from=null,none.pt", ["init_from=none.pt", "no such file"]),
     ("model.pretrained=none.pt", "model.pretrained=null,none.pt", ["model.pretrained=none.pt"]),
@@ -230,7 +265,9 @@ def test_what_is_allowed_passes(line: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), ALL_OPTIONS)
 def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: str) -> None:
-    lines = [f"{group}={option}", *(["model=resnet34"] if option == "none" else [])]
+    lines = [f"{group}={option}"]
+    if option in ("none", "detection", "single_object"):
+        lines.append(f"model={'resnet34' if option == 'none' else 'bigdet'}")
     cfg, choices = _with_what_is_required(lines)
     config = resolved(cfg)
     assert choices[group] == option

@@ -209,6 +209,16 @@ def test_init_from_takes_weights_alone(small: Compose) -> None:
         build.experiment(small(f"init_from={folder}", "compression.window=2"))
 
 
+def test_a_run_begun_from_weights_goes_on_without_them(small: Compose) -> None:
+    first = run(small(*TINY))
+    begun = run(small(*TINY, f"init_from={first}"))
+    (first / "checkpoints" / "best.pt").unlink()
+    resumed = run(small(*TINY, f"init_from={first}", "epochs=2", "resume=auto"))
+    assert resumed == begun
+    assert run(small(*TINY, "epochs=3", f"resume={begun}")) == begun
+    assert len(rows(begun / "epoch_metrics.csv")) == 3
+
+
 def damage_folder(folder: Path) -> None:
     """Six files that cannot be read as they are, each wrong in its own way."""
     whole = (folder / "000.jpg").read_bytes()

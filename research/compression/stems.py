@@ -70,6 +70,23 @@ class StemSpec:
         return JoinedStem(luma, chroma, channels, stride=8 if self.variant == "block_stem" else 16)
 
 
+class Stemmed(nn.Module):
+    """A backbone behind a stem of ours: ``Blocks`` in, logits [B, num_classes] out.
+
+    Args:
+        stem: gives what ``backbone`` takes.
+        backbone: the whole network, or the network without its own stem.
+    """
+
+    def __init__(self, stem: nn.Module, backbone: nn.Module) -> None:
+        super().__init__()
+        self.stem = stem
+        self.backbone = backbone
+
+    def forward(self, blocks: Blocks) -> Tensor:
+        return self.backbone(self.stem(blocks))
+
+
 class Reconstruction(nn.Module):
     """Rebuild the RGB image, refine it, normalise it; the backbone's own stem follows.
 

@@ -1,7 +1,12 @@
 """The configuration: typed schema, checks, and messages of one line. Imports no torch."""
 
 from research.config.checks import check
-from research.config.command import check_jobs, command_line, compose_config
+from research.config.command import (
+    check_jobs,
+    command_line,
+    compose_config,
+    told_in_one_line,
+)
 from research.config.compose import resolved
 from research.config.messages import explain
 from research.config.schema import EXECUTION_WHITELIST, RunSettings, register
@@ -16,4 +21,5 @@ __all__ = [
     "explain",
     "register",
     "resolved",
+    "told_in_one_line",
 ]

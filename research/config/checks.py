@@ -128,6 +128,7 @@ def _faults(
 ) -> Iterator[str]:
     """Combinations of allowed values that cannot be trained, one line each."""
     compressed = settings["compression"]["variant"] != "none"
+    yield from _option_faults(settings, choices)
     takes_coefficients = "coefficients" in settings["model"]
     if settings["model"].get("name", "") is None:
         yield (
@@ -150,10 +151,39 @@ def _faults(
     if settings["ema_warmup"] and settings["ema"] is None:
         yield "ema_warmup=true without ema: add a decay, such as ema=0.9998"
     pretrained = settings["model"].get("pretrained")
-    if pretrained not in (None, "timm", "torchvision") and not Path(pretrained).is_file():
+    local = pretrained not in (None, "timm", "torchvision")
+    if local and settings["resume"] is None and not Path(pretrained).is_file():
         yield (
             f"model.pretrained={pretrained}: no such file; give a weights file, timm, "
             "torchvision or null"
+        )
+
+
+def _option_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+    """Keys that say which option this is, and options that do not go together."""
+    model, dataset, task = settings["model"], settings["dataset"], settings["task"]
+    name, option = model.get("name"), choices.get("model")
+    if "block_layers" in model and option in options("model") and name != option:
+        yield f"model.name={name} with model={option}: choose model={name} for another DenseNet"
+    published = {"cifar10": 10, "cifar100": 100}.get(str(choices.get("dataset")))
+    if published is not None and dataset["classes"] != published:
+        yield (
+            f"dataset.classes={dataset['classes']} with dataset={choices['dataset']}: choose "
+            f"dataset=cifar{dataset['classes']}; dataset.num_classes checks a number"
+        )
+    if settings["compile"] and model.get("memory_efficient"):
+        yield (
+            "compile=true with model.memory_efficient=true: a compiled network decides itself what "
+            "it computes again; leave one of them out"
+        )
+    stored = str(dataset["_target_"]).startswith("research.data.warehouse.")
+    detects = str(task["_target_"]).startswith("research.tasks.detection.")
+    holds_boxes = stored and settings["compression"]["variant"] == "none"
+    if detects != holds_boxes and None not in (option, choices.get("dataset")):
+        has, wants = ("boxes", "classes") if holds_boxes else ("classes", "boxes")
+        yield (
+            f"model={option} with dataset={choices['dataset']}: the data have {has}, "
+            f"task={choices.get('task')} wants {wants}; choose another dataset or another model"
         )
 
 
@@ -276,12 +306,12 @@ def _bitstream_faults(settings: Settings, choices: Mapping[str, str | None]) -> 
 
 def _start_faults(settings: Settings) -> Iterator[str]:
     resume, init_from = settings["resume"], settings["init_from"]
-    if resume is not None and init_from is not None:
+    if resume not in (None, "auto") and init_from is not None:
         yield (
             f"resume={resume} with init_from={init_from}: resume goes on with a run, init_from "
             "starts a new one; give one of them"
         )
     if resume not in (None, "auto") and not Path(resume).is_dir():
         yield f"resume={resume}: no such run folder; use resume=auto or a folder under runs/"
-    if init_from is not None and not Path(init_from).exists():
+    if resume is None and init_from is not None and not Path(init_from).exists():
         yield f"init_from={init_from}: no such file or folder; give a run folder or a weights file"

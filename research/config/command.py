@@ -11,15 +11,17 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -59,17 +61,30 @@ def command_line(main: Callable[[], object]) -> None:
             main()
     except KeyboardInterrupt:
         _leave("interrupted", 130)
-    except InstantiationException as error:
-        if not _is_mistake(error):
-            raise
-        _leave(f"error: {explain(error, overrides)}", 2)
     except (UserError, HydraException, YAMLError) as error:
+        if isinstance(error, InstantiationException) and not _is_mistake(error):
+            raise
         _leave(f"error: {explain(error, overrides)}", 2)
     finally:
         if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Ends the process at a user's mistake, before Hydra adds a line of its own to it.
+
+    Not under -m, where the other jobs go on.
+    """
+    try:
+        yield
+    except (UserError, InstantiationException) as error:
+        mistake = isinstance(error, UserError) or _is_mistake(error)
+        if not mistake or HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        _leave(f"error: {explain(error, HydraConfig.get().overrides.task)}", 2)
 
 
 def compose_config(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:

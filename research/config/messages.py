@@ -71,6 +71,12 @@ def no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]
     keys = _keys(known)
     if rest and group in GROUPS and option is not None:
         holders = [other for other in options(group) if rest in _keys_in_file(group, other)]
+        experiment = choices.get("experiment")
+        if holders and experiment is not None and key in _keys_in_file("experiment", experiment):
+            return (
+                f"experiment={experiment} sets {key}, which {group}={option} does not have: choose "
+                f"{group}={'|'.join(holders)} or another experiment, or write one of your own"
+            )
         if holders:
             return f"{key}: {group}={option} has no such key; choose {group}={'|'.join(holders)}"
         own = [name for name in keys if name.startswith(f"{group}.")]

@@ -75,13 +75,16 @@ def one_of(*choices: str) -> Rule:
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
 
 
-def list_of(rule: Rule, length: int | None = None, *, increasing: bool = False) -> Rule:
-    """A list whose every entry follows ``rule``, perhaps strictly increasing."""
+def list_of(
+    rule: Rule, length: int | None = None, *, least: int = 0, increasing: bool = False
+) -> Rule:
+    """A list of at least ``least`` entries that follow ``rule``, perhaps strictly increasing."""
 
     def holds(value: Any) -> bool:
         return (
             isinstance(value, list)
             and length in (None, len(value))
+            and len(value) >= least
             and all(rule.holds(entry) for entry in value)
             and (not increasing or all(a < b for a, b in itertools.pairwise(value)))
         )
@@ -225,13 +228,16 @@ GROUP_RULES: dict[str, Rule] = {
     "model.image_size": NOTHING,
     "model.pretrained": PATH,
     "model.name": TEXT,
-    "model.block_layers": list_of(COUNT),
+    "model.block_layers": list_of(COUNT, least=1),
     "model.growth_rate": COUNT,
     "model.initial_features": COUNT,
     "model.stem": one_of("auto", "cifar", "imagenet"),
     "model.dropout": SHARE,
     "model.kwargs": or_null(MAPPING),
     "model.width": whole(2),
+    "model.widths": list_of(COUNT, least=1),
+    "model.bias_scale": number(above=0),
+    "model.logit_scale": number(above=0),
     "model.max_boxes": COUNT,
     "model.matching": one_of("greedy", "hungarian"),
     "model.lambda_box": number(at_least=0),

@@ -178,7 +178,9 @@ class Cifar:
             return PixelTransform(self.mean, self.std, self.random_flip, self.augment)
         numbers = None
         if measured:
-            plain = self.samples("train", seed=0, train=False, device=torch.device("cpu"))
+            part, places = self.splits["train"]
+            images, labels = self.parts[part].on(torch.device("cpu"))
+            plain = ResidentSamples(images, labels, places, None, self.image_size, seed=0)
             key = {"data": self.digest, "image_size": self.image_size, "resize": f"from {SIDE}"}
             numbers = kept.statistics(plain, EVERY, key, self.cache / "statistics", progress)
         return CoefficientTransform(

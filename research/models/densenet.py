@@ -9,11 +9,10 @@ from typing import Final
 from torch import nn
 from torchvision.models import DenseNet
 
-from research.compression.stems import StemSpec
+from research.compression.stems import Stemmed, StemSpec
+from research.errors import UserError
 from research.models.pretrained import load
-from research.models.resnet import Stemmed
 
-STEMS: Final = ("auto", "cifar", "imagenet")
 CIFAR_LIMIT: Final = 64
 """Up to this side of the input in px, ``auto`` takes the CIFAR stem."""
 
@@ -58,8 +57,17 @@ def densenet(
         coefficients: how coefficients come in; null for pixels.
 
     Raises:
-        UserError: when the weights do not fit.
+        UserError: when the weights do not fit, or nothing of the image is left for the last block.
     """
+    halvings = len(block_layers) - 1
+    own_stem = coefficients is None or coefficients.takes_image
+    small = own_stem and (stem == "cifar" or (stem == "auto" and image_size <= CIFAR_LIMIT))
+    side = image_size if small else math.ceil(image_size / 4)
+    if side < 2**halvings:
+        raise UserError(
+            f"model.block_layers: {len(block_layers)} blocks halve {side} px {halvings} times; "
+            "give fewer blocks or a larger dataset.image_size"
+        )
     scale = 1.0 if coefficients is None else coefficients.trunk_scale
     if scale < 1:
         block_layers = [math.ceil(layers * scale) for layers in block_layers]
@@ -76,7 +84,7 @@ def densenet(
     features = network.features
     if coefficients is not None and not coefficients.takes_image:
         _drop(features, "conv0", "norm0", "relu0", "pool0")
-    elif stem == "cifar" or (stem == "auto" and image_size <= CIFAR_LIMIT):
+    elif small:
         features.conv0 = nn.Conv2d(3, initial_features, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(features.conv0.weight)
         _drop(features, "norm0", "relu0", "pool0")

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from research.errors import UserError
-
-SMALLEST: Final = 32
 DEVIATIONS: Final = (
     (3.1831, 0.5751, 0.6292, 0.2354),
     (0.9098, 0.1198, 0.1292, 0.0401),
@@ -35,9 +32,6 @@ class FastNet(nn.Module):
             first no narrower than the 24 of the whitening.
         bias_scale: the norms' shifts learn this much faster, squared.
         logit_scale: by which the classifier's output is multiplied.
-
-    Raises:
-        UserError: for smaller images.
     """
 
     def __init__(
@@ -57,10 +51,6 @@ class FastNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if min(images.shape[-2:]) < SMALLEST:
-            raise UserError(
-                f"fastnet takes images of at least {SMALLEST} px; set dataset.image_size to that"
-            )
         features = self.features(images).amax((2, 3))
         return self.classifier(features) * self.logit_scale
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from research import weights
-from research.errors import UserError
+from research.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,15 @@ TIMM: Final = "timm"
 TORCHVISION: Final = "torchvision"
 SHOWN: Final = 3
 """How many tensors a line names before it counts the rest."""
-WRAPPERS: Final = ("state_dict", "model", "model_state", "model_state_dict")
-"""Keys under which training scripts keep the weights in their checkpoints."""
+WRAPPERS: Final = (
+    "ema",
+    "state_dict_ema",
+    "state_dict",
+    "model",
+    "model_state",
+    "model_state_dict",
+)
+"""Keys under which training scripts keep the weights in their checkpoints; averages come first."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ def _fetched(library: str, name: str, make: Callable[[], nn.Module]) -> dict[str
             # Downloads fail in many ways; each library has exceptions of its own for them.
             raise UserError(
                 f"model.pretrained={library}: cannot get the weights of {name} "
-                f"({_line(error)}); give a local file"
+                f"({one_line(error)}); give a local file"
             ) from None
 
 
@@ -198,7 +205,3 @@ def _some(entries: list[str]) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return " × ".join(str(side) for side in tensor.shape) or "a number"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

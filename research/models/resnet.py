@@ -7,29 +7,11 @@ import math
 import timm
 import torch
 from timm.models.resnet import ResNet
-from torch import Tensor, nn
+from torch import nn
 
-from research.compression.blocks import Blocks
-from research.compression.stems import StemSpec
+from research.compression.stems import Stemmed, StemSpec
 from research.errors import UserError
 from research.models.pretrained import load
-
-
-class Stemmed(nn.Module):
-    """A backbone behind a stem of ours: ``Blocks`` in, logits [B, num_classes] out.
-
-    Args:
-        stem: gives what ``backbone`` takes.
-        backbone: the whole network, or the network without its own stem.
-    """
-
-    def __init__(self, stem: nn.Module, backbone: nn.Module) -> None:
-        super().__init__()
-        self.stem = stem
-        self.backbone = backbone
-
-    def forward(self, blocks: Blocks) -> Tensor:
-        return self.backbone(self.stem(blocks))
 
 
 def resnet(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
-from research.errors import UserError
+from research.errors import UserError, one_line
 from research.models.pretrained import load
 
 WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -103,7 +103,7 @@ def backbone(
         except TypeError as error:
             unknown = set(_unexpected(error)) & set(given)
             if not unknown:
-                raise UserError(f"model.name={name}: {_line(error)}; see model.kwargs") from None
+                raise UserError(f"model.name={name}: {one_line(error)}; see model.kwargs") from None
             wanted = sorted(unknown - (idle - set(kwargs or {})))
             if wanted:
                 raise UserError(_not_taken(name, wanted[0], kwargs or {})) from None
@@ -111,7 +111,7 @@ def backbone(
         except (AssertionError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"model.name={name}: timm cannot build it for dataset.image_size={image_size} "
-                f"({_line(error)}); its own size is {own_input(name).size}"
+                f"({one_line(error)}); its own size is {own_input(name).size}"
             ) from None
     _try(network, name, num_classes, image_size)
     # timm fits position embeddings to the size while it loads.
@@ -159,7 +159,7 @@ def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> No
             logits = network.eval()(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"model.name={name} cannot take dataset.image_size={image_size} ({_line(error)}); "
+            f"model.name={name} cannot take dataset.image_size={image_size} ({one_line(error)}); "
             f"its own size is {own_input(name).size}"
         ) from None
     finally:
@@ -169,7 +169,3 @@ def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> No
             f"model.name={name} does not give {num_classes} logits an image; "
             "choose a classification network"
         )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -205,7 +205,7 @@ class ClassificationMetrics:
         self.hits += torch.stack([order[:, :k].sum() for k in self.ranks])
         chance, guess = logits.softmax(1).max(1)
         right = guess == labels
-        # A network that has diverged says nan, which is in no bin.
+        # What a diverged network says is counted in the lowest bin; its sums are then nan.
         place = (chance.nan_to_num(0.0) * BINS).long().clamp(max=BINS - 1)
         within = (place == torch.arange(BINS, device=place.device)[:, None]).double()
         self.counts += within.sum(1)

@@ -14,10 +14,14 @@ from research.tracking.tracker import Row, Rows, Run, Table, Tracker
 
 
 class FileTracker(Tracker):
-    """``epoch_metrics.csv``, ``batch_metrics.csv`` (rows flushed), ``pictures/``, ``tables/``."""
+    """``epoch_metrics.csv``, ``batch_metrics.csv`` (rows flushed), ``pictures/``, ``tables/``.
 
-    def __init__(self) -> None:
-        self.folder = Path()
+    Args:
+        folder: where to, until ``start`` names the run's.
+    """
+
+    def __init__(self, folder: Path = Path()) -> None:
+        self.folder = folder
         self.columns: dict[Table, list[str]] = {}
 
     def start(self, run: Run) -> None:

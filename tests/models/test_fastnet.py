@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from research.errors import UserError
 from research.models.fastnet import DEVIATIONS, FastNet, Shift, Whitening
 
 
@@ -25,11 +24,6 @@ def test_it_is_as_large_and_as_dear_as_it_says() -> None:
 @pytest.mark.parametrize("size", [32, 64, 40])
 def test_images_of_any_larger_size_become_logits(size: int) -> None:
     assert network(7)(torch.randn(3, 3, size, size)).shape == (3, 7)
-
-
-def test_images_without_room_for_three_halvings_are_refused() -> None:
-    with pytest.raises(UserError, match="at least 32"):
-        network()(torch.zeros(1, 3, 8, 8))
 
 
 def test_whitening_is_a_rotation_scaled_by_the_deviations() -> None:
