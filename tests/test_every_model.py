@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,24 +19,32 @@ from tests.conftest import run
 from tests.data.test_cifar import TEST, TRAIN, write_binary
 
 DATA = {
-    "demo": ["dataset.demo.train_images=24", "dataset.demo.val_images=12", "dataset.batch_size=12"],
-    "cifar10": ["dataset.root=cifar", "dataset.val_images=20", "dataset.batch_size=20"],
-    "demo_runs": ["dataset.demo.runs=8", "dataset.demo.frames=5", "dataset.image_size=64",
-                  "dataset.batch_size=4"],
-}  # fmt: skip
+    "demo": ["dataset.demo.train_images=24", "dataset.demo.val_images=12"],
+    "cifar10": ["dataset.root=cifar", "dataset.val_images=20"],
+    "demo_runs": ["dataset.demo.runs=8", "dataset.demo.frames=5", "dataset.image_size=64"],
+}
 CLASSIFIERS = (
     "cspdarknet53", "densenet121", "densenet169", "densenet201", "densenet264",
     "densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24", "densenet_bc_40_12",
     "efficientvit_m4", "fastnet", "resnet34", "resnet34_compressed", "timm",
 )  # fmt: skip
 DETECTORS = ("bigdet", "tinydet")
+OFTEN = (
+    ("fastnet", "cifar10"),
+    ("densenet_bc_40_12", "cifar10"),
+    ("resnet34_compressed", "demo"),
+    ("timm", "demo"),
+    ("bigdet", "demo_runs"),
+    ("tinydet", "demo_runs"),
+)
+"""The rows that every merge goes through: one of each family; the whole table takes minutes."""
 TABLE = [
     *((model, dataset) for model in CLASSIFIERS for dataset in ("demo", "cifar10")),
     *((model, "demo_runs") for model in DETECTORS),
 ]
 NAMES = {"timm": "mobilenetv3_small_050"}
-HEAVY = ("densenet169", "densenet201", "densenet264", "densenet_bc_190_40", "densenet_bc_250_24")
-"""Exported with fewer layers: for hundreds of one kind the exporter takes a minute."""
+LAYERED = tuple(name for name in CLASSIFIERS if name.startswith("densenet"))
+"""Exported with few layers: for hundreds of one kind the exporter takes a minute."""
 
 
 def test_the_table_has_every_model_and_every_demo_data_set() -> None:
@@ -43,8 +52,11 @@ def test_the_table_has_every_model_and_every_demo_data_set() -> None:
     assert {name for name in options("dataset") if name.startswith("demo")} <= set(DATA)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("model", "dataset"), TABLE)
+def _marked(row: tuple[str, str]) -> Any:
+    return pytest.param(*row, marks=pytest.mark.long if row in OFTEN else pytest.mark.whole)
+
+
+@pytest.mark.parametrize(("model", "dataset"), [_marked(row) for row in TABLE])
 def test_it_trains_is_judged_kept_loaded_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, dataset: str
 ) -> None:
@@ -53,8 +65,10 @@ def test_it_trains_is_judged_kept_loaded_and_exported(
         few = replace(FAMILIES[10], images={"train": TRAIN, "test": TEST})
         monkeypatch.setitem(FAMILIES, 10, few)
         write_binary(tmp_path / "cifar", 10)
-    lines = [f"model={model}", f"dataset={dataset}", *DATA[dataset], "epochs=1", "device=cpu",
-             "logging=csv", "max_train_batches=1"]  # fmt: skip
+    lines = [
+        *(f"model={model}", f"dataset={dataset}", *DATA[dataset], "dataset.batch_size=4"),
+        *("epochs=1", "max_train_batches=1", "max_val_batches=1", "device=cpu", "logging=csv"),
+    ]
     if model in NAMES:
         lines.append(f"model.name={NAMES[model]}")
     config = resolved(compose_config(lines)[0])
@@ -68,8 +82,8 @@ def test_it_trains_is_judged_kept_loaded_and_exported(
     one, two = (research.load(path, device="cpu").model.state_dict() for path in kept)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    if model in HEAVY:
-        layers = ",".join(str(min(8, count)) for count in config["model"]["block_layers"])
+    if model in LAYERED:
+        layers = ",".join("2" for _ in config["model"]["block_layers"])
         short = resolved(compose_config([*lines, f"model.block_layers=[{layers}]"])[0])
         folder = run(short, f"{model}_short")
     written = export.export(folder, None, "last", None)
