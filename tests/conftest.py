@@ -9,14 +9,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 from research.config import compose_config, resolved
 
@@ -135,6 +139,43 @@ TINY = (
     "compression.window=1",
 )
 """A network of 0.15 M parameters, for tests of everything but the network."""
+
+
+def as_if_trained(model: nn.Module) -> None:
+    """Give every norm weights and running statistics with which it does something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+
+
+def save_state(content: dict[str, Any], path: Path) -> Path:
+    """A state dict in a file of the format that its suffix names."""
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@contextmanager
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run inside is stopped, as by Ctrl-C, before the batch ``step`` is recorded."""
+    from research.journal import BatchJournal
+
+    original = BatchJournal.add
+
+    def stop(self: BatchJournal, at: int, *rest: Any) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        original(self, at, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchJournal, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -260,7 +261,14 @@ def test_the_sweepers_own_parameters_are_checked(answer: Any) -> None:
     ],
 )
 def test_what_is_allowed_passes(line: str) -> None:
-    compose_config(shlex.split(line))
+    words = shlex.split(line)
+    cfg, choices = compose_config(words)
+    for key, _, text in (word.partition("=") for word in words):
+        if key in choices:
+            assert choices[key] == text
+        elif key not in ALL_GROUPS:
+            value = yaml.safe_load(text)
+            assert OmegaConf.select(cfg, key) in (value, str(value))
 
 
 @pytest.mark.parametrize(("group", "option"), ALL_OPTIONS)

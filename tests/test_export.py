@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torchvision.ops import box_iou, nms
 
 import research
@@ -19,6 +18,7 @@ from research import build, checkpoint, export
 from research.config import compose_config, resolved
 from research.errors import UserError
 from research.trained import Trained
+from tests.conftest import as_if_trained
 
 CLASSES = ["bars", "field", "spots"]
 SMALL = ("dataset=imagefolder", "dataset.train_dirs=[none]", "dataset.image_size=32", "device=cpu")
@@ -31,12 +31,7 @@ def saved(folder: Path, *overrides: str, facts: dict[str, Any] | None = None) ->
     config = resolved(compose_config(list(overrides))[0])
     facts = {"name": "test", "classes": CLASSES, **(facts or {})}
     network = build.model(config, facts)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    as_if_trained(network)
     data = build.source(config)
     data.recall(facts)
     header = {

@@ -18,7 +18,15 @@ import research
 from research import build, checkpoint, evaluate, runs
 from research.errors import UserError
 from research.loop import State
-from tests.conftest import TINY, data_overrides, make_folders, picture, prepared, run
+from tests.conftest import (
+    TINY,
+    data_overrides,
+    interrupted_at,
+    make_folders,
+    picture,
+    prepared,
+    run,
+)
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -91,18 +99,8 @@ def test_resume_is_exact(small: Compose, monkeypatch: pytest.MonkeyPatch, extra:
     whole = run(small(*settings, "run_dir=whole"))
 
     # The second run is killed in its third epoch, after some of its batches were recorded.
-    def stop(self: Any, step: int, *rest: Any) -> None:
-        if step == 8:
-            raise KeyboardInterrupt
-        original(self, step, *rest)
-
-    from research.journal import BatchJournal
-
-    original = BatchJournal.add
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchJournal, "add", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(small(*settings, "run_dir=parts", "log_every=1"))
+    with interrupted_at(8, monkeypatch):
+        run(small(*settings, "run_dir=parts", "log_every=1"))
     assert json.loads(Path("parts/summary.json").read_text())["status"] == "KILLED"
     assert len(rows(Path("parts/batch_metrics.csv"))) == 7
     resumed = run(small(*settings, "run_dir=parts", "log_every=1", "resume=auto"))

@@ -16,6 +16,7 @@ from research.compression.selection import Selection, kept_indices
 from research.compression.stems import StemSpec
 from research.config.compose import CONF
 from research.models.densenet import densenet
+from tests.conftest import as_if_trained
 
 # Of shared knowledge on the architecture, counted once with torchvision's class.
 PUBLISHED = {
@@ -136,7 +137,7 @@ def macs(model: nn.Module, size: int) -> int:
 def test_torchvisions_weights_load_strictly_and_give_its_logits(name: str) -> None:
     torch.manual_seed(0)
     theirs = models.get_model(name, weights=None, num_classes=10)
-    spread_statistics(theirs)
+    as_if_trained(theirs)
     with torch.device("meta"):
         ours = configured(name, 10, 224)
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict(), strict=True)
@@ -144,16 +145,6 @@ def test_torchvisions_weights_load_strictly_and_give_its_logits(name: str) -> No
     expected = theirs.eval()(images)
     assert expected.std() > 0.01
     torch.testing.assert_close(ours.eval()(images), expected, atol=1e-5, rtol=0)
-
-
-def spread_statistics(model: nn.Module) -> None:
-    """Norms as if trained: none does nothing."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
@@ -20,6 +19,7 @@ from research.models.densenet import densenet
 from research.models.pretrained import fill, load, of_file
 from research.models.resnet import resnet
 from research.models.zoo import backbone
+from tests.conftest import save_state
 
 ALL = kept_indices(4, "corner")
 
@@ -37,14 +37,6 @@ def small(classes: int = 3, width: int = 4) -> nn.Module:
 
 def state(classes: int = 3, width: int = 4) -> dict[str, Tensor]:
     return {key: torch.full_like(t, 7) for key, t in small(classes, width).state_dict().items()}
-
-
-def save(content: dict[str, Any], path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        save_file(content, path)
-    else:
-        torch.save(content, path)
-    return path
 
 
 def one_line(caplog: pytest.LogCaptureFixture) -> str:
@@ -66,7 +58,7 @@ def test_a_whole_file_is_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    file = save(state(), tmp_path / f"w{suffix}")
+    file = save_state(state(), tmp_path / f"w{suffix}")
     network = small()
     load(network, "any", str(file))
     assert all((tensor == 7).all() for tensor in network.state_dict().values())
@@ -80,7 +72,7 @@ def test_a_head_of_another_size_is_named_with_both_sizes(
 ) -> None:
     caplog.set_level(logging.INFO)
     network = small(classes=2)
-    load(network, "any", str(save(state(classes=1000), tmp_path / "w.pt")))
+    load(network, "any", str(save_state(state(classes=1000), tmp_path / "w.pt")))
     text = one_line(caplog)
     assert "loaded 6 of 8 tensors, 20 of 30 parameters; left at their start: " in text
     assert "classifier.weight: 1000 × 4 in the source, 2 × 4 here" in text
@@ -96,14 +88,14 @@ def test_what_is_missing_or_unused_is_named(
     given = state()
     del given["classifier.bias"]
     given |= {f"aux.{number}": torch.zeros(1) for number in range(5)}
-    load(small(), "any", str(save(given, tmp_path / "w.pt")))
+    load(small(), "any", str(save_state(given, tmp_path / "w.pt")))
     text = one_line(caplog)
     assert "left at their start: classifier.bias: not in the source; " in text
     assert text.endswith("unused: aux.0, aux.1, aux.2 and 2 more")
 
 
 def test_less_than_half_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load(small(), "any", str(save({"norm.bias": torch.zeros(4)}, tmp_path / "w.pt")))
+    load(small(), "any", str(save_state({"norm.bias": torch.zeros(4)}, tmp_path / "w.pt")))
     assert caplog.records[0].levelno == logging.WARNING
     assert "1 of 8 tensors, 4 of 35 parameters" in one_line(caplog)
 
@@ -120,7 +112,7 @@ def test_less_than_half_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_nothing_that_fits_is_a_mistake(tmp_path: Path, content: dict[str, Tensor]) -> None:
     network = small()
     with pytest.raises(UserError, match="none of the 1 tensors there fits") as caught:
-        load(network, "any", str(save(content, tmp_path / "w.pt")))
+        load(network, "any", str(save_state(content, tmp_path / "w.pt")))
     assert "\n" not in str(caught.value)
     assert all((tensor == 1).all() for tensor in network.state_dict().values())
 
@@ -140,18 +132,18 @@ def test_nothing_that_fits_is_a_mistake(tmp_path: Path, content: dict[str, Tenso
 def test_checkpoints_of_other_scripts_are_unwrapped(
     tmp_path: Path, wrap: Callable[[dict[str, Tensor]], dict[str, Any]]
 ) -> None:
-    found = of_file(save(wrap(state()), tmp_path / "w.pt"))
+    found = of_file(save_state(wrap(state()), tmp_path / "w.pt"))
     assert found.keys() == state().keys()
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}])
 def test_a_file_without_tensors_is_a_mistake(tmp_path: Path, content: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="no tensors"):
-        of_file(save(content, tmp_path / "w.pt"))
+        of_file(save_state(content, tmp_path / "w.pt"))
 
 
 def test_half_precision_is_widened(tmp_path: Path) -> None:
-    file = save({key: t.half() for key, t in state().items()}, tmp_path / "w.safetensors")
+    file = save_state({key: t.half() for key, t in state().items()}, tmp_path / "w.safetensors")
     network = small()
     load(network, "any", str(file))
     assert network.conv.weight.dtype == torch.float32
@@ -171,7 +163,7 @@ def test_the_names_of_torchvisions_first_files_are_known(tmp_path: Path) -> None
         for key, value in network.state_dict().items()
     }  # fmt: skip
     assert old.keys() != network.state_dict().keys()
-    again = tiny_densenet(str(save(old, tmp_path / "old.pth")))
+    again = tiny_densenet(str(save_state(old, tmp_path / "old.pth")))
     for key, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[key], value + 1)
 
@@ -182,7 +174,7 @@ def test_a_densenet_behind_a_stem_takes_the_plain_ones_weights(
 ) -> None:
     caplog.set_level(logging.INFO)
     plain = tiny_densenet(None).state_dict()
-    file = str(save(plain, tmp_path / "w.pt"))
+    file = str(save_state(plain, tmp_path / "w.pt"))
     model = tiny_densenet(file, StemSpec(variant, Selection(ALL, ALL), "full"))
     own = model.backbone.state_dict()
     gone = {key for key in plain if key.startswith(("features.conv0", "features.norm0"))}

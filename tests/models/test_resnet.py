@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from research.compression.blocks import Blocks
 from research.compression.dct import rgb_to_ycbcr, ycbcr_to_rgb
@@ -16,6 +15,7 @@ from research.data.batch import ClassificationBatch
 from research.data.transforms import CoefficientTransform
 from research.errors import UserError
 from research.models.resnet import resnet
+from tests.conftest import as_if_trained, save_state
 
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
 ALL = tuple(range(64))
@@ -135,21 +135,8 @@ def rgb_network(classes: int = 5, seed: int = 0) -> nn.Module:
     """ResNet-18 on RGB with weights and running statistics as if trained."""
     torch.manual_seed(seed)
     model: nn.Module = timm.create_model("resnet18", num_classes=classes)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    as_if_trained(model)
     return model.eval()
-
-
-def save(state: dict[str, Tensor], path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
-    return path
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -157,7 +144,7 @@ def save(state: dict[str, Tensor], path: Path) -> Path:
 @torch.no_grad()
 def test_reconstruction_starts_as_the_rgb_network(tmp_path: Path, suffix: str, range_: str) -> None:
     rgb = rgb_network()
-    file = save(rgb.state_dict(), tmp_path / f"rgb{suffix}")
+    file = save_state(rgb.state_dict(), tmp_path / f"rgb{suffix}")
     stem = spec("reconstruction", 8, range_)
     model = network(stem=stem, pretrained=file).eval()
     generator = torch.Generator().manual_seed(1)
@@ -176,7 +163,7 @@ def test_reconstruction_starts_as_the_rgb_network(tmp_path: Path, suffix: str, r
 @pytest.mark.parametrize("variant", ["block_stem", "luma_fusion"])
 def test_pretrained_stages_carry_over_to_the_other_stems(tmp_path: Path, variant: str) -> None:
     state = rgb_network().state_dict()
-    model = network(stem=spec(variant), pretrained=save(state, tmp_path / "a.pt"))
+    model = network(stem=spec(variant), pretrained=save_state(state, tmp_path / "a.pt"))
     own = model.backbone.state_dict()
     assert set(state) - set(own) == {k for k in state if k.startswith(("conv1.", "bn1."))}
     assert all(torch.equal(own[key], state[key]) for key in own)
@@ -184,7 +171,7 @@ def test_pretrained_stages_carry_over_to_the_other_stems(tmp_path: Path, variant
 
 def test_a_classifier_of_another_width_is_left_out(tmp_path: Path) -> None:
     state = rgb_network(classes=1000).state_dict()
-    model = network(pretrained=save(state, tmp_path / "a.safetensors"), classes=7)
+    model = network(pretrained=save_state(state, tmp_path / "a.safetensors"), classes=7)
     own = model.state_dict()
     assert own["fc.weight"].shape == (7, 512)
     same = [key for key in own if not key.startswith("fc.")]
@@ -192,7 +179,7 @@ def test_a_classifier_of_another_width_is_left_out(tmp_path: Path) -> None:
 
 
 def test_weights_of_which_nothing_fits_are_refused(tmp_path: Path) -> None:
-    file = save({"trunk.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    file = save_state({"trunk.weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="none of the 1 tensors"):
         network(stem=spec("reconstruction"), pretrained=file)
     with pytest.raises(UserError, match="no file"):

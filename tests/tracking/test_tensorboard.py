@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from research.journal import BatchJournal
 from research.tracking.tensorboard import TensorBoardTracker
 from research.tracking.tracker import Run
-from tests.conftest import TINY, run
+from tests.conftest import TINY, interrupted_at, run
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -45,16 +44,8 @@ def test_event_files_of_a_resumed_run_say_what_the_tables_say(
 ) -> None:
     settings = (*TINY, "logging=tensorboard", "epochs=2", "run_dir=one", "log_every=1")
 
-    def stop(self: BatchJournal, step: int, *rest: Any) -> None:
-        if step == 6:
-            raise KeyboardInterrupt
-        original(self, step, *rest)
-
-    original = BatchJournal.add
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchJournal, "add", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(small(*settings))
+    with interrupted_at(6, monkeypatch):
+        run(small(*settings))
     assert [step for step, _ in scalars(Path("one"), "batch", "batch/loss")] == [1, 2, 3, 4, 5]
     folder = run(small(*settings, "resume=auto"))
 
