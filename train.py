@@ -28,12 +28,18 @@ def main(cfg: DictConfig) -> float | None:
     check(cfg, choices)
     # Imported late: a mistake is answered before torch is there.
     from research import logs, runs, session
+    from research.sweeps import record
 
     logs.to_terminal()
     config = resolved(cfg)
     name = config["name"] or choices["model"]
     folder, last = session.open_folder(config, name)
-    with runs.occupied(folder), logs.to_file(folder), told_in_one_line():
+    with (
+        runs.occupied(folder),
+        logs.to_file(folder),
+        told_in_one_line(),
+        record.of_job(HydraConfig.get(), folder),
+    ):
         return session.train(config, name, HydraConfig.get().overrides.task, folder, last).best
 
 

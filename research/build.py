@@ -21,6 +21,7 @@ from research import checkpoint
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import EXECUTION_WHITELIST
+from research.config.checks import RGB
 from research.data.block_samples import MCU
 from research.data.coefficients import Coefficients
 from research.data.index import Progress
@@ -140,7 +141,8 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
 
     What a model's YAML leaves null for the data or the compression to say is filled in:
     ``num_classes``, as many as the data set has, ``max_boxes``, as many as a store has slots,
-    ``image_size``, the side of the input, and ``coefficients``, how they enter.
+    ``x_channels``, those that the images have beside their colours, ``image_size``, the side of
+    the input, and ``coefficients``, how they enter.
 
     Args:
         config: resolved and checked.
@@ -153,6 +155,7 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     known: dict[str, Any] = {
         "num_classes": len(facts["classes"]),
         "max_boxes": facts.get("transform", {}).get("max_boxes"),
+        "x_channels": len(facts["channels"]) - len(RGB) if "channels" in facts else None,
     }
     for key, value in known.items():
         if settings.get(key) not in (None, value):
@@ -281,7 +284,7 @@ def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     batch = config["dataset"]["batch_size"] * config["accumulate"]
     settings = dict(config["optimizer"])
     settings["lr"] = scaled_lr(settings["lr"], batch, config["scale_lr"], config["scale_lr_batch"])
-    groups = parameter_groups(network, config["decay_norms"])
+    groups = parameter_groups(network, config["decay_norms"], config["layer_decay"], settings["lr"])
     optimizer: torch.optim.Optimizer = _make(settings)(groups)
     return optimizer
 

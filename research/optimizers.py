@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,31 +24,42 @@ NOT_OURS: Final = ("LBFGS", "SparseAdam")
 """Of torch: the one wants the loss several times a step, the other sparse gradients."""
 
 
-def parameter_groups(network: nn.Module, decay_norms: bool) -> list[dict[str, Any]]:
-    """The trainable parameters as an optimizer takes them.
+def parameter_groups(
+    network: nn.Module, decay_norms: bool, layer_decay: float | None, lr: float
+) -> list[dict[str, Any]]:
+    """The trainable parameters as an optimizer takes them, the head's first.
 
     Args:
         network: its names tell biases; timm's ``no_weight_decay`` is asked, of every part of it.
-        decay_norms: one group, whose every parameter decays. Otherwise a second group with a
-            weight decay of 0 holds norms and biases (everything of at most one dimension, and
-            every ``bias``) and what timm names, such as position embeddings.
+        decay_norms: every parameter decays. Otherwise groups with a weight decay of 0 hold norms
+            and biases (everything of at most one dimension, and every ``bias``) and what timm
+            names, such as position embeddings.
+        layer_decay: each layer learns at this share of the rate of the one above it (Clark et
+            al., 2020, §A; Bao et al., 2021); null: all at ``lr``. The network's ``group_matcher``,
+            as timm's, says what a layer is.
+        lr: learning rate of the head.
+
+    Raises:
+        UserError: when layers are asked for that the network does not tell.
     """
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    if decay_norms:
-        return [{"params": [parameter for _, parameter in named]}]
-    spared = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in network.named_modules()
-        if callable(getattr(part, "no_weight_decay", None))
-        for name in part.no_weight_decay()
-    }
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for name, parameter in named:
-        still = parameter.ndim <= 1 or name.rpartition(".")[2] == "bias" or name in spared
-        groups[still].append(parameter)
-    decayed, kept = groups
-    found: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in found if group["params"]]
+    layers = _layers(network) if layer_decay is not None else {}
+    top = max(layers.values(), default=0)
+    spared = set() if decay_norms else _spared(network)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        below = top - layers.get(name, top)
+        still = not decay_norms and (
+            parameter.ndim <= 1 or name.rpartition(".")[2] == "bias" or name in spared
+        )
+        group = groups.setdefault((below, still), {"params": []})
+        group["params"].append(parameter)
+        if still:
+            group["weight_decay"] = 0.0
+        if layer_decay is not None:
+            group["lr"] = lr * layer_decay**below
+    return [groups[key] for key in sorted(groups)]
 
 
 def by_name(
@@ -125,6 +137,28 @@ def scaled_lr(lr: float, batch: int, rule: str | None, reference: int) -> float:
         rule,
     )
     return scaled
+
+
+def _layers(network: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, from 0 at the input."""
+    matcher = getattr(network, "group_matcher", None)
+    if matcher is None:
+        raise UserError(
+            "layer_decay: this model does not say what its layers are; leave it out, or choose a "
+            "network of timm or an rgbx model"
+        )
+    found: dict[str, int] = group_parameters(network, matcher(coarse=False), reverse=True)
+    return found
+
+
+def _spared(network: nn.Module) -> set[str]:
+    """Parameters that timm would not let decay."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in network.named_modules()
+        if callable(getattr(part, "no_weight_decay", None))
+        for name in part.no_weight_decay()
+    }
 
 
 def _timm(name: str) -> Any:

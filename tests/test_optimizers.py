@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from research import optimizers
+from research import optimizers, schedules
 from research.config import compose_config, resolved
 from research.errors import UserError
 
@@ -40,12 +41,12 @@ def network() -> nn.Sequential:
 def test_norms_biases_and_what_timm_spares_do_not_decay() -> None:
     net = network()
     net[4].weight.requires_grad_(False)
-    whole = optimizers.parameter_groups(net, decay_norms=True)
+    whole = optimizers.parameter_groups(net, True, None, 0.1)
     assert [list(group) for group in whole] == [["params"]]
     trained = [p for p in net.parameters() if p.requires_grad]
     assert [id(p) for p in whole[0]["params"]] == [id(p) for p in trained]
 
-    decayed, spared = optimizers.parameter_groups(net, decay_norms=False)
+    decayed, spared = optimizers.parameter_groups(net, False, None, 0.1)
     assert [id(p) for p in decayed["params"]] == [id(net[0].weight)]
     assert "weight_decay" not in decayed
     assert spared["weight_decay"] == 0
@@ -56,8 +57,8 @@ def test_norms_biases_and_what_timm_spares_do_not_decay() -> None:
 
 
 def test_no_group_is_empty() -> None:
-    assert len(optimizers.parameter_groups(nn.BatchNorm2d(3), decay_norms=False)) == 1
-    (group,) = optimizers.parameter_groups(nn.Linear(3, 2, bias=False), decay_norms=False)
+    assert len(optimizers.parameter_groups(nn.BatchNorm2d(3), False, None, 0.1)) == 1
+    (group,) = optimizers.parameter_groups(nn.Linear(3, 2, bias=False), False, None, 0.1)
     assert list(group) == ["params"]
 
 
@@ -65,7 +66,7 @@ def test_no_group_is_empty() -> None:
 def test_only_the_first_group_decays(library: str, name: str) -> None:
     net = network()
     before = {key: p.detach().clone() for key, p in net.named_parameters()}
-    groups = optimizers.parameter_groups(net, decay_norms=False)
+    groups = optimizers.parameter_groups(net, False, None, 0.1)
     solver = optimizers.by_name(groups, library, name, 0.1, 0.5, None)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
@@ -73,6 +74,42 @@ def test_only_the_first_group_decays(library: str, name: str) -> None:
     shrunk = {key for key, p in net.named_parameters() if not torch.equal(p, before[key])}
     assert shrunk == {"0.weight", "4.weight"}
     torch.testing.assert_close(net[0].weight, 0.95 * before["0.weight"])  # 1 - lr · decay
+
+
+def test_each_layer_learns_at_a_share_of_the_one_above_it() -> None:
+    net = timm.create_model("deit_tiny_patch16_224", depth=3, num_classes=2)
+    groups = optimizers.parameter_groups(net, False, 0.5, 0.8)
+    rates = {
+        id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]
+    }
+    assert len(rates) == len(list(net.parameters()))
+    expected = {
+        "head.weight": (0.8, None), "head.bias": (0.8, 0.0), "norm.weight": (0.4, 0.0),
+        "blocks.2.mlp.fc1.weight": (0.4, None), "blocks.1.norm1.bias": (0.2, 0.0),
+        "blocks.0.attn.qkv.weight": (0.1, None), "patch_embed.proj.weight": (0.05, None),
+        "pos_embed": (0.05, 0.0),
+    }  # fmt: skip
+    found = {name: rates[id(p)] for name, p in net.named_parameters() if name in expected}
+    assert found == expected
+    # The run's own rate, which the tables show, is the head's.
+    assert groups[0]["lr"] == 0.8
+
+
+def test_a_schedule_keeps_the_shares_of_the_layers() -> None:
+    net = timm.create_model("deit_tiny_patch16_224", depth=2, num_classes=2)
+    solver = torch.optim.AdamW(optimizers.parameter_groups(net, True, 0.5, 0.8), lr=0.8)
+    before = [group["lr"] for group in solver.param_groups]
+    schedule = schedules.cosine(solver, 1, 10, 0.0, None, 0.0)
+    for _ in range(5):
+        solver.step()
+        schedule.step()
+    after = [group["lr"] for group in solver.param_groups]
+    assert after == pytest.approx([rate / 2 for rate in before])
+
+
+def test_layers_that_a_network_does_not_tell_cannot_be_asked_for() -> None:
+    with pytest.raises(UserError, match="layer_decay: this model does not say what its layers"):
+        optimizers.parameter_groups(network(), True, 0.5, 0.1)
 
 
 CHOSEN = [
@@ -96,7 +133,7 @@ def test_by_name_learns_and_resumes_exactly(
 
     def start() -> tuple[nn.Module, torch.optim.Optimizer, LambdaLR]:
         net = network()
-        groups = optimizers.parameter_groups(net, decay_norms=False)
+        groups = optimizers.parameter_groups(net, False, None, 0.1)
         solver = optimizers.by_name(groups, library, name, 0.02, 0.01, kwargs)
         assert solver.defaults["lr"] == 0.02
         return net, solver, LambdaLR(solver, lambda step: 0.9**step)

@@ -23,6 +23,7 @@ from research.errors import UserError
 
 Settings = Mapping[str, Any]
 TRACKERS = "logging."  # a list of options makes each of them optional
+RGB = ("red", "green", "blue")
 BLOCK = 16  # pixels: an 8×8 block of subsampled chroma
 
 
@@ -161,7 +162,7 @@ def _faults(
 
 def _option_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
     """Keys that say which option this is, and options that do not go together."""
-    model, dataset, task = settings["model"], settings["dataset"], settings["task"]
+    model, dataset = settings["model"], settings["dataset"]
     name, option = model.get("name"), choices.get("model")
     if "block_layers" in model and option in options("model") and name != option:
         yield f"model.name={name} with model={option}: choose model={name} for another DenseNet"
@@ -176,15 +177,28 @@ def _option_faults(settings: Settings, choices: Mapping[str, str | None]) -> Ite
             "compile=true with model.memory_efficient=true: a compiled network decides itself what "
             "it computes again; leave one of them out"
         )
-    stored = str(dataset["_target_"]).startswith("research.data.warehouse.")
-    detects = str(task["_target_"]).startswith("research.tasks.detection.")
-    holds_boxes = stored and settings["compression"]["variant"] == "none"
-    if detects != holds_boxes and None not in (option, choices.get("dataset")):
-        has, wants = ("boxes", "classes") if holds_boxes else ("classes", "boxes")
+    has, wants = _content(settings), _wish(settings)
+    if has != wants and None not in (option, choices.get("dataset")):
         yield (
             f"model={option} with dataset={choices['dataset']}: the data have {has}, "
             f"task={choices.get('task')} wants {wants}; choose another dataset or another model"
         )
+
+
+def _content(settings: Settings) -> str:
+    """What a data set's images come with."""
+    dataset = settings["dataset"]
+    if "x" in dataset:
+        return "boxes in RGB + X"
+    stored = str(dataset["_target_"]).startswith("research.data.warehouse.")
+    return "boxes" if stored and settings["compression"]["variant"] == "none" else "classes"
+
+
+def _wish(settings: Settings) -> str:
+    """What model and task want of a data set."""
+    if not str(settings["task"]["_target_"]).startswith("research.tasks.detection."):
+        return "classes"
+    return "boxes in RGB + X" if "x_channels" in settings["model"] else "boxes"
 
 
 def _model_faults(
@@ -260,6 +274,14 @@ def _dataset_faults(settings: Settings, choices: Mapping[str, str | None]) -> It
             f"dataset.manifest is required for dataset={choices.get('dataset')}: add "
             "dataset.manifest=FOLDER, as python -m research.prepare wrote it"
         )
+    if "root" in dataset and dataset["root"] is None:
+        yield (
+            f"dataset.root is required for dataset={choices.get('dataset')}: add "
+            "dataset.root=FOLDER, which holds images/ and labels/"
+        )
+    for key in ("mean", "std"):
+        if "x" not in dataset and len(dataset.get(key) or RGB) != len(RGB):
+            yield f"dataset.{key}={dataset[key]}: expected a list of 3, for red, green and blue"
     folds, fold = dataset.get("folds"), dataset.get("fold")
     if folds is not None and fold >= folds:
         yield f"dataset.fold={fold} with dataset.folds={folds}: expected from 0 to {folds - 1}"

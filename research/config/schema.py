@@ -110,6 +110,14 @@ def or_null(rule: Rule) -> Rule:
     )
 
 
+def _compiles(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 def like(default: Any) -> Rule:
     """Any value of the default's type; anything but a mapping for a null default."""
     if default is None:
@@ -132,6 +140,7 @@ NAME = Rule(
     lambda value: isinstance(value, str) and re.fullmatch(r"[^\s/\\]+", value) is not None,
 )
 NOTHING = Rule("null; it is filled in", lambda value: value is None)
+REGEX = Rule("a regular expression", lambda value: isinstance(value, str) and _compiles(value))
 PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()))
 TEXT = Rule("text", lambda value: isinstance(value, str))
 TRUTH = Rule("true or false", lambda value: isinstance(value, bool), ("true", "false"))
@@ -180,6 +189,11 @@ class RunSettings:
         one_of("linear", "sqrt"),
     )
     scale_lr_batch: int = _setting(256, "the batch size that optimizer.lr is meant for", COUNT)
+    layer_decay: float | None = _setting(
+        None,
+        "each layer's rate as a share of the rate of the layer above it; null: one rate for all",
+        number(above=0, at_most=1),
+    )
     decay_norms: bool = _setting(True, "weight decay on norms and biases too", TRUTH)
     ema: float | None = _setting(
         None, "decay a step of a moving average of the weights, which is judged; null: none", SHARE
@@ -223,7 +237,7 @@ GROUPS: tuple[str, ...] = tuple(
 """The groups without which no run is complete."""
 
 GROUP_RULES: dict[str, Rule] = {
-    "model.num_classes": whole(2),
+    "model.num_classes": COUNT,
     "model.coefficients": NOTHING,
     "model.image_size": NOTHING,
     "model.pretrained": PATH,
@@ -246,6 +260,19 @@ GROUP_RULES: dict[str, Rule] = {
     "model.lambda_att": number(at_least=0),
     "model.ignore_iou": number(at_least=0, at_most=1),
     "model.nms_iou": number(at_least=0, at_most=1),
+    "model.x_channels": COUNT,
+    "model.fusion": one_of("cross_attention", "sum", "concat", "rgb_only", "x_only"),
+    "model.norm": one_of("batch", "frozen", "group"),
+    "model.fpn_channels": COUNT,
+    "model.anchor_sizes": list_of(number(above=0), 5, increasing=True),
+    "model.representation_size": COUNT,
+    "model.rpn_samples": whole(2),
+    "model.rois": whole(2),
+    "model.proposals_train": COUNT,
+    "model.proposals": COUNT,
+    "model.score_threshold": SHARE,
+    "model.rpn_nms_iou": number(at_least=0, at_most=1),
+    "model.max_detections": COUNT,
     "model.drop_rate": SHARE,
     "model.drop_path_rate": SHARE,
     "dataset.train_dirs": list_of(PATH),
@@ -253,14 +280,20 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.test_dir": PATH,
     "dataset.val_fraction": number(above=0, below=1),
     "dataset.image_size": whole(32),
+    "dataset.x": list_of(NAME, least=1),
+    "dataset.class_names": list_of(TEXT, least=1),
+    "dataset.test_fraction": SHARE,
+    "dataset.group_by": or_null(REGEX),
+    "dataset.missing_labels": one_of("negative", "error"),
+    "dataset.statistics_images": COUNT,
     "dataset.batch_size": COUNT,
     "dataset.workers": whole(0),
     "dataset.pin_memory": TRUTH,
     "dataset.crop_scale": pair(number(above=0, at_most=1)),
     "dataset.crop_ratio": pair(number(above=0)),
     "dataset.crop_pct": or_null(number(above=0, at_most=1)),
-    "dataset.mean": or_null(list_of(number(), 3)),
-    "dataset.std": or_null(list_of(number(above=0), 3)),
+    "dataset.mean": or_null(list_of(number(), least=3)),
+    "dataset.std": or_null(list_of(number(above=0), least=3)),
     "dataset.root": PATH,
     "dataset.classes": Rule("10 or 100", lambda value: value in (10, 100)),
     "dataset.num_classes": whole(2),
@@ -283,12 +316,15 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.augmentation.brightness": number(at_least=0, at_most=1),
     "dataset.augmentation.contrast": number(at_least=0, at_most=1),
     "dataset.augmentation.noise": number(at_least=0, at_most=1),
+    "dataset.augmentation.modality_dropout": number(at_least=0, at_most=1),
     "dataset.verify": one_of("always", "once", "never"),
     "dataset.on_device": TRUTH,
     "dataset.device_budget": number(at_least=0),
     "dataset.folds": whole(3),
     "dataset.fold": whole(0),
     "dataset.demo.runs": whole(2),
+    "dataset.demo.images": whole(8),
+    "dataset.demo.size": whole(64),
     "dataset.demo.frames": COUNT,
     "dataset.demo.image_size": whole(32),
     "dataset.demo.max_boxes": COUNT,
