@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from research import cli
 from research.config import compose_config, resolved
+from research.config.checks import RGB
 from research.config.schema import COUNT, DEVICE, TRUTH
 from research.errors import UserError
+from research.timing import in_turn, wait_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,16 +39,15 @@ Settings of its own
   rounds=20       how often each row is timed
   batch=1         images a timed batch
   device=auto     where they are timed; precision= and channels_last= hold there too
-Without model.num_classes the networks have 1000 classes; without dataset.image_size each has the
-size that its data set or it itself asks for.
+Without model.num_classes classifiers have 1000 classes and detectors one; without
+dataset.image_size each has the size that its data set or it itself asks for.
 """
 
 CLASSES = 1000
 SLOTS = 16
+EXTRA = ("thermal", "event")
+"""Channels beside the colours, where a data set does not say."""
 MB = 1e6
-WARM_UP = 2
-"""Rounds before the timed ones, in which libraries choose their algorithms."""
-
 OPTIONS = {
     "latency": ("true", TRUTH),
     "rounds": ("20", COUNT),
@@ -106,7 +105,7 @@ def rows(
         found.append((varied, *measure(network, config, facts)))
         if latency:
             timed.append(_pass(network, config, facts, batch))
-    times = _in_turn(timed, rounds) if latency else [None] * len(found)
+    times = in_turn(timed, rounds) if latency else [None] * len(found)
     return [Row(*columns, seconds) for columns, seconds in zip(found, times, strict=True)]
 
 
@@ -175,9 +174,14 @@ def table(
 def _build(config: Config) -> tuple[nn.Module, dict[str, Any]]:
     from research import build
 
-    classes = [str(number) for number in range(config["model"].get("num_classes") or CLASSES)]
+    count = config["model"].get("num_classes") or (1 if _detects(config) else CLASSES)
     slots = config["model"].get("max_boxes") or SLOTS
-    facts = {"classes": classes, "transform": {"max_boxes": slots}}
+    extra = config["model"].get("x_channels") or len(config["dataset"].get("x") or EXTRA)
+    facts = {
+        "classes": [str(number) for number in range(count)],
+        "transform": {"max_boxes": slots},
+        "channels": [*RGB, *map(str, range(extra if "x_channels" in config["model"] else 0))],
+    }
     if config["dataset"]["image_size"] is None and _detects(config):
         raise UserError("dataset.image_size is what the store holds; give it")
     return build.model(config, facts), facts
@@ -197,7 +201,7 @@ def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
 
     size = build.input_size(config, facts)
     index = torch.arange(count)
-    images = torch.zeros(count, 3, size, size)
+    images = torch.zeros(count, len(facts.get("channels", RGB)), size, size)
     if _detects(config):
         boxes = torch.zeros(count, facts["transform"]["max_boxes"], 4)
         boxes[:, 0] = torch.tensor([0.25, 0.25, 0.75, 0.75])
@@ -234,24 +238,9 @@ def _pass(
     def once() -> None:
         with autocast(device, config["precision"]):
             network(inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        wait_for(device)
 
     return once
-
-
-def _in_turn(passes: list[Callable[[], None]], rounds: int) -> list[float]:
-    """Median seconds of each; round by round, so that a slow moment meets all alike."""
-    times: list[list[float]] = [[] for _ in passes]
-    for round_ in range(WARM_UP + rounds):
-        for taken, once in zip(times, passes, strict=True):
-            start = time.perf_counter()
-            once()
-            if round_ >= WARM_UP:
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
 
 
 def _values(text: str) -> list[str]:
@@ -261,9 +250,7 @@ def _values(text: str) -> list[str]:
 
 def main(words: list[str]) -> None:
     settings = cli.key_values(words)
-    chosen, rest = cli.options(settings, {key: default for key, (default, _) in OPTIONS.items()})
-    words = [f"{key}={value}" for key, value in chosen.items()]
-    options = cli.typed(words, OPTIONS, "research.summary")
+    options, rest = cli.mixed(settings, OPTIONS, "research.summary")
     print(table(rest, **options))
 
 

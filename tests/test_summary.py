@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,26 +122,6 @@ def test_memory_efficient_keeps_less() -> None:
     plain, saving = (one(*tiny, f"model.memory_efficient={value}") for value in ("false", "true"))
     assert saving.activations < 0.75 * plain.activations
     assert (saving.parameters, saving.macs) == (plain.parameters, plain.macs)
-
-
-def test_latencies_are_medians_of_rounds_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = 0.0
-    order = []
-
-    def network(name: str, seconds: list[float]) -> Callable[[], None]:
-        left = iter([100.0, 100.0, *seconds])  # the first two warm up
-
-        def once() -> None:
-            nonlocal clock
-            order.append(name)
-            clock += next(left)
-
-        return once
-
-    monkeypatch.setattr(summary.time, "perf_counter", lambda: clock)
-    passes = [network("a", [1.0, 9.0, 2.0]), network("b", [5.0, 4.0, 3.0])]
-    assert summary._in_turn(passes, 3) == [2.0, 4.0]
-    assert order == ["a", "b"] * 5
 
 
 def test_latency_is_a_column_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,248 @@
+"""Detectors of RGB + X: two MiT encoders that exchange features, FPN, Faster R-CNN.
+
+The encoder is CMX's (Zhang et al., 2023), the rest torchvision's (Ren et al., 2015; Lin et al.,
+2017). Batches arrive sized and normalised, so torchvision's own resizing has no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from research.data.batch import Targets
+from research.errors import UserError
+from research.models.detectors import SMALLEST, Detections
+from research.models.dual import DualEncoder
+from research.models.fusion import ONE_STREAM, TWO_STREAMS
+from research.models.mit import STAGES, VARIANTS
+
+PREFIX: Final = "rgbx_mit_"
+RATIOS: Final = (0.5, 1.0, 2.0)
+ROI_SIDE: Final = 7
+RPN_MATCHING: Final = {"fg_iou_thresh": 0.7, "bg_iou_thresh": 0.3, "positive_fraction": 0.5}
+ROI_MATCHING: Final = {
+    "fg_iou_thresh": 0.5,
+    "bg_iou_thresh": 0.5,
+    "positive_fraction": 0.25,
+    "bbox_reg_weights": None,
+}
+"""What teaches each head: torchvision's defaults."""
+
+
+class RgbxDetector(nn.Module):
+    """Frames [B, 3 + X, H, W], normalised, to boxes; speaks as torchvision's detectors do.
+
+    In training mode ``model(images, targets)`` gives the four parts of the loss
+    (``loss_classifier``, ``loss_box_reg``, ``loss_objectness``, ``loss_rpn_box_reg``), in
+    evaluation mode ``model(images)`` one dict a frame: ``boxes`` [n, 4] xyxy, shares of the frame,
+    ``scores`` [n] and ``labels`` [n] from 0, best first. True boxes thinner than 1e-4 of the
+    frame teach nothing.
+
+    Args:
+        encoder: gives the maps.
+        fpn: makes the pyramid of them.
+        rpn: torchvision's.
+        roi_heads: torchvision's.
+    """
+
+    def __init__(
+        self, encoder: DualEncoder, fpn: nn.Module, rpn: nn.Module, roi_heads: nn.Module
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.fpn = fpn
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+
+    def forward(
+        self, images: Tensor, targets: Targets | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
+        maps = self.encoder(images)
+        pyramid = self.fpn({str(level): features for level, features in enumerate(maps)})
+        # Anchors take the features' type; a coordinate in half precision would be pixels off.
+        pyramid = {level: features.float() for level, features in pyramid.items()}
+        size = images.shape[-2:]
+        sizes = [(int(size[0]), int(size[1]))] * len(images)
+        frame = torch.tensor([size[1], size[0]] * 2, device=images.device)
+        true = None
+        if self.training:
+            assert targets is not None, "training needs targets"
+            true = _as_torchvision(targets, frame)
+        proposals, rpn_losses = self.rpn(ImageList(images, sizes), pyramid, true)
+        found, roi_losses = self.roi_heads(pyramid, proposals, sizes, true)
+        if self.training:
+            return {**roi_losses, **rpn_losses}
+        return [
+            {"boxes": d["boxes"] / frame, "scores": d["scores"], "labels": d["labels"] - 1}
+            for d in found
+        ]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that order the parameters by depth, as timm's models have it.
+
+        Both streams' blocks of one depth are one layer, and a stage's fusion belongs to its last.
+        FPN, RPN and the boxes' head match nothing and so come last.
+
+        Args:
+            coarse: one group a stage instead of one a block.
+        """
+        stream = r"^encoder\.(?:rgb|x)\."
+        fusion = [
+            (rf"^encoder\.F[RF]Ms\.{index}\.", (index + 1,) if coarse else (index + 1, 99999))
+            for index in range(STAGES)
+        ]
+        if coarse:
+            return {"stages": [(stream + r"(?:patch_embed|block|norm)(\d)", None), *fusion]}
+        return {
+            "stem": stream + "patch_embed1",
+            "blocks": [
+                (stream + r"patch_embed(\d)", (0,)),
+                (stream + r"block(\d)\.(\d+)", None),
+                (stream + r"norm(\d)", (99999,)),
+                *fusion,
+            ],
+        }
+
+
+class _ProposalHead(RPNHead):
+    """torchvision's, with answers in float32 whatever the precision: the losses are theirs."""
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(features)
+        return [part.float() for part in logits], [part.float() for part in deltas]
+
+
+class _BoxPredictor(FastRCNNPredictor):
+    """As ``_ProposalHead``."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = super().forward(features)
+        return logits.float(), deltas.float()
+
+
+def rgbx_detector(
+    name: str,
+    num_classes: int,
+    x_channels: int,
+    fusion: str,
+    norm: str,
+    drop_path_rate: float,
+    fpn_channels: int,
+    anchor_sizes: Sequence[float],
+    representation_size: int,
+    rpn_samples: int,
+    rois: int,
+    proposals_train: int,
+    proposals: int,
+    score_threshold: float,
+    nms_iou: float,
+    rpn_nms_iou: float,
+    max_detections: int,
+    pretrained: str | None,
+) -> RgbxDetector:
+    """A detector of RGB + X.
+
+    Args:
+        name: ``rgbx_mit_b0`` … ``rgbx_mit_b5``.
+        num_classes: kinds of objects.
+        x_channels: channels beside the three colours.
+        fusion: ``cross_attention`` (CMX), ``sum``, ``concat`` (a 1×1 convolution), or ``rgb_only``
+            and ``x_only``: one stream, which sees nothing of the other channels.
+        norm: of the cross attention's maps: ``batch``, ``frozen`` or ``group``.
+        drop_path_rate: stochastic depth of each stream, 0 <= x < 1.
+        fpn_channels: of every level of the pyramid.
+        anchor_sizes: sides in pixels, one for each of the five levels, strides 4 … 64.
+        representation_size: width of the boxes' head.
+        rpn_samples: anchors of a frame that teach the RPN.
+        rois: proposals of a frame that teach the boxes' head.
+        proposals_train: of a level before and of a frame after suppression, in training.
+        proposals: the same in evaluation.
+        score_threshold: detections below it are dropped, 0…1.
+        nms_iou: of two detections of a class that overlap more the better one stays, 0…1.
+        rpn_nms_iou: the same of proposals.
+        max_detections: of a frame, at most.
+        pretrained: file with ImageNet weights of an MiT for both streams, ``.pth`` or
+            ``.safetensors``, under its authors' names or transformers'.
+
+    Raises:
+        UserError: for a value that does not exist, data without X, or weights that do not fit.
+    """
+    _check(name, x_channels, fusion, anchor_sizes)
+    encoder = DualEncoder(name.removeprefix(PREFIX), x_channels, fusion, norm, drop_path_rate)
+    if pretrained is not None:
+        encoder.load(pretrained)
+    fpn = FeaturePyramidNetwork(list(encoder.dims), fpn_channels, LastLevelMaxPool())
+    rpn = _proposal_network(
+        fpn_channels, anchor_sizes, rpn_samples, proposals_train, proposals, rpn_nms_iou
+    )
+    roi_heads = RoIHeads(
+        MultiScaleRoIAlign([str(level) for level in range(STAGES)], ROI_SIDE, sampling_ratio=2),
+        TwoMLPHead(fpn_channels * ROI_SIDE**2, representation_size),
+        _BoxPredictor(representation_size, num_classes + 1),
+        **ROI_MATCHING,
+        batch_size_per_image=rois,
+        score_thresh=score_threshold,
+        nms_thresh=nms_iou,
+        detections_per_img=max_detections,
+    )
+    return RgbxDetector(encoder, fpn, rpn, roi_heads)
+
+
+def _proposal_network(
+    channels: int,
+    anchor_sizes: Sequence[float],
+    samples: int,
+    proposals_train: int,
+    proposals: int,
+    nms_iou: float,
+) -> RegionProposalNetwork:
+    anchors = tuple((size,) for size in anchor_sizes)
+    counts = {"training": proposals_train, "testing": proposals}
+    return RegionProposalNetwork(
+        AnchorGenerator(anchors, (RATIOS,) * len(anchors)),
+        _ProposalHead(channels, len(RATIOS)),
+        **RPN_MATCHING,
+        batch_size_per_image=samples,
+        pre_nms_top_n=counts,
+        post_nms_top_n=counts,
+        nms_thresh=nms_iou,
+    )
+
+
+def _check(name: str, x_channels: int, fusion: str, anchor_sizes: Sequence[float]) -> None:
+    names = [PREFIX + variant for variant in VARIANTS]
+    if name not in names:
+        raise UserError(f"model.name={name}: expected one of {', '.join(names)}")
+    known = (*TWO_STREAMS, *ONE_STREAM)
+    if fusion not in known:
+        raise UserError(f"model.fusion={fusion}: expected one of {', '.join(known)}")
+    if x_channels < 1 and fusion != "rgb_only":
+        raise UserError(
+            f"model.fusion={fusion}: the data have no channel beside RGB; use model.fusion=rgb_only"
+        )
+    if len(anchor_sizes) != STAGES + 1:
+        raise UserError(
+            f"model.anchor_sizes: expected {STAGES + 1} sides in pixels, one for each level of the "
+            f"pyramid, not {len(anchor_sizes)}"
+        )
+
+
+def _as_torchvision(targets: Targets, frame: Tensor) -> list[dict[str, Tensor]]:
+    """Boxes in pixels and labels from 1, of each frame; ``frame`` is (W, H, W, H)."""
+    sides = targets.boxes[..., 2:] - targets.boxes[..., :2]
+    # A box without a side has no logarithm, and one loss that is not finite ends the run.
+    valid = targets.mask & (sides > SMALLEST).all(-1)
+    return [
+        {"boxes": boxes[kept] * frame, "labels": labels[kept] + 1}
+        for boxes, labels, kept in zip(targets.boxes, targets.labels, valid, strict=True)
+    ]
