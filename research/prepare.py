@@ -2,104 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import cli
-from research.config.schema import COUNT, GROUP_RULES, SHARE, TEXT, TRUTH, Rule, number, whole
 from research.errors import UserError
+from research.prepare_options import LIMITS, OPTIONS, USAGE
 
 if TYPE_CHECKING:
-    from research.data.frames.frame import FrameSet
     from research.data.index import Progress
     from research.data.warehouse.build import Plan
     from research.data.warehouse.manifest import Manifest
-
-log = logging.getLogger(__name__)
-
-USAGE = """
-python -m research.prepare KIND SOURCE OUT [key=value …]
-
-KIND
-  frames         SOURCE holds frames with boxes: capture runs, or a VOC, COCO or YOLO folder
-  coefficients   SOURCE holds CLASS/image folders, or train, val and test folders of them
-  prune          copy the capture runs of SOURCE to OUT without unusable frames
-  lint           prepare lint MANIFEST: look for mistakes in a prepared store
-OUT gets a folder v<version>: a hash of data and settings. A stopped command goes on where it was.
-
-frames
-  size=384              side of the square frames, in pixels
-  max_boxes=16          slots for boxes in a frame
-  val=0.2 test=0        share of the runs (groups) drawn for validation and test
-  val_runs= test_runs=  instead of a draw: their names, a,b,c
-  max_invalid= max_missing= max_empty=                    most frames that may be so
-  max_invalid_ratio= max_missing_ratio= max_empty_ratio=  the same as a share of all
-coefficients
-  image_size=256                size of the stored squares, a multiple of 16
-  compression.window=8          1…8, corner of frequencies; every smaller one can be read from it
-  compression.source=bitstream  bitstream: the files' own coefficients; pixels: decoded first
-  val=0.1                       share of each class held out where SOURCE has no val folder
-both
-  seed=0             of the draw
-  shard_samples=256  samples a file
-  workers=           processes; one a core by default
-prune
-  empty=false missing=true invalid=true  which frames are left out
-  runs= not_runs=                        only these runs; not these
-lint
-  out=               folder of its pictures; OUT/lint-v<version> by default
-"""
-
-MOST_PROBLEMS = 10
-"""Frames left out that are written out one by one."""
-
-Options = dict[str, tuple[str, Rule]]
-
-BUILD: Options = {
-    "seed": ("0", whole(0, 2**32 - 1)),
-    "shard_samples": ("256", COUNT),
-    "workers": ("", COUNT),
-}
-LIMITS: Options = {
-    **{f"max_{kind}": ("", whole(0)) for kind in ("invalid", "missing", "empty")},
-    **{
-        f"max_{kind}_ratio": ("", number(at_least=0, at_most=1))
-        for kind in ("invalid", "missing", "empty")
-    },
-}
-OPTIONS: dict[str, Options] = {
-    "frames": {
-        "size": ("384", whole(32)),
-        "max_boxes": ("16", COUNT),
-        "val": ("0.2", SHARE),
-        "test": ("0", SHARE),
-        "val_runs": ("", TEXT),
-        "test_runs": ("", TEXT),
-        **LIMITS,
-        **BUILD,
-    },
-    "coefficients": {
-        "image_size": (
-            "256",
-            Rule("a multiple of 16, at least 32", lambda n: whole(32).holds(n) and n % 16 == 0),
-        ),
-        "compression.window": ("8", GROUP_RULES["compression.window"]),
-        "compression.source": ("bitstream", GROUP_RULES["compression.source"]),
-        "val": ("0.1", GROUP_RULES["dataset.val_fraction"]),
-        **BUILD,
-    },
-    "prune": {
-        "empty": ("false", TRUTH),
-        "missing": ("true", TRUTH),
-        "invalid": ("true", TRUTH),
-        "runs": ("", TEXT),
-        "not_runs": ("", TEXT),
-    },
-    "lint": {"out": ("", TEXT)},
-}
-"""By kind: every option's default as it would be typed, and what it may be."""
 
 
 def frames(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
@@ -109,11 +24,12 @@ def frames(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
         UserError: for an unusable source, a threshold that is exceeded, or a full disk.
     """
     from research.data.frames.annotations import read_frames
+    from research.data.frames.limits import hold
     from research.data.warehouse import recipes
 
     found = read_frames(source)
-    limits = {key: settings[key] for key in LIMITS if settings[key] is not None}
-    _judge(found, limits)
+    limits = _limits(settings)
+    hold(found, limits)
     splits = recipes.assign_splits(
         {frame.group for frame in found.frames},
         found.split,
@@ -155,6 +71,30 @@ def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manife
         settings["image_size"], settings["compression.window"], settings["compression.source"]
     )
     return _build(recipes.plan_folders(folders, source, recipe), out, settings)
+
+
+def rgbx(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """Frames whose modalities lie in folders of their own, as one array each.
+
+    Raises:
+        UserError: for an unusable source, a threshold that is exceeded, an OUT with other
+            content, or a full disk.
+    """
+    from research.data.frames.limits import hold
+    from research.data.rgbx.pack import pack
+    from research.data.rgbx.pairs import Pairs, find_folders
+
+    pairs = Pairs(source, find_folders(source, settings))
+    found = pairs.read(settings["missing_labels"] == "error")
+    judge = partial(hold, limits=_limits(settings))
+    judge(found)
+    made = pack(found, pairs, out, judge, settings["workers"], _progress())
+    counts = dict(made["counts"])
+    print(f"prepared: {out}")
+    print(f"  {counts.pop('frames')} frames of {' '.join(made['channels'])}, {made['dtype']}")
+    print(f"  {counts.pop('boxes')} boxes: {_listed(made['classes'])}")
+    print(f"  {_listed({key.replace('_', ' '): count for key, count in counts.items()})}")
+    print(f"next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root={out}")
 
 
 def prune(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
@@ -205,30 +145,6 @@ def lint(path: Path, out: Path | None) -> bool:
     return not report.errors
 
 
-def _judge(found: FrameSet, limits: Mapping[str, float]) -> None:
-    """Hold a source to its thresholds, and tell what is wrong with it."""
-    counts = {
-        "invalid": sum(run.invalid for run in found.runs),
-        "missing": sum(run.missing_image + run.missing_file for run in found.runs),
-        "empty": sum(run.empty for run in found.runs),
-    }
-    seen = sum(run.seen for run in found.runs)
-    for problem in found.problems[:MOST_PROBLEMS]:
-        log.warning("left out: %s", problem)
-    if len(found.problems) > MOST_PROBLEMS:
-        log.warning("left out: … and %d more", len(found.problems) - MOST_PROBLEMS)
-    for kind, count in counts.items():
-        for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / seen)):
-            if key in limits and value > limits[key]:
-                raise UserError(
-                    f"{key}={limits[key]}: {count} of {seen} frames in {found.root} are {kind} "
-                    f"({value:.3g}); mend them, leave them out with prepare prune, or raise {key}"
-                )
-        if count:
-            kept = ", kept as negatives" if kind == "empty" else ", left out"
-            log.warning("%s: %d of %d frames are %s%s", found.root, count, seen, kind, kept)
-
-
 def _build(plan: Plan, out: Path, settings: Mapping[str, Any]) -> Manifest:
     from research.data.warehouse.build import build
 
@@ -239,6 +155,10 @@ def _build(plan: Plan, out: Path, settings: Mapping[str, Any]) -> Manifest:
         workers=settings["workers"],
         progress=_progress(),
     )
+
+
+def _limits(settings: Mapping[str, Any]) -> dict[str, float]:
+    return {key: settings[key] for key in LIMITS if settings[key] is not None}
 
 
 def _progress() -> Progress:
@@ -301,8 +221,8 @@ def main(words: list[str]) -> None:
     if kind == "lint":
         if not lint(source, Path(values["out"]) if values["out"] else None):
             raise SystemExit(1)
-    elif kind == "prune":
-        prune(source, out, values)
+    elif kind in ("prune", "rgbx"):
+        (prune if kind == "prune" else rgbx)(source, out, values)
     else:
         _say((frames if kind == "frames" else coefficients)(source, out, values))
 

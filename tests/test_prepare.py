@@ -132,6 +132,74 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert Manifest.load(Path("out")).classes == ["field", "spots", "train"]
 
 
+def make_pairs(root: Path, frames: int = 4) -> Path:
+    """RGB and thermal pictures with a YOLO row each; the first frame has no label file."""
+    for folder in ("visible", "infrared", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number in range(frames):
+        picture("spots", number, (64, 48)).save(root / f"visible/{number}.png")
+        picture("field", number, (64, 48)).convert("L").save(root / f"infrared/{number}.png")
+        if number:
+            (root / f"labels/{number}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (root / "classes.txt").write_text("person\ncar\n")
+    return root
+
+
+def test_paired_folders_become_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pairs(tmp_path / "pairs")
+    run("rgbx", "pairs", "out", "workers=1")
+    said = capsys.readouterr().out
+    assert "prepared: out\n  4 frames of red green blue thermal, uint8\n" in said
+    assert "  3 boxes: 3 person, 0 car\n  1 negatives, 0 left out invalid, 0 left out mi" in said
+    assert "1 of 4 frames are empty, kept as negatives" in said
+    assert "next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root=out" in said
+    array = np.load("out/images/2.npy")
+    np.testing.assert_array_equal(array[..., :3], Image.open("pairs/visible/2.png"))
+    np.testing.assert_array_equal(array[..., 3], Image.open("pairs/infrared/2.png"))
+    assert Path("out/labels/0.txt").read_text() == ""
+    assert Path("out/labels/1.txt").read_text().split() == ["0", "0.5", "0.5", "0.25", "0.5"]
+    with pytest.raises(UserError, match=r"visible/0\.png: has no label file"):
+        run("rgbx", "pairs", "other", "missing_labels=error")
+    with pytest.raises(UserError, match="visible stands for two modalities"):
+        run("rgbx", "pairs", "other", "thermal=visible")
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (
+            "max_invalid=1",
+            "max_invalid=1: 2 of 8 frames in pairs are invalid (2); mend them, or raise",
+        ),
+        ("max_invalid_ratio=0.2", "max_invalid_ratio=0.2: 2 of 8"),
+        ("max_missing=0", "max_missing=0: 1 of 8"),
+        ("max_empty_ratio=0.1", "max_empty_ratio=0.1: 1 of 8 frames in pairs are empty"),
+    ],
+)
+def test_thresholds_hold_for_pairs_too(
+    tmp_path: Path, limit: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file shows in its header that it is bad, the other when it is decoded."""
+    source = make_pairs(tmp_path / "pairs", 8)
+    (source / "infrared/3.png").unlink()
+    (source / "visible/4.png").write_text("x")
+    file = source / "infrared/5.png"
+    file.write_bytes(file.read_bytes()[:-99])
+    with pytest.raises(UserError) as caught:
+        run("rgbx", "pairs", "out", "workers=1", limit)
+    assert told in str(caught.value)
+    assert not Path("out/rgbx.json").exists()
+    enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=2")
+    run("rgbx", "pairs", "out", "workers=1", enough)
+    said = capsys.readouterr().out
+    assert "left out: labels/3.txt: its thermal picture infrared/3.* is not there" in said
+    assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in said
+    assert "left out: visible/5.png: infrared/5.png: truncated: replace it" in said
+    assert "  5 frames of red" in said
+    assert "1 negatives, 2 left out invalid, 1 left out missing" in said
+
+
 def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_runs(tmp_path / "runs")
     (source / "run_0" / "labels" / "frame_00001.json").write_text("{")
@@ -185,7 +253,7 @@ def test_thresholds_stop_it_before_anything_is_written(
 
 
 MISTAKES = [
-    ([], "give a KIND first: frames, coefficients, prune, lint"),
+    ([], "give a KIND first: frames, coefficients, rgbx, prune, lint"),
     (["frame", "a", "b"], "KIND=frame; did you mean 'frames'?"),
     (["frames", "a"], "prepare frames takes SOURCE and OUT"),
     (["lint"], "prepare lint takes MANIFEST"),
@@ -205,6 +273,11 @@ MISTAKES = [
         "compression.source=bitsream; did you mean 'bitstream'?",
     ),
     (["coefficients", ".", "../b", "val=0"], "val=0: expected a number above 0"),
+    (["rgbx", "a"], "prepare rgbx takes SOURCE and OUT"),
+    (["rgbx", ".", "b"], "b: lies in the source; give an OUT beside it"),
+    (["rgbx", ".", "../b", "ir=lwir"], "no key 'ir'; prepare rgbx has rgb, thermal, event"),
+    (["rgbx", ".", "../b", "missing_labels=negativ"], "did you mean 'negative'?"),
+    (["rgbx", ".", "../b", "max_invalid=-1"], "max_invalid=-1: expected a whole number at least 0"),
     (["prune", ".", "../b", "empty=maybe"], "empty=maybe allowed: true, false"),
     (["lint", ".", "out"], "prepare lint takes MANIFEST"),
     (["lint", "."], ".: no warehouse; give the manifest.json"),

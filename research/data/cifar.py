@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from research.compression.selection import EVERY
 from research.data import cifar_files
@@ -20,7 +21,7 @@ from research.data.cifar_files import SIDE, Part
 from research.data.crops import CentreCrop, PadCrop
 from research.data.index import Progress
 from research.data.loader import BatchSource
-from research.data.readers import PixelReader
+from research.data.readers import PixelReader, decode, to_rgb
 from research.data.resident import Resident, ResidentSamples, resized
 from research.data.source import NetworkInput
 from research.data.splits import check_num_classes, spread_over
@@ -195,6 +196,9 @@ class Cifar:
         return ClassificationBatch(
             index, resized(inputs, self.image_size), torch.full_like(index, -1)
         )
+
+    def look(self, path: Path) -> list[Image]:
+        return [to_rgb(decode(path))]
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(places), {}) for name, (_, places) in self.splits.items()}

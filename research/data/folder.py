@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from research.compression.blocks import Blocks
 from research.compression.selection import EVERY, Selection, covering
@@ -24,7 +25,7 @@ from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.demo import Scenes
 from research.data.index import Progress, index_folder
 from research.data.loader import BatchSource, EpochLoader, Key
-from research.data.readers import BitstreamReader, PixelReader, Reader, Sample
+from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
 from research.data.source import NetworkInput
 from research.data.splits import (
     Split,
@@ -215,6 +216,9 @@ class ImageFolders:
             inputs = self.block_crop.centre(inputs)
         index = torch.arange(len(paths))
         return ClassificationBatch(index, inputs, torch.full_like(index, -1))
+
+    def look(self, path: Path) -> list[Image]:
+        return [to_rgb(decode(path))]
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(split.files), split.left_out) for name, split in self.splits.items()}

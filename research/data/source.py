@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 
 from research.data.batch import Batch
 from research.data.coefficients import Coefficients
@@ -99,6 +100,16 @@ class DataSource(Protocol):
 
         Raises:
             DamagedImage: for a file that cannot be read.
+        """
+        ...
+
+    def look(self, path: Path) -> list[Image]:
+        """A file of a user for people: RGB pictures of the file's own size, the first in colour.
+
+        Plain images give one picture; what has more sensors than eyes have colours, several.
+
+        Raises:
+            DamagedImage: when it cannot be read.
         """
         ...
 

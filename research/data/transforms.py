@@ -37,8 +37,12 @@ class DeviceTransform(nn.Module):
         """The batch with its inputs as the model takes them."""
         raise NotImplementedError
 
-    def view(self, inputs: Any) -> Tensor:
-        """The inputs of a transformed batch for people: uint8 RGB [B, 3, H, W]."""
+    def panels(self, inputs: Any) -> list[Tensor]:
+        """The inputs of a transformed batch for people: uint8 RGB [B, 3, H, W] each.
+
+        Plain images give one panel; what has more sensors than eyes have colours gives several,
+        the first of them in colour.
+        """
         raise NotImplementedError
 
 
@@ -81,10 +85,10 @@ class PixelTransform(DeviceTransform):
         batch = replace(batch, inputs=(images - self.mean) / self.std)
         return batch if augment is None else augment.mix(batch, generator)
 
-    def view(self, inputs: Tensor) -> Tensor:
-        """The images as they went in: uint8 RGB [B, 3, H, W]."""
+    def panels(self, inputs: Tensor) -> list[Tensor]:
+        """The images as they went in."""
         pixels = (inputs * self.std + self.mean) * 255
-        return pixels.round().clamp(0, 255).to(torch.uint8)
+        return [pixels.round().clamp(0, 255).to(torch.uint8)]
 
 
 class CoefficientTransform(DeviceTransform):
@@ -162,11 +166,11 @@ class CoefficientTransform(DeviceTransform):
         batch = replace(batch, inputs=Blocks(y, cbcr))
         return batch if augment is None else augment.mix(batch, generator)
 
-    def view(self, inputs: Blocks) -> Tensor:
-        """What is left of the images in their kept coefficients: uint8 RGB [B, 3, H, W]."""
+    def panels(self, inputs: Blocks) -> list[Tensor]:
+        """What is left of the images in their kept coefficients."""
         y = inputs.y * self.y_std + self.y_mean
         cbcr = inputs.cbcr * self.cbcr_std + self.cbcr_mean
-        return self.decoder(y, cbcr).round().clamp(0, 255).to(torch.uint8)
+        return [self.decoder(y, cbcr).round().clamp(0, 255).to(torch.uint8)]
 
     def _coefficients(self, inputs: Tensor | Blocks) -> tuple[Tensor, Tensor]:
         """Kept coefficients on JPEG's own scale, full range."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from research.data.frames.capture import read_capture, run_folders
 from research.data.frames.coco import coco_documents, read_coco
-from research.data.frames.frame import FrameSet
+from research.data.frames.frame import PICTURES, FrameSet, ImageFiles
 from research.data.frames.voc import read_voc, xml_files
 from research.data.frames.yolo import read_yolo, yolo_folders
 from research.errors import UserError
@@ -34,10 +34,32 @@ def read_frames(source: Path) -> FrameSet:
         raise UserError(f"{source}: no such folder; give {LAYOUTS}")
     if run_folders(source):
         return read_capture(source)
-    if files := xml_files(source):
-        return read_voc(source, files)
-    if folders := yolo_folders(source):
-        return read_yolo(source, folders)
-    if documents := coco_documents(source):
-        return read_coco(source, documents)
+    if found := read_annotated(source):
+        return found
     raise UserError(f"{source}: no frames with boxes found in it; give {LAYOUTS}")
+
+
+def read_annotated(
+    source: Path,
+    images: str | None = None,
+    files: ImageFiles = PICTURES,
+    require_labels: bool = False,
+) -> FrameSet | None:
+    """The frames of a folder in VOC, YOLO or COCO form, or null where it has none of them.
+
+    Args:
+        source: the folder.
+        images: what its folders of images are called; null for the names that each format uses.
+        files: which files are images.
+        require_labels: an image without a YOLO file is a mistake; otherwise it is empty.
+
+    Raises:
+        UserError: no usable frame, a damaged COCO file, or a label file that is required.
+    """
+    if found := xml_files(source):
+        return read_voc(source, found, images, files)
+    if folders := yolo_folders(source, images or "images"):
+        return read_yolo(source, folders, files, require_labels)
+    if documents := coco_documents(source):
+        return read_coco(source, documents, images, files)
+    return None

@@ -6,12 +6,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from research.data.frames.frame import (
+    PICTURES,
     PIXEL_SLACK,
     Frame,
     FrameSet,
+    ImageFiles,
     LeftOut,
     Reading,
-    image_size,
     inner_path,
     is_number,
     normalised,
@@ -41,7 +42,23 @@ def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
     return documents
 
 
-def read_coco(source: Path, documents: dict[Path, dict[str, Any]]) -> FrameSet:
+def read_coco(
+    source: Path,
+    documents: dict[Path, dict[str, Any]],
+    images: str | None = None,
+    files: ImageFiles = PICTURES,
+) -> FrameSet:
+    """The frames of a source.
+
+    Args:
+        source: the folder that all others lie in.
+        documents: its annotation files and what is in them.
+        images: what its folder of images is called; null for ``images`` or none.
+        files: which files are images.
+
+    Raises:
+        UserError: categories that are none, or no usable frame.
+    """
     reading = Reading(source)
     classes: list[str] = []
     parts = {}
@@ -51,11 +68,12 @@ def read_coco(source: Path, documents: dict[Path, dict[str, Any]]) -> FrameSet:
         classes += [name for name in dict.fromkeys(categories.values()) if name not in classes]
         numbers = {key: classes.index(name) for key, name in categories.items()}
         rows = _coco_rows(reading, part, file, document)
+        places = _image_folders(source, file, part, images)
         reading.part(part)
         for row, entry in enumerate(document["images"]):
             where = f"{reading.name(file)} images[{row}]"
             try:
-                frame = _coco_frame(reading, file, part, entry, rows, numbers)
+                frame = _coco_frame(reading, places, files, entry, rows, numbers)
             except LeftOut as reason:
                 reading.leave(part, where, reason)
                 continue
@@ -94,8 +112,8 @@ def _coco_rows(
 
 def _coco_frame(
     reading: Reading,
-    file: Path,
-    part: str,
+    places: list[Path],
+    files: ImageFiles,
     entry: Any,
     rows: dict[object, list[tuple[int, dict[str, Any]]]],
     classes: dict[int, int],
@@ -105,8 +123,8 @@ def _coco_frame(
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
         raise LeftOut("missing_image", "names no file: give file_name or remove it")
-    image = _coco_image(reading.root, file, part, inner_path(name))
-    width, height = image_size(image)
+    image = _coco_image(places, inner_path(name))
+    width, height = files.size(image)
     boxes, labels = [], []
     for row, item in rows[entry["id"]]:
         if item.get("iscrowd"):  # a region of many, not a box of one
@@ -122,9 +140,17 @@ def _coco_frame(
     return Frame(reading.name(image), image, "", tuple(boxes), tuple(labels))
 
 
-def _coco_image(source: Path, file: Path, part: str, name: PurePosixPath) -> Path:
+def _image_folders(source: Path, file: Path, part: str, images: str | None) -> list[Path]:
+    """Where the images of an annotation file may lie."""
     word = part.rsplit("_", 1)[-1]  # instances_train2017 → train2017
-    places = [file.parent, source, source / "images", source / word, source / "images" / word]
+    inner = images or "images"
+    places = [file.parent, source, source / inner, source / word, source / inner / word]
+    if images:  # the folders that are meant before any other that holds a file of the name
+        places = [file.parent / inner, source / word / inner, *places[::-1]]
+    return places
+
+
+def _coco_image(places: list[Path], name: PurePosixPath) -> Path:
     for place in places:
         if (place / name).is_file():
             return place / name

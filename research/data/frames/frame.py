@@ -5,17 +5,32 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
-from research.data.index import inspect_header
+from research.data.index import EXTENSIONS, inspect_header
 from research.errors import UserError
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in [0, 1] of the original image, x0 < x1 and y0 < y1."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """What counts as an image in a source.
+
+    Attributes:
+        suffixes: of file names, in lower case.
+        size: width and height of a file in pixels; raises ``LeftOut`` where it cannot be used.
+    """
+
+    suffixes: frozenset[str]
+    size: Callable[[Path], tuple[int, int]]
+
 
 NORMALISED_SLACK = 1e-4  # four decimals are the fewest that tools write
 PIXEL_SLACK = 1.0  # some tools count pixels from 0, some from 1
@@ -207,6 +222,9 @@ def image_size(image: Path) -> tuple[int, int]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(image) as opened:
             return opened.size
+
+
+PICTURES = ImageFiles(EXTENSIONS, image_size)
 
 
 def inner_path(text: str) -> PurePosixPath:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -41,6 +42,11 @@ def split_of(word: str) -> str:
     """``train``, ``val`` or ``test`` for a name like ``valid``, ``instances_train2017``; or ''."""
     found = re.search(r"(?:^|[^a-z])(train|val|test)(?:id|idation|ing)?(?:[^a-z]|$)", word.lower())
     return found[1] if found else ""
+
+
+def split_in(folders: Iterable[str]) -> str:
+    """The first split that the names of folders, outermost first, speak of; or ''."""
+    return next(filter(None, map(split_of, folders)), "")
 
 
 def number_in(text: str | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LOOSE = "images"
 """Group of the image files that were given one by one."""
+ARRAY = ".npy"
+"""Of frames with more channels than a picture has."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Still:
         name: what people are told: its path, or its video's path and its number in it, from 0.
         group: the capture run, folder or video that it is from.
         stem: what files made of it are called; unique among all stills.
-        file: the image; of a video, a PNG that is gone when the next batch is asked for.
+        file: the image or array; of a video, a PNG that is gone when the next batch is asked for.
     """
 
     name: str
@@ -53,8 +55,9 @@ class Media:
     """The stills of some sources, in order.
 
     Args:
-        sources: image files, folders with images at any depth, capture runs, folders of capture
-            runs, video files. In folders, hidden files are passed over.
+        sources: image files and arrays, folders with images at any depth (or, where there is no
+            image, with arrays), capture runs, folders of capture runs, video files. In folders,
+            hidden files are passed over.
         max_frames: look at so many stills at most; null: at all of them.
 
     Attributes:
@@ -170,12 +173,15 @@ def _find(source: Path) -> list[_Part]:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     if not source.is_dir():
-        if source.suffix.lower() in EXTENSIONS or not inspect_header(source):
+        if source.suffix.lower() in {*EXTENSIONS, ARRAY} or not inspect_header(source):
             return [_Part(LOOSE, source.parent, [source])]
         return [_Part(source.stem, source.parent, video=source)]
     runs = run_folders(source)
     roots = {run: run / "images" for run in runs} or {source: source}
-    found = {folder: _images_below(root) for folder, root in roots.items()}
+    found = {
+        folder: _files_below(root, EXTENSIONS) or _files_below(root, {ARRAY})
+        for folder, root in roots.items()
+    }
     parts = [
         _Part(folder.resolve().name.lstrip(".") or LOOSE, roots[folder], files)
         for folder, files in found.items()
@@ -187,11 +193,11 @@ def _find(source: Path) -> list[_Part]:
     return parts
 
 
-def _images_below(root: Path) -> list[Path]:
+def _files_below(root: Path, suffixes: Set[str]) -> list[Path]:
     return sorted(
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in EXTENSIONS
+        if path.suffix.lower() in suffixes
         and not any(word.startswith(".") for word in path.relative_to(root).parts)
         and path.is_file()
     )

@@ -62,16 +62,41 @@ class FrameTransform(DeviceTransform):
         change = self.augmentation
         if not self.training or change is None:
             return batch
-        if change.flip:
-            batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=0)
-        if change.flip_vertical:
-            batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=1)
-        if change.zoom != (1.0, 1.0):
-            batch = _zoom(batch, change.zoom, generator)
-        return replace(batch, inputs=_relight(batch.inputs, change, generator))
+        batch = move(batch, change, generator)
+        relight(batch.inputs, change, generator)
+        if change.noise:
+            batch.inputs.add_(noise_like(batch.inputs, generator), alpha=change.noise)
+        return replace(batch, inputs=batch.inputs.clamp_(0, 1))
 
-    def view(self, inputs: Tensor) -> Tensor:
-        return (inputs * 255).round().clamp(0, 255).to(torch.uint8)
+    def panels(self, inputs: Tensor) -> list[Tensor]:
+        return [(inputs * 255).round().clamp(0, 255).to(torch.uint8)]
+
+
+def move(
+    batch: DetectionBatch, change: FrameAugmentation, generator: torch.Generator | None
+) -> DetectionBatch:
+    """Float frames [B, C, S, S] and their boxes, mirrored and zoomed; what comes in is black, 0."""
+    if change.flip:
+        batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=0)
+    if change.flip_vertical:
+        batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=1)
+    if change.zoom != (1.0, 1.0):
+        batch = _zoom(batch, change.zoom, generator)
+    return batch
+
+
+def relight(images: Tensor, change: FrameAugmentation, generator: torch.Generator | None) -> None:
+    """Changes brightness and contrast of float images [B, C, H, W] in place, each by its own."""
+    if change.brightness or change.contrast:
+        drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device) * 2 - 1
+        mean = images.mean((1, 2, 3), keepdim=True)
+        gain = 1 + change.contrast * drawn[0]
+        images.mul_(gain).add_(mean * (1 - gain) + change.brightness * drawn[1])
+
+
+def noise_like(images: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers, one for each of ``images``."""
+    return torch.randn(images.shape, generator=generator).to(images.device)
 
 
 def _mirror(batch: DetectionBatch, chosen: Tensor, axis: int) -> DetectionBatch:
@@ -104,20 +129,6 @@ def _zoom(
     seen = _area(inside) > VISIBLE * _area(moved)
     mask = batch.mask & seen
     return replace(batch, inputs=images, boxes=inside * mask[..., None], mask=mask)
-
-
-def _relight(
-    images: Tensor, change: FrameAugmentation, generator: torch.Generator | None
-) -> Tensor:
-    if change.brightness or change.contrast:
-        drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device) * 2 - 1
-        mean = images.mean((1, 2, 3), keepdim=True)
-        gain = 1 + change.contrast * drawn[0]
-        images.mul_(gain).add_(mean * (1 - gain) + change.brightness * drawn[1])
-    if change.noise:
-        noise = torch.randn(images.shape, generator=generator).to(images.device)
-        images.add_(noise, alpha=change.noise)
-    return images.clamp_(0, 1)
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from research.data.frames.frame import (
+    PICTURES,
     PIXEL_SLACK,
     Box,
     Frame,
     FrameSet,
+    ImageFiles,
     LeftOut,
     Reading,
-    image_size,
     inner_path,
     normalised,
 )
-from research.data.frames.layout import ALL, finish, number_in
-from research.data.index import EXTENSIONS
+from research.data.frames.layout import ALL, finish, number_in, split_in, split_of
 
 
 def xml_files(source: Path) -> list[Path]:
@@ -29,12 +29,26 @@ def xml_files(source: Path) -> list[Path]:
     return []
 
 
-def read_voc(source: Path, files: list[Path]) -> FrameSet:
+def read_voc(
+    source: Path, documents: list[Path], images: str | None = None, files: ImageFiles = PICTURES
+) -> FrameSet:
+    """The frames of a source.
+
+    Args:
+        source: the folder that all others lie in.
+        documents: its XML files.
+        images: the folder of images; null for ``JPEGImages`` or ``images``, else beside the XML.
+        files: which files are images.
+
+    Raises:
+        UserError: no usable frame.
+    """
     reading = Reading(source)
     found: dict[str, list[str]] = {}
-    for file in files:
+    places = _image_folders(source, images)
+    for file in documents:
         try:
-            image, objects = _voc_objects(source, file)
+            image, objects = _voc_objects(source, file, places, files)
         except LeftOut as reason:
             reading.leave(ALL, reading.name(file), reason)
             continue
@@ -50,10 +64,13 @@ def read_voc(source: Path, files: list[Path]) -> FrameSet:
     return finish(reading, "voc", classes, _voc_split(source, reading))
 
 
-def _voc_objects(source: Path, file: Path) -> tuple[Path, list[tuple[str, Box]]]:
+def _voc_objects(
+    source: Path, file: Path, folders: list[Path], files: ImageFiles
+) -> tuple[Path, list[tuple[str, Box]]]:
     root = _xml(file)
-    image = _voc_image(source, file, (root.findtext("filename") or "").strip())
-    width, height = image_size(image)
+    named = (root.findtext("filename") or "").strip()
+    image = _voc_image(source, file, named, folders, files)
+    width, height = files.size(image)
     objects = []
     for row, item in enumerate(root.iter("object")):
         class_name = (item.findtext("name") or "").strip()
@@ -81,19 +98,28 @@ def _xml(file: Path) -> ElementTree.Element:
         raise LeftOut("invalid", f"bad XML ({error}): mend it") from None
 
 
-def _voc_image(source: Path, file: Path, named: str) -> Path:
+def _image_folders(source: Path, images: str | None) -> list[Path]:
+    """Where images may lie, whatever the sub-folder of their XML file; none for beside it."""
+    named = [images] if images else ["JPEGImages", "images"]
+    top = next((source / name for name in named if (source / name).is_dir()), None)
+    if top is None:
+        return []
+    return [top, *sorted(path for path in top.glob("[!.]*") if split_of(path.name))]
+
+
+def _voc_image(
+    source: Path, file: Path, named: str, folders: list[Path], files: ImageFiles
+) -> Path:
     """The image of an XML file: the one that it names, else one of the same stem."""
-    folder = next((name for name in ("JPEGImages", "images") if (source / name).is_dir()), "")
-    top = source / folder
     inner = file.parent.relative_to(source).parts[1:]  # sub-folders of Annotations are mirrored
-    places = [file.parent] if not folder else [top.joinpath(*inner), top]
+    places = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
     if named:
         path = inner_path(named)
         for place in places:
             if (place / path).is_file():
                 return place / path
     for place in places:
-        for suffix in sorted(EXTENSIONS):
+        for suffix in sorted(files.suffixes):
             for spelled in (suffix, suffix.upper()):
                 if (place / f"{file.stem}{spelled}").is_file():
                     return place / f"{file.stem}{spelled}"
@@ -102,6 +128,7 @@ def _voc_image(source: Path, file: Path, named: str) -> Path:
 
 
 def _voc_split(source: Path, reading: Reading) -> dict[str, str]:
+    """Frame name → split: from the lists of ``ImageSets``, else from the images' folders."""
     listed = {}
     for split in ("train", "val", "test"):
         for folder in ("ImageSets/Main", "ImageSets"):
@@ -110,5 +137,8 @@ def _voc_split(source: Path, reading: Reading) -> dict[str, str]:
                 words = file.read_text(encoding="utf-8", errors="replace").split()
                 listed.update(dict.fromkeys(words, split))
                 break
-    stems = {name: PurePosixPath(name).stem for name in reading.frames}
-    return {name: listed[stem] for name, stem in stems.items() if stem in listed}
+    paths = {name: PurePosixPath(name) for name in reading.frames}
+    if listed:
+        return {name: listed[path.stem] for name, path in paths.items() if path.stem in listed}
+    parts = {name: split_in(path.parent.parts) for name, path in paths.items()}
+    return {name: part for name, part in parts.items() if part}

@@ -9,42 +9,68 @@ import yaml
 
 from research.data.frames.frame import (
     NORMALISED_SLACK,
+    PICTURES,
     Box,
     Frame,
     FrameSet,
+    ImageFiles,
     LeftOut,
     Reading,
-    image_size,
     normalised,
 )
-from research.data.frames.layout import ALL, finish, number_in, split_of
-from research.data.index import EXTENSIONS
+from research.data.frames.layout import ALL, finish, number_in, split_in, split_of
 from research.errors import UserError
 
 
-def yolo_folders(source: Path) -> dict[Path, Path]:
-    """Folders of images and of their labels: beside each other, or in a folder a split."""
+def yolo_folders(source: Path, images: str = "images") -> dict[Path, Path]:
+    """Folders of images and of their labels: beside each other, or in a folder a split.
+
+    Args:
+        source: holds them.
+        images: what the folders of images are called.
+    """
     folders = [source, *sorted(path for path in source.glob("[!.]*") if split_of(path.name))]
     return {
-        folder / "images": folder / "labels"
+        folder / images: folder / "labels"
         for folder in folders
-        if (folder / "images").is_dir() and (folder / "labels").is_dir()
+        if (folder / images).is_dir() and (folder / "labels").is_dir()
     }
 
 
-def read_yolo(source: Path, folders: dict[Path, Path]) -> FrameSet:
+def read_yolo(
+    source: Path,
+    folders: dict[Path, Path],
+    files: ImageFiles = PICTURES,
+    require_labels: bool = False,
+) -> FrameSet:
+    """The frames of a source.
+
+    Args:
+        source: the folder that all others lie in.
+        folders: of images, and of their labels.
+        files: which files are images.
+        require_labels: an image without a label file is a mistake; otherwise it is empty, as
+            the format has it.
+
+    Raises:
+        UserError: for bad class names, no usable frame, or a label file that is required.
+    """
     reading = Reading(source)
     classes = _yolo_classes(source)
     parts = {}
     for images, labels in folders.items():
         orphans = {path for path in labels.rglob("*.txt") if path.name != "classes.txt"}
-        for image in _images(images):
+        for image in _images(images, files):
             name = reading.name(image)
             file = (labels / image.relative_to(images)).with_suffix(".txt")
             orphans.discard(file)
-            part = next(filter(None, map(split_of, PurePosixPath(name).parent.parts)), ALL)
+            part = split_in(PurePosixPath(name).parent.parts) or ALL
             try:
-                image_size(image)
+                files.size(image)
+                if require_labels and not file.is_file():
+                    raise UserError(
+                        f"{image}: has no label file {file}; add it (empty for a negative)"
+                    )
                 # No label file is the format's way to say that nothing is in the image.
                 rows = _yolo_rows(file, len(classes)) if file.is_file() else []
             except LeftOut as reason:
@@ -57,7 +83,7 @@ def read_yolo(source: Path, folders: dict[Path, Path]) -> FrameSet:
             if part != ALL:
                 parts[name] = part
         for file in sorted(orphans):
-            part = next(filter(None, map(split_of, file.relative_to(source).parts[:-1])), ALL)
+            part = split_in(file.relative_to(source).parts[:-1]) or ALL
             lost = LeftOut("missing_file", "its image is not there: restore or remove it")
             reading.leave(part, reading.name(file), lost)
     if not classes:
@@ -109,7 +135,7 @@ def _yolo_classes(source: Path) -> list[str]:
     return []
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _images(folder: Path, files: ImageFiles) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+        if path.suffix.lower() in files.suffixes and not path.name.startswith("."):
             yield path

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from research.data.batch import Batch
 from research.data.frames.transform import FrameAugmentation
 from research.data.index import Progress
 from research.data.loader import BatchSource
+from research.data.readers import decode, to_rgb
 from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.demo import DemoStore
@@ -148,6 +150,9 @@ class Warehouse:
 
     def read(self, paths: Sequence[Path]) -> Batch:
         return self.kind.read(paths)
+
+    def look(self, path: Path) -> list[Image]:
+        return [to_rgb(decode(path))]
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

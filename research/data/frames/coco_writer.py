@@ -1,0 +1,67 @@
+"""Writes detections in COCO's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from research.files import write_text
+
+
+class CocoWriter:
+    """Collects the boxes of frames; ``write`` makes of them one file that pycocotools reads.
+
+    Args:
+        classes: class names, in index order; category ids are the indices from 1 on.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        name: str,
+        size: tuple[int, int],
+        boxes: Sequence[Sequence[float]],
+        scores: Sequence[float],
+        labels: Sequence[int],
+    ) -> None:
+        """One frame.
+
+        Args:
+            name: its file.
+            size: width and height in pixels.
+            boxes: N boxes, xyxy in its pixels.
+            scores: N, 0…1.
+            labels: N class indices.
+        """
+        image = len(self.images) + 1
+        width, height = size
+        self.images.append({"id": image, "file_name": name, "width": width, "height": height})
+        for (x0, y0, x1, y1), score, label in zip(boxes, scores, labels, strict=True):
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": image,
+                    "category_id": label + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+
+    def write(self, file: Path) -> None:
+        """Raises OSError."""
+        categories = [{"id": index, "name": name} for index, name in enumerate(self.classes, 1)]
+        content = {
+            "info": {"description": "detections of a model"},
+            "images": self.images,
+            "categories": categories,
+            "annotations": self.annotations,
+        }
+        write_text(file, json.dumps(content) + "\n")

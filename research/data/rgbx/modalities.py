@@ -1,0 +1,127 @@
+"""The file of one modality: a colour picture, or a grey one, or a NumPy array."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from research.data.frames.frame import LeftOut
+from research.data.index import inspect_header
+from research.data.readers import decode, to_rgb
+from research.errors import DamagedImage, one_line
+
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+COLOUR_SLACK = 4
+"""Most levels between the channels of a grey picture: what a JPEG's rounding can put there."""
+
+Pixels = NDArray[Any]
+"""[H, W, C], uint8 or uint16."""
+
+
+class Header(NamedTuple):
+    """What a file says of itself: sides in pixels, and whether it has 16 bits."""
+
+    width: int
+    height: int
+    deep: bool
+
+
+def header(path: Path) -> Header:
+    """What is told before the pixels are read.
+
+    Raises:
+        LeftOut: when the file cannot be used.
+    """
+    if path.suffix.lower() == ".npy":
+        array = _array(path)
+        return Header(array.shape[1], array.shape[0], array.itemsize == 2)
+    if kind := inspect_header(path):
+        raise LeftOut("invalid", f"{kind.replace('_', ' ')}: replace it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            found = Header(*image.size, image.mode in DEEP_MODES)
+            mode = image.mode
+    if mode == "F":
+        told = _floats(np.asarray(_decoded(path)))
+        raise LeftOut("invalid", f"{told}: store whole numbers of 8 or 16 bits")
+    return found
+
+
+def colour(path: Path) -> Pixels:
+    """[H, W, 3]; uint16 only for grey, since PIL reads 8 bits of deeper colours.
+
+    Raises:
+        LeftOut: when it cannot be decoded.
+    """
+    image = _decoded(path)
+    if image.mode in DEEP_MODES:
+        return np.repeat(_whole(np.asarray(image)), 3, axis=2)
+    return np.asarray(to_rgb(image))
+
+
+def grey(path: Path) -> Pixels:
+    """[H, W, 1] of a grey picture, be it stored with three equal channels, or an array.
+
+    Raises:
+        LeftOut: when it cannot be decoded, or has colours.
+    """
+    if path.suffix.lower() == ".npy":
+        return np.array(_array(path))
+    image = _decoded(path)
+    if image.mode in DEEP_MODES:
+        return _whole(np.asarray(image))
+    colours = to_rgb(image)
+    spread = np.ptp(np.asarray(colours), axis=2)
+    if spread.max() > COLOUR_SLACK:
+        row, column = np.unravel_index(int(spread.argmax()), spread.shape)
+        where = f"row {row} column {column}"
+        raise LeftOut("invalid", f"has colours (most at {where}): store it in grey")
+    return np.asarray(colours.convert("L"))[..., None]
+
+
+def _whole(pixels: Pixels) -> Pixels:
+    """[H, W, 1] uint16 of what PIL holds in 16 or 32 bits."""
+    if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
+        low, high = pixels.min(), pixels.max()
+        raise LeftOut("invalid", f"values {low} to {high}: store 0 to 65535")
+    return pixels.astype(np.uint16)[..., None]
+
+
+def _array(path: Path) -> Pixels:
+    """The array [H, W, 1], uint8 or uint16, of a NumPy file, mapped.
+
+    Raises:
+        LeftOut: when there is none.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise LeftOut("invalid", f"no whole NumPy array ({one_line(error)}): replace it") from None
+    told = "×".join(map(str, array.shape))
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 1):
+        raise LeftOut("invalid", f"shape {told}: store (height, width)")
+    if array.dtype.name not in ("uint8", "uint16"):
+        said = _floats(array) if array.dtype.kind == "f" else array.dtype.name
+        raise LeftOut("invalid", f"{said}: store uint8 or uint16")
+    return array.reshape(*array.shape[:2], 1).astype(array.dtype.name, copy=False)
+
+
+def _floats(pixels: Pixels) -> str:
+    wrong = np.isnan(pixels.reshape(pixels.shape[0], -1))
+    if not wrong.any():
+        return f"{pixels.dtype.name} without NaN"
+    row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    return f"{pixels.dtype.name}, {wrong.sum()} NaN, the first at row {row} column {column}"
+
+
+def _decoded(path: Path) -> Image.Image:
+    try:
+        return decode(path)
+    except DamagedImage as error:
+        raise LeftOut("invalid", f"{error.kind.replace('_', ' ')}: replace it") from None

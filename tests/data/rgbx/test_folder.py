@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from research import build
+from research.compression.selection import EVERY
+from research.config import compose_config, resolved
+from research.data.batch import DetectionBatch
+from research.data.coefficients import Coefficients
+from research.data.loader import EpochLoader, Key
+from research.data.rgbx import statistics
+from research.data.rgbx.arrays import RANGES
+from research.data.rgbx.folder import RgbxFolder
+from research.data.rgbx.transform import RgbxAugmentation
+from research.data.source import NetworkInput
+from research.errors import DamagedImage, UserError
+
+CPU = torch.device("cpu")
+NETWORK = NetworkInput(96, (0.5,) * 3, (0.5,) * 3, 1.0, None)
+KEPT = Coefficients(EVERY, "pixels", "full", True, 8)
+SHAPES = ((48, 64), (60, 64), (64, 50))
+
+
+def pixels(number: int, dtype: str = "uint8", channels: int = 5) -> NDArray[np.generic]:
+    """Patches; in uint16 as sensors of 14 bits have them, the thermal ones in a narrow range."""
+    rng = np.random.default_rng(number)
+    height, width = SHAPES[number % len(SHAPES)]
+    shares = rng.uniform(0.1, 0.9, (-(-height // 8), -(-width // 8), channels))
+    array = (
+        shares.repeat(8, 0).repeat(8, 1)[:height, :width] * [0.9, 0.8, 0.7, *[0.6] * 13][:channels]
+    )
+    if dtype == "uint16":
+        array[..., 3] = 0.11 + 0.01 * array[..., 3]
+    array[..., 4:][rng.random(array[..., 4:].shape) < 0.8] = 0  # events are few
+    return np.rint(array * RANGES[dtype]).astype(dtype)
+
+
+def write_set(
+    root: Path,
+    names: list[str],
+    *,
+    dtype: str = "uint8",
+    channels: int = 5,
+    label: str = "0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.2 0.2\n",
+) -> Path:
+    """Arrays and labels; every fourth frame is a negative, by turns with and without a file."""
+    for number, name in enumerate(names):
+        image, text = root / "images" / f"{name}.npy", root / "labels" / f"{name}.txt"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        text.parent.mkdir(parents=True, exist_ok=True)
+        np.save(image, pixels(number, dtype, channels))
+        if number % 8 != 7:
+            text.write_text("" if number % 8 == 3 else label)
+    return root
+
+
+SEQUENCES = [f"s{number // 4}_{number % 4}" for number in range(24)]
+Make = Callable[..., RgbxFolder]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def made(root: Path, **changed: Any) -> RgbxFolder:
+        settings: dict[str, Any] = {
+            "name": "own",
+            "x": None,
+            "class_names": None,
+            "image_size": 64,
+            "batch_size": 4,
+            "workers": 0,
+            "pin_memory": False,
+            "val_fraction": 0.2,
+            "test_fraction": 0.2,
+            "split_seed": 0,
+            "group_by": r"s(\d+)_",
+            "missing_labels": "negative",
+            "mean": None,
+            "std": None,
+            "statistics_images": 1000,
+            "augmentation": RgbxAugmentation(True, False, (0.8, 1.2), 0.1, 0.1, 0.0, 0.0),
+            "max_train_images": None,
+            "max_val_images": None,
+            "cache_dir": str(tmp_path / "cache"),
+            "demo": None,
+            "network": NETWORK,
+        }
+        return RgbxFolder(root=str(root), **{**settings, **changed})
+
+    return made
+
+
+def prepared(make: Make, root: Path, **changed: Any) -> RgbxFolder:
+    data = make(root, **changed)
+    data.prepare(0)
+    return data
+
+
+def batch_of(data: RgbxFolder, split: str, count: int | None = None) -> DetectionBatch:
+    samples = data.samples(split, seed=0, train=False, device=CPU)
+    batch = samples.__getitems__([Key(0, index) for index in range(count or len(samples))])
+    assert isinstance(batch, DetectionBatch)
+    return batch
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_what_reaches_the_encoder_has_no_mean_and_unit_spread(
+    make: Make, tmp_path: Path, dtype: str
+) -> None:
+    data = prepared(make, write_set(tmp_path / "set", SEQUENCES, dtype=dtype))
+    transform = data.transform()
+    source = data.samples("train", seed=0, train=True, device=CPU)
+    for batch in EpochLoader(source, len(source), seed=0, train=True).epoch(0):
+        assert batch.inputs.dtype == getattr(torch, dtype)
+        assert batch.inputs.shape == (len(source), 5, 64, 64)
+        for mode in (True, False):
+            inputs = transform.train(mode)(batch, torch.Generator().manual_seed(0)).inputs
+            assert inputs.dtype == torch.float32
+            assert inputs.mean((0, 2, 3)).abs().max() < 0.5
+            spread = inputs.std((0, 2, 3))
+            assert spread.min() > 0.5
+            assert spread.max() < 2
+
+
+def test_statistics_are_those_of_the_training_files_and_are_kept(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES, dtype="uint16")
+    data = prepared(make, root)
+    files = [frame.image for frame in data.splits["train"]]
+    every = np.concatenate([np.load(file).reshape(-1, 5) for file in files]) / 65535
+    transform = data.transform()
+    np.testing.assert_allclose(transform.mean.flatten(), every.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(transform.std.flatten(), every.std(0), rtol=1e-5)
+    few = prepared(make, root, statistics_images=3).transform()
+    assert not torch.equal(few.mean, transform.mean)
+    with monkeypatch.context() as patched:
+        patched.setattr(statistics, "measure", None)
+        assert torch.equal(prepared(make, root).transform().mean, transform.mean)
+    # As large as before and of the same name, but written later.
+    changed = np.load(files[0])
+    changed[..., 2] = 65535
+    np.save(files[0], changed)
+    os.utime(files[0], ns=(1, 1))
+    assert prepared(make, root).transform().mean[2] > transform.mean[2] + 0.01
+
+
+def test_given_statistics_are_taken(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    given = [0.1, 0.2, 0.3, 0.4, 0.5]
+    transform = prepared(make, root, mean=given).transform()
+    np.testing.assert_allclose(transform.mean.flatten(), given)
+    assert torch.equal(transform.std, prepared(make, root).transform().std)
+    short = prepared(make, root, std=[0.1, 0.1, 0.1])
+    with pytest.raises(UserError, match=r"dataset.std: 3 numbers for 5 channels \(red, green,"):
+        short.transform()
+
+
+def test_a_checkpoint_needs_no_data(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES, dtype="uint16")
+    data = prepared(make, root)
+    saved, facts = data.transform().state_dict(), data.facts()
+    assert facts == {
+        "name": "own",
+        "classes": ["0", "1"],
+        "channels": ["red", "green", "blue", "thermal", "event"],
+        "dtype": "uint16",
+        "transform": {"image_size": 64},
+    }
+    bare = make(tmp_path / "gone")
+    bare.recall(json.loads(json.dumps(facts)))
+    transform = bare.transform(measured=False)
+    transform.load_state_dict(saved)
+    files = [root / "images" / f"{name}.npy" for name in SEQUENCES[:3]]
+    batch = bare.read(files)
+    assert batch.sizes.tolist() == [list(shape) for shape in SHAPES]
+    assert not batch.mask.any()
+    assert batch.mask.shape == (3, 1)
+    trained = data.transform().eval()(batch, None).inputs
+    assert torch.equal(transform.eval()(batch, None).inputs, trained)
+    pictures = bare.look(files[1])
+    assert [picture.size for picture in pictures] == [(64, 60)] * 3
+    assert all(isinstance(picture, Image.Image) for picture in pictures)
+    with pytest.raises(DamagedImage, match="5 channels of uint8, expected 5 channels of uint16"):
+        bare.read([write_set(tmp_path / "b", ["x"]) / "images" / "x.npy"])
+
+
+def test_boxes_come_with_their_frames(make: Make, tmp_path: Path) -> None:
+    """Against each box's place by hand, 60×64 pixels in 64²."""
+    data = prepared(make, write_set(tmp_path / "set", SEQUENCES))
+    frames = data.splits["train"]
+    batch = batch_of(data, "train")
+    negatives = [not frame.boxes for frame in frames]
+    assert (~batch.mask.any(1)).tolist() == negatives
+    assert any(negatives)
+    assert not batch.boxes[~batch.mask].any()
+    index = next(n for n, size in enumerate(batch.sizes.tolist()) if size == [60, 64])
+    expected = [[24, 17, 40, 47], [9.6, 11, 22.4, 23]]
+    np.testing.assert_allclose(batch.boxes[index] * 64, expected, atol=1e-5)
+    assert batch.labels[index].tolist() == [0, 1]
+
+
+def test_a_batch_of_negatives_alone_has_an_empty_slot(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    data = prepared(make, root)
+    place = next(n for n, frame in enumerate(data.splits["train"]) if not frame.boxes)
+    samples = data.samples("train", seed=0, train=True, device=CPU)
+    batch = samples.__getitems__([Key(0, place)])
+    assert isinstance(batch, DetectionBatch)
+    assert batch.boxes.shape == (1, 1, 4)
+    assert not batch.mask.any()
+
+
+def test_missing_label_files_are_negatives_or_an_error(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    assert sum(count for count, _ in prepared(make, root).counts().values()) == 24
+    with pytest.raises(UserError, match=r"s1_3\.npy: has no label file .*s1_3\.txt; add it"):
+        prepared(make, root, missing_labels="error")
+
+
+def test_sequences_are_never_cut(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    splits = prepared(make, root).splits
+    seen = {split: {f.name.split("_")[0] for f in frames} for split, frames in splits.items()}
+    assert [len(seen[split]) for split in ("train", "val", "test")] == [4, 1, 1]
+    assert len(set.union(*seen.values())) == 6
+    others = [prepared(make, root, split_seed=seed).splits["val"] for seed in range(1, 5)]
+    assert any(frames != splits["val"] for frames in others)
+    whole = prepared(make, root, group_by=r"s\d+").splits
+    assert {f.group for f in whole["val"]} <= {f"s{number}" for number in range(6)}
+    assert "test" not in prepared(make, root, test_fraction=0.0).splits
+    few = prepared(make, root, max_train_images=5, max_val_images=2)
+    assert [len(few.splits[split]) for split in ("train", "val", "test")] == [5, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("group_by", "told"),
+    [
+        (r"FLIR_(\d\d)", r"dataset.group_by: 'FLIR_.* does not match s0_0\.npy; it must match"),
+        (r"s()", "leave none of 1 sequences for training; give smaller dataset.val_fraction"),
+    ],
+)
+def test_a_grouping_that_cannot_be_is_told(
+    make: Make, tmp_path: Path, group_by: str, told: str
+) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    with pytest.raises(UserError, match=told):
+        prepared(make, root, group_by=group_by)
+
+
+def test_a_folder_with_splits_of_its_own_keeps_them(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "set"
+    write_set(root / "train", SEQUENCES[:10])
+    write_set(root / "val", SEQUENCES[10:16])
+    data = prepared(make, root)
+    assert {split: len(frames) for split, frames in data.splits.items()} == {"train": 10, "val": 6}
+    assert "its own splits share 1 sequences (2)" in caplog.text
+    with pytest.raises(UserError, match=r"split=test: .* has train, val; add a folder test/"):
+        data.samples("test", seed=0, train=False, device=CPU)
+    write_set(root / "test", SEQUENCES[16:])
+    splits = prepared(make, root, group_by=None).splits
+    assert [len(splits[split]) for split in ("train", "val", "test")] == [10, 6, 8]
+
+
+def test_names_of_channels_and_classes(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    assert prepared(make, root).channels[3:] == ["thermal", "event"]
+    assert prepared(make, root, x=["a", "b"]).channels[3:] == ["a", "b"]
+    assert prepared(make, root, class_names=["p", "v", "w"]).classes == ["p", "v", "w"]
+    (root / "rgbx.json").write_text('{"channels": ["red", "green", "blue", "lwir", "nir"]}')
+    (root / "classes.txt").write_text("person\ncar\n")
+    data = prepared(make, root)
+    assert (data.channels[3:], data.classes) == (["lwir", "nir"], ["person", "car"])
+    assert prepared(make, root, x=["a", "b"]).channels[3:] == ["a", "b"]
+    four = write_set(tmp_path / "four", SEQUENCES, channels=4)
+    assert prepared(make, four).channels[3:] == ["thermal"]
+    seven = write_set(tmp_path / "seven", SEQUENCES, channels=7)
+    with pytest.raises(UserError, match="7 channels of uint8; name those after"):
+        prepared(make, seven)
+    assert prepared(make, seven, x=list("abcd")).transform().mean.shape == (7, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"x": ["thermal"]}, "dataset.x: thermal after .* 5 channels of uint8; give 2 different"),
+        ({"x": ["heat", "heat"]}, "dataset.x: heat, heat after red"),
+        ({"x": ["heat", "red"]}, "dataset.x: heat, red after red"),
+        ({"class_names": ["a"]}, r"images/s0_0\.npy: box 2 is of class 1, dataset.class_names has"),
+        (
+            {"network": replace(NETWORK, coefficients=KEPT)},
+            "arrays hold pixels; give compression=none",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_files(
+    make: Make, tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    with pytest.raises(UserError, match=told):
+        prepared(make, root, **changed)
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"channels": ["thermal"]}', '{"channels": 3}'])
+def test_a_record_without_channels_is_named(make: Make, tmp_path: Path, record: str) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    (root / "rgbx.json").write_text(record)
+    with pytest.raises(UserError, match=r"rgbx\.json: no \"channels\" that begin with red"):
+        prepared(make, root)
+
+
+def test_a_folder_of_something_else(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset.root: .* holds no images/ beside labels/"):
+        prepared(make, tmp_path)
+    root = write_set(tmp_path / "set", SEQUENCES, label="")
+    with pytest.raises(UserError, match=r"no label file has a box, and no classes\.txt"):
+        prepared(make, root)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("0 0.5 0.5 1.2 0.2", "row 2 [-0.1, 0.4, 1.1, 0.6] reaches beyond the image"),
+        ("0 0.5 0.5 0 0.2", "row 2 [0.5, 0.4, 0.5, 0.6] is inverted or empty"),
+        ("0 0.5 0.5 -0.1 0.2", "row 2 [0.55, 0.4, 0.45, 0.6] is inverted or empty"),
+        ("0 0.5 nan 0.1 0.2", "row 2"),
+        ("0 0.5 0.5 0.2", "row 2 is '0 0.5 0.5 0.2': expected class cx cy w h"),
+        ("2 0.5 0.5 0.2 0.2", "row 2: class 2 of 2: name or mend it"),
+    ],
+)
+def test_a_bad_label_is_left_out_with_its_row(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, row: str, told: str
+) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    (root / "classes.txt").write_text("person\ncar\n")
+    (root / "labels" / "s0_1.txt").write_text(f"0 0.5 0.5 0.2 0.2\n{row}\n")
+    data = prepared(make, root)
+    assert f"left out: labels/s0_1.txt: {told}" in caplog.text
+    assert data.counts()["train"][1] == {"invalid": 1}
+    assert sum(count for count, _ in data.counts().values()) == 23
+    source = data.samples("train", seed=0, train=True, device=CPU)
+    assert EpochLoader(source, 2, seed=0, train=True).left_out == {"left_out/invalid": 1}
+
+
+def test_files_that_are_no_frames_are_left_out_and_told_of_ten_times(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    root = write_set(tmp_path / "set", SEQUENCES)
+    floats = pixels(0).astype(np.float32)
+    floats[5, 6, 4] = np.nan
+    for name in SEQUENCES[:12]:
+        np.save(root / "images" / f"{name}.npy", floats)
+    (root / "images" / f"{SEQUENCES[12]}.npy").unlink()
+    data = prepared(make, root, val_fraction=0.3, test_fraction=0.0)
+    assert data.counts()["train"][1] == {"invalid": 12, "missing_file": 1}
+    assert (
+        "s0_0.txt: its array s0_0.npy: float32, 1 NaN, the first at row 5 column 6" in caplog.text
+    )
+    assert caplog.text.count(": its array s") == 10
+    assert "left out: 3 more" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [({"dtype": "uint16"}, "5 channels of uint16"), ({"channels": 4}, "4 channels")],
+)
+def test_a_set_of_mixed_files_is_refused(
+    make: Make, tmp_path: Path, odd: dict[str, Any], told: str
+) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    np.save(root / "images" / "s2_1.npy", pixels(0, **odd))
+    with pytest.raises(UserError, match=rf"s2_1\.npy: {told}.*, 23 other files have 5 channels"):
+        prepared(make, root)
+
+
+def test_a_file_damaged_later_leaves_its_batch(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    data = prepared(make, root)
+    val = [frame.image for frame in data.splits["val"]]
+    val[1].write_bytes(val[1].read_bytes()[:-9])
+    batch = batch_of(data, "val")
+    assert batch.index.tolist() == [0, 2, 3]
+    assert batch.damage == {"left_out/truncated": 1}
+    assert len(batch.inputs) == len(batch.sizes) == 3
+    for file in val:
+        file.write_bytes(b"")
+    nothing = batch_of(data, "val")
+    assert len(nothing) == 0
+    assert nothing.damage == {"left_out/empty": 4}
+    assert data.transform().eval()(nothing, None).inputs.shape == (0, 5, 64, 64)
+    train = [frame.image for frame in data.splits["train"]]
+    train[0].write_bytes(b"")
+    fresh = prepared(make, root)
+    assert fresh.transform().mean.isfinite().all()
+
+
+def test_a_model_of_other_channels_or_fewer_classes_is_refused(make: Make, tmp_path: Path) -> None:
+    data = prepared(make, write_set(tmp_path / "set", SEQUENCES))
+    facts = data.facts()
+    assert data.misfit(facts) is None
+    assert data.misfit({**facts, "classes": ["0", "1", "2"]}) is None
+    assert "has 2; use labels" in str(data.misfit({**facts, "classes": ["0"]}))
+    theirs = {**facts, "channels": facts["channels"][:4]}
+    assert "trained on red, green, blue, thermal, " in str(data.misfit(theirs))
+    data.recall(theirs)
+    with pytest.raises(UserError, match="the model was trained on red, green, blue, thermal, "):
+        data.prepare(0)
+
+
+def test_the_fingerprint_is_of_files_boxes_and_splits(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    first = prepared(make, root).fingerprint()
+    assert first == prepared(make, root).fingerprint()
+    assert first != prepared(make, root, split_seed=4).fingerprint()
+    (root / "labels" / "s0_0.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    assert first != prepared(make, root).fingerprint()
+
+
+def test_the_demos_configuration_makes_reads_and_splits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = ["model=rgbx_mit_b0", "dataset=demo_rgbx", "dataset.demo.images=36"]
+    config = resolved(compose_config([*overrides, "dataset.demo.size=64"])[0])
+    data = build.source(config)
+    data.prepare(0)
+    assert isinstance(data, RgbxFolder)
+    assert data.classes == ["pedestrian", "vehicle"]
+    assert data.channels == ["red", "green", "blue", "thermal", "event"]
+    assert sum(count for count, _ in data.counts().values()) == 36
+    groups = {s: {f.name[7:13] for f in frames} for s, frames in data.splits.items()}
+    assert not groups["train"] & groups["val"]
+    batch = next(build.loader(config, data, "train", CPU, train=True).epoch(0))
+    inputs = data.transform().train()(batch, torch.Generator().manual_seed(0)).inputs
+    assert inputs.shape[1:] == (5, 128, 128)
