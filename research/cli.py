@@ -72,6 +72,23 @@ def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str
     return values, rest
 
 
+def mixed(
+    settings: Sequence[str], known: Mapping[str, tuple[str, Rule]], who: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The options of a command that takes settings of the configuration as well.
+
+    Args: see ``typed``.
+
+    Returns:
+        what ``typed`` gives, and the words left over.
+
+    Raises:
+        UserError: for a value that may not stand there, or a key spelled much like an option.
+    """
+    chosen, rest = options(settings, {key: default for key, (default, _) in known.items()})
+    return typed([f"{key}={value}" for key, value in chosen.items()], known, who), rest
+
+
 def typed(
     settings: Sequence[str], known: Mapping[str, tuple[str, Rule]], who: str
 ) -> dict[str, Any]:

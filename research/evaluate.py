@@ -8,15 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from research import cli
-from research.config import register
-from research.config.checks import check_value
-from research.config.compose import defaults_of
-from research.config.messages import dotted, no_key
-from research.config.schema import GROUPS
 from research.errors import UserError
 
 USAGE = """
@@ -55,30 +47,18 @@ def evaluate(
         ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
         for that epoch on this split, where it did.
     """
-    from research import build, checkpoint, trained
-    from research.loop import evaluate as judge
-    from research.tracking.console import ConsoleTracker
     from research.tracking.files import FileTracker
+    from research.trial import trial
 
-    saved = checkpoint.load(checkpoint.find(run, which))
-    config = _with(saved["config"], [f"device={device}", *overrides])
-    loaded = trained.restore(config, saved)
-    data = loaded.data
-    data.prepare(config["seed"])
-    if data.classes != loaded.classes:
-        raise UserError(
-            f"the data's {len(data.classes)} classes are not the {len(loaded.classes)} that {run} "
-            "was trained on; check the dataset settings"
-        )
-    loader = build.loader(config, data, split, loaded.device, train=False)
-    judged = judge(loaded, loader, build.settings(config), ConsoleTracker(), split)
-    epoch = saved["state"]["epoch"]
+    one = trial(run, split, which, device, overrides)
+    loaded, state, judged = one.trained, one.saved["state"], one.judge(split)
+    epoch = state["epoch"]
     if out is not None and judged.first is not None:
         files = FileTracker(out)
-        view = loaded.transform.view
-        files.pictures(epoch, loaded.task.pictures(judged.totals, *judged.first, view))
+        panels = loaded.transform.panels
+        files.pictures(epoch, loaded.task.pictures(judged.totals, *judged.first, panels))
         files.tables(epoch, loaded.task.tables(judged.totals))
-    row = saved["state"]["history"][-1]
+    row = state["history"][-1]
     logged = {name: row.get(f"{split}/{name}") for name in judged.metrics}
     return {
         "split": split,
@@ -87,29 +67,6 @@ def evaluate(
         "logged": {name: value for name, value in logged.items() if value is not None},
         "damage": judged.damage,
     }
-
-
-def _with(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The run's configuration with settings changed; only keys that it has."""
-    register()
-    defaults = dict(dotted(defaults_of(frozenset())))
-    known = dict(dotted(config))
-    changed = OmegaConf.create(config)
-    for word in overrides:
-        key, _, text = word.partition("=")
-        if key in GROUPS:
-            raise UserError(f"{word}: the {key} of a run stays; settings of it are {key}.KEY=value")
-        if key not in known:
-            raise UserError(no_key(key, config, {}))
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(
-                f"{word!r}: the value is not YAML; close brackets, quote lists"
-            ) from None
-        check_value(key, value, defaults.get(key, known[key]))
-        OmegaConf.update(changed, key, value)
-    return dict(OmegaConf.to_container(changed))  # type: ignore[arg-type]
 
 
 def _defined(value: Any) -> Any:

@@ -147,7 +147,13 @@ def _dense(loaded: Trained) -> tuple[nn.Module, dict[str, list[str]], dict[str, 
 
     from research.compression.blocks import Blocks
     from research.models.detectors import BigDet, TinyDet
+    from research.models.rgbx import RgbxDetector
 
+    if isinstance(loaded.model, RgbxDetector):
+        raise UserError(
+            "RGB + X detectors cannot be exported: how many boxes their second stage looks at "
+            "changes from frame to frame; use research.load(RUN)"
+        )
     model = loaded.model.requires_grad_(False)
 
     class OnBlocks(nn.Module):

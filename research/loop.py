@@ -144,8 +144,8 @@ def fit(
         # checkpoint is dropped on resume.
         tracker.log("epoch", epoch, row)
         if is_best and judged.first is not None:
-            view = parts.transform.view
-            tracker.pictures(epoch, parts.task.pictures(judged.totals, *judged.first, view))
+            panels = parts.transform.panels
+            tracker.pictures(epoch, parts.task.pictures(judged.totals, *judged.first, panels))
             tracker.tables(epoch, parts.task.tables(judged.totals))
         checkpoints.save(checkpoint(parts, state, tracker), path, epoch, is_best=is_best)
         tracker.flush()

@@ -20,6 +20,8 @@ INK: dict[bool | None, Colour] = {True: RIGHT, False: WRONG, None: (0, 0, 0)}
 TRUE_BOX: Colour = (0, 200, 83)
 FOUND_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
 """Of the first box and of all others, as in guide 5."""
+CURVES = 9
+"""Metrics in one panel of the learning curves."""
 
 
 def render(figure: Figure) -> Image.Image:
@@ -165,6 +167,16 @@ def sheet(
     return paper
 
 
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one height in a row, without gaps."""
+    paper = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+    left = 0
+    for image in images:
+        paper.paste(image, (left, 0))
+        left += image.width
+    return paper
+
+
 def draw_boxes(
     image: Image.Image,
     boxes: Sequence[Sequence[float]],
@@ -204,75 +216,16 @@ def _span(start: float, stop: float, length: int) -> tuple[int, int]:
     return first, max(first, min(round(stop), length) - 1)
 
 
-def precision_recall(
-    scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], positives: int, title: str
-) -> Image.Image:
-    """Precision over recall as the score threshold falls, and both over the threshold.
-
-    Args:
-        scores: [N] of every detection.
-        hits: [N] whether it found a true box.
-        positives: true boxes.
-        title: of the picture.
-    """
-    order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(hits[order])
-    precision = found / np.arange(1, len(found) + 1)
-    recall = found / max(1, positives)
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(recall, precision)
-    left.set_xlabel("recall")
-    left.set_ylabel("precision")
-    right.plot(scores[order], precision, label="precision")
-    right.plot(scores[order], recall, label="recall")
-    right.set_xlabel("score threshold")
-    right.legend()
-    for axes in (left, right):
-        axes.set_xlim(0, 1.02)
-        axes.set_ylim(0, 1.02)
-        axes.grid(alpha=0.3)
-    figure.suptitle(title, fontsize="small")
-    return render(figure)
-
-
-def matching_audit(
-    greedy: NDArray[np.floating[Any]], optimal: NDArray[np.floating[Any]]
-) -> Image.Image:
-    """Total IoU by greedy matching against the best possible, one point a frame.
-
-    Args:
-        greedy: [N] total IoU of a frame's pairs, per true box, 0…1.
-        optimal: [N] the same of the optimal assignment.
-    """
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    left.scatter(optimal, greedy, s=12, alpha=0.5)
-    left.set_xlabel("optimal: mean IoU of a frame's true boxes")
-    left.set_ylabel("greedy: the same")
-    gap = optimal - greedy
-    right.hist(gap, bins=30, range=(0, max(0.1, float(gap.max(initial=0)))))
-    right.set_yscale("symlog")  # most frames have no gap
-    right.set_xlabel("optimal − greedy")
-    right.set_ylabel("frames")
-    worse = int((gap > 1e-6).sum())
-    figure.suptitle(
-        f"greedy matching falls short in {worse} of {len(gap)} frames", fontsize="small"
-    )
-    return render(figure)
-
-
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Losses, metrics and the learning rate over epochs, one panel each.
+    """Losses, metrics and the learning rate over epochs, a panel each; many metrics in several.
 
     Args:
         history: one row an epoch, as in ``epoch_metrics.csv``.
     """
     epochs = [row["epoch"] for row in history]
     names = [name for name in history[-1] if name.startswith("val/") and name != "val/loss"]
-    panels = [["train/loss", "val/loss"], names, ["learning_rate"]]
-    panels = [panel for panel in panels if panel]
+    metrics = [names[start : start + CURVES] for start in range(0, len(names), CURVES)]
+    panels = [["train/loss", "val/loss"], *metrics, ["learning_rate"]]
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in panel:

@@ -28,13 +28,11 @@ from research.config.schema import (
 from research.errors import DamagedImage, UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from research.data.batch import Batch
     from research.data.frames.media import Media, Still
     from research.data.source import DataSource
     from research.player import Player
-    from research.reports import Report
+    from research.reports import Panels, Report
     from research.trained import Trained
 
 log = logging.getLogger("research.predict")  # as a command, this module is called __main__
@@ -43,9 +41,11 @@ USAGE = """
 python -m research.predict RUN|WEIGHTS SOURCE… [key=value …]
 
 RUN is a run folder, WEIGHTS a checkpoint or a run's final.safetensors; either is all that is
-needed. A SOURCE is an image, a folder of images, a capture run, a folder of capture runs, or a
-video. A detector writes pictures with boxes (boxed/NAME_boxed.png) and a capture run with the
-boxes as labels; a classifier a table (predictions.csv) and a contact sheet; both a summary.json.
+needed. A SOURCE is an image (for a detector on RGB + X an .npy array), a folder of them, a capture
+run, a folder of capture runs, or a video. A detector writes pictures with boxes, every sensor's
+side by side (boxed/NAME_boxed.png), a capture run with the boxes as labels, and all boxes in COCO's
+form (predictions.json); a classifier a table (predictions.csv) and a contact sheet; both a
+summary.json.
   objectness=      boxes from this score on, 0…1; the run's task.score (0.3) by default
   iou=             of boxes that overlap more the best stays, 0…1; the run's model.nms_iou (0.5) by
                    default; without effect where a model finds one box a frame
@@ -94,6 +94,7 @@ def predict(
     Raises:
         UserError: when not one still can be read.
     """
+    from research.timing import wait_for
     from research.tracking.console import ConsoleTracker
     from research.tracking.tracker import Progress
 
@@ -107,13 +108,13 @@ def predict(
             if batch is not None:
                 started = time.perf_counter()
                 answers = model.infer(batch)
-                _wait_for(model)
+                wait_for(model.device)
                 latencies.append(1000 * (time.perf_counter() - started))
                 frames += len(stills)
                 seen = report.add(stills, images, answers)
                 if player is not None:
-                    for still, image, said in zip(stills, images, seen, strict=True):
-                        player.show(still.name, image, said, latencies[-1] / len(stills))
+                    for still, panels, said in zip(stills, images, seen, strict=True):
+                        player.show(still.name, panels[0], said, latencies[-1] / len(stills))
             looked_at = frames + len(damaged)
             rate = frames / (time.perf_counter() - began)
             total = max(media.expected, looked_at)
@@ -146,11 +147,9 @@ def predict(
 
 def _read(
     data: DataSource, stills: Sequence[Still], damaged: list[DamagedImage]
-) -> tuple[list[Still], list[Image], Batch | None]:
+) -> tuple[list[Still], list[Panels], Batch | None]:
     """What can be read of some stills: their pixels, and all as one batch; the rest is noted."""
-    from research.data.readers import decode, to_rgb
-
-    found = _each(stills, lambda file: to_rgb(decode(file)), damaged)
+    found: list[tuple[Still, Panels]] = _each(stills, data.look, damaged)
     while found:
         kept, images = zip(*found, strict=True)
         try:
@@ -172,14 +171,6 @@ def _each(
         except DamagedImage as error:
             damaged.append(error)
     return found
-
-
-def _wait_for(model: Trained) -> None:
-    """Until an accelerator has done what it was given."""
-    import torch
-
-    if model.device.type != "cpu":
-        torch.accelerator.synchronize(model.device)
 
 
 def _load(run: Path, settings: dict[str, Any]) -> Trained:

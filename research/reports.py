@@ -17,15 +17,21 @@ from PIL import Image
 from torch import Tensor
 
 from research import pictures
+from research.data.frames.coco_writer import CocoWriter
 from research.data.frames.media import Still
 from research.data.frames.run_writer import RunWriter
 from research.errors import UserError
 
 BOXED: Final = "boxed"
 SHEET: Final = "contact_sheet.png"
+COCO: Final = "predictions.json"
 SHOWN: Final = 48
 THUMBNAIL: Final = 160
 BEST: Final = 5
+
+
+Panels = Sequence[Image.Image]
+"""A still for people, see ``DataSource.look``: RGB pictures of one size, the first in colour."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +64,12 @@ class Report(Protocol):
 
     def __exit__(self, *error: Any) -> None: ...
 
-    def add(
-        self, stills: Sequence[Still], images: Sequence[Image.Image], answers: Any
-    ) -> list[Seen]:
+    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Any) -> list[Seen]:
         """Write what was predicted for some stills.
 
         Args:
             stills: the files.
-            images: their pixels, RGB.
+            images: their pixels.
             answers: what ``Task.answer`` gave for them.
 
         Raises:
@@ -83,21 +87,30 @@ class Report(Protocol):
 
 
 class FrameReport:
-    """Detections as capture runs, one a group of stills, and as pictures with boxes.
+    """Detections as capture runs, one a group of stills, in COCO's form, and as pictures.
 
     ``FOLDER/GROUP/`` is a run (``images/``, ``labels/`` from ``model``),
-    ``FOLDER/boxed/STEM_boxed.png`` a picture.
+    ``FOLDER/predictions.json`` holds all boxes in pixels of the files, and
+    ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, its panels side by side.
 
     Args:
         folder: where to; made with the first still.
         objectness: only boxes from this score on are written and drawn, 0…1.
         text: of a box: its label and score.
+        classes: class names, in index order.
     """
 
-    def __init__(self, folder: Path, objectness: float, text: Callable[[int, float], str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        objectness: float,
+        text: Callable[[int, float], str],
+        classes: Sequence[str],
+    ) -> None:
         self.folder = folder
         self.objectness: float | None = objectness
         self.text = text
+        self.coco = CocoWriter(classes)
         self.runs: dict[str, RunWriter] = {}
         self.open = ExitStack()
         self.frames = self.boxes = self.with_boxes = 0
@@ -112,26 +125,30 @@ class FrameReport:
         trace: TracebackType | None,
     ) -> None:
         self.open.close()
+        if self.frames and kind is None:
+            try:
+                self.coco.write(self.folder / COCO)
+            except OSError as problem:
+                raise _failed(self.folder / COCO, problem) from None
 
     def add(
         self,
         stills: Sequence[Still],
-        images: Sequence[Image.Image],
+        images: Sequence[Panels],
         answers: list[dict[str, Tensor]],
     ) -> list[Seen]:
         """``answers``: of each still ``boxes`` [n, 4] in its pixels, ``scores`` and ``labels``."""
         return [self._add(*each) for each in zip(stills, images, answers, strict=True)]
 
-    def _add(self, still: Still, image: Image.Image, found: dict[str, Tensor]) -> Seen:
+    def _add(self, still: Still, panels: Panels, found: dict[str, Tensor]) -> Seen:
+        image = panels[0]
         boxes, scores, labels = (found[key].cpu() for key in ("boxes", "scores", "labels"))
         # Of what was found in the black of a letterbox, nothing is left.
         inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
         pixels, kept = boxes[inside].double(), scores[inside].tolist()
         shares = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
-        texts = [
-            self.text(label, score)
-            for label, score in zip(labels[inside].tolist(), kept, strict=True)
-        ]
+        named = labels[inside].tolist()
+        texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
         # Best first: those from the threshold on come before all others.
         count = sum(score >= (self.objectness or 0) for score in kept)
         native = still.file.suffix.lower() in (".jpg", ".jpeg", ".png")
@@ -141,8 +158,10 @@ class FrameReport:
             source="model",
             confidences=kept[:count],
         )
-        drawn = pictures.draw_boxes(image, pixels[:count].tolist(), texts[:count])
-        _save(drawn, self.folder / BOXED / f"{still.stem}_boxed.png")
+        told = pixels[:count].tolist()
+        self.coco.add(still.name, image.size, told, kept[:count], named[:count])
+        drawn = [pictures.draw_boxes(panel, told, texts[:count]) for panel in panels]
+        _save(pictures.side_by_side(drawn), self.folder / BOXED / f"{still.stem}_boxed.png")
         self.frames += 1
         self.boxes += count
         self.with_boxes += count > 0
@@ -167,7 +186,7 @@ class FrameReport:
             f"{self.with_boxes} of {self.frames} frames have boxes, {self.boxes} in all "
             f"(objectness {self.objectness:g})",
             f"pictures: {self.folder / BOXED}",
-            f"labels:   {self.folder}, capture runs: {len(self.runs)}",
+            f"labels:   {self.folder}, capture runs: {len(self.runs)}; COCO: {self.folder / COCO}",
         ]
 
 
@@ -203,13 +222,11 @@ class ClassReport:
             paper = pictures.sheet(self.cells, self.captions, unjudged, columns=6)
             _save(paper, self.folder / SHEET)
 
-    def add(
-        self, stills: Sequence[Still], images: Sequence[Image.Image], answers: Tensor
-    ) -> list[Seen]:
+    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor) -> list[Seen]:
         """``answers``: logits [B, C]."""
         best = answers.cpu().softmax(1).topk(min(BEST, len(self.classes)), dim=1)
         rows, seen = [], []
-        for still, image, shares, indices in zip(
+        for still, panels, shares, indices in zip(
             stills, images, best.values.tolist(), best.indices.tolist(), strict=True
         ):
             names = [self.classes[index] for index in indices]
@@ -220,7 +237,7 @@ class ClassReport:
             self.counts[names[0]] = self.counts.get(names[0], 0) + 1
             said = f"{names[0]} {shares[0]:.0%}"
             if len(self.cells) < SHOWN:
-                self.cells.append(_thumbnail(image))
+                self.cells.append(_thumbnail(panels[0]))
                 self.captions.append(f"{still.stem[-24:]}\n{said}")
             seen.append(Seen(said))
         self._append(rows)

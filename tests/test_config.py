@@ -62,7 +62,11 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ),
     ("compression=lumafusion", "compression=block_stem,lumafusion", ["'luma_fusion'", "none"]),
     ("experiment=x", "experiment=imagenet_resnet34,x 'dataset.train_dirs=[a]'", ["no experiment"]),
-    ("dataset=_base", "dataset=demo,_base", ["part of others", "demo, demo_runs, imagefolder"]),
+    (
+        "dataset=_base",
+        "dataset=demo,_base",
+        ["part of others", "demo, demo_rgbx, demo_runs, imagefolder"],
+    ),
     ("model=null", "model=resnet34,null", ["model=null", "resnet34_compressed"]),
     ("scheduler=7", "scheduler=cosine,7", ["scheduler=7", "cosine, exponential, linear"]),
     ("~scheduler", "~scheduler seed=0,1", ["scheduler is required", "cosine, exponential, linear"]),
@@ -145,6 +149,41 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "model=tinydet dataset=cifar10",
         "model=tinydet dataset=demo_runs,cifar10",
         ["the data have classes", "wants boxes"],
+    ),
+    (
+        "model=tinydet dataset=demo_rgbx",
+        "model=tinydet dataset=demo_runs,demo_rgbx",
+        ["the data have boxes in RGB + X", "wants boxes;"],
+    ),
+    (
+        "model=rgbx_mit_b0 dataset=demo_runs",
+        "model=rgbx_mit_b0 dataset=demo_rgbx,demo_runs",
+        ["the data have boxes,", "wants boxes in RGB + X"],
+    ),
+    (
+        "model=rgbx_mit_b0 dataset=rgbx",
+        "model=rgbx_mit_b0,rgbx_mit_b1 dataset=rgbx",
+        ["dataset.root is required for dataset=rgbx", "dataset.root=FOLDER"],
+    ),
+    (
+        "model=rgbx_mit_b0 model.fusion=attention",
+        "model=rgbx_mit_b0 model.fusion=sum,attention",
+        ["model.fusion=attention", "cross_attention"],
+    ),
+    (
+        "model=rgbx_mit_b0 'model.anchor_sizes=[8,16,32]'",
+        "model=rgbx_mit_b0 'model.anchor_sizes=[8,16,32,64,128],[8,16,32]'",
+        ["model.anchor_sizes=[8, 16, 32]", "a list of 5"],
+    ),
+    (
+        "model=rgbx_mit_b0 'dataset.group_by=\"seq(.*\"'",
+        "model=rgbx_mit_b0 'dataset.group_by=seq,\"seq(.*\"'",
+        ["dataset.group_by", "a regular expression"],
+    ),
+    (
+        "'dataset.mean=[0.5,0.5,0.5,0.5]'",
+        "'dataset.mean=[0.5,0.5,0.5],[0.5,0.5,0.5,0.5]'",
+        ["dataset.mean=[0.5, 0.5, 0.5, 0.5]", "a list of 3"],
     ),
     (
         "model=resnet34 dataset=demo_runs",
@@ -271,11 +310,22 @@ def test_what_is_allowed_passes(line: str) -> None:
             assert OmegaConf.select(cfg, key) in (value, str(value))
 
 
+READER = {
+    "none": "resnet34",
+    "detection": "bigdet",
+    "single_object": "bigdet",
+    "multiclass_detection": "rgbx_mit_b0",
+    "rgbx": "rgbx_mit_b0",
+    "demo_rgbx": "rgbx_mit_b0",
+}
+"""The model for options that the default model does not go with."""
+
+
 @pytest.mark.parametrize(("group", "option"), ALL_OPTIONS)
 def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: str) -> None:
     lines = [f"{group}={option}"]
-    if option in ("none", "detection", "single_object"):
-        lines.append(f"model={'resnet34' if option == 'none' else 'bigdet'}")
+    if option in READER:
+        lines.append(f"model={READER[option]}")
     cfg, choices = _with_what_is_required(lines)
     config = resolved(cfg)
     assert choices[group] == option
@@ -290,6 +340,7 @@ def _with_what_is_required(lines: list[str]) -> tuple[Any, Mapping[str, str | No
     required = {
         "dataset.train_dirs": "[a]",
         "dataset.manifest": "store",
+        "dataset.root": "folder",
         "model.name": "resnet18",
     }
     try:

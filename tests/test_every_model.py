@@ -15,6 +15,7 @@ from research import evaluate, export
 from research.config import compose_config, resolved
 from research.config.compose import options
 from research.data.cifar_files import FAMILIES
+from research.errors import UserError
 from tests.conftest import run
 from tests.data.test_cifar import TEST, TRAIN, write_binary
 
@@ -22,6 +23,10 @@ DATA = {
     "demo": ["dataset.demo.train_images=24", "dataset.demo.val_images=12"],
     "cifar10": ["dataset.root=cifar", "dataset.val_images=20"],
     "demo_runs": ["dataset.demo.runs=8", "dataset.demo.frames=5", "dataset.image_size=64"],
+    "demo_rgbx": [
+        *("dataset.demo.images=32", "dataset.image_size=64", "model.fpn_channels=32"),
+        *("model.representation_size=64", "model.rois=16", "model.proposals_train=50"),
+    ],
 }
 CLASSIFIERS = (
     "cspdarknet53", "densenet121", "densenet169", "densenet201", "densenet264",
@@ -29,6 +34,9 @@ CLASSIFIERS = (
     "efficientvit_m4", "fastnet", "resnet34", "resnet34_compressed", "timm",
 )  # fmt: skip
 DETECTORS = ("bigdet", "tinydet")
+RGBX = "rgbx_mit_b0"
+NOT_HERE = tuple(f"rgbx_mit_b{number}" for number in range(1, 6))
+"""Hundreds of millions of parameters: tests/models/test_rgbx.py steps them without files."""
 OFTEN = (
     ("fastnet", "cifar10"),
     ("densenet_bc_40_12", "cifar10"),
@@ -36,11 +44,13 @@ OFTEN = (
     ("timm", "demo"),
     ("bigdet", "demo_runs"),
     ("tinydet", "demo_runs"),
+    (RGBX, "demo_rgbx"),
 )
 """The rows that every merge goes through: one of each family; the whole table takes minutes."""
 TABLE = [
     *((model, dataset) for model in CLASSIFIERS for dataset in ("demo", "cifar10")),
     *((model, "demo_runs") for model in DETECTORS),
+    (RGBX, "demo_rgbx"),
 ]
 NAMES = {"timm": "mobilenetv3_small_050"}
 LAYERED = tuple(name for name in CLASSIFIERS if name.startswith("densenet"))
@@ -48,7 +58,7 @@ LAYERED = tuple(name for name in CLASSIFIERS if name.startswith("densenet"))
 
 
 def test_the_table_has_every_model_and_every_demo_data_set() -> None:
-    assert {model for model, _ in TABLE} == set(options("model"))
+    assert {*NOT_HERE, *(model for model, _ in TABLE)} == set(options("model"))
     assert {name for name in options("dataset") if name.startswith("demo")} <= set(DATA)
 
 
@@ -82,6 +92,10 @@ def test_it_trains_is_judged_kept_loaded_and_exported(
     one, two = (research.load(path, device="cpu").model.state_dict() for path in kept)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+    if model == RGBX:
+        with pytest.raises(UserError, match=r"RGB \+ X detectors cannot be exported"):
+            export.export(folder, None, "last", None)
+        return
     if model in LAYERED:
         layers = ",".join("2" for _ in config["model"]["block_layers"])
         short = resolved(compose_config([*lines, f"model.block_layers=[{layers}]"])[0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from research import pictures
+from research import charts, pictures
 from research.pictures import FOUND_BOXES, TRUE_BOX, draw_boxes
 
 GREY = Image.new("RGB", (40, 30), (9, 9, 9))
@@ -63,11 +63,42 @@ def test_no_boxes_no_change() -> None:
 def test_curves_of_few_and_many(count: int) -> None:
     rng = np.random.default_rng(0)
     scores, hits = rng.random(count), rng.random(count) < 0.5
-    assert pictures.precision_recall(scores, hits, 30, "title").width > 200
-    assert pictures.matching_audit(scores * 0.9, scores).width > 200
+    assert charts.precision_recall(scores, hits, 30, "title").width > 200
+    assert charts.precision_recall_per_class({"a": (scores, hits, 30)}, "title").width > 200
+    assert charts.matching_audit(scores * 0.9, scores).width > 200
 
 
 def test_a_sheet_holds_every_picture() -> None:
     cells = [Image.new("RGB", (20, 10), (n, 0, 99)) for n in range(5)]
     sheet = pictures.sheet(cells, ["a\nb"] * 5, [True, False] * 2 + [True], columns=2)
     assert [int(marked(sheet, (n, 0, 99)).sum()) for n in range(5)] == [200] * 5
+
+
+def test_pictures_side_by_side() -> None:
+    row = pictures.side_by_side([Image.new("RGB", (w, 5), (w, 0, 0)) for w in (3, 4)])
+    assert np.asarray(row)[..., 0].tolist() == [[3] * 3 + [4] * 4] * 5
+
+
+def test_learning_curves_of_many_metrics_take_more_panels() -> None:
+    few, many = ({"epoch": 1, **{f"val/{n}": 0.5 for n in range(count)}} for count in (9, 10))
+    widths = [pictures.learning_curves([row]).width for row in (few, many)]
+    assert widths[1] == pytest.approx(widths[0] * 4 / 3)
+
+
+@pytest.mark.parametrize("clean", [0.0, 0.8, float("nan")])
+def test_a_chart_of_robustness_shows_the_highest_value(clean: float) -> None:
+    """What gets better, however strange, must not leave the picture."""
+    bars, lines = {"RGB": [(0.0, 0.1)]}, {"X": [(2.0, 0.5), (4.0, 0.9)]}
+    groups = {"missing": bars, "shifted": lines}
+    drawn = np.asarray(charts.robustness(groups, clean, "mAP50")).astype(int)
+    assert drawn.shape[1] > drawn.shape[0]
+    # The line's end, its marker: blue, right half, upper quarter, below the frame's edge.
+    blue = (np.abs(drawn - (31, 119, 180)).max(-1) < 12)[:, 3 * drawn.shape[1] // 4 :]
+    top = np.flatnonzero(blue.any(1)).min()
+    assert 0.05 < top / drawn.shape[0] < 0.25
+
+
+def test_runs_against_each_other() -> None:
+    drawn = charts.speed_and_accuracy(["a", "b"], [1, 2], [0.5, float("nan")], [3, 0.1], "mAP50")
+    colours = {tuple(colour) for colour in np.asarray(drawn).reshape(-1, 3)}
+    assert len(colours) > 3

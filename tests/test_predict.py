@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
 import research
@@ -120,6 +123,17 @@ def test_a_tree_of_runs_comes_back_with_the_models_boxes(detectors: Detectors, h
                     corner = round(x0), min(round(y1), height) - 1
                     assert drawn.getpixel(corner) == FOUND_BOXES[min(number, 1)]
     assert boxes > 6
+    coco = json.loads((here / "seen" / "predictions.json").read_text())
+    assert [(i["width"], i["height"]) for i in coco["images"]] == [(80, 60)] * 3 + [(48, 72)] * 3
+    everything = [
+        t for name in ("run_0", "run_1") for told in labels(here / "seen" / name) for t in told
+    ]
+    assert np.allclose(
+        [a["score"] for a in coco["annotations"]], [t["source_confidence"] for t in everything]
+    )
+    corners = np.array([a["bbox"] for a in coco["annotations"]])
+    corners[:, 2:] += corners[:, :2]
+    assert np.allclose(corners, [t["bbox_px"] for t in everything], atol=1e-3)
     summary = json.loads((here / "seen" / "summary.json").read_text())
     assert (summary["frames"], summary["boxes"]) == (6, boxes)
     assert summary["latency_ms"]["batches"] == 1
@@ -239,6 +253,9 @@ def test_damage_is_counted_and_not_fatal(
 
 def test_what_only_another_reader_dislikes_is_left_out_too(here: Path) -> None:
     class Picky:
+        def look(self, path: Path) -> list[Image.Image]:
+            return [to_rgb(decode(path))]
+
         def read(self, paths: list[Path]) -> Any:
             for path in paths:
                 if path.stem == "1":
@@ -246,6 +263,7 @@ def test_what_only_another_reader_dislikes_is_left_out_too(here: Path) -> None:
             return [path.stem for path in paths]
 
     from research.data.frames.media import Media
+    from research.data.readers import decode, to_rgb
 
     for number in range(4):
         picture("bars", number).save(here / f"{number}.jpg")
@@ -334,13 +352,83 @@ def test_boxes_in_the_black_of_the_letterbox_are_nothing(here: Path) -> None:
         "labels": torch.tensor([0, 0]),
     }
     [batch] = Media([here / "a.png"]).batches(8)
-    with FrameReport(here / "seen", 0.5, lambda label, score: f"{label} {score:.1f}") as report:
-        [seen] = report.add(batch, [Image.open(here / "a.png")], [answer])
+    with report_of(here / "seen") as report:
+        [seen] = report.add(batch, [[Image.open(here / "a.png")]], [answer])
     assert seen.boxes == [[0.1, 0.1, 0.5, 1.0]]
     assert seen.texts == ["0 0.8"]
     [[told]] = labels(here / "seen" / "images")
     assert told["bbox_px"] == pytest.approx([4, 2, 20, 20])
     assert (report.summary()["boxes"], report.summary()["frames_with_boxes"]) == (1, 1)
+
+
+def test_boxes_are_drawn_on_every_panel_and_told_in_cocos_form(here: Path) -> None:
+    from research.data.frames.media import Media
+
+    for name in ("a", "b"):
+        np.save(here / f"{name}.npy", np.zeros((20, 40, 5), np.uint8))
+    answer = {
+        "boxes": torch.tensor([[4.0, 2.0, 20.0, 12.0], [8.0, 4.0, 40.0, 20.0], [0, 0, 5.0, 5.0]]),
+        "scores": torch.tensor([0.9, 0.8, 0.1]),
+        "labels": torch.tensor([1, 0, 0]),
+    }
+    nothing = {name: values[:0] for name, values in answer.items()}
+    panels = [Image.new("RGB", (40, 20), (grey,) * 3) for grey in (50, 60, 70)]
+    [batch] = Media([here]).batches(8)
+    with report_of(here / "seen") as report:
+        report.add(batch, [panels, panels], [answer, nothing])
+    drawn = np.asarray(Image.open(here / "seen" / "boxed" / "a_boxed.png"))
+    assert drawn.shape == (20, 120, 3)
+    parts = np.split(drawn, 3, axis=1)
+    for grey, part in zip((50, 60, 70), parts, strict=True):
+        assert (part == grey).all(-1).any()
+        marks = (part != grey).any(-1)
+        assert marks.any()
+        assert (marks == (parts[0] != 50).any(-1)).all()
+    # The run holds the colours: what any program shows.
+    [copy, _] = sorted(next((here / "seen").glob("*/images")).iterdir())
+    assert np.asarray(Image.open(copy)).tolist() == np.full((20, 40, 3), 50).tolist()
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(here / "seen" / "predictions.json")
+        again = coco.loadRes(list(coco.anns.values()))  # what COCO's tools judge
+    assert [image["file_name"] for image in coco.imgs.values()] == [
+        str(here / "a.npy"), str(here / "b.npy"),
+    ]  # fmt: skip
+    assert {(image["width"], image["height"]) for image in coco.imgs.values()} == {(40, 20)}
+    assert {c["id"]: c["name"] for c in coco.cats.values()} == {1: "cat", 2: "dog"}
+    told = [
+        (a["image_id"], a["category_id"], a["bbox"], pytest.approx(a["score"]))
+        for a in again.anns.values()
+    ]
+    assert told == [(1, 2, [4, 2, 16, 10], 0.9), (1, 1, [8, 4, 32, 16], 0.8)]
+
+
+def report_of(folder: Path) -> FrameReport:
+    return FrameReport(folder, 0.5, lambda label, score: f"{label} {score:.1f}", ["cat", "dog"])
+
+
+def test_arrays_are_looked_at_where_there_is_no_picture(here: Path) -> None:
+    from research.data.frames.media import Media
+
+    for folder in ("arrays", "both"):
+        (here / folder / "deep").mkdir(parents=True)
+        np.save(here / folder / "deep" / "a.npy", np.zeros((20, 40, 5), np.uint8))
+    picture("bars", 0).save(here / "both" / "b.png")
+
+    def stems(*sources: Path) -> list[str]:
+        return [still.stem for batch in Media(sources).batches(8) for still in batch]
+
+    assert stems(here / "arrays") == ["deep_a"]
+    assert stems(here / "both") == ["b"]
+    assert stems(here / "both" / "deep" / "a.npy") == ["a"]
+
+
+def test_an_array_is_no_picture_to_a_model_of_pictures(detectors: Detectors, here: Path) -> None:
+    np.save(here / "a.npy", np.zeros((20, 40, 5), np.uint8))
+    picture("bars", 0).save(here / "b.png")
+    predict.main([str(detectors.tiny), "a.npy", "b.png", "objectness=0", "out=seen"])
+    summary = json.loads((here / "seen" / "summary.json").read_text())
+    assert (summary["frames"], summary["damage"]) == (1, {"not_an_image": 1})
 
 
 # -- the command --------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Classification:
         metrics: ClassificationMetrics,
         batch: ClassificationBatch,
         predictions: Tensor,
-        view: Callable[[Any], Tensor],
+        panels: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         chance, guess = predictions[:SHOWN].softmax(1).max(1)
         found = {
@@ -88,7 +88,7 @@ class Classification:
                 metrics.compute()["ece"],
             ),
             "sample_predictions": self._sheet(
-                view(batch.inputs)[:SHOWN], batch.labels[:SHOWN], guess, chance
+                panels(batch.inputs)[0][:SHOWN], batch.labels[:SHOWN], guess, chance
             ),
         }
         worst = metrics.worst
@@ -97,7 +97,7 @@ class Classification:
         else:
             shown = worst.batch.to(batch.labels.device)
             found["confident_mistakes"] = self._sheet(
-                view(shown.inputs), shown.labels, worst.guess, worst.chance
+                panels(shown.inputs)[0], shown.labels, worst.guess, worst.chance
             )
         return found
 

@@ -80,7 +80,7 @@ class Task(Protocol):
         metrics: Any,
         batch: Any,
         predictions: Any,
-        view: Callable[[Any], Tensor],
+        panels: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         """Named images for people to look at.
 
@@ -88,7 +88,7 @@ class Task(Protocol):
             metrics: the split's metrics, complete.
             batch: the first batch of the split, as the model saw it.
             predictions: what ``predict`` said of it.
-            view: shows a batch's inputs as uint8 RGB, [B, 3, H, W].
+            panels: shows a batch's inputs, see ``DeviceTransform.panels``.
         """
         ...
 

@@ -249,10 +249,10 @@ def test_pictures(count: int, sure: int) -> None:
     metrics = task.metrics(CPU)
     metrics.update(logits, batch(labels))
 
-    def view(inputs: Tensor) -> Tensor:
-        return torch.full((len(inputs), 3, 16, 16), 77, dtype=torch.uint8)
+    def panels(inputs: Tensor) -> list[Tensor]:
+        return [torch.full((len(inputs), 3, 16, 16), 77, dtype=torch.uint8)]
 
-    found = task.pictures(metrics, batch(labels), logits, view)
+    found = task.pictures(metrics, batch(labels), logits, panels)
     assert set(found) == {
         "confusion_matrix", "sample_predictions", "confident_mistakes", "reliability",
     }  # fmt: skip

@@ -18,7 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from research.data.batch import DetectionBatch, Targets
-from research.tasks.detection import Detection, DetectionMetrics, find
+from research.tasks.detection import Detection
+from research.tasks.detection_metrics import COCO as AVERAGES
+from research.tasks.detection_metrics import DetectionMetrics, find, match
 
 CPU = torch.device("cpu")
 SIZE = 384
@@ -37,6 +39,30 @@ def batch(boxes: Tensor, mask: Tensor, labels: Tensor | None = None) -> Detectio
     inputs = torch.zeros(count, 3, SIZE, SIZE).expand(count, 3, SIZE, SIZE)
     sizes = torch.tensor([[288, 384]] * count, dtype=torch.int32)
     return DetectionBatch(torch.arange(count), inputs, boxes, mask, labels, sizes)
+
+
+def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes in pixels of a file that is wider than high, float64, cut off at its edges."""
+    height, width = size
+    bars = (width - height) / 2
+    corners = boxes.double() * width - torch.tensor([0, bars, 0, bars])
+    return corners.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+
+
+def by_frame(
+    predictions: Found, data: DetectionBatch
+) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    """Detections, true boxes and their labels, in pixels of the files."""
+    return [
+        (
+            {**one, "boxes": in_pixels(one["boxes"], size)},
+            in_pixels(boxes[mask], size),
+            labels[mask],
+        )
+        for one, boxes, mask, labels, size in zip(
+            predictions, *data.targets, data.sizes.tolist(), strict=True
+        )
+    ]
 
 
 def frames(true: list[list[list[float]]]) -> DetectionBatch:
@@ -61,7 +87,11 @@ def found(*scored: tuple[float, list[float]]) -> dict[str, Tensor]:
 def random_case(
     seed: int, count: int = 12, classes: int = 3, empty: float = 0.25
 ) -> tuple[Found, DetectionBatch]:
-    """Frames with 0…5 boxes of all sizes; detections near them, doubled, missed and made up."""
+    """Frames with 0…5 boxes of all sizes; detections near them, doubled, missed and made up.
+
+    The files are as large as the canvas, twice and half as large, all 4:3, so that a quarter of
+    the canvas is black.
+    """
     rng = np.random.default_rng(seed)
     boxes, mask = np.zeros((count, 5, 4), np.float32), np.zeros((count, 5), bool)
     labels = rng.integers(classes, size=(count, 5))
@@ -71,7 +101,8 @@ def random_case(
         mask[frame, :number] = True
         corners = rng.uniform(0, 0.7, (number, 2))
         sides = np.exp(rng.uniform(np.log(0.03), np.log(0.3), (number, 2)))
-        boxes[frame, :number] = np.concatenate([corners, corners + sides], 1)
+        placed = np.concatenate([corners, corners + sides], 1)
+        boxes[frame, :number] = placed * [1, 0.75, 1, 0.75] + [0, 0.125, 0, 0.125]
         near = np.repeat(boxes[frame, :number], rng.integers(0, 3, number), axis=0)
         near += rng.normal(0, 0.015, near.shape)
         made_up = np.sort(rng.uniform(0, 1, (rng.integers(0, 4), 2, 2)), 1).reshape(-1, 4)
@@ -85,7 +116,9 @@ def random_case(
                 "labels": torch.from_numpy(rng.integers(classes, size=len(said))),
             }
         )
-    return predictions, batch(*(torch.from_numpy(a) for a in (boxes, mask, labels)))
+    data = batch(*(torch.from_numpy(a) for a in (boxes, mask, labels)))
+    data.sizes = (data.sizes * torch.tensor([1, 2, 0.5]).repeat(count)[:count, None]).int()
+    return predictions, data
 
 
 def measured(
@@ -99,19 +132,20 @@ def measured(
     return metrics.compute()
 
 
-def coco_ap(predictions: Found, data: DetectionBatch, *, class_agnostic: bool) -> dict[str, float]:
-    """Average precision by pycocotools, in pixels, xywh."""
+def coco_tools(
+    predictions: Found, data: DetectionBatch, *, class_agnostic: bool, only: int | None = None
+) -> dict[str, float]:
+    """COCO's averages by pycocotools, in pixels of the files, xywh; of all classes or of one."""
 
-    def pixels(boxes: Tensor) -> list[list[float]]:
-        corners = boxes.double() * SIZE
-        return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    def xywh(boxes: Tensor) -> list[list[float]]:
+        return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
 
     def category(label: int) -> int:
         return 1 if class_agnostic else label + 1
 
     truths, answers = [], []
-    for image, (boxes, mask, labels) in enumerate(zip(*data.targets, strict=True), start=1):
-        for box, label in zip(pixels(boxes[mask]), labels[mask].tolist(), strict=True):
+    for image, (one, boxes, labels) in enumerate(by_frame(predictions, data), start=1):
+        for box, label in zip(xywh(boxes), labels.tolist(), strict=True):
             truths.append(
                 {
                     "id": len(truths) + 1,
@@ -122,9 +156,8 @@ def coco_ap(predictions: Found, data: DetectionBatch, *, class_agnostic: bool) -
                     "iscrowd": 0,
                 }
             )
-        one = predictions[image - 1]
         for box, score, label in zip(
-            pixels(one["boxes"]), one["scores"].tolist(), one["labels"].tolist(), strict=True
+            xywh(one["boxes"]), one["scores"].tolist(), one["labels"].tolist(), strict=True
         ):
             answers.append(
                 {"image_id": image, "category_id": category(label), "bbox": box, "score": score}
@@ -139,22 +172,111 @@ def coco_ap(predictions: Found, data: DetectionBatch, *, class_agnostic: bool) -
         }
         coco.createIndex()
         judge = COCOeval(coco, coco.loadRes(answers), "bbox")
+        if only is not None:
+            judge.params.catIds = [only + 1]
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    return dict(zip(("mAP", "mAP50", "mAP75"), judge.stats.tolist()[:3], strict=True))
+    return dict(zip(AVERAGES, judge.stats.tolist()[:9], strict=True))
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
-@pytest.mark.parametrize("seed", range(6))
-def test_average_precision_is_cocos(seed: int, class_agnostic: bool) -> None:
-    predictions, data = random_case(seed)
+@pytest.mark.parametrize("seed", range(4))
+def test_averages_are_cocos(seed: int, class_agnostic: bool) -> None:
+    predictions, data = random_case(seed, count=40)
     metrics = task(class_agnostic=class_agnostic).metrics(CPU)
     values = measured(metrics, predictions, data)
-    expected = coco_ap(predictions, data, class_agnostic=class_agnostic)
+    expected = coco_tools(predictions, data, class_agnostic=class_agnostic)
     for name, value in expected.items():
-        assert values[name] == pytest.approx(value, abs=1e-6)
+        assert values[name] == pytest.approx(value, abs=1e-6), name
     assert 0 < values["mAP"] < values["mAP50"] < 1
+    # The files' sizes and the number of detections make a difference here.
+    sizes = [expected[f"mAP_{size}"] for size in ("small", "medium", "large")]
+    assert len(set(sizes)) == 3
+    assert min(sizes) > -1
+    assert expected["mAR_1"] < expected["mAR_10"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_table_of_classes_is_cocos(seed: int) -> None:
+    predictions, data = random_case(seed)
+    data.labels[data.labels == 1] = 2  # no true dog, but dogs are found
+    judge = task(class_agnostic=False)
+    metrics = judge.metrics(CPU)
+    measured(metrics, predictions, data)
+    rows = judge.tables(metrics)["per_class"]
+    assert [row["class"] for row in rows] == ["cat", "dog", "owl"]
+    for label, row in enumerate(rows):
+        assert row["boxes"] == int((data.labels[data.mask] == label).sum())
+        expected = coco_tools(predictions, data, class_agnostic=False, only=label)
+        if label == 1:
+            assert expected["mAP"] == -1
+            assert all(math.isnan(float(row[name])) for name in ("AP", "AP50", "AR"))
+            continue
+        assert row["AP"] == pytest.approx(expected["mAP"], abs=1e-6)
+        assert row["AP50"] == pytest.approx(expected["mAP50"], abs=1e-6)
+        assert row["AR"] == pytest.approx(expected["mAR_100"], abs=1e-6)
+        assert float(row["AP50"]) > 0
+
+
+def test_a_class_that_never_occurs_has_a_row() -> None:
+    judge = task(class_agnostic=False)
+    metrics = judge.metrics(CPU)
+    metrics.update([found((0.9, BOX))], frames([[BOX]]))
+    rows = judge.tables(metrics)["per_class"]
+    assert [(row["boxes"], row["AP"]) for row in rows[:1]] == [(1, pytest.approx(1))]
+    assert all(row["boxes"] == 0 and math.isnan(float(row["AP"])) for row in rows[1:])
+    # Without class there is one row; without a frame there are rows of nothing.
+    agnostic = task()
+    assert [row["class"] for row in agnostic.tables(agnostic.metrics(CPU))["per_class"]] == [
+        "object"
+    ]
+
+
+def slow_confusion(
+    one: dict[str, Tensor], boxes: Tensor, labels: Tensor, iou: float, score: float
+) -> list[tuple[int, int]]:
+    """(true, found) of every box: first within the class, then whatever the class; 3: nothing."""
+    said = [place for place, value in enumerate(one["scores"].tolist()) if value >= score]
+    free, pairs = set(range(len(boxes))), {}
+    for same in (True, False):
+        for place in said:
+            near = [
+                (overlap(one["boxes"][place].tolist(), boxes[true].tolist()), true)
+                for true in free
+                if not same or labels[true] == one["labels"][place]
+            ]
+            near = [(share, true) for share, true in near if share >= iou]
+            if place not in pairs and near:
+                pairs[place] = max(near)[1]
+                free.remove(pairs[place])
+    found_ = [
+        (int(labels[pairs[place]]) if place in pairs else 3, int(one["labels"][place]))
+        for place in said
+    ]
+    return found_ + [(int(labels[true]), 3) for true in free]
+
+
+@pytest.mark.parametrize(("iou", "score"), [(0.5, 0.3), (0.2, 0.0), (0.5, 0.9)])
+@pytest.mark.parametrize("seed", range(3))
+def test_confusions_are_counted_box_by_box(seed: int, iou: float, score: float) -> None:
+    predictions, data = random_case(seed)
+    judge = task(iou=iou, score=score, class_agnostic=False)
+    metrics = judge.metrics(CPU)
+    values = measured(metrics, predictions, data)
+    expected = np.zeros((4, 4), int)
+    for one, boxes, labels in by_frame(predictions, data):
+        for pair in slow_confusion(one, boxes, labels, iou, score):
+            expected[pair] += 1
+    assert metrics.confusion.tolist() == expected.tolist()
+    assert expected[:3].sum() == int(data.mask.sum())
+    # What precision and recall call right stands on the diagonal.
+    right = expected.trace()
+    assert values["precision"] == pytest.approx(right / expected[:, :3].sum())
+    assert values["recall"] == pytest.approx(right / expected[:3].sum())
+    rows = judge.tables(metrics)["confusion"]
+    assert [row["true class"] for row in rows] == ["cat", "dog", "owl", "(background)"]
+    assert [list(row.values())[1:] for row in rows] == expected.tolist()
 
 
 def slow_hits(one: dict[str, Tensor], boxes: Tensor, labels: Tensor, iou: float) -> list[bool]:
@@ -188,19 +310,17 @@ def test_all_else_is_what_a_loop_over_boxes_says(
     metrics = task(iou=iou, score=score, class_agnostic=class_agnostic).metrics(CPU)
     values = measured(metrics, predictions, data)
     hits, said, real, present, best, gaps = 0, 0, 0, 0, [], []
-    for one, boxes, mask, labels in zip(predictions, *data.targets, strict=True):
-        one, labels = dict(one), labels.clone()
+    for one, boxes, labels in by_frame(predictions, data):
         if class_agnostic:
             one["labels"], labels = torch.zeros_like(one["labels"]), torch.zeros_like(labels)
         kept = {name: value[one["scores"] >= score] for name, value in one.items()}
-        hits += sum(slow_hits(kept, boxes[mask], labels[mask], iou))
+        hits += sum(slow_hits(kept, boxes, labels, iou))
         said += len(kept["boxes"])
-        real += int(mask.sum())
-        present += bool(mask.any()) == any(value >= 0.5 for value in one["scores"].tolist())
-        if mask.any():
+        real += len(boxes)
+        present += bool(len(boxes)) == any(value >= 0.5 for value in one["scores"].tolist())
+        if len(boxes):
             shares = [
-                [overlap(box, other) for other in one["boxes"].tolist()]
-                for box in boxes[mask].tolist()
+                [overlap(box, other) for other in one["boxes"].tolist()] for box in boxes.tolist()
             ]
             best.append(max((row[0] for row in shares), default=0.0) if shares[0] else 0.0)
             gaps.append((optimum(shares) - by_greed(shares)) / len(shares))
@@ -247,6 +367,8 @@ def test_no_true_box_is_found_twice(seed: int, iou: float) -> None:
         assert len(hits) == len(one["boxes"])
         assert sum(hits) <= int(mask.sum())
         assert hits == slow_hits(one, boxes[mask], labels[mask], iou)
+        taken = [true for true in match(one, boxes[mask], labels[mask], iou) if true >= 0]
+        assert len(set(taken)) == len(taken) == sum(hits)
 
 
 BOX, OTHER = [0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]
@@ -260,8 +382,12 @@ def judged(predictions: Found, data: DetectionBatch, **changed: Any) -> dict[str
 
 def test_perfect_detections() -> None:
     values = judged([found((0.9, BOX), (0.8, OTHER)), found()], frames([[BOX, OTHER], []]))
-    names = set(values) - {"matching_gap"}
+    # Boxes of 115 pixels, two a frame.
+    undefined = {"mAP_small", "mAP_medium"}
+    assert {name for name, value in values.items() if math.isnan(value)} == undefined
+    names = set(values) - {"matching_gap", "mAR_1"} - undefined
     assert all(values[name] == pytest.approx(1) for name in names)
+    assert values["mAR_1"] == 0.5
     assert values["matching_gap"] == 0
     assert list(values) == task().metrics(CPU).names
 
@@ -291,7 +417,7 @@ def test_classes_count_unless_they_are_not_told_apart() -> None:
 
 def test_frames_without_objects_leave_much_undefined() -> None:
     values = judged([found(), found((0.9, BOX))], frames([[], []]))
-    undefined = {"mAP", "mAP50", "mAP75", "recall", "mean_iou", "matching_gap"}
+    undefined = {*AVERAGES, "recall", "mean_iou", "matching_gap"}
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
     assert values["precision"] == 0
     assert values["presence_accuracy"] == 0.5
@@ -303,12 +429,11 @@ def test_frames_without_objects_leave_much_undefined() -> None:
 
 def test_no_detections_find_nothing() -> None:
     values = judged([found(), found()], frames([[BOX], []]))
-    assert math.isnan(values["precision"])
-    rest = {name: value for name, value in values.items() if name != "precision"}
+    undefined = {"precision", "mAP_small", "mAP_medium"}
+    assert {name for name, value in values.items() if math.isnan(value)} == undefined
+    rest = {name: value for name, value in values.items() if name not in undefined}
     assert rest == {
-        "mAP": 0,
-        "mAP50": 0,
-        "mAP75": 0,
+        **{name: 0 for name in AVERAGES if name not in undefined},
         "recall": 0,
         "presence_accuracy": 0.5,
         "mean_iou": 0,
@@ -324,6 +449,13 @@ def test_nothing_seen_gives_nothing_and_reset_starts_anew() -> None:
     metrics.reset()
     assert metrics.compute() == {}
     assert measured(metrics, predictions, data) == first
+
+
+def test_recall_of_the_first_ten_and_of_the_first_hundred() -> None:
+    one = found(*((0.9 - n / 100, OTHER) for n in range(15)), (0.1, BOX))
+    values = judged([one], frames([[BOX]]))
+    assert (values["mAR_1"], values["mAR_10"]) == (0, 0)
+    assert values["mAR_100"] == pytest.approx(1)
 
 
 def test_many_detections_are_all_taken() -> None:
@@ -369,22 +501,41 @@ def test_answers_are_in_pixels_of_the_files() -> None:
     assert task().answer([found(), found()], data)[0]["boxes"].shape == (0, 4)
 
 
-def view(inputs: Tensor) -> Tensor:
-    return torch.full((len(inputs), 3, SIZE, SIZE), 77, dtype=torch.uint8)
+def panels(*greys: int) -> Any:
+    def shown(inputs: Tensor) -> list[Tensor]:
+        return [torch.full((len(inputs), 3, SIZE, SIZE), grey, dtype=torch.uint8) for grey in greys]
+
+    return shown
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
-@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("count", [1, 14])
 def test_pictures(count: int, class_agnostic: bool) -> None:
     predictions, data = random_case(5, count=count, empty=0)
     judge = task(class_agnostic=class_agnostic)
     metrics = judge.metrics(CPU)
     metrics.update(predictions, data)
-    drawn = judge.pictures(metrics, data, predictions, view)
-    assert set(drawn) == {"detections", "precision_recall", "matching_audit"}
+    drawn = judge.pictures(metrics, data, predictions, panels(77))
+    always = {"detections", "precision_recall", "confusion_matrix", "matching_audit"}
+    assert set(drawn) == always | (set() if class_agnostic else {"precision_recall_per_class"})
     colours = {tuple(colour) for colour in np.asarray(drawn["detections"]).reshape(-1, 3)}
     assert {(0, 200, 83), (77, 77, 77)} <= colours  # true boxes, the frame
     assert (count == 1) or {(255, 64, 192), (64, 192, 255)} <= colours  # detections
+
+
+def test_every_panel_of_a_frame_shows_the_same_boxes() -> None:
+    data = frames([[BOX]])
+    judge = task()
+    metrics = judge.metrics(CPU)
+    said = [found((0.9, OTHER))]
+    metrics.update(said, data)
+    sheet = np.asarray(judge.pictures(metrics, data, said, panels(70, 80, 90))["detections"])
+    cells = [sheet[8 : 8 + 256, 8 + 256 * n : 8 + 256 * (n + 1)] for n in range(3)]
+    for grey, cell in zip((70, 80, 90), cells, strict=True):
+        assert (cell == grey).all(-1).mean() > 0.8
+        marks = (cell != grey).any(-1)
+        assert (marks == (cells[0] != 70).any(-1)).all()
+        assert {(0, 200, 83), (255, 64, 192)} <= {tuple(c) for c in cell.reshape(-1, 3)}
 
 
 def test_pictures_of_nothing() -> None:
@@ -392,8 +543,8 @@ def test_pictures_of_nothing() -> None:
     judge = task()
     metrics = judge.metrics(CPU)
     metrics.update([found(), found()], data)
-    drawn = judge.pictures(metrics, data, [found(), found()], view)
-    assert set(drawn) == {"detections", "precision_recall"}
+    drawn = judge.pictures(metrics, data, [found(), found()], panels(77))
+    assert set(drawn) == {"detections", "precision_recall", "confusion_matrix"}
 
 
 def test_the_monitored_metric_is_chosen_by_name() -> None:

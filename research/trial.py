@@ -1,0 +1,100 @@
+"""Trained runs put to the test again: a checkpoint, a split of its data, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from research import build, checkpoint, trained
+from research.config import register
+from research.config.checks import check_value
+from research.config.compose import defaults_of
+from research.config.messages import dotted, no_key
+from research.config.schema import GROUPS
+from research.data.loader import EpochLoader
+from research.errors import UserError
+from research.loop import Judged, evaluate
+from research.tracking.console import ConsoleTracker
+from research.trained import Trained
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained run with one split of its data.
+
+    Attributes:
+        trained: the model, ready to predict.
+        loader: the split's batches.
+        saved: the checkpoint that it is from.
+    """
+
+    trained: Trained
+    loader: EpochLoader
+    saved: Mapping[str, Any]
+
+    def judge(self, phase: str) -> Judged:
+        """One pass over the split.
+
+        Args:
+            phase: what progress lines call it.
+        """
+        settings = build.settings(self.trained.config)
+        return evaluate(self.trained, self.loader, settings, ConsoleTracker(), phase)
+
+
+def trial(run: Path, split: str, which: str, device: str, overrides: Sequence[str]) -> Trial:
+    """A trained run and one split of its data.
+
+    Args:
+        run: run folder or checkpoint file.
+        split: ``train``, ``val`` or ``test``.
+        which: ``best`` or ``last``, of a run folder.
+        device: where, as in the run settings.
+        overrides: other settings of the run, ``key=value``.
+
+    Raises:
+        UserError: when there is no such run, setting or split, or the data are others now.
+    """
+    saved = checkpoint.load(checkpoint.find(run, which))
+    config = changed(saved["config"], [f"device={device}", *overrides])
+    loaded = trained.restore(config, saved)
+    loaded.data.prepare(config["seed"])
+    if loaded.data.classes != loaded.classes:
+        raise UserError(
+            f"the data's {len(loaded.data.classes)} classes are not the {len(loaded.classes)} that "
+            f"{run} was trained on; check the dataset settings"
+        )
+    loader = build.loader(config, loaded.data, split, loaded.device, train=False)
+    return Trial(loaded, loader, saved)
+
+
+def changed(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A run's configuration with settings changed; only keys that it has.
+
+    Raises:
+        UserError: for a key that it has not, or a value that may not stand there.
+    """
+    register()
+    defaults = dict(dotted(defaults_of(frozenset())))
+    known = dict(dotted(config))
+    result = OmegaConf.create(config)
+    for word in overrides:
+        key, _, text = word.partition("=")
+        if key in GROUPS:
+            raise UserError(f"{word}: the {key} of a run stays; settings of it are {key}.KEY=value")
+        if key not in known:
+            raise UserError(no_key(key, config, {}))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(
+                f"{word!r}: the value is not YAML; close brackets, quote lists"
+            ) from None
+        check_value(key, value, defaults.get(key, known[key]))
+        OmegaConf.update(result, key, value)
+    return dict(OmegaConf.to_container(result))  # type: ignore[arg-type]
