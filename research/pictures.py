@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,17 @@ Colour = tuple[int, int, int]
 INK: dict[bool | None, Colour] = {True: RIGHT, False: WRONG, None: (0, 0, 0)}
 TRUE_BOX: Colour = (0, 200, 83)
 FOUND_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
-"""Of the first box and of all others, as in guide 5."""
+"""Of the first box and of all others, as in guide 5; where there is one class."""
+CLASS_BOXES: tuple[Colour, ...] = (
+    *FOUND_BOXES,
+    (255, 196, 0),
+    (255, 112, 67),
+    (170, 120, 255),
+    (0, 220, 220),
+    (255, 255, 255),
+    (200, 140, 90),
+)
+"""Of the classes, over and over; none is near to ``TRUE_BOX``."""
 CURVES = 9
 """Metrics in one panel of the learning curves."""
 
@@ -175,6 +185,11 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
         paper.paste(image, (left, 0))
         left += image.width
     return paper
+
+
+def class_colours(labels: Iterable[int]) -> list[Colour]:
+    """A colour a box, the same for boxes of one class."""
+    return [CLASS_BOXES[label % len(CLASS_BOXES)] for label in labels]
 
 
 def draw_boxes(

@@ -96,7 +96,8 @@ class FrameReport:
     Args:
         folder: where to; made with the first still.
         objectness: only boxes from this score on are written and drawn, 0…1.
-        text: of a box: its label and score.
+        text: of a box, by its label and score.
+        colours: of boxes, by their labels.
         classes: class names, in index order.
     """
 
@@ -105,11 +106,13 @@ class FrameReport:
         folder: Path,
         objectness: float,
         text: Callable[[int, float], str],
+        colours: Callable[[Sequence[int]], Sequence[pictures.Colour]],
         classes: Sequence[str],
     ) -> None:
         self.folder = folder
         self.objectness: float | None = objectness
         self.text = text
+        self.colours = colours
         self.coco = CocoWriter(classes)
         self.runs: dict[str, RunWriter] = {}
         self.open = ExitStack()
@@ -160,7 +163,8 @@ class FrameReport:
         )
         told = pixels[:count].tolist()
         self.coco.add(still.name, image.size, told, kept[:count], named[:count])
-        drawn = [pictures.draw_boxes(panel, told, texts[:count]) for panel in panels]
+        colours = self.colours(named[:count])
+        drawn = [pictures.draw_boxes(panel, told, texts[:count], colours) for panel in panels]
         _save(pictures.side_by_side(drawn), self.folder / BOXED / f"{still.stem}_boxed.png")
         self.frames += 1
         self.boxes += count

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from research import charts, pictures
-from research.pictures import FOUND_BOXES, TRUE_BOX, draw_boxes
+from research.pictures import FOUND_BOXES, TRUE_BOX, class_colours, draw_boxes
 
 GREY = Image.new("RGB", (40, 30), (9, 9, 9))
 
@@ -53,6 +53,15 @@ def test_captions_stand_above_the_box() -> None:
     assert not above[:, :5].any()
     text = (np.asarray(drawn)[:15, 5:35] != TRUE_BOX).any(-1) & above[:, 5:35].any(1)[:, None]
     assert text.any()
+
+
+def test_boxes_of_one_class_have_one_colour() -> None:
+    first, second, again, *rest = class_colours([4, 2, 4, *range(8)])
+    assert first == again != second
+    assert len({TRUE_BOX, *rest}) == 9
+    drawn = draw_boxes(GREY, [(1, 1, 9, 9), (20, 1, 30, 9)], colours=[first, second])
+    assert (marked(drawn, first) == frame(1, 1, 9, 9)).all()
+    assert (marked(drawn, second) == frame(20, 1, 30, 9)).all()
 
 
 def test_no_boxes_no_change() -> None:

@@ -31,7 +31,7 @@ from research.data.frames.run_writer import RunWriter
 from research.data.warehouse import recipes
 from research.data.warehouse.build import build
 from research.errors import DamagedImage, UserError
-from research.pictures import FOUND_BOXES
+from research.pictures import FOUND_BOXES, class_colours
 from research.reports import FrameReport
 from tests.browser import Page, needs_browser
 from tests.conftest import TINY, picture, run
@@ -404,7 +404,13 @@ def test_boxes_are_drawn_on_every_panel_and_told_in_cocos_form(here: Path) -> No
 
 
 def report_of(folder: Path) -> FrameReport:
-    return FrameReport(folder, 0.5, lambda label, score: f"{label} {score:.1f}", ["cat", "dog"])
+    return FrameReport(
+        folder,
+        0.5,
+        lambda label, score: f"{label} {score:.1f}",
+        class_colours,
+        ["cat", "dog"],
+    )
 
 
 def test_arrays_are_looked_at_where_there_is_no_picture(here: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from research import charts, pictures
 from research.data.batch import DetectionBatch
 from research.data.frames.letterbox import Letterbox
+from research.pictures import Colour
 from research.reports import FrameReport
 from research.tasks.detection_metrics import (
     BACKGROUND,
@@ -83,7 +84,7 @@ class Detection:
 
     def report(self, folder: Path, objectness: float | None) -> FrameReport:
         threshold = self.score if objectness is None else objectness
-        return FrameReport(folder, threshold, self._name, self.classes)
+        return FrameReport(folder, threshold, self._name, self._colours, self.classes)
 
     def metrics(self, device: torch.device) -> DetectionMetrics:
         return DetectionMetrics(
@@ -143,19 +144,27 @@ class Detection:
                     kept["labels"].tolist(), kept["scores"].tolist(), strict=True
                 )
             ]
+            colours = self._colours(kept["labels"].tolist())
             drawn = []
             for image in images:
                 cell = pictures.from_pixels(image).resize((CELL, CELL), Resampling.BILINEAR)
                 cell = pictures.draw_boxes(
                     cell, (boxes * CELL).tolist(), colours=[pictures.TRUE_BOX]
                 )
-                drawn.append(pictures.draw_boxes(cell, (kept["boxes"] * CELL).tolist(), texts))
+                found_here = (kept["boxes"] * CELL).tolist()
+                drawn.append(pictures.draw_boxes(cell, found_here, texts, colours))
             cells.append(pictures.side_by_side(drawn))
             captions.append(
                 f"true boxes {len(boxes)}\nright {sum(hits)}, false {len(hits) - sum(hits)}"
             )
             right.append(sum(hits) == len(hits) == len(boxes))
         return pictures.sheet(cells, captions, right, columns=4 if len(panels) == 1 else 2)
+
+    def _colours(self, labels: Sequence[int]) -> Sequence[Colour]:
+        """By class; where there is one, the best box has a colour of its own."""
+        if self.class_agnostic or len(self.classes) == 1:
+            return pictures.FOUND_BOXES
+        return pictures.class_colours(labels)
 
     def _name(self, label: int, score: float) -> str:
         return f"{score:.2f}" if self.class_agnostic else f"{self.classes[label]} {score:.2f}"
