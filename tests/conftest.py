@@ -12,20 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
 
 from research.config import compose_config, resolved
 
+if TYPE_CHECKING:
+    from torch import nn
+
 # Test processes are the parallelism (pytest -n 2): threads in each would wait for one another.
-# In the environment, so that it holds in the processes that tests start as well.
+# In the environment, so that it holds in the processes that tests start as well; torch reads it
+# when it is imported, so nothing above may do that.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,6 +144,8 @@ TINY = (
 
 def as_if_trained(model: nn.Module) -> None:
     """Give every norm weights and running statistics with which it does something."""
+    from torch import nn
+
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -153,6 +156,9 @@ def as_if_trained(model: nn.Module) -> None:
 
 def save_state(content: dict[str, Any], path: Path) -> Path:
     """A state dict in a file of the format that its suffix names."""
+    import torch
+    from safetensors.torch import save_file
+
     if path.suffix == ".safetensors":
         save_file(content, path)
     else:
