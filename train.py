@@ -33,14 +33,11 @@ def main(cfg: DictConfig) -> float | None:
     logs.to_terminal()
     config = resolved(cfg)
     name = config["name"] or choices["model"]
-    folder, last = session.open_folder(config, name)
-    with (
-        runs.occupied(folder),
-        logs.to_file(folder),
-        told_in_one_line(),
-        record.of_job(HydraConfig.get(), folder),
-    ):
-        return session.train(config, name, HydraConfig.get().overrides.task, folder, last).best
+    with record.of_job(HydraConfig.get()) as job:
+        folder, last = session.open_folder(config, name)
+        job.run = folder
+        with runs.occupied(folder), logs.to_file(folder), told_in_one_line():
+            return session.train(config, name, HydraConfig.get().overrides.task, folder, last).best
 
 
 if __name__ == "__main__":

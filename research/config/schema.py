@@ -323,7 +323,7 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.folds": whole(3),
     "dataset.fold": whole(0),
     "dataset.demo.runs": whole(2),
-    "dataset.demo.images": whole(8),
+    "dataset.demo.images": whole(13),
     "dataset.demo.size": whole(64),
     "dataset.demo.frames": COUNT,
     "dataset.demo.image_size": whole(32),

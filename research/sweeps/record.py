@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,30 @@ TOLD = (
 """What a job's entry takes over from its run's ``summary.json``."""
 
 
-def of_job(hydra: Any, run: Path) -> AbstractContextManager[None]:
-    """``recorded`` for a job of Hydra's; nothing for a run that is no job of a multirun.
+@dataclass
+class Job:
+    """What a job says of itself while it goes on.
+
+    Attributes:
+        run: its run folder, as soon as it has one.
+    """
+
+    run: Path | None = None
+
+
+def of_job(hydra: Any) -> AbstractContextManager[Job]:
+    """``recorded`` for a job of Hydra's; no record of a run that is no job of a multirun.
 
     Args:
         hydra: Hydra's own configuration, as in ``HydraConfig.get()``.
-        run: the job's run folder.
     """
     if hydra.mode is not RunMode.MULTIRUN:
-        return nullcontext()
-    return recorded(Path(hydra.sweep.dir), hydra.job.num, hydra.overrides.task, run)
+        return nullcontext(Job())
+    return recorded(Path(hydra.sweep.dir), hydra.job.num, hydra.overrides.task)
 
 
 @contextmanager
-def recorded(sweep: Path, job: int, overrides: Sequence[str], run: Path) -> Iterator[None]:
+def recorded(sweep: Path, number: int, overrides: Sequence[str]) -> Iterator[Job]:
     """Enter one job into the sweep's summary, whatever becomes of it.
 
     The file has the keys ``command``, ``started``, ``timestamp``, ``total_time_sec``, ``counts``
@@ -58,14 +69,14 @@ def recorded(sweep: Path, job: int, overrides: Sequence[str], run: Path) -> Iter
 
     Args:
         sweep: folder of the multirun.
-        job: its number, from 0.
+        number: the job's, from 0.
         overrides: its own, the swept values among them.
-        run: its run folder.
     """
     began, entered = time.perf_counter(), datetime.now(UTC)
     status, reason = "FINISHED", ""
+    job = Job()
     try:
-        yield
+        yield job
     except KeyboardInterrupt:
         status, reason = "KILLED", "interrupted"
         raise
@@ -74,19 +85,21 @@ def recorded(sweep: Path, job: int, overrides: Sequence[str], run: Path) -> Iter
         raise
     finally:
         entry = {
-            "job": job,
+            "job": number,
             "overrides": list(overrides),
             "status": status,
             "reason": reason,
             "started": entered.isoformat(timespec="seconds"),
             "seconds": time.perf_counter() - began,
-            **_of_run(run),
+            **_of_run(job.run),
         }
         _enter(sweep, entry)
 
 
-def _of_run(run: Path) -> dict[str, Any]:
+def _of_run(run: Path | None) -> dict[str, Any]:
     """What a run tells of itself; its folder alone when it ended before it could."""
+    if run is None:
+        return {}
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -22,14 +22,14 @@ def entries(sweep: Path) -> dict[str, Any]:
 
 def test_a_finished_job_tells_what_its_run_tells(small: Compose, tmp_path: Path) -> None:
     folder = Path("runs/one")
-    with recorded(tmp_path / "sweep", 0, ["seed=3"], folder):
-        run(small(*TINY, "run_dir=runs/one", "max_train_batches=1", "max_val_batches=1"))
+    with recorded(tmp_path / "sweep", 0, ["seed=3"]) as job:
+        job.run = run(small(*TINY, "run_dir=runs/one", "max_train_batches=1", "max_val_batches=1"))
     own = json.loads((folder / "summary.json").read_text())
-    (job,) = entries(tmp_path / "sweep")["jobs"]
-    assert (job["status"], job["reason"], job["overrides"]) == ("FINISHED", "", ["seed=3"])
+    (entry,) = entries(tmp_path / "sweep")["jobs"]
+    assert (entry["status"], entry["reason"], entry["overrides"]) == ("FINISHED", "", ["seed=3"])
     for key in ("model", "parameters", "best_value", "best_epoch", "paths"):
-        assert job[key] == own[key]
-    assert job["seconds"] >= own["total_time_sec"]
+        assert entry[key] == own[key]
+    assert entry["seconds"] >= own["total_time_sec"]
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,16 @@ def test_a_finished_job_tells_what_its_run_tells(small: Compose, tmp_path: Path)
 def test_a_job_that_fails_is_entered_with_its_reason(
     tmp_path: Path, error: BaseException, status: str, reason: str
 ) -> None:
-    with recorded(tmp_path, 0, [], tmp_path / "good"):
+    with recorded(tmp_path, 0, []):
         pass
-    with pytest.raises(type(error)), recorded(tmp_path, 1, [], tmp_path / "bad"):
-        raise error
+
+    def fail() -> None:
+        with recorded(tmp_path, 1, []) as job:
+            job.run = tmp_path / "bad"
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     found = entries(tmp_path)
     assert found["counts"] == {"FINISHED": 1, status: 1}
     assert found["jobs"][1]["reason"] == reason
@@ -55,7 +61,7 @@ def test_a_job_that_fails_is_entered_with_its_reason(
 
 def test_jobs_that_end_at_once_are_all_entered(tmp_path: Path) -> None:
     def job(number: int) -> None:
-        with recorded(tmp_path, number, [f"seed={number}"], tmp_path / str(number)):
+        with recorded(tmp_path, number, [f"seed={number}"]):
             pass
 
     with ThreadPoolExecutor(8) as pool:
@@ -67,6 +73,6 @@ def test_jobs_that_end_at_once_are_all_entered(tmp_path: Path) -> None:
 
 def test_a_job_that_is_run_again_is_entered_once(tmp_path: Path) -> None:
     for _ in range(2):
-        with recorded(tmp_path, 0, [], tmp_path / "run"):
+        with recorded(tmp_path, 0, []):
             pass
     assert len(entries(tmp_path)["jobs"]) == 1
