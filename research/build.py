@@ -112,6 +112,12 @@ def source(config: Config) -> DataSource:
     return data
 
 
+def model_name(config: Config) -> str:
+    """What a configuration calls its network; the name of its class where it has none."""
+    settings = config["model"]
+    return str(settings.get("name") or settings["_target_"].rpartition(".")[2])
+
+
 def network_input(config: Config) -> NetworkInput:
     """What the model asks of its data, for whatever the data set leaves to it."""
     own = zoo.own_input(config["model"].get("name"))

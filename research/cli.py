@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -70,6 +72,25 @@ def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str
             raise UserError(f"no key {key!r}; did you mean {near[0]!r}? see --help")
         rest.append(word)
     return values, rest
+
+
+def home(run: Path) -> Path:
+    """The folder of a run, given by itself or by one of its checkpoints."""
+    folder = run if run.is_dir() else run.parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+@contextmanager
+def written(out: Path) -> Iterator[None]:
+    """Tells in one line when results cannot be written.
+
+    Raises:
+        UserError: for a full disk, a folder that is a file, or one that may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror or error}; give another out=FOLDER") from None
 
 
 def mixed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from research.data.batch import Batch
     from research.data.loader import EpochLoader
     from research.tasks.task import Monitor
-    from research.trained import Trained
     from research.trial import Trial
 
 log = logging.getLogger("research.compare")  # as a command, this module is called __main__
@@ -55,8 +53,6 @@ OPTIONS: dict[str, tuple[str, Rule]] = {
     "device": ("auto", DEVICE),
     "out": ("", TEXT),
 }
-MAIN = ("mAP50", "mAP75", "mAP", "top1")
-"""Metrics worth a column, where a task has them."""
 MB = 1e6
 
 
@@ -97,12 +93,13 @@ def compare(
     Raises:
         UserError: when the runs are not of one task.
     """
+    from research import build
     from research.trial import trial
 
     every = [trial(run, split, which, device, overrides) for run in runs]
     _check_data(runs, every)
     judged = [one.judge(split).metrics for one in every]
-    monitor = _monitor(every[0].trained, judged[0])
+    monitor = every[0].monitor(judged[0])
     for run, metrics in zip(runs, judged, strict=True):
         if monitor.metric not in metrics:
             raise UserError(
@@ -124,7 +121,7 @@ def compare(
     rows = [
         Row(
             str(run),
-            _model(every[place].trained.config),
+            build.model_name(every[place].trained.config),
             sum(p.numel() for p in networks[place].parameters()),
             sizes[place],
             spent[place],
@@ -142,18 +139,6 @@ def _check_data(runs: Sequence[Path], every: Sequence[Trial]) -> None:
     for run, other in zip(runs[1:], others, strict=True):
         if other != first:
             log.warning("%s is judged on other data than %s: ranks say little", run, runs[0])
-
-
-def _monitor(trained: Trained, metrics: Mapping[str, float]) -> Monitor:
-    """What runs are ranked by: the monitored metric, where it is one of the split."""
-    from research.tasks.task import Monitor
-
-    asked = trained.config["monitor"]
-    monitor = trained.task.monitor if asked is None else Monitor(*asked.rsplit(":", 1))
-    where, _, name = monitor.metric.partition("/")
-    if where == "val" and name in metrics:
-        return Monitor(name, monitor.mode)
-    return Monitor(next((name for name in MAIN if name in metrics), next(iter(metrics))), "max")
 
 
 def _times(every: Sequence[Trial], count: int, rounds: int) -> list[float]:
@@ -192,12 +177,6 @@ def _images(loader: EpochLoader, count: int) -> Batch:
     return batch.map(lambda tensor: tensor[chosen.to(tensor.device)])
 
 
-def _model(config: Mapping[str, Any]) -> str:
-    """A network's name: what its YAML calls it, or its class."""
-    name = config["name"] or config["model"].get("name")
-    return str(name or config["model"]["_target_"].rpartition(".")[2])
-
-
 def _ranks(values: Sequence[float]) -> list[int]:
     """1 for the smallest; what is not a number comes last."""
     ordered = [value if value == value else float("inf") for value in values]
@@ -222,6 +201,8 @@ def flat(row: Row) -> dict[str, float | int | str]:
 
 def table(rows: Sequence[Row], monitor: Monitor) -> str:
     """The rows as Markdown."""
+    from research.trial import MAIN
+
     metrics = [name for name in MAIN if name in rows[0].metrics]
     if monitor.metric not in metrics:
         metrics.append(monitor.metric)
@@ -250,13 +231,14 @@ def table(rows: Sequence[Row], monitor: Monitor) -> str:
 def write(out: Path, rows: Sequence[Row], monitor: Monitor, told: Mapping[str, Any]) -> None:
     """``comparison.csv``, ``.json`` (with what was asked, ``told``) and ``.png``."""
     from research import charts
-    from research.files import write_atomic, write_text
+    from research.files import to_json, write_atomic, write_text
     from research.tracking.files import csv_text
 
     plain = [flat(row) for row in rows]
-    write_text(out / "comparison.csv", csv_text(list(plain[0]), plain))
+    columns = list(dict.fromkeys(key for row in plain for key in row))
+    write_text(out / "comparison.csv", csv_text(columns, plain))
     content = {**told, "ranked_by": monitor.metric, "runs": [asdict(row) for row in rows]}
-    write_text(out / "comparison.json", json.dumps(finite(content), indent=1) + "\n")
+    write_text(out / "comparison.json", to_json(content))
     first = min(rows[0].seconds)
     models = [row.model for row in rows]
     picture = charts.speed_and_accuracy(
@@ -267,15 +249,6 @@ def write(out: Path, rows: Sequence[Row], monitor: Monitor, told: Mapping[str, A
         monitor.metric,
     )
     write_atomic(out / "comparison.png", lambda path: picture.save(path, "PNG"))
-
-
-def finite(value: Any) -> Any:
-    """Null for numbers that are not defined, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [finite(entry) for entry in value]
-    return None if value != value else value
 
 
 def main(words: list[str]) -> None:
@@ -296,8 +269,10 @@ def main(words: list[str]) -> None:
         runs, split, asked["checkpoint"], asked["device"], rest, rounds, sorted(set(batches))
     )
     told = {"split": split, "rounds": rounds, "device": asked["device"]}
-    write(out, rows, monitor, told)
+    # First: no disk can take it back.
     print(table(rows, monitor))
+    with cli.written(out):
+        write(out, rows, monitor, told)
     print(f"\nfiles: {out}", file=sys.stderr)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from research import cli
 from research.errors import UserError
+from research.files import to_json
 
 USAGE = """
 python -m research.evaluate RUN [key=value …]
 
 RUN is a run folder or a checkpoint file.
-  split=val          val, train (with validation crops) or test (needs dataset.test_dir)
+  split=val          val, train (with validation crops) or test (if the data have one)
   checkpoint=best    best or last, of a run folder
   device=auto        auto, cpu, cuda, cuda:N or mps
   out=FOLDER         for pictures and tables; without it evaluate_SPLIT in the run folder
@@ -69,13 +68,6 @@ def evaluate(
     }
 
 
-def _defined(value: Any) -> Any:
-    """Null for numbers that are not defined, such as a precision without detections."""
-    if isinstance(value, dict):
-        return {key: _defined(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if len(paths) != 1:
@@ -89,10 +81,9 @@ def main(words: list[str]) -> None:
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)
     run, split = Path(paths[0]), chosen["split"]
-    home = run if run.is_dir() else run.parent
-    out = Path(chosen["out"]) if chosen["out"] else home / f"evaluate_{split}"
+    out = Path(chosen["out"]) if chosen["out"] else cli.home(run) / f"evaluate_{split}"
     result = evaluate(run, split, chosen["checkpoint"], chosen["device"], rest, out)
-    print(json.dumps({**_defined(result), "files": str(out)}, indent=1, allow_nan=False))
+    print(to_json({**result, "files": str(out)}), end="")
 
 
 if __name__ == "__main__":

@@ -290,8 +290,7 @@ def _about(loaded: Trained, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(run: Path) -> str:
     """A run's folder name, also for a file in its ``checkpoints/``."""
-    folder = run if run.is_dir() else run.parent
-    return (folder.parent if folder.name == "checkpoints" else folder).resolve().name
+    return cli.home(run).resolve().name
 
 
 def main(words: list[str]) -> None:

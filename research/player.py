@@ -24,7 +24,6 @@ from typing import Any, Final, Self
 from PIL.Image import Image
 
 from research.errors import UserError
-from research.pictures import FOUND_BOXES
 from research.reports import Seen
 
 ADDRESS: Final = "127.0.0.1"
@@ -105,6 +104,7 @@ class Player:
                 "boxes": [list(box) for box in seen.boxes],
                 "scores": list(seen.scores),
                 "texts": list(seen.texts),
+                "colours": [f"rgb({r}, {g}, {b})" for r, g, b in seen.colours],
                 "milliseconds": milliseconds,
             }
         )
@@ -125,7 +125,6 @@ class Player:
             {
                 "title": self.title,
                 "objectness": self.objectness,
-                "colours": [f"rgb({r}, {g}, {b})" for r, g, b in FOUND_BOXES],
                 "done": done and after + len(more) >= len(self.frames),
                 "frames": more,
             }

@@ -43,10 +43,11 @@ python -m research.predict RUN|WEIGHTS SOURCE… [key=value …]
 RUN is a run folder, WEIGHTS a checkpoint or a run's final.safetensors; either is all that is
 needed. A SOURCE is an image (for a detector on RGB + X an .npy array), a folder of them, a capture
 run, a folder of capture runs, or a video. A detector writes pictures with boxes, every sensor's
-side by side (boxed/NAME_boxed.png), a capture run with the boxes as labels, and all boxes in COCO's
-form (predictions.json); a classifier a table (predictions.csv) and a contact sheet; both a
-summary.json.
-  objectness=      boxes from this score on, 0…1; the run's task.score (0.3) by default
+side by side (boxed/NAME_boxed.png), the boxes in COCO's form (predictions.json) and, where there is
+one class, as labels of a capture run; a classifier a table (predictions.csv) and a contact sheet;
+both a summary.json.
+  objectness=      boxes from this score on are drawn and written, 0…1; the run's task.score by
+                   default
   iou=             of boxes that overlap more the best stays, 0…1; the run's model.nms_iou (0.5) by
                    default; without effect where a model finds one box a frame
   max_frames=      look at the first so many only
@@ -183,7 +184,10 @@ def _load(run: Path, settings: dict[str, Any]) -> Trained:
         config["precision"] = settings["precision"]
     if settings["iou"] is not None and "nms_iou" in config["model"]:
         config["model"] = {**config["model"], "nms_iou": settings["iou"]}
-    elif settings["iou"] is not None:
+    low = config["model"].get("score_threshold", 0)
+    if settings["objectness"] is not None and settings["objectness"] < low:
+        config["model"] = {**config["model"], "score_threshold": settings["objectness"]}
+    if settings["iou"] is not None and "nms_iou" not in config["model"]:
         log.info("iou=%g has no effect: this model has no overlapping boxes", settings["iou"])
     return trained.restore(config, saved)
 

@@ -43,12 +43,14 @@ class Seen:
         boxes: xyxy as shares of the still, best first.
         scores: one a box, 0…1.
         texts: one a box.
+        colours: one a box, in turn; the last one serves all that remain.
     """
 
     caption: str
     boxes: Sequence[Sequence[float]] = ()
     scores: Sequence[float] = ()
     texts: Sequence[str] = ()
+    colours: Sequence[pictures.Colour] = pictures.FOUND_BOXES
 
 
 class Report(Protocol):
@@ -87,11 +89,11 @@ class Report(Protocol):
 
 
 class FrameReport:
-    """Detections as capture runs, one a group of stills, in COCO's form, and as pictures.
+    """Detections as pictures, in COCO's form, and as capture runs, one a group of stills.
 
-    ``FOLDER/GROUP/`` is a run (``images/``, ``labels/`` from ``model``),
-    ``FOLDER/predictions.json`` holds all boxes in pixels of the files, and
-    ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, its panels side by side.
+    ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, its panels side by side;
+    ``FOLDER/predictions.json`` holds the boxes in pixels of the files; ``FOLDER/GROUP/`` is a run
+    (``images/``, ``labels/`` from ``model``), where there is one class, since its labels name none.
 
     Args:
         folder: where to; made with the first still.
@@ -154,13 +156,14 @@ class FrameReport:
         texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
         # Best first: those from the threshold on come before all others.
         count = sum(score >= (self.objectness or 0) for score in kept)
-        native = still.file.suffix.lower() in (".jpg", ".jpeg", ".png")
-        self._run(still.group).add(
-            still.file if native else image,
-            shares[:count],
-            source="model",
-            confidences=kept[:count],
-        )
+        if len(self.coco.classes) == 1:
+            native = still.file.suffix.lower() in (".jpg", ".jpeg", ".png")
+            self._run(still.group).add(
+                still.file if native else image,
+                shares[:count],
+                source="model",
+                confidences=kept[:count],
+            )
         told = pixels[:count].tolist()
         self.coco.add(still.name, image.size, told, kept[:count], named[:count])
         colours = self.colours(named[:count])
@@ -169,7 +172,7 @@ class FrameReport:
         self.frames += 1
         self.boxes += count
         self.with_boxes += count > 0
-        return Seen("", shares, kept, texts)
+        return Seen("", shares, kept, texts, self.colours(named))
 
     def _run(self, group: str) -> RunWriter:
         if group not in self.runs:
@@ -186,11 +189,12 @@ class FrameReport:
         }
 
     def where(self) -> list[str]:
+        runs = f"capture runs: {len(self.runs)}; " if self.runs else ""
         return [
             f"{self.with_boxes} of {self.frames} frames have boxes, {self.boxes} in all "
             f"(objectness {self.objectness:g})",
             f"pictures: {self.folder / BOXED}",
-            f"labels:   {self.folder}, capture runs: {len(self.runs)}; COCO: {self.folder / COCO}",
+            f"labels:   {self.folder}, {runs}COCO: {self.folder / COCO}",
         ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import cli
+from research.config.checks import RGB
 from research.config.schema import DEVICE, TEXT, Rule, one_of
 from research.errors import UserError
 
@@ -39,7 +39,6 @@ Prints a Markdown table with the change of the monitored metric; writes robustne
 Any setting of the run may follow, such as dataset.root=FOLDER for data that were moved.
 """
 
-RGB = ("red", "green", "blue")
 SEED = 0
 SHOWN = ("mAP", "mAP50", "mAP75", "recall", "precision")
 """Metrics in the printed table; all of them are in the files."""
@@ -194,9 +193,7 @@ def judge(
             f"{run}: its data have no channel beside red, green and blue; give a run of "
             "model=rgbx_mit_b0 or its like"
         )
-    asked = one.trained.config["monitor"] or one.trained.task.monitor.metric
-    metric = asked.partition("/")[2].partition(":")[0]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in cases(channels, shifts, noise):
         transform = disturbed(one.trained.transform, case.disturb())
         if case.kind == "clean":
@@ -205,7 +202,7 @@ def judge(
         phase = f"{case.kind} {case.sensor}".strip()
         metrics = replace(one, trained=trained).judge(phase).metrics
         rows.append({"kind": case.kind, "sensor": case.sensor, "amount": case.amount, **metrics})
-    return rows, metric if metric in rows[0] else "mAP50"
+    return rows, one.monitor(metrics).metric
 
 
 def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
@@ -226,13 +223,12 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 def write(out: Path, rows: Sequence[Mapping[str, Any]], metric: str, told: dict[str, Any]) -> None:
     """``robustness.csv``, ``.json`` (with what was asked, ``told``) and ``.png``."""
     from research import charts
-    from research.compare import finite
-    from research.files import write_atomic, write_text
+    from research.files import to_json, write_atomic, write_text
     from research.tracking.files import csv_text
 
     write_text(out / "robustness.csv", csv_text(list(rows[0]), rows))
     content = {**told, "metric": metric, "cases": [dict(row) for row in rows]}
-    write_text(out / "robustness.json", json.dumps(finite(content), indent=1) + "\n")
+    write_text(out / "robustness.json", to_json(content))
     titles = {
         "missing": "missing",
         "shifted": "shifted, pixels",
@@ -252,18 +248,19 @@ def main(words: list[str]) -> None:
         raise UserError("give one RUN folder or checkpoint first, then key=value settings")
     asked, rest = cli.mixed(settings, OPTIONS, "robustness")
     run, split = Path(paths[0]), asked["split"]
-    shifts = [int(part) for part in str(asked["shifts"]).split(",")]
-    noise = [float(part) for part in str(asked["noise"]).split(",")]
-    home = run if run.is_dir() else run.parent
-    out = Path(asked["out"]) if asked["out"] else home / f"robustness_{split}"
+    shifts = sorted({int(part) for part in str(asked["shifts"]).split(",")})
+    noise = sorted({float(part) for part in str(asked["noise"]).split(",")})
+    out = Path(asked["out"]) if asked["out"] else cli.home(run) / f"robustness_{split}"
     # Imported late: a mistake is answered before torch is there.
     from research import logs
 
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)
     rows, metric = judge(run, split, asked["checkpoint"], asked["device"], rest, shifts, noise)
-    write(out, rows, metric, {"run": str(run), "split": split})
+    # First: no disk can take it back.
     print(table(rows, metric))
+    with cli.written(out):
+        write(out, rows, metric, {"run": str(run), "split": split})
     print(f"\nfiles: {out}", file=sys.stderr)
 
 

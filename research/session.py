@@ -75,7 +75,7 @@ def train(
     state, tracking = _restore(experiment, last)
     environment = runs.describe(folder, config, overrides)
     about = {
-        "model": config["model"].get("name") or config["model"]["_target_"].rsplit(".", 1)[-1],
+        "model": build.model_name(config),
         "parameters": experiment.parameters,
         "classes": data.classes,
         "monitor": list(parts.monitor),

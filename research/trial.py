@@ -19,8 +19,12 @@ from research.config.schema import GROUPS
 from research.data.loader import EpochLoader
 from research.errors import UserError
 from research.loop import Judged, evaluate
+from research.tasks.task import Monitor
 from research.tracking.console import ConsoleTracker
 from research.trained import Trained
+
+MAIN = ("mAP50", "mAP75", "mAP", "top1")
+"""Metrics worth most, where a task has them."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,20 @@ class Trial:
         """
         settings = build.settings(self.trained.config)
         return evaluate(self.trained, self.loader, settings, ConsoleTracker(), phase)
+
+    def monitor(self, metrics: Mapping[str, float]) -> Monitor:
+        """The metric that picked the run's best epoch, without its split.
+
+        Args:
+            metrics: of a split. Where the run was chosen by something else, a training loss, the
+                first of them that is worth most.
+        """
+        asked = self.trained.config["monitor"]
+        chosen = self.trained.task.monitor if asked is None else Monitor(*asked.rsplit(":", 1))
+        where, _, name = chosen.metric.partition("/")
+        if where == "val" and name in metrics:
+            return Monitor(name, chosen.mode)
+        return Monitor(next((name for name in MAIN if name in metrics), next(iter(metrics))), "max")
 
 
 def trial(run: Path, split: str, which: str, device: str, overrides: Sequence[str]) -> Trial:

@@ -64,6 +64,12 @@ def test_boxes_of_one_class_have_one_colour() -> None:
     assert (marked(drawn, second) == frame(20, 1, 30, 9)).all()
 
 
+def blue(image: Image.Image) -> np.ndarray:
+    """Where matplotlib's first colour is."""
+    found: np.ndarray = np.abs(np.asarray(image).astype(int) - (31, 119, 180)).max(-1) < 12
+    return found
+
+
 def test_no_boxes_no_change() -> None:
     assert (np.asarray(draw_boxes(GREY, [])) == np.asarray(GREY)).all()
 
@@ -75,6 +81,24 @@ def test_curves_of_few_and_many(count: int) -> None:
     assert charts.precision_recall(scores, hits, 30, "title").width > 200
     assert charts.precision_recall_per_class({"a": (scores, hits, 30)}, "title").width > 200
     assert charts.matching_audit(scores * 0.9, scores).width > 200
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_curve_falls_where_the_recall_ends(several: bool) -> None:
+    scores = np.linspace(0.9, 0.1, 10)
+
+    def falls_at(found: int) -> int:
+        hits = np.arange(10) < found  # all that is found comes first, then false ones alone
+        if several:
+            drawn = charts.precision_recall_per_class({"a": (scores, hits, 10)}, "title")
+        else:
+            drawn = charts.precision_recall(scores, hits, 10, "title")
+        height, width = drawn.height, drawn.width if several else drawn.width // 2
+        high = blue(drawn)[height // 5 : 3 * height // 10, :width]
+        return int(np.flatnonzero(high.any(0)).max())
+
+    low, middle, right = (falls_at(found) for found in (3, 6, 8))
+    assert (right - middle) / (middle - low) == pytest.approx(2 / 3, abs=0.05)
 
 
 def test_a_sheet_holds_every_picture() -> None:
@@ -108,6 +132,14 @@ def test_a_chart_of_robustness_shows_the_highest_value(clean: float) -> None:
 
 
 def test_runs_against_each_other() -> None:
-    drawn = charts.speed_and_accuracy(["a", "b"], [1, 2], [0.5, float("nan")], [3, 0.1], "mAP50")
-    colours = {tuple(colour) for colour in np.asarray(drawn).reshape(-1, 3)}
-    assert len(colours) > 3
+    def discs(accuracy: list[float]) -> list[int]:
+        names, sizes = ["a", "b"], [3, 0.1]
+        drawn = charts.speed_and_accuracy(names, [1, 2], accuracy, sizes, "mAP50")
+        # matplotlib's first two colours, on white at an opacity of 0.6.
+        shades = [0.6 * np.array(c) + 0.4 * 255 for c in ((31, 119, 180), (255, 127, 14))]
+        pixels = np.asarray(drawn).astype(int)
+        return [int((np.abs(pixels - shade).max(-1) < 4).sum()) for shade in shades]
+
+    first, second = discs([0.5, 0.7])
+    assert first > 3 * second > 0  # by area
+    assert discs([0.5, float("nan")])[1] == 0

@@ -154,10 +154,8 @@ def _faults(
     pretrained = settings["model"].get("pretrained")
     local = pretrained not in (None, "timm", "torchvision")
     if local and settings["resume"] is None and not Path(pretrained).is_file():
-        yield (
-            f"model.pretrained={pretrained}: no such file; give a weights file, timm, "
-            "torchvision or null"
-        )
+        libraries = "" if "x_channels" in settings["model"] else "timm, torchvision "
+        yield f"model.pretrained={pretrained}: no such file; give a weights file, {libraries}or null"
 
 
 def _option_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:

@@ -15,7 +15,6 @@ from research.errors import UserError
 from research.models.fusion import ONE_STREAM, norm_layer, stage_fusion
 from research.models.mit import (
     HEADS,
-    SMALLEST,
     STAGES,
     STEM,
     VARIANTS,
@@ -65,11 +64,10 @@ class DualEncoder(nn.Module):
             self.FFMs = nn.ModuleList(fuse for _, fuse in pairs)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        channels, *sides = images.shape[1:]
-        if channels != self.channels or min(sides) < SMALLEST:
+        if images.shape[1] != self.channels:
             raise UserError(
-                f"the detector takes frames of {self.channels} channels (RGB, then X) and of at "
-                f"least {SMALLEST} px a side, not {channels} channels of {sides[1]}×{sides[0]}"
+                f"the detector takes frames of {self.channels} channels (RGB, then X), not of "
+                f"{images.shape[1]}"
             )
         parts = {"rgb": images[:, :COLOURS], "x": images[:, COLOURS:]}
         maps = [parts[name] for name in self.streams]
@@ -100,7 +98,7 @@ class DualEncoder(nn.Module):
         state = of_file(Path(source))
         for name in self.streams:
             network = self.stream(name)
-            channels = network.get_parameter(STEM).shape[1]
+            channels = None if name == "rgb" else network.get_parameter(STEM).shape[1]
             loaded = fill(network, from_file(state, channels))
             found, of = loaded.parameters
             level = logging.INFO if 2 * found >= of else logging.WARNING

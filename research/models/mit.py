@@ -20,8 +20,6 @@ from torch.nn import functional as F
 STAGES: Final = 4
 STEM: Final = "patch_embed1.proj.weight"
 """The one tensor whose shape knows the number of input channels."""
-SMALLEST: Final = 32
-"""Side of the smallest image, in pixels: the first stage joins 8 × 8 cells of 4 px."""
 
 PREFIX: Final = re.compile(r"^(?:backbone\.|segformer\.)?(?:encoder\.)?")
 COUNTED: Final = {"patch_embeddings": "patch_embed", "block": "block", "layer_norm": "norm"}
@@ -237,14 +235,15 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def from_file(state: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
+def from_file(state: Mapping[str, Tensor], channels: int | None) -> dict[str, Tensor]:
     """Weights of an RGB encoder under the authors' names, for a stream of other channels.
 
     Args:
         state: with the authors' names, or those of transformers' Segformer models, whose keys and
             values are layers of their own; prefixes are removed.
-        channels: the stream's. The first convolution's kernels for them are those of the three
-            colours, averaged, times 3/channels: so a grey picture excites it as before.
+        channels: of a stream that is not of colours. The first convolution's kernels for them
+            are those of the three colours, averaged, times 3/channels: so a grey picture excites
+            it as before. Null: colours, whose kernels stay.
 
     Returns:
         What has no name here (heads) as it was.
@@ -254,7 +253,7 @@ def from_file(state: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
         pair = [named.pop(key), named.pop(key.replace(KEY, VALUE))]
         named[key.replace(KEY, BOTH)] = torch.cat(pair)
     stem = named.get(STEM)
-    if stem is not None and stem.ndim == 4 and stem.shape[1] != channels:
+    if channels is not None and stem is not None and stem.ndim == 4:
         grey = stem.mean(1, keepdim=True) * (stem.shape[1] / channels)
         named[STEM] = grey.repeat(1, channels, 1, 1)
     return named

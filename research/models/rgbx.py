@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -27,6 +28,8 @@ from research.models.fusion import ONE_STREAM, TWO_STREAMS
 from research.models.mit import STAGES, VARIANTS
 
 PREFIX: Final = "rgbx_mit_"
+STRIDE: Final = 32
+"""Of the last of the maps; torchvision's own detectors pad to it as well."""
 RATIOS: Final = (0.5, 1.0, 2.0)
 ROI_SIDE: Final = 7
 RPN_MATCHING: Final = {"fg_iou_thresh": 0.7, "bg_iou_thresh": 0.3, "positive_fraction": 0.5}
@@ -67,11 +70,14 @@ class RgbxDetector(nn.Module):
     def forward(
         self, images: Tensor, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
+        size = images.shape[-2:]
+        # Anchors find their place by dividing sides: right and below, where boxes are cut off.
+        bottom, right = (-int(side) % STRIDE for side in size)
+        images = F.pad(images, (0, right, 0, bottom))
         maps = self.encoder(images)
         pyramid = self.fpn({str(level): features for level, features in enumerate(maps)})
         # Anchors take the features' type; a coordinate in half precision would be pixels off.
         pyramid = {level: features.float() for level, features in pyramid.items()}
-        size = images.shape[-2:]
         sizes = [(int(size[0]), int(size[1]))] * len(images)
         frame = torch.tensor([size[1], size[0]] * 2, device=images.device)
         true = None

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -82,6 +83,7 @@ def recorded(sweep: Path, number: int, overrides: Sequence[str]) -> Iterator[Job
         raise
     except Exception as error:
         status, reason = "FAILED", f"{type(error).__name__}: {one_line(error)}"
+        _let_go(error)
         raise
     finally:
         entry = {
@@ -94,6 +96,16 @@ def recorded(sweep: Path, number: int, overrides: Sequence[str]) -> Iterator[Job
             **_of_run(job.run),
         }
         _enter(sweep, entry)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what an exception's frames hold: Hydra keeps it until all jobs are done.
+
+    Of a network that did not fit into memory nothing must stay there for the next one.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _of_run(run: Path | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from research.pictures import Colour
 from research.reports import FrameReport
 from research.tasks.detection_metrics import (
     BACKGROUND,
+    OBJECT,
     DetectionMetrics,
     Detections,
     find,
@@ -84,7 +85,9 @@ class Detection:
 
     def report(self, folder: Path, objectness: float | None) -> FrameReport:
         threshold = self.score if objectness is None else objectness
-        return FrameReport(folder, threshold, self._name, self._colours, self.classes)
+        told_apart = not self.class_agnostic or len(self.classes) == 1
+        classes = self.classes if told_apart else [OBJECT]
+        return FrameReport(folder, threshold, self._name, self._colours, classes)
 
     def metrics(self, device: torch.device) -> DetectionMetrics:
         return DetectionMetrics(

@@ -150,7 +150,7 @@ def torchvisions(model: RgbxDetector, size: tuple[int, int]) -> FasterRCNN:
     return reference
 
 
-@pytest.mark.parametrize("size", [(96, 96), (64, 160)])
+@pytest.mark.parametrize("size", [(96, 96), (64, 160), (75, 130)])
 def test_detections_are_torchvisions(size: tuple[int, int]) -> None:
     model = small()
     as_if_trained(model)
@@ -279,10 +279,9 @@ def test_what_does_not_exist_is_one_line(changed: dict[str, Any], message: str) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("images", [frames(1, 64, 4), frames(1, 31)])
-def test_frames_that_do_not_fit_are_one_line(images: Tensor) -> None:
-    with pytest.raises(UserError, match=r"takes frames of 5 channels .* at least 32 px"):
-        small().eval()(images)
+def test_frames_of_other_channels_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"takes frames of 5 channels"):
+        small().eval()(frames(1, 64, 4))
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,27 @@ def test_a_job_that_fails_is_entered_with_its_reason(
     assert found["counts"] == {"FINISHED": 1, status: 1}
     assert found["jobs"][1]["reason"] == reason
     assert found["jobs"][1]["paths"] == {"run": str(tmp_path / "bad")}
+
+
+def test_what_a_failed_job_held_is_free_while_its_error_is_kept(tmp_path: Path) -> None:
+    class Network:
+        pass
+
+    alive: list[weakref.ref[Network]] = []
+
+    def train() -> None:
+        network = Network()
+        alive.append(weakref.ref(network))
+        raise MemoryError
+
+    def job() -> None:
+        with recorded(tmp_path, 0, []):
+            train()
+
+    with pytest.raises(MemoryError) as kept:
+        job()
+    assert alive[0]() is None
+    assert kept.value.__traceback__ is not None
 
 
 def test_jobs_that_end_at_once_are_all_entered(tmp_path: Path) -> None:

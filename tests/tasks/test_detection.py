@@ -459,9 +459,10 @@ def test_recall_of_the_first_ten_and_of_the_first_hundred() -> None:
 
 
 def test_many_detections_are_all_taken() -> None:
-    # As many as COCO takes, without a warning on the way.
-    one = found(*((1 - n / 200, OTHER) for n in range(120)), (0.1, BOX))
-    assert judged([one], frames([[BOX]]))["recall"] == 0
+    # COCO looks at a hundred; recall at a score looks at all, without a warning on the way.
+    one = found(*((1 - n / 200, OTHER) for n in range(120)), (0.35, BOX))
+    values = judged([one], frames([[BOX]]))
+    assert (values["recall"], values["mAR_100"]) == (1, 0)
 
 
 class Fixed(nn.Module):
