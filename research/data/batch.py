@@ -1,8 +1,8 @@
 """Batches: small typed records that travel from the loader to the device.
 
-The loader ships compact integers (uint8 pixels, int16 coefficients); the device transform makes
-floats of them. A batch also carries what was lost on the way: samples that could not be read are
-simply not in it, and are counted by kind.
+The loader ships compact integers (uint8 or uint16 pixels, int16 coefficients); the device
+transform makes floats of them. A batch also carries what was lost on the way: samples that could
+not be read are simply not in it, and are counted by kind.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ class DetectionBatch(Batch):
     """Square, letterboxed frames with the boxes in them; a frame may have none.
 
     Attributes:
-        inputs: [B, 3, S, S] pixels, uint8 0…255 from the loader, float 0…1 after the device
-            transform.
+        inputs: [B, 3 + X, S, S] pixels: red, green, blue, then X more channels where the data
+            have them. uint8 or uint16 from the loader; after the device transform float, 0…1 for
+            frames of a warehouse, normalised for RGB + X.
         boxes: see ``Targets``.
         mask: see ``Targets``.
         labels: see ``Targets``.

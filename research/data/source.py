@@ -41,7 +41,7 @@ class DataSource(Protocol):
 
     Made without touching the disk, so that a trained model's preprocessing can be had without
     its data. ``prepare`` finds the data; ``samples``, ``counts``, ``fingerprint`` and ``floor``
-    need it; ``read`` and a bare ``transform`` do with the facts out of a checkpoint.
+    need it; ``read``, ``look`` and a bare ``transform`` do with the facts out of a checkpoint.
 
     Attributes:
         name: what the tracker calls it.

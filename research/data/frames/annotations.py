@@ -1,8 +1,9 @@
 """Frames from any layout that is known: capture runs, Pascal VOC, COCO, YOLO.
 
 Where a source has no runs, the folder that an image lies in is its group if there are several
-folders, and none of them is cut by the source's own split; otherwise every image is a group of its
-own, and splits are by image. Counts are then by split or by annotation file.
+folders, and none of them is cut by the source's own split, nor is a whole split where validation
+is still to be drawn; otherwise every image is a group of its own, and splits are by image. Counts
+are then by split or by annotation file.
 """
 
 from __future__ import annotations

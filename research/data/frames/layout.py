@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -17,6 +18,9 @@ ALL = "all"
 def finish(reading: Reading, form: str, classes: list[str], parts: dict[str, str]) -> FrameSet:
     """Settle groups, and the split by group.
 
+    The only folder of a split is told from the others by the split alone, so where a validation
+    split is still to be drawn its images are groups of their own.
+
     Args:
         reading: frames without groups.
         form: the format.
@@ -29,9 +33,12 @@ def finish(reading: Reading, form: str, classes: list[str], parts: dict[str, str
     for name in reading.frames:
         folders.setdefault(str(PurePosixPath(name).parent), set()).add(parts.get(name, ""))
     by_folder = len(folders) > 1 and all(len(found) == 1 for found in folders.values())
+    siblings = Counter(part for found in folders.values() for part in found)
+    undrawn = bool(parts) and "val" not in parts.values()
     split = {}
     for name, frame in reading.frames.items():
-        group = str(PurePosixPath(name).parent) if by_folder else name
+        alone = undrawn and siblings[parts.get(name, "")] == 1
+        group = str(PurePosixPath(name).parent) if by_folder and not alone else name
         reading.frames[name] = replace(frame, group=group)
         if name in parts:
             split[group] = parts[name]

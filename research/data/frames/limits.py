@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from research.data.frames.frame import FrameSet
 from research.errors import UserError
@@ -12,6 +12,14 @@ log = logging.getLogger(__name__)
 
 MOST_PROBLEMS = 10
 """Frames left out that are written out one by one."""
+
+
+def tell(problems: Sequence[str]) -> None:
+    """Log the first few lines about frames that are left out, and how many more there are."""
+    for problem in problems[:MOST_PROBLEMS]:
+        log.warning("left out: %s", problem)
+    if len(problems) > MOST_PROBLEMS:
+        log.warning("left out: … and %d more", len(problems) - MOST_PROBLEMS)
 
 
 def hold(found: FrameSet, limits: Mapping[str, float]) -> None:
@@ -31,10 +39,7 @@ def hold(found: FrameSet, limits: Mapping[str, float]) -> None:
         "empty": sum(run.empty for run in found.runs),
     }
     seen = sum(run.seen for run in found.runs)
-    for problem in found.problems[:MOST_PROBLEMS]:
-        log.warning("left out: %s", problem)
-    if len(found.problems) > MOST_PROBLEMS:
-        log.warning("left out: … and %d more", len(found.problems) - MOST_PROBLEMS)
+    tell(found.problems)
     for kind, count in counts.items():
         for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / seen)):
             if key in limits and value > limits[key]:

@@ -75,7 +75,10 @@ class FrameTransform(DeviceTransform):
 def move(
     batch: DetectionBatch, change: FrameAugmentation, generator: torch.Generator | None
 ) -> DetectionBatch:
-    """Float frames [B, C, S, S] and their boxes, mirrored and zoomed; what comes in is black, 0."""
+    """Float frames [B, C, S, S] and their boxes, mirrored and zoomed; what comes in is 0.
+
+    Black, or a channel's mean, whichever 0 stands for by then.
+    """
     if change.flip:
         batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=0)
     if change.flip_vertical:
@@ -85,11 +88,26 @@ def move(
     return batch
 
 
-def relight(images: Tensor, change: FrameAugmentation, generator: torch.Generator | None) -> None:
-    """Changes brightness and contrast of float images [B, C, H, W] in place, each by its own."""
+def relight(
+    images: Tensor,
+    change: FrameAugmentation,
+    generator: torch.Generator | None,
+    there: Tensor | None = None,
+) -> None:
+    """Changes brightness and contrast of float images [B, C, H, W] in place, each by its own.
+
+    Args:
+        images: on a 0…1 scale.
+        change: how much.
+        generator: of what is drawn.
+        there: [B, H, W] bool, where the frames are, whose mean stays; black elsewhere. Everywhere
+            when null.
+    """
     if change.brightness or change.contrast:
         drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device) * 2 - 1
         mean = images.mean((1, 2, 3), keepdim=True)
+        if there is not None:
+            mean /= there[:, None].float().mean((1, 2, 3), keepdim=True)
         gain = 1 + change.contrast * drawn[0]
         images.mul_(gain).add_(mean * (1 - gain) + change.brightness * drawn[1])
 

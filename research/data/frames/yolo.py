@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -42,6 +42,7 @@ def read_yolo(
     folders: dict[Path, Path],
     files: ImageFiles = PICTURES,
     require_labels: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> FrameSet:
     """The frames of a source.
 
@@ -51,12 +52,13 @@ def read_yolo(
         files: which files are images.
         require_labels: an image without a label file is a mistake; otherwise it is empty, as
             the format has it.
+        class_names: in the place of those that the source gives.
 
     Raises:
         UserError: for bad class names, no usable frame, or a label file that is required.
     """
     reading = Reading(source)
-    classes = _yolo_classes(source)
+    classes = _yolo_classes(source) if class_names is None else list(class_names)
     parts = {}
     for images, labels in folders.items():
         orphans = {path for path in labels.rglob("*.txt") if path.name != "classes.txt"}

@@ -23,8 +23,20 @@ from research.errors import DamagedImage, UserError, one_line
 COLOURS = ("red", "green", "blue")
 RANGES = {"uint8": 255, "uint16": 65535}
 """The largest value of each type that frames may have."""
+AXES = ("row", "column", "channel")
 MOST_CHANNELS = 16
 """Where the last axis is longer, the axes are in another order."""
+SAMPLES, SAMPLE = 16, 256
+"""Pieces of a file by which it is known again, and bytes of each."""
+HEADER_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    OverflowError,  # a side below 0 or beyond 64 bits
+)
+"""What NumPy raises for files that are no whole array."""
 
 Pixels = NDArray[Any]
 """[H, W, C], uint8 or uint16."""
@@ -58,7 +70,7 @@ def inspect(path: Path) -> Header:
     if not path.is_file():
         raise LeftOut("missing_file", f"its array {path.name} is not there: restore or prune it")
     try:
-        array = _mapped(path)
+        array = mapped(path)
     except DamagedImage as error:
         kind = error.kind.replace("_", " ")
         raise LeftOut("invalid", f"its array {path.name} is {kind}: replace it") from None
@@ -123,6 +135,7 @@ def read_array(path: Path, form: Form) -> Pixels:
     Raises:
         DamagedImage: when it cannot be read, or has another form; also ``wrong_form``.
     """
+    mapped(path)  # a header may claim more than any memory holds, but not more than its file
     with _told(path), path.open("rb") as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
     if reason := _unusable(array):
@@ -163,10 +176,37 @@ def pictures(array: Pixels) -> list[Image.Image]:
     return [Image.fromarray(np.rint(panel * 255).astype(np.uint8)) for panel in panels]
 
 
-def _mapped(path: Path) -> Pixels:
-    """Raises DamagedImage."""
+def mapped(path: Path) -> Pixels:
+    """The array of a file, whatever it holds; read-only, not in memory.
+
+    Raises:
+        DamagedImage: when there is no whole one.
+    """
     with _told(path):
         return np.lib.format.open_memmap(path, mode="r")
+
+
+def not_numbers(array: Pixels) -> str:
+    """How many NaN are in an array of floats, and where the first is; '' for other types."""
+    if array.dtype.kind != "f":
+        return ""
+    wrong = np.isnan(array)
+    if not wrong.any():
+        return ", without NaN"
+    first = np.unravel_index(int(wrong.argmax()), array.shape)
+    where = " ".join(f"{axis} {at}" for axis, at in zip(AXES, first, strict=False))
+    return f", {int(wrong.sum())} NaN, the first at {where}"
+
+
+def sampled(path: Path) -> bytes:
+    """A little of a file, from all over it: what differs where its pixels were changed widely."""
+    last = max(path.stat().st_size - SAMPLE, 0)
+    pieces = []
+    with path.open("rb", buffering=0) as file:
+        for place in range(SAMPLES):
+            file.seek(last * place // (SAMPLES - 1))
+            pieces.append(file.read(SAMPLE))
+    return b"".join(pieces)
 
 
 @contextlib.contextmanager
@@ -174,7 +214,7 @@ def _told(path: Path) -> Any:
     """Makes ``DamagedImage`` of what NumPy says of a file that is no whole array."""
     try:
         yield
-    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except HEADER_ERRORS as error:
         said = one_line(error)
         kind = "unreadable"
         if path.is_file() and path.stat().st_size == 0:
@@ -193,19 +233,9 @@ def _unusable(array: Pixels) -> str:
         turn = ": np.moveaxis(array, 0, -1)" if array.ndim == 3 and array.shape[0] < 17 else ""
         return f"shape {told}: store (height, width, channels){turn}"
     if array.dtype.name not in RANGES:
-        return f"{array.dtype.name}{_not_numbers(array)}: store uint8 or uint16"
+        return f"{array.dtype.name}{not_numbers(array)}: store uint8 or uint16"
     if array.shape[2] <= len(COLOURS):
         return f"shape {told}: store red, green, blue and at least one more channel"
     if min(array.shape[:2]) < MIN_SIDE:
         return f"shape {told}: a side is under {MIN_SIDE} pixels; leave it out"
     return ""
-
-
-def _not_numbers(array: Pixels) -> str:
-    if array.dtype.kind != "f":
-        return ""
-    wrong = np.isnan(array)
-    if not wrong.any():
-        return ", without NaN"
-    row, column, channel = np.unravel_index(int(wrong.argmax()), array.shape)
-    return f", {int(wrong.sum())} NaN, the first at row {row} column {column} channel {channel}"

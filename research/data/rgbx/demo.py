@@ -21,14 +21,18 @@ from PIL import Image
 from research.data.frames.frame import Box
 from research.data.index import Progress
 from research.data.once import made_once
+from research.data.rgbx.arrays import COLOURS
+from research.data.rgbx.layout import DESCRIPTION
 from research.errors import UserError
 
 RECIPE = 1  # raise it whenever the rendered files would change
 RECORD = "rgbx_demo.json"
 CLASSES = ("pedestrian", "vehicle")
-CHANNELS = ("red", "green", "blue", "thermal", "event")
+CHANNELS = (*COLOURS, "thermal", "event")
 LENGTH = 6
 """Frames of a sequence."""
+LEAST = 2 * LENGTH + 1
+"""Images of three sequences: one for training, one for validation, one for testing."""
 EMPTY = 8
 """Every so many-th sequence is empty."""
 SENSORS = 3
@@ -47,7 +51,7 @@ class RgbxDemo:
 
     Attributes:
         root: folder of the frames; may not exist yet.
-        images: how many, at least 8; a sequence has 6.
+        images: how many, at least 13; a sequence has 6.
         seed: non-negative.
         size: width of the frames in pixels, at least 64, give or take a tenth.
     """
@@ -70,10 +74,10 @@ class RgbxDemo:
             UserError: too few or too small images, a negative seed, or a ``root`` of something
                 else.
         """
-        if self.images < 8 or self.size < 64 or self.seed < 0:
+        if self.images < LEAST or self.size < 64 or self.seed < 0:
             raise UserError(
                 f"demo frames: {self.images} images of {self.size} pixels, seed {self.seed}; "
-                "give at least 8 images, 64 pixels, and a seed of 0 or more"
+                f"give at least {LEAST} images, 64 pixels, and a seed of 0 or more"
             )
         record = {"recipe": RECIPE, "seed": self.seed, "images": self.images, "size": self.size}
         make = partial(self._make, progress=progress)
@@ -94,7 +98,7 @@ class RgbxDemo:
             if progress is not None:
                 progress("rendering demo frames", min(first + LENGTH, self.images), self.images)
         (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-        (root / "rgbx.json").write_text(json.dumps({"channels": CHANNELS}) + "\n")
+        (root / DESCRIPTION).write_text(json.dumps({"channels": CHANNELS}) + "\n")
 
 
 class Scene:
@@ -286,7 +290,7 @@ def _is_ours(root: Path) -> bool:
     expected = {
         Path(RECORD),
         Path("classes.txt"),
-        Path("rgbx.json"),
+        Path(DESCRIPTION),
         *(Path("images", f"{name}.npy") for name in names),
         *(Path("labels", f"{name}.txt") for name in names),
     }

@@ -14,12 +14,13 @@ from PIL.Image import Image
 
 from research.data.batch import DetectionBatch
 from research.data.frames.frame import Frame, FrameSet
+from research.data.frames.limits import tell
 from research.data.frames.yolo import read_yolo, yolo_folders
 from research.data.index import Progress
 from research.data.loader import BatchSource
-from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array
+from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array, sampled
 from research.data.rgbx.demo import RgbxDemo
-from research.data.rgbx.layout import class_names, extra_channels, grouped
+from research.data.rgbx.layout import DESCRIPTION, LEDGER, extra_channels, grouped
 from research.data.rgbx.samples import ArraySamples, stacked
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
@@ -29,9 +30,6 @@ from research.data.warehouse.recipes import assign_splits
 from research.errors import UserError
 
 log = logging.getLogger(__name__)
-
-TOLD = 10
-"""So many files that are left out are told of by name."""
 
 
 class RgbxFolder:
@@ -123,6 +121,11 @@ class RgbxFolder:
             raise UserError(f"dataset={self.name}: arrays hold pixels; give compression=none")
         if self.demo is not None:
             self.demo.render(progress)
+        if (self.root / LEDGER).exists() and not (self.root / DESCRIPTION).exists():
+            raise UserError(
+                f"dataset.root: preparing {self.root} was stopped; run the same python -m "
+                "research.prepare rgbx command again"
+            )
         folders = yolo_folders(self.root)
         if not folders:
             raise UserError(
@@ -130,14 +133,18 @@ class RgbxFolder:
                 "does, or make it with python -m research.prepare rgbx"
             )
         headers = Headers()
-        found = read_yolo(self.root, folders, headers.files, self.missing_labels == "error")
-        for line in found.problems[:TOLD]:
-            log.warning("left out: %s", line)
-        if len(found.problems) > TOLD:
-            log.warning("left out: %d more", len(found.problems) - TOLD)
+        found = read_yolo(
+            self.root, folders, headers.files, self.missing_labels == "error", self.class_names
+        )
+        tell(found.problems)
         form = headers.common()
         self.dtype, self.channels = form.dtype, [*COLOURS, *extra_channels(self.root, form, self.x)]
-        self.classes = class_names(found, self.class_names)
+        if not found.classes:
+            raise UserError(
+                f"{self.root}: no label file has a box, and no classes.txt names a class; add "
+                "labels, or give dataset.class_names=[a,b]"
+            )
+        self.classes = found.classes
         reason = self.recalled and self.misfit(self.recalled)
         if reason:
             raise UserError(reason)
@@ -157,7 +164,7 @@ class RgbxFolder:
         mean, std = [0.0] * count, [1.0] * count
         if measured:
             mean, std = self._statistics(progress)
-        return RgbxTransform(mean, std, self.dtype, self.augmentation)
+        return RgbxTransform(mean, std, self.augmentation)
 
     def read(self, paths: Sequence[Path]) -> DetectionBatch:
         return stacked([read_array(path, self.form) for path in paths], self.image_size, self.form)
@@ -202,12 +209,13 @@ class RgbxFolder:
         return None
 
     def fingerprint(self) -> str:
-        """Quick hash of the data: every frame's split, name, file size and boxes (no pixel)."""
+        """Quick hash of the data: every frame's split, name, boxes, and a sample of its file."""
         digest = hashlib.sha256(repr((self.classes, self.channels, self.dtype)).encode())
         for split, frames in self.splits.items():
             for frame in frames:
                 told = split, frame.name, frame.image.stat().st_size, frame.boxes, frame.labels
                 digest.update(repr(told).encode())
+                digest.update(sampled(frame.image))
         return digest.hexdigest()[:16]
 
     def floor(self) -> str | None:

@@ -15,8 +15,10 @@ from research.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RECORD = "rgbx.json"
-"""What ``python -m research.prepare rgbx`` leaves beside images and labels."""
+DESCRIPTION = "rgbx.json"
+"""What ``python -m research.prepare rgbx`` leaves, last of all, beside images and labels."""
+LEDGER = ".prepared.jsonl"
+"""What it has finished so far."""
 USUAL = {1: ["thermal"], 2: ["thermal", "event"]}
 """Names of the channels after the colours where nobody names them, by their number."""
 
@@ -32,10 +34,10 @@ def extra_channels(root: Path, form: Form, given: Sequence[str] | None) -> list[
     Raises:
         UserError: when they are not as many as the files have, or nothing names them.
     """
-    count, record, where = form.channels - len(COLOURS), root / RECORD, "dataset.x"
+    count, about, where = form.channels - len(COLOURS), root / DESCRIPTION, "dataset.x"
     names = None if given is None else list(given)
-    if names is None and record.is_file():
-        names, where = _recorded(record), str(record)
+    if names is None and about.is_file():
+        names, where = _described(about), str(about)
     if names is None:
         names = USUAL.get(count)
     if names is None:
@@ -92,35 +94,12 @@ def grouped(found: FrameSet, folders: Sequence[Path], group_by: str | None) -> F
     return replace(found, frames=frames, split=dict(sorted(split.items())))
 
 
-def class_names(found: FrameSet, given: Sequence[str] | None) -> list[str]:
-    """Names of the classes, the user's before the data set's own.
-
-    Raises:
-        UserError: for a label beyond the user's names, or where nothing tells of a class.
-    """
-    if given is None:
-        if not found.classes:
-            raise UserError(
-                f"{found.root}: no label file has a box, and no classes.txt names a class; add "
-                "labels, or give dataset.class_names=[a,b]"
-            )
-        return found.classes
-    for frame in found.frames:
-        for place, label in enumerate(frame.labels, start=1):
-            if label >= len(given):
-                raise UserError(
-                    f"{frame.name}: box {place} is of class {label}, dataset.class_names has "
-                    f"{len(given)} names; name or mend it"
-                )
-    return list(given)
-
-
-def _recorded(record: Path) -> list[str]:
+def _described(about: Path) -> list[str]:
     """Names of the X channels in ``rgbx.json``."""
     try:
-        channels = json.loads(record.read_text(encoding="utf-8"))["channels"]
+        channels = json.loads(about.read_text(encoding="utf-8"))["channels"]
         if tuple(channels[: len(COLOURS)]) == COLOURS:
             return [str(name) for name in channels[len(COLOURS) :]]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise UserError(f'{record}: no "channels" that begin with red, green, blue; mend or remove it')
+    raise UserError(f'{about}: no "channels" that begin with red, green, blue; mend or remove it')

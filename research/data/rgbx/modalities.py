@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from research.data.frames.frame import LeftOut
 from research.data.index import inspect_header
 from research.data.readers import decode, to_rgb
-from research.errors import DamagedImage, one_line
+from research.data.rgbx.arrays import Pixels, mapped, not_numbers
+from research.errors import DamagedImage
 
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 COLOUR_SLACK = 4
 """Most levels between the channels of a grey picture: what a JPEG's rounding can put there."""
-
-Pixels = NDArray[Any]
-"""[H, W, C], uint8 or uint16."""
 
 
 class Header(NamedTuple):
@@ -46,15 +46,18 @@ def header(path: Path) -> Header:
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
             found = Header(*image.size, image.mode in DEEP_MODES)
-            mode = image.mode
+            mode, bits, bands = image.mode, _bits(path, image), len(image.getbands())
     if mode == "F":
-        told = _floats(np.asarray(_decoded(path)))
+        told = f"float32{not_numbers(np.asarray(_decoded(path)))}"
         raise LeftOut("invalid", f"{told}: store whole numbers of 8 or 16 bits")
+    if bits > 8 and not found.deep:  # PIL would read the upper 8 of them and say nothing
+        told = f"{bits} bits in {'three' if bands == 3 else bands} channels"
+        raise LeftOut("invalid", f"{told}: store it in 16-bit grey, or colours in 8 bits")
     return found
 
 
 def colour(path: Path) -> Pixels:
-    """[H, W, 3]; uint16 only for grey, since PIL reads 8 bits of deeper colours.
+    """[H, W, 3]; uint16 only for grey, see ``header`` on deeper colours.
 
     Raises:
         LeftOut: when it cannot be decoded.
@@ -100,28 +103,36 @@ def _array(path: Path) -> Pixels:
         LeftOut: when there is none.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise LeftOut("invalid", f"no whole NumPy array ({one_line(error)}): replace it") from None
+        array = mapped(path)
+    except DamagedImage as error:
+        raise _left_out(error) from None
     told = "×".join(map(str, array.shape))
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 1):
         raise LeftOut("invalid", f"shape {told}: store (height, width)")
     if array.dtype.name not in ("uint8", "uint16"):
-        said = _floats(array) if array.dtype.kind == "f" else array.dtype.name
-        raise LeftOut("invalid", f"{said}: store uint8 or uint16")
+        raise LeftOut("invalid", f"{array.dtype.name}{not_numbers(array)}: store uint8 or uint16")
     return array.reshape(*array.shape[:2], 1).astype(array.dtype.name, copy=False)
 
 
-def _floats(pixels: Pixels) -> str:
-    wrong = np.isnan(pixels.reshape(pixels.shape[0], -1))
-    if not wrong.any():
-        return f"{pixels.dtype.name} without NaN"
-    row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
-    return f"{pixels.dtype.name}, {wrong.sum()} NaN, the first at row {row} column {column}"
+def _bits(path: Path, image: Image.Image) -> int:
+    """How many the file has in a channel, where PIL's mode does not tell; otherwise 8."""
+    if isinstance(image, PngImageFile):
+        with path.open("rb") as file:
+            return file.read(25)[24]  # of the header, which PIL has found whole
+    if isinstance(image, TiffImageFile):
+        return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,))))
+    if isinstance(image, PpmImageFile):
+        arguments = image.tile[0].args
+        return 16 if isinstance(arguments, tuple) and arguments[1] > 255 else 8
+    return 8
 
 
 def _decoded(path: Path) -> Image.Image:
     try:
         return decode(path)
     except DamagedImage as error:
-        raise LeftOut("invalid", f"{error.kind.replace('_', ' ')}: replace it") from None
+        raise _left_out(error) from None
+
+
+def _left_out(error: DamagedImage) -> LeftOut:
+    return LeftOut("invalid", f"{error.kind.replace('_', ' ')}: replace it")

@@ -1,9 +1,11 @@
 """Paired folders written as the arrays that training reads.
 
-``OUT/images/**.npy`` [H, W, 3 + X], ``OUT/labels/**.txt`` (YOLO), ``OUT/classes.txt`` and, last of
-all, ``OUT/rgbx.json``, which says what the channels are. ``OUT/.prepared.jsonl`` records every
+``OUT/images/**.npy`` [H, W, 3 + X], each put there after its ``OUT/labels/**.txt`` (YOLO; empty
+for a negative), ``OUT/classes.txt`` and, last of all, ``OUT/rgbx.json``, which says what the
+channels are; without it an OUT is unfinished and no data set. ``OUT/.prepared.jsonl`` records every
 finished array with the size and time of the files that it was made of, so that a stopped or
-repeated run makes only what is missing. Every file is put in place whole.
+repeated run makes only what is missing. Every file is put in place whole; arrays and labels that
+are of no frame of the source are removed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -23,20 +25,18 @@ from filelock import FileLock, Timeout
 
 from research.data.frames.frame import Frame, FrameSet, LeftOut, RunReport
 from research.data.index import Progress
-from research.data.rgbx.pairs import Pairs, Pixels, places
+from research.data.rgbx.arrays import COLOURS, Pixels
+from research.data.rgbx.layout import DESCRIPTION, LEDGER
+from research.data.rgbx.pairs import Pairs, places
 from research.errors import UserError
 from research.files import write_atomic, write_text
-
-RECORD = ".prepared.jsonl"
-DESCRIPTION = "rgbx.json"
-COLOURS = ("red", "green", "blue")
 
 AT_ONCE = 64
 """Frames in flight; what Ctrl-C waits for."""
 
 
 class Line(NamedTuple):
-    """A line of the record.
+    """A line of the ledger.
 
     Attributes:
         place: path below ``images``, without suffix.
@@ -102,16 +102,19 @@ def _pack(
     place_of = places(found, pairs)
     wanted = {place_of[frame.name]: frame for frame in found.frames}
     known = _known(out, found.root)
-    lines: dict[str, Line] = {}
     stamps = {place: _stamp(pairs, frame, deep) for place, frame in wanted.items()}
-    for place, line in known.items():
-        if place not in wanted:
-            _remove(out, place)
-        elif line.stamp == stamps[place] and line.bytes == _bytes(_array(out, place)):
-            lines[place] = line
-    if lines.keys() != wanted.keys():
-        (out / DESCRIPTION).unlink(missing_ok=True)
-    _write_record(out, found.root, lines)
+    lines = {
+        place: known[place]
+        for place in wanted
+        if place in known
+        and known[place].stamp == stamps[place]
+        and known[place].bytes == _bytes(_array(out, place))
+    }
+    (out / DESCRIPTION).unlink(missing_ok=True)
+    _write_ledger(out, found.root, lines)
+    for place, line in lines.items():
+        if not line.reason:
+            _write_label(out, place, wanted[place])
 
     def make(place: str) -> Line:
         try:
@@ -119,22 +122,24 @@ def _pack(
         except LeftOut as reason:
             _remove(out, place)
             return Line(place, stamps[place], 0, str(reason))
+        _write_label(out, place, wanted[place])
         write_atomic(_array(out, place), lambda temporary: _save(temporary, array))
         return Line(place, stamps[place], _bytes(_array(out, place)), "")
 
     missing = [place for place in wanted if place not in lines]
-    with (out / RECORD).open("a", encoding="utf-8") as record:
+    with (out / LEDGER).open("a", encoding="utf-8") as ledger:
         for line in _in_threads(make, missing, workers):
             lines[line.place] = line
-            record.write(json.dumps(line) + "\n")
-            record.flush()
+            ledger.write(json.dumps(line) + "\n")
+            ledger.flush()
             if progress is not None:
                 progress("writing arrays", len(lines), len(wanted))
+    _sweep(out, {place for place, line in lines.items() if not line.reason})
     lost = {wanted[place].name: line.reason for place, line in lines.items() if line.reason}
     if lost:
         found = _without(found, lost)
         judge(found)
-    return _describe(found, pairs, out, place_of, deep)
+    return _describe(found, pairs, out, deep)
 
 
 def _in_threads(make: Callable[[str], Line], missing: list[str], workers: int) -> Iterator[Line]:
@@ -148,12 +153,8 @@ def _in_threads(make: Callable[[str], Line], missing: list[str], workers: int) -
         pool.shutdown(cancel_futures=True)
 
 
-def _describe(
-    found: FrameSet, pairs: Pairs, out: Path, place_of: Mapping[str, str], deep: bool
-) -> dict[str, Any]:
-    """Labels, class names, and the description."""
-    for frame in found.frames:
-        _write_if_new(out / "labels" / f"{place_of[frame.name]}.txt", _rows(frame))
+def _describe(found: FrameSet, pairs: Pairs, out: Path, deep: bool) -> dict[str, Any]:
+    """Class names, and the description."""
     names = [" ".join(name.split()) or str(index) for index, name in enumerate(found.classes)]
     _write_if_new(out / "classes.txt", "".join(f"{name}\n" for name in names))
     boxes = Counter(label for frame in found.frames for label in frame.labels)
@@ -172,7 +173,7 @@ def _describe(
         "classes": {name: boxes[index] for index, name in enumerate(names)},
         "counts": counts,
     }
-    _write_if_new(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return description
 
 
@@ -211,7 +212,7 @@ def _known(out: Path, source: Path) -> dict[str, Line]:
         UserError: when the folder holds anything that was not prepared from this source.
     """
     try:
-        first, *rest = (out / RECORD).read_text(encoding="utf-8").splitlines()
+        first, *rest = (out / LEDGER).read_text(encoding="utf-8").splitlines()
         made_of = json.loads(first)["source"]
     except FileNotFoundError:
         if any(path.name != ".lock" for path in out.iterdir()):
@@ -221,8 +222,9 @@ def _known(out: Path, source: Path) -> dict[str, Line]:
         made_of, rest = "files that are not known any more", []
     if made_of != str(source.resolve()):
         raise UserError(f"{out}: was prepared from {made_of}; name another OUT or remove it")
-    for temporary in (out / "images").rglob(".*.npy.*"):  # of a run that was killed
-        temporary.unlink()
+    for folder, pattern in (("images", ".*.npy.*"), ("labels", ".*.txt.*")):
+        for temporary in (out / folder).rglob(pattern):  # of a run that was killed
+            temporary.unlink()
     lines = {}
     for text in rest:
         try:
@@ -233,10 +235,10 @@ def _known(out: Path, source: Path) -> dict[str, Line]:
     return lines
 
 
-def _write_record(out: Path, source: Path, lines: Mapping[str, Line]) -> None:
+def _write_ledger(out: Path, source: Path, lines: Mapping[str, Line]) -> None:
     head = {"source": str(source.resolve())}
     rows = [json.dumps(entry) for entry in (head, *lines.values())]
-    write_text(out / RECORD, "\n".join(rows) + "\n")
+    write_text(out / LEDGER, "\n".join(rows) + "\n")
 
 
 def _stamp(pairs: Pairs, frame: Frame, deep: bool) -> list[Any]:
@@ -251,13 +253,30 @@ def _array(out: Path, place: str) -> Path:
     return out / "images" / f"{place}.npy"
 
 
+def _label(out: Path, place: str) -> Path:
+    return out / "labels" / f"{place}.txt"
+
+
+def _write_label(out: Path, place: str, frame: Frame) -> None:
+    _write_if_new(_label(out, place), _rows(frame))
+
+
 def _bytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
 def _remove(out: Path, place: str) -> None:
     _array(out, place).unlink(missing_ok=True)
-    (out / "labels" / f"{place}.txt").unlink(missing_ok=True)
+    _label(out, place).unlink(missing_ok=True)
+
+
+def _sweep(out: Path, finished: Set[str]) -> None:
+    """Removes arrays, then labels, of other places, be they known from an earlier run or not."""
+    for folder, suffix, path_of in (("images", ".npy", _array), ("labels", ".txt", _label)):
+        kept = {path_of(out, place) for place in finished}
+        for path in list((out / folder).rglob(f"*{suffix}")):
+            if path not in kept:
+                path.unlink()
 
 
 def _save(temporary: Path, array: Pixels) -> None:

@@ -17,7 +17,8 @@ from research.data.frames.annotations import read_annotated
 from research.data.frames.frame import FrameSet, ImageFiles, LeftOut, RunReport
 from research.data.frames.layout import split_in, split_of
 from research.data.index import EXTENSIONS
-from research.data.rgbx.modalities import Pixels, colour, grey, header
+from research.data.rgbx.arrays import Pixels
+from research.data.rgbx.modalities import colour, grey, header
 from research.errors import UserError
 
 FOLDERS = {
@@ -215,6 +216,7 @@ class Pairs:
                 f"{self.folders['rgb']}: {len(unlabelled)} pictures without labels, the first "
                 f"{self._name(unlabelled[0])}: left out; label them, if with no object"
             )
+            runs.append(RunReport(self.folders["rgb"], 0, 0, 0, 0, len(unlabelled), 0))
         for modality in [name for name in self.found if name != "rgb"]:
             lone = [
                 self._name(paths[0])

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from research.data.batch import DetectionBatch
 from research.data.frames.transform import FrameAugmentation, move, noise_like, relight
-from research.data.rgbx.arrays import COLOURS, RANGES
+from research.data.rgbx.arrays import COLOURS
 from research.data.transforms import DeviceTransform
 
-RGB = len(COLOURS)
-SMALLEST_STD = 1e-4
-"""Below it a channel counts as constant: no sensor uses so little of its range."""
+COLOUR_CHANNELS = len(COLOURS)
+SMALLEST_STD = 1e-6
+"""Below it a channel counts as constant; a level of 16 bits is 15 times as much, and counts of
+events may be few levels."""
 
 
 class RgbxAugmentation(FrameAugmentation):
@@ -56,7 +57,6 @@ class RgbxTransform(DeviceTransform):
     Args:
         mean: of each channel, on a 0…1 scale.
         std: of each channel, on a 0…1 scale.
-        dtype: of the files, ``uint8`` or ``uint16``.
         augmentation: what happens in training; nothing when null.
     """
 
@@ -64,11 +64,11 @@ class RgbxTransform(DeviceTransform):
         self,
         mean: Sequence[float],
         std: Sequence[float],
-        dtype: str,
         augmentation: RgbxAugmentation | None,
     ) -> None:
         super().__init__()
-        self.dtype = dtype
+        # Of the last batch: a model may meet files of another type than it was trained on.
+        self.dtype = torch.uint8
         self.augmentation = augmentation
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None].clamp(min=SMALLEST_STD))
@@ -78,12 +78,13 @@ class RgbxTransform(DeviceTransform):
 
     def forward(self, batch: DetectionBatch, generator: torch.Generator | None) -> DetectionBatch:
         change = self.augmentation if self.training else None
+        self.dtype = batch.inputs.dtype
         # In place from here on: fresh memory for a batch of frames costs more than the arithmetic.
-        images = batch.inputs.float().div_(RANGES[self.dtype])
+        images = batch.inputs.float().div_(torch.iinfo(self.dtype).max)
         there = framed(batch.sizes, images.shape[-1])
         if change is not None:
-            relight(images[:, :RGB], change, generator)
-            images[:, :RGB].clamp_(0, 1)
+            relight(images[:, :COLOUR_CHANNELS], change, generator, there)
+            images[:, :COLOUR_CHANNELS].clamp_(0, 1)
         images.sub_(self.mean).div_(self.std).mul_(there[:, None])
         batch = replace(batch, inputs=images)
         if change is None:
@@ -99,15 +100,19 @@ class RgbxTransform(DeviceTransform):
     def panels(self, inputs: Tensor) -> list[Tensor]:
         """The colours, then a grey panel for each other channel.
 
-        Those of 16 bits are stretched to their own range, see ``arrays.pictures``.
+        Those of 16 bits, if the last batch had them, are stretched to their own range, see
+        ``arrays.pictures``.
         """
         shares = (inputs * self.std + self.mean).clamp(0, 1)
-        extra = shares[:, RGB:]
-        if self.dtype != "uint8":
+        extra = shares[:, COLOUR_CHANNELS:]
+        if self.dtype != torch.uint8:
             low, high = extra.amin((2, 3), keepdim=True), extra.amax((2, 3), keepdim=True)
             extra = (extra - low) / (high - low).clamp(min=1e-6)
-        planes = [plane[:, None].expand(-1, RGB, -1, -1) for plane in extra.unbind(1)]
-        return [(panel * 255).round().to(torch.uint8) for panel in (shares[:, :RGB], *planes)]
+        planes = [plane[:, None].expand(-1, COLOUR_CHANNELS, -1, -1) for plane in extra.unbind(1)]
+        return [
+            (panel * 255).round().to(torch.uint8)
+            for panel in (shares[:, :COLOUR_CHANNELS], *planes)
+        ]
 
 
 def framed(sizes: Tensor, size: int) -> Tensor:
@@ -135,5 +140,5 @@ def _drop(images: Tensor, probability: float, generator: torch.Generator | None)
     """Sets the colours, or all other channels, of some frames to 0, in place."""
     drawn = torch.rand(len(images), generator=generator).to(images.device)
     colours, others = drawn < probability / 2, (drawn >= probability / 2) & (drawn < probability)
-    images[:, :RGB].mul_(~colours[:, None, None, None])
-    images[:, RGB:].mul_(~others[:, None, None, None])
+    images[:, :COLOUR_CHANNELS].mul_(~colours[:, None, None, None])
+    images[:, COLOUR_CHANNELS:].mul_(~others[:, None, None, None])

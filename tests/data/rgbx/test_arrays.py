@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,13 @@ def test_an_array_that_is_no_frame_says_why(
         read_array(path, Form(5, "uint8"))
 
 
+def claiming(shape: tuple[int, ...]) -> bytes:
+    content = io.BytesIO()
+    told = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, told)
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
@@ -90,6 +98,10 @@ def test_an_array_that_is_no_frame_says_why(
         (lambda whole: whole[:200], "truncated"),
         (lambda whole: whole[:20], "unreadable"),
         (lambda whole: whole.replace(b"'shape': (", b"'shape': ]"), "unreadable"),
+        (lambda whole: whole.replace(b"'shape': (", b"'shape': (((("), "unreadable"),
+        (lambda whole: claiming((20, -30, 5)) + whole[128:], "unreadable"),
+        (lambda whole: claiming((2**70, 30, 5)) + whole[128:], "unreadable"),
+        (lambda whole: claiming((3_000_000, 3_000_000, 5)) + whole[128:], "truncated"),
     ],
 )
 def test_a_damaged_file_has_a_kind(tmp_path: Path, content: object, kind: str) -> None:

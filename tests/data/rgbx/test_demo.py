@@ -21,32 +21,32 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def test_more_images_begin_with_the_files_of_fewer(tmp_path: Path) -> None:
-    few = files(RgbxDemo(str(tmp_path / "a"), 8, 0, SIZE).render())
+    few = files(RgbxDemo(str(tmp_path / "a"), 13, 0, SIZE).render())
     more = files(RgbxDemo(str(tmp_path / "b"), 16, 0, SIZE).render())
-    other = files(RgbxDemo(str(tmp_path / "c"), 8, 1, SIZE).render())
-    assert len(few) == 8 + 8 + 3
+    other = files(RgbxDemo(str(tmp_path / "c"), 13, 1, SIZE).render())
+    assert len(few) == 13 + 13 + 3
     assert all(more[name] == content for name, content in few.items() if name != RECORD)
     assert other["seq000_00.npy"] != few["seq000_00.npy"]
 
 
 def test_rendered_once(tmp_path: Path) -> None:
-    demo = RgbxDemo(str(tmp_path / "demo"), 8, 0, SIZE)
+    demo = RgbxDemo(str(tmp_path / "demo"), 13, 0, SIZE)
     told: list[tuple[int, int]] = []
     root = demo.render(lambda what, done, total: told.append((done, total)))
-    assert told == [(6, 8), (8, 8)]
+    assert told == [(6, 13), (12, 13), (13, 13)]
     kept = (root / "images" / "seq000_00.npy").stat().st_mtime_ns
     demo.render()
     assert (root / "images" / "seq000_00.npy").stat().st_mtime_ns == kept
-    RgbxDemo(str(root), 9, 0, SIZE).render()
-    assert len(list((root / "images").iterdir())) == 9
+    RgbxDemo(str(root), 14, 0, SIZE).render()
+    assert len(list((root / "images").iterdir())) == 14
     (root / "images" / "mine.npy").write_bytes(b"")
     with pytest.raises(UserError, match="holds other files than the demo's"):
         demo.render()
 
 
-@pytest.mark.parametrize("settings", [(7, 0, SIZE), (8, -1, SIZE), (8, 0, 63)])
+@pytest.mark.parametrize("settings", [(12, 0, SIZE), (13, -1, SIZE), (13, 0, 63)])
 def test_settings_that_make_no_demo(tmp_path: Path, settings: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match="give at least 8 images, 64 pixels, and a seed of 0"):
+    with pytest.raises(UserError, match="give at least 13 images, 64 pixels, and a seed of 0"):
         RgbxDemo(str(tmp_path / "demo"), *settings).render()
 
 

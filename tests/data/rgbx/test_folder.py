@@ -114,11 +114,19 @@ def batch_of(data: RgbxFolder, split: str, count: int | None = None) -> Detectio
     return batch
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize(
+    ("dtype", "counts"), [("uint8", False), ("uint16", False), ("uint16", True)]
+)
 def test_what_reaches_the_encoder_has_no_mean_and_unit_spread(
-    make: Make, tmp_path: Path, dtype: str
+    make: Make, tmp_path: Path, dtype: str, counts: bool
 ) -> None:
-    data = prepared(make, write_set(tmp_path / "set", SEQUENCES, dtype=dtype))
+    """The events once as raw counts, a few levels of 65535."""
+    root = write_set(tmp_path / "set", SEQUENCES, dtype=dtype)
+    for number, path in enumerate(sorted(root.rglob("*.npy")) * counts):
+        array = np.load(path)
+        array[..., 4] = np.random.default_rng(number).poisson(0.5, array.shape[:2])
+        np.save(path, array)
+    data = prepared(make, root)
     transform = data.transform()
     source = data.samples("train", seed=0, train=True, device=CPU)
     for batch in EpochLoader(source, len(source), seed=0, train=True).epoch(0):
@@ -148,11 +156,12 @@ def test_statistics_are_those_of_the_training_files_and_are_kept(
     with monkeypatch.context() as patched:
         patched.setattr(statistics, "measure", None)
         assert torch.equal(prepared(make, root).transform().mean, transform.mean)
-    # As large as before and of the same name, but written later.
+    # As large as before, of the same name and time.
+    before = files[0].stat()
     changed = np.load(files[0])
     changed[..., 2] = 65535
     np.save(files[0], changed)
-    os.utime(files[0], ns=(1, 1))
+    os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))
     assert prepared(make, root).transform().mean[2] > transform.mean[2] + 0.01
 
 
@@ -194,6 +203,42 @@ def test_a_checkpoint_needs_no_data(make: Make, tmp_path: Path) -> None:
     assert all(isinstance(picture, Image.Image) for picture in pictures)
     with pytest.raises(DamagedImage, match="5 channels of uint8, expected 5 channels of uint16"):
         bare.read([write_set(tmp_path / "b", ["x"]) / "images" / "x.npy"])
+
+
+def test_a_model_of_8_bits_meets_files_of_16(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    trained = prepared(make, root)
+    transform = trained.transform().eval()
+    expected = transform(batch_of(trained, "val"), None).inputs
+    for path in root.rglob("*.npy"):
+        np.save(path, np.load(path).astype(np.uint16) * 257)
+    met = make(root)
+    met.recall(trained.facts())
+    restored = met.transform(measured=False).eval()
+    restored.load_state_dict(transform.state_dict())
+    met.prepare(0)
+    batch = batch_of(met, "val")
+    assert batch.inputs.dtype == torch.uint16
+    # Resized in 16 bits, it is rounded more finely.
+    found = restored(batch, None).inputs
+    torch.testing.assert_close(found, expected, atol=0.5 / 255 / float(transform.std.min()), rtol=0)
+
+
+def test_another_process_reads_the_same_batches(make: Make, tmp_path: Path) -> None:
+    data = prepared(make, write_set(tmp_path / "set", SEQUENCES))
+    data.splits["train"][2].image.write_bytes(b"")
+    source = data.samples("train", seed=0, train=True, device=CPU)
+    own, others = (
+        list(EpochLoader(source, 4, seed=5, train=True, workers=workers).epoch(1))
+        for workers in (0, 1)
+    )
+    assert sum(batch.damage.get("left_out/empty", 0) for batch in own) == 1
+    for one, other in zip(own, others, strict=True):
+        assert isinstance(one, DetectionBatch)
+        assert isinstance(other, DetectionBatch)
+        assert one.damage == other.damage
+        for name in ("index", "inputs", "boxes", "mask", "labels", "sizes"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 def test_boxes_come_with_their_frames(make: Make, tmp_path: Path) -> None:
@@ -275,6 +320,27 @@ def test_a_folder_with_splits_of_its_own_keeps_them(
     assert [len(splits[split]) for split in ("train", "val", "test")] == [10, 6, 8]
 
 
+@pytest.mark.parametrize("place", ["{}/images", "images/{}"])
+def test_validation_is_drawn_from_training_where_only_testing_has_a_folder(
+    make: Make, tmp_path: Path, place: str
+) -> None:
+    """Nothing but the split is in the folders' names, so that they are no sequences."""
+    for number, name in enumerate(SEQUENCES):
+        folder = tmp_path / place.format("test" if number >= 18 else "train")
+        text = Path(str(folder).replace("images", "labels")) / f"{name}.txt"
+        for parent in (folder, text.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{name}.npy", pixels(number))
+        text.write_text("0 0.5 0.5 0.25 0.5\n")
+    splits = prepared(make, tmp_path, group_by=None).splits
+    assert {split: len(frames) for split, frames in splits.items()} == {
+        "train": 13,
+        "val": 5,
+        "test": 6,
+    }
+    assert all("test" in frame.name for frame in splits["test"])
+
+
 def test_names_of_channels_and_classes(make: Make, tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", SEQUENCES)
     assert prepared(make, root).channels[3:] == ["thermal", "event"]
@@ -284,6 +350,9 @@ def test_names_of_channels_and_classes(make: Make, tmp_path: Path) -> None:
     (root / "classes.txt").write_text("person\ncar\n")
     data = prepared(make, root)
     assert (data.channels[3:], data.classes) == (["lwir", "nir"], ["person", "car"])
+    (root / "classes.txt").write_text("person\n")  # one too few; the user has the last word
+    given = prepared(make, root, class_names=["p", "v"])
+    assert (given.classes, given.left_out) == (["p", "v"], {})
     assert prepared(make, root, x=["a", "b"]).channels[3:] == ["a", "b"]
     four = write_set(tmp_path / "four", SEQUENCES, channels=4)
     assert prepared(make, four).channels[3:] == ["thermal"]
@@ -299,7 +368,6 @@ def test_names_of_channels_and_classes(make: Make, tmp_path: Path) -> None:
         ({"x": ["thermal"]}, "dataset.x: thermal after .* 5 channels of uint8; give 2 different"),
         ({"x": ["heat", "heat"]}, "dataset.x: heat, heat after red"),
         ({"x": ["heat", "red"]}, "dataset.x: heat, red after red"),
-        ({"class_names": ["a"]}, r"images/s0_0\.npy: box 2 is of class 1, dataset.class_names has"),
         (
             {"network": replace(NETWORK, coefficients=KEPT)},
             "arrays hold pixels; give compression=none",
@@ -322,6 +390,15 @@ def test_a_record_without_channels_is_named(make: Make, tmp_path: Path, record: 
         prepared(make, root)
 
 
+def test_a_folder_whose_preparing_was_stopped(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES)
+    (root / ".prepared.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"root: preparing .*set was stopped; run the same python"):
+        prepared(make, root)
+    (root / "rgbx.json").write_text('{"channels": ["red", "green", "blue", "thermal", "event"]}')
+    prepared(make, root)
+
+
 def test_a_folder_of_something_else(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset.root: .* holds no images/ beside labels/"):
         prepared(make, tmp_path)
@@ -339,6 +416,7 @@ def test_a_folder_of_something_else(make: Make, tmp_path: Path) -> None:
         ("0 0.5 nan 0.1 0.2", "row 2"),
         ("0 0.5 0.5 0.2", "row 2 is '0 0.5 0.5 0.2': expected class cx cy w h"),
         ("2 0.5 0.5 0.2 0.2", "row 2: class 2 of 2: name or mend it"),
+        ("3 0.5 0.5 0.2 0.2", "row 2: class 3 of 3: name or mend it"),
     ],
 )
 def test_a_bad_label_is_left_out_with_its_row(
@@ -347,7 +425,7 @@ def test_a_bad_label_is_left_out_with_its_row(
     root = write_set(tmp_path / "set", SEQUENCES)
     (root / "classes.txt").write_text("person\ncar\n")
     (root / "labels" / "s0_1.txt").write_text(f"0 0.5 0.5 0.2 0.2\n{row}\n")
-    data = prepared(make, root)
+    data = prepared(make, root, class_names=list("abc") if "of 3" in told else None)
     assert f"left out: labels/s0_1.txt: {told}" in caplog.text
     assert data.counts()["train"][1] == {"invalid": 1}
     assert sum(count for count, _ in data.counts().values()) == 23
@@ -371,7 +449,7 @@ def test_files_that_are_no_frames_are_left_out_and_told_of_ten_times(
         "s0_0.txt: its array s0_0.npy: float32, 1 NaN, the first at row 5 column 6" in caplog.text
     )
     assert caplog.text.count(": its array s") == 10
-    assert "left out: 3 more" in caplog.text
+    assert "left out: … and 3 more" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -421,11 +499,20 @@ def test_a_model_of_other_channels_or_fewer_classes_is_refused(make: Make, tmp_p
         data.prepare(0)
 
 
-def test_the_fingerprint_is_of_files_boxes_and_splits(make: Make, tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_pixels_boxes_and_splits(make: Make, tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", SEQUENCES)
     first = prepared(make, root).fingerprint()
     assert first == prepared(make, root).fingerprint()
     assert first != prepared(make, root, split_seed=4).fingerprint()
+    path = root / "images" / "s3_2.npy"
+    kept = path.read_bytes()
+    for rows in (np.s_[:6], np.s_[29:35], np.s_[-6:]):  # of 60 or more
+        array = np.load(path)
+        array[rows] ^= 1
+        np.save(path, array)
+        assert first != prepared(make, root).fingerprint()
+        path.write_bytes(kept)
+    assert first == prepared(make, root).fingerprint()
     (root / "labels" / "s0_0.txt").write_text("0 0.5 0.5 0.25 0.25\n")
     assert first != prepared(make, root).fingerprint()
 

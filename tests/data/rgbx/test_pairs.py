@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from research.data.frames.frame import Frame, FrameSet
+from research.data.frames.limits import hold
 from research.data.frames.yolo import read_yolo, yolo_folders
 from research.data.rgbx import pack as packing
 from research.data.rgbx.arrays import ARRAYS
@@ -257,7 +260,7 @@ def test_voc_files_in_one_folder_find_pictures_in_folders_of_splits(tmp_path: Pa
         text(source / f"Annotations/{name}.xml", content)
     pack(source, tmp_path / "out")
     assert sorted(written(tmp_path / "out")) == ["test/b", "train/a"]
-    assert read(source)[0].split == {"visible/test": "test", "visible/train": "train"}
+    assert read(source)[0].split == {"visible/test/b.png": "test", "visible/train/a.png": "train"}
 
 
 def test_coco_files_of_splits_find_pictures_in_folders_of_splits(tmp_path: Path) -> None:
@@ -308,6 +311,51 @@ def cut_array(path: Path) -> None:
     path.unlink()
 
 
+def renamed_in(path: Path, old: bytes, new: bytes) -> None:
+    """Another array beside the picture, with something else in its header, for the picture."""
+    array = save(path.with_suffix(".npy"), noise(1))
+    array.write_bytes(array.read_bytes().replace(old, new))
+    path.unlink()
+
+
+def unclosed(path: Path) -> None:
+    renamed_in(path, b"'shape': (", b"'shape': ((((")
+
+
+def negative(path: Path) -> None:
+    renamed_in(path, b"(20, 40)", b"(20,-40)")
+
+
+DEEP_COLOURS = np.repeat(noise(1, dtype=np.uint16)[..., None], 3, axis=2)
+
+
+def deep_png(path: Path) -> None:
+    """By hand, as no library here writes 16 bits in colour."""
+    head = struct.pack(">IIBBBBB", *SIZE, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in DEEP_COLOURS)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data
+        content += struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(content)
+
+
+def deep_tiff(path: Path) -> None:
+    tags = [(256, SIZE[0]), (257, SIZE[1]), (258, 200), (259, 1), (262, 2), (273, 206), (277, 3)]
+    tags += [(278, SIZE[1]), (279, DEEP_COLOURS.nbytes)]
+    entries = [struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, told) for tag, told in tags]
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4)
+    content = content.ljust(200, b"\0") + struct.pack("<3H", 16, 16, 16) + DEEP_COLOURS.tobytes()
+    path.with_suffix(".tif").write_bytes(content)
+    path.unlink()
+
+
+def deep_ppm(path: Path) -> None:
+    head = b"P6\n%d %d\n65535\n" % SIZE
+    path.with_suffix(".ppm").write_bytes(head + DEEP_COLOURS.astype(">u2").tobytes())
+    path.unlink()
+
+
 BROKEN: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("thermal/b.png", Path.unlink, "missing_file", "thermal/b.* is not there"),
     ("thermal/b.png", lambda p: save(p, noise(1)[:10]), "invalid",
@@ -316,9 +364,16 @@ BROKEN: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("rgb/b.png", lambda p: p.write_bytes(b""), "invalid", "rgb/b.png: empty"),
     ("thermal/b.png", with_nan, "invalid",
      "thermal/b.npy: float32, 2 NaN, the first at row 3 column 4: store uint8"),
-    ("thermal/b.png", floats, "invalid", "thermal/b.tif: float32 without NaN: store whole"),
+    ("thermal/b.png", floats, "invalid", "thermal/b.tif: float32, without NaN: store whole"),
     ("thermal/b.png", stacked, "invalid", "thermal/b.npy: shape 20×40×2: store (height, width)"),
-    ("thermal/b.png", cut_array, "invalid", "thermal/b.npy: no whole NumPy array"),
+    ("thermal/b.png", cut_array, "invalid", "thermal/b.npy: truncated: replace it"),
+    ("thermal/b.png", unclosed, "invalid", "thermal/b.npy: unreadable: replace it"),
+    ("thermal/b.png", negative, "invalid", "thermal/b.npy: unreadable: replace it"),
+    ("thermal/b.png", deep_png, "invalid",
+     "thermal/b.png: 16 bits in three channels: store it in 16-bit grey, or colours in 8 bits"),
+    ("rgb/b.png", deep_png, "invalid", "rgb/b.png: 16 bits in three channels: store"),
+    ("thermal/b.png", deep_tiff, "invalid", "thermal/b.tif: 16 bits in three channels: store"),
+    ("thermal/b.png", deep_ppm, "invalid", "thermal/b.ppm: 16 bits in three channels: store"),
     ("thermal/b.png", lambda p: save(p.with_suffix(".npy"), noise(1)), "invalid",
      "thermal/b.npy and thermal/b.png are one frame: remove all but one"),
 ]  # fmt: skip
@@ -434,6 +489,11 @@ def test_pictures_without_labels_are_negatives_or_a_mistake(tmp_path: Path) -> N
     found, _ = read(source)
     assert [frame.name for frame in found.frames] == ["rgb/a.png"]
     assert found.problems[0].startswith("rgb: 1 pictures without labels, the first rgb/b.png: left")
+    assert {run.name: run.missing_file for run in found.runs} == {"all": 0, "rgb": 1}
+    assert sum(run.seen for run in found.runs) == 2
+    with pytest.raises(UserError, match=r"max_missing=0: 1 of 2 frames in .* are missing"):
+        hold(found, {"max_missing": 0})
+    assert pack(source, tmp_path / "out")["counts"]["left_out_missing"] == 1
     with pytest.raises(UserError, match=r"rgb/b\.png: has no labels; add them"):
         read(source, require_labels=True)
 
@@ -540,6 +600,42 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path: Path) -> N
             assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
     assert not (out / "images/.c.npy.0123").exists()
     assert all((out / "images" / name).stat().st_ino == inodes[name] for name in ("a.npy", "b.npy"))
+
+
+def test_no_array_lies_without_its_label_when_a_run_is_stopped(tmp_path: Path) -> None:
+    """A reader would take it for a negative."""
+    source, out = make(tmp_path / "source", "abcd"), tmp_path / "out"
+    pack(source, out)
+    make(source, "efgh")
+    text(source / "labels/a.txt", "0 0.5 0.5 0.5 0.5\n")
+
+    def stop(_: str, done: int, total: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, out, workers=1, progress=stop)
+    places = {Path(name).stem for name in arrays(out)}
+    assert places > set("abcd")
+    rows = {place: (out / f"labels/{place}.txt").read_text().split() for place in places}
+    assert rows.pop("a")[0] == "0"
+    assert all(row == YOLO.split() for row in rows.values())
+    assert not (out / "rgbx.json").exists()
+
+
+def test_arrays_that_no_ledger_tells_of_are_removed(tmp_path: Path) -> None:
+    """Killed between an array and its line in the ledger; then the frame left the source."""
+    source, out = make(tmp_path / "source", "ab"), tmp_path / "out"
+    pack(source, out)
+    ledger = out / ".prepared.jsonl"
+    kept = [line for line in ledger.read_text().splitlines() if not line.startswith('["b"')]
+    ledger.write_text("\n".join(kept) + "\n")
+    (out / "labels/.c.txt.0123").write_text("half")
+    for name in ("rgb/b.png", "thermal/b.png", "labels/b.txt"):
+        (source / name).unlink()
+    assert pack(source, out)["counts"]["frames"] == 1
+    files = {path.name for folder in ("images", "labels") for path in (out / folder).iterdir()}
+    assert files == {"a.npy", "a.txt"}
 
 
 def test_an_out_with_something_else_is_left_alone(tmp_path: Path) -> None:

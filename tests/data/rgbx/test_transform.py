@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_evaluation_normalises_and_leaves_the_bars_at_the_mean(dtype: str) -> No
     batch = framed_batch(dtype=dtype)
     before = batch.inputs.clone()
     everything = augmentation(flip=True, zoom=(0.5, 2.0), brightness=0.5, modality_dropout=1.0)
-    found = RgbxTransform(MEAN, STD, dtype, everything).eval()(batch, None)
+    found = RgbxTransform(MEAN, STD, everything).eval()(batch, None)
     assert torch.equal(batch.inputs, before)
     for image, pixels, (height, width) in zip(
         found.inputs.numpy(), before.numpy(), batch.sizes.tolist(), strict=True
@@ -80,13 +81,24 @@ def test_evaluation_normalises_and_leaves_the_bars_at_the_mean(dtype: str) -> No
 def test_a_constant_channel_stays_finite() -> None:
     batch = framed_batch()
     batch.inputs[:, 4] = 51
-    transform = RgbxTransform([*MEAN[:4], 0.2], [*STD[:4], 0.0], "uint8", None)
+    transform = RgbxTransform([*MEAN[:4], 0.2], [*STD[:4], 0.0], None)
     assert transform(batch, None).inputs[:, 4].abs().max() < 1e-3
+
+
+def test_the_range_is_that_of_the_files_that_come() -> None:
+    """A model that was trained on 8 bits meets the same pictures in 16."""
+    shallow = framed_batch()
+    deep = replace(shallow, inputs=(shallow.inputs.int() * 257).to(torch.uint16))
+    transform = RgbxTransform(MEAN, STD, None).eval()
+    expected = transform(shallow, None).inputs
+    torch.testing.assert_close(transform(deep, None).inputs, expected, atol=1e-5, rtol=0)
+    # In turn, so that neither is kept of the other.
+    torch.testing.assert_close(transform(shallow, None).inputs, expected)
 
 
 def test_panels_are_the_pixels_that_went_in() -> None:
     batch = framed_batch()
-    transform = RgbxTransform(MEAN, STD, "uint8", None).eval()
+    transform = RgbxTransform(MEAN, STD, None).eval()
     colours, thermal, event = transform.panels(transform(batch, None).inputs)
     there = framed(batch.sizes, 32)[:, None]
     for panel, pixels in (
@@ -96,17 +108,16 @@ def test_panels_are_the_pixels_that_went_in() -> None:
     ):
         assert panel.dtype == torch.uint8
         assert torch.equal(panel * there, pixels)
-    deep = RgbxTransform(MEAN, STD, "uint16", None).eval()
     narrow = framed_batch(dtype="uint16")
     thermal = torch.from_numpy(narrow.inputs.numpy()[:, 3] // 1000 + 26000)
     narrow.inputs[:, 3] = thermal.to(torch.uint16)
-    seen = deep.panels(deep(narrow, None).inputs)[1].float()
+    seen = transform.panels(transform(narrow, None).inputs)[1].float()
     assert seen.amax((1, 2, 3)).min() == 255
     assert seen.amin((1, 2, 3)).max() == 0
 
 
 def trained(seed: int = 0, count: int = 6, **changed: object) -> DetectionBatch:
-    transform = RgbxTransform(MEAN, STD, "uint8", augmentation(**changed)).train()
+    transform = RgbxTransform(MEAN, STD, augmentation(**changed)).train()
     return transform(framed_batch(count), torch.Generator().manual_seed(seed))
 
 
@@ -123,6 +134,17 @@ def test_light_changes_in_the_colours_alone() -> None:
         assert 0.7 - 1e-6 <= slope <= 1.3 + 1e-6
         np.testing.assert_allclose(after[between], slope * before[between] + shift, atol=1e-4)
     assert (found.inputs[:, :3] - plain.inputs[:, :3]).abs().amax((1, 2, 3)).min() > 0.01
+
+
+def test_contrast_turns_about_the_mean_of_the_frame_without_its_bars() -> None:
+    pixels = np.random.default_rng(0).integers(100, 150, (16, 32, 5)).astype(np.uint8)
+    batch = stacked([pixels] * 4, 32, Form(5, "uint8"))
+    change = augmentation(contrast=0.5)
+    transform = RgbxTransform([0.0] * 5, [1.0] * 5, change).train()
+    found = transform(batch, torch.Generator().manual_seed(3)).inputs[:, :3, 8:24]
+    shares = torch.from_numpy(pixels[..., :3]).permute(2, 0, 1) / 255
+    assert (found - shares).abs().amax((1, 2, 3)).min() > 0.01
+    torch.testing.assert_close(found.mean((1, 2, 3)), shares.mean().expand(4))
 
 
 def test_a_dropped_modality_is_all_at_its_mean() -> None:
@@ -156,7 +178,7 @@ def test_the_generator_decides_and_the_loaders_memory_is_left_alone() -> None:
     assert not torch.equal(one.inputs, other.inputs)
     batch = framed_batch()
     kept = batch.inputs.clone(), batch.boxes.clone()
-    RgbxTransform(MEAN, STD, "uint8", augmentation(**changed)).train()(
+    RgbxTransform(MEAN, STD, augmentation(**changed)).train()(
         batch, torch.Generator().manual_seed(0)
     )
     assert torch.equal(batch.inputs, kept[0])
@@ -210,7 +232,7 @@ def test_boxes_stay_on_the_pixels_that_they_were_on(
         height = width  # thinner frames are a few pixels on the canvas, all of them at its edge
     x0, y0, x1, y1 = corners[0], corners[1], 1 - corners[2], 1 - corners[3]
     change = augmentation(flip=flips, flip_vertical=flips, zoom=(zoom, zoom))
-    transform = RgbxTransform([0.0] * 5, [1.0] * 5, "uint16", change).train()
+    transform = RgbxTransform([0.0] * 5, [1.0] * 5, change).train()
     form = Form(5, "uint16")
     batch = stacked([coordinates(height, width)], size, form, [frame((x0, y0, x1, y1))])
     found = transform(batch, torch.Generator().manual_seed(seed))
@@ -257,7 +279,7 @@ def test_a_painted_rectangle_lands_in_its_box(
     array[y0:y1, x0:x1] = 255
     box = (x0 / width, y0 / height, x1 / width, y1 / height)
     change = augmentation(flip=flips, zoom=(zoom, zoom))
-    transform = RgbxTransform([0.0] * 4, [1.0] * 4, "uint8", change).train()
+    transform = RgbxTransform([0.0] * 4, [1.0] * 4, change).train()
     batch = stacked([array], 160, Form(4, "uint8"), [frame(box)])
     found = transform(batch, torch.Generator().manual_seed(seed))
     for channel in found.inputs[0]:
