@@ -154,8 +154,8 @@ def _faults(
     pretrained = settings["model"].get("pretrained")
     local = pretrained not in (None, "timm", "torchvision")
     if local and settings["resume"] is None and not Path(pretrained).is_file():
-        libraries = "" if "x_channels" in settings["model"] else "timm, torchvision "
-        yield f"model.pretrained={pretrained}: no such file; give a weights file, {libraries}or null"
+        others = "or null" if "x_channels" in settings["model"] else "timm, torchvision or null"
+        yield f"model.pretrained={pretrained}: no such file; give a weights file, {others}"
 
 
 def _option_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
