@@ -30,6 +30,8 @@ from tests.conftest import CLASSES, data_overrides, picture, run
 Compose = Callable[..., dict[str, Any]]
 
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
+SLOWEST = "reconstruction"
+"""It has the whole image to work on."""
 WINDOWS = (1, 2, 4, 8)
 RANGES = ("studio", "full")
 SOURCES = ("pixels", "bitstream")
@@ -173,8 +175,13 @@ def test_every_value_trains(
     assert still == []
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=pytest.mark.whole if name == SLOWEST else pytest.mark.long)
+        for name in VARIANTS
+    ],
+)
 def test_each_variant_overfits_32_images(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,6 +252,7 @@ def test_mistake_alone(answer: Any, line: str, expected: list[str]) -> None:
     assert [part for part in expected if part not in told] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("line", "expected"), [(case[1], case[2]) for case in MISTAKES])
 def test_mistake_under_multirun(answer: Any, line: str, expected: list[str]) -> None:
     told = answer(f"-m {line}")

@@ -41,6 +41,7 @@ def test_the_same_frames_twice_are_no_cross_validation() -> None:
         crossval.table(folds)
 
 
+@pytest.mark.long
 def test_of_real_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,9 +39,7 @@ NOT_HERE = tuple(f"rgbx_mit_b{number}" for number in range(1, 6))
 """Hundreds of millions of parameters: tests/models/test_rgbx.py steps them without files."""
 OFTEN = (
     ("fastnet", "cifar10"),
-    ("densenet_bc_40_12", "cifar10"),
     ("resnet34_compressed", "demo"),
-    ("timm", "demo"),
     ("bigdet", "demo_runs"),
     ("tinydet", "demo_runs"),
     (RGBX, "demo_rgbx"),

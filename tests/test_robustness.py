@@ -298,5 +298,6 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
         inside = ((answer["boxes"][:, 2:] > answer["boxes"][:, :2]).all(1)).tolist()
         scores = [s for s, kept in zip(answer["scores"].tolist(), inside, strict=True) if kept]
         said = [a["score"] for a in coco["annotations"] if a["image_id"] == number]
-        assert said == pytest.approx(scores, abs=1e-4)
-        assert said
+        # Asked for more than the run's own model.score_threshold lets through.
+        assert [s for s in said if s >= 0.05] == pytest.approx(scores, abs=1e-4)
+        assert 0.01 <= min(said) < 0.05

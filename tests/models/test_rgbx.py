@@ -284,7 +284,7 @@ def test_frames_of_other_channels_are_one_line() -> None:
         small().eval()(frames(1, 64, 4))
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_it_learns_to_find_what_only_x_shows() -> None:
     """Four frames by heart: dark or bright squares in thermal, noise in the rest."""
     images, boxes = frames(4), torch.zeros(4, 1, 4)

@@ -80,6 +80,7 @@ def assert_nothing_half(out: Path, whole: dict[str, str]) -> None:
             Manifest.load(out)
 
 
+@pytest.mark.long
 def test_killed_at_every_step_it_ends_with_the_same_bytes(plan: Plan, tmp_path: Path) -> None:
     settings = {"shard_samples": 5, "workers": 1}
     whole = content(build(plan, tmp_path / "undisturbed", **settings).folder)
@@ -122,6 +123,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(plan: Plan, tmp_pa
         assert content(build(plan, out, shard_samples=2, workers=1).folder) == whole
 
 
+@pytest.mark.long
 def test_processes_of_a_killed_build_end_with_it(plan: Plan, tmp_path: Path) -> None:
     """Killed while several processes write; gone on with another number of them."""
     whole = content(build(plan, tmp_path / "undisturbed", shard_samples=1, workers=1).folder)
