@@ -147,8 +147,9 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
 
     What a model's YAML leaves null for the data or the compression to say is filled in:
     ``num_classes``, as many as the data set has, ``max_boxes``, as many as a store has slots,
-    ``x_channels``, those that the images have beside their colours, ``image_size``, the side of
-    the input, and ``coefficients``, how they enter.
+    ``x_channels``, those that the images have beside their colours, ``feature_sizes``, those of
+    frozen features by name, ``image_size``, the side of the input, and ``coefficients``, how they
+    enter.
 
     Args:
         config: resolved and checked.
@@ -162,6 +163,7 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
         "num_classes": len(facts["classes"]),
         "max_boxes": facts.get("transform", {}).get("max_boxes"),
         "x_channels": len(facts["channels"]) - len(RGB) if "channels" in facts else None,
+        "feature_sizes": facts.get("feature_sizes"),
     }
     for key, value in known.items():
         if settings.get(key) not in (None, value):
@@ -290,7 +292,13 @@ def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     batch = config["dataset"]["batch_size"] * config["accumulate"]
     settings = dict(config["optimizer"])
     settings["lr"] = scaled_lr(settings["lr"], batch, config["scale_lr"], config["scale_lr_batch"])
-    groups = parameter_groups(network, config["decay_norms"], config["layer_decay"], settings["lr"])
+    groups = parameter_groups(
+        network,
+        config["decay_norms"],
+        config["layer_decay"],
+        config["lr_backbone"],
+        settings["lr"],
+    )
     optimizer: torch.optim.Optimizer = _make(settings)(groups)
     return optimizer
 

@@ -148,7 +148,10 @@ def _dense(loaded: Trained) -> tuple[nn.Module, dict[str, list[str]], dict[str, 
     from research.compression.blocks import Blocks
     from research.models.detectors import BigDet, TinyDet
     from research.models.rgbx import RgbxDetector
+    from research.models.siamese import Siamese
 
+    if isinstance(loaded.model, Siamese):
+        raise UserError("rankers of photos cannot be exported yet; use research.load(RUN)")
     if isinstance(loaded.model, RgbxDetector):
         raise UserError(
             "RGB + X detectors cannot be exported: how many boxes their second stage looks at "

@@ -25,7 +25,11 @@ NOT_OURS: Final = ("LBFGS", "SparseAdam")
 
 
 def parameter_groups(
-    network: nn.Module, decay_norms: bool, layer_decay: float | None, lr: float
+    network: nn.Module,
+    decay_norms: bool,
+    layer_decay: float | None,
+    lr_backbone: float | None,
+    lr: float,
 ) -> list[dict[str, Any]]:
     """The trainable parameters as an optimizer takes them, the head's first.
 
@@ -37,15 +41,22 @@ def parameter_groups(
         layer_decay: each layer learns at this share of the rate of the one above it (Clark et
             al., 2020, §A; Bao et al., 2021); null: all at ``lr``. The network's ``group_matcher``,
             as timm's, says what a layer is.
+        lr_backbone: what the network calls ``backbone`` learns at this share of its rate; null:
+            as all others.
         lr: learning rate of the head.
 
     Raises:
-        UserError: when layers are asked for that the network does not tell.
+        UserError: when layers or a backbone are asked for that the network does not tell.
     """
+    if lr_backbone is not None and not hasattr(network, "backbone"):
+        raise UserError(
+            "lr_backbone: this model has no part of that name; leave it out, or choose a siamese "
+            "model"
+        )
     layers = _layers(network) if layer_decay is not None else {}
     top = max(layers.values(), default=0)
     spared = set() if decay_norms else _spared(network)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -53,12 +64,14 @@ def parameter_groups(
         still = not decay_norms and (
             parameter.ndim <= 1 or name.rpartition(".")[2] == "bias" or name in spared
         )
-        group = groups.setdefault((below, still), {"params": []})
+        inside = lr_backbone is not None and name.startswith("backbone.")
+        group = groups.setdefault((below, inside, still), {"params": []})
         group["params"].append(parameter)
         if still:
             group["weight_decay"] = 0.0
-        if layer_decay is not None:
-            group["lr"] = lr * layer_decay**below
+        if layer_decay is not None or lr_backbone is not None:
+            share = lr_backbone if lr_backbone is not None and inside else 1.0
+            group["lr"] = lr * share * (layer_decay or 1.0) ** below
     return [groups[key] for key in sorted(groups)]
 
 

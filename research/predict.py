@@ -44,8 +44,9 @@ RUN is a run folder, WEIGHTS a checkpoint or a run's final.safetensors; either i
 needed. A SOURCE is an image (for a detector on RGB + X an .npy array), a folder of them, a capture
 run, a folder of capture runs, or a video. A detector writes pictures with boxes, every sensor's
 side by side (boxed/NAME_boxed.png), the boxes in COCO's form (predictions.json) and, where there is
-one class, as labels of a capture run; a classifier a table (predictions.csv) and a contact sheet;
-both a summary.json.
+one class, as labels of a capture run; a classifier a table (predictions.csv) and a contact sheet; a
+ranker all photos from best to worst (ranking.csv) and a contact sheet in that order; each a
+summary.json.
   objectness=      boxes from this score on are drawn and written, 0…1; the run's task.score by
                    default
   iou=             of boxes that overlap more the best stays, 0…1; the run's model.nms_iou (0.5) by
@@ -89,8 +90,8 @@ def predict(
 
     Returns:
         for JSON: ``frames``, ``damage`` by kind, ``seconds`` in all (reading and writing too),
-        ``frames_per_second``, ``latency_ms`` (of batches, from what was read to boxes or classes,
-        the device's work done) and what the report counts.
+        ``frames_per_second``, ``latency_ms`` (of batches, from what was read to boxes, classes or
+        scores, the device's work done) and what the report counts.
 
     Raises:
         UserError: when not one still can be read.

@@ -134,7 +134,7 @@ class FrameReport:
             try:
                 self.coco.write(self.folder / COCO)
             except OSError as problem:
-                raise _failed(self.folder / COCO, problem) from None
+                raise failed(self.folder / COCO, problem) from None
 
     def add(
         self,
@@ -168,7 +168,7 @@ class FrameReport:
         self.coco.add(still.name, image.size, told, kept[:count], named[:count])
         colours = self.colours(named[:count])
         drawn = [pictures.draw_boxes(panel, told, texts[:count], colours) for panel in panels]
-        _save(pictures.side_by_side(drawn), self.folder / BOXED / f"{still.stem}_boxed.png")
+        save(pictures.side_by_side(drawn), self.folder / BOXED / f"{still.stem}_boxed.png")
         self.frames += 1
         self.boxes += count
         self.with_boxes += count > 0
@@ -228,7 +228,7 @@ class ClassReport:
         if self.cells:
             unjudged = [None] * len(self.cells)
             paper = pictures.sheet(self.cells, self.captions, unjudged, columns=6)
-            _save(paper, self.folder / SHEET)
+            save(paper, self.folder / SHEET)
 
     def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor) -> list[Seen]:
         """``answers``: logits [B, C]."""
@@ -245,7 +245,7 @@ class ClassReport:
             self.counts[names[0]] = self.counts.get(names[0], 0) + 1
             said = f"{names[0]} {shares[0]:.0%}"
             if len(self.cells) < SHOWN:
-                self.cells.append(_thumbnail(panels[0]))
+                self.cells.append(thumbnail(panels[0]))
                 self.captions.append(f"{still.stem[-24:]}\n{said}")
             seen.append(Seen(said))
         self._append(rows)
@@ -261,7 +261,7 @@ class ClassReport:
             with self.table.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *rows] if fresh else rows)
         except OSError as error:
-            raise _failed(self.table, error) from None
+            raise failed(self.table, error) from None
 
     def summary(self) -> dict[str, Any]:
         return {"classes": dict(sorted(self.counts.items()))}
@@ -271,7 +271,7 @@ class ClassReport:
         return [counts, f"pictures: {self.folder / SHEET}", f"table:    {self.table}"]
 
 
-def _thumbnail(image: Image.Image) -> Image.Image:
+def thumbnail(image: Image.Image) -> Image.Image:
     """The whole image on a white square."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -280,14 +280,14 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return square
 
 
-def _save(image: Image.Image, file: Path) -> None:
+def save(image: Image.Image, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # The smallest file takes three times as long.
         image.save(file, compress_level=1)
     except OSError as error:
-        raise _failed(file, error) from None
+        raise failed(file, error) from None
 
 
-def _failed(file: Path, error: OSError) -> UserError:
+def failed(file: Path, error: OSError) -> UserError:
     return UserError(f"{file}: {error.strerror or error}; free space, or give another out=FOLDER")

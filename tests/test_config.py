@@ -318,6 +318,10 @@ READER = {
     "multiclass_detection": "rgbx_mit_b0",
     "rgbx": "rgbx_mit_b0",
     "demo_rgbx": "rgbx_mit_b0",
+    "ranking": "siamese_e2e",
+    "phototriage": "siamese_e2e",
+    "demo_photos": "siamese_e2e",
+    "demo_photo_features": "siamese_frozen",
 }
 """The model for options that the default model does not go with."""
 

@@ -23,6 +23,8 @@ DATA = {
     "demo": ["dataset.demo.train_images=24", "dataset.demo.val_images=12"],
     "cifar10": ["dataset.root=cifar", "dataset.val_images=20"],
     "demo_runs": ["dataset.demo.runs=8", "dataset.demo.frames=5", "dataset.image_size=64"],
+    "demo_photo_features": ["dataset.demo.series=12"],
+    "demo_photos": ["dataset.demo.series=12", "dataset.image_size=64", "model.backbone=resnet10t"],
     "demo_rgbx": [
         *("dataset.demo.images=32", "dataset.image_size=64", "model.fpn_channels=32"),
         *("model.representation_size=64", "model.rois=16", "model.proposals_train=50"),
@@ -35,6 +37,12 @@ CLASSIFIERS = (
 )  # fmt: skip
 DETECTORS = ("bigdet", "tinydet")
 RGBX = "rgbx_mit_b0"
+REFUSED = {
+    RGBX: r"RGB \+ X detectors cannot be exported",
+    "siamese_e2e": "rankers of photos cannot be exported",
+    "siamese_frozen": "rankers of photos cannot be exported",
+}
+"""What export says of those that it does not write."""
 NOT_HERE = tuple(f"rgbx_mit_b{number}" for number in range(1, 6))
 """Hundreds of millions of parameters: tests/models/test_rgbx.py steps them without files."""
 OFTEN = (
@@ -43,12 +51,15 @@ OFTEN = (
     ("bigdet", "demo_runs"),
     ("tinydet", "demo_runs"),
     (RGBX, "demo_rgbx"),
+    ("siamese_frozen", "demo_photo_features"),
 )
 """The rows that every merge goes through: one of each family; the whole table takes minutes."""
 TABLE = [
     *((model, dataset) for model in CLASSIFIERS for dataset in ("demo", "cifar10")),
     *((model, "demo_runs") for model in DETECTORS),
     (RGBX, "demo_rgbx"),
+    ("siamese_frozen", "demo_photo_features"),
+    ("siamese_e2e", "demo_photos"),
 ]
 NAMES = {"timm": "mobilenetv3_small_050"}
 LAYERED = tuple(name for name in CLASSIFIERS if name.startswith("densenet"))
@@ -90,8 +101,8 @@ def test_it_trains_is_judged_kept_loaded_and_exported(
     one, two = (research.load(path, device="cpu").model.state_dict() for path in kept)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    if model == RGBX:
-        with pytest.raises(UserError, match=r"RGB \+ X detectors cannot be exported"):
+    if model in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[model]):
             export.export(folder, None, "last", None)
         return
     if model in LAYERED:

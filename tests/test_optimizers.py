@@ -41,12 +41,12 @@ def network() -> nn.Sequential:
 def test_norms_biases_and_what_timm_spares_do_not_decay() -> None:
     net = network()
     net[4].weight.requires_grad_(False)
-    whole = optimizers.parameter_groups(net, True, None, 0.1)
+    whole = optimizers.parameter_groups(net, True, None, None, 0.1)
     assert [list(group) for group in whole] == [["params"]]
     trained = [p for p in net.parameters() if p.requires_grad]
     assert [id(p) for p in whole[0]["params"]] == [id(p) for p in trained]
 
-    decayed, spared = optimizers.parameter_groups(net, False, None, 0.1)
+    decayed, spared = optimizers.parameter_groups(net, False, None, None, 0.1)
     assert [id(p) for p in decayed["params"]] == [id(net[0].weight)]
     assert "weight_decay" not in decayed
     assert spared["weight_decay"] == 0
@@ -57,8 +57,8 @@ def test_norms_biases_and_what_timm_spares_do_not_decay() -> None:
 
 
 def test_no_group_is_empty() -> None:
-    assert len(optimizers.parameter_groups(nn.BatchNorm2d(3), False, None, 0.1)) == 1
-    (group,) = optimizers.parameter_groups(nn.Linear(3, 2, bias=False), False, None, 0.1)
+    assert len(optimizers.parameter_groups(nn.BatchNorm2d(3), False, None, None, 0.1)) == 1
+    (group,) = optimizers.parameter_groups(nn.Linear(3, 2, bias=False), False, None, None, 0.1)
     assert list(group) == ["params"]
 
 
@@ -66,7 +66,7 @@ def test_no_group_is_empty() -> None:
 def test_only_the_first_group_decays(library: str, name: str) -> None:
     net = network()
     before = {key: p.detach().clone() for key, p in net.named_parameters()}
-    groups = optimizers.parameter_groups(net, False, None, 0.1)
+    groups = optimizers.parameter_groups(net, False, None, None, 0.1)
     solver = optimizers.by_name(groups, library, name, 0.1, 0.5, None)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
@@ -78,7 +78,7 @@ def test_only_the_first_group_decays(library: str, name: str) -> None:
 
 def test_each_layer_learns_at_a_share_of_the_one_above_it() -> None:
     net = timm.create_model("deit_tiny_patch16_224", depth=3, num_classes=2)
-    groups = optimizers.parameter_groups(net, False, 0.5, 0.8)
+    groups = optimizers.parameter_groups(net, False, 0.5, None, 0.8)
     rates = {
         id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]
     }
@@ -97,7 +97,7 @@ def test_each_layer_learns_at_a_share_of_the_one_above_it() -> None:
 
 def test_a_schedule_keeps_the_shares_of_the_layers() -> None:
     net = timm.create_model("deit_tiny_patch16_224", depth=2, num_classes=2)
-    solver = torch.optim.AdamW(optimizers.parameter_groups(net, True, 0.5, 0.8), lr=0.8)
+    solver = torch.optim.AdamW(optimizers.parameter_groups(net, True, 0.5, None, 0.8), lr=0.8)
     before = [group["lr"] for group in solver.param_groups]
     schedule = schedules.cosine(solver, 1, 10, 0.0, None, 0.0)
     for _ in range(5):
@@ -107,9 +107,35 @@ def test_a_schedule_keeps_the_shares_of_the_layers() -> None:
     assert after == pytest.approx([rate / 2 for rate in before])
 
 
+class Backed(nn.Module):
+    """A backbone with a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(3, 2)
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.backbone(x))
+        return found
+
+
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_a_backbone_learns_at_a_share_of_the_heads_rate(decay_norms: bool) -> None:
+    net = Backed()
+    groups = optimizers.parameter_groups(net, decay_norms, None, 0.25, 0.8)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in net.named_parameters()} == {
+        "backbone.weight": 0.2, "backbone.bias": 0.2, "head.weight": 0.8, "head.bias": 0.8,
+    }  # fmt: skip
+    assert groups[0]["lr"] == 0.8
+    with pytest.raises(UserError, match="lr_backbone: this model has no part of that name"):
+        optimizers.parameter_groups(network(), decay_norms, None, 0.25, 0.8)
+
+
 def test_layers_that_a_network_does_not_tell_cannot_be_asked_for() -> None:
     with pytest.raises(UserError, match="layer_decay: this model does not say what its layers"):
-        optimizers.parameter_groups(network(), True, 0.5, 0.1)
+        optimizers.parameter_groups(network(), True, 0.5, None, 0.1)
 
 
 CHOSEN = [
@@ -133,7 +159,7 @@ def test_by_name_learns_and_resumes_exactly(
 
     def start() -> tuple[nn.Module, torch.optim.Optimizer, LambdaLR]:
         net = network()
-        groups = optimizers.parameter_groups(net, False, None, 0.1)
+        groups = optimizers.parameter_groups(net, False, None, None, 0.1)
         solver = optimizers.by_name(groups, library, name, 0.02, 0.01, kwargs)
         assert solver.defaults["lr"] == 0.02
         return net, solver, LambdaLR(solver, lambda step: 0.9**step)

@@ -188,12 +188,16 @@ def _content(settings: Settings) -> str:
     dataset = settings["dataset"]
     if "x" in dataset:
         return "boxes in RGB + X"
+    if "quick_experiment" in dataset:
+        return "pairs of photos" if dataset["features"] is None else "pairs of features"
     stored = str(dataset["_target_"]).startswith("research.data.warehouse.")
     return "boxes" if stored and settings["compression"]["variant"] == "none" else "classes"
 
 
 def _wish(settings: Settings) -> str:
     """What model and task want of a data set."""
+    if str(settings["task"]["_target_"]).startswith("research.tasks.ranking."):
+        return "pairs of features" if "feature_sizes" in settings["model"] else "pairs of photos"
     if not str(settings["task"]["_target_"]).startswith("research.tasks.detection."):
         return "classes"
     return "boxes in RGB + X" if "x_channels" in settings["model"] else "boxes"

@@ -194,6 +194,11 @@ class RunSettings:
         "each layer's rate as a share of the rate of the layer above it; null: one rate for all",
         number(above=0, at_most=1),
     )
+    lr_backbone: float | None = _setting(
+        None,
+        "the backbone's rate as a share of optimizer.lr; null: the same rate",
+        number(above=0, at_most=1),
+    )
     decay_norms: bool = _setting(True, "weight decay on norms and biases too", TRUTH)
     ema: float | None = _setting(
         None, "decay a step of a moving average of the weights, which is judged; null: none", SHARE
@@ -260,6 +265,11 @@ GROUP_RULES: dict[str, Rule] = {
     "model.lambda_att": number(at_least=0),
     "model.ignore_iou": number(at_least=0, at_most=1),
     "model.nms_iou": number(at_least=0, at_most=1),
+    "model.feature_sizes": NOTHING,
+    "model.backbone": TEXT,
+    "model.freeze": one_of("none", "partial", "full"),
+    "model.head": one_of("bradley_terry", "mlp"),
+    "model.mlp_hidden_dims": list_of(COUNT),
     "model.x_channels": COUNT,
     "model.fusion": one_of("cross_attention", "sum", "concat", "rgb_only", "x_only"),
     "model.norm": one_of("batch", "frozen", "group"),
@@ -280,6 +290,15 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.test_dir": PATH,
     "dataset.val_fraction": number(above=0, below=1),
     "dataset.image_size": whole(32),
+    "dataset.labels": one_of("pairs", "votes"),
+    "dataset.votes_file": PATH,
+    "dataset.ties": one_of("drop", "soft"),
+    "dataset.min_agreement": number(at_least=0, at_most=1),
+    "dataset.min_reviewers": whole(0),
+    "dataset.quick_experiment": number(above=0, at_most=1),
+    "dataset.audit": one_of("warn", "error"),
+    "dataset.fit": one_of("pad", "crop"),
+    "dataset.features": list_of(TEXT, least=1),
     "dataset.x": list_of(NAME, least=1),
     "dataset.class_names": list_of(TEXT, least=1),
     "dataset.test_fraction": SHARE,
@@ -324,6 +343,7 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.fold": whole(0),
     "dataset.demo.runs": whole(2),
     "dataset.demo.images": whole(13),
+    "dataset.demo.series": whole(10),
     "dataset.demo.size": whole(64),
     "dataset.demo.frames": COUNT,
     "dataset.demo.image_size": whole(32),
@@ -365,6 +385,7 @@ GROUP_RULES: dict[str, Rule] = {
     "task.iou": number(above=0, at_most=1),
     "task.score": number(at_least=0, at_most=1),
     "task.presence": number(at_least=0, at_most=1),
+    "task.target": one_of("soft", "majority"),
     "task.monitor": MONITOR,
 }
 

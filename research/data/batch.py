@@ -103,6 +103,35 @@ class DetectionBatch(Batch):
         return Targets(self.boxes, self.mask, self.labels)
 
 
+@dataclass
+class PairBatch(Batch):
+    """Two photos of one series each, and which of them people prefer.
+
+    Attributes:
+        inputs: [B, 2, 3, S, S] pixels (uint8 0…255 from the loader, normalised float after the
+            device transform), or [B, 2, D] float32 features.
+        preference: [B] float32 in 0…1, share of the votes for the first; 0.5 is a tie.
+        series: [B] int64, index into the data set's names of series.
+        photos: [B, 2] int64, indices into the data set's photos.
+    """
+
+    inputs: Tensor
+    preference: Tensor
+    series: Tensor
+    photos: Tensor
+
+
+@dataclass
+class PhotoBatch(Batch):
+    """Single photos, for prediction.
+
+    Attributes:
+        inputs: [B, 3, S, S] pixels, as in ``PairBatch``, or [B, D] float32 features.
+    """
+
+    inputs: Tensor
+
+
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)

@@ -1,0 +1,103 @@
+"""The device's half of preprocessing for pairs: normalised floats, mirrored and swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from research.data.batch import PairBatch, PhotoBatch
+from research.data.transforms import DeviceTransform, half
+
+SMALLEST_STD = 1e-6
+"""Below it a feature counts as constant."""
+
+
+class PairTransform(DeviceTransform):
+    """Makes normalised floats of uint8 photos [B, 2, 3, S, S] or [B, 3, S, S].
+
+    In training mode half of the pairs are mirrored, both photos alike, and half are swapped.
+
+    Args:
+        mean: RGB means on a 0…1 scale.
+        std: RGB standard deviations on a 0…1 scale.
+        flip: mirror in training.
+        swap: swap in training.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], flip: bool, swap: bool) -> None:
+        super().__init__()
+        self.flip = flip
+        self.swap = swap
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(
+        self, batch: PairBatch | PhotoBatch, generator: torch.Generator | None
+    ) -> PairBatch | PhotoBatch:
+        images = batch.inputs.float().div_(255).sub_(self.mean).div_(self.std)
+        if self.training and self.flip:
+            chosen = half(len(images), generator, images.device)
+            chosen = chosen.view(-1, *[1] * (images.dim() - 1))
+            images = torch.where(chosen, images.flip(-1), images)
+        batch = replace(batch, inputs=images)
+        if self.training and self.swap and isinstance(batch, PairBatch):
+            return swapped(batch, half(len(images), generator, images.device))
+        return batch
+
+    def panels(self, inputs: Tensor) -> list[Tensor]:
+        """The first photos, then the second; single photos give one panel."""
+        pixels = ((inputs * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return list(pixels.unbind(1)) if pixels.dim() == 5 else [pixels]
+
+
+class FeatureTransform(DeviceTransform):
+    """Standardises features [B, 2, D] or [B, D]; swaps half of the pairs in training.
+
+    Args:
+        mean: [D], of the training photos.
+        std: [D].
+        swap: swap in training.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, swap: bool) -> None:
+        super().__init__()
+        self.swap = swap
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float().clamp(min=SMALLEST_STD))
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(
+        self, batch: PairBatch | PhotoBatch, generator: torch.Generator | None
+    ) -> PairBatch | PhotoBatch:
+        batch = replace(batch, inputs=(batch.inputs.float() - self.mean) / self.std)
+        if self.training and self.swap and isinstance(batch, PairBatch):
+            return swapped(batch, half(len(batch.inputs), generator, batch.inputs.device))
+        return batch
+
+    def panels(self, inputs: Tensor) -> list[Tensor]:
+        """None: features show nothing."""
+        return []
+
+
+def swapped(batch: PairBatch, chosen: Tensor) -> PairBatch:
+    """The batch with the chosen pairs the other way round.
+
+    Args:
+        batch: to be changed; stays as it is.
+        chosen: [B] bool.
+    """
+    wide = chosen.view(-1, *[1] * (batch.inputs.dim() - 1))
+    return replace(
+        batch,
+        inputs=torch.where(wide, batch.inputs.flip(1), batch.inputs),
+        preference=torch.where(chosen, 1 - batch.preference, batch.preference),
+        photos=torch.where(chosen[:, None], batch.photos.flip(1), batch.photos),
+    )

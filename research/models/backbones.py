@@ -1,0 +1,133 @@
+"""Backbones without a classifier: any of timm's, with local weights, frozen as far as wanted."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import timm
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from research.errors import UserError, one_line
+from research.models import pretrained
+
+log = logging.getLogger(__name__)
+
+FREEZES: Final = ("none", "partial", "full")
+DROPOUTS: Final = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+ANCHOR: Final = re.compile(r"(?<![\[\\])\^")
+SQUARE: Final = 7
+"""Side of the map that VGG's first fully connected layer takes."""
+
+
+def create(name: str, image_size: int) -> tuple[nn.Module, int]:
+    """A network of timm that drops nothing: images [N, 3, S, S] to features [N, D]; and D.
+
+    Args:
+        name: timm's.
+        image_size: S, in pixels.
+
+    Raises:
+        UserError: when timm has no such network, or it cannot take images of this size.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
+        raise UserError(f"model.backbone={name}: timm has no such network; {hint}")
+    try:
+        try:
+            network: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size)
+        except TypeError:  # most networks take any size and know no such argument
+            network = timm.create_model(name, num_classes=0)
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model.backbone={name} cannot take dataset.image_size={image_size} "
+            f"({one_line(error)}); try another size"
+        ) from None
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise UserError(f"model.backbone={name} gives no features [N, D]; choose another network")
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, DROPOUTS):
+            module.p = 0.0
+    return network, features.shape[1]
+
+
+def load(network: nn.Module, name: str, source: str | None) -> None:
+    """As ``pretrained.load``, and torchvision's VGG with its fully connected layers.
+
+    Raises:
+        UserError: when there are no such weights or none of them fits.
+    """
+    if source is None or source == pretrained.TIMM or not name.startswith("vgg"):
+        size = getattr(getattr(network, "patch_embed", None), "img_size", None)
+        pretrained.load(network, name, source, None if size is None else {"img_size": size})
+        return
+    if source == pretrained.TORCHVISION:
+        state = pretrained.of_torchvision(name)
+    else:
+        state = pretrained.of_file(Path(source))
+    for index, layer, side in ((0, "fc1", SQUARE), (3, "fc2", 1)):
+        for kind in ("weight", "bias"):
+            value = state.pop(f"classifier.{index}.{kind}", None)
+            if value is not None:
+                shape = (len(value), -1, side, side) if kind == "weight" else (-1,)
+                state[f"pre_logits.{layer}.{kind}"] = value.reshape(shape)
+    log.info("model.pretrained=%s: %s", source, pretrained.fill(network, state))
+
+
+def frozen(backbone: nn.Module, freeze: str) -> list[nn.Module]:
+    """The modules whose own parameters are not to learn.
+
+    Args:
+        backbone: of timm, whose ``feature_info`` tells its stages in order.
+        freeze: ``none``, ``partial`` (all before the last stage that has parameters) or ``full``.
+
+    Raises:
+        UserError: for another ``freeze``, or when the backbone does not tell its stages.
+    """
+    if freeze not in FREEZES:
+        raise UserError(f"model.freeze={freeze}: expected one of {', '.join(FREEZES)}")
+    names, modules = zip(*backbone.named_modules(), strict=True)
+    if freeze != "partial":
+        return [*modules] if freeze == "full" else []
+    info = getattr(backbone, "feature_info", None) or []
+    stages = [*dict.fromkeys(stage["module"] for stage in info)]
+    ends = [
+        max((n for n, name in enumerate(names) if f"{name}.".startswith(f"{stage}.")), default=0)
+        for stage in stages
+    ]
+    for below in reversed(ends[:-1]):
+        # Of VGG, the last of them is a pooling layer.
+        last = modules[below + 1 : ends[-1] + 1]
+        if below > 0 and any([*module.parameters(recurse=False)] for module in last):
+            return [*modules[: below + 1]]
+    raise UserError(
+        "model.freeze=partial: this backbone does not say what its stages are; use none or full"
+    )
+
+
+def behind(prefix: str, matcher: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``group_matcher`` of timm's for parameters whose names have ``prefix.`` before them."""
+
+    def moved(pattern: str) -> str:
+        # They are matched from the start of a name on, whether or not they say so.
+        return rf"^{prefix}\.(?:{ANCHOR.sub('', pattern)})"
+
+    found: dict[str, Any] = {}
+    for name, spec in matcher.items():
+        if isinstance(spec, str):
+            found[name] = moved(spec)
+        elif spec is not None:
+            found[name] = [(moved(pattern), place) for pattern, place in spec]
+    return found

@@ -1,0 +1,194 @@
+"""Ranking: which of two photos is better, judged by pairs and by the order within series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from research import pictures
+from research.data.batch import PairBatch, PhotoBatch
+from research.errors import UserError
+from research.rank_report import RankReport
+from research.tasks.ranking_metrics import RankingMetrics
+from research.tasks.standings import Pairs, Standing, sigmoid
+from research.tasks.task import Monitor
+from research.tracking.tracker import Rows
+
+CELL: Final = 128
+SERIES: Final = 8
+COLUMNS: Final = 6
+IMAGES: Final = 5
+"""Dimensions of pairs of images; pairs of features have three."""
+
+
+class Ranking:
+    """Pairs of photos, from a model that returns logits [B] of P(first over second).
+
+    ``model.score(inputs)`` gives single photos scores [B]; the higher, the better.
+
+    Args:
+        classes: none; photos have no classes.
+        target: ``soft`` learns the share of votes, ``majority`` who won; there ties weigh nothing.
+        bins: edges of agreement in which accuracy is told, rising, in 0.5…1.
+        monitor: the metric that picks the best epoch, ``NAME:max`` or ``NAME:min``.
+
+    Raises:
+        UserError: for edges that are not of that kind, or another target.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], target: str, bins: Sequence[float], monitor: str
+    ) -> None:
+        if target not in ("soft", "majority"):
+            raise UserError(f"task.target={target}: expected one of soft, majority")
+        edges = list(bins)
+        if len(edges) < 2 or edges != sorted({*edges}) or edges[0] < 0.5 or edges[-1] > 1:
+            raise UserError(f"task.bins={edges}: expected two or more rising numbers in 0.5…1")
+        self.classes = list(classes)
+        self.target = target
+        self.bins = edges
+        self.monitor = Monitor(*monitor.rsplit(":", 1))
+
+    def losses(self, model: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        logits: Tensor = model(batch.inputs).float()
+        if self.target == "soft":
+            return {"preference": F.binary_cross_entropy_with_logits(logits, batch.preference)}
+        decided = (batch.preference != 0.5).float()
+        won = (batch.preference > 0.5).float()
+        losses = F.binary_cross_entropy_with_logits(logits, won, reduction="none")
+        return {"majority": (losses * decided).sum() / decided.sum().clamp(min=1)}
+
+    def predict(self, model: nn.Module, batch: PairBatch | PhotoBatch) -> Tensor:
+        """Logits [B] of pairs; scores [B] of single photos."""
+        if isinstance(batch, PhotoBatch):
+            scores: Tensor = model.score(batch.inputs)  # type: ignore[operator]
+            return scores
+        logits: Tensor = model(batch.inputs)
+        return logits.float()
+
+    def answer(self, predictions: Tensor, batch: PairBatch | PhotoBatch) -> Tensor:
+        """The same."""
+        return predictions
+
+    def report(self, folder: Path, objectness: float | None) -> RankReport:
+        if objectness is not None:
+            raise UserError(
+                f"objectness={objectness:g}: the run ranks photos and finds no boxes; leave it out"
+            )
+        return RankReport(folder)
+
+    def metrics(self, device: Any) -> RankingMetrics:
+        return RankingMetrics(self.target, self.bins)
+
+    def tables(self, metrics: RankingMetrics) -> Mapping[str, Rows]:
+        """``metrics``, see ``RankingMetrics.intervals``, and ``confident_mistakes``.
+
+        Of a mistake: the sample's place in its data set, its series and photos as the data set
+        counts them, and preference and probability of the first over the second.
+        """
+        tables: dict[str, Rows] = {"metrics": metrics.intervals()}
+        if metrics.worst is not None:
+            batch, logits = metrics.worst
+            tables["confident_mistakes"] = [
+                {
+                    "sample": sample,
+                    "series": series,
+                    "first": first,
+                    "second": second,
+                    "preference": preference,
+                    "predicted": chance,
+                }
+                for sample, series, (first, second), preference, chance in zip(
+                    batch.index.tolist(),
+                    batch.series.tolist(),
+                    batch.photos.tolist(),
+                    batch.preference.tolist(),
+                    logits.sigmoid().tolist(),
+                    strict=True,
+                )
+            ]
+        return tables
+
+    def pictures(
+        self,
+        metrics: RankingMetrics,
+        batch: PairBatch,
+        predictions: Tensor,
+        panels: Callable[[Any], list[Tensor]],
+    ) -> Mapping[str, Image.Image]:
+        """``reliability``; of images also ``ranked_series`` and ``confident_mistakes``.
+
+        Features cannot be looked at.
+        """
+        drawn = {
+            "reliability": pictures.reliability(*metrics.reliability(), metrics.compute()["ece"])
+        }
+        if batch.inputs.ndim < IMAGES:
+            return drawn
+        drawn["ranked_series"] = _ranked(batch, predictions, panels)
+        if metrics.worst is None:
+            drawn["confident_mistakes"] = pictures.note("no pair was told wrongly")
+        else:
+            mistakes, logits = metrics.worst
+            shown = mistakes.to(batch.inputs.device)
+            drawn["confident_mistakes"] = _mistakes(shown, logits, panels)
+        return drawn
+
+
+def _ranked(
+    batch: PairBatch, predictions: Tensor, panels: Callable[[Any], list[Tensor]]
+) -> Image.Image:
+    """A batch's series, a row each, best to worst by the model; green where the votes agree."""
+    pairs = Pairs.of(predictions, batch)
+    standing = Standing.of(pairs)
+    places = {
+        photo: (side, row)
+        for row, both in enumerate(pairs.photos.tolist())
+        for side, photo in enumerate(both)
+    }
+    images = panels(batch.inputs)
+    cells: list[Image.Image] = []
+    captions: list[str] = []
+    right: list[bool | None] = []
+    for series in [*dict.fromkeys(pairs.series.tolist())][:SERIES]:
+        here = np.nonzero(standing.series == series)[0]
+        order = here[np.argsort(-standing.said[here], kind="stable")][:COLUMNS]
+        voted = np.sort(standing.true[here])[::-1]
+        for place, photo in enumerate(order):
+            side, row = places[int(standing.photo[photo])]
+            cells.append(_cell(images[side][row]))
+            true, said = standing.true[photo], standing.said[photo]
+            captions.append(f"{place + 1}. {said:.0%}\nvotes {true:.0%}")
+            right.append(bool(voted[place] == true))
+        missing = COLUMNS - len(order)
+        cells += [Image.new("RGB", (CELL, CELL), "white")] * missing
+        captions += [""] * missing
+        right += [None] * missing
+    return pictures.sheet(cells, captions, right, COLUMNS)
+
+
+def _mistakes(
+    batch: PairBatch, logits: Tensor, panels: Callable[[Any], list[Tensor]]
+) -> Image.Image:
+    """Pairs, the surest first, with the probability and the share of votes for the left one."""
+    cells = [
+        pictures.side_by_side([_cell(first), _cell(second)])
+        for first, second in zip(*panels(batch.inputs), strict=True)
+    ]
+    captions = [
+        f"left is better: {chance:.0%}\nvotes {share:.0%}"
+        for chance, share in zip(
+            sigmoid(logits.double().numpy()), batch.preference.tolist(), strict=True
+        )
+    ]
+    return pictures.sheet(cells, captions, [False] * len(cells), columns=3)
+
+
+def _cell(pixels: Tensor) -> Image.Image:
+    return pictures.from_pixels(pixels).resize((CELL, CELL), Image.Resampling.BILINEAR)
