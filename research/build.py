@@ -115,12 +115,13 @@ def source(config: Config) -> DataSource:
 def model_name(config: Config) -> str:
     """What a configuration calls its network; the name of its class where it has none."""
     settings = config["model"]
-    return str(settings.get("name") or settings["_target_"].rpartition(".")[2])
+    name = settings.get("name") or settings.get("backbone")
+    return str(name or settings["_target_"].rpartition(".")[2])
 
 
 def network_input(config: Config) -> NetworkInput:
     """What the model asks of its data, for whatever the data set leaves to it."""
-    own = zoo.own_input(config["model"].get("name"))
+    own = zoo.own_input(config["model"].get("name") or config["model"].get("backbone"))
     kept = coefficients(config["compression"])
     return NetworkInput(own.size, own.mean, own.std, own.crop_pct, kept)
 

@@ -182,9 +182,10 @@ def _describe(experiment: build.Experiment) -> str:
         for kind, count in sorted(kinds.items())
     }
     damage = "; left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items())
+    classes = f"{len(data.classes)} classes, " if data.classes else ""
     return (
         f"{experiment.parameters:,} parameters on {parts.device}; "
-        f"{data.name}: {len(data.classes)} classes, {counts} images{damage if left_out else ''}"
+        f"{data.name}: {classes}{counts} samples{damage if left_out else ''}"
     )
 
 

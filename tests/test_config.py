@@ -65,7 +65,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         "dataset=_base",
         "dataset=demo,_base",
-        ["part of others", "demo, demo_rgbx, demo_runs, imagefolder"],
+        ["part of others", "demo_rgbx, demo_runs"],
     ),
     ("model=null", "model=resnet34,null", ["model=null", "resnet34_compressed"]),
     ("scheduler=7", "scheduler=cosine,7", ["scheduler=7", "cosine, exponential, linear"]),
