@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -46,8 +47,12 @@ class Reader(Protocol):
     def stack(self, samples: list[Sample]) -> torch.Tensor | Blocks: ...
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, before: Callable[[Image.Image], object] | None = None) -> Image.Image:
     """The file's pixels as they are stored (any PIL mode).
+
+    Args:
+        path: the file.
+        before: does something to the opened image before its pixels are read, such as drafting.
 
     Raises:
         DamagedImage: when there is nothing whole to decode.
@@ -57,6 +62,9 @@ def decode(path: Path) -> Image.Image:
             # PIL warns of damaged metadata in files whose pixels are whole.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(path.read_bytes()))
+            width, height = image.size
+            if before is not None:
+                before(image)
             image.load()
     except UnidentifiedImageError:
         kind = "empty" if path.stat().st_size == 0 else "not_an_image"
@@ -66,8 +74,8 @@ def decode(path: Path) -> Image.Image:
     except (OSError, ValueError, SyntaxError) as error:
         kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise DamagedImage(kind, f"{path}: {error}") from None
-    if min(image.size) < MIN_SIDE:
-        raise DamagedImage("too_small", f"{path}: {image.width}x{image.height} px")
+    if min(width, height) < MIN_SIDE:
+        raise DamagedImage("too_small", f"{path}: {width}x{height} px")
     return image
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from research.compression.jpeg import MIN_SIDE
 from research.data.batch import PairBatch
 from research.data.frames.letterbox import Letterbox
 from research.data.loader import Key
 from research.data.pairs.lists import Pair, PairSet
-from research.data.readers import to_rgb
+from research.data.readers import decode, to_rgb
 from research.errors import DamagedImage
 
 Look = Callable[[int], Tensor]
@@ -182,24 +179,11 @@ def read_photo(
     Raises:
         DamagedImage: when there is nothing whole to decode.
     """
-    try:
-        with warnings.catch_warnings():
-            # PIL warns of damaged metadata in files whose pixels are whole.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(path.read_bytes()))
-            small = min(image.size) < MIN_SIDE
-            scale = 1.0 if shrink is None else max(shrink(image.size), 1.0)
-            width, height = (max(1, int(side / scale)) for side in image.size)
-            image.draft(mode, (width, height))
-            image.load()
-    except UnidentifiedImageError:
-        kind = "empty" if path.stat().st_size == 0 else "not_an_image"
-        raise DamagedImage(kind, f"{path}: not an image file") from None
-    except Image.DecompressionBombError as error:
-        raise DamagedImage("oversized", f"{path}: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise DamagedImage(kind, f"{path}: {error}") from None
-    if small:
-        raise DamagedImage("too_small", f"{path}: {image.width}x{image.height} px")
+
+    def draft(image: Image.Image) -> None:
+        scale = 1.0 if shrink is None else max(shrink(image.size), 1.0)
+        width, height = (max(1, int(side / scale)) for side in image.size)
+        image.draft(mode, (width, height))
+
+    image = decode(path, draft)
     return image if image.mode == mode else to_rgb(image).convert(mode)
