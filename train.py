@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from research.config import (
+    CONF,
     EXECUTION_WHITELIST,
     check,
     command_line,
@@ -21,23 +23,25 @@ from research.config import (
 register()
 
 
-@hydra.main(config_path="conf", config_name="config", execution_whitelist=EXECUTION_WHITELIST)
+@hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=EXECUTION_WHITELIST)
 def main(cfg: DictConfig) -> float | None:
-    """Compose, check, build, fit; gives the best value of the monitored metric to a sweep."""
-    choices = HydraConfig.get().runtime.choices
-    check(cfg, choices)
+    """Compose, check, build, fit; gives the best value of the monitored metric."""
+    own = HydraConfig.get()
+    check(cfg, own.runtime.choices)
     # Imported late: a mistake is answered before torch is there.
     from research import logs, runs, session
-    from research.sweeps import record
 
     logs.to_terminal()
     config = resolved(cfg)
-    name = config["name"] or choices["model"]
-    with record.of_job(HydraConfig.get()) as job:
-        folder, last = session.open_folder(config, name)
-        job.run = folder
-        with runs.occupied(folder), logs.to_file(folder), told_in_one_line():
-            return session.train(config, name, HydraConfig.get().overrides.task, folder, last).best
+    name = config["name"] or own.runtime.choices["model"]
+    if own.mode is RunMode.MULTIRUN:
+        from research.sweeps import job
+
+        job.run(own, config, name)
+        return None
+    folder, last = session.open_folder(config, name)
+    with runs.occupied(folder), logs.to_file(folder), told_in_one_line():
+        return session.train(config, name, own.overrides.task, folder, last).best
 
 
 if __name__ == "__main__":

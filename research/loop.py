@@ -104,16 +104,40 @@ class State:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
 
+class Watch:
+    """Sees every epoch's monitored value, and may end the run by setting ``stopped``."""
+
+    stopped = False
+
+    def epoch(self, epoch: int, value: float) -> None:
+        """An epoch, counted from 1, has been recorded and its checkpoint written."""
+
+
 def fit(
-    parts: Parts, settings: Settings, state: State, tracker: Tracker, checkpoints: Checkpoints
+    parts: Parts,
+    settings: Settings,
+    state: State,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+    watch: Watch | None = None,
 ) -> State:
     """Train from ``state`` to the last epoch, or until ``patience`` epochs brought nothing better.
+
+    ``watch`` is told of the epochs that ``state`` has behind it, too: a crash may have come between
+    a checkpoint and its being told.
 
     Raises:
         UserError: when the loss stops being finite, or the monitored metric does not exist.
     """
     _check_monitor(parts)
-    while state.epoch < settings.epochs and not state.stopped_early(settings.patience):
+    watch = watch or Watch()
+    for past in state.history:
+        watch.epoch(past["epoch"], past[parts.monitor.metric])
+    while (
+        state.epoch < settings.epochs
+        and not state.stopped_early(settings.patience)
+        and not watch.stopped
+    ):
         began = time.perf_counter()
         epoch = state.epoch + 1
         trained = train_epoch(parts, settings, state, tracker)
@@ -146,10 +170,11 @@ def fit(
         if is_best and judged.first is not None:
             panels = parts.transform.panels
             tracker.pictures(epoch, parts.task.pictures(judged.totals, *judged.first, panels))
-            tracker.tables(epoch, parts.task.tables(judged.totals))
+            tracker.tables(epoch, parts.task.tables(judged.totals, parts.transform.names))
         checkpoints.save(checkpoint(parts, state, tracker), path, epoch, is_best=is_best)
         tracker.flush()
-    if state.epoch < settings.epochs:
+        watch.epoch(epoch, value)
+    if state.stopped_early(settings.patience) and state.epoch < settings.epochs:
         log.info(
             "stopped early: %d epochs without a better %s", settings.patience, parts.monitor.metric
         )

@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from research.errors import UserError
-from research.files import write_text
+from research.files import write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,13 @@ NOT_COMPARED = ("resume", "epochs", "device", "run_dir", "logging")
 """Settings that may differ between a run and its resumption: how far, where, and where to."""
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "numpy", "pillow", "pyjpegio", "hydra-core", "omegaconf",
-    "mlflow", "torchmetrics", "safetensors", "backbone-lab",
+    "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pyjpegio", "av", "open_clip_torch",
+    "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna", "mlflow", "torchmetrics",
+    "faster-coco-eval", "safetensors", "backbone-lab",
 )  # fmt: skip
+PATCH = "changes.patch"
+LARGEST_PATCH = 2**20
+"""Bytes; larger changes are left to the user to commit."""
 
 
 def create(config: Mapping[str, Any], name: str) -> Path:
@@ -61,27 +65,66 @@ def create(config: Mapping[str, Any], name: str) -> Path:
     raise UserError(f"run_dir: no free name like {ROOT / stamp}; give run_dir=FOLDER")
 
 
-def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Write configuration, overrides and environment; returns the environment."""
-    environment = {
+def describe(
+    folder: Path,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    data: tuple[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write configuration, overrides, environment and what was changed since the commit.
+
+    Args:
+        folder: of the run.
+        config: resolved.
+        overrides: what the command line said.
+        data: the data set's name and quick hash.
+
+    Returns:
+        the environment, as in ``environment.json``.
+    """
+    found = {
+        **environment(),
+        "command": sys.argv,
+        "folder": str(Path.cwd()),
+        "data": data and {"name": data[0], "hash": data[1]},
+    }
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    write_text(folder / "overrides.yaml", yaml.safe_dump(list(overrides)))
+    write_text(folder / "environment.json", json.dumps(found, indent=1))
+    patch = changes()
+    if len(patch) > LARGEST_PATCH:
+        log.warning("%d bytes of uncommitted changes are not kept; commit them", len(patch))
+    if 0 < len(patch) <= LARGEST_PATCH:
+        write_atomic(folder / PATCH, lambda path: _write_bytes(path, patch))
+    else:
+        (folder / PATCH).unlink(missing_ok=True)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Python, packages, commit and hardware, as they are now."""
+    return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": _git(),
         "hardware": {
             "platform": platform.platform(),
-            "cpu": platform.processor() or platform.machine(),
+            "cpu": _cpu(),
             "cores": psutil.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpus": [
                 torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
             ],
         },
-        "command": sys.argv,
     }
-    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    write_text(folder / "overrides.yaml", yaml.safe_dump(list(overrides)))
-    write_text(folder / "environment.json", json.dumps(environment, indent=1))
-    return environment
+
+
+def changes() -> bytes:
+    """What tracked files differ from the commit in, for ``git apply``; empty outside a checkout."""
+    try:
+        return _run_git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
+    except (OSError, subprocess.CalledProcessError):
+        return b""
 
 
 def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
@@ -94,7 +137,7 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
         candidates = [Path(config["run_dir"]) / "config.yaml"]
     for path in candidates:
         folder = path.parent
-        if not (folder / "checkpoints" / "last.pt").exists() or _busy(folder):
+        if not (folder / "checkpoints" / "last.pt").exists() or busy(folder):
             continue
         summary = json.loads((folder / "summary.json").read_text())
         finished = summary["stopped_early"] or summary["epochs_done"] >= epochs
@@ -129,7 +172,8 @@ def occupied(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _busy(folder: Path) -> bool:
+def busy(folder: Path) -> bool:
+    """Whether a process trains in a run folder."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False
@@ -158,16 +202,33 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any]:
-    """Commit and whether files were changed since; empty outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+def _cpu() -> str:
+    """The processor's name, which Python does not know on Linux."""
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _git() -> dict[str, Any]:
+    """Commit, whether files were changed since, and untracked ones; empty outside a checkout."""
+    try:
+        commit, status = (
+            _run_git(*words).decode()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return {}
+    untracked = [line[3:] for line in status.splitlines() if line.startswith("??")]
+    return {"commit": commit.strip(), "changed": bool(status), "untracked": untracked}
+
+
+def _run_git(*words: str) -> bytes:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -16,7 +16,7 @@ from research.build import Config
 from research.checkpoint import Checkpoints
 from research.errors import UserError
 from research.files import write_text
-from research.loop import Parts, State, fit
+from research.loop import Parts, State, Watch, fit
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
@@ -54,7 +54,13 @@ def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None
 
 
 def train(
-    config: dict[str, Any], name: str, overrides: Sequence[str], folder: Path, last: Path | None
+    config: dict[str, Any],
+    name: str,
+    overrides: Sequence[str],
+    folder: Path,
+    last: Path | None,
+    tags: Mapping[str, str] | None = None,
+    watch: Watch | None = None,
 ) -> State:
     """Build, fit and record one run in ``folder``.
 
@@ -64,6 +70,8 @@ def train(
         overrides: what the command line said, for the record.
         folder: an existing run folder, held by this process.
         last: checkpoint to go on from.
+        tags: for the trackers, beside those of the configuration.
+        watch: sees every epoch, and may end the run as ``PRUNED``.
     """
     console = ConsoleTracker()
 
@@ -89,8 +97,9 @@ def train(
         ]
     )
     fingerprint = data.fingerprint()
-    tags = {
+    every_tag = {
         **{key: str(value) for key, value in config["tags"].items()},
+        **(tags or {}),
         "data_hash": fingerprint,
         "git_commit": str(environment["git"].get("commit", "")),
         "git_changed": str(environment["git"].get("changed", "")),
@@ -101,7 +110,7 @@ def train(
         folder,
         name,
         config,
-        tags,
+        every_tag,
         data=(data.name, fingerprint),
         resumed=state.epoch,
         state=tracking,
@@ -113,9 +122,9 @@ def train(
     try:
         tracker.start(run)
         write_text(folder / "model_summary.txt", _model_summary(parts.model, experiment.parameters))
-        fit(parts, experiment.settings, state, tracker, checkpoints)
+        fit(parts, experiment.settings, state, tracker, checkpoints, watch)
         _finish_files(folder, parts, header, state, tracker)
-        status = "FINISHED"
+        status = "FINISHED" if watch is None or not watch.stopped else "PRUNED"
     except KeyboardInterrupt:
         status = "KILLED"
         log.info("interrupted after epoch %d; go on with resume=%s", state.epoch, folder)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import OmegaConf
 
@@ -18,8 +19,9 @@ from research.config.messages import dotted, no_key
 from research.config.schema import GROUPS
 from research.data.loader import EpochLoader
 from research.errors import UserError
-from research.loop import Judged, evaluate
+from research.loop import Judged, autocast, evaluate
 from research.tasks.task import Monitor
+from research.timing import wait_for
 from research.tracking.console import ConsoleTracker
 from research.trained import Trained
 
@@ -49,6 +51,26 @@ class Trial:
         """
         settings = build.settings(self.trained.config)
         return evaluate(self.trained, self.loader, settings, ConsoleTracker(), phase)
+
+    def prediction(self, count: int) -> Callable[[], None]:
+        """Something to be timed: predicts ``count`` images, read before, and waits for the end.
+
+        The first images that can be read, again and again if there are not enough in a batch.
+        """
+        trained = self.trained
+        batch = next(batch for batch in self.loader.epoch(0) if len(batch))
+        chosen = torch.arange(count) % len(batch)
+        images = batch.map(lambda tensor: tensor[chosen.to(tensor.device)]).to(trained.device)
+        with torch.inference_mode():
+            prepared = trained.transform(images, None)
+
+        @torch.inference_mode()
+        def once() -> None:
+            with autocast(trained.device, trained.config["precision"]):
+                trained.task.predict(trained.model, prepared)
+            wait_for(trained.device)
+
+        return once
 
     def monitor(self, metrics: Mapping[str, float]) -> Monitor:
         """The metric that picked the run's best epoch, without its split.

@@ -7,11 +7,12 @@ from research.config.command import (
     compose_config,
     told_in_one_line,
 )
-from research.config.compose import resolved
+from research.config.compose import CONF, resolved
 from research.config.messages import explain
 from research.config.schema import EXECUTION_WHITELIST, RunSettings, register
 
 __all__ = [
+    "CONF",
     "EXECUTION_WHITELIST",
     "RunSettings",
     "check",

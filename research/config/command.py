@@ -8,12 +8,13 @@ import itertools
 import math
 import os
 import re
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -30,10 +31,10 @@ from research.config.checks import check
 from research.config.compose import CONF, Composed, composed, hydra_ready, resolved
 from research.config.help import help_text
 from research.config.messages import explain, suggest
-from research.config.schema import register
+from research.config.schema import OPTIONAL, register
 from research.errors import UserError
 
-MOST_JOBS = 64
+MOST_JOBS = 1000
 """Grids up to this size are checked whole, larger ones value by value."""
 MOST_VALUES = 1000
 """So many values of one key are checked."""
@@ -122,28 +123,46 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(overrides)
         swept = [override for override in parsed if override.is_sweep_override()]
-        if swept and not (multirun or "hydra.mode=MULTIRUN" in overrides):
+        multirun = multirun or "hydra.mode=MULTIRUN" in overrides
+        if swept and not multirun:
             composed(overrides)  # which Hydra refuses
+        if multirun:
+            _refuse_what_all_would_share(parsed)
         for override in swept:
             if override.is_hydra_override():
                 raise UserError(f"{_line(override)}: Hydra's own settings take one value")
         axes = [_values(override, parser) for override in parsed]
         base = lru_cache(maxsize=None)(composed)
-        params = base(_composed_lines([values[0] for values in axes])).sweep
+        first = base(_composed_lines([values[0] for values in axes]))
+        preset = first.choices.get("sweep")
+        if preset is not None and not multirun:
+            words = shlex.join(overrides)
+            raise UserError(f"sweep={preset} is of many runs: python train.py -m {words}")
+        params = first.sweep
         given = {override.key_or_group for override in parsed}
         extra = [f"{key}={values}" for key, values in params.items() if key not in given]
         axes += [_values(override, parser) for override in parser.parse_overrides(extra)]
+        known: dict[tuple[str, ...], dict[str, Any] | None] = {}
         for job in _jobs(axes):
-            _check_job(job, base(_composed_lines(job)))
+            groups = _composed_lines(job)
+            if groups not in known:
+                known[groups] = _defaults(job, base(groups))
+            _check_job(job, base(groups), known[groups])
 
 
-def _check_job(job: list[Override], base: Composed) -> None:
+def _refuse_what_all_would_share(parsed: Sequence[Override]) -> None:
+    remedies = {
+        "run_dir": "each trial has a folder of its own, below that of hydra.sweeper.study_name",
+        "resume": "a sweep goes on by itself when the same command is given again",
+    }
+    for override in parsed:
+        if override.key_or_group in remedies:
+            raise UserError(f"{_line(override)} with -m: {remedies[override.key_or_group]}")
+
+
+def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | None) -> None:
     """Check one job: ``base``, composed from its groups, under its other overrides."""
     lines = [_line(override) for override in job]
-    grouped = [override for override in job if _composes(override)]
-    pure = all(override.type is OverrideType.CHANGE for override in grouped)
-    # Composed from groups alone, the base is what the values' types are compared with.
-    defaults = resolved(base.cfg) if pure and base.choices.get("experiment") is None else None
     cfg = copy.deepcopy(base.cfg)
     try:
         for override in job:
@@ -152,6 +171,14 @@ def _check_job(job: list[Override], base: Composed) -> None:
     except OmegaConfBaseException as error:
         raise UserError(explain(error, lines)) from error
     check(cfg, base.choices, lines, defaults)
+
+
+def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:
+    """What values' types are compared with, where ``base`` is composed from groups alone."""
+    grouped = [override for override in job if _composes(override)]
+    pure = all(override.type is OverrideType.CHANGE for override in grouped)
+    alone = not any(base.choices.get(group) for group in OPTIONAL)
+    return resolved(base.cfg) if pure and alone else None
 
 
 def _look(main: Callable[[], object], overrides: list[str]) -> None:

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from research.config.schema import GROUPS
+from research.config.schema import GROUPS, OPTIONAL
 from research.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -83,10 +83,10 @@ def our_choices(choices: Any) -> dict[str, str | None]:
 
 @lru_cache(maxsize=256)
 def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
-    """The configuration that ``choices`` alone give, with no experiment and no other override."""
+    """The configuration that ``choices`` of models, data sets and so on alone give."""
     chosen = dict(choices)
     overrides = [
-        f"{group}={option or 'null'}" for group, option in chosen.items() if group != "experiment"
+        f"{group}={option or 'null'}" for group, option in chosen.items() if group not in OPTIONAL
     ]
     for group in GROUPS:
         if group not in chosen:  # a list of options was chosen, whose names Hydra does not keep
@@ -107,7 +107,8 @@ def options(group: str) -> list[str]:
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """A plain dictionary with every interpolation resolved and without Hydra's own node."""
-    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    container = OmegaConf.to_container(ours, resolve=True)
+    if "hydra" in cfg:
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

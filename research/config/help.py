@@ -9,7 +9,7 @@ from typing import Any
 
 from research.config.compose import composed, options
 from research.config.messages import dotted, plain, shown
-from research.config.schema import GROUPS, RunSettings
+from research.config.schema import GROUPS, OPTIONAL, RunSettings
 
 EXAMPLES = """\
 python train.py
@@ -17,6 +17,7 @@ python train.py model=resnet34_compressed compression.window=4 epochs=20
 python train.py model=resnet34_compressed compression=luma_fusion dataset=imagefolder \\
     'dataset.train_dirs=[a,b]' dataset.val_dir=v precision=bf16
 python train.py -m compression.window=1,2,4,8 seed=0,1,2
+python train.py -m sweep=densenet_random experiment=cifar10_densenet121 dataset.root=DATA
 python train.py experiment=imagenet_resnet34_compressed resume=auto 'dataset.train_dirs=[a]'
 """
 
@@ -29,7 +30,7 @@ def help_text(overrides: list[str]) -> str:
         "Train a model. Every setting is written key=value; -m runs every comma-separated one."
     ]
     lines += ["", "Groups, chosen by GROUP=OPTION (* as this command line stands):"]
-    for group in ("experiment", *GROUPS):
+    for group in (*OPTIONAL, *GROUPS):
         chosen = result.choices.get(group)
         marked = [f"{name}*" if name == chosen else name for name in options(group)]
         lines.append(f"  {group:<12} {', '.join(marked)}")

@@ -24,7 +24,7 @@ from omegaconf.errors import (
 from yaml import MarkedYAMLError
 
 from research.config.compose import CONF, Composed, composed, options
-from research.config.schema import GROUPS, RUN_RULES, Rule, RunSettings, nearest
+from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, Rule, RunSettings, nearest
 from research.errors import UserError
 
 HELP = "(python train.py --help lists all keys)"
@@ -86,12 +86,12 @@ def no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]
             f"no key {key!r} in {group}={option}{_mean(close) or '.'} "
             f"Keys: {listed}; a new key is added in conf/{group}/{option}.yaml"
         )
-    return f"no key {key!r}{_mean(_closest(key, [*keys, *GROUPS, 'experiment']))} {HELP}"
+    return f"no key {key!r}{_mean(_closest(key, [*keys, *GROUPS, *OPTIONAL]))} {HELP}"
 
 
 def suggest(word: str) -> str | None:
     """The key of the default configuration nearest to ``word``."""
-    return _closest(word, [*_keys(plain(_context([]))), *GROUPS, "experiment"])
+    return _closest(word, [*_keys(plain(_context([]))), *GROUPS, *OPTIONAL])
 
 
 def bad_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> str:
@@ -209,7 +209,7 @@ def _written(key: str, overrides: list[str]) -> str:
 
 def _context(overrides: list[str]) -> Composed:
     """What is composed from the user's choice of groups alone, or the default."""
-    groups = (*GROUPS, "experiment")
+    groups = (*GROUPS, *OPTIONAL)
     chosen = [text for text in overrides if _key(text) in groups and "," not in text]
     try:
         return composed(chosen)

@@ -16,7 +16,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
+
+from research.sweeps.sweeper import StudySweeper
 
 EXECUTION_WHITELIST = ("research.*", "torch.*", "torchvision.*", "timm.*")
 """What ``_target_`` may name; given to ``hydra.main`` and ``hydra.utils.instantiate``."""
@@ -240,6 +243,8 @@ GROUPS: tuple[str, ...] = tuple(
     setting.name for setting in fields(RunSettings) if not setting.metadata
 )
 """The groups without which no run is complete."""
+OPTIONAL = ("experiment", "sweep")
+"""The groups that set keys of others."""
 
 GROUP_RULES: dict[str, Rule] = {
     "model.num_classes": COUNT,
@@ -396,10 +401,11 @@ def rule_for(key: str, default: Any) -> Rule:
 
 
 def register() -> None:
-    """Give Hydra the schema on which ``conf/config.yaml`` builds."""
+    """Give Hydra the schema on which ``conf/config.yaml`` builds, and our sweeper."""
     schema = OmegaConf.structured(RunSettings)
     OmegaConf.set_struct(schema.tags, False)  # so that tags.any=thing may be written
     ConfigStore.instance().store(name="schema", node=schema, replace=True)
+    Plugins.instance().register(StudySweeper)
 
 
 def nearest(word: str, words: Sequence[str]) -> str | None:

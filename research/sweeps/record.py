@@ -1,30 +1,32 @@
-"""``final_summary.json``: what became of every job of a multirun, true after each of them."""
+"""``final_summary.json``: what became of every trial of a sweep, true after each of them."""
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
-import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from filelock import FileLock
-from hydra.types import RunMode
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
-from research.errors import one_line
-from research.files import write_text
+from research import build
+from research.files import to_json, write_text
+from research.sweeps import parent as parent_run
+from research.sweeps.space import written
+from research.sweeps.study import Study
+from research.tracking.tracker import Tracker
 
-log = logging.getLogger(__name__)
-
-NAME = "final_summary.json"
-TOLD = (
+NAME: Final = "final_summary.json"
+STATUS: Final = {
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "PRUNED",
+    TrialState.FAIL: "FAILED",
+    TrialState.RUNNING: "RUNNING",
+}
+TOLD: Final = (
     "model",
     "parameters",
     "epochs_done",
@@ -34,108 +36,118 @@ TOLD = (
     "total_time_sec",
     "paths",
 )
-"""What a job's entry takes over from its run's ``summary.json``."""
+"""What a trial's entry takes over from its run's ``summary.json``."""
 
 
-@dataclass
-class Job:
-    """What a job says of itself while it goes on.
-
-    Attributes:
-        run: its run folder, as soon as it has one.
-    """
-
-    run: Path | None = None
-
-
-def of_job(hydra: Any) -> AbstractContextManager[Job]:
-    """``recorded`` for a job of Hydra's; no record of a run that is no job of a multirun.
-
-    Args:
-        hydra: Hydra's own configuration, as in ``HydraConfig.get()``.
-    """
-    if hydra.mode is not RunMode.MULTIRUN:
-        return nullcontext(Job())
-    return recorded(Path(hydra.sweep.dir), hydra.job.num, hydra.overrides.task)
+def summary(study: Study) -> dict[str, Any]:
+    """The study in one dictionary, see ``docs/sweeps.md``."""
+    about, now = study.about, datetime.now(UTC)
+    names = [objective["name"] for objective in about["objectives"]]
+    trials = [_entry(study, trial, names) for trial in study.trials()]
+    started = datetime.fromisoformat(about["started"])
+    return {
+        **about,
+        "timestamp": now.isoformat(timespec="seconds"),
+        "total_time_sec": (now - started).total_seconds(),
+        "trial_time_sec": sum(trial["seconds"] for trial in trials),
+        "counts": dict(sorted(Counter(trial["status"] for trial in trials).items())),
+        "best": _best(study, trials),
+        "pareto": _pareto(study, trials),
+        "trials": trials,
+    }
 
 
-@contextmanager
-def recorded(sweep: Path, number: int, overrides: Sequence[str]) -> Iterator[Job]:
-    """Enter one job into the sweep's summary, whatever becomes of it.
-
-    The file has the keys ``command``, ``started``, ``timestamp``, ``total_time_sec``, ``counts``
-    by status, and ``jobs``: of each its ``overrides``, ``status`` (``FINISHED``, ``FAILED`` or
-    ``KILLED``), ``reason``, ``seconds``, and of its run model, parameters, best epoch and value,
-    and paths. Jobs of several processes may write at once.
+def update(study: Study, *, ended: bool) -> dict[str, Any]:
+    """Write the summary, and tell the parent run; the caller holds the study.
 
     Args:
-        sweep: folder of the multirun.
-        number: the job's, from 0.
-        overrides: its own, the swept values among them.
+        study: its trials are told as they stand.
+        ended: no trial will follow in this sweep.
     """
-    began, entered = time.perf_counter(), datetime.now(UTC)
-    status, reason = "FINISHED", ""
-    job = Job()
-    try:
-        yield job
-    except KeyboardInterrupt:
-        status, reason = "KILLED", "interrupted"
-        raise
-    except Exception as error:
-        status, reason = "FAILED", f"{type(error).__name__}: {one_line(error)}"
-        _let_go(error)
-        raise
-    finally:
-        entry = {
-            "job": number,
-            "overrides": list(overrides),
-            "status": status,
-            "reason": reason,
-            "started": entered.isoformat(timespec="seconds"),
-            "seconds": time.perf_counter() - began,
-            **_of_run(job.run),
-        }
-        _enter(sweep, entry)
+    found = summary(study)
+    write_text(study.folder / NAME, to_json(found))
+
+    def trackers() -> Sequence[Tracker]:
+        return build.trackers(_of_sweep(found["configuration"]))
+
+    parent_run.update(study.folder, found, trackers, ended=ended)
+    return found
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Free what an exception's frames hold: Hydra keeps it until all jobs are done.
-
-    Of a network that did not fit into memory nothing must stay there for the next one.
-    """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
+def parent(study: Study) -> dict[str, str]:
+    """The tag by which MLflow nests a trial under its sweep; empty while there is none."""
+    file = study.folder / "mlflow_run_id"
+    return {"mlflow.parentRunId": file.read_text("utf-8")} if file.exists() else {}
 
 
-def _of_run(run: Path | None) -> dict[str, Any]:
+def _of_sweep(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Trackers of a sweep's parent do not watch the machine: trials do."""
+    logging = {
+        name: {**tracker, "system_metrics": False} if "system_metrics" in tracker else tracker
+        for name, tracker in config["logging"].items()
+    }
+    return {**config, "logging": logging}
+
+
+def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
+    facts = trial.user_attrs
+    status = STATUS[trial.state]
+    if status == "RUNNING" and (facts.get("reason") or not study.is_alive(trial)):
+        status = "KILLED"
+    begun = trial.datetime_start
+    return {
+        "trial": trial.number,
+        "params": {key: plain(value) for key, value in trial.params.items()},
+        "overrides": [f"{key}={written(value)}" for key, value in trial.params.items()],
+        "status": status,
+        "reason": facts.get("reason", ""),
+        "values": dict(zip(names, trial.values or (), strict=False)),
+        "epochs": {str(epoch): value for epoch, value in trial.intermediate_values.items()},
+        "started": None if begun is None else begun.astimezone().isoformat(timespec="seconds"),
+        "seconds": facts.get("seconds", 0.0),
+        "attempts": facts.get("attempts", 0),
+        **_of_run(facts.get("run")),
+    }
+
+
+def plain(value: Any) -> Any:
+    """A swept value as a number where it is one; the override grammar keeps it as text."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _of_run(run: str | None) -> dict[str, Any]:
     """What a run tells of itself; its folder alone when it ended before it could."""
     if run is None:
         return {}
     try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        told = json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"paths": {"run": str(run)}}
-    return {key: summary[key] for key in TOLD}
+        return {"paths": {"run": run}}
+    return {key: told[key] for key in TOLD}
 
 
-def _enter(sweep: Path, entry: dict[str, Any]) -> None:
-    sweep.mkdir(parents=True, exist_ok=True)
-    path, now = sweep / NAME, datetime.now(UTC)
-    with FileLock(sweep / f".{NAME}.lock"):
-        jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
-        jobs = [job for job in jobs if job["job"] != entry["job"]] + [entry]
-        jobs.sort(key=lambda job: job["job"])
-        started = min(job["started"] for job in jobs)
-        counts = dict(sorted(Counter(job["status"] for job in jobs).items()))
-        summary = {
-            "command": sys.argv,
-            "started": started,
-            "timestamp": now.isoformat(timespec="seconds"),
-            "total_time_sec": (now - datetime.fromisoformat(started)).total_seconds(),
-            "counts": counts,
-            "jobs": jobs,
-        }
-        write_text(path, json.dumps(summary, indent=1))
-    told = ", ".join(f"{count} {status.lower()}" for status, count in counts.items())
-    log.info("sweep: job %d ended; so far %s (%s)", entry["job"], told, path)
+def _best(study: Study, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    directions = study.optuna.directions
+    finished = [trial for trial in trials if trial["status"] == "FINISHED"]
+    if len(directions) > 1 or not finished:
+        return None
+    pick = max if directions[0] is StudyDirection.MAXIMIZE else min
+    return _told(pick(finished, key=lambda trial: next(iter(trial["values"].values()))))
+
+
+def _pareto(study: Study, trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if len(study.optuna.directions) < 2:
+        return []
+    front = {trial.number for trial in study.optuna.best_trials}
+    return [_told(trial) for trial in trials if trial["trial"] in front]
+
+
+def _told(trial: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: trial[key] for key in ("trial", "params", "values")}

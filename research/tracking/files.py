@@ -29,8 +29,8 @@ class FileTracker(Tracker):
         tables: tuple[Table, ...] = ("batch", "epoch")
         for table in tables:
             path = self._path(table)
-            if run.resumed and path.exists():
-                rows = [row for row in _read(path) if _epoch(row) <= run.resumed]
+            if run.resumed:
+                rows = [row for row in read_rows(path) if _epoch(row) <= run.resumed]
                 if rows:
                     self.columns[table] = list(rows[0])
                     write_text(path, csv_text(self.columns[table], rows))
@@ -43,7 +43,7 @@ class FileTracker(Tracker):
         added = [name for name in row if name not in known]
         if added:
             # A metric that appears late (a first damaged file) becomes a column of every row.
-            rows = _read(path) if known else []
+            rows = read_rows(path) if known else []
             self.columns[table] = known + added
             write_text(path, csv_text(self.columns[table], rows))
         with path.open("a", newline="", encoding="utf-8") as file:
@@ -64,7 +64,10 @@ class FileTracker(Tracker):
         return self.folder / f"{table}_metrics.csv"
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a table; none where there is no file."""
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         # A row cut short by a crash has fields missing: it was never part of a checkpoint.
         return [row for row in csv.DictReader(file) if None not in row.values()]

@@ -45,7 +45,8 @@ class MLflowTracker(Tracker):
         uri: tracking URI; for ``sqlite:///FOLDER/mlflow.db`` the artifacts go to
             ``FOLDER/mlflow-artifacts``.
         experiment: experiment name, created when missing.
-        system_metrics: sample CPU, memory and GPU load while training.
+        system_metrics: sample CPU, memory and GPU load while training; never in a run without
+            data, which only gathers others.
     """
 
     def __init__(self, uri: str, experiment: str, system_metrics: bool) -> None:
@@ -130,8 +131,12 @@ class MLflowTracker(Tracker):
                 self._spool,
             )
             return
+        if status == "RUNNING":
+            return
         try:
-            self.client.set_terminated(self.run_id, status)
+            self.client.set_tag(self.run_id, "status", status)
+            # MLflow has no word for a pruned run; its own store of studies takes this one, too.
+            self.client.set_terminated(self.run_id, "KILLED" if status == "PRUNED" else status)
         except Exception as error:
             log.warning("MLflow at %s could not be told that the run ended: %s", self.uri, error)
 
@@ -228,10 +233,10 @@ class MLflowTracker(Tracker):
             experiment = self._experiment(client, None)
         self._open_run(client, experiment)
         self.client = client
-        if self.system_metrics:
+        assert self.run is not None
+        if self.system_metrics and self.run.data is not None:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            assert self.run is not None
             self.monitor = SystemMetricsMonitor(
                 self.run_id, resume_logging=self.run.resumed > 0, tracking_uri=self.uri
             )
@@ -245,7 +250,7 @@ class MLflowTracker(Tracker):
         return str(client.create_experiment(self.experiment, artifact_location=location))
 
     def _open_run(self, client: Any, experiment: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, Param
+        from mlflow.entities import Dataset, DatasetInput, Param, RunTag
 
         assert self.run is not None
         opened = self._reopened(client) if self.run_id else None
@@ -253,6 +258,13 @@ class MLflowTracker(Tracker):
             opened = client.create_run(experiment, run_name=self.run.name, tags=self.run.tags)
             self.run_id = opened.info.run_id
             write_text(self._run_file, self.run_id)
+        tags = [
+            RunTag(key, value)
+            for key, value in self.run.tags.items()
+            if opened.data.tags.get(key) != value
+        ]
+        if tags:
+            client.log_batch(self.run_id, tags=tags)
         # What an attempt that failed half-way has left out.
         params = [
             Param(key, value[:PARAM_LENGTH])
@@ -261,7 +273,7 @@ class MLflowTracker(Tracker):
         ]
         for first in range(0, len(params), PARAMS_PER_REQUEST):
             client.log_batch(self.run_id, params=params[first : first + PARAMS_PER_REQUEST])
-        if not (opened.inputs and opened.inputs.dataset_inputs):
+        if self.run.data is not None and not (opened.inputs and opened.inputs.dataset_inputs):
             name, digest = self.run.data
             source = json.dumps({"name": name})
             dataset = Dataset(name, digest, source_type="local", source=source)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from PIL.Image import Image
 
 Table = Literal["batch", "epoch"]
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "FINISHED", "PRUNED", "FAILED", "KILLED"]
+"""How a process leaves a run; ``RUNNING``: open, for another process to go on with."""
 Row = Mapping[str, float | int | str | bool]
 Rows = Sequence[Row]
 """A table for people: rows with the same keys."""
@@ -26,7 +27,7 @@ class Run:
         name: the run's name.
         config: resolved configuration, nested.
         tags: free words, and what the run was made with (data hash, commit, versions).
-        data: the data set's name and quick hash.
+        data: the data set's name and quick hash; null of a run that only gathers others.
         resumed: the last epoch that counts, when an earlier run goes on; 0 for a fresh run.
         state: what ``Tracker.state`` gave for the checkpoint that goes on.
     """
@@ -35,7 +36,7 @@ class Run:
     name: str
     config: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
-    data: tuple[str, str] = ("", "")
+    data: tuple[str, str] | None = None
     resumed: int = 0
     state: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,200 @@
+"""A job of a sweep: one trial of its study, trained or gone on with, and told of."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from optuna.trial import TrialState
+
+from research import checkpoint, logs, runs, session
+from research.errors import UserError, one_line
+from research.loop import Watch
+from research.sweeps import record
+from research.sweeps.devices import device_of_its_own
+from research.sweeps.objectives import Objective, values
+from research.sweeps.study import FOLDER, Study
+
+log = logging.getLogger(__name__)
+
+PRUNERS = ("optuna.pruners.*",)
+Config = Mapping[str, Any]
+
+
+class TrialWatch(Watch):
+    """Tells the study of every epoch; its pruner may end the trial."""
+
+    def __init__(self, study: Study, number: int) -> None:
+        self.study = study
+        self.trial = study.going(number)
+        self.reason = ""
+
+    def epoch(self, epoch: int, value: float) -> None:
+        if self.stopped or len(self.study.optuna.directions) > 1:
+            return
+        if epoch not in self.study.trial(self.trial.number).intermediate_values:
+            self.trial.report(value, epoch)
+        if self.trial.should_prune():
+            self.stopped = True
+            self.reason = f"{type(self.study.optuna.pruner).__name__} at epoch {epoch}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: ``FINISHED``, ``PRUNED``, ``FAILED`` or ``KILLED``, and why."""
+
+    status: str
+    reason: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+def run(hydra: Any, config: Config, name: str) -> None:
+    """Run one trial; whatever becomes of it is recorded, and the sweep goes on.
+
+    Args:
+        hydra: Hydra's own node, as in ``HydraConfig.get()``: its folders name study and trial.
+        config: resolved and checked.
+        name: of the run.
+
+    Raises:
+        KeyboardInterrupt: as it came; the next sweep takes the trial up again.
+    """
+    pruner = instantiate(hydra.sweeper.pruner, _execution_whitelist_=PRUNERS)
+    study = Study(Path(hydra.sweep.dir).name, hydra.sweeper.storage, pruner=pruner)
+    number = int(hydra.sweep.subdir.rpartition("_")[2])
+    overrides = list(hydra.overrides.task)
+    with ExitStack() as stack:
+        device = stack.enter_context(device_of_its_own(config["device"], FOLDER))
+        config = {**config, "device": device}
+        opened = _open(study, number, config, name, stack)
+        if opened is None:
+            log.info("sweep: trial %d is in other hands", number)
+            return
+        began = time.perf_counter()
+        outcome = Outcome("KILLED", "interrupted")
+        try:
+            outcome = _train(study, number, config, name, overrides, *opened)
+        except Exception as error:
+            outcome = Outcome("FAILED", f"{type(error).__name__}: {one_line(error)}")
+            trace = None if isinstance(error, UserError) else error
+            log.error("sweep: trial %d failed: %s", number, outcome.reason, exc_info=trace)
+            _let_go(error)
+        finally:
+            _tell(study, number, outcome, time.perf_counter() - began)
+
+
+def _open(
+    study: Study, number: int, config: Config, name: str, stack: ExitStack
+) -> tuple[Path, Path | None] | None:
+    """The trial's run folder, held, and the checkpoint to go on from.
+
+    Null when another process holds the trial or is done with it.
+    """
+    with study.locked():
+        trial = study.trial(number)
+        facts = trial.user_attrs
+        known = Path(facts["run"]) if "run" in facts else None
+        if trial.state is not TrialState.RUNNING or (known is not None and runs.busy(known)):
+            return None
+        last = None if known is None else _left_behind(known, config)
+        beginnings = facts.get("beginnings", 0)
+        if known is None or last is None:
+            # Of what was done without a checkpoint nothing can be used, and nothing is overwritten.
+            beginnings += 1
+            where = study.run_folder(number, beginnings)
+            known = runs.create({**config, "run_dir": str(where)}, name)
+        stack.enter_context(runs.occupied(known))
+        attempts = facts.get("attempts", 0) + 1
+        study.note(number, run=str(known), beginnings=beginnings, attempts=attempts, reason="")
+    return known, last
+
+
+def _left_behind(folder: Path, config: Config) -> Path | None:
+    """The last checkpoint of a run that can go on; null for one that cannot."""
+    last = folder / "checkpoints" / "last.pt"
+    if not last.exists():
+        return None
+    changed = runs.changed(config, folder)
+    if changed:
+        log.warning(
+            "sweep: %s cannot go on, %s changed since; the trial begins anew",
+            folder,
+            ", ".join(changed[:5]),
+        )
+        return None
+    return checkpoint.find(folder, "last")
+
+
+def _train(
+    study: Study,
+    number: int,
+    config: Config,
+    name: str,
+    overrides: list[str],
+    folder: Path,
+    last: Path | None,
+) -> Outcome:
+    watch = TrialWatch(study, number)
+    tags = {"study": study.name, "trial": str(number), **record.parent(study)}
+    about = study.about
+    wanted = [Objective(**each) for each in about["objectives"]]
+    with logs.to_file(folder):
+        state = session.train(
+            dict(config), f"{name}_{number:04d}", overrides, folder, last, tags, watch
+        )
+        if watch.stopped:
+            return Outcome("PRUNED", watch.reason)
+        metric, mode = json.loads((folder / "summary.json").read_text("utf-8"))["monitor"]
+        if about["monitor"].rpartition(":")[2] != mode:
+            raise UserError(
+                f"monitor: of {metric} the {mode} is best, this sweep is for {about['monitor']}; "
+                "sweep over models of one task"
+            )
+        for lost in ("train/loss", "val/loss", metric):
+            value = state.history[-1].get(lost, 0.0)
+            if not math.isfinite(value):
+                raise UserError(f"{lost} is {value} in the last epoch: the network diverged")
+        assert state.best is not None
+        return Outcome("FINISHED", values=values(wanted, folder, state.best))
+
+
+def _tell(study: Study, number: int, outcome: Outcome, seconds: float) -> None:
+    with study.locked():
+        facts = study.trial(number).user_attrs
+        study.note(number, seconds=facts.get("seconds", 0.0) + seconds)
+        match outcome.status:
+            case "FINISHED":
+                study.tell(number, list(outcome.values.values()))
+            case "PRUNED":
+                study.prune(number, outcome.reason)
+            case "FAILED":
+                study.fail(number, outcome.reason)
+            case "KILLED":
+                # It is no fault of the trial's.
+                study.note(number, attempts=facts["attempts"] - 1, reason=outcome.reason)
+        record.update(study, ended=False)
+    log.info("sweep: trial %d %s%s", number, outcome.status.lower(), _why(outcome))
+
+
+def _why(outcome: Outcome) -> str:
+    told = ", ".join(f"{name} {value:.4g}" for name, value in outcome.values.items())
+    return "".join(f" ({text})" for text in (told, outcome.reason) if text)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what an exception's frames hold.
+
+    Of a network that did not fit into memory nothing must stay there for the next one.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

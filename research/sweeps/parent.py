@@ -1,0 +1,111 @@
+"""The run that a sweep is in the trackers: its trials lie under it, and it shows them together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from research.sweeps import plots
+from research.tracking.files import FileTracker, read_rows
+from research.tracking.tracker import Run, Tracker, Trackers
+
+ENDED: Final = ("FINISHED", "PRUNED", "FAILED", "KILLED")
+
+
+def update(
+    folder: Path,
+    summary: Mapping[str, Any],
+    trackers: Callable[[], Sequence[Tracker]],
+    *,
+    ended: bool,
+) -> str | None:
+    """Bring the run of a sweep up to date, from whichever process holds the study's lock.
+
+    Beside what the trackers keep, the folder gets ``pictures/``, ``tables/trials.csv`` and
+    ``epoch_metrics.csv``, where an epoch is one more trial that has ended. The run stays open
+    until the sweep has ended and goes on when the sweep does, in this process or in another.
+
+    Args:
+        folder: of the study.
+        summary: as in ``final_summary.json``.
+        trackers: makes fresh ones, as a run that trains has.
+        ended: whether no trial is left.
+
+    Returns:
+        the MLflow id of the run, which its trials carry as ``mlflow.parentRunId``; null without
+        MLflow, and as long as its store has been away.
+    """
+    past = read_rows(folder / "epoch_metrics.csv")
+    last = {name: text for name, text in past[-1].items() if text} if past else {}
+    row = _row(summary)
+    # From 0 it would begin anew.
+    resumed = max(1, int(last["epoch"])) if last else 0
+    run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=resumed)
+    tracker = Trackers([*trackers(), FileTracker()])
+    try:
+        tracker.start(run)
+        if any(last.get(name) != str(value) for name, value in row.items()):
+            # A trial that was tried again adds none to those that have ended.
+            step = max(int(last["epoch"]) + 1 if last else 0, int(row["trials/ended"]))
+            tracker.pictures(step, plots.pictures(summary))
+            if summary["trials"]:
+                tracker.tables(step, {"trials": plots.trials_table(summary)})
+            # The row last, and the file's after all others: if it is there, all is.
+            tracker.log("epoch", step, {"epoch": step, **row})
+    finally:
+        tracker.finish("FINISHED" if ended else "RUNNING")
+    return tracker.state().get("mlflow_run_id")
+
+
+def _row(summary: Mapping[str, Any]) -> dict[str, float]:
+    """How many trials have ended, and each objective's best value so far."""
+    counts = Counter(trial["status"] for trial in summary["trials"])
+    row: dict[str, float] = {"trials/ended": sum(counts[status] for status in ENDED)}
+    row |= {f"trials/{status.lower()}": counts[status] for status in ENDED}
+    for objective in summary["objectives"]:
+        reached = plots.values(summary, objective["name"])
+        if reached:
+            best = max if objective["direction"] == "maximize" else min
+            row[f"best/{objective['name']}"] = best(reached.values())
+    return row
+
+
+def _config(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What does not change from trial to trial."""
+    return {
+        "study": summary["study"],
+        "storage": summary["storage"],
+        "sampler": summary["sampler"],
+        "pruner": summary["pruner"],
+        "objectives": ", ".join(f"{o['direction']} {o['name']}" for o in summary["objectives"]),
+        "space": dict(summary["space"]),
+    }
+
+
+def _tags(summary: Mapping[str, Any]) -> dict[str, str]:
+    tags = {"study": summary["study"], "n_trials": str(summary["n_trials"])}
+    best = summary["best"]
+    if best:
+        tags["best_trial"] = str(best["trial"])
+        tags |= {f"best.{key}": str(value) for key, value in best["params"].items()}
+    front = summary.get("pareto", [])
+    if front:
+        tags["pareto"] = ", ".join(str(trial["trial"]) for trial in front)
+    chosen = [best] if best else front
+    if chosen:
+        tags["mlflow.note.content"] = _note(chosen, "best trial" if best else "Pareto front")
+    return tags
+
+
+def _note(trials: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Trials as a Markdown table, which the MLflow UI shows above everything else."""
+    rows = [{"trial": t["trial"], **t["values"], **t["params"]} for t in trials]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    table = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return f"**{title}**\n\n{table}"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,0 +1,101 @@
+"""What a sweep searches: Hydra's own sweep syntax as Optuna's distributions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+Point = Mapping[str, Any]
+"""A value for every swept key; as Optuna keeps it."""
+
+MOST_POINTS: Final = 10_000
+"""Spaces of more points count as infinite: nobody runs them all."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Swept keys, and the overrides that all trials share.
+
+    Attributes:
+        axes: of each swept key what it may be.
+        told: the same as it was written.
+        fixed: ``key=value`` each.
+    """
+
+    axes: dict[str, BaseDistribution]
+    told: dict[str, str]
+    fixed: list[str]
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], overrides: Sequence[str]) -> Space:
+        """The space of a preset's ``params`` and of a command line, which has the last word.
+
+        Args:
+            params: ``KEY: VALUES``.
+            overrides: ``key=value`` each, some with several values.
+        """
+        words = [f"{key}={values}" for key, values in params.items()] + list(overrides)
+        parsed = OverridesParser.create().parse_overrides(words)
+        last: dict[str, str] = {}
+        for override in parsed:
+            key = override.get_key_element()
+            last.pop(key, None)
+            last[key] = override.input_line or ""
+        axes, values, others = create_params_from_overrides(list(last.values()))
+        told = {key: last[key].partition("=")[2] for key in axes}
+        return cls(axes, told, [f"{key}={value}" for key, value in values.items()] + others)
+
+    @property
+    def size(self) -> int | None:
+        """How many points there are; null when there is no end of them."""
+        values = [values_of(axis) for axis in self.axes.values()]
+        if any(choices is None for choices in values):
+            return None
+        size = math.prod(len(choices or ()) for choices in values)
+        return size if size <= MOST_POINTS else None
+
+    def points(self) -> Iterator[Point]:
+        """All points of a finite space, the last key's values changing fastest."""
+        values = [values_of(axis) or () for axis in self.axes.values()]
+        for point in itertools.product(*values):
+            yield dict(zip(self.axes, point, strict=True))
+
+    def overrides(self, point: Point) -> list[str]:
+        """A point and what all share, ``key=value`` each, as Hydra reads it."""
+        return [*self.fixed, *(f"{key}={written(value)}" for key, value in point.items())]
+
+
+def written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def values_of(axis: BaseDistribution) -> Sequence[Any] | None:
+    """The values of a finite axis; null for one without end."""
+    if isinstance(axis, CategoricalDistribution):
+        return tuple({written(value): value for value in axis.choices}.values())
+    if axis.single():
+        assert isinstance(axis, IntDistribution | FloatDistribution)
+        return (axis.low,)
+    if isinstance(axis, IntDistribution):
+        return range(axis.low, axis.high + 1, axis.step)
+    assert isinstance(axis, FloatDistribution)
+    if axis.step is None:
+        return None
+    count = round((axis.high - axis.low) / axis.step)
+    # Rounded as Optuna does, so that 0.1 + 2 · 0.1 is 0.3.
+    return [round(axis.low + number * axis.step, 12) for number in range(count + 1)]

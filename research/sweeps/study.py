@@ -1,0 +1,264 @@
+"""A study: its store, its folder, and who is at which of its trials."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study as OptunaStudy
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from research.files import to_json, write_text
+from research.runs import ROOT, busy
+from research.sweeps.space import Point, Space
+
+log = logging.getLogger(__name__)
+
+STORE: Final = ROOT / "studies.journal"
+FOLDER: Final = ROOT / "sweeps"
+ABOUT: Final = "study.json"
+MOST_ATTEMPTS: Final = 3
+"""A trial whose process dies so often is not tried again."""
+
+
+class JournalLock:
+    """Optuna's own locks outlive a killed process by half a minute; this one ends with it."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.lock = FileLock(f"{journal}.lock")
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        _cut_torn_line(self.journal)
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def _cut_torn_line(journal: Path) -> None:
+    """Drop what a process that was killed (or a full disk) left of a record."""
+    with journal.open("rb+") as file:
+        end = file.seek(0, 2)
+        if end == 0:
+            return
+        file.seek(end - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def storage(url: str | None) -> BaseStorage:
+    """The store of all studies: ``runs/studies.journal``, or a database."""
+    if url is not None:
+        return optuna.storages.RDBStorage(url)
+    STORE.parent.mkdir(parents=True, exist_ok=True)
+    STORE.touch()
+    lock: Any = JournalLock(STORE)
+    return JournalStorage(JournalFileBackend(str(STORE), lock_obj=lock))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process is to run.
+
+    Attributes:
+        number: Optuna's, from 0.
+        point: its values.
+        held: says to other processes that somebody is at it.
+    """
+
+    number: int
+    point: Point
+    held: FileLock
+
+
+class Study:
+    """An Optuna study with the folder of its runs.
+
+    Args:
+        name: of the study and its folder.
+        url: of the store; null: the journal under ``runs/``.
+        sampler: makes what proposes points, from a seed; null where none are asked for.
+        pruner: stops trials; null: none.
+        directions: of the objectives; null opens a study that is there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str | None,
+        sampler: Callable[[int], BaseSampler] | None = None,
+        pruner: optuna.pruners.BasePruner | None = None,
+        directions: Sequence[str] | None = None,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.name = name
+        self.folder = FOLDER / name
+        self.store = STORE
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pruner = pruner or optuna.pruners.NopPruner()
+        self.sampler = sampler or optuna.samplers.RandomSampler
+        with FileLock(FOLDER / ".store.lock"):
+            # Of a database too: parallel first use would race on the creation of its tables.
+            store = storage(url)
+            if directions is not None:
+                optuna.create_study(
+                    storage=store,
+                    study_name=name,
+                    directions=list(directions),  # type: ignore[arg-type]
+                    load_if_exists=True,
+                )
+        self.optuna = OptunaStudy(name, store, self.sampler(0), pruner)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process claims, ends or records trials meanwhile."""
+        with FileLock(self.folder / ".study.lock"):
+            yield
+
+    # -- what is written once --------------------------------------------------------------------
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What ``study.json`` says; empty before it is written."""
+        path = self.folder / ABOUT
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return found
+
+    def describe(self, about: Mapping[str, Any]) -> None:
+        write_text(self.folder / ABOUT, to_json(dict(about)))
+
+    # -- trials ----------------------------------------------------------------------------------
+
+    def trials(self) -> list[FrozenTrial]:
+        """Those that count: no proposal that repeated a point, no failure that was tried again."""
+        every = self.optuna.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get("retries") for trial in every}
+        return [
+            trial
+            for trial in every
+            if trial.state is not TrialState.WAITING
+            and "repeats" not in trial.user_attrs
+            and trial.number not in retried
+        ]
+
+    def trial(self, number: int) -> FrozenTrial:
+        return self.optuna.get_trials(deepcopy=False)[number]
+
+    def going(self, number: int) -> Trial:
+        """A trial that goes on, to be reported on."""
+        return Trial(self.optuna, self.trial(number)._trial_id)
+
+    def note(self, number: int, **facts: Any) -> None:
+        """Facts about a trial that goes on."""
+        going = self.going(number)
+        for key, value in facts.items():
+            going.set_user_attr(key, value)
+
+    def run_folder(self, number: int, beginning: int) -> Path:
+        """Where a trial's run is; one that had to begin anew has several."""
+        return self.folder / (f"trial_{number:04d}" + (f"_{beginning}" if beginning > 1 else ""))
+
+    def is_alive(self, trial: FrozenTrial) -> bool:
+        """Whether some process is at it."""
+        run = trial.user_attrs.get("run")
+        if run is not None and busy(Path(run)):
+            return True
+        lock = self._lock(trial.number)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def claim(
+        self, space: Space, total: int, seed: int, retry: set[int], *, grid: bool
+    ) -> Claim | None:
+        """A trial to run, or null when all are finished or in other hands.
+
+        First those that a process left behind, then failures to be tried again, then new ones.
+
+        Args:
+            space: of the points.
+            total: trials in all.
+            seed: of the sampler.
+            retry: numbers of failed trials; those that somebody tried again are taken out.
+            grid: points in order, not as the sampler likes.
+        """
+        with self.locked():
+            trials = self.trials()
+            for trial in trials:
+                if trial.state is TrialState.RUNNING and not self.is_alive(trial):
+                    if trial.user_attrs.get("attempts", 0) < MOST_ATTEMPTS:
+                        log.info("sweep: trial %d was left unfinished; it goes on", trial.number)
+                        return self._claimed(trial.number)
+                    died = f"its process died {MOST_ATTEMPTS} times: killed, or out of memory"
+                    self.fail(trial.number, died)
+            retry &= {trial.number for trial in trials}
+            if retry:
+                failed = self.trial(retry.pop())
+                number = self._ask(space, failed.params, [], seed)
+                self.note(number, retries=failed.number)
+                return self._claimed(number)
+            if len(trials) >= total:
+                return None
+            taken = [trial.params for trial in trials]
+            left = self._untaken(space, taken) if grid else None
+            if left == []:
+                return None
+            return self._claimed(self._ask(space, left[0] if left else None, taken, seed))
+
+    def tell(self, number: int, values: Sequence[float]) -> None:
+        self.optuna.tell(number, list(values), TrialState.COMPLETE)
+
+    def prune(self, number: int, reason: str) -> None:
+        self.note(number, reason=reason)
+        self.optuna.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        self.note(number, reason=reason)
+        self.optuna.tell(number, state=TrialState.FAIL)
+
+    def _lock(self, number: int) -> FileLock:
+        return FileLock(self.folder / f".trial_{number:04d}.lock")
+
+    def _claimed(self, number: int) -> Claim:
+        lock = self._lock(number)
+        lock.acquire(timeout=0)
+        return Claim(number, dict(self.trial(number).params), lock)
+
+    @staticmethod
+    def _untaken(space: Space, taken: Sequence[Point]) -> list[Point]:
+        return [point for point in space.points() if point not in taken]
+
+    def _ask(self, space: Space, point: Point | None, taken: Sequence[Point], seed: int) -> int:
+        """A new trial at ``point``, or where the sampler likes; of a finite space a new point."""
+        while True:
+            count = len(self.optuna.get_trials(deepcopy=False))
+            # A sampler of one seed would begin a study that goes on with its first points again.
+            own = int(np.random.SeedSequence((seed, count)).generate_state(1)[0])
+            self.optuna.sampler = self.sampler(own)
+            if point is not None:
+                self.optuna.enqueue_trial(dict(point))
+            trial = self.optuna.ask(space.axes)
+            if space.size is None or trial.params not in taken:
+                return trial.number
+            trial.set_user_attr("repeats", taken.index(trial.params))
+            self.optuna.tell(trial, state=TrialState.FAIL)
+            left = self._untaken(space, taken)
+            point = left[0 if point is not None else own % len(left)]

@@ -1,0 +1,331 @@
+"""Hydra's sweeper of ours: every ``-m`` is a study that the same command continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from research.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+    from research.sweeps.space import Space
+    from research.sweeps.study import Claim, Study
+
+log = logging.getLogger(__name__)
+
+GRID: Final = "optuna.samplers.GridSampler"
+SAMPLERS: Final = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+TRIALS: Final = 20
+"""Of a space without end, when nobody says how many."""
+
+
+class StudySweeper(Sweeper):
+    """Asks an Optuna study for points and launches them, until there are as many as asked for.
+
+    Args: see ``conf/hydra/sweeper/study.yaml``.
+    """
+
+    def __init__(
+        self,
+        sampler: DictConfig,
+        pruner: DictConfig,
+        study_name: str | None,
+        storage: str | None,
+        params: DictConfig | None,
+        objectives: Sequence[str],
+        n_trials: int | None,
+        seed: int,
+        n_jobs: int,
+        max_failure_rate: float,
+        retry_failed: bool,
+    ) -> None:
+        self.sampler = sampler
+        self.pruner = pruner
+        self.study_name = study_name
+        self.storage = storage
+        self.params = {str(key): value for key, value in (params or {}).items()}
+        self.objectives = list(objectives)
+        self.n_trials = n_trials
+        self.seed = seed
+        self.n_jobs = n_jobs
+        self.max_failure_rate = max_failure_rate
+        self.retry_failed = retry_failed
+        self.base = DictConfig({})
+        self.context: HydraContext | None = None
+        self.task: TaskFunction | None = None
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.context, self.task, self.base = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the trials that the study lacks.
+
+        Args:
+            arguments: overrides, ``key=value`` each, some with several values.
+
+        Raises:
+            UserError: for a space or setting that cannot be, and when too many trials failed.
+        """
+        # Imported late: Hydra makes sweepers to show a configuration, too.
+        from research import logs
+        from research.sweeps import record
+        from research.sweeps.space import Space
+
+        logs.to_terminal()
+        space = Space.of(self.params, arguments)
+        total = self._total(space)
+        study = self._open(space, total)
+        failed = {entry["trial"] for entry in _failed(record.summary(study))}
+        retry = set(failed) if self.retry_failed else set()
+        _say_start(study, total, retry)
+        with study.locked():
+            record.update(study, ended=False)
+        launcher = self._launcher(study)
+        while claims := self._claims(study, space, total, retry):
+            self._launch(launcher, study, space, claims)
+            with study.locked():
+                now = _failed(record.summary(study))
+            if len(now) > self.max_failure_rate * total:
+                with study.locked():
+                    record.update(study, ended=True)
+                raise UserError(
+                    f"sweep stopped: {len(now)} of {total} trials failed, more than "
+                    f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
+                    f"{now[-1]['reason']}); see {study.folder / record.NAME}"
+                )
+        with study.locked():
+            _say_end(study, record.update(study, ended=True))
+
+    # -- before the first trial ------------------------------------------------------------------
+
+    @property
+    def _grid(self) -> bool:
+        return bool(self.sampler._target_ == GRID)
+
+    def _total(self, space: Space) -> int:
+        size = space.size
+        if size is None and self._grid:
+            key = next(k for k, axis in space.axes.items() if not _finite(axis))
+            raise UserError(
+                f"{key}={space.told[key]}: a grid has no end of these values; choose "
+                "hydra/sweeper/sampler=random or tpe, or list values"
+            )
+        wanted = self.n_trials or (size if self._grid else TRIALS) or TRIALS
+        return wanted if size is None else min(wanted, size)
+
+    def _open(self, space: Space, total: int) -> Study:
+        """The study, made or found again, with its ``study.json``.
+
+        Raises:
+            UserError: when one of that name is of another search.
+        """
+        from hydra.utils import instantiate
+
+        from research.config import resolved
+        from research.sweeps.job import PRUNERS
+        from research.sweeps.objectives import objectives
+        from research.sweeps.study import Study
+
+        monitor = self._monitor(space)
+        wanted = objectives(self.objectives, monitor)
+        pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
+        pruned = self.pruner._target_.rpartition(".")[2]
+        if len(wanted) > 1 and pruned != "NopPruner":
+            raise UserError(
+                "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early; "
+                "choose hydra/sweeper/pruner=none"
+            )
+        search = {
+            "objectives": [objective._asdict() for objective in wanted],
+            "space": space.told,
+            "fixed": space.fixed,
+            "sampler": self.sampler._target_.rpartition(".")[2],
+        }
+        name = self.study_name or self._name(search)
+        study = Study(
+            name, self.storage, self._samplers(), pruner, [each.direction for each in wanted]
+        )
+        with study.locked():
+            known = study.about
+            for key, value in search.items():
+                if known and known[key] != value:
+                    raise UserError(
+                        f"hydra.sweeper.study_name={name}: {study.folder} is of another search, "
+                        f"{key} {json.dumps(known[key])}; choose another name"
+                    )
+            study.describe(
+                {
+                    "study": name,
+                    "command": sys.argv,
+                    "storage": self.storage or str(study.store),
+                    **search,
+                    "pruner": None if pruned == "NopPruner" else pruned,
+                    "monitor": monitor,
+                    "n_trials": total,
+                    "configuration": resolved(self.base),
+                    "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                    **{key: known[key] for key in ("command", "started") if key in known},
+                }
+            )
+        return study
+
+    def _monitor(self, space: Space) -> str:
+        """``METRIC:max`` or ``:min`` of the sweep's first point."""
+        from hydra.utils import get_class
+
+        first = {key: _first(axis) for key, axis in space.axes.items()}
+        assert self.context is not None
+        config = self.context.config_loader.load_sweep_config(self.base, space.overrides(first))
+        asked = config.monitor or config.task.get("monitor")
+        if asked is None:
+            task: Any = get_class(config.task._target_)
+            asked = ":".join(task.monitor)
+        return str(asked)
+
+    def _samplers(self) -> Callable[[int], BaseSampler]:
+        from hydra.utils import instantiate
+        from optuna.samplers import QMCSampler, RandomSampler
+
+        if self._grid:
+            return RandomSampler
+
+        def make(seed: int) -> BaseSampler:
+            # Of one sequence are all points of this one; the others draw.
+            one = self.sampler._target_.endswith(QMCSampler.__name__)
+            node = OmegaConf.merge(self.sampler, {"seed": self.seed if one else seed})
+            sampler: BaseSampler = instantiate(node, _execution_whitelist_=SAMPLERS)
+            return sampler
+
+        return make
+
+    def _name(self, search: dict[str, Any]) -> str:
+        choices = self.base.hydra.runtime.choices
+        settings = (search, self.seed, OmegaConf.to_container(self.sampler), self.pruner._target_)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{choices.get('sweep') or choices.get('experiment') or 'grid'}_{digest}"
+
+    # -- trials ----------------------------------------------------------------------------------
+
+    def _launcher(self, study: Study) -> Launcher:
+        assert self.context is not None
+        assert self.task is not None
+        with read_write(self.base.hydra):
+            self.base.hydra.sweep.dir = str(study.folder)
+        return Plugins.instance().instantiate_launcher(
+            config=self.base, hydra_context=self.context, task_function=self.task
+        )
+
+    def _claims(self, study: Study, space: Space, total: int, retry: set[int]) -> list[Claim]:
+        found: list[Claim] = []
+        while len(found) < self.n_jobs:
+            claim = study.claim(space, total, self.seed, retry, grid=self._grid)
+            if claim is None:
+                break
+            found.append(claim)
+        return found
+
+    def _launch(
+        self, launcher: Launcher, study: Study, space: Space, claims: Sequence[Claim]
+    ) -> None:
+        jobs = [
+            [
+                *space.overrides(claim.point),
+                f"hydra.sweep.dir={study.folder}",
+                f"hydra.sweep.subdir={study.run_folder(claim.number, 1).name}",
+            ]
+            for claim in claims
+        ]
+        for claim in claims:
+            told = " ".join(space.overrides(claim.point)[len(space.fixed) :])
+            log.info("sweep: trial %d: %s", claim.number, told)
+        try:
+            for claim, ended in zip(
+                claims, launcher.launch(jobs, initial_job_idx=claims[0].number), strict=True
+            ):
+                try:
+                    _ = ended.return_value
+                except Exception as error:
+                    self._give_up(study, [claim], error)
+        except Exception as error:
+            self._give_up(study, claims, error)
+        finally:
+            for claim in claims:
+                claim.held.release()
+
+    @staticmethod
+    def _give_up(study: Study, claims: Sequence[Claim], error: Exception) -> None:
+        """Fail the trials whose jobs ended before they could tell of themselves."""
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        trace = None if isinstance(error, UserError) else error
+        log.error("sweep: a job broke off: %s", reason, exc_info=trace)
+        with study.locked():
+            for claim in claims:
+                trial = study.trial(claim.number)
+                if not trial.state.is_finished() and "run" not in trial.user_attrs:
+                    study.fail(claim.number, reason)
+
+
+def _finite(axis: Any) -> bool:
+    from research.sweeps.space import values_of
+
+    return values_of(axis) is not None
+
+
+def _first(axis: Any) -> Any:
+    return axis.choices[0] if hasattr(axis, "choices") else axis.low
+
+
+def _failed(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [trial for trial in summary["trials"] if trial["status"] == "FAILED"]
+
+
+def _say_start(study: Study, total: int, retry: set[int]) -> None:
+    states = [trial.state.name for trial in study.trials()]
+    if not states:
+        log.info("sweep: study %s, %d trials, in %s", study.name, total, study.folder)
+        return
+    done = len(states) - states.count("RUNNING")
+    again = f", {len(retry)} that failed are tried again" if retry else ""
+    log.info(
+        "sweep: study %s goes on: %d of %d trials are done (%d failed%s), %d were begun, in %s",
+        study.name,
+        done,
+        total,
+        states.count("FAIL"),
+        again,
+        states.count("RUNNING"),
+        study.folder,
+    )
+    if done >= total and not retry:
+        log.info(
+            "sweep: nothing is left to do; another hydra.sweeper.n_trials or study_name runs more"
+        )
+
+
+def _say_end(study: Study, summary: dict[str, Any]) -> None:
+    told = ", ".join(f"{count} {status.lower()}" for status, count in summary["counts"].items())
+    log.info("sweep: %s", told)
+    for trial in _failed(summary):
+        log.info("  failed:   trial %d: %s", trial["trial"], trial["reason"])
+    for best in [summary["best"], *summary["pareto"]]:
+        if best is not None:
+            point = " ".join(f"{key}={value}" for key, value in best["params"].items())
+            values = ", ".join(f"{name} {value:.4g}" for name, value in best["values"].items())
+            log.info("  best:     trial %d, %s: %s", best["trial"], values, point)
+    log.info("  summary:  %s", study.folder / "final_summary.json")
+    log.info("  compare:  python -m research.compare %s", study.folder)

@@ -1,0 +1,214 @@
+"""The sweep's own run: one in every tracker, however many processes bring it up to date."""
+
+from __future__ import annotations
+
+import csv
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from research.sweeps import parent
+from research.tracking.mlflow import MLflowTracker
+from research.tracking.tensorboard import TensorBoardTracker
+from research.tracking.tracker import Run, Tracker
+from tests.conftest import histories
+from tests.sweeps.test_plots import LATENCY, LOG, TOP1, summary, trial
+
+# MLflow's own use of SQLAlchemy.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+def at(stage: int) -> dict[str, Any]:
+    """A sweep of three trials after so many have ended; the second one was pruned."""
+    trials = [
+        trial(0, params={"lr": 0.01, "seed": 0}, values={"val/top1": 0.5}, epochs={"1": 0.5}),
+        trial(1, "PRUNED", params={"lr": 0.1, "seed": 1}, epochs={"1": 0.25}),
+        trial(2, params={"lr": 0.02, "seed": 0}, values={"val/top1": 0.75}, epochs={"1": 0.75}),
+    ]
+    best = {0: None, 1: 0, 2: 0, 3: 2}[stage]
+    return summary(trials[:stage], {"lr": LOG, "seed": "0,1"}, best=best)
+
+
+def store_of(uri: str) -> Callable[[], Sequence[Tracker]]:
+    return lambda: [MLflowTracker(uri, "ours", system_metrics=True)]
+
+
+def client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def runs_of(uri: str, query: str = "") -> list[Any]:
+    found = client(uri).get_experiment_by_name("ours")
+    return list(client(uri).search_runs([found.experiment_id], query)) if found else []
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+@pytest.fixture
+def dead() -> str:
+    """Where nobody listens."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_one_run_from_the_first_trial_to_the_last(store: str, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    ids = [
+        parent.update(folder, at(stage), store_of(store), ended=ended)
+        # Two workers begin; one of them goes on the next day.
+        for stage, ended in ((0, False), (0, False), (1, False), (2, True), (2, False), (3, False))
+    ]
+    (shown,) = runs_of(store)
+    assert ids == [shown.info.run_id] * 6
+    assert shown.info.run_name == "a_study"
+    assert shown.info.status == "RUNNING"
+    assert shown.inputs.dataset_inputs == []
+    assert not any(name.startswith("system/") for name in shown.data.metrics)
+
+    parent.update(folder, at(3), store_of(store), ended=True)
+    (shown,) = runs_of(store)
+    assert shown.info.status == "FINISHED"
+    assert shown.data.params == {
+        "study": "a_study",
+        "storage": "runs/studies.journal",
+        "sampler": "RandomSampler",
+        "pruner": "null",
+        "objectives": "maximize val/top1",
+        "space.lr": LOG,
+        "space.seed": "0,1",
+    }
+    assert histories(client(store), shown.info.run_id) == {
+        "trials/ended": [(0, 0), (1, 1), (2, 2), (3, 3)],
+        "trials/finished": [(0, 0), (1, 1), (2, 1), (3, 2)],
+        "trials/pruned": [(0, 0), (1, 0), (2, 1), (3, 1)],
+        "trials/failed": [(0, 0), (1, 0), (2, 0), (3, 0)],
+        "trials/killed": [(0, 0), (1, 0), (2, 0), (3, 0)],
+        "best/val/top1": [(1, 0.5), (2, 0.5), (3, 0.75)],
+    }
+    tags = shown.data.tags
+    assert (tags["study"], tags["n_trials"], tags["best_trial"]) == ("a_study", "20", "2")
+    assert (tags["best.lr"], tags["best.seed"]) == ("0.02", "0")
+    assert tags["mlflow.note.content"] == (
+        "**best trial**\n\n| trial | val/top1 | lr | seed |\n| --- | --- | --- | --- |\n"
+        "| 2 | 0.75 | 0.02 | 0 |"
+    )
+
+    drawn = {"history", "learning_curves", "slices"}
+    listed = client(store).list_artifacts(shown.info.run_id, "pictures")
+    assert {entry.path for entry in listed} == {f"pictures/{name}.png" for name in drawn}
+    for name in drawn:
+        with Image.open(folder / "pictures" / f"{name}.png") as image:
+            assert image.format == "PNG"
+    (listed,) = client(store).list_artifacts(shown.info.run_id, "tables")
+    assert listed.path == "tables/trials.csv"
+    table = rows(folder / "tables" / "trials.csv")
+    assert [row["status"] for row in table] == ["FINISHED", "PRUNED", "FINISHED"]
+    assert [row["epoch"] for row in rows(folder / "epoch_metrics.csv")] == ["0", "1", "2", "3"]
+
+
+def test_trials_lie_under_it_and_a_pruned_one_is_told(store: str, tmp_path: Path) -> None:
+    above = parent.update(tmp_path, at(0), store_of(store), ended=False)
+    assert above is not None
+    for number, status in enumerate(("FINISHED", "PRUNED", "FAILED", "KILLED")):
+        tracker = MLflowTracker(store, "ours", system_metrics=False)
+        folder = tmp_path / f"trial_{number:04d}"
+        folder.mkdir()
+        tags = {"mlflow.parentRunId": above, "trial": str(number)}
+        tracker.start(Run(folder, f"trial {number}", {"lr": 0.1}, tags, ("d", "1")))
+        tracker.finish(status)  # type: ignore[arg-type]
+    found = runs_of(store, f"tags.`mlflow.parentRunId` = '{above}'")
+    assert {entry.data.tags["trial"]: entry.info.status for entry in found} == {
+        "0": "FINISHED",
+        "1": "KILLED",
+        "2": "FAILED",
+        "3": "KILLED",
+    }
+    (pruned,) = runs_of(store, "tags.status = 'PRUNED'")
+    assert pruned.data.tags["trial"] == "1"
+
+
+def test_a_trial_tried_again_counts_once_and_is_told(store: str, tmp_path: Path) -> None:
+    found = at(3)
+    # Trial 1 has failed and is tried again, while others end.
+    for status, values, best in (
+        ("FAILED", {}, 2),
+        ("RUNNING", {}, 2),
+        ("FINISHED", {"val/top1": 0.875}, 1),
+    ):
+        found["trials"][1] |= {"status": status, "values": values}
+        found["best"] = found["trials"][best]
+        parent.update(tmp_path, found, store_of(store), ended=False)
+    (shown,) = runs_of(store)
+    told = histories(client(store), shown.info.run_id)
+    assert told["trials/ended"] == [(3, 3), (4, 2), (5, 3)]
+    assert told["best/val/top1"] == [(3, 0.75), (4, 0.75), (5, 0.875)]
+    assert shown.data.tags["best_trial"] == "1"
+
+
+def test_a_store_that_is_away_is_told_later_and_nothing_twice(
+    store: str, dead: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for stage in (0, 1, 1, 2):
+        assert parent.update(tmp_path, at(stage), store_of(dead), ended=False) is None
+    assert "does not answer" in caplog.text
+    assert (tmp_path / "pictures" / "history.png").exists()
+    assert len(rows(tmp_path / "tables" / "trials.csv")) == 2
+
+    above = parent.update(tmp_path, at(3), store_of(store), ended=True)
+    (shown,) = runs_of(store)
+    assert shown.info.run_id == above
+    told = histories(client(store), shown.info.run_id)
+    assert told["trials/ended"] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    listed = client(store).list_artifacts(shown.info.run_id, "pictures")
+    assert "pictures/history.png" in {entry.path for entry in listed}
+
+
+def test_tensorboard_goes_on_too(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for stage, ended in ((0, False), (1, False), (1, False), (2, True), (3, True)):
+        parent.update(tmp_path, at(stage), lambda: [TensorBoardTracker()], ended=ended)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "epoch"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("best/val/top1")] == [
+        (1, 0.5),
+        (2, 0.5),
+        (3, 0.75),
+    ]
+    assert "pictures/history" in events.Tags()["images"]
+
+
+def test_a_front_instead_of_a_best_trial(tmp_path: Path) -> None:
+    started: list[Run] = []
+
+    class Spy(Tracker):
+        def start(self, run: Run) -> None:
+            started.append(run)
+
+    trials = [
+        trial(n, params={"lr": lr}, values={"val/top1": top1, "latency_ms": ms})
+        for n, (lr, top1, ms) in enumerate(((0.1, 0.5, 10.0), (0.2, 0.75, 20.0), (0.3, 0.5, 30.0)))
+    ]
+    found = summary(trials, {"lr": LOG}, (TOP1, LATENCY), pareto=(0, 1))
+    assert parent.update(tmp_path, found, lambda: [Spy()], ended=True) is None
+    assert started[0].config["objectives"] == "maximize val/top1, minimize latency_ms"
+    assert started[0].tags["pareto"] == "0, 1"
+    assert "best_trial" not in started[0].tags
+    assert started[0].tags["mlflow.note.content"].splitlines()[4:] == [
+        "| 0 | 0.5 | 10 | 0.1 |",
+        "| 1 | 0.75 | 20 | 0.2 |",
+    ]
+    (row,) = rows(tmp_path / "epoch_metrics.csv")
+    assert (row["best/val/top1"], row["best/latency_ms"]) == ("0.75", "10.0")

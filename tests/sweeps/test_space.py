@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from optuna.samplers import RandomSampler
+
+from research.config import register
+from research.config.compose import composed
+from research.sweeps.space import Space
+from research.sweeps.study import Study
+
+
+def test_a_grid_goes_in_the_order_of_nested_loops() -> None:
+    space = Space.of({}, ["seed=0,1", "epochs=3", "optimizer.lr=0.1,1e-2", "model=a,b"])
+    assert space.fixed == ["epochs=3"]
+    assert space.size == 8
+    expected = [
+        ["epochs=3", f"seed={seed}", f"optimizer.lr={lr}", f"model={model}"]
+        for seed, lr, model in itertools.product((0, 1), (0.1, 0.01), "ab")
+    ]
+    assert [space.overrides(point) for point in space.points()] == expected
+
+
+def test_values_are_written_as_hydra_reads_them() -> None:
+    space = Space.of({}, ["a=null,true", "b=[1,2],[3]", "c=range(1,4)", "d='x y','z'"])
+    first, *_ = space.points()
+    assert space.overrides(first) == ["a=null", "b=[1,2]", "c=1", "d='x y'"]
+    assert space.size == 2 * 2 * 3 * 2
+
+
+def test_the_command_line_has_the_last_word() -> None:
+    params = {"optimizer.lr": "0.1,0.2", "seed": "0,1", "epochs": "1,2"}
+    space = Space.of(params, ["optimizer.lr=0.3,0.4,0.5", "seed=7"])
+    assert space.size == 6
+    assert space.fixed == ["seed=7"]
+    assert Space.of({}, ["a=1", "b=2", "a=3,4"]).told == {"a": "3,4"}
+    assert space.told == {"optimizer.lr": "0.3,0.4,0.5", "epochs": "1,2"}
+
+
+@pytest.mark.parametrize(
+    ("values", "size"),
+    [
+        ("interval(0.1,0.2)", None),
+        ("int(interval(1,5))", 5),
+        ("int(interval(1,1000000))", None),
+        ("range(0.0,0.3,0.1)", 3),
+        ("tag(log, interval(1e-4,1e-1))", None),
+    ],
+)
+def test_what_is_finite(values: str, size: int | None) -> None:
+    assert Space.of({"x": values}, []).size == size
+
+
+def test_the_random_preset_covers_what_it_says(study_folder: Path) -> None:
+    register()
+    params = composed(["sweep=densenet_random", "model=densenet121"]).sweep
+    space = Space.of(params, [])
+    study = Study("draws", None, RandomSampler, directions=["maximize"])
+    points = []
+    for _ in range(200):
+        claim = study.claim(space, 200, 0, set(), grid=False)
+        assert claim is not None
+        points.append(claim.point)
+        study.tell(claim.number, [0.0])
+        claim.held.release()
+    assert study.claim(space, 200, 0, set(), grid=False) is None
+    for key, low, high in [
+        ("optimizer.lr", 1e-4, 1e-1),
+        ("optimizer.weight_decay", 1e-5, 1e-2),
+    ]:
+        drawn = np.log10([point[key] for point in points])
+        assert drawn.min() >= np.log10(low)
+        assert drawn.max() <= np.log10(high)
+        uniform = scipy.stats.uniform(np.log10(low), np.log10(high / low))
+        assert scipy.stats.kstest(drawn, uniform.cdf).pvalue > 0.01
+    dropout = [point["model.dropout"] for point in points]
+    assert scipy.stats.kstest(dropout, scipy.stats.uniform(0, 0.3).cdf).pvalue > 0.01
+    assert len({tuple(point.items()) for point in points}) == 200

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from research import runs
+from research.sweeps.space import Space
+from research.sweeps.study import MOST_ATTEMPTS, STORE, Claim, Study
+
+pytestmark = pytest.mark.usefixtures("study_folder")
+
+SPACE = Space.of({}, ["a=1,2,3", "b=x,y"])
+EVERY = list(SPACE.points())
+
+
+def opened(name: str = "one") -> Study:
+    return Study(name, None, RandomSampler, directions=["maximize"])
+
+
+def claimed(study: Study, total: int = 6, retry: set[int] | None = None) -> Claim:
+    claim = study.claim(SPACE, total, 0, set() if retry is None else retry, grid=True)
+    assert claim is not None
+    return claim
+
+
+def end(study: Study, claim: Claim) -> None:
+    study.tell(claim.number, [1.0])
+    claim.held.release()
+
+
+def test_a_grid_is_walked_once_whatever_process_asks() -> None:
+    seen = []
+    for _ in range(6):
+        study = opened()
+        claim = claimed(study)
+        seen.append(claim.point)
+        end(study, claim)
+    assert seen == EVERY
+    assert opened().claim(SPACE, 6, 0, set(), grid=True) is None
+
+
+def test_two_who_ask_at_once_share_the_trials() -> None:
+    studies = [opened() for _ in range(4)]
+
+    def work(study: Study) -> list[int]:
+        numbers = []
+        while claim := study.claim(SPACE, 5, 0, set(), grid=True):
+            numbers.append(claim.number)
+            end(study, claim)
+        return numbers
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [number for numbers in pool.map(work, studies) for number in numbers]
+    assert sorted(done) == list(range(5))
+    assert [trial.params for trial in studies[0].trials()] == EVERY[:5]
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, TPESampler])
+def test_no_sampler_repeats_a_point_of_a_finite_space(kind: type[BaseSampler]) -> None:
+    def sampler(seed: int) -> BaseSampler:
+        return kind(seed=seed)  # type: ignore[call-arg]
+
+    study = Study("one", None, sampler, directions=["maximize"])
+    while claim := study.claim(SPACE, 6, 0, set(), grid=False):
+        end(study, claim)
+    points = [trial.params for trial in study.trials()]
+    assert sorted(map(str, points)) == sorted(map(str, EVERY))
+
+
+def test_a_study_that_goes_on_draws_other_points() -> None:
+    space = Space.of({}, ["a=interval(0.0,1.0)"])
+    points = []
+    for _ in range(3):
+        study = opened()
+        claim = study.claim(space, 3, 0, set(), grid=False)
+        assert claim is not None
+        points.append(claim.point["a"])
+        end(study, claim)
+    assert len(set(points)) == 3
+
+
+def test_a_trial_in_other_hands_is_left_alone_and_one_left_behind_is_taken_up() -> None:
+    study = opened()
+    first = claimed(study)
+    assert claimed(opened()).number == 1
+    first.held.release()  # as the system does when a process dies
+    again = claimed(opened())
+    assert (again.number, again.point) == (0, first.point)
+
+
+def test_a_trial_whose_run_still_trains_is_not_taken_up() -> None:
+    study = opened()
+    first = claimed(study)
+    folder = study.run_folder(0, 1)
+    folder.mkdir()
+    study.note(0, run=str(folder))
+    first.held.release()
+    with runs.occupied(folder):
+        assert claimed(study).number == 1
+    assert claimed(study).number == 0
+
+
+def test_a_trial_that_always_dies_is_given_up() -> None:
+    study = opened()
+    first = claimed(study)
+    study.note(0, attempts=MOST_ATTEMPTS)
+    first.held.release()
+    assert claimed(study).number == 1
+    trial = study.trial(0)
+    assert trial.state is TrialState.FAIL
+    assert "died 3 times" in trial.user_attrs["reason"]
+
+
+def test_failures_are_tried_again_when_asked_and_not_before() -> None:
+    study = opened()
+    first = claimed(study)
+    study.fail(0, "it burnt")
+    first.held.release()
+    second = claimed(study)
+    assert second.point == EVERY[1]
+    end(study, second)
+    retry = {0}
+    again = claimed(study, retry=retry)
+    assert (again.number, again.point) == (2, EVERY[0])
+    assert not retry
+    end(study, again)
+    assert [trial.number for trial in study.trials()] == [1, 2]
+    assert claimed(study).point == EVERY[2]
+
+
+def test_a_record_cut_short_is_dropped() -> None:
+    study = opened()
+    end(study, claimed(study))
+    with STORE.open("ab") as file:
+        file.write(b'{"op_code":5,"study_')
+    other = opened()
+    assert claimed(other).number == 1
+    assert len(opened().trials()) == 2
+
+
+def test_a_proposal_left_in_the_queue_is_no_point_run_twice() -> None:
+    study = opened()
+    study.optuna.enqueue_trial(EVERY[0])  # whoever queued it died before he took it
+    claims = [claimed(study) for _ in range(6)]
+    assert [claim.point for claim in claims] == EVERY
+
+
+def test_the_store_is_one_for_all_studies() -> None:
+    for name in ("one", "two"):
+        study = opened(name)
+        end(study, claimed(study))
+    assert sorted(path.name for path in Path("runs").iterdir() if path.suffix == ".journal") == [
+        "studies.journal"
+    ]

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from research import build, session
+from research.loop import Watch
+from research.sweeps.devices import device_of_its_own
+from tests.sweeps.conftest import Sweep, summaries
+from tests.test_train import rows
+
+GRID = ("seed=0,1", "optimizer.lr=0.01,0.02")
+
+
+def test_a_grid_is_recorded_and_is_not_run_twice(
+    sweep: Sweep, study_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep(*GRID)
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FINISHED": 4}
+    assert summary["space"] == {"seed": "0,1", "optimizer.lr": "0.01,0.02"}
+    assert summary["objectives"] == [{"name": "val/top1", "direction": "maximize"}]
+    assert summary["configuration"]["model"]["name"] == "resnet18"
+    points = [
+        (trial["params"]["seed"], trial["params"]["optimizer.lr"]) for trial in summary["trials"]
+    ]
+    assert points == [(0, 0.01), (0, 0.02), (1, 0.01), (1, 0.02)]
+    for trial in summary["trials"]:
+        own = json.loads((Path(trial["paths"]["run"]) / "summary.json").read_text())
+        assert own["status"] == trial["status"] == "FINISHED"
+        assert own["configuration"]["seed"] == trial["params"]["seed"]
+        assert trial["values"] == {"val/top1": own["best_value"]}
+        assert trial["epochs"] == {"1": own["best_value"]}
+        assert trial["attempts"] == 1
+        assert trial["seconds"] >= own["total_time_sec"]
+    best = max(trial["values"]["val/top1"] for trial in summary["trials"])
+    assert summary["best"]["values"] == {"val/top1": best}
+    before = {
+        path: path.stat().st_mtime_ns for path in study_folder.glob("runs/sweeps/*/trial_*/**/*")
+    }
+    with caplog.at_level(logging.INFO):
+        sweep(*GRID)
+    assert "4 of 4 trials are done" in caplog.text
+    assert "nothing is left to do" in caplog.text
+    after = {
+        path: path.stat().st_mtime_ns for path in study_folder.glob("runs/sweeps/*/trial_*/**/*")
+    }
+    assert before == after
+
+
+def test_bad_trials_are_told_with_their_reasons_and_the_others_finish(
+    sweep: Sweep,
+    study_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build.model
+
+    def sometimes(config: Any, facts: Any) -> Any:
+        if config["seed"] == 1:
+            raise RuntimeError("a bug of the model's")
+        if config["seed"] == 2:
+            torch.empty(1 << 60)
+        return model(config, facts)
+
+    monkeypatch.setattr(build, "model", sometimes)
+    told_before_the_next = []
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        told_before_the_next.append(Counter(caplog.text.split())["failed:"])
+        return session_train(*arguments, **more)
+
+    session_train = session.train
+    monkeypatch.setattr(session, "train", watched)
+    words = ("seed=0,1,2,3", "optimizer.lr=0.01", "hydra.sweeper.max_failure_rate=0.8")
+    sweep(*words)
+    sweep(*words[:2], "hydra.sweeper.study_name=other", "optimizer.lr=1e30,0.01", "seed=0")
+    first, other = summaries(study_folder)
+    assert first["counts"] == {"FAILED": 2, "FINISHED": 2}
+    assert [trial["status"] for trial in first["trials"]] == [
+        "FINISHED", "FAILED", "FAILED", "FINISHED",
+    ]  # fmt: skip
+    assert first["trials"][1]["reason"] == "RuntimeError: a bug of the model's"
+    assert "allocate" in first["trials"][2]["reason"]
+    assert [trial["status"] for trial in other["trials"]] == ["FAILED", "FINISHED"]
+    assert "loss" in other["trials"][0]["reason"]
+    assert told_before_the_next[:4] == [0, 0, 1, 2]
+    assert "Traceback" in caplog.text
+
+
+def test_too_many_failures_end_the_sweep(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def never(config: Any, facts: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(build, "model", never)
+    with pytest.raises(SystemExit) as stop:
+        sweep("seed=0,1,2,3,4,5", "hydra.sweeper.max_failure_rate=0.34")
+    assert stop.value.code == 2
+    assert "3 of 6 trials failed" in capsys.readouterr().err
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FAILED": 3}
+    monkeypatch.undo()
+
+
+def test_failures_are_tried_again_on_demand(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(config: Any, facts: Any) -> Any:
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "model", never)
+        sweep("seed=0", "hydra.sweeper.max_failure_rate=1")
+    sweep("seed=0")
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FAILED": 1}
+    sweep("seed=0", "hydra.sweeper.retry_failed=true")
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FINISHED": 1}
+
+
+def test_a_hopeless_trial_is_pruned(sweep: Sweep, study_folder: Path) -> None:
+    sweep(
+        "optimizer.lr=0.02,0.03,1e-12", "monitor=train/loss:min", "epochs=4",
+        "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=2",
+    )  # fmt: skip
+    (summary,) = summaries(study_folder)
+    last = summary["trials"][-1]
+    assert summary["counts"] == {"FINISHED": 2, "PRUNED": 1}
+    assert last["status"] == "PRUNED"
+    assert last["reason"].startswith("MedianPruner at epoch")
+    folder = Path(last["paths"]["run"])
+    assert json.loads((folder / "summary.json").read_text())["status"] == "PRUNED"
+    assert len(rows(folder / "epoch_metrics.csv")) == len(last["epochs"]) < 4
+
+
+def test_an_interrupted_trial_goes_on_where_it_was(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(Watch):
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def epoch(self, epoch: int, value: float) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("research.sweeps.job.TrialWatch", Impatient)
+        with pytest.raises(SystemExit) as stop:
+            sweep("seed=0,1", "epochs=3")
+        assert stop.value.code == 130
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"KILLED": 1}
+    sweep("seed=0,1", "epochs=3")
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FINISHED": 2}
+    first = summary["trials"][0]
+    assert first["paths"]["run"].endswith("trial_0000")
+    assert [row["epoch"] for row in rows(Path(first["paths"]["run"]) / "epoch_metrics.csv")] == [
+        "1", "2", "3",
+    ]  # fmt: skip
+    assert list(first["epochs"]) == ["1", "2", "3"]
+    log = (Path(first["paths"]["run"]) / "train.log").read_text()
+    assert "going on after epoch 2" in log
+
+
+def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "fit", interrupted)
+        with pytest.raises(SystemExit):
+            sweep("seed=0")
+    left = study_folder / summaries(study_folder)[0]["trials"][0]["paths"]["run"]
+    files = {path: path.read_bytes() for path in left.glob("*") if path.is_file()}
+    sweep("seed=0")
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FINISHED": 1}
+    assert summary["trials"][0]["paths"]["run"].endswith("trial_0000_2")
+    assert files == {path: path.read_bytes() for path in left.glob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optimizer.lr=interval(0.1,1.0)"], "a grid has no end of these values"),
+        (["hydra.sweeper.objectives=[speed]"], "hydra.sweeper.objectives=speed"),
+        (
+            ["hydra.sweeper.objectives=[monitor,latency_ms]", "hydra/sweeper/pruner=median"],
+            "cannot stop trials early",
+        ),
+    ],
+)
+def test_mistakes(sweep: Sweep, capsys: Any, words: list[str], told: str) -> None:
+    with pytest.raises(SystemExit):
+        sweep(*words)
+    assert told in capsys.readouterr().err
+
+
+def test_a_study_of_another_search_is_not_mixed_in(sweep: Sweep, capsys: Any) -> None:
+    sweep("seed=0", "hydra.sweeper.study_name=mine")
+    with pytest.raises(SystemExit):
+        sweep("seed=1,2", "hydra.sweeper.study_name=mine")
+    assert "runs/sweeps/mine is of another search" in capsys.readouterr().err
+
+
+def test_several_objectives_make_a_front(sweep: Sweep, study_folder: Path) -> None:
+    sweep("compression.window=1,2", "hydra.sweeper.objectives=[monitor,latency_ms,bytes_per_image]")
+    (summary,) = summaries(study_folder)
+    assert summary["best"] is None
+    assert summary["pareto"]
+    small, large = (trial["values"] for trial in summary["trials"])
+    # 32 px: 16 blocks of luma, 4 of each chroma, of two bytes a coefficient.
+    assert small["bytes_per_image"] == 2 * 24
+    assert large["bytes_per_image"] == 2 * 4 * 24
+    assert 0 < small["latency_ms"] < 1000
+
+
+def test_each_trial_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        device_of_its_own("auto", tmp_path) as first,
+        device_of_its_own("auto", tmp_path) as second,
+        device_of_its_own("auto", tmp_path) as third,
+        device_of_its_own("cpu", tmp_path) as told,
+    ):
+        assert (first, second, third, told) == ("cuda:0", "cuda:1", "cuda:0", "cpu")
+    with device_of_its_own("auto", tmp_path) as again:
+        assert again == "cuda:0"
