@@ -1,279 +1,174 @@
-"""Trained runs side by side: ``python -m research.compare RUN RUN …``."""
+"""Recorded runs compared over seeds: ``python -m research.compare RUNS… group_by=…``."""
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from research import cli
-from research.config.schema import COUNT, DEVICE, TEXT, Rule, one_of
+from research import cli, logs
+from research.comparison import collect
+from research.comparison.page import page
+from research.comparison.tables import flat, flat_runs, markdown
+from research.comparison.upload import FOLDER, upload
+from research.comparison.verdicts import Comparison, compare
+from research.config.schema import TEXT, Rule, number
 from research.errors import UserError
-
-if TYPE_CHECKING:
-    from research.data.batch import Batch
-    from research.data.loader import EpochLoader
-    from research.tasks.task import Monitor
-    from research.trial import Trial
-
-log = logging.getLogger("research.compare")  # as a command, this module is called __main__
+from research.files import to_json, write_text
+from research.tracking.files import csv_text
 
 USAGE = """
-python -m research.compare RUN RUN … [key=value …]
+python -m research.compare [RUN|FOLDER …] [key=value …]
 
-RUNs are run folders or checkpoints of one task. Prints a Markdown table with a row a run: model,
-parameters, size of weights and statistics (MB), milliseconds an image, images a second in the
-largest batch, the task's main metrics on the split, and ranks by speed (in the smallest batch),
-accuracy (the metric that picked the first run's best epoch) and size; equals share one.
-Times are those of the network and of what follows it up to classes or boxes, on real images of the
-split that wait on the device: median of rounds in which the runs take turns, after warming up, the
-device's work done. Writes comparison.csv, comparison.json and comparison.png.
-  split=val          val, train (with validation crops) or test
-  checkpoint=best    best or last, of run folders
-  rounds=20          how often each run is timed
-  batch=1,8          images a timed batch
-  device=auto        auto, cpu, cuda, cuda:N or mps
-  out=               folder for the results; runs/compare/TIME by default
-Any setting of the runs may follow, such as dataset.root=FOLDER for data that were moved.
+Compares runs over seeds from what their folders say, in seconds; FOLDERs are searched for runs,
+runs/ by default, such as runs/sweeps/STUDY. Prints two Markdown tables: each group's mean and
+sample standard deviation over seeds, and its difference from one group, paired by seed where seeds
+match, with a bootstrap interval, Student's t interval, and whether the difference can be told from
+chance: it can if both intervals exclude zero. Writes comparison.html (sortable tables, learning
+curves, differences, accuracy against cost; one file that needs no network), comparison.csv,
+runs.csv and comparison.json.
+  experiment=       only runs of this recipe
+  status=FINISHED   which runs count: a list such as FINISHED,KILLED, or all
+  metric=           column of epoch_metrics.csv, METRIC, METRIC:max or METRIC:min, read in the best
+                    epoch; by default the metric that picked it
+  group_by=         settings or groups of settings, such as model,optimizer.lr; by default all in
+                    which the runs differ but for seed, name, tags, logging, device and paths
+  against=          the group that the others are held against: its number in the table, its label
+                    or a part of it; by default the best
+  confidence=0.95   of the intervals
+  title=            of the page
+  mlflow=           URI of a store that gets the files; by default the run of the sweep, where all
+                    runs are of one
+  out=              folder for the results; runs/compare/TIME by default
 """
 
-BATCHES = Rule(
-    "whole numbers of at least 1, such as 1,8",
-    lambda value: all(part.strip().isdecimal() and int(part) > 0 for part in str(value).split(",")),
-)
 OPTIONS: dict[str, tuple[str, Rule]] = {
-    "split": ("val", one_of("val", "train", "test")),
-    "checkpoint": ("best", one_of("best", "last")),
-    "rounds": ("20", COUNT),
-    "batch": ("1,8", BATCHES),
-    "device": ("auto", DEVICE),
+    "experiment": ("", TEXT),
+    "status": ("FINISHED", TEXT),
+    "metric": ("", TEXT),
+    "group_by": ("", TEXT),
+    "against": ("", TEXT),
+    "confidence": ("0.95", number(above=0, below=1)),
+    "title": ("", TEXT),
+    "mlflow": ("", TEXT),
     "out": ("", TEXT),
 }
-MB = 1e6
+STATUSES = ("FINISHED", "PRUNED", "KILLED", "FAILED", "RUNNING", "all")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One run.
-
-    Attributes:
-        run: the run folder or file.
-        model: the network's name.
-        parameters: all of them.
-        size: bytes of its state dict.
-        seconds: of each batch size, median of a batch.
-        metrics: on the split.
-        ranks: by ``speed``, ``accuracy`` and ``size``, 1 the best; equals share one.
-    """
-
-    run: str
-    model: str
-    parameters: int
-    size: int
-    seconds: dict[int, float]
-    metrics: dict[str, float]
-    ranks: dict[str, int]
-
-
-def compare(
-    runs: Sequence[Path],
-    split: str,
-    which: str,
-    device: str,
-    overrides: Sequence[str],
-    rounds: int,
-    batches: Sequence[int],
-) -> tuple[list[Row], Monitor]:
-    """A row a run, and the metric by which they are ranked.
-
-    Raises:
-        UserError: when the runs are not of one task.
-    """
-    from research import build
-    from research.trial import trial
-
-    every = [trial(run, split, which, device, overrides) for run in runs]
-    _check_data(runs, every)
-    judged = [one.judge(split).metrics for one in every]
-    monitor = every[0].monitor(judged[0])
-    for run, metrics in zip(runs, judged, strict=True):
-        if monitor.metric not in metrics:
-            raise UserError(
-                f"{run}: has no {monitor.metric}, by which {runs[0]} is judged; compare runs of "
-                "one task"
-            )
-    spent: list[dict[int, float]] = [{} for _ in every]
-    for count in batches:
-        for taken, seconds in zip(spent, _times(every, count, rounds), strict=True):
-            taken[count] = seconds
-    networks = [one.trained.model for one in every]
-    sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in networks]
-    sign = -1 if monitor.mode == "max" else 1
-    ranks = {
-        "speed": _ranks([taken[batches[0]] for taken in spent]),
-        "accuracy": _ranks([sign * metrics[monitor.metric] for metrics in judged]),
-        "size": _ranks(sizes),
-    }
-    rows = [
-        Row(
-            str(run),
-            build.model_name(every[place].trained.config),
-            sum(p.numel() for p in networks[place].parameters()),
-            sizes[place],
-            spent[place],
-            judged[place],
-            {name: ranked[place] for name, ranked in ranks.items()},
+def notes(found: Comparison) -> tuple[list[str], list[str]]:
+    """Sentences on how to read a comparison: what this one in particular needs, and the rest."""
+    own = []
+    runs = [run for group in found.groups for run in group.runs]
+    if found.metric.startswith("val/") and any(run.monitor[0] == found.metric for run in runs):
+        own.append(
+            f"Each run's best epoch was picked by the very {found.metric} shown, which is "
+            "therefore optimistic; research.evaluate RUN split=test judges on data that picked "
+            "nothing."
         )
-        for place, run in enumerate(runs)
+    judged = sum(one is not None and one.told is not None for one in found.differences)
+    by_chance = (1 - found.confidence) * judged
+    if by_chance >= 1:
+        own.append(
+            f"Of so many groups some {by_chance:.0f} look distinguishable by chance alone, and "
+            "more where the best is held against the others: it is in part the luckiest."
+        )
+    return own, [
+        "A difference is distinguishable if the bootstrap interval (percentiles of 10,000 "
+        "resamples of seeds) and Student's t interval of the mean both exclude zero: with few "
+        "seeds the bootstrap alone is too narrow.",
+        "Seeds to add are for a chance of 80 % to tell a difference of the size seen, by its "
+        "standard deviation so far: a rough guide while seeds are few.",
+        "Each verdict stands for itself: what many comparisons have found is to be run again on "
+        "new seeds.",
     ]
-    return rows, monitor
 
 
-def _check_data(runs: Sequence[Path], every: Sequence[Trial]) -> None:
-    """Warn of runs that are judged on other images than the first."""
-    first, *others = [one.trained.data.fingerprint() for one in every]
-    for run, other in zip(runs[1:], others, strict=True):
-        if other != first:
-            log.warning("%s is judged on other data than %s: ranks say little", run, runs[0])
-
-
-def _times(every: Sequence[Trial], count: int, rounds: int) -> list[float]:
-    from research.timing import in_turn
-
-    return in_turn([_pass(one, count) for one in every], rounds)
-
-
-def _pass(one: Trial, count: int) -> Callable[[], None]:
-    """Something that predicts ``count`` images of the split, read before, and waits for it."""
-    import torch
-
-    from research.loop import autocast
-    from research.timing import wait_for
-
-    trained = one.trained
-    batch = _images(one.loader, count).to(trained.device)
-    with torch.inference_mode():
-        prepared = trained.transform(batch, None)
-
-    @torch.inference_mode()
-    def once() -> None:
-        with autocast(trained.device, trained.config["precision"]):
-            trained.task.predict(trained.model, prepared)
-        wait_for(trained.device)
-
-    return once
-
-
-def _images(loader: EpochLoader, count: int) -> Batch:
-    """The first images that can be read, again and again if there are not enough in a batch."""
-    import torch
-
-    batch = next(batch for batch in loader.epoch(0) if len(batch))
-    chosen = torch.arange(count) % len(batch)
-    return batch.map(lambda tensor: tensor[chosen.to(tensor.device)])
-
-
-def _ranks(values: Sequence[float]) -> list[int]:
-    """1 for the smallest; what is not a number comes last."""
-    ordered = [value if value == value else float("inf") for value in values]
-    return [1 + sum(other < value for other in ordered) for value in ordered]
-
-
-def flat(row: Row) -> dict[str, float | int | str]:
-    """A row of the CSV file."""
-    speed = {f"ms_image_batch_{n}": 1000 * seconds / n for n, seconds in row.seconds.items()}
-    largest = max(row.seconds)
+def record(found: Comparison, title: str, created: str, told: Sequence[str]) -> dict[str, Any]:
+    """``comparison.json``: all that the tables and the page say, but for the curves."""
+    groups = zip(flat(found), found.groups, found.differences, strict=True)
     return {
-        "run": row.run,
-        "model": row.model,
-        "parameters": row.parameters,
-        "size_mb": row.size / MB,
-        **speed,
-        "fps": largest / row.seconds[largest],
-        **row.metrics,
-        **{f"rank_{name}": rank for name, rank in row.ranks.items()},
+        "title": title,
+        "created": created,
+        "metric": found.metric,
+        "mode": found.mode,
+        "confidence": found.confidence,
+        "reference": found.groups[found.reference].label,
+        "groups": [
+            {**row, "values": group.values, "difference": difference and asdict(difference)}
+            for row, group, difference in groups
+        ],
+        "runs": flat_runs(found),
+        "left_out": dict(found.left_out),
+        "notes": list(told),
     }
 
 
-def table(rows: Sequence[Row], monitor: Monitor) -> str:
-    """The rows as Markdown."""
-    from research.trial import MAIN
-
-    metrics = [name for name in MAIN if name in rows[0].metrics]
-    if monitor.metric not in metrics:
-        metrics.append(monitor.metric)
-    batches = list(rows[0].seconds)
-    header = [
-        "run", "model", "parameters", "size MB", *(f"ms/image, batch {n}" for n in batches),
-        f"FPS, batch {max(batches)}", *metrics, "speed", "accuracy", "size",
-    ]  # fmt: skip
-    lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
-    for row in rows:
-        told = flat(row)
-        cells = [
-            row.run,
-            row.model,
-            f"{row.parameters:,}",
-            f"{told['size_mb']:.1f}",
-            *(f"{told[f'ms_image_batch_{n}']:.1f}" for n in batches),
-            f"{told['fps']:.1f}",
-            *(f"{row.metrics[name]:.3f}" for name in metrics),
-            *(str(rank) for rank in row.ranks.values()),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write(out: Path, rows: Sequence[Row], monitor: Monitor, told: Mapping[str, Any]) -> None:
-    """``comparison.csv``, ``.json`` (with what was asked, ``told``) and ``.png``."""
-    from research import charts
-    from research.files import to_json, write_atomic, write_text
-    from research.tracking.files import csv_text
-
-    plain = [flat(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in plain for key in row))
-    write_text(out / "comparison.csv", csv_text(columns, plain))
-    content = {**told, "ranked_by": monitor.metric, "runs": [asdict(row) for row in rows]}
-    write_text(out / "comparison.json", to_json(content))
-    first = min(rows[0].seconds)
-    models = [row.model for row in rows]
-    picture = charts.speed_and_accuracy(
-        models if len(set(models)) == len(models) else [row.run for row in rows],
-        [1000 * row.seconds[first] / first for row in rows],
-        [row.metrics[monitor.metric] for row in rows],
-        [row.size / MB for row in rows],
-        monitor.metric,
-    )
-    write_atomic(out / "comparison.png", lambda path: picture.save(path, "PNG"))
+def write(out: Path, found: Comparison, title: str) -> list[Path]:
+    """``comparison.html``, ``.json``, ``.csv`` (a row a group) and ``runs.csv``; returns them."""
+    created = f"{datetime.now():%Y-%m-%d %H:%M}"
+    groups, runs = flat(found), flat_runs(found)
+    own, general = notes(found)
+    texts = {
+        "comparison.html": page(found, title, created, own, general, out),
+        "comparison.json": to_json(record(found, title, created, [*own, *general])),
+        "comparison.csv": csv_text(list(groups[0]), groups),
+        "runs.csv": csv_text(list(runs[0]), runs),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
+    return [out / name for name in texts]
 
 
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
-    if not paths:
-        raise UserError("give RUN folders first, then key=value settings; see --help")
-    asked, rest = cli.mixed(settings, OPTIONS, "compare")
-    batches = [int(part) for part in str(asked["batch"]).split(",")]
-    out = Path(asked["out"] or f"runs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    # Imported late: a mistake is answered before torch is there.
-    from research import logs
-
-    # Standard output is for the result alone.
+    asked = cli.typed(settings, OPTIONS, "compare")
+    statuses = asked["status"].split(",")
+    for status in statuses:
+        cli.choose("status", status, STATUSES)
+    metric, _, mode = asked["metric"].partition(":")
+    if mode:
+        cli.choose("metric", f"{metric}:{mode}", (f"{metric}:max", f"{metric}:min"))
     logs.to_terminal(sys.stderr)
-    split, rounds = asked["split"], asked["rounds"]
-    runs = [Path(path) for path in paths]
-    rows, monitor = compare(
-        runs, split, asked["checkpoint"], asked["device"], rest, rounds, sorted(set(batches))
-    )
-    told = {"split": split, "rounds": rounds, "device": asked["device"]}
+    folders = collect.find([Path(path) for path in paths or ["runs"]])
+    wanted = [] if "all" in statuses else statuses
+    runs, left_out = collect.select(folders, asked["experiment"], wanted)
+    if not runs:
+        raise UserError(f"no run to compare{_left(left_out) or '; give other RUN folders'}")
+    if metric:
+        collect.check_metric(runs, metric)
+        mode = mode or collect.direction(runs, metric)
+    else:
+        metric, mode = collect.monitored(runs)
+    chosen = [run for run in runs if run.value(metric) is not None]
+    if not chosen:
+        raise UserError(f"metric={metric}: no run has it in its best epoch; choose another")
+    if len(chosen) < len(runs):
+        left_out[f"without {metric}"] = len(runs) - len(chosen)
+    by = [key for key in asked["group_by"].split(",") if key]
+    found = compare(chosen, metric, mode, by, asked["against"], asked["confidence"], left_out)
     # First: no disk can take it back.
-    print(table(rows, monitor))
+    print("\n\n".join([markdown(found), *notes(found)[0]]))
+    if left_out:
+        print(f"\nleft out{_left(left_out)}", file=sys.stderr)
+    single = Path(paths[0]).name if len(paths) == 1 else ""
+    title = asked["title"] or asked["experiment"] or single
+    out = Path(asked["out"] or f"runs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     with cli.written(out):
-        write(out, rows, monitor, told)
-    print(f"\nfiles: {out}", file=sys.stderr)
+        files = write(out, found, title or f"Comparison by {metric}")
+    stored = upload(files, chosen, asked["mlflow"])
+    print(f"\npage: {out / 'comparison.html'}", file=sys.stderr)
+    if stored:
+        print(f"mlflow: run {stored}, artifacts in {FOLDER}/", file=sys.stderr)
+
+
+def _left(left_out: Mapping[str, int]) -> str:
+    told = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
+    hint = "; status=all takes unfinished ones in" if {*STATUSES} & {*left_out} else ""
+    return f": {told}{hint}" if told else ""
 
 
 if __name__ == "__main__":

@@ -164,8 +164,8 @@ def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
             there = framed(batch.sizes, batch.inputs.shape[-1])[:, None]
             return replace(batch, inputs=disturb(batch.inputs) * there)
 
-        def panels(self, inputs: Tensor) -> list[Tensor]:
-            return self.usual.panels(inputs)
+        def panels(self, batch: DetectionBatch) -> list[Tensor]:
+            return self.usual.panels(batch)
 
     return Disturbed()
 

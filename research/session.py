@@ -81,7 +81,8 @@ def train(
     experiment = build.experiment(config if last is None else _going_on(config), preparing)
     parts, data = experiment.parts, experiment.data
     state, tracking = _restore(experiment, last)
-    environment = runs.describe(folder, config, overrides)
+    fingerprint = data.fingerprint()
+    environment = runs.describe(folder, config, overrides, (data.name, fingerprint))
     about = {
         "model": build.model_name(config),
         "parameters": experiment.parameters,
@@ -96,7 +97,6 @@ def train(
             *build.trackers(config),
         ]
     )
-    fingerprint = data.fingerprint()
     every_tag = {
         **{key: str(value) for key, value in config["tags"].items()},
         **(tags or {}),

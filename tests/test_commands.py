@@ -74,25 +74,6 @@ def epochs_and_batches(folder: Path) -> list[tuple[int, int]]:
     return [(int(r["epoch"]), int(r["batch"])) for r in rows(folder / "batch_metrics.csv")]
 
 
-@pytest.mark.long
-def test_a_multirun_keeps_one_record_of_the_job_that_failed_too(tmp_path: Path) -> None:
-    make_folders(tmp_path / "data" / "train", 4)
-    make_folders(tmp_path / "data" / "val", 2, seed=1)
-    words = [*TINY, *SMALL, *data_overrides(tmp_path / "data"), "max_train_batches=1"]
-    # The second job finds the folder of the first.
-    with process(tmp_path, *TRAIN, "-m", *words, "seed=0,1", "run_dir=out") as started:
-        status, _, errors = outcome(started)
-    assert status != 0
-    assert "out already holds a run" in errors
-    (file,) = (tmp_path / "runs" / "multirun").glob("*/final_summary.json")
-    summary = json.loads(file.read_text())
-    assert summary["counts"] == {"FAILED": 1, "FINISHED": 1}
-    good, bad = summary["jobs"]
-    assert good["overrides"][-2:] == ["seed=0", "run_dir=out"]
-    assert good["paths"]["run"] == "out"
-    assert bad["reason"].startswith("UserError: run_dir: out already holds a run")
-
-
 @pytest.fixture
 def training(tmp_path: Path, store: str) -> list[str]:
     """A ``train.py`` command of four epochs of 15 batches, its results in MLflow."""

@@ -1,242 +1,223 @@
-"""Runs side by side: ranks, times and metrics against what each run says by itself."""
+"""Recorded runs compared: the command, from folders to tables and files."""
 
 from __future__ import annotations
 
 import csv
 import json
-import time
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor, nn
 
-import research
-from research import compare, timing, trial
-from research.config import compose_config, resolved
-from research.data.batch import ClassificationBatch
-from research.data.loader import EpochLoader, Key
+from research import compare
 from research.errors import UserError
-from research.evaluate import evaluate
-from research.tasks.classification import Classification
-from research.tasks.task import Monitor
-from tests.conftest import TINY, run
-from tests.test_robustness import Plain
-
-Compose = Callable[..., dict[str, Any]]
+from tests.comparison.recorded import config, record, study
+from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize(
-    ("values", "ranks"),
-    [
-        ([3.0, 1.0, 2.0], [3, 1, 2]),
-        ([1.0, 1.0, 2.0], [1, 1, 3]),
-        ([float("nan"), 5.0, -5.0], [3, 2, 1]),
-        ([1.0], [1]),
-    ],
-)
-def test_ranks(values: list[float], ranks: list[int]) -> None:
-    assert compare._ranks(values) == ranks
+def table(printed: str, place: int) -> list[list[str]]:
+    """Cells of one of the Markdown tables, header first."""
+    block = [part for part in printed.split("\n\n") if part.startswith("|") or "\n|" in part][place]
+    lines = [line for line in block.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_times_are_medians_of_rounds_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = 0.0
-    order = []
-
-    def network(name: str, seconds: list[float]) -> Callable[[], None]:
-        left = iter([100.0, 100.0, *seconds])  # the first two warm up
-
-        def once() -> None:
-            nonlocal clock
-            order.append(name)
-            clock += next(left)
-
-        return once
-
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock))
-    passes = [network("a", [1.0, 9.0, 2.0]), network("b", [5.0, 4.0, 3.0])]
-    assert timing.in_turn(passes, 3) == [2.0, 4.0]
-    assert order == ["a", "b"] * 5
-
-
-# -- of runs that were trained ------------------------------------------------------------------
-
-
-def test_a_run_beside_its_weights(
-    small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_two_models_over_three_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run(small(*TINY, "run_dir=r"))
-    weights = "r/checkpoints/final.safetensors"
-    capsys.readouterr()
-    compare.main(["r", weights, "rounds=2", "batch=8,1", "device=cpu", "out=seen"])
-    printed = capsys.readouterr().out.strip().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed]
-    assert cells[0] == [
-        "run", "model", "parameters", "size MB", "ms/image, batch 1", "ms/image, batch 8",
-        "FPS, batch 8", "top1", "speed", "accuracy", "size",
+    monkeypatch.chdir(tmp_path)
+    study(tmp_path / "runs" / "sweeps" / "one")
+    record(tmp_path / "runs" / "killed", config(), [0.1], status="KILLED")
+    compare.main(["out=seen"])
+    said = capsys.readouterr()
+    assert "val/top1 (higher is better) in each run's best epoch" in said.out
+    assert "optimistic" in said.out
+    assert "left out: 1 KILLED; status=all" in said.err
+    _, _, first, second = table(said.out, 0)
+    assert first == ["1", "resnet34", "3", "0.9133 ± 0.0153", "0.9000 … 0.9300", "8,000", "6.0"]
+    assert second[:4] == ["2", "densenet121", "3", "0.9117 ± 0.0135"]
+    header, _, row = table(said.out, 1)
+    assert header[1] == "difference from resnet34"
+    assert row == [
+        "2", "densenet121", "-0.0017", "[-0.0050, +0.0020]", "[-0.0104, +0.0071]", "paired",
+        "not distinguishable: needs about 34 more seeds to tell",
     ]  # fmt: skip
     told = json.loads((tmp_path / "seen" / "comparison.json").read_text())
-    assert (told["ranked_by"], told["split"], told["rounds"]) == ("top1", "val", 2)
-    model = research.load(folder, "cpu").model
-    expected = evaluate(folder, "val", "best", "cpu", [])["metrics"]
-    for row, shown, name in zip(told["runs"], cells[2:], ("r", weights), strict=True):
-        assert row["parameters"] == sum(p.numel() for p in model.parameters())
-        assert row["size"] == sum(t.nbytes for t in model.state_dict().values())
-        assert row["metrics"] == expected
-        assert shown[:3] == [name, "resnet18", f"{row['parameters']:,}"]
-        assert float(shown[4]) == pytest.approx(1000 * row["seconds"]["1"], abs=0.051)
-        assert float(shown[5]) == pytest.approx(1000 / 8 * row["seconds"]["8"], abs=0.051)
-        assert float(shown[6]) == pytest.approx(8 / row["seconds"]["8"], abs=0.051)
-        assert float(shown[7]) == pytest.approx(expected["top1"], abs=5.1e-4)
-        assert shown[8:] == [str(row["ranks"][key]) for key in ("speed", "accuracy", "size")]
-    assert [row["ranks"]["size"] for row in told["runs"]] == [1, 1]
-    assert sorted(row["ranks"]["speed"] for row in told["runs"]) == [1, 2]
+    assert told["groups"][0]["values"] == {"0": 0.9, "1": 0.91, "2": 0.93}
+    assert (told["reference"], told["left_out"]) == ("resnet34", {"KILLED": 1})
     with (tmp_path / "seen" / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == ["r", weights]
-    assert float(rows[0]["fps"]) == pytest.approx(8 / told["runs"][0]["seconds"]["8"])
-    with Image.open(tmp_path / "seen" / "comparison.png") as chart:
-        assert chart.width > 300
+    assert [row["group"] for row in rows] == ["resnet34", "densenet121"]
+    assert float(rows[1]["t_high"]) == pytest.approx(0.0071, abs=1e-4)
+    with (tmp_path / "seen" / "runs.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert (tmp_path / "seen" / "comparison.html").stat().st_size > 20_000
 
 
-# -- of runs that are made up -------------------------------------------------------------------
+def test_against_and_metric_and_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(tmp_path / "a")
+    words = [str(tmp_path / "a"), f"out={tmp_path / 'out'}"]
+    for against in ("2", "densenet121", "dense"):
+        compare.main([*words, f"against={against}"])
+        row = table(capsys.readouterr().out, 1)[2]
+        assert row[1:4] == ["resnet34", "+0.0017", "[-0.0020, +0.0050]"]
+    compare.main([*words, "metric=val/loss"])
+    printed = capsys.readouterr().out
+    assert "val/loss (lower is better)" in printed
+    assert "optimistic" not in printed
+    assert table(printed, 0)[2][1:4] == ["resnet34", "3", "0.08667 ± 0.01528"]
+    compare.main([*words, "metric=val/loss:max", "group_by=model", "confidence=0.5"])
+    printed = capsys.readouterr().out
+    assert table(printed, 0)[2][1] == "densenet121"
+    assert table(printed, 1)[0][3] == "bootstrap 50 %"
+    compare.main([*words, "group_by=optimizer.lr"])
+    printed = capsys.readouterr().out
+    assert table(printed, 0)[2][1:3] == ["all runs", "3 (6 runs)"]
+    assert "difference" not in printed
 
 
-class Digits:
-    """Six images whose class is their value; each batch of the loader holds four at most."""
-
-    left_out: dict[str, int] = {}  # noqa: RUF012
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitems__(self, keys: list[Key]) -> ClassificationBatch:
-        index = torch.tensor([key.index for key in keys])
-        images = (index % 3)[:, None, None, None].expand(-1, 3, 4, 4)
-        return ClassificationBatch(index, images, index % 3)
-
-
-class Slow(nn.Module):
-    """Right on classes below ``known``; takes so many milliseconds an image."""
-
-    def __init__(self, known: int, milliseconds: float) -> None:
-        super().__init__()
-        self.known, self.milliseconds = known, milliseconds
-        self.weight = nn.Parameter(torch.zeros(known, 10))
-        self.seen: list[list[int]] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        values = images[:, 0, 0, 0]
-        self.seen.append(values.tolist())
-        time.sleep(len(images) * self.milliseconds / 1000)
-        said = torch.where(values < self.known, values, (values + 1) % 3)
-        return nn.functional.one_hot(said.long(), 3).float()
+def test_a_clear_difference_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for lr, lost in ((0.1, 0.0), (0.2, 0.05), (0.3, 0.3)):
+        for seed, noise in enumerate((0.001, -0.002, 0.0015)):
+            settings = config(lr=lr, seed=seed + (10 if lr == 0.3 else 0))
+            record(tmp_path / f"{lr}_{seed}", settings, [0.9 - lost + (1 + lr) * noise])
+    record(tmp_path / "single", config(lr=0.4), [0.2])
+    compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
+    rows = table(capsys.readouterr().out, 1)[2:]
+    assert [row[-2:] for row in rows] == [
+        ["paired", "distinguishable: worse"],
+        ["unpaired", "distinguishable: worse"],
+        ["unpaired", "no spread yet: one seed"],
+    ]
+    assert rows[2][3:5] == ["", ""]
 
 
-def made_up(
-    monkeypatch: pytest.MonkeyPatch, models: dict[str, Slow], **other: Any
-) -> Callable[..., trial.Trial]:
-    """Runs of these names, in the place of runs on the disk."""
-    usual = resolved(compose_config(["model=resnet34", "device=cpu"])[0])
-    task = Classification(["a", "b", "c"], 0.0)
-
-    def trial_of(path: Path, *_: Any) -> trial.Trial:
-        own = other.get(path.name, {})
-        data: Any = SimpleNamespace(fingerprint=lambda: own.get("data", "same"))
-        config = {**usual, "name": path.name, "monitor": own.get("monitor")}
-        loaded = trial.Trained(
-            config, ["a", "b", "c"], own.get("task", task), models[path.name], data, Plain(),
-            torch.device("cpu"),
-        )  # fmt: skip
-        return trial.Trial(loaded, EpochLoader(Digits(), 4, seed=0, train=False), {})
-
-    monkeypatch.setattr(trial, "trial", trial_of)
-    return trial_of
-
-
-def test_ranks_by_speed_accuracy_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    made_up(monkeypatch, {"large": Slow(3, 1), "middle": Slow(2, 9), "small": Slow(1, 20)})
-    runs = [Path("middle"), Path("large"), Path("small")]
-    rows, monitor = compare.compare(runs, "val", "best", "cpu", [], 3, [1, 5])
-    assert monitor == ("top1", "max")
-    assert [row.metrics["top1"] for row in rows] == pytest.approx([2 / 3, 1, 1 / 3])
-    assert [row.ranks["accuracy"] for row in rows] == [2, 1, 3]
-    assert [row.ranks["speed"] for row in rows] == [2, 1, 3]
-    assert [row.ranks["size"] for row in rows] == [2, 3, 1]
-    for row, milliseconds in zip(rows, (9, 1, 20), strict=True):
-        for count in (1, 5):
-            assert 1000 * row.seconds[count] >= count * milliseconds
-    assert rows[2].seconds[5] == pytest.approx(0.1, rel=0.3)
-
-
-def test_more_images_than_a_batch_holds_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Slow(3, 0)
-    loaded = made_up(monkeypatch, {"a": model})(Path("a"))
-    assert compare._images(loaded.loader, 6).labels.tolist() == [0, 1, 2, 0, 0, 1]
-    compare._pass(loaded, 2)()
-    assert model.seen == [[0, 1]]
-
-
-def test_a_metric_that_should_be_low_ranks_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    low = {"monitor": "val/loss:min"}
-    made_up(monkeypatch, {"a": Slow(1, 0), "b": Slow(3, 0)}, a=low, b=low)
-    rows, monitor = compare.compare([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
-    assert monitor == ("loss", "min")
-    assert [row.ranks["accuracy"] for row in rows] == [2, 1]
-    assert compare.table(rows, monitor).splitlines()[0].count("| top1 | loss |") == 1
-    # The training loss is none of the split's metrics.
-    made_up(monkeypatch, {"a": Slow(1, 0)}, a={"monitor": "train/loss:min"})
-    assert compare.compare([Path("a")], "val", "best", "cpu", [], 1, [1])[1] == Monitor(
-        "top1", "max"
-    )
-
-
-def test_runs_of_two_tasks_and_of_other_data(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_many_groups_come_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Pairs:
-        names = ("pairs",)
+    for place in range(21):
+        for seed in (0, 1):
+            settings = config(lr=1.0 + place, seed=seed)
+            record(tmp_path / f"{place}_{seed}", settings, [0.9 + 0.001 * seed * place])
+    compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
+    assert "Of so many groups some 1 look distinguishable by chance" in capsys.readouterr().out
+    compare.main([str(tmp_path), f"out={tmp_path / 'out'}", "confidence=0.99"])
+    assert "by chance" not in capsys.readouterr().out
 
-        def update(self, *_: Any) -> None: ...
 
-        def compute(self) -> dict[str, float]:
-            return {"pairs": 0.5}
+def test_runs_that_monitored_other_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(tmp_path)
+    record(tmp_path / "loss", config(lr=0.5), [0.5, 0.2], monitor=("val/loss", "min"))
+    with pytest.raises(UserError, match=r"monitored val/loss:min and val/top1:max; choose one"):
+        compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
+    compare.main([str(tmp_path), "metric=val/top1", f"out={tmp_path / 'out'}"])
+    assert "lr=0.5" in capsys.readouterr().out
 
-    ranking = SimpleNamespace(
-        metrics=lambda device: Pairs(), predict=lambda model, batch: None,
-        monitor=Monitor("val/pairs", "max"),
-    )  # fmt: skip
-    models = {"a": Slow(1, 0), "b": Slow(3, 0)}
-    made_up(monkeypatch, models, b={"task": ranking})
-    with pytest.raises(UserError, match="b: has no top1, by which a is judged") as caught:
-        compare.compare([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
-    assert "\n" not in str(caught.value)
-    made_up(monkeypatch, models, b={"data": "other"})
-    compare.compare([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
-    assert "b is judged on other data than a" in caplog.text
+
+def test_costs_that_a_sweep_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(tmp_path)
+    trials: list[dict[str, Any]] = [
+        {"values": {"val/top1": 0.9, "latency_ms": 3.5}, "paths": {"run": "elsewhere/resnet34_0"}},
+        {"status": "FAILED"},
+    ]
+    (tmp_path / "final_summary.json").write_text(json.dumps({"trials": trials}))
+    compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
+    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+        rows = {Path(row["run"]).name: row["latency_ms"] for row in csv.DictReader(file)}
+    assert rows == {"resnet34_0": "3.5"} | {name: "" for name in rows if name != "resnet34_0"}
+    text = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert '{"key":"latency_ms","label":"latency","unit":"ms/image"}' in text
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give RUN folders first"),
-        (["a", "batch=0"], "batch=0: expected whole numbers"),
-        (["a", "batch=1,x"], "batch=1,x: expected whole numbers"),
-        (["a", "rounds=0"], "rounds=0: expected a whole number"),
-        (["a", "round=1"], "did you mean 'rounds'?"),
-        (["a", "split=all"], "split=all"),
-        (["a"], "no checkpoint in a"),
+        (["nowhere"], "nowhere: no run here"),
+        (["a", "experiment=demo"], "no run to compare; give other RUN folders"),
+        (["a", "status=DONE"], "status=DONE"),
+        (["a", "status=PRUNED"], "no run to compare: 6 FINISHED; status=all"),
+        (["a", "metric=val/top2"], "did you mean 'val/top1'?"),
+        (["a", "metric=val/top1:best"], "allowed: val/top1:max, val/top1:min"),
+        (["a", "group_by=lr"], "group_by=lr: no run has such a setting"),
+        (["a", "against=vgg"], "against=vgg: no such group; there are resnet34, densenet121"),
+        (["a", "against=e"], "against=e: fits several groups"),
+        (["a", "against=3"], "against=3: no such group"),
+        (["a", "confidence=95"], "confidence=95: expected a number above 0 and below 1"),
+        (["a", "groupby=model"], "did you mean 'group_by'?"),
+        (["a", "out=file"], "give another out=FOLDER"),
     ],
 )
 def test_mistakes_are_one_line(
     words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    study(tmp_path / "a")
+    (tmp_path / "file").touch()
     with pytest.raises(UserError) as caught:
         compare.main(words)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.long
+def test_as_a_process_without_torch(tmp_path: Path) -> None:
+    study(tmp_path / "runs")
+    script = (
+        "import sys; from research import compare; compare.main(['runs']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [page] = (tmp_path / "runs" / "compare").glob("*/comparison.html")
+    assert f"page: {page.relative_to(tmp_path)}" in done.stderr
+
+
+# -- MLflow -------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_the_page_goes_to_the_run_of_the_sweep(
+    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.create_experiment("ours", artifact_location=(tmp_path / "art").as_uri())
+    parent = client.create_run(experiment).info.run_id
+    logging = {"mlflow": {"uri": store, "experiment": "ours"}}
+    for seed in (0, 1):
+        record(tmp_path / "sweep" / f"trial_{seed}", config(seed=seed, logging=logging), [0.5])
+    words = [str(tmp_path / "sweep"), f"out={tmp_path / 'out'}"]
+    compare.main(words)
+    assert "mlflow" not in capsys.readouterr().err
+    (tmp_path / "sweep" / "mlflow_run_id").write_text(parent)
+    compare.main(words)
+    assert f"mlflow: run {parent}" in capsys.readouterr().err
+    files = {file.path for file in client.list_artifacts(parent, "comparison")}
+    names = ("comparison.html", "comparison.json", "comparison.csv", "runs.csv")
+    assert files == {f"comparison/{name}" for name in names}
+    # Runs from several places, into a run of their own.
+    record(tmp_path / "other", config(seed=2, logging=logging), [0.5])
+    compare.main([str(tmp_path / "other"), *words, f"mlflow={store}"])
+    [run] = client.search_runs([experiment], "attributes.run_name = 'comparison'")
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "comparison")} == files
+    assert run.info.status == "FINISHED"
+
+
+def test_a_store_that_is_away_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study(tmp_path / "a")
+    away = f"mlflow=sqlite:///{tmp_path}/away.db"
+    compare.main([str(tmp_path / "a"), f"out={tmp_path / 'out'}", away])
+    assert "away.db did not take the comparison" in caplog.text
+    assert (tmp_path / "out" / "comparison.html").exists()
+    assert not (tmp_path / "away.db").exists()

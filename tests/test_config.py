@@ -27,7 +27,7 @@ from research.errors import UserError
 
 TRAIN = CONF.parent / "train.py"
 COMPRESSED = "experiment=imagenet_resnet34_compressed 'dataset.train_dirs=[a]'"
-ALL_GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+ALL_GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 ALL_OPTIONS = [(group, option) for group in ALL_GROUPS for option in options(group)]
 
 # A wrong command line, the same mistake as one value of several under -m, and what the one line
@@ -259,6 +259,28 @@ def test_mistake_under_multirun(answer: Any, line: str, expected: list[str]) -> 
     assert [part for part in expected if part not in told] == []
 
 
+def test_one_bad_point_of_a_large_grid_is_found(answer: Any) -> None:
+    # Each value is right with the others' first one: only the whole grid shows it.
+    told = answer(
+        "-m model=resnet34 dataset.image_size=64,72 compression=none,block_stem "
+        f"seed={','.join(map(str, range(25)))}"
+    )
+    assert "dataset.image_size=72 with compression=block_stem" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("sweep=tpe epochs=3", "python train.py -m sweep=tpe epochs=3"),
+        ("-m seed=0,1 run_dir=out", "run_dir=out with -m: each trial has a folder of its own"),
+        ("-m seed=0,1 resume=auto", "resume=auto with -m: a sweep goes on by itself"),
+        ("-m sweep=densenet_random", "model.dropout: model=resnet34_compressed has no such key"),
+    ],
+)
+def test_what_is_no_sweep(answer: Any, line: str, told: str) -> None:
+    assert told in answer(line)
+
+
 def test_the_last_value_of_a_large_grid_is_checked(answer: Any) -> None:
     seeds = ",".join(map(str, range(100)))
     assert "compression.window=9" in answer(f"-m seed={seeds} compression.window=1,2,9")
@@ -270,7 +292,7 @@ def test_a_faulty_corner_of_a_small_grid_is_found(answer: Any) -> None:
 
 
 def test_the_sweepers_own_parameters_are_checked(answer: Any) -> None:
-    told = answer("-m '+hydra.sweeper.params={compression.window: \"4,9\"}'")
+    told = answer("-m 'hydra.sweeper.params={compression.window: \"4,9\"}'")
     assert "compression.window=9" in told
 
 
@@ -393,7 +415,7 @@ def test_help_lists_groups_settings_and_examples() -> None:
     named = [*RUN_RULES, *ALL_GROUPS, *(option for _, option in ALL_OPTIONS)]
     assert [word for word in named if word not in text] == []
     assert "luma_fusion*" in text
-    assert text.count("\n  python train.py") == 5
+    assert text.count("\n  python train.py") == 6
 
 
 def test_a_mistake_found_by_the_job_is_one_line(

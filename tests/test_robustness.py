@@ -44,8 +44,8 @@ class Plain(DeviceTransform):
     def forward(self, batch: Any, generator: torch.Generator | None) -> Any:
         return batch
 
-    def panels(self, inputs: Tensor) -> list[Tensor]:
-        return [inputs[:, :3].to(torch.uint8)]
+    def panels(self, batch: Any) -> list[Tensor]:
+        return [batch.inputs[:, :3].to(torch.uint8)]
 
 
 # -- what goes wrong ----------------------------------------------------------------------------

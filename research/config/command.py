@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from research.config.checks import check
+from research.config.checks import check, check_value
 from research.config.compose import CONF, Composed, composed, hydra_ready, resolved
 from research.config.help import help_text
 from research.config.messages import explain, suggest
-from research.config.schema import OPTIONAL, register
+from research.config.schema import OPTIONAL, SWEEPER_RULES, register
 from research.errors import UserError
 
 MOST_JOBS = 1000
@@ -138,7 +138,10 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         if preset is not None and not multirun:
             words = shlex.join(overrides)
             raise UserError(f"sweep={preset} is of many runs: python train.py -m {words}")
-        params = first.sweep
+        for key, value in first.sweeper.items():
+            if f"hydra.sweeper.{key}" in SWEEPER_RULES:
+                check_value(f"hydra.sweeper.{key}", value, value)
+        params = first.sweeper.get("params") or {}
         given = {override.key_or_group for override in parsed}
         extra = [f"{key}={values}" for key, values in params.items() if key not in given]
         axes += [_values(override, parser) for override in parser.parse_overrides(extra)]

@@ -25,12 +25,12 @@ class Composed(NamedTuple):
     Attributes:
         cfg: the configuration without Hydra's own node.
         choices: the option of every group of ours; null where there is none.
-        sweep: the sweeper's own parameters, ``key: values``.
+        sweeper: Hydra's node of the sweeper.
     """
 
     cfg: DictConfig
     choices: dict[str, str | None]
-    sweep: dict[str, str]
+    sweeper: dict[str, Any]
 
 
 @contextmanager
@@ -57,10 +57,11 @@ def composed(overrides: Sequence[str]) -> Composed:
                 raise
             raise UserError(_no_name(overrides) or str(error)) from error
     choices = our_choices(cfg.hydra.runtime.choices)
-    sweep = {key: str(values) for key, values in (cfg.hydra.sweeper.get("params") or {}).items()}
+    sweeper = OmegaConf.to_container(cfg.hydra.sweeper)
+    assert isinstance(sweeper, dict)
     with open_dict(cfg):
         del cfg["hydra"]
-    return Composed(cfg, choices, sweep)
+    return Composed(cfg, choices, {str(key): value for key, value in sweeper.items()})
 
 
 def _no_name(overrides: Sequence[str]) -> str | None:

@@ -395,9 +395,25 @@ GROUP_RULES: dict[str, Rule] = {
 }
 
 
+SWEEPER_RULES: dict[str, Rule] = {
+    "hydra.sweeper.study_name": or_null(NAME),
+    "hydra.sweeper.storage": or_null(TEXT),
+    "hydra.sweeper.objectives": list_of(
+        one_of("monitor", "latency_ms", "bytes_per_image"), least=1
+    ),
+    "hydra.sweeper.n_trials": or_null(COUNT),
+    "hydra.sweeper.seed": whole(0),
+    "hydra.sweeper.n_jobs": or_null(COUNT),
+    "hydra.sweeper.max_failure_rate": number(at_least=0, at_most=1),
+    "hydra.sweeper.retry_failed": TRUTH,
+}
+"""What keys of ``conf/hydra/sweeper/study.yaml`` may be."""
+
+
 def rule_for(key: str, default: Any) -> Rule:
     """The rule of a dotted key: its own, or the type of its default."""
-    return RUN_RULES.get(key) or GROUP_RULES.get(key) or like(default)
+    rules = (RUN_RULES, GROUP_RULES, SWEEPER_RULES)
+    return next((rule[key] for rule in rules if key in rule), None) or like(default)
 
 
 def register() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from research.cli import choose
 from research.errors import UserError
 
 MONITOR: Final = "monitor"
@@ -31,14 +30,13 @@ def objectives(asked: Sequence[str], monitor: str) -> list[Objective]:
         monitor: ``METRIC:max`` or ``METRIC:min``.
 
     Raises:
-        UserError: for others, or the same twice.
+        UserError: for the same twice.
     """
-    if not asked or len({*asked}) < len(asked):
-        raise UserError(f"hydra.sweeper.objectives={list(asked)}: name at least one, each once")
+    if len({*asked}) < len(asked):
+        raise UserError(f"hydra.sweeper.objectives={list(asked)}: name each once")
     metric, mode = monitor.rsplit(":", 1)
     found = []
     for name in asked:
-        choose("hydra.sweeper.objectives", name, (MONITOR, LATENCY, BYTES))
         if name == MONITOR:
             found.append(Objective(metric, "maximize" if mode == "max" else "minimize"))
         else:

@@ -202,7 +202,7 @@ def _history(summary: Summary) -> Figure:
                 axes.plot(*at, "x", color=colour, transform=axes.get_xaxis_transform(), label=name)
         axes.set_xlabel("trial")
         axes.set_ylabel(objective["name"])
-        axes.set_xlim(-0.5, len(summary["trials"]) - 0.5)
+        axes.set_xlim(-0.5, max(trial["trial"] for trial in summary["trials"]) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -48,7 +50,7 @@ class StudySweeper(Sweeper):
         objectives: Sequence[str],
         n_trials: int | None,
         seed: int,
-        n_jobs: int,
+        n_jobs: int | None,
         max_failure_rate: float,
         retry_failed: bool,
     ) -> None:
@@ -230,9 +232,16 @@ class StudySweeper(Sweeper):
             config=self.base, hydra_context=self.context, task_function=self.task
         )
 
+    @property
+    def _at_once(self) -> int:
+        """As many trials as the launcher takes, unless somebody says how many."""
+        launcher = self.base.hydra.launcher
+        takes = launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
+        return self.n_jobs or (takes if takes > 0 else os.cpu_count() or 1)
+
     def _claims(self, study: Study, space: Space, total: int, retry: set[int]) -> list[Claim]:
         found: list[Claim] = []
-        while len(found) < self.n_jobs:
+        while len(found) < self._at_once:
             claim = study.claim(space, total, self.seed, retry, grid=self._grid)
             if claim is None:
                 break
@@ -254,27 +263,31 @@ class StudySweeper(Sweeper):
             told = " ".join(space.overrides(claim.point)[len(space.fixed) :])
             log.info("sweep: trial %d: %s", claim.number, told)
         try:
-            for claim, ended in zip(
-                claims, launcher.launch(jobs, initial_job_idx=claims[0].number), strict=True
-            ):
-                try:
-                    _ = ended.return_value
-                except Exception as error:
-                    self._give_up(study, [claim], error)
+            returns = launcher.launch(jobs, initial_job_idx=claims[0].number)
         except Exception as error:
-            self._give_up(study, claims, error)
+            log.error("sweep: the launcher failed", exc_info=error)
+            if not any("run" in study.trial(claim.number).user_attrs for claim in claims):
+                raise UserError(
+                    f"hydra/launcher: no job began ({one_line(error)}); the same command goes on "
+                    "with these trials"
+                ) from error
+        else:
+            for claim, ended in zip(claims, returns, strict=True):
+                self._settle(study, claim, ended)
         finally:
             for claim in claims:
                 claim.held.release()
 
     @staticmethod
-    def _give_up(study: Study, claims: Sequence[Claim], error: Exception) -> None:
-        """Fail the trials whose jobs ended before they could tell of themselves."""
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        trace = None if isinstance(error, UserError) else error
-        log.error("sweep: a job broke off: %s", reason, exc_info=trace)
-        with study.locked():
-            for claim in claims:
+    def _settle(study: Study, claim: Claim, ended: JobReturn) -> None:
+        """Fail a trial whose job ended before it could tell of itself."""
+        try:
+            _ = ended.return_value
+        except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            trace = None if isinstance(error, UserError) else error
+            log.error("sweep: a job broke off: %s", reason, exc_info=trace)
+            with study.locked():
                 trial = study.trial(claim.number)
                 if not trial.state.is_finished() and "run" not in trial.user_attrs:
                     study.fail(claim.number, reason)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from research.config import command_line
 from tests.conftest import SMALL, TINY, data_overrides, make_folders
@@ -30,8 +31,11 @@ def words(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def sweep(study_folder: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """Runs ``train.py -m`` in this process."""
+    """Runs ``train.py -m`` in this process; drawing its pictures is tested elsewhere."""
     import train
+
+    for module in ("research.pictures", "research.sweeps.plots"):
+        monkeypatch.setattr(f"{module}.render", lambda figure: Image.new("RGB", (8, 8)))
 
     def run(*more: str) -> None:
         monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words, *more])

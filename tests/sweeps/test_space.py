@@ -57,7 +57,7 @@ def test_what_is_finite(values: str, size: int | None) -> None:
 
 def test_the_random_preset_covers_what_it_says(study_folder: Path) -> None:
     register()
-    params = composed(["sweep=densenet_random", "model=densenet121"]).sweep
+    params = composed(["sweep=densenet_random", "model=densenet121"]).sweeper["params"]
     space = Space.of(params, [])
     study = Study("draws", None, RandomSampler, directions=["maximize"])
     points = []

@@ -196,7 +196,10 @@ def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
     ("words", "told"),
     [
         (["optimizer.lr=interval(0.1,1.0)"], "a grid has no end of these values"),
-        (["hydra.sweeper.objectives=[speed]"], "hydra.sweeper.objectives=speed"),
+        (["hydra.sweeper.objectives=[speed]"], "monitor, latency_ms, bytes_per_image"),
+        (["hydra.sweeper.objectives=[monitor,monitor]"], "name each once"),
+        (["hydra.sweeper.n_trials=-4"], "hydra.sweeper.n_trials=-4: expected"),
+        (["hydra.sweeper.max_failure_rate=2"], "hydra.sweeper.max_failure_rate=2: expected"),
         (
             ["hydra.sweeper.objectives=[monitor,latency_ms]", "hydra/sweeper/pruner=median"],
             "cannot stop trials early",

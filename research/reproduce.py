@@ -1,0 +1,345 @@
+"""What a run was made with, what is different now: ``python -m research.reproduce RUN``."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from research import cli
+from research.comparison.collect import leaves
+from research.config import compose_config, resolved
+from research.config.messages import shown
+from research.config.schema import TEXT
+from research.errors import UserError, one_line
+from research.files import write_text
+
+USAGE = """
+python -m research.reproduce RUN [out=FOLDER]
+
+Says what RUN, the folder of any run or trial, was made with; what is different now (commit, changed
+files, Python, packages, hardware, and every setting that today's conf/ gives another value); and
+the commands that run it again. Settings whose defaults have changed since are written out in them.
+  out=    folder that gets what is printed, reproduce.txt, and the commands alone, reproduce.sh
+"""
+
+OWN = ("run_dir", "resume", "sweep")
+"""What belongs to the one run and not to what it did: its folder, and how it came about."""
+HERE = ("device", *OWN)
+"""Settings that say nothing of the result, or nothing on another machine."""
+ABSENT = object()
+WHEELS = "https://download.pytorch.org/whl"
+
+
+@dataclass(frozen=True)
+class Then:
+    """A run folder's own record.
+
+    Attributes:
+        folder: the run folder.
+        config: resolved configuration.
+        overrides: of its command line, without ``OWN``.
+        environment: as ``runs.describe`` wrote it.
+        outcome: how it ended, in a few words; empty when it never began.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    overrides: list[str]
+    environment: dict[str, Any]
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One that is not as it was.
+
+    Attributes:
+        key: dotted.
+        then: value in the run; ``ABSENT`` if it had none.
+        now: value that the same overrides give today.
+    """
+
+    key: str
+    then: Any
+    now: Any
+
+    def __str__(self) -> str:
+        then, now = ("(none)" if v is ABSENT else shown(v) for v in (self.then, self.now))
+        return f"{self.key}: {then} → {now}"
+
+
+def read(folder: Path) -> Then:
+    """What a run folder says of how it was made.
+
+    Raises:
+        UserError: for a folder without a run, or a damaged file.
+    """
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: no run here (no config.yaml); give a run folder")
+    config = _load(folder / "config.yaml", dict)
+    if "seed" not in config:
+        raise UserError(f"{folder / 'config.yaml'}: has no seed; this is no run's configuration")
+    overrides = [str(word) for word in _load(folder / "overrides.yaml", list)]
+    return Then(
+        folder,
+        config,
+        [word for word in overrides if word.partition("=")[0] not in OWN],
+        _load(folder / "environment.json", dict),
+        _outcome(folder / "summary.json"),
+    )
+
+
+def _load(path: Path, kind: type) -> Any:
+    parsed = json.loads if path.suffix == ".json" else yaml.safe_load
+    try:
+        found = parsed(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; this run cannot be repeated") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: damaged ({one_line(error)}); use another run") from None
+    if not isinstance(found, kind):
+        raise UserError(f"{path}: damaged (expected a {kind.__name__}); use another run")
+    return found
+
+
+def _outcome(path: Path) -> str:
+    """How it ended; empty when it says nothing of that."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if not summary["best_epoch"]:
+            return str(summary["status"])
+        value, epoch = summary["best_value"], summary["best_epoch"]
+        return f"{summary['status']}, best {summary['monitor'][0]} {value:.4f} at epoch {epoch}"
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return ""
+
+
+def about(then: Then, patch: Path) -> list[str]:
+    """What the run was, a line each; ``patch`` has its uncommitted changes if it is there."""
+    environment = then.environment
+    git, hardware = environment.get("git", {}), environment.get("hardware", {})
+    data = environment.get("data")
+    packages = environment.get("packages", {}).items()
+    lines = {
+        "run": f"{then.folder}" + (f" ({then.outcome})" if then.outcome else ""),
+        "command": f"python {shlex.join(environment.get('command', []))}",
+        "started in": environment.get("folder", "not recorded"),
+        "commit": f"{git.get('commit', 'not recorded')}{_state(git, patch)}",
+        "seed": str(then.config.get("seed")),
+        "data": f"{data['name']}, hash {data['hash']}" if data else "hash not recorded here",
+        "python": environment.get("python", "not recorded"),
+        "packages": ", ".join(f"{name} {version}" for name, version in packages if version),
+        "hardware": "; ".join(_hardware(hardware)),
+    }
+    return [f"{f'{name}:':<12}{text}" for name, text in lines.items()]
+
+
+def _state(git: Mapping[str, Any], patch: Path) -> str:
+    """How the files stood to the commit."""
+    if not git.get("changed"):
+        return ""
+    parts = [f"changes in {patch.name}"] if patch.exists() else []
+    if git.get("untracked"):
+        parts.append(f"untracked and not kept: {', '.join(git['untracked'])}")
+    return f"; {'; '.join(parts) or 'files were changed, and not kept'}"
+
+
+def _hardware(hardware: Mapping[str, Any]) -> Iterator[str]:
+    if "cpu" in hardware:
+        yield f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB"
+        yield f"GPUs: {', '.join(hardware['gpus']) or 'none'}"
+        yield hardware["platform"]
+
+
+def drift(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What was recorded of an environment and is not so now, a line each."""
+    ours, theirs = _parts(then), _parts(now)
+    return [
+        f"{name}: {_said(value)} → {_said(theirs.get(name))}"
+        for name, value in ours.items()
+        if value != theirs.get(name)
+    ]
+
+
+def _parts(environment: Mapping[str, Any]) -> dict[str, Any]:
+    git = environment.get("git", {})
+    return {
+        "commit": git.get("commit"),
+        "uncommitted changes": git.get("changed"),
+        "python": environment.get("python"),
+        **environment.get("packages", {}),
+        **environment.get("hardware", {}),
+    }
+
+
+def _said(value: Any) -> str:
+    return "none" if value in (None, []) else shown(value)
+
+
+def settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Setting]:
+    """The settings in which two configurations differ, but for ``HERE``."""
+    ours, theirs = (dict(leaves(json.loads(json.dumps(config)))) for config in (then, now))
+    return [
+        Setting(key, ours.get(key, ABSENT), theirs.get(key, ABSENT))
+        for key in dict.fromkeys([*ours, *theirs])
+        if key.partition(".")[0] not in HERE
+        and (key in ours, ours.get(key)) != (key in theirs, theirs.get(key))
+    ]
+
+
+def overrides_now(then: Then) -> tuple[list[str], list[Setting], list[Setting], str]:
+    """The words that give the run's configuration today.
+
+    Returns:
+        the run's own overrides and those that make up for changed defaults; the settings that
+        have changed; those of them that no override brings back; and why the run's overrides
+        cannot be composed today, empty if they can.
+    """
+    words = list(then.overrides)
+    if not any(word.startswith("seed=") for word in words):
+        words.append(f"seed={then.config['seed']}")
+    try:
+        now = _composed(words)
+    except UserError as error:
+        return words, [], [], str(error)
+    changed = settings(then.config, now)
+    for setting in changed:
+        if setting.then is not ABSENT and setting.now is not ABSENT:
+            more = [*words, f"{setting.key}={quoted(setting.then)}"]
+            try:
+                now = _composed(more)
+            except UserError:
+                continue
+            words = more
+    return words, changed, settings(then.config, now), ""
+
+
+def _composed(words: Sequence[str]) -> dict[str, Any]:
+    return resolved(compose_config(list(words))[0])
+
+
+def quoted(value: Any) -> str:
+    """A value as Hydra reads it back."""
+    if isinstance(value, list):
+        return f"[{','.join(quoted(entry) for entry in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{quoted(entry)}' for key, entry in value.items())}}}"
+    if not isinstance(value, str):
+        return repr(value) if isinstance(value, float) else shown(value)
+    plain = re.fullmatch(r"[A-Za-z_/][\w./@%+-]*", value)
+    if plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    # Hydra reads backslashes as they are, but for those before a quote.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value)
+    return f"'{escaped}'"
+
+
+def commands(
+    then: Then, now: Mapping[str, Any], words: Sequence[str], patch: Path, *, same: bool
+) -> list[str]:
+    """Shell lines that run it again.
+
+    Args:
+        then: the run.
+        now: today's environment.
+        words: overrides.
+        patch: as in ``about``.
+        same: whether the files are as they were.
+    """
+    lines = []
+    git = then.environment.get("git", {})
+    if not same and git.get("commit"):
+        if now["git"].get("changed"):
+            lines.append("# first commit or stash what is changed here: git stash")
+        lines.append(shlex.join(["git", "checkout", git["commit"]]))
+        if patch.exists():
+            lines.append(shlex.join(["git", "apply", str(patch.resolve())]))
+    recorded = then.environment.get("packages", {})
+    wanted = [
+        f"{name}=={version}"
+        for name, version in recorded.items()
+        if version and version != now["packages"].get(name) and name != "backbone-lab"
+    ]
+    if wanted:
+        labels = dict.fromkeys(w.rpartition("+")[2] for w in wanted if "+" in w)
+        index = [word for label in labels for word in ("--extra-index-url", f"{WHEELS}/{label}")]
+        lines.append(shlex.join(["pip", "install", *wanted, *index]))
+    return [*lines, shlex.join(["python", "train.py", *words])]
+
+
+def remarks(then: Then, words: Sequence[str], left: Sequence[Setting]) -> list[str]:
+    """What the commands do not say."""
+    told = []
+    lost = [f"{s.key}={shown(s.then)}" for s in left if s.then is not ABSENT]
+    new = [f"{s.key}={shown(s.now)}" for s in left if s.then is ABSENT]
+    if lost:
+        told.append(f"with today's files cannot be set: {', '.join(lost)}")
+    if new:
+        told.append(f"with today's files new, and at their defaults: {', '.join(new)}")
+    device = then.config.get("device")
+    if any(word.startswith("device=") for word in words):
+        told.append(f"device={device} is as it was; leave it out where this machine has none")
+    elif device != "auto":
+        told.append(f"device={device} was given to it; the command takes the first there is")
+    if then.config.get("init_from"):
+        told.append(f"it started from the weights of {then.config['init_from']}")
+    return told
+
+
+def report(then: Then) -> tuple[str, list[str]]:
+    """What is printed, and the commands alone."""
+    words, changed, left, why = overrides_now(then)
+    # Imported late: a mistake is answered before torch is there.
+    from research import runs
+
+    now = runs.environment()
+    patch = then.folder / runs.PATCH
+    recorded = patch.read_bytes() if patch.exists() else b""
+    git = then.environment.get("git", {})
+    untracked = [one.get("untracked", []) for one in (git, now["git"])]
+    same_files = recorded == runs.changes() and untracked[0] == untracked[1]
+    same = git.get("commit") == now["git"].get("commit") and same_files
+    lines = drift(then.environment, now)
+    if git.get("changed") and now["git"].get("changed") and not same_files:
+        lines.append("uncommitted changes: others than then")
+    lines += [f"settings: {setting}" for setting in changed]
+    if why:
+        lines.append(f"settings: today's conf/ does not take them ({why})")
+    steps = commands(then, now, words, patch, same=same)
+    parts = [
+        "\n".join(about(then, patch)),
+        "\n".join(["different now:", *(f"  {line}" for line in lines or ["nothing"])]),
+        "\n".join(["to run it again:", *(f"  {line}" for line in steps)]),
+    ]
+    told = remarks(then, words, left)
+    if told:
+        parts.append("\n".join(told))
+    return "\n\n".join(parts), steps
+
+
+def main(words: list[str]) -> None:
+    paths, options = cli.split(words)
+    if len(paths) != 1:
+        raise UserError("give one RUN folder, then out=FOLDER if wanted; see --help")
+    asked = cli.typed(options, {"out": ("", TEXT)}, "reproduce")
+    run = Path(paths[0])
+    if not run.exists():
+        raise UserError(f"{run}: no such run; give a run folder")
+    text, steps = report(read(cli.home(run)))
+    print(text)
+    if asked["out"]:
+        out = Path(asked["out"])
+        with cli.written(out):
+            write_text(out / "reproduce.txt", f"{text}\n")
+            write_text(out / "reproduce.sh", "\n".join(["set -e", *steps, ""]))
+
+
+if __name__ == "__main__":
+    cli.command(USAGE, main)

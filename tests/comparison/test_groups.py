@@ -1,0 +1,158 @@
+"""Which runs belong together, and what their groups are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from research.comparison.collect import Recorded, direction, find, select
+from research.comparison.groups import grouped
+from research.errors import UserError
+from tests.comparison.recorded import config, record, study
+
+
+def runs(root: Path, *settings: dict[str, Any], overrides: tuple[str, ...] = ()) -> list[Recorded]:
+    """A run a configuration."""
+    for place, one in enumerate(settings):
+        record(root / f"run_{place}", one, [0.5, 0.9], overrides=overrides)
+    chosen, left_out = select(find([root]), "", [])
+    assert not left_out
+    return chosen
+
+
+def names(found: list[Recorded], *by: str) -> list[str]:
+    return [group.label for group in grouped(found, "val/top1", by)]
+
+
+def test_seeds_of_one_configuration_are_one_group(tmp_path: Path) -> None:
+    found = runs(
+        tmp_path,
+        config(seed=0, run_dir="a", device="cpu", logging={"csv": {}}),
+        config(seed=1, run_dir="b", tags={"try": 2}),
+    )
+    [group] = grouped(found, "val/top1")
+    assert (group.label, group.settings) == ("resnet34", {})
+    assert group.values == {0: 0.9, 1: 0.9}
+    assert group.cost("parameters") == 1000
+
+
+def test_labels_take_the_fewest_settings_that_tell_apart(tmp_path: Path) -> None:
+    found = runs(
+        tmp_path,
+        config("resnet34", 0.1, width=1),
+        config("resnet34", 0.01, width=1),
+        config("densenet121", 0.1, width=2),
+    )
+    # Both tell the groups apart only together; the width follows the model.
+    assert names(found) == ["resnet34, lr=0.1", "resnet34, lr=0.01", "densenet121, lr=0.1"]
+    assert names(found, "model") == ["resnet34", "densenet121"]
+    assert names(found, "optimizer.lr") == ["lr=0.1", "lr=0.01"]
+    assert names(found, "model", "optimizer") == names(found)
+    assert grouped(found, "val/top1")[2].settings == {
+        "model._target_": "densenet121", "model.name": "densenet121", "optimizer.lr": "0.1",
+        "width": "2",
+    }  # fmt: skip
+
+
+def test_what_was_typed_comes_first(tmp_path: Path) -> None:
+    settings = (config(lr=0.1, warmup=1), config(lr=0.2, warmup=2))
+    typed = ("optimizer.lr=0.1",)
+    assert names(runs(tmp_path / "a", *settings, overrides=typed)) == ["lr=0.1", "lr=0.2"]
+    typed = ("warmup=1",)
+    assert names(runs(tmp_path / "b", *settings, overrides=typed)) == ["warmup=1", "warmup=2"]
+
+
+def test_parts_are_called_by_their_names(tmp_path: Path) -> None:
+    one = config(compression={"variant": "none"})
+    other = config(compression={"variant": "luma_fusion", "window": 4})
+    third = config(compression={"variant": "luma_fusion", "window": 2})
+    assert names(runs(tmp_path, one, other, third)) == [
+        "compression=none, window=–", "compression=luma_fusion, window=4",
+        "compression=luma_fusion, window=2",
+    ]  # fmt: skip
+
+
+def test_labels_are_short_but_never_alike(tmp_path: Path) -> None:
+    long = "x" * 40
+    found = runs(tmp_path, *(config(root=f"/data/{long}{end}") for end in ("_a", "_b", "")))
+    assert names(found) == [f"root=/data/{long}{end}" for end in ("_a", "_b", "")]
+    found = runs(tmp_path / "short", config(root=f"/{long}/a"), config(root=f"/{long}/b"))
+    assert names(found) == ["root=a", "root=b"]
+    found = runs(tmp_path / "alike", config(note=1), config(note="1"))
+    assert names(found) == ["note=1 #1", "note=1 #2"]
+
+
+def test_runs_of_one_seed_count_once(tmp_path: Path) -> None:
+    found = [*runs(tmp_path / "a", config()), *runs(tmp_path / "b", config())]
+    [group] = grouped(found, "val/top1")
+    assert (len(group.runs), group.values) == (2, {0: 0.9})
+
+
+def test_a_setting_that_no_run_has(tmp_path: Path) -> None:
+    found = runs(tmp_path, config())
+    with pytest.raises(UserError, match=r"group_by=optimiser\.lr: .* mean 'optimizer\.lr'\?"):
+        grouped(found, "val/top1", ["optimiser.lr"])
+    with pytest.raises(UserError, match=r"group_by=modl: .* did you mean 'model'\?"):
+        grouped(found, "val/top1", ["modl"])
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def test_runs_are_found_wherever_they_are(tmp_path: Path) -> None:
+    study(tmp_path / "sweeps" / "one")
+    single = record(tmp_path / "single", config(), [0.1])
+    for name in (".hidden", "mlflow-artifacts", "single/checkpoints"):
+        record(tmp_path / name / "copy", config(), [0.1])
+    found = find([tmp_path, single, single / "checkpoints"])
+    assert len(found) == 7
+    assert found[0] == single
+    for missing in (tmp_path / "nowhere", tmp_path / ".hidden" / "copy" / "x"):
+        with pytest.raises(UserError, match="no run here"):
+            find([missing])
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study(tmp_path)
+    for status in ("PRUNED", "RUNNING", "PRUNED"):
+        record(
+            tmp_path / f"{status}_{len(list(tmp_path.iterdir()))}", config(), [0.1], status=status
+        )
+    damaged = record(tmp_path / "damaged", config(), [0.1])
+    (damaged / "summary.json").write_text("{")
+    chosen, left_out = select(find([tmp_path]), "", ["FINISHED"])
+    assert len(chosen) == 6
+    assert left_out == {"PRUNED": 2, "RUNNING": 1, "damaged": 1}
+    assert f"{damaged}: a damaged run, left out" in caplog.text
+    assert len(select(find([tmp_path]), "", [])[0]) == 9
+
+
+def test_runs_of_a_recipe(tmp_path: Path) -> None:
+    record(tmp_path / "a", config(), [0.1], overrides=["experiment=demo", "seed=0"])
+    record(tmp_path / "b", config(), [0.1], overrides=["experiment=demo_2"])
+    chosen, left_out = select(find([tmp_path]), "demo", ["FINISHED"])
+    assert [run.folder.name for run in chosen] == ["a"]
+    assert not left_out
+
+
+def test_values_are_those_of_the_best_epoch(tmp_path: Path) -> None:
+    record(tmp_path / "a", config(), [0.1, 0.7, 0.3])
+    [run] = select(find([tmp_path]), "", [])[0]
+    assert (run.value("val/top1"), run.value("val/loss")) == (0.7, pytest.approx(0.3))
+    assert run.value("val/mAP50") is None
+    assert run.costs == {"parameters": 1000, "seconds": 6, "epochs": 3}
+    assert run.curves["val/top1"] == [0.1, 0.7, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("val/top1", "max"), ("val/loss", "min"), ("train/box_loss", "min"), ("val/ece", "min"),
+        ("epoch_time_sec", "min"), ("val/mAP50", "max"), ("val/lossless", "max"),
+    ],
+)  # fmt: skip
+def test_which_way_is_better(metric: str, mode: str, tmp_path: Path) -> None:
+    record(tmp_path / "a", config(), [0.1])
+    assert direction(select(find([tmp_path]), "", [])[0], metric) == mode

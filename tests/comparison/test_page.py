@@ -1,0 +1,144 @@
+"""The page: whole in itself, deaf to what runs are called, and alive in a browser."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from research.comparison.collect import find, select
+from research.comparison.page import page
+from research.comparison.verdicts import compare
+from tests.browser import Page, needs_browser
+from tests.comparison.recorded import config, record, study
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+def written(root: Path, out: Path) -> Path:
+    """The page of all runs below ``root``."""
+    runs, left_out = select(find([root]), "", ["FINISHED"])
+    found = compare(runs, "val/top1", "max", [], "", 0.95, left_out)
+    path = out / "comparison.html"
+    out.mkdir(exist_ok=True)
+    path.write_text(page(found, HOSTILE, "today", ["a warning"], ["a note"], out), encoding="utf-8")
+    return path
+
+
+def content(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    [inner] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    found: dict[str, Any] = json.loads(inner)
+    return found
+
+
+def test_it_needs_no_network(tmp_path: Path) -> None:
+    study(tmp_path / "a")
+    text = written(tmp_path / "a", tmp_path).read_text(encoding="utf-8")
+    # The name of the SVG namespace is no address.
+    assert "//" not in re.sub(r"http://www\.w3\.org/2000/svg|// .*|/\*.*\*/", "", text)
+
+    class Loads(html.parser.HTMLParser):
+        found: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            names = {name for name, _ in attributes}
+            if tag in ("link", "img", "iframe", "object") or names & {"src", "href", "style"}:
+                self.found.append(tag)
+
+    parser = Loads()
+    parser.feed(text)
+    assert not parser.found
+    assert "__" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "default-src 'none'; script-src 'sha256-" in text
+
+
+def test_what_it_says(tmp_path: Path) -> None:
+    study(tmp_path / "a")
+    record(tmp_path / "a" / "pruned", config(), [0.1], status="PRUNED")
+    told = content(written(tmp_path / "a", tmp_path / "out"))
+    assert told["title"] == HOSTILE
+    first, second = told["groups"]
+    assert (first["label"], second["label"]) == ("resnet34", "densenet121")
+    assert first["difference"] is None
+    assert second["difference"]["told"] is False
+    assert second["verdict"].startswith("not distinguishable: needs about ")
+    assert told["left_out"] == "1 PRUNED"
+    assert told["metrics"][0] == "val/top1"
+    assert "timestamp" not in told["metrics"]
+    assert told["runs"][0]["curves"]["val/top1"] == [0.5, 0.9, 0.89]
+    for run in told["runs"]:
+        assert (tmp_path / "out" / unquote(run["href"]) / "summary.json").exists()
+    assert told["runs"][0]["name"] == "resnet34_0"
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    settings = [config(note=HOSTILE), config(note="__DATA__"), config(note="\u2028")]
+    for place, one in enumerate(settings):
+        record(tmp_path / "a" / f"javascript:alert({place})", one, [0.1 * place])
+    path = written(tmp_path / "a", tmp_path)
+    assert path.read_text(encoding="utf-8").count("</script>") == 2
+    assert {group["settings"]["note"] for group in content(path)["groups"]} == {
+        HOSTILE, "__DATA__", "\u2028",
+    }  # fmt: skip
+    assert all(run["href"].startswith("a/javascript%3A") for run in content(path)["runs"])
+
+
+# -- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@needs_browser
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    study(tmp_path / "a")
+    one = config("vit", run_dir="x", note=HOSTILE)
+    record(tmp_path / "a" / HOSTILE.replace("/", ""), one, [0.2, 0.4], overrides=["note=x"])
+    with Page(written(tmp_path / "a", tmp_path / "out").as_uri()) as page:
+        page.wait("document.querySelectorAll('#curves .mean').length === 3")
+        assert page.evaluate("document.title") == HOSTILE
+        assert page.text("#result").startswith("Best: resnet34, 0.9133 ± 0.0153 over 3 seeds.")
+        assert page.evaluate("document.images.length") == 0
+        labels = "[...document.querySelectorAll('#groups tbody .key')].map((k) => k.textContent)"
+        first = page.evaluate(labels)
+        assert first[:2] == ["resnet34", "densenet121"]
+        # Sorted by its mean, as by a key press on the header's button: worst first.
+        page.evaluate(
+            "[...document.querySelectorAll('#groups th button')]"
+            ".find((b) => b.textContent.includes('mean')).click()"
+        )
+        assert page.evaluate(labels) == first[::-1]
+        assert page.evaluate("document.querySelectorAll('[aria-sort=ascending]').length") == 1
+        # One group is taken away, everywhere.
+        page.evaluate("document.querySelector('#groups input[data-group=\"1\"]').click()")
+        for chart, marks in (("#curves .mean", 2), ("#cost .point", 2), ("#forest .hollow", 1)):
+            assert page.evaluate(f"document.querySelectorAll({chart!r}).length") == marks
+        # Other metrics, costs and scales.
+        for name, value in (("metric", "val/loss"), ("cost-of", "seconds")):
+            page.evaluate(
+                f"(() => {{ const s = document.querySelector('#{name}'); s.value = {value!r};"
+                " s.dispatchEvent(new Event('change')); })()"
+            )
+        for box in ("singles", "late", "logy", "logx", "bands"):
+            page.evaluate(f"document.querySelector('#{box}').click()")
+        assert page.text("#h-cost") == "val/top1 against training time"
+        assert "val/loss" in page.text("#curves svg")
+        # What a pointer is told.
+        page.evaluate(
+            "(() => { const svg = document.querySelector('#curves svg');"
+            " const box = svg.getBoundingClientRect(); svg.dispatchEvent(new PointerEvent("
+            "'pointermove', {clientX: box.right - 20, clientY: box.top + 50})); })()"
+        )
+        assert page.text("#tip").startswith("epoch 3: mean ± sd (runs)resnet34")
+        page.evaluate(
+            "document.querySelector('#curves svg').dispatchEvent("
+            "new KeyboardEvent('keydown', {key: 'ArrowRight'}))"
+        )
+        assert page.text("#said").startswith("epoch 2: vit 0.6, resnet34 0.08667")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.text("#problem") == ""
+        assert page.problems == []

@@ -1,0 +1,154 @@
+"""Intervals against independent ones, and what must not depend on how one looks at it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from research.comparison.statistics import (
+    POWER,
+    Difference,
+    difference,
+    seeds_needed,
+    spread,
+)
+
+NUMBERS = st.integers(-1000, 1000).map(lambda whole: whole / 1000)
+SEEDS = st.dictionaries(st.integers(0, 6), NUMBERS, min_size=1, max_size=7)
+NOISE = (0.0012, -0.0021, 0.0034, -0.0008, 0.0002)
+
+
+def seeded(*values: float, first: int = 0) -> dict[int, float]:
+    return dict(enumerate(values, first))
+
+
+def test_a_spread() -> None:
+    found = spread([0.9, 0.92, 0.94])
+    assert (found.n, found.low, found.high) == (3, 0.9, 0.94)
+    assert found.mean == pytest.approx(0.92)
+    assert found.sd == pytest.approx(0.02)
+    assert spread([0.9]).sd is None
+
+
+def test_paired_intervals_are_those_of_others() -> None:
+    ours = seeded(0.912, 0.903, 0.921, 0.908, 0.917)
+    theirs = seeded(0.905, 0.904, 0.909, 0.903, 0.911)
+    found = difference(ours, theirs)
+    differences = [ours[seed] - theirs[seed] for seed in ours]
+    # Every resample there is, 5 to the power of 5.
+    means = [sum(drawn) / 5 for drawn in itertools.product(differences, repeat=5)]
+    assert found.bootstrap == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=3e-4)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert found.student == pytest.approx(tuple(expected))
+    assert found.paired
+    assert found.mean == pytest.approx(np.mean(differences))
+
+
+def test_unpaired_intervals_are_those_of_others() -> None:
+    ours = seeded(0.912, 0.903, 0.921, 0.908)
+    theirs = seeded(0.905, 0.904, 0.909, first=10)
+    found = difference(ours, theirs, 0.9)
+    sides = [
+        np.array([*itertools.product(side.values(), repeat=len(side))]).mean(1)
+        for side in (ours, theirs)
+    ]
+    means = sides[0][:, None] - sides[1]
+    assert found.bootstrap == pytest.approx(np.percentile(means, [5, 95]), abs=3e-4)
+    test = stats.ttest_ind([*ours.values()], [*theirs.values()], equal_var=False)
+    assert found.student == pytest.approx(tuple(test.confidence_interval(0.9)))
+    assert not found.paired
+
+
+def test_a_gap_within_the_noise_is_not_told() -> None:
+    ours = seeded(*(0.934 + noise for noise in NOISE))
+    theirs = seeded(*(0.932 + noise for noise in (*NOISE[1:], NOISE[0])))
+    found = difference(ours, theirs)
+    assert found.mean == pytest.approx(0.002)
+    assert found.told is False
+    differences = [ours[seed] - theirs[seed] for seed in ours]
+    needed = seeds_needed(0.002 / float(np.std(differences, ddof=1)))
+    assert needed is not None
+    assert found.more == needed - 5
+    # The same gap without noise of its own is told: the seeds are hard or easy for both.
+    assert difference(ours, {seed: value - 0.002 for seed, value in ours.items()}).told
+
+
+def test_three_seeds_that_agree_in_sign_are_not_enough() -> None:
+    found = difference(seeded(0.95, 0.94, 0.93), seeded(0.949, 0.935, 0.921))
+    assert found.bootstrap is not None
+    assert found.bootstrap[0] > 0
+    assert found.told is False
+
+
+def test_one_seed_has_no_spread() -> None:
+    for theirs in (seeded(0.8), seeded(0.8, first=4), seeded(0.8, 0.7)):
+        found = difference(seeded(0.9), theirs)
+        assert (found.bootstrap, found.student, found.more, found.told) == (None, None, None, None)
+    assert difference(seeded(0.9), seeded(0.8)).mean == pytest.approx(0.1)
+
+
+def test_seeds_that_match_in_part() -> None:
+    ours, theirs = seeded(0.9, 0.91, 0.92), seeded(0.8, 0.81, first=1)
+    found = difference(ours, theirs)
+    assert (found.paired, found.n) == (True, 2)
+    assert found.mean == pytest.approx(0.11)
+    # One seed in common is not enough of a pair.
+    assert not difference(ours, seeded(0.8, 0.81, first=2)).paired
+
+
+def test_no_difference_at_all() -> None:
+    same = seeded(0.9, 0.91, 0.92)
+    assert difference(same, same) == Difference(0, True, 3, (0, 0), (0, 0), None)
+    assert difference(seeded(0.9, 0.9), seeded(0.9, 0.9)).told is False
+
+
+@pytest.mark.parametrize(
+    ("effect", "paired", "seeds"),
+    # G*Power's, of t tests at 5 % and 80 %; 0.5 of unpaired groups is 0.5/√2 of a difference.
+    [(1.0, True, 10), (0.5, True, 34), (0.5 / 2**0.5, False, 64), (0.8 / 2**0.5, False, 26)],
+)
+def test_seeds_needed(effect: float, paired: bool, seeds: int) -> None:
+    assert seeds_needed(effect, paired=paired) == seeds
+
+
+def test_as_many_seeds_as_needed_find_the_difference() -> None:
+    n = seeds_needed(1.5)
+    assert n is not None
+    drawn = np.random.default_rng(3).normal(1.5, 1, (4000, n))
+    share = float((stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean())
+    assert POWER - 0.02 < share < POWER + 0.12
+    assert seeds_needed(0.01) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, SEEDS)
+def test_swapped_groups_flip_the_signs(ours: dict[int, float], theirs: dict[int, float]) -> None:
+    one, other = difference(ours, theirs), difference(theirs, ours)
+    assert one.mean == pytest.approx(-other.mean, abs=1e-12)
+    for here, there in ((one.bootstrap, other.bootstrap), (one.student, other.student)):
+        assert (here is None) == (there is None)
+        if here is not None and there is not None:
+            assert here == pytest.approx((-there[1], -there[0]), abs=1e-12)
+    assert (one.paired, one.n, one.more) == (other.paired, other.n, other.more)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, SEEDS, st.integers(-8, 8))
+def test_a_constant_on_all_changes_nothing(
+    ours: dict[int, float], theirs: dict[int, float], constant: int
+) -> None:
+    one = difference(ours, theirs)
+    moved = [{seed: value + constant for seed, value in side.items()} for side in (ours, theirs)]
+    other = difference(*moved)
+    # Rounding may break a tie with zero.
+    assume(all(abs(end) > 1e-9 for span in (one.bootstrap, one.student) for end in span or ()))
+    assert other.mean == pytest.approx(one.mean, abs=1e-9)
+    for here, there in ((one.bootstrap, other.bootstrap), (one.student, other.student)):
+        if here is not None:
+            assert there == pytest.approx(here, abs=1e-9)
+    assert one.told == other.told

@@ -1,0 +1,283 @@
+"""A run repeated from its folder, and what is different by now."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from research import reproduce, runs, session
+from research.config import compose_config, resolved
+from research.errors import UserError
+from tests.conftest import ROOT, SMALL, TINY, data_overrides
+from tests.test_train import rows
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def described(folder: Path, words: Sequence[str], **changed: Any) -> Path:
+    """The record of a run with these overrides, with some settings as if they had been others."""
+    folder.mkdir()
+    config = resolved(compose_config([w for w in words if not w.startswith("sweep=")])[0])
+    for key, value in changed.items():
+        node = config
+        *parts, last = key.split("__")
+        for part in parts:
+            node = node[part]
+        if value is reproduce.ABSENT:
+            del node[last]
+        else:
+            node[last] = value
+    runs.describe(folder, config, words, ("demo", "abc"))
+    return folder
+
+
+def environment(folder: Path, **changed: Any) -> None:
+    """Edit what the folder says of its environment."""
+    path = folder / "environment.json"
+    told = json.loads(path.read_text())
+    for key, value in changed.items():
+        told[key] = {**told[key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(told))
+
+
+def told(folder: Path) -> tuple[list[str], list[str]]:
+    """Lines of what is printed, and the commands."""
+    text, steps = reproduce.report(reproduce.read(folder))
+    return [line.strip() for line in text.splitlines()], steps
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout at one commit without changes, whatever this one is."""
+    clean = {"commit": COMMIT, "changed": False, "untracked": []}
+    monkeypatch.setattr(runs, "_git", lambda: dict(clean))
+    monkeypatch.setattr(runs, "changes", lambda: b"")
+
+
+@pytest.mark.usefixtures("still")
+def test_nothing_is_different(tmp_path: Path) -> None:
+    words = ["model=densenet121", "seed=3", "run_dir=there", "resume=auto", "sweep=tpe"]
+    folder = described(tmp_path / "r", words)
+    (folder / "summary.json").write_text('{"status": "RUNNING", "best_epoch": 0}')
+    lines, steps = told(folder)
+    assert steps == ["python train.py model=densenet121 seed=3"]
+    assert lines[lines.index("different now:") + 1] == "nothing"
+    assert lines[0] == f"run:        {folder} (RUNNING)"
+    assert f"commit:     {COMMIT}" in lines
+    assert "data:       demo, hash abc" in lines
+    assert f"started in: {Path.cwd()}" in lines
+
+
+@pytest.mark.usefixtures("still")
+def test_the_environment_has_moved_on(tmp_path: Path) -> None:
+    folder = described(tmp_path / "r", ["tags.why='a b'"])
+    environment(
+        folder,
+        python="3.9.1",
+        git={"commit": "f" * 40, "changed": True, "untracked": ["new.py"]},
+        packages={"torch": "1.0+cu101", "timm": "0.1", "mlflow": None, "gone": "1.2"},
+        hardware={"cpu": "Z80", "gpus": ["GPU 9"]},
+    )
+    (folder / runs.PATCH).write_bytes(b"changes")
+    lines, steps = told(folder)
+    now = runs.environment()
+    for line in (
+        f"python: 3.9.1 → {now['python']}",
+        f"commit: {'f' * 40} → {COMMIT}",
+        "uncommitted changes: true → false",
+        f"torch: 1.0+cu101 → {now['packages']['torch']}",
+        f"mlflow: none → {now['packages']['mlflow']}",
+        "gone: 1.2 → none",
+        f"cpu: Z80 → {now['hardware']['cpu']}",
+    ):
+        assert line in lines
+    assert (
+        f"commit:     {'f' * 40}; changes in changes.patch; untracked and not kept: new.py" in lines
+    )
+    checkout, apply, install, command = steps
+    assert checkout == f"git checkout {'f' * 40}"
+    assert shlex.split(apply) == ["git", "apply", str(folder / "changes.patch")]
+    assert install == (
+        "pip install torch==1.0+cu101 timm==0.1 gone==1.2 "
+        "--extra-index-url https://download.pytorch.org/whl/cu101"
+    )
+    assert shlex.split(command) == ["python", "train.py", "tags.why='a b'", "seed=0"]
+
+
+def test_changes_here_are_to_be_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"commit": COMMIT, "changed": True, "untracked": []}
+    monkeypatch.setattr(runs, "_git", lambda: dict(state))
+    monkeypatch.setattr(runs, "changes", lambda: b"one")
+    folder = described(tmp_path / "r", [])
+    assert (folder / runs.PATCH).read_bytes() == b"one"
+    assert told(folder)[1] == ["python train.py seed=0"]
+    monkeypatch.setattr(runs, "changes", lambda: b"two")
+    lines, steps = told(folder)
+    assert "uncommitted changes: others than then" in lines
+    assert steps[0].startswith("# first commit or stash")
+    assert [step.split()[:2] for step in steps[1:]] == [
+        ["git", "checkout"], ["git", "apply"], ["python", "train.py"],
+    ]  # fmt: skip
+
+
+def test_changes_are_kept_as_git_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(checkout), *who, *words], check=True, capture_output=True)
+
+    checkout = tmp_path / "checkout"
+    (checkout / "research").mkdir(parents=True)
+    (checkout / "a.bin").write_bytes(b"\0one")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    monkeypatch.setattr(runs, "__file__", str(checkout / "research" / "runs.py"))
+    (tmp_path / "r").mkdir()
+    patch = tmp_path / "r" / runs.PATCH
+    environment = runs.describe(tmp_path / "r", {"seed": 0}, [])
+    assert (environment["git"]["changed"], patch.exists()) == (False, False)
+    (checkout / "a.bin").write_bytes(b"\0two")
+    (checkout / "new").touch()
+    environment = runs.describe(tmp_path / "r", {"seed": 0}, [])
+    assert (environment["git"]["changed"], environment["git"]["untracked"]) == (True, ["new"])
+    git("checkout", "a.bin")
+    git("apply", str(patch))
+    assert (checkout / "a.bin").read_bytes() == b"\0two"
+    # Too large a patch is none, and an older one goes.
+    monkeypatch.setattr(runs, "LARGEST_PATCH", 10)
+    runs.describe(tmp_path / "r", {"seed": 0}, [])
+    assert not patch.exists()
+    assert "bytes of uncommitted changes are not kept; commit them" in caplog.text
+
+
+@pytest.mark.usefixtures("still")
+def test_settings_whose_defaults_have_changed_are_written_out(tmp_path: Path) -> None:
+    words = ["model=densenet121", "optimizer.lr=0.3"]
+    folder = described(
+        tmp_path / "r",
+        words,
+        seed=7,
+        epochs=11,
+        run_dir="somewhere",
+        device="cuda:3",
+        name="true",
+        dataset__mean=[0.5, 0.25, 1e-05],
+        optimizer__momentum=0.5,
+        optimizer__gone=1,
+        model__memory_efficient=reproduce.ABSENT,
+    )
+    lines, steps = told(folder)
+    for line in (
+        "settings: epochs: 11 → 4",
+        "settings: optimizer.momentum: 0.5 → 0.9",
+        "settings: optimizer.gone: 1 → (none)",
+        "settings: model.memory_efficient: (none) → false",
+        "with today's files cannot be set: optimizer.gone=1",
+        "with today's files new, and at their defaults: model.memory_efficient=false",
+        "device=cuda:3 was given to it; the command takes the first there is",
+    ):
+        assert line in lines
+    again = shlex.split(steps[0])[2:]
+    assert again[:3] == [*words, "seed=7"]
+    config = resolved(compose_config(again)[0])
+    assert (config["seed"], config["epochs"], config["name"]) == (7, 11, "true")
+    assert config["dataset"]["mean"] == [0.5, 0.25, 1e-05]
+    assert (config["optimizer"]["lr"], config["optimizer"]["momentum"]) == (0.3, 0.5)
+    assert (config["run_dir"], config["device"]) == (None, "auto")
+
+
+@pytest.mark.usefixtures("still")
+def test_overrides_that_nothing_takes_any_more(tmp_path: Path) -> None:
+    folder = described(tmp_path / "r", ["device=cpu"])
+    (folder / "overrides.yaml").write_text("[device=cpu, model=alexnet, seed=0]")
+    lines, steps = told(folder)
+    assert any(line.startswith("settings: today's conf/ does not take them") for line in lines)
+    assert steps == ["python train.py device=cpu model=alexnet seed=0"]
+    assert "device=cpu is as it was; leave it out where this machine has none" in lines
+
+
+@pytest.mark.usefixtures("still")
+def test_results_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = described(tmp_path / "r", ["seed=1"])
+    reproduce.main([str(folder), f"out={tmp_path / 'out'}"])
+    assert (tmp_path / "out" / "reproduce.txt").read_text() == capsys.readouterr().out
+    script = (tmp_path / "out" / "reproduce.sh").read_text()
+    assert script == "set -e\npython train.py seed=1\n"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b", "it's", "1", "null", "a,b", "{x}", "", "/a/b.c", "back\\slash", "end\\", "$HOME",
+        "a:b", "\\'", "'", "True", "1e5", "data set/ä", None, True, 3, 1e-07,
+        [0.5, "a b", [1, None]], {"a": 1, "b": ["x"]}, {},
+    ],
+)  # fmt: skip
+def test_values_come_back_as_they_were(value: Any) -> None:
+    word = f"key={reproduce.quoted(value)}"
+    assert OverridesParser.create().parse_override(word).value() == value
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "give one RUN folder"),
+        (["r", "s"], "give one RUN folder"),
+        (["nowhere"], "nowhere: no such run"),
+        (["empty"], "empty: no run here"),
+        (["r", "outt=x"], "did you mean 'out'?"),
+        (["no_environment"], "environment.json: missing"),
+        (["broken"], "config.yaml: damaged"),
+        (["list"], "overrides.yaml: damaged (expected a list)"),
+        (["seedless"], "config.yaml: has no seed"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name, config, overrides in (
+        ("no_environment", "seed: 0", "[]"), ("broken", "a: [", "[]"), ("list", "seed: 0", "a: 1"),
+        ("seedless", "a: 1", "[]"),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(config)
+        (tmp_path / name / "overrides.yaml").write_text(overrides)
+    with pytest.raises(UserError) as caught:
+        reproduce.main(words)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.long
+def test_the_command_gives_the_same_losses(
+    small: Callable[..., dict[str, Any]], folders: Path, tmp_path: Path
+) -> None:
+    own = ["model.drop_rate=0.2", "seed=5", "run_dir=first"]
+    words = [*SMALL, *data_overrides(folders), *TINY, *own]
+    config = small(*TINY, *own)
+    folder, last = session.open_folder(config, "test")
+    session.train(config, "test", words, folder, last)
+    _, steps = told(folder)
+    command = shlex.split(steps[-1])
+    assert command[:2] == ["python", "train.py"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *command[2:], "run_dir=again"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, again = (rows(Path(name) / "batch_metrics.csv") for name in ("first", "again"))
+    assert [row["loss"] for row in first] == [row["loss"] for row in again]
+    assert yaml.safe_load(Path("again/config.yaml").read_text()) == {**config, "run_dir": "again"}
