@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,18 +16,47 @@ from research.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from research.data.pairs.source import PhotoPairs
+    from research.data.warehouse.dataset import Warehouse
+    from research.loop import Judged
+
 USAGE = """
 python -m research.crossval RUN RUN … [key=value …]
 
-Judges detectors trained on the folds of one store (dataset.folds=5 dataset.fold=0,1,2,3,4),
-each on its own test split, beside the best constant box of its training split, and says how far
-the mean IoU over all frames with objects exceeds the constant's: with a 95 % bootstrap interval
-over groups (runs of the camera), since frames of one group are alike.
+Judges runs trained on the folds of one data set (dataset.folds=5 dataset.fold=0,1,2,3,4), each on
+its own test split beside a baseline, and says how far its mean exceeds the baseline's: with a 95 %
+bootstrap interval over groups, since what is of one group is alike.
+  detectors from a warehouse: IoU of frames with objects, beside the best constant box of the
+    training split, by runs of the camera
+  rankings of photos: pairs whose winner is named, ties left out, beside naming the sharper photo,
+    by series
   checkpoint=best    best or last
   device=auto        auto, cpu, cuda, cuda:N or mps
 """
 
 RESAMPLES = 10_000
+
+
+class Kind(NamedTuple):
+    """What is judged of runs of one kind, by its names in the table.
+
+    Attributes:
+        groups: what is resampled whole.
+        units: what has a value.
+        metric: of a whole split, beside the means.
+        values: mean of the run's values.
+        baseline: mean of the baseline's.
+    """
+
+    groups: str
+    units: str
+    metric: str
+    values: str
+    baseline: str
+
+
+FRAMES = Kind("groups", "frames", "mAP50", "mean IoU", "constant box")
+PAIRS = Kind("series", "pairs", "constant_accuracy", "pair accuracy", "sharper photo")
 
 
 @dataclass(frozen=True)
@@ -36,43 +65,60 @@ class Fold:
 
     Attributes:
         run: the run folder.
-        metrics: of the whole test split.
-        groups: [n] group of each frame with objects.
-        iou: [n] overlap of the best-scored detection with the nearest true box.
-        constant: [n] the same of the constant box.
+        kind: says what the numbers are.
+        metric: of the whole test split.
+        groups: [n] group of each unit.
+        values: [n] 0…1, of the run: overlap of a frame's best-scored detection with the nearest
+            true box; 1 for a pair whose winner is named, one half for a pair left open.
+        baseline: [n] the same of the baseline.
     """
 
     run: Path
-    metrics: dict[str, float]
+    kind: Kind
+    metric: float
     groups: list[str]
-    iou: NDArray[np.float64]
-    constant: NDArray[np.float64]
+    values: NDArray[np.float64]
+    baseline: NDArray[np.float64]
 
 
 def judge(run: Path, which: str, device: str) -> Fold:
     """Evaluate one run on its test split.
 
     Raises:
-        UserError: when the run is no detector trained from a warehouse.
+        UserError: when the run is neither a detector trained from a warehouse nor a ranking.
     """
     from research import build, checkpoint, trained
-    from research.data.frames.constant_box import best_constant_box, constant_iou
+    from research.data.pairs.source import PhotoPairs
     from research.data.warehouse.dataset import Warehouse
-    from research.data.warehouse.kinds import true_boxes
     from research.loop import evaluate
-    from research.tasks.detection import DetectionMetrics
     from research.tracking.console import ConsoleTracker
 
     saved = checkpoint.load(checkpoint.find(run, which))
     config = {**saved["config"], "device": device}
     loaded = trained.restore(config, saved)
     data = loaded.data
-    if not isinstance(data, Warehouse) or data.kind.name != "frames":
-        raise UserError(f"{run}: no detector trained from a warehouse of frames")
+    frames = isinstance(data, Warehouse) and data.kind.name == "frames"
+    if not frames and not isinstance(data, PhotoPairs):
+        raise UserError(
+            f"{run}: no detector trained from a warehouse of frames, nor a ranking of photos; give "
+            "runs of one of these kinds"
+        )
     data.prepare(config["seed"])
     loader = build.loader(config, data, "test", loaded.device, train=False)
     everything = {**config, "max_val_batches": None}
     judged = evaluate(loaded, loader, build.settings(everything), ConsoleTracker(), "test")
+    if isinstance(data, PhotoPairs):
+        return of_pairs(run, data, judged)
+    assert isinstance(data, Warehouse)
+    return of_frames(run, data, judged)
+
+
+def of_frames(run: Path, data: Warehouse, judged: Judged) -> Fold:
+    """Frames with objects, beside the best constant box of the training split."""
+    from research.data.frames.constant_box import best_constant_box, constant_iou
+    from research.data.warehouse.kinds import true_boxes
+    from research.tasks.detection import DetectionMetrics
+
     assert isinstance(judged.totals, DetectionMetrics)
     boxes, mask = true_boxes(data.store, data.positions("test"))
     seen = mask.any(1)
@@ -80,10 +126,35 @@ def judge(run: Path, which: str, device: str) -> Fold:
     groups = [name for name, here in zip(data.groups("test"), seen.tolist(), strict=True) if here]
     return Fold(
         run,
-        judged.metrics,
+        FRAMES,
+        judged.metrics[FRAMES.metric],
         groups,
         np.array(judged.totals.best_iou),
         constant_iou(box, boxes[seen], mask[seen]).double().numpy(),
+    )
+
+
+def of_pairs(run: Path, data: PhotoPairs, judged: Judged) -> Fold:
+    """Decided pairs, beside who names the sharper photo."""
+    from research.data.pairs.sharpness import sharpness
+    from research.tasks.ranking_metrics import RankingMetrics
+
+    assert isinstance(judged.totals, RankingMetrics)
+    pairs, known = judged.totals.pairs(), data.pairs("test")
+    files = {photo: known.photos[photo] for photo in np.unique(pairs.photos).tolist()}
+    measured = sharpness([*files.values()], data.cache)
+    first, second = np.array(
+        [[measured[files[photo]] for photo in both] for both in pairs.photos.tolist()]
+    ).T
+    sharper = replace(pairs, logits=first - second).named
+    seen = np.isfinite(sharper)  # neither a tie of votes nor a photo that cannot be measured
+    return Fold(
+        run,
+        PAIRS,
+        judged.metrics[PAIRS.metric],
+        [known.series[series] for series in pairs.series[seen].tolist()],
+        pairs.named[seen],
+        sharper[seen],
     )
 
 
@@ -103,34 +174,41 @@ def table(folds: Sequence[Fold]) -> str:
     """A line a fold and one for all, as Markdown.
 
     Raises:
-        UserError: when a group was judged in two folds.
+        UserError: when runs are of two kinds, or a group was judged in two folds.
     """
+    kind = folds[0].kind
+    for fold in folds:
+        if fold.kind != kind:
+            raise UserError(
+                f"{folds[0].run} is judged by {kind.units}, {fold.run} by {fold.kind.units}; give "
+                "runs of one kind"
+            )
     where: dict[str, Path] = {}
     for fold in folds:
         for group in set(fold.groups):
             if group in where:
                 raise UserError(
                     f"{group} is in the test splits of {where[group]} and {fold.run}; give runs "
-                    "of different folds of one store"
+                    "of different folds of one data set"
                 )
             where[group] = fold.run
     lines = [
-        "| run | groups | frames | mAP50 | mean IoU | constant box | difference |",
+        f"| run | {' | '.join(kind)} | difference |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for fold in folds:
         lines.append(
-            f"| {fold.run.name} | {len(set(fold.groups))} | {len(fold.iou)} "
-            f"| {fold.metrics['mAP50']:.3f} | {fold.iou.mean():.3f} | {fold.constant.mean():.3f} "
-            f"| {(fold.iou - fold.constant).mean():+.3f} |"
+            f"| {fold.run.name} | {len(set(fold.groups))} | {len(fold.values)} "
+            f"| {fold.metric:.3f} | {fold.values.mean():.3f} | {fold.baseline.mean():.3f} "
+            f"| {(fold.values - fold.baseline).mean():+.3f} |"
         )
-    iou = np.concatenate([fold.iou for fold in folds])
-    constant = np.concatenate([fold.constant for fold in folds])
-    low, high = interval(iou - constant, [group for fold in folds for group in fold.groups])
-    mean50 = np.mean([fold.metrics["mAP50"] for fold in folds])
+    values = np.concatenate([fold.values for fold in folds])
+    baseline = np.concatenate([fold.baseline for fold in folds])
+    low, high = interval(values - baseline, [group for fold in folds for group in fold.groups])
+    metric = np.mean([fold.metric for fold in folds])
     lines.append(
-        f"| all | {len(where)} | {len(iou)} | {mean50:.3f} | {iou.mean():.3f} "
-        f"| {constant.mean():.3f} | {(iou - constant).mean():+.3f} [{low:+.3f}, {high:+.3f}] |"
+        f"| all | {len(where)} | {len(values)} | {metric:.3f} | {values.mean():.3f} "
+        f"| {baseline.mean():.3f} | {(values - baseline).mean():+.3f} [{low:+.3f}, {high:+.3f}] |"
     )
     return "\n".join(lines)
 

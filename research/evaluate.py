@@ -56,7 +56,7 @@ def evaluate(
         files = FileTracker(out)
         panels = loaded.transform.panels
         files.pictures(epoch, loaded.task.pictures(judged.totals, *judged.first, panels))
-        files.tables(epoch, loaded.task.tables(judged.totals))
+        files.tables(epoch, loaded.task.tables(judged.totals, loaded.transform.names))
     row = state["history"][-1]
     logged = {name: row.get(f"{split}/{name}") for name in judged.metrics}
     return {

@@ -9,14 +9,28 @@ import pytest
 
 from research import crossval, prepare
 from research.config import compose_config, resolved
-from research.crossval import Fold
+from research.crossval import FRAMES, PAIRS, Fold, Kind
 from research.errors import UserError
 from tests.conftest import run
+from tests.data.pairs.test_source import SERIES, write_photos
 from tests.test_prepare import make_runs
 
 
-def fold(name: str, groups: list[str], iou: list[float], constant: list[float]) -> Fold:
-    return Fold(Path(name), {"mAP50": 0.5}, groups, np.array(iou), np.array(constant))
+def fold(
+    name: str, groups: list[str], values: list[float], baseline: list[float], kind: Kind = FRAMES
+) -> Fold:
+    return Fold(Path(name), kind, 0.5, groups, np.array(values), np.array(baseline))
+
+
+def trained(*overrides: str) -> str:
+    """A fold's run folder."""
+    words = [*overrides, "epochs=1", "logging=csv", "device=cpu"]
+    config: dict[str, Any] = resolved(compose_config(words)[0])
+    return str(run(config, config["name"]))
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
 
 
 def test_the_interval_is_that_of_resampled_groups() -> None:
@@ -41,6 +55,12 @@ def test_the_same_frames_twice_are_no_cross_validation() -> None:
         crossval.table(folds)
 
 
+def test_frames_and_pairs_are_not_judged_together() -> None:
+    folds = [fold("a", ["x"], [0.5], [0.1]), fold("b", ["y"], [1], [0], PAIRS)]
+    with pytest.raises(UserError, match=r"^a is judged by frames, b by pairs; give runs of one"):
+        crossval.table(folds)
+
+
 @pytest.mark.long
 def test_of_real_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -48,33 +68,52 @@ def test_of_real_folds(
     monkeypatch.chdir(tmp_path)
     make_runs(tmp_path / "runs_of_frames", runs=5, frames=4)
     prepare.main(["frames", "runs_of_frames", "store", "size=64", "workers=1"])
-    folders = []
-    for number in range(3):
-        config: dict[str, Any] = resolved(
-            compose_config(
-                [
-                    "experiment=tinydet_folds",
-                    "dataset.manifest=store",
-                    "dataset.folds=3",
-                    f"dataset.fold={number}",
-                    "model.width=4",
-                    "epochs=1",
-                    "logging=csv",
-                    "device=cpu",
-                ]
-            )[0]
-        )
-        folders.append(str(run(config, f"fold{number}")))
+    store = ("experiment=tinydet_folds", "dataset.manifest=store", "dataset.folds=3")
+    folders = [trained(*store, f"dataset.fold={number}", "model.width=4") for number in range(3)]
     capsys.readouterr()
     crossval.main([*folders, "device=cpu"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    head, _, *folds, every = cells(capsys.readouterr().out)
+    assert head[1:] == ["groups", "frames", "mAP50", "mean IoU", "constant box", "difference"]
     # 5 runs of 4 frames, of which the first is empty.
-    assert sum(int(row[2]) for row in cells[2:5]) == int(cells[5][2]) == 15
-    assert cells[5][:2] == ["all", "5"]
-    assert float(cells[5][5]) == pytest.approx(1.0, abs=0.01)  # all boxes are the same box
-    assert "[" in cells[5][6]
+    assert len(folds) == 3
+    assert sum(int(row[2]) for row in folds) == int(every[2]) == 15
+    assert every[:2] == ["all", "5"]
+    assert float(every[5]) == pytest.approx(1.0, abs=0.01)  # all boxes are the same box
+    assert "[" in every[6]
+
+
+@pytest.mark.long
+def test_of_real_folds_of_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = write_photos(tmp_path / "photos")
+    with (root / "train_val" / "val_pairlist.txt").open("a") as file:
+        file.write("4 1 3 0.9 1 3\n")  # with 0.1 before a tie, which nobody can be right about
+    folders = [
+        trained(
+            "experiment=phototriage_folds",
+            f"dataset.root={root}",
+            "dataset.features=[quality]",
+            "dataset.folds=3",
+            f"dataset.fold={number}",
+        )
+        for number in range(2)
+    ]
+    pictures = Path(folders[0]) / "pictures"
+    drawn = {path.name.partition("_epoch")[0] for path in pictures.iterdir()}
+    assert len({name for name in drawn if name.startswith(("ranked", "confident"))}) == 2
+    capsys.readouterr()
+    crossval.main([*folders, "device=cpu"])
+    head, _, *folds, every = cells(capsys.readouterr().out)
+    assert head[1:4] == ["series", "pairs", "constant_accuracy"]
+    assert head[4:] == ["pair accuracy", "sharper photo", "difference"]
+    assert [row[0].rpartition("ranking_")[2] for row in folds] == ["fold0", "fold1"]
+    assert sum(int(row[2]) for row in folds) == int(every[2]) == 2 * SERIES - 1
+    assert every[:2] == ["all", str(2 * SERIES // 3)]
+    assert float(every[5]) == 1  # speckles are sharp, and preferred
+    difference = float(every[4]) - 1
+    assert every[6].startswith(f"{difference:+.3f} [")
 
 
 @pytest.mark.parametrize(
@@ -88,5 +127,5 @@ def test_mistakes(words: list[str], told: str) -> None:
 
 def test_a_classifier_has_no_folds_of_frames(small: Callable[..., dict[str, Any]]) -> None:
     folder = run(small())
-    with pytest.raises(UserError, match="no detector trained from a warehouse"):
+    with pytest.raises(UserError, match=r"no detector trained from a warehouse of .* nor a rank"):
         crossval.main([str(folder), "device=cpu"])

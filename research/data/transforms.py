@@ -37,13 +37,17 @@ class DeviceTransform(nn.Module):
         """The batch with its inputs as the model takes them."""
         raise NotImplementedError
 
-    def panels(self, inputs: Any) -> list[Tensor]:
-        """The inputs of a transformed batch for people: uint8 RGB [B, 3, H, W] each.
+    def panels(self, batch: Any) -> list[Tensor]:
+        """The samples of a transformed batch for people: uint8 RGB [B, 3, H, W] each.
 
         Plain images give one panel; what has more sensors than eyes have colours gives several,
         the first of them in colour.
         """
         raise NotImplementedError
+
+    def names(self, batch: Any) -> dict[str, list[str]]:
+        """What a user calls the samples of a batch, [B] words a column; none unless it is said."""
+        return {}
 
 
 class PixelTransform(DeviceTransform):
@@ -85,9 +89,10 @@ class PixelTransform(DeviceTransform):
         batch = replace(batch, inputs=(images - self.mean) / self.std)
         return batch if augment is None else augment.mix(batch, generator)
 
-    def panels(self, inputs: Tensor) -> list[Tensor]:
+    def panels(self, batch: ClassificationBatch) -> list[Tensor]:
         """The images as they went in."""
-        pixels = (inputs * self.std + self.mean) * 255
+        assert isinstance(batch.inputs, Tensor)
+        pixels = (batch.inputs * self.std + self.mean) * 255
         return [pixels.round().clamp(0, 255).to(torch.uint8)]
 
 
@@ -166,10 +171,11 @@ class CoefficientTransform(DeviceTransform):
         batch = replace(batch, inputs=Blocks(y, cbcr))
         return batch if augment is None else augment.mix(batch, generator)
 
-    def panels(self, inputs: Blocks) -> list[Tensor]:
+    def panels(self, batch: ClassificationBatch) -> list[Tensor]:
         """What is left of the images in their kept coefficients."""
-        y = inputs.y * self.y_std + self.y_mean
-        cbcr = inputs.cbcr * self.cbcr_std + self.cbcr_mean
+        assert isinstance(batch.inputs, Blocks)
+        y = batch.inputs.y * self.y_std + self.y_mean
+        cbcr = batch.inputs.cbcr * self.cbcr_std + self.cbcr_mean
         return [self.decoder(y, cbcr).round().clamp(0, 255).to(torch.uint8)]
 
     def _coefficients(self, inputs: Tensor | Blocks) -> tuple[Tensor, Tensor]:

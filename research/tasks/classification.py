@@ -88,7 +88,7 @@ class Classification:
                 metrics.compute()["ece"],
             ),
             "sample_predictions": self._sheet(
-                panels(batch.inputs)[0][:SHOWN], batch.labels[:SHOWN], guess, chance
+                panels(batch)[0][:SHOWN], batch.labels[:SHOWN], guess, chance
             ),
         }
         worst = metrics.worst
@@ -97,11 +97,13 @@ class Classification:
         else:
             shown = worst.batch.to(batch.labels.device)
             found["confident_mistakes"] = self._sheet(
-                panels(shown.inputs)[0], shown.labels, worst.guess, worst.chance
+                panels(shown)[0], shown.labels, worst.guess, worst.chance
             )
         return found
 
-    def tables(self, metrics: ClassificationMetrics) -> Mapping[str, Rows]:
+    def tables(
+        self, metrics: ClassificationMetrics, names: Callable[[Any], dict[str, list[str]]]
+    ) -> Mapping[str, Rows]:
         """``per_class``: support (true samples), precision, recall and F1 in 0…1.
 
         A share of nothing is nan: the precision of a class that was never predicted, the recall of

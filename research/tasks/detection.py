@@ -94,7 +94,9 @@ class Detection:
             self.classes, self.class_agnostic, self.iou, self.score, self.presence
         )
 
-    def tables(self, metrics: DetectionMetrics) -> Mapping[str, Rows]:
+    def tables(
+        self, metrics: DetectionMetrics, names: Callable[[Any], dict[str, list[str]]]
+    ) -> Mapping[str, Rows]:
         """``per_class`` and ``confusion``, see ``DetectionMetrics``."""
         return {"per_class": metrics.per_class(), "confusion": metrics.confused()}
 
@@ -110,7 +112,7 @@ class Detection:
         title = f"detections at IoU {self.iou:g} over {metrics.frames} frames"
         drawn = {
             "detections": self._sheet(
-                batch, predictions, [panel[:SHOWN].cpu() for panel in panels(batch.inputs)]
+                batch, predictions, [panel[:SHOWN].cpu() for panel in panels(batch)]
             ),
             "precision_recall": charts.precision_recall(
                 scores, hits, int(metrics.positives.sum()), title

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,8 +24,6 @@ from research.tracking.tracker import Rows
 CELL: Final = 128
 SERIES: Final = 8
 COLUMNS: Final = 6
-IMAGES: Final = 5
-"""Dimensions of pairs of images; pairs of features have three."""
 
 
 class Ranking:
@@ -86,32 +85,25 @@ class Ranking:
     def metrics(self, device: Any) -> RankingMetrics:
         return RankingMetrics(self.target, self.bins)
 
-    def tables(self, metrics: RankingMetrics) -> Mapping[str, Rows]:
+    def tables(
+        self, metrics: RankingMetrics, names: Callable[[Any], dict[str, list[str]]]
+    ) -> Mapping[str, Rows]:
         """``metrics``, see ``RankingMetrics.intervals``, and ``confident_mistakes``.
 
-        Of a mistake: the sample's place in its data set, its series and photos as the data set
-        counts them, and preference and probability of the first over the second.
+        Of a mistake: the sample's place in its split, its names, and preference and probability
+        of the first photo over the second.
         """
         tables: dict[str, Rows] = {"metrics": metrics.intervals()}
         if metrics.worst is not None:
             batch, logits = metrics.worst
+            columns: dict[str, list[Any]] = {
+                "sample": batch.index.tolist(),
+                **names(batch),
+                "preference": batch.preference.double().round(decimals=4).tolist(),
+                "predicted": logits.sigmoid().round(decimals=4).tolist(),
+            }
             tables["confident_mistakes"] = [
-                {
-                    "sample": sample,
-                    "series": series,
-                    "first": first,
-                    "second": second,
-                    "preference": preference,
-                    "predicted": chance,
-                }
-                for sample, series, (first, second), preference, chance in zip(
-                    batch.index.tolist(),
-                    batch.series.tolist(),
-                    batch.photos.tolist(),
-                    batch.preference.tolist(),
-                    logits.sigmoid().tolist(),
-                    strict=True,
-                )
+                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
             ]
         return tables
 
@@ -122,16 +114,11 @@ class Ranking:
         predictions: Tensor,
         panels: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image.Image]:
-        """``reliability``; of images also ``ranked_series`` and ``confident_mistakes``.
-
-        Features cannot be looked at.
-        """
+        """``reliability``, ``ranked_series`` and ``confident_mistakes``."""
         drawn = {
-            "reliability": pictures.reliability(*metrics.reliability(), metrics.compute()["ece"])
+            "reliability": pictures.reliability(*metrics.reliability(), metrics.compute()["ece"]),
+            "ranked_series": _ranked(batch, predictions, panels),
         }
-        if batch.inputs.ndim < IMAGES:
-            return drawn
-        drawn["ranked_series"] = _ranked(batch, predictions, panels)
         if metrics.worst is None:
             drawn["confident_mistakes"] = pictures.note("no pair was told wrongly")
         else:
@@ -145,6 +132,9 @@ def _ranked(
     batch: PairBatch, predictions: Tensor, panels: Callable[[Any], list[Tensor]]
 ) -> Image.Image:
     """A batch's series, a row each, best to worst by the model; green where the votes agree."""
+    numbers = [*dict.fromkeys(batch.series.tolist())][:SERIES]
+    rows = torch.isin(batch.series, batch.series.new_tensor(numbers))
+    batch, predictions = batch.map(lambda tensor: tensor[rows]), predictions[rows]
     pairs = Pairs.of(predictions, batch)
     standing = Standing.of(pairs)
     places = {
@@ -152,11 +142,11 @@ def _ranked(
         for row, both in enumerate(pairs.photos.tolist())
         for side, photo in enumerate(both)
     }
-    images = panels(batch.inputs)
+    images = panels(batch)
     cells: list[Image.Image] = []
     captions: list[str] = []
     right: list[bool | None] = []
-    for series in [*dict.fromkeys(pairs.series.tolist())][:SERIES]:
+    for series in numbers:
         here = np.nonzero(standing.series == series)[0]
         order = here[np.argsort(-standing.said[here], kind="stable")][:COLUMNS]
         voted = np.sort(standing.true[here])[::-1]
@@ -179,7 +169,7 @@ def _mistakes(
     """Pairs, the surest first, with the probability and the share of votes for the left one."""
     cells = [
         pictures.side_by_side([_cell(first), _cell(second)])
-        for first, second in zip(*panels(batch.inputs), strict=True)
+        for first, second in zip(*panels(batch), strict=True)
     ]
     captions = [
         f"left is better: {chance:.0%}\nvotes {share:.0%}"

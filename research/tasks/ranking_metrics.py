@@ -152,9 +152,8 @@ class RankingMetrics:
         """[S, K]: of each series, sums in the order in which ``_rates`` takes them."""
         _, place = np.unique(pairs.series, return_inverse=True)
         size = int(place.max()) + 1
-        side = np.sign(pairs.preference - 0.5)
-        decided = np.abs(side)
-        hit = decided * (0.5 + 0.5 * side * np.sign(pairs.logits))
+        decided = (pairs.preference != 0.5).astype(np.float64)
+        hit = np.where(decided, pairs.named, 0)
         agreement = np.round(0.5 + np.abs(pairs.preference - 0.5), DECIMALS)
         inside = np.searchsorted(self.edges, agreement, side="right") - 1
         inside[agreement == self.edges[-1]] = len(self.labels) - 1

@@ -45,6 +45,15 @@ class Pairs:
             batch.photos.cpu().numpy(),
         )
 
+    @property
+    def named(self) -> Floats:
+        """[N] 1 where the winner is named, 0 where the other one is, 0.5 for a logit of exactly 0.
+
+        NaN where the votes are tied.
+        """
+        side = np.sign(self.preference - 0.5)
+        return np.where(side == 0, math.nan, 0.5 + 0.5 * side * np.sign(self.logits))
+
 
 @dataclass(frozen=True)
 class Standing:

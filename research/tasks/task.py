@@ -88,14 +88,17 @@ class Task(Protocol):
             metrics: the split's metrics, complete.
             batch: the first batch of the split, as the model saw it.
             predictions: what ``predict`` said of it.
-            panels: shows a batch's inputs, see ``DeviceTransform.panels``.
+            panels: shows a batch's samples, see ``DeviceTransform.panels``.
         """
         ...
 
-    def tables(self, metrics: Any) -> Mapping[str, Rows]:
+    def tables(
+        self, metrics: Any, names: Callable[[Any], dict[str, list[str]]]
+    ) -> Mapping[str, Rows]:
         """Named tables for people to read.
 
         Args:
             metrics: the split's metrics, complete.
+            names: tells what a user calls a batch's samples, see ``DeviceTransform.names``.
         """
         ...

@@ -49,6 +49,12 @@ def transformed(
     return found
 
 
+def panel(transform: DeviceTransform, inputs: Tensor) -> Tensor:
+    """Images as they are seen again behind the transform."""
+    (found,) = transform.panels(transform(batch(inputs), None))
+    return found
+
+
 def coefficients(
     selection: Selection, range_: str, inputs: Tensor | Blocks, statistics: Statistics | None = None
 ) -> Blocks:
@@ -284,17 +290,17 @@ def test_panels_show_what_went_in(range_: str, order: str) -> None:
     kept = kept_indices(8, order)  # type: ignore[arg-type]
     transform = CoefficientTransform(Selection(kept, kept), range_, statistics(), flip=False).eval()
     grey = images()[:, :1].expand(-1, 3, -1, -1)
-    assert torch.equal(transform.panels(transformed(transform, grey))[0], grey)
+    assert torch.equal(panel(transform, grey), grey)
     # A colour that does not change within an image survives the halving of chroma.
     flat = images(3, 1).expand(-1, -1, 16, 16).contiguous()
-    assert torch.equal(transform.panels(transformed(transform, flat))[0], flat)
+    assert torch.equal(panel(transform, flat), flat)
 
 
 def test_panels_of_a_small_window_is_the_blurred_image() -> None:
     transform = CoefficientTransform(Selection((0,), (0,)), "studio", None, flip=False).eval()
     image = torch.from_numpy(np.array(picture("spots", 0, (64, 64)))).permute(2, 0, 1)[None]
     grey = image.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    shown = transform.panels(transformed(transform, grey))[0]
+    shown = panel(transform, grey)
     mean = torch.nn.functional.avg_pool2d(grey.float(), 8)
     expected = mean.repeat_interleave(8, 2).repeat_interleave(8, 3)
     torch.testing.assert_close(shown.float(), expected, atol=0.51, rtol=0)
@@ -302,6 +308,6 @@ def test_panels_of_a_small_window_is_the_blurred_image() -> None:
 
 def test_panels_of_pixels() -> None:
     transform = pixel_transform().eval()
-    found = transform.panels(transformed(transform, images()))[0]
+    found = panel(transform, images())
     assert found.dtype == torch.uint8
     assert torch.equal(found, images())

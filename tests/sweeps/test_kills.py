@@ -18,6 +18,8 @@ from tests.conftest import ROOT
 from tests.sweeps.conftest import summaries
 from tests.test_train import rows
 
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
 RANDOM = (
     "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=12",
     "optimizer.lr=tag(log,interval(1e-4,1e-1))",
@@ -107,3 +109,71 @@ def test_two_processes_share_a_study(study_folder: Path, words: list[str]) -> No
     told = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     check(study_folder, 10)
+
+
+AT_ONCE = 8
+USER = """
+import os, sys, time
+from pathlib import Path
+import mlflow.tracking
+from optuna.samplers import RandomSampler
+from research.sweeps.space import Space
+from research.sweeps.study import Study
+from research.tracking.mlflow import MLflowTracker
+from research.tracking.tracker import Run
+base, me, users, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+space = Space.of({}, ["seed=range(0,8)"])
+for time_ in range(times):
+    place = base / str(time_)
+    (place / "ready").mkdir(parents=True, exist_ok=True)
+    (place / "ready" / me).touch()
+    while len(list((place / "ready").iterdir())) < users:
+        time.sleep(0.002)
+    os.chdir(place)
+    study = Study("one", None, RandomSampler, directions=["maximize"])
+    claim = study.claim(space, 8, 0, set(), grid=True)
+    folder = study.run_folder(claim.number, 1)
+    folder.mkdir()
+    tracker = MLflowTracker("sqlite:///runs/mlflow.db", "one", False)
+    tracker.start(Run(folder, f"trial {claim.number}", {"seed": claim.point["seed"]}))
+    tracker.log("epoch", 1, {"epoch": 1, "val/top1": 0.5})
+    tracker.finish("FINISHED")
+    study.tell(claim.number, [0.5])
+    claim.held.release()
+"""
+
+
+@pytest.mark.parametrize(
+    "times", [pytest.param(3, marks=pytest.mark.long), pytest.param(20, marks=pytest.mark.whole)]
+)
+def test_eight_processes_begin_at_once_on_nothing(tmp_path: Path, times: int) -> None:
+    from mlflow import MlflowClient
+
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", USER, str(tmp_path), str(me), str(AT_ONCE), str(times)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for me in range(AT_ONCE)
+    ]
+    try:
+        told = [user.communicate(timeout=600)[0] for user in users]
+    finally:
+        for user in users:
+            user.kill()
+    assert [user.returncode for user in users] == [0] * AT_ONCE, told
+    assert not any("spooling" in text or "Error" in text for text in told), told
+    for time_ in range(times):
+        place = tmp_path / str(time_)
+        client = MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
+        experiment = client.get_experiment_by_name("one").experiment_id
+        runs = client.search_runs([experiment])
+        assert sorted(run.data.params["seed"] for run in runs) == [str(n) for n in range(AT_ONCE)]
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        assert all(run.data.metrics["val/top1"] == 0.5 for run in runs)
+        assert [path.name for path in (place / "runs").glob("*.journal")] == ["studies.journal"]
+        numbers = sorted(path.name for path in (place / "runs/sweeps/one").glob("trial_*"))
+        assert numbers == [f"trial_{n:04d}" for n in range(AT_ONCE)]

@@ -18,9 +18,11 @@ from torchmetrics.classification import (
 
 from research.compression.blocks import Blocks
 from research.data.batch import ClassificationBatch
+from research.data.transforms import DeviceTransform
 from research.tasks.classification import Classification, ClassificationMetrics
 
 CPU = torch.device("cpu")
+NAMES = DeviceTransform().names
 
 
 def batch(labels: Tensor) -> ClassificationBatch:
@@ -189,7 +191,7 @@ def test_the_table_of_classes_is_torchmetrics() -> None:
     task = Classification([f"class {n}" for n in range(6)], 0.0)
     metrics = task.metrics(CPU)
     metrics.update(logits, batch(labels))
-    rows = task.tables(metrics)["per_class"]
+    rows = task.tables(metrics, NAMES)["per_class"]
     assert [row["class"] for row in rows] == task.classes
     assert [row["support"] for row in rows] == labels.bincount(minlength=6).tolist()
     for name, theirs in (
@@ -210,7 +212,7 @@ def test_classes_that_were_never_seen_or_said() -> None:
     task = Classification(["a", "b", "c"], 0.0)
     metrics = task.metrics(CPU)
     metrics.update(F.one_hot(torch.tensor([0, 0, 1]), 3).float(), batch(torch.tensor([0, 2, 1])))
-    a, b, c = task.tables(metrics)["per_class"]
+    a, b, c = task.tables(metrics, NAMES)["per_class"]
     assert (a["support"], a["precision"], a["recall"]) == (1, 0.5, 1.0)
     assert (b["f1"], b["most_confused_with"], b["confused"]) == (1.0, "", 0)
     assert (c["recall"], c["f1"], c["most_confused_with"]) == (0.0, 0.0, "a")
@@ -249,8 +251,8 @@ def test_pictures(count: int, sure: int) -> None:
     metrics = task.metrics(CPU)
     metrics.update(logits, batch(labels))
 
-    def panels(inputs: Tensor) -> list[Tensor]:
-        return [torch.full((len(inputs), 3, 16, 16), 77, dtype=torch.uint8)]
+    def panels(seen: ClassificationBatch) -> list[Tensor]:
+        return [torch.full((len(seen), 3, 16, 16), 77, dtype=torch.uint8)]
 
     found = task.pictures(metrics, batch(labels), logits, panels)
     assert set(found) == {

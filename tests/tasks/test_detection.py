@@ -18,11 +18,13 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from research.data.batch import DetectionBatch, Targets
+from research.data.transforms import DeviceTransform
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import COCO as AVERAGES
 from research.tasks.detection_metrics import DetectionMetrics, find, match
 
 CPU = torch.device("cpu")
+NAMES = DeviceTransform().names
 SIZE = 384
 MONITOR = "val/mAP50:max"
 Found = list[dict[str, Tensor]]
@@ -204,7 +206,7 @@ def test_the_table_of_classes_is_cocos(seed: int) -> None:
     judge = task(class_agnostic=False)
     metrics = judge.metrics(CPU)
     measured(metrics, predictions, data)
-    rows = judge.tables(metrics)["per_class"]
+    rows = judge.tables(metrics, NAMES)["per_class"]
     assert [row["class"] for row in rows] == ["cat", "dog", "owl"]
     for label, row in enumerate(rows):
         assert row["boxes"] == int((data.labels[data.mask] == label).sum())
@@ -223,12 +225,12 @@ def test_a_class_that_never_occurs_has_a_row() -> None:
     judge = task(class_agnostic=False)
     metrics = judge.metrics(CPU)
     metrics.update([found((0.9, BOX))], frames([[BOX]]))
-    rows = judge.tables(metrics)["per_class"]
+    rows = judge.tables(metrics, NAMES)["per_class"]
     assert [(row["boxes"], row["AP"]) for row in rows[:1]] == [(1, pytest.approx(1))]
     assert all(row["boxes"] == 0 and math.isnan(float(row["AP"])) for row in rows[1:])
     # Without class there is one row; without a frame there are rows of nothing.
     agnostic = task()
-    assert [row["class"] for row in agnostic.tables(agnostic.metrics(CPU))["per_class"]] == [
+    assert [row["class"] for row in agnostic.tables(agnostic.metrics(CPU), NAMES)["per_class"]] == [
         "object"
     ]
 
@@ -274,7 +276,7 @@ def test_confusions_are_counted_box_by_box(seed: int, iou: float, score: float) 
     right = expected.trace()
     assert values["precision"] == pytest.approx(right / expected[:, :3].sum())
     assert values["recall"] == pytest.approx(right / expected[:3].sum())
-    rows = judge.tables(metrics)["confusion"]
+    rows = judge.tables(metrics, NAMES)["confusion"]
     assert [row["true class"] for row in rows] == ["cat", "dog", "owl", "(background)"]
     assert [list(row.values())[1:] for row in rows] == expected.tolist()
 
@@ -503,8 +505,8 @@ def test_answers_are_in_pixels_of_the_files() -> None:
 
 
 def panels(*greys: int) -> Any:
-    def shown(inputs: Tensor) -> list[Tensor]:
-        return [torch.full((len(inputs), 3, SIZE, SIZE), grey, dtype=torch.uint8) for grey in greys]
+    def shown(batch: DetectionBatch) -> list[Tensor]:
+        return [torch.full((len(batch), 3, SIZE, SIZE), grey, dtype=torch.uint8) for grey in greys]
 
     return shown
 

@@ -253,12 +253,12 @@ def test_a_network_that_says_nan_is_judged() -> None:
     found = metrics.compute()
     undefined = ("pair_accuracy", "log_loss", "ece", "series_top1", "kendall_tau")
     assert all(math.isnan(found[name]) for name in undefined)
-    assert {*ranking().tables(metrics)} == {"metrics"}
+    assert {*ranking().tables(metrics, names)} == {"metrics"}
     endless = judged(torch.full((len(whole),), math.inf), whole).compute()
     assert endless["pair_accuracy"] == pytest.approx(
         judged(torch.ones(len(whole)), whole).compute()["pair_accuracy"]
     )
-    assert ranking().pictures(metrics, whole, torch.ones(len(whole)), lambda inputs: [])
+    assert ranking().pictures(metrics, whole, torch.ones(len(whole)), shown)
 
 
 # -- intervals -----------------------------------------------------------------------------------
@@ -371,25 +371,33 @@ def test_the_surest_mistakes_are_kept_over_batches() -> None:
     assert metrics.worst is not None
     kept, said = metrics.worst
     torch.testing.assert_close(said.abs().float(), expected)
-    rows = ranking().tables(metrics)["confident_mistakes"]
+    rows = ranking().tables(metrics, names)["confident_mistakes"]
     for row, sample in zip(rows, kept.index.tolist(), strict=True):
+        assert list(row) == ["sample", "first", "preference", "predicted"]
         assert row["sample"] == sample
-        assert row["series"] == whole.series[sample]
-        assert [row["first"], row["second"]] == whole.photos[sample].tolist()
-        assert row["preference"] == pytest.approx(whole.preference[sample].item())
-        assert row["predicted"] == pytest.approx(logits[sample].sigmoid().item())
+        assert row["first"] == f"{whole.photos[sample, 0]}.JPG"
+        assert row["preference"] == round(whole.preference[sample].item(), 4)
+        assert row["predicted"] == pytest.approx(logits[sample].sigmoid().item(), abs=6e-5)
     torch.testing.assert_close(kept.inputs, whole.inputs[kept.index])
 
 
-def shown(inputs: Tensor) -> list[Tensor]:
-    return list((inputs * 255).to(torch.uint8).unbind(1))
+def shown(batch: PairBatch) -> list[Tensor]:
+    """Grey photos, as bright as the first number that stands for them."""
+    grey = (batch.inputs.flatten(2)[..., 0] * 255).to(torch.uint8)
+    return list(grey[..., None, None, None].expand(-1, -1, 3, 8, 8).unbind(1))
 
 
-def test_series_are_drawn_from_best_to_worst() -> None:
+def names(batch: PairBatch) -> dict[str, list[str]]:
+    return {"first": [f"{photo}.JPG" for photo in batch.photos[:, 0].tolist()]}
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (5,)])
+def test_series_are_drawn_from_best_to_worst(shape: tuple[int, ...]) -> None:
     # Photos of grey levels 0.1, 0.5 and 0.9; the model ranks them 2, 0, 1, the votes 2, 1, 0.
     whole = batch([0.4, 0.1, 0.2], [3, 3, 3], [(0, 1), (0, 2), (1, 2)])
     levels = torch.tensor([0.1, 0.5, 0.9])[whole.photos]
-    whole = replace(whole, inputs=levels[..., None, None, None].expand(-1, -1, 3, 8, 8))
+    inputs = levels.view(3, 2, *[1] * len(shape)).expand(3, 2, *shape)
+    whole = replace(whole, inputs=inputs)  # images, or features of them
     logits = torch.tensor([1.0, -2.0, -3.0])
     drawn = ranking().pictures(judged(logits, whole), whole, logits, shown)
     assert {*drawn} == {"reliability", "ranked_series", "confident_mistakes"}
@@ -404,13 +412,20 @@ def test_series_are_drawn_from_best_to_worst() -> None:
     assert (pair[40, 40, 0], pair[40, 40 + 128, 0]) == (25, 127)
 
 
-def test_features_are_not_drawn_and_no_mistake_is_said() -> None:
-    logits, whole = drawn(0, [4] * 3)
-    assert {*ranking().pictures(judged(logits, whole), whole, logits, lambda inputs: [])} == {
-        "reliability"
-    }
+def test_of_a_batch_only_what_is_drawn_is_looked_at() -> None:
+    logits, whole = drawn(1, [3] * 30)
+    looked: list[int] = []
+
+    def counted(batch: PairBatch) -> list[Tensor]:
+        looked.append(len(set(batch.photos.flatten().tolist())))
+        return shown(batch)
+
+    ranking().pictures(judged(logits, whole), whole, logits, counted)
+    assert max(looked) == 8 * 3  # photos of eight series; of twelve mistakes no more
+
+
+def test_no_mistake_is_said() -> None:
     few = batch([0.9, 0.5], [0, 0], [(0, 1), (1, 2)])
-    few = replace(few, inputs=torch.rand(2, 2, 3, 8, 8))
     right = torch.tensor([1.0, 1.0])
     found = ranking().pictures(judged(right, few), few, right, shown)["confident_mistakes"]
     assert found.size[1] == 32

@@ -68,8 +68,8 @@ class FrameTransform(DeviceTransform):
             batch.inputs.add_(noise_like(batch.inputs, generator), alpha=change.noise)
         return replace(batch, inputs=batch.inputs.clamp_(0, 1))
 
-    def panels(self, inputs: Tensor) -> list[Tensor]:
-        return [(inputs * 255).round().clamp(0, 255).to(torch.uint8)]
+    def panels(self, batch: DetectionBatch) -> list[Tensor]:
+        return [(batch.inputs * 255).round().clamp(0, 255).to(torch.uint8)]
 
 
 def move(

@@ -67,7 +67,12 @@ class Audit:
 
 
 def audited(
-    labels: str, root: Path, table: Path | None, min_reviewers: int, audit: Audit
+    labels: str,
+    root: Path,
+    table: Path | None,
+    min_reviewers: int,
+    together: bool,
+    audit: Audit,
 ) -> dict[str, list[Row]]:
     """Rows of a data set by list; those of a table of votes are all for training.
 
@@ -76,6 +81,7 @@ def audited(
         root: the data set's folder; a table is held against its lists, if it has some.
         table: of votes.
         min_reviewers: that pairs must have.
+        together: rows of all lists as one, of which no series can leak.
         audit: findings are added to it.
 
     Raises:
@@ -95,6 +101,8 @@ def audited(
                 "leave it out, or give dataset.labels=votes"
             )
         lists = {split: read_list(file) for split, file in find_lists(root).items()}
+    if together:
+        lists = {"train": [row for rows in lists.values() for row in rows]}
     audit_rows(lists, audit)
     return lists
 

@@ -140,6 +140,43 @@ class PhotoLook:
         return self.canvas(self.photos[index])
 
 
+class Album:
+    """A data set's photos for people.
+
+    Args:
+        canvas: what makes squares of them.
+
+    Attributes:
+        photos: files; none before the data set is prepared.
+        series: names, likewise.
+    """
+
+    def __init__(self, canvas: Canvas) -> None:
+        self.canvas = canvas
+        self.photos: Sequence[Path] = []
+        self.series: Sequence[str] = []
+
+    def pictures(self, batch: PairBatch) -> list[Tensor]:
+        """The first photos and the second, uint8 [B, 3, S, S] each."""
+        seen = {photo: self._picture(photo) for photo in set(batch.photos.flatten().tolist())}
+        return [torch.stack([seen[photo] for photo in side]) for side in batch.photos.T.tolist()]
+
+    def names(self, batch: PairBatch) -> dict[str, list[str]]:
+        """``series``, and the files ``first`` and ``second``."""
+        first, second = (
+            [self.photos[photo].name for photo in side] for side in batch.photos.T.tolist()
+        )
+        series = [self.series[number] for number in batch.series.tolist()]
+        return {"series": series, "first": first, "second": second}
+
+    def _picture(self, photo: int) -> Tensor:
+        try:
+            return self.canvas(self.photos[photo])
+        except DamagedImage:
+            # Its features were kept from when it could be read, and a picture ends no run.
+            return torch.full((3, self.canvas.size, self.canvas.size), 255, dtype=torch.uint8)
+
+
 class FeatureLook:
     """A photo's features by its index.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from research.data.folds import fold_splits
 from research.data.pairs.audit import Lost, leaks
 from research.data.pairs.lists import TIE, Pair, PairSet, Row, pooled, series_name
 from research.data.warehouse.recipes import assign_splits
@@ -26,6 +27,8 @@ class Rules:
         val_fraction: share of the series drawn for validation, where there is no list of it.
         test_fraction: the same for testing, out of the training list; 0 for none.
         split_seed: of these draws.
+        folds: deal the series into so many parts instead; null: the splits above.
+        fold: this part is the test split, the next one validation.
         quick: share of the series of each split that is kept; null: all.
     """
 
@@ -35,6 +38,8 @@ class Rules:
     val_fraction: float
     test_fraction: float
     split_seed: int
+    folds: int | None
+    fold: int
     quick: float | None
 
 
@@ -56,36 +61,23 @@ class Selected:
 def select(lists: Mapping[str, Sequence[Row]], rules: Rules) -> Selected:
     """Splits by series, then what is asked of a pair.
 
-    A series' split depends on its number, the lists' series and the seed alone, not on the rules.
+    A series' split depends on the lists and on how they are to be split, not on what is asked of
+    a pair.
 
     Args:
-        lists: rows of ``train`` and perhaps ``val``.
+        lists: rows of ``train`` and perhaps ``val``; of ``train`` alone for folds.
         rules: the user's.
 
     Raises:
-        UserError: when the shares leave nothing to train on.
+        UserError: when the shares leave nothing to train on, or for more folds than series.
     """
     leaking = leaks(lists)
-    numbers = {row.series for rows in lists.values() for row in rows}
-    own = {series_name(row.series): "val" for row in lists.get("val", ())}
-    try:
-        splits = assign_splits(
-            {series_name(number) for number in numbers},
-            own,
-            val=rules.val_fraction,
-            test=rules.test_fraction,
-            seed=rules.split_seed,
-            named={},
-        )
-    except UserError:
-        raise UserError(
-            f"validation and testing leave none of {len(numbers)} series for training; give "
-            "smaller dataset.val_fraction and test_fraction"
-        ) from None
+    pairs = {name: pooled(rows) for name, rows in lists.items()}
+    splits = _splits(pairs, rules)
     kept = _quick(splits, rules)
     found = Selected()
-    for name, rows in lists.items():
-        for row in pooled(rows):
+    for name, rows in pairs.items():
+        for row in rows:
             split = splits[series_name(row.series)]
             if series_name(row.series) not in kept:
                 continue
@@ -207,6 +199,28 @@ def hold(splits: Mapping[str, PairSet], chosen: Selected, root: Path) -> None:
             f"{root}: none of {chosen.read[split]} pairs is left in the {split} split ({kinds}); "
             "lower dataset.min_agreement and min_reviewers, or mend the files"
         )
+
+
+def _splits(pairs: Mapping[str, Sequence[Row]], rules: Rules) -> dict[str, str]:
+    """The split of each series, by its name."""
+    sizes = Counter(series_name(row.series) for rows in pairs.values() for row in rows)
+    if rules.folds is not None:
+        return fold_splits(sizes, rules.folds, rules.fold, "series")
+    own = {series_name(row.series): "val" for row in pairs.get("val", ())}
+    try:
+        return assign_splits(
+            sizes,
+            own,
+            val=rules.val_fraction,
+            test=rules.test_fraction,
+            seed=rules.split_seed,
+            named={},
+        )
+    except UserError:
+        raise UserError(
+            f"validation and testing leave none of {len(sizes)} series for training; give "
+            "smaller dataset.val_fraction and test_fraction"
+        ) from None
 
 
 def _quick(splits: Mapping[str, str], rules: Rules) -> set[str]:

@@ -42,23 +42,20 @@ def sharper_wins(
     return wins, of
 
 
-def trivial(train: PairSet, val: PairSet, cache: Path) -> str | None:
-    """Accuracy on validation of two who learn nothing, in words; null where all are ties.
+def trivial(part: PairSet, cache: Path) -> str | None:
+    """Accuracy of two who learn nothing, in words; null where all are ties.
 
-    One says the place that wins more often in training, the other the sharper photo.
+    One says the same place always, the one that wins more often in these very pairs, as the
+    metric ``constant_accuracy`` has it; the other the sharper photo.
     """
-    leads, won = (
-        [pair.preference > TIE for pair in part.pairs if pair.preference != TIE]
-        for part in (train, val)
-    )
+    won = [pair.preference > TIE for pair in part.pairs if pair.preference != TIE]
     if not won:
         return None
-    first = 2 * sum(leads) >= len(leads)
-    constant = sum(one == first for one in won) / len(won)
-    wins, of = sharper_wins(val.photos, val.pairs, cache)
-    place = "first" if first else "second"
+    share = sum(won) / len(won)
+    place = "first" if share >= TIE else "second"
+    wins, of = sharper_wins(part.photos, part.pairs, cache)
     sharper = f", {wins / of:.4f} of the sharper photo" if of else ""
-    return f"pair accuracy {constant:.4f} of always the {place} photo{sharper}"
+    return f"pair accuracy {max(share, 1 - share):.4f} of always the {place} photo{sharper}"
 
 
 def sharpness(

@@ -26,7 +26,14 @@ from research.data.pairs.audit import (
 from research.data.pairs.demo import PhotoDemo
 from research.data.pairs.features import FeatureSet, normalised
 from research.data.pairs.lists import PairSet, image_folder, photo_files
-from research.data.pairs.samples import Canvas, FeatureLook, PairSamples, PhotoLook, read_photo
+from research.data.pairs.samples import (
+    Album,
+    Canvas,
+    FeatureLook,
+    PairSamples,
+    PhotoLook,
+    read_photo,
+)
 from research.data.pairs.select import Rules, hold, placed, select, thinned, without
 from research.data.pairs.sharpness import trivial
 from research.data.pairs.transform import FeatureTransform, PairTransform
@@ -55,6 +62,9 @@ class PhotoPairs:
         val_fraction: share of the series held out, where there is no list for validation.
         test_fraction: the same for testing, out of the training list; 0: none.
         split_seed: of these draws.
+        folds: split all lists anew into so many parts, series whole, as even as they can be; null:
+            the splits above.
+        fold: this part is the test split, the next one validation.
         quick_experiment: 0…1, share of the series of each split that is used; null: all.
         image_size: side of the square network input in pixels; null: the network's own.
         fit: ``pad``: a photo's long side is ``image_size``, around it is the mean;
@@ -88,6 +98,8 @@ class PhotoPairs:
         val_fraction: float,
         test_fraction: float,
         split_seed: int,
+        folds: int | None,
+        fold: int,
         quick_experiment: float | None,
         image_size: int | None,
         fit: str,
@@ -118,6 +130,8 @@ class PhotoPairs:
             val_fraction,
             test_fraction,
             split_seed,
+            folds,
+            fold,
             quick_experiment,
         )
         self.image_size = image_size or network.size
@@ -140,6 +154,9 @@ class PhotoPairs:
         self.classes: list[str] = []
         self.splits: dict[str, PairSet] = {}
         self.left_out: dict[str, Counter[str]] = {}
+        fill = [round(255 * share) for share in self.mean] if self.fit == "pad" else None
+        self.canvas = Canvas(self.image_size, fill)
+        self.album = Album(self.canvas)
         self.rows = torch.empty(0)  # [N, D] features of the photos
         self.audit = Audit()
 
@@ -150,7 +167,12 @@ class PhotoPairs:
             self.demo.render(progress)
         self.audit = Audit()
         lists = audited(
-            self.labels, self.root, self.votes_file, self.rules.min_reviewers, self.audit
+            self.labels,
+            self.root,
+            self.votes_file,
+            self.rules.min_reviewers,
+            self.rules.folds is not None,
+            self.audit,
         )
         chosen = select(lists, self.rules)
         folder = image_folder(self.root)
@@ -161,6 +183,8 @@ class PhotoPairs:
         self.splits, lost = placed(self.root, chosen.rows, files, damaged, self.left_out)
         audit_photos(lost, {series for series, _ in files}, self.audit)
         hold(self.splits, chosen, self.root)
+        known = self.pairs("train")
+        self.album.photos, self.album.series = known.photos, known.series
         self._sanity(progress)
         if self.features is not None:
             self._extract(self.features, progress)
@@ -184,13 +208,13 @@ class PhotoPairs:
         self, *, measured: bool = True, progress: Progress | None = None
     ) -> DeviceTransform:
         if self.features is None:
-            return PairTransform(self.mean, self.std, self.random_flip, self.swap)
+            return PairTransform(self.mean, self.std, self.random_flip, self.swap, self.album)
         width = sum(self.features.sizes.values())
         if not measured:
-            return FeatureTransform(torch.zeros(width), torch.ones(width), self.swap)
+            return FeatureTransform(torch.zeros(width), torch.ones(width), self.swap, self.album)
         train = {p for pair in self.pairs("train").pairs for p in (pair.first, pair.second)}
         found = normalised(self.rows, sorted(train))
-        return FeatureTransform(found.mean, found.std, self.swap)
+        return FeatureTransform(found.mean, found.std, self.swap, self.album)
 
     def read(self, paths: Sequence[Path]) -> PhotoBatch:
         if self.features is None:
@@ -249,12 +273,7 @@ class PhotoPairs:
 
     def floor(self) -> str | None:
         """Accuracy on validation of two who learn nothing: one place always, and the sharper."""
-        return trivial(self.pairs("train"), self.pairs("val"), self.cache)
-
-    @property
-    def canvas(self) -> Canvas:
-        fill = [round(255 * share) for share in self.mean] if self.fit == "pad" else None
-        return Canvas(self.image_size, fill)
+        return trivial(self.pairs("val"), self.cache)
 
     def pairs(self, split: str) -> PairSet:
         """A split's pairs.
@@ -265,7 +284,7 @@ class PhotoPairs:
         if split not in self.splits:
             raise UserError(
                 f"split={split}: {self.root} has {', '.join(self.splits)}; give "
-                "dataset.test_fraction=0.1 from training on"
+                "dataset.test_fraction=0.1 or folds=5 from training on"
             )
         return self.splits[split]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from research.data.batch import PairBatch, PhotoBatch
+from research.data.pairs.samples import Album
 from research.data.transforms import DeviceTransform, half
 
 SMALLEST_STD = 1e-6
@@ -25,10 +26,19 @@ class PairTransform(DeviceTransform):
         std: RGB standard deviations on a 0…1 scale.
         flip: mirror in training.
         swap: swap in training.
+        album: knows the photos' names.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], flip: bool, swap: bool) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip: bool,
+        swap: bool,
+        album: Album,
+    ) -> None:
         super().__init__()
+        self.album = album
         self.flip = flip
         self.swap = swap
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
@@ -50,10 +60,13 @@ class PairTransform(DeviceTransform):
             return swapped(batch, half(len(images), generator, images.device))
         return batch
 
-    def panels(self, inputs: Tensor) -> list[Tensor]:
-        """The first photos, then the second; single photos give one panel."""
-        pixels = ((inputs * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return list(pixels.unbind(1)) if pixels.dim() == 5 else [pixels]
+    def panels(self, batch: PairBatch) -> list[Tensor]:
+        """The first photos, then the second, as they went in."""
+        pixels = (batch.inputs * self.std + self.mean) * 255
+        return list(pixels.round().clamp(0, 255).to(torch.uint8).unbind(1))
+
+    def names(self, batch: PairBatch) -> dict[str, list[str]]:
+        return self.album.names(batch)
 
 
 class FeatureTransform(DeviceTransform):
@@ -63,10 +76,12 @@ class FeatureTransform(DeviceTransform):
         mean: [D], of the training photos.
         std: [D].
         swap: swap in training.
+        album: has the photos.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, swap: bool) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, swap: bool, album: Album) -> None:
         super().__init__()
+        self.album = album
         self.swap = swap
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float().clamp(min=SMALLEST_STD))
@@ -82,9 +97,12 @@ class FeatureTransform(DeviceTransform):
             return swapped(batch, half(len(batch.inputs), generator, batch.inputs.device))
         return batch
 
-    def panels(self, inputs: Tensor) -> list[Tensor]:
-        """None: features show nothing."""
-        return []
+    def panels(self, batch: PairBatch) -> list[Tensor]:
+        """The first photos, then the second, read from their files: features show nothing."""
+        return self.album.pictures(batch)
+
+    def names(self, batch: PairBatch) -> dict[str, list[str]]:
+        return self.album.names(batch)
 
 
 def swapped(batch: PairBatch, chosen: Tensor) -> PairBatch:

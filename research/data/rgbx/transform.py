@@ -97,13 +97,13 @@ class RgbxTransform(DeviceTransform):
             batch.inputs.add_(noise, alpha=change.noise)
         return batch
 
-    def panels(self, inputs: Tensor) -> list[Tensor]:
+    def panels(self, batch: DetectionBatch) -> list[Tensor]:
         """The colours, then a grey panel for each other channel.
 
         Those of 16 bits, if the last batch had them, are stretched to their own range, see
         ``arrays.pictures``.
         """
-        shares = (inputs * self.std + self.mean).clamp(0, 1)
+        shares = (batch.inputs * self.std + self.mean).clamp(0, 1)
         extra = shares[:, COLOUR_CHANNELS:]
         if self.dtype != torch.uint8:
             low, high = extra.amin((2, 3), keepdim=True), extra.amax((2, 3), keepdim=True)

@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from research.data.batch import Batch
+from research.data.folds import fold_splits
 from research.data.frames.transform import FrameAugmentation
 from research.data.index import Progress
 from research.data.loader import BatchSource
@@ -22,7 +23,7 @@ from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.demo import DemoStore
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, Kind
-from research.data.warehouse.manifest import Group, Manifest
+from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.errors import UserError
 
@@ -222,26 +223,9 @@ def _split(manifest: Manifest, folds: int | None, fold: int) -> Splits:
     if folds is None:
         return {split: manifest.split(split) for split in manifest.splits}
     groups = [group for group in manifest.groups if group.stop > group.start]
-    if len(groups) < folds:
-        raise UserError(
-            f"dataset.folds={folds}: {manifest.path} has {len(groups)} groups, which are not cut "
-            "up; give fewer folds"
-        )
-    fold_of = _deal(groups, folds)
-    names = {fold: "test", (fold + 1) % folds: "val"}
+    sizes = {group.name: group.stop - group.start for group in groups}
+    split_of = fold_splits(sizes, folds, fold, f"groups in {manifest.path}")
     found: dict[str, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
     for group in groups:
-        split = names.get(fold_of[group.name], "train")
-        found[split].append(np.arange(group.start, group.stop))
+        found[split_of[group.name]].append(np.arange(group.start, group.stop))
     return {split: np.concatenate(parts) for split, parts in found.items() if parts}
-
-
-def _deal(groups: Sequence[Group], folds: int) -> dict[str, int]:
-    """The fold of each group: the largest first, each to the fold that is smallest so far."""
-    sizes = [0] * folds
-    fold_of = {}
-    for group in sorted(groups, key=lambda group: (group.start - group.stop, group.name)):
-        smallest = sizes.index(min(sizes))
-        sizes[smallest] += group.stop - group.start
-        fold_of[group.name] = smallest
-    return fold_of

@@ -23,7 +23,7 @@ from research.data.pairs.select import Rules, select
 from research.errors import UserError
 
 HEAD = "series_id,compareID1,compareFile1,compareID2,compareFile2,LEFT,RIGHT,Total,MaxVote\n"
-RULES = Rules("soft", 0.0, 0, 0.2, 0.2, 0, None)
+RULES = Rules("soft", 0.0, 0, 0.2, 0.2, 0, None, 0, None)
 
 
 def row(series: int, first: int, second: int, preference: float, votes: int = 0) -> Row:

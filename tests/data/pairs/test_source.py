@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from research.config import compose_config, resolved
 from research.data.batch import PairBatch, PhotoBatch
 from research.data.loader import EpochLoader, Key
 from research.data.pairs import samples as reading
@@ -20,6 +21,7 @@ from research.data.pairs.source import PhotoPairs
 from research.data.pairs.transform import FeatureTransform, PairTransform
 from research.data.source import NetworkInput
 from research.errors import DamagedImage, UserError
+from research.tasks.ranking_metrics import RankingMetrics
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -74,6 +76,7 @@ def make(tmp_path: Path) -> Make:
     def made(root: Path, **changed: Any) -> PhotoPairs:
         given = {key: value for key, value in settings().items() if key != "_target_"}
         given |= {"root": str(root), "image_size": None, "cache_dir": str(tmp_path / "cache")}
+        given |= {"feature_weights": {}}
         return PhotoPairs(**{**given, **changed}, network=NETWORK)
 
     return made
@@ -107,6 +110,14 @@ def test_the_yaml_says_what_the_data_set_takes() -> None:
     taken = set(inspect.signature(PhotoPairs).parameters) - {"network"}
     assert set(settings()) - {"_target_"} == taken
     assert set(settings("demo_photos")) - {"defaults"} < taken
+
+
+def test_weights_of_any_feature_are_named_on_the_command_line() -> None:
+    words = ["experiment=phototriage_folds", "dataset.feature_weights={clip: a, x.layer4: b}"]
+    config = resolved(compose_config(words)[0])
+    assert config["dataset"]["feature_weights"] == {"clip": "a", "x.layer4": "b"}
+    usual = resolved(compose_config(words[:1])[0])
+    assert usual["dataset"]["feature_weights"] == {}
 
 
 def test_a_batch_holds_the_photos_of_its_rows(make: Make, root: Path) -> None:
@@ -248,9 +259,38 @@ def test_fewer_pairs_and_fewer_series(make: Make, root: Path) -> None:
     assert prepared(make, root).fingerprint() == prepared(make, root).fingerprint()
 
 
+def test_folds_split_all_lists_anew(make: Make, root: Path) -> None:
+    lists = root / "train_val"
+    # A series of both lists leaks nothing where both are split anew.
+    leak = (lists / "val_pairlist.txt").read_text().splitlines()[0]
+    with (lists / "train_pairlist.txt").open("a") as file:
+        file.write(f"{leak}\n")
+    tested, held = [], []
+    for fold in range(4):
+        data = prepared(make, root, folds=4, fold=fold, audit="error")
+        assert data.counts() == {"train": (36, {}), "val": (18, {}), "test": (18, {})}
+        series = {split: {p.series for p in data.pairs(split).pairs} for split in data.splits}
+        assert sum(map(len, series.values())) == len(set().union(*series.values())) == SERIES
+        tested.append(series["test"])
+        held.append(series["val"])
+    assert held == [*tested[1:], tested[0]]
+    assert len(set().union(*tested)) == SERIES
+    # What is asked of a pair moves no series, and a fold may be left with nothing.
+    strict = prepared(make, root, folds=4, fold=3, min_agreement=0.85)
+    assert {pair.series for pair in strict.pairs("test").pairs} == tested[3]
+    with pytest.raises(UserError, match=r"none of 36 pairs is left in the train split"):
+        prepared(make, root, folds=4, min_agreement=0.95)
+    with pytest.raises(UserError, match=r"^dataset.folds=25: there are 24 series"):
+        prepared(make, root, folds=25)
+
+
 def test_floors(make: Make, root: Path) -> None:
-    told = "pair accuracy 0.0000 of always the first photo, 1.0000 of the sharper photo"
-    assert prepared(make, root).floor() == told
+    data = prepared(make, root)
+    told = "pair accuracy 1.0000 of always the second photo, 1.0000 of the sharper photo"
+    assert data.floor() == told
+    metrics = RankingMetrics("soft", [0.5, 1.0])
+    metrics.update(torch.zeros(12), batch_of(data, "val"))
+    assert metrics.compute()["constant_accuracy"] == 1
 
 
 def test_votes(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -301,13 +341,11 @@ def test_what_the_network_sees(make: Make, root: Path) -> None:
     mean, std = (torch.tensor(part)[:, None, None] for part in (NETWORK.mean, NETWORK.std))
     torch.testing.assert_close(seen.inputs, (batch.inputs / 255 - mean) / std)
     assert torch.equal(seen.preference, batch.preference)
-    first, second = transform.panels(seen.inputs)
+    first, second = transform.panels(seen)
     assert torch.equal(first, batch.inputs[:, 0])
     assert torch.equal(second, batch.inputs[:, 1])
-    user = transform(data.read(data.pairs("val").photos[:2]), None)
-    assert torch.equal(
-        transform.panels(user.inputs)[0], data.read(data.pairs("val").photos[:2]).inputs
-    )
+    user = transform(data.read([data.pairs("val").photos[i] for i in batch.photos[0]]), None)
+    torch.testing.assert_close(user.inputs, seen.inputs[0])
     # Bars are the mean, to what a byte can hold of it.
     assert seen.inputs[0, 0, :, 0].abs().max() < 0.5 / 255 / 0.2 + 1e-5
 
@@ -329,7 +367,7 @@ def test_training_swaps_and_mirrors_half(make: Make, root: Path) -> None:
     assert 15 < int(mirrored.sum()) < 39
     assert torch.equal(back[mirrored], plain[mirrored].flip(-1))  # both photos of a pair
     assert 0 < int((mirrored & turned).sum()) < int(mirrored.sum())
-    still = PairTransform(NETWORK.mean, NETWORK.std, flip=False, swap=False).train()
+    still = PairTransform(NETWORK.mean, NETWORK.std, False, False, data.album).train()
     assert torch.equal(still(batch, torch.Generator()).inputs, plain)
 
 
@@ -359,10 +397,43 @@ def test_measures_in_place_of_pixels(make: Make, root: Path) -> None:
     index = int(batch_of(data, "val", 1).photos[0, 1])
     user = data.read([data.pairs("val").photos[index]])
     torch.testing.assert_close(user.inputs[0], batch_of(data, "val", 1).inputs[0, 1])
-    assert transform.panels(batch.inputs) == []
     trained = transform.train()(batch_of(data, "train"), torch.Generator().manual_seed(0))
     turned = (trained.photos != batch.photos).all(1)
     assert torch.equal(trained.inputs[turned], batch.inputs[turned].flip(1))
+
+
+def test_a_second_run_computes_no_feature(make: Make, root: Path) -> None:
+    computed = []
+    for changed in (False, False, True):
+        if changed:
+            photo(root, 1, 1).write_bytes(photo(root, 2, 1).read_bytes() + b"more")
+        data = prepared(make, root, features=["quality"])
+        assert data.features is not None
+        computed.append(data.features.extracted["quality"])
+    assert computed == [3 * SERIES, 0, 1]
+
+
+@pytest.mark.parametrize("features", [None, ["quality"]])
+def test_what_people_see_of_a_batch(make: Make, root: Path, features: list[str] | None) -> None:
+    data = make(root, features=features)
+    # As in evaluation: the transform is there before the data are.
+    transform = data.transform(measured=False).eval()
+    data.prepare(0)
+    batch = transform(batch_of(data, "val", 3), None)
+    assert transform.names(batch) == {
+        "series": ["000006"] * 3,
+        "first": ["000006-01.JPG", "000006-01.JPG", "000006-02.JPG"],
+        "second": ["000006-02.JPG", "000006-03.JPG", "000006-03.JPG"],
+    }
+    pixels = batch_of(prepared(make, root), "val", 3).inputs
+    first, second = transform.panels(batch)
+    assert torch.equal(first, pixels[:, 0])
+    assert torch.equal(second, pixels[:, 1])
+    photo(root, 6, 2).write_bytes(b"")  # pictures end no run
+    if features is not None:
+        first, second = transform.panels(batch)
+        assert (second[0] == 255).all()
+        assert torch.equal(second[1], pixels[1, 1])
 
 
 def test_a_model_gets_the_features_that_it_was_trained_on(make: Make, root: Path) -> None:

@@ -105,7 +105,7 @@ def test_zigzag_is_picked_out_on_the_device(from_store: Compose) -> None:
     transform = data.transform()
     transform.eval()
     kept = transform(batch, None).inputs.y[0]
-    [raw] = transform.panels(transform(batch, None).inputs)
+    [raw] = transform.panels(transform(batch, None))
     assert kept.shape == (4, 4, 4)
     assert raw.shape == (1, 3, 32, 32)
     stored = batch.inputs.y[0].permute(2, 0, 1).float()
