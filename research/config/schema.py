@@ -304,6 +304,7 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.audit": one_of("warn", "error"),
     "dataset.fit": one_of("pad", "crop"),
     "dataset.features": list_of(TEXT, least=1),
+    "dataset.feature_weights": MAPPING,
     "dataset.x": list_of(NAME, least=1),
     "dataset.class_names": list_of(TEXT, least=1),
     "dataset.test_fraction": SHARE,

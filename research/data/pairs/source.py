@@ -77,7 +77,7 @@ class PhotoPairs:
         mean: RGB means on a 0…1 scale; null: the network's own.
         std: RGB standard deviations on a 0…1 scale; null: the network's own.
         features: what stands for the photos, see ``features``; null: their pixels.
-        feature_weights: files of weights by feature.
+        feature_weights: files of weights by feature; null: random networks.
         cache_dir: folder for headers, features, and measured sharpness.
         audit: what an audit finds is a warning (``warn``) or an end (``error``).
         max_train_images: keep at most so many training pairs, evenly spaced.
@@ -111,7 +111,7 @@ class PhotoPairs:
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         features: Sequence[str] | None,
-        feature_weights: Mapping[str, str | None],
+        feature_weights: Mapping[str, str | None] | None,
         cache_dir: str,
         audit: str,
         max_train_images: int | None,

@@ -117,7 +117,7 @@ def test_weights_of_any_feature_are_named_on_the_command_line() -> None:
     config = resolved(compose_config(words)[0])
     assert config["dataset"]["feature_weights"] == {"clip": "a", "x.layer4": "b"}
     usual = resolved(compose_config(words[:1])[0])
-    assert usual["dataset"]["feature_weights"] == {}
+    assert usual["dataset"]["feature_weights"] is None
 
 
 def test_a_batch_holds_the_photos_of_its_rows(make: Make, root: Path) -> None:
