@@ -163,7 +163,7 @@ def occupied(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # others hold it for an instant to see whether it is held
     except Timeout:
         raise UserError(f"{folder}: another process is training in this run folder") from None
     try:

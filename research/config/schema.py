@@ -160,6 +160,12 @@ MONITOR = Rule(
 )
 
 
+FOLDER_NAME = Rule(
+    "a name of letters, digits, -, _ and ., such as windows_2",
+    lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) is not None,
+)
+
+
 def _setting(default: Any, meaning: str, rule: Rule) -> Any:
     return field(default=default, metadata={"help": meaning, "rule": rule})
 
@@ -397,7 +403,7 @@ GROUP_RULES: dict[str, Rule] = {
 
 
 SWEEPER_RULES: dict[str, Rule] = {
-    "hydra.sweeper.study_name": or_null(NAME),
+    "hydra.sweeper.study_name": or_null(FOLDER_NAME),
     "hydra.sweeper.storage": or_null(TEXT),
     "hydra.sweeper.objectives": list_of(
         one_of("monitor", "latency_ms", "bytes_per_image"), least=1

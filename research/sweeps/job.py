@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -21,8 +20,8 @@ from research.errors import UserError, one_line
 from research.loop import Watch
 from research.sweeps import record
 from research.sweeps.devices import device_of_its_own
-from research.sweeps.objectives import Objective, values
-from research.sweeps.study import FOLDER, Study
+from research.sweeps.objectives import Objective, monitor, values
+from research.sweeps.study import FOLDER, Study, checkpoint_time
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +30,21 @@ Config = Mapping[str, Any]
 
 
 class TrialWatch(Watch):
-    """Tells the study of every epoch; its pruner may end the trial."""
+    """Tells the study of every epoch; its pruner may end the trial, but for the last one."""
 
-    def __init__(self, study: Study, number: int) -> None:
+    def __init__(self, study: Study, number: int, epochs: int) -> None:
         self.study = study
+        self.epochs = epochs
         self.trial = study.going(number)
         self.reason = ""
 
     def epoch(self, epoch: int, value: float) -> None:
         if self.stopped or len(self.study.optuna.directions) > 1:
             return
-        if epoch not in self.study.trial(self.trial.number).intermediate_values:
-            self.trial.report(value, epoch)
-        if self.trial.should_prune():
+        if epoch in self.study.trial(self.trial.number).intermediate_values:
+            return  # told, and judged, before a crash
+        self.trial.report(value, epoch)
+        if epoch < self.epochs and self.trial.should_prune():
             self.stopped = True
             self.reason = f"{type(self.study.optuna.pruner).__name__} at epoch {epoch}"
 
@@ -105,7 +106,18 @@ def _open(
         known = Path(facts["run"]) if "run" in facts else None
         if trial.state is not TrialState.RUNNING or (known is not None and runs.busy(known)):
             return None
-        last = None if known is None else _left_behind(known, config)
+        last = None
+        if known is not None and (known / "checkpoints" / "last.pt").exists():
+            last = checkpoint.find(known, "last")
+            changed = ", ".join(runs.changed(config, known)[:5])
+            if changed:
+                reason = (
+                    f"{known} cannot go on: {changed} changed since; "
+                    "hydra.sweeper.retry_failed=true begins it anew"
+                )
+                log.error("sweep: trial %d failed: %s", number, reason)
+                study.fail(number, reason)
+                return None
         beginnings = facts.get("beginnings", 0)
         if known is None or last is None:
             # Of what was done without a checkpoint nothing can be used, and nothing is overwritten.
@@ -114,24 +126,15 @@ def _open(
             known = runs.create({**config, "run_dir": str(where)}, name)
         stack.enter_context(runs.occupied(known))
         attempts = facts.get("attempts", 0) + 1
-        study.note(number, run=str(known), beginnings=beginnings, attempts=attempts, reason="")
-    return known, last
-
-
-def _left_behind(folder: Path, config: Config) -> Path | None:
-    """The last checkpoint of a run that can go on; null for one that cannot."""
-    last = folder / "checkpoints" / "last.pt"
-    if not last.exists():
-        return None
-    changed = runs.changed(config, folder)
-    if changed:
-        log.warning(
-            "sweep: %s cannot go on, %s changed since; the trial begins anew",
-            folder,
-            ", ".join(changed[:5]),
+        study.note(
+            number,
+            run=str(known),
+            beginnings=beginnings,
+            attempts=attempts,
+            checkpoint=checkpoint_time(known),
+            reason="",
         )
-        return None
-    return checkpoint.find(folder, "last")
+    return known, last
 
 
 def _train(
@@ -143,23 +146,23 @@ def _train(
     folder: Path,
     last: Path | None,
 ) -> Outcome:
-    watch = TrialWatch(study, number)
+    watch = TrialWatch(study, number, config["epochs"])
     tags = {"study": study.name, "trial": str(number), **record.parent(study)}
     about = study.about
     wanted = [Objective(**each) for each in about["objectives"]]
+    own = monitor(config)
+    if own != about["monitor"]:
+        raise UserError(
+            f"monitor: this trial is judged by {own}, the sweep by {about['monitor']}; sweep over "
+            "models of one task"
+        )
     with logs.to_file(folder):
         state = session.train(
             dict(config), f"{name}_{number:04d}", overrides, folder, last, tags, watch
         )
         if watch.stopped:
             return Outcome("PRUNED", watch.reason)
-        metric, mode = json.loads((folder / "summary.json").read_text("utf-8"))["monitor"]
-        if about["monitor"].rpartition(":")[2] != mode:
-            raise UserError(
-                f"monitor: of {metric} the {mode} is best, this sweep is for {about['monitor']}; "
-                "sweep over models of one task"
-            )
-        for lost in ("train/loss", "val/loss", metric):
+        for lost in ("train/loss", "val/loss", own.rpartition(":")[0]):
             value = state.history[-1].get(lost, 0.0)
             if not math.isfinite(value):
                 raise UserError(f"{lost} is {value} in the last epoch: the network diverged")

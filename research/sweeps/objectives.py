@@ -44,6 +44,17 @@ def objectives(asked: Sequence[str], monitor: str) -> list[Objective]:
     return found
 
 
+def monitor(config: Any) -> str:
+    """``METRIC:max`` or ``METRIC:min``, by which a configuration's best epoch is picked."""
+    from hydra.utils import get_class
+
+    asked = config["monitor"] or config["task"].get("monitor")
+    if asked is None:
+        task: Any = get_class(config["task"]["_target_"])
+        asked = ":".join(task.monitor)
+    return str(asked)
+
+
 def values(wanted: Sequence[Objective], folder: Path, best: float) -> dict[str, float]:
     """A finished run's value of each objective.
 

@@ -41,7 +41,7 @@ def update(
     last = {name: text for name, text in past[-1].items() if text} if past else {}
     row = _row(summary)
     # From 0 it would begin anew.
-    resumed = max(1, int(last["epoch"])) if last else 0
+    resumed = max(1, int(last["epoch"])) if last else int((folder / "mlflow_run_id").exists())
     run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=resumed)
     tracker = Trackers([*trackers(), FileTracker()])
     try:
@@ -80,7 +80,7 @@ def _config(summary: Mapping[str, Any]) -> dict[str, Any]:
         "sampler": summary["sampler"],
         "pruner": summary["pruner"],
         "objectives": ", ".join(f"{o['direction']} {o['name']}" for o in summary["objectives"]),
-        "space": dict(summary["space"]),
+        "space": {key.lstrip("+"): values for key, values in summary["space"].items()},
     }
 
 
@@ -89,7 +89,7 @@ def _tags(summary: Mapping[str, Any]) -> dict[str, str]:
     best = summary["best"]
     if best:
         tags["best_trial"] = str(best["trial"])
-        tags |= {f"best.{key}": str(value) for key, value in best["params"].items()}
+        tags |= {f"best.{key.lstrip('+')}": str(value) for key, value in best["params"].items()}
     front = summary.get("pareto", [])
     if front:
         tags["pareto"] = ", ".join(str(trial["trial"]) for trial in front)

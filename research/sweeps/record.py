@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from research.sweeps import parent as parent_run
 from research.sweeps.space import written
 from research.sweeps.study import Study
 from research.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 NAME: Final = "final_summary.json"
 STATUS: Final = {
@@ -62,15 +65,20 @@ def update(study: Study, *, ended: bool) -> dict[str, Any]:
 
     Args:
         study: its trials are told as they stand.
-        ended: no trial will follow in this sweep.
+        ended: no trial will follow in this process.
     """
     found = summary(study)
+    ended = ended and "RUNNING" not in found["counts"]
     write_text(study.folder / NAME, to_json(found))
 
     def trackers() -> Sequence[Tracker]:
         return build.trackers(_of_sweep(found["configuration"]))
 
-    parent_run.update(study.folder, found, trackers, ended=ended)
+    try:
+        parent_run.update(study.folder, found, trackers, ended=ended)
+    except Exception as error:
+        # The summary is written: no picture, and no store, may cost a trial or end a sweep.
+        log.warning("sweep: the parent run could not be brought up to date", exc_info=error)
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from optuna.distributions import (
     BaseDistribution,
@@ -16,6 +17,8 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+
+from research.errors import UserError
 
 Point = Mapping[str, Any]
 """A value for every swept key; as Optuna keeps it."""
@@ -45,12 +48,19 @@ class Space:
         Args:
             params: ``KEY: VALUES``.
             overrides: ``key=value`` each, some with several values.
+
+        Raises:
+            UserError: for values that are others each time.
         """
         words = [f"{key}={values}" for key, values in params.items()] + list(overrides)
         parsed = OverridesParser.create().parse_overrides(words)
         last: dict[str, str] = {}
         for override in parsed:
-            key = override.get_key_element()
+            key, value = override.get_key_element(), override.value()
+            if isinstance(value, Glob) or getattr(value, "shuffle", False):
+                raise UserError(
+                    f"{override.input_line}: a study must find the same values again; list them"
+                )
             last.pop(key, None)
             last[key] = override.input_line or ""
         axes, values, others = create_params_from_overrides(list(last.values()))
@@ -87,7 +97,7 @@ def written(value: Any) -> str:
 def values_of(axis: BaseDistribution) -> Sequence[Any] | None:
     """The values of a finite axis; null for one without end."""
     if isinstance(axis, CategoricalDistribution):
-        return tuple({written(value): value for value in axis.choices}.values())
+        return [v for n, v in enumerate(axis.choices) if v not in axis.choices[:n]]
     if axis.single():
         assert isinstance(axis, IntDistribution | FloatDistribution)
         return (axis.low,)

@@ -17,8 +17,9 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as OptunaStudy
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from research.errors import UserError, one_line
 from research.files import to_json, write_text
 from research.runs import ROOT, busy
 from research.sweeps.space import Point, Space
@@ -29,7 +30,11 @@ STORE: Final = ROOT / "studies.journal"
 FOLDER: Final = ROOT / "sweeps"
 ABOUT: Final = "study.json"
 MOST_ATTEMPTS: Final = 3
-"""A trial whose process dies so often is not tried again."""
+"""A trial whose process dies so often without getting further is not tried again."""
+CLAIMED: Final = "claimed"
+"""Says of a trial that its point was taken."""
+PROBE: Final = 2.0
+"""Seconds; others hold a lock for an instant, to see whether it is held."""
 
 
 class JournalLock:
@@ -108,7 +113,6 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.name = name
         self.folder = FOLDER / name
-        self.store = STORE
         self.folder.mkdir(parents=True, exist_ok=True)
         pruner = pruner or optuna.pruners.NopPruner()
         self.sampler = sampler or optuna.samplers.RandomSampler
@@ -116,6 +120,7 @@ class Study:
             # Of a database too: parallel first use would race on the creation of its tables.
             store = storage(url)
             if directions is not None:
+                self._forget_what_was_deleted(store)
                 optuna.create_study(
                     storage=store,
                     study_name=name,
@@ -123,6 +128,14 @@ class Study:
                     load_if_exists=True,
                 )
         self.optuna = OptunaStudy(name, store, self.sampler(0), pruner)
+
+    def _forget_what_was_deleted(self, store: BaseStorage) -> None:
+        """Whoever deletes a sweep's folder means its study, too."""
+        if self.about or self.name not in optuna.get_all_study_names(store):
+            return
+        if OptunaStudy(self.name, store).get_trials(deepcopy=False):
+            log.info("sweep: %s is gone; its study begins anew", self.folder / ABOUT)
+            optuna.delete_study(study_name=self.name, storage=store)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -145,16 +158,13 @@ class Study:
     # -- trials ----------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
-        """Those that count: no proposal that repeated a point, no failure that was tried again."""
-        every = self.optuna.get_trials(deepcopy=False)
+        """Those that count: no proposal that was not taken, no failure that was tried again.
+
+        A process may die while Optuna draws a point: such a trial has no values, and no claim.
+        """
+        every = [t for t in self.optuna.get_trials(deepcopy=False) if CLAIMED in t.user_attrs]
         retried = {trial.user_attrs.get("retries") for trial in every}
-        return [
-            trial
-            for trial in every
-            if trial.state is not TrialState.WAITING
-            and "repeats" not in trial.user_attrs
-            and trial.number not in retried
-        ]
+        return [trial for trial in every if trial.number not in retried]
 
     def trial(self, number: int) -> FrozenTrial:
         return self.optuna.get_trials(deepcopy=False)[number]
@@ -204,24 +214,26 @@ class Study:
             trials = self.trials()
             for trial in trials:
                 if trial.state is TrialState.RUNNING and not self.is_alive(trial):
-                    if trial.user_attrs.get("attempts", 0) < MOST_ATTEMPTS:
+                    if self._attempts(trial) < MOST_ATTEMPTS:
                         log.info("sweep: trial %d was left unfinished; it goes on", trial.number)
                         return self._claimed(trial.number)
-                    died = f"its process died {MOST_ATTEMPTS} times: killed, or out of memory"
+                    died = (
+                        f"its process died {MOST_ATTEMPTS} times without another epoch: killed, or "
+                        "out of memory"
+                    )
+                    log.error("sweep: trial %d failed: %s", trial.number, died)
                     self.fail(trial.number, died)
             retry &= {trial.number for trial in trials}
             if retry:
                 failed = self.trial(retry.pop())
-                number = self._ask(space, failed.params, [], seed)
-                self.note(number, retries=failed.number)
-                return self._claimed(number)
+                return self._claimed(self._create(space, failed.params, retries=failed.number))
             if len(trials) >= total:
                 return None
             taken = [trial.params for trial in trials]
-            left = self._untaken(space, taken) if grid else None
-            if left == []:
-                return None
-            return self._claimed(self._ask(space, left[0] if left else None, taken, seed))
+            if not grid:
+                return self._claimed(self._ask(space, taken, seed))
+            left = self._untaken(space, taken)
+            return self._claimed(self._create(space, left[0])) if left else None
 
     def tell(self, number: int, values: Sequence[float]) -> None:
         self.optuna.tell(number, list(values), TrialState.COMPLETE)
@@ -239,26 +251,53 @@ class Study:
 
     def _claimed(self, number: int) -> Claim:
         lock = self._lock(number)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PROBE)  # another process may just be asking whether it is held
         return Claim(number, dict(self.trial(number).params), lock)
 
     @staticmethod
     def _untaken(space: Space, taken: Sequence[Point]) -> list[Point]:
         return [point for point in space.points() if point not in taken]
 
-    def _ask(self, space: Space, point: Point | None, taken: Sequence[Point], seed: int) -> int:
-        """A new trial at ``point``, or where the sampler likes; of a finite space a new point."""
-        while True:
-            count = len(self.optuna.get_trials(deepcopy=False))
-            # A sampler of one seed would begin a study that goes on with its first points again.
-            own = int(np.random.SeedSequence((seed, count)).generate_state(1)[0])
+    def _attempts(self, trial: FrozenTrial) -> int:
+        """How often a process has died at it since it last got an epoch further."""
+        facts = trial.user_attrs
+        known = facts.get("checkpoint", 0.0)
+        if "run" in facts and checkpoint_time(Path(facts["run"])) > known:
+            self.note(trial.number, attempts=0)
+            return 0
+        return int(facts.get("attempts", 0))
+
+    def _create(self, space: Space, point: Point, **facts: Any) -> int:
+        """A trial at a point, at once with all that is said of it."""
+        self.optuna.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(point),
+                distributions=space.axes,
+                user_attrs={CLAIMED: True, **facts},
+            )
+        )
+        return self.optuna.get_trials(deepcopy=False)[-1].number
+
+    def _ask(self, space: Space, taken: Sequence[Point], seed: int) -> int:
+        """A new trial where the sampler likes; of a finite space at a new point."""
+        # A sampler of one seed would begin a study that goes on with its first points again.
+        count = len(self.optuna.get_trials(deepcopy=False))
+        own = int(np.random.SeedSequence((seed, count)).generate_state(1)[0])
+        try:
             self.optuna.sampler = self.sampler(own)
-            if point is not None:
-                self.optuna.enqueue_trial(dict(point))
             trial = self.optuna.ask(space.axes)
-            if space.size is None or trial.params not in taken:
-                return trial.number
-            trial.set_user_attr("repeats", taken.index(trial.params))
-            self.optuna.tell(trial, state=TrialState.FAIL)
-            left = self._untaken(space, taken)
-            point = left[0 if point is not None else own % len(left)]
+        except ImportError as error:
+            raise UserError(f"hydra/sweeper/sampler: {one_line(error)}") from None
+        if space.size is None or trial.params not in taken:
+            trial.set_user_attr(CLAIMED, True)
+            return trial.number
+        self.optuna.tell(trial, state=TrialState.FAIL)
+        left = self._untaken(space, taken)
+        return self._create(space, left[own % len(left)])
+
+
+def checkpoint_time(run: Path) -> float:
+    """When a run last wrote a checkpoint, in seconds; 0 before the first."""
+    last = run / "checkpoints" / "last.pt"
+    return last.stat().st_mtime if last.exists() else 0.0

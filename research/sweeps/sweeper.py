@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hydra.core.plugins import Plugins
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 GRID: Final = "optuna.samplers.GridSampler"
 SAMPLERS: Final = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+NOT_COMPARED: Final = ("device=", "logging", "log_every=")
+"""Of two commands that differ in these alone the second goes on with the first's study."""
 TRIALS: Final = 20
 """Of a space without end, when nobody says how many."""
 
@@ -92,26 +95,27 @@ class StudySweeper(Sweeper):
         space = Space.of(self.params, arguments)
         total = self._total(space)
         study = self._open(space, total)
-        failed = {entry["trial"] for entry in _failed(record.summary(study))}
-        retry = set(failed) if self.retry_failed else set()
-        _say_start(study, total, retry)
         with study.locked():
-            record.update(study, ended=False)
+            failed = _failed(record.update(study, ended=False))
+        retry = {entry["trial"] for entry in failed} if self.retry_failed else set()
+        _say_start(study, total, retry)
         launcher = self._launcher(study)
         while claims := self._claims(study, space, total, retry):
             self._launch(launcher, study, space, claims)
             with study.locked():
-                now = _failed(record.summary(study))
-            if len(now) > self.max_failure_rate * total:
-                with study.locked():
-                    record.update(study, ended=True)
-                raise UserError(
-                    f"sweep stopped: {len(now)} of {total} trials failed, more than "
-                    f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
-                    f"{now[-1]['reason']}); see {study.folder / record.NAME}"
-                )
+                failed = _failed(record.summary(study))
+            if len(failed) > self.max_failure_rate * total:
+                break
         with study.locked():
-            _say_end(study, record.update(study, ended=True))
+            summary = record.update(study, ended=True)
+        _say_end(study, summary)
+        failed = _failed(summary)
+        if len(failed) > self.max_failure_rate * total:
+            raise UserError(
+                f"{len(failed)} of {total} trials failed, more than "
+                f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
+                f"{failed[-1]['reason']}); see {study.folder / record.NAME}"
+            )
 
     # -- before the first trial ------------------------------------------------------------------
 
@@ -120,9 +124,16 @@ class StudySweeper(Sweeper):
         return bool(self.sampler._target_ == GRID)
 
     def _total(self, space: Space) -> int:
+        from research.sweeps.space import MOST_POINTS
+
         size = space.size
         if size is None and self._grid:
-            key = next(k for k, axis in space.axes.items() if not _finite(axis))
+            key = next((k for k, axis in space.axes.items() if not _finite(axis)), None)
+            if key is None:
+                raise UserError(
+                    f"a grid of more than {MOST_POINTS:,} points: nobody runs them all; choose "
+                    "hydra/sweeper/sampler=random or tpe, or fewer values"
+                )
             raise UserError(
                 f"{key}={space.told[key]}: a grid has no end of these values; choose "
                 "hydra/sweeper/sampler=random or tpe, or list values"
@@ -141,7 +152,7 @@ class StudySweeper(Sweeper):
         from research.config import resolved
         from research.sweeps.job import PRUNERS
         from research.sweeps.objectives import objectives
-        from research.sweeps.study import Study
+        from research.sweeps.study import STORE, Study
 
         monitor = self._monitor(space)
         wanted = objectives(self.objectives, monitor)
@@ -155,7 +166,8 @@ class StudySweeper(Sweeper):
         search = {
             "objectives": [objective._asdict() for objective in wanted],
             "space": space.told,
-            "fixed": space.fixed,
+            "fixed": sorted(word for word in space.fixed if not word.startswith(NOT_COMPARED)),
+            "storage": self.storage or str(STORE),
             "sampler": self.sampler._target_.rpartition(".")[2],
         }
         name = self.study_name or self._name(search)
@@ -174,7 +186,6 @@ class StudySweeper(Sweeper):
                 {
                     "study": name,
                     "command": sys.argv,
-                    "storage": self.storage or str(study.store),
                     **search,
                     "pruner": None if pruned == "NopPruner" else pruned,
                     "monitor": monitor,
@@ -188,16 +199,12 @@ class StudySweeper(Sweeper):
 
     def _monitor(self, space: Space) -> str:
         """``METRIC:max`` or ``:min`` of the sweep's first point."""
-        from hydra.utils import get_class
+        from research.sweeps.objectives import monitor
 
         first = {key: _first(axis) for key, axis in space.axes.items()}
         assert self.context is not None
         config = self.context.config_loader.load_sweep_config(self.base, space.overrides(first))
-        asked = config.monitor or config.task.get("monitor")
-        if asked is None:
-            task: Any = get_class(config.task._target_)
-            asked = ":".join(task.monitor)
-        return str(asked)
+        return monitor(config)
 
     def _samplers(self) -> Callable[[int], BaseSampler]:
         from hydra.utils import instantiate
@@ -280,7 +287,9 @@ class StudySweeper(Sweeper):
 
     @staticmethod
     def _settle(study: Study, claim: Claim, ended: JobReturn) -> None:
-        """Fail a trial whose job ended before it could tell of itself."""
+        """Fail a trial whose job ended by an exception before it could tell of itself."""
+        from research.runs import busy
+
         try:
             _ = ended.return_value
         except Exception as error:
@@ -289,7 +298,8 @@ class StudySweeper(Sweeper):
             log.error("sweep: a job broke off: %s", reason, exc_info=trace)
             with study.locked():
                 trial = study.trial(claim.number)
-                if not trial.state.is_finished() and "run" not in trial.user_attrs:
+                run = trial.user_attrs.get("run")
+                if not trial.state.is_finished() and (run is None or not busy(Path(run))):
                     study.fail(claim.number, reason)
 
 
@@ -326,7 +336,8 @@ def _say_start(study: Study, total: int, retry: set[int]) -> None:
     )
     if done >= total and not retry:
         log.info(
-            "sweep: nothing is left to do; another hydra.sweeper.n_trials or study_name runs more"
+            "sweep: nothing is left to do; another hydra.sweeper.study_name runs it again, of a "
+            "space without end a larger n_trials more of it"
         )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,9 @@ EVERY = list(SPACE.points())
 
 
 def opened(name: str = "one") -> Study:
-    return Study(name, None, RandomSampler, directions=["maximize"])
+    study = Study(name, None, RandomSampler, directions=["maximize"])
+    study.describe({"study": name})
+    return study
 
 
 def claimed(study: Study, total: int = 6, retry: set[int] | None = None) -> Claim:
@@ -140,6 +143,33 @@ def test_a_record_cut_short_is_dropped() -> None:
     other = opened()
     assert claimed(other).number == 1
     assert len(opened().trials()) == 2
+
+
+def test_a_proposal_that_nobody_took_is_no_trial() -> None:
+    study = opened()
+    study.optuna.ask()  # whoever asked died before the point was drawn
+    claim = claimed(study)
+    assert claim.point == EVERY[0]
+    assert [trial.number for trial in study.trials()] == [claim.number]
+
+
+def test_attempts_that_got_further_do_not_count() -> None:
+    study = opened()
+    first = claimed(study)
+    last = study.run_folder(0, 1) / "checkpoints" / "last.pt"
+    last.parent.mkdir(parents=True)
+    study.note(0, attempts=MOST_ATTEMPTS, run=str(study.run_folder(0, 1)), checkpoint=0.0)
+    last.touch()
+    first.held.release()
+    assert claimed(study).number == 0
+
+
+def test_a_study_whose_folder_was_deleted_begins_anew() -> None:
+    study = opened()
+    end(study, claimed(study))
+    assert len(opened().trials()) == 1
+    shutil.rmtree(study.folder)
+    assert opened().trials() == []
 
 
 def test_a_proposal_left_in_the_queue_is_no_point_run_twice() -> None:

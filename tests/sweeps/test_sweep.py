@@ -119,7 +119,7 @@ def test_failures_are_tried_again_on_demand(
     with monkeypatch.context() as patch:
         patch.setattr(build, "model", never)
         sweep("seed=0", "hydra.sweeper.max_failure_rate=1")
-    sweep("seed=0")
+    sweep("seed=0", "hydra.sweeper.max_failure_rate=1")
     (summary,) = summaries(study_folder)
     assert summary["counts"] == {"FAILED": 1}
     sweep("seed=0", "hydra.sweeper.retry_failed=true")
@@ -192,12 +192,56 @@ def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
     assert files == {path: path.read_bytes() for path in left.glob("*") if path.is_file()}
 
 
+def test_a_job_that_cannot_even_begin_is_not_launched_for_ever(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "fit", interrupted)
+        with pytest.raises(SystemExit):
+            sweep("seed=0")
+    with monkeypatch.context() as patch:
+        patch.setattr("research.runs.create", lambda *_: 1 / 0)
+        with pytest.raises(SystemExit):
+            sweep("seed=0")
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FAILED": 1}
+    assert "ZeroDivisionError" in summary["trials"][0]["reason"]
+
+
+def test_pictures_cost_no_trial(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr("research.sweeps.plots.pictures", lambda summary: 1 / 0)
+    sweep("seed=0")
+    assert summaries(study_folder)[0]["counts"] == {"FINISHED": 1}
+    assert "parent run could not be brought up to date" in caplog.text
+
+
+def test_a_trial_of_another_task_is_told_so(sweep: Sweep, study_folder: Path) -> None:
+    sweep("monitor=val/top1:max,val/loss:min", "seed=0")
+    first, other = summaries(study_folder)[0]["trials"]
+    assert (first["status"], other["status"]) == ("FINISHED", "FAILED")
+    assert "sweep over models of one task" in other["reason"]
+
+
+def test_where_the_words_stand_does_not_matter(sweep: Sweep, study_folder: Path) -> None:
+    sweep("patience=5", "keep=1", "seed=0")
+    sweep("keep=1", "log_every=3", "patience=5", "seed=0")
+    assert len(summaries(study_folder)) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["optimizer.lr=interval(0.1,1.0)"], "a grid has no end of these values"),
         (["hydra.sweeper.objectives=[speed]"], "monitor, latency_ms, bytes_per_image"),
         (["hydra.sweeper.objectives=[monitor,monitor]"], "name each once"),
+        (["hydra.sweeper.study_name=../x"], "hydra.sweeper.study_name=../x: expected a name"),
+        (["seed=range(0,101)", "keep=range(0,100)"], "a grid of more than 10,000 points"),
+        (["seed=shuffle(1,2,3)"], "a study must find the same values again"),
         (["hydra.sweeper.n_trials=-4"], "hydra.sweeper.n_trials=-4: expected"),
         (["hydra.sweeper.max_failure_rate=2"], "hydra.sweeper.max_failure_rate=2: expected"),
         (
