@@ -61,7 +61,7 @@ def test_frames_and_pairs_are_not_judged_together() -> None:
         crossval.table(folds)
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_of_real_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

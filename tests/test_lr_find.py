@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(words: list[str], says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_the_command(folders: Path, tmp_path: Path) -> None:
     words = [*SMALL, *TINY, *data_overrides(folders)]
     done = subprocess.run(

@@ -259,7 +259,7 @@ def test_mistakes_are_one_line(
 # -- of a run that was trained ------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_a_trained_detector_is_judged_and_looks_at_arrays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

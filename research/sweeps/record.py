@@ -72,7 +72,7 @@ def update(study: Study, *, ended: bool) -> dict[str, Any]:
     write_text(study.folder / NAME, to_json(found))
 
     def trackers() -> Sequence[Tracker]:
-        return build.trackers(_of_sweep(found["configuration"]))
+        return build.trackers(found["configuration"])
 
     try:
         parent_run.update(study.folder, found, trackers, ended=ended)
@@ -86,15 +86,6 @@ def parent(study: Study) -> dict[str, str]:
     """The tag by which MLflow nests a trial under its sweep; empty while there is none."""
     file = study.folder / "mlflow_run_id"
     return {"mlflow.parentRunId": file.read_text("utf-8")} if file.exists() else {}
-
-
-def _of_sweep(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Trackers of a sweep's parent do not watch the machine: trials do."""
-    logging = {
-        name: {**tracker, "system_metrics": False} if "system_metrics" in tracker else tracker
-        for name, tracker in config["logging"].items()
-    }
-    return {**config, "logging": logging}
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

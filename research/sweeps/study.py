@@ -131,9 +131,10 @@ class Study:
 
     def _forget_what_was_deleted(self, store: BaseStorage) -> None:
         """Whoever deletes a sweep's folder means its study, too."""
-        if self.about or self.name not in optuna.get_all_study_names(store):
+        if self.name not in optuna.get_all_study_names(store):
             return
-        if OptunaStudy(self.name, store).get_trials(deepcopy=False):
+        # In this order: nobody claims a trial before the study is described.
+        if OptunaStudy(self.name, store).get_trials(deepcopy=False) and not self.about:
             log.info("sweep: %s is gone; its study begins anew", self.folder / ABOUT)
             optuna.delete_study(study_name=self.name, storage=store)
 

@@ -103,7 +103,7 @@ def test_three_kills_and_twelve_trials(
     check(study_folder, 12)
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_two_processes_share_a_study(study_folder: Path, words: list[str]) -> None:
     more = ("epochs=3", "seed=range(0,10)", "logging=mlflow", "logging.mlflow.system_metrics=false")
     both = [started(study_folder, words, *more) for _ in range(2)]
@@ -132,10 +132,11 @@ for time_ in range(times):
         time.sleep(0.002)
     os.chdir(place)
     study = Study("one", None, RandomSampler, directions=["maximize"])
+    study.describe({"study": "one"})
     claim = study.claim(space, 8, 0, set(), grid=True)
     folder = study.run_folder(claim.number, 1)
     folder.mkdir()
-    tracker = MLflowTracker("sqlite:///runs/mlflow.db", "one", False)
+    tracker = MLflowTracker(f"sqlite:///{place}/runs/mlflow.db", "one", False)
     tracker.start(Run(folder, f"trial {claim.number}", {"seed": claim.point["seed"]}))
     tracker.log("epoch", 1, {"epoch": 1, "val/top1": 0.5})
     tracker.finish("FINISHED")

@@ -55,6 +55,12 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time, and are looked at elsewhere."""
+    monkeypatch.setattr(parent.plots, "pictures", lambda summary: {})
+
+
+@pytest.fixture
 def dead() -> str:
     """Where nobody listens."""
     with closing(socket.socket()) as probe:
@@ -139,7 +145,9 @@ def test_trials_lie_under_it_and_a_pruned_one_is_told(store: str, tmp_path: Path
     assert pruned.data.tags["trial"] == "1"
 
 
-def test_a_trial_tried_again_counts_once_and_is_told(store: str, tmp_path: Path) -> None:
+def test_a_trial_tried_again_counts_once_and_is_told(
+    store: str, tmp_path: Path, undrawn: None
+) -> None:
     found = at(3)
     # Trial 1 has failed and is tried again, while others end.
     for status, values, best in (
@@ -190,7 +198,7 @@ def test_tensorboard_goes_on_too(tmp_path: Path) -> None:
     assert "pictures/history" in events.Tags()["images"]
 
 
-def test_a_front_instead_of_a_best_trial(tmp_path: Path) -> None:
+def test_a_front_instead_of_a_best_trial(tmp_path: Path, undrawn: None) -> None:
     started: list[Run] = []
 
     class Spy(Tracker):

@@ -542,5 +542,22 @@ def test_many_metrics_are_sent_in_requests_that_the_store_takes(store: str, tmp_
     assert histories_of(store, tracker.run_id, "class_7") == [(1, 7.0), (2, 7.0)]
 
 
+def test_a_time_that_batches_share_is_sent_once(store: str, tmp_path: Path) -> None:
+    tracker = start(store, tmp_path)
+    for step, seconds in enumerate((0.5, 0.5, 0.25, 0.25, 0.5), start=1):
+        row = {"epoch": 1, "batch": step, "loss": 1.0, "batch_time_sec": seconds}
+        tracker.log("batch", step, row)
+    tracker.finish("FINISHED")
+    shared = histories_of(store, tracker.run_id, "batch/batch_time_sec")
+    assert shared == [(1, 0.5), (3, 0.25), (5, 0.5)]
+    assert [step for step, _ in histories_of(store, tracker.run_id, "batch/loss")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+
+
 def histories_of(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client(uri).get_metric_history(run_id, key)]
