@@ -146,7 +146,7 @@ def test_kill_9_and_resume_is_exact(training: list[str], tmp_path: Path, store: 
     assert not (parts / "mlflow_spool.jsonl").exists()
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store: str) -> None:
     words = [*training, "epochs=1000"]
     with (
@@ -184,7 +184,7 @@ class Payload:
         return os.system, ("touch executed",)
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_evaluate(small: Compose, tmp_path: Path) -> None:
     folder = run(small(*TINY, "epochs=2"))
     poisoned = tmp_path / "poisoned.pt"
@@ -210,7 +210,7 @@ def test_evaluate(small: Compose, tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_inspect_and_summary(tmp_path: Path) -> None:
     make_folders(tmp_path / "photos", 1)
     (tmp_path / "photos" / "bars" / "text.jpg").write_text("no picture")

@@ -253,7 +253,7 @@ def test_mistake_alone(answer: Any, line: str, expected: list[str]) -> None:
     assert [part for part in expected if part not in told] == []
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.parametrize(("line", "expected"), [(case[1], case[2]) for case in MISTAKES if case[1]])
 def test_mistake_under_multirun(answer: Any, line: str, expected: list[str]) -> None:
     told = answer(f"-m {line}")

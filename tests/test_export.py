@@ -136,7 +136,7 @@ def test_a_network_that_cannot_be_exported_is_one_line(
         export.main([str(run)])
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.parametrize("variant", ["reconstruction", "block_stem"])
 def test_compressed_models_take_y_and_cbcr(tmp_path: Path, variant: str) -> None:
     settings = ("model=resnet34_compressed", "model.name=resnet10t", f"compression={variant}")
@@ -158,7 +158,7 @@ def test_compressed_models_take_y_and_cbcr(tmp_path: Path, variant: str) -> None
     assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.parametrize("option", ["tinydet", "bigdet"])
 def test_detectors_give_what_suppression_takes(tmp_path: Path, option: str) -> None:
     transform = {"kind": "frames", "image_size": 128, "max_boxes": 16, "channels": 3}
@@ -185,7 +185,7 @@ def test_detectors_give_what_suppression_takes(tmp_path: Path, option: str) -> N
         assert (box_iou(box[kept], known["boxes"]).diagonal() > 0.99).all()
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_an_operator_set_may_be_chosen(tmp_path: Path) -> None:
     run = saved(tmp_path, *TINY)
     with warnings.catch_warnings():

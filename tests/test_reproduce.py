@@ -261,7 +261,7 @@ def test_mistakes_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_the_command_gives_the_same_losses(
     small: Callable[..., dict[str, Any]], folders: Path, tmp_path: Path
 ) -> None:

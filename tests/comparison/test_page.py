@@ -92,7 +92,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 # -- in a browser -------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @needs_browser
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     study(tmp_path / "a")

@@ -309,7 +309,7 @@ def test_it_learns_to_find_what_only_x_shows() -> None:
         assert best["labels"][0] == labels[frame]
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_steps_and_infers(variant: str) -> None:
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 
 
 @needs_browser
-@pytest.mark.long
+@pytest.mark.whole
 def test_a_sweep_is_one_tree_and_its_trials_are_compared(store: str, tmp_path: Path) -> None:
     above = parent.update(tmp_path, at(0), store_of(store), ended=False)
     ids = []
