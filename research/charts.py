@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.pictures import render
+from research.pictures import legend, render
 
 
 def precision_recall(
@@ -36,7 +36,7 @@ def precision_recall(
     right.plot(scores[order], precision, label="precision")
     right.plot(scores[order], recall, label="recall")
     right.set_xlabel("score threshold")
-    right.legend()
+    legend(right)
     for axes in (left, right):
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
@@ -82,7 +82,7 @@ def precision_recall_per_class(
             how many true boxes there are.
         title: of the picture.
     """
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = Figure(figsize=(6, 5 + 0.2 * len(curves)), layout="constrained")
     axes = figure.add_subplot()
     for name, (scores, hits, positives) in curves.items():
         found = np.cumsum(hits[np.argsort(-scores, kind="stable")])
@@ -92,7 +92,7 @@ def precision_recall_per_class(
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
-    axes.legend(fontsize="small")
+    legend(axes)
     axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize="small")
     return render(figure)
@@ -149,7 +149,7 @@ def robustness(
             for name, points in lines.items():
                 amounts, values = zip((0.0, clean), *points, strict=True)
                 axes.plot(amounts, values, marker="o", label=name)
-            axes.legend()
+            legend(axes)
         axes.set_xlabel(kind)
         axes.grid(alpha=0.3)
     reached = [point[1] for lines in groups.values() for each in lines.values() for point in each]

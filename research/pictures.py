@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -32,6 +33,8 @@ CLASS_BOXES: tuple[Colour, ...] = (
 """Of the classes, over and over; none is near to ``TRUE_BOX``."""
 CURVES = 9
 """Metrics in one panel of the learning curves."""
+LEGEND_LINE = 48
+"""Letters in one line of a legend."""
 
 
 def render(figure: Figure) -> Image.Image:
@@ -39,6 +42,22 @@ def render(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def legend(axes: Axes) -> None:
+    """The names of what is drawn, in columns above the axes.
+
+    Never inside: matplotlib's search for a free place inside hides points where there is none,
+    and on a slow machine warns of its own time.
+    """
+    lines, names = axes.get_legend_handles_labels()
+    if not lines:
+        return
+    columns = min(len(names), max(1, LEGEND_LINE // max(len(name) for name in names)), 4)
+    axes.legend(
+        lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0),
+        ncols=columns, fontsize="small", frameon=False,
+    )  # fmt: skip
 
 
 def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
@@ -126,7 +145,7 @@ def range_test(
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss")
-    axes.legend()
+    legend(axes)
     axes.grid(alpha=0.3)
     return render(figure)
 
@@ -246,7 +265,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:
         for name in panel:
             axes.plot(epochs, [row.get(name, np.nan) for row in history], marker=".", label=name)
         axes.set_xlabel("epoch")
-        axes.legend()
+        legend(axes)
         axes.grid(alpha=0.3)
     return render(figure)
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from research import charts, pictures
-from research.pictures import FOUND_BOXES, TRUE_BOX, class_colours, draw_boxes
+from research.pictures import CURVES, FOUND_BOXES, TRUE_BOX, class_colours, draw_boxes
 
 GREY = Image.new("RGB", (40, 30), (9, 9, 9))
 
@@ -143,3 +144,30 @@ def test_runs_against_each_other() -> None:
     first, second = discs([0.5, 0.7])
     assert first > 3 * second > 0  # by area
     assert discs([0.5, float("nan")])[1] == 0
+
+
+def test_names_stand_above_the_curves_and_leave_them_room() -> None:
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for number in range(CURVES):
+        axes.plot([0, 1], [0, number], label=f"val/a_metric_of_many_letters_{number}")
+    pictures.legend(axes)
+    pictures.render(figure)
+    inside = axes.get_window_extent()
+    names = axes.get_legend().get_window_extent()
+    assert names.y0 >= inside.y1
+    assert names.y1 <= figure.bbox.height
+    assert inside.height > 0.3 * figure.bbox.height
+
+
+@pytest.mark.parametrize("classes", [2, 20])
+def test_curves_of_many_classes_have_room(classes: int) -> None:
+    scores, hits = np.linspace(0.1, 0.9, 5), np.array([True, True, False, True, False])
+    curves = {f"a class of some name {number}": (scores, hits, 4) for number in range(classes)}
+    charts.precision_recall_per_class(curves, "title")  # matplotlib warns where there is none
+
+
+def test_a_legend_of_nothing_is_none() -> None:
+    axes = Figure().add_subplot()
+    pictures.legend(axes)
+    assert axes.get_legend() is None

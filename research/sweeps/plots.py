@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
 
-from research.pictures import render
+from research.pictures import legend, render
 from research.tracking.tracker import Rows
 
 Summary = Mapping[str, Any]
@@ -204,8 +204,7 @@ def _history(summary: Summary) -> Figure:
         axes.set_ylabel(objective["name"])
         axes.set_xlim(-0.5, max(trial["trial"] for trial in summary["trials"]) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+        legend(axes)
     return figure
 
 
@@ -233,7 +232,7 @@ def _learning_curves(summary: Summary) -> Figure:
             str(trial["trial"]), end, (4, -2), textcoords="offset points",
             fontsize="x-small", color=colour,
         )  # fmt: skip
-    axes.legend(fontsize="small")
+    legend(axes)
     axes.set_xlabel("epoch (numbers: trials)")
     axes.set_ylabel(summary["objectives"][0]["name"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -313,7 +312,7 @@ def _importance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1)
     axes.set_xlabel("share in what sets the best trials apart (PED-ANOVA)")
-    axes.legend(fontsize="small", loc="lower right")
+    legend(axes)
     return figure
 
 
@@ -346,6 +345,6 @@ def _pareto(summary: Summary) -> Figure:
             )
         for objective, set_label in zip(pair, (axes.set_xlabel, axes.set_ylabel), strict=True):
             set_label(f"{objective['name']} ({objective['direction']})")
-        axes.legend(fontsize="small")
+        legend(axes)
         axes.grid(alpha=0.3)
     return figure

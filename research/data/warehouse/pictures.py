@@ -56,7 +56,7 @@ def class_balance(samples: Samples) -> Image.Image:
     axes.set_ylabel("boxes" if samples.manifest.kind == "frames" else "samples")
     if len(classes) <= MOST_NAMES:
         axes.set_xticks(range(len(classes)), labels=classes, rotation=90)
-    axes.legend()
+    pictures.legend(axes)
     return pictures.render(figure)
 
 
