@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from research.config.schema import GROUPS, RUN_RULES, TEXT, Rule
+from research.config.rules import TEXT, Rule
+from research.config.schema import GROUPS, RUN_RULES
 from research.errors import UserError
 
 

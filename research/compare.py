@@ -15,7 +15,7 @@ from research.comparison.page import page
 from research.comparison.tables import flat, flat_runs, markdown
 from research.comparison.upload import FOLDER, upload
 from research.comparison.verdicts import Comparison, compare
-from research.config.schema import TEXT, Rule, number
+from research.config.rules import TEXT, Rule, number
 from research.errors import UserError
 from research.files import to_json, write_text
 from research.tracking.files import csv_text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import cli
-from research.config.schema import PATH, one_of, or_null, whole
+from research.config.rules import PATH, one_of, or_null, whole
 from research.errors import UserError
 from research.files import write_atomic
 

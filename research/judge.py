@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import cli
-from research.config.schema import COUNT, DEVICE, TEXT, Rule, one_of
+from research.config.rules import COUNT, DEVICE, TEXT, Rule, one_of
 from research.errors import UserError
 
 if TYPE_CHECKING:

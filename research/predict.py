@@ -14,17 +14,8 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from research import cli
-from research.config.schema import (
-    COUNT,
-    DEVICE,
-    RUN_RULES,
-    TEXT,
-    TRUTH,
-    Rule,
-    number,
-    one_of,
-    whole,
-)
+from research.config.rules import COUNT, DEVICE, TEXT, TRUTH, Rule, number, one_of, whole
+from research.config.schema import RUN_RULES
 from research.errors import DamagedImage, UserError
 
 if TYPE_CHECKING:

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from research.config.schema import (
-    COUNT,
-    GROUP_RULES,
-    SHARE,
-    TEXT,
-    TRUTH,
-    Rule,
-    number,
-    one_of,
-    whole,
-)
+from research.config.rules import COUNT, SHARE, TEXT, TRUTH, Rule, number, one_of, whole
+from research.config.schema import GROUP_RULES
 
 USAGE = """
 python -m research.prepare KIND SOURCE OUT [key=value …]

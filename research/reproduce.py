@@ -16,7 +16,7 @@ from research import cli
 from research.comparison.collect import leaves
 from research.config import compose_config, resolved
 from research.config.messages import shown
-from research.config.schema import TEXT
+from research.config.rules import TEXT
 from research.errors import UserError, one_line
 from research.files import write_text
 

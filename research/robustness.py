@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from research import cli
 from research.config.checks import RGB
-from research.config.schema import DEVICE, TEXT, Rule, one_of
+from research.config.rules import DEVICE, TEXT, Rule, one_of
 from research.errors import UserError
 
 if TYPE_CHECKING:

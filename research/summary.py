@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from research import cli
 from research.config import compose_config, resolved
 from research.config.checks import RGB
-from research.config.schema import COUNT, DEVICE, TRUTH
+from research.config.rules import COUNT, DEVICE, TRUTH
 from research.errors import UserError
 from research.timing import in_turn, wait_for
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from research import cli, evaluate, inspect, summary
-from research.config.schema import COUNT, DEVICE, TEXT, TRUTH, number
+from research.config.rules import COUNT, DEVICE, TEXT, TRUTH, number
 from research.errors import UserError
 from tests.conftest import TINY, run
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from research import cli
-from research.config.schema import nearest
+from research.config.rules import nearest
 from research.errors import UserError, one_line
 from research.tracking.files import read_rows
 

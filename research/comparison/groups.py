@@ -10,7 +10,7 @@ from typing import Any
 
 from research.comparison.collect import Recorded
 from research.config.messages import shown
-from research.config.schema import nearest
+from research.config.rules import nearest
 from research.errors import UserError
 
 NOT_GROUPED = ("seed", "run_dir", "name", "tags", "logging", "device", "resume")

@@ -14,7 +14,7 @@ from research.comparison.statistics import (
     difference,
     spread,
 )
-from research.config.schema import nearest
+from research.config.rules import nearest
 from research.errors import UserError
 
 

@@ -24,7 +24,8 @@ from omegaconf.errors import (
 from yaml import MarkedYAMLError
 
 from research.config.compose import CONF, Composed, composed, options
-from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, Rule, RunSettings, nearest
+from research.config.rules import Rule, nearest
+from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings
 from research.errors import UserError
 
 HELP = "(python train.py --help lists all keys)"

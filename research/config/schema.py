@@ -7,163 +7,39 @@ without an entry must be of the type that its default in YAML has.
 
 from __future__ import annotations
 
-import itertools
-import math
-import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
 
+from research.config.rules import (
+    COUNT,
+    DEVICE,
+    FOLDER_NAME,
+    MAPPING,
+    MONITOR,
+    NAME,
+    NOTHING,
+    PATH,
+    REGEX,
+    SHARE,
+    TEXT,
+    TRUTH,
+    Rule,
+    like,
+    list_of,
+    number,
+    one_of,
+    or_null,
+    pair,
+    whole,
+)
 from research.sweeps.sweeper import StudySweeper
 
 EXECUTION_WHITELIST = ("research.*", "torch.*", "torchvision.*", "timm.*")
 """What ``_target_`` may name; given to ``hydra.main`` and ``hydra.utils.instantiate``."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one key may be.
-
-    Attributes:
-        allowed: completes "expected …" in messages.
-        holds: true for a value that may stand there; null may where it is the default.
-        choices: the words it chooses from, for the nearest match.
-    """
-
-    allowed: str
-    holds: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
-
-
-def number(
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    whole: bool = False,
-) -> Rule:
-    """A finite number, or a whole one, within limits."""
-    limits: list[tuple[str, float | None, Callable[[float, float], bool]]] = [
-        ("at least", at_least, lambda value, limit: value >= limit),
-        ("above", above, lambda value, limit: value > limit),
-        ("at most", at_most, lambda value, limit: value <= limit),
-        ("below", below, lambda value, limit: value < limit),
-    ]
-    set_limits = [(word, limit, within) for word, limit, within in limits if limit is not None]
-
-    def holds(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            return False
-        return math.isfinite(value) and all(within(value, limit) for _, limit, within in set_limits)
-
-    words = " and ".join(f"{word} {limit:.15g}" for word, limit, _ in set_limits)
-    if at_least is not None and at_most is not None:
-        words = f"from {at_least:.15g} to {at_most:.15g}"
-    return Rule(f"{'a whole number' if whole else 'a number'} {words}".rstrip(), holds)
-
-
-def whole(at_least: int, at_most: int | None = None) -> Rule:
-    """A whole number within limits."""
-    return number(at_least=at_least, at_most=at_most, whole=True)
-
-
-def one_of(*choices: str) -> Rule:
-    """One of a few words."""
-    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
-
-
-def list_of(
-    rule: Rule, length: int | None = None, *, least: int = 0, increasing: bool = False
-) -> Rule:
-    """A list of at least ``least`` entries that follow ``rule``, perhaps strictly increasing."""
-
-    def holds(value: Any) -> bool:
-        return (
-            isinstance(value, list)
-            and length in (None, len(value))
-            and len(value) >= least
-            and all(rule.holds(entry) for entry in value)
-            and (not increasing or all(a < b for a, b in itertools.pairwise(value)))
-        )
-
-    count = "a list" if length is None else f"a list of {length}"
-    order = "increasing, " if increasing else ""
-    return Rule(f"{count}, {order}each {rule.allowed}", holds)
-
-
-def pair(rule: Rule) -> Rule:
-    """A range ``[low, high]``, both following ``rule``, low no greater than high."""
-    both = list_of(rule, 2)
-    return Rule(
-        f"[low, high] with low ≤ high, each {rule.allowed}",
-        lambda value: both.holds(value) and value[0] <= value[1],
-    )
-
-
-def or_null(rule: Rule) -> Rule:
-    """Allows null even where the default is not null."""
-    return Rule(
-        f"{rule.allowed}, or null", lambda value: value is None or rule.holds(value), rule.choices
-    )
-
-
-def _compiles(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
-
-
-def like(default: Any) -> Rule:
-    """Any value of the default's type; anything but a mapping for a null default."""
-    if default is None:
-        return ANYTHING
-    if isinstance(default, bool):
-        return TRUTH
-    if isinstance(default, int):
-        return number(whole=True)
-    if isinstance(default, float):
-        return number()
-    if isinstance(default, list):
-        return list_of(like(default[0]) if default else ANYTHING)
-    return MAPPING if isinstance(default, dict) else TEXT
-
-
-ANYTHING = Rule("a value, no mapping", lambda value: not isinstance(value, dict))
-MAPPING = Rule("a mapping {key: value}", lambda value: isinstance(value, dict))
-NAME = Rule(
-    "text without blanks and slashes",
-    lambda value: isinstance(value, str) and re.fullmatch(r"[^\s/\\]+", value) is not None,
-)
-NOTHING = Rule("null; it is filled in", lambda value: value is None)
-REGEX = Rule("a regular expression", lambda value: isinstance(value, str) and _compiles(value))
-PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()))
-TEXT = Rule("text", lambda value: isinstance(value, str))
-TRUTH = Rule("true or false", lambda value: isinstance(value, bool), ("true", "false"))
-COUNT = whole(1)
-SHARE = number(at_least=0, below=1)
-DEVICE = Rule(
-    "one of auto, cpu, cuda, cuda:N, mps",
-    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(value)) is not None,
-    ("auto", "cpu", "cuda", "mps"),
-)
-MONITOR = Rule(
-    "METRIC:max or METRIC:min, such as val/top1:max",
-    lambda value: re.fullmatch(r"[^\s:]+:(min|max)", str(value)) is not None,
-)
-
-
-FOLDER_NAME = Rule(
-    "a name of letters, digits, -, _ and ., such as windows_2",
-    lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) is not None,
-)
 
 
 def _setting(default: Any, meaning: str, rule: Rule) -> Any:
@@ -429,9 +305,3 @@ def register() -> None:
     OmegaConf.set_struct(schema.tags, False)  # so that tags.any=thing may be written
     ConfigStore.instance().store(name="schema", node=schema, replace=True)
     Plugins.instance().register(StudySweeper)
-
-
-def nearest(word: str, words: Sequence[str]) -> str | None:
-    """The closest of ``words``, if one is close."""
-    found = get_close_matches(word, words, n=1, cutoff=0.67)
-    return found[0] if found else None
