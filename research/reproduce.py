@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from research import cli
-from research.comparison.collect import leaves
 from research.config import compose_config, resolved
+from research.config.keys import ABSENT, differences
 from research.config.messages import shown
 from research.config.rules import TEXT
 from research.errors import UserError, one_line
@@ -33,7 +33,6 @@ OWN = ("run_dir", "resume", "sweep")
 """What belongs to the one run and not to what it did: its folder, and how it came about."""
 HERE = ("device", *OWN)
 """Settings that say nothing of the result, or nothing on another machine."""
-ABSENT = object()
 WHEELS = "https://download.pytorch.org/whl"
 
 
@@ -185,13 +184,7 @@ def _said(value: Any) -> str:
 
 def settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Setting]:
     """The settings in which two configurations differ, but for ``HERE``."""
-    ours, theirs = (dict(leaves(json.loads(json.dumps(config)))) for config in (then, now))
-    return [
-        Setting(key, ours.get(key, ABSENT), theirs.get(key, ABSENT))
-        for key in dict.fromkeys([*ours, *theirs])
-        if key.partition(".")[0] not in HERE
-        and (key in ours, ours.get(key)) != (key in theirs, theirs.get(key))
-    ]
+    return [Setting(key, *values) for key, values in differences(then, now, HERE).items()]
 
 
 def overrides_now(then: Then) -> tuple[list[str], list[Setting], list[Setting], str]:

@@ -20,6 +20,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from research.config.keys import differences
 from research.errors import UserError
 from research.files import write_atomic, write_text
 
@@ -148,10 +149,8 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
 
 def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
     """The settings in which a run differs that would go on with ``config``, dotted."""
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    ours, theirs = (dict(_leaves(_compared(node))) for node in (config, yaml.safe_load(text)))
-    keys = dict.fromkeys([*theirs, *ours])
-    return [k for k in keys if (k in ours, ours.get(k)) != (k in theirs, theirs.get(k))]
+    then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return list(differences(then, config, NOT_COMPARED))
 
 
 @contextmanager
@@ -179,20 +178,6 @@ def busy(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-
-
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in NOT_COMPARED}
-    # Through JSON, so that tuples read back as lists compare equal.
-    return dict(json.loads(json.dumps(kept)))
-
-
-def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
 
 
 def _version(package: str) -> str | None:

@@ -81,40 +81,12 @@ def train(
     experiment = build.experiment(config if last is None else _going_on(config), preparing)
     parts, data = experiment.parts, experiment.data
     state, tracking = _restore(experiment, last)
-    fingerprint = data.fingerprint()
-    environment = runs.describe(folder, config, overrides, (data.name, fingerprint))
-    about = {
-        "model": build.model_name(config),
-        "parameters": experiment.parameters,
-        "classes": data.classes,
-        "monitor": list(parts.monitor),
-    }
-    tracker = Trackers(
-        [
-            FileTracker(),
-            console,
-            SummaryTracker(about, state, config["patience"]),
-            *build.trackers(config),
-        ]
-    )
-    every_tag = {
-        **{key: str(value) for key, value in config["tags"].items()},
-        **(tags or {}),
-        "data_hash": fingerprint,
-        "git_commit": str(environment["git"].get("commit", "")),
-        "git_changed": str(environment["git"].get("changed", "")),
-        **{f"version.{key}": str(value) for key, value in environment["packages"].items()},
-    }
+    source = data.name, data.fingerprint()
+    environment = runs.describe(folder, config, overrides, source)
+    tracker = _trackers(config, experiment, state, console)
+    every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
     log.info("%s: %s, %s", "resuming" if last else "training", name, _describe(experiment))
-    run = Run(
-        folder,
-        name,
-        config,
-        every_tag,
-        data=(data.name, fingerprint),
-        resumed=state.epoch,
-        state=tracking,
-    )
+    run = Run(folder, name, config, every_tag, source, resumed=state.epoch, state=tracking)
     header = {"config": config, "data": data.facts()}
     checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
     status: Status = "FAILED"
@@ -165,6 +137,31 @@ def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, di
     log.info("resume: going on after epoch %d in %s", state.epoch, last.parent.parent)
     checkpoint.set_rng_state(saved["rng"])
     return state, saved["tracking"]
+
+
+def _trackers(
+    config: dict[str, Any], experiment: build.Experiment, state: State, console: ConsoleTracker
+) -> Trackers:
+    about = {
+        "model": build.model_name(config),
+        "parameters": experiment.parameters,
+        "classes": experiment.data.classes,
+        "monitor": list(experiment.parts.monitor),
+    }
+    summary = SummaryTracker(about, state, config["patience"])
+    return Trackers([FileTracker(), console, summary, *build.trackers(config)])
+
+
+def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]) -> dict[str, str]:
+    """The user's tags, and what a run stands on: data, code and packages."""
+    tags = {
+        **own,
+        "data_hash": data_hash,
+        "git_commit": environment["git"].get("commit", ""),
+        "git_changed": environment["git"].get("changed", ""),
+        **{f"version.{name}": version for name, version in environment["packages"].items()},
+    }
+    return {key: str(value) for key, value in tags.items()}
 
 
 def _finish_files(

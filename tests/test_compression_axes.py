@@ -64,8 +64,8 @@ class Trunk(nn.Sequential):
         )
 
 
-def trains(spec: StemSpec, source: str, files: list[Path]) -> None:
-    """Forward and backward on real files; every parameter gets a gradient and moves."""
+def unmoved(spec: StemSpec, source: str, files: list[Path]) -> list[str]:
+    """Parameters without a finite gradient that moves them, after two steps on real files."""
     reader: Reader = (
         BitstreamReader(32, spec.selection) if source == "bitstream" else PixelReader(32)
     )
@@ -84,10 +84,12 @@ def trains(spec: StemSpec, source: str, files: list[Path]) -> None:
         assert logits.shape == (4, 4)
         nn.functional.cross_entropy(logits, labels).backward()
         solver.step()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return [
+        name
+        for name, gradient in gradients.items()
+        if gradient is None or not gradient.isfinite().all() or not gradient.any()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_the_full_product_runs_forward_and_backward(
     variant: str, window: int, range_: str, source: str, order: Any, files: list[Path]
 ) -> None:
     selection = Selection.from_settings(window, order)
-    trains(StemSpec(variant, selection, range_), source, files)
+    assert unmoved(StemSpec(variant, selection, range_), source, files) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -109,13 +111,13 @@ def test_any_budget_runs_forward_and_backward(
         4, "zigzag", count_luma=count_luma, count_chroma=count_chroma
     )
     for source in SOURCES:
-        trains(StemSpec(variant, selection, "studio"), source, files)
+        assert unmoved(StemSpec(variant, selection, "studio"), source, files) == []
 
 
 def test_windows_of_its_own_for_a_plane(files: list[Path]) -> None:
     for variant in VARIANTS:
         selection = Selection.from_settings(4, "corner", window_luma=8, window_chroma=1)
-        trains(StemSpec(variant, selection, "full"), "bitstream", files)
+        assert unmoved(StemSpec(variant, selection, "full"), "bitstream", files) == []
 
 
 # Each value of each axis at least once; the product above covers how they combine.

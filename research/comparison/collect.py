@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from research import cli
+from research.config.keys import leaves
 from research.config.rules import nearest
 from research.errors import UserError, one_line
 from research.tracking.files import read_rows
@@ -208,15 +209,6 @@ def check_metric(runs: Sequence[Recorded], metric: str) -> None:
         near = nearest(metric, known)
         hint = f"; did you mean {near!r}?" if near else ";"
         raise UserError(f"metric={metric}: no run logged it{hint} there are {', '.join(known)}")
-
-
-def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a nested configuration with its value."""
-    for name, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
 
 
 def _number(text: str) -> float | None:

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from PIL import Image
@@ -74,12 +73,7 @@ class RunWriter:
         self._put(MANIFEST, json.dumps(manifest).encode())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.frames == 0:
             for folder in ("images", "labels"):
                 for file in (self.folder / folder).iterdir():

@@ -1,0 +1,39 @@
+"""Nested configurations, key by dotted key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+ABSENT: Final = object()
+"""Stands for the value of a key that a configuration does not have."""
+
+
+def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value; an empty mapping is a value."""
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def differences(
+    then: Mapping[str, Any], now: Mapping[str, Any], but: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
+    """Both values of every dotted key that has not the same in both; ``ABSENT`` for none.
+
+    Args:
+        then: a configuration; a tuple in it equals a list, as in its file.
+        now: another.
+        but: keys at the top that may differ.
+    """
+    # Through JSON, so that tuples read back as lists compare equal.
+    ours, theirs = (dict(leaves(json.loads(json.dumps(config)))) for config in (then, now))
+    pairs = {
+        key: (ours.get(key, ABSENT), theirs.get(key, ABSENT))
+        for key in dict.fromkeys([*ours, *theirs])
+        if key.partition(".")[0] not in but
+    }
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
