@@ -26,10 +26,10 @@ python -m research.compare [RUN|FOLDER …] [key=value …]
 Compares runs over seeds from what their folders say, in seconds; FOLDERs are searched for runs,
 runs/ by default, such as runs/sweeps/STUDY. Prints two Markdown tables: each group's mean and
 sample standard deviation over seeds, and its difference from one group, paired by seed where seeds
-match, with a bootstrap interval, Student's t interval, and whether the difference can be told from
-chance: it can if both intervals exclude zero. Writes comparison.html (sortable tables, learning
-curves, differences, accuracy against cost; one file that needs no network), comparison.csv,
-runs.csv and comparison.json.
+match, with a bootstrap interval, Student's t interval and p, adjusted for the number of groups, and
+whether the difference can be told from chance: it can if p is small and the bootstrap interval
+excludes zero. Writes comparison.html (sortable tables, learning curves, differences, accuracy
+against cost; one file that needs no network), comparison.csv, runs.csv and comparison.json.
   experiment=       only runs of this recipe
   status=FINISHED   which runs count: a list such as FINISHED,KILLED, or all
   metric=           column of epoch_metrics.csv, METRIC, METRIC:max or METRIC:min, read in the best
@@ -69,21 +69,20 @@ def notes(found: Comparison) -> tuple[list[str], list[str]]:
             "therefore optimistic; research.evaluate RUN split=test judges on data that picked "
             "nothing."
         )
-    judged = sum(one is not None and one.told is not None for one in found.differences)
-    by_chance = (1 - found.confidence) * judged
-    if by_chance >= 1:
-        own.append(
-            f"Of so many groups some {by_chance:.0f} look distinguishable by chance alone, and "
-            "more where the best is held against the others: it is in part the luckiest."
-        )
+    if not found.comparisons:
+        return own, []
+    many = f"{found.comparisons} comparison{'s' if found.comparisons > 1 else ''}"
     return own, [
-        "A difference is distinguishable if the bootstrap interval (percentiles of 10,000 "
-        "resamples of seeds) and Student's t interval of the mean both exclude zero: with few "
-        "seeds the bootstrap alone is too narrow.",
+        "A difference is distinguishable if the bootstrap interval of its mean (percentiles of "
+        "10,000 resamples of seeds) excludes zero and p is below "
+        f"{1 - found.confidence:.3g}: with few seeds the bootstrap alone is too narrow.",
+        f"p is that of Student's t test, adjusted for {many} by Holm's procedure: all verdicts "
+        f"are right together with a chance of {100 * found.confidence:g} %. The intervals are of "
+        "each difference by itself.",
+        "Held against the best, every pair of groups counts as compared, since any might have "
+        "come out as the best; a group named by against= asks for less.",
         "Seeds to add are for a chance of 80 % to tell a difference of the size seen, by its "
         "standard deviation so far: a rough guide while seeds are few.",
-        "Each verdict stands for itself: what many comparisons have found is to be run again on "
-        "new seeds.",
     ]
 
 

@@ -99,7 +99,8 @@ def train(
         status = "FINISHED" if watch is None or not watch.stopped else "PRUNED"
     except KeyboardInterrupt:
         status = "KILLED"
-        log.info("interrupted after epoch %d; go on with resume=%s", state.epoch, folder)
+        how = f"resume={folder}" if watch is None else "the command of the sweep"
+        log.info("interrupted after epoch %d; go on with %s", state.epoch, how)
         raise
     finally:
         tracker.finish(status)

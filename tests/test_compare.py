@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from research import compare
@@ -41,8 +42,8 @@ def test_two_models_over_three_seeds(
     header, _, row = table(said.out, 1)
     assert header[1] == "difference from resnet34"
     assert row == [
-        "2", "densenet121", "-0.0017", "[-0.0050, +0.0020]", "[-0.0104, +0.0071]", "paired",
-        "not distinguishable: needs about 34 more seeds to tell",
+        "2", "densenet121", "-0.0017", "[-0.0050, +0.0020]", "[-0.0104, +0.0071]", "0.497",
+        "paired", "not distinguishable: needs about 34 more seeds to tell",
     ]  # fmt: skip
     told = json.loads((tmp_path / "seen" / "comparison.json").read_text())
     assert told["groups"][0]["values"] == {"0": 0.9, "1": 0.91, "2": 0.93}
@@ -94,17 +95,28 @@ def test_a_clear_difference_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert rows[2][3:5] == ["", ""]
 
 
-def test_many_groups_come_with_a_warning(
+def test_the_best_is_one_of_many_and_a_named_group_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for place in range(21):
-        for seed in (0, 1):
+    noise = np.random.default_rng(2).normal(0, 0.002, (6, 4))
+    for place, row in enumerate(noise):
+        for seed, value in enumerate(row):
             settings = config(lr=1.0 + place, seed=seed)
-            record(tmp_path / f"{place}_{seed}", settings, [0.9 + 0.001 * seed * place])
-    compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
-    assert "Of so many groups some 1 look distinguishable by chance" in capsys.readouterr().out
-    compare.main([str(tmp_path), f"out={tmp_path / 'out'}", "confidence=0.99"])
-    assert "by chance" not in capsys.readouterr().out
+            record(tmp_path / f"{place}_{seed}", settings, [0.9 + value + 0.006 * (place == 5)])
+    out = tmp_path / "out"
+    told = []
+    for words in ([], ["against=lr=6"]):
+        compare.main([str(tmp_path), f"out={out}", *words])
+        rows = table(capsys.readouterr().out, 1)[2:]
+        found = json.loads((out / "comparison.json").read_text())
+        assert found["reference"] == "lr=6"
+        assert [row["verdict"] for row in found["groups"][1:]] == [row[-1] for row in rows]
+        assert [f"{row['p']:.3f}" for row in found["groups"][1:]] == [row[5] for row in rows]
+        told.append([row["p"] for row in found["groups"][1:]])
+        many = 5 if words else 15
+        assert any(f"for {many} comparisons by Holm" in note for note in found["notes"])
+    assert max(told[0]) < 1
+    assert all(best > named for best, named in zip(*told, strict=True))
 
 
 def test_runs_that_monitored_other_metrics(

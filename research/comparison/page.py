@@ -82,7 +82,7 @@ def page(
 def _groups(found: Comparison) -> list[dict[str, Any]]:
     rows = []
     for place, (group, spread) in enumerate(zip(found.groups, found.spreads, strict=True)):
-        difference = found.differences[place]
+        difference, verdict = found.differences[place], found.verdicts[place]
         rows.append(
             {
                 "place": place,
@@ -95,9 +95,10 @@ def _groups(found: Comparison) -> list[dict[str, Any]]:
                 "max": spread.high,
                 "costs": {name: group.cost(name) for name in costs_of(found)},
                 "settings": group.settings,
-                "difference": difference and {**vars(difference), "told": difference.told},
+                "difference": difference and vars(difference),
+                "verdict": verdict and vars(verdict),
                 "pairing": found.pairing(place),
-                "verdict": found.verdict(place),
+                "said": found.said(place),
             }
         )
     return rows

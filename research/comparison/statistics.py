@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,8 @@ class Difference:
         n: seeds that both have when paired; else of the smaller group.
         bootstrap: percentile interval of the mean; null where a group has one seed.
         student: interval by Student's t (Welch's for unpaired groups); null as above.
-        more: seeds of each to add until a difference of this size would be told with a chance of
-            ``POWER``; null where it was told, is 0, or would take more than ``MOST_SEEDS``.
+        sd: standard deviation of single differences; null as above.
+        p: of the two-sided t test, of this difference by itself, 0…1; null as above.
     """
 
     mean: float
@@ -55,14 +55,25 @@ class Difference:
     n: int
     bootstrap: Interval | None
     student: Interval | None
-    more: int | None
+    sd: float | None
+    p: float | None
 
-    @property
-    def told(self) -> bool | None:
-        """Whether both intervals exclude zero; null without a spread."""
-        if self.bootstrap is None or self.student is None:
-            return None
-        return all(low > 0 or high < 0 for low, high in (self.bootstrap, self.student))
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a difference can be told from chance, among all that were looked at.
+
+    Attributes:
+        p: that of the difference, adjusted for the number of comparisons, 0…1.
+        told: whether it is below 1 minus the confidence, and the bootstrap interval excludes zero.
+        more: seeds of each group to add until a difference of this size would be told with a
+            chance of ``POWER``, whatever the others are; null where it was told, is 0, or would
+            take more than ``MOST_SEEDS``.
+    """
+
+    p: float
+    told: bool
+    more: int | None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -91,18 +102,12 @@ def difference(
 def _paired(differences: NDArray[np.float64], confidence: float) -> Difference:
     n, mean = len(differences), float(differences.mean())
     if n == 1:
-        return Difference(mean, True, n, None, None, None)
+        return Difference(mean, True, n, None, None, None, None)
     sd = float(differences.std(ddof=1))
     drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    found = Difference(
-        mean,
-        True,
-        n,
-        _percentiles(differences[drawn].mean(1), confidence),
-        _student(mean, sd / math.sqrt(n), n - 1, confidence),
-        None,
-    )
-    return _with_more(found, sd, confidence)
+    bootstrap = _percentiles(differences[drawn].mean(1), confidence)
+    student, p = _student(mean, sd / math.sqrt(n), n - 1, confidence)
+    return Difference(mean, True, n, bootstrap, student, sd, p)
 
 
 def _unpaired(
@@ -112,7 +117,7 @@ def _unpaired(
     mean = float(sides[0].mean() - sides[1].mean())
     n = min(len(side) for side in sides)
     if n == 1:
-        return Difference(mean, False, n, None, None, None)
+        return Difference(mean, False, n, None, None, None, None)
     resampled = [np.empty(0), np.empty(0)]
     rng = np.random.default_rng(0)
     # In the order of their seeds: whichever is called ours, the interval is the same.
@@ -123,15 +128,9 @@ def _unpaired(
     errors = [variance / len(side) for variance, side in zip(variances, sides, strict=True)]
     parts = sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
     freedom = sum(errors) ** 2 / parts if parts else len(ours) + len(theirs) - 2
-    found = Difference(
-        mean,
-        False,
-        n,
-        _percentiles(resampled[0] - resampled[1], confidence),
-        _student(mean, math.sqrt(sum(errors)), freedom, confidence),
-        None,
-    )
-    return _with_more(found, math.sqrt(sum(variances)), confidence)
+    bootstrap = _percentiles(resampled[0] - resampled[1], confidence)
+    student, p = _student(mean, math.sqrt(sum(errors)), freedom, confidence)
+    return Difference(mean, False, n, bootstrap, student, math.sqrt(sum(variances)), p)
 
 
 def _percentiles(means: NDArray[np.float64], confidence: float) -> Interval:
@@ -140,18 +139,54 @@ def _percentiles(means: NDArray[np.float64], confidence: float) -> Interval:
     return float(low), float(high)
 
 
-def _student(mean: float, error: float, freedom: float, confidence: float) -> Interval:
+def _student(
+    mean: float, error: float, freedom: float, confidence: float
+) -> tuple[Interval, float]:
+    """The interval of a mean with its standard error, and p of its being 0."""
     reach = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
-    return mean - reach, mean + reach
+    if not error:
+        return (mean, mean), float(not mean)
+    return (mean - reach, mean + reach), 2 * float(special.stdtr(freedom, -abs(mean) / error))
 
 
-def _with_more(found: Difference, sd: float, confidence: float) -> Difference:
-    if found.told or not found.mean:
-        return found
-    needed = seeds_needed(abs(found.mean) / sd, confidence, paired=found.paired)
-    if needed is None:
-        return found
-    return replace(found, more=max(1, needed - found.n))
+def judged(
+    differences: Sequence[Difference | None], confidence: float, comparisons: int
+) -> list[Verdict | None]:
+    """Verdicts that are all right together with a chance of ``confidence``, by Holm's procedure.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6
+    (1979): the smallest p counts as many times as there are comparisons, the next once less.
+
+    Args:
+        differences: those to judge; null stays null, as does one without a spread.
+        confidence: 0…1.
+        comparisons: among which they were chosen, at least as many as they are.
+    """
+    tested = [
+        (each.p, place)
+        for place, each in enumerate(differences)
+        if each is not None and each.p is not None
+    ]
+    verdicts: list[Verdict | None] = [None] * len(differences)
+    adjusted = 0.0
+    for rank, (p, place) in enumerate(sorted(tested)):
+        adjusted = max(adjusted, min(1.0, (comparisons - rank) * p))
+        found = differences[place]
+        assert found is not None
+        verdicts[place] = _verdict(found, adjusted, confidence, comparisons)
+    return verdicts
+
+
+def _verdict(found: Difference, p: float, confidence: float, comparisons: int) -> Verdict:
+    assert found.bootstrap is not None
+    low, high = found.bootstrap
+    if p < 1 - confidence and (low > 0 or high < 0):
+        return Verdict(p, True, None)
+    needed = None
+    if found.mean and found.sd:
+        each = 1 - (1 - confidence) / comparisons
+        needed = seeds_needed(abs(found.mean) / found.sd, each, paired=found.paired)
+    return Verdict(p, False, None if needed is None else max(1, needed - found.n))
 
 
 def seeds_needed(effect: float, confidence: float = 0.95, *, paired: bool = True) -> int | None:

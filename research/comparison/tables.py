@@ -47,10 +47,11 @@ def _differences(found: Comparison, digits: int) -> str:
     share = f"{100 * found.confidence:g} %"
     header = [
         "#", f"difference from {found.groups[found.reference].label}", "mean",
-        f"bootstrap {share}", f"Student's t {share}", "seeds", "verdict",
+        f"bootstrap {share}", f"Student's t {share}", "p", "seeds", "verdict",
     ]  # fmt: skip
     rows = []
     for place, difference in enumerate(found.differences):
+        verdict = found.verdicts[place]
         if difference is not None:
             spans = [
                 "" if span is None else f"[{span[0]:+.{digits}f}, {span[1]:+.{digits}f}]"
@@ -62,11 +63,12 @@ def _differences(found: Comparison, digits: int) -> str:
                     found.groups[place].label,
                     f"{difference.mean:+.{digits}f}",
                     *spans,
+                    "" if verdict is None else f"{verdict.p:.3f}",
                     found.pairing(place),
-                    found.verdict(place),
+                    found.said(place),
                 ]
             )
-    return _table(header, rows, "rlrrrll")
+    return _table(header, rows, "rlrrrrll")
 
 
 def decimals(found: Comparison) -> int:
@@ -80,7 +82,7 @@ def flat(found: Comparison) -> list[dict[str, Cell]]:
     costs = costs_of(found)
     rows: list[dict[str, Cell]] = []
     for place, (group, spread) in enumerate(zip(found.groups, found.spreads, strict=True)):
-        difference = found.differences[place]
+        difference, verdict = found.differences[place], found.verdicts[place]
         bootstrap = (difference and difference.bootstrap) or ("", "")
         student = (difference and difference.student) or ("", "")
         rows.append(
@@ -98,8 +100,9 @@ def flat(found: Comparison) -> list[dict[str, Cell]]:
                 "bootstrap_high": bootstrap[1],
                 "t_low": student[0],
                 "t_high": student[1],
+                "p": "" if verdict is None else verdict.p,
                 "pairing": found.pairing(place),
-                "verdict": found.verdict(place),
+                "verdict": found.said(place),
                 **group.settings,
             }
         )

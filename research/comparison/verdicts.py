@@ -11,7 +11,9 @@ from research.comparison.statistics import (
     MOST_SEEDS,
     Difference,
     Spread,
+    Verdict,
     difference,
+    judged,
     spread,
 )
 from research.config.rules import nearest
@@ -30,6 +32,8 @@ class Comparison:
         spreads: of each group over its seeds.
         reference: position of the group that the others are held against.
         differences: each group's from the reference; null for itself.
+        comparisons: differences that were looked at, of which these are a part.
+        verdicts: on each difference; null for the reference, and without a spread.
         left_out: runs found but not compared, by what they are.
     """
 
@@ -40,24 +44,27 @@ class Comparison:
     spreads: list[Spread]
     reference: int
     differences: list[Difference | None]
+    comparisons: int
+    verdicts: list[Verdict | None]
     left_out: Mapping[str, int]
 
-    def verdict(self, place: int) -> str:
+    def said(self, place: int) -> str:
         """What can be said of a group's difference from the reference."""
         found = self.differences[place]
         if found is None:
             return "reference"
-        if found.told is None:
+        verdict = self.verdicts[place]
+        if verdict is None:
             return "no spread yet: one seed"
-        if found.told:
+        if verdict.told:
             better = (found.mean > 0) == (self.mode == "max")
             return f"distinguishable: {'better' if better else 'worse'}"
         if not found.mean:
             return "not distinguishable: no difference"
-        if found.more is None:
+        if verdict.more is None:
             return f"not distinguishable: needs over {MOST_SEEDS} seeds to tell"
-        seeds = "seed" if found.more == 1 else "seeds"
-        return f"not distinguishable: needs about {found.more} more {seeds} to tell"
+        seeds = "seed" if verdict.more == 1 else "seeds"
+        return f"not distinguishable: needs about {verdict.more} more {seeds} to tell"
 
     def pairing(self, place: int) -> str:
         """Which seeds a difference is of."""
@@ -100,6 +107,11 @@ def compare(
     groups = [group for group, _ in made]
     reference = _reference([group.label for group in groups], against)
     chosen = groups[reference].values
+    differences = [
+        None if place == reference else difference(group.values, chosen, confidence)
+        for place, group in enumerate(groups)
+    ]
+    comparisons = _comparisons(differences, named=bool(against))
     return Comparison(
         metric,
         mode,
@@ -107,12 +119,20 @@ def compare(
         groups,
         [found for _, found in made],
         reference,
-        [
-            None if place == reference else difference(group.values, chosen, confidence)
-            for place, group in enumerate(groups)
-        ],
+        differences,
+        comparisons,
+        judged(differences, confidence, comparisons),
         left_out,
     )
+
+
+def _comparisons(differences: Sequence[Difference | None], *, named: bool) -> int:
+    """How many differences were looked at.
+
+    Who asks for the best looks at every pair: any group might have come out as the best.
+    """
+    tested = sum(found is not None and found.p is not None for found in differences)
+    return tested if named else tested * (tested + 1) // 2
 
 
 def _reference(labels: list[str], against: str) -> int:

@@ -184,7 +184,7 @@ def _tell(study: Study, number: int, outcome: Outcome, seconds: float) -> None:
             case "KILLED":
                 # It is no fault of the trial's.
                 study.note(number, attempts=facts["attempts"] - 1, reason=outcome.reason)
-        record.update(study, ended=False)
+        record.update(study)
     log.info("sweep: trial %d %s%s", number, outcome.status.lower(), _why(outcome))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from research.sweeps import plots
 from research.tracking.files import FileTracker, read_rows
-from research.tracking.tracker import Run, Tracker, Trackers
+from research.tracking.tracker import Run, Status, Tracker, Trackers
 
 ENDED: Final = ("FINISHED", "PRUNED", "FAILED", "KILLED")
 
@@ -18,8 +18,7 @@ def update(
     folder: Path,
     summary: Mapping[str, Any],
     trackers: Callable[[], Sequence[Tracker]],
-    *,
-    ended: bool,
+    status: Status,
 ) -> str | None:
     """Bring the run of a sweep up to date, from whichever process holds the study's lock.
 
@@ -31,7 +30,7 @@ def update(
         folder: of the study.
         summary: as in ``final_summary.json``.
         trackers: makes fresh ones, as a run that trains has.
-        ended: whether no trial is left.
+        status: ``RUNNING`` as long as trials may follow, else how the sweep ended.
 
     Returns:
         the MLflow id of the run, which its trials carry as ``mlflow.parentRunId``; null without
@@ -55,7 +54,7 @@ def update(
             # The row last, and the file's after all others: if it is there, all is.
             tracker.log("epoch", step, {"epoch": step, **row})
     finally:
-        tracker.finish("FINISHED" if ended else "RUNNING")
+        tracker.finish(status)
     return tracker.state().get("mlflow_run_id")
 
 

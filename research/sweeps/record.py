@@ -18,7 +18,7 @@ from research.files import to_json, write_text
 from research.sweeps import parent as parent_run
 from research.sweeps.space import written
 from research.sweeps.study import Study
-from research.tracking.tracker import Tracker
+from research.tracking.tracker import Status, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -60,22 +60,24 @@ def summary(study: Study) -> dict[str, Any]:
     }
 
 
-def update(study: Study, *, ended: bool) -> dict[str, Any]:
+def update(study: Study, status: Status = "RUNNING") -> dict[str, Any]:
     """Write the summary, and tell the parent run; the caller holds the study.
 
     Args:
         study: its trials are told as they stand.
-        ended: no trial will follow in this process.
+        status: how the sweep ended; ``RUNNING`` as long as trials may follow in this process,
+            and kept so while another one has some.
     """
     found = summary(study)
-    ended = ended and "RUNNING" not in found["counts"]
+    if "RUNNING" in found["counts"]:
+        status = "RUNNING"
     write_text(study.folder / NAME, to_json(found))
 
     def trackers() -> Sequence[Tracker]:
         return build.trackers(found["configuration"])
 
     try:
-        parent_run.update(study.folder, found, trackers, ended=ended)
+        parent_run.update(study.folder, found, trackers, status)
     except Exception as error:
         # The summary is written: no picture, and no store, may cost a trial or end a sweep.
         log.warning("sweep: the parent run could not be brought up to date", exc_info=error)

@@ -96,21 +96,27 @@ class StudySweeper(Sweeper):
         total = self._total(space)
         study = self._open(space, total)
         with study.locked():
-            failed = _failed(record.update(study, ended=False))
+            failed = _failed(record.update(study))
         retry = {entry["trial"] for entry in failed} if self.retry_failed else set()
         _say_start(study, total, retry)
         launcher = self._launcher(study)
-        while claims := self._claims(study, space, total, retry):
-            self._launch(launcher, study, space, claims)
+        try:
+            while claims := self._claims(study, space, total, retry):
+                self._launch(launcher, study, space, claims)
+                with study.locked():
+                    failed = _failed(record.summary(study))
+                if len(failed) > self.max_failure_rate * total:
+                    break
+        except KeyboardInterrupt:
             with study.locked():
-                failed = _failed(record.summary(study))
-            if len(failed) > self.max_failure_rate * total:
-                break
+                record.update(study, "KILLED")
+            raise
         with study.locked():
-            summary = record.update(study, ended=True)
+            failed = _failed(record.summary(study))
+            too_many = len(failed) > self.max_failure_rate * total
+            summary = record.update(study, "FAILED" if too_many else "FINISHED")
         _say_end(study, summary)
-        failed = _failed(summary)
-        if len(failed) > self.max_failure_rate * total:
+        if too_many:
             raise UserError(
                 f"{len(failed)} of {total} trials failed, more than "
                 f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "

@@ -66,8 +66,8 @@ def test_what_it_says(tmp_path: Path) -> None:
     first, second = told["groups"]
     assert (first["label"], second["label"]) == ("resnet34", "densenet121")
     assert first["difference"] is None
-    assert second["difference"]["told"] is False
-    assert second["verdict"].startswith("not distinguishable: needs about ")
+    assert second["verdict"]["told"] is False
+    assert second["said"].startswith("not distinguishable: needs about ")
     assert told["left_out"] == "1 PRUNED"
     assert told["metrics"][0] == "val/top1"
     assert "timestamp" not in told["metrics"]

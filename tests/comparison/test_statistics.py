@@ -13,7 +13,9 @@ from scipy import stats
 from research.comparison.statistics import (
     POWER,
     Difference,
+    Verdict,
     difference,
+    judged,
     seeds_needed,
     spread,
 )
@@ -25,6 +27,13 @@ NOISE = (0.0012, -0.0021, 0.0034, -0.0008, 0.0002)
 
 def seeded(*values: float, first: int = 0) -> dict[int, float]:
     return dict(enumerate(values, first))
+
+
+def verdict(found: Difference) -> Verdict:
+    """Of a difference that was the only one to be looked at."""
+    (said,) = judged([found], 0.95, 1)
+    assert said is not None
+    return said
 
 
 def test_a_spread() -> None:
@@ -45,6 +54,7 @@ def test_paired_intervals_are_those_of_others() -> None:
     assert found.bootstrap == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=3e-4)
     expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert found.student == pytest.approx(tuple(expected))
+    assert found.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     assert found.paired
     assert found.mean == pytest.approx(np.mean(differences))
 
@@ -61,6 +71,7 @@ def test_unpaired_intervals_are_those_of_others() -> None:
     assert found.bootstrap == pytest.approx(np.percentile(means, [5, 95]), abs=3e-4)
     test = stats.ttest_ind([*ours.values()], [*theirs.values()], equal_var=False)
     assert found.student == pytest.approx(tuple(test.confidence_interval(0.9)))
+    assert found.p == pytest.approx(test.pvalue)
     assert not found.paired
 
 
@@ -69,26 +80,28 @@ def test_a_gap_within_the_noise_is_not_told() -> None:
     theirs = seeded(*(0.932 + noise for noise in (*NOISE[1:], NOISE[0])))
     found = difference(ours, theirs)
     assert found.mean == pytest.approx(0.002)
-    assert found.told is False
+    said = verdict(found)
+    assert not said.told
     differences = [ours[seed] - theirs[seed] for seed in ours]
     needed = seeds_needed(0.002 / float(np.std(differences, ddof=1)))
     assert needed is not None
-    assert found.more == needed - 5
+    assert said.more == needed - 5
     # The same gap without noise of its own is told: the seeds are hard or easy for both.
-    assert difference(ours, {seed: value - 0.002 for seed, value in ours.items()}).told
+    assert verdict(difference(ours, {seed: value - 0.002 for seed, value in ours.items()})).told
 
 
 def test_three_seeds_that_agree_in_sign_are_not_enough() -> None:
     found = difference(seeded(0.95, 0.94, 0.93), seeded(0.949, 0.935, 0.921))
     assert found.bootstrap is not None
     assert found.bootstrap[0] > 0
-    assert found.told is False
+    assert not verdict(found).told
 
 
 def test_one_seed_has_no_spread() -> None:
     for theirs in (seeded(0.8), seeded(0.8, first=4), seeded(0.8, 0.7)):
         found = difference(seeded(0.9), theirs)
-        assert (found.bootstrap, found.student, found.more, found.told) == (None, None, None, None)
+        assert (found.bootstrap, found.student, found.sd, found.p) == (None, None, None, None)
+        assert judged([found, None], 0.95, 1) == [None, None]
     assert difference(seeded(0.9), seeded(0.8)).mean == pytest.approx(0.1)
 
 
@@ -103,8 +116,51 @@ def test_seeds_that_match_in_part() -> None:
 
 def test_no_difference_at_all() -> None:
     same = seeded(0.9, 0.91, 0.92)
-    assert difference(same, same) == Difference(0, True, 3, (0, 0), (0, 0), None)
-    assert difference(seeded(0.9, 0.9), seeded(0.9, 0.9)).told is False
+    assert difference(same, same) == Difference(0, True, 3, (0, 0), (0, 0), 0, 1)
+    assert verdict(difference(same, same)) == Verdict(1, False, None)
+    assert verdict(difference(seeded(0.9, 0.9), seeded(0.8, 0.8))) == Verdict(0, True, None)
+
+
+def test_p_of_several_comparisons_is_holms() -> None:
+    # The example of p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") in R.
+    single = [Difference(1, True, 3, (0.5, 1.5), (0, 2), 1, p) for p in (0.01, 0.04, 0.03, 0.005)]
+    found = judged([*single, None], 0.95, 4)
+    assert [said and said.p for said in found] == pytest.approx([0.03, 0.06, 0.06, 0.02, None])
+    assert [said and said.told for said in found] == [True, False, False, True, None]
+    # Chosen among more, each counts for more.
+    found = judged(single, 0.95, 7)
+    assert [said and said.p for said in found] == pytest.approx([0.06, 0.16, 0.15, 0.035])
+    assert [said and said.told for said in found] == [False, False, False, True]
+
+
+def test_a_bootstrap_that_holds_zero_keeps_a_difference_untold() -> None:
+    (found,) = judged([Difference(1, True, 9, (0, 2), (0.5, 1.5), 1, 0.001)], 0.95, 1)
+    assert found is not None
+    assert not found.told
+
+
+def test_the_best_of_noise_is_rarely_told_from_the_rest() -> None:
+    alone = together = 0
+    for values in np.random.default_rng(5).normal(0.9, 0.01, (100, 6, 4)):
+        best = values.mean(1).argmax()
+        found = [
+            difference(seeded(*row), seeded(*values[best])) if place != best else None
+            for place, row in enumerate(values)
+        ]
+        alone += any(said is not None and said.told for said in judged(found, 0.95, 5))
+        together += any(said is not None and said.told for said in judged(found, 0.95, 15))
+    assert together <= 8  # 5 %, and two standard errors of 100 draws
+    assert alone > together
+
+
+def test_many_comparisons_need_more_seeds() -> None:
+    found = difference(seeded(0.912, 0.903, 0.921), seeded(0.909, 0.905, 0.913))
+    few, many = (judged([found], 0.95, comparisons)[0] for comparisons in (1, 45))
+    assert few is not None
+    assert many is not None
+    assert few.more is not None
+    assert many.more is not None
+    assert few.more < many.more
 
 
 @pytest.mark.parametrize(
@@ -134,7 +190,8 @@ def test_swapped_groups_flip_the_signs(ours: dict[int, float], theirs: dict[int,
         assert (here is None) == (there is None)
         if here is not None and there is not None:
             assert here == pytest.approx((-there[1], -there[0]), abs=1e-12)
-    assert (one.paired, one.n, one.more) == (other.paired, other.n, other.more)
+    assert (one.paired, one.n, one.sd, one.p) == (other.paired, other.n, other.sd, other.p)
+    assert judged([one], 0.95, 3) == judged([other], 0.95, 3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -151,4 +208,5 @@ def test_a_constant_on_all_changes_nothing(
     for here, there in ((one.bootstrap, other.bootstrap), (one.student, other.student)):
         if here is not None:
             assert there == pytest.approx(here, abs=1e-9)
-    assert one.told == other.told
+    for here, there in zip(judged([one], 0.95, 1), judged([other], 0.95, 1), strict=True):
+        assert (here and here.told) == (there and there.told)

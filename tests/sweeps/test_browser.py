@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 @needs_browser
 @pytest.mark.whole
 def test_a_sweep_is_one_tree_and_its_trials_are_compared(store: str, tmp_path: Path) -> None:
-    above = parent.update(tmp_path, at(0), store_of(store), ended=False)
+    above = parent.update(tmp_path, at(0), store_of(store), "RUNNING")
     ids = []
     endings: tuple[Status, ...] = ("FINISHED", "PRUNED", "FINISHED")
     for trial, status in zip(at(3)["trials"], endings, strict=True):
@@ -34,7 +34,7 @@ def test_a_sweep_is_one_tree_and_its_trials_are_compared(store: str, tmp_path: P
             tracker.log("epoch", int(epoch), {"epoch": int(epoch), "val/top1": value})
         tracker.finish(status)
         ids.append(tracker.run_id)
-    parent.update(tmp_path, at(3), store_of(store), ended=True)
+    parent.update(tmp_path, at(3), store_of(store), "FINISHED")
     number = client(store).get_experiment_by_name("ours").experiment_id
 
     with mlflow_ui(store, tmp_path / "ui.log") as address, Page(f"{address}/health") as page:

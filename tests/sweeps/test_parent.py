@@ -15,7 +15,7 @@ from PIL import Image
 from research.sweeps import parent
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.tensorboard import TensorBoardTracker
-from research.tracking.tracker import Run, Tracker
+from research.tracking.tracker import Run, Status, Tracker
 from tests.conftest import histories
 from tests.sweeps.test_plots import LATENCY, LOG, TOP1, summary, trial
 
@@ -71,11 +71,12 @@ def dead() -> str:
 def test_one_run_from_the_first_trial_to_the_last(store: str, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     folder.mkdir()
-    ids = [
-        parent.update(folder, at(stage), store_of(store), ended=ended)
-        # Two workers begin; one of them goes on the next day.
-        for stage, ended in ((0, False), (0, False), (1, False), (2, True), (2, False), (3, False))
-    ]
+    # Two workers begin, and are interrupted; one of them goes on the next day.
+    told: list[tuple[int, Status]] = [
+        (0, "RUNNING"), (0, "RUNNING"), (1, "RUNNING"), (2, "KILLED"), (2, "RUNNING"),
+        (3, "RUNNING"),
+    ]  # fmt: skip
+    ids = [parent.update(folder, at(stage), store_of(store), status) for stage, status in told]
     (shown,) = runs_of(store)
     assert ids == [shown.info.run_id] * 6
     assert shown.info.run_name == "a_study"
@@ -83,7 +84,7 @@ def test_one_run_from_the_first_trial_to_the_last(store: str, tmp_path: Path) ->
     assert shown.inputs.dataset_inputs == []
     assert not any(name.startswith("system/") for name in shown.data.metrics)
 
-    parent.update(folder, at(3), store_of(store), ended=True)
+    parent.update(folder, at(3), store_of(store), "FINISHED")
     (shown,) = runs_of(store)
     assert shown.info.status == "FINISHED"
     assert shown.data.params == {
@@ -125,7 +126,7 @@ def test_one_run_from_the_first_trial_to_the_last(store: str, tmp_path: Path) ->
 
 
 def test_trials_lie_under_it_and_a_pruned_one_is_told(store: str, tmp_path: Path) -> None:
-    above = parent.update(tmp_path, at(0), store_of(store), ended=False)
+    above = parent.update(tmp_path, at(0), store_of(store), "RUNNING")
     assert above is not None
     for number, status in enumerate(("FINISHED", "PRUNED", "FAILED", "KILLED")):
         tracker = MLflowTracker(store, "ours", system_metrics=False)
@@ -157,7 +158,7 @@ def test_a_trial_tried_again_counts_once_and_is_told(
     ):
         found["trials"][1] |= {"status": status, "values": values}
         found["best"] = found["trials"][best]
-        parent.update(tmp_path, found, store_of(store), ended=False)
+        parent.update(tmp_path, found, store_of(store), "RUNNING")
     (shown,) = runs_of(store)
     told = histories(client(store), shown.info.run_id)
     assert told["trials/ended"] == [(3, 3), (4, 2), (5, 3)]
@@ -169,12 +170,12 @@ def test_a_store_that_is_away_is_told_later_and_nothing_twice(
     store: str, dead: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for stage in (0, 1, 1, 2):
-        assert parent.update(tmp_path, at(stage), store_of(dead), ended=False) is None
+        assert parent.update(tmp_path, at(stage), store_of(dead), "RUNNING") is None
     assert "does not answer" in caplog.text
     assert (tmp_path / "pictures" / "history.png").exists()
     assert len(rows(tmp_path / "tables" / "trials.csv")) == 2
 
-    above = parent.update(tmp_path, at(3), store_of(store), ended=True)
+    above = parent.update(tmp_path, at(3), store_of(store), "FINISHED")
     (shown,) = runs_of(store)
     assert shown.info.run_id == above
     told = histories(client(store), shown.info.run_id)
@@ -186,8 +187,9 @@ def test_a_store_that_is_away_is_told_later_and_nothing_twice(
 def test_tensorboard_goes_on_too(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for stage, ended in ((0, False), (1, False), (1, False), (2, True), (3, True)):
-        parent.update(tmp_path, at(stage), lambda: [TensorBoardTracker()], ended=ended)
+    for stage in (0, 1, 1, 2, 3):
+        status: Status = "RUNNING" if stage < 2 else "FINISHED"
+        parent.update(tmp_path, at(stage), lambda: [TensorBoardTracker()], status)
     events = EventAccumulator(str(tmp_path / "tensorboard" / "epoch"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("best/val/top1")] == [
@@ -210,7 +212,7 @@ def test_a_front_instead_of_a_best_trial(tmp_path: Path, undrawn: None) -> None:
         for n, (lr, top1, ms) in enumerate(((0.1, 0.5, 10.0), (0.2, 0.75, 20.0), (0.3, 0.5, 30.0)))
     ]
     found = summary(trials, {"lr": LOG}, (TOP1, LATENCY), pareto=(0, 1))
-    assert parent.update(tmp_path, found, lambda: [Spy()], ended=True) is None
+    assert parent.update(tmp_path, found, lambda: [Spy()], "FINISHED") is None
     assert started[0].config["objectives"] == "maximize val/top1, minimize latency_ms"
     assert started[0].tags["pareto"] == "0, 1"
     assert "best_trial" not in started[0].tags

@@ -11,7 +11,9 @@ import torch
 
 from research import build, session
 from research.loop import Watch
+from research.sweeps import parent
 from research.sweeps.devices import device_of_its_own
+from research.tracking.tracker import Status
 from tests.sweeps.conftest import Sweep, summaries
 from tests.test_train import rows
 
@@ -94,8 +96,26 @@ def test_bad_trials_are_told_with_their_reasons_and_the_others_finish(
     assert "Traceback" in caplog.text
 
 
+@pytest.fixture
+def told_the_parent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Statuses of the sweep's own run, one after the other."""
+    told: list[str] = []
+    update = parent.update
+
+    def spy(folder: Path, summary: Any, trackers: Any, status: Status) -> str | None:
+        told.append(status)
+        return update(folder, summary, trackers, status)
+
+    monkeypatch.setattr(parent, "update", spy)
+    return told
+
+
 def test_too_many_failures_end_the_sweep(
-    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    sweep: Sweep,
+    study_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    told_the_parent: list[str],
 ) -> None:
     def never(config: Any, facts: Any) -> Any:
         raise RuntimeError("no")
@@ -107,7 +127,7 @@ def test_too_many_failures_end_the_sweep(
     assert "3 of 6 trials failed" in capsys.readouterr().err
     (summary,) = summaries(study_folder)
     assert summary["counts"] == {"FAILED": 3}
-    monkeypatch.undo()
+    assert told_the_parent == ["RUNNING"] * 4 + ["FAILED"]
 
 
 def test_failures_are_tried_again_on_demand(
@@ -143,7 +163,10 @@ def test_a_hopeless_trial_is_pruned(sweep: Sweep, study_folder: Path) -> None:
 
 
 def test_an_interrupted_trial_goes_on_where_it_was(
-    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: Sweep,
+    study_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told_the_parent: list[str],
 ) -> None:
     class Impatient(Watch):
         def __init__(self, *_: Any) -> None:
@@ -160,9 +183,11 @@ def test_an_interrupted_trial_goes_on_where_it_was(
         assert stop.value.code == 130
     (summary,) = summaries(study_folder)
     assert summary["counts"] == {"KILLED": 1}
+    assert told_the_parent[-1] == "KILLED"
     sweep("seed=0,1", "epochs=3")
     (summary,) = summaries(study_folder)
     assert summary["counts"] == {"FINISHED": 2}
+    assert told_the_parent[-1] == "FINISHED"
     first = summary["trials"][0]
     assert first["paths"]["run"].endswith("trial_0000")
     assert [row["epoch"] for row in rows(Path(first["paths"]["run"]) / "epoch_metrics.csv")] == [
