@@ -116,12 +116,14 @@ AT_ONCE = 8
 USERS = """
 import os, sys, time, traceback
 from pathlib import Path
-import mlflow.tracking
+import mlflow.store.tracking.sqlalchemy_store
 from optuna.samplers import RandomSampler
 from research.sweeps.space import Space
 from research.sweeps.study import Study
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.tracker import Run
+from sqlalchemy.orm import configure_mappers
+configure_mappers()
 base, users, times = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
 def use(place, me):
