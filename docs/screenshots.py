@@ -10,16 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -28,6 +25,7 @@ from research import cli
 from research.errors import UserError
 from research.files import write_atomic
 from tests.browser import PROGRAM, Page
+from tests.mlflow_ui import PATIENCE, mlflow_ui
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = "windows"
@@ -39,45 +37,6 @@ SWEEP = (
 )
 COLUMNS = ("metrics.`val/top1`", "params.`compression.window`", "params.`seed`")
 WIDTH, HEIGHT = 1400, 700
-PATIENCE = 120.0  # seconds
-
-
-@contextmanager
-def mlflow_ui(uri: str, log: Path) -> Iterator[str]:
-    """A real ``mlflow ui``; gives its address. All its processes end with the block."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri),
-                *("--workers", "1", "--port", str(port)),
-            ],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        give_up = time.monotonic() + PATIENCE
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < give_up, log.read_text()
-                time.sleep(0.1)
-        yield address
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            # The group is killed even when its leader is gone: workers may be left.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
 
 
 def runs_page(address: str, experiment: str) -> str:

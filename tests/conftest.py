@@ -20,6 +20,8 @@ from filelock import FileLock
 from PIL import Image
 
 from research.config import compose_config, resolved
+from research.errors import UserError
+from tests.mlflow_ui import free_port
 
 if TYPE_CHECKING:
     from torch import nn
@@ -253,6 +255,20 @@ def store(first_use: FirstUse, tmp_path: Path) -> str:
     database.parent.mkdir()
     shutil.copy(first_use.database, database)
     return f"sqlite:///{database}"
+
+
+@pytest.fixture
+def dead() -> str:
+    """The address of a server that is not there."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def refusal(command: Callable[[list[str]], object], words: list[str]) -> str:
+    """The line with which a command refuses its words."""
+    with pytest.raises(UserError) as caught:
+        command(words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def histories(client: Any, run_id: str) -> dict[str, list[tuple[int, float]]]:

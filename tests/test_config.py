@@ -287,6 +287,10 @@ def test_the_last_value_of_a_large_grid_is_checked(answer: Any) -> None:
     assert "compression.window=9" in answer(f"-m seed={seeds} compression.window=1,2,9")
 
 
+def test_the_end_of_a_long_range_is_checked(answer: Any) -> None:
+    assert "epochs=0" in answer("-m seed=range(0,100) epochs=range(99,-1,-1)")
+
+
 def test_a_faulty_corner_of_a_small_grid_is_found(answer: Any) -> None:
     told = answer("-m seed=0,1 dataset.image_size=64,72 model=resnet34 compression=none,block_stem")
     assert "dataset.image_size=72 with compression=block_stem" in told

@@ -316,7 +316,7 @@ assert not {{"torch", "numpy", "PIL"}} & set(sys.modules), sorted(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_the_command_for_real_on_a_disk_that_fills_up(tmp_path: Path) -> None:
     """Files of at most 30,000 bytes: one line; without the limit it goes on and lint is content."""
     make_runs(tmp_path / "runs")

@@ -37,7 +37,9 @@ from research.errors import UserError
 MOST_JOBS = 1000
 """Grids up to this size are checked whole, larger ones value by value."""
 MOST_VALUES = 1000
-"""So many values of one key are checked."""
+"""So many values of one key are looked at."""
+MOST_OF_A_KEY = 50
+"""So many of them are checked, evenly spaced with both ends, where a grid is not checked whole."""
 
 
 def command_line(main: Callable[[], object]) -> None:
@@ -113,7 +115,7 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
     """Compose and check every job of the command line, so that none starts before all are right.
 
     A grid of at most ``MOST_JOBS`` is checked whole; of a larger one each value with the first of
-    the others. Of an interval both ends are checked.
+    the others, of a long range ``MOST_OF_A_KEY``. Of an interval both ends are checked.
 
     Raises:
         UserError: for the first job that is not right.
@@ -235,8 +237,15 @@ def _jobs(axes: list[list[Override]]) -> Iterator[list[Override]]:
         return
     first = [values[0] for values in axes]
     for position, values in enumerate(axes):
-        for value in values:
+        for value in _spaced(values):
             yield [*first[:position], value, *first[position + 1 :]]
+
+
+def _spaced(values: list[Override]) -> list[Override]:
+    if len(values) <= MOST_OF_A_KEY:
+        return values
+    step = (len(values) - 1) / (MOST_OF_A_KEY - 1)
+    return [values[round(number * step)] for number in range(MOST_OF_A_KEY)]
 
 
 def _arguments() -> Namespace:

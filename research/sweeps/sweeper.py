@@ -88,13 +88,14 @@ class StudySweeper(Sweeper):
         """
         # Imported late: Hydra makes sweepers to show a configuration, too.
         from research import logs
-        from research.sweeps import record
         from research.sweeps.space import Space
 
         logs.to_terminal()
         space = Space.of(self.params, arguments)
         total = self._total(space)
         study = self._open(space, total)
+        from research.sweeps import record
+
         with study.locked():
             failed = _failed(record.update(study))
         retry = {entry["trial"] for entry in failed} if self.retry_failed else set()
@@ -153,6 +154,13 @@ class StudySweeper(Sweeper):
         Raises:
             UserError: when one of that name is of another search.
         """
+        pruned = self.pruner._target_.rpartition(".")[2]
+        if len(self.objectives) > 1 and pruned != "NopPruner":
+            raise UserError(
+                "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early; "
+                "choose hydra/sweeper/pruner=none"
+            )
+        # Loaded late, with torch, of which such a mistake has no need.
         from hydra.utils import instantiate
 
         from research.config import resolved
@@ -163,12 +171,6 @@ class StudySweeper(Sweeper):
         monitor = self._monitor(space)
         wanted = objectives(self.objectives, monitor)
         pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
-        pruned = self.pruner._target_.rpartition(".")[2]
-        if len(wanted) > 1 and pruned != "NopPruner":
-            raise UserError(
-                "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early; "
-                "choose hydra/sweeper/pruner=none"
-            )
         search = {
             "objectives": [objective._asdict() for objective in wanted],
             "space": space.told,

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from docs.screenshots import compare_page, go, mlflow_ui, names, runs_page, says, unfold
+from docs.screenshots import compare_page, go, names, runs_page, says, unfold
 from research.sweeps import parent
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.tracker import Run, Status
 from tests.browser import Page, needs_browser
+from tests.mlflow_ui import mlflow_ui
 from tests.sweeps.test_parent import at, client, store_of
 
 # MLflow's own use of SQLAlchemy.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +56,6 @@ def rows(file: Path) -> list[dict[str, str]]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of the time, and are looked at elsewhere."""
     monkeypatch.setattr(parent.plots, "pictures", lambda summary: {})
-
-
-@pytest.fixture
-def dead() -> str:
-    """Where nobody listens."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_one_run_from_the_first_trial_to_the_last(store: str, tmp_path: Path) -> None:

@@ -198,9 +198,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(
     assert "going on after epoch 2" in log
 
 
-def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
-    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_before_an_epoch(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -208,6 +206,12 @@ def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
         patch.setattr(session, "fit", interrupted)
         with pytest.raises(SystemExit):
             sweep("seed=0")
+
+
+def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_before_an_epoch(sweep, monkeypatch)
     left = study_folder / summaries(study_folder)[0]["trials"][0]["paths"]["run"]
     files = {path: path.read_bytes() for path in left.glob("*") if path.is_file()}
     sweep("seed=0")
@@ -220,13 +224,7 @@ def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
 def test_a_job_that_cannot_even_begin_is_not_launched_for_ever(
     sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "fit", interrupted)
-        with pytest.raises(SystemExit):
-            sweep("seed=0")
+    interrupt_before_an_epoch(sweep, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("research.runs.create", lambda *_: 1 / 0)
         with pytest.raises(SystemExit):

@@ -5,17 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +21,12 @@ from research.tracking import mlflow as ours
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.tracker import Run
 from tests.conftest import TINY, FirstUse, histories, run
+from tests.mlflow_ui import mlflow_ui
 
 Compose = Callable[..., dict[str, Any]]
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 SPOOL = "mlflow_spool.jsonl"
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def dead() -> str:
-    """Where nobody listens."""
-    return f"http://127.0.0.1:{free_port()}"
 
 
 def client(uri: str) -> Any:
@@ -70,52 +54,19 @@ def on_store(uri: str) -> tuple[str, ...]:
 
 @contextmanager
 def server(uri: str, log: Path) -> Iterator[Callable[..., Any]]:
-    """A real ``mlflow ui``; gives a function that asks it. All its processes end with the block."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    """A function that asks a real ``mlflow ui``."""
+    with mlflow_ui(uri, log) as address:
 
-    def ask(endpoint: str, body: dict[str, Any] | None = None, /, **query: str) -> Any:
-        url = f"http://127.0.0.1:{port}{endpoint}?{urllib.parse.urlencode(query)}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            content = answer.read()
-            plain = answer.headers.get_content_type() == "application/json"
-            return json.loads(content) if plain else content
+        def ask(endpoint: str, body: dict[str, Any] | None = None, /, **query: str) -> Any:
+            url = f"{address}{endpoint}?{urllib.parse.urlencode(query)}"
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                content = answer.read()
+                plain = answer.headers.get_content_type() == "application/json"
+                return json.loads(content) if plain else content
 
-    def ask_when_ready(endpoint: str, body: dict[str, Any] | None = None, /, **query: str) -> Any:
-        give_up = time.monotonic() + 180
-        while True:
-            try:
-                ask("/health")
-                return ask(endpoint, body, **query)
-            except ConnectionError as error:
-                reason: OSError = error
-            except urllib.error.HTTPError:
-                raise
-            except urllib.error.URLError as error:
-                reason = error
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < give_up, f"{reason}: {log.read_text()}"
-            time.sleep(0.1)
-
-    try:
-        yield ask_when_ready
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            # The group is killed even when its leader is gone: workers may be left.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+        yield ask
 
 
 def test_a_real_server_shows_a_real_run(
