@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -19,8 +20,10 @@ from research.config import (
     resolved,
     told_in_one_line,
 )
+from research.sweeps.sweeper import StudySweeper
 
 register()
+Plugins.instance().register(StudySweeper)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=EXECUTION_WHITELIST)

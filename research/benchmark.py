@@ -242,14 +242,14 @@ def main(words: list[str]) -> None:
 
     torch.set_num_threads(1)
     if name == "tracking":
-        from research.tracking import cost
+        from research import tracking_cost
 
         if paths[1:]:
             raise UserError(f"{paths[1]}: tracking reads no IMAGES; settings are written key=value")
         logging.basicConfig(level=logging.INFO)
         print(f"{numbers['steps']} steps, {numbers['rounds']} rounds, one thread", flush=True)
-        for line in cost.report(cost.measure(rest, numbers["steps"], numbers["rounds"])):
-            print(line)
+        costs = tracking_cost.measure(rest, numbers["steps"], numbers["rounds"])
+        print("\n".join(tracking_cost.report(costs)))
         return
     if rest:
         raise UserError(f"{rest[0]}: settings are size, files and rounds")

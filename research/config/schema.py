@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
 
 from research.config.rules import (
@@ -36,7 +35,6 @@ from research.config.rules import (
     pair,
     whole,
 )
-from research.sweeps.sweeper import StudySweeper
 
 EXECUTION_WHITELIST = ("research.*", "torch.*", "torchvision.*", "timm.*")
 """What ``_target_`` may name; given to ``hydra.main`` and ``hydra.utils.instantiate``."""
@@ -300,8 +298,7 @@ def rule_for(key: str, default: Any) -> Rule:
 
 
 def register() -> None:
-    """Give Hydra the schema on which ``conf/config.yaml`` builds, and our sweeper."""
+    """Give Hydra the schema on which ``conf/config.yaml`` builds."""
     schema = OmegaConf.structured(RunSettings)
     OmegaConf.set_struct(schema.tags, False)  # so that tags.any=thing may be written
     ConfigStore.instance().store(name="schema", node=schema, replace=True)
-    Plugins.instance().register(StudySweeper)

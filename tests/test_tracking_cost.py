@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from research import build
-from research.tracking import cost
-from research.tracking.cost import Cost
+from research import build, tracking_cost
 from research.tracking.tracker import Progress, Row, Run, Status, Table, Tracker
+from research.tracking_cost import Cost
 from tests.conftest import SMALL, TINY, data_overrides
 
 
@@ -41,7 +40,7 @@ def test_every_candidate_trains_the_same_steps_and_one_of_them_is_tracked(
         return [Spy()]
 
     monkeypatch.setattr(build, "trackers", spies)
-    costs = cost.measure([*SMALL, *TINY, *data_overrides(folders)], steps=2, rounds=1)
+    costs = tracking_cost.measure([*SMALL, *TINY, *data_overrides(folders)], steps=2, rounds=1)
     one_run = ["start", "batch 1", "batch 2", "progress", "epoch 1", "flush", "FINISHED"]
     assert told == 2 * one_run  # the first is not counted
     assert {name: len(found) for name, found in costs.items()} == {
@@ -62,7 +61,7 @@ def test_the_cost_of_tracking_is_told_in_ratios_and_as_a_share() -> None:
         Cost(0.202, 0.084, 0.002, 0.001, 0.0006),
         Cost(0.102, 0.08, 0.002, 0.001, 0.0006),
     ]
-    _, first, second, said = cost.report({"off": off, "on": on})
+    _, first, second, said = tracking_cost.report({"off": off, "on": on})
     assert first.split() == [
         *("off", "100.00", "1.0000", "(1.0000-1.0000)", "80.00", "1.0000", "(1.0000-1.0000)"),
     ]  # fmt: skip
