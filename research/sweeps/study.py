@@ -289,7 +289,8 @@ class Study:
             self.optuna.sampler = self.sampler(own)
             trial = self.optuna.ask(space.axes)
         except ImportError as error:
-            raise UserError(f"hydra/sweeper/sampler: {one_line(error)}") from None
+            remedy = f"; pip install {error.name}" if error.name else ""
+            raise UserError(f"hydra/sweeper/sampler: {one_line(error)}{remedy}") from None
         if space.size is None or trial.params not in taken:
             trial.set_user_attr(CLAIMED, True)
             return trial.number

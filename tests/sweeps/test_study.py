@@ -9,6 +9,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from research import runs
+from research.errors import UserError
 from research.sweeps.space import Space
 from research.sweeps.study import MOST_ATTEMPTS, STORE, Claim, Study
 
@@ -72,6 +73,15 @@ def test_no_sampler_repeats_a_point_of_a_finite_space(kind: type[BaseSampler]) -
         end(study, claim)
     points = [trial.params for trial in study.trials()]
     assert sorted(map(str, points)) == sorted(map(str, EVERY))
+
+
+def test_a_sampler_without_its_package_says_what_to_install() -> None:
+    def sampler(seed: int) -> BaseSampler:
+        raise ModuleNotFoundError("No module named 'cmaes'", name="cmaes")
+
+    study = Study("one", None, sampler, directions=["maximize"])
+    with pytest.raises(UserError, match=r"hydra/sweeper/sampler: .*; pip install cmaes$"):
+        study.claim(SPACE, 6, 0, set(), grid=False)
 
 
 def test_a_study_that_goes_on_draws_other_points() -> None:
