@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -76,10 +77,11 @@ def test_no_sampler_repeats_a_point_of_a_finite_space(kind: type[BaseSampler]) -
 
 
 def test_a_sampler_without_its_package_says_what_to_install() -> None:
-    def sampler(seed: int) -> BaseSampler:
-        raise ModuleNotFoundError("No module named 'cmaes'", name="cmaes")
+    class Packed(RandomSampler):
+        def sample_independent(self, *_: Any) -> Any:
+            raise ModuleNotFoundError("No module named 'cmaes'", name="cmaes")
 
-    study = Study("one", None, sampler, directions=["maximize"])
+    study = Study("one", None, Packed, directions=["maximize"])
     with pytest.raises(UserError, match=r"hydra/sweeper/sampler: .*; pip install cmaes$"):
         study.claim(SPACE, 6, 0, set(), grid=False)
 
