@@ -51,7 +51,7 @@ OPTIONS: dict[str, tuple[str, Rule]] = {
     "metric": ("", TEXT),
     "group_by": ("", TEXT),
     "against": ("", TEXT),
-    "confidence": ("0.95", number(above=0, below=1)),
+    "confidence": ("0.95", number(above=0, at_most=0.9999)),
     "title": ("", TEXT),
     "mlflow": ("", TEXT),
     "out": ("", TEXT),

@@ -90,7 +90,7 @@ def train(
     header = {"config": config, "data": data.facts()}
     checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
     status: Status = "FAILED"
-    _terminate_as_interrupt()
+    terminate_as_interrupt()
     try:
         tracker.start(run)
         write_text(folder / "model_summary.txt", _model_summary(parts.model, experiment.parameters))
@@ -215,7 +215,7 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _terminate_as_interrupt() -> None:
+def terminate_as_interrupt() -> None:
     """A scheduler's SIGTERM ends a run as Ctrl-C does: recorded as KILLED, resumable."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

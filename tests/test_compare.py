@@ -158,7 +158,7 @@ def test_costs_that_a_sweep_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["a", "against=vgg"], "against=vgg: no such group; there are resnet34, densenet121"),
         (["a", "against=e"], "against=e: fits several groups"),
         (["a", "against=3"], "against=3: no such group"),
-        (["a", "confidence=95"], "confidence=95: expected a number above 0 and below 1"),
+        (["a", "confidence=95"], "confidence=95: expected a number above 0 and at most 0.9999"),
         (["a", "groupby=model"], "did you mean 'group_by'?"),
         (["a", "out=file"], "give another out=FOLDER"),
     ],

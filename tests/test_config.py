@@ -291,6 +291,15 @@ def test_the_end_of_a_long_range_is_checked(answer: Any) -> None:
     assert "epochs=0" in answer("-m seed=range(0,100) epochs=range(99,-1,-1)")
 
 
+def test_the_far_end_of_the_longest_range_is_checked(answer: Any) -> None:
+    assert "epochs=0" in answer("-m seed=0,1 epochs=range(1100,-1,-1)")
+
+
+def test_no_value_of_a_list_is_left_out(answer: Any) -> None:
+    rates = ",".join(["0.1"] * 31 + ["abc"] + ["0.2"] * 29)
+    assert "optimizer.lr=abc" in answer(f"-m optimizer.lr={rates} seed=range(0,20)")
+
+
 def test_a_faulty_corner_of_a_small_grid_is_found(answer: Any) -> None:
     told = answer("-m seed=0,1 dataset.image_size=64,72 model=resnet34 compression=none,block_stem")
     assert "dataset.image_size=72 with compression=block_stem" in told

@@ -123,13 +123,22 @@ def select(
                 left_out["without an epoch"] += 1
             else:
                 if folder.parent not in sweeps:
-                    sweeps[folder.parent] = _measured(folder.parent)
+                    sweeps[folder.parent] = _costs(folder.parent)
                 measured = sweeps[folder.parent].get(folder.name, {})
                 chosen.append(_read(folder, summary, overrides, measured))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             log.warning("%s: a damaged run, left out (%s)", folder, one_line(error))
             left_out["damaged"] += 1
     return chosen, left_out
+
+
+def _costs(folder: Path) -> dict[str, dict[str, float]]:
+    """As ``_measured``; nothing of a summary that cannot be read, of which runs need nothing."""
+    try:
+        return _measured(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: a damaged summary; its costs are left out (%s)", folder, one_line(error))
+        return {}
 
 
 def _read(

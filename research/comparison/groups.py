@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from research.comparison.collect import Recorded
@@ -174,4 +175,4 @@ def _by_seed(runs: Iterable[Recorded], metric: str) -> dict[int, float]:
         value = run.value(metric)
         assert value is not None
         values[run.seed].append(value)
-    return {seed: sum(of) / len(of) for seed, of in sorted(values.items())}
+    return {seed: fmean(of) for seed, of in sorted(values.items())}

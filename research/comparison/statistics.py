@@ -13,6 +13,8 @@ from scipy import special
 RESAMPLES = 10_000
 POWER = 0.8
 MOST_SEEDS = 1000
+ROUNDING = 1e-12
+"""Differences below this share of the values are none."""
 
 Interval = tuple[float, float]
 
@@ -44,7 +46,8 @@ class Difference:
         mean: the difference; paired, that over the seeds which both have.
         paired: whether it is the mean of differences seed by seed.
         n: seeds that both have when paired; else of the smaller group.
-        bootstrap: percentile interval of the mean; null where a group has one seed.
+        bootstrap: percentile interval of the mean; null without a spread: where a group has one
+            seed, or all differences are the same, as they can be of a metric that counts.
         student: interval by Student's t (Welch's for unpaired groups); null as above.
         sd: standard deviation of single differences; null as above.
         p: of the two-sided t test, of this difference by itself, 0…1; null as above.
@@ -95,15 +98,18 @@ def difference(
     """
     common = sorted(ours.keys() & theirs.keys())
     if len(common) > 1 or len(common) == len(ours) == len(theirs):
-        return _paired(np.array([ours[seed] - theirs[seed] for seed in common]), confidence)
+        scale = ROUNDING * max(abs(side[seed]) for side in (ours, theirs) for seed in common)
+        differences = np.array([ours[seed] - theirs[seed] for seed in common])
+        differences[np.abs(differences) <= scale] = 0.0
+        return _paired(differences, scale, confidence)
     return _unpaired(ours, theirs, confidence)
 
 
-def _paired(differences: NDArray[np.float64], confidence: float) -> Difference:
+def _paired(differences: NDArray[np.float64], scale: float, confidence: float) -> Difference:
     n, mean = len(differences), float(differences.mean())
-    if n == 1:
+    sd = float(differences.std(ddof=1)) if n > 1 else 0.0
+    if sd <= scale:
         return Difference(mean, True, n, None, None, None, None)
-    sd = float(differences.std(ddof=1))
     drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
     bootstrap = _percentiles(differences[drawn].mean(1), confidence)
     student, p = _student(mean, sd / math.sqrt(n), n - 1, confidence)
@@ -114,9 +120,10 @@ def _unpaired(
     ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float
 ) -> Difference:
     sides = [np.array([side[seed] for seed in sorted(side)]) for side in (ours, theirs)]
+    scale = ROUNDING * max(float(np.abs(side).max()) for side in sides)
     mean = float(sides[0].mean() - sides[1].mean())
     n = min(len(side) for side in sides)
-    if n == 1:
+    if n == 1 or max(float(np.ptp(side)) for side in sides) <= scale:
         return Difference(mean, False, n, None, None, None, None)
     resampled = [np.empty(0), np.empty(0)]
     rng = np.random.default_rng(0)
@@ -127,7 +134,7 @@ def _unpaired(
     variances = [float(side.var(ddof=1)) for side in sides]
     errors = [variance / len(side) for variance, side in zip(variances, sides, strict=True)]
     parts = sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
-    freedom = sum(errors) ** 2 / parts if parts else len(ours) + len(theirs) - 2
+    freedom = sum(errors) ** 2 / parts
     bootstrap = _percentiles(resampled[0] - resampled[1], confidence)
     student, p = _student(mean, math.sqrt(sum(errors)), freedom, confidence)
     return Difference(mean, False, n, bootstrap, student, math.sqrt(sum(variances)), p)
@@ -144,8 +151,6 @@ def _student(
 ) -> tuple[Interval, float]:
     """The interval of a mean with its standard error, and p of its being 0."""
     reach = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
-    if not error:
-        return (mean, mean), float(not mean)
     return (mean - reach, mean + reach), 2 * float(special.stdtr(freedom, -abs(mean) / error))
 
 
@@ -200,18 +205,14 @@ def seeds_needed(effect: float, confidence: float = 0.95, *, paired: bool = True
     Returns:
         seeds for a power of at least ``POWER``; null for more than ``MOST_SEEDS``.
     """
-    if _power(effect, MOST_SEEDS, confidence, paired) < POWER:
-        return None
-    low, high = 1, MOST_SEEDS
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = _power(effect, middle, confidence, paired) >= POWER
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
-def _power(effect: float, n: int, confidence: float, paired: bool) -> float:
+    n = np.arange(2, MOST_SEEDS + 1)
     freedom = n - 1 if paired else 2 * n - 2
     critical = special.stdtrit(freedom, (1 + confidence) / 2)
+    centre = effect * np.sqrt(n)
     # By the noncentral t distribution; the other tail adds nothing where power is of interest.
-    return 1 - float(special.nctdtr(freedom, effect * math.sqrt(n), critical))
+    missed = special.nctdtr(freedom, centre, critical)
+    # Here and there scipy has no number. M. Abramowitz, I. Stegun, 26.7.10, is near enough.
+    shrunk = critical * (1 - 1 / (4 * freedom)) - centre
+    near = special.ndtr(shrunk / np.sqrt(1 + critical**2 / (2 * freedom)))
+    enough = np.flatnonzero(1 - np.where(np.isnan(missed), near, missed) >= POWER)
+    return int(n[enough[0]]) if len(enough) else None

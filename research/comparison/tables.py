@@ -103,9 +103,11 @@ def flat(found: Comparison) -> list[dict[str, Cell]]:
                 "p": "" if verdict is None else verdict.p,
                 "pairing": found.pairing(place),
                 "verdict": found.said(place),
-                **group.settings,
             }
         )
+        # A setting may be called as a column is.
+        for key, value in group.settings.items():
+            rows[-1][f"setting.{key}" if key in rows[-1] else key] = value
     return rows
 
 

@@ -37,10 +37,14 @@ def upload(files: Sequence[Path], runs: Sequence[Recorded], uri: str) -> str | N
     try:
         client = _client(uri)
         run = parent or _own(client, str(settings.get("logging.mlflow.experiment", "backbone-lab")))
-        for file in files:
-            client.log_artifact(run, str(file), FOLDER)
-        if not parent:
-            client.set_terminated(run)
+        status = "FAILED"
+        try:
+            for file in files:
+                client.log_artifact(run, str(file), FOLDER)
+            status = "FINISHED"
+        finally:
+            if not parent:
+                client.set_terminated(run, status)
     except Exception as error:
         # The store is a foreign service, and the files are on the disk.
         log.warning("MLflow at %s did not take the comparison (%s)", uri, one_line(error))

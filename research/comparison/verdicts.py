@@ -54,12 +54,14 @@ class Comparison:
         if found is None:
             return "reference"
         verdict = self.verdicts[place]
-        if verdict is None:
+        if verdict is None and found.n > 1 and found.mean:
+            return "no spread: every seed differs by the same"
+        if verdict is None and found.n == 1:
             return "no spread yet: one seed"
-        if verdict.told:
+        if verdict is not None and verdict.told:
             better = (found.mean > 0) == (self.mode == "max")
             return f"distinguishable: {'better' if better else 'worse'}"
-        if not found.mean:
+        if verdict is None or not found.mean:
             return "not distinguishable: no difference"
         if verdict.more is None:
             return f"not distinguishable: needs over {MOST_SEEDS} seeds to tell"
@@ -131,7 +133,7 @@ def _comparisons(differences: Sequence[Difference | None], *, named: bool) -> in
 
     Who asks for the best looks at every pair: any group might have come out as the best.
     """
-    tested = sum(found is not None and found.p is not None for found in differences)
+    tested = sum(found is not None and found.n > 1 for found in differences)
     return tested if named else tested * (tested + 1) // 2
 
 

@@ -11,16 +11,16 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -34,12 +34,20 @@ from research.config.messages import explain, suggest
 from research.config.schema import OPTIONAL, SWEEPER_RULES, register
 from research.errors import UserError
 
+T = TypeVar("T")
 MOST_JOBS = 1000
 """Grids up to this size are checked whole, larger ones value by value."""
 MOST_VALUES = 1000
 """So many values of one key are looked at."""
-MOST_OF_A_KEY = 50
-"""So many of them are checked, evenly spaced with both ends, where a grid is not checked whole."""
+MOST_OF_A_RANGE = 50
+"""So many of a range's are checked, with both ends, where a grid is not checked whole."""
+
+
+class _Axis(NamedTuple):
+    """What a key may be, and whether a few of these values stand for all."""
+
+    values: list[Override]
+    is_range: bool
 
 
 def command_line(main: Callable[[], object]) -> None:
@@ -115,7 +123,7 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
     """Compose and check every job of the command line, so that none starts before all are right.
 
     A grid of at most ``MOST_JOBS`` is checked whole; of a larger one each value with the first of
-    the others, of a long range ``MOST_OF_A_KEY``. Of an interval both ends are checked.
+    the others, of a long range ``MOST_OF_A_RANGE``. Of an interval both ends are checked.
 
     Raises:
         UserError: for the first job that is not right.
@@ -135,7 +143,7 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
                 raise UserError(f"{_line(override)}: Hydra's own settings take one value")
         axes = [_values(override, parser) for override in parsed]
         base = lru_cache(maxsize=None)(composed)
-        first = base(_composed_lines([values[0] for values in axes]))
+        first = base(_composed_lines([axis.values[0] for axis in axes]))
         preset = first.choices.get("sweep")
         if preset is not None and not multirun:
             words = shlex.join(overrides)
@@ -201,17 +209,21 @@ def _reads_elsewhere(arguments: Namespace) -> bool:
     return any(getattr(arguments, flag) is not None for flag in flags)
 
 
-def _values(override: Override, parser: OverridesParser) -> list[Override]:
+def _values(override: Override, parser: OverridesParser) -> _Axis:
     """An override for each value of a sweep; for both ends of an interval."""
     key = override.get_key_element()
     value = override.value()
     if not override.is_sweep_override():
-        return [override]
+        return _Axis([override], False)
+    found: Iterable[Any]
     if isinstance(value, IntervalSweep):
-        ends = [f"{key}={end}" for end in (value.start, value.end)]
-        return parser.parse_overrides(ends)
-    values = itertools.islice(override.sweep_string_iterator(), MOST_VALUES)
-    return parser.parse_overrides([f"{key}={value}" for value in values])
+        found = value.start, value.end
+    elif isinstance(value, RangeSweep) and isinstance(whole := value.range(), range):
+        found = _spaced(whole, MOST_VALUES)
+    else:
+        found = itertools.islice(override.sweep_string_iterator(), MOST_VALUES)
+    values = parser.parse_overrides([f"{key}={each}" for each in found])
+    return _Axis(values, isinstance(value, RangeSweep))
 
 
 def _composes(override: Override) -> bool:
@@ -231,21 +243,22 @@ def _composed_lines(job: Sequence[Override]) -> tuple[str, ...]:
     return tuple(_line(override) for override in job if _composes(override))
 
 
-def _jobs(axes: list[list[Override]]) -> Iterator[list[Override]]:
-    if math.prod(len(values) for values in axes) <= MOST_JOBS:
-        yield from map(list, itertools.product(*axes))
+def _jobs(axes: list[_Axis]) -> Iterator[list[Override]]:
+    if math.prod(len(axis.values) for axis in axes) <= MOST_JOBS:
+        yield from map(list, itertools.product(*(axis.values for axis in axes)))
         return
-    first = [values[0] for values in axes]
-    for position, values in enumerate(axes):
-        for value in _spaced(values):
+    first = [axis.values[0] for axis in axes]
+    for position, axis in enumerate(axes):
+        for value in _spaced(axis.values, MOST_OF_A_RANGE) if axis.is_range else axis.values:
             yield [*first[:position], value, *first[position + 1 :]]
 
 
-def _spaced(values: list[Override]) -> list[Override]:
-    if len(values) <= MOST_OF_A_KEY:
+def _spaced(values: Sequence[T], most: int) -> Sequence[T]:
+    """So many values at the most, evenly spaced, the first and the last among them."""
+    if len(values) <= most:
         return values
-    step = (len(values) - 1) / (MOST_OF_A_KEY - 1)
-    return [values[round(number * step)] for number in range(MOST_OF_A_KEY)]
+    step = (len(values) - 1) / (most - 1)
+    return [values[round(number * step)] for number in range(most)]
 
 
 def _arguments() -> Namespace:

@@ -41,9 +41,11 @@ class TrialWatch(Watch):
     def epoch(self, epoch: int, value: float) -> None:
         if self.stopped or len(self.study.optuna.directions) > 1:
             return
-        if epoch in self.study.trial(self.trial.number).intermediate_values:
+        told = self.study.trial(self.trial.number).intermediate_values
+        if epoch not in told:
+            self.trial.report(value, epoch)
+        elif epoch < max(told):
             return  # told, and judged, before a crash
-        self.trial.report(value, epoch)
         if epoch < self.epochs and self.trial.should_prune():
             self.stopped = True
             self.reason = f"{type(self.study.optuna.pruner).__name__} at epoch {epoch}"
@@ -78,7 +80,6 @@ def run(hydra: Any, config: Config, name: str) -> None:
         config = {**config, "device": device}
         opened = _open(study, number, config, name, stack)
         if opened is None:
-            log.info("sweep: trial %d is in other hands", number)
             return
         began = time.perf_counter()
         outcome = Outcome("KILLED", "interrupted")
@@ -98,13 +99,14 @@ def _open(
 ) -> tuple[Path, Path | None] | None:
     """The trial's run folder, held, and the checkpoint to go on from.
 
-    Null when another process holds the trial or is done with it.
+    Null when another process holds the trial or is done with it, or when it cannot go on.
     """
     with study.locked():
         trial = study.trial(number)
         facts = trial.user_attrs
         known = Path(facts["run"]) if "run" in facts else None
         if trial.state is not TrialState.RUNNING or (known is not None and runs.busy(known)):
+            log.info("sweep: trial %d is in other hands", number)
             return None
         last = None
         if known is not None and (known / "checkpoints" / "last.pt").exists():
@@ -167,7 +169,7 @@ def _train(
             if not math.isfinite(value):
                 raise UserError(f"{lost} is {value} in the last epoch: the network diverged")
         assert state.best is not None
-        return Outcome("FINISHED", values=values(wanted, folder, state.best))
+        return Outcome("FINISHED", values=values(wanted, folder, state.best, config["device"]))
 
 
 def _tell(study: Study, number: int, outcome: Outcome, seconds: float) -> None:

@@ -55,7 +55,7 @@ def monitor(config: Any) -> str:
     return str(asked)
 
 
-def values(wanted: Sequence[Objective], folder: Path, best: float) -> dict[str, float]:
+def values(wanted: Sequence[Objective], folder: Path, best: float, device: str) -> dict[str, float]:
     """A finished run's value of each objective.
 
     ``latency_ms``: of the best checkpoint with what follows it up to classes or boxes, one real
@@ -67,6 +67,7 @@ def values(wanted: Sequence[Objective], folder: Path, best: float) -> dict[str, 
         wanted: the objectives.
         folder: the run.
         best: its best value of the monitored metric.
+        device: of the trial, where its latency is measured.
     """
     from research.timing import in_turn
     from research.trial import trial
@@ -75,7 +76,7 @@ def values(wanted: Sequence[Objective], folder: Path, best: float) -> dict[str, 
     found = dict.fromkeys(names, best)
     if LATENCY not in names and BYTES not in names:
         return found
-    one = trial(folder, "val", "best", "auto", [])
+    one = trial(folder, "val", "best", device, [])
     if LATENCY in names:
         found[LATENCY] = 1000 * in_turn([one.prediction(1)], ROUNDS)[0]
     if BYTES in names:

@@ -19,7 +19,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from research.errors import UserError, one_line
 from research.files import to_json, write_text
 from research.runs import ROOT, busy
 from research.sweeps.space import Point, Space
@@ -237,15 +236,29 @@ class Study:
             return self._claimed(self._create(space, left[0])) if left else None
 
     def tell(self, number: int, values: Sequence[float]) -> None:
+        """A trial has finished, with a value of each objective."""
         self.optuna.tell(number, list(values), TrialState.COMPLETE)
 
     def prune(self, number: int, reason: str) -> None:
+        """A trial was stopped, being worse than others."""
         self.note(number, reason=reason)
         self.optuna.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
+        """A trial ended by an error."""
         self.note(number, reason=reason)
         self.optuna.tell(number, state=TrialState.FAIL)
+
+    def excuse(self, number: int) -> None:
+        """A trial was interrupted, and its process may have died before it could say so itself.
+
+        It is no fault of the trial's, so this attempt does not count.
+        """
+        trial = self.trial(number)
+        attempts = trial.user_attrs.get("attempts", 0)
+        told = trial.state.is_finished() or trial.user_attrs.get("reason")
+        if attempts and not told and not self.is_alive(trial):
+            self.note(number, attempts=attempts - 1, reason="interrupted")
 
     def _lock(self, number: int) -> FileLock:
         return FileLock(self.folder / f".trial_{number:04d}.lock")
@@ -285,12 +298,8 @@ class Study:
         # A sampler of one seed would begin a study that goes on with its first points again.
         count = len(self.optuna.get_trials(deepcopy=False))
         own = int(np.random.SeedSequence((seed, count)).generate_state(1)[0])
-        try:
-            self.optuna.sampler = self.sampler(own)
-            trial = self.optuna.ask(space.axes)
-        except ImportError as error:
-            remedy = f"; pip install {error.name}" if error.name else ""
-            raise UserError(f"hydra/sweeper/sampler: {one_line(error)}{remedy}") from None
+        self.optuna.sampler = self.sampler(own)
+        trial = self.optuna.ask(space.axes)
         if space.size is None or trial.params not in taken:
             trial.set_user_attr(CLAIMED, True)
             return trial.number

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from research.sweeps.space import Space
     from research.sweeps.study import Claim, Study
+    from research.tracking.tracker import Status
 
 log = logging.getLogger(__name__)
 
@@ -94,35 +96,44 @@ class StudySweeper(Sweeper):
         space = Space.of(self.params, arguments)
         total = self._total(space)
         study = self._open(space, total)
+        from research import session
         from research.sweeps import record
 
-        with study.locked():
-            failed = _failed(record.update(study))
-        retry = {entry["trial"] for entry in failed} if self.retry_failed else set()
-        _say_start(study, total, retry)
-        launcher = self._launcher(study)
+        session.terminate_as_interrupt()
+        status: Status = "FAILED"
         try:
-            while claims := self._claims(study, space, total, retry):
+            with study.locked():
+                failed = _failed(record.update(study))
+            retry = {entry["trial"] for entry in failed} if self.retry_failed else set()
+            _say_start(study, total, retry)
+            launcher = self._launcher(study)
+            # A failure that is yet to be tried again says nothing.
+            while not self._too_many([f for f in failed if f["trial"] not in retry], total):
+                claims = self._claims(study, space, total, retry)
+                if not claims:
+                    break
                 self._launch(launcher, study, space, claims)
                 with study.locked():
                     failed = _failed(record.summary(study))
-                if len(failed) > self.max_failure_rate * total:
-                    break
+            if not self._too_many(failed, total):
+                status = "FINISHED"
         except KeyboardInterrupt:
-            with study.locked():
-                record.update(study, "KILLED")
+            status = "KILLED"
             raise
-        with study.locked():
-            failed = _failed(record.summary(study))
-            too_many = len(failed) > self.max_failure_rate * total
-            summary = record.update(study, "FAILED" if too_many else "FINISHED")
+        finally:
+            with study.locked():
+                summary = record.update(study, status)
         _say_end(study, summary)
-        if too_many:
+        if status == "FAILED":
             raise UserError(
                 f"{len(failed)} of {total} trials failed, more than "
                 f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
-                f"{failed[-1]['reason']}); see {study.folder / record.NAME}"
+                f"{failed[-1]['reason']}); see {study.folder / record.NAME}; "
+                "hydra.sweeper.retry_failed=true tries them again"
             )
+
+    def _too_many(self, failed: Sequence[object], total: int) -> bool:
+        return len(failed) > self.max_failure_rate * total
 
     # -- before the first trial ------------------------------------------------------------------
 
@@ -160,7 +171,9 @@ class StudySweeper(Sweeper):
                 "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early; "
                 "choose hydra/sweeper/pruner=none"
             )
-        # Loaded late, with torch, of which such a mistake has no need.
+        if self.sampler._target_.endswith("CmaEsSampler") and find_spec("cmaes") is None:
+            raise UserError("hydra/sweeper/sampler=cmaes: it needs a package: pip install cmaes")
+        # Loaded late, with torch, of which such mistakes have no need.
         from hydra.utils import instantiate
 
         from research.config import resolved
@@ -256,11 +269,15 @@ class StudySweeper(Sweeper):
 
     def _claims(self, study: Study, space: Space, total: int, retry: set[int]) -> list[Claim]:
         found: list[Claim] = []
-        while len(found) < self._at_once:
-            claim = study.claim(space, total, self.seed, retry, grid=self._grid)
-            if claim is None:
-                break
-            found.append(claim)
+        try:
+            while len(found) < self._at_once:
+                claim = study.claim(space, total, self.seed, retry, grid=self._grid)
+                if claim is None:
+                    break
+                found.append(claim)
+        except BaseException:
+            _release(found)
+            raise
         return found
 
     def _launch(
@@ -286,12 +303,17 @@ class StudySweeper(Sweeper):
                     f"hydra/launcher: no job began ({one_line(error)}); the same command goes on "
                     "with these trials"
                 ) from error
+        except KeyboardInterrupt:
+            _release(claims)
+            with study.locked():
+                for claim in claims:
+                    study.excuse(claim.number)
+            raise
         else:
             for claim, ended in zip(claims, returns, strict=True):
                 self._settle(study, claim, ended)
         finally:
-            for claim in claims:
-                claim.held.release()
+            _release(claims)
 
     @staticmethod
     def _settle(study: Study, claim: Claim, ended: JobReturn) -> None:
@@ -309,6 +331,11 @@ class StudySweeper(Sweeper):
                 run = trial.user_attrs.get("run")
                 if not trial.state.is_finished() and (run is None or not busy(Path(run))):
                     study.fail(claim.number, reason)
+
+
+def _release(claims: Sequence[Claim]) -> None:
+    for claim in claims:
+        claim.held.release()
 
 
 def _finite(axis: Any) -> bool:

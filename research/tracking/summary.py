@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.files import write_text
+from research.files import to_json, write_text
 from research.tracking.tracker import Run, Status, Tracker
 
 EPOCH_COLUMNS = ("epoch", "train/loss", "val/loss", "epoch_time_sec", "checkpoint_path")
@@ -64,4 +63,4 @@ class SummaryTracker(Tracker):
             },
             "configuration": self.run.config,
         }
-        write_text(folder / "summary.json", json.dumps(summary, indent=1))
+        write_text(folder / "summary.json", to_json(summary))

@@ -3,14 +3,12 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from research import runs
-from research.errors import UserError
 from research.sweeps.space import Space
 from research.sweeps.study import MOST_ATTEMPTS, STORE, Claim, Study
 
@@ -76,14 +74,19 @@ def test_no_sampler_repeats_a_point_of_a_finite_space(kind: type[BaseSampler]) -
     assert sorted(map(str, points)) == sorted(map(str, EVERY))
 
 
-def test_a_sampler_without_its_package_says_what_to_install() -> None:
-    class Packed(RandomSampler):
-        def sample_independent(self, *_: Any) -> Any:
-            raise ModuleNotFoundError("No module named 'cmaes'", name="cmaes")
-
-    study = Study("one", None, Packed, directions=["maximize"])
-    with pytest.raises(UserError, match=r"hydra/sweeper/sampler: .*; pip install cmaes$"):
-        study.claim(SPACE, 6, 0, set(), grid=False)
+def test_a_trial_whose_process_was_interrupted_keeps_its_attempts() -> None:
+    study = opened()
+    claim = claimed(study)
+    study.excuse(claim.number)
+    assert "reason" not in study.trial(claim.number).user_attrs  # it had not begun
+    study.note(claim.number, attempts=2, reason="")
+    study.excuse(claim.number)
+    assert study.trial(claim.number).user_attrs["attempts"] == 2  # somebody is at it
+    claim.held.release()
+    study.excuse(claim.number)
+    study.excuse(claim.number)
+    facts = study.trial(claim.number).user_attrs
+    assert (facts["attempts"], facts["reason"]) == (1, "interrupted")
 
 
 def test_a_study_that_goes_on_draws_other_points() -> None:

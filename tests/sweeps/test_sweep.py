@@ -130,6 +130,27 @@ def test_too_many_failures_end_the_sweep(
     assert told_the_parent == ["RUNNING"] * 4 + ["FAILED"]
 
 
+def test_a_sweep_that_failed_too_often_waits_for_somebody_to_mend_it(
+    sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def never(config: Any, facts: Any) -> Any:
+        raise RuntimeError("no")
+
+    words = ("seed=0,1,2,3", "hydra.sweeper.max_failure_rate=0.25")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "model", never)
+        with pytest.raises(SystemExit):
+            sweep(*words)
+    with pytest.raises(SystemExit):
+        sweep(*words)
+    assert "retry_failed=true" in capsys.readouterr().err
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FAILED": 2}  # nothing more was tried
+    sweep(*words, "hydra.sweeper.retry_failed=true")
+    (summary,) = summaries(study_folder)
+    assert summary["counts"] == {"FINISHED": 4}
+
+
 def test_failures_are_tried_again_on_demand(
     sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +287,7 @@ def test_where_the_words_stand_does_not_matter(sweep: Sweep, study_folder: Path)
         (["seed=range(0,101)", "keep=range(0,100)"], "a grid of more than 10,000 points"),
         (["seed=shuffle(1,2,3)"], "a study must find the same values again"),
         (["hydra.sweeper.n_trials=-4"], "hydra.sweeper.n_trials=-4: expected"),
+        (["hydra/sweeper/sampler=cmaes", "optimizer.lr=interval(0.1,1.0)"], "pip install cmaes"),
         (["hydra.sweeper.max_failure_rate=2"], "hydra.sweeper.max_failure_rate=2: expected"),
         (
             ["hydra.sweeper.objectives=[monitor,latency_ms]", "hydra/sweeper/pruner=median"],
@@ -273,7 +295,10 @@ def test_where_the_words_stand_does_not_matter(sweep: Sweep, study_folder: Path)
         ),
     ],
 )
-def test_mistakes(sweep: Sweep, capsys: Any, words: list[str], told: str) -> None:
+def test_mistakes(
+    sweep: Sweep, capsys: Any, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("research.sweeps.sweeper.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         sweep(*words)
     assert told in capsys.readouterr().err
