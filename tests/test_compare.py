@@ -119,6 +119,15 @@ def test_the_best_is_one_of_many_and_a_named_group_is_not(
     assert all(best > named for best, named in zip(*told, strict=True))
 
 
+def test_a_setting_may_be_called_as_a_column(tmp_path: Path) -> None:
+    for epochs in (10, 20):
+        record(tmp_path / str(epochs), {**config(), "epochs": epochs}, [0.5, 0.6, 0.7])
+    compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
+    with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epochs"], row["setting.epochs"]) for row in rows] == [("3.0", "10"), ("3.0", "20")]
+
+
 def test_runs_that_monitored_other_metrics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,15 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from research import runs
+from research.sweeps.job import TrialWatch
 from research.sweeps.space import Space
 from research.sweeps.study import MOST_ATTEMPTS, STORE, Claim, Study
 
@@ -87,6 +90,22 @@ def test_a_trial_whose_process_was_interrupted_keeps_its_attempts() -> None:
     study.excuse(claim.number)
     facts = study.trial(claim.number).user_attrs
     assert (facts["attempts"], facts["reason"]) == (1, "interrupted")
+
+
+def test_a_trial_that_was_to_be_stopped_is_stopped_after_an_interruption() -> None:
+    class AtTwo(BasePruner):
+        def prune(self, study: Any, trial: Any) -> bool:
+            return bool(trial.last_step == 2)
+
+    study = Study("one", None, RandomSampler, AtTwo(), ["maximize"])
+    number = claimed(study).number
+    for epochs, stopped in ((4, True), (2, False)):  # the last epoch is not worth stopping
+        watch = TrialWatch(study, number, epochs)
+        watch.epoch(1, 0.5)
+        assert not watch.stopped
+        watch.epoch(2, 0.5)
+        assert watch.stopped is stopped
+    assert list(study.trial(number).intermediate_values) == [1, 2]
 
 
 def test_a_study_that_goes_on_draws_other_points() -> None:
