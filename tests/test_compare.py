@@ -125,7 +125,8 @@ def test_a_setting_may_be_called_as_a_column(tmp_path: Path) -> None:
     compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
     with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["epochs"], row["setting.epochs"]) for row in rows] == [("3.0", "10"), ("3.0", "20")]
+    found = [(row["epochs"], row["setting.epochs"]) for row in rows]
+    assert found == [("3.0", "10"), ("3.0", "20")]
 
 
 def test_runs_that_monitored_other_metrics(

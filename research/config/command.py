@@ -223,6 +223,8 @@ def _values(override: Override, parser: OverridesParser) -> _Axis:
     else:
         found = itertools.islice(override.sweep_string_iterator(), MOST_VALUES)
     values = parser.parse_overrides([f"{key}={each}" for each in found])
+    if not values:
+        raise UserError(f"{_line(override)}: no value lies between its ends")
     return _Axis(values, isinstance(value, RangeSweep))
 
 

@@ -18,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from research.errors import UserError
+from research.errors import UserError, one_line
 
 Point = Mapping[str, Any]
 """A value for every swept key; as Optuna keeps it."""
@@ -63,7 +63,10 @@ class Space:
                 )
             last.pop(key, None)
             last[key] = override.input_line or ""
-        axes, values, others = create_params_from_overrides(list(last.values()))
+        try:
+            axes, values, others = create_params_from_overrides(list(last.values()))
+        except ValueError as error:
+            raise UserError(f"{' '.join(last.values())}: {one_line(error)}") from error
         told = {key: last[key].partition("=")[2] for key in axes}
         return cls(axes, told, [f"{key}={value}" for key, value in values.items()] + others)
 

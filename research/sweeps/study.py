@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from research.errors import UserError, one_line
 from research.files import to_json, write_text
 from research.runs import ROOT, busy
 from research.sweeps.space import Point, Space
@@ -66,9 +67,16 @@ def _cut_torn_line(journal: Path) -> None:
 
 
 def storage(url: str | None) -> BaseStorage:
-    """The store of all studies: ``runs/studies.journal``, or a database."""
+    """The store of all studies: ``runs/studies.journal``, or a database.
+
+    Raises:
+        UserError: for a database that cannot be opened.
+    """
     if url is not None:
-        return optuna.storages.RDBStorage(url)
+        try:
+            return optuna.storages.RDBStorage(url)
+        except Exception as error:  # of Optuna, SQLAlchemy, and any database's driver
+            raise UserError(f"hydra.sweeper.storage={url}: {one_line(error)}") from error
     STORE.parent.mkdir(parents=True, exist_ok=True)
     STORE.touch()
     lock: Any = JournalLock(STORE)

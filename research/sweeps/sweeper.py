@@ -183,7 +183,10 @@ class StudySweeper(Sweeper):
 
         monitor = self._monitor(space)
         wanted = objectives(self.objectives, monitor)
-        pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
+        try:
+            pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
+        except Exception as error:  # whatever Optuna has against a setting
+            raise UserError(f"hydra/sweeper/pruner: {one_line(error)}") from error
         search = {
             "objectives": [objective._asdict() for objective in wanted],
             "space": space.told,

@@ -287,6 +287,16 @@ def test_where_the_words_stand_does_not_matter(sweep: Sweep, study_folder: Path)
         (["seed=range(0,101)", "keep=range(0,100)"], "a grid of more than 10,000 points"),
         (["seed=shuffle(1,2,3)"], "a study must find the same values again"),
         (["hydra.sweeper.n_trials=-4"], "hydra.sweeper.n_trials=-4: expected"),
+        (["seed=0", "hydra.sweeper.storage=foo"], "hydra.sweeper.storage=foo: "),
+        (["optimizer.lr=interval(0.1,0.01)"], "optimizer.lr=interval(0.1,0.01): "),
+        (["epochs=range(3,1)"], "epochs=range(3,1): no value lies"),
+        (
+            [
+                *("seed=0", "hydra/sweeper/pruner=median"),
+                "hydra.sweeper.pruner.n_startup_trials=-1",
+            ],
+            "hydra/sweeper/pruner: ",
+        ),
         (["hydra/sweeper/sampler=cmaes", "optimizer.lr=interval(0.1,1.0)"], "pip install cmaes"),
         (["hydra.sweeper.max_failure_rate=2"], "hydra.sweeper.max_failure_rate=2: expected"),
         (
