@@ -19,7 +19,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from research.config import compose_config, resolved
+from research.config import command_line, compose_config, resolved
 from research.errors import UserError
 from tests.mlflow_ui import free_port
 
@@ -30,9 +30,61 @@ if TYPE_CHECKING:
 # In the environment, so that it holds in the processes that tests start as well; torch reads it
 # when it is imported, so nothing above may do that.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels for larger registers add in another order, in which golden losses of bf16 would move.
+os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 CLASSES = ("bars", "field", "spots")
+
+
+Golden = Callable[..., None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write the files under tests/golden anew; CONTRIBUTING.md says when that is allowed",
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Compares plain values with ``tests/golden/NAME.json``, or writes it (``--update-golden``)."""
+
+    def compare(name: str, found: Any, rel: float = 0.0) -> None:
+        path = GOLDEN / f"{name}.json"
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            return
+        differences = list(unlike(json.loads(path.read_text(encoding="utf-8")), found, rel))
+        more = f"\n(and {len(differences) - 20} more)" if len(differences) > 20 else ""
+        assert not differences, f"{path}:\n" + "\n".join(differences[:20]) + more
+
+    return compare
+
+
+def unlike(kept: Any, found: Any, rel: float, where: str = "") -> Iterator[str]:
+    """A line for each place in which two plain values differ, numbers by more than ``rel``."""
+    if isinstance(kept, dict) and isinstance(found, dict):
+        for key in dict.fromkeys([*kept, *found]):
+            if key not in found:
+                yield f"{where}.{key}: gone"
+            elif key not in kept:
+                yield f"{where}.{key}: new"
+            else:
+                yield from unlike(kept[key], found[key], rel, f"{where}.{key}")
+    elif isinstance(kept, list) and isinstance(found, list) and len(kept) == len(found):
+        for place, both in enumerate(zip(kept, found, strict=True)):
+            yield from unlike(*both, rel, f"{where}[{place}]")
+    elif type(kept) is float and type(found) is float:
+        if kept != pytest.approx(found, rel=rel, abs=0, nan_ok=True):
+            yield f"{where}: {kept!r} is kept, {found!r} was found"
+    elif kept != found or type(kept) is not type(found):
+        yield f"{where}: {kept!r} is kept, {found!r} was found"
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +185,21 @@ def run(config: dict[str, Any], name: str = "test") -> Path:
     with runs.occupied(folder):
         session.train(config, name, [], folder, last)
     return folder
+
+
+Train = Callable[..., None]
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Runs ``train.py`` with the words given, in this process."""
+    from train import main
+
+    def run_command(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        command_line(main)
+
+    return run_command
 
 
 TINY = (

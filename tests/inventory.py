@@ -1,0 +1,123 @@
+"""What users have: settings, commands, and what a run of each task leaves behind.
+
+``pytest --update-golden tests/test_inventory.py`` writes it to ``tests/golden/inventory``.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from research.config.compose import CONF, composed, options
+from research.config.messages import dotted, plain, shown
+from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, register, rule_for
+from tests.conftest import ROOT
+
+Inventory = dict[str, Any]
+OPTION = re.compile(r"^ {2}(?:[a-z_.]+=\S* )*", re.MULTILINE)
+IN_BRACKETS = re.compile(r"\[([a-z_.]+)=([^\s\]]*)\]")
+WORD = re.compile(r"([a-z_.]+)=(\S*)")
+
+
+def settings() -> Inventory:
+    """Every key with its default and what it may be: of a run, and of each option of each group."""
+    register()
+    run = {
+        name: f"{shown(field.default) if not callable(field.default_factory) else '{}'} "
+        f"({RUN_RULES[name].allowed})"
+        for name, field in RunSettings.__dataclass_fields__.items()
+        if name in RUN_RULES
+    }
+    groups = {}
+    for group in GROUPS:
+        for option in options(group):
+            node = plain(composed([f"{group}={option}"]))[group]
+            groups[f"{group}={option}"] = {
+                key: f"{shown(value)} ({rule_for(f'{group}.{key}', value).allowed})"
+                for key, value in dotted(node)
+            }
+    sweeper = yaml.safe_load((CONF / "hydra/sweeper/study.yaml").read_text())
+    keys = {
+        key: f"{shown(value)} ({rule_for(f'hydra.sweeper.{key}', value).allowed})"
+        for key, value in sweeper.items()
+        if key[0] != "_" and key != "defaults"
+    }
+    recipes = {group: options(group) for group in OPTIONAL}
+    return {"run": run, **groups, "hydra.sweeper": keys, **recipes}
+
+
+def commands() -> Inventory:
+    """Every ``python -m research.COMMAND`` with the options that its help names."""
+    found = {}
+    for path in sorted((ROOT / "research").glob("*.py")):
+        if "cli.command(" in path.read_text(encoding="utf-8"):
+            usage = importlib.import_module(f"research.{path.stem}").USAGE
+            lines = (OPTION.match(line) for line in usage.splitlines())
+            words = [word for line in lines if line for word in WORD.findall(line[0])]
+            words += IN_BRACKETS.findall(usage)
+            found[path.stem] = dict(sorted(words))
+    return found
+
+
+def of_run(folder: Path) -> Inventory:
+    """Files, columns, and what checkpoints and records hold, of a finished run."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    summary = yaml.safe_load((folder / "summary.json").read_text())
+    return {
+        "files": files(folder),
+        **{f"columns of {table}": columns(folder / f"{table}.csv") for table in TABLES},
+        **{
+            f"columns of tables/{path.name}": columns(path)
+            for path in sorted((folder / "tables").glob("*.csv"))
+        },
+        "checkpoint": sorted(checkpoint),
+        "checkpoint state": sorted(checkpoint["state"]),
+        "checkpoint data": sorted(checkpoint["data"]),
+        "summary.json": sorted(summary),
+        "summary.json epochs": sorted(summary["epochs"][0]),
+        "environment.json": sorted(yaml.safe_load((folder / "environment.json").read_text())),
+    }
+
+
+TABLES = ("epoch_metrics", "batch_metrics")
+
+
+def files(folder: Path) -> list[str]:
+    """Names below a folder, with numbers that change from run to run left out."""
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    plain_names = (re.sub(r"(?<=loss_)[\d.]+(?=\.pt)|(?<=tfevents).*", "…", name) for name in names)
+    return sorted({name for name in plain_names if not name.endswith(".lock")})
+
+
+def columns(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file))
+
+
+def of_mlflow(client: Any, run_id: str) -> Inventory:
+    """Metrics, parameters, tags and artifacts of an MLflow run."""
+    run = client.get_run(run_id)
+    tags: Mapping[str, str] = run.data.tags
+    found: list[str] = []
+    folders = [""]
+    while folders:
+        for entry in client.list_artifacts(run_id, folders.pop() or None):
+            (folders if entry.is_dir else found).append(entry.path)
+    return {
+        "metrics": sorted(key for key in run.data.metrics if not key.startswith("system/")),
+        "parameters": sorted(run.data.params),
+        "tags": sorted(tags),
+        "artifacts": sorted(found),
+    }
+
+
+def keys(path: Path) -> list[str]:
+    """Of a JSON file that holds a mapping."""
+    return sorted(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -1,0 +1,63 @@
+"""Losses, learning rates and metrics that no refactor may move; see CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from research import build
+from research.checkpoint import Checkpoints
+from research.config import compose_config, resolved
+from research.loop import State, fit
+from research.tracking.tracker import Row, Table, Tracker
+from tests.conftest import Golden
+from tests.golden import stored
+from tests.golden.configurations import GOLDEN, overrides
+
+METRICS = ("val/", "train/")
+
+
+class Recorder(Tracker):
+    """What is compared, of every batch and every epoch."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.found: dict[str, list[Any]] = {"losses": [], "learning_rates": [], "epochs": []}
+
+    def log(self, table: Table, step: int, row: Row) -> None:
+        if table == "batch":
+            self.found["losses"].append(row["loss"])
+            self.found["learning_rates"].append(self.optimizer.param_groups[-1]["lr"])
+        else:
+            kept = {key: value for key, value in row.items() if key.startswith(METRICS)}
+            self.found["epochs"].append({**kept, "learning_rate": row["learning_rate"]})
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_losses_and_metrics(
+    name: str, golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolved(compose_config(overrides(name))[0])
+    real = build.source(config)
+    monkeypatch.setattr(build, "source", lambda _: stored.load(name, real))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    experiment = build.experiment(config)
+    parts, task = experiment.parts, experiment.parts.task
+    predict = task.predict
+
+    def in_double(model: Any, batch: Any) -> Any:
+        found = predict(model, batch)
+        return found.double() if isinstance(found, torch.Tensor) else found
+
+    monkeypatch.setattr(task, "predict", in_double)
+    for drawn in ("pictures", "tables"):
+        monkeypatch.setattr(task, drawn, lambda *_: {})
+    recorder = Recorder(parts.optimizer)
+    fit(parts, experiment.settings, State(), recorder, Checkpoints(tmp_path, {}, 1, 0))
+    torch.set_num_threads(threads)
+    assert len(recorder.found["losses"]) >= 10
+    golden(f"losses/{name}", recorder.found, rel=1e-5)
