@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 
 from research.config import (
     CONF,
-    EXECUTION_WHITELIST,
     check,
     command_line,
     register,
     resolved,
+    targets,
     told_in_one_line,
 )
 from research.sweeps.sweeper import StudySweeper
@@ -26,16 +26,17 @@ register()
 Plugins.instance().register(StudySweeper)
 
 
-@hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=EXECUTION_WHITELIST)
+@hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=("research.*",))
 def main(cfg: DictConfig) -> float | None:
     """Compose, check, build, fit; gives the best value of the monitored metric."""
     own = HydraConfig.get()
-    check(cfg, own.runtime.choices)
+    check(cfg, own.runtime.choices, own=targets.named_by_user(own.runtime.config_sources))
     # Imported late: a mistake is answered before torch is there.
     from research import logs, runs, session
 
     logs.to_terminal()
     config = resolved(cfg)
+    config["trust"] = targets.beyond(config)
     name = config["name"] or own.runtime.choices["model"]
     if own.mode is RunMode.MULTIRUN:
         from research.sweeps import job

@@ -6,21 +6,20 @@ import logging
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from research import checkpoint
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
-from research.config import EXECUTION_WHITELIST
+from research.config import targets
 from research.config.checks import RGB
 from research.data.block_samples import MCU
 from research.data.coefficients import Coefficients
@@ -74,7 +73,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     task = build_task(config, data.classes)
     network = model(config, data.facts()).to(device)
     if config["init_from"] is not None:
-        _init_from(network, Path(config["init_from"]), data)
+        _init_from(network, Path(config["init_from"]), data, config["trust"])
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
     train_loader = loader(config, data, "train", device, train=True)
@@ -88,7 +87,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
         train_loader=train_loader,
         val_loader=loader(config, data, "val", device, train=False),
         optimizer=optimizer,
-        scheduler=_make(config["scheduler"])(
+        scheduler=targets.build(config, "scheduler")(
             optimizer,
             epochs=config["epochs"],
             steps_per_epoch=math.ceil(batches / config["accumulate"]),
@@ -108,7 +107,7 @@ def settings(config: Config) -> Settings:
 
 def source(config: Config) -> DataSource:
     """The data set; nothing of it is read before ``prepare``."""
-    data: DataSource = _make(config["dataset"], network=network_input(config))
+    data: DataSource = targets.build(config, "dataset", network=network_input(config))
     return data
 
 
@@ -139,7 +138,7 @@ def input_size(config: Config, facts: Mapping[str, Any]) -> int:
 
 
 def build_task(config: Config, classes: list[str]) -> Task:
-    task: Task = _make(config["task"], classes=classes)
+    task: Task = targets.build(config, "task", classes=classes)
     return task
 
 
@@ -171,7 +170,8 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
             raise UserError(f"model.{key}={settings[key]}: the data have {value}; leave it out")
     known["image_size"] = input_size(config, facts)
     known["coefficients"] = stem_spec(config["compression"])
-    network: nn.Module = _make(settings, **{key: known[key] for key in known if key in settings})
+    filled = {key: known[key] for key in known if key in settings}
+    network: nn.Module = targets.build(config, "model", **filled)
     return network
 
 
@@ -243,7 +243,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Any], where: str) -> No
 
 def trackers(config: Config) -> list[Tracker]:
     """The trackers of the logging group."""
-    return [_make(tracker)() for tracker in config["logging"].values()]
+    return [targets.build(config, f"logging.{name}")() for name in config["logging"]]
 
 
 def select_device(name: str, precision: str) -> torch.device:
@@ -277,10 +277,10 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def _init_from(network: nn.Module, path: Path, data: DataSource) -> None:
+def _init_from(network: nn.Module, path: Path, data: DataSource, trust: Collection[str]) -> None:
     """Weights alone, from a run folder, a checkpoint or a state dict."""
     file = checkpoint.find(path)
-    content = checkpoint.read(file)
+    content = checkpoint.read(file, trust)
     state = checkpoint.weights_of(content) if "format" in content else content
     reason = data.misfit(content["data"]) if "format" in content else None
     if reason:
@@ -291,16 +291,16 @@ def _init_from(network: nn.Module, path: Path, data: DataSource) -> None:
 
 def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     batch = config["dataset"]["batch_size"] * config["accumulate"]
-    settings = dict(config["optimizer"])
-    settings["lr"] = scaled_lr(settings["lr"], batch, config["scale_lr"], config["scale_lr_batch"])
+    lr = config["optimizer"]["lr"]
+    lr = scaled_lr(lr, batch, config["scale_lr"], config["scale_lr_batch"])
     groups = parameter_groups(
         network,
         config["decay_norms"],
         config["layer_decay"],
         config["lr_backbone"],
-        settings["lr"],
+        lr,
     )
-    optimizer: torch.optim.Optimizer = _make(settings)(groups)
+    optimizer: torch.optim.Optimizer = targets.build(config, "optimizer", lr=lr)(groups)
     return optimizer
 
 
@@ -312,9 +312,3 @@ def _moving_average(config: Config, network: nn.Module) -> ModelEmaV3 | None:
 
 def _monitor(asked: str | None, task: Task) -> Monitor:
     return task.monitor if asked is None else Monitor(*asked.rsplit(":", 1))
-
-
-def _make(config: Config, **extra: Any) -> Any:
-    return instantiate(
-        dict(config), _execution_whitelist_=EXECUTION_WHITELIST, _convert_="all", **extra
-    )

@@ -7,7 +7,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from research import weights
+from research.config import stored
 from research.errors import UserError
 from research.files import write_atomic
 
 FORMAT = 2
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16,
+        torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+"""Types of tensors that metadata may name."""
 ABOUT = "backbone_lab"
 """Entry of a weights file's metadata that makes a checkpoint of it, as JSON."""
 
@@ -71,41 +80,67 @@ class Checkpoints:
                 old.unlink()
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's plain content, on the CPU.
+def load(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+    """A checkpoint's plain content, on the CPU; its configuration is one of today's names.
 
     Args:
+        trust: names of the user's own that its configuration may have.
         path: one of ``Checkpoints``, or a weights file of ``save_weights``, of which there are
             ``config``, ``data``, ``model``, ``transform`` and ``state``.
 
     Raises:
-        UserError: for a missing, damaged or foreign file, or one that holds pickled objects,
-            which could run code of their own and are refused.
+        UserError: for a missing, damaged or foreign file, one that holds pickled objects, which
+            could run code of their own and are refused, or one whose configuration or metadata
+            do not pass the schema of ``research.config.stored``.
     """
-    content = read(path)
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: not a checkpoint of this project (format {FORMAT}); "
-            "bare weights go into model.pretrained"
-        )
+    content = read(path, trust)
+    if "format" not in content:
+        raise _not_ours(path)
     return content
 
 
-def read(path: Path) -> dict[str, Any]:
+def _not_ours(path: Path) -> UserError:
+    return UserError(
+        f"{path}: not a checkpoint of this project (format {FORMAT}); "
+        "bare weights go into model.pretrained"
+    )
+
+
+def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
     """A checkpoint's content (it has a ``format``), or a foreign file's bare state dict.
 
     Raises: as ``load`` does, but for foreign files.
     """
     content = weights.read(path)
     about = weights.metadata(path).get(ABOUT)
-    if about is None:
-        return content
-    try:
-        header = json.loads(about)
-        transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError):
-        raise UserError(f"{path}: damaged file (its metadata); use another one") from None
-    return {**header, "transform": transform, "model": content}
+    if about is not None:
+        try:
+            header = json.loads(about)
+            _ = header["format"]
+            transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError):
+            raise UserError(f"{path}: damaged file (its metadata); use another one") from None
+        content = {**header, "transform": transform, "model": content}
+    return _checked(content, path, trust) if "format" in content else content
+
+
+def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dict[str, Any]:
+    """A checkpoint whose entries are of the kinds that they must be."""
+    if content["format"] != FORMAT:
+        raise _not_ours(path)
+    for name in ("model", "transform", "ema"):
+        tensors = content.get(name, {}) or {}
+        if not isinstance(tensors, Mapping) or not all(map(torch.is_tensor, tensors.values())):
+            raise UserError(f"{path}: damaged file ({name} holds no tensors); use another one")
+    where = str(path)
+    config = stored.configuration(content.get("config"), where, trust)
+    foreign = config["dataset"]["_target_"] in trust
+    return {
+        **content,
+        "config": config,
+        "data": stored.metadata(content.get("data"), where, foreign=foreign),
+        "state": stored.state(content.get("state"), where),
+    }
 
 
 def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,10 +209,7 @@ def _plain(tensor: Tensor) -> dict[str, Any]:
 
 
 def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
-    kind = getattr(torch, dtype)
-    if not isinstance(kind, torch.dtype):
-        raise ValueError(dtype)
-    return torch.tensor(values, dtype=kind).reshape(shape)
+    return torch.tensor(values, dtype=DTYPES[dtype]).reshape(shape)
 
 
 def _epoch_of(path: Path) -> int:

@@ -11,9 +11,12 @@ from typing import Any
 
 import yaml
 
-from research.config.rules import TEXT, Rule
+from research.config.rules import TARGETS, TEXT, Rule
 from research.config.schema import GROUPS, RUN_RULES
 from research.errors import UserError
+
+TRUST: dict[str, tuple[str, Rule]] = {"trust": ("[]", TARGETS)}
+"""The option of every command that builds what a run's configuration names."""
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

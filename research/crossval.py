@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from research import cli
+from research.config.rules import DEVICE, Rule, one_of
 from research.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,15 @@ bootstrap interval over groups, since what is of one group is alike.
     by series
   checkpoint=best    best or last
   device=auto        auto, cpu, cuda, cuda:N or mps
+  trust=[]           classes and functions of your own that the runs name: [my_models.Net]
+Any setting of the runs may follow, such as dataset.root=FOLDER for data that were moved.
 """
+
+OPTIONS: dict[str, tuple[str, Rule]] = {
+    "checkpoint": ("best", one_of("best", "last")),
+    "device": ("auto", DEVICE),
+    **cli.TRUST,
+}
 
 RESAMPLES = 10_000
 
@@ -81,21 +90,25 @@ class Fold:
     baseline: NDArray[np.float64]
 
 
-def judge(run: Path, which: str, device: str) -> Fold:
-    """Evaluate one run on its test split.
+def judge(
+    run: Path,
+    which: str,
+    device: str,
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+) -> Fold:
+    """Evaluate one run on its whole test split, see ``research.trial.trial``.
 
     Raises:
         UserError: when the run is neither a detector trained from a warehouse nor a ranking.
     """
-    from research import build, checkpoint, trained
+    from research import trained
     from research.data.pairs.source import PhotoPairs
     from research.data.warehouse.dataset import Warehouse
-    from research.loop import evaluate
-    from research.tracking.console import ConsoleTracker
+    from research.trial import of_trained
 
-    saved = checkpoint.load(checkpoint.find(run, which))
-    config = {**saved["config"], "device": device}
-    loaded = trained.restore(config, saved)
+    words = [f"device={device}", "max_val_batches=null", *overrides]
+    loaded, saved = trained.load(run, which, words, trust, data=True)
     data = loaded.data
     frames = isinstance(data, Warehouse) and data.kind.name == "frames"
     if not frames and not isinstance(data, PhotoPairs):
@@ -103,10 +116,7 @@ def judge(run: Path, which: str, device: str) -> Fold:
             f"{run}: no detector trained from a warehouse of frames, nor a ranking of photos; give "
             "runs of one of these kinds"
         )
-    data.prepare(config["seed"])
-    loader = build.loader(config, data, "test", loaded.device, train=False)
-    everything = {**config, "max_val_batches": None}
-    judged = evaluate(loaded, loader, build.settings(everything), ConsoleTracker(), "test")
+    judged = of_trained(run, "test", loaded, saved).judge("test")
     if isinstance(data, PhotoPairs):
         return of_pairs(run, data, judged)
     assert isinstance(data, Warehouse)
@@ -217,16 +227,14 @@ def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if not paths:
         raise UserError("give the RUN folders of the folds first, then key=value settings")
-    chosen, rest = cli.options(settings, {"checkpoint": "best", "device": "auto"})
-    if rest:
-        raise UserError(f"{rest[0]}: settings are checkpoint and device")
-    cli.choose("checkpoint", chosen["checkpoint"], ["best", "last"])
+    chosen, rest = cli.mixed(settings, OPTIONS, "crossval")
     # Imported late: a mistake is answered before torch is there.
     from research import logs
 
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)
-    print(table([judge(Path(path), chosen["checkpoint"], chosen["device"]) for path in paths]))
+    asked = chosen["checkpoint"], chosen["device"], rest, chosen["trust"]
+    print(table([judge(Path(path), *asked) for path in paths]))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from research import cli
+from research.config.rules import DEVICE, TEXT, Rule, one_of
 from research.errors import UserError
 from research.files import to_json
 
@@ -18,10 +20,17 @@ RUN is a run folder or a checkpoint file.
   checkpoint=best    best or last, of a run folder
   device=auto        auto, cpu, cuda, cuda:N or mps
   out=FOLDER         for pictures and tables; without it evaluate_SPLIT in the run folder
+  trust=[]           classes and functions of your own that the run names: [my_models.Net]
 Any setting of the run may follow, such as dataset.test_dir=FOLDER or dataset.batch_size=64.
 """
 
-OPTIONS = {"split": "val", "checkpoint": "best", "device": "auto", "out": ""}
+OPTIONS: dict[str, tuple[str, Rule]] = {
+    "split": ("val", one_of("val", "train", "test")),
+    "checkpoint": ("best", one_of("best", "last")),
+    "device": ("auto", DEVICE),
+    "out": ("", TEXT),
+    **cli.TRUST,
+}
 
 
 def evaluate(
@@ -31,6 +40,7 @@ def evaluate(
     device: str,
     overrides: list[str],
     out: Path | None = None,
+    trust: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Metrics of one checkpoint on one split, as the run itself would log them.
 
@@ -41,6 +51,7 @@ def evaluate(
         device: where, as in the run settings.
         overrides: other settings of the run, ``key=value``.
         out: folder for the task's pictures and tables; null: none.
+        trust: names of the user's own that the run's configuration may have.
 
     Returns:
         ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
@@ -49,7 +60,7 @@ def evaluate(
     from research.tracking.files import FileTracker
     from research.trial import trial
 
-    one = trial(run, split, which, device, overrides)
+    one = trial(run, split, which, device, overrides, trust)
     loaded, state, judged = one.trained, one.saved["state"], one.judge(split)
     epoch = state["epoch"]
     if out is not None and judged.first is not None:
@@ -72,9 +83,7 @@ def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if len(paths) != 1:
         raise UserError("give one RUN folder or checkpoint first, then key=value settings")
-    chosen, rest = cli.options(settings, OPTIONS)
-    cli.choose("split", chosen["split"], ["val", "train", "test"])
-    cli.choose("checkpoint", chosen["checkpoint"], ["best", "last"])
+    chosen, rest = cli.mixed(settings, OPTIONS, "evaluate")
     # Imported late: a mistake is answered before torch is there.
     from research import logs
 
@@ -82,7 +91,8 @@ def main(words: list[str]) -> None:
     logs.to_terminal(sys.stderr)
     run, split = Path(paths[0]), chosen["split"]
     out = Path(chosen["out"]) if chosen["out"] else cli.home(run) / f"evaluate_{split}"
-    result = evaluate(run, split, chosen["checkpoint"], chosen["device"], rest, out)
+    which, device, trust = chosen["checkpoint"], chosen["device"], chosen["trust"]
+    result = evaluate(run, split, which, device, rest, out, trust)
     print(to_json({**result, "files": str(out)}), end="")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ batch, and compares it with the run's own on batches of 2 and 3 through onnxrunt
   out=               the file; RUN/model.onnx, or beside a checkpoint file, when left out
   checkpoint=best    best or last, of a run folder
   opset=             ONNX operator set; the exporter's own when left out
+  trust=[]           classes and functions of your own that the run names: [my_models.Net]
 Inputs are float32 as the network takes them, that is after what the metadata of the file say:
 images minus mean, over std (detectors: 0…1). Compressed models have the inputs y and cbcr.
 Classifiers give logits; detectors give boxes (xyxy, shares of the frame) and scores of every
@@ -45,6 +46,7 @@ OPTIONS = {
     "out": ("", or_null(PATH)),
     "checkpoint": ("best", one_of("best", "last")),
     "opset": ("", whole(OLDEST)),
+    **cli.TRUST,
 }
 
 
@@ -84,7 +86,9 @@ class Exported:
         )
 
 
-def export(run: Path, out: Path | None, which: str, opset: int | None) -> Exported:
+def export(
+    run: Path, out: Path | None, which: str, opset: int | None, trust: Sequence[str] = ()
+) -> Exported:
     """Write a checkpoint's model as ONNX and check it.
 
     Args:
@@ -92,6 +96,7 @@ def export(run: Path, out: Path | None, which: str, opset: int | None) -> Export
         out: the file; null: ``model.onnx`` in the run folder or beside the checkpoint.
         which: ``best`` or ``last`` of a run folder.
         opset: operator set; null: the exporter's own.
+        trust: names of the user's own that the run's configuration may have.
 
     Raises:
         UserError: when packages are missing, the model cannot be exported, or the file's outputs
@@ -104,13 +109,12 @@ def export(run: Path, out: Path | None, which: str, opset: int | None) -> Export
         raise UserError(
             f"export needs the package {error.name}: pip install -e '.[export]'"
         ) from None
-    from research import checkpoint, trained
+    from research import trained
 
     out = out or (run if run.is_dir() else run.parent) / "model.onnx"
     if out.suffix != ".onnx":
         raise UserError(f"out={out}: expected a name that ends in .onnx")
-    saved = checkpoint.load(checkpoint.find(run, which))
-    loaded = trained.restore({**saved["config"], "device": "cpu", "precision": "fp32"}, saved)
+    loaded, saved = trained.load(run, which, ["device=cpu", "precision=fp32"], trust)
     network, names, shown = _dense(loaded)
     program = _program(network, names, _noise(loaded, saved["data"], BATCHES[0]), opset)
     about = {**_about(loaded, saved["data"]), **shown, "run": _name(run)}
@@ -302,7 +306,8 @@ def main(words: list[str]) -> None:
         raise UserError("give one RUN folder or checkpoint first, then key=value settings")
     chosen = cli.typed(settings, OPTIONS, "research.export")
     out = None if chosen["out"] is None else Path(chosen["out"])
-    print(export(Path(paths[0]), out, chosen["checkpoint"], chosen["opset"]))
+    which, opset, trust = chosen["checkpoint"], chosen["opset"], chosen["trust"]
+    print(export(Path(paths[0]), out, which, opset, trust))
 
 
 if __name__ == "__main__":

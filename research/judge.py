@@ -36,6 +36,7 @@ device's work done. Writes judged.csv, judged.json and judged.png.
   batch=1,8          images a timed batch
   device=auto        auto, cpu, cuda, cuda:N or mps
   out=               folder for the results; runs/judge/TIME by default
+  trust=[]           classes and functions of your own that the runs name: [my_models.Net]
 Any setting of the runs may follow, such as dataset.root=FOLDER for data that were moved.
 """
 
@@ -50,6 +51,7 @@ OPTIONS: dict[str, tuple[str, Rule]] = {
     "batch": ("1,8", BATCHES),
     "device": ("auto", DEVICE),
     "out": ("", TEXT),
+    **cli.TRUST,
 }
 MB = 1e6
 
@@ -85,6 +87,7 @@ def judge(
     overrides: Sequence[str],
     rounds: int,
     batches: Sequence[int],
+    trust: Sequence[str] = (),
 ) -> tuple[list[Row], Monitor]:
     """A row a run, and the metric by which they are ranked.
 
@@ -95,7 +98,7 @@ def judge(
     from research.timing import in_turn
     from research.trial import trial
 
-    every = [trial(run, split, which, device, overrides) for run in runs]
+    every = [trial(run, split, which, device, overrides, trust) for run in runs]
     _check_data(runs, every)
     judged = [one.judge(split).metrics for one in every]
     monitor = every[0].monitor(judged[0])
@@ -230,7 +233,14 @@ def main(words: list[str]) -> None:
     split, rounds = asked["split"], asked["rounds"]
     runs = [Path(path) for path in paths]
     rows, monitor = judge(
-        runs, split, asked["checkpoint"], asked["device"], rest, rounds, sorted(set(batches))
+        runs,
+        split,
+        asked["checkpoint"],
+        asked["device"],
+        rest,
+        rounds,
+        sorted(set(batches)),
+        asked["trust"],
     )
     told = {"split": split, "rounds": rounds, "device": asked["device"]}
     # First: no disk can take it back.

@@ -51,6 +51,10 @@ summary.json.
   checkpoint=best  best or last, of a run folder
   device=auto      auto, cpu, cuda, cuda:N or mps
   precision=       fp32, bf16 or fp16; the run's by default
+  trust=[]         classes and functions of your own that the run names: [my_models.Net]
+Settings of the run's data set may follow. Of a file that does not lie under runs/ only model, task,
+preprocessing and what is known of the data are used: files that it names count when they are given
+here, such as dataset.feature_weights.clip=FILE.
 """
 
 SCORE = number(at_least=0, at_most=1)
@@ -65,6 +69,7 @@ OPTIONS: dict[str, tuple[str, Rule]] = {
     "checkpoint": ("best", one_of("best", "last")),
     "device": ("auto", DEVICE),
     "precision": ("", RUN_RULES["precision"]),
+    **cli.TRUST,
 }
 MOST_TOLD = 10
 """Files left out that are written out one by one."""
@@ -166,22 +171,24 @@ def _each(
     return found
 
 
-def _load(run: Path, settings: dict[str, Any]) -> Trained:
+def _load(run: Path, settings: dict[str, Any], overrides: Sequence[str]) -> Trained:
     """The trained model, with the settings that concern it."""
     from research import checkpoint, trained
 
-    saved = checkpoint.load(checkpoint.find(run, settings["checkpoint"]))
-    config = {**saved["config"], "device": settings["device"]}
+    path = checkpoint.find(run, settings["checkpoint"])
+    saved = checkpoint.load(path, settings["trust"])
+    model = saved["config"]["model"]
+    words = [f"device={settings['device']}"]
     if settings["precision"] is not None:
-        config["precision"] = settings["precision"]
-    if settings["iou"] is not None and "nms_iou" in config["model"]:
-        config["model"] = {**config["model"], "nms_iou": settings["iou"]}
-    low = config["model"].get("score_threshold", 0)
+        words.append(f"precision={settings['precision']}")
+    if settings["iou"] is not None and "nms_iou" in model:
+        words.append(f"model.nms_iou={settings['iou']}")
+    low = model.get("score_threshold", 0)
     if settings["objectness"] is not None and settings["objectness"] < low:
-        config["model"] = {**config["model"], "score_threshold": settings["objectness"]}
-    if settings["iou"] is not None and "nms_iou" not in config["model"]:
+        words.append(f"model.score_threshold={settings['objectness']}")
+    if settings["iou"] is not None and "nms_iou" not in model:
         log.info("iou=%g has no effect: this model has no overlapping boxes", settings["iou"])
-    return trained.restore(config, saved)
+    return trained.of_checkpoint(path, saved, [*words, *overrides])
 
 
 def _folder(asked: str, run: Path) -> Path:
@@ -216,7 +223,11 @@ def main(words: list[str]) -> None:
     paths, rest = cli.split(words)
     if not paths:
         raise UserError("give a RUN folder or a WEIGHTS file first, then SOURCEs; see --help")
-    settings = cli.typed(rest, OPTIONS, "predict")
+    settings, overrides = cli.mixed(rest, OPTIONS, "predict")
+    for word in overrides:
+        if not word.startswith("dataset."):
+            key = word.partition("=")[0]
+            raise UserError(f"no key {key!r}; predict has {', '.join(OPTIONS)} and dataset.KEY")
     run, sources = Path(paths[0]), [Path(path) for path in paths[1:]]
     if not sources:
         raise UserError(f"what is {run} to look at? give images, folders, capture runs or videos")
@@ -229,7 +240,7 @@ def main(words: list[str]) -> None:
     from research.player import Player
 
     logs.to_terminal()
-    model = _load(run, settings)
+    model = _load(run, settings, overrides)
     report = model.task.report(out, settings["objectness"])
     if not settings["show"]:
         _finish(predict(model, media, report, settings["batch_size"]), report, paths, out)

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from research import cli
-from research.config import compose_config, resolved
+from research.config import compose_config, resolved, stored, targets
 from research.config.keys import ABSENT, differences
 from research.config.messages import shown
-from research.config.rules import TEXT
+from research.config.migrations import current_word
+from research.config.rules import TEXT, Rule
 from research.errors import UserError, one_line
 from research.files import write_text
 
@@ -26,13 +27,19 @@ python -m research.reproduce RUN [out=FOLDER]
 Says what RUN, the folder of any run or trial, was made with; what is different now (commit, changed
 files, Python, packages, hardware, and every setting that today's conf/ gives another value); and
 the commands that run it again. Settings whose defaults have changed since are written out in them.
-  out=    folder that gets what is printed, reproduce.txt, and the commands alone, reproduce.sh
+  out=       folder that gets what is printed, reproduce.txt, and the commands alone, reproduce.sh
+  trust=[]   classes and functions of your own that the run names: [my_models.Net]
 """
 
+OPTIONS: dict[str, tuple[str, Rule]] = {"out": ("", TEXT), **cli.TRUST}
 OWN = ("run_dir", "resume", "sweep")
 """What belongs to the one run and not to what it did: its folder, and how it came about."""
-HERE = ("device", *OWN)
+HERE = ("device", "trust", "version", *OWN)
 """Settings that say nothing of the result, or nothing on another machine."""
+WORD = re.compile(r"(?!hydra[./=@])[A-Za-z][\w./@]*=")
+COMMIT = re.compile(r"[0-9a-f]{7,64}|")
+PACKAGE = re.compile(r"[A-Za-z0-9][\w.-]*")
+VERSION = re.compile(r"\d[\w.!]*(\+[a-z0-9.]+)?")
 WHEELS = "https://download.pytorch.org/whl"
 
 
@@ -74,25 +81,71 @@ class Setting:
         return f"{self.key}: {then} → {now}"
 
 
-def read(folder: Path) -> Then:
+def read(folder: Path, trust: Sequence[str] = ()) -> Then:
     """What a run folder says of how it was made.
 
+    Args:
+        folder: of the run.
+        trust: names of the user's own that its configuration may have.
+
     Raises:
-        UserError: for a folder without a run, or a damaged file.
+        UserError: for a folder without a run, a damaged file, or one that says what no run does.
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: no run here (no config.yaml); give a run folder")
-    config = _load(folder / "config.yaml", dict)
-    if "seed" not in config:
-        raise UserError(f"{folder / 'config.yaml'}: has no seed; this is no run's configuration")
-    overrides = [str(word) for word in _load(folder / "overrides.yaml", list)]
+    path = folder / "config.yaml"
+    document = _load(path, dict)
+    if "seed" not in document:
+        raise UserError(f"{path}: has no seed; this is no run's configuration")
+    config = stored.recorded(document, str(path))
+    try:
+        targets.check_targets(config, trust)
+    except UserError as error:
+        raise UserError(f"{path}: refused, its configuration has {error}") from None
     return Then(
         folder,
         config,
-        [word for word in overrides if word.partition("=")[0] not in OWN],
-        _load(folder / "environment.json", dict),
+        _overrides(folder / "overrides.yaml"),
+        _environment(folder / "environment.json"),
         _outcome(folder / "summary.json"),
     )
+
+
+def _overrides(path: Path) -> list[str]:
+    """The words of a run's command line as they are written today, without ``OWN``.
+
+    Raises:
+        UserError: for a word that is no setting of ours: it will be composed, and printed as a
+            part of a command.
+    """
+    words = []
+    for word in _load(path, list):
+        if not isinstance(word, str) or not WORD.match(word) or "${" in word:
+            raise UserError(f"{path}: refused, {str(word)[:80]!r} is no setting of a run")
+        words.append(current_word(word))
+    return [word for word in words if word.partition("=")[0] not in OWN]
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """As ``runs.describe`` wrote it.
+
+    Raises:
+        UserError: for a commit, a package or a version that is none: commands are made of them.
+    """
+    found = _load(path, dict)
+    parts = {name: found.get(name) or {} for name in ("git", "packages", "hardware")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise UserError(f"{path}: damaged ({name} is no mapping); use another run")
+    commit = parts["git"].get("commit")
+    if commit is not None and not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
+        raise UserError(f"{path}: refused, {str(commit)[:80]!r} is no commit")
+    for name, version in parts["packages"].items():
+        if version is None:
+            continue
+        if not PACKAGE.fullmatch(name) or not VERSION.fullmatch(str(version)):
+            raise UserError(f"{path}: refused, {name[:40]}=={str(version)[:40]} is no package")
+    return {**found, **parts}
 
 
 def _load(path: Path, kind: type) -> Any:
@@ -321,11 +374,11 @@ def main(words: list[str]) -> None:
     paths, options = cli.split(words)
     if len(paths) != 1:
         raise UserError("give one RUN folder, then out=FOLDER if wanted; see --help")
-    asked = cli.typed(options, {"out": ("", TEXT)}, "reproduce")
+    asked = cli.typed(options, OPTIONS, "reproduce")
     run = Path(paths[0])
     if not run.exists():
         raise UserError(f"{run}: no such run; give a run folder")
-    text, steps = report(read(cli.home(run)))
+    text, steps = report(read(cli.home(run), asked["trust"]))
     print(text)
     if asked["out"]:
         out = Path(asked["out"])

@@ -36,6 +36,7 @@ Prints a Markdown table with the change of the monitored metric; writes robustne
   checkpoint=best    best or last, of a run folder
   device=auto        auto, cpu, cuda, cuda:N or mps
   out=               folder for the results; robustness_SPLIT in the run folder by default
+  trust=[]           classes and functions of your own that the run names: [my_models.Net]
 Any setting of the run may follow, such as dataset.root=FOLDER for data that were moved.
 """
 
@@ -58,6 +59,7 @@ OPTIONS: dict[str, tuple[str, Rule]] = {
     "checkpoint": ("best", one_of("best", "last")),
     "device": ("auto", DEVICE),
     "out": ("", TEXT),
+    **cli.TRUST,
 }
 
 Disturb = Callable[["Tensor"], "Tensor"]
@@ -178,6 +180,7 @@ def judge(
     overrides: Sequence[str],
     shifts: Sequence[int],
     noise: Sequence[float],
+    trust: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], str]:
     """A row a case (``kind``, ``sensor``, ``amount``, metrics), and the monitored metric.
 
@@ -186,7 +189,7 @@ def judge(
     """
     from research.trial import trial
 
-    one = trial(run, split, which, device, overrides)
+    one = trial(run, split, which, device, overrides, trust)
     channels = one.saved["data"].get("channels", RGB)
     if set(channels) <= set(RGB):
         raise UserError(
@@ -256,7 +259,8 @@ def main(words: list[str]) -> None:
 
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)
-    rows, metric = judge(run, split, asked["checkpoint"], asked["device"], rest, shifts, noise)
+    which, device, trust = asked["checkpoint"], asked["device"], asked["trust"]
+    rows, metric = judge(run, split, which, device, rest, shifts, noise, trust)
     # First: no disk can take it back.
     print(table(rows, metric))
     with cli.written(out):

@@ -20,14 +20,15 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from research.config import stored
 from research.config.keys import differences
-from research.errors import UserError
+from research.errors import UserError, one_line
 from research.files import write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
-NOT_COMPARED = ("resume", "epochs", "device", "run_dir", "logging")
+NOT_COMPARED = ("resume", "epochs", "device", "run_dir", "logging", "trust", "version")
 """Settings that may differ between a run and its resumption: how far, where, and where to."""
 
 PACKAGES = (
@@ -142,15 +143,34 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
             continue
         summary = json.loads((folder / "summary.json").read_text())
         finished = summary["stopped_early"] or summary["epochs_done"] >= epochs
-        if not finished and not changed(config, folder):
+        try:
+            same = not finished and not changed(config, folder)
+        except UserError as error:
+            log.warning("resume=auto passes over a run: %s", error)
+            continue
+        if same:
             return folder
     return None
 
 
 def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """The settings in which a run differs that would go on with ``config``, dotted."""
-    then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    """The settings in which a run differs that would go on with ``config``, dotted.
+
+    Raises:
+        UserError: when the run's configuration cannot be read.
+    """
+    path = folder / "config.yaml"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: damaged ({one_line(error)}); use another run") from None
+    then = stored.completed(stored.recorded(document, str(path)))
     return list(differences(then, config, NOT_COMPARED))
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file lies under the user's own ``runs/``, wherever links lead."""
+    return path.resolve().is_relative_to(ROOT.resolve())
 
 
 @contextmanager

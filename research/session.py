@@ -80,7 +80,7 @@ def train(
 
     experiment = build.experiment(config if last is None else _going_on(config), preparing)
     parts, data = experiment.parts, experiment.data
-    state, tracking = _restore(experiment, last)
+    state, tracking = _restore(experiment, last, config["trust"])
     source = data.name, data.fingerprint()
     environment = runs.describe(folder, config, overrides, source)
     tracker = _trackers(config, experiment, state, console)
@@ -117,11 +117,13 @@ def _going_on(config: Config) -> Config:
     return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
 
 
-def _restore(experiment: build.Experiment, last: Path | None) -> tuple[State, dict[str, str]]:
+def _restore(
+    experiment: build.Experiment, last: Path | None, trust: Sequence[str]
+) -> tuple[State, dict[str, str]]:
     """Put everything back where the checkpoint left it; the trackers' state is handed on."""
     if last is None:
         return State(), {}
-    parts, saved = experiment.parts, checkpoint.load(last)
+    parts, saved = experiment.parts, checkpoint.load(last, trust)
     if "optimizer" not in saved:
         raise UserError(
             f"resume: {last} holds the weights alone; give the run folder, or start a new run "

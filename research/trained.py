@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from research import build, checkpoint
+from research import build, checkpoint, runs
 from research.build import Config
+from research.config.changes import for_use
 from research.data.batch import Batch
 from research.data.source import DataSource
 from research.data.transforms import DeviceTransform
@@ -56,6 +57,39 @@ class Trained:
             return self.task.answer(self.task.predict(self.model, prepared), prepared)
 
 
+def load(
+    run: Path,
+    which: str = "best",
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    *,
+    data: bool = False,
+) -> tuple[Trained, dict[str, Any]]:
+    """The model that a run or a file holds, and the whole checkpoint.
+
+    Args:
+        run: run folder or checkpoint file.
+        which: ``best`` or ``last``, of a run folder.
+        overrides: settings of the run, ``key=value`` each.
+        trust: names of the user's own that its configuration may have, see ``trust=``.
+        data: its data set will be read; a file from elsewhere does not say where that is.
+
+    Raises:
+        UserError: when there is no checkpoint that can be read, or its configuration is refused.
+    """
+    path = checkpoint.find(run, which)
+    saved = checkpoint.load(path, trust)
+    return of_checkpoint(path, saved, overrides, data=data), saved
+
+
+def of_checkpoint(
+    path: Path, saved: Mapping[str, Any], overrides: Sequence[str], *, data: bool = False
+) -> Trained:
+    """The same of a checkpoint that has been read from ``path``."""
+    own = runs.is_own(path)
+    return restore(for_use(saved["config"], overrides, str(path), own=own, data=data), saved)
+
+
 def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
     """Rebuild what a checkpoint holds, without its data set.
 
@@ -69,7 +103,8 @@ def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
     settings = dict(config["model"])
     if "pretrained" in settings:
         settings["pretrained"] = None
-    network = build.model({**config, "model": settings}, saved["data"])
+    config = {**config, "model": settings}
+    network = build.model(config, saved["data"])
     build.load_weights(network, checkpoint.weights_of(saved), "the checkpoint")
     data = build.source(config)
     data.recall(saved["data"])

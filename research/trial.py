@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import OmegaConf
 
-from research import build, checkpoint, trained
-from research.config import register
-from research.config.checks import check_value
-from research.config.compose import defaults_of
-from research.config.messages import dotted, no_key
-from research.config.schema import GROUPS
+from research import build, trained
 from research.data.loader import EpochLoader
 from research.errors import UserError
 from research.loop import Judged, autocast, evaluate
@@ -87,7 +80,14 @@ class Trial:
         return Monitor(next((name for name in MAIN if name in metrics), next(iter(metrics))), "max")
 
 
-def trial(run: Path, split: str, which: str, device: str, overrides: Sequence[str]) -> Trial:
+def trial(
+    run: Path,
+    split: str,
+    which: str,
+    device: str,
+    overrides: Sequence[str],
+    trust: Sequence[str] = (),
+) -> Trial:
     """A trained run and one split of its data.
 
     Args:
@@ -96,13 +96,18 @@ def trial(run: Path, split: str, which: str, device: str, overrides: Sequence[st
         which: ``best`` or ``last``, of a run folder.
         device: where, as in the run settings.
         overrides: other settings of the run, ``key=value``.
+        trust: names of the user's own that its configuration may have.
 
     Raises:
         UserError: when there is no such run, setting or split, or the data are others now.
     """
-    saved = checkpoint.load(checkpoint.find(run, which))
-    config = changed(saved["config"], [f"device={device}", *overrides])
-    loaded = trained.restore(config, saved)
+    words = [f"device={device}", *overrides]
+    return of_trained(run, split, *trained.load(run, which, words, trust, data=True))
+
+
+def of_trained(run: Path, split: str, loaded: Trained, saved: Mapping[str, Any]) -> Trial:
+    """The same of a run that has been loaded, see ``trained.load``."""
+    config = loaded.config
     loaded.data.prepare(config["seed"])
     if loaded.data.classes != loaded.classes:
         raise UserError(
@@ -111,30 +116,3 @@ def trial(run: Path, split: str, which: str, device: str, overrides: Sequence[st
         )
     loader = build.loader(config, loaded.data, split, loaded.device, train=False)
     return Trial(loaded, loader, saved)
-
-
-def changed(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A run's configuration with settings changed; only keys that it has.
-
-    Raises:
-        UserError: for a key that it has not, or a value that may not stand there.
-    """
-    register()
-    defaults = dict(dotted(defaults_of(frozenset())))
-    known = dict(dotted(config))
-    result = OmegaConf.create(config)
-    for word in overrides:
-        key, _, text = word.partition("=")
-        if key in GROUPS:
-            raise UserError(f"{word}: the {key} of a run stays; settings of it are {key}.KEY=value")
-        if key not in known:
-            raise UserError(no_key(key, config, {}))
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(
-                f"{word!r}: the value is not YAML; close brackets, quote lists"
-            ) from None
-        check_value(key, value, defaults.get(key, known[key]))
-        OmegaConf.update(result, key, value)
-    return dict(OmegaConf.to_container(result))  # type: ignore[arg-type]

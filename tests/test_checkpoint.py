@@ -19,8 +19,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.torch import load_file, save_file
 
 import research
-from research import build, checkpoint, files, session
+from research import build, checkpoint, files, session, weights
 from research.checkpoint import Checkpoints
+from research.config import compose_config, resolved
 from research.errors import UserError
 from research.loop import State
 from tests.conftest import TINY, run
@@ -40,7 +41,7 @@ def save(checkpoints: Checkpoints, epoch: int, *, is_best: bool = False) -> str:
 
 
 def epoch_of(path: Path) -> int:
-    saved = checkpoint.load(path)
+    saved = weights.read(path)
     assert torch.equal(saved["model"]["weight"], torch.full((3,), float(saved["state"]["epoch"])))
     return int(saved["state"]["epoch"])
 
@@ -191,7 +192,7 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
     )
     first = draw()
     assert draw() != first
-    checkpoint.set_rng_state(checkpoint.load(tmp_path / "last.pt")["rng"])
+    checkpoint.set_rng_state(weights.read(tmp_path / "last.pt")["rng"])
     assert draw() == first
 
 
@@ -274,6 +275,7 @@ def test_damaged_metadata_is_one_line(tmp_path: Path, about: str) -> None:
         checkpoint.load(path)
 
 
+CONFIG = resolved(compose_config([])[0])
 FLOATS = arrays(
     st.sampled_from([np.float32, np.float64]),
     array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
@@ -288,7 +290,8 @@ WHOLE = arrays(st.sampled_from([np.int64, np.uint8, np.bool_]), array_shapes(max
 def test_the_transform_comes_back_bit_by_bit(tmp_path: Path, values: list[Any]) -> None:
     transform = {str(number): torch.from_numpy(np.array(v)) for number, v in enumerate(values)}
     path = tmp_path / "a.safetensors"
-    checkpoint.save_weights(torch.nn.Linear(1, 1), path, {"config": {}, "transform": transform})
+    header = {"config": CONFIG, "data": {"classes": []}, "state": {}, "transform": transform}
+    checkpoint.save_weights(torch.nn.Linear(1, 1), path, header)
     found = checkpoint.load(path)["transform"]
     assert found.keys() == transform.keys()
     for name, tensor in transform.items():
@@ -369,9 +372,9 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path: Path, share: float) -> Non
 
 
 def test_a_foreign_file_is_one_line(tmp_path: Path) -> None:
-    weights = {"conv.weight": torch.zeros(3)}
-    torch.save(weights, tmp_path / "weights.pt")
-    torch.save({**weights, "format": 99}, tmp_path / "later.pt")
+    bare = {"conv.weight": torch.zeros(3)}
+    torch.save(bare, tmp_path / "weights.pt")
+    torch.save({**bare, "format": 99}, tmp_path / "later.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "page.pt").write_text("<html>not found</html>\n" * 9)
     expected = {

@@ -209,7 +209,11 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "optimizer.nesterov=true optimizer.momentum=0.9,0",
         ["nesterov needs a momentum"],
     ),
-    ("optimizer._target_=os.system", "optimizer._target_=torch.optim.SGD,os.system", ["timm"]),
+    (
+        "optimizer._target_=os.system",
+        "optimizer._target_=torch.optim.SGD,os.system",
+        ["torch.optim.SGD"],
+    ),
     # several values, in the wrong place
     ("epochs=1,2", "hydra.job.num=1,2", ["1,2"]),
 ]

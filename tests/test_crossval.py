@@ -118,7 +118,7 @@ def test_of_real_folds_of_photos(
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [([], "RUN folders"), (["x", "splt=a"], "splt=a"), (["x", "checkpoint=worst"], "allowed")],
+    [([], "RUN folders"), (["x", "trsut=a"], "trust"), (["x", "checkpoint=worst"], "allowed")],
 )
 def test_mistakes(words: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):

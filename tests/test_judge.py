@@ -69,10 +69,10 @@ def test_times_are_medians_of_rounds_in_turn(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_beside_its_weights(
     small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run(small(*TINY, "run_dir=r"))
-    weights = "r/checkpoints/final.safetensors"
+    folder = run(small(*TINY, "run_dir=runs/r"))
+    weights = "runs/r/checkpoints/final.safetensors"
     capsys.readouterr()
-    judge.main(["r", weights, "rounds=2", "batch=8,1", "device=cpu", "out=seen"])
+    judge.main(["runs/r", weights, "rounds=2", "batch=8,1", "device=cpu", "out=seen"])
     printed = capsys.readouterr().out.strip().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed]
     assert cells[0] == [
@@ -83,7 +83,7 @@ def test_a_run_beside_its_weights(
     assert (told["ranked_by"], told["split"], told["rounds"]) == ("top1", "val", 2)
     model = research.load(folder, "cpu").model
     expected = evaluate(folder, "val", "best", "cpu", [])["metrics"]
-    for row, shown, name in zip(told["runs"], cells[2:], ("r", weights), strict=True):
+    for row, shown, name in zip(told["runs"], cells[2:], ("runs/r", weights), strict=True):
         assert row["parameters"] == sum(p.numel() for p in model.parameters())
         assert row["size"] == sum(t.nbytes for t in model.state_dict().values())
         assert row["metrics"] == expected

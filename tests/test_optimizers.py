@@ -222,16 +222,14 @@ def test_mistakes_are_one_line(
 
 @pytest.mark.parametrize("option", ["rmsprop", "timm", "torch"])
 def test_every_option_makes_an_optimizer(option: str) -> None:
-    from hydra.utils import instantiate
-
-    from research.config import EXECUTION_WHITELIST
+    from research.config import targets
 
     words = [f"optimizer={option}", "optimizer.lr=0.3"]
     if option == "timm":
         words += ["optimizer.name=lion", "optimizer.kwargs={betas: [0.8, 0.9]}"]
-    config = resolved(compose_config(words)[0])["optimizer"]
-    make = instantiate(config, _execution_whitelist_=EXECUTION_WHITELIST, _convert_="all")
-    solver = make(network().parameters())
+    whole = resolved(compose_config(words)[0])
+    config = whole["optimizer"]
+    solver = targets.build(whole, "optimizer")(network().parameters())
     assert solver.defaults["lr"] == 0.3
     for key in set(config) - {"_target_", "_partial_", "library", "name", "kwargs"}:
         assert _listed(solver.defaults[key]) == config[key]

@@ -186,7 +186,7 @@ def test_what_is_left_is_what_arithmetic_says(
     out = tmp_path / "out"
     words = ["split=val", "shifts=2,8", "noise=0.01", "device=cpu", f"out={out}"]
     robustness.main([str(tmp_path / "run"), *words])
-    assert fake == [(tmp_path / "run", "val", "best", "cpu", [])]
+    assert fake == [(tmp_path / "run", "val", "best", "cpu", [], [])]
     told = json.loads((out / "robustness.json").read_text())
     assert told["metric"] == "mAP50"
     found = {(c["kind"], c["sensor"], c["amount"]): c for c in told["cases"]}

@@ -1,5 +1,6 @@
 """The configuration: typed schema, checks, and messages of one line. Imports no torch."""
 
+from research.config import targets
 from research.config.checks import check
 from research.config.command import (
     check_jobs,
@@ -7,13 +8,13 @@ from research.config.command import (
     compose_config,
     told_in_one_line,
 )
-from research.config.compose import CONF, resolved
+from research.config.compose import resolved
 from research.config.messages import explain
-from research.config.schema import EXECUTION_WHITELIST, RunSettings, register
+from research.config.options import CONF
+from research.config.schema import RunSettings, register
 
 __all__ = [
     "CONF",
-    "EXECUTION_WHITELIST",
     "RunSettings",
     "check",
     "check_jobs",
@@ -22,5 +23,6 @@ __all__ = [
     "explain",
     "register",
     "resolved",
+    "targets",
     "told_in_one_line",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.compression.selection import Selection
-from research.config.compose import (
-    choices_of_model,
-    defaults_of,
-    options,
-    our_choices,
-    resolved,
-)
+from research.config.compose import choices_of_model, defaults_of, our_choices, resolved
 from research.config.messages import bad_value, explain, no_key
-from research.config.schema import EXECUTION_WHITELIST, GROUPS, rule_for
+from research.config.options import options
+from research.config.schema import GROUPS, rule_for
+from research.config.targets import check_targets
 from research.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -32,6 +28,7 @@ def check(
     choices: Mapping[str, str | None],
     overrides: Sequence[str] | None = None,
     defaults: Settings | None = None,
+    own: Collection[str] = (),
 ) -> None:
     """Refuse what cannot be trained.
 
@@ -42,6 +39,7 @@ def check(
             tell a combination that was asked for from one that came about, which is not
             judged when they are not given.
         defaults: what ``choices`` alone give, resolved; composed when not given.
+        own: what ``_target_`` may name beside what ``conf/`` and ``trust=`` name.
 
     Raises:
         UserError: naming the key, what is allowed, the nearest match and the remedy.
@@ -55,7 +53,7 @@ def check(
     if defaults is None:
         defaults = defaults_of(frozenset(ours.items()))
     _check_node("", settings, defaults, ours)
-    _check_targets("", settings)
+    check_targets(settings, {*own, *settings["trust"]})
     for fault in _faults(settings, ours, overrides):
         raise UserError(fault)
 
@@ -105,23 +103,6 @@ def check_value(key: str, value: Any, default: Any) -> None:
     nullable = default is None and not rule.holds(None)
     if not (rule.holds(value) or (value is None and nullable)):
         raise UserError(bad_value(key, value, rule, nullable=nullable))
-
-
-def _check_targets(path: str, node: Any) -> None:
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and not str(target).startswith(
-            tuple(entry.removesuffix("*") for entry in EXECUTION_WHITELIST)
-        ):
-            raise UserError(
-                f"{path}_target_={target}: expected a name inside "
-                f"{', '.join(entry.removesuffix('.*') for entry in EXECUTION_WHITELIST)}"
-            )
-        for name, value in node.items():
-            _check_targets(f"{path}{name}.", value)
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            _check_targets(f"{path}{position}.", value)
 
 
 def _faults(

@@ -28,9 +28,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from research.config.checks import check, check_value
-from research.config.compose import CONF, Composed, composed, hydra_ready, resolved
+from research.config.compose import Composed, composed, hydra_ready, resolved
 from research.config.help import help_text
 from research.config.messages import explain, suggest
+from research.config.options import CONF
 from research.config.schema import OPTIONAL, SWEEPER_RULES, register
 from research.errors import UserError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -13,10 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from research.config.options import CONF, options
 from research.config.schema import GROUPS, OPTIONAL
 from research.errors import UserError
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class Composed(NamedTuple):
@@ -99,11 +97,6 @@ def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
 def choices_of_model(model: str) -> dict[str, str | None]:
     """The options that ``model=…`` alone selects."""
     return composed([f"model={model}"]).choices
-
-
-def options(group: str) -> list[str]:
-    """The options of a group; files that start with an underscore are parts of others."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

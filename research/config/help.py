@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
-from research.config.compose import composed, options
+from research.config.compose import composed
 from research.config.messages import dotted, plain, shown
+from research.config.options import options
 from research.config.schema import GROUPS, OPTIONAL, RunSettings
 
 EXAMPLES = """\

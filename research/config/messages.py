@@ -23,7 +23,9 @@ from omegaconf.errors import (
 )
 from yaml import MarkedYAMLError
 
-from research.config.compose import CONF, Composed, composed, options
+from research.config.compose import Composed, composed
+from research.config.migrations import current_key
+from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings
 from research.errors import UserError
@@ -67,6 +69,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
 
 def no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
     """The line for a key that ``known``, a configuration as a plain dictionary, does not hold."""
+    if current_key(key) != key:
+        return f"{key} is called {current_key(key)} now: write {current_key(key)}=VALUE"
     group, _, rest = key.partition(".")
     option = choices.get(group)
     keys = _keys(known)
@@ -248,14 +252,4 @@ def _closest(key: str, keys: list[str]) -> str | None:
 
 def _keys_in_file(group: str, option: str) -> set[str]:
     """The keys in an option's own file and in the parts that it takes from its group."""
-    path = CONF / group / f"{option}.yaml"
-    if not path.is_file():
-        return set()
-    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    if not isinstance(node, dict):
-        return set()
-    keys = set(_keys({str(key): value for key, value in node.items()}))
-    for part in node.get("defaults") or []:
-        if isinstance(part, str) and part != "_self_":
-            keys |= _keys_in_file(group, part)
-    return keys
+    return set(_keys(option_node(group, option)))

@@ -19,11 +19,14 @@ class Rule:
         allowed: completes "expected …" in messages.
         holds: true for a value that may stand there; null may where it is the default.
         choices: the words it chooses from, for the nearest match.
+        place: names files, folders or addresses, which count only where the user gives them
+            himself; see ``research.config.stored``.
     """
 
     allowed: str
     holds: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
+    place: bool = False
 
 
 def number(
@@ -59,6 +62,11 @@ def whole(at_least: int, at_most: int | None = None) -> Rule:
     return number(at_least=at_least, at_most=at_most, whole=True)
 
 
+def only(value: int) -> Rule:
+    """One number and no other."""
+    return Rule(f"{value}", lambda given: given == value and not isinstance(given, bool))
+
+
 def one_of(*choices: str) -> Rule:
     """One of a few words."""
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
@@ -80,7 +88,20 @@ def list_of(
 
     count = "a list" if length is None else f"a list of {length}"
     order = "increasing, " if increasing else ""
-    return Rule(f"{count}, {order}each {rule.allowed}", holds)
+    return Rule(f"{count}, {order}each {rule.allowed}", holds, place=rule.place)
+
+
+def mapping_of(rule: Rule) -> Rule:
+    """A mapping of words to what follows ``rule``."""
+    return Rule(
+        f"a mapping {{name: value}}, each value {rule.allowed}",
+        lambda value: (
+            isinstance(value, dict)
+            and all(isinstance(key, str) for key in value)
+            and all(rule.holds(entry) for entry in value.values())
+        ),
+        place=rule.place,
+    )
 
 
 def pair(rule: Rule) -> Rule:
@@ -95,7 +116,10 @@ def pair(rule: Rule) -> Rule:
 def or_null(rule: Rule) -> Rule:
     """Allows null even where the default is not null."""
     return Rule(
-        f"{rule.allowed}, or null", lambda value: value is None or rule.holds(value), rule.choices
+        f"{rule.allowed}, or null",
+        lambda value: value is None or rule.holds(value),
+        rule.choices,
+        rule.place,
     )
 
 
@@ -124,13 +148,21 @@ def like(default: Any) -> Rule:
 
 ANYTHING = Rule("a value, no mapping", lambda value: not isinstance(value, dict))
 MAPPING = Rule("a mapping {key: value}", lambda value: isinstance(value, dict))
+TARGETS = Rule(
+    "a list of dotted names, such as [my_models.Net]",
+    lambda value: (
+        isinstance(value, list)
+        and all(isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)+", name) for name in value)
+    ),
+)
 NAME = Rule(
     "text without blanks and slashes",
     lambda value: isinstance(value, str) and re.fullmatch(r"[^\s/\\]+", value) is not None,
 )
 NOTHING = Rule("null; it is filled in", lambda value: value is None)
 REGEX = Rule("a regular expression", lambda value: isinstance(value, str) and _compiles(value))
-PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()))
+PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()), place=True)
+ADDRESS = Rule("a path or URI", PATH.holds, place=True)
 TEXT = Rule("text", lambda value: isinstance(value, str))
 TRUTH = Rule("true or false", lambda value: isinstance(value, bool), ("true", "false"))
 COUNT = whole(1)

@@ -7,13 +7,16 @@ without an entry must be of the type that its default in YAML has.
 
 from __future__ import annotations
 
+from dataclasses import MISSING as NO_FACTORY
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from research.config.migrations import VERSION
 from research.config.rules import (
+    ADDRESS,
     COUNT,
     DEVICE,
     FOLDER_NAME,
@@ -24,20 +27,20 @@ from research.config.rules import (
     PATH,
     REGEX,
     SHARE,
+    TARGETS,
     TEXT,
     TRUTH,
     Rule,
     like,
     list_of,
+    mapping_of,
     number,
     one_of,
+    only,
     or_null,
     pair,
     whole,
 )
-
-EXECUTION_WHITELIST = ("research.*", "torch.*", "torchvision.*", "timm.*")
-"""What ``_target_`` may name; given to ``hydra.main`` and ``hydra.utils.instantiate``."""
 
 
 def _setting(default: Any, meaning: str, rule: Rule) -> Any:
@@ -106,6 +109,16 @@ class RunSettings:
     )
     init_from: str | None = _setting(None, "run folder or weights file to start from", PATH)
     run_dir: str | None = _setting(None, "folder of the run; null: a fresh one under runs/", PATH)
+    trust: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "names of your own code that _target_ may have: trust=[my_models.Net]",
+            "rule": TARGETS,
+        },
+    )
+    version: int = _setting(
+        VERSION, "of the names of settings; of a stored run, by which it is migrated", only(VERSION)
+    )
 
     model: Any = MISSING
     dataset: Any = MISSING
@@ -118,6 +131,13 @@ class RunSettings:
 
 RUN_RULES: dict[str, Rule] = {
     setting.name: setting.metadata["rule"] for setting in fields(RunSettings) if setting.metadata
+}
+RUN_DEFAULTS: dict[str, Any] = {
+    setting.name: setting.default
+    if setting.default_factory is NO_FACTORY
+    else setting.default_factory()
+    for setting in fields(RunSettings)
+    if setting.metadata
 }
 GROUPS: tuple[str, ...] = tuple(
     setting.name for setting in fields(RunSettings) if not setting.metadata
@@ -184,7 +204,9 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.audit": one_of("warn", "error"),
     "dataset.fit": one_of("pad", "crop"),
     "dataset.features": list_of(TEXT, least=1),
-    "dataset.feature_weights": MAPPING,
+    "dataset.feature_weights": mapping_of(or_null(PATH)),
+    "dataset.cache_dir": PATH,
+    "dataset.demo.root": PATH,
     "dataset.x": list_of(NAME, least=1),
     "dataset.class_names": list_of(TEXT, least=1),
     "dataset.test_fraction": SHARE,
@@ -273,6 +295,7 @@ GROUP_RULES: dict[str, Rule] = {
     "task.presence": number(at_least=0, at_most=1),
     "task.target": one_of("soft", "majority"),
     "task.monitor": MONITOR,
+    "logging.mlflow.uri": ADDRESS,
 }
 
 

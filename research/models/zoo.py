@@ -16,8 +16,14 @@ from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
 from research.errors import UserError, one_line
 from research.models.pretrained import load
 
-WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
-"""Arguments by which timm would read weights in its own way, pickled code included."""
+WEIGHTS = ("checkpoint_path", "cache_dir")
+"""Arguments by which timm would read weights in its own way, pickled code included; with
+``pretrained…``."""
+NOT_THE_NETWORKS = (
+    "scriptable", "exportable", "no_jit", "features_only", "feature_cls", "feature_cfg",
+    "out_indices", "pruned", "kwargs_filter", "model_cfg", "device", "dtype",
+)  # fmt: skip
+"""Arguments that timm takes for itself: they change what is built around the network."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,11 @@ def backbone(
             images of this size.
     """
     _check_name(name)
-    for key in WEIGHTS:
-        if key in (kwargs or {}):
+    for key in kwargs or {}:
+        if key in WEIGHTS or key.startswith("pretrained"):
             raise UserError(f"model.kwargs.{key}: weights are named by model.pretrained")
+        if key in NOT_THE_NETWORKS:
+            raise UserError(f"model.kwargs.{key}: not an argument of the network; leave it out")
     given = {
         "num_classes": num_classes,
         "img_size": image_size,

@@ -169,7 +169,8 @@ def _train(
             if not math.isfinite(value):
                 raise UserError(f"{lost} is {value} in the last epoch: the network diverged")
         assert state.best is not None
-        return Outcome("FINISHED", values=values(wanted, folder, state.best, config["device"]))
+        found = values(wanted, folder, state.best, config["device"], config["trust"])
+        return Outcome("FINISHED", values=found)
 
 
 def _tell(study: Study, number: int, outcome: Outcome, seconds: float) -> None:

@@ -46,16 +46,18 @@ def objectives(asked: Sequence[str], monitor: str) -> list[Objective]:
 
 def monitor(config: Any) -> str:
     """``METRIC:max`` or ``METRIC:min``, by which a configuration's best epoch is picked."""
-    from hydra.utils import get_class
+    from research.config import targets
 
     asked = config["monitor"] or config["task"].get("monitor")
     if asked is None:
-        task: Any = get_class(config["task"]["_target_"])
+        task = targets.locate("task", config["task"]["_target_"], config["trust"])
         asked = ":".join(task.monitor)
     return str(asked)
 
 
-def values(wanted: Sequence[Objective], folder: Path, best: float, device: str) -> dict[str, float]:
+def values(
+    wanted: Sequence[Objective], folder: Path, best: float, device: str, trust: Sequence[str]
+) -> dict[str, float]:
     """A finished run's value of each objective.
 
     ``latency_ms``: of the best checkpoint with what follows it up to classes or boxes, one real
@@ -68,6 +70,7 @@ def values(wanted: Sequence[Objective], folder: Path, best: float, device: str) 
         folder: the run.
         best: its best value of the monitored metric.
         device: of the trial, where its latency is measured.
+        trust: names of the user's own that its configuration has.
     """
     from research.timing import in_turn
     from research.trial import trial
@@ -76,7 +79,7 @@ def values(wanted: Sequence[Objective], folder: Path, best: float, device: str) 
     found = dict.fromkeys(names, best)
     if LATENCY not in names and BYTES not in names:
         return found
-    one = trial(folder, "val", "best", device, [])
+    one = trial(folder, "val", "best", device, [], trust)
     if LATENCY in names:
         found[LATENCY] = 1000 * in_turn([one.prediction(1)], ROUNDS)[0]
     if BYTES in names:

@@ -201,7 +201,8 @@ class MLflowTracker(Tracker):
         first = self.pending[0]
         if "file" in first:
             path = self.run.folder / first["file"]
-            if path.exists():
+            inside = path.resolve().is_relative_to(self.run.folder.resolve())
+            if path.exists() and inside:
                 self.client.log_artifact(self.run_id, str(path), first["folder"])
             return 1
         metrics: list[Metric] = []

@@ -157,7 +157,8 @@ def _clip(spec: str, name: str) -> Recipe:
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    config = open_clip.get_model_config(name)
+    # A name such as hf-hub:… would be fetched.
+    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None or "SigLIP" in name or "timm_model_name" in config["vision_cfg"]:
         known = [n for n in open_clip.list_models() if n.startswith(("ViT-B", "RN"))]
         near = get_close_matches(name, known, 3, 0.6) or [CLIP]

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from research.config import stored
 from research.errors import UserError
 from research.files import write_text
 
@@ -194,6 +195,10 @@ class Manifest:
     @classmethod
     def _read(cls, folder: Path, content: Mapping[str, Any]) -> Self:
         parts = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
+        parts["transform"] = stored.transform(parts["transform"], str(folder / MANIFEST))
+        unknown = [name for name in content if name not in parts]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not known")
         parts["shards"] = [Shard(**shard) for shard in parts["shards"]]
         parts["groups"] = [Group(**group) for group in parts["groups"]]
         parts["tensors"] = {
@@ -223,6 +228,11 @@ class Manifest:
             position = group.stop
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
+        if not all(isinstance(name, str) for name in self.classes):
+            return "classes must be names"
+        for name, counts in (("damage", self.damage), ("thresholds", self.thresholds)):
+            if not all(type(count) in (int, float) for count in counts.values()):
+                return f"{name} must be numbers"
         for name, tensor in self.tensors.items():
             if tensor.dtype not in DTYPES or math.prod(tensor.shape) < 1:
                 return f"tensor {name}: no {tensor.dtype!r} of shape {list(tensor.shape)} is read"

@@ -1,0 +1,145 @@
+"""How names on disk and on the command line have changed from version to version.
+
+A change of a key, of a ``_target_``, or of a column or metric is one entry of ``MIGRATIONS``. It is
+applied to every configuration that is read from a file before that is checked, compared or used, to
+the tables of run folders, and to the words by which a study is recognised. A command line with an
+old key is answered with the new one. An old name must never get another meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+
+@dataclass(frozen=True)
+class Migration:
+    """The names that one version changed.
+
+    Attributes:
+        keys: old dotted key of the configuration to the new one.
+        targets: old value of a ``_target_`` to the new one.
+        columns: old name of a column or metric to the new one.
+        added: dotted keys that runs before this version lack, with the value that says what they
+            did; needed only where that is not the default of today.
+    """
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    added: Mapping[str, Any] = field(default_factory=dict)
+
+
+MIGRATIONS: Final[list[Migration]] = []
+"""From version 1 on, one entry a version."""
+
+VERSION: Final = 1 + len(MIGRATIONS)
+"""Of the names that this code writes."""
+MONITORS: Final = ("monitor", "task.monitor")
+"""Keys whose value begins with the name of a metric."""
+
+
+def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration under the names of today.
+
+    Args:
+        config: plain and nested; what has no ``version`` is of version 1. Left as it is.
+    """
+    found = _copied(config)
+    version = found.setdefault("version", 1)
+    known = isinstance(version, int) and 1 <= version <= VERSION
+    for step in MIGRATIONS[version - 1 :] if known else ():
+        for old, new in step.keys.items():
+            if _has(found, old):
+                _put(found, new, _take(found, old))
+        for key, value in step.added.items():
+            if not _has(found, key):
+                _put(found, key, value)
+    _rename_targets(found)
+    for key in MONITORS:
+        if _has(found, key) and isinstance(_get(found, key), str):
+            metric, colon, mode = _get(found, key).partition(":")
+            _put(found, key, f"{current_column(metric)}{colon}{mode}")
+    if known:
+        found["version"] = VERSION
+    return found
+
+
+def current_key(key: str) -> str:
+    """A dotted key of any version, or one below it, as it is called today."""
+    for step in MIGRATIONS:
+        for old, new in step.keys.items():
+            if key == old or key.startswith(f"{old}."):
+                key = new + key.removeprefix(old)
+                break
+    return key
+
+
+def current_word(word: str) -> str:
+    """An override ``key=value`` of any version as it is written today."""
+    key, equals, value = word.partition("=")
+    bare = key.lstrip("+~")
+    prefix = key.removesuffix(bare)
+    value = current_target(value) if bare.endswith("_target_") else value
+    return f"{prefix}{current_key(bare)}{equals}{value}"
+
+
+def current_target(name: str) -> str:
+    """A ``_target_`` of any version as it is called today."""
+    for step in MIGRATIONS:
+        name = step.targets.get(name, name)
+    return name
+
+
+def current_column(name: str) -> str:
+    """A column or metric of any version as it is called today."""
+    for step in MIGRATIONS:
+        name = step.columns.get(name, name)
+    return name
+
+
+def _copied(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _copied(value) for key, value in node.items()}
+    return [_copied(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def _rename_targets(node: Any) -> None:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _rename_targets(child)
+    if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+        node["_target_"] = current_target(node["_target_"])
+
+
+def _parent(config: dict[str, Any], key: str, *, make: bool = False) -> dict[str, Any] | None:
+    node: Any = config
+    for part in key.split(".")[:-1]:
+        node = node.setdefault(part, {}) if make else node.get(part)
+        if not isinstance(node, dict):
+            return None
+    return node
+
+
+def _has(config: dict[str, Any], key: str) -> bool:
+    node = _parent(config, key)
+    return node is not None and key.rpartition(".")[2] in node
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+    node = _parent(config, key)
+    assert node is not None
+    return node[key.rpartition(".")[2]]
+
+
+def _take(config: dict[str, Any], key: str) -> Any:
+    node = _parent(config, key)
+    assert node is not None
+    return node.pop(key.rpartition(".")[2])
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    node = _parent(config, key, make=True)
+    if node is not None:
+        node[key.rpartition(".")[2]] = value
