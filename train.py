@@ -30,22 +30,23 @@ Plugins.instance().register(StudySweeper)
 def main(cfg: DictConfig) -> float | None:
     """Compose, check, build, fit; gives the best value of the monitored metric."""
     own = HydraConfig.get()
-    check(cfg, own.runtime.choices, own=targets.named_by_user(own.runtime.config_sources))
-    # Imported late: a mistake is answered before torch is there.
-    from research import logs, runs, session
+    with told_in_one_line():
+        check(cfg, own.runtime.choices, own=targets.named_by_user(own.runtime.config_sources))
+        # Imported late: a mistake is answered before torch is there.
+        from research import logs, runs, session
 
-    logs.to_terminal()
-    config = resolved(cfg)
-    config["trust"] = targets.beyond(config)
-    name = config["name"] or own.runtime.choices["model"]
-    if own.mode is RunMode.MULTIRUN:
-        from research.sweeps import job
+        logs.to_terminal()
+        config = resolved(cfg)
+        config["trust"] = targets.beyond(config)
+        name = config["name"] or own.runtime.choices["model"]
+        if own.mode is RunMode.MULTIRUN:
+            from research.sweeps import job
 
-        job.run(own, config, name)
-        return None
-    folder, last = session.open_folder(config, name)
-    with runs.occupied(folder), logs.to_file(folder), told_in_one_line():
-        return session.train(config, name, own.overrides.task, folder, last).best
+            job.run(own, config, name)
+            return None
+        begin = session.start(config, name)
+        with runs.occupied(begin.folder), logs.to_file(begin.folder):
+            return session.train(config, name, own.overrides.task, begin).best
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,15 @@ class Experiment:
     parameters: int
 
 
-def experiment(config: Config, progress: Progress | None = None) -> Experiment:
+def experiment(
+    config: Config, progress: Progress | None = None, weights: Mapping[str, Any] | None = None
+) -> Experiment:
     """Build everything that training needs.
 
     Args:
         config: resolved and checked, see ``research.config``.
         progress: told while data are prepared.
+        weights: as ``start_weights`` gives them; read when left out.
 
     Raises:
         UserError: for what only the data, the device or a file can show to be wrong.
@@ -73,7 +76,7 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     task = build_task(config, data.classes)
     network = model(config, data.facts()).to(device)
     if config["init_from"] is not None:
-        _init_from(network, Path(config["init_from"]), data, config["trust"])
+        _init_from(network, weights or start_weights(config), config["init_from"], data)
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
     train_loader = loader(config, data, "train", device, train=True)
@@ -99,6 +102,17 @@ def experiment(config: Config, progress: Progress | None = None) -> Experiment:
     )
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return Experiment(parts, settings(config), data, count)
+
+
+def start_weights(config: Config) -> dict[str, Any] | None:
+    """The content of what ``init_from`` names: a run folder, a checkpoint or a state dict.
+
+    Raises:
+        UserError: for a file that is missing, damaged or refused.
+    """
+    if config["init_from"] is None:
+        return None
+    return checkpoint.read(checkpoint.find(Path(config["init_from"])), config["trust"])
 
 
 def settings(config: Config) -> Settings:
@@ -277,16 +291,17 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def _init_from(network: nn.Module, path: Path, data: DataSource, trust: Collection[str]) -> None:
-    """Weights alone, from a run folder, a checkpoint or a state dict."""
-    file = checkpoint.find(path)
-    content = checkpoint.read(file, trust)
+def _init_from(
+    network: nn.Module, content: Mapping[str, Any] | None, where: str, data: DataSource
+) -> None:
+    """Weights alone, of a checkpoint or a bare state dict."""
+    assert content is not None
     state = checkpoint.weights_of(content) if "format" in content else content
     reason = data.misfit(content["data"]) if "format" in content else None
     if reason:
-        raise UserError(f"init_from={path}: {reason}")
-    load_weights(network, state, f"init_from={path}")
-    log.info("weights from %s", file)
+        raise UserError(f"init_from={where}: {reason}")
+    load_weights(network, state, f"init_from={where}")
+    log.info("weights from %s", where)
 
 
 def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:

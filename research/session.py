@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,21 +26,61 @@ from research.tracking.tracker import Progress, Run, Status, Trackers
 log = logging.getLogger(__name__)
 
 
-def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to go on from when an earlier run is resumed.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins; what it goes on from has been read, so that nothing is written in vain.
+
+    Attributes:
+        folder: of the run, existing.
+        last: content of the checkpoint to go on from; null for a run that begins.
+        weights: content of the file that ``init_from`` names, for a run that begins.
+    """
+
+    folder: Path
+    last: dict[str, Any] | None = None
+    weights: dict[str, Any] | None = None
+
+
+def start(config: Mapping[str, Any], name: str) -> Start:
+    """The run folder, and what an earlier run left to go on from.
 
     Raises:
-        UserError: when the run to resume has no checkpoint or other settings.
+        UserError: when the run to resume has no checkpoint or other settings, or a file that is
+            to be read is refused.
     """
+    folder = _resumed(config)
+    if folder is not None:
+        return resume(folder, config)
+    weights = build.start_weights(config)
+    return Start(runs.create(config, name), weights=weights)
+
+
+def resume(folder: Path, config: Mapping[str, Any]) -> Start:
+    """A run that goes on in its folder.
+
+    Raises:
+        UserError: when its last checkpoint is refused, or holds the weights alone.
+    """
+    path = checkpoint.find(folder, "last")
+    saved = checkpoint.load(path, config["trust"])
+    if "optimizer" not in saved:
+        raise UserError(
+            f"resume: {path} holds the weights alone; give the run folder, or start a new run "
+            f"with init_from={path}"
+        )
+    return Start(folder, saved)
+
+
+def _resumed(config: Mapping[str, Any]) -> Path | None:
+    """The folder of the run that is asked to go on."""
     asked = config["resume"]
     if asked is None:
-        return runs.create(config, name), None
+        return None
     if asked == "auto":
         found = runs.find_unfinished(config, config["epochs"])
         if found is None:
             log.info("resume=auto: no unfinished run of this configuration; starting afresh")
-            return runs.create(config, name), None
-        return found, checkpoint.find(found, "last")
+        return found
     last = checkpoint.find(Path(asked), "last")
     folder = last.parent.parent
     # What it started from is long in its weights, and need not be said again.
@@ -50,26 +91,24 @@ def open_folder(config: Mapping[str, Any], name: str) -> tuple[Path, Path | None
             f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml; "
             f"a run goes on with its own settings, init_from={folder} starts a new one from it"
         )
-    return folder, last
+    return folder
 
 
 def train(
     config: dict[str, Any],
     name: str,
     overrides: Sequence[str],
-    folder: Path,
-    last: Path | None,
+    begin: Start,
     tags: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> State:
-    """Build, fit and record one run in ``folder``.
+    """Build, fit and record one run.
 
     Args:
         config: resolved and checked configuration.
         name: the run's name.
         overrides: what the command line said, for the record.
-        folder: an existing run folder, held by this process.
-        last: checkpoint to go on from.
+        begin: from ``start``; its folder is held by this process.
         tags: for the trackers, beside those of the configuration.
         watch: sees every epoch, and may end the run as ``PRUNED``.
     """
@@ -78,14 +117,19 @@ def train(
     def preparing(what: str, done: int, total: int) -> None:
         console.progress(Progress(what, done, total, unit="files"))
 
-    experiment = build.experiment(config if last is None else _going_on(config), preparing)
+    folder, last = begin.folder, begin.last
+    plan = config if last is None else _going_on(config)
+    experiment = build.experiment(plan, preparing, begin.weights)
     parts, data = experiment.parts, experiment.data
-    state, tracking = _restore(experiment, last, config["trust"])
+    state, tracking = _restore(experiment, begin)
+    for content in (begin.last, begin.weights):
+        if content is not None:
+            content.clear()  # it has gone into the model; the caller would keep it in memory
     source = data.name, data.fingerprint()
     environment = runs.describe(folder, config, overrides, source)
     tracker = _trackers(config, experiment, state, console)
     every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
-    log.info("%s: %s, %s", "resuming" if last else "training", name, _describe(experiment))
+    log.info("%s: %s, %s", "training" if last is None else "resuming", name, _describe(experiment))
     run = Run(folder, name, config, every_tag, source, resumed=state.epoch, state=tracking)
     header = {"config": config, "data": data.facts()}
     checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
@@ -117,27 +161,20 @@ def _going_on(config: Config) -> Config:
     return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
 
 
-def _restore(
-    experiment: build.Experiment, last: Path | None, trust: Sequence[str]
-) -> tuple[State, dict[str, str]]:
+def _restore(experiment: build.Experiment, begin: Start) -> tuple[State, dict[str, str]]:
     """Put everything back where the checkpoint left it; the trackers' state is handed on."""
-    if last is None:
+    if begin.last is None:
         return State(), {}
-    parts, saved = experiment.parts, checkpoint.load(last, trust)
-    if "optimizer" not in saved:
-        raise UserError(
-            f"resume: {last} holds the weights alone; give the run folder, or start a new run "
-            f"with init_from={last}"
-        )
-    build.load_weights(parts.model, saved["model"], f"resume: {last}")
+    parts, saved, folder = experiment.parts, begin.last, begin.folder
+    build.load_weights(parts.model, saved["model"], f"resume: {folder}")
     parts.transform.load_state_dict(saved["transform"])
     if parts.ema is not None:
-        build.load_weights(parts.ema.module, saved["ema"], f"resume: {last}")
+        build.load_weights(parts.ema.module, saved["ema"], f"resume: {folder}")
     parts.optimizer.load_state_dict(saved["optimizer"])
     parts.scheduler.load_state_dict(saved["scheduler"])
     parts.scaler.load_state_dict(saved["scaler"])
     state = State(**saved["state"])
-    log.info("resume: going on after epoch %d in %s", state.epoch, last.parent.parent)
+    log.info("resume: going on after epoch %d in %s", state.epoch, folder)
     checkpoint.set_rng_state(saved["rng"])
     return state, saved["tracking"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,10 +182,10 @@ def run(config: dict[str, Any], name: str = "test") -> Path:
     """Train as ``train.py`` does; returns the run folder."""
     from research import runs, session
 
-    folder, last = session.open_folder(config, name)
-    with runs.occupied(folder):
-        session.train(config, name, [], folder, last)
-    return folder
+    begin = session.start(config, name)
+    with runs.occupied(begin.folder):
+        session.train(config, name, [], begin)
+    return begin.folder
 
 
 Train = Callable[..., None]
@@ -336,6 +337,22 @@ def refusal(command: Callable[[list[str]], object], words: list[str]) -> str:
         command(words)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def one_line_of(act: Callable[[], object]) -> str:
+    """The line in which a function or a command refuses what it is given."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            act()
+    except UserError as error:
+        line = str(error)
+    except SystemExit:
+        line = said.getvalue().strip().splitlines()[-1]
+    else:
+        raise AssertionError("it was not refused")
+    assert "\n" not in line
+    return line
 
 
 def histories(client: Any, run_id: str) -> dict[str, list[tuple[int, float]]]:

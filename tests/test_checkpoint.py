@@ -236,7 +236,7 @@ def test_the_weights_are_a_checkpoint_of_their_own(small: Compose, tmp_path: Pat
     with pytest.raises(
         UserError, match=r"resume: .*mine.safetensors holds the weights alone.*init"
     ):
-        session.train(small(*TINY, "epochs=3"), "again", [], tmp_path, alone)
+        session.resume(alone, small(*TINY, "epochs=3"))
 
 
 def test_foreign_weights_start_a_run_and_no_more(small: Compose, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_run_beside_its_weights(
     assert sorted(row["ranks"]["speed"] for row in told["runs"]) == [1, 2]
     with (tmp_path / "seen" / "judged.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == ["r", weights]
+    assert [row["run"] for row in rows] == ["runs/r", weights]
     assert float(rows[0]["fps"]) == pytest.approx(8 / told["runs"][0]["seconds"]["8"])
     with Image.open(tmp_path / "seen" / "judged.png") as chart:
         assert chart.width > 300

@@ -264,8 +264,9 @@ def test_the_command_gives_the_same_losses(
     own = ["model.drop_rate=0.2", "seed=5", "run_dir=first"]
     words = [*SMALL, *data_overrides(folders), *TINY, *own]
     config = small(*TINY, *own)
-    folder, last = session.open_folder(config, "test")
-    session.train(config, "test", words, folder, last)
+    begin = session.start(config, "test")
+    folder = begin.folder
+    session.train(config, "test", words, begin)
     _, steps = told(folder)
     command = shlex.split(steps[-1])
     assert command[:2] == ["python", "train.py"]

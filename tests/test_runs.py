@@ -141,7 +141,7 @@ def test_nothing_to_resume(small: Compose, caplog: pytest.LogCaptureFixture) -> 
     assert json.loads((folder / "summary.json").read_text())["epochs_done"] == 1
     Path("empty").mkdir()
     with pytest.raises(UserError, match=r"no checkpoint in empty; .*checkpoints/last\.pt"):
-        session.open_folder(small(*TINY, "resume=empty"), "net")
+        session.start(small(*TINY, "resume=empty"), "net")
 
 
 def test_the_newest_of_several_is_resumed(small: Compose) -> None:

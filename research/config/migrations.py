@@ -48,7 +48,7 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = _copied(config)
     version = found.setdefault("version", 1)
-    known = isinstance(version, int) and 1 <= version <= VERSION
+    known = type(version) is int and 1 <= version <= VERSION
     for step in MIGRATIONS[version - 1 :] if known else ():
         for old, new in step.keys.items():
             if _has(found, old):

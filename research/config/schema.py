@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING as NO_FACTORY
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -320,6 +321,7 @@ def rule_for(key: str, default: Any) -> Rule:
     return next((rule[key] for rule in rules if key in rule), None) or like(default)
 
 
+@cache
 def register() -> None:
     """Give Hydra the schema on which ``conf/config.yaml`` builds."""
     schema = OmegaConf.structured(RunSettings)

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.utils import instantiate
 from optuna.trial import TrialState
 
-from research import checkpoint, logs, runs, session
+from research import logs, runs, session
 from research.errors import UserError, one_line
 from research.loop import Watch
 from research.sweeps import record
@@ -96,8 +96,8 @@ def run(hydra: Any, config: Config, name: str) -> None:
 
 def _open(
     study: Study, number: int, config: Config, name: str, stack: ExitStack
-) -> tuple[Path, Path | None] | None:
-    """The trial's run folder, held, and the checkpoint to go on from.
+) -> tuple[Path, bool] | None:
+    """The trial's run folder, held, and whether it goes on there.
 
     Null when another process holds the trial or is done with it, or when it cannot go on.
     """
@@ -108,9 +108,8 @@ def _open(
         if trial.state is not TrialState.RUNNING or (known is not None and runs.busy(known)):
             log.info("sweep: trial %d is in other hands", number)
             return None
-        last = None
-        if known is not None and (known / "checkpoints" / "last.pt").exists():
-            last = checkpoint.find(known, "last")
+        goes_on = known is not None and (known / "checkpoints" / "last.pt").exists()
+        if known is not None and goes_on:
             changed = ", ".join(runs.changed(config, known)[:5])
             if changed:
                 reason = (
@@ -121,7 +120,7 @@ def _open(
                 study.fail(number, reason)
                 return None
         beginnings = facts.get("beginnings", 0)
-        if known is None or last is None:
+        if known is None or not goes_on:
             # Of what was done without a checkpoint nothing can be used, and nothing is overwritten.
             beginnings += 1
             where = study.run_folder(number, beginnings)
@@ -136,7 +135,7 @@ def _open(
             checkpoint=checkpoint_time(known),
             reason="",
         )
-    return known, last
+    return known, goes_on
 
 
 def _train(
@@ -146,7 +145,7 @@ def _train(
     name: str,
     overrides: list[str],
     folder: Path,
-    last: Path | None,
+    goes_on: bool,
 ) -> Outcome:
     watch = TrialWatch(study, number, config["epochs"])
     tags = {"study": study.name, "trial": str(number), **record.parent(study)}
@@ -159,9 +158,8 @@ def _train(
             "models of one task"
         )
     with logs.to_file(folder):
-        state = session.train(
-            dict(config), f"{name}_{number:04d}", overrides, folder, last, tags, watch
-        )
+        begin = session.resume(folder, config) if goes_on else session.Start(folder)
+        state = session.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, watch)
         if watch.stopped:
             return Outcome("PRUNED", watch.reason)
         for lost in ("train/loss", "val/loss", own.rpartition(":")[0]):

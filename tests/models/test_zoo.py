@@ -146,4 +146,4 @@ def test_a_name_is_required() -> None:
 
 def test_a_network_that_does_not_classify_is_refused() -> None:
     with pytest.raises(UserError, match="does not give 5 logits"):
-        made("mobilenetv3_small_050", kwargs={"global_pool": ""})
+        made("mobilenetv3_small_050", kwargs={"num_classes": 7})

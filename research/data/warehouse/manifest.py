@@ -228,8 +228,8 @@ class Manifest:
             position = group.stop
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
-        if not all(isinstance(name, str) for name in self.classes):
-            return "classes must be names"
+        if not all(isinstance(name, str) for name in (self.kind, self.version, *self.classes)):
+            return "kind, version and classes must be names"
         for name, counts in (("damage", self.damage), ("thresholds", self.thresholds)):
             if not all(type(count) in (int, float) for count in counts.values()):
                 return f"{name} must be numbers"
