@@ -20,10 +20,12 @@ from research.config import (
     targets,
     told_in_one_line,
 )
+from research.sweeps.hydra_sweepers import RecordedBasicSweeper, RecordedOptunaSweeper
 from research.sweeps.sweeper import StudySweeper
 
 register()
-Plugins.instance().register(StudySweeper)
+for sweeper in (StudySweeper, RecordedBasicSweeper, RecordedOptunaSweeper):
+    Plugins.instance().register(sweeper)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=("research.*",))
@@ -42,8 +44,7 @@ def main(cfg: DictConfig) -> float | None:
         if own.mode is RunMode.MULTIRUN:
             from research.sweeps import job
 
-            job.run(own, config, name)
-            return None
+            return job.run(own, config, name)
         begin = session.start(config, name)
         with runs.occupied(begin.folder), logs.to_file(begin.folder):
             return session.train(config, name, own.overrides.task, begin).best

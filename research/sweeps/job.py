@@ -26,6 +26,8 @@ from research.sweeps.study import FOLDER, Study, checkpoint_time
 log = logging.getLogger(__name__)
 
 PRUNERS = ("optuna.pruners.*",)
+STUDY_SWEEPER = "research.sweeps.sweeper.StudySweeper"
+"""Whose store and pruner a trial has; Hydra's own sweepers have none of ours."""
 Config = Mapping[str, Any]
 
 
@@ -60,7 +62,7 @@ class Outcome:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def run(hydra: Any, config: Config, name: str) -> None:
+def run(hydra: Any, config: Config, name: str) -> float | None:
     """Run one trial; whatever becomes of it is recorded, and the sweep goes on.
 
     Args:
@@ -68,11 +70,19 @@ def run(hydra: Any, config: Config, name: str) -> None:
         config: resolved and checked.
         name: of the run.
 
+    Returns:
+        the first objective's value; null when it has none.
+
     Raises:
         KeyboardInterrupt: as it came; the next sweep takes the trial up again.
+        UserError: for a trial that failed, where a sweeper of Hydra's own is to know of it.
     """
-    pruner = instantiate(hydra.sweeper.pruner, _execution_whitelist_=PRUNERS)
-    study = Study(Path(hydra.sweep.dir).name, hydra.sweeper.storage, pruner=pruner)
+    ours = hydra.sweeper._target_ == STUDY_SWEEPER
+    pruner = storage = None
+    if ours:
+        pruner = instantiate(hydra.sweeper.pruner, _execution_whitelist_=PRUNERS)
+        storage = hydra.sweeper.storage
+    study = Study(Path(hydra.sweep.dir).name, storage, pruner=pruner)
     number = int(hydra.sweep.subdir.rpartition("_")[2])
     overrides = list(hydra.overrides.task)
     with ExitStack() as stack:
@@ -80,7 +90,7 @@ def run(hydra: Any, config: Config, name: str) -> None:
         config = {**config, "device": device}
         opened = _open(study, number, config, name, stack)
         if opened is None:
-            return
+            return None
         began = time.perf_counter()
         outcome = Outcome("KILLED", "interrupted")
         try:
@@ -91,7 +101,10 @@ def run(hydra: Any, config: Config, name: str) -> None:
             log.error("sweep: trial %d failed: %s", number, outcome.reason, exc_info=trace)
             _let_go(error)
         finally:
-            _tell(study, number, outcome, time.perf_counter() - began)
+            _tell(study, config, number, outcome, time.perf_counter() - began)
+    if outcome.status == "FAILED" and not ours:
+        raise UserError(outcome.reason)  # Hydra's own sweepers count it
+    return next(iter(outcome.values.values()), None)
 
 
 def _open(
@@ -171,7 +184,7 @@ def _train(
         return Outcome("FINISHED", values=found)
 
 
-def _tell(study: Study, number: int, outcome: Outcome, seconds: float) -> None:
+def _tell(study: Study, config: Config, number: int, outcome: Outcome, seconds: float) -> None:
     with study.locked():
         facts = study.trial(number).user_attrs
         study.note(number, seconds=facts.get("seconds", 0.0) + seconds)
@@ -185,7 +198,7 @@ def _tell(study: Study, number: int, outcome: Outcome, seconds: float) -> None:
             case "KILLED":
                 # It is no fault of the trial's.
                 study.note(number, attempts=facts["attempts"] - 1, reason=outcome.reason)
-        record.update(study)
+        record.update(study, config)
     log.info("sweep: trial %d %s%s", number, outcome.status.lower(), _why(outcome))
 
 

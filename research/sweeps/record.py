@@ -60,11 +60,12 @@ def summary(study: Study) -> dict[str, Any]:
     }
 
 
-def update(study: Study, status: Status = "RUNNING") -> dict[str, Any]:
+def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") -> dict[str, Any]:
     """Write the summary, and tell the parent run; the caller holds the study.
 
     Args:
         study: its trials are told as they stand.
+        config: of this process: where records go is not read from a file.
         status: how the sweep ended; ``RUNNING`` as long as trials may follow in this process,
             and kept so while another one has some.
     """
@@ -74,7 +75,7 @@ def update(study: Study, status: Status = "RUNNING") -> dict[str, Any]:
     write_text(study.folder / NAME, to_json(found))
 
     def trackers() -> Sequence[Tracker]:
-        return build.trackers(found["configuration"])
+        return build.trackers(config)
 
     try:
         parent_run.update(study.folder, found, trackers, status)
@@ -95,11 +96,11 @@ def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, 
     status = STATUS[trial.state]
     if status == "RUNNING" and (facts.get("reason") or not study.is_alive(trial)):
         status = "KILLED"
-    begun = trial.datetime_start
+    begun, point = trial.datetime_start, study.point(trial)
     return {
         "trial": trial.number,
-        "params": {key: plain(value) for key, value in trial.params.items()},
-        "overrides": [f"{key}={written(value)}" for key, value in trial.params.items()],
+        "params": {key: plain(value) for key, value in point.items()},
+        "overrides": [f"{key}={written(value)}" for key, value in point.items()],
         "status": status,
         "reason": facts.get("reason", ""),
         "values": dict(zip(names, trial.values or (), strict=False)),
@@ -152,3 +153,23 @@ def _pareto(study: Study, trials: Sequence[Mapping[str, Any]]) -> list[dict[str,
 
 def _told(trial: Mapping[str, Any]) -> dict[str, Any]:
     return {key: trial[key] for key in ("trial", "params", "values")}
+
+
+def failed(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials that failed."""
+    return [trial for trial in summary["trials"] if trial["status"] == "FAILED"]
+
+
+def say_end(study: Study, summary: dict[str, Any]) -> None:
+    """Log what became of the trials, and which was best."""
+    told = ", ".join(f"{count} {status.lower()}" for status, count in summary["counts"].items())
+    log.info("sweep: %s", told)
+    for trial in failed(summary):
+        log.info("  failed:   trial %d: %s", trial["trial"], trial["reason"])
+    for best in [summary["best"], *summary["pareto"]]:
+        if best is not None:
+            point = " ".join(f"{key}={value}" for key, value in best["params"].items())
+            values = ", ".join(f"{name} {value:.4g}" for name, value in best["values"].items())
+            log.info("  best:     trial %d, %s: %s", best["trial"], values, point)
+    log.info("  summary:  %s", study.folder / NAME)
+    log.info("  compare:  python -m research.compare %s", study.folder)

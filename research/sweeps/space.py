@@ -10,7 +10,9 @@ from typing import Any, Final
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
+from hydra.types import HydraContext
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+from omegaconf import DictConfig
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -20,6 +22,8 @@ from optuna.distributions import (
 
 from research.errors import UserError, one_line
 
+NOT_COMPARED: Final = ("device=", "logging", "log_every=")
+"""Of two commands that differ in these alone the second goes on with the first's study."""
 Point = Mapping[str, Any]
 """A value for every swept key; as Optuna keeps it."""
 
@@ -35,11 +39,13 @@ class Space:
         axes: of each swept key what it may be.
         told: the same as it was written.
         fixed: ``key=value`` each.
+        words: both as they were written, of a key that was given twice the last.
     """
 
     axes: dict[str, BaseDistribution]
     told: dict[str, str]
     fixed: list[str]
+    words: list[str]
 
     @classmethod
     def of(cls, params: Mapping[str, Any], overrides: Sequence[str]) -> Space:
@@ -68,7 +74,8 @@ class Space:
         except ValueError as error:
             raise UserError(f"{' '.join(last.values())}: {one_line(error)}") from error
         told = {key: last[key].partition("=")[2] for key in axes}
-        return cls(axes, told, [f"{key}={value}" for key, value in values.items()] + others)
+        fixed = [f"{key}={value}" for key, value in values.items()] + others
+        return cls(axes, told, fixed, list(last.values()))
 
     @property
     def size(self) -> int | None:
@@ -88,6 +95,44 @@ class Space:
     def overrides(self, point: Point) -> list[str]:
         """A point and what all share, ``key=value`` each, as Hydra reads it."""
         return [*self.fixed, *(f"{key}={written(value)}" for key, value in point.items())]
+
+    def point(self, words: Sequence[str]) -> Point:
+        """The point of a job's overrides, ``key=value`` each, its values as the axes have them."""
+        told = {key: value for key, _, value in (word.partition("=") for word in words)}
+        return {key: _on(axis, told[key]) for key, axis in self.axes.items()}
+
+    @property
+    def compared(self) -> list[str]:
+        """Of what all share, that by which one sweep is told from another, sorted."""
+        return sorted(word for word in self.fixed if not word.startswith(NOT_COMPARED))
+
+    def monitor(self, context: HydraContext, base: DictConfig) -> str:
+        """``METRIC:max`` or ``:min`` of the first point's configuration."""
+        from research.sweeps.objectives import monitor
+
+        first = {key: _first(axis) for key, axis in self.axes.items()}
+        return monitor(context.config_loader.load_sweep_config(base, self.overrides(first)))
+
+
+def _first(axis: BaseDistribution) -> Any:
+    if isinstance(axis, CategoricalDistribution):
+        return axis.choices[0]
+    assert isinstance(axis, IntDistribution | FloatDistribution)
+    return axis.low
+
+
+def _on(axis: BaseDistribution, text: str) -> Any:
+    """A value as it is written, as an axis has it."""
+    if isinstance(axis, CategoricalDistribution):
+        # Written in any way that means the same, such as 1e30 and 1e+30.
+        values = {_meant(written(value)): value for value in axis.choices}
+        return values[_meant(text)]
+    return int(text) if isinstance(axis, IntDistribution) else float(text)
+
+
+def _meant(text: str) -> str:
+    """What Hydra reads out of a value."""
+    return repr(OverridesParser.create().parse_override(f"key={text}").value())
 
 
 def written(value: Any) -> str:

@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from research.config.migrations import current_column, current_key, current_word
 from research.errors import UserError, one_line
 from research.files import to_json, write_text
 from research.runs import ROOT, busy
@@ -155,13 +156,33 @@ class Study:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What ``study.json`` says; empty before it is written."""
+        """What ``study.json`` says, under the names of today; empty before it is written."""
         path = self.folder / ABOUT
         found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return found
+        return current(found)
 
     def describe(self, about: Mapping[str, Any]) -> None:
         write_text(self.folder / ABOUT, to_json(dict(about)))
+
+    def begin(self, search: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        """Write ``study.json``; of a study that goes on it keeps its first command and start.
+
+        Args:
+            search: what is searched, by which a study is recognised.
+            more: what may be another each time.
+
+        Raises:
+            UserError: when the folder is of another search.
+        """
+        known = self.about
+        for key, value in search.items():
+            if known and known[key] != value:
+                raise UserError(
+                    f"hydra.sweeper.study_name={self.name}: {self.folder} is of another search, "
+                    f"{key} {json.dumps(known[key])}; choose another name"
+                )
+        first: dict[str, Any] = {k: known[k] for k in ("command", "started") if k in known}
+        self.describe({"study": self.name, **search, **more, **first})
 
     # -- trials ----------------------------------------------------------------------------------
 
@@ -176,6 +197,17 @@ class Study:
 
     def trial(self, number: int) -> FrozenTrial:
         return self.optuna.get_trials(deepcopy=False)[number]
+
+    @staticmethod
+    def point(trial: FrozenTrial) -> Point:
+        """A trial's values, under the names of today."""
+        return {current_key(key): value for key, value in trial.params.items()}
+
+    def _in_store(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of today as this study's store has them, so that samplers see one axis."""
+        every = self.optuna.get_trials(deepcopy=False)
+        names = {current_key(key): key for trial in every for key in trial.params}
+        return {names.get(key, key): value for key, value in values.items()}
 
     def going(self, number: int) -> Trial:
         """A trial that goes on, to be reported on."""
@@ -234,14 +266,35 @@ class Study:
             retry &= {trial.number for trial in trials}
             if retry:
                 failed = self.trial(retry.pop())
-                return self._claimed(self._create(space, failed.params, retries=failed.number))
+                point = self.point(failed)
+                return self._claimed(self._create(space, point, retries=failed.number))
             if len(trials) >= total:
                 return None
-            taken = [trial.params for trial in trials]
+            taken = [self.point(trial) for trial in trials]
             if not grid:
                 return self._claimed(self._ask(space, taken, seed))
             left = self._untaken(space, taken)
             return self._claimed(self._create(space, left[0])) if left else None
+
+    def take(self, space: Space, point: Point) -> Claim | FrozenTrial:
+        """The trial at a point that somebody else has chosen.
+
+        Returns:
+            a trial to run: a new one, one that was left behind, or a failure tried again; else
+            the trial that has finished there, or that another process is at.
+        """
+        with self.locked():
+            failed: dict[str, int] = {}
+            for trial in self.trials():
+                if self.point(trial) != point:
+                    continue
+                if trial.state is TrialState.FAIL:
+                    failed = {"retries": trial.number}
+                elif trial.state is TrialState.RUNNING and not self.is_alive(trial):
+                    return self._claimed(trial.number)
+                else:
+                    return trial
+            return self._claimed(self._create(space, point, **failed))
 
     def tell(self, number: int, values: Sequence[float]) -> None:
         """A trial has finished, with a value of each objective."""
@@ -274,7 +327,7 @@ class Study:
     def _claimed(self, number: int) -> Claim:
         lock = self._lock(number)
         lock.acquire(timeout=PROBE)  # another process may just be asking whether it is held
-        return Claim(number, dict(self.trial(number).params), lock)
+        return Claim(number, self.point(self.trial(number)), lock)
 
     @staticmethod
     def _untaken(space: Space, taken: Sequence[Point]) -> list[Point]:
@@ -294,8 +347,8 @@ class Study:
         self.optuna.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
-                params=dict(point),
-                distributions=space.axes,
+                params=self._in_store(point),
+                distributions=self._in_store(space.axes),
                 user_attrs={CLAIMED: True, **facts},
             )
         )
@@ -307,13 +360,49 @@ class Study:
         count = len(self.optuna.get_trials(deepcopy=False))
         own = int(np.random.SeedSequence((seed, count)).generate_state(1)[0])
         self.optuna.sampler = self.sampler(own)
-        trial = self.optuna.ask(space.axes)
-        if space.size is None or trial.params not in taken:
+        trial = self.optuna.ask(self._in_store(space.axes))
+        params = {current_key(key): value for key, value in trial.params.items()}
+        if space.size is None or params not in taken:
             trial.set_user_attr(CLAIMED, True)
             return trial.number
         self.optuna.tell(trial, state=TrialState.FAIL)
         left = self._untaken(space, taken)
         return self._create(space, left[own % len(left)])
+
+
+def current(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ``study.json`` of any version says, under the names of today."""
+    found = dict(about)
+    if "space" in found:
+        found["space"] = {current_key(key): told for key, told in found["space"].items()}
+    if "fixed" in found:
+        found["fixed"] = sorted(current_word(word) for word in found["fixed"])
+    if "objectives" in found:
+        found["objectives"] = [
+            {**each, "name": current_column(each["name"])} for each in found["objectives"]
+        ]
+    if "monitor" in found:
+        metric, _, mode = found["monitor"].rpartition(":")
+        found["monitor"] = f"{current_column(metric)}:{mode}"
+    return found
+
+
+def known_as(search: Mapping[str, Any], name_of: Callable[[Mapping[str, Any]], str]) -> str:
+    """The name of the study of a search, which may have begun under names of an earlier version.
+
+    Args:
+        search: what is searched.
+        name_of: gives the name under which a search begins.
+    """
+    for path in sorted(FOLDER.glob(f"*/{ABOUT}")):
+        try:
+            about = json.loads(path.read_text("utf-8"))
+            then = {key: about[key] for key in search}
+            if current(then) == search and name_of(then) == path.parent.name:
+                return path.parent.name
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: a damaged study, passed over (%s)", path, one_line(error))
+    return name_of(search)
 
 
 def checkpoint_time(run: Path) -> float:

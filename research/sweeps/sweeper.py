@@ -7,14 +7,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -33,8 +31,6 @@ log = logging.getLogger(__name__)
 
 GRID: Final = "optuna.samplers.GridSampler"
 SAMPLERS: Final = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
-NOT_COMPARED: Final = ("device=", "logging", "log_every=")
-"""Of two commands that differ in these alone the second goes on with the first's study."""
 TRIALS: Final = 20
 """Of a space without end, when nobody says how many."""
 
@@ -90,20 +86,25 @@ class StudySweeper(Sweeper):
         """
         # Imported late: Hydra makes sweepers to show a configuration, too.
         from research import logs
+        from research.config import resolved, targets
         from research.sweeps.space import Space
 
         logs.to_terminal()
         space = Space.of(self.params, arguments)
         total = self._total(space)
-        study = self._open(space, total)
+        config = resolved(self.base)
+        config["trust"] = targets.beyond(config)
+        study = self._open(space, total, config)
         from research import session
         from research.sweeps import record
+        from research.sweeps.launching import launch
+        from research.sweeps.record import failed as failed_of
 
         session.terminate_as_interrupt()
         status: Status = "FAILED"
         try:
             with study.locked():
-                failed = _failed(record.update(study))
+                failed = failed_of(record.update(study, config))
             retry = {entry["trial"] for entry in failed} if self.retry_failed else set()
             _say_start(study, total, retry)
             launcher = self._launcher(study)
@@ -112,9 +113,9 @@ class StudySweeper(Sweeper):
                 claims = self._claims(study, space, total, retry)
                 if not claims:
                     break
-                self._launch(launcher, study, space, claims)
+                launch(launcher, study, space, claims)
                 with study.locked():
-                    failed = _failed(record.summary(study))
+                    failed = failed_of(record.summary(study))
             if not self._too_many(failed, total):
                 status = "FINISHED"
         except KeyboardInterrupt:
@@ -122,8 +123,8 @@ class StudySweeper(Sweeper):
             raise
         finally:
             with study.locked():
-                summary = record.update(study, status)
-        _say_end(study, summary)
+                summary = record.update(study, config, status)
+        record.say_end(study, summary)
         if status == "FAILED":
             raise UserError(
                 f"{len(failed)} of {total} trials failed, more than "
@@ -159,7 +160,7 @@ class StudySweeper(Sweeper):
         wanted = self.n_trials or (size if self._grid else TRIALS) or TRIALS
         return wanted if size is None else min(wanted, size)
 
-    def _open(self, space: Space, total: int) -> Study:
+    def _open(self, space: Space, total: int, config: dict[str, Any]) -> Study:
         """The study, made or found again, with its ``study.json``.
 
         Raises:
@@ -176,12 +177,12 @@ class StudySweeper(Sweeper):
         # Loaded late, with torch, of which such mistakes have no need.
         from hydra.utils import instantiate
 
-        from research.config import resolved
         from research.sweeps.job import PRUNERS
         from research.sweeps.objectives import objectives
-        from research.sweeps.study import STORE, Study
+        from research.sweeps.study import STORE, Study, known_as
 
-        monitor = self._monitor(space)
+        assert self.context is not None
+        monitor = space.monitor(self.context, self.base)
         wanted = objectives(self.objectives, monitor)
         try:
             pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
@@ -190,45 +191,27 @@ class StudySweeper(Sweeper):
         search = {
             "objectives": [objective._asdict() for objective in wanted],
             "space": space.told,
-            "fixed": sorted(word for word in space.fixed if not word.startswith(NOT_COMPARED)),
+            "fixed": space.compared,
             "storage": self.storage or str(STORE),
             "sampler": self.sampler._target_.rpartition(".")[2],
         }
-        name = self.study_name or self._name(search)
+        name = self.study_name or known_as(search, self._name)
         study = Study(
             name, self.storage, self._samplers(), pruner, [each.direction for each in wanted]
         )
         with study.locked():
-            known = study.about
-            for key, value in search.items():
-                if known and known[key] != value:
-                    raise UserError(
-                        f"hydra.sweeper.study_name={name}: {study.folder} is of another search, "
-                        f"{key} {json.dumps(known[key])}; choose another name"
-                    )
-            study.describe(
+            study.begin(
+                search,
                 {
-                    "study": name,
                     "command": sys.argv,
-                    **search,
                     "pruner": None if pruned == "NopPruner" else pruned,
                     "monitor": monitor,
                     "n_trials": total,
-                    "configuration": resolved(self.base),
+                    "configuration": config,
                     "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                    **{key: known[key] for key in ("command", "started") if key in known},
-                }
+                },
             )
         return study
-
-    def _monitor(self, space: Space) -> str:
-        """``METRIC:max`` or ``:min`` of the sweep's first point."""
-        from research.sweeps.objectives import monitor
-
-        first = {key: _first(axis) for key, axis in space.axes.items()}
-        assert self.context is not None
-        config = self.context.config_loader.load_sweep_config(self.base, space.overrides(first))
-        return monitor(config)
 
     def _samplers(self) -> Callable[[int], BaseSampler]:
         from hydra.utils import instantiate
@@ -246,7 +229,7 @@ class StudySweeper(Sweeper):
 
         return make
 
-    def _name(self, search: dict[str, Any]) -> str:
+    def _name(self, search: Mapping[str, Any]) -> str:
         choices = self.base.hydra.runtime.choices
         settings = (search, self.seed, OmegaConf.to_container(self.sampler), self.pruner._target_)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -271,6 +254,8 @@ class StudySweeper(Sweeper):
         return self.n_jobs or (takes if takes > 0 else os.cpu_count() or 1)
 
     def _claims(self, study: Study, space: Space, total: int, retry: set[int]) -> list[Claim]:
+        from research.sweeps.launching import release
+
         found: list[Claim] = []
         try:
             while len(found) < self._at_once:
@@ -279,80 +264,15 @@ class StudySweeper(Sweeper):
                     break
                 found.append(claim)
         except BaseException:
-            _release(found)
+            release(found)
             raise
         return found
-
-    def _launch(
-        self, launcher: Launcher, study: Study, space: Space, claims: Sequence[Claim]
-    ) -> None:
-        jobs = [
-            [
-                *space.overrides(claim.point),
-                f"hydra.sweep.dir={study.folder}",
-                f"hydra.sweep.subdir={study.run_folder(claim.number, 1).name}",
-            ]
-            for claim in claims
-        ]
-        for claim in claims:
-            told = " ".join(space.overrides(claim.point)[len(space.fixed) :])
-            log.info("sweep: trial %d: %s", claim.number, told)
-        try:
-            returns = launcher.launch(jobs, initial_job_idx=claims[0].number)
-        except Exception as error:
-            log.error("sweep: the launcher failed", exc_info=error)
-            if not any("run" in study.trial(claim.number).user_attrs for claim in claims):
-                raise UserError(
-                    f"hydra/launcher: no job began ({one_line(error)}); the same command goes on "
-                    "with these trials"
-                ) from error
-        except KeyboardInterrupt:
-            _release(claims)
-            with study.locked():
-                for claim in claims:
-                    study.excuse(claim.number)
-            raise
-        else:
-            for claim, ended in zip(claims, returns, strict=True):
-                self._settle(study, claim, ended)
-        finally:
-            _release(claims)
-
-    @staticmethod
-    def _settle(study: Study, claim: Claim, ended: JobReturn) -> None:
-        """Fail a trial whose job ended by an exception before it could tell of itself."""
-        from research.runs import busy
-
-        try:
-            _ = ended.return_value
-        except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            trace = None if isinstance(error, UserError) else error
-            log.error("sweep: a job broke off: %s", reason, exc_info=trace)
-            with study.locked():
-                trial = study.trial(claim.number)
-                run = trial.user_attrs.get("run")
-                if not trial.state.is_finished() and (run is None or not busy(Path(run))):
-                    study.fail(claim.number, reason)
-
-
-def _release(claims: Sequence[Claim]) -> None:
-    for claim in claims:
-        claim.held.release()
 
 
 def _finite(axis: Any) -> bool:
     from research.sweeps.space import values_of
 
     return values_of(axis) is not None
-
-
-def _first(axis: Any) -> Any:
-    return axis.choices[0] if hasattr(axis, "choices") else axis.low
-
-
-def _failed(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    return [trial for trial in summary["trials"] if trial["status"] == "FAILED"]
 
 
 def _say_start(study: Study, total: int, retry: set[int]) -> None:
@@ -377,17 +297,3 @@ def _say_start(study: Study, total: int, retry: set[int]) -> None:
             "sweep: nothing is left to do; another hydra.sweeper.study_name runs it again, of a "
             "space without end a larger n_trials more of it"
         )
-
-
-def _say_end(study: Study, summary: dict[str, Any]) -> None:
-    told = ", ".join(f"{count} {status.lower()}" for status, count in summary["counts"].items())
-    log.info("sweep: %s", told)
-    for trial in _failed(summary):
-        log.info("  failed:   trial %d: %s", trial["trial"], trial["reason"])
-    for best in [summary["best"], *summary["pareto"]]:
-        if best is not None:
-            point = " ".join(f"{key}={value}" for key, value in best["params"].items())
-            values = ", ".join(f"{name} {value:.4g}" for name, value in best["values"].items())
-            log.info("  best:     trial %d, %s: %s", best["trial"], values, point)
-    log.info("  summary:  %s", study.folder / "final_summary.json")
-    log.info("  compare:  python -m research.compare %s", study.folder)
