@@ -217,9 +217,13 @@ def _optimizer_step(parts: Parts, settings: Settings) -> None:
     if settings.grad_clip is not None:
         parts.scaler.unscale_(parts.optimizer)
         nn.utils.clip_grad_norm_(parts.model.parameters(), settings.grad_clip)
+    scale = parts.scaler.get_scale()
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
+    if parts.scaler.get_scale() < scale:
+        # fp16 overflowed and the optimizer did not step, so neither schedule nor average may.
+        return
     parts.scheduler.step()
     if parts.ema is not None:
         parts.ema.update(parts.model, step=parts.scheduler.last_epoch)

@@ -39,8 +39,10 @@ Settings of its own
   rounds=20       how often each row is timed
   batch=1         images a timed batch
   device=auto     where they are timed; precision= and channels_last= hold there too
-Without model.num_classes classifiers have 1000 classes and detectors one; without
-dataset.image_size each has the size that its data set or it itself asks for.
+A ranker's image is a pair of photos. Without model.num_classes there are as many classes as the
+data set has that is chosen by dataset= or experiment=; where none is chosen, or it is not there to
+be asked, classifiers have 1000 and detectors one. Without dataset.image_size each has the size that
+its data set or it itself asks for.
 """
 
 CLASSES = 1000
@@ -100,8 +102,9 @@ def rows(
         config = resolved(compose_config(overrides)[0])
         combinations.append((varied, {**config, "device": device}))
     found, timed = [], []
+    asked = any(key in ("dataset", "experiment") for key, _ in choices)
     for varied, config in combinations:
-        network, facts = _build(config)
+        network, facts = _build(config, asked=asked)
         found.append((varied, *measure(network, config, facts)))
         if latency:
             timed.append(_pass(network, config, facts, batch))
@@ -171,10 +174,21 @@ def table(
     return "\n".join(lines)
 
 
-def _build(config: Config) -> tuple[nn.Module, dict[str, Any]]:
+def _build(config: Config, *, asked: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """A network on the CPU, and what it is told of its data.
+
+    Args:
+        config: resolved.
+        asked: the data set is the user's choice, and is asked for its classes.
+    """
     from research import build
 
-    count = config["model"].get("num_classes") or (1 if _detects(config) else CLASSES)
+    if _ranks(config):
+        facts = build.source(config).facts()
+        return build.model(config, facts), facts
+    known = build.source(config).known_classes() if asked else None
+    count = len(known or ()) or (1 if _detects(config) else CLASSES)
+    count = config["model"].get("num_classes") or count
     slots = config["model"].get("max_boxes") or SLOTS
     extra = config["model"].get("x_channels") or len(config["dataset"].get("x") or EXTRA)
     facts = {
@@ -187,6 +201,10 @@ def _build(config: Config) -> tuple[nn.Module, dict[str, Any]]:
     return build.model(config, facts), facts
 
 
+def _ranks(config: Config) -> bool:
+    return str(config["task"]["_target_"]).startswith("research.tasks.ranking.")
+
+
 def _detects(config: Config) -> bool:
     return str(config["task"]["_target_"]).startswith("research.tasks.detection.")
 
@@ -197,10 +215,15 @@ def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
 
     from research import build
     from research.compression.blocks import Blocks
-    from research.data.batch import ClassificationBatch, DetectionBatch
+    from research.data.batch import ClassificationBatch, DetectionBatch, PairBatch
 
     size = build.input_size(config, facts)
     index = torch.arange(count)
+    if _ranks(config):
+        width = sum(facts["feature_sizes"].values())
+        inputs = torch.zeros(count, 2, width) if width else torch.zeros(count, 2, 3, size, size)
+        photos = torch.stack([index, index], 1)
+        return PairBatch(index, inputs, torch.full((count,), 0.5), index, photos)
     images = torch.zeros(count, len(facts.get("channels", RGB)), size, size)
     if _detects(config):
         boxes = torch.zeros(count, facts["transform"]["max_boxes"], 4)
@@ -210,13 +233,13 @@ def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
         return DetectionBatch(index, images, boxes, boxes.any(-1), labels, sizes)
     stem = build.stem_spec(config["compression"])
     if stem is None:
-        return ClassificationBatch(index, images, index)
+        return ClassificationBatch(index, images, torch.zeros_like(index))
     grid, kept = size // 8, stem.selection
     blocks = Blocks(
         torch.zeros(count, len(kept.luma), grid, grid),
         torch.zeros(count, 2, len(kept.chroma), grid // 2, grid // 2),
     )
-    return ClassificationBatch(index, blocks, index)
+    return ClassificationBatch(index, blocks, torch.zeros_like(index))
 
 
 def _pass(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import yaml
 
-from research.config.compose import CONF, composed, options
+from research.config.compose import composed
 from research.config.messages import dotted, plain, shown
-from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, register, rule_for
+from research.config.options import CONF, options
+from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, register, rule_for
 from tests.conftest import ROOT
 
 Inventory = dict[str, Any]
@@ -30,10 +31,7 @@ def settings() -> Inventory:
     """Every key with its default and what it may be: of a run, and of each option of each group."""
     register()
     run = {
-        name: f"{shown(field.default) if not callable(field.default_factory) else '{}'} "
-        f"({RUN_RULES[name].allowed})"
-        for name, field in RunSettings.__dataclass_fields__.items()
-        if name in RUN_RULES
+        name: f"{shown(RUN_DEFAULTS[name])} ({rule.allowed})" for name, rule in RUN_RULES.items()
     }
     groups = {}
     for group in GROUPS:

@@ -19,9 +19,9 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from research.config import command_line, compose_config, register, resolved
-from research.config.compose import CONF, options
 from research.config.help import help_text
 from research.config.messages import dotted
+from research.config.options import CONF, options
 from research.config.schema import GROUP_RULES, GROUPS, RUN_RULES
 from research.errors import UserError
 

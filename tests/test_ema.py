@@ -62,3 +62,44 @@ def test_the_average_is_what_is_judged_and_kept(small: Compose) -> None:
     assert {name: judged["metrics"][name] for name in judged["logged"]} == judged["logged"]
     begun = build.experiment(small(*TINY, f"init_from={folder / 'checkpoints' / 'last.pt'}"))
     assert_same(dict(begun.parts.model.state_dict()), dict(saved["ema"]))
+
+
+@pytest.mark.parametrize("overflows", [{3}, {1, 2, 4}])
+def test_a_step_that_fp16_skips_steps_nothing_else(
+    small: Compose, monkeypatch: pytest.MonkeyPatch, overflows: set[int]
+) -> None:
+    """Gradients of some steps overflow: model, schedule and average stay as they were."""
+    built = build.experiment(small(*TINY, f"ema={DECAY}", "dataset.batch_size=4"))
+    parts = built.parts
+    parts.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    assert parts.ema is not None
+    steps: list[dict[str, Any]] = []
+
+    def snapshot() -> dict[str, Any]:
+        assert parts.ema is not None
+        return {
+            "model": [p.detach().clone() for p in parts.model.parameters()],
+            "average": [p.detach().clone() for p in parts.ema.module.parameters()],
+            "schedule": parts.scheduler.last_epoch,
+            "rate": parts.optimizer.param_groups[0]["lr"],
+        }
+
+    def step(*args: Any) -> None:
+        if len(steps) + 1 in overflows:
+            next(iter(parts.model.parameters())).grad.fill_(torch.inf)  # type: ignore[union-attr]
+        before = snapshot()
+        original(*args)
+        steps.append({"before": before, "after": snapshot(), "scale": parts.scaler.get_scale()})
+
+    original = loop._optimizer_step
+    monkeypatch.setattr(loop, "_optimizer_step", step)
+    train_epoch(parts, built.settings, State(), Tracker())
+    assert len(steps) == 6
+    for number, seen in enumerate(steps, start=1):
+        before, after = seen["before"], seen["after"]
+        if number in overflows:
+            assert_same(before, after)
+        moved = after["schedule"] - before["schedule"]
+        assert moved == (number not in overflows)
+    assert steps[-1]["scale"] == 2.0 ** (10 - len(overflows))
+    assert steps[-1]["after"]["schedule"] == 6 - len(overflows)

@@ -13,7 +13,7 @@ import torch
 import research
 from research import evaluate, export
 from research.config import compose_config, resolved
-from research.config.compose import options
+from research.config.options import options
 from research.data.cifar_files import FAMILIES
 from research.errors import UserError
 from tests.conftest import run

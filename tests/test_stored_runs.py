@@ -119,7 +119,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         store.executescript(Path("runs/mlflow.sql").read_text())
     run = project / "runs/interrupted"
     own = (run / "mlflow_run_id").read_text()
-    train(*words_of(run), "resume=auto")
+    # An address of its own: MLflow keeps stores of one address open, wherever they lie.
+    uri = f"sqlite:///{project / 'runs/mlflow.db'}"
+    train(*words_of(run), f"logging.mlflow.uri={uri}", "resume=auto")
     rows, whole = (
         [{key: number(text) for key, text in row.items() if key not in CLOCKS} for row in table]
         for table in (read_rows(run / "epoch_metrics.csv"), expected["whole"])
@@ -128,7 +130,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     from mlflow import MlflowClient
 
     assert (run / "mlflow_run_id").read_text() == own
-    history = histories(MlflowClient("sqlite:///runs/mlflow.db"), own)["val/loss"]
+    history = histories(MlflowClient(uri), own)["val/loss"]
     logged = [(int(row["epoch"]), row["val/loss"]) for row in whole]
     assert not list(unlike([list(pair) for pair in logged], [list(p) for p in history], CLOSE))
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from research import build, summary
 from research.config import compose_config, resolved
+from research.config.options import options
+from research.data.pairs.quality import QUALITY
 from research.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -170,3 +172,49 @@ def test_a_row_for_every_combination() -> None:
 def test_mistakes_are_told_as_everywhere(word: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
         summary.main([word])
+
+
+@pytest.mark.parametrize(
+    ("words", "head"),
+    [
+        (["dataset=cifar10"], 10),
+        (["dataset=cifar100"], 100),
+        (["dataset=demo"], 12),
+        (["dataset=imagefolder", "dataset.train_dirs=[FOLDERS]"], 3),
+        (["dataset=imagefolder", "dataset.train_dirs=[not/there]"], 1000),
+        (["dataset=cifar10", "model.num_classes=7"], 7),
+        ([], 1000),
+    ],
+)
+def test_the_chosen_data_set_says_how_many_classes(
+    words: list[str], head: int, folders: Path
+) -> None:
+    words = [word.replace("FOLDERS", str(folders / "train")) for word in words]
+    resnet = ("model=resnet34", "model.name=resnet18", "dataset.image_size=32")
+    few = one(*resnet, "model.num_classes=1").parameters
+    assert one(*resnet, *words).parameters == few + (head - 1) * (512 + 1)
+
+
+def test_a_ranker_of_features_is_summed_up() -> None:
+    row = one("model=siamese_frozen")
+    # A tower of 256 and 128, one score without a bias; two photos a pair.
+    weights = len(QUALITY) * 256 + 256 * 128 + 128
+    assert row.parameters == weights + 256 + 128
+    assert row.macs == 2 * weights
+
+
+def test_a_ranker_of_images_is_summed_up() -> None:
+    row = one("model=siamese_e2e", "model.backbone=test_resnet", "dataset.image_size=64")
+    plain = ("model=timm", "model.name=test_resnet", "dataset.image_size=64")
+    single = one(*plain, "model.num_classes=1")
+    assert row.parameters == single.parameters - 1  # its score has no bias
+    assert row.macs == 2 * single.macs
+
+
+@pytest.mark.long
+def test_every_model_is_summed_up() -> None:
+    for model in options("model"):
+        words = ["model.name=test_resnet"] if model == "timm" else []
+        if model.startswith("densenet"):
+            words = ["model.block_layers=[1,1]"]
+        assert one(f"model={model}", *words, "dataset.image_size=64").parameters > 0

@@ -15,13 +15,19 @@ from typing import Any
 import yaml
 
 from research import cli
+from research.config import stored
 from research.config.keys import leaves
+from research.config.migrations import current_column
 from research.config.rules import nearest
 from research.errors import UserError, one_line
 from research.tracking.files import read_rows
 
 log = logging.getLogger(__name__)
 
+DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, UserError,
+)  # fmt: skip
+"""What the files of a damaged run make of their readers."""
 NOT_SEARCHED = ("checkpoints", "mlflow-artifacts")
 NO_CURVES = ("epoch", "avg_loss", "total_loss", "is_best", "checkpoint_path", "timestamp")
 """Columns of ``epoch_metrics.csv`` that are no metric, or one under a second name."""
@@ -126,7 +132,7 @@ def select(
                     sweeps[folder.parent] = _costs(folder.parent)
                 measured = sweeps[folder.parent].get(folder.name, {})
                 chosen.append(_read(folder, summary, overrides, measured))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        except DAMAGED as error:
             log.warning("%s: a damaged run, left out (%s)", folder, one_line(error))
             left_out["damaged"] += 1
     return chosen, left_out
@@ -147,13 +153,14 @@ def _read(
     rows = read_rows(folder / "epoch_metrics.csv")
     names = [name for name in (rows[0] if rows else ()) if name not in NO_CURVES]
     metric, mode = summary["monitor"]
-    config = summary["configuration"]
+    path = str(folder / "summary.json")
+    config = stored.completed(stored.recorded(summary["configuration"], path))
     return Recorded(
         folder,
         summary["status"],
         summary["model"],
         int(config["seed"]),
-        (metric, mode),
+        (current_column(metric), mode),
         int(summary["best_epoch"]),
         float(summary["best_value"]),
         dict(leaves(config)),

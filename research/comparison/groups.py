@@ -14,7 +14,9 @@ from research.config.messages import shown
 from research.config.rules import nearest
 from research.errors import UserError
 
-NOT_GROUPED = ("seed", "run_dir", "name", "tags", "logging", "device", "resume")
+NOT_GROUPED = (
+    "seed", "run_dir", "name", "tags", "logging", "device", "resume", "trust", "version",
+)  # fmt: skip
 """Settings that make no group of their own: chance, and where things lie."""
 NAMES = ("name", "backbone", "variant", "_target_")
 """Last parts of keys that say by themselves what a group of the configuration is."""

@@ -14,6 +14,8 @@ from research.errors import one_line
 log = logging.getLogger(__name__)
 
 FOLDER = "comparison"
+RUNS = Path("runs")
+"""The user's own; an address in other run folders does not count."""
 
 
 def upload(files: Sequence[Path], runs: Sequence[Recorded], uri: str) -> str | None:
@@ -24,14 +26,16 @@ def upload(files: Sequence[Path], runs: Sequence[Recorded], uri: str) -> str | N
     Args:
         files: to upload.
         runs: that were compared.
-        uri: of the store; empty for the one the runs went to, and then only with a sweep's run.
+        uri: of the store; empty for the one that the user's own runs went to, and then only with
+            a sweep's run.
 
     Returns:
         the id of the MLflow run that has the files; null for none.
     """
     parent = _parent(runs)
     settings = runs[0].settings
-    uri = uri or (str(settings.get("logging.mlflow.uri", "")) if parent else "")
+    own = all(run.folder.resolve().is_relative_to(RUNS.resolve()) for run in runs)
+    uri = uri or (str(settings.get("logging.mlflow.uri", "")) if parent and own else "")
     if not uri:
         return None
     try:

@@ -52,8 +52,8 @@ def check(
         raise UserError(explain(error, list(overrides or ()))) from error
     if defaults is None:
         defaults = defaults_of(frozenset(ours.items()))
-    _check_node("", settings, defaults, ours)
     check_targets(settings, {*own, *settings["trust"]})
+    _check_node("", settings, defaults, ours)
     for fault in _faults(settings, ours, overrides):
         raise UserError(fault)
 

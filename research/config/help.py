@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from research.config.compose import composed
 from research.config.messages import dotted, plain, shown
 from research.config.options import options
-from research.config.schema import GROUPS, OPTIONAL, RunSettings
+from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RunSettings
 
 EXAMPLES = """\
 python train.py
@@ -48,9 +48,9 @@ def help_text(overrides: list[str]) -> str:
 def _run_settings() -> Iterator[str]:
     for setting in fields(RunSettings):
         if setting.metadata:
-            default: Any = {} if setting.default is MISSING else setting.default
+            default: Any = RUN_DEFAULTS[setting.name]
             null = ", or null" if default is None else ""
-            value = "{}" if default == {} else shown(default)
+            value = shown(default)
             allowed = setting.metadata["rule"].allowed
             yield f"  {setting.name:<18} {value:<6} {setting.metadata['help']} ({allowed}{null})"
 

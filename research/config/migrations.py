@@ -134,9 +134,14 @@ def _get(config: dict[str, Any], key: str) -> Any:
 
 
 def _take(config: dict[str, Any], key: str) -> Any:
+    """The value, which is taken out; with the mappings that are empty without it."""
     node = _parent(config, key)
     assert node is not None
-    return node.pop(key.rpartition(".")[2])
+    above, _, last = key.rpartition(".")
+    value = node.pop(last)
+    if above and not node:
+        _take(config, above)
+    return value
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:

@@ -64,7 +64,7 @@ def whole(at_least: int, at_most: int | None = None) -> Rule:
 
 def only(value: int) -> Rule:
     """One number and no other."""
-    return Rule(f"{value}", lambda given: given == value and not isinstance(given, bool))
+    return Rule(f"{value}", lambda given: type(given) is int and given == value)
 
 
 def one_of(*choices: str) -> Rule:

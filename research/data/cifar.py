@@ -200,6 +200,9 @@ class Cifar:
     def look(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
+    def known_classes(self) -> list[str] | None:
+        return list(self.family.classes)
+
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(places), {}) for name, (_, places) in self.splits.items()}
 

@@ -22,7 +22,7 @@ from research.data.batch import ClassificationBatch
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import Coefficients
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
-from research.data.demo import Scenes
+from research.data.demo import CLASSES, Scenes
 from research.data.index import Progress, index_folder
 from research.data.loader import BatchSource, EpochLoader, Key
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
@@ -219,6 +219,16 @@ class ImageFolders:
 
     def look(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
+
+    def known_classes(self) -> list[str] | None:
+        folders = {
+            folder.name
+            for root in self.train_dirs
+            if root.is_dir()
+            for folder in root.iterdir()
+            if folder.is_dir() and not folder.name.startswith(".")
+        }
+        return sorted(folders) or (None if self.demo is None else sorted(CLASSES))
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(split.files), split.left_out) for name, split in self.splits.items()}

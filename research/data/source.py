@@ -113,6 +113,10 @@ class DataSource(Protocol):
         """
         ...
 
+    def known_classes(self) -> list[str] | None:
+        """Class names as far as they are known before ``prepare``; null where they are not."""
+        ...
+
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         """Samples of each split, and what it leaves out by kind of damage."""
         ...

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
+from research.config.migrations import current_column
 from research.files import write_atomic, write_text
 from research.tracking.tracker import Row, Rows, Run, Table, Tracker
 
@@ -65,12 +66,13 @@ class FileTracker(Tracker):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a table; none where there is no file."""
+    """The whole rows of a table, its columns called as today; none where there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         # A row cut short by a crash has fields missing: it was never part of a checkpoint.
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        whole = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [{current_column(name): text for name, text in row.items()} for row in whole]
 
 
 def _epoch(row: Mapping[str, str]) -> int:

@@ -14,7 +14,7 @@ from torchvision import models
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, kept_indices
 from research.compression.stems import StemSpec
-from research.config.compose import CONF
+from research.config.options import CONF
 from research.models.densenet import densenet
 from tests.conftest import as_if_trained
 

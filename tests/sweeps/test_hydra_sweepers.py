@@ -11,7 +11,6 @@ from research import session
 from tests.conftest import one_line_of
 from tests.sweeps.conftest import Sweep, summaries
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
 

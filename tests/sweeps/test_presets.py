@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from research.config.compose import options
+from research.config.options import options
 from tests.conftest import ROOT
 from tests.sweeps.conftest import summaries
 

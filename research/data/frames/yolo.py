@@ -58,7 +58,7 @@ def read_yolo(
         UserError: for bad class names, no usable frame, or a label file that is required.
     """
     reading = Reading(source)
-    classes = _yolo_classes(source) if class_names is None else list(class_names)
+    classes = named_classes(source) if class_names is None else list(class_names)
     parts = {}
     for images, labels in folders.items():
         orphans = {path for path in labels.rglob("*.txt") if path.name != "classes.txt"}
@@ -112,7 +112,7 @@ def _yolo_rows(file: Path, classes: int) -> list[tuple[int, Box]]:
     return rows
 
 
-def _yolo_classes(source: Path) -> list[str]:
+def named_classes(source: Path) -> list[str]:
     """Names from a YAML file with ``names`` (a list, or a mapping of numbers), or a list of lines.
 
     Raises:

@@ -225,6 +225,9 @@ class PhotoPairs:
     def look(self, path: Path) -> list[Image]:
         return [read_photo(path)]
 
+    def known_classes(self) -> list[str] | None:
+        return []
+
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {
             split: (len(pairs.pairs), dict(self.left_out[split]))

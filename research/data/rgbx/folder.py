@@ -15,11 +15,11 @@ from PIL.Image import Image
 from research.data.batch import DetectionBatch
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.limits import tell
-from research.data.frames.yolo import read_yolo, yolo_folders
+from research.data.frames.yolo import named_classes, read_yolo, yolo_folders
 from research.data.index import Progress
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array, sampled
-from research.data.rgbx.demo import RgbxDemo
+from research.data.rgbx.demo import CLASSES, RgbxDemo
 from research.data.rgbx.layout import DESCRIPTION, LEDGER, extra_channels, grouped
 from research.data.rgbx.samples import ArraySamples, stacked
 from research.data.rgbx.statistics import channel_statistics
@@ -172,6 +172,11 @@ class RgbxFolder:
     def look(self, path: Path) -> list[Image]:
         """A file for people: its colours, then a grey image for each other channel."""
         return pictures(read_array(path, self.form))
+
+    def known_classes(self) -> list[str] | None:
+        if self.class_names is not None:
+            return list(self.class_names)
+        return named_classes(self.root) or (None if self.demo is None else list(CLASSES))
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

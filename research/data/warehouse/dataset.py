@@ -155,6 +155,9 @@ class Warehouse:
     def look(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
+    def known_classes(self) -> list[str] | None:
+        return Manifest.load(self.path).classes if self.path.exists() else None
+
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {
             split: (len(positions), self.manifest.damage if split == "train" else {})

@@ -1,0 +1,149 @@
+"""A user's own code: named by --config-dir on a command line, by trust= of a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import research
+from research import evaluate, export, judge, predict, reproduce
+from research.errors import UserError
+from tests.conftest import SMALL, Train, data_overrides, one_line_of
+
+MODULE = """
+import torch
+from torch import nn
+from research.tracking.tracker import Tracker
+
+class Head(nn.Module):
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, count)
+    def forward(self, x):
+        return self.linear(x)
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int, width: int, head) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.last = head(width, num_classes)
+    def forward(self, x):
+        return self.last(self.first(x).relu().mean((2, 3)))
+
+class Lines(Tracker):
+    def __init__(self, file: str) -> None:
+        self.file = file
+    def log(self, table, step, row) -> None:
+        with open(self.file, "a") as file:
+            file.write(f"{table} {step}\\n")
+"""
+FILES = {
+    "model/mine.yaml": {
+        "_target_": "my_models.Net", "num_classes": None, "width": 8,
+        "head": {"_target_": "my_models.Head", "_partial_": True},
+    },
+    "logging/lines.yaml": {
+        "lines": {"_target_": "my_models.Lines", "_partial_": True, "file": "lines.txt"},
+    },
+}  # fmt: skip
+TRUST = "trust=[my_models.Head,my_models.Lines,my_models.Net]"
+Words = Callable[..., list[str]]
+
+
+@pytest.fixture
+def own(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Words]:
+    """A project with a module and options of its own; gives the words of a command line."""
+    (tmp_path / "my_models.py").write_text(MODULE)
+    for name, content in FILES.items():
+        path = tmp_path / "options" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def words(*more: str) -> list[str]:
+        small = [word for word in SMALL if not word.startswith(("model.", "logging="))]
+        chosen = ["--config-dir", "options", "model=mine", "logging=lines"]
+        return [*chosen, *small, *data_overrides(folders), *more]
+
+    yield words
+    sys.modules.pop("my_models", None)
+
+
+def test_it_trains_resumes_and_is_used_under_trust(own: Words, train: Train) -> None:
+    train(*own("run_dir=runs/mine"))
+    run = Path("runs/mine")
+    assert yaml.safe_load((run / "config.yaml").read_text())["trust"] == [
+        "my_models.Head", "my_models.Lines", "my_models.Net",
+    ]  # fmt: skip
+    assert Path("lines.txt").read_text().count("epoch") == 1
+    train(*own("run_dir=runs/mine", "epochs=2", "resume=auto"))
+    assert json.loads((run / "summary.json").read_text())["epochs_done"] == 2
+    images = sorted(str(path) for path in Path("data/val").rglob("*.jpg"))[:2]
+    model = research.load(run, "cpu", trust=["my_models.Net", "my_models.Head", "my_models.Lines"])
+    assert model(images).shape == (2, 3)
+    found = evaluate.evaluate(run, "val", "best", "cpu", [], trust=[*model.config["trust"]])
+    assert found["metrics"] == pytest.approx(found["logged"])
+    weights = run / "checkpoints" / "final.safetensors"
+    predict.main([str(weights), *images, "out=seen", "device=cpu", TRUST])
+    with Image.open("seen/contact_sheet.png") as sheet:
+        assert sheet.width
+    judge.main([str(run), "rounds=1", "batch=1", "out=judged", "device=cpu", TRUST])
+    words = own(f"init_from={weights}", "run_dir=runs/again")
+    train(*words)
+    train(*own("-m", "seed=0,1", "hydra.sweeper.study_name=both"))
+    counts = json.loads(Path("runs/sweeps/both/final_summary.json").read_text())["counts"]
+    assert counts == {"FINISHED": 2}
+
+
+def test_without_trust_it_is_refused(own: Words, train: Train) -> None:
+    train(*own("run_dir=runs/mine"))
+    run = "runs/mine"
+    image = str(next(Path("data/val").rglob("*.jpg")))
+    commands: dict[str, Callable[[], object]] = {
+        "load": lambda: research.load(run, "cpu"),
+        "evaluate": lambda: evaluate.main([run, "device=cpu"]),
+        "predict": lambda: predict.main([run, image, "device=cpu", "out=seen"]),
+        "export": lambda: export.main([run]),
+        "judge": lambda: judge.main([run, "device=cpu"]),
+        "reproduce": lambda: reproduce.main([run]),
+        "one of three": lambda: research.load(run, "cpu", trust=["my_models.Net"]),
+        "another": lambda: research.load(run, "cpu", trust=["my_models"]),
+    }
+    for name, command in commands.items():
+        line = one_line_of(command)
+        assert "refused" in line, name
+        # The advice, typed.
+        assert "add trust=[my_models." in line, name
+
+
+def test_a_name_on_the_command_line_needs_trust(own: Words, train: Train) -> None:
+    """Only what an option file names is the user's by itself."""
+    plain = [word for word in own() if word not in ("--config-dir", "options", "logging=lines")]
+    plain = [word for word in plain if word != "model=mine"]
+    line = one_line_of(lambda: train(*plain, "model=fastnet", "model._target_=my_models.Net"))
+    assert line.endswith("if it is code of yours, add trust=[my_models.Net]")
+    line = one_line_of(
+        lambda: train(*plain, "model._target_=my_models.Gone", "trust=[my_models.Gone]")
+    )
+    assert "my_models.Gone: there is no such name to build" in line
+
+
+def test_words_of_hydras_own_are_refused(own: Words, train: Train) -> None:
+    path = Path("options/model/mine.yaml")
+    path.write_text(path.read_text() + "_recursive_: false\n")
+    assert "model._recursive_: not a setting" in one_line_of(lambda: train(*own()))
+
+
+def test_trust_is_a_list_of_names() -> None:
+    from research.config import compose_config
+
+    for wrong in ("trust=os.system", "trust=[a b]", "trust=[Net]", "trust=[3]", "trust={a: b}"):
+        with pytest.raises(UserError, match="trust"):
+            compose_config([wrong])
