@@ -118,7 +118,10 @@ def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
             header = json.loads(about)
             _ = header["format"]
             transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError):
+        except (
+            ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError,
+            OverflowError,
+        ):  # fmt: skip
             raise UserError(f"{path}: damaged file (its metadata); use another one") from None
         content = {**header, "transform": transform, "model": content}
     return _checked(content, path, trust) if "format" in content else content
@@ -126,21 +129,34 @@ def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
 
 def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dict[str, Any]:
     """A checkpoint whose entries are of the kinds that they must be."""
-    if content["format"] != FORMAT:
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise _not_ours(path)
     for name in ("model", "transform", "ema"):
-        tensors = content.get(name, {}) or {}
-        if not isinstance(tensors, Mapping) or not all(map(torch.is_tensor, tensors.values())):
+        missing = name == "ema" and content.get(name) is None
+        if not missing and not _is_state_dict(content.get(name)):
             raise UserError(f"{path}: damaged file ({name} holds no tensors); use another one")
     where = str(path)
     config = stored.configuration(content.get("config"), where, trust)
     foreign = config["dataset"]["_target_"] in trust
+    weights_alone = {name: dict(content[name]) for name in ("model", "transform")}
     return {
         **content,
+        **weights_alone,
         "config": config,
         "data": stored.metadata(content.get("data"), where, foreign=foreign),
         "state": stored.state(content.get("state"), where),
     }
+
+
+def _is_state_dict(value: Any) -> bool:
+    """A mapping of names to ordinary tensors."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and torch.is_tensor(tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+        for name, tensor in value.items()
+    )
 
 
 def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,18 @@ def home(run: Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
+def beside(run: Path, name: str) -> Path:
+    """Where results go that lie beside a run.
+
+    Raises:
+        UserError: when a link leads from there to somewhere else.
+    """
+    folder = home(run)
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / name}: a link that leads elsewhere; give out=")
+    return folder / name
+
+
 @contextmanager
 def written(out: Path) -> Iterator[None]:
     """Tells in one line when results cannot be written.

@@ -90,7 +90,7 @@ def main(words: list[str]) -> None:
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)
     run, split = Path(paths[0]), chosen["split"]
-    out = Path(chosen["out"]) if chosen["out"] else cli.home(run) / f"evaluate_{split}"
+    out = Path(chosen["out"]) if chosen["out"] else cli.beside(run, f"evaluate_{split}")
     which, device, trust = chosen["checkpoint"], chosen["device"], chosen["trust"]
     result = evaluate(run, split, which, device, rest, out, trust)
     print(to_json({**result, "files": str(out)}), end="")

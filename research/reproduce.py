@@ -18,7 +18,8 @@ from research.config.keys import ABSENT, differences
 from research.config.messages import shown
 from research.config.migrations import current_word
 from research.config.rules import TEXT, Rule
-from research.errors import UserError, one_line
+from research.config.schema import GROUPS
+from research.errors import UserError, one_line, printable
 from research.files import write_text
 
 USAGE = """
@@ -98,21 +99,26 @@ def read(folder: Path, trust: Sequence[str] = ()) -> Then:
     if "seed" not in document:
         raise UserError(f"{path}: has no seed; this is no run's configuration")
     config = stored.recorded(document, str(path))
+    _check_names(config, trust, path)
+    overrides = _overrides(folder / "overrides.yaml", trust)
+    environment = _environment(folder / "environment.json")
+    for group in GROUPS:
+        if not isinstance(config.get(group), dict):
+            raise UserError(f"{path}: has no {group}; this is no run's configuration")
+    return Then(folder, config, overrides, environment, _outcome(folder / "summary.json"))
+
+
+def _check_names(config: Mapping[str, Any], trust: Sequence[str], path: Path) -> None:
     try:
         targets.check_targets(config, trust)
     except UserError as error:
         raise UserError(f"{path}: refused, its configuration has {error}") from None
-    return Then(
-        folder,
-        config,
-        _overrides(folder / "overrides.yaml"),
-        _environment(folder / "environment.json"),
-        _outcome(folder / "summary.json"),
-    )
 
 
-def _overrides(path: Path) -> list[str]:
+def _overrides(path: Path, trust: Sequence[str]) -> list[str]:
     """The words of a run's command line as they are written today, without ``OWN``.
+
+    Whom its user trusted is no reason to trust them here: only what is given now is.
 
     Raises:
         UserError: for a word that is no setting of ours: it will be composed, and printed as a
@@ -120,10 +126,20 @@ def _overrides(path: Path) -> list[str]:
     """
     words = []
     for word in _load(path, list):
-        if not isinstance(word, str) or not WORD.match(word) or "${" in word:
-            raise UserError(f"{path}: refused, {str(word)[:80]!r} is no setting of a run")
-        words.append(current_word(word))
-    return [word for word in words if word.partition("=")[0] not in OWN]
+        if not isinstance(word, str):
+            raise UserError(f"{path}: refused, a {type(word).__name__} is no setting of a run")
+        if not WORD.match(word) or re.search(r"(?<!\\)\$\{", word):
+            raise UserError(f"{path}: refused, {word[:80]!r} is no setting of a run")
+        word = current_word(word)
+        key, _, value = word.partition("=")
+        if targets.TARGET in word:
+            *above, last = key.split(".")
+            if last != targets.TARGET:
+                raise UserError(f"{path}: refused, {word[:80]!r} is no setting of a run")
+            _check_names(targets.at(".".join(above), {last: value}), trust, path)
+        if key not in (*OWN, "trust"):
+            words.append(word)
+    return [*words, f"trust=[{','.join(trust)}]"] if trust else words
 
 
 def _environment(path: Path) -> dict[str, Any]:
@@ -134,9 +150,19 @@ def _environment(path: Path) -> dict[str, Any]:
     """
     found = _load(path, dict)
     parts = {name: found.get(name) or {} for name in ("git", "packages", "hardware")}
-    for name, part in parts.items():
-        if not isinstance(part, dict):
-            raise UserError(f"{path}: damaged ({name} is no mapping); use another run")
+    found = {"command": [], "data": None, "folder": "", "python": "", **found}
+    data, gpus = found["data"], parts["hardware"].get("gpus", []) if parts["hardware"] else []
+    sound = {
+        **{name: isinstance(part, dict) for name, part in parts.items()},
+        "command": _are_texts(found["command"]),
+        "data": data is None or (isinstance(data, dict) and {"name", "hash"} <= {*data}),
+        "folder": isinstance(found["folder"], str),
+        "python": isinstance(found["python"], str),
+        "gpus": _are_texts(gpus),
+    }
+    for name, right in sound.items():
+        if not right:
+            raise UserError(f"{path}: damaged ({name}); use another run")
     commit = parts["git"].get("commit")
     if commit is not None and not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
         raise UserError(f"{path}: refused, {str(commit)[:80]!r} is no commit")
@@ -148,13 +174,17 @@ def _environment(path: Path) -> dict[str, Any]:
     return {**found, **parts}
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
 def _load(path: Path, kind: type) -> Any:
     parsed = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
         found = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; this run cannot be repeated") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: damaged ({one_line(error)}); use another run") from None
     if not isinstance(found, kind):
         raise UserError(f"{path}: damaged (expected a {kind.__name__}); use another run")
@@ -169,7 +199,9 @@ def _outcome(path: Path) -> str:
             return str(summary["status"])
         value, epoch = summary["best_value"], summary["best_epoch"]
         return f"{summary['status']}, best {summary['monitor'][0]} {value:.4f} at epoch {epoch}"
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (
+        OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError,
+    ):  # fmt: skip
         return ""
 
 
@@ -190,7 +222,7 @@ def about(then: Then, patch: Path) -> list[str]:
         "packages": ", ".join(f"{name} {version}" for name, version in packages if version),
         "hardware": "; ".join(_hardware(hardware)),
     }
-    return [f"{f'{name}:':<12}{text}" for name, text in lines.items()]
+    return [printable(f"{f'{name}:':<12}{text}") for name, text in lines.items()]
 
 
 def _state(git: Mapping[str, Any], patch: Path) -> str:
@@ -205,9 +237,10 @@ def _state(git: Mapping[str, Any], patch: Path) -> str:
 
 def _hardware(hardware: Mapping[str, Any]) -> Iterator[str]:
     if "cpu" in hardware:
-        yield f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB"
-        yield f"GPUs: {', '.join(hardware['gpus']) or 'none'}"
-        yield hardware["platform"]
+        cores, memory = hardware.get("cores", "?"), hardware.get("memory_gib", "?")
+        yield f"{cores} cores of {hardware['cpu']}, {memory} GiB"
+        yield f"GPUs: {', '.join(hardware.get('gpus', [])) or 'none'}"
+        yield str(hardware.get("platform", "?"))
 
 
 def drift(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -232,7 +265,7 @@ def _parts(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(value: Any) -> str:
-    return "none" if value in (None, []) else shown(value)
+    return "none" if value in (None, []) else printable(shown(value))
 
 
 def settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Setting]:
@@ -311,7 +344,10 @@ def commands(
     wanted = [
         f"{name}=={version}"
         for name, version in recorded.items()
-        if version and version != now["packages"].get(name) and name != "backbone-lab"
+        if version
+        and name in now["packages"]
+        and version != now["packages"][name]
+        and name != "backbone-lab"
     ]
     if wanted:
         labels = dict.fromkeys(w.rpartition("+")[2] for w in wanted if "+" in w)
@@ -361,12 +397,12 @@ def report(then: Then) -> tuple[str, list[str]]:
     steps = commands(then, now, words, patch, same=same)
     parts = [
         "\n".join(about(then, patch)),
-        "\n".join(["different now:", *(f"  {line}" for line in lines or ["nothing"])]),
+        "\n".join(["different now:", *(f"  {printable(line)}" for line in lines or ["nothing"])]),
         "\n".join(["to run it again:", *(f"  {line}" for line in steps)]),
     ]
     told = remarks(then, words, left)
     if told:
-        parts.append("\n".join(told))
+        parts.append("\n".join(map(printable, told)))
     return "\n\n".join(parts), steps
 
 

@@ -253,7 +253,7 @@ def main(words: list[str]) -> None:
     run, split = Path(paths[0]), asked["split"]
     shifts = sorted({int(part) for part in str(asked["shifts"]).split(",")})
     noise = sorted({float(part) for part in str(asked["noise"]).split(",")})
-    out = Path(asked["out"]) if asked["out"] else cli.home(run) / f"robustness_{split}"
+    out = Path(asked["out"]) if asked["out"] else cli.beside(run, f"robustness_{split}")
     # Imported late: a mistake is answered before torch is there.
     from research import logs
 

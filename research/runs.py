@@ -141,12 +141,12 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
         folder = path.parent
         if not (folder / "checkpoints" / "last.pt").exists() or busy(folder):
             continue
-        summary = json.loads((folder / "summary.json").read_text())
-        finished = summary["stopped_early"] or summary["epochs_done"] >= epochs
         try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            finished = summary["stopped_early"] or summary["epochs_done"] >= epochs
             same = not finished and not changed(config, folder)
-        except UserError as error:
-            log.warning("resume=auto passes over a run: %s", error)
+        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+            log.warning("resume=auto passes over %s, which is damaged: %s", folder, one_line(error))
             continue
         if same:
             return folder

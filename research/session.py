@@ -15,7 +15,7 @@ from torch import nn
 from research import build, checkpoint, pictures, runs
 from research.build import Config
 from research.checkpoint import Checkpoints
-from research.errors import UserError
+from research.errors import UserError, one_line
 from research.files import write_text
 from research.loop import Parts, State, Watch, fit
 from research.tracking.console import ConsoleTracker
@@ -62,6 +62,8 @@ def resume(folder: Path, config: Mapping[str, Any]) -> Start:
         UserError: when its last checkpoint is refused, or holds the weights alone.
     """
     path = checkpoint.find(folder, "last")
+    if not runs.is_own(folder) and not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"resume={folder}: {path} leads out of this folder; copy it into it")
     saved = checkpoint.load(path, config["trust"])
     if "optimizer" not in saved:
         raise UserError(
@@ -167,16 +169,39 @@ def _restore(experiment: build.Experiment, begin: Start) -> tuple[State, dict[st
         return State(), {}
     parts, saved, folder = experiment.parts, begin.last, begin.folder
     build.load_weights(parts.model, saved["model"], f"resume: {folder}")
-    parts.transform.load_state_dict(saved["transform"])
-    if parts.ema is not None:
-        build.load_weights(parts.ema.module, saved["ema"], f"resume: {folder}")
-    parts.optimizer.load_state_dict(saved["optimizer"])
-    parts.scheduler.load_state_dict(saved["scheduler"])
-    parts.scaler.load_state_dict(saved["scaler"])
-    state = State(**saved["state"])
+    try:
+        parts.transform.load_state_dict(saved["transform"])
+        if parts.ema is not None:
+            build.load_weights(parts.ema.module, saved["ema"], f"resume: {folder}")
+        parts.optimizer.load_state_dict(saved["optimizer"])
+        for name, part in (("scheduler", parts.scheduler), ("scaler", parts.scaler)):
+            own = part.state_dict()
+            # They would take over whatever it holds; another torch may have had other keys.
+            known = {key: value for key, value in saved[name].items() if key in own}
+            lacking = "last_epoch" in own and "last_epoch" not in known
+            if lacking or not _alike(known, {key: own[key] for key in known}):
+                raise ValueError(f"{name} is of another form")
+            part.load_state_dict({**own, **known})
+        state = State(**saved["state"])
+        checkpoint.set_rng_state(saved["rng"])
+        tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"resume: {folder}: its last checkpoint is damaged ({one_line(error)}); start a new "
+            f"run with init_from={folder}"
+        ) from error
     log.info("resume: going on after epoch %d in %s", state.epoch, folder)
-    checkpoint.set_rng_state(saved["rng"])
-    return state, saved["tracking"]
+    return state, tracking
+
+
+def _alike(one: Any, two: Any) -> bool:
+    """Whether two plain values have the same keys, lengths and kinds of values."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(_alike(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_alike, one, two))
+    numbers = (int, float)
+    return type(one) is type(two) or (type(one) in numbers and type(two) in numbers)
 
 
 def _trackers(

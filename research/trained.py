@@ -16,6 +16,7 @@ from research.config.changes import for_use
 from research.data.batch import Batch
 from research.data.source import DataSource
 from research.data.transforms import DeviceTransform
+from research.errors import UserError, one_line
 from research.loop import autocast
 from research.tasks.task import Task
 
@@ -85,9 +86,25 @@ def load(
 def of_checkpoint(
     path: Path, saved: Mapping[str, Any], overrides: Sequence[str], *, data: bool = False
 ) -> Trained:
-    """The same of a checkpoint that has been read from ``path``."""
+    """The same of a checkpoint that has been read from ``path``.
+
+    Raises:
+        UserError: also when its parts do not go together, such as a detector and the metadata of
+            a classifier's data.
+    """
     own = runs.is_own(path)
-    return restore(for_use(saved["config"], overrides, str(path), own=own, data=data), saved)
+    config = for_use(saved["config"], overrides, str(path), own=own, data=data)
+    try:
+        return restore(config, saved)
+    except UserError:
+        raise
+    except Exception as error:
+        if config["trust"]:
+            raise  # a mistake in code of the user's own is for him to see
+        raise UserError(
+            f"{path}: refused, nothing can be built of what it says ({type(error).__name__}: "
+            f"{one_line(error)})"
+        ) from error
 
 
 def restore(config: Config, saved: Mapping[str, Any]) -> Trained:

@@ -204,22 +204,33 @@ def test_as_a_process_without_torch(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_the_page_goes_to_the_run_of_the_sweep(
-    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    store: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mlflow import MlflowClient
 
+    monkeypatch.chdir(tmp_path)
     client = MlflowClient(store)
     experiment = client.create_experiment("ours", artifact_location=(tmp_path / "art").as_uri())
     parent = client.create_run(experiment).info.run_id
     logging = {"mlflow": {"uri": store, "experiment": "ours"}}
     for seed in (0, 1):
-        record(tmp_path / "sweep" / f"trial_{seed}", config(seed=seed, logging=logging), [0.5])
-    words = [str(tmp_path / "sweep"), f"out={tmp_path / 'out'}"]
+        record(
+            tmp_path / "runs" / "sweep" / f"trial_{seed}", config(seed=seed, logging=logging), [0.5]
+        )
+    words = [str(tmp_path / "runs" / "sweep"), f"out={tmp_path / 'out'}"]
     compare.main(words)
     assert "mlflow" not in capsys.readouterr().err
-    (tmp_path / "sweep" / "mlflow_run_id").write_text(parent)
+    (tmp_path / "runs" / "sweep" / "mlflow_run_id").write_text(parent)
     compare.main(words)
     assert f"mlflow: run {parent}" in capsys.readouterr().err
+    # An address that only other people's runs name does not count.
+    (tmp_path / "runs").rename(tmp_path / "strangers")
+    compare.main([str(tmp_path / "strangers" / "sweep"), f"out={tmp_path / 'out'}"])
+    assert "mlflow" not in capsys.readouterr().err
+    (tmp_path / "strangers").rename(tmp_path / "runs")
     files = {file.path for file in client.list_artifacts(parent, "comparison")}
     names = ("comparison.html", "comparison.json", "comparison.csv", "runs.csv")
     assert files == {f"comparison/{name}" for name in names}

@@ -37,7 +37,7 @@ def saved(folder: Path, *overrides: str, facts: dict[str, Any] | None = None) ->
     header = {
         "config": config,
         "data": facts,
-        "state": {"epoch": 1, "step": 1, "history": [{}]},
+        "state": {"epoch": 1, "step": 1, "history": [{"epoch": 1, "epoch_time_sec": 0.5}]},
         "transform": data.transform(measured=False).state_dict(),
     }
     path = folder / "a_run" / "checkpoints" / "final.safetensors"

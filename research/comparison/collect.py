@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -25,7 +26,8 @@ from research.tracking.files import read_rows
 log = logging.getLogger(__name__)
 
 DAMAGED = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, UserError,
+    OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    yaml.YAMLError, csv.Error, UserError,
 )  # fmt: skip
 """What the files of a damaged run make of their readers."""
 NOT_SEARCHED = ("checkpoints", "mlflow-artifacts")
@@ -118,7 +120,7 @@ def select(
     sweeps: dict[Path, dict[str, dict[str, float]]] = {}
     for folder in folders:
         try:
-            overrides = [str(word) for word in _yaml(folder / "overrides.yaml") or []]
+            overrides = [w for w in _yaml(folder / "overrides.yaml") or [] if isinstance(w, str)]
             if experiment and f"experiment={experiment}" not in overrides:
                 continue
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -142,7 +144,7 @@ def _costs(folder: Path) -> dict[str, dict[str, float]]:
     """As ``_measured``; nothing of a summary that cannot be read, of which runs need nothing."""
     try:
         return _measured(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         log.warning("%s: a damaged summary; its costs are left out (%s)", folder, one_line(error))
         return {}
 
@@ -158,7 +160,7 @@ def _read(
     return Recorded(
         folder,
         summary["status"],
-        summary["model"],
+        str(summary["model"]),
         int(config["seed"]),
         (current_column(metric), mode),
         int(summary["best_epoch"]),
@@ -168,9 +170,9 @@ def _read(
         [int(row["epoch"]) for row in rows],
         {name: [_number(row[name]) for row in rows] for name in names},
         {
-            "parameters": summary["parameters"],
-            "seconds": summary["total_time_sec"],
-            "epochs": summary["epochs_done"],
+            "parameters": _cost(summary["parameters"]),
+            "seconds": _cost(summary["total_time_sec"]),
+            "epochs": _cost(summary["epochs_done"]),
             **{
                 name: value
                 for name, value in measured.items()
@@ -178,6 +180,18 @@ def _read(
             },
         },
     )
+
+
+def _cost(value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:40]!r} is no cost")
+    cost: float = value
+    return cost
 
 
 def _measured(sweep: Path) -> dict[str, dict[str, float]]:

@@ -14,10 +14,12 @@ from research.config import stored
 from research.config.checks import check_value
 from research.config.compose import defaults_of
 from research.config.messages import dotted, no_key
-from research.config.schema import GROUPS, register, rule_for
+from research.config.schema import GROUPS, register
 from research.errors import UserError
 
 Config = Mapping[str, Any]
+FREE = ("dataset.feature_weights",)
+"""Keys that hold a mapping of the user's own names."""
 
 
 def for_use(
@@ -75,16 +77,39 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
             raise UserError(
                 f"{word!r}: the value is not YAML; close brackets, quote lists"
             ) from None
-        *parts, last = key.split(".")
-        known = dict(dotted(result))
-        above = ".".join(parts)
-        entry = isinstance(known.get(above), dict) and rule_for(above, None).holds({last: value})
-        if key not in known and not entry:
+        known = {**dict(dotted(result)), **{k: _value(result, k) for k in FREE if _has(result, k)}}
+        above, last = _entry(key, known)
+        if above and last:
+            entries = {**(known.get(above) or {}), last: value}
+            check_value(above, entries, None)
+            key, value = above, entries
+        elif key not in known:
             raise UserError(no_key(key, result, {}))
-        if not entry:
-            check_value(key, value, defaults.get(key, known.get(key)))
+        else:
+            check_value(key, value, defaults.get(key, known[key]))
+        *parts, last = key.split(".")
         node = result
         for part in parts:
             node = node[part]
         node[last] = value
     return result
+
+
+def _has(config: Config, key: str) -> bool:
+    above, _, last = key.rpartition(".")
+    return last in (_value(config, above) or {})
+
+
+def _value(config: Config, key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _entry(key: str, known: Config) -> tuple[str, str]:
+    """A key of ``FREE`` and the name below it, which may have dots; nothing for another key."""
+    for above in FREE:
+        if above in known and key.startswith(f"{above}."):
+            return above, key.removeprefix(f"{above}.")
+    return "", ""

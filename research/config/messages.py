@@ -30,6 +30,8 @@ from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings
 from research.errors import UserError
 
+LONGEST = 200
+"""Characters of a value in a message."""
 HELP = "(python train.py --help lists all keys)"
 
 
@@ -101,9 +103,12 @@ def suggest(word: str) -> str | None:
 
 def bad_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> str:
     """The line for a value that breaks the rule of its key."""
-    close = nearest(str(value), rule.choices)
+    close = nearest(str(value)[:LONGEST], rule.choices)
     null = ", or null" if nullable else ""
-    return f"{key}={shown(value)}: expected {rule.allowed}{null}{_mean(close)}"
+    said = shown(value)
+    if len(said) > LONGEST:
+        said = f"{said[:LONGEST]}…"
+    return f"{key}={said}: expected {rule.allowed}{null}{_mean(close)}"
 
 
 def shown(value: Any) -> str:

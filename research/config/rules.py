@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+MOST = 2**53
+"""No whole number is larger; up to here floats hold them exactly."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -49,7 +52,11 @@ def number(
     def holds(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             return False
-        return math.isfinite(value) and all(within(value, limit) for _, limit, within in set_limits)
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if isinstance(value, int) and abs(value) > MOST:
+            return False
+        return all(within(value, limit) for _, limit, within in set_limits)
 
     words = " and ".join(f"{word} {limit:.15g}" for word, limit, _ in set_limits)
     if at_least is not None and at_most is not None:
@@ -126,9 +133,9 @@ def or_null(rule: Rule) -> Rule:
 def _compiles(text: str) -> bool:
     try:
         re.compile(text)
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         return False
-    return True
+    return len(text) <= 1000
 
 
 def like(default: Any) -> Rule:

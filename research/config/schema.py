@@ -207,6 +207,7 @@ GROUP_RULES: dict[str, Rule] = {
     "dataset.features": list_of(TEXT, least=1),
     "dataset.feature_weights": mapping_of(or_null(PATH)),
     "dataset.cache_dir": PATH,
+    "dataset.demo": NOTHING,
     "dataset.demo.root": PATH,
     "dataset.x": list_of(NAME, least=1),
     "dataset.class_names": list_of(TEXT, least=1),

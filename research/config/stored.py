@@ -22,10 +22,14 @@ from research.errors import UserError
 
 DEEPEST: Final = 12
 """Levels of nesting."""
-MOST_VALUES: Final = 2_000_000
-"""Of all lists and mappings together; an epoch of a history has about thirty."""
+MOST_VALUES: Final = 20_000
+"""Of a configuration, with a value more for every hundred characters of its texts."""
+MOST_KNOWN: Final = 2_000_000
+"""Of metadata and of a history, an epoch of which has about thirty."""
 LONGEST: Final = 10_000
-"""Characters of one text."""
+"""Characters of one text; of a tag, as many as fit."""
+TAGS: Final = "tags"
+"""Free words, which nothing reads."""
 TRACKERS: Final = "logging"
 CACHE: Final = "runs/cache"
 """Where data sets keep what they measured, where the folder of a file does not count."""
@@ -62,9 +66,15 @@ STATE: Final[dict[str, Rule]] = {
     "batch": whole(0),
     "best": Rule("a number, or null", lambda value: value is None or type(value) in (int, float)),
     "best_epoch": whole(0),
-    "history": list_of(mapping_of(SCALAR)),
+    "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
 }
 """How far a run has come, see ``research.loop.State``."""
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row of a history has what the summary makes of it."""
+    numbers = ("epoch", "epoch_time_sec")
+    return mapping_of(SCALAR).holds(row) and all(type(row.get(n)) in (int, float) for n in numbers)
 
 
 def configuration(document: Any, where: str, trust: Collection[str] = ()) -> Plain:
@@ -205,7 +215,7 @@ def _shapes(group: str, node: Plain) -> list[Plain]:
     if group == TRACKERS:
         # Of these there may be several at once.
         every = {name: value for each in nodes for name, value in each.items()}
-        return [{name: every.get(name, {}) for name in node}]
+        return [{name: every[name] for name in node if name in every}]
     return [each for each in nodes if each.get(TARGET) == node.get(TARGET)]
 
 
@@ -216,13 +226,13 @@ def _differing(path: str, node: Plain, shape: Plain, trust: Collection[str]) -> 
             yield f"no {path}.{name}"
     for name, value in node.items():
         key = f"{path}.{name}"
+        if isinstance(value, dict) and value.get(TARGET) in trust:
+            continue
         if name not in shape:
             yield f"{key}, which is no setting"
         elif name.startswith("_"):
             if value != shape[name]:
                 yield f"{key}={value}"
-        elif isinstance(value, dict) and value.get(TARGET) in trust:
-            continue
         elif isinstance(shape[name], dict) and isinstance(value, dict) and shape[name]:
             yield from _differing(key, value, shape[name], trust)
         else:
@@ -254,7 +264,7 @@ def _fill(node: Plain, shapes: Sequence[Plain]) -> None:
 
 def _record(document: Any, rules: Mapping[str, Rule], where: str, *, open_: bool = False) -> Plain:
     try:
-        found = _plain(document)
+        found = _plain(document, MOST_KNOWN)
         for name, value in found.items():
             if name not in rules and not open_:
                 raise UserError(f"{name}, which is not known")
@@ -265,7 +275,7 @@ def _record(document: Any, rules: Mapping[str, Rule], where: str, *, open_: bool
     return found
 
 
-def _plain(document: Any) -> Plain:
+def _plain(document: Any, most: int = MOST_VALUES) -> Plain:
     """The document, if it is a mapping of plain values; tuples become lists.
 
     Raises:
@@ -273,10 +283,10 @@ def _plain(document: Any) -> Plain:
     """
     if not isinstance(document, Mapping):
         raise UserError("no mapping of settings")
-    left = [MOST_VALUES]
+    left = [most]
 
     def copied(node: Any, key: str, depth: int) -> Any:
-        left[0] -= 1
+        left[0] -= 1 + (len(node) // 100 if isinstance(node, str) else 0)
         if depth > DEEPEST or left[0] < 0:
             raise UserError(f"{key[:80]}: too many values, or too deep")
         if isinstance(node, Mapping):
@@ -287,9 +297,10 @@ def _plain(document: Any) -> Plain:
         if isinstance(node, list | tuple):
             return [copied(v, f"{key}.{place}", depth + 1) for place, v in enumerate(node)]
         if isinstance(node, str):
-            if "${" in node:
+            free = key.startswith(f"{TAGS}.")
+            if "${" in node and not free:
                 raise UserError(f"{key}={node[:80]}: an interpolation; a file holds values")
-            if len(node) > LONGEST:
+            if len(node) > LONGEST and not free:
                 raise UserError(f"{key}: a text of {len(node):,} characters")
             return node
         if node is None or type(node) in (bool, int, float):

@@ -85,7 +85,7 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
     Raises:
         UserError: when it is not allowed at that place, or does not exist.
     """
-    check_targets(_at(path, {TARGET: name}), own)
+    check_targets(at(path, {TARGET: name}), own)
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -121,7 +121,7 @@ def named_in(folder: Path) -> dict[str, frozenset[str]]:
         package = PACKAGE.search(file.read_text(encoding="utf-8", errors="replace"))
         prefix = group if package is None else package[1].replace("_group_", group)
         prefix = prefix.removeprefix("_global_").lstrip(".")
-        node = _at(prefix, read(file)) if prefix else read(file)
+        node = at(prefix, read(file)) if prefix else read(file)
         for key, value in _marked(node, ""):
             path, _, word = key.rpartition(".")
             if word == TARGET and isinstance(value, str):
@@ -172,7 +172,7 @@ def _marked(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _marked(value, f"{path}{key}.")
 
 
-def _at(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
+def at(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
     """A node at its place in an otherwise empty configuration."""
     found = dict(node)
     for part in reversed(path.split(".")):

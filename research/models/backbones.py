@@ -48,7 +48,7 @@ def create(name: str, image_size: int) -> tuple[nn.Module, int]:
             network = timm.create_model(name, num_classes=0)
         with torch.no_grad():
             features = network.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of timm, for arguments of any kind
         raise UserError(
             f"model.backbone={name} cannot take dataset.image_size={image_size} "
             f"({one_line(error)}); try another size"

@@ -116,7 +116,7 @@ def backbone(
             if wanted:
                 raise UserError(_not_taken(name, wanted[0], kwargs or {})) from None
             given = {key: value for key, value in given.items() if key not in unknown}
-        except (AssertionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of timm, for arguments of any kind
             raise UserError(
                 f"model.name={name}: timm cannot build it for dataset.image_size={image_size} "
                 f"({one_line(error)}); its own size is {own_input(name).size}"
@@ -165,7 +165,7 @@ def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> No
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of timm, for arguments of any kind
         raise UserError(
             f"model.name={name} cannot take dataset.image_size={image_size} ({one_line(error)}); "
             f"its own size is {own_input(name).size}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,8 +76,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [{current_column(name): text for name, text in row.items()} for row in whole]
 
 
-def _epoch(row: Mapping[str, str]) -> int:
-    return int(row["epoch"])
+def _epoch(row: Mapping[str, str]) -> float:
+    """The row's epoch; of what is no row, none that any run has reached."""
+    text = row.get("epoch", "")
+    return int(text) if text.isdecimal() else math.inf
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

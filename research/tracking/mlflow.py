@@ -324,12 +324,35 @@ def _flatten(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]
 
 
 def _lines(spool: Path) -> Iterator[dict[str, Any]]:
-    for line in spool.read_text(encoding="utf-8").splitlines():
+    for line in spool.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             # Only the last line can be cut short, by a crash while it was written.
             log.warning("%s: a record cut short was dropped", spool)
+            continue
+        if _is_record(record):
+            yield record
+        else:
+            log.warning("%s: what is no record was dropped", spool)
+
+
+def _is_record(record: Any) -> bool:
+    """A file of the run folder, or metrics of a step."""
+    if not isinstance(record, dict) or type(record.get("epoch", 0)) is not int:
+        return False
+    if "file" in record:
+        names = record["file"], record.get("folder")
+        return all(name is None or isinstance(name, str) for name in names) and not any(
+            ".." in Path(name or "").parts or Path(name or "").is_absolute() for name in names
+        )
+    metrics = record.get("metrics")
+    whole = type(record.get("step")) is int and type(record.get("time")) is int
+    return (
+        whole
+        and isinstance(metrics, dict)
+        and all(type(value) in (int, float) for value in metrics.values())
+    )
 
 
 def _first_line(error: Exception) -> str:

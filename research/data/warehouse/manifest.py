@@ -24,6 +24,11 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
 SPLITS = ("train", "val", "test")
 DTYPES = ("uint8", "int16", "int32", "int64", "float16", "float32")
+FORM = {
+    "frames": ("image_size", "max_boxes"),
+    "coefficients": ("image_size", "window", "source"),
+}
+"""What each kind says of how its samples were made."""
 REMEDY = "prepare it again"
 
 
@@ -175,7 +180,7 @@ class Manifest:
         file = _find(path)
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file}: {_reason(error)}; {REMEDY}") from None
         if not isinstance(content, Mapping) or not isinstance(content.get("schema"), int):
             raise UserError(f"{file}: not the manifest of a warehouse; {REMEDY}")
@@ -185,9 +190,9 @@ class Manifest:
             )
         try:
             manifest = cls._read(file.parent, content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = manifest._problem()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{file}: {_field(error)}; {REMEDY}") from None
-        problem = manifest._problem()
         if problem:
             raise UserError(f"{file}: {problem}; {REMEDY}")
         return manifest
@@ -228,13 +233,28 @@ class Manifest:
             position = group.stop
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
-        if not all(isinstance(name, str) for name in (self.kind, self.version, *self.classes)):
-            return "kind, version and classes must be names"
-        for name, counts in (("damage", self.damage), ("thresholds", self.thresholds)):
+        names = (self.kind, self.version, *(group.name for group in self.groups))
+        if not isinstance(self.classes, list):
+            return "classes must be a list"
+        if not all(isinstance(name, str) for name in (*names, *self.classes)):
+            return "kind, version, classes and groups must be names"
+        counted: dict[str, Mapping[str, Any]] = {
+            "damage": self.damage,
+            "thresholds": self.thresholds,
+            **{f"group {group.name}": group.report for group in self.groups},
+            **{f"run {name}": report for name, report in self.runs.items()},
+        }
+        for name, counts in counted.items():
             if not all(type(count) in (int, float) for count in counts.values()):
                 return f"{name} must be numbers"
+        if not all(isinstance(kind, str) for kind in self.left_out.values()):
+            return "left_out must be kinds of damage"
+        lacking = [key for key in FORM.get(self.kind, ()) if key not in self.transform]
+        if lacking:
+            return f"transform has no {lacking[0]}"
         for name, tensor in self.tensors.items():
-            if tensor.dtype not in DTYPES or math.prod(tensor.shape) < 1:
+            sides = [*tensor.shape, math.prod(tensor.shape)]
+            if tensor.dtype not in DTYPES or not all(0 < side < 2**40 for side in sides):
                 return f"tensor {name}: no {tensor.dtype!r} of shape {list(tensor.shape)} is read"
         return ""
 
@@ -267,7 +287,7 @@ def _find(path: Path) -> Path:
     return latest[0]
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: OSError | ValueError | RecursionError) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return f"damaged ({error})"
