@@ -18,8 +18,8 @@ from research.config.schema import GROUPS, register
 from research.errors import UserError
 
 Config = Mapping[str, Any]
-FREE = ("dataset.feature_weights",)
-"""Keys that hold a mapping of the user's own names."""
+WEIGHTS = "feature_weights"
+"""The key of a data set that holds a mapping: of features to files."""
 
 
 def for_use(
@@ -77,15 +77,17 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
             raise UserError(
                 f"{word!r}: the value is not YAML; close brackets, quote lists"
             ) from None
-        known = {**dict(dotted(result)), **{k: _value(result, k) for k in FREE if _has(result, k)}}
-        above, last = _entry(key, known)
-        if above and last:
-            entries = {**(known.get(above) or {}), last: value}
-            check_value(above, entries, None)
-            key, value = above, entries
-        elif key not in known:
-            raise UserError(no_key(key, result, {}))
+        group, _, rest = key.partition(".")
+        part, _, name = rest.partition(".")
+        if part == WEIGHTS and part in (result.get(group) or {}):
+            if name:  # of the user's own, which may have dots
+                value = {**(result[group][part] or {}), name: value}
+            key = f"{group}.{part}"
+            check_value(key, value, None)
         else:
+            known = dict(dotted(result))
+            if key not in known:
+                raise UserError(no_key(key, result, {}))
             check_value(key, value, defaults.get(key, known[key]))
         *parts, last = key.split(".")
         node = result
@@ -93,23 +95,3 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
             node = node[part]
         node[last] = value
     return result
-
-
-def _has(config: Config, key: str) -> bool:
-    above, _, last = key.rpartition(".")
-    return last in (_value(config, above) or {})
-
-
-def _value(config: Config, key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
-
-
-def _entry(key: str, known: Config) -> tuple[str, str]:
-    """A key of ``FREE`` and the name below it, which may have dots; nothing for another key."""
-    for above in FREE:
-        if above in known and key.startswith(f"{above}."):
-            return above, key.removeprefix(f"{above}.")
-    return "", ""
