@@ -35,7 +35,8 @@ def main(cfg: DictConfig) -> float | None:
     with told_in_one_line():
         check(cfg, own.runtime.choices, own=targets.named_by_user(own.runtime.config_sources))
         # Imported late: a mistake is answered before torch is there.
-        from research import logs, runs, session
+        from research.engine import run, run_folder
+        from research.utils import logs
 
         logs.to_terminal()
         config = resolved(cfg)
@@ -44,10 +45,10 @@ def main(cfg: DictConfig) -> float | None:
         if own.mode is RunMode.MULTIRUN:
             from research.sweeps import job
 
-            return job.run(own, config, name)
-        begin = session.start(config, name)
-        with runs.occupied(begin.folder), logs.to_file(begin.folder):
-            return session.train(config, name, own.overrides.task, begin).best
+            return job.run_trial(own, config, name)
+        begin = run.start(config, name)
+        with run_folder.occupied(begin.folder), logs.to_file(begin.folder):
+            return run.train(config, name, own.overrides.task, begin).best
 
 
 if __name__ == "__main__":

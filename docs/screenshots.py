@@ -21,9 +21,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from research import cli
-from research.errors import UserError
-from research.files import write_atomic
+from research.config import cli
+from research.utils.errors import UserError
+from research.utils.files import write_atomic
 from tests.browser import PROGRAM, Page
 from tests.mlflow_ui import PATIENCE, mlflow_ui
 

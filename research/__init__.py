@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from research.trained import Trained
+    from research.engine.predictor import Trained
 
 
 def load(
@@ -35,6 +35,6 @@ def load(
     Raises:
         UserError: when there is no checkpoint that can be read, or its configuration is refused.
     """
-    from research import trained
+    from research.engine import predictor
 
-    return trained.load(Path(run), overrides=[f"device={device}", *overrides], trust=trust)[0]
+    return predictor.load(Path(run), overrides=[f"device={device}", *overrides], trust=trust)[0]

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import cli
-from research.errors import UserError
+from research.config import cli
 from research.inspect import find_images
+from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from research.data.loader import BatchSource
@@ -242,14 +242,14 @@ def main(words: list[str]) -> None:
 
     torch.set_num_threads(1)
     if name == "tracking":
-        from research import tracking_cost
+        from research.benchmarks import tracking
 
         if paths[1:]:
             raise UserError(f"{paths[1]}: tracking reads no IMAGES; settings are written key=value")
         logging.basicConfig(level=logging.INFO)
         print(f"{numbers['steps']} steps, {numbers['rounds']} rounds, one thread", flush=True)
-        costs = tracking_cost.measure(rest, numbers["steps"], numbers["rounds"])
-        print("\n".join(tracking_cost.report(costs)))
+        costs = tracking.measure(rest, numbers["steps"], numbers["rounds"])
+        print("\n".join(tracking.report(costs)))
         return
     if rest:
         raise UserError(f"{rest[0]}: settings are size, files and rounds")

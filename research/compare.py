@@ -9,16 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from research import cli, logs
 from research.comparison import collect
 from research.comparison.page import page
 from research.comparison.tables import flat, flat_runs, markdown
 from research.comparison.upload import FOLDER, upload
 from research.comparison.verdicts import Comparison, compare
+from research.config import cli
 from research.config.rules import TEXT, Rule, number
-from research.errors import UserError
-from research.files import to_json, write_text
 from research.tracking.files import csv_text
+from research.utils import logs
+from research.utils.errors import UserError
+from research.utils.files import to_json, write_text
 
 USAGE = """
 python -m research.compare [RUN|FOLDER …] [key=value …]

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from research import cli
+from research.config import cli
 from research.config.rules import DEVICE, Rule, one_of
-from research.errors import UserError
+from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from research.data.pairs.source import PhotoPairs
     from research.data.warehouse.dataset import Warehouse
-    from research.loop import Judged
+    from research.engine.loop import Judged
 
 USAGE = """
 python -m research.crossval RUN RUN … [key=value …]
@@ -97,18 +97,18 @@ def judge(
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
 ) -> Fold:
-    """Evaluate one run on its whole test split, see ``research.trial.trial``.
+    """Evaluate one run on its whole test split, see ``research.engine.evaluation.trial``.
 
     Raises:
         UserError: when the run is neither a detector trained from a warehouse nor a ranking.
     """
-    from research import trained
     from research.data.pairs.source import PhotoPairs
     from research.data.warehouse.dataset import Warehouse
-    from research.trial import of_trained
+    from research.engine import predictor
+    from research.engine.evaluation import of_trained
 
     words = [f"device={device}", "max_val_batches=null", *overrides]
-    loaded, saved = trained.load(run, which, words, trust, data=True)
+    loaded, saved = predictor.load(run, which, words, trust, data=True)
     data = loaded.data
     frames = isinstance(data, Warehouse) and data.kind.name == "frames"
     if not frames and not isinstance(data, PhotoPairs):
@@ -229,7 +229,7 @@ def main(words: list[str]) -> None:
         raise UserError("give the RUN folders of the folds first, then key=value settings")
     chosen, rest = cli.mixed(settings, OPTIONS, "crossval")
     # Imported late: a mistake is answered before torch is there.
-    from research import logs
+    from research.utils import logs
 
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)

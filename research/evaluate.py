@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research import cli
+from research.config import cli
 from research.config.rules import DEVICE, TEXT, Rule, one_of
-from research.errors import UserError
-from research.files import to_json
+from research.utils.errors import UserError
+from research.utils.files import to_json
 
 USAGE = """
 python -m research.evaluate RUN [key=value …]
@@ -57,8 +57,8 @@ def evaluate(
         ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
         for that epoch on this split, where it did.
     """
+    from research.engine.evaluation import trial
     from research.tracking.files import FileTracker
-    from research.trial import trial
 
     one = trial(run, split, which, device, overrides, trust)
     loaded, state, judged = one.trained, one.saved["state"], one.judge(split)
@@ -85,7 +85,7 @@ def main(words: list[str]) -> None:
         raise UserError("give one RUN folder or checkpoint first, then key=value settings")
     chosen, rest = cli.mixed(settings, OPTIONS, "evaluate")
     # Imported late: a mistake is answered before torch is there.
-    from research import logs
+    from research.utils import logs
 
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import cli
+from research.config import cli
 from research.config.rules import PATH, one_of, or_null, whole
-from research.errors import UserError
-from research.files import write_atomic
+from research.utils.errors import UserError
+from research.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from research.trained import Trained
+    from research.engine.predictor import Trained
 
 USAGE = """
 python -m research.export RUN [key=value …]
@@ -109,12 +109,12 @@ def export(
         raise UserError(
             f"export needs the package {error.name}: pip install -e '.[export]'"
         ) from None
-    from research import trained
+    from research.engine import predictor
 
     out = out or (run if run.is_dir() else run.parent) / "model.onnx"
     if out.suffix != ".onnx":
         raise UserError(f"out={out}: expected a name that ends in .onnx")
-    loaded, saved = trained.load(run, which, ["device=cpu", "precision=fp32"], trust)
+    loaded, saved = predictor.load(run, which, ["device=cpu", "precision=fp32"], trust)
     network, names, shown = _dense(loaded)
     program = _program(network, names, _noise(loaded, saved["data"], BATCHES[0]), opset)
     about = {**_about(loaded, saved["data"]), **shown, "run": _name(run)}
@@ -197,8 +197,8 @@ def _noise(loaded: Trained, facts: Mapping[str, Any], count: int) -> tuple[Tenso
     """Random images as the network takes them, the same for the same count."""
     import torch
 
-    from research import build
-    from research.data.batch import ClassificationBatch, DetectionBatch
+    from research.batch import ClassificationBatch, DetectionBatch
+    from research.engine import build
     from research.tasks.detection import Detection
 
     size = build.input_size(loaded.config, facts)
@@ -277,7 +277,7 @@ def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Ten
 
 def _about(loaded: Trained, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a user of the file must know of its inputs and outputs."""
-    from research import build
+    from research.engine import build
 
     about: dict[str, Any] = {
         "task": str(loaded.config["task"]["_target_"]).rpartition(".")[2].lower(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import cli
-from research.errors import UserError
+from research.config import cli
+from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,16 +37,16 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     import numpy as np
     import torch
 
-    from research import build
+    from research.batch import ClassificationBatch
     from research.compression.dct import rgb_to_ycbcr
     from research.compression.decoder import Decoder
     from research.compression.selection import EVERY
     from research.config import compose_config, resolved
-    from research.data.batch import ClassificationBatch
     from research.data.crops import CentreCrop
     from research.data.readers import BitstreamReader, PixelReader
     from research.data.transforms import CoefficientTransform
-    from research.errors import DamagedImage
+    from research.engine import build
+    from research.utils.errors import DamagedImage
 
     config = resolved(compose_config(["dataset.image_size=256", *overrides])[0])
     spec = build.stem_spec(config["compression"])
@@ -119,7 +119,7 @@ def _side_by_side(original: Tensor, rebuilt: Tensor) -> Image:
 
 
 def _energy(values: Any, plane: str, frequencies: tuple[int, ...]) -> Image:
-    from research import pictures
+    from research.viz import pictures
 
     return pictures.energy_map(values, f"{plane}: kept frequencies framed", frequencies)
 

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from research import cli
-from research.config import compose_config, resolved
-from research.errors import NotFinite, UserError
-from research.files import write_atomic, write_text
+from research.config import cli, compose_config, resolved
 from research.tracking.tracker import Row, Table, Tracker, Trackers
+from research.utils.errors import NotFinite, UserError
+from research.utils.files import write_atomic, write_text
 
 if TYPE_CHECKING:
-    from research.loop import Parts, Settings
+    from research.engine.loop import Parts, Settings
 
 USAGE = """
 python -m research.lr_find [key=value …]
@@ -133,7 +132,7 @@ def sweep(
     """
     from torch.optim.lr_scheduler import LambdaLR
 
-    from research.loop import State, train_epoch
+    from research.engine.loop import State, train_epoch
 
     optimizer = parts.optimizer
     for group in optimizer.param_groups:
@@ -195,7 +194,7 @@ def _smoothed(values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
 
 def write(folder: Path, seen: Sweep, said: Suggestion) -> None:
     """``lr_find.csv`` and ``lr_find.png``."""
-    from research import pictures
+    from research.viz import pictures
 
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -217,7 +216,7 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
     Raises:
         UserError: when the loss is lost before there is anything to judge.
     """
-    from research import build
+    from research.engine import build
     from research.tracking.console import ConsoleTracker
     from research.tracking.tracker import Progress
 
@@ -279,7 +278,7 @@ def main(words: list[str]) -> None:
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or choices['model']}"
     folder = Path(chosen["out"]) if chosen["out"] else ROOT / stamp
     # Imported late: a mistake is answered before torch is there.
-    from research import logs
+    from research.utils import logs
 
     logs.to_terminal()
     find(config, start, end, steps, folder)

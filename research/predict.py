@@ -13,18 +13,18 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from research import cli
+from research.config import cli
 from research.config.rules import COUNT, DEVICE, TEXT, TRUTH, Rule, number, one_of, whole
 from research.config.schema import RUN_RULES
-from research.errors import DamagedImage, UserError
+from research.utils.errors import DamagedImage, UserError
 
 if TYPE_CHECKING:
-    from research.data.batch import Batch
+    from research.batch import Batch
     from research.data.frames.media import Media, Still
     from research.data.source import DataSource
-    from research.player import Player
-    from research.reports import Panels, Report
-    from research.trained import Trained
+    from research.engine.predictor import Trained
+    from research.inference.player import Player
+    from research.inference.writers import Panels, Report
 
 log = logging.getLogger("research.predict")  # as a command, this module is called __main__
 
@@ -92,9 +92,9 @@ def predict(
     Raises:
         UserError: when not one still can be read.
     """
-    from research.timing import wait_for
     from research.tracking.console import ConsoleTracker
     from research.tracking.tracker import Progress
+    from research.utils.timing import wait_for
 
     console = ConsoleTracker()
     damaged: list[DamagedImage] = []
@@ -173,7 +173,7 @@ def _each(
 
 def _load(run: Path, settings: dict[str, Any], overrides: Sequence[str]) -> Trained:
     """The trained model, with the settings that concern it."""
-    from research import checkpoint, trained
+    from research.engine import checkpoint, predictor
 
     path = checkpoint.find(run, settings["checkpoint"])
     saved = checkpoint.load(path, settings["trust"])
@@ -188,7 +188,7 @@ def _load(run: Path, settings: dict[str, Any], overrides: Sequence[str]) -> Trai
         words.append(f"model.score_threshold={settings['objectness']}")
     if settings["iou"] is not None and "nms_iou" not in model:
         log.info("iou=%g has no effect: this model has no overlapping boxes", settings["iou"])
-    return trained.of_checkpoint(path, saved, [*words, *overrides])
+    return predictor.of_checkpoint(path, saved, [*words, *overrides])
 
 
 def _folder(asked: str, run: Path) -> Path:
@@ -236,8 +236,8 @@ def main(words: list[str]) -> None:
     from research.data.frames.media import Media
 
     media = Media(sources, settings["max_frames"])
-    from research import logs
-    from research.player import Player
+    from research.inference.player import Player
+    from research.utils import logs
 
     logs.to_terminal()
     model = _load(run, settings, overrides)
@@ -259,7 +259,7 @@ def main(words: list[str]) -> None:
 
 def _finish(found: dict[str, Any], report: Report, paths: list[str], out: Path) -> None:
     """Write the summary, and say where everything is."""
-    from research.files import write_text
+    from research.utils.files import write_text
 
     told = {"run": paths[0], "sources": paths[1:], **found}
     write_text(out / "summary.json", json.dumps(told, indent=1) + "\n")

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import cli
-from research.errors import UserError
-from research.prepare_options import LIMITS, OPTIONS, USAGE
+from research.config import cli
+from research.data.prepare_options import LIMITS, OPTIONS, USAGE
+from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from research.data.index import Progress
@@ -48,10 +48,10 @@ def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manife
     Raises:
         UserError: for folders that cannot be read as classes, or a full disk.
     """
-    from research import build
     from research.config import compose_config, resolved
     from research.data.folder import ImageFolders
     from research.data.warehouse import recipes
+    from research.engine import build
 
     roots = {split: source / split for split in ("train", "val", "test")}
     roots = {split: root for split, root in roots.items() if _holds_folders(root)}
@@ -215,7 +215,7 @@ def main(words: list[str]) -> None:
         if out.resolve().is_relative_to(source.resolve()):
             raise UserError(f"{out}: lies in the source; give an OUT beside it")
     # Imported late: a mistake is answered before torch is there.
-    from research import logs
+    from research.utils import logs
 
     logs.to_terminal()
     if kind == "lint":

@@ -12,15 +12,14 @@ from typing import Any
 
 import yaml
 
-from research import cli
-from research.config import compose_config, resolved, stored, targets
+from research.config import cli, compose_config, resolved, stored, targets
 from research.config.keys import ABSENT, differences
 from research.config.messages import shown
 from research.config.migrations import current_word
 from research.config.rules import TEXT, Rule
 from research.config.schema import GROUPS
-from research.errors import UserError, one_line, printable
-from research.files import write_text
+from research.utils.errors import UserError, one_line, printable
+from research.utils.files import write_text
 
 USAGE = """
 python -m research.reproduce RUN [out=FOLDER]
@@ -52,7 +51,7 @@ class Then:
         folder: the run folder.
         config: resolved configuration.
         overrides: of its command line, without ``OWN``.
-        environment: as ``runs.describe`` wrote it.
+        environment: as ``run_folder.describe`` wrote it.
         outcome: how it ended, in a few words; empty when it never began.
     """
 
@@ -143,7 +142,7 @@ def _overrides(path: Path, trust: Sequence[str]) -> list[str]:
 
 
 def _environment(path: Path) -> dict[str, Any]:
-    """As ``runs.describe`` wrote it.
+    """As ``run_folder.describe`` wrote it.
 
     Raises:
         UserError: for a commit, a package or a version that is none: commands are made of them.
@@ -379,14 +378,14 @@ def report(then: Then) -> tuple[str, list[str]]:
     """What is printed, and the commands alone."""
     words, changed, left, why = overrides_now(then)
     # Imported late: a mistake is answered before torch is there.
-    from research import runs
+    from research.engine import run_folder
 
-    now = runs.environment()
-    patch = then.folder / runs.PATCH
+    now = run_folder.environment()
+    patch = then.folder / run_folder.PATCH
     recorded = patch.read_bytes() if patch.exists() else b""
     git = then.environment.get("git", {})
     untracked = [one.get("untracked", []) for one in (git, now["git"])]
-    same_files = recorded == runs.changes() and untracked[0] == untracked[1]
+    same_files = recorded == run_folder.changes() and untracked[0] == untracked[1]
     same = git.get("commit") == now["git"].get("commit") and same_files
     lines = drift(then.environment, now)
     if git.get("changed") and now["git"].get("changed") and not same_files:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import cli
+from research.config import cli
 from research.config.checks import RGB
 from research.config.rules import DEVICE, TEXT, Rule, one_of
-from research.errors import UserError
+from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from research.data.batch import DetectionBatch
+    from research.batch import DetectionBatch
     from research.data.transforms import DeviceTransform
 
 USAGE = """
@@ -187,7 +187,7 @@ def judge(
     Raises:
         UserError: when the run's data have no sensor beside RGB.
     """
-    from research.trial import trial
+    from research.engine.evaluation import trial
 
     one = trial(run, split, which, device, overrides, trust)
     channels = one.saved["data"].get("channels", RGB)
@@ -225,9 +225,9 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 def write(out: Path, rows: Sequence[Mapping[str, Any]], metric: str, told: dict[str, Any]) -> None:
     """``robustness.csv``, ``.json`` (with what was asked, ``told``) and ``.png``."""
-    from research import charts
-    from research.files import to_json, write_atomic, write_text
     from research.tracking.files import csv_text
+    from research.utils.files import to_json, write_atomic, write_text
+    from research.viz import charts
 
     write_text(out / "robustness.csv", csv_text(list(rows[0]), rows))
     content = {**told, "metric": metric, "cases": [dict(row) for row in rows]}
@@ -255,7 +255,7 @@ def main(words: list[str]) -> None:
     noise = sorted({float(part) for part in str(asked["noise"]).split(",")})
     out = Path(asked["out"]) if asked["out"] else cli.beside(run, f"robustness_{split}")
     # Imported late: a mistake is answered before torch is there.
-    from research import logs
+    from research.utils import logs
 
     # Standard output is for the result alone.
     logs.to_terminal(sys.stderr)

@@ -8,17 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from research import cli
-from research.config import compose_config, resolved
+from research.config import cli, compose_config, resolved
 from research.config.checks import RGB
 from research.config.rules import COUNT, DEVICE, TRUTH
-from research.errors import UserError
-from research.timing import in_turn, wait_for
+from research.utils.errors import UserError
+from research.utils.timing import in_turn, wait_for
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from research.build import Config
+    from research.engine.build import Config
 
 USAGE = """
 python -m research.summary key=value[,value…] …
@@ -125,7 +124,7 @@ def measure(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from research import build
+    from research.engine import build
 
     task = build.build_task(config, facts["classes"])
     network.eval()
@@ -181,7 +180,7 @@ def _build(config: Config, *, asked: bool) -> tuple[nn.Module, dict[str, Any]]:
         config: resolved.
         asked: the data set is the user's choice, and is asked for its classes.
     """
-    from research import build
+    from research.engine import build
 
     if _ranks(config):
         facts = build.source(config).facts()
@@ -213,9 +212,9 @@ def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
     """``count`` black images with targets, as the device transform gives them."""
     import torch
 
-    from research import build
+    from research.batch import ClassificationBatch, DetectionBatch, PairBatch
     from research.compression.blocks import Blocks
-    from research.data.batch import ClassificationBatch, DetectionBatch, PairBatch
+    from research.engine import build
 
     size = build.input_size(config, facts)
     index = torch.arange(count)
@@ -248,8 +247,8 @@ def _pass(
     """Something that runs one batch through the network and waits for it."""
     import torch
 
-    from research import build
-    from research.loop import autocast
+    from research.engine import build
+    from research.engine.loop import autocast
 
     device = build.select_device(config["device"], config["precision"])
     network = network.to(device).eval()

@@ -21,7 +21,7 @@ from filelock import FileLock
 from PIL import Image
 
 from research.config import command_line, compose_config, resolved
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.mlflow_ui import free_port
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def data_overrides(folders: Path) -> list[str]:
 
 def prepared(config: dict[str, Any]) -> Any:
     """The data set of a configuration, found and split."""
-    from research import build
+    from research.engine import build
 
     data = build.source(config)
     data.prepare(config["seed"])
@@ -180,11 +180,11 @@ def prepared(config: dict[str, Any]) -> Any:
 
 def run(config: dict[str, Any], name: str = "test") -> Path:
     """Train as ``train.py`` does; returns the run folder."""
-    from research import runs, session
+    from research.engine import run, run_folder
 
-    begin = session.start(config, name)
-    with runs.occupied(begin.folder):
-        session.train(config, name, [], begin)
+    begin = run.start(config, name)
+    with run_folder.occupied(begin.folder):
+        run.train(config, name, [], begin)
     return begin.folder
 
 
@@ -239,7 +239,7 @@ def save_state(content: dict[str, Any], path: Path) -> Path:
 @contextmanager
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A run inside is stopped, as by Ctrl-C, before the batch ``step`` is recorded."""
-    from research.journal import BatchJournal
+    from research.engine.loss_log import BatchJournal
 
     original = BatchJournal.add
 

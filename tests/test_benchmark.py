@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from research import benchmark
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from research import compare
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.comparison.recorded import config, record, study
 from tests.conftest import ROOT, refusal
 

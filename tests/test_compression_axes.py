@@ -15,15 +15,15 @@ import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from research import build, checkpoint
+from research.batch import ClassificationBatch
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import compose_config, resolved
-from research.data.batch import ClassificationBatch
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
-from research.loop import State, evaluate, train_epoch
+from research.engine import build, checkpoint
+from research.engine.loop import State, evaluate, train_epoch
 from research.tracking.tracker import Tracker
 from tests.conftest import CLASSES, data_overrides, picture, run
 

@@ -10,7 +10,7 @@ import pytest
 from research import crossval, prepare
 from research.config import compose_config, resolved
 from research.crossval import FRAMES, PAIRS, Fold, Kind
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import run
 from tests.data.pairs.test_source import SERIES, write_photos
 from tests.test_prepare import make_runs

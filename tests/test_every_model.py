@@ -15,7 +15,7 @@ from research import evaluate, export
 from research.config import compose_config, resolved
 from research.config.options import options
 from research.data.cifar_files import FAMILIES
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import run
 from tests.data.test_cifar import TEST, TRAIN, write_binary
 

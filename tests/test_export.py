@@ -14,10 +14,11 @@ import torch
 from torchvision.ops import box_iou, nms
 
 import research
-from research import build, checkpoint, export
+from research import export
 from research.config import compose_config, resolved
-from research.errors import UserError
-from research.trained import Trained
+from research.engine import build, checkpoint
+from research.engine.predictor import Trained
+from research.utils.errors import UserError
 from tests.conftest import as_if_trained
 
 CLASSES = ["bars", "field", "spots"]

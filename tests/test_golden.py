@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from research import build
-from research.checkpoint import Checkpoints
 from research.config import compose_config, resolved
-from research.loop import State, fit
+from research.engine import build
+from research.engine.checkpoint import Checkpoints
+from research.engine.loop import State, fit
 from research.tracking.tracker import Row, Table, Tracker
 from tests.conftest import Golden
 from tests.golden import stored

@@ -22,9 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import research
-from research import checkpoint, crossval, evaluate, export, judge, predict, reproduce, robustness
+from research import crossval, evaluate, export, leaderboard, predict, reproduce, robustness
 from research.data.warehouse.manifest import Manifest
-from research.errors import UserError
+from research.engine import checkpoint
+from research.utils.errors import UserError
 from tests.conftest import Train, one_line_of
 from tests.test_stored_runs import ASSETS, words_of
 
@@ -203,7 +204,7 @@ def routes(project: Path, train: Train) -> Routes:
         "evaluate": lambda p: evaluate.main([str(p), *data]),
         "evaluate a run": lambda p: evaluate.main([str(p.parents[1]), "device=cpu"]),
         "export": lambda p: export.main([str(p), "out=seen.onnx"]),
-        "judge": lambda p: judge.main([str(p), "device=cpu", "rounds=1"]),
+        "judge": lambda p: leaderboard.main([str(p), "device=cpu", "rounds=1"]),
         "crossval": lambda p: crossval.main([str(p), "device=cpu"]),
         "robustness": lambda p: robustness.main([str(p), "device=cpu"]),
         "init_from": lambda p: train(*words, f"init_from={p}", "run_dir=runs/new"),
@@ -309,8 +310,8 @@ def test_hostile_tensors_are_refused(entry: Any, routes: Routes, project: Path) 
 PATHS: dict[str, Any] = {
     "dataset.train_dirs": ["/etc"], "dataset.val_dir": "/etc", "dataset.test_dir": "/etc",
     "dataset.cache_dir": "/tmp/stranger_cache", "dataset.demo": {
-        "_target_": "research.data.demo.Scenes", "root": "/tmp/stranger_demo", "train_images": 40,
-        "val_images": 24, "seed": 0,
+        "_target_": "research.demos.scenes.Scenes", "root": "/tmp/stranger_demo",
+        "train_images": 40, "val_images": 24, "seed": 0,
     },
     "init_from": "/etc/passwd", "resume": "/etc", "run_dir": "/tmp/stranger_run",
     "logging": {"mlflow": {

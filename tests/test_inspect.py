@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.fft import dctn, idctn
 
 from research import inspect
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import picture
 
 SIZE = "dataset.image_size=64"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from research import compare, evaluate, judge, lr_find, predict, reproduce, runs
+from research import compare, evaluate, leaderboard, lr_find, predict, reproduce
 from research import inspect as inspect_images
+from research.engine import run_folder
 from tests import inventory
 from tests.conftest import Golden, Train
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
@@ -46,7 +47,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("data", "stores"):
         (tmp_path / name).symlink_to(DATA / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "changes", lambda: b"changed since the commit")
+    monkeypatch.setattr(run_folder, "changes", lambda: b"changed since the commit")
     return tmp_path
 
 
@@ -100,7 +101,7 @@ def test_sweep_and_reports(project: Path, train: Train, golden: Golden) -> None:
     golden("inventory/sweep", sweep)
     trials = [str(study / f"trial_000{number}") for number in (0, 1)]
     commands: dict[str, Callable[[], None]] = {
-        "judge": lambda: judge.main([*trials, "rounds=1", "batch=1", "out=out"]),
+        "judge": lambda: leaderboard.main([*trials, "rounds=1", "batch=1", "out=out"]),
         "compare": lambda: compare.main([*trials, "out=out"]),
         "reproduce": lambda: reproduce.main([trials[0], "out=out"]),
         "inspect": lambda: inspect_images.main(["data/pictures/test/bars/000.jpg", "out=out"]),

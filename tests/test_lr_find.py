@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from research import lr_find
-from research.data.batch import Batch
-from research.errors import UserError
-from research.loop import Parts, Settings
+from research.batch import Batch
+from research.engine.loop import Parts, Settings
 from research.tracking.tracker import Row, Table, Tracker
+from research.utils.errors import UserError
 from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal
 
 Compose = Callable[..., dict[str, Any]]

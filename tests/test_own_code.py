@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 import research
-from research import evaluate, export, judge, predict, reproduce
-from research.errors import UserError
+from research import evaluate, export, leaderboard, predict, reproduce
+from research.utils.errors import UserError
 from tests.conftest import SMALL, Train, data_overrides, one_line_of
 
 MODULE = """
@@ -94,7 +94,7 @@ def test_it_trains_resumes_and_is_used_under_trust(own: Words, train: Train) -> 
     predict.main([str(weights), *images, "out=seen", "device=cpu", TRUST])
     with Image.open("seen/contact_sheet.png") as sheet:
         assert sheet.width
-    judge.main([str(run), "rounds=1", "batch=1", "out=judged", "device=cpu", TRUST])
+    leaderboard.main([str(run), "rounds=1", "batch=1", "out=judged", "device=cpu", TRUST])
     words = own(f"init_from={weights}", "run_dir=runs/again")
     train(*words)
     train(*own("-m", "seed=0,1", "hydra.sweeper.study_name=both"))
@@ -111,7 +111,7 @@ def test_without_trust_it_is_refused(own: Words, train: Train) -> None:
         "evaluate": lambda: evaluate.main([run, "device=cpu"]),
         "predict": lambda: predict.main([run, image, "device=cpu", "out=seen"]),
         "export": lambda: export.main([run]),
-        "judge": lambda: judge.main([run, "device=cpu"]),
+        "judge": lambda: leaderboard.main([run, "device=cpu"]),
         "reproduce": lambda: reproduce.main([run]),
         "one of three": lambda: research.load(run, "cpu", trust=["my_models.Net"]),
         "another": lambda: research.load(run, "cpu", trust=["my_models"]),

@@ -30,9 +30,9 @@ from research.data.frames.frame import image_size
 from research.data.frames.run_writer import RunWriter
 from research.data.warehouse import recipes
 from research.data.warehouse.build import build
-from research.errors import DamagedImage, UserError
-from research.pictures import FOUND_BOXES, class_colours
-from research.reports import FrameReport
+from research.inference.writers import FrameReport
+from research.utils.errors import DamagedImage, UserError
+from research.viz.pictures import FOUND_BOXES, class_colours
 from tests.browser import Page, needs_browser
 from tests.conftest import TINY, picture, refusal, run
 from tests.test_commands import module
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_line(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("research.pictures.Image.Image.save", full)
+    monkeypatch.setattr("research.viz.pictures.Image.Image.save", full)
     with pytest.raises(UserError, match=r"No space left on device.*free space"):
         predict.main([str(detectors.tiny), str(detectors.captures), "out=seen"])
 

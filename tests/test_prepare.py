@@ -17,7 +17,7 @@ from PIL import Image
 from research import prepare
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import ROOT, make_folders, picture
 
 
@@ -296,7 +296,7 @@ def test_mistakes_are_answered_before_torch_is_imported(tmp_path: Path) -> None:
     script = f"""
 import sys
 from research import prepare
-from research.errors import UserError
+from research.utils.errors import UserError
 for words, _ in {MISTAKES[:-1]!r}:
     try:
         prepare.main(words)

@@ -14,8 +14,9 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from research import reproduce, runs, session
+from research import reproduce
 from research.config import compose_config, resolved
+from research.engine import run, run_folder
 from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal
 from tests.test_train import rows
 
@@ -35,7 +36,7 @@ def described(folder: Path, words: Sequence[str], **changed: Any) -> Path:
             del node[last]
         else:
             node[last] = value
-    runs.describe(folder, config, words, ("demo", "abc"))
+    run_folder.describe(folder, config, words, ("demo", "abc"))
     return folder
 
 
@@ -58,8 +59,8 @@ def told(folder: Path) -> tuple[list[str], list[str]]:
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout at one commit without changes, whatever this one is."""
     clean = {"commit": COMMIT, "changed": False, "untracked": []}
-    monkeypatch.setattr(runs, "_git", lambda: dict(clean))
-    monkeypatch.setattr(runs, "changes", lambda: b"")
+    monkeypatch.setattr(run_folder, "_git", lambda: dict(clean))
+    monkeypatch.setattr(run_folder, "changes", lambda: b"")
 
 
 @pytest.mark.usefixtures("still")
@@ -86,9 +87,9 @@ def test_the_environment_has_moved_on(tmp_path: Path) -> None:
         packages={"torch": "1.0+cu101", "timm": "0.1", "mlflow": None, "gone": "1.2"},
         hardware={"cpu": "Z80", "gpus": ["GPU 9"]},
     )
-    (folder / runs.PATCH).write_bytes(b"changes")
+    (folder / run_folder.PATCH).write_bytes(b"changes")
     lines, steps = told(folder)
-    now = runs.environment()
+    now = run_folder.environment()
     for line in (
         f"python: 3.9.1 → {now['python']}",
         f"commit: {'f' * 40} → {COMMIT}",
@@ -114,12 +115,12 @@ def test_the_environment_has_moved_on(tmp_path: Path) -> None:
 
 def test_changes_here_are_to_be_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {"commit": COMMIT, "changed": True, "untracked": []}
-    monkeypatch.setattr(runs, "_git", lambda: dict(state))
-    monkeypatch.setattr(runs, "changes", lambda: b"one")
+    monkeypatch.setattr(run_folder, "_git", lambda: dict(state))
+    monkeypatch.setattr(run_folder, "changes", lambda: b"one")
     folder = described(tmp_path / "r", [])
-    assert (folder / runs.PATCH).read_bytes() == b"one"
+    assert (folder / run_folder.PATCH).read_bytes() == b"one"
     assert told(folder)[1] == ["python train.py seed=0"]
-    monkeypatch.setattr(runs, "changes", lambda: b"two")
+    monkeypatch.setattr(run_folder, "changes", lambda: b"two")
     lines, steps = told(folder)
     assert "uncommitted changes: others than then" in lines
     assert steps[0].startswith("# first commit or stash")
@@ -141,21 +142,21 @@ def test_changes_are_kept_as_git_takes_them(
     git("init")
     git("add", ".")
     git("commit", "-m", "a")
-    monkeypatch.setattr(runs, "__file__", str(checkout / "research" / "runs.py"))
+    monkeypatch.setattr(run_folder, "__file__", str(checkout / "research" / "runs.py"))
     (tmp_path / "r").mkdir()
-    patch = tmp_path / "r" / runs.PATCH
-    environment = runs.describe(tmp_path / "r", {"seed": 0}, [])
+    patch = tmp_path / "r" / run_folder.PATCH
+    environment = run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert (environment["git"]["changed"], patch.exists()) == (False, False)
     (checkout / "a.bin").write_bytes(b"\0two")
     (checkout / "new").touch()
-    environment = runs.describe(tmp_path / "r", {"seed": 0}, [])
+    environment = run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert (environment["git"]["changed"], environment["git"]["untracked"]) == (True, ["new"])
     git("checkout", "a.bin")
     git("apply", str(patch))
     assert (checkout / "a.bin").read_bytes() == b"\0two"
     # Too large a patch is none, and an older one goes.
-    monkeypatch.setattr(runs, "LARGEST_PATCH", 10)
-    runs.describe(tmp_path / "r", {"seed": 0}, [])
+    monkeypatch.setattr(run_folder, "LARGEST_PATCH", 10)
+    run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert not patch.exists()
     assert "bytes of uncommitted changes are not kept; commit them" in caplog.text
 
@@ -264,9 +265,9 @@ def test_the_command_gives_the_same_losses(
     own = ["model.drop_rate=0.2", "seed=5", "run_dir=first"]
     words = [*SMALL, *data_overrides(folders), *TINY, *own]
     config = small(*TINY, *own)
-    begin = session.start(config, "test")
+    begin = run.start(config, "test")
     folder = begin.folder
-    session.train(config, "test", words, begin)
+    run.train(config, "test", words, begin)
     _, steps = told(folder)
     command = shlex.split(steps[-1])
     assert command[:2] == ["python", "train.py"]

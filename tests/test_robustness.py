@@ -16,14 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import research
-from research import predict, robustness, trial
+from research import predict, robustness
+from research.batch import DetectionBatch
 from research.config import compose_config, resolved
-from research.data.batch import DetectionBatch
 from research.data.loader import EpochLoader, Key
 from research.data.transforms import DeviceTransform
-from research.errors import UserError
+from research.engine import evaluation
 from research.evaluate import evaluate
 from research.tasks.detection import Detection
+from research.utils.errors import UserError
 from tests.conftest import refusal, run
 
 CHANNELS = ("red", "green", "blue", "thermal", "event")
@@ -168,15 +169,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     task = Detection(["car"], False, 0.5, 0.5, 0.5, "val/mAP50:max")
     device = torch.device("cpu")
 
-    def made(*asked: Any, channels: Sequence[str] = CHANNELS) -> trial.Trial:
+    def made(*asked: Any, channels: Sequence[str] = CHANNELS) -> evaluation.Trial:
         calls.append(asked)
         data: Any = SimpleNamespace(classes=["car"])
-        loaded = trial.Trained(config, ["car"], task, Sees(), data, Plain(), device)
+        loaded = evaluation.Trained(config, ["car"], task, Sees(), data, Plain(), device)
         loader = EpochLoader(Scenes(), 4, seed=0, train=False)
         channels = channels if asked[0].name != "colours" else channels[:3]
-        return trial.Trial(loaded, loader, {"data": {"channels": list(channels)}})
+        return evaluation.Trial(loaded, loader, {"data": {"channels": list(channels)}})
 
-    monkeypatch.setattr(trial, "trial", made)
+    monkeypatch.setattr(evaluation, "trial", made)
     return calls
 
 

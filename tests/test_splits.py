@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from research import build
 from research.config import compose_config, resolved
 from research.data.cifar_files import FAMILIES
 from research.data.frames.annotations import read_frames
-from research.data.frames.demo import CaptureDemo
 from research.data.warehouse.recipes import assign_splits
+from research.demos.capture_runs import CaptureDemo
+from research.engine import build
 from tests.conftest import Golden, picture
 from tests.golden.configurations import DATA
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import research
-from research import compare, evaluate, judge, predict, prepare, reproduce
+from research import compare, evaluate, leaderboard, predict, prepare, reproduce
 from research.data.warehouse.manifest import Manifest
 from research.tracking.files import read_rows
 from tests.assets import skeleton
@@ -171,7 +171,9 @@ def test_runs_are_compared_and_judged(project: Path) -> None:
     compare.main([str(study), "out=compared"])
     runs = json.loads(Path("compared/comparison.json").read_text())["runs"]
     assert len(runs) == 2
-    judge.main(["runs/tinydet", "runs/bigdet", "rounds=1", "batch=1", "out=judged", "device=cpu"])
+    leaderboard.main(
+        ["runs/tinydet", "runs/bigdet", "rounds=1", "batch=1", "out=judged", "device=cpu"]
+    )
     assert len(read_rows(Path("judged/judged.csv"))) == 2
 
 

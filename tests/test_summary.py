@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from torch import nn
 
-from research import build, summary
+from research import summary
 from research.config import compose_config, resolved
 from research.config.options import options
 from research.data.pairs.quality import QUALITY
-from research.errors import UserError
+from research.engine import build
+from research.utils.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs"
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")

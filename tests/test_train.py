@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 import research
-from research import build, checkpoint, evaluate, runs
-from research.errors import UserError
-from research.loop import State
+from research import evaluate
+from research.engine import build, checkpoint, run_folder
+from research.engine.loop import State
+from research.utils.errors import UserError
 from tests.conftest import (
     TINY,
     data_overrides,
@@ -133,12 +134,12 @@ def assert_same(one: Any, two: Any) -> None:
 
 def test_resume_auto_takes_only_the_same_unfinished_run(small: Compose) -> None:
     done = run(small("resume=auto"), "first")
-    assert runs.find_unfinished(small("resume=auto"), epochs=1) is None
-    assert runs.find_unfinished(small("resume=auto", "epochs=2"), epochs=2) == done
-    assert runs.find_unfinished(small("resume=auto", "epochs=2", "seed=1"), epochs=2) is None
-    with runs.occupied(done):
-        assert runs.find_unfinished(small("epochs=2"), epochs=2) is None
-        with pytest.raises(UserError, match="another process"), runs.occupied(done):
+    assert run_folder.find_unfinished(small("resume=auto"), epochs=1) is None
+    assert run_folder.find_unfinished(small("resume=auto", "epochs=2"), epochs=2) == done
+    assert run_folder.find_unfinished(small("resume=auto", "epochs=2", "seed=1"), epochs=2) is None
+    with run_folder.occupied(done):
+        assert run_folder.find_unfinished(small("epochs=2"), epochs=2) is None
+        with pytest.raises(UserError, match="another process"), run_folder.occupied(done):
             pass
     longer = run(small("resume=auto", "epochs=2"), "second")
     assert longer == done
@@ -280,7 +281,7 @@ def test_order_and_augmentation_do_not_depend_on_workers(small: Compose) -> None
 def test_accumulation_equals_the_large_batch(small: Compose) -> None:
     # Without batch statistics in play, four batches of 6 give the gradient of one of 24: to the
     # last digits of float64, so that nothing but the order of the additions can differ.
-    from research.loop import train_epoch
+    from research.engine.loop import train_epoch
     from research.tracking.tracker import Tracker
 
     states = []

@@ -15,13 +15,12 @@ from typing import Any
 
 import yaml
 
-from research import cli
-from research.config import stored
+from research.config import cli, stored
 from research.config.keys import leaves
 from research.config.migrations import current_column
 from research.config.rules import nearest
-from research.errors import UserError, one_line
 from research.tracking.files import read_rows
+from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 from research.comparison.collect import Recorded
 from research.config.messages import shown
 from research.config.rules import nearest
-from research.errors import UserError
+from research.utils.errors import UserError
 
 NOT_GROUPED = (
     "seed", "run_dir", "name", "tags", "logging", "device", "resume", "trust", "version",

@@ -45,7 +45,9 @@ def page(
         notes: sentences on how to read any such page.
         folder: where it will lie, from which it links to the runs.
     """
-    template = resources.files("research").joinpath("comparison.html").read_text(encoding="utf-8")
+    template = (
+        resources.files("research.comparison").joinpath("page.html").read_text(encoding="utf-8")
+    )
     places = [run.folder.resolve() for group in found.groups for run in group.runs]
     home = Path(os.path.commonpath([place.parent for place in places]))
     content = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.comparison.collect import Recorded
-from research.errors import one_line
+from research.utils.errors import one_line
 
 log = logging.getLogger(__name__)
 

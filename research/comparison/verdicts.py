@@ -17,7 +17,7 @@ from research.comparison.statistics import (
     spread,
 )
 from research.config.rules import nearest
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.compression.selection import ZIGZAG
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 
 MAX_PIXELS = 178_956_970
 """Largest image that is opened: where PIL too refuses, twice its ``MAX_IMAGE_PIXELS``."""

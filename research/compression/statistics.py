@@ -18,8 +18,8 @@ from torch import Tensor
 
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection
-from research.errors import UserError
-from research.files import write_text
+from research.utils.errors import UserError
+from research.utils.files import write_text
 
 
 @dataclass(frozen=True)

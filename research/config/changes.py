@@ -15,7 +15,7 @@ from research.config.checks import check_value
 from research.config.compose import defaults_of
 from research.config.messages import dotted, no_key
 from research.config.schema import GROUPS, register
-from research.errors import UserError
+from research.utils.errors import UserError
 
 Config = Mapping[str, Any]
 WEIGHTS = "feature_weights"

@@ -15,7 +15,7 @@ from research.config.messages import bad_value, explain, no_key
 from research.config.options import options
 from research.config.schema import GROUPS, rule_for
 from research.config.targets import check_targets
-from research.errors import UserError
+from research.utils.errors import UserError
 
 Settings = Mapping[str, Any]
 TRACKERS = "logging."  # a list of options makes each of them optional

@@ -33,7 +33,7 @@ from research.config.help import help_text
 from research.config.messages import explain, suggest
 from research.config.options import CONF
 from research.config.schema import OPTIONAL, SWEEPER_RULES, register
-from research.errors import UserError
+from research.utils.errors import UserError
 
 T = TypeVar("T")
 MOST_JOBS = 1000

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config.options import CONF, options
 from research.config.schema import GROUPS, OPTIONAL
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 class Composed(NamedTuple):

@@ -28,7 +28,7 @@ from research.config.migrations import current_key
 from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings
-from research.errors import UserError
+from research.utils.errors import UserError
 
 LONGEST = 200
 """Characters of a value in a message."""

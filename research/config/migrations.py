@@ -31,7 +31,24 @@ class Migration:
     added: Mapping[str, Any] = field(default_factory=dict)
 
 
-MIGRATIONS: Final[list[Migration]] = []
+SCHEDULES: Final = ("constant", "cosine", "exponential", "linear", "multistep", "one_cycle", "step")
+
+MIGRATIONS: Final[list[Migration]] = [
+    # 1 → 2: optimizers and schedules moved into the engine, rendered data into demos.
+    Migration(
+        targets={
+            "research.optimizers.by_name": "research.engine.optimizers.by_name",
+            **{
+                f"research.schedules.{name}": f"research.engine.schedules.{name}"
+                for name in SCHEDULES
+            },
+            "research.data.demo.Scenes": "research.demos.scenes.Scenes",
+            "research.data.pairs.demo.PhotoDemo": "research.demos.photos.PhotoDemo",
+            "research.data.rgbx.demo.RgbxDemo": "research.demos.rgbx.RgbxDemo",
+            "research.data.warehouse.demo.DemoStore": "research.demos.store.DemoStore",
+        }
+    ),
+]
 """From version 1 on, one entry a version."""
 
 VERSION: Final = 1 + len(MIGRATIONS)

@@ -18,7 +18,7 @@ from research.config.options import option_node, options
 from research.config.rules import TEXT, Rule, list_of, mapping_of, one_of, or_null, whole
 from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
-from research.errors import UserError
+from research.utils.errors import UserError
 
 DEEPEST: Final = 12
 """Levels of nesting."""
@@ -68,7 +68,7 @@ STATE: Final[dict[str, Rule]] = {
     "best_epoch": whole(0),
     "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
 }
-"""How far a run has come, see ``research.loop.State``."""
+"""How far a run has come, see ``research.engine.loop.State``."""
 
 
 def _is_row(row: Any) -> bool:

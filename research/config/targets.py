@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from research.config.migrations import current_target
 from research.config.options import CONF, read
-from research.errors import UserError, one_line
+from research.utils.errors import UserError, one_line
 
 TARGET: Final = "_target_"
 PARTIAL: Final = "_partial_"

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.data.batch import ClassificationBatch
 
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)

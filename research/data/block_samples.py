@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.data.batch import ClassificationBatch
 from research.data.crops import CentreCrop
 from research.data.loader import Key
 from research.data.readers import Reader
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 
 MCU = 16
 """Pixels to which crops snap: a block of subsampled chroma."""

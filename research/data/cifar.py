@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from research.batch import ClassificationBatch
 from research.compression.selection import EVERY
 from research.data import cifar_files
 from research.data.augment import Augment, Augmentation
-from research.data.batch import ClassificationBatch
 from research.data.cifar_files import SIDE, Part
 from research.data.crops import CentreCrop, PadCrop
 from research.data.index import Progress
@@ -26,7 +26,7 @@ from research.data.resident import Resident, ResidentSamples, resized
 from research.data.source import NetworkInput
 from research.data.splits import check_num_classes, spread_over
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
-from research.errors import UserError
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

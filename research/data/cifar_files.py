@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from research.errors import UserError
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import EVERY, Selection, covering
 from research.compression.statistics import Statistics
 from research.data.augment import Augment, Augmentation
 from research.data.baseline import linear_top1
-from research.data.batch import ClassificationBatch
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import Coefficients
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
-from research.data.demo import CLASSES, Scenes
 from research.data.index import Progress, index_folder
 from research.data.loader import BatchSource, EpochLoader, Key
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
@@ -39,7 +38,8 @@ from research.data.splits import (
     spread,
 )
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
-from research.errors import DamagedImage, UserError
+from research.demos.scenes import CLASSES, Scenes
+from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
 

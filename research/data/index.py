@@ -18,7 +18,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from research.compression.jpeg import MIN_SIDE
-from research.files import write_text
+from research.utils.files import write_text
 
 EXTENSIONS = frozenset(
     [

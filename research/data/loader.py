@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from research.data.batch import Batch
+from research.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 def made_once(

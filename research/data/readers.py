@@ -23,7 +23,7 @@ from research.compression.geometry import payload, snap_box
 from research.compression.jpeg import MIN_SIDE, NotNative, Planes, read_planes
 from research.compression.selection import Selection
 from research.data.crops import Crop
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 
 
 class Sample(NamedTuple):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from research.data.batch import ClassificationBatch
+from research.batch import ClassificationBatch
 from research.data.crops import PadCrop
 from research.data.loader import Key
 

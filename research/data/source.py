@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from PIL.Image import Image
 
-from research.data.batch import Batch
+from research.batch import Batch
 from research.data.coefficients import Coefficients
 from research.data.index import Progress
 from research.data.loader import BatchSource

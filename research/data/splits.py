@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 @dataclass(frozen=True)

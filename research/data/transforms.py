@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, dct_basis, rgb_to_ycbcr
 from research.compression.decoder import Decoder
@@ -21,7 +22,6 @@ from research.compression.geometry import flip_channels
 from research.compression.selection import Selection
 from research.compression.statistics import Statistics
 from research.data.augment import Augment
-from research.data.batch import ClassificationBatch
 
 EPSILON = 1e-6
 

@@ -14,8 +14,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from research.errors import UserError, one_line
 from research.models import pretrained
+from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 

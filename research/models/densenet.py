@@ -10,8 +10,8 @@ from torch import nn
 from torchvision.models import DenseNet
 
 from research.compression.stems import Stemmed, StemSpec
-from research.errors import UserError
 from research.models.pretrained import load
+from research.utils.errors import UserError
 
 CIFAR_LIMIT: Final = 64
 """Up to this side of the input in px, ``auto`` takes the CIFAR stem."""

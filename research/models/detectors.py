@@ -28,10 +28,10 @@ from torchvision.ops import (
     remove_small_boxes,
 )
 
+from research.batch import Targets
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
-from research.data.batch import Targets
-from research.errors import UserError
 from research.models.matching import MATCHERS, affinity
+from research.utils.errors import UserError
 
 STRIDE: Final = 32
 SIZE_PRIOR: Final = 0.25

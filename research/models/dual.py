@@ -11,7 +11,6 @@ from typing import Final, cast
 
 from torch import Tensor, nn
 
-from research.errors import UserError
 from research.models.fusion import ONE_STREAM, norm_layer, stage_fusion
 from research.models.mit import (
     HEADS,
@@ -22,6 +21,7 @@ from research.models.mit import (
     from_file,
 )
 from research.models.pretrained import TIMM, TORCHVISION, fill, of_file
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

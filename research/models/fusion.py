@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from research.errors import UserError
 from research.models.mit import as_map, as_tokens, initialise, join_heads, split_heads
+from research.utils.errors import UserError
 
 TWO_STREAMS: Final = ("cross_attention", "sum", "concat")
 ONE_STREAM: Final = ("rgb_only", "x_only")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from research import weights
-from research.errors import UserError, one_line
+from research.utils import weights
+from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 

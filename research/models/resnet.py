@@ -10,8 +10,8 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from research.compression.stems import Stemmed, StemSpec
-from research.errors import UserError
 from research.models.pretrained import load
+from research.utils.errors import UserError
 
 
 def resnet(

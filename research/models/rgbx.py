@@ -20,12 +20,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from research.data.batch import Targets
-from research.errors import UserError
+from research.batch import Targets
 from research.models.detectors import SMALLEST, Detections
 from research.models.dual import DualEncoder
 from research.models.fusion import ONE_STREAM, TWO_STREAMS
 from research.models.mit import STAGES, VARIANTS
+from research.utils.errors import UserError
 
 PREFIX: Final = "rgbx_mit_"
 STRIDE: Final = 32

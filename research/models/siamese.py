@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from research.errors import UserError
 from research.models import backbones
+from research.utils.errors import UserError
 
 HEADS: Final = ("bradley_terry", "mlp")
 NARROW: Final = 64

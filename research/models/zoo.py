@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
-from research.errors import UserError, one_line
 from research.models.pretrained import load
+from research.utils.errors import UserError, one_line
 
 WEIGHTS = ("checkpoint_path", "cache_dir")
 """Arguments by which timm would read weights in its own way, pickled code included; with

@@ -23,7 +23,7 @@ from hydra.types import HydraContext
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from research.errors import UserError
+from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from research.sweeps.space import Space
@@ -124,14 +124,15 @@ def recorded(
         total: jobs.
     """
     # Imported late: Hydra makes sweepers to show a configuration, too.
-    from research import logs, session
     from research.config import resolved, targets
+    from research.engine import run
     from research.sweeps import record
     from research.sweeps.objectives import objectives
     from research.sweeps.study import STORE, Study
+    from research.utils import logs
 
     logs.to_terminal()
-    session.terminate_as_interrupt()
+    run.terminate_as_interrupt()
     monitor = space.monitor(context, config)
     wanted = objectives(["monitor"], monitor)
     sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=True)

@@ -15,13 +15,14 @@ from typing import Any
 from hydra.utils import instantiate
 from optuna.trial import TrialState
 
-from research import logs, runs, session
-from research.errors import UserError, one_line
-from research.loop import Watch
+from research.engine import run, run_folder
+from research.engine.loop import Watch
 from research.sweeps import record
 from research.sweeps.devices import device_of_its_own
 from research.sweeps.objectives import Objective, monitor, values
 from research.sweeps.study import FOLDER, Study, checkpoint_time
+from research.utils import logs
+from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Outcome:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def run(hydra: Any, config: Config, name: str) -> float | None:
+def run_trial(hydra: Any, config: Config, name: str) -> float | None:
     """Run one trial; whatever becomes of it is recorded, and the sweep goes on.
 
     Args:
@@ -118,12 +119,12 @@ def _open(
         trial = study.trial(number)
         facts = trial.user_attrs
         known = Path(facts["run"]) if "run" in facts else None
-        if trial.state is not TrialState.RUNNING or (known is not None and runs.busy(known)):
+        if trial.state is not TrialState.RUNNING or (known is not None and run_folder.busy(known)):
             log.info("sweep: trial %d is in other hands", number)
             return None
         goes_on = known is not None and (known / "checkpoints" / "last.pt").exists()
         if known is not None and goes_on:
-            changed = ", ".join(runs.changed(config, known)[:5])
+            changed = ", ".join(run_folder.changed(config, known)[:5])
             if changed:
                 reason = (
                     f"{known} cannot go on: {changed} changed since; "
@@ -137,8 +138,8 @@ def _open(
             # Of what was done without a checkpoint nothing can be used, and nothing is overwritten.
             beginnings += 1
             where = study.run_folder(number, beginnings)
-            known = runs.create({**config, "run_dir": str(where)}, name)
-        stack.enter_context(runs.occupied(known))
+            known = run_folder.create({**config, "run_dir": str(where)}, name)
+        stack.enter_context(run_folder.occupied(known))
         attempts = facts.get("attempts", 0) + 1
         study.note(
             number,
@@ -171,8 +172,8 @@ def _train(
             "models of one task"
         )
     with logs.to_file(folder):
-        begin = session.resume(folder, config) if goes_on else session.Start(folder)
-        state = session.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, watch)
+        begin = run.resume(folder, config) if goes_on else run.Start(folder)
+        state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, watch)
         if watch.stopped:
             return Outcome("PRUNED", watch.reason)
         for lost in ("train/loss", "val/loss", own.rpartition(":")[0]):

@@ -9,9 +9,9 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
-from research.errors import UserError, one_line
 from research.sweeps.space import Space
 from research.sweeps.study import Claim, Study
+from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def release(claims: Sequence[Claim]) -> None:
 
 def _settle(study: Study, claim: Claim, ended: JobReturn) -> None:
     """Fail a trial whose job ended by an exception before it could tell of itself."""
-    from research.runs import busy
+    from research.engine.run_folder import busy
 
     try:
         _ = ended.return_value

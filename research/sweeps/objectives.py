@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from research.errors import UserError
+from research.utils.errors import UserError
 
 MONITOR: Final = "monitor"
 LATENCY: Final = "latency_ms"
@@ -72,8 +72,8 @@ def values(
         device: of the trial, where its latency is measured.
         trust: names of the user's own that its configuration has.
     """
-    from research.timing import in_turn
-    from research.trial import trial
+    from research.engine.evaluation import trial
+    from research.utils.timing import in_turn
 
     names = [objective.name for objective in wanted]
     found = dict.fromkeys(names, best)
@@ -92,7 +92,7 @@ def values(
 
 def input_bytes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> int | None:
     """Bytes of an image's coefficients, two each; null for a network that takes no coefficients."""
-    from research import build
+    from research.engine import build
 
     stem = build.stem_spec(config["compression"])
     if stem is None:

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
 
-from research.pictures import legend, render
 from research.tracking.tracker import Rows
+from research.viz.pictures import legend, render
 
 Summary = Mapping[str, Any]
 

@@ -13,12 +13,12 @@ from typing import Any, Final
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from research import build
-from research.files import to_json, write_text
+from research.engine import build
 from research.sweeps import parent as parent_run
 from research.sweeps.space import written
 from research.sweeps.study import Study
 from research.tracking.tracker import Status, Tracker
+from research.utils.files import to_json, write_text
 
 log = logging.getLogger(__name__)
 

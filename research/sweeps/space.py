@@ -20,7 +20,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from research.errors import UserError, one_line
+from research.utils.errors import UserError, one_line
 
 NOT_COMPARED: Final = ("device=", "logging", "log_every=")
 """Of two commands that differ in these alone the second goes on with the first's study."""

@@ -20,10 +20,10 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from research.config.migrations import current_column, current_key, current_word
-from research.errors import UserError, one_line
-from research.files import to_json, write_text
-from research.runs import ROOT, busy
+from research.engine.run_folder import ROOT, busy
 from research.sweeps.space import Point, Space
+from research.utils.errors import UserError, one_line
+from research.utils.files import to_json, write_text
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from research.errors import UserError, one_line
+from research.utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -85,9 +85,9 @@ class StudySweeper(Sweeper):
             UserError: for a space or setting that cannot be, and when too many trials failed.
         """
         # Imported late: Hydra makes sweepers to show a configuration, too.
-        from research import logs
         from research.config import resolved, targets
         from research.sweeps.space import Space
+        from research.utils import logs
 
         logs.to_terminal()
         space = Space.of(self.params, arguments)
@@ -95,12 +95,12 @@ class StudySweeper(Sweeper):
         config = resolved(self.base)
         config["trust"] = targets.beyond(config)
         study = self._open(space, total, config)
-        from research import session
+        from research.engine import run
         from research.sweeps import record
         from research.sweeps.launching import launch
         from research.sweeps.record import failed as failed_of
 
-        session.terminate_as_interrupt()
+        run.terminate_as_interrupt()
         status: Status = "FAILED"
         try:
             with study.locked():

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from research import pictures
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.data.batch import ClassificationBatch
-from research.errors import UserError
-from research.reports import ClassReport
+from research.inference.writers import ClassReport
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
+from research.utils.errors import UserError
+from research.viz import pictures
 
 SHOWN: Final = 24
 BINS: Final = 15

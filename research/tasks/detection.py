@@ -11,11 +11,9 @@ import torch
 from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 
-from research import charts, pictures
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.frames.letterbox import Letterbox
-from research.pictures import Colour
-from research.reports import FrameReport
+from research.inference.writers import FrameReport
 from research.tasks.detection_metrics import (
     BACKGROUND,
     OBJECT,
@@ -27,6 +25,8 @@ from research.tasks.detection_metrics import (
 )
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
+from research.viz import charts, pictures
+from research.viz.pictures import Colour
 
 SHOWN: Final = 12
 CELL: Final = 256

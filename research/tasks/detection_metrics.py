@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_iou
 
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.frames.letterbox import Letterbox
 from research.models.matching import affinity, greedy, hungarian, total_iou
 from research.tracking.tracker import Rows

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from research import pictures
-from research.data.batch import PairBatch, PhotoBatch
-from research.errors import UserError
-from research.rank_report import RankReport
+from research.batch import PairBatch, PhotoBatch
+from research.inference.ranking import RankReport
 from research.tasks.ranking_metrics import RankingMetrics
 from research.tasks.standings import Pairs, Standing, sigmoid
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
+from research.utils.errors import UserError
+from research.viz import pictures
 
 CELL: Final = 128
 SERIES: Final = 8

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from research.data.batch import PairBatch
+from research.batch import PairBatch
 from research.tasks.standings import (
     DECIMALS,
     Floats,

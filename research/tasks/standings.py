@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from research.data.batch import PairBatch
+from research.batch import PairBatch
 
 Floats = NDArray[np.float64]
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from research.data.batch import Batch
-from research.reports import Report
+from research.batch import Batch
+from research.inference.writers import Report
 from research.tracking.tracker import Rows
 
 

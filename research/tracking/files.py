@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL.Image import Image
 
 from research.config.migrations import current_column
-from research.files import write_atomic, write_text
 from research.tracking.tracker import Row, Rows, Run, Table, Tracker
+from research.utils.files import write_atomic, write_text
 
 
 class FileTracker(Tracker):

@@ -20,8 +20,8 @@ from typing import Any
 from filelock import FileLock
 from PIL.Image import Image
 
-from research.files import write_text
 from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
+from research.utils.files import write_text
 
 log = logging.getLogger(__name__)
 

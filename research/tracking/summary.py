@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.files import to_json, write_text
 from research.tracking.tracker import Run, Status, Tracker
+from research.utils.files import to_json, write_text
 
 EPOCH_COLUMNS = ("epoch", "train/loss", "val/loss", "epoch_time_sec", "checkpoint_path")
 

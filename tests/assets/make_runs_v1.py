@@ -72,7 +72,7 @@ WEIGHTS = (*FASTNET, "epochs=1", "ema=0.9", "name=weights")
 KILLED = """
 import os, signal, sys
 from research.config import command_line
-from research.journal import BatchJournal
+from research.engine.loss_log import BatchJournal
 import train
 add, left = BatchJournal.add, [{steps}]
 def die(self, *rest):
@@ -100,9 +100,9 @@ def rendered() -> None:
     sys.path.insert(0, str(CHECKOUT))
     from PIL import Image
 
-    from research.data.frames.demo import CaptureDemo
-    from research.data.pairs.demo import PhotoDemo
-    from research.data.rgbx.demo import RgbxDemo
+    from research.demos.capture_runs import CaptureDemo
+    from research.demos.photos import PhotoDemo
+    from research.demos.rgbx import RgbxDemo
     from tests.conftest import make_folders
 
     for seed, (split, images) in enumerate({"train": 8, "val": 4, "test": 4}.items()):

@@ -9,7 +9,7 @@ import pytest
 
 from research.comparison.collect import Recorded, direction, find, select
 from research.comparison.groups import grouped
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.comparison.recorded import config, record, study
 
 

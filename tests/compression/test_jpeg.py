@@ -23,7 +23,7 @@ from research.compression.jpeg import (
     read_header,
     read_planes,
 )
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 
 MakeJpeg = Callable[..., Path]
 SAMPLINGS = ["444", "422", "440", "420", "grey"]

@@ -18,7 +18,7 @@ from research.compression.statistics import Statistics
 from research.data.crops import CentreCrop
 from research.data.readers import PixelReader
 from research.data.transforms import EPSILON, CoefficientTransform
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import prepared
 
 Compose = Callable[..., dict[str, Any]]

@@ -13,14 +13,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection
 from research.config import compose_config
 from research.data.augment import Augment, Augmentation
-from research.data.batch import ClassificationBatch
 from research.data.crops import PadCrop
 from research.data.transforms import CoefficientTransform, PixelTransform
-from research.errors import UserError
+from research.utils.errors import UserError
 
 ALL = Selection(tuple(range(64)), tuple(range(64)))
 NONE = Augmentation(None, 9, 2, 0.0, 0.0, 0.0, 1.0)

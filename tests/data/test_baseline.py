@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from research.batch import ClassificationBatch
 from research.data.baseline import linear_top1
-from research.data.batch import ClassificationBatch
 from research.data.loader import EpochLoader, Key
 from tests.conftest import prepared
 

@@ -22,7 +22,7 @@ from torchvision import datasets
 from torchvision.transforms import functional as TF
 
 import research
-from research import build, checkpoint, evaluate
+from research import evaluate
 from research.config import compose_config, resolved
 from research.data import cifar_files
 from research.data.cifar import Cifar
@@ -31,7 +31,8 @@ from research.data.crops import PadCrop
 from research.data.loader import EpochLoader, Key
 from research.data.resident import Resident, ResidentSamples
 from research.data.transforms import PixelTransform
-from research.errors import UserError
+from research.engine import build, checkpoint
+from research.utils.errors import UserError
 from tests.conftest import TINY, run
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from research import build
 from research.config import compose_config, resolved
 from research.data.augment import Augmentation
 from research.data.folder import ImageFolders
 from research.data.source import NetworkInput
 from research.data.transforms import CoefficientTransform, PixelTransform
-from research.errors import UserError
+from research.engine import build
+from research.utils.errors import UserError
 
 OWN = NetworkInput(48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.95, None)
 

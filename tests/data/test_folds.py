@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data.folds import fold_splits
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 @given(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from research.data.batch import Batch
+from research.batch import Batch
 from research.data.loader import EpochLoader, EpochSampler, Key
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from research.data.once import made_once
-from research.errors import UserError
+from research.utils.errors import UserError
 
 RECORD = {"seed": 1, "sizes": [3, 4]}
 

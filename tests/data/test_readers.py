@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, kept_indices
-from research.data.batch import ClassificationBatch
 from research.data.crops import Box, CentreCrop, Crop, RandomResizedCrop
 from research.data.readers import BitstreamReader, PixelReader, Reader, decode
 from research.data.transforms import CoefficientTransform
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 from tests.conftest import picture
 
 KEPT = kept_indices(4, "corner")

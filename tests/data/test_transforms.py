@@ -11,11 +11,11 @@ from scipy.fft import dctn
 from scipy.ndimage import convolve1d
 from torch import Tensor
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, block_idct
 from research.compression.selection import ZIGZAG, Selection, kept_indices
 from research.compression.statistics import Statistics
-from research.data.batch import ClassificationBatch
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader, PixelReader
 from research.data.transforms import (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from research import build
 from research.config import compose_config, resolved
+from research.engine import build
 from tests.golden import stored
 from tests.golden.configurations import DATA, GOLDEN, STEPS, VALIDATED, overrides
 

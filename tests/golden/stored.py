@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from research import batch as batches
+from research.batch import Batch
 from research.compression.blocks import Blocks
-from research.data import batch as batches
-from research.data.batch import Batch
 from research.data.loader import Key
 
 FOLDER = Path(__file__).parent / "batches"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from research.data.batch import Targets
-from research.errors import UserError
+from research.batch import Targets
 from research.models.detectors import BigDet, TinyDet
 from research.models.matching import affinity, greedy
+from research.utils.errors import UserError
 
 PARTS = {"box", "objectness", "giou"}
 

@@ -9,8 +9,8 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor
 
-from research.errors import UserError
 from research.models.mit import STEM, VARIANTS, MixTransformer
+from research.utils.errors import UserError
 from tests.conftest import save_state
 from tests.models.test_mit import scattered
 from tests.models.test_rgbx import FUSIONS, build, count, frames, small

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from research.errors import UserError
 from research.models import fusion
 from research.models.fusion import (
     CrossAttention,
@@ -14,6 +13,7 @@ from research.models.fusion import (
     norm_layer,
     stage_fusion,
 )
+from research.utils.errors import UserError
 from tests.conftest import as_if_trained
 
 DIM, HEADS, HEIGHT, WIDTH = 4, 2, 3, 2

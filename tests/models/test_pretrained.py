@@ -13,12 +13,12 @@ from torchvision import models
 
 from research.compression.selection import Selection, kept_indices
 from research.compression.stems import StemSpec
-from research.errors import UserError
 from research.models import pretrained
 from research.models.densenet import densenet
 from research.models.pretrained import fill, load, of_file
 from research.models.resnet import resnet
 from research.models.zoo import backbone
+from research.utils.errors import UserError
 from tests.conftest import save_state
 
 ALL = kept_indices(4, "corner")

@@ -7,14 +7,14 @@ import timm
 import torch
 from torch import nn
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import rgb_to_ycbcr, ycbcr_to_rgb
 from research.compression.selection import Selection, kept_indices
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD, StemSpec
-from research.data.batch import ClassificationBatch
 from research.data.transforms import CoefficientTransform
-from research.errors import UserError
 from research.models.resnet import resnet
+from research.utils.errors import UserError
 from tests.conftest import as_if_trained, save_state
 
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")

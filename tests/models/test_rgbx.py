@@ -13,10 +13,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
-from research.data.batch import Targets
-from research.errors import UserError
+from research.batch import Targets
 from research.models.mit import STEM, VARIANTS
 from research.models.rgbx import RgbxDetector, rgbx_detector
+from research.utils.errors import UserError
 from tests.conftest import as_if_trained
 
 CONF = Path(__file__).parents[2] / "conf" / "model"

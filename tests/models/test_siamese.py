@@ -15,9 +15,9 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from research.errors import UserError
 from research.models import backbones
 from research.models.siamese import Comparison, Siamese, siamese_e2e, siamese_frozen
+from research.utils.errors import UserError
 
 HEADS = ["bradley_terry", "mlp"]
 SIZE = 64

@@ -8,8 +8,8 @@ from torch import nn
 
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
 from research.config import compose_config
-from research.errors import UserError
 from research.models.zoo import OwnInput, backbone, own_input
+from research.utils.errors import UserError
 
 
 def made(name: str, classes: int = 5, size: int = 32, **changes: Any) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from research import session
+from research.engine import run
 from tests.conftest import one_line_of
 from tests.sweeps.conftest import Sweep, summaries
 
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the runs that train."""
     names: list[str] = []
-    train = session.train
+    train = run.train
 
     def counted(config: Any, name: str, *rest: Any) -> Any:
         names.append(name)
         return train(config, name, *rest)
 
-    monkeypatch.setattr(session, "train", counted)
+    monkeypatch.setattr(run, "train", counted)
     return names
 
 
@@ -52,7 +52,7 @@ def test_the_basic_sweeper_goes_on_where_it_was_stopped(
     sweep: Sweep, study_folder: Path, begun: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["hydra/sweeper=basic", "seed=0,1,2", "epochs=2"]
-    train = session.train
+    train = run.train
 
     def stopped(config: Any, name: str, *rest: Any) -> Any:
         if len(begun) == 1:
@@ -60,7 +60,7 @@ def test_the_basic_sweeper_goes_on_where_it_was_stopped(
         return train(config, name, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "train", stopped)
+        patch.setattr(run, "train", stopped)
         with pytest.raises(SystemExit):
             sweep(*words)
     assert summaries(study_folder)[0]["counts"] == {"FINISHED": 1, "KILLED": 2}

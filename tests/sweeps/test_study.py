@@ -10,7 +10,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from research import runs
+from research.engine import run_folder
 from research.sweeps.job import TrialWatch
 from research.sweeps.space import Space
 from research.sweeps.study import MOST_ATTEMPTS, STORE, Claim, Study
@@ -136,7 +136,7 @@ def test_a_trial_whose_run_still_trains_is_not_taken_up() -> None:
     folder.mkdir()
     study.note(0, run=str(folder))
     first.held.release()
-    with runs.occupied(folder):
+    with run_folder.occupied(folder):
         assert claimed(study).number == 1
     assert claimed(study).number == 0
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from research import build, session
-from research.loop import Watch
+from research.engine import build, run
+from research.engine.loop import Watch
 from research.sweeps import parent
 from research.sweeps.devices import device_of_its_own
 from research.tracking.tracker import Status
@@ -78,8 +78,8 @@ def test_bad_trials_are_told_with_their_reasons_and_the_others_finish(
         told_before_the_next.append(Counter(caplog.text.split())["failed:"])
         return session_train(*arguments, **more)
 
-    session_train = session.train
-    monkeypatch.setattr(session, "train", watched)
+    session_train = run.train
+    monkeypatch.setattr(run, "train", watched)
     words = ("seed=0,1,2,3", "optimizer.lr=0.01", "hydra.sweeper.max_failure_rate=0.8")
     sweep(*words)
     sweep(*words[:2], "hydra.sweeper.study_name=other", "optimizer.lr=1e30,0.01", "seed=0")
@@ -224,7 +224,7 @@ def interrupt_before_an_epoch(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "fit", interrupted)
+        patch.setattr(run, "fit", interrupted)
         with pytest.raises(SystemExit):
             sweep("seed=0")
 
@@ -247,7 +247,7 @@ def test_a_job_that_cannot_even_begin_is_not_launched_for_ever(
 ) -> None:
     interrupt_before_an_epoch(sweep, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("research.runs.create", lambda *_: 1 / 0)
+        patch.setattr("research.engine.run_folder.create", lambda *_: 1 / 0)
         with pytest.raises(SystemExit):
             sweep("seed=0")
     (summary,) = summaries(study_folder)

@@ -16,8 +16,8 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.data.batch import ClassificationBatch
 from research.data.transforms import DeviceTransform
 from research.tasks.classification import Classification, ClassificationMetrics
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from research.data.batch import DetectionBatch, Targets
+from research.batch import DetectionBatch, Targets
 from research.data.transforms import DeviceTransform
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import COCO as AVERAGES

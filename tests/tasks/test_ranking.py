@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import BinaryCalibrationError
 
-from research.data.batch import PairBatch, PhotoBatch
-from research.errors import UserError
+from research.batch import PairBatch, PhotoBatch
 from research.tasks.ranking import Ranking
 from research.tasks.ranking_metrics import RankingMetrics
+from research.utils.errors import UserError
 
 CPU = torch.device("cpu")
 BINS = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from research import logs
 from research.tracking import console
 from research.tracking.console import ConsoleTracker
 from research.tracking.tracker import Progress, Row
+from research.utils import logs
 from tests.conftest import ROOT
 
 ROW: Row = {
@@ -74,7 +74,7 @@ def test_a_log_hears_of_long_work_now_and_then(
 
 SCRIPT = """
 import sys, time
-from research import logs
+from research.utils import logs
 from research.tracking.console import ConsoleTracker
 from research.tracking.tracker import Progress
 logs.to_terminal()

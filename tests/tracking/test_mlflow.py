@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from research import session
+from research.engine import run as engine_run
 from research.tracking import mlflow as ours
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.tracker import Run
@@ -161,7 +161,7 @@ def test_a_crash_is_shown_as_failed(
     def crash(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(session, "_finish_files", crash)
+    monkeypatch.setattr(engine_run, "_finish_files", crash)
     with pytest.raises(ZeroDivisionError):
         run(small(*on_store(store), "run_dir=bad"))
     (shown,) = runs_of(store)
@@ -257,7 +257,7 @@ def test_a_run_on_a_locked_store_is_delivered_at_its_end(
     small: Compose, store: str, lock: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock.execute("begin exclusive")
-    finish = session._finish_files
+    finish = engine_run._finish_files
     waiting: list[dict[str, Any]] = []
 
     def unlock(folder: Path, *rest: Any) -> None:
@@ -265,7 +265,7 @@ def test_a_run_on_a_locked_store_is_delivered_at_its_end(
         lock.execute("rollback")
         finish(folder, *rest)
 
-    monkeypatch.setattr(session, "_finish_files", unlock)
+    monkeypatch.setattr(engine_run, "_finish_files", unlock)
     folder = run(small(*on_store(store), "epochs=2"))
     assert sum("metrics" in entry for entry in waiting) == 8
     assert not (folder / SPOOL).exists()

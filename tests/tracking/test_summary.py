@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from research.loop import State
+from research.engine.loop import State
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Run
 

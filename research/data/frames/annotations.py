@@ -15,7 +15,7 @@ from research.data.frames.coco import coco_documents, read_coco
 from research.data.frames.frame import PICTURES, FrameSet, ImageFiles
 from research.data.frames.voc import read_voc, xml_files
 from research.data.frames.yolo import read_yolo, yolo_folders
-from research.errors import UserError
+from research.utils.errors import UserError
 
 LAYOUTS = (
     "a capture run (run_manifest.json) or a folder of runs; VOC (Annotations/*.xml, JPEGImages/); "

@@ -33,7 +33,7 @@ from research.data.frames.frame import (
     read_json,
 )
 from research.data.index import EXTENSIONS, Progress
-from research.errors import UserError
+from research.utils.errors import UserError
 
 MANIFEST = "run_manifest.json"
 SCHEMA_VERSION = 1

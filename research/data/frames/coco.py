@@ -19,7 +19,7 @@ from research.data.frames.frame import (
     read_json,
 )
 from research.data.frames.layout import finish, split_of
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:

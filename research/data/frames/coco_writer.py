@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research.files import write_text
+from research.utils.files import write_text
 
 
 class CocoWriter:

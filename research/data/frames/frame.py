@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from research.data.index import EXTENSIONS, inspect_header
-from research.errors import UserError
+from research.utils.errors import UserError
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in [0, 1] of the original image, x0 < x1 and y0 < y1."""

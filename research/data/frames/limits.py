@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from research.data.frames.frame import FrameSet
-from research.errors import UserError
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

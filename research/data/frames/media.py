@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from research.data.frames.capture import run_folders
 from research.data.index import EXTENSIONS, inspect_header
-from research.errors import UserError
+from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from av.container import InputContainer

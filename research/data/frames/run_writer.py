@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from PIL import Image
 
 from research.data.frames.capture import MANIFEST, SCHEMA_VERSION
-from research.errors import UserError
+from research.utils.errors import UserError
 
 MOST_FRAMES = 100_000  # what five digits can number
 Source = Literal["sim_auto", "human", "model"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.transforms import DeviceTransform, half
 
 VISIBLE = 0.25

@@ -19,7 +19,7 @@ from research.data.frames.frame import (
     normalised,
 )
 from research.data.frames.layout import ALL, finish, number_in, split_in, split_of
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 def yolo_folders(source: Path, images: str = "images") -> dict[Path, Path]:

@@ -29,7 +29,7 @@ from research.data.pairs.lists import (
     series_name,
 )
 from research.data.pairs.sharpness import sharper_wins
-from research.errors import UserError
+from research.utils.errors import UserError
 
 CONFIDENT: Final = 0.7
 """Share of the votes from which the winner of a pair counts as clear."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from research.data.pairs.networks import Recipe, fill, recipe_of, width_of
 from research.data.pairs.quality import QUALITY, vector
 from research.data.readers import to_rgb
-from research.errors import UserError
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from research.data.index import Progress
 from research.data.pairs.extractors import extractor
 from research.data.pairs.store import features_of
 from research.data.readers import decode
-from research.errors import UserError
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from research.data.index import Entry
-from research.errors import UserError
+from research.utils.errors import UserError
 
 COLUMNS = "series photo1 photo2 preference rank1 rank2"
 VOTE_COLUMNS = ("series_id", "compareID1", "compareID2", "LEFT", "RIGHT")

@@ -16,8 +16,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from research.errors import UserError
 from research.models.pretrained import of_file
+from research.utils.errors import UserError
 
 CLIP: Final = "ViT-B-32"
 PLAIN: Final = ("clip", "resnet50.layer4", "resnet50.layer3", "vgg16", "quality")

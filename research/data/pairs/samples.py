@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from research.data.batch import PairBatch
+from research.batch import PairBatch
 from research.data.frames.letterbox import Letterbox
 from research.data.loader import Key
 from research.data.pairs.lists import Pair, PairSet
 from research.data.readers import decode, to_rgb
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 
 Look = Callable[[int], Tensor]
 """A photo, by its index, as the network's input."""

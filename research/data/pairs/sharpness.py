@@ -16,8 +16,8 @@ from research.data.index import Progress
 from research.data.pairs.lists import TIE, Pair, PairSet
 from research.data.pairs.quality import sharpness_of
 from research.data.pairs.samples import read_photo
-from research.errors import DamagedImage
-from research.files import write_text
+from research.utils.errors import DamagedImage
+from research.utils.files import write_text
 
 THREADS: Final = 4
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from research.cli import choose
-from research.data.batch import PhotoBatch
+from research.batch import PhotoBatch
+from research.config.cli import choose
 from research.data.index import Progress, index_folder
 from research.data.loader import BatchSource
 from research.data.pairs.audit import (
@@ -23,7 +23,6 @@ from research.data.pairs.audit import (
     audit_sharpness,
     audited,
 )
-from research.data.pairs.demo import PhotoDemo
 from research.data.pairs.features import FeatureSet, normalised
 from research.data.pairs.lists import PairSet, image_folder, photo_files
 from research.data.pairs.samples import (
@@ -39,7 +38,8 @@ from research.data.pairs.sharpness import trivial
 from research.data.pairs.transform import FeatureTransform, PairTransform
 from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
-from research.errors import UserError
+from research.demos.photos import PhotoDemo
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from research.data.index import Progress
 from research.data.pairs.extractors import Extractor
 from research.data.readers import decode
-from research.errors import DamagedImage, UserError, one_line
-from research.files import write_atomic
+from research.utils.errors import DamagedImage, UserError, one_line
+from research.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 

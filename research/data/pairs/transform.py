@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from research.data.batch import PairBatch, PhotoBatch
+from research.batch import PairBatch, PhotoBatch
 from research.data.pairs.samples import Album
 from research.data.transforms import DeviceTransform, half
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from research.compression.jpeg import MIN_SIDE
 from research.data.frames.frame import ImageFiles, LeftOut
 from research.data.frames.letterbox import Letterbox
-from research.errors import DamagedImage, UserError, one_line
+from research.utils.errors import DamagedImage, UserError, one_line
 
 COLOURS = ("red", "green", "blue")
 RANGES = {"uint8": 255, "uint16": 65535}

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.limits import tell
 from research.data.frames.yolo import named_classes, read_yolo, yolo_folders
 from research.data.index import Progress
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array, sampled
-from research.data.rgbx.demo import CLASSES, RgbxDemo
 from research.data.rgbx.layout import DESCRIPTION, LEDGER, extra_channels, grouped
 from research.data.rgbx.samples import ArraySamples, stacked
 from research.data.rgbx.statistics import channel_statistics
@@ -27,7 +26,8 @@ from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
 from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.recipes import assign_splits
-from research.errors import UserError
+from research.demos.rgbx import CLASSES, RgbxDemo
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

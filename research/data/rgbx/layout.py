@@ -11,7 +11,7 @@ from pathlib import Path
 
 from research.data.frames.frame import FrameSet
 from research.data.rgbx.arrays import COLOURS, Form
-from research.errors import UserError
+from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from research.data.frames.frame import LeftOut
 from research.data.index import inspect_header
 from research.data.readers import decode, to_rgb
 from research.data.rgbx.arrays import Pixels, mapped, not_numbers
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 COLOUR_SLACK = 4

@@ -28,8 +28,8 @@ from research.data.index import Progress
 from research.data.rgbx.arrays import COLOURS, Pixels
 from research.data.rgbx.layout import DESCRIPTION, LEDGER
 from research.data.rgbx.pairs import Pairs, places
-from research.errors import UserError
-from research.files import write_atomic, write_text
+from research.utils.errors import UserError
+from research.utils.files import write_atomic, write_text
 
 AT_ONCE = 64
 """Frames in flight; what Ctrl-C waits for."""

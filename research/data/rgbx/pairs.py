@@ -19,7 +19,7 @@ from research.data.frames.layout import split_in, split_of
 from research.data.index import EXTENSIONS
 from research.data.rgbx.arrays import Pixels
 from research.data.rgbx.modalities import colour, grey, header
-from research.errors import UserError
+from research.utils.errors import UserError
 
 FOLDERS = {
     "rgb": ("rgb", "visible", "vis", "images"),

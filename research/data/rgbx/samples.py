@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.frames.frame import Frame
 from research.data.frames.letterbox import Letterbox
 from research.data.loader import Key
 from research.data.rgbx.arrays import Form, Pixels, letterboxed, read_array
-from research.errors import DamagedImage
+from research.utils.errors import DamagedImage
 
 
 class ArraySamples:

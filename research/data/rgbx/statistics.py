@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from research.data.index import Progress
 from research.data.rgbx.arrays import RANGES, Form, read_array
-from research.errors import DamagedImage, UserError
-from research.files import write_text
+from research.utils.errors import DamagedImage, UserError
+from research.utils.files import write_text
 
 RECIPE = 1  # raise it whenever the same files would give other numbers
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.frames.transform import FrameAugmentation, move, noise_like, relight
 from research.data.rgbx.arrays import COLOURS
 from research.data.transforms import DeviceTransform

@@ -26,8 +26,8 @@ from research.data.warehouse.checksums import damaged_shards
 from research.data.warehouse.manifest import SAMPLES, SCHEMA, Group, Manifest
 from research.data.warehouse.plan import Plan, Stamp, stamp_files, version_of
 from research.data.warehouse.shards import Part, Task, write_shards
-from research.errors import UserError
-from research.files import write_atomic
+from research.utils.errors import UserError
+from research.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 

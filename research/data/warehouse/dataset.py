@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from research.data.batch import Batch
+from research.batch import Batch
 from research.data.folds import fold_splits
 from research.data.frames.transform import FrameAugmentation
 from research.data.index import Progress
@@ -21,11 +21,11 @@ from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
 from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
-from research.data.warehouse.demo import DemoStore
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, Kind
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
-from research.errors import UserError
+from research.demos.store import DemoStore
+from research.utils.errors import UserError
 
 GIB = 2**30
 Splits = dict[str, NDArray[np.int64]]

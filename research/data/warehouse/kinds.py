@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from research.batch import Batch, ClassificationBatch, DetectionBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, covering
-from research.data.batch import Batch, ClassificationBatch, DetectionBatch
 from research.data.block_samples import MCU, BlockCrop, BlockSamples
 from research.data.coefficients import Coefficients
 from research.data.frames.constant_box import best_constant_box, constant_iou
@@ -32,7 +32,7 @@ from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.plan import Item
 from research.data.warehouse.recipes import CoefficientRecipe
 from research.data.warehouse.store import Store
-from research.errors import UserError
+from research.utils.errors import UserError
 
 Positions = NDArray[np.int64]
 

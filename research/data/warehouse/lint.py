@@ -17,7 +17,7 @@ from research.data.index import Progress
 from research.data.warehouse.checksums import damaged_shards
 from research.data.warehouse.manifest import MANIFEST, SAMPLES, SPLITS, Manifest
 from research.data.warehouse.samples import Samples, class_counts
-from research.errors import UserError
+from research.utils.errors import UserError
 
 TINY = 4.0
 """Pixels of the canvas: a box with a smaller side is hardly to be found."""

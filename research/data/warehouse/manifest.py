@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.config import stored
-from research.errors import UserError
-from research.files import write_text
+from research.utils.errors import UserError
+from research.utils.files import write_text
 
 SCHEMA = 1
 """Raised when the files of a store change their meaning."""

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from research import pictures
 from research.compression.decoder import Decoder
 from research.compression.selection import Selection, stored_order
 from research.data.warehouse.lint import TINY
 from research.data.warehouse.samples import Samples, class_counts
+from research.viz import pictures
 
 SHOWN = 36
 """Samples on the contact sheet."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from research.data.index import Progress
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.manifest import SCHEMA, Tensor
-from research.errors import UserError
+from research.utils.errors import UserError
 
 STAMPED_AT_ONCE = 512
 """Files in flight: a task for each of a million at once would fill the memory."""

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from research.cli import choose
+from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, stored_order
-from research.data.batch import ClassificationBatch
+from research.config.cli import choose
 from research.data.crops import CentreCrop
 from research.data.folder import ImageFolders
 from research.data.frames.frame import FrameSet
@@ -25,7 +25,7 @@ from research.data.readers import BitstreamReader, PixelReader, Reader, decode, 
 from research.data.transforms import CoefficientTransform
 from research.data.warehouse.manifest import Tensor
 from research.data.warehouse.plan import Item, Made, Plan
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 @dataclass(frozen=True)

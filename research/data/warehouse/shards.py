@@ -27,8 +27,8 @@ from research.data.index import Progress
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.manifest import Shard
 from research.data.warehouse.plan import Item, Recipe, Stamp
-from research.errors import DamagedImage, UserError
-from research.files import write_atomic, write_text
+from research.utils.errors import DamagedImage, UserError
+from research.utils.files import write_atomic, write_text
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from research.data.warehouse.checksums import damaged_shards, wrong_size
 from research.data.warehouse.manifest import REMEDY, Manifest, Shard
-from research.errors import UserError
-from research.files import write_text
+from research.utils.errors import UserError
+from research.utils.files import write_text
 
 VERIFY = ("always", "once", "never")
 

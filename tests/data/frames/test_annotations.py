@@ -12,7 +12,7 @@ from PIL import Image
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import LeftOut, normalised
 from research.data.frames.layout import split_of
-from research.errors import UserError
+from research.utils.errors import UserError
 
 SIZE = (100, 50)
 QUARTER = (0.25, 0.5, 0.5, 1.0)

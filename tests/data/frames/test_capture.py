@@ -11,7 +11,7 @@ from PIL import Image
 from research.data.frames.annotations import read_frames
 from research.data.frames.capture import MANIFEST, prune, read_capture
 from research.data.frames.run_writer import RunWriter
-from research.errors import UserError
+from research.utils.errors import UserError
 
 SIZE = (64, 48)
 

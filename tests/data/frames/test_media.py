@@ -14,7 +14,7 @@ from PIL import Image
 
 from research.data.frames.media import Media, Still
 from research.data.frames.run_writer import RunWriter
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import picture
 from tests.videos import colours, write_video
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.frames.transform import FrameAugmentation, FrameTransform
 
 NOTHING = {

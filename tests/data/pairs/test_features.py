@@ -17,7 +17,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 from research.data.pairs.extractors import extractor
 from research.data.pairs.features import FeatureSet, normalised
 from research.data.pairs.quality import vector
-from research.errors import DamagedImage, UserError
+from research.utils.errors import DamagedImage, UserError
 
 NET = "test_resnet.r160_in1k"
 SPEC = f"timm:{NET}"

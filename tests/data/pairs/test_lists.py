@@ -20,7 +20,7 @@ from research.data.pairs.lists import (
     read_votes,
 )
 from research.data.pairs.select import Rules, select
-from research.errors import UserError
+from research.utils.errors import UserError
 
 HEAD = "series_id,compareID1,compareFile1,compareID2,compareFile2,LEFT,RIGHT,Total,MaxVote\n"
 RULES = Rules("soft", 0.0, 0, 0.2, 0.2, 0, None, 0, None)

@@ -12,16 +12,16 @@ import torch
 import yaml
 from PIL import Image
 
+from research.batch import PairBatch, PhotoBatch
 from research.config import compose_config, resolved
-from research.data.batch import PairBatch, PhotoBatch
 from research.data.loader import EpochLoader, Key
 from research.data.pairs import samples as reading
 from research.data.pairs.samples import PairSamples, read_photo
 from research.data.pairs.source import PhotoPairs
 from research.data.pairs.transform import FeatureTransform, PairTransform
 from research.data.source import NetworkInput
-from research.errors import DamagedImage, UserError
 from research.tasks.ranking_metrics import RankingMetrics
+from research.utils.errors import DamagedImage, UserError
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")

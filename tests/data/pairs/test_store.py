@@ -15,7 +15,7 @@ from torch import Tensor
 from research.data.pairs import store
 from research.data.pairs.extractors import Photo, QualityExtractor
 from research.data.pairs.store import features_of
-from research.errors import UserError
+from research.utils.errors import UserError
 
 
 class Means:

@@ -20,7 +20,7 @@ from research.data.rgbx.arrays import (
     pictures,
     read_array,
 )
-from research.errors import DamagedImage, UserError
+from research.utils.errors import DamagedImage, UserError
 
 
 def noise(

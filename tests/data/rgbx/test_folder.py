@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from research import build
+from research.batch import DetectionBatch
 from research.compression.selection import EVERY
 from research.config import compose_config, resolved
-from research.data.batch import DetectionBatch
 from research.data.coefficients import Coefficients
 from research.data.loader import EpochLoader, Key
 from research.data.rgbx import statistics
@@ -25,7 +24,8 @@ from research.data.rgbx.arrays import RANGES
 from research.data.rgbx.folder import RgbxFolder
 from research.data.rgbx.transform import RgbxAugmentation
 from research.data.source import NetworkInput
-from research.errors import DamagedImage, UserError
+from research.engine import build
+from research.utils.errors import DamagedImage, UserError
 
 CPU = torch.device("cpu")
 NETWORK = NetworkInput(96, (0.5,) * 3, (0.5,) * 3, 1.0, None)

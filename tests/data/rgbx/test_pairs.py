@@ -26,7 +26,7 @@ from research.data.frames.yolo import read_yolo, yolo_folders
 from research.data.rgbx import pack as packing
 from research.data.rgbx.arrays import ARRAYS
 from research.data.rgbx.pairs import Pairs, find_folders
-from research.errors import UserError
+from research.utils.errors import UserError
 
 SIZE = (40, 20)
 BOX = (0.25, 0.5, 0.75, 1.0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from research.data.batch import DetectionBatch
+from research.batch import DetectionBatch
 from research.data.frames.frame import Box, Frame
 from research.data.frames.letterbox import Letterbox
 from research.data.rgbx.arrays import RANGES, Form

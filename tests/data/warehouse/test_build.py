@@ -23,7 +23,7 @@ from research.data.warehouse.build import build
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.plan import Plan, stamp_files, version_of
 from research.data.warehouse.store import Store
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.data.warehouse.conftest import (
     content,

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from research import build, checkpoint, evaluate, prepare
+from research import evaluate, prepare
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.loader import EpochLoader, Key
-from research.errors import UserError
+from research.engine import build, checkpoint
+from research.utils.errors import UserError
 from tests.conftest import make_folders, prepared, run
 
 Compose = Callable[..., dict[str, Any]]

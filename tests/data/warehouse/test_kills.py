@@ -17,7 +17,7 @@ from research.data.warehouse import shards
 from research.data.warehouse.build import build
 from research.data.warehouse.manifest import MANIFEST, Manifest
 from research.data.warehouse.plan import Plan
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.data.warehouse.conftest import content, make_frames, plan_of
 
 FORK = multiprocessing.get_context("fork")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data.warehouse.manifest import MANIFEST, SCHEMA, SPLITS, Group, Manifest
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.data.warehouse.conftest import rewrite_lines
 
 Content = dict[str, Any]

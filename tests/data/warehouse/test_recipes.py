@@ -25,7 +25,7 @@ from research.data.warehouse.recipes import (
     plan_frames,
 )
 from research.data.warehouse.store import Store
-from research.errors import DamagedImage, UserError
+from research.utils.errors import DamagedImage, UserError
 from tests.conftest import picture
 from tests.data.warehouse.conftest import (
     RECIPE,

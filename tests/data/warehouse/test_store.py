@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
-from research.errors import UserError
+from research.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.data.warehouse.conftest import flip_bit, rewrite, rows_of
 

@@ -1,0 +1,1 @@
+"""Rendered demo data, written in the formats that the real readers read."""

@@ -1,0 +1,1 @@
+"""Training and evaluation: the loop, its state, checkpoints, run folders, optimizers."""

@@ -1,0 +1,329 @@
+"""From configuration to objects: the only place that reads a config."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from research.compression.selection import Selection
+from research.compression.stems import StemSpec
+from research.config import targets
+from research.config.checks import RGB
+from research.data.block_samples import MCU
+from research.data.coefficients import Coefficients
+from research.data.index import Progress
+from research.data.loader import EpochLoader
+from research.data.source import DataSource, NetworkInput
+from research.engine import checkpoint
+from research.engine.loop import Parts, Settings
+from research.engine.optimizers import parameter_groups, scaled_lr
+from research.models import zoo
+from research.tasks.task import Monitor, Task
+from research.tracking.tracker import Tracker
+from research.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Config = Mapping[str, Any]
+
+
+@dataclass
+class Experiment:
+    """A run, built and ready to fit.
+
+    Attributes:
+        parts: what the loop takes.
+        settings: the loop's numbers.
+        data: the data set, found and split.
+        parameters: trainable parameters of the model.
+    """
+
+    parts: Parts
+    settings: Settings
+    data: DataSource
+    parameters: int
+
+
+def experiment(
+    config: Config, progress: Progress | None = None, weights: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Build everything that training needs.
+
+    Args:
+        config: resolved and checked, see ``research.config``.
+        progress: told while data are prepared.
+        weights: as ``start_weights`` gives them; read when left out.
+
+    Raises:
+        UserError: for what only the data, the device or a file can show to be wrong.
+    """
+    device = select_device(config["device"], config["precision"])
+    seed_everything(config["seed"], config["deterministic"])
+    torch.backends.cudnn.benchmark = config["cudnn_benchmark"] and not config["deterministic"]
+    data = source(config)
+    data.prepare(config["seed"], progress)
+    task = build_task(config, data.classes)
+    network = model(config, data.facts()).to(device)
+    if config["init_from"] is not None:
+        _init_from(network, weights or start_weights(config), config["init_from"], data)
+    if config["channels_last"]:
+        network = network.to(memory_format=torch.channels_last)
+    train_loader = loader(config, data, "train", device, train=True)
+    optimizer = _optimizer(config, network)
+    batches = min(len(train_loader), config["max_train_batches"] or len(train_loader))
+    parts = Parts(
+        task=task,
+        model=network,
+        forward=torch.compile(network) if config["compile"] else network,  # type: ignore[arg-type]
+        transform=data.transform(progress=progress).to(device),
+        train_loader=train_loader,
+        val_loader=loader(config, data, "val", device, train=False),
+        optimizer=optimizer,
+        scheduler=targets.build(config, "scheduler")(
+            optimizer,
+            epochs=config["epochs"],
+            steps_per_epoch=math.ceil(batches / config["accumulate"]),
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16"),
+        ema=_moving_average(config, network),
+        monitor=_monitor(config["monitor"], task),
+        device=device,
+    )
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return Experiment(parts, settings(config), data, count)
+
+
+def start_weights(config: Config) -> dict[str, Any] | None:
+    """The content of what ``init_from`` names: a run folder, a checkpoint or a state dict.
+
+    Raises:
+        UserError: for a file that is missing, damaged or refused.
+    """
+    if config["init_from"] is None:
+        return None
+    return checkpoint.read(checkpoint.find(Path(config["init_from"])), config["trust"])
+
+
+def settings(config: Config) -> Settings:
+    return Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
+
+
+def source(config: Config) -> DataSource:
+    """The data set; nothing of it is read before ``prepare``."""
+    data: DataSource = targets.build(config, "dataset", network=network_input(config))
+    return data
+
+
+def model_name(config: Config) -> str:
+    """What a configuration calls its network; the name of its class where it has none."""
+    settings = config["model"]
+    name = settings.get("name") or settings.get("backbone")
+    return str(name or settings["_target_"].rpartition(".")[2])
+
+
+def network_input(config: Config) -> NetworkInput:
+    """What the model asks of its data, for whatever the data set leaves to it."""
+    own = zoo.own_input(config["model"].get("name") or config["model"].get("backbone"))
+    kept = coefficients(config["compression"])
+    return NetworkInput(own.size, own.mean, own.std, own.crop_pct, kept)
+
+
+def input_size(config: Config, facts: Mapping[str, Any]) -> int:
+    """Side of the network's square input, in pixels."""
+    stored: int | None = facts.get("transform", {}).get("image_size")
+    size: int = config["dataset"]["image_size"] or stored or network_input(config).size
+    if size % MCU and config["compression"]["variant"] != "none":
+        raise UserError(
+            f"this model's own input size is {size}, no multiple of {MCU} as coefficients need: "
+            f"add dataset.image_size={size - size % MCU}"
+        )
+    return size
+
+
+def build_task(config: Config, classes: list[str]) -> Task:
+    task: Task = targets.build(config, "task", classes=classes)
+    return task
+
+
+def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
+    """The network.
+
+    What a model's YAML leaves null for the data or the compression to say is filled in:
+    ``num_classes``, as many as the data set has, ``max_boxes``, as many as a store has slots,
+    ``x_channels``, those that the images have beside their colours, ``feature_sizes``, those of
+    frozen features by name, ``image_size``, the side of the input, and ``coefficients``, how they
+    enter.
+
+    Args:
+        config: resolved and checked.
+        facts: of the data set, see ``DataSource.facts``.
+
+    Raises:
+        UserError: when a value is given that is not the data's.
+    """
+    settings = config["model"]
+    known: dict[str, Any] = {
+        "num_classes": len(facts["classes"]),
+        "max_boxes": facts.get("transform", {}).get("max_boxes"),
+        "x_channels": len(facts["channels"]) - len(RGB) if "channels" in facts else None,
+        "feature_sizes": facts.get("feature_sizes"),
+    }
+    for key, value in known.items():
+        if settings.get(key) not in (None, value):
+            raise UserError(f"model.{key}={settings[key]}: the data have {value}; leave it out")
+    known["image_size"] = input_size(config, facts)
+    known["coefficients"] = stem_spec(config["compression"])
+    filled = {key: known[key] for key in known if key in settings}
+    network: nn.Module = targets.build(config, "model", **filled)
+    return network
+
+
+def stem_spec(compression: Config) -> StemSpec | None:
+    """How coefficients enter the network; ``None`` for pixels."""
+    if compression["variant"] == "none":
+        return None
+    return StemSpec(compression["variant"], selection(compression), compression["range"])
+
+
+def selection(compression: Config) -> Selection:
+    """The kept frequencies of a compression group."""
+    names = ("window_luma", "window_chroma", "count_luma", "count_chroma")
+    return Selection.from_settings(
+        compression["window"], compression["order"], **{name: compression[name] for name in names}
+    )
+
+
+def coefficients(compression: Config) -> Coefficients | None:
+    """What the network asks of a data set; ``None`` for pixels."""
+    stem = stem_spec(compression)
+    if stem is None:
+        return None
+    return Coefficients(
+        stem.selection,
+        stem.range_,
+        compression["source"],
+        stem.normalised,
+        compression["statistics_images"],
+    )
+
+
+def loader(
+    config: Config, data: DataSource, split: str, device: torch.device, *, train: bool
+) -> EpochLoader:
+    """The batches of one split."""
+    samples = data.samples(split, seed=config["seed"], train=train, device=device)
+    on_gpu = device.type == "cuda"
+    workers = data.workers
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1) if on_gpu else 0
+    return EpochLoader(
+        samples,
+        data.batch_size,
+        seed=config["seed"],
+        train=train,
+        workers=workers,
+        pin_memory=on_gpu if data.pin_memory is None else data.pin_memory,
+    )
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Any], where: str) -> None:
+    """Every weight of a network.
+
+    Args:
+        network: filled in.
+        state: a state dict.
+        where: what it comes from, for the message.
+
+    Raises:
+        UserError: when the two do not fit.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: the weights do not fit this model ({reason})") from None
+
+
+def trackers(config: Config) -> list[Tracker]:
+    """The trackers of the logging group."""
+    return [targets.build(config, f"logging.{name}")() for name in config["logging"]]
+
+
+def select_device(name: str, precision: str) -> torch.device:
+    """``auto`` takes the GPU when there is one.
+
+    Raises:
+        UserError: when the device asked for is not there or cannot do the precision.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; "
+            "use device=cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps: not available on this machine; use device=cpu")
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
+    return device
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed every generator, and bind the algorithms to one order of additions if asked."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def _init_from(
+    network: nn.Module, content: Mapping[str, Any] | None, where: str, data: DataSource
+) -> None:
+    """Weights alone, of a checkpoint or a bare state dict."""
+    assert content is not None
+    state = checkpoint.weights_of(content) if "format" in content else content
+    reason = data.misfit(content["data"]) if "format" in content else None
+    if reason:
+        raise UserError(f"init_from={where}: {reason}")
+    load_weights(network, state, f"init_from={where}")
+    log.info("weights from %s", where)
+
+
+def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
+    batch = config["dataset"]["batch_size"] * config["accumulate"]
+    lr = config["optimizer"]["lr"]
+    lr = scaled_lr(lr, batch, config["scale_lr"], config["scale_lr_batch"])
+    groups = parameter_groups(
+        network,
+        config["decay_norms"],
+        config["layer_decay"],
+        config["lr_backbone"],
+        lr,
+    )
+    optimizer: torch.optim.Optimizer = targets.build(config, "optimizer", lr=lr)(groups)
+    return optimizer
+
+
+def _moving_average(config: Config, network: nn.Module) -> ModelEmaV3 | None:
+    if config["ema"] is None:
+        return None
+    return ModelEmaV3(network, decay=config["ema"], use_warmup=config["ema_warmup"])
+
+
+def _monitor(asked: str | None, task: Task) -> Monitor:
+    return task.monitor if asked is None else Monitor(*asked.rsplit(":", 1))

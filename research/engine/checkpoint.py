@@ -1,0 +1,245 @@
+"""Checkpoints: written whole or not at all, read without running anything in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from research.config import stored
+from research.utils import weights
+from research.utils.errors import UserError
+from research.utils.files import write_atomic
+
+FORMAT = 2
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16,
+        torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+"""Types of tensors that metadata may name."""
+ABOUT = "backbone_lab"
+"""Entry of a weights file's metadata that makes a checkpoint of it, as JSON."""
+
+
+class Checkpoints:
+    """The ``checkpoints/`` folder of a run.
+
+    ``last.pt`` after every epoch, ``best.pt`` at a better value of the monitored metric,
+    ``epoch_012_loss_0.4321.pt`` every ``save_every`` epochs, of which the newest ``keep`` stay.
+    One file is written an epoch; the other names are links to it where the disk can do that.
+
+    Args:
+        folder: made when missing.
+        header: what every checkpoint says of its run: ``config`` (resolved) and ``data`` (name
+            and classes).
+        save_every: epochs between the checkpoints that bear their epoch's name.
+        keep: how many of those stay.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], save_every: int, keep: int) -> None:
+        self.folder = folder
+        self.header = header
+        self.save_every = save_every
+        self.keep = keep
+
+    def path_for(self, epoch: int, loss: float, *, is_best: bool) -> str:
+        """The most telling name under which this epoch will be found, relative to the run."""
+        name = "best.pt" if is_best else "last.pt"
+        if self.keep and epoch % self.save_every == 0:
+            name = f"epoch_{epoch:03d}_loss_{loss:.4f}.pt"
+        return f"{self.folder.name}/{name}"
+
+    def save(self, content: dict[str, Any], path: str, epoch: int, *, is_best: bool) -> None:
+        """Write ``content`` as ``last.pt``, and under the other names that it deserves."""
+        names = ["last.pt"]
+        if is_best:
+            names.insert(0, "best.pt")
+        if Path(path).name.startswith("epoch_"):
+            names.insert(0, Path(path).name)
+        # last.pt, from which a run goes on, comes last: when it is there, so are the others.
+        first, *others = (self.folder / name for name in names)
+        full = {"format": FORMAT, **self.header, **content}
+        write_atomic(first, lambda temporary: torch.save(full, temporary))
+        for other in others:
+            _link(first, other)
+        if first.name.startswith("epoch_"):
+            for old in sorted(self.folder.glob("epoch_*.pt"), key=_epoch_of)[: -self.keep]:
+                old.unlink()
+
+
+def load(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+    """A checkpoint's plain content, on the CPU; its configuration is one of today's names.
+
+    Args:
+        trust: names of the user's own that its configuration may have.
+        path: one of ``Checkpoints``, or a weights file of ``save_weights``, of which there are
+            ``config``, ``data``, ``model``, ``transform`` and ``state``.
+
+    Raises:
+        UserError: for a missing, damaged or foreign file, one that holds pickled objects, which
+            could run code of their own and are refused, or one whose configuration or metadata
+            do not pass the schema of ``research.config.stored``.
+    """
+    content = read(path, trust)
+    if "format" not in content:
+        raise _not_ours(path)
+    return content
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(
+        f"{path}: not a checkpoint of this project (format {FORMAT}); "
+        "bare weights go into model.pretrained"
+    )
+
+
+def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+    """A checkpoint's content (it has a ``format``), or a foreign file's bare state dict.
+
+    Raises: as ``load`` does, but for foreign files.
+    """
+    content = weights.read(path)
+    about = weights.metadata(path).get(ABOUT)
+    if about is not None:
+        try:
+            header = json.loads(about)
+            _ = header["format"]
+            transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
+        except (
+            ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError,
+            OverflowError,
+        ):  # fmt: skip
+            raise UserError(f"{path}: damaged file (its metadata); use another one") from None
+        content = {**header, "transform": transform, "model": content}
+    return _checked(content, path, trust) if "format" in content else content
+
+
+def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dict[str, Any]:
+    """A checkpoint whose entries are of the kinds that they must be."""
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        raise _not_ours(path)
+    for name in ("model", "transform", "ema"):
+        missing = name == "ema" and content.get(name) is None
+        if not missing and not _is_state_dict(content.get(name)):
+            raise UserError(f"{path}: damaged file ({name} holds no tensors); use another one")
+    where = str(path)
+    config = stored.configuration(content.get("config"), where, trust)
+    foreign = config["dataset"]["_target_"] in trust
+    weights_alone = {name: dict(content[name]) for name in ("model", "transform")}
+    return {
+        **content,
+        **weights_alone,
+        "config": config,
+        "data": stored.metadata(content.get("data"), where, foreign=foreign),
+        "state": stored.state(content.get("state"), where),
+    }
+
+
+def _is_state_dict(value: Any) -> bool:
+    """A mapping of names to ordinary tensors."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and torch.is_tensor(tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+        for name, tensor in value.items()
+    )
+
+
+def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights that were judged: the moving average where the run kept one."""
+    found: dict[str, Any] = content["model"] if content.get("ema") is None else content["ema"]
+    return found
+
+
+def find(run: Path, which: str = "best") -> Path:
+    """``RUN`` as a user gives it (a run folder or a file) to the checkpoint that is meant."""
+    if run.is_file():
+        return run
+    for name in dict.fromkeys((which, "last")):
+        path = run / "checkpoints" / f"{name}.pt"
+        if path.exists():
+            return path
+    raise UserError(f"no checkpoint in {run}; give a run folder that has checkpoints/{which}.pt")
+
+
+def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) -> None:
+    """The weights, as safetensors, that ``load`` takes for a checkpoint without the optimizer.
+
+    Args:
+        model: its state dict is the file's tensors, under the same names.
+        path: the file.
+        header: goes into the metadata: ``config``, ``data``, ``state`` (plain values) and
+            ``transform``, a state dict of small tensors.
+    """
+    tensors: dict[str, Tensor] = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    transform = {name: _plain(tensor) for name, tensor in header["transform"].items()}
+    about = json.dumps({"format": FORMAT, **header, "transform": transform})
+    # Other readers of such files ask for the "format" of the tensors.
+    names = {"format": "pt", ABOUT: about}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, names))
+
+
+def rng_state() -> dict[str, Any]:
+    """Every generator's state, in types that a safe load accepts."""
+    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    kind, keys, position, has_gauss, cached = numpy
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put every generator back where ``rng_state`` found it."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _plain(tensor: Tensor) -> dict[str, Any]:
+    """A tensor for JSON, exact: a float's shortest decimals give the same float back."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": list(tensor.shape), "values": tensor.flatten().tolist()}
+
+
+def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=DTYPES[dtype]).reshape(shape)
+
+
+def _epoch_of(path: Path) -> int:
+    found = re.match(r"epoch_(\d+)_", path.name)
+    return int(found.group(1)) if found else -1
+
+
+def _link(source: Path, target: Path) -> None:
+    def link(temporary: Path) -> None:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            # A disk without links (some network and FAT file systems).
+            shutil.copyfile(source, temporary)
+
+    write_atomic(target, link)

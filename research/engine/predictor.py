@@ -1,0 +1,138 @@
+"""A trained model with its preprocessing, out of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from research.batch import Batch
+from research.config.changes import for_use
+from research.data.source import DataSource
+from research.data.transforms import DeviceTransform
+from research.engine import build, checkpoint, run_folder
+from research.engine.build import Config
+from research.engine.loop import autocast
+from research.tasks.task import Task
+from research.utils.errors import UserError, one_line
+
+
+@dataclass
+class Trained:
+    """A model out of a checkpoint with its preprocessing.
+
+    ``model(paths)`` reads image files and returns what the task predicts for them.
+    """
+
+    config: Config
+    classes: list[str]
+    task: Task
+    model: nn.Module
+    data: DataSource
+    transform: DeviceTransform
+    device: torch.device
+
+    @property
+    def judged(self) -> nn.Module:
+        return self.model
+
+    def __call__(self, paths: Sequence[str | Path]) -> Any:
+        """Predictions for image files, as the task puts them for people.
+
+        Logits [B, C] of a classifier; of a detector, boxes in pixels of the files.
+
+        Raises:
+            DamagedImage: when a file cannot be read.
+        """
+        return self.infer(self.data.read([Path(path) for path in paths]))
+
+    @torch.inference_mode()
+    def infer(self, batch: Batch) -> Any:
+        """The same for files that ``data.read`` has read."""
+        prepared = self.transform(batch.to(self.device), None)
+        with autocast(self.device, self.config["precision"]):
+            return self.task.answer(self.task.predict(self.model, prepared), prepared)
+
+
+def load(
+    run: Path,
+    which: str = "best",
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    *,
+    data: bool = False,
+) -> tuple[Trained, dict[str, Any]]:
+    """The model that a run or a file holds, and the whole checkpoint.
+
+    Args:
+        run: run folder or checkpoint file.
+        which: ``best`` or ``last``, of a run folder.
+        overrides: settings of the run, ``key=value`` each.
+        trust: names of the user's own that its configuration may have, see ``trust=``.
+        data: its data set will be read; a file from elsewhere does not say where that is.
+
+    Raises:
+        UserError: when there is no checkpoint that can be read, or its configuration is refused.
+    """
+    path = checkpoint.find(run, which)
+    saved = checkpoint.load(path, trust)
+    return of_checkpoint(path, saved, overrides, data=data), saved
+
+
+def of_checkpoint(
+    path: Path, saved: Mapping[str, Any], overrides: Sequence[str], *, data: bool = False
+) -> Trained:
+    """The same of a checkpoint that has been read from ``path``.
+
+    Raises:
+        UserError: also when its parts do not go together, such as a detector and the metadata of
+            a classifier's data.
+    """
+    own = run_folder.is_own(path)
+    config = for_use(saved["config"], overrides, str(path), own=own, data=data)
+    try:
+        return restore(config, saved)
+    except UserError:
+        raise
+    except Exception as error:
+        if config["trust"]:
+            raise  # a mistake in code of the user's own is for him to see
+        raise UserError(
+            f"{path}: refused, nothing can be built of what it says ({type(error).__name__}: "
+            f"{one_line(error)})"
+        ) from error
+
+
+def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
+    """Rebuild what a checkpoint holds, without its data set.
+
+    Args:
+        config: the checkpoint's configuration, perhaps changed.
+        saved: the checkpoint, from ``checkpoint.load``.
+    """
+    classes = saved["data"]["classes"]
+    device = build.select_device(config["device"], config["precision"])
+    # The weights come from the checkpoint; a file of pretrained ones need not exist any more.
+    settings = dict(config["model"])
+    if "pretrained" in settings:
+        settings["pretrained"] = None
+    config = {**config, "model": settings}
+    network = build.model(config, saved["data"])
+    build.load_weights(network, checkpoint.weights_of(saved), "the checkpoint")
+    data = build.source(config)
+    data.recall(saved["data"])
+    transform = data.transform(measured=False)
+    transform.load_state_dict(saved["transform"])
+    return Trained(
+        config,
+        classes,
+        build.build_task(config, classes),
+        network.to(device).eval(),
+        data,
+        transform.to(device).eval(),
+        device,
+    )

@@ -1,0 +1,93 @@
+"""Photos in order: the report of rankings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+from PIL import Image
+from torch import Tensor
+
+from research.data.frames.media import Still
+from research.inference.writers import SHEET, SHOWN, Panels, Seen, failed, save, thumbnail
+from research.tracking.files import csv_text
+from research.utils.files import write_text
+from research.viz import pictures
+
+TABLE: Final = "ranking.csv"
+COLUMNS: Final = 6
+
+
+class RankReport:
+    """Photos from best to worst, ``FOLDER/ranking.csv``, and a contact sheet of the first of them.
+
+    Photos of one score are in the order of their names; what has no score, because the network
+    gives no numbers, is last.
+
+    Args:
+        folder: where to; made when all photos were seen.
+    """
+
+    objectness: float | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scores: list[tuple[float, str]] = []
+        self.best: list[tuple[float, str, Image.Image]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.scores or kind is not None:
+            return
+        ranked = sorted(self.scores, key=lambda entry: (_place(entry[0]), entry[1]))
+        rows = [
+            {"rank": rank, "file": name, "score": f"{score:.6g}"}
+            for rank, (score, name) in enumerate(ranked, 1)
+        ]
+        try:
+            write_text(self.folder / TABLE, csv_text(list(rows[0]), rows))
+        except OSError as problem:
+            raise failed(self.folder / TABLE, problem) from None
+        captions = [
+            f"{rank}. {Path(name).name[-20:]}\n{score:.3f}"
+            for rank, (score, name, _) in enumerate(self.best, 1)
+        ]
+        cells = [image for *_, image in self.best]
+        paper = pictures.sheet(cells, captions, [None] * len(cells), COLUMNS)
+        save(paper, self.folder / SHEET)
+
+    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor) -> list[Seen]:
+        """``answers``: scores [B]."""
+        seen = []
+        for still, panels, score in zip(stills, images, answers.double().tolist(), strict=True):
+            self.scores.append((score, still.name))
+            # A picture is kept only while it is among those that will be shown.
+            if len(self.best) < SHOWN or _place(score) <= _place(self.best[-1][0]):
+                self.best.append((score, still.name, thumbnail(panels[0])))
+                self.best.sort(key=lambda entry: (_place(entry[0]), entry[1]))
+                del self.best[SHOWN:]
+            seen.append(Seen(f"score {score:.3f}"))
+        return seen
+
+    def summary(self) -> dict[str, Any]:
+        if not self.scores:
+            return {"photos": 0}
+        best = min(self.scores, key=lambda entry: (_place(entry[0]), entry[1]))
+        return {"photos": len(self.scores), "best": best[1]}
+
+    def where(self) -> list[str]:
+        shown = f" (the best {SHOWN})" if len(self.scores) > SHOWN else ""
+        return [
+            f"best of {len(self.scores)} photos: {self.summary()['best']}",
+            f"pictures: {self.folder / SHEET}{shown}",
+            f"table:    {self.folder / TABLE}",
+        ]
+
+
+def _place(score: float) -> float:
+    """For sorting: the highest score first, what is no number last."""
+    return math.inf if math.isnan(score) else -score

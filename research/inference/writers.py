@@ -1,0 +1,282 @@
+"""What becomes of predictions for a user's own images: files in a folder, and what a player shows.
+
+A task makes the report that fits it, see ``Task.report``.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+from PIL import Image
+from torch import Tensor
+
+from research.data.frames.coco_writer import CocoWriter
+from research.data.frames.media import Still
+from research.data.frames.run_writer import RunWriter
+from research.utils.errors import UserError
+from research.viz import pictures
+
+BOXED: Final = "boxed"
+SHEET: Final = "contact_sheet.png"
+COCO: Final = "predictions.json"
+SHOWN: Final = 48
+THUMBNAIL: Final = 160
+BEST: Final = 5
+
+
+Panels = Sequence[Image.Image]
+"""A still for people, see ``DataSource.look``: RGB pictures of one size, the first in colour."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was said of one still, for a player.
+
+    Attributes:
+        caption: of the whole still.
+        boxes: xyxy as shares of the still, best first.
+        scores: one a box, 0…1.
+        texts: one a box.
+        colours: one a box, in turn; the last one serves all that remain.
+    """
+
+    caption: str
+    boxes: Sequence[Sequence[float]] = ()
+    scores: Sequence[float] = ()
+    texts: Sequence[str] = ()
+    colours: Sequence[pictures.Colour] = pictures.FOUND_BOXES
+
+
+class Report(Protocol):
+    """Takes predictions batch by batch; a context manager, closed when no more will come.
+
+    Attributes:
+        objectness: score from which a box counts; null when there are no boxes.
+    """
+
+    objectness: float | None
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Any) -> list[Seen]:
+        """Write what was predicted for some stills.
+
+        Args:
+            stills: the files.
+            images: their pixels.
+            answers: what ``Task.answer`` gave for them.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, for JSON."""
+        ...
+
+    def where(self) -> list[str]:
+        """Lines for the user: what was found, and where to look at it."""
+        ...
+
+
+class FrameReport:
+    """Detections as pictures, in COCO's form, and as capture runs, one a group of stills.
+
+    ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, its panels side by side;
+    ``FOLDER/predictions.json`` holds the boxes in pixels of the files; ``FOLDER/GROUP/`` is a run
+    (``images/``, ``labels/`` from ``model``), where there is one class, since its labels name none.
+
+    Args:
+        folder: where to; made with the first still.
+        objectness: only boxes from this score on are written and drawn, 0…1.
+        text: of a box, by its label and score.
+        colours: of boxes, by their labels.
+        classes: class names, in index order.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        objectness: float,
+        text: Callable[[int, float], str],
+        colours: Callable[[Sequence[int]], Sequence[pictures.Colour]],
+        classes: Sequence[str],
+    ) -> None:
+        self.folder = folder
+        self.objectness: float | None = objectness
+        self.text = text
+        self.colours = colours
+        self.coco = CocoWriter(classes)
+        self.runs: dict[str, RunWriter] = {}
+        self.open = ExitStack()
+        self.frames = self.boxes = self.with_boxes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.open.close()
+        if self.frames and kind is None:
+            try:
+                self.coco.write(self.folder / COCO)
+            except OSError as problem:
+                raise failed(self.folder / COCO, problem) from None
+
+    def add(
+        self,
+        stills: Sequence[Still],
+        images: Sequence[Panels],
+        answers: list[dict[str, Tensor]],
+    ) -> list[Seen]:
+        """``answers``: of each still ``boxes`` [n, 4] in its pixels, ``scores`` and ``labels``."""
+        return [self._add(*each) for each in zip(stills, images, answers, strict=True)]
+
+    def _add(self, still: Still, panels: Panels, found: dict[str, Tensor]) -> Seen:
+        image = panels[0]
+        boxes, scores, labels = (found[key].cpu() for key in ("boxes", "scores", "labels"))
+        # Of what was found in the black of a letterbox, nothing is left.
+        inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+        pixels, kept = boxes[inside].double(), scores[inside].tolist()
+        shares = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
+        named = labels[inside].tolist()
+        texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
+        # Best first: those from the threshold on come before all others.
+        count = sum(score >= (self.objectness or 0) for score in kept)
+        if len(self.coco.classes) == 1:
+            native = still.file.suffix.lower() in (".jpg", ".jpeg", ".png")
+            self._run(still.group).add(
+                still.file if native else image,
+                shares[:count],
+                source="model",
+                confidences=kept[:count],
+            )
+        told = pixels[:count].tolist()
+        self.coco.add(still.name, image.size, told, kept[:count], named[:count])
+        colours = self.colours(named[:count])
+        drawn = [pictures.draw_boxes(panel, told, texts[:count], colours) for panel in panels]
+        save(pictures.side_by_side(drawn), self.folder / BOXED / f"{still.stem}_boxed.png")
+        self.frames += 1
+        self.boxes += count
+        self.with_boxes += count > 0
+        return Seen("", shares, kept, texts, self.colours(named))
+
+    def _run(self, group: str) -> RunWriter:
+        if group not in self.runs:
+            name = f"{group}_run" if group == BOXED else group
+            self.runs[group] = self.open.enter_context(RunWriter(self.folder / name))
+        return self.runs[group]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "objectness": self.objectness,
+            "runs": [str(run.folder) for run in self.runs.values()],
+            "frames_with_boxes": self.with_boxes,
+            "boxes": self.boxes,
+        }
+
+    def where(self) -> list[str]:
+        runs = f"capture runs: {len(self.runs)}; " if self.runs else ""
+        return [
+            f"{self.with_boxes} of {self.frames} frames have boxes, {self.boxes} in all "
+            f"(objectness {self.objectness:g})",
+            f"pictures: {self.folder / BOXED}",
+            f"labels:   {self.folder}, {runs}COCO: {self.folder / COCO}",
+        ]
+
+
+class ClassReport:
+    """Classes as a table, ``FOLDER/predictions.csv``, and a contact sheet of the first images.
+
+    Args:
+        folder: where to; made with the first still.
+        classes: class names, in index order.
+    """
+
+    objectness: float | None = None
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.folder = folder
+        self.classes = classes
+        self.table = folder / "predictions.csv"
+        self.counts: dict[str, int] = {}
+        self.cells: list[Image.Image] = []
+        self.captions: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.cells:
+            unjudged = [None] * len(self.cells)
+            paper = pictures.sheet(self.cells, self.captions, unjudged, columns=6)
+            save(paper, self.folder / SHEET)
+
+    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor) -> list[Seen]:
+        """``answers``: logits [B, C]."""
+        best = answers.cpu().softmax(1).topk(min(BEST, len(self.classes)), dim=1)
+        rows, seen = [], []
+        for still, panels, shares, indices in zip(
+            stills, images, best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            names = [self.classes[index] for index in indices]
+            row = [still.name]
+            for name, share in zip(names, shares, strict=True):
+                row += [name, f"{share:.4f}"]
+            rows.append(row)
+            self.counts[names[0]] = self.counts.get(names[0], 0) + 1
+            said = f"{names[0]} {shares[0]:.0%}"
+            if len(self.cells) < SHOWN:
+                self.cells.append(thumbnail(panels[0]))
+                self.captions.append(f"{still.stem[-24:]}\n{said}")
+            seen.append(Seen(said))
+        self._append(rows)
+        return seen
+
+    def _append(self, rows: list[list[str]]) -> None:
+        header = ["file", "class", "score"]
+        for place in range(2, min(BEST, len(self.classes)) + 1):
+            header += [f"class_{place}", f"score_{place}"]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh = not self.table.exists()
+            with self.table.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([header, *rows] if fresh else rows)
+        except OSError as error:
+            raise failed(self.table, error) from None
+
+    def summary(self) -> dict[str, Any]:
+        return {"classes": dict(sorted(self.counts.items()))}
+
+    def where(self) -> list[str]:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
+        return [counts, f"pictures: {self.folder / SHEET}", f"table:    {self.table}"]
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """The whole image on a white square."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
+    square.paste(small, ((THUMBNAIL - small.width) // 2, (THUMBNAIL - small.height) // 2))
+    return square
+
+
+def save(image: Image.Image, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # The smallest file takes three times as long.
+        image.save(file, compress_level=1)
+    except OSError as error:
+        raise failed(file, error) from None
+
+
+def failed(file: Path, error: OSError) -> UserError:
+    return UserError(f"{file}: {error.strerror or error}; free space, or give another out=FOLDER")

@@ -1,0 +1,1 @@
+"""Drawing: pictures and charts as PIL images."""

@@ -1,0 +1,159 @@
+"""Charts of results: precision and recall, matchings, runs against each other, robustness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from research.viz.pictures import legend, render
+
+
+def precision_recall(
+    scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], positives: int, title: str
+) -> Image.Image:
+    """Precision over recall as the score threshold falls, and both over the threshold.
+
+    Args:
+        scores: [N] of every detection.
+        hits: [N] whether it found a true box.
+        positives: true boxes.
+        title: of the picture.
+    """
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(hits[order])
+    precision = found / np.arange(1, len(found) + 1)
+    recall = found / max(1, positives)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(recall, precision)
+    left.set_xlabel("recall")
+    left.set_ylabel("precision")
+    right.plot(scores[order], precision, label="precision")
+    right.plot(scores[order], recall, label="recall")
+    right.set_xlabel("score threshold")
+    legend(right)
+    for axes in (left, right):
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="small")
+    return render(figure)
+
+
+def matching_audit(
+    greedy: NDArray[np.floating[Any]], optimal: NDArray[np.floating[Any]]
+) -> Image.Image:
+    """Total IoU by greedy matching against the best possible, one point a frame.
+
+    Args:
+        greedy: [N] total IoU of a frame's pairs, per true box, 0…1.
+        optimal: [N] the same of the optimal assignment.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    left.scatter(optimal, greedy, s=12, alpha=0.5)
+    left.set_xlabel("optimal: mean IoU of a frame's true boxes")
+    left.set_ylabel("greedy: the same")
+    gap = optimal - greedy
+    right.hist(gap, bins=30, range=(0, max(0.1, float(gap.max(initial=0)))))
+    right.set_yscale("symlog")  # most frames have no gap
+    right.set_xlabel("optimal − greedy")
+    right.set_ylabel("frames")
+    worse = int((gap > 1e-6).sum())
+    figure.suptitle(
+        f"greedy matching falls short in {worse} of {len(gap)} frames", fontsize="small"
+    )
+    return render(figure)
+
+
+def precision_recall_per_class(
+    curves: Mapping[str, tuple[NDArray[np.floating[Any]], NDArray[np.bool_], int]], title: str
+) -> Image.Image:
+    """Precision over recall as the score threshold falls, a curve a class.
+
+    Args:
+        curves: of each class the scores of its detections, whether each found a true box, and
+            how many true boxes there are.
+        title: of the picture.
+    """
+    figure = Figure(figsize=(6, 5 + 0.2 * len(curves)), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (scores, hits, positives) in curves.items():
+        found = np.cumsum(hits[np.argsort(-scores, kind="stable")])
+        precision = found / np.arange(1, len(found) + 1)
+        axes.plot(found / max(1, positives), precision, label=f"{name} ({positives} boxes)")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    legend(axes)
+    axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="small")
+    return render(figure)
+
+
+def speed_and_accuracy(
+    names: Sequence[str],
+    milliseconds: Sequence[float],
+    accuracy: Sequence[float],
+    megabytes: Sequence[float],
+    metric: str,
+) -> Image.Image:
+    """Accuracy over time an image, a disc a model whose area is its size.
+
+    Args:
+        names: N texts.
+        milliseconds: N, an image.
+        accuracy: N values of the metric; those not defined are left out.
+        megabytes: N sizes of the weights.
+        metric: its name.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    areas = 30 + 400 * np.array(megabytes) / max(megabytes)
+    for number, name in enumerate(names):
+        x, y = milliseconds[number], accuracy[number]
+        axes.scatter([x], [y], s=[areas[number]], alpha=0.6)
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(8, 6), fontsize="small")
+    axes.set_xlabel("ms an image")
+    axes.set_ylabel(metric)
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    axes.set_title("area: size of the weights", fontsize="small")
+    return render(figure)
+
+
+def robustness(
+    groups: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], clean: float, metric: str
+) -> Image.Image:
+    """What disturbances leave of a metric: a panel a kind, a line (or, of one point, a bar) a name.
+
+    Args:
+        groups: of each kind of disturbance, by what was disturbed, (amount, metric) pairs.
+        clean: the metric undisturbed.
+        metric: its name.
+    """
+    figure = Figure(figsize=(5 * len(groups), 4), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for axes, (kind, lines) in zip(panels, groups.items(), strict=True):
+        if all(len(points) == 1 for points in lines.values()):
+            axes.bar(list(lines), [points[0][1] for points in lines.values()])
+            axes.axhline(clean, color="grey", linestyle="--")
+        else:
+            for name, points in lines.items():
+                amounts, values = zip((0.0, clean), *points, strict=True)
+                axes.plot(amounts, values, marker="o", label=name)
+            legend(axes)
+        axes.set_xlabel(kind)
+        axes.grid(alpha=0.3)
+    reached = [point[1] for lines in groups.values() for each in lines.values() for point in each]
+    panels[0].set_ylim(0, 1.05 * float(np.nanmax([clean, *reached, 0])) or 1)
+    panels[0].set_ylabel(metric)
+    figure.suptitle(f"{metric}, undisturbed {clean:.3f}", fontsize="small")
+    return render(figure)

@@ -1,0 +1,73 @@
+"""What tracking costs: who is measured, and how it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from research.benchmarks import tracking
+from research.benchmarks.tracking import Cost
+from research.engine import build
+from research.tracking.tracker import Progress, Row, Run, Status, Table, Tracker
+from tests.conftest import SMALL, TINY, data_overrides
+
+
+def test_every_candidate_trains_the_same_steps_and_one_of_them_is_tracked(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+
+    class Spy(Tracker):
+        def start(self, run: Run) -> None:
+            assert (run.folder / "batch_metrics.csv").parent.is_dir()
+            told.append("start")
+
+        def log(self, table: Table, step: int, row: Row) -> None:
+            told.append(f"{table} {step}")
+
+        def progress(self, state: Progress) -> None:
+            told.append("progress")
+
+        def flush(self) -> None:
+            told.append("flush")
+
+        def finish(self, status: Status) -> None:
+            told.append(status)
+
+    def spies(config: build.Config) -> list[Tracker]:
+        assert config["logging"]["mlflow"]["system_metrics"] is True
+        return [Spy()]
+
+    monkeypatch.setattr(build, "trackers", spies)
+    costs = tracking.measure([*SMALL, *TINY, *data_overrides(folders)], steps=2, rounds=1)
+    one_run = ["start", "batch 1", "batch 2", "progress", "epoch 1", "flush", "FINISHED"]
+    assert told == 2 * one_run  # the first is not counted
+    assert {name: len(found) for name, found in costs.items()} == {
+        "off": 1,
+        "off (control)": 1,
+        "on": 1,
+    }
+    (on,) = costs["on"]
+    assert 0 < on.inside_wall < on.wall
+    assert 0 < on.inside <= on.processor
+    assert costs["off"][0].inside_wall < on.inside_wall
+
+
+def test_the_cost_of_tracking_is_told_in_ratios_and_as_a_share() -> None:
+    off = [Cost(0.1, 0.08, 0, 0, 0), Cost(0.2, 0.08, 0, 0, 0), Cost(0.1, 0.08, 0, 0, 0)]
+    on = [
+        Cost(0.11, 0.088, 0.002, 0.001, 0.0006),
+        Cost(0.202, 0.084, 0.002, 0.001, 0.0006),
+        Cost(0.102, 0.08, 0.002, 0.001, 0.0006),
+    ]
+    _, first, second, said = tracking.report({"off": off, "on": on})
+    assert first.split() == [
+        *("off", "100.00", "1.0000", "(1.0000-1.0000)", "80.00", "1.0000", "(1.0000-1.0000)"),
+    ]  # fmt: skip
+    assert second.split() == [
+        *("on", "110.00", "1.0200", "(1.0100-1.1000)", "84.00", "1.0500", "(1.0000-1.1000)"),
+    ]  # fmt: skip
+    assert "in the trackers 2.000 ms, 1.000 ms of it of processor" in said
+    assert "in their threads 0.600 ms of processor, together 2.00% of" in said

@@ -1,0 +1,216 @@
+"""Names of earlier versions: in files, on the command line, in tables and in studies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import research
+from research.comparison import collect
+from research.config import compose_config, migrations, stored
+from research.config.keys import leaves
+from research.config.migrations import Migration
+from research.engine import run_folder
+from research.tracking.files import read_rows
+from research.utils.errors import UserError
+from tests.conftest import Train
+from tests.test_stored_runs import ASSETS, project, words_of  # noqa: F401 - a fixture
+
+Migrate = Callable[..., None]
+CONFIG: dict[str, Any] = yaml.safe_load((ASSETS / "runs/classification/config.yaml").read_text())
+KEYS = sorted(key for key, _ in leaves(CONFIG) if "_target_" not in key)
+FASTNET = "research.models.fastnet.FastNet"
+
+
+@pytest.fixture
+def migrate(monkeypatch: pytest.MonkeyPatch) -> Migrate:
+    """Has names change in one more version."""
+
+    def add(**changes: Any) -> None:
+        found = [*migrations.MIGRATIONS, Migration(**changes)]
+        monkeypatch.setattr(migrations, "MIGRATIONS", found)
+
+    return add
+
+
+def renamed(config: dict[str, Any], new: str, old: str) -> dict[str, Any]:
+    """A configuration in which a key has its old name."""
+    found = json.loads(json.dumps(config))
+    migrations._put(found, old, migrations._take(found, new))
+    return found
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(KEYS), st.sampled_from(["", "gone.", "model.", "a.b."]))
+def test_any_key_may_have_had_another_name(
+    monkeypatch: pytest.MonkeyPatch, key: str, where: str
+) -> None:
+    today = stored.configuration(CONFIG, "here")
+    old = f"{where}old_{key.rpartition('.')[2]}"
+    then = renamed(CONFIG, key, old)
+    with pytest.raises(UserError, match="refused"):
+        stored.configuration(then, "here")
+    with monkeypatch.context() as patch:
+        steps = [Migration(keys={old: key}), *migrations.MIGRATIONS]
+        patch.setattr(migrations, "MIGRATIONS", steps)
+        found = stored.configuration(then, "here")
+        assert migrations.current_word(f"{old}=1") == f"{key}=1"
+    assert found == today
+
+
+def test_names_change_several_times(migrate: Migrate) -> None:
+    migrate(keys={"optimizer.rate": "optimizer.step"}, columns={"val/right": "val/accuracy"})
+    migrate(keys={"optimizer.step": "optimizer.lr"}, columns={"val/accuracy": "val/top1"})
+    then = renamed(CONFIG, "optimizer.lr", "optimizer.rate")
+    then["monitor"] = "val/right:max"
+    found = stored.configuration(then, "here")
+    assert found["optimizer"]["lr"] == CONFIG["optimizer"]["lr"]
+    assert found["monitor"] == "val/top1:max"
+    assert migrations.current_key("optimizer.rate") == "optimizer.lr"
+    assert migrations.current_column("val/right") == "val/top1"
+
+
+def test_a_group_of_keys_moves_as_a_whole(migrate: Migrate) -> None:
+    migrate(keys={"data": "dataset"})
+    then = renamed(CONFIG, "dataset", "data")
+    assert stored.configuration(then, "here") == stored.configuration(CONFIG, "here")
+    assert migrations.current_key("data.mean") == "dataset.mean"
+    assert migrations.current_key("database") == "database"
+
+
+def test_a_class_has_moved(migrate: Migrate) -> None:
+    then = json.loads(json.dumps(CONFIG))
+    then["dataset"]["_target_"] = "research.folders.Folders"
+    with pytest.raises(UserError, match=r"dataset\._target_=research\.folders\.Folders"):
+        stored.configuration(then, "here")
+    migrate(targets={"research.folders.Folders": "research.data.folder.ImageFolders"})
+    assert stored.configuration(then, "here") == stored.configuration(CONFIG, "here")
+    with pytest.raises(UserError, match=r"is called research\.data\.folder\.ImageFolders now"):
+        compose_config(["dataset._target_=research.folders.Folders"])
+
+
+def test_what_came_later_is_at_its_default_or_as_the_migration_says(migrate: Migrate) -> None:
+    then = json.loads(json.dumps(CONFIG))
+    del then["lr_backbone"], then["dataset"]["crop_pct"], then["decay_norms"]
+    found = stored.configuration(then, "here")
+    assert found["lr_backbone"] is None
+    assert found["dataset"]["crop_pct"] == 0.875
+    assert found["decay_norms"] is True
+    migrate(added={"decay_norms": False})
+    assert stored.configuration(then, "here")["decay_norms"] is False
+
+
+@pytest.mark.parametrize("version", [0, migrations.VERSION + 1, -1, "1", 1.0, None, True, [1]])
+def test_a_version_that_is_not_known(version: Any) -> None:
+    with pytest.raises(UserError, match="refused, its configuration has version"):
+        stored.configuration({**CONFIG, "version": version}, "here")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optimizer.rate=0.1", "optimizer.rate is called optimizer.lr now: write optimizer.lr="),
+        ("passes=3", "passes is called epochs now: write epochs="),
+        ("data.mean=null", "data.mean is called dataset.mean now"),
+    ],
+)
+def test_an_old_key_on_the_command_line_is_answered(migrate: Migrate, word: str, told: str) -> None:
+    migrate(keys={"optimizer.rate": "optimizer.lr", "passes": "epochs", "data": "dataset"})
+    with pytest.raises(UserError) as caught:
+        compose_config([word])
+    assert told in str(caught.value)
+
+
+def test_a_run_under_old_names_goes_on(
+    project: Path,  # noqa: F811
+    train: Train,
+    migrate: Migrate,
+) -> None:
+    """Configuration, checkpoint and tables are those of a version with other names."""
+    run = project / "runs/classification"
+    words = words_of(run)
+    path = run / "config.yaml"
+    then = renamed(yaml.safe_load(path.read_text()), "optimizer.lr", "optimizer.rate")
+    path.write_text(yaml.safe_dump(then))
+    table = run / "epoch_metrics.csv"
+    before = read_rows(table)
+    table.write_text(table.read_text().replace("val/top1", "val/right"))
+    migrate(keys={"optimizer.rate": "optimizer.lr"}, columns={"val/right": "val/top1"})
+    assert run_folder.changed(compose(words), run) == []
+    train(*words, "epochs=4", "resume=auto")
+    after = read_rows(table)
+    assert after[:3] == before
+    assert len(after) == 4
+    assert "val/right" not in table.read_text()
+    (recorded,), left_out = collect.select([run], "", [])
+    assert not left_out
+    assert recorded.settings["optimizer.lr"] == 0.02
+    assert research.load(run, device="cpu").config["optimizer"]["lr"] == 0.02
+
+
+def compose(words: list[str]) -> dict[str, Any]:
+    from research.config import resolved
+
+    return resolved(compose_config([*words, "resume=auto"])[0])
+
+
+def test_a_sweep_under_old_names_goes_on(
+    project: Path,  # noqa: F811
+    train: Train,
+    migrate: Migrate,
+) -> None:
+    """The study's own folder, its store and its trials say optimizer.rate for optimizer.lr."""
+    (study,) = (project / "runs/sweeps").iterdir()
+    command = json.loads((study / "study.json").read_text())["command"][1:]
+    journal = project / "runs/studies.journal"
+    for path in (study / "study.json", journal, study / "final_summary.json"):
+        path.write_text(path.read_text().replace("optimizer.lr", "optimizer.rate"))
+    old_name = _as_begun_with_old_words(study, command)
+    migrate(keys={"optimizer.rate": "optimizer.lr"})
+    train(*command)
+    folders = [path.name for path in (project / "runs/sweeps").iterdir() if path.is_dir()]
+    assert folders == [old_name]
+    summary = json.loads((project / "runs/sweeps" / old_name / "final_summary.json").read_text())
+    assert summary["counts"] == {"FINISHED": 4}
+    assert {tuple(trial["params"]) for trial in summary["trials"]} == {("optimizer.lr", "seed")}
+    points = {tuple(trial["params"].values()) for trial in summary["trials"]}
+    assert points == {(0.02, 0), (0.02, 1), (0.05, 0), (0.05, 1)}
+    assert journal.read_text().count("optimizer.rate") >= 4  # one name an axis in the store
+
+
+def _as_begun_with_old_words(study: Path, command: list[str]) -> str:
+    """Give the study's folder the name that its old words had, everywhere."""
+    import hashlib
+
+    about = json.loads((study / "study.json").read_text())
+    search = {key: about[key] for key in ("objectives", "space", "fixed", "storage", "sampler")}
+    from hydra import compose as compose_hydra
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from research.config.options import CONF
+
+    with initialize_config_dir(str(CONF)):
+        swept = [w for w in command if w.startswith("hydra")]
+        cfg = compose_hydra("config", swept, return_hydra_config=True)
+    sweeper = cfg.hydra.sweeper
+    told = (search, sweeper.seed, OmegaConf.to_container(sweeper.sampler), sweeper.pruner._target_)
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"grid_{digest}"
+    for path in (
+        study.parents[1] / "studies.journal",
+        *study.rglob("*.json"),
+        *study.rglob("*.yaml"),
+    ):
+        path.write_text(path.read_text().replace(study.name, name))
+    study.rename(study.with_name(name))
+    return name

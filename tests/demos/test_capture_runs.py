@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research.data.frames.annotations import read_frames
+from research.data.frames.frame import Frame, FrameSet
+from research.demos.capture_runs import RECORD, SIZES, CaptureDemo, _Bump, _Wall
+from research.utils.errors import UserError
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory: pytest.TempPathFactory) -> FrameSet:
+    """Twelve runs of 20 frames, shared by the tests that only read."""
+    root = tmp_path_factory.mktemp("demo") / "captures"
+    return read_frames(CaptureDemo(str(root), 12, 20, seed=3).render())
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return CaptureDemo(str(tmp_path / "small"), 2, 5, seed=0).render()
+
+
+def pixels(frame: Frame) -> np.ndarray:
+    return np.asarray(Image.open(frame.image)).astype(np.float64)
+
+
+def covered(frame: Frame) -> np.ndarray:
+    """[H, W] bool: the pixels in a box."""
+    with Image.open(frame.image) as image:
+        width, height = image.size
+    mask = np.zeros((height, width), dtype=bool)
+    for x0, y0, x1, y1 in np.array(frame.boxes).reshape(-1, 4) * [width, height, width, height]:
+        mask[round(y0) : round(y1), round(x0) : round(x1)] = True
+    return mask
+
+
+def test_the_runs_are_sound_and_of_mixed_sizes(captures: FrameSet) -> None:
+    assert captures.problems == []
+    assert len(captures.frames) == 240
+    assert [run.total for run in captures.runs] == [20] * 12
+    sizes = {}
+    for frame in captures.frames:
+        with Image.open(frame.image) as image:
+            assert image.format == "JPEG"
+            sizes.setdefault(frame.group, set()).add(image.size)
+    assert all(len(found) == 1 for found in sizes.values())
+    assert set.union(*sizes.values()) == set(SIZES)
+
+
+def test_a_fifth_is_empty_and_some_frames_hold_several(captures: FrameSet) -> None:
+    counts = Counter(len(frame.boxes) for frame in captures.frames)
+    assert 0.1 * 240 < counts[0] < 0.3 * 240
+    assert counts[1] > 0.3 * 240
+    assert counts[2] + counts[3] + counts[4] > 0.15 * 240
+    assert max(counts) <= 4
+
+
+def test_objects_are_of_the_sizes_said_and_their_largest_is_clear(captures: FrameSet) -> None:
+    sides, seconds = [], []
+    for frame in captures.frames:
+        with Image.open(frame.image) as image:
+            width, height = image.size
+        boxes = np.array(frame.boxes).reshape(-1, 4) * [width, height, width, height]
+        extents = boxes[:, 2:] - boxes[:, :2]
+        sides += (extents.max(1) / min(width, height)).tolist()
+        areas = np.sort(extents.prod(1))
+        seconds += (areas[-2:-1] / areas[-1:]).tolist()
+    assert min(sides) > 0.12
+    assert max(sides) < 0.46
+    assert np.percentile(seconds, 75) < 0.7
+
+
+def test_boxes_move_smoothly(captures: FrameSet) -> None:
+    """From frame to frame the box of the largest polyp nearly stays, unless another comes."""
+    steps = []
+    for before, after in zip(captures.frames, captures.frames[1:], strict=False):
+        if before.group == after.group and before.boxes and after.boxes:
+            steps.append(np.abs(np.subtract(before.boxes[0], after.boxes[0])).max())
+    assert np.median(steps) < 0.06
+    assert np.mean(np.array(steps) < 0.2) > 0.9
+
+
+def test_a_box_is_that_of_the_pixels_that_a_polyp_changes() -> None:
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        wall = _Wall(rng, 160, 120)
+        wall.colour[:] = 1e4  # nothing of the scene is so bright
+        polyp = _Bump(rng, 160, 120, rng.uniform(0.2, 0.4))
+        scene = np.zeros((120, 160, 3), dtype=np.float32)
+        box = polyp.paint(scene, wall, 0.3, flat=False)
+        rows, columns = np.nonzero(scene[..., 0] > 0.5 * 1e4 * 0.2)
+        bright = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        # Half a pixel of soft edge may be brighter or darker than the dome is there.
+        assert np.abs(np.array(box) * [160, 120, 160, 120] - bright).max() <= 2
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    tmp_path: Path, small: Path
+) -> None:
+    again = CaptureDemo(str(tmp_path / "again"), 2, 5, seed=0).render()
+    other = CaptureDemo(str(tmp_path / "other"), 2, 5, seed=1).render()
+    assert contents(again) == contents(small)
+    first, second = (
+        {name: data for name, data in contents(root).items() if name.endswith(".jpg")}
+        for root in (small, other)
+    )
+    assert first.keys() == second.keys()
+    assert not set(first.values()) & set(second.values())
+
+
+def test_more_runs_begin_with_the_files_of_fewer(tmp_path: Path, small: Path) -> None:
+    larger = contents(CaptureDemo(str(tmp_path / "larger"), 3, 5, seed=0).render())
+    smaller = contents(small)
+    del smaller[RECORD]
+    assert smaller.items() <= larger.items()
+
+
+def test_they_are_rendered_once_and_again_when_another_set_is_asked_for(small: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
+    told: list[tuple[str, int, int]] = []
+    CaptureDemo(str(small), 2, 5, seed=0).render(lambda *step: told.append(step))
+    assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
+    assert told == []
+    CaptureDemo(str(small), 3, 6, seed=0).render(lambda *step: told.append(step))
+    assert [step[1:] for step in told] == [(6, 18), (12, 18), (18, 18)]
+    assert len(read_frames(small).frames) == 18
+
+
+def test_an_interruption_leaves_the_old_folder_and_nothing_beside_it(small: Path) -> None:
+    whole = contents(small)
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CaptureDemo(str(small), 2, 6, seed=0).render(interrupt)
+    assert contents(small) == whole
+    assert {path.name for path in small.parent.iterdir()} == {"small", ".small.lock"}
+
+
+@pytest.mark.parametrize("strange", ["notes.txt", "run_007/run_manifest.json", "run_001/mine.txt"])
+def test_a_folder_with_other_files_is_left_alone(small: Path, strange: str) -> None:
+    (small / strange).parent.mkdir(exist_ok=True)
+    (small / strange).write_text("precious")
+    with pytest.raises(UserError, match="other files"):
+        CaptureDemo(str(small), 2, 6, seed=0).render()
+    assert (small / strange).read_text() == "precious"
+
+
+def test_real_runs_of_the_same_names_are_left_alone(small: Path) -> None:
+    (small / RECORD).unlink()
+    whole = contents(small)
+    with pytest.raises(UserError, match="other files"):
+        CaptureDemo(str(small), 2, 5, seed=0).render()
+    assert contents(small) == whole
+
+
+def test_a_record_that_cannot_be_read_is_no_licence_to_delete(small: Path) -> None:
+    (small / RECORD).write_text(json.dumps([]))
+    with pytest.raises(UserError, match="other files"):
+        CaptureDemo(str(small), 2, 5, seed=0).render()
+    shutil.rmtree(small)
+    CaptureDemo(str(small), 2, 5, seed=0).render()
+
+
+@pytest.mark.parametrize(("runs", "frames", "seed"), [(1, 5, 0), (2, 4, 0), (2, 5, -1)])
+def test_impossible_requests_are_refused(tmp_path: Path, runs: int, frames: int, seed: int) -> None:
+    with pytest.raises(UserError, match="give at least"):
+        CaptureDemo(str(tmp_path / "root"), runs, frames, seed).render()
+    assert not (tmp_path / "root").exists()
+
+
+def test_colour_tells_little_of_where_the_objects_are(captures: FrameSet) -> None:
+    """A linear classifier of a pixel's colour, fitted to other runs, hardly beats chance."""
+    rng = np.random.default_rng(0)
+    colours: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    inside: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for frame in captures.frames[::2]:
+        held_out = frame.group >= "run_009"
+        image, mask = pixels(frame), covered(frame)
+        chosen = rng.integers(0, mask.size, 400)
+        colour = image.reshape(-1, 3)[chosen] - image.mean((0, 1))
+        colours[held_out].append(np.c_[colour, np.abs(colour), np.ones(400)])
+        inside[held_out].append(mask.reshape(-1)[chosen])
+    known, truth = np.concatenate(colours[False]), np.concatenate(inside[False])
+    weights = np.linalg.lstsq(known, truth - truth.mean(), rcond=None)[0]
+    score, truth = np.concatenate(colours[True]) @ weights, np.concatenate(inside[True])
+    rank = score.argsort().argsort()
+    positives = truth.sum()
+    area = (rank[truth].sum() - positives * (positives - 1) / 2) / (
+        positives * (len(truth) - positives)
+    )
+    assert area < 0.7  # 0.5 is chance, 1 would do for a detector
