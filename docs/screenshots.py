@@ -194,9 +194,9 @@ def take(folder: Path, out: Path) -> None:
 def main(words: list[str]) -> None:
     chosen, rest = cli.options(cli.key_values(words), {"out": "docs/pictures"})
     if rest:
-        raise UserError(f"{rest[0]}: the one setting is out")
+        raise UserError("out", f"{rest[0]}: the one setting is out")
     if PROGRAM is None:
-        raise UserError("no browser is installed; install Chromium")
+        raise UserError("browser", "no browser is installed; install Chromium")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run(folder, str(ROOT / "train.py"), "-m", *SWEEP)

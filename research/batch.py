@@ -23,12 +23,12 @@ class Batch:
 
     Attributes:
         index: [B] int64, the samples' positions in their data set.
-        damage: samples left out of this batch (``left_out/KIND``) and samples read by a detour
+        skipped: samples left out of this batch (``left_out/KIND``) and samples read by a detour
             (``fallback/KIND``), by kind.
     """
 
     index: Tensor
-    damage: dict[str, int] = field(default_factory=dict, kw_only=True)
+    skipped: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -54,14 +54,14 @@ class ClassificationBatch(Batch):
         inputs: [B, 3, H, W] pixels (uint8 0…255 from the loader, float after the device
             transform), or ``Blocks``.
         labels: [B] int64 class indices.
-        other: [B] int64 class indices mixed in by mixup or cutmix; null where nothing is mixed.
-        share: [B] float32 in 0…1, weight of ``labels``; that of ``other`` is the rest.
+        labels_b: [B] int64 class indices mixed in by mixup or cutmix; null where nothing is mixed.
+        lam: [B] float32 in 0…1, weight of ``labels``; that of ``labels_b`` is the rest.
     """
 
     inputs: Tensor | Blocks
     labels: Tensor
-    other: Tensor | None = field(default=None, kw_only=True)
-    share: Tensor | None = field(default=None, kw_only=True)
+    labels_b: Tensor | None = field(default=None, kw_only=True)
+    lam: Tensor | None = field(default=None, kw_only=True)
 
 
 class Targets(NamedTuple):

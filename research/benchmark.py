@@ -86,7 +86,7 @@ def readers(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     try:
         import jpeglib
     except ImportError:
-        raise UserError('readers needs jpeglib: pip install -e ".[dev]"') from None
+        raise UserError("NAME", 'readers needs jpeglib: pip install -e ".[dev]"') from None
 
     def ours(path: Path) -> object:
         return jpegio.read(str(path)).coef_arrays
@@ -235,7 +235,7 @@ def main(words: list[str]) -> None:
     benchmarks = {"loading": loading, "readers": readers, "store": store, "frames": frames}
     names = [*benchmarks, "tracking"]
     if not paths:
-        raise UserError(f"give a NAME ({', '.join(names)}), then IMAGES where it reads any")
+        raise UserError("NAME", f"give a NAME ({', '.join(names)}), then IMAGES where it reads any")
     name = cli.choose("NAME", paths[0], names)
     numbers = {key: cli.whole_number(key, value) for key, value in chosen.items()}
     import torch
@@ -245,16 +245,18 @@ def main(words: list[str]) -> None:
         from research.benchmarks import tracking
 
         if paths[1:]:
-            raise UserError(f"{paths[1]}: tracking reads no IMAGES; settings are written key=value")
+            raise UserError(
+                "NAME", f"{paths[1]}: tracking reads no IMAGES", "settings are written key=value"
+            )
         logging.basicConfig(level=logging.INFO)
         print(f"{numbers['steps']} steps, {numbers['rounds']} rounds, one thread", flush=True)
         costs = tracking.measure(rest, numbers["steps"], numbers["rounds"])
         print("\n".join(tracking.report(costs)))
         return
     if rest:
-        raise UserError(f"{rest[0]}: settings are size, files and rounds")
+        raise UserError("NAME", f"{rest[0]}: settings are size, files and rounds")
     if not paths[1:]:
-        raise UserError(f"{name}: give IMAGES, files or folders, after it")
+        raise UserError("NAME", f"{name}: give IMAGES, files or folders, after it")
     files = find_images(paths[1:])
     files = sorted(random.Random(0).sample(files, min(numbers["files"], len(files))))
     with ExitStack() as stack:

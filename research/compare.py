@@ -137,7 +137,7 @@ def main(words: list[str]) -> None:
     wanted = [] if "all" in statuses else statuses
     runs, left_out = collect.select(folders, asked["experiment"], wanted)
     if not runs:
-        raise UserError(f"no run to compare{_left(left_out) or '; give other RUN folders'}")
+        raise UserError("RUN", f"no run to compare{_left(left_out) or '; give other RUN folders'}")
     if metric:
         collect.check_metric(runs, metric)
         mode = mode or collect.direction(runs, metric)
@@ -145,7 +145,9 @@ def main(words: list[str]) -> None:
         metric, mode = collect.monitored(runs)
     chosen = [run for run in runs if run.value(metric) is not None]
     if not chosen:
-        raise UserError(f"metric={metric}: no run has it in its best epoch; choose another")
+        raise UserError(
+            "metric", f"metric={metric}: no run has it in its best epoch", "choose another"
+        )
     if len(chosen) < len(runs):
         left_out[f"without {metric}"] = len(runs) - len(chosen)
     by = [key for key in asked["group_by"].split(",") if key]

@@ -113,8 +113,9 @@ def judge(
     frames = isinstance(data, Warehouse) and data.kind.name == "frames"
     if not frames and not isinstance(data, PhotoPairs):
         raise UserError(
-            f"{run}: no detector trained from a warehouse of frames, nor a ranking of photos; give "
-            "runs of one of these kinds"
+            "RUN",
+            f"{run}: no detector trained from a warehouse of frames, nor a ranking of photos",
+            "give runs of one of these kinds",
         )
     judged = of_trained(run, "test", loaded, saved).judge("test")
     if isinstance(data, PhotoPairs):
@@ -190,16 +191,18 @@ def table(folds: Sequence[Fold]) -> str:
     for fold in folds:
         if fold.kind != kind:
             raise UserError(
-                f"{folds[0].run} is judged by {kind.units}, {fold.run} by {fold.kind.units}; give "
-                "runs of one kind"
+                "RUN",
+                f"{folds[0].run} is judged by {kind.units}, {fold.run} by {fold.kind.units}",
+                "give runs of one kind",
             )
     where: dict[str, Path] = {}
     for fold in folds:
         for group in set(fold.groups):
             if group in where:
                 raise UserError(
-                    f"{group} is in the test splits of {where[group]} and {fold.run}; give runs "
-                    "of different folds of one data set"
+                    "RUN",
+                    f"{group} is in the test splits of {where[group]} and {fold.run}",
+                    "give runs of different folds of one data set",
                 )
             where[group] = fold.run
     lines = [
@@ -226,7 +229,7 @@ def table(folds: Sequence[Fold]) -> str:
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if not paths:
-        raise UserError("give the RUN folders of the folds first, then key=value settings")
+        raise UserError("RUN", "give the RUN folders of the folds first, then key=value settings")
     chosen, rest = cli.mixed(settings, OPTIONS, "crossval")
     # Imported late: a mistake is answered before torch is there.
     from research.utils import logs

@@ -65,7 +65,7 @@ def evaluate(
     epoch = state["epoch"]
     if out is not None and judged.first is not None:
         files = FileTracker(out)
-        panels = loaded.transform.panels
+        panels = loaded.transform.to_images
         files.pictures(epoch, loaded.task.pictures(judged.totals, *judged.first, panels))
         files.tables(epoch, loaded.task.tables(judged.totals, loaded.transform.names))
     row = state["history"][-1]
@@ -82,7 +82,7 @@ def evaluate(
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if len(paths) != 1:
-        raise UserError("give one RUN folder or checkpoint first, then key=value settings")
+        raise UserError("RUN", "give one RUN folder or checkpoint first, then key=value settings")
     chosen, rest = cli.mixed(settings, OPTIONS, "evaluate")
     # Imported late: a mistake is answered before torch is there.
     from research.utils import logs

@@ -107,13 +107,13 @@ def export(
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise UserError(
-            f"export needs the package {error.name}: pip install -e '.[export]'"
+            "RUN", f"export needs the package {error.name}: pip install -e '.[export]'"
         ) from None
     from research.engine import predictor
 
     out = out or (run if run.is_dir() else run.parent) / "model.onnx"
     if out.suffix != ".onnx":
-        raise UserError(f"out={out}: expected a name that ends in .onnx")
+        raise UserError("out", f"out={out}: expected a name that ends in .onnx")
     loaded, saved = predictor.load(run, which, ["device=cpu", "precision=fp32"], trust)
     network, names, shown = _dense(loaded)
     program = _program(network, names, _noise(loaded, saved["data"], BATCHES[0]), opset)
@@ -138,7 +138,9 @@ def export(
         except Exception as error:
             # onnxruntime's exceptions are not Python's: one for each of its status codes.
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{out}: not written, onnxruntime cannot run it ({reason})") from None
+            raise UserError(
+                "RUN", f"{out}: not written, onnxruntime cannot run it ({reason})"
+            ) from None
         found.append(_judged(out, program, session, pairs))
 
     write_atomic(out, write)
@@ -155,11 +157,13 @@ def _dense(loaded: Trained) -> tuple[nn.Module, dict[str, list[str]], dict[str, 
     from research.models.siamese import Siamese
 
     if isinstance(loaded.model, Siamese):
-        raise UserError("rankers of photos cannot be exported yet; use research.load(RUN)")
+        raise UserError("RUN", "rankers of photos cannot be exported yet", "use research.load(RUN)")
     if isinstance(loaded.model, RgbxDetector):
         raise UserError(
+            "RUN",
             "RGB + X detectors cannot be exported: how many boxes their second stage looks at "
-            "changes from frame to frame; use research.load(RUN)"
+            "changes from frame to frame",
+            "use research.load(RUN)",
         )
     model = loaded.model.requires_grad_(False)
 
@@ -177,7 +181,7 @@ def _dense(loaded: Trained) -> tuple[nn.Module, dict[str, list[str]], dict[str, 
             self.model = detector
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            boxes, logits, *_ = detector.look(images)
+            boxes, logits, *_ = detector.raw_outputs(images)
             count = images.shape[0]  # len would fix the number for good
             return boxes.reshape(count, -1, 4), logits.sigmoid().reshape(count, -1)
 
@@ -193,7 +197,7 @@ def _dense(loaded: Trained) -> tuple[nn.Module, dict[str, list[str]], dict[str, 
     return OnBlocks().eval(), {"inputs": ["y", "cbcr"], "outputs": ["logits"]}, {}
 
 
-def _noise(loaded: Trained, facts: Mapping[str, Any], count: int) -> tuple[Tensor, ...]:
+def _noise(loaded: Trained, metadata: Mapping[str, Any], count: int) -> tuple[Tensor, ...]:
     """Random images as the network takes them, the same for the same count."""
     import torch
 
@@ -201,7 +205,7 @@ def _noise(loaded: Trained, facts: Mapping[str, Any], count: int) -> tuple[Tenso
     from research.engine import build
     from research.tasks.detection import Detection
 
-    size = build.input_size(loaded.config, facts)
+    size = build.input_size(loaded.config, metadata)
     generator = torch.Generator().manual_seed(count)
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     index = torch.arange(count)
@@ -240,7 +244,7 @@ def _program(
             # The exporter wraps whatever went wrong in exceptions of its own, pages long.
             cause = error.__cause__ or error
             reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-            raise UserError(f"this model cannot be exported to ONNX ({reason})") from None
+            raise UserError("RUN", f"this model cannot be exported to ONNX ({reason})") from None
 
 
 def _both(
@@ -262,8 +266,10 @@ def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Ten
     relative = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
     if not relative <= TOLERANCE:
         raise UserError(
+            "RUN",
             f"{out}: not written, its outputs differ from the run's by {difference:.1e} "
-            f"({relative:.1e} of the largest; allowed {TOLERANCE:.0e}); try another opset="
+            f"({relative:.1e} of the largest; allowed {TOLERANCE:.0e})",
+            "try another opset=",
         )
     return Exported(
         out,
@@ -275,14 +281,14 @@ def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Ten
     )
 
 
-def _about(loaded: Trained, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _about(loaded: Trained, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a user of the file must know of its inputs and outputs."""
     from research.engine import build
 
     about: dict[str, Any] = {
         "task": str(loaded.config["task"]["_target_"]).rpartition(".")[2].lower(),
         "classes": loaded.classes,
-        "image_size": build.input_size(loaded.config, facts),
+        "image_size": build.input_size(loaded.config, metadata),
     }
     asked = loaded.config["dataset"].get("crop_pct", 1.0)
     about["crop_pct"] = asked or build.network_input(loaded.config).crop_pct
@@ -303,7 +309,7 @@ def _name(run: Path) -> str:
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if len(paths) != 1:
-        raise UserError("give one RUN folder or checkpoint first, then key=value settings")
+        raise UserError("RUN", "give one RUN folder or checkpoint first, then key=value settings")
     chosen = cli.typed(settings, OPTIONS, "research.export")
     out = None if chosen["out"] is None else Path(chosen["out"])
     which, opset, trust = chosen["checkpoint"], chosen["opset"], chosen["trust"]

@@ -51,7 +51,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     config = resolved(compose_config(["dataset.image_size=256", *overrides])[0])
     spec = build.stem_spec(config["compression"])
     if spec is None:
-        raise UserError("compression=none keeps every pixel: nothing to inspect")
+        raise UserError("compression", "compression=none keeps every pixel: nothing to inspect")
     size = config["dataset"]["image_size"]
     bitstream = config["compression"]["source"] == "bitstream"
     reader = BitstreamReader(size, EVERY) if bitstream else PixelReader(size)
@@ -90,7 +90,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
         _side_by_side(original[0], rebuilt[0]).save(out / f"{number:03d}_{file.stem}.png")
     readable = sum("RGB" in row for row in rows)
     if not readable:
-        raise UserError(f"none of {len(files)} files could be read as an image")
+        raise UserError("IMAGES", f"none of {len(files)} files could be read as an image")
     for plane, values in zip(("Y", "Cb", "Cr"), (energy / readable).numpy(), strict=True):
         frequencies = spec.selection.luma if plane == "Y" else spec.selection.chroma
         _energy(values, plane, frequencies).save(out / f"energy_{plane}.png")
@@ -139,16 +139,18 @@ def find_images(paths: list[str]) -> list[Path]:
         elif path.exists():
             files.append(path)
         else:
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError("IMAGES", f"{path}: no such file or folder")
     if not files:
-        raise UserError(f"{' '.join(paths)}: no image files; give images or folders of images")
+        raise UserError(
+            "IMAGES", f"{' '.join(paths)}: no image files", "give images or folders of images"
+        )
     return files
 
 
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if not paths:
-        raise UserError("give IMAGES (files or folders) first, then key=value settings")
+        raise UserError("IMAGES", "give IMAGES (files or folders) first, then key=value settings")
     chosen, overrides = cli.options(settings, {"out": "runs/inspect"})
     out = Path(chosen["out"])
     rows = inspect(find_images(paths), out, overrides)

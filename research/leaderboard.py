@@ -105,8 +105,9 @@ def judge(
     for run, metrics in zip(runs, judged, strict=True):
         if monitor.metric not in metrics:
             raise UserError(
-                f"{run}: has no {monitor.metric}, by which {runs[0]} is judged; judge runs of "
-                "one task"
+                "RUN",
+                f"{run}: has no {monitor.metric}, by which {runs[0]} is judged",
+                "judge runs of one task",
             )
     spent: list[dict[int, float]] = [{} for _ in every]
     for count in batches:
@@ -221,7 +222,7 @@ def write(out: Path, rows: Sequence[Row], monitor: Monitor, told: Mapping[str, A
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if not paths:
-        raise UserError("give RUN folders first, then key=value settings; see --help")
+        raise UserError("RUN", "give RUN folders first, then key=value settings", "see --help")
     asked, rest = cli.mixed(settings, OPTIONS, "judge")
     batches = [int(part) for part in str(asked["batch"]).split(",")]
     out = Path(asked["out"] or f"runs/judge/{datetime.now():%Y-%m-%d_%H-%M-%S}")

@@ -234,7 +234,9 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
     count = len(seen.rates)
     if count < LEAST:
         raise UserError(
-            f"the loss was lost within {count} steps ({seen.ended}); lower start={start:g}"
+            "start",
+            f"the loss was lost within {count} steps ({seen.ended})",
+            f"lower start={start:g}",
         )
     said = suggest(seen)
     write(folder, seen, said)
@@ -258,7 +260,7 @@ def _rate(key: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{key}={text}: expected a number above 0")
+        raise UserError(key, f"{key}={text}: expected a number above 0")
     return value
 
 
@@ -268,13 +270,15 @@ def main(words: list[str]) -> None:
     start, end = _rate("start", chosen["start"]), _rate("end", chosen["end"])
     steps = cli.whole_number("steps", chosen["steps"])
     if start >= end:
-        raise UserError(f"start={start:g} with end={end:g}: expected start below end")
+        raise UserError("resume", f"start={start:g} with end={end:g}: expected start below end")
     if steps < LEAST:
-        raise UserError(f"steps={steps}: expected at least {LEAST}")
+        raise UserError("resume", f"steps={steps}: expected at least {LEAST}")
     cfg, choices = compose_config(settings)
     config = resolved(cfg)
     if config["resume"] is not None:
-        raise UserError("resume has no meaning here; init_from=RUN starts from a run's weights")
+        raise UserError(
+            "resume", "resume has no meaning here", "init_from=RUN starts from a run's weights"
+        )
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or choices['model']}"
     folder = Path(chosen["out"]) if chosen["out"] else ROOT / stamp
     # Imported late: a mistake is answered before torch is there.

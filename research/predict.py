@@ -21,7 +21,7 @@ from research.utils.errors import DamagedImage, UserError
 if TYPE_CHECKING:
     from research.batch import Batch
     from research.data.frames.media import Media, Still
-    from research.data.source import DataSource
+    from research.data.source import DataModule
     from research.engine.predictor import Trained
     from research.inference.player import Player
     from research.inference.writers import Panels, Report
@@ -121,7 +121,7 @@ def predict(
     told = [*media.told, *map(str, damaged)]
     if not frames:
         first = f"; the first: {told[0]}" if told else ""
-        raise UserError(f"no frame could be read{_listed(damage, ' (', ')')}{first}")
+        raise UserError("SOURCE", f"no frame could be read{_listed(damage, ' (', ')')}{first}")
     _tell(told)
     silent = media.expected - frames - sum(damage.values())
     if silent > 1 + ABOUT * media.expected:
@@ -144,10 +144,10 @@ def predict(
 
 
 def _read(
-    data: DataSource, stills: Sequence[Still], damaged: list[DamagedImage]
+    data: DataModule, stills: Sequence[Still], damaged: list[DamagedImage]
 ) -> tuple[list[Still], list[Panels], Batch | None]:
     """What can be read of some stills: their pixels, and all as one batch; the rest is noted."""
-    found: list[tuple[Still, Panels]] = _each(stills, data.look, damaged)
+    found: list[tuple[Still, Panels]] = _each(stills, data.load_image, damaged)
     while found:
         kept, images = zip(*found, strict=True)
         try:
@@ -203,7 +203,7 @@ def _folder(asked: str, run: Path) -> Path:
         return Path("runs", "predict", f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
     out = Path(asked)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={out}: is not empty; give a new folder")
+        raise UserError("out", f"out={out}: is not empty", "give a new folder")
     return out
 
 
@@ -222,15 +222,21 @@ def _listed(counts: Counter[str], before: str = "", after: str = "") -> str:
 def main(words: list[str]) -> None:
     paths, rest = cli.split(words)
     if not paths:
-        raise UserError("give a RUN folder or a WEIGHTS file first, then SOURCEs; see --help")
+        raise UserError(
+            "SOURCE", "give a RUN folder or a WEIGHTS file first, then SOURCEs", "see --help"
+        )
     settings, overrides = cli.mixed(rest, OPTIONS, "predict")
     for word in overrides:
         if not word.startswith("dataset."):
             key = word.partition("=")[0]
-            raise UserError(f"no key {key!r}; predict has {', '.join(OPTIONS)} and dataset.KEY")
+            raise UserError(
+                "SOURCE", f"no key {key!r}", f"predict has {', '.join(OPTIONS)} and dataset.KEY"
+            )
     run, sources = Path(paths[0]), [Path(path) for path in paths[1:]]
     if not sources:
-        raise UserError(f"what is {run} to look at? give images, folders, capture runs or videos")
+        raise UserError(
+            "SOURCE", f"what is {run} to look at? give images, folders, capture runs or videos"
+        )
     out = _folder(settings["out"], run)
     # Imported late: a mistake is answered before torch is there.
     from research.data.frames.media import Media

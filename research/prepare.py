@@ -56,7 +56,9 @@ def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manife
     roots = {split: source / split for split in ("train", "val", "test")}
     roots = {split: root for split, root in roots.items() if _holds_folders(root)}
     if roots and "train" not in roots:
-        raise UserError(f"{source}: has {', '.join(roots)} but no train folder of classes")
+        raise UserError(
+            "SOURCE", f"{source}: has {', '.join(roots)} but no train folder of classes"
+        )
     config = resolved(compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"])[0])
     config["dataset"] |= {
         "train_dirs": [str(roots.get("train", source))],
@@ -134,8 +136,8 @@ def lint(path: Path, out: Path | None) -> bool:
         for name, picture in drawn.items():
             picture.save(out / f"{name}.png")
     except OSError as error:
-        raise UserError(f"{out}: {error.strerror or error}; give out=FOLDER") from None
-    for line in report.facts:
+        raise UserError("out", f"{out}: {error.strerror or error}", "give out=FOLDER") from None
+    for line in report.notes:
         print(line)
     for line in report.warnings:
         print(f"warning: {line}")
@@ -201,19 +203,19 @@ def _say(manifest: Manifest) -> None:
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if not paths:
-        raise UserError(f"give a KIND first: {', '.join(OPTIONS)}")
+        raise UserError("SOURCE", f"give a KIND first: {', '.join(OPTIONS)}")
     kind = cli.choose("KIND", paths[0], list(OPTIONS))
     values = cli.typed(settings, OPTIONS[kind], f"prepare {kind}")
     wanted = ["MANIFEST"] if kind == "lint" else ["SOURCE", "OUT"]
     if len(paths) - 1 != len(wanted):
-        raise UserError(f"prepare {kind} takes {' and '.join(wanted)}; see --help")
+        raise UserError("SOURCE", f"prepare {kind} takes {' and '.join(wanted)}", "see --help")
     source = Path(paths[1])
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError("SOURCE", f"{source}: no such file or folder")
     if kind != "lint":
         out = Path(paths[2])
         if out.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"{out}: lies in the source; give an OUT beside it")
+            raise UserError("SOURCE", f"{out}: lies in the source", "give an OUT beside it")
     # Imported late: a mistake is answered before torch is there.
     from research.utils import logs
 

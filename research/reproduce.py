@@ -92,18 +92,18 @@ def read(folder: Path, trust: Sequence[str] = ()) -> Then:
         UserError: for a folder without a run, a damaged file, or one that says what no run does.
     """
     if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: no run here (no config.yaml); give a run folder")
+        raise UserError("RUN", f"{folder}: no run here (no config.yaml)", "give a run folder")
     path = folder / "config.yaml"
     document = _load(path, dict)
     if "seed" not in document:
-        raise UserError(f"{path}: has no seed; this is no run's configuration")
+        raise UserError("RUN", f"{path}: has no seed", "this is no run's configuration")
     config = stored.recorded(document, str(path))
     _check_names(config, trust, path)
     overrides = _overrides(folder / "overrides.yaml", trust)
     environment = _environment(folder / "environment.json")
     for group in GROUPS:
         if not isinstance(config.get(group), dict):
-            raise UserError(f"{path}: has no {group}; this is no run's configuration")
+            raise UserError("RUN", f"{path}: has no {group}", "this is no run's configuration")
     return Then(folder, config, overrides, environment, _outcome(folder / "summary.json"))
 
 
@@ -111,7 +111,7 @@ def _check_names(config: Mapping[str, Any], trust: Sequence[str], path: Path) ->
     try:
         targets.check_targets(config, trust)
     except UserError as error:
-        raise UserError(f"{path}: refused, its configuration has {error}") from None
+        raise UserError("RUN", f"{path}: refused, its configuration has {error}") from None
 
 
 def _overrides(path: Path, trust: Sequence[str]) -> list[str]:
@@ -126,15 +126,17 @@ def _overrides(path: Path, trust: Sequence[str]) -> list[str]:
     words = []
     for word in _load(path, list):
         if not isinstance(word, str):
-            raise UserError(f"{path}: refused, a {type(word).__name__} is no setting of a run")
+            raise UserError(
+                "RUN", f"{path}: refused, a {type(word).__name__} is no setting of a run"
+            )
         if not WORD.match(word) or re.search(r"(?<!\\)\$\{", word):
-            raise UserError(f"{path}: refused, {word[:80]!r} is no setting of a run")
+            raise UserError("RUN", f"{path}: refused, {word[:80]!r} is no setting of a run")
         word = current_word(word)
         key, _, value = word.partition("=")
         if targets.TARGET in word:
             *above, last = key.split(".")
             if last != targets.TARGET:
-                raise UserError(f"{path}: refused, {word[:80]!r} is no setting of a run")
+                raise UserError("RUN", f"{path}: refused, {word[:80]!r} is no setting of a run")
             _check_names(targets.at(".".join(above), {last: value}), trust, path)
         if key not in (*OWN, "trust"):
             words.append(word)
@@ -161,15 +163,17 @@ def _environment(path: Path) -> dict[str, Any]:
     }
     for name, right in sound.items():
         if not right:
-            raise UserError(f"{path}: damaged ({name}); use another run")
+            raise UserError("RUN", f"{path}: damaged ({name})", "use another run")
     commit = parts["git"].get("commit")
     if commit is not None and not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
-        raise UserError(f"{path}: refused, {str(commit)[:80]!r} is no commit")
+        raise UserError("RUN", f"{path}: refused, {str(commit)[:80]!r} is no commit")
     for name, version in parts["packages"].items():
         if version is None:
             continue
         if not PACKAGE.fullmatch(name) or not VERSION.fullmatch(str(version)):
-            raise UserError(f"{path}: refused, {name[:40]}=={str(version)[:40]} is no package")
+            raise UserError(
+                "RUN", f"{path}: refused, {name[:40]}=={str(version)[:40]} is no package"
+            )
     return {**found, **parts}
 
 
@@ -182,11 +186,11 @@ def _load(path: Path, kind: type) -> Any:
     try:
         found = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; this run cannot be repeated") from None
+        raise UserError("RUN", f"{path}: missing", "this run cannot be repeated") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: damaged ({one_line(error)}); use another run") from None
+        raise UserError("RUN", f"{path}: damaged ({one_line(error)})", "use another run") from None
     if not isinstance(found, kind):
-        raise UserError(f"{path}: damaged (expected a {kind.__name__}); use another run")
+        raise UserError("RUN", f"{path}: damaged (expected a {kind.__name__})", "use another run")
     return found
 
 
@@ -408,11 +412,11 @@ def report(then: Then) -> tuple[str, list[str]]:
 def main(words: list[str]) -> None:
     paths, options = cli.split(words)
     if len(paths) != 1:
-        raise UserError("give one RUN folder, then out=FOLDER if wanted; see --help")
+        raise UserError("RUN", "give one RUN folder, then out=FOLDER if wanted", "see --help")
     asked = cli.typed(options, OPTIONS, "reproduce")
     run = Path(paths[0])
     if not run.exists():
-        raise UserError(f"{run}: no such run; give a run folder")
+        raise UserError("RUN", f"{run}: no such run", "give a run folder")
     text, steps = report(read(cli.home(run), asked["trust"]))
     print(text)
     if asked["out"]:

@@ -166,8 +166,8 @@ def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
             there = framed(batch.sizes, batch.inputs.shape[-1])[:, None]
             return replace(batch, inputs=disturb(batch.inputs) * there)
 
-        def panels(self, batch: DetectionBatch) -> list[Tensor]:
-            return self.usual.panels(batch)
+        def to_images(self, batch: DetectionBatch) -> list[Tensor]:
+            return self.usual.to_images(batch)
 
     return Disturbed()
 
@@ -193,8 +193,9 @@ def judge(
     channels = one.saved["data"].get("channels", RGB)
     if set(channels) <= set(RGB):
         raise UserError(
-            f"{run}: its data have no channel beside red, green and blue; give a run of "
-            "model=rgbx_mit_b0 or its like"
+            "RUN",
+            f"{run}: its data have no channel beside red, green and blue",
+            "give a run of model=rgbx_mit_b0 or its like",
         )
     rows: list[dict[str, Any]] = []
     for case in cases(channels, shifts, noise):
@@ -248,7 +249,7 @@ def write(out: Path, rows: Sequence[Mapping[str, Any]], metric: str, told: dict[
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if len(paths) != 1:
-        raise UserError("give one RUN folder or checkpoint first, then key=value settings")
+        raise UserError("RUN", "give one RUN folder or checkpoint first, then key=value settings")
     asked, rest = cli.mixed(settings, OPTIONS, "robustness")
     run, split = Path(paths[0]), asked["split"]
     shifts = sorted({int(part) for part in str(asked["shifts"]).split(",")})

@@ -103,33 +103,33 @@ def rows(
     found, timed = [], []
     asked = any(key in ("dataset", "experiment") for key, _ in choices)
     for varied, config in combinations:
-        network, facts = _build(config, asked=asked)
-        found.append((varied, *measure(network, config, facts)))
+        network, metadata = _build(config, asked=asked)
+        found.append((varied, *measure(network, config, metadata)))
         if latency:
-            timed.append(_pass(network, config, facts, batch))
+            timed.append(_pass(network, config, metadata, batch))
     times = in_turn(timed, rounds) if latency else [None] * len(found)
     return [Row(*columns, seconds) for columns, seconds in zip(found, times, strict=True)]
 
 
 def measure(
-    network: nn.Module, config: Config, facts: dict[str, Any]
+    network: nn.Module, config: Config, metadata: dict[str, Any]
 ) -> tuple[int, int, float, int]:
     """Parameters, multiply-adds, bytes of activations and of weights, see ``Row``.
 
     Args:
         network: as configured, on the CPU.
         config: resolved.
-        facts: of the data set, as ``build.model`` takes them.
+        metadata: of the data set, as ``build.model`` takes them.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from research.engine import build
 
-    task = build.build_task(config, facts["classes"])
+    task = build.build_task(config, metadata["classes"])
     network.eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(_batch(config, facts, 1).inputs)
+        network(_batch(config, metadata, 1).inputs)
     network.train()
     own = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
     kept: dict[int, Any] = {}
@@ -142,7 +142,7 @@ def measure(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = task.losses(network, _batch(config, facts, 2))
+        losses = task.losses(network, _batch(config, metadata, 2))
     activations = sum(storage.nbytes() for storage in kept.values()) / 2
     del losses
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -183,21 +183,23 @@ def _build(config: Config, *, asked: bool) -> tuple[nn.Module, dict[str, Any]]:
     from research.engine import build
 
     if _ranks(config):
-        facts = build.source(config).facts()
-        return build.model(config, facts), facts
+        metadata = build.source(config).metadata()
+        return build.model(config, metadata), metadata
     known = build.source(config).known_classes() if asked else None
     count = len(known or ()) or (1 if _detects(config) else CLASSES)
     count = config["model"].get("num_classes") or count
     slots = config["model"].get("max_boxes") or SLOTS
     extra = config["model"].get("x_channels") or len(config["dataset"].get("x") or EXTRA)
-    facts = {
+    metadata = {
         "classes": [str(number) for number in range(count)],
         "transform": {"max_boxes": slots},
         "channels": [*RGB, *map(str, range(extra if "x_channels" in config["model"] else 0))],
     }
     if config["dataset"]["image_size"] is None and _detects(config):
-        raise UserError("dataset.image_size is what the store holds; give it")
-    return build.model(config, facts), facts
+        raise UserError(
+            "dataset.image_size", "dataset.image_size is what the store holds", "give it"
+        )
+    return build.model(config, metadata), metadata
 
 
 def _ranks(config: Config) -> bool:
@@ -208,7 +210,7 @@ def _detects(config: Config) -> bool:
     return str(config["task"]["_target_"]).startswith("research.tasks.detection.")
 
 
-def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
+def _batch(config: Config, metadata: dict[str, Any], count: int) -> Any:
     """``count`` black images with targets, as the device transform gives them."""
     import torch
 
@@ -216,16 +218,16 @@ def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
     from research.compression.blocks import Blocks
     from research.engine import build
 
-    size = build.input_size(config, facts)
+    size = build.input_size(config, metadata)
     index = torch.arange(count)
     if _ranks(config):
-        width = sum(facts["feature_sizes"].values())
+        width = sum(metadata["feature_sizes"].values())
         inputs = torch.zeros(count, 2, width) if width else torch.zeros(count, 2, 3, size, size)
         photos = torch.stack([index, index], 1)
         return PairBatch(index, inputs, torch.full((count,), 0.5), index, photos)
-    images = torch.zeros(count, len(facts.get("channels", RGB)), size, size)
+    images = torch.zeros(count, len(metadata.get("channels", RGB)), size, size)
     if _detects(config):
-        boxes = torch.zeros(count, facts["transform"]["max_boxes"], 4)
+        boxes = torch.zeros(count, metadata["transform"]["max_boxes"], 4)
         boxes[:, 0] = torch.tensor([0.25, 0.25, 0.75, 0.75])
         labels = torch.zeros(boxes.shape[:2], dtype=torch.int64)
         sizes = torch.full((count, 2), size, dtype=torch.int32)
@@ -242,7 +244,7 @@ def _batch(config: Config, facts: dict[str, Any], count: int) -> Any:
 
 
 def _pass(
-    network: nn.Module, config: Config, facts: dict[str, Any], batch: int
+    network: nn.Module, config: Config, metadata: dict[str, Any], batch: int
 ) -> Callable[[], None]:
     """Something that runs one batch through the network and waits for it."""
     import torch
@@ -254,7 +256,7 @@ def _pass(
     network = network.to(device).eval()
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
-    inputs = _batch(config, facts, batch).to(device).inputs
+    inputs = _batch(config, metadata, batch).to(device).inputs
 
     @torch.inference_mode()
     def once() -> None:

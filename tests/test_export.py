@@ -26,18 +26,18 @@ SMALL = ("dataset=imagefolder", "dataset.train_dirs=[none]", "dataset.image_size
 TINY = (*SMALL, "model=densenet_bc_40_12", "model.block_layers=[1,1]", "model.growth_rate=4")
 
 
-def saved(folder: Path, *overrides: str, facts: dict[str, Any] | None = None) -> Path:
+def saved(folder: Path, *overrides: str, metadata: dict[str, Any] | None = None) -> Path:
     """A run's weights file as training leaves it, of a network whose norms are not idle."""
     torch.manual_seed(0)
     config = resolved(compose_config(list(overrides))[0])
-    facts = {"name": "test", "classes": CLASSES, **(facts or {})}
-    network = build.model(config, facts)
+    metadata = {"name": "test", "classes": CLASSES, **(metadata or {})}
+    network = build.model(config, metadata)
     as_if_trained(network)
     data = build.source(config)
-    data.recall(facts)
+    data.load_metadata(metadata)
     header = {
         "config": config,
-        "data": facts,
+        "data": metadata,
         "state": {"epoch": 1, "step": 1, "history": [{"epoch": 1, "epoch_time_sec": 0.5}]},
         "transform": data.transform(measured=False).state_dict(),
     }
@@ -168,7 +168,7 @@ def test_detectors_give_what_suppression_takes(tmp_path: Path, option: str) -> N
         f"model={option}",
         "model.width=8",
         "dataset.image_size=128",
-        facts={"classes": ["thing"], "transform": transform},
+        metadata={"classes": ["thing"], "transform": transform},
     )
     export.main([str(run)])
     session, about = opened(run.with_name("model.onnx"))

@@ -19,7 +19,7 @@ import research
 from research import leaderboard
 from research.batch import ClassificationBatch
 from research.config import compose_config, resolved
-from research.data.loader import EpochLoader, Key
+from research.data.loader import EpochLoader, SampleKey
 from research.engine import evaluation
 from research.evaluate import evaluate
 from research.tasks.classification import Classification
@@ -116,7 +116,7 @@ class Digits:
     def __len__(self) -> int:
         return 6
 
-    def __getitems__(self, keys: list[Key]) -> ClassificationBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         index = torch.tensor([key.index for key in keys])
         images = (index % 3)[:, None, None, None].expand(-1, 3, 4, 4)
         return ClassificationBatch(index, images, index % 3)

@@ -253,7 +253,7 @@ def test_damage_is_counted_and_not_fatal(
 
 def test_what_only_another_reader_dislikes_is_left_out_too(here: Path) -> None:
     class Picky:
-        def look(self, path: Path) -> list[Image.Image]:
+        def load_image(self, path: Path) -> list[Image.Image]:
             return [to_rgb(decode(path))]
 
         def read(self, paths: list[Path]) -> Any:

@@ -19,7 +19,7 @@ import research
 from research import predict, robustness
 from research.batch import DetectionBatch
 from research.config import compose_config, resolved
-from research.data.loader import EpochLoader, Key
+from research.data.loader import EpochLoader, SampleKey
 from research.data.transforms import DeviceTransform
 from research.engine import evaluation
 from research.evaluate import evaluate
@@ -45,7 +45,7 @@ class Plain(DeviceTransform):
     def forward(self, batch: Any, generator: torch.Generator | None) -> Any:
         return batch
 
-    def panels(self, batch: Any) -> list[Tensor]:
+    def to_images(self, batch: Any) -> list[Tensor]:
         return [batch.inputs[:, :3].to(torch.uint8)]
 
 
@@ -133,7 +133,7 @@ class Scenes:
     def __len__(self) -> int:
         return 8
 
-    def __getitems__(self, keys: list[Key]) -> DetectionBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> DetectionBatch:
         batch = boxed(count=len(keys))
         batch.index = torch.tensor([key.index for key in keys])
         batch.inputs.zero_()
@@ -289,7 +289,7 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
         height, width, channels = frame.shape
         with Image.open(tmp_path / "seen" / "boxed" / f"{file.stem}_boxed.png") as drawn:
             assert drawn.size == ((channels - 2) * width, height)
-        panels = [np.asarray(panel) for panel in model.data.look(file)]
+        panels = [np.asarray(panel) for panel in model.data.load_image(file)]
         assert np.array_equal(panels[0], frame[..., :3])
         for extra, panel in enumerate(panels[1:], start=3):
             assert np.array_equal(panel, frame[..., extra, None].repeat(3, -1))

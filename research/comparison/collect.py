@@ -90,7 +90,9 @@ def find(paths: Sequence[Path]) -> list[Path]:
             {folder.resolve(): folder for folder in _runs(cli.home(path))} if path.exists() else {}
         )
         if not here:
-            raise UserError(f"{path}: no run here (a folder with summary.json); give run folders")
+            raise UserError(
+                "RUN", f"{path}: no run here (a folder with summary.json)", "give run folders"
+            )
         found = {**found, **{place: run for place, run in here.items() if place not in found}}
     return list(found.values())
 
@@ -224,7 +226,9 @@ def monitored(runs: Sequence[Recorded]) -> tuple[str, str]:
     monitors = sorted({run.monitor for run in runs})
     if len(monitors) > 1:
         told = " and ".join(":".join(monitor) for monitor in monitors)
-        raise UserError(f"the runs monitored {told}; choose one by metric=, or fewer runs")
+        raise UserError(
+            "metric", f"the runs monitored {told}", "choose one by metric=, or fewer runs"
+        )
     return monitors[0]
 
 
@@ -237,7 +241,9 @@ def check_metric(runs: Sequence[Recorded], metric: str) -> None:
     if metric not in known:
         near = nearest(metric, known)
         hint = f"; did you mean {near!r}?" if near else ";"
-        raise UserError(f"metric={metric}: no run logged it{hint} there are {', '.join(known)}")
+        raise UserError(
+            "metric", f"metric={metric}: no run logged it{hint} there are {', '.join(known)}"
+        )
 
 
 def _number(text: str) -> float | None:

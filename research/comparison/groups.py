@@ -64,7 +64,7 @@ def grouped(runs: Sequence[Recorded], metric: str, by: Sequence[str] = ()) -> li
         if not any(_within(key, name) for key in keys):
             near = nearest(name, [*keys, *{key.partition(".")[0] for key in keys}])
             hint = f"; did you mean {near!r}?" if near else ""
-            raise UserError(f"group_by={name}: no run has such a setting{hint}")
+            raise UserError("group_by", f"group_by={name}: no run has such a setting{hint}")
     wanted = [
         key
         for key in keys

@@ -150,4 +150,4 @@ def _reference(labels: list[str], against: str) -> int:
     near = nearest(against, labels)
     hint = f"; did you mean {near!r}?" if near else ";"
     told = "fits several groups" if alike else "no such group"
-    raise UserError(f"against={against}: {told}{hint} there are {', '.join(labels)}")
+    raise UserError("against", f"against={against}: {told}{hint} there are {', '.join(labels)}")

@@ -63,7 +63,7 @@ def measure(batches: Iterable[Blocks], measured: Selection) -> Statistics:
         y_sums += torch.stack([luma.sum((0, 2, 3)), luma.square().sum((0, 2, 3))])
         c_sums += torch.stack([chroma.sum((0, 3, 4)), chroma.square().sum((0, 3, 4))])
     if images == 0:
-        raise UserError("no training image could be read to measure DCT statistics")
+        raise UserError("dataset", "no training image could be read to measure DCT statistics")
     y_mean, y_square = y_sums / y_count
     c_mean, c_square = c_sums / c_count
     found = Statistics(

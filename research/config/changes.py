@@ -47,8 +47,9 @@ def for_use(
         missing = [f"{k}={json.dumps(v)}" for k, v in named.items() if k not in given]
         if data and missing:
             raise UserError(
-                f"{where}: it lies outside runs/, so that the files it names are not read; say "
-                f"where the data are, such as {shlex.join(missing)}"
+                "dataset",
+                f"{where}: it lies outside runs/, so that the files it names are not read",
+                f"say where the data are, such as {shlex.join(missing)}",
             )
         config = stored.without_places(config)
     return changed(config, overrides)
@@ -70,12 +71,14 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
     for word in overrides:
         key, _, text = word.partition("=")
         if key in GROUPS:
-            raise UserError(f"{word}: the {key} of a run stays; settings of it are {key}.KEY=value")
+            raise UserError(
+                key, f"{word}: the {key} of a run stays", f"settings of it are {key}.KEY=value"
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(
-                f"{word!r}: the value is not YAML; close brackets, quote lists"
+                key, f"{word!r}: the value is not YAML", "close brackets, quote lists"
             ) from None
         group, _, rest = key.partition(".")
         part, _, name = rest.partition(".")
@@ -87,7 +90,7 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
         else:
             known = dict(dotted(result))
             if key not in known:
-                raise UserError(no_key(key, result, {}))
+                raise no_key(key, result, {})
             check_value(key, value, defaults.get(key, known[key]))
         *parts, last = key.split(".")
         node = result

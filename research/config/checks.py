@@ -49,24 +49,25 @@ def check(
     try:
         settings = resolved(cfg)
     except OmegaConfBaseException as error:
-        raise UserError(explain(error, list(overrides or ()))) from error
+        raise explain(error, list(overrides or ())) from error
     if defaults is None:
         defaults = defaults_of(frozenset(ours.items()))
     check_targets(settings, {*own, *settings["trust"]})
     _check_node("", settings, defaults, ours)
     for fault in _faults(settings, ours, overrides):
-        raise UserError(fault)
+        raise UserError(fault.partition("=")[0].partition(":")[0], fault)
 
 
 def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
     for group in GROUPS:
         if OmegaConf.is_missing(cfg, group) or cfg.get(group) is None:
-            raise UserError(f"{group} is required. Options: {', '.join(options(group))}")
+            raise UserError(group, f"{group} is required. Options: {', '.join(options(group))}")
     for group, option in choices.items():
         if option is not None and option.startswith("_"):
             raise UserError(
+                group,
                 f"no {group} {option!r}: it is a part of others. "
-                f"Options: {', '.join(options(group))}"
+                f"Options: {', '.join(options(group))}",
             )
 
 
@@ -75,11 +76,15 @@ def _check_node(
 ) -> None:
     for name in defaults:
         if name not in node and path != TRACKERS:
-            raise UserError(f"{path}{name} was removed but is needed; give it a value instead")
+            raise UserError(
+                f"{path}{name}",
+                f"{path}{name} was removed but is needed",
+                "give it a value instead",
+            )
     for name, value in node.items():
         key = f"{path}{name}"
         if name not in defaults:
-            raise UserError(no_key(key, defaults_of(frozenset(choices.items())), choices))
+            raise no_key(key, defaults_of(frozenset(choices.items())), choices)
         default = defaults[name]
         if isinstance(default, dict) and isinstance(value, dict) and (default or path == ""):
             if key != "tags":
@@ -102,7 +107,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
     rule = rule_for(key, default)
     nullable = default is None and not rule.holds(None)
     if not (rule.holds(value) or (value is None and nullable)):
-        raise UserError(bad_value(key, value, rule, nullable=nullable))
+        raise bad_value(key, value, rule, nullable=nullable)
 
 
 def _faults(

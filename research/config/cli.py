@@ -29,11 +29,13 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     settings: list[str] = []
     for word in words:
         if word.startswith("-"):
-            raise UserError(f"unknown flag {word}; settings are written key=value, see --help")
+            raise UserError(
+                word, f"unknown flag {word}", "settings are written key=value, see --help"
+            )
         if "=" in word and not word.startswith(("/", ".")):
             settings.append(word)
         elif settings:
-            raise UserError(f"{word}: paths come before key=value settings")
+            raise UserError(word, f"{word}: paths come before key=value settings")
         else:
             positional.append(word)
     return positional, settings
@@ -47,7 +49,10 @@ def key_values(words: Sequence[str]) -> list[str]:
     """
     positional, settings = split(words)
     if positional:
-        raise UserError(f"{positional[0]}: settings are written key=value, such as model=resnet34")
+        raise UserError(
+            positional[0],
+            f"{positional[0]}: settings are written key=value, such as model=resnet34",
+        )
     return settings
 
 
@@ -73,7 +78,7 @@ def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str
             continue
         near = difflib.get_close_matches(key, known, 1)
         if near and key not in (*RUN_RULES, *GROUPS):
-            raise UserError(f"no key {key!r}; did you mean {near[0]!r}? see --help")
+            raise UserError(key, f"no key {key!r}", f"did you mean {near[0]!r}? see --help")
         rest.append(word)
     return values, rest
 
@@ -92,7 +97,7 @@ def beside(run: Path, name: str) -> Path:
     """
     folder = home(run)
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder / name}: a link that leads elsewhere; give out=")
+        raise UserError("out", f"{folder / name}: a link that leads elsewhere", "give out=")
     return folder / name
 
 
@@ -106,7 +111,9 @@ def written(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{out}: {error.strerror or error}; give another out=FOLDER") from None
+        raise UserError(
+            "out", f"{out}: {error.strerror or error}", "give another out=FOLDER"
+        ) from None
 
 
 def mixed(
@@ -145,7 +152,7 @@ def typed(
     chosen, rest = options(settings, {key: default for key, (default, _) in known.items()})
     if rest:
         key = rest[0].partition("=")[0]
-        raise UserError(f"no key {key!r}; {who} has {', '.join(known)}")
+        raise UserError(key, f"no key {key!r}", f"{who} has {', '.join(known)}")
     found: dict[str, Any] = {}
     for key, text in chosen.items():
         default, rule = known[key]
@@ -159,7 +166,7 @@ def typed(
         if not rule.holds(value):
             if rule.choices:
                 choose(key, text, rule.choices)
-            raise UserError(f"{key}={text}: expected {rule.allowed}")
+            raise UserError(key, f"{key}={text}: expected {rule.allowed}")
         found[key] = value
     return found
 
@@ -174,7 +181,7 @@ def choose(key: str, value: str, allowed: Sequence[str]) -> str:
         return value
     near = difflib.get_close_matches(value, allowed, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{key}={value}{hint} allowed: {', '.join(allowed)}")
+    raise UserError(key, f"{key}={value}{hint} allowed: {', '.join(allowed)}")
 
 
 def whole_number(key: str, value: str) -> int:
@@ -184,7 +191,7 @@ def whole_number(key: str, value: str) -> int:
         UserError: when it is none.
     """
     if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"{key}={value}: expected a whole number, at least 1")
+        raise UserError(key, f"{key}={value}: expected a whole number, at least 1")
     return int(value)
 
 

@@ -116,7 +116,7 @@ def compose_config(overrides: list[str]) -> tuple[DictConfig, dict[str, str | No
         result = composed(overrides)
         check(result.cfg, result.choices, overrides)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(explain(error, overrides)) from error
+        raise explain(error, overrides) from error
     return result.cfg, result.choices
 
 
@@ -141,14 +141,16 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
             _refuse_what_all_would_share(parsed)
         for override in swept:
             if override.is_hydra_override():
-                raise UserError(f"{_line(override)}: Hydra's own settings take one value")
+                raise UserError(
+                    override.key_or_group, f"{_line(override)}: Hydra's own settings take one value"
+                )
         axes = [_values(override, parser) for override in parsed]
         base = lru_cache(maxsize=None)(composed)
         first = base(_composed_lines([axis.values[0] for axis in axes]))
         preset = first.choices.get("sweep")
         if preset is not None and not multirun:
             words = shlex.join(overrides)
-            raise UserError(f"sweep={preset} is of many runs: python train.py -m {words}")
+            raise UserError("sweep", f"sweep={preset} is of many runs: python train.py -m {words}")
         for key, value in first.sweeper.items():
             if f"hydra.sweeper.{key}" in SWEEPER_RULES:
                 check_value(f"hydra.sweeper.{key}", value, value)
@@ -171,7 +173,10 @@ def _refuse_what_all_would_share(parsed: Sequence[Override]) -> None:
     }
     for override in parsed:
         if override.key_or_group in remedies:
-            raise UserError(f"{_line(override)} with -m: {remedies[override.key_or_group]}")
+            raise UserError(
+                override.key_or_group,
+                f"{_line(override)} with -m: {remedies[override.key_or_group]}",
+            )
 
 
 def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | None) -> None:
@@ -183,7 +188,7 @@ def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | N
             if not _composes(override):
                 OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException as error:
-        raise UserError(explain(error, lines)) from error
+        raise explain(error, lines) from error
     check(cfg, base.choices, lines, defaults)
 
 
@@ -225,7 +230,7 @@ def _values(override: Override, parser: OverridesParser) -> _Axis:
         found = itertools.islice(override.sweep_string_iterator(), MOST_VALUES)
     values = parser.parse_overrides([f"{key}={each}" for each in found])
     if not values:
-        raise UserError(f"{_line(override)}: no value lies between its ends")
+        raise UserError(override.key_or_group, f"{_line(override)}: no value lies between its ends")
     return _Axis(values, isinstance(value, RangeSweep))
 
 
@@ -273,18 +278,18 @@ def _arguments() -> Namespace:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_bad_flag(said.getvalue())) from None
+        raise _bad_flag(said.getvalue()) from None
     return arguments
 
 
-def _bad_flag(said: str) -> str:
+def _bad_flag(said: str) -> UserError:
     found = re.search(r"unrecognized arguments: (\S+)", said)
     if not found:
-        return said.strip().rpartition("error: ")[2]
+        return UserError("flags", said.strip().rpartition("error: ")[2])
     flag, _, value = found[1].partition("=")
     close = suggest(flag.lstrip("-").replace("-", "_"))
     like = f"; did you mean {close}={value or '…'}?" if close else ", see --help"
-    return f"unknown flag {flag}; settings are written key=value{like}"
+    return UserError(flag, f"unknown flag {flag}", f"settings are written key=value{like}")
 
 
 def _is_mistake(error: InstantiationException) -> bool:

@@ -53,7 +53,7 @@ def composed(overrides: Sequence[str]) -> Composed:
         except ValueError as error:
             if isinstance(error, OmegaConfBaseException):
                 raise
-            raise UserError(_no_name(overrides) or str(error)) from error
+            raise _no_name(overrides) or UserError("config", str(error)) from error
     choices = our_choices(cfg.hydra.runtime.choices)
     sweeper = OmegaConf.to_container(cfg.hydra.sweeper)
     assert isinstance(sweeper, dict)
@@ -62,12 +62,13 @@ def composed(overrides: Sequence[str]) -> Composed:
     return Composed(cfg, choices, {str(key): value for key, value in sweeper.items()})
 
 
-def _no_name(overrides: Sequence[str]) -> str | None:
-    """The line for an option that is no name, such as null or a number."""
+def _no_name(overrides: Sequence[str]) -> UserError | None:
+    """The error for an option that is no name, such as null or a number."""
     for override in overrides:
         group, _, option = override.partition("=")
         if (CONF / group).is_dir() and option not in options(group):
-            return f"{override}: expected one of {', '.join(options(group))}"
+            message = f"{override}: expected one of {', '.join(options(group))}"
+            return UserError(group, message)
     return None
 
 

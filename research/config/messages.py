@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
+import yaml
 from hydra.errors import (
     HydraException,
     InstantiationException,
@@ -27,7 +28,7 @@ from research.config.compose import Composed, composed
 from research.config.migrations import current_key
 from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
-from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings
+from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, rule_for
 from research.utils.errors import UserError
 
 LONGEST = 200
@@ -35,8 +36,8 @@ LONGEST = 200
 HELP = "(python train.py --help lists all keys)"
 
 
-def explain(error: BaseException, overrides: list[str]) -> str:
-    """One line for a mistake in the configuration.
+def explain(error: BaseException, overrides: list[str]) -> UserError:
+    """A mistake in the configuration as an error of one line.
 
     Args:
         error: what Hydra, OmegaConf, the YAML reader or a check raised.
@@ -45,11 +46,11 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     chain = list(_chain(error))
     for cause in chain:
         if isinstance(cause, UserError):
-            return str(cause)
+            return cause
     for cause in chain:
         if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
             mark = cause.problem_mark
-            return f"{mark.name}, line {mark.line + 1}: {cause.problem}"
+            return UserError(mark.name, f"{mark.name}, line {mark.line + 1}: {cause.problem}")
         if isinstance(cause, OverrideParseException):
             return _bad_syntax(cause)
         if isinstance(cause, MissingConfigException):
@@ -61,16 +62,22 @@ def explain(error: BaseException, overrides: list[str]) -> str:
             context = _context(overrides)
             return no_key(_written(key, overrides), plain(context), context.choices)
         if isinstance(cause, MissingMandatoryValue):
-            return f"{cause.full_key} needs a value: add {cause.full_key}=VALUE"
+            key = str(cause.full_key)
+            return UserError(key, f"{key} needs a value: add {key}=VALUE")
         if isinstance(cause, InterpolationResolutionError):
-            return f"{cause.full_key}: {_first_line(cause)}; check the name inside ${{…}}"
+            key = str(cause.full_key)
+            return UserError(key, f"{key}: {_first_line(cause)}", "check the name inside ${…}")
         if isinstance(cause, InstantiationException):
             return _no_target(cause)
     return _composition(chain[0], overrides)
 
 
-def no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
-    """The line for a key that ``known``, a configuration as a plain dictionary, does not hold."""
+def no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> UserError:
+    """The error for a key that ``known``, a configuration as a plain dictionary, does not hold."""
+    return UserError(key, _no_key(key, known, choices))
+
+
+def _no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
     if current_key(key) != key:
         return f"{key} is called {current_key(key)} now: write {current_key(key)}=VALUE"
     group, _, rest = key.partition(".")
@@ -101,14 +108,14 @@ def suggest(word: str) -> str | None:
     return _closest(word, [*_keys(plain(_context([]))), *GROUPS, *OPTIONAL])
 
 
-def bad_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> str:
-    """The line for a value that breaks the rule of its key."""
+def bad_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> UserError:
+    """The error for a value that breaks the rule of its key."""
     close = nearest(str(value)[:LONGEST], rule.choices)
     null = ", or null" if nullable else ""
     said = shown(value)
     if len(said) > LONGEST:
         said = f"{said[:LONGEST]}…"
-    return f"{key}={said}: expected {rule.allowed}{null}{_mean(close)}"
+    return UserError(key, f"{key}={said}: expected {rule.allowed}{null}{_mean(close)}")
 
 
 def shown(value: Any) -> str:
@@ -134,32 +141,35 @@ def _mean(close: str | None) -> str:
     return f"; did you mean {close!r}?" if close else ""
 
 
-def _bad_syntax(error: OverrideParseException) -> str:
+def _bad_syntax(error: OverrideParseException) -> UserError:
     text = error.override
-    if "=" not in text.lstrip("~"):
-        return f"{text!r} is not key=value; settings are written key=value, such as epochs=5 {HELP}"
-    key, _, value = text.partition("=")
+    key, equals, value = text.partition("=")
+    if not equals and not text.startswith("~"):
+        message = f"{text!r} is not key=value"
+        return UserError(key, message, f"settings are written key=value, such as epochs=5 {HELP}")
     if re.search(r"\s", key):
-        return f"{text!r} is not key=value: the key holds a blank"
+        return UserError(key, f"{text!r} is not key=value: the key holds a blank")
     if any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()")):
-        return f"{text!r} is not key=value: a bracket is not closed; quote lists, '{key}=[a,b]'"
-    return (
+        message = f"{text!r} is not key=value: a bracket is not closed"
+        return UserError(key, message, f"quote lists, '{key}=[a,b]'")
+    return UserError(
+        key,
         f"{text!r} is not key=value: a value with special characters goes in two quotes, "
-        f"'{key}=\"…\"'; lists are written '{key}=[a,b]'"
+        f"'{key}=\"…\"'",
+        f"lists are written '{key}=[a,b]'",
     )
 
 
-def _no_option(error: MissingConfigException) -> str:
+def _no_option(error: MissingConfigException) -> UserError:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     known = [name for name in error.options or () if not name.startswith("_")]
     if not known:
-        return _first_line(error)
-    return (
-        f"no {group} {option!r}{_mean(nearest(option, known)) or '.'} Options: {', '.join(known)}"
-    )
+        return UserError(group, _first_line(error))
+    close = _mean(nearest(option, known)) or "."
+    return UserError(group, f"no {group} {option!r}{close} Options: {', '.join(known)}")
 
 
-def _bad_value(error: ValidationError, overrides: list[str]) -> str:
+def _bad_value(error: ValidationError, overrides: list[str]) -> UserError:
     key = str(error.full_key)
     value = next(
         (text.partition("=")[2] for text in reversed(overrides) if _key(text) == key),
@@ -167,44 +177,54 @@ def _bad_value(error: ValidationError, overrides: list[str]) -> str:
     )
     rule = RUN_RULES.get(key)
     if rule is None:
-        return f"{key}={value}: {_first_line(error)}"
+        return UserError(key, f"{key}={value}: {_first_line(error)}")
     return bad_value(
         key, value, rule, nullable=RunSettings.__dataclass_fields__[key].default is None
     )
 
 
-def _no_target(error: InstantiationException) -> str:
+def _no_target(error: InstantiationException) -> UserError:
     found = re.search(r"Error locating target '([^']+)'", str(error))
     if found:
-        return f"_target_={found[1]}: there is no such name to build; check its spelling"
-    return _first_line(error)
+        message = f"_target_={found[1]}: there is no such name to build"
+        return UserError("_target_", message, "check its spelling")
+    return UserError("_target_", _first_line(error))
 
 
-def _composition(error: BaseException, overrides: list[str]) -> str:
+def _composition(error: BaseException, overrides: list[str]) -> UserError:
     """What Hydra says of an override only in prose."""
     text = str(error)
     quoted = re.search(r"'([^']+)'", text)
     subject = quoted[1] if quoted else ""
+    key = _key(subject)
     if text.startswith("Sweep parameters"):
-        return f"{subject} gives several values: add -m to run each"
+        return UserError(key, f"{subject} gives several values: add -m to run each")
     if text.startswith("Ambiguous value"):
-        key, _, values = subject.partition("=")
-        return (
-            f"{subject} gives several values: add -m to run each, "
-            f"or write a list '{key}=[{values}]'"
-        )
+        values = subject.partition("=")[2]
+        several = f"{subject} gives several values: add -m to run each"
+        as_list = f", or write a list '{key}=[{values}]'" if _takes_list(key, values) else ""
+        return UserError(key, f"{several}{as_list}")
     if text.startswith("Sweeping over Hydra"):
-        return f"{subject or 'hydra.…'}: Hydra's own settings take one value, not several"
+        message = f"{subject or 'hydra.…'}: Hydra's own settings take one value, not several"
+        return UserError(key or "hydra", message)
     if text.startswith("Could not append to config. An item"):
-        return f"{subject} is a key already: write {subject}=VALUE, without +"
+        return UserError(key, f"{subject} is a key already: write {subject}=VALUE, without +")
     if text.startswith(("Could not append", "Multiple values for", "Could not delete")) or (
         "looks like a config group" in text or text.startswith("Could not override")
     ):
         written = next((o for o in overrides if o.startswith(("+", "~")) or "@" in o), subject)
         key = _key(written)
-        close = _mean(suggest(key))
-        return f"{written!r}: settings are written key=value with no +, ~ or @{close} {HELP}"
-    return _first_line(error) or type(error).__name__
+        message = f"{written!r}: settings are written key=value with no +, ~ or @"
+        return UserError(key, f"{message}{_mean(suggest(key))} {HELP}")
+    return UserError(key, _first_line(error) or type(error).__name__)
+
+
+def _takes_list(key: str, values: str) -> bool:
+    """Whether ``key=[values]`` would be accepted, so that it may be advised."""
+    node: Any = plain(_context([]))
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return rule_for(key, node).holds(yaml.safe_load(f"[{values}]"))
 
 
 def _key(override: str) -> str:

@@ -50,7 +50,7 @@ METADATA: Final[dict[str, Rule]] = {
     "feature_sizes": mapping_of(SIZE),
     "feature_keys": mapping_of(TEXT),
 }
-"""What a data set says of itself, see ``DataSource.facts``."""
+"""What a data set says of itself, see ``DataModule.metadata``."""
 TRANSFORM: Final[dict[str, Rule]] = {
     "image_size": SIZE,
     "max_boxes": SIZE,
@@ -95,12 +95,14 @@ def configuration(document: Any, where: str, trust: Collection[str] = ()) -> Pla
         config = completed(migrated(_plain(document)))
         if config["version"] != VERSION:
             version = str(config["version"])[:40]
-            raise UserError(f"version={version}: this code reads up to {VERSION}; update it")
+            raise UserError(
+                "version", f"version={version}: this code reads up to {VERSION}", "update it"
+            )
         check_targets(config, trust)
         for line in _problems(config, trust):
-            raise UserError(line)
+            raise UserError("config", line)
     except UserError as error:
-        raise UserError(f"{where}: refused, its configuration has {error}") from None
+        raise UserError("config", f"{where}: refused, its configuration has {error}") from None
     config["trust"] = sorted(trust)
     return config
 
@@ -153,7 +155,7 @@ def recorded(document: Any, where: str) -> Plain:
     try:
         return migrated(_plain(document))
     except UserError as error:
-        raise UserError(f"{where}: refused, its configuration has {error}") from None
+        raise UserError("config", f"{where}: refused, its configuration has {error}") from None
 
 
 def completed(config: Plain) -> Plain:
@@ -267,11 +269,13 @@ def _record(document: Any, rules: Mapping[str, Rule], where: str, *, open_: bool
         found = _plain(document, MOST_KNOWN)
         for name, value in found.items():
             if name not in rules and not open_:
-                raise UserError(f"{name}, which is not known")
+                raise UserError("config", f"{name}, which is not known")
             if name in rules and not rules[name].holds(value):
-                raise UserError(f"{name}={str(value)[:80]}: expected {rules[name].allowed}")
+                raise UserError(
+                    "config", f"{name}={str(value)[:80]}: expected {rules[name].allowed}"
+                )
     except UserError as error:
-        raise UserError(f"{where}: refused, its metadata have {error}") from None
+        raise UserError("config", f"{where}: refused, its metadata have {error}") from None
     return found
 
 
@@ -282,35 +286,37 @@ def _plain(document: Any, most: int = MOST_VALUES) -> Plain:
         UserError: for other values, interpolations, and what is too large to be a configuration.
     """
     if not isinstance(document, Mapping):
-        raise UserError("no mapping of settings")
+        raise UserError("config", "no mapping of settings")
     left = [most]
 
     def copied(node: Any, key: str, depth: int) -> Any:
         left[0] -= 1 + (len(node) // 100 if isinstance(node, str) else 0)
         if depth > DEEPEST or left[0] < 0:
-            raise UserError(f"{key[:80]}: too many values, or too deep")
+            raise UserError("config", f"{key[:80]}: too many values, or too deep")
         if isinstance(node, Mapping):
             for name in node:
                 if not isinstance(name, str) or len(name) > LONGEST:
-                    raise UserError(f"{key}: a key that is no text")
+                    raise UserError("config", f"{key}: a key that is no text")
             return {name: copied(v, f"{key}.{name}", depth + 1) for name, v in node.items()}
         if isinstance(node, list | tuple):
             return [copied(v, f"{key}.{place}", depth + 1) for place, v in enumerate(node)]
         if isinstance(node, str):
             free = key.startswith(f"{TAGS}.")
             if "${" in node and not free:
-                raise UserError(f"{key}={node[:80]}: an interpolation; a file holds values")
+                raise UserError(
+                    "config", f"{key}={node[:80]}: an interpolation", "a file holds values"
+                )
             if len(node) > LONGEST and not free:
-                raise UserError(f"{key}: a text of {len(node):,} characters")
+                raise UserError("config", f"{key}: a text of {len(node):,} characters")
             return node
         if node is None or type(node) in (bool, int, float):
             return node
-        raise UserError(f"{key}: a {type(node).__name__}, no plain value")
+        raise UserError("config", f"{key}: a {type(node).__name__}, no plain value")
 
     found: Plain = {}
     for name, value in document.items():
         if not isinstance(name, str):
-            raise UserError("a key that is no text")
+            raise UserError("config", "a key that is no text")
         found[name] = copied(value, name, 1)
     return found
 

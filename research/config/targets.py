@@ -42,9 +42,9 @@ def check_targets(config: Mapping[str, Any], own: Collection[str] = ()) -> None:
         if word == PARTIAL and isinstance(value, bool):
             continue
         if word != TARGET:
-            raise UserError(f"{key}: not a setting; arguments are given by their names")
+            raise UserError(key, f"{key}: not a setting", "arguments are given by their names")
         if not isinstance(value, str) or not (value in packaged().get(path, ()) or value in own):
-            raise UserError(_refused(key, value))
+            raise UserError(key, _refused(key, value))
 
 
 def build(config: Mapping[str, Any], path: str, **more: Any) -> Any:
@@ -90,8 +90,9 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path}.{TARGET}={name}: there is no such name to build ({one_line(error)}); check "
-            "its spelling, and that its module can be imported from here"
+            f"{path}.{TARGET}",
+            f"{path}.{TARGET}={name}: there is no such name to build ({one_line(error)})",
+            "check its spelling, and that its module can be imported from here",
         ) from error
 
 

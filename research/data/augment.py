@@ -78,7 +78,7 @@ class Augmentation:
             generator: on the CPU.
 
         Returns:
-            The batch with ``other`` and ``share`` filled in; ``share`` is 1 for what is not mixed.
+            The batch with ``labels_b`` and ``lam`` filled in; ``lam`` is 1 for what is not mixed.
         """
         if not (self.mixup or self.cutmix):
             return batch
@@ -96,8 +96,8 @@ class Augmentation:
         return replace(
             batch,
             inputs=_blend(batch.inputs, partner, weight),
-            other=batch.labels[partner],
-            share=weight.mean((1, 2)),
+            labels_b=batch.labels[partner],
+            lam=weight.mean((1, 2)),
         )
 
     def _policy(self, images: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.data.crops import CentreCrop
-from research.data.loader import Key
+from research.data.loader import SampleKey
 from research.data.readers import Reader
 from research.utils.errors import DamagedImage
 
@@ -153,12 +153,12 @@ class BlockSamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, keys: list[Key]) -> ClassificationBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         indices = [key.index for key in keys]
         corners = self._corners(keys[0].epoch)[indices]
         inputs, kept, damage = self.rows.cut(indices, self.crop, corners)
         index = torch.tensor(indices, dtype=torch.int64)[kept]
-        return ClassificationBatch(index, inputs, self.labels[index], damage=damage)
+        return ClassificationBatch(index, inputs, self.labels[index], skipped=damage)
 
     def _corners(self, epoch: int) -> NDArray[np.int64]:
         if not self.random:

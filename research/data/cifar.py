@@ -154,14 +154,14 @@ class Cifar:
                 "split is the test set, so the best epoch is chosen by it"
             )
 
-    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
+    def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split, with random cuts if they are for training.
 
         Raises:
             UserError: when the data set has no such split.
         """
         if split not in self.splits:
-            raise UserError(f"split={split}: this data set has {', '.join(self.splits)}")
+            raise UserError("split", f"split={split}: this data set has {', '.join(self.splits)}")
         part, places = self.splits[split]
         if self.parts[part].stays_on(device):
             self.pin_memory = False
@@ -197,7 +197,7 @@ class Cifar:
             index, resized(inputs, self.image_size), torch.full_like(index, -1)
         )
 
-    def look(self, path: Path) -> list[Image]:
+    def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
     def known_classes(self) -> list[str] | None:
@@ -206,20 +206,20 @@ class Cifar:
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(places), {}) for name, (_, places) in self.splits.items()}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"name": self.name, "classes": self.classes}
 
-    def recall(self, facts: Mapping[str, Any]) -> None:
-        self.classes = list(facts["classes"])
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        self.classes = list(metadata["classes"])
 
-    def misfit(self, facts: Mapping[str, Any]) -> str | None:
+    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         return None
 
     def fingerprint(self) -> str:
         """Hash of every pixel and of the splits; the same for every layout of the files."""
         return self.digest
 
-    def floor(self) -> str | None:
+    def baseline(self) -> str | None:
         return None
 
     def _split(self, parts: Mapping[str, Part]) -> Splits:
@@ -229,8 +229,10 @@ class Cifar:
         if not self.full_train:
             if self.val_images >= len(labels):
                 raise UserError(
+                    "dataset.val_images",
                     f"dataset.val_images={self.val_images}: {self.family.title} has "
-                    f"{len(labels):,} training images; hold out fewer"
+                    f"{len(labels):,} training images",
+                    "hold out fewer",
                 )
             held = spread_over(labels, self.val_images, np.random.default_rng((self.split_seed, 5)))
             splits["train"] = "train", np.setdiff1d(every["train"], held)

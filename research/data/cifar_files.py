@@ -134,10 +134,11 @@ def read(root: Path, classes: int, *, download: bool) -> dict[str, Part]:
             return load(folder, family)
     if not download:
         raise UserError(
+            "dataset.root",
             f"dataset.root: no {family.title} under {root} (looked for {published.base_folder}, "
             f"{published.filename}, {family.binary}"
             + (", data_batch_1.png" if family.png_files else "")
-            + "); give its folder, or dataset.download=true"
+            + "); give its folder, or dataset.download=true",
         )
     return _read_pickled(_downloaded(root, family), family)
 
@@ -188,8 +189,9 @@ def _downloaded(root: Path, family: Family) -> Path:
         return _unpacked(archive, published)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"dataset.download: {published.url} could not be fetched to {root} ({error}); put "
-            f"{archive.name} there by hand, or give dataset.root=FOLDER"
+            "dataset.download",
+            f"dataset.download: {published.url} could not be fetched to {root} ({error})",
+            f"put {archive.name} there by hand, or give dataset.root=FOLDER",
         ) from None
 
 
@@ -219,8 +221,10 @@ def _read_binary(folder: Path, family: Family) -> dict[str, Part]:
         size = path.stat().st_size
         if size != images * record:
             raise UserError(
+                "dataset.root",
                 f"{path}: {size:,} bytes, expected {images * record:,} ({images:,} records of "
-                f"{record}); copy or download it again"
+                f"{record})",
+                "copy or download it again",
             )
         return np.fromfile(path, np.uint8).reshape(images, record)
 
@@ -246,12 +250,16 @@ def _read_png(folder: Path, family: Family) -> dict[str, Part]:
                 width, height = image.size
                 if (width, height) != (SIDE * SIDE, images):
                     raise UserError(
+                        "dataset.root",
                         f"{path}: {width}×{height} px, expected {SIDE * SIDE}×{images}, a row an "
-                        "image; copy or download it again"
+                        "image",
+                        "copy or download it again",
                     )
                 return np.asarray(image.convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{path}: {error}; copy or download it again") from None
+            raise UserError(
+                "dataset.root", f"{path}: {error}", "copy or download it again"
+            ) from None
 
     parts = {}
     for split in family.png_files:
@@ -269,7 +277,7 @@ def _json_labels(path: Path) -> NDArray[np.int64]:
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
             raise ValueError("expected a list of whole numbers")
     except ValueError as error:
-        raise UserError(f"{path}: {error}; copy or download it again") from None
+        raise UserError("dataset.root", f"{path}: {error}", "copy or download it again") from None
     return np.array(labels, np.int64)
 
 
@@ -298,7 +306,11 @@ def _files(
 
 def _check_there(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise UserError(f"dataset.root: {folder} has no {name}; copy or download it again, whole")
+        raise UserError(
+            "dataset.root",
+            f"dataset.root: {folder} has no {name}",
+            "copy or download it again, whole",
+        )
 
 
 def _check_md5(path: Path, expected: str) -> None:
@@ -307,8 +319,9 @@ def _check_md5(path: Path, expected: str) -> None:
     found = calculate_md5(path)
     if found != expected:
         raise UserError(
-            f"{path}: wrong checksum (MD5 {found}, expected {expected}); remove it and download "
-            "it again"
+            "dataset.root",
+            f"{path}: wrong checksum (MD5 {found}, expected {expected})",
+            "remove it and download it again",
         )
 
 
@@ -322,12 +335,16 @@ def _checked(
     count = family.images[split]
     if len(labels) != count or len(pixels) != count:
         raise UserError(
+            "dataset.root",
             f"{folder}: {len(pixels):,} {split} images with {len(labels):,} labels, expected "
-            f"{count:,} of each; copy or download it again"
+            f"{count:,} of each",
+            "copy or download it again",
         )
     if labels.min() < 0 or labels.max() >= len(family.classes):
         raise UserError(
+            "dataset.root",
             f"{folder}: {split} labels from {labels.min()} to {labels.max()}, expected 0 to "
-            f"{len(family.classes) - 1}; is this {family.title}?"
+            f"{len(family.classes) - 1}",
+            f"is this {family.title}?",
         )
     return Part(pixels, labels.astype(np.int64))

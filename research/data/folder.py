@@ -23,7 +23,7 @@ from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import Coefficients
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.index import Progress, index_folder
-from research.data.loader import BatchSource, EpochLoader, Key
+from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
 from research.data.source import NetworkInput
 from research.data.splits import (
@@ -168,9 +168,9 @@ class ImageFolders:
             if limit is not None and limit < len(split.files):
                 self.splits[which] = spread(split, limit, seed)
             if not split.files:
-                raise UserError(nothing_left(which, split))
+                raise UserError(f"dataset.{which}", nothing_left(which, split))
 
-    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
+    def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split, with training or validation crops.
 
         Raises:
@@ -178,8 +178,9 @@ class ImageFolders:
         """
         if split not in self.splits:
             raise UserError(
+                "split",
                 f"split={split}: this data set has {', '.join(self.splits)}"
-                + ("; give dataset.test_dir=FOLDER" if split == "test" else "")
+                + ("; give dataset.test_dir=FOLDER" if split == "test" else ""),
             )
         files = self.splits[split]
         if self.block_crop is not None:
@@ -217,7 +218,7 @@ class ImageFolders:
         index = torch.arange(len(paths))
         return ClassificationBatch(index, inputs, torch.full_like(index, -1))
 
-    def look(self, path: Path) -> list[Image]:
+    def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
     def known_classes(self) -> list[str] | None:
@@ -233,16 +234,16 @@ class ImageFolders:
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(split.files), split.left_out) for name, split in self.splits.items()}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"name": self.name, "classes": self.classes}
 
-    def recall(self, facts: Mapping[str, Any]) -> None:
-        self.classes = list(facts["classes"])
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        self.classes = list(metadata["classes"])
 
-    def misfit(self, facts: Mapping[str, Any]) -> str | None:
+    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         return None
 
-    def floor(self) -> str | None:
+    def baseline(self) -> str | None:
         """Validation top-1 of a linear classifier on this data's colours; see ``baseline``."""
         if not self.linear_baseline:
             return None
@@ -286,11 +287,15 @@ class ImageFolders:
 
     def _index(self, root: Path, key: str, progress: Progress | None) -> dict[str, str]:
         if not root.is_dir():
-            raise UserError(f"{key}: no folder {root}; give the folder that holds the classes")
+            raise UserError(
+                key, f"{key}: no folder {root}", "give the folder that holds the classes"
+            )
         entries = index_folder(root, self.cache, progress)
         index = {name: entry.damage for name, entry in entries.items() if "/" in name}
         if not index:
-            raise UserError(f"{key}: {root} holds no CLASS/IMAGE files; one folder a class is read")
+            raise UserError(
+                key, f"{key}: {root} holds no CLASS/IMAGE files", "one folder a class is read"
+            )
         filled = {class_of(name) for name in index}
         empty = sorted(
             folder.name
@@ -299,8 +304,9 @@ class ImageFolders:
         )
         if empty:
             raise UserError(
-                f"{key}: {root} holds class folder {listed(empty)} without any image; fill or "
-                "remove it"
+                key,
+                f"{key}: {root} holds class folder {listed(empty)} without any image",
+                "fill or remove it",
             )
         return index
 
@@ -349,7 +355,7 @@ class ImageSamples:
     def left_out(self) -> dict[str, int]:
         return self.split.left_out
 
-    def __getitems__(self, keys: list[Key]) -> ClassificationBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         samples: list[Sample] = []
         kept: list[int] = []
         damage: Counter[str] = Counter()
@@ -367,5 +373,5 @@ class ImageSamples:
         labels = torch.tensor([self.split.labels[index] for index in kept], dtype=torch.int64)
         inputs = self.reader.stack(samples)
         return ClassificationBatch(
-            torch.tensor(kept, dtype=torch.int64), inputs, labels, damage=dict(damage)
+            torch.tensor(kept, dtype=torch.int64), inputs, labels, skipped=dict(damage)
         )

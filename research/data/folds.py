@@ -24,8 +24,9 @@ def fold_splits(sizes: Mapping[str, int], folds: int, fold: int, what: str) -> d
     """
     if len(sizes) < folds:
         raise UserError(
-            f"dataset.folds={folds}: there are {len(sizes)} {what}, which are not cut up; give "
-            "fewer folds"
+            "dataset.folds",
+            f"dataset.folds={folds}: there are {len(sizes)} {what}, which are not cut up",
+            "give fewer folds",
         )
     filled = [0] * folds
     names = {fold: "test", (fold + 1) % folds: "val"}

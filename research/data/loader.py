@@ -18,7 +18,7 @@ from research.batch import Batch
 
 
 @dataclass(frozen=True)
-class Key:
+class SampleKey:
     """Names one visit to one sample: the same sample differs from epoch to epoch."""
 
     epoch: int
@@ -36,10 +36,10 @@ class BatchSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, keys: list[Key]) -> Batch: ...
+    def __getitems__(self, keys: list[SampleKey]) -> Batch: ...
 
 
-class EpochSampler(Sampler[list[Key]]):
+class EpochSampler(Sampler[list[SampleKey]]):
     """Yields the batches of one epoch as lists of keys; set ``epoch`` before iterating.
 
     Args:
@@ -64,13 +64,13 @@ class EpochSampler(Sampler[list[Key]]):
         full, rest = divmod(self.samples, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.arange(self.samples)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         for batch in range(len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [Key(self.epoch, int(index)) for index in chosen]
+            yield [SampleKey(self.epoch, int(index)) for index in chosen]
 
 
 class EpochLoader:

@@ -43,7 +43,10 @@ def made_once(
         if _holds(root / record_name, record):  # another process made it while this one waited
             return root
         if root.exists() and not ours(root):
-            raise UserError(f"{root} holds other files than the demo's: name another folder")
+            raise UserError(
+                "dataset.demo.root",
+                f"{root} holds other files than the demo's: name another folder",
+            )
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
             fresh = Path(scratch) / root.name
             make(fresh)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from research.batch import ClassificationBatch
 from research.data.crops import PadCrop
-from research.data.loader import Key
+from research.data.loader import SampleKey
 
 
 class Resident:
@@ -74,7 +74,7 @@ class ResidentSamples:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitems__(self, keys: list[Key]) -> ClassificationBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         index = torch.tensor([key.index for key in keys], dtype=torch.int64)
         index = index.to(self.images.device)
         which = self.positions[index]

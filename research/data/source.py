@@ -36,7 +36,7 @@ class NetworkInput:
     coefficients: Coefficients | None
 
 
-class DataSource(Protocol):
+class DataModule(Protocol):
     """A data set of any kind: folders, a warehouse, pairs.
 
     Made without touching the disk, so that a trained model's preprocessing can be had without
@@ -69,7 +69,7 @@ class DataSource(Protocol):
         """
         ...
 
-    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
+    def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split as batches, with training or validation crops.
 
         Args:
@@ -103,7 +103,7 @@ class DataSource(Protocol):
         """
         ...
 
-    def look(self, path: Path) -> list[Image]:
+    def load_image(self, path: Path) -> list[Image]:
         """A file of a user for people: RGB pictures of the file's own size, the first in colour.
 
         Plain images give one picture; what has more sensors than eyes have colours, several.
@@ -121,15 +121,15 @@ class DataSource(Protocol):
         """Samples of each split, and what it leaves out by kind of damage."""
         ...
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What only the data know, for checkpoints: ``name``, ``classes``, how they were made."""
         ...
 
-    def recall(self, facts: Mapping[str, Any]) -> None:
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Take over a checkpoint's facts, so that ``read`` and ``transform`` need no data."""
         ...
 
-    def misfit(self, facts: Mapping[str, Any]) -> str | None:
+    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         """Why a model trained on data of such facts cannot read these, in words; null if it can."""
         ...
 
@@ -137,6 +137,6 @@ class DataSource(Protocol):
         """Short hash that differs when the data do."""
         ...
 
-    def floor(self) -> str | None:
+    def baseline(self) -> str | None:
         """What a trivial predictor reaches on validation, in words; null when not asked for."""
         ...

@@ -41,8 +41,10 @@ def common_classes(roots: list[Path], indexes: list[dict[str, str]]) -> list[str
         missing = sorted(union - own)
         if shared and missing:
             raise UserError(
+                "dataset.train_dirs",
                 f"dataset.train_dirs: {root} has no class folder {missing[0]!r}, which another "
-                "training folder has; training folders must hold the same classes, or share none"
+                "training folder has",
+                "training folders must hold the same classes, or share none",
             )
     return sorted(union)
 
@@ -95,8 +97,9 @@ def check_num_classes(asked: int | None, classes: Sequence[str], where: str) -> 
     """
     if asked not in (None, len(classes)):
         raise UserError(
-            f"dataset.num_classes={asked}: {where} has {len(classes)} classes; leave it out, or "
-            "give the data that were meant"
+            "dataset.num_classes",
+            f"dataset.num_classes={asked}: {where} has {len(classes)} classes",
+            "leave it out, or give the data that were meant",
         )
 
 
@@ -119,9 +122,10 @@ def check_same_classes(classes: Sequence[str], found: set[str], root: Path, key:
     missing = sorted(set(classes) - found)
     if unknown:
         raise UserError(
+            key,
             f"{key}: {root} holds class folder {listed(unknown)}, which no training folder has"
             + (f", and lacks {listed(missing)}" if missing else "")
-            + "; rename or remove it"
+            + "; rename or remove it",
         )
     return missing
 

@@ -37,7 +37,7 @@ class DeviceTransform(nn.Module):
         """The batch with its inputs as the model takes them."""
         raise NotImplementedError
 
-    def panels(self, batch: Any) -> list[Tensor]:
+    def to_images(self, batch: Any) -> list[Tensor]:
         """The samples of a transformed batch for people: uint8 RGB [B, 3, H, W] each.
 
         Plain images give one panel; what has more sensors than eyes have colours gives several,
@@ -89,7 +89,7 @@ class PixelTransform(DeviceTransform):
         batch = replace(batch, inputs=(images - self.mean) / self.std)
         return batch if augment is None else augment.mix(batch, generator)
 
-    def panels(self, batch: ClassificationBatch) -> list[Tensor]:
+    def to_images(self, batch: ClassificationBatch) -> list[Tensor]:
         """The images as they went in."""
         assert isinstance(batch.inputs, Tensor)
         pixels = (batch.inputs * self.std + self.mean) * 255
@@ -171,7 +171,7 @@ class CoefficientTransform(DeviceTransform):
         batch = replace(batch, inputs=Blocks(y, cbcr))
         return batch if augment is None else augment.mix(batch, generator)
 
-    def panels(self, batch: ClassificationBatch) -> list[Tensor]:
+    def to_images(self, batch: ClassificationBatch) -> list[Tensor]:
         """What is left of the images in their kept coefficients."""
         assert isinstance(batch.inputs, Blocks)
         y = batch.inputs.y * self.y_std + self.y_mean

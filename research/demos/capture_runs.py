@@ -69,8 +69,9 @@ class CaptureDemo:
         """
         if self.runs < 2 or self.frames < 5 or self.seed < 0:
             raise UserError(
-                f"demo captures: {self.runs} runs of {self.frames} frames, seed {self.seed}; "
-                "give at least 2 runs, 5 frames, and a seed of 0 or more"
+                "dataset.demo",
+                f"demo captures: {self.runs} runs of {self.frames} frames, seed {self.seed}",
+                "give at least 2 runs, 5 frames, and a seed of 0 or more",
             )
         record = {
             "recipe": RECIPE,

@@ -85,8 +85,9 @@ class PhotoDemo:
         """
         if self.series < 2 * HELD_OUT or self.seed < 0:
             raise UserError(
-                f"demo photos: {self.series} series, seed {self.seed}; give at least "
-                f"{2 * HELD_OUT} series and a seed of 0 or more"
+                "dataset.demo",
+                f"demo photos: {self.series} series, seed {self.seed}",
+                f"give at least {2 * HELD_OUT} series and a seed of 0 or more",
             )
         record = {"recipe": RECIPE, "seed": self.seed, "series": self.series}
         make = partial(self._make, progress=progress)

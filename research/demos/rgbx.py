@@ -76,8 +76,9 @@ class RgbxDemo:
         """
         if self.images < LEAST or self.size < 64 or self.seed < 0:
             raise UserError(
-                f"demo frames: {self.images} images of {self.size} pixels, seed {self.seed}; "
-                f"give at least {LEAST} images, 64 pixels, and a seed of 0 or more"
+                "dataset.demo",
+                f"demo frames: {self.images} images of {self.size} pixels, seed {self.seed}",
+                f"give at least {LEAST} images, 64 pixels, and a seed of 0 or more",
             )
         record = {"recipe": RECIPE, "seed": self.seed, "images": self.images, "size": self.size}
         make = partial(self._make, progress=progress)

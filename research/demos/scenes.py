@@ -244,11 +244,12 @@ def render_scenes(
     counts = dict(zip(SPLITS, (train_images, val_images), strict=True))
     if min(counts.values()) < len(CLASSES):
         raise UserError(
+            "dataset.demo",
             f"the demo has {len(CLASSES)} classes: ask for at least {len(CLASSES)} train and val "
-            f"images, not {train_images} and {val_images}"
+            f"images, not {train_images} and {val_images}",
         )
     if seed < 0:
-        raise UserError(f"the seed of the demo scenes is {seed}: give 0 or more")
+        raise UserError("dataset.demo", f"the seed of the demo scenes is {seed}: give 0 or more")
     manifest = {"recipe": RECIPE, "seed": seed, "classes": list(CLASSES), **counts}
     make = partial(_render, counts=counts, seed=seed, progress=progress)
     return made_once(root, MANIFEST, manifest, _is_ours, make)

@@ -24,7 +24,7 @@ from research.data.block_samples import MCU
 from research.data.coefficients import Coefficients
 from research.data.index import Progress
 from research.data.loader import EpochLoader
-from research.data.source import DataSource, NetworkInput
+from research.data.source import DataModule, NetworkInput
 from research.engine import checkpoint
 from research.engine.loop import Parts, Settings
 from research.engine.optimizers import parameter_groups, scaled_lr
@@ -51,7 +51,7 @@ class Experiment:
 
     parts: Parts
     settings: Settings
-    data: DataSource
+    data: DataModule
     parameters: int
 
 
@@ -74,7 +74,7 @@ def experiment(
     data = source(config)
     data.prepare(config["seed"], progress)
     task = build_task(config, data.classes)
-    network = model(config, data.facts()).to(device)
+    network = model(config, data.metadata()).to(device)
     if config["init_from"] is not None:
         _init_from(network, weights or start_weights(config), config["init_from"], data)
     if config["channels_last"]:
@@ -119,9 +119,9 @@ def settings(config: Config) -> Settings:
     return Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
 
 
-def source(config: Config) -> DataSource:
+def source(config: Config) -> DataModule:
     """The data set; nothing of it is read before ``prepare``."""
-    data: DataSource = targets.build(config, "dataset", network=network_input(config))
+    data: DataModule = targets.build(config, "dataset", network=network_input(config))
     return data
 
 
@@ -139,14 +139,15 @@ def network_input(config: Config) -> NetworkInput:
     return NetworkInput(own.size, own.mean, own.std, own.crop_pct, kept)
 
 
-def input_size(config: Config, facts: Mapping[str, Any]) -> int:
+def input_size(config: Config, metadata: Mapping[str, Any]) -> int:
     """Side of the network's square input, in pixels."""
-    stored: int | None = facts.get("transform", {}).get("image_size")
+    stored: int | None = metadata.get("transform", {}).get("image_size")
     size: int = config["dataset"]["image_size"] or stored or network_input(config).size
     if size % MCU and config["compression"]["variant"] != "none":
         raise UserError(
+            "dataset.image_size",
             f"this model's own input size is {size}, no multiple of {MCU} as coefficients need: "
-            f"add dataset.image_size={size - size % MCU}"
+            f"add dataset.image_size={size - size % MCU}",
         )
     return size
 
@@ -156,7 +157,7 @@ def build_task(config: Config, classes: list[str]) -> Task:
     return task
 
 
-def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
+def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
     """The network.
 
     What a model's YAML leaves null for the data or the compression to say is filled in:
@@ -167,22 +168,26 @@ def model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
 
     Args:
         config: resolved and checked.
-        facts: of the data set, see ``DataSource.facts``.
+        metadata: of the data set, see ``DataModule.metadata``.
 
     Raises:
         UserError: when a value is given that is not the data's.
     """
     settings = config["model"]
     known: dict[str, Any] = {
-        "num_classes": len(facts["classes"]),
-        "max_boxes": facts.get("transform", {}).get("max_boxes"),
-        "x_channels": len(facts["channels"]) - len(RGB) if "channels" in facts else None,
-        "feature_sizes": facts.get("feature_sizes"),
+        "num_classes": len(metadata["classes"]),
+        "max_boxes": metadata.get("transform", {}).get("max_boxes"),
+        "x_channels": len(metadata["channels"]) - len(RGB) if "channels" in metadata else None,
+        "feature_sizes": metadata.get("feature_sizes"),
     }
     for key, value in known.items():
         if settings.get(key) not in (None, value):
-            raise UserError(f"model.{key}={settings[key]}: the data have {value}; leave it out")
-    known["image_size"] = input_size(config, facts)
+            raise UserError(
+                f"model.{key}",
+                f"model.{key}={settings[key]}: the data have {value}",
+                "leave it out",
+            )
+    known["image_size"] = input_size(config, metadata)
     known["coefficients"] = stem_spec(config["compression"])
     filled = {key: known[key] for key in known if key in settings}
     network: nn.Module = targets.build(config, "model", **filled)
@@ -219,10 +224,10 @@ def coefficients(compression: Config) -> Coefficients | None:
 
 
 def loader(
-    config: Config, data: DataSource, split: str, device: torch.device, *, train: bool
+    config: Config, data: DataModule, split: str, device: torch.device, *, train: bool
 ) -> EpochLoader:
     """The batches of one split."""
-    samples = data.samples(split, seed=config["seed"], train=train, device=device)
+    samples = data.dataset(split, seed=config["seed"], train=train, device=device)
     on_gpu = device.type == "cuda"
     workers = data.workers
     if workers is None:
@@ -252,7 +257,9 @@ def load_weights(network: nn.Module, state: Mapping[str, Any], where: str) -> No
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: the weights do not fit this model ({reason})") from None
+        raise UserError(
+            "checkpoint", f"{where}: the weights do not fit this model ({reason})"
+        ) from None
 
 
 def trackers(config: Config) -> list[Tracker]:
@@ -271,13 +278,16 @@ def select_device(name: str, precision: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; "
-            "use device=cpu"
+            "device",
+            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices",
+            "use device=cpu",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps: not available on this machine; use device=cpu")
+        raise UserError("device", "device=mps: not available on this machine", "use device=cpu")
     if precision == "fp16" and device.type == "cpu":
-        raise UserError("precision=fp16 needs a GPU; use precision=bf16 or fp32 on the CPU")
+        raise UserError(
+            "precision", "precision=fp16 needs a GPU", "use precision=bf16 or fp32 on the CPU"
+        )
     return device
 
 
@@ -292,14 +302,14 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def _init_from(
-    network: nn.Module, content: Mapping[str, Any] | None, where: str, data: DataSource
+    network: nn.Module, content: Mapping[str, Any] | None, where: str, data: DataModule
 ) -> None:
     """Weights alone, of a checkpoint or a bare state dict."""
     assert content is not None
     state = checkpoint.weights_of(content) if "format" in content else content
-    reason = data.misfit(content["data"]) if "format" in content else None
+    reason = data.check_compatible(content["data"]) if "format" in content else None
     if reason:
-        raise UserError(f"init_from={where}: {reason}")
+        raise UserError("init_from", f"init_from={where}: {reason}")
     load_weights(network, state, f"init_from={where}")
     log.info("weights from %s", where)
 

@@ -101,8 +101,9 @@ def load(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
 
 def _not_ours(path: Path) -> UserError:
     return UserError(
-        f"{path}: not a checkpoint of this project (format {FORMAT}); "
-        "bare weights go into model.pretrained"
+        "checkpoint",
+        f"{path}: not a checkpoint of this project (format {FORMAT})",
+        "bare weights go into model.pretrained",
     )
 
 
@@ -122,7 +123,9 @@ def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
             ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError,
             OverflowError,
         ):  # fmt: skip
-            raise UserError(f"{path}: damaged file (its metadata); use another one") from None
+            raise UserError(
+                "checkpoint", f"{path}: damaged file (its metadata)", "use another one"
+            ) from None
         content = {**header, "transform": transform, "model": content}
     return _checked(content, path, trust) if "format" in content else content
 
@@ -134,7 +137,9 @@ def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dic
     for name in ("model", "transform", "ema"):
         missing = name == "ema" and content.get(name) is None
         if not missing and not _is_state_dict(content.get(name)):
-            raise UserError(f"{path}: damaged file ({name} holds no tensors); use another one")
+            raise UserError(
+                "checkpoint", f"{path}: damaged file ({name} holds no tensors)", "use another one"
+            )
     where = str(path)
     config = stored.configuration(content.get("config"), where, trust)
     foreign = config["dataset"]["_target_"] in trust
@@ -173,7 +178,11 @@ def find(run: Path, which: str = "best") -> Path:
         path = run / "checkpoints" / f"{name}.pt"
         if path.exists():
             return path
-    raise UserError(f"no checkpoint in {run}; give a run folder that has checkpoints/{which}.pt")
+    raise UserError(
+        "checkpoint",
+        f"no checkpoint in {run}",
+        f"give a run folder that has checkpoints/{which}.pt",
+    )
 
 
 def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) -> None:

@@ -111,8 +111,10 @@ def of_trained(run: Path, split: str, loaded: Trained, saved: Mapping[str, Any])
     loaded.data.prepare(config["seed"])
     if loaded.data.classes != loaded.classes:
         raise UserError(
+            "dataset",
             f"the data's {len(loaded.data.classes)} classes are not the {len(loaded.classes)} that "
-            f"{run} was trained on; check the dataset settings"
+            f"{run} was trained on",
+            "check the dataset settings",
         )
     loader = build.loader(config, loaded.data, split, loaded.device, train=False)
     return Trial(loaded, loader, saved)

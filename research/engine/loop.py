@@ -168,7 +168,7 @@ def fit(
         # checkpoint is dropped on resume.
         tracker.log("epoch", epoch, row)
         if is_best and judged.first is not None:
-            panels = parts.transform.panels
+            panels = parts.transform.to_images
             tracker.pictures(epoch, parts.task.pictures(judged.totals, *judged.first, panels))
             tracker.tables(epoch, parts.task.tables(judged.totals, parts.transform.names))
         checkpoints.save(checkpoint(parts, state, tracker), path, epoch, is_best=is_best)
@@ -205,7 +205,7 @@ def train_epoch(parts: Parts, settings: Settings, state: State, tracker: Tracker
             share = min(settings.accumulate, batches - group)
             parts.scaler.scale(loss / share).backward()
         elif len(batch):
-            batch.damage["left_out/alone"] = 1
+            batch.skipped["left_out/alone"] = 1
         if (position + 1) % settings.accumulate == 0 or position + 1 == batches:
             rate = parts.optimizer.param_groups[0]["lr"]
             _optimizer_step(parts, settings)
@@ -278,7 +278,7 @@ def evaluate(
     damage = Counter(loader.left_out)
     with torch.inference_mode():
         for position, batch in enumerate(_first(loader.epoch(0), batches)):
-            damage.update(batch.damage)
+            damage.update(batch.skipped)
             if len(batch):
                 prepared = judge.transform(batch.to(judge.device), None)
                 with autocast(judge.device, settings.precision):
@@ -289,7 +289,9 @@ def evaluate(
     metrics = totals.compute()
     if not metrics:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(damage.items()))
-        raise UserError(f"no sample of the {phase} split could be read ({kinds}); check its files")
+        raise UserError(
+            "dataset", f"no sample of the {phase} split could be read ({kinds})", "check its files"
+        )
     return Judged(metrics, totals, first, dict(damage))
 
 
@@ -319,7 +321,9 @@ def _check_monitor(parts: Parts) -> None:
     known = ["train/loss", *(f"val/{name}" for name in parts.task.metrics(parts.device).names)]
     if parts.monitor.metric not in known:
         raise UserError(
-            f"monitor: no metric {parts.monitor.metric!r} is logged; there are {', '.join(known)}"
+            "monitor",
+            f"monitor: no metric {parts.monitor.metric!r} is logged",
+            f"there are {', '.join(known)}",
         )
 
 

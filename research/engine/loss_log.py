@@ -69,7 +69,7 @@ class BatchJournal:
 
     def add(self, step: int, position: int, batch: Batch, losses: dict[str, Tensor]) -> None:
         """Take in a batch; ``losses`` is empty when nothing of it could be used."""
-        self.damage.update(batch.damage)
+        self.damage.update(batch.skipped)
         self.samples += len(batch)
         if losses:
             detached = {name: loss.detach() for name, loss in losses.items()}
@@ -85,7 +85,9 @@ class BatchJournal:
         """
         if not self.counted:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.damage.items()))
-            raise UserError(f"no training image could be read ({kinds}); check dataset.train_dirs")
+            raise UserError(
+                "dataset", f"no training image could be read ({kinds})", "check dataset.train_dirs"
+            )
         means = {f"train/{name}": total / self.counted for name, total in self.sums.items()}
         return Trained(means, self.sums["loss"], learning_rate, dict(self.damage))
 
@@ -122,8 +124,9 @@ class BatchJournal:
         if not all(math.isfinite(value) for value in row.values()):
             parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             raise NotFinite(
-                f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({parts}); "
-                "lower optimizer.lr, set grad_clip, or use precision=fp32"
+                "optimizer.lr",
+                f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({parts})",
+                "lower optimizer.lr, set grad_clip, or use precision=fp32",
             )
 
 

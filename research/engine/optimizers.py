@@ -50,8 +50,9 @@ def parameter_groups(
     """
     if lr_backbone is not None and not hasattr(network, "backbone"):
         raise UserError(
-            "lr_backbone: this model has no part of that name; leave it out, or choose a siamese "
-            "model"
+            "lr_backbone",
+            "lr_backbone: this model has no part of that name",
+            "leave it out, or choose a siamese model",
         )
     layers = _layers(network) if layer_decay is not None else {}
     top = max(layers.values(), default=0)
@@ -104,17 +105,22 @@ def by_name(
     for key in kwargs or {}:
         if key in OURS:
             raise UserError(
-                f"{where}: optimizer.kwargs.{key} has a key of its own, optimizer.{key}"
+                "optimizer.kwargs",
+                f"{where}: optimizer.kwargs.{key} has a key of its own, optimizer.{key}",
             )
         if key not in own:
             raise UserError(
-                f"{where} has no setting {key!r}{_mean(key, own)}; it has {', '.join(own)}"
+                "optimizer.kwargs",
+                f"{where} has no setting {key!r}{_mean(key, own)}",
+                f"it has {', '.join(own)}",
             )
     given = {"lr": lr, **(kwargs or {})}
     if "weight_decay" in taken:
         given["weight_decay"] = weight_decay
     elif weight_decay:
-        raise UserError(f"{where} knows no weight decay; set optimizer.weight_decay=0")
+        raise UserError(
+            "optimizer.kwargs", f"{where} knows no weight decay", "set optimizer.weight_decay=0"
+        )
     try:
         if library == "timm":
             from timm.optim import create_optimizer_v2
@@ -124,7 +130,9 @@ def by_name(
             optimizer = known(params, **given)
     except (TypeError, ValueError, ImportError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where}: {reason}; check optimizer.kwargs and its other keys") from error
+        raise UserError(
+            "optimizer.kwargs", f"{where}: {reason}", "check optimizer.kwargs and its other keys"
+        ) from error
     return optimizer
 
 
@@ -157,8 +165,9 @@ def _layers(network: nn.Module) -> dict[str, int]:
     matcher = getattr(network, "group_matcher", None)
     if matcher is None:
         raise UserError(
-            "layer_decay: this model does not say what its layers are; leave it out, or choose a "
-            "network of timm or an rgbx model"
+            "layer_decay",
+            "layer_decay: this model does not say what its layers are",
+            "leave it out, or choose a network of timm or an rgbx model",
         )
     found: dict[str, int] = group_parameters(network, matcher(coarse=False), reverse=True)
     return found
@@ -181,14 +190,21 @@ def _timm(name: str) -> Any:
     names = list_optimizers()
     plain = name.removeprefix("lookahead_")
     if plain not in names:
-        raise UserError(f"optimizer=timm has no {name!r}{_mean(plain, names)}; {_few(names)}")
+        raise UserError(
+            "optimizer", f"optimizer=timm has no {name!r}{_mean(plain, names)}", f"{_few(names)}"
+        )
     info = get_optimizer_info(plain)
     if info.second_order:
-        raise UserError(f"optimizer.name={name} needs second derivatives, which are not kept here")
+        raise UserError(
+            "optimizer.name",
+            f"optimizer.name={name} needs second derivatives, which are not kept here",
+        )
     if isinstance(info.opt_class, str):
         raise UserError(
+            "optimizer.name",
             f"optimizer.name={name} needs {info.opt_class.partition('.')[0]}, which is not "
-            "supported; choose another"
+            "supported",
+            "choose another",
         )
     return info.opt_class
 
@@ -204,8 +220,9 @@ def _torch(name: str) -> type[Optimizer]:
         found.pop(key, None)
     if name not in found:
         raise UserError(
-            f"optimizer=torch has no {name!r}{_mean(name, list(found))}; it has "
-            f"{', '.join(sorted(found))}"
+            "optimizer",
+            f"optimizer=torch has no {name!r}{_mean(name, list(found))}",
+            f"it has {', '.join(sorted(found))}",
         )
     return found[name]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from research.batch import Batch
 from research.config.changes import for_use
-from research.data.source import DataSource
+from research.data.source import DataModule
 from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, run_folder
 from research.engine.build import Config
@@ -32,7 +32,7 @@ class Trained:
     classes: list[str]
     task: Task
     model: nn.Module
-    data: DataSource
+    data: DataModule
     transform: DeviceTransform
     device: torch.device
 
@@ -55,7 +55,7 @@ class Trained:
         """The same for files that ``data.read`` has read."""
         prepared = self.transform(batch.to(self.device), None)
         with autocast(self.device, self.config["precision"]):
-            return self.task.answer(self.task.predict(self.model, prepared), prepared)
+            return self.task.postprocess(self.task.predict(self.model, prepared), prepared)
 
 
 def load(
@@ -102,8 +102,9 @@ def of_checkpoint(
         if config["trust"]:
             raise  # a mistake in code of the user's own is for him to see
         raise UserError(
+            "checkpoint",
             f"{path}: refused, nothing can be built of what it says ({type(error).__name__}: "
-            f"{one_line(error)})"
+            f"{one_line(error)})",
         ) from error
 
 
@@ -124,7 +125,7 @@ def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
     network = build.model(config, saved["data"])
     build.load_weights(network, checkpoint.weights_of(saved), "the checkpoint")
     data = build.source(config)
-    data.recall(saved["data"])
+    data.load_metadata(saved["data"])
     transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])
     return Trained(

@@ -64,12 +64,15 @@ def resume(folder: Path, config: Mapping[str, Any]) -> Start:
     """
     path = checkpoint.find(folder, "last")
     if not run_folder.is_own(folder) and not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"resume={folder}: {path} leads out of this folder; copy it into it")
+        raise UserError(
+            "resume", f"resume={folder}: {path} leads out of this folder", "copy it into it"
+        )
     saved = checkpoint.load(path, config["trust"])
     if "optimizer" not in saved:
         raise UserError(
-            f"resume: {path} holds the weights alone; give the run folder, or start a new run "
-            f"with init_from={path}"
+            "resume",
+            f"resume: {path} holds the weights alone",
+            f"give the run folder, or start a new run with init_from={path}",
         )
     return Start(folder, saved)
 
@@ -91,8 +94,9 @@ def _resumed(config: Mapping[str, Any]) -> Path | None:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml; "
-            f"a run goes on with its own settings, init_from={folder} starts a new one from it"
+            "resume",
+            f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml",
+            f"a run goes on with its own settings, init_from={folder} starts a new one from it",
         )
     return folder
 
@@ -134,7 +138,7 @@ def train(
     every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
     log.info("%s: %s, %s", "training" if last is None else "resuming", name, _describe(experiment))
     run = Run(folder, name, config, every_tag, source, resumed=state.epoch, state=tracking)
-    header = {"config": config, "data": data.facts()}
+    header = {"config": config, "data": data.metadata()}
     checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
     status: Status = "FAILED"
     terminate_as_interrupt()
@@ -152,7 +156,7 @@ def train(
     finally:
         tracker.finish(status)
     _say_where(folder, state, parts.monitor.metric, tracker)
-    floor = data.floor()
+    floor = data.baseline()
     if floor is not None:
         log.info("  floor:    %s", floor)
     return state
@@ -188,8 +192,9 @@ def _restore(experiment: build.Experiment, begin: Start) -> tuple[State, dict[st
         tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise UserError(
-            f"resume: {folder}: its last checkpoint is damaged ({one_line(error)}); start a new "
-            f"run with init_from={folder}"
+            "resume",
+            f"resume: {folder}: its last checkpoint is damaged ({one_line(error)})",
+            f"start a new run with init_from={folder}",
         ) from error
     log.info("resume: going on after epoch %d in %s", state.epoch, folder)
     return state, tracking

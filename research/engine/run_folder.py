@@ -51,7 +51,9 @@ def create(config: Mapping[str, Any], name: str) -> Path:
         folder = Path(config["run_dir"])
         if (folder / "config.yaml").exists():
             raise UserError(
-                f"run_dir: {folder} already holds a run; choose another, or resume={folder}"
+                "run_dir",
+                f"run_dir: {folder} already holds a run",
+                f"choose another, or resume={folder}",
             )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -64,7 +66,7 @@ def create(config: Mapping[str, Any], name: str) -> Path:
             # A parallel job of the same second has it.
             continue
         return folder
-    raise UserError(f"run_dir: no free name like {ROOT / stamp}; give run_dir=FOLDER")
+    raise UserError("run_dir", f"run_dir: no free name like {ROOT / stamp}", "give run_dir=FOLDER")
 
 
 def describe(
@@ -163,7 +165,7 @@ def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: damaged ({one_line(error)}); use another run") from None
+        raise UserError("RUN", f"{path}: damaged ({one_line(error)})", "use another run") from None
     then = stored.completed(stored.recorded(document, str(path)))
     return list(differences(then, config, NOT_COMPARED))
 
@@ -184,7 +186,9 @@ def occupied(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)  # others hold it for an instant to see whether it is held
     except Timeout:
-        raise UserError(f"{folder}: another process is training in this run folder") from None
+        raise UserError(
+            "RUN", f"{folder}: another process is training in this run folder"
+        ) from None
     try:
         yield
     finally:

@@ -60,8 +60,9 @@ class Player:
             self.server = _Server((ADDRESS, self.port), handler)
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"port={self.port}: {getattr(error, 'strerror', None) or error}; "
-                "give another one, or 0 for any that is free"
+                "port",
+                f"port={self.port}: {getattr(error, 'strerror', None) or error}",
+                "give another one, or 0 for any that is free",
             ) from None
         self.port = self.server.server_address[1]
         self.scratch = tempfile.TemporaryDirectory(prefix="player_")

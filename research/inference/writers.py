@@ -30,7 +30,7 @@ BEST: Final = 5
 
 
 Panels = Sequence[Image.Image]
-"""A still for people, see ``DataSource.look``: RGB pictures of one size, the first in colour."""
+"""A still for people: RGB pictures of one size, see ``DataModule.load_image``."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Report(Protocol):
         Args:
             stills: the files.
             images: their pixels.
-            answers: what ``Task.answer`` gave for them.
+            answers: what ``Task.postprocess`` gave for them.
 
         Raises:
             UserError: when it cannot be written.
@@ -279,4 +279,6 @@ def save(image: Image.Image, file: Path) -> None:
 
 
 def failed(file: Path, error: OSError) -> UserError:
-    return UserError(f"{file}: {error.strerror or error}; free space, or give another out=FOLDER")
+    return UserError(
+        "out", f"{file}: {error.strerror or error}", "free space, or give another out=FOLDER"
+    )

@@ -40,7 +40,9 @@ def create(name: str, image_size: int) -> tuple[nn.Module, int]:
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
-        raise UserError(f"model.backbone={name}: timm has no such network; {hint}")
+        raise UserError(
+            "model.backbone", f"model.backbone={name}: timm has no such network", f"{hint}"
+        )
     try:
         try:
             network: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size)
@@ -50,11 +52,17 @@ def create(name: str, image_size: int) -> tuple[nn.Module, int]:
             features = network.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # of timm, for arguments of any kind
         raise UserError(
+            "model.backbone",
             f"model.backbone={name} cannot take dataset.image_size={image_size} "
-            f"({one_line(error)}); try another size"
+            f"({one_line(error)})",
+            "try another size",
         ) from None
     if not isinstance(features, Tensor) or features.ndim != 2:
-        raise UserError(f"model.backbone={name} gives no features [N, D]; choose another network")
+        raise UserError(
+            "model.backbone",
+            f"model.backbone={name} gives no features [N, D]",
+            "choose another network",
+        )
     for module in network.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
@@ -97,7 +105,9 @@ def frozen(backbone: nn.Module, freeze: str) -> list[nn.Module]:
         UserError: for another ``freeze``, or when the backbone does not tell its stages.
     """
     if freeze not in FREEZES:
-        raise UserError(f"model.freeze={freeze}: expected one of {', '.join(FREEZES)}")
+        raise UserError(
+            "model.freeze", f"model.freeze={freeze}: expected one of {', '.join(FREEZES)}"
+        )
     names, modules = zip(*backbone.named_modules(), strict=True)
     if freeze != "partial":
         return [*modules] if freeze == "full" else []
@@ -113,7 +123,9 @@ def frozen(backbone: nn.Module, freeze: str) -> list[nn.Module]:
         if below > 0 and any([*module.parameters(recurse=False)] for module in last):
             return [*modules[: below + 1]]
     raise UserError(
-        "model.freeze=partial: this backbone does not say what its stages are; use none or full"
+        "model.freeze",
+        "model.freeze=partial: this backbone does not say what its stages are",
+        "use none or full",
     )
 
 

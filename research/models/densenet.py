@@ -65,8 +65,9 @@ def densenet(
     side = image_size if small else math.ceil(image_size / 4)
     if side < 2**halvings:
         raise UserError(
-            f"model.block_layers: {len(block_layers)} blocks halve {side} px {halvings} times; "
-            "give fewer blocks or a larger dataset.image_size"
+            "model.block_layers",
+            f"model.block_layers: {len(block_layers)} blocks halve {side} px {halvings} times",
+            "give fewer blocks or a larger dataset.image_size",
         )
     scale = 1.0 if coefficients is None else coefficients.trunk_scale
     if scale < 1:

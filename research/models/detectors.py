@@ -93,8 +93,10 @@ class Normalise(nn.Module):
         if height % STRIDE or width % STRIDE:
             near = max(STRIDE, round(width / STRIDE) * STRIDE)
             raise UserError(
+                "dataset.image_size",
                 f"the detectors take frames whose sides are multiples of {STRIDE}, not "
-                f"{width}×{height}; prepare them with image_size={near}"
+                f"{width}×{height}",
+                f"prepare them with image_size={near}",
             )
         return (images - self.mean) / self.std
 
@@ -138,7 +140,7 @@ class TinyDet(nn.Module):
     def forward(
         self, images: Tensor, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
-        boxes, logits, attention = self.look(images)
+        boxes, logits, attention = self.raw_outputs(images)
         if self.training:
             assert targets is not None, "training needs targets"
             return self._losses(boxes, logits, attention, targets)
@@ -147,7 +149,7 @@ class TinyDet(nn.Module):
             for box, score in zip(boxes, logits.sigmoid(), strict=True)
         ]
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def raw_outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [B, 4], xyxy, presence logits [B], attention logits [B, H, W], float32."""
         features = self.trunk(images)
         grid = _centres(features)
@@ -222,7 +224,10 @@ class BigDet(nn.Module):
     ) -> None:
         super().__init__()
         if matching not in MATCHERS:
-            raise UserError(f"model.matching={matching}: expected one of {', '.join(MATCHERS)}")
+            raise UserError(
+                "model.matching",
+                f"model.matching={matching}: expected one of {', '.join(MATCHERS)}",
+            )
         self.max_boxes = max_boxes
         self.matching = matching
         self.lambda_box = lambda_box
@@ -239,7 +244,7 @@ class BigDet(nn.Module):
     def forward(
         self, images: Tensor, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
-        boxes, logits = self.look(images)
+        boxes, logits = self.raw_outputs(images)
         if self.training:
             assert targets is not None, "training needs targets"
             return self._losses(boxes, logits, targets)
@@ -248,7 +253,7 @@ class BigDet(nn.Module):
             for cells, scores in zip(boxes, logits.sigmoid(), strict=True)
         ]
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, P, 4], xyxy, and objectness logits [B, P] of all P cells, float32."""
         said = self.head(self.neck(self.trunk(images))).float()
         cell = 1 / said.new_tensor([said.shape[3], said.shape[2]])

@@ -66,8 +66,9 @@ class DualEncoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         if images.shape[1] != self.channels:
             raise UserError(
+                "model.x_channels",
                 f"the detector takes frames of {self.channels} channels (RGB, then X), not of "
-                f"{images.shape[1]}"
+                f"{images.shape[1]}",
             )
         parts = {"rgb": images[:, :COLOURS], "x": images[:, COLOURS:]}
         maps = [parts[name] for name in self.streams]
@@ -94,7 +95,11 @@ class DualEncoder(nn.Module):
             UserError: when the file holds none that fit.
         """
         if source in (TIMM, TORCHVISION):
-            raise UserError(f"model.pretrained={source}: it has no MiT; give a file of mit_b0 … b5")
+            raise UserError(
+                "model.pretrained",
+                f"model.pretrained={source}: it has no MiT",
+                "give a file of mit_b0 … b5",
+            )
         state = of_file(Path(source))
         for name in self.streams:
             network = self.stream(name)

@@ -41,7 +41,7 @@ def norm_layer(name: str) -> Norm:
         UserError: for an unknown name.
     """
     if name not in NORMS:
-        raise UserError(f"model.norm={name}: expected one of {', '.join(NORMS)}")
+        raise UserError("model.norm", f"model.norm={name}: expected one of {', '.join(NORMS)}")
     return NORMS[name]
 
 

@@ -105,7 +105,9 @@ def of_file(path: Path) -> dict[str, Tensor]:
             break
     state = {_renamed(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise UserError(f"model.pretrained={path}: holds no tensors; give a state dict")
+        raise UserError(
+            "model.pretrained", f"model.pretrained={path}: holds no tensors", "give a state dict"
+        )
     return state
 
 
@@ -120,7 +122,11 @@ def of_timm(name: str, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         UserError: when there are none.
     """
     if not timm.is_model(name.partition(".")[0]) or not timm.models.is_model_pretrained(name):
-        raise UserError(f"model.pretrained={TIMM}: timm has no weights of {name}; give a file")
+        raise UserError(
+            "model.pretrained",
+            f"model.pretrained={TIMM}: timm has no weights of {name}",
+            "give a file",
+        )
     return _fetched(TIMM, name, lambda: timm.create_model(name, pretrained=True, **kwargs))
 
 
@@ -132,7 +138,9 @@ def of_torchvision(name: str) -> dict[str, Tensor]:
     """
     if name not in models.list_models(module=models):
         raise UserError(
-            f"model.pretrained={TORCHVISION}: torchvision has no weights of {name}; give a file"
+            "model.pretrained",
+            f"model.pretrained={TORCHVISION}: torchvision has no weights of {name}",
+            "give a file",
         )
     return _fetched(TORCHVISION, name, lambda: models.get_model(name, weights="DEFAULT"))
 
@@ -165,9 +173,10 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> Loaded:
     if not loaded:
         first = next(iter(state))
         raise UserError(
+            "model.pretrained",
             f"model.pretrained: none of the {len(state)} tensors there fits this network by name "
-            f"and shape (the first is {first}, {_shape(state[first])}); give weights of the same "
-            "architecture"
+            f"and shape (the first is {first}, {_shape(state[first])})",
+            "give weights of the same architecture",
         )
     with torch.no_grad():
         network.load_state_dict(placed, strict=False)
@@ -187,8 +196,9 @@ def _fetched(library: str, name: str, make: Callable[[], nn.Module]) -> dict[str
         except Exception as error:
             # Downloads fail in many ways; each library has exceptions of its own for them.
             raise UserError(
-                f"model.pretrained={library}: cannot get the weights of {name} "
-                f"({one_line(error)}); give a local file"
+                "model.pretrained",
+                f"model.pretrained={library}: cannot get the weights of {name} ({one_line(error)})",
+                "give a local file",
             ) from None
 
 

@@ -41,7 +41,9 @@ def resnet(
     """
     if name not in timm.list_models(module="resnet"):
         raise UserError(
-            f"model.name={name}: timm has no such ResNet; try resnet18, resnet34, resnet50"
+            "model.name",
+            f"model.name={name}: timm has no such ResNet",
+            "try resnet18, resnet34, resnet50",
         )
     scale = 1.0 if coefficients is None else coefficients.trunk_scale
     sizes = _pruned(name, scale) if scale < 1 else {}

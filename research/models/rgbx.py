@@ -228,18 +228,23 @@ def _proposal_network(
 def _check(name: str, x_channels: int, fusion: str, anchor_sizes: Sequence[float]) -> None:
     names = [PREFIX + variant for variant in VARIANTS]
     if name not in names:
-        raise UserError(f"model.name={name}: expected one of {', '.join(names)}")
+        raise UserError("model.name", f"model.name={name}: expected one of {', '.join(names)}")
     known = (*TWO_STREAMS, *ONE_STREAM)
     if fusion not in known:
-        raise UserError(f"model.fusion={fusion}: expected one of {', '.join(known)}")
+        raise UserError(
+            "model.fusion", f"model.fusion={fusion}: expected one of {', '.join(known)}"
+        )
     if x_channels < 1 and fusion != "rgb_only":
         raise UserError(
-            f"model.fusion={fusion}: the data have no channel beside RGB; use model.fusion=rgb_only"
+            "model.fusion",
+            f"model.fusion={fusion}: the data have no channel beside RGB",
+            "use model.fusion=rgb_only",
         )
     if len(anchor_sizes) != STAGES + 1:
         raise UserError(
+            "model.anchor_sizes",
             f"model.anchor_sizes: expected {STAGES + 1} sides in pixels, one for each level of the "
-            f"pyramid, not {len(anchor_sizes)}"
+            f"pyramid, not {len(anchor_sizes)}",
         )
 
 

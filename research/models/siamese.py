@@ -222,7 +222,9 @@ class SiameseImages(Siamese):
         """
         matcher = getattr(self.backbone, "group_matcher", None)
         if matcher is None:
-            raise UserError("layer_decay: this backbone does not say what its layers are")
+            raise UserError(
+                "layer_decay", "layer_decay: this backbone does not say what its layers are"
+            )
         return backbones.behind("backbone", matcher(coarse=coarse))
 
 
@@ -278,5 +280,5 @@ def siamese_e2e(
 
 def _head(name: str, width: int, dropout: float) -> BradleyTerry | Comparison:
     if name not in HEADS:
-        raise UserError(f"model.head={name}: expected one of {', '.join(HEADS)}")
+        raise UserError("model.head", f"model.head={name}: expected one of {', '.join(HEADS)}")
     return BradleyTerry(width) if name == "bradley_terry" else Comparison(width, dropout)

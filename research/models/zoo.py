@@ -92,9 +92,15 @@ def backbone(
     _check_name(name)
     for key in kwargs or {}:
         if key in WEIGHTS or key.startswith("pretrained"):
-            raise UserError(f"model.kwargs.{key}: weights are named by model.pretrained")
+            raise UserError(
+                "model.kwargs", f"model.kwargs.{key}: weights are named by model.pretrained"
+            )
         if key in NOT_THE_NETWORKS:
-            raise UserError(f"model.kwargs.{key}: not an argument of the network; leave it out")
+            raise UserError(
+                "model.kwargs",
+                f"model.kwargs.{key}: not an argument of the network",
+                "leave it out",
+            )
     given = {
         "num_classes": num_classes,
         "img_size": image_size,
@@ -111,15 +117,19 @@ def backbone(
         except TypeError as error:
             unknown = set(_unexpected(error)) & set(given)
             if not unknown:
-                raise UserError(f"model.name={name}: {one_line(error)}; see model.kwargs") from None
+                raise UserError(
+                    "model.kwargs", f"model.name={name}: {one_line(error)}", "see model.kwargs"
+                ) from None
             wanted = sorted(unknown - (idle - set(kwargs or {})))
             if wanted:
-                raise UserError(_not_taken(name, wanted[0], kwargs or {})) from None
+                raise UserError("model.kwargs", _not_taken(name, wanted[0], kwargs or {})) from None
             given = {key: value for key, value in given.items() if key not in unknown}
         except Exception as error:  # of timm, for arguments of any kind
             raise UserError(
+                "model.kwargs",
                 f"model.name={name}: timm cannot build it for dataset.image_size={image_size} "
-                f"({one_line(error)}); its own size is {own_input(name).size}"
+                f"({one_line(error)})",
+                f"its own size is {own_input(name).size}",
             ) from None
     _try(network, name, num_classes, image_size)
     # timm fits position embeddings to the size while it loads.
@@ -135,12 +145,13 @@ def _check_name(name: str) -> None:
         near = get_close_matches(architecture, known, 3, 0.6)
         near = near or [other for other in known if other.startswith(architecture[:5])][:3]
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() names them"
-        raise UserError(f"model.name={name}: timm has no such network{hint}")
+        raise UserError("model.name", f"model.name={name}: timm has no such network{hint}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise UserError(
-            f"model.name={name}: timm knows no weights {tag!r} of {architecture}; "
-            f"it has {', '.join(tags) or 'none'}"
+            "model.name",
+            f"model.name={name}: timm knows no weights {tag!r} of {architecture}",
+            f"it has {', '.join(tags) or 'none'}",
         )
 
 
@@ -167,13 +178,15 @@ def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> No
             logits = network.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # of timm, for arguments of any kind
         raise UserError(
-            f"model.name={name} cannot take dataset.image_size={image_size} ({one_line(error)}); "
-            f"its own size is {own_input(name).size}"
+            "model.name",
+            f"model.name={name} cannot take dataset.image_size={image_size} ({one_line(error)})",
+            f"its own size is {own_input(name).size}",
         ) from None
     finally:
         network.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         raise UserError(
-            f"model.name={name} does not give {num_classes} logits an image; "
-            "choose a classification network"
+            "model.name",
+            f"model.name={name} does not give {num_classes} logits an image",
+            "choose a classification network",
         )

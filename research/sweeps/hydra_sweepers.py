@@ -44,8 +44,9 @@ class RecordedBasicSweeper(BasicSweeper):
         space = Space.of(self.params, arguments)
         if space.size is None:
             raise UserError(
+                "hydra/sweeper",
                 "hydra/sweeper=basic runs every combination: list values, or choose "
-                "hydra/sweeper=study hydra/sweeper/sampler=tpe"
+                "hydra/sweeper=study hydra/sweeper/sampler=tpe",
             )
         with recorded(self.config, self.hydra_context, space, space.size) as record:
             assert self.launcher is not None
@@ -67,8 +68,10 @@ class RecordedOptunaSweeper(OptunaSweeper):
             asked = inner.direction
             if asked not in (None, objective["direction"]):
                 raise UserError(
+                    "hydra.sweeper.direction",
                     f"hydra.sweeper.direction={asked}: {objective['name']} is to "
-                    f"{objective['direction']}; leave it out"
+                    f"{objective['direction']}",
+                    "leave it out",
                 )
             inner.direction = objective["direction"]
             inner.launcher = Recorder(inner.launcher, record, space)

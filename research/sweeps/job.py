@@ -104,7 +104,7 @@ def run_trial(hydra: Any, config: Config, name: str) -> float | None:
         finally:
             _tell(study, config, number, outcome, time.perf_counter() - began)
     if outcome.status == "FAILED" and not ours:
-        raise UserError(outcome.reason)  # Hydra's own sweepers count it
+        raise UserError("trial", outcome.reason)  # Hydra's own sweepers count it
     return next(iter(outcome.values.values()), None)
 
 
@@ -168,8 +168,9 @@ def _train(
     own = monitor(config)
     if own != about["monitor"]:
         raise UserError(
-            f"monitor: this trial is judged by {own}, the sweep by {about['monitor']}; sweep over "
-            "models of one task"
+            "monitor",
+            f"monitor: this trial is judged by {own}, the sweep by {about['monitor']}",
+            "sweep over models of one task",
         )
     with logs.to_file(folder):
         begin = run.resume(folder, config) if goes_on else run.Start(folder)
@@ -179,7 +180,7 @@ def _train(
         for lost in ("train/loss", "val/loss", own.rpartition(":")[0]):
             value = state.history[-1].get(lost, 0.0)
             if not math.isfinite(value):
-                raise UserError(f"{lost} is {value} in the last epoch: the network diverged")
+                raise UserError(lost, f"{lost} is {value} in the last epoch: the network diverged")
         assert state.best is not None
         found = values(wanted, folder, state.best, config["device"], config["trust"])
         return Outcome("FINISHED", values=found)

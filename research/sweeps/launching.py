@@ -45,8 +45,9 @@ def launch(
         log.error("sweep: the launcher failed", exc_info=error)
         if not any("run" in study.trial(claim.number).user_attrs for claim in claims):
             raise UserError(
-                f"hydra/launcher: no job began ({one_line(error)}); the same command goes on "
-                "with these trials"
+                "hydra/launcher",
+                f"hydra/launcher: no job began ({one_line(error)})",
+                "the same command goes on with these trials",
             ) from error
         return []
     except KeyboardInterrupt:

@@ -33,7 +33,9 @@ def objectives(asked: Sequence[str], monitor: str) -> list[Objective]:
         UserError: for the same twice.
     """
     if len({*asked}) < len(asked):
-        raise UserError(f"hydra.sweeper.objectives={list(asked)}: name each once")
+        raise UserError(
+            "hydra.sweeper.objectives", f"hydra.sweeper.objectives={list(asked)}: name each once"
+        )
     metric, mode = monitor.rsplit(":", 1)
     found = []
     for name in asked:
@@ -83,20 +85,20 @@ def values(
     if LATENCY in names:
         found[LATENCY] = 1000 * in_turn([one.prediction(1)], ROUNDS)[0]
     if BYTES in names:
-        of_coefficients = input_bytes(one.trained.config, one.trained.data.facts())
+        of_coefficients = input_bytes(one.trained.config, one.trained.data.metadata())
         batch = next(batch for batch in one.loader.epoch(0) if len(batch))
         pixels = vars(batch)["inputs"]
         found[BYTES] = of_coefficients or pixels.nbytes / len(batch)
     return found
 
 
-def input_bytes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> int | None:
+def input_bytes(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> int | None:
     """Bytes of an image's coefficients, two each; null for a network that takes no coefficients."""
     from research.engine import build
 
     stem = build.stem_spec(config["compression"])
     if stem is None:
         return None
-    blocks = (build.input_size(config, facts) // BLOCK) ** 2
+    blocks = (build.input_size(config, metadata) // BLOCK) ** 2
     luma, chroma = len(stem.selection.luma), len(stem.selection.chroma)
     return 2 * (blocks * luma + 2 * (blocks // 4) * chroma)

@@ -65,14 +65,18 @@ class Space:
             key, value = override.get_key_element(), override.value()
             if isinstance(value, Glob) or getattr(value, "shuffle", False):
                 raise UserError(
-                    f"{override.input_line}: a study must find the same values again; list them"
+                    key,
+                    f"{override.input_line}: a study must find the same values again",
+                    "list them",
                 )
             last.pop(key, None)
             last[key] = override.input_line or ""
         try:
             axes, values, others = create_params_from_overrides(list(last.values()))
         except ValueError as error:
-            raise UserError(f"{' '.join(last.values())}: {one_line(error)}") from error
+            raise UserError(
+                ", ".join(last), f"{' '.join(last.values())}: {one_line(error)}"
+            ) from error
         told = {key: last[key].partition("=")[2] for key in axes}
         fixed = [f"{key}={value}" for key, value in values.items()] + others
         return cls(axes, told, fixed, list(last.values()))

@@ -77,7 +77,9 @@ def storage(url: str | None) -> BaseStorage:
         try:
             return optuna.storages.RDBStorage(url)
         except Exception as error:  # of Optuna, SQLAlchemy, and any database's driver
-            raise UserError(f"hydra.sweeper.storage={url}: {one_line(error)}") from error
+            raise UserError(
+                "hydra.sweeper.storage", f"hydra.sweeper.storage={url}: {one_line(error)}"
+            ) from error
     STORE.parent.mkdir(parents=True, exist_ok=True)
     STORE.touch()
     lock: Any = JournalLock(STORE)
@@ -178,8 +180,10 @@ class Study:
         for key, value in search.items():
             if known and known[key] != value:
                 raise UserError(
+                    "hydra.sweeper.study_name",
                     f"hydra.sweeper.study_name={self.name}: {self.folder} is of another search, "
-                    f"{key} {json.dumps(known[key])}; choose another name"
+                    f"{key} {json.dumps(known[key])}",
+                    "choose another name",
                 )
         first: dict[str, Any] = {k: known[k] for k in ("command", "started") if k in known}
         self.describe({"study": self.name, **search, **more, **first})

@@ -127,10 +127,11 @@ class StudySweeper(Sweeper):
         record.say_end(study, summary)
         if status == "FAILED":
             raise UserError(
+                "hydra.sweeper.max_failure_rate",
                 f"{len(failed)} of {total} trials failed, more than "
                 f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
-                f"{failed[-1]['reason']}); see {study.folder / record.NAME}; "
-                "hydra.sweeper.retry_failed=true tries them again"
+                f"{failed[-1]['reason']}); see {study.folder / record.NAME}",
+                "hydra.sweeper.retry_failed=true tries them again",
             )
 
     def _too_many(self, failed: Sequence[object], total: int) -> bool:
@@ -150,12 +151,14 @@ class StudySweeper(Sweeper):
             key = next((k for k, axis in space.axes.items() if not _finite(axis)), None)
             if key is None:
                 raise UserError(
-                    f"a grid of more than {MOST_POINTS:,} points: nobody runs them all; choose "
-                    "hydra/sweeper/sampler=random or tpe, or fewer values"
+                    "hydra/sweeper/sampler",
+                    f"a grid of more than {MOST_POINTS:,} points: nobody runs them all",
+                    "choose hydra/sweeper/sampler=random or tpe, or fewer values",
                 )
             raise UserError(
-                f"{key}={space.told[key]}: a grid has no end of these values; choose "
-                "hydra/sweeper/sampler=random or tpe, or list values"
+                "hydra/sweeper/sampler",
+                f"{key}={space.told[key]}: a grid has no end of these values",
+                "choose hydra/sweeper/sampler=random or tpe, or list values",
             )
         wanted = self.n_trials or (size if self._grid else TRIALS) or TRIALS
         return wanted if size is None else min(wanted, size)
@@ -169,11 +172,15 @@ class StudySweeper(Sweeper):
         pruned = self.pruner._target_.rpartition(".")[2]
         if len(self.objectives) > 1 and pruned != "NopPruner":
             raise UserError(
-                "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early; "
-                "choose hydra/sweeper/pruner=none"
+                "hydra/sweeper/pruner",
+                "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early",
+                "choose hydra/sweeper/pruner=none",
             )
         if self.sampler._target_.endswith("CmaEsSampler") and find_spec("cmaes") is None:
-            raise UserError("hydra/sweeper/sampler=cmaes: it needs a package: pip install cmaes")
+            raise UserError(
+                "hydra/sweeper/pruner",
+                "hydra/sweeper/sampler=cmaes: it needs a package: pip install cmaes",
+            )
         # Loaded late, with torch, of which such mistakes have no need.
         from hydra.utils import instantiate
 
@@ -187,7 +194,9 @@ class StudySweeper(Sweeper):
         try:
             pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
         except Exception as error:  # whatever Optuna has against a setting
-            raise UserError(f"hydra/sweeper/pruner: {one_line(error)}") from error
+            raise UserError(
+                "hydra/sweeper/pruner", f"hydra/sweeper/pruner: {one_line(error)}"
+            ) from error
         search = {
             "objectives": [objective._asdict() for objective in wanted],
             "space": space.told,

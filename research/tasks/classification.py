@@ -44,25 +44,27 @@ class Classification:
 
     def losses(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
         logits = _single(model(batch.inputs))
-        if batch.other is None or batch.share is None:
+        if batch.labels_b is None or batch.lam is None:
             return {"cross_entropy": self._loss(logits, batch.labels, "mean")}
         # Linear in the target: the loss for the mixed target is the mix of the two losses.
         first = self._loss(logits, batch.labels, "none")
-        second = self._loss(logits, batch.other, "none")
-        return {"cross_entropy": torch.lerp(second, first, batch.share).mean()}
+        second = self._loss(logits, batch.labels_b, "none")
+        return {"cross_entropy": torch.lerp(second, first, batch.lam).mean()}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
         """Logits [B, C], at least float32."""
         return _single(model(batch.inputs))
 
-    def answer(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
+    def postprocess(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
         """The logits as they are."""
         return predictions
 
     def report(self, folder: Path, objectness: float | None) -> ClassReport:
         if objectness is not None:
             raise UserError(
-                f"objectness={objectness:g}: the run tells classes and finds no boxes; leave it out"
+                "objectness",
+                f"objectness={objectness:g}: the run tells classes and finds no boxes",
+                "leave it out",
             )
         return ClassReport(folder, self.classes)
 

@@ -74,7 +74,7 @@ class Detection:
         found: list[Detections] = model(batch.inputs)
         return found
 
-    def answer(self, predictions: list[Detections], batch: DetectionBatch) -> list[Detections]:
+    def postprocess(self, predictions: list[Detections], batch: DetectionBatch) -> list[Detections]:
         """The same with boxes in pixels of the files."""
         size = batch.inputs.shape[-1]
         answers = []

@@ -45,10 +45,12 @@ class Ranking:
         self, classes: Sequence[str], target: str, bins: Sequence[float], monitor: str
     ) -> None:
         if target not in ("soft", "majority"):
-            raise UserError(f"task.target={target}: expected one of soft, majority")
+            raise UserError("task.target", f"task.target={target}: expected one of soft, majority")
         edges = list(bins)
         if len(edges) < 2 or edges != sorted({*edges}) or edges[0] < 0.5 or edges[-1] > 1:
-            raise UserError(f"task.bins={edges}: expected two or more rising numbers in 0.5…1")
+            raise UserError(
+                "task.bins", f"task.bins={edges}: expected two or more rising numbers in 0.5…1"
+            )
         self.classes = list(classes)
         self.target = target
         self.bins = edges
@@ -71,14 +73,16 @@ class Ranking:
         logits: Tensor = model(batch.inputs)
         return logits.float()
 
-    def answer(self, predictions: Tensor, batch: PairBatch | PhotoBatch) -> Tensor:
+    def postprocess(self, predictions: Tensor, batch: PairBatch | PhotoBatch) -> Tensor:
         """The same."""
         return predictions
 
     def report(self, folder: Path, objectness: float | None) -> RankReport:
         if objectness is not None:
             raise UserError(
-                f"objectness={objectness:g}: the run ranks photos and finds no boxes; leave it out"
+                "objectness",
+                f"objectness={objectness:g}: the run ranks photos and finds no boxes",
+                "leave it out",
             )
         return RankReport(folder)
 

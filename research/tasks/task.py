@@ -57,7 +57,7 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, batch: Any) -> Any: ...
 
-    def answer(self, predictions: Any, batch: Any) -> Any:
+    def postprocess(self, predictions: Any, batch: Any) -> Any:
         """Predictions as a user takes them: in the units of the files, on no grid of ours."""
         ...
 
@@ -88,7 +88,7 @@ class Task(Protocol):
             metrics: the split's metrics, complete.
             batch: the first batch of the split, as the model saw it.
             predictions: what ``predict`` said of it.
-            panels: shows a batch's samples, see ``DeviceTransform.panels``.
+            panels: shows a batch's samples, see ``DeviceTransform.to_images``.
         """
         ...
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake in the user's configuration or data, told in one line.
+    """A mistake in the user's configuration, command line or data, reported in one line.
 
-    The message says what is wrong, where (file, key, row) and what to do. Commands print it
-    as ``error: …`` and exit with status 2; a traceback would only hide it. What files and command
-    lines say may stand in it, so it is kept printable and short.
+    Commands print it as ``error: MESSAGE; HINT`` and exit with status 2, without a traceback.
+    Text from files and command lines may be part of it, so it is made printable and cut to
+    ``LONGEST`` characters.
+
+    Attributes:
+        key: what is wrong: a key of the configuration (``dataset.fold``), an option or positional
+            word of a command (``out``, ``RUN``), or the kind of file (``checkpoint``, ``labels``).
+        message: what is wrong and where (file, key, row).
+        hint: what to do; empty where the message says it.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+    def __init__(self, key: str, message: str, hint: str = "") -> None:
+        self.key = key
+        self.message = message
+        self.hint = hint
+        super().__init__(printable(f"{message}; {hint}" if hint else message))
 
 
 class NotFinite(UserError):
-    """A loss that is no number any more; what a range test looks for."""
+    """A loss that is infinite or not a number."""
 
 
 class DamagedImage(Exception):

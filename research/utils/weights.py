@@ -32,19 +32,24 @@ def read(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
-            f"no file {path}; give a run folder, a .pt or a .safetensors file"
+            "checkpoint", f"no file {path}", "give a run folder, a .pt or a .safetensors file"
         ) from None
     except UnpicklingError:
         raise UserError(
-            f"{path}: refused, it holds pickled objects that could run code, or is damaged; "
-            "only plain tensors are read"
+            "checkpoint",
+            f"{path}: refused, it holds pickled objects that could run code, or is damaged",
+            "only plain tensors are read",
         ) from None
     except Exception as error:
         # Bytes that are no pickle may make its reader fail in any way.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged file ({reason}); use another one") from None
+        raise UserError(
+            "checkpoint", f"{path}: damaged file ({reason})", "use another one"
+        ) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no state dict; give a checkpoint or a dict of tensors")
+        raise UserError(
+            "checkpoint", f"{path}: holds no state dict", "give a checkpoint or a dict of tensors"
+        )
     return content
 
 

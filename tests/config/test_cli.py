@@ -82,7 +82,7 @@ def test_how_a_command_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def mistaken(words: list[str]) -> None:
-        raise UserError("what, where, what to do")
+        raise UserError("what", "what, where, what to do")
 
     def stopped(words: list[str]) -> None:
         raise KeyboardInterrupt

@@ -440,7 +440,9 @@ def test_a_mistake_found_by_the_job_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def job() -> NoReturn:
-        raise InstantiationException("Error in call") from UserError("no folder a")
+        raise InstantiationException("Error in call") from UserError(
+            "dataset.train_dirs", "no folder a"
+        )
 
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as stop:

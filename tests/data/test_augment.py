@@ -33,7 +33,7 @@ def images(count: int, size: int = 32) -> Tensor:
 
 
 def batch(inputs: Tensor | Blocks, count: int) -> ClassificationBatch:
-    """Every image with a label of its own, so that ``other`` names the partner."""
+    """Every image with a label of its own, so that ``labels_b`` names the partner."""
     return ClassificationBatch(torch.arange(count), inputs, torch.arange(count))
 
 
@@ -44,11 +44,11 @@ def draw(seed: int) -> torch.Generator:
 def mixed(settings_: Augmentation, inputs: Tensor | Blocks, seed: int = 0) -> Any:
     count = len(inputs.y if isinstance(inputs, Blocks) else inputs)
     found = settings_.mix(batch(inputs, count), draw(seed))
-    assert found.other is not None
-    assert found.share is not None
-    assert found.share.dtype == torch.float32
+    assert found.labels_b is not None
+    assert found.lam is not None
+    assert found.lam.dtype == torch.float32
     assert torch.equal(found.labels, torch.arange(count))
-    assert sorted(found.other.tolist()) == list(range(count))
+    assert sorted(found.labels_b.tolist()) == list(range(count))
     return found
 
 
@@ -136,26 +136,26 @@ def test_erased_rectangles_are_of_torchvisions_sizes() -> None:
 def test_mixup_is_a_weighted_sum_with_shares_of_a_beta_distribution(alpha: float) -> None:
     inputs = torch.randn(500, 3, 2, 2, generator=draw(0))
     found = mixed(replace(NONE, mixup=alpha), inputs)
-    share = found.share[:, None, None, None]
-    expected = share * inputs + (1 - share) * inputs[found.other]
+    share = found.lam[:, None, None, None]
+    expected = share * inputs + (1 - share) * inputs[found.labels_b]
     torch.testing.assert_close(found.inputs, expected, atol=1e-6, rtol=1e-5)
-    assert stats.kstest(found.share.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert stats.kstest(found.lam.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
 def test_cutmix_pastes_a_rectangle_and_shares_are_its_area() -> None:
     inputs = torch.randn(400, 1, 20, 12, generator=draw(0))
     found = mixed(replace(NONE, cutmix=1.0), inputs)
-    partners = inputs[found.other]
+    partners = inputs[found.labels_b]
     pasted = (found.inputs != inputs).flatten(1, 1).any(1)
     assert torch.equal(found.inputs, torch.where(pasted[:, None], partners, inputs))
-    itself = found.other == torch.arange(400)
-    for mask, share, same in zip(pasted, found.share, itself, strict=True):
+    itself = found.labels_b == torch.arange(400)
+    for mask, share, same in zip(pasted, found.lam, itself, strict=True):
         assert mask.sum() == mask.any(1).sum() * mask.any(0).sum()
         if not same:
             assert share == pytest.approx(1 - mask.float().mean().item(), abs=1e-6)
     # A box of a uniform share, cut off where it leaves the image, keeps more of the image.
-    assert 0.55 < found.share.mean() < 0.75
-    assert found.share.min() < 0.2
+    assert 0.55 < found.lam.mean() < 0.75
+    assert found.lam.min() < 0.2
 
 
 def test_with_both_an_image_gets_either_and_some_get_none() -> None:
@@ -165,10 +165,10 @@ def test_with_both_an_image_gets_either_and_some_get_none() -> None:
     changed = (found.inputs != inputs).flatten(1).float().mean(1)
     assert stats.binomtest(int((changed > 0.99).sum()), 800, 0.5).pvalue > 1e-4
     found = mixed(replace(both, mix_probability=0.25), inputs)
-    untouched = found.share == 1
+    untouched = found.lam == 1
     assert torch.equal(found.inputs[untouched], inputs[untouched])
     assert 0.7 < untouched.float().mean() < 0.85
-    assert NONE.mix(batch(inputs, 800), draw(0)).other is None
+    assert NONE.mix(batch(inputs, 800), draw(0)).labels_b is None
 
 
 def coefficients(pixels: Tensor) -> Blocks:
@@ -182,8 +182,8 @@ def test_mixup_of_coefficients_is_coefficients_of_mixup() -> None:
     change = replace(NONE, mixup=1.0)
     blocks = mixed(change, coefficients(pixels), seed=2)
     plain = mixed(change, pixels.float(), seed=2)
-    assert torch.equal(blocks.other, plain.other)
-    torch.testing.assert_close(blocks.share, plain.share)
+    assert torch.equal(blocks.labels_b, plain.labels_b)
+    torch.testing.assert_close(blocks.lam, plain.lam)
     expected = coefficients(plain.inputs)
     for a, b in zip(blocks.inputs, expected, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-4)
@@ -194,11 +194,11 @@ def test_cutmix_of_coefficients_is_coefficients_of_a_picture_cut_at_16_pixels() 
     found = mixed(replace(NONE, cutmix=1.0), coefficients(pixels), seed=2)
     own = (found.inputs.cbcr == coefficients(pixels).cbcr).all(2).all(1)  # [B, 6, 6]
     mask = own.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
-    expected = coefficients(torch.where(mask, pixels, pixels[found.other]))
+    expected = coefficients(torch.where(mask, pixels, pixels[found.labels_b]))
     for a, b in zip(found.inputs, expected, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-4)
-    torch.testing.assert_close(found.share, own.float().mean((1, 2)))
-    assert (found.share < 1).sum() > 5
+    torch.testing.assert_close(found.lam, own.float().mean((1, 2)))
+    assert (found.lam < 1).sum() > 5
 
 
 def transforms(change: Augmentation) -> list[Any]:
@@ -223,13 +223,13 @@ def test_transforms_do_all_of_it_in_training_alone(kind: int) -> None:
     one, again, two = (transform(pixels, draw(seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(flat(one), flat(again))
-    assert torch.equal(one.share, again.share)
+    assert torch.equal(one.lam, again.lam)
     assert not torch.equal(flat(one), flat(two))
-    assert one.to(torch.device("cpu")).other is not None
+    assert one.to(torch.device("cpu")).labels_b is not None
     transform.eval()
     plain.eval()
     judged = transform(pixels, None)
-    assert judged.other is None
+    assert judged.labels_b is None
     assert torch.equal(flat(judged), flat(plain(pixels, None)))
 
 
@@ -254,7 +254,7 @@ def test_coefficients_out_of_files_are_mixed_but_not_repainted() -> None:
     mix = transforms(replace(NONE, mixup=1.0))[1]
     a, b = (transform(batch(blocks, 8), draw(0)) for transform in (both, mix))
     assert torch.equal(flat(a), flat(b))
-    assert a.share is not None
+    assert a.lam is not None
 
 
 @pytest.mark.parametrize(

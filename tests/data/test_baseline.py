@@ -10,7 +10,7 @@ from PIL import Image
 
 from research.batch import ClassificationBatch
 from research.data.baseline import linear_top1
-from research.data.loader import EpochLoader, Key
+from research.data.loader import EpochLoader, SampleKey
 from tests.conftest import prepared
 
 Compose = Callable[..., dict[str, Any]]
@@ -33,7 +33,7 @@ class Colours:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, keys: list[Key]) -> ClassificationBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         index = torch.tensor([key.index for key in keys])
         return ClassificationBatch(index, self.images[index], self.labels[index])
 
@@ -85,6 +85,6 @@ def test_of_a_composed_data_set(small: Compose, tmp_path: Path) -> None:
         "compression.source=bitstream",
         "dataset.linear_baseline=true",
     )
-    assert prepared(config).floor() == (
+    assert prepared(config).baseline() == (
         "top1 1.0000, a linear classifier on mean colour and DC values"
     )

@@ -11,7 +11,7 @@ import torch
 from research.compression.selection import covering
 from research.data.block_samples import BlockCrop
 from research.data.crops import CentreCrop
-from research.data.loader import Key
+from research.data.loader import SampleKey
 from research.data.readers import BitstreamReader
 from tests.conftest import prepared, run
 
@@ -31,10 +31,10 @@ def test_cuts_are_squares_of_the_whole_image(small: Compose) -> None:
     files = data.splits["train"].files
     shipped = covering(data.coefficients.selection)
     reader = BitstreamReader(64, shipped)
-    samples = data.samples("train", seed=5, train=True, device=CPU)
+    samples = data.dataset("train", seed=5, train=True, device=CPU)
     seen = set()
     for epoch in (1, 2):
-        batch = samples.__getitems__([Key(epoch, i) for i in range(24)])
+        batch = samples.__getitems__([SampleKey(epoch, i) for i in range(24)])
         for place, file in enumerate(files):
             y, cbcr = reader.read(file, CentreCrop(1.0), np.random.default_rng(0)).arrays
             fits = [
@@ -51,7 +51,7 @@ def test_cuts_are_squares_of_the_whole_image(small: Compose) -> None:
             assert fits
             seen.add((epoch, *fits[0]))
     assert len(seen) > 12
-    centred = data.samples("train", seed=5, train=False, device=CPU).__getitems__([Key(0, 7)])
+    centred = data.dataset("train", seed=5, train=False, device=CPU).__getitems__([SampleKey(0, 7)])
     read = data.read([files[7]])
     assert torch.equal(centred.inputs.y, read.inputs.y)
     assert torch.equal(centred.inputs.cbcr, read.inputs.cbcr)
@@ -76,8 +76,8 @@ def test_a_shipped_order_is_the_transforms_affair(small: Compose) -> None:
     seen = []
     for config in (plain, stored):
         data = prepared(config)
-        batch = data.samples("val", seed=0, train=False, device=CPU).__getitems__(
-            [Key(0, i) for i in range(4)]
+        batch = data.dataset("val", seed=0, train=False, device=CPU).__getitems__(
+            [SampleKey(0, i) for i in range(4)]
         )
         seen.append(data.transform().eval()(batch, None).inputs)
     assert torch.equal(seen[0].y, seen[1].y)
@@ -98,11 +98,11 @@ def test_damage_leaves_the_batch(small: Compose, folders: Path) -> None:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) * 2 // 3])
     data = prepared(small(*STORED))
-    samples = data.samples("train", seed=0, train=True, device=CPU)
-    batch = samples.__getitems__([Key(1, index) for index in range(12)])
-    assert batch.damage == {"left_out/truncated": 8}
+    samples = data.dataset("train", seed=0, train=True, device=CPU)
+    batch = samples.__getitems__([SampleKey(1, index) for index in range(12)])
+    assert batch.skipped == {"left_out/truncated": 8}
     assert batch.index.tolist() == [8, 9, 10, 11]
     assert len(batch.inputs.y) == len(batch.labels) == 4
-    empty = samples.__getitems__([Key(1, index) for index in range(8)])
+    empty = samples.__getitems__([SampleKey(1, index) for index in range(8)])
     assert len(empty) == 0
     assert empty.inputs.y.shape == (0, 4, 4, 9)

@@ -28,7 +28,7 @@ from research.data import cifar_files
 from research.data.cifar import Cifar
 from research.data.cifar_files import FAMILIES, Part
 from research.data.crops import PadCrop
-from research.data.loader import EpochLoader, Key
+from research.data.loader import EpochLoader, SampleKey
 from research.data.resident import Resident, ResidentSamples
 from research.data.transforms import PixelTransform
 from research.engine import build, checkpoint
@@ -323,7 +323,7 @@ def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def batches(data: Cifar, split: str, *, seed: int = 0, train: bool = False, epoch: int = 1) -> Any:
-    samples = data.samples(split, seed=seed, train=train, device=CPU)
+    samples = data.dataset(split, seed=seed, train=train, device=CPU)
     return list(EpochLoader(samples, 16, seed=seed, train=train).epoch(epoch))
 
 
@@ -391,8 +391,8 @@ def test_training_cuts_are_torchvisions_and_differ_by_epoch() -> None:
     data, indices = opened(), [5, 150, 5, 0]
 
     def picked(epoch: int, train: bool, source: Cifar = data) -> Any:
-        samples = source.samples("train", seed=3, train=train, device=CPU)
-        return samples.__getitems__([Key(epoch, index) for index in indices])
+        samples = source.dataset("train", seed=3, train=train, device=CPU)
+        return samples.__getitems__([SampleKey(epoch, index) for index in indices])
 
     found, whole = picked(2, train=True), picked(2, train=False)
     corners = PadCrop(4).corners(3, 2, 160)[indices].tolist()
@@ -448,7 +448,7 @@ def test_images_stay_on_the_device_within_the_budget(
     monkeypatch.setattr(Resident, "on", on)
     data = opened(on_device=keep, device_budget=budget, workers=2)
     gpu = torch.device("cuda")
-    data.samples("train", seed=0, train=True, device=gpu)
+    data.dataset("train", seed=0, train=True, device=gpu)
     assert asked == [gpu]
     assert data.parts["train"].stays_on(gpu) is stays
     assert (data.workers, data.pin_memory) == ((0, False) if stays else (2, None))
@@ -458,7 +458,7 @@ def test_images_stay_on_the_device_within_the_budget(
 @pytest.mark.usefixtures("_data")
 def test_without_a_device_of_its_own_memory_nothing_is_copied() -> None:
     data = opened()
-    samples = data.samples("train", seed=0, train=True, device=CPU)
+    samples = data.dataset("train", seed=0, train=True, device=CPU)
     assert isinstance(samples, ResidentSamples)
     assert samples.images.data_ptr() == data.parts["train"].images.data_ptr()
     assert data.workers == 0

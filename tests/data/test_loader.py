@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from research.batch import Batch
-from research.data.loader import EpochLoader, EpochSampler, Key
+from research.data.loader import EpochLoader, EpochSampler, SampleKey
 
 
 class Numbers:
@@ -18,7 +18,7 @@ class Numbers:
     def __len__(self) -> int:
         return self.count
 
-    def __getitems__(self, keys: list[Key]) -> Batch:
+    def __getitems__(self, keys: list[SampleKey]) -> Batch:
         draws = [
             np.random.default_rng((key.epoch, key.index)).integers(1 << 20, size=2) for key in keys
         ]

@@ -51,7 +51,7 @@ def transformed(
 
 def panel(transform: DeviceTransform, inputs: Tensor) -> Tensor:
     """Images as they are seen again behind the transform."""
-    (found,) = transform.panels(transform(batch(inputs), None))
+    (found,) = transform.to_images(transform(batch(inputs), None))
     return found
 
 

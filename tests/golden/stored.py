@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from research import batch as batches
 from research.batch import Batch
 from research.compression.blocks import Blocks
-from research.data.loader import Key
+from research.data.loader import SampleKey
 
 FOLDER = Path(__file__).parent / "batches"
 
@@ -31,7 +31,7 @@ class StoredSamples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         index = torch.tensor([key.index for key in keys])
         return self.rows.map(lambda tensor: tensor[index])
 
@@ -56,9 +56,9 @@ class StoredData:
         return getattr(self.real, name)
 
     def prepare(self, seed: int, progress: Any = None) -> None:
-        self.real.recall(self.known)
+        self.real.load_metadata(self.known)
 
-    def samples(self, split: str, **_: Any) -> StoredSamples:
+    def dataset(self, split: str, **_: Any) -> StoredSamples:
         return StoredSamples(self.splits[split])
 
     def transform(self, **_: Any) -> Any:
@@ -66,7 +66,7 @@ class StoredData:
         transform.load_state_dict(self.statistics)
         return transform
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return self.known
 
 
@@ -75,8 +75,10 @@ def save(name: str, data: Any, samples: Mapping[str, int], seed: int) -> None:
     tensors = {f"transform.{key}": value for key, value in data.transform().state_dict().items()}
     kinds = {}
     for split, count in samples.items():
-        source = data.samples(split, seed=seed, train=split == "train", device=torch.device("cpu"))
-        rows = source.__getitems__([Key(1, index) for index in range(min(count, len(source)))])
+        source = data.dataset(split, seed=seed, train=split == "train", device=torch.device("cpu"))
+        rows = source.__getitems__(
+            [SampleKey(1, index) for index in range(min(count, len(source)))]
+        )
         kinds[split] = type(rows).__name__
         for field in fields(rows):
             value = getattr(rows, field.name)
@@ -85,7 +87,7 @@ def save(name: str, data: Any, samples: Mapping[str, int], seed: int) -> None:
                 tensors |= {f"{split}.{field.name}.cbcr": value.cbcr}
             elif isinstance(value, torch.Tensor):
                 tensors[f"{split}.{field.name}"] = value
-    metadata = {"batches": json.dumps(kinds), "facts": json.dumps(data.facts())}
+    metadata = {"batches": json.dumps(kinds), "facts": json.dumps(data.metadata())}
     whole = {key: value.clone().contiguous() for key, value in tensors.items()}
     save_file(whole, FOLDER / f"{name}.safetensors", metadata)
 

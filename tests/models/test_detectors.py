@@ -124,7 +124,7 @@ def test_suppression_leaves_no_two_of_one_object() -> None:
 def test_at_the_start_cells_hold_little_and_boxes_stand_where_the_cells_are() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        boxes, logits = big().look(torch.rand(2, 3, 128, 128))
+        boxes, logits = big().raw_outputs(torch.rand(2, 3, 128, 128))
     assert logits.sigmoid().mean() == pytest.approx(0.01, rel=0.2)
     grid = (torch.arange(4) + 0.5) / 4
     expected = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1).view(-1, 2)
@@ -154,7 +154,7 @@ def test_big_losses_are_those_of_a_loop_over_boxes() -> None:
     with torch.no_grad():
         model.head.bias[2:4] = -0.5  # large boxes, so that some are to be ignored
     with torch.no_grad():
-        boxes, logits = model.look(images)
+        boxes, logits = model.raw_outputs(images)
     found = greedy(affinity(targets.boxes, boxes), targets.mask)
     distance, giou, entropy, matched, ignored = 0.0, 0.0, 0.0, 0, 0
     for frame in range(4):
@@ -186,7 +186,7 @@ def test_tiny_learns_the_largest_box_of_frames_that_have_one() -> None:
     small, large = [0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.9, 0.8]
     boxes = torch.tensor([[small, large, [0.0] * 4], [[0.0] * 4] * 3, [small, [0.0] * 4, small]])
     mask = boxes.any(-1)
-    said, logits, attention = model.look(torch.rand(3, 3, 64, 64))
+    said, logits, attention = model.raw_outputs(torch.rand(3, 3, 64, 64))
     losses = model._losses(said, logits, attention, Targets(boxes, mask, mask.long()))
     true = torch.tensor([large, small])
     expected = {
@@ -220,7 +220,7 @@ def test_a_negative_frame_beside_positive_ones_leaves_no_trace_in_box_losses(mak
     torch.manual_seed(0)
     model = make()
     images, targets = scenes(4, most=1)  # the last one is empty
-    said = model.look(images)
+    said = model.raw_outputs(images)
     whole = model._losses(*said, targets)
     part = model._losses(*(s[:3] for s in said), Targets(*(t[:3] for t in targets)))
     torch.testing.assert_close(whole["box"], part["box"])

@@ -172,7 +172,7 @@ def test_the_loss_for_mixed_labels_is_that_for_soft_targets(smoothing: float) ->
     generator = torch.Generator().manual_seed(0)
     share = torch.rand(len(labels), generator=generator)
     share[:2] = torch.tensor([0.0, 1.0])
-    mixed = replace(batch(labels), other=labels.flip(0), share=share)
+    mixed = replace(batch(labels), labels_b=labels.flip(0), lam=share)
     task = Classification([str(n) for n in range(6)], smoothing)
     found = task.losses(Fixed(logits), mixed)["cross_entropy"]
     soft = share[:, None] * F.one_hot(labels, 6)
@@ -180,7 +180,7 @@ def test_the_loss_for_mixed_labels_is_that_for_soft_targets(smoothing: float) ->
     expected = F.cross_entropy(logits.double(), soft.double(), label_smoothing=smoothing)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     # Nothing mixed in: the plain loss.
-    whole = replace(mixed, share=torch.ones_like(share))
+    whole = replace(mixed, lam=torch.ones_like(share))
     plain = task.losses(Fixed(logits), batch(labels))["cross_entropy"]
     torch.testing.assert_close(task.losses(Fixed(logits), whole)["cross_entropy"], plain)
     assert abs(found.item() - plain.item()) > 0.01

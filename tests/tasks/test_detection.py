@@ -493,7 +493,7 @@ def test_answers_are_in_pixels_of_the_files() -> None:
     data = frames([[], []])
     data.sizes[1] = torch.tensor([768, 384], dtype=torch.int32)  # half the size, 96 columns
     box = [0.25, 0.125, 0.5, 0.5]
-    one, two = task().answer(
+    one, two = task().postprocess(
         [found((0.9, box), (0.8, [0.0, 0.0, 1.0, 1.0])), found((0.9, box))], data
     )
     torch.testing.assert_close(
@@ -501,7 +501,7 @@ def test_answers_are_in_pixels_of_the_files() -> None:
     )
     torch.testing.assert_close(two["boxes"], torch.tensor([[0.0, 96, 192, 384]]), atol=1e-3, rtol=0)
     assert one["scores"].tolist() == pytest.approx([0.9, 0.8])
-    assert task().answer([found(), found()], data)[0]["boxes"].shape == (0, 4)
+    assert task().postprocess([found(), found()], data)[0]["boxes"].shape == (0, 4)
 
 
 def panels(*greys: int) -> Any:

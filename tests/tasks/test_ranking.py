@@ -355,7 +355,7 @@ def test_photos_are_scored_and_pairs_compared() -> None:
     photos = PhotoBatch(torch.arange(4), torch.arange(12.0).view(4, 3))
     scores = task.predict(model, photos)
     assert scores.tolist() == [3.0, 12.0, 21.0, 30.0]
-    assert torch.equal(task.answer(scores, photos), scores)
+    assert torch.equal(task.postprocess(scores, photos), scores)
 
 
 # -- for people ----------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ def read_frames(source: Path) -> FrameSet:
         UserError: no such folder, no known layout in it, or no usable frame.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give {LAYOUTS}")
+        raise UserError("source", f"{source}: no such folder", f"give {LAYOUTS}")
     if run_folders(source):
         return read_capture(source)
     if found := read_annotated(source):
         return found
-    raise UserError(f"{source}: no frames with boxes found in it; give {LAYOUTS}")
+    raise UserError("source", f"{source}: no frames with boxes found in it", f"give {LAYOUTS}")
 
 
 def read_annotated(

@@ -138,14 +138,15 @@ def read_manifest(run: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path)
     except LeftOut as reason:
-        raise UserError(f"{path}: {reason}, {remedy}") from None
+        raise UserError("source", f"{path}: {reason}, {remedy}") from None
     if not isinstance(manifest, dict):
-        raise UserError(f"{path}: expected a JSON object: mend it, {remedy}")
+        raise UserError("source", f"{path}: expected a JSON object: mend it, {remedy}")
     version = str(manifest.get("schema_version")).upper().removeprefix("V")
     if version.isdecimal() and int(version) > SCHEMA_VERSION:
         raise UserError(
+            "source",
             f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest known "
-            "here: update Backbone Lab"
+            "here: update Backbone Lab",
         )
     started, most, seed = (manifest.get(key) for key in ("started_at_unix", "max_frames", "seed"))
     wrong = [
@@ -159,7 +160,9 @@ def read_manifest(run: Path) -> dict[str, Any]:
         if not right
     ]
     if wrong:
-        raise UserError(f"{path}: {wrong[0]} is {manifest.get(wrong[0])!r}: mend it, {remedy}")
+        raise UserError(
+            "source", f"{path}: {wrong[0]} is {manifest.get(wrong[0])!r}: mend it, {remedy}"
+        )
     return manifest
 
 
@@ -251,9 +254,9 @@ def prune(
             lies in the source, or writing fails.
     """
     if out.exists():
-        raise UserError(f"{out} exists: name another folder for the pruned copy")
+        raise UserError("out", f"{out} exists: name another folder for the pruned copy")
     if out.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{out} lies in the source {source}: name a folder outside it")
+        raise UserError("out", f"{out} lies in the source {source}: name a folder outside it")
     names = {run: run_name(run, source) for run in _some_runs(source)}
     drops = {"empty": empty, "missing_image": missing, "missing_file": missing, "invalid": invalid}
     kept: dict[Path, list[LabelFile]] = {}
@@ -263,7 +266,7 @@ def prune(
         for label in read_labels(run):
             (dropped if drops.get(label.state) else kept.setdefault(run, [])).append(label)
     if not kept:
-        raise UserError(f"{source}: no frame is left, {len(dropped)} dropped; drop less")
+        raise UserError("out", f"{source}: no frame is left, {len(dropped)} dropped", "drop less")
     report = Pruned(
         runs={names[run]: len(labels) for run, labels in kept.items()},
         runs_dropped=[name for run, name in names.items() if run not in kept],
@@ -277,8 +280,9 @@ def prune(
         _write_copy(source, out, kept, report, progress)
     except OSError as error:
         raise UserError(
-            f"{out}: {error.strerror or error} ({error.filename}); nothing was written: "
-            "free space or mend the source, then prune again"
+            "out",
+            f"{out}: {error.strerror or error} ({error.filename})",
+            "nothing was written: free space or mend the source, then prune again",
         ) from None
     return report
 
@@ -289,7 +293,7 @@ def _chosen(names: dict[Path, str], runs: Sequence[str]) -> list[Path]:
         if (name := word.removeprefix("-")) not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"runs={word}: no run of that name{hint}")
+            raise UserError("runs", f"runs={word}: no run of that name{hint}")
     wanted = {word for word in runs if not word.startswith("-")} or set(known)
     wanted -= {word[1:] for word in runs if word.startswith("-")}
     return [run for run, name in names.items() if name in wanted]
@@ -323,7 +327,9 @@ def _write_copy(
 def _some_runs(source: Path) -> list[Path]:
     folders = run_folders(source)
     if not folders:
-        raise UserError(f"{source}: no capture run, that is no folder with {MANIFEST} in it")
+        raise UserError(
+            "source", f"{source}: no capture run, that is no folder with {MANIFEST} in it"
+        )
     return folders
 
 

@@ -38,7 +38,7 @@ def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
         if isinstance(document, dict) and all(isinstance(document.get(key), list) for key in keys):
             documents[file] = document
     if problems:  # a split that cannot be read must not go missing in silence
-        raise UserError(problems[0])
+        raise UserError("labels", problems[0])
     return documents
 
 
@@ -87,7 +87,9 @@ def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
     try:
         named = {int(entry["id"]): str(entry["name"]) for entry in entries}
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{file}: every one of categories needs an id and a name") from None
+        raise UserError(
+            "labels", f"{file}: every one of categories needs an id and a name"
+        ) from None
     return dict(sorted(named.items()))
 
 

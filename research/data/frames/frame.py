@@ -156,7 +156,9 @@ class Reading:
         if not self.frames:
             left = sum(sum(count.values()) for count in self.counts.values())
             first = f"; the first: {self.problems[0]}" if self.problems else ""
-            raise UserError(f"{self.root} ({form}): no usable frame, {left} left out{first}")
+            raise UserError(
+                "source", f"{self.root} ({form}): no usable frame, {left} left out{first}"
+            )
         reports = [
             RunReport(
                 name=name,

@@ -45,8 +45,10 @@ def hold(found: FrameSet, limits: Mapping[str, float]) -> None:
             if key in limits and value > limits[key]:
                 prune = ", leave them out with prepare prune" * (found.format == "capture")
                 raise UserError(
+                    key,
                     f"{key}={limits[key]}: {count} of {seen} frames in {found.root} are {kind} "
-                    f"({value:.3g}); mend them{prune}, or raise {key}"
+                    f"({value:.3g})",
+                    f"mend them{prune}, or raise {key}",
                 )
         if count:
             kept = ", kept as negatives" if kind == "empty" else ", left out"

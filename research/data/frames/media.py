@@ -86,7 +86,7 @@ class Media:
                     self.damage[reason.kind] += 1
                     self.told.append(str(reason))
         if not self._parts:
-            raise UserError(self.told[0])
+            raise UserError("source", self.told[0])
         self.expected = 0 if 0 in lengths else sum(lengths)
         if max_frames is not None:
             self.expected = min(self.expected or max_frames, max_frames)
@@ -171,7 +171,7 @@ class _Unique:
 def _find(source: Path) -> list[_Part]:
     """What a source consists of."""
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError("source", f"{source}: no such file or folder")
     if not source.is_dir():
         if source.suffix.lower() in {*EXTENSIONS, ARRAY} or not inspect_header(source):
             return [_Part(LOOSE, source.parent, [source])]
@@ -189,7 +189,9 @@ def _find(source: Path) -> list[_Part]:
     ]
     if not parts:
         kind = "no image in its capture runs" if runs else "no image in it"
-        raise UserError(f"{source}: {kind}; give images, folders of them, capture runs or videos")
+        raise UserError(
+            "source", f"{source}: {kind}", "give images, folders of them, capture runs or videos"
+        )
     return parts
 
 
@@ -238,6 +240,8 @@ def _written(image: Image, file: Path) -> Path:
         image.save(file, compress_level=1)
     except OSError as error:
         raise UserError(
-            f"{file.parent}: {error.strerror or error}; free space, or set TMPDIR to another folder"
+            "out",
+            f"{file.parent}: {error.strerror or error}",
+            "free space, or set TMPDIR to another folder",
         ) from None
     return file

@@ -65,7 +65,9 @@ class RunWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if any(self.folder.iterdir()):
-                raise UserError(f"{self.folder} is not empty: name another folder for the run")
+                raise UserError(
+                    "out", f"{self.folder} is not empty: name another folder for the run"
+                )
             (self.folder / "images").mkdir()
             (self.folder / "labels").mkdir()
         except OSError as error:
@@ -112,7 +114,9 @@ class RunWriter:
             ValueError: boxes, confidences, suffix or file that cannot be in a run.
         """
         if self.frames >= MOST_FRAMES:
-            raise UserError(f"{self.folder}: a run holds {MOST_FRAMES} frames; give max_frames")
+            raise UserError(
+                "out", f"{self.folder}: a run holds {MOST_FRAMES} frames", "give max_frames"
+            )
         if isinstance(image, Path):
             suffix = {".jpeg": ".jpg"}.get(image.suffix.lower(), image.suffix.lower())
         if suffix not in (".jpg", ".png"):
@@ -154,8 +158,9 @@ class RunWriter:
 
     def _failed(self, error: OSError) -> UserError:
         return UserError(
-            f"{self.folder}: {error.strerror or error}; {self.frames} frames are written: "
-            "free space or name another folder"
+            "out",
+            f"{self.folder}: {error.strerror or error}",
+            f"{self.frames} frames are written: free space or name another folder",
         )
 
 

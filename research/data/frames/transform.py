@@ -68,7 +68,7 @@ class FrameTransform(DeviceTransform):
             batch.inputs.add_(noise_like(batch.inputs, generator), alpha=change.noise)
         return replace(batch, inputs=batch.inputs.clamp_(0, 1))
 
-    def panels(self, batch: DetectionBatch) -> list[Tensor]:
+    def to_images(self, batch: DetectionBatch) -> list[Tensor]:
         return [(batch.inputs * 255).round().clamp(0, 255).to(torch.uint8)]
 
 

@@ -71,7 +71,9 @@ def read_yolo(
                 files.size(image)
                 if require_labels and not file.is_file():
                     raise UserError(
-                        f"{image}: has no label file {file}; add it (empty for a negative)"
+                        "labels",
+                        f"{image}: has no label file {file}",
+                        "add it (empty for a negative)",
                     )
                 # No label file is the format's way to say that nothing is in the image.
                 rows = _yolo_rows(file, len(classes)) if file.is_file() else []
@@ -122,11 +124,15 @@ def named_classes(source: Path) -> list[str]:
         try:
             document = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{file}: bad YAML ({str(error).splitlines()[0]}): mend it") from None
+            raise UserError(
+                "labels", f"{file}: bad YAML ({str(error).splitlines()[0]}): mend it"
+            ) from None
         names = document.get("names") if isinstance(document, dict) else None
         if isinstance(names, dict):
             if sorted(names, key=str) != sorted(range(len(names)), key=str):
-                raise UserError(f"{file}: names must number the classes 0 to {len(names) - 1}")
+                raise UserError(
+                    "labels", f"{file}: names must number the classes 0 to {len(names) - 1}"
+                )
             return [str(names[number]) for number in range(len(names))]
         if isinstance(names, list):
             return [str(name) for name in names]

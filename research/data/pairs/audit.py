@@ -89,7 +89,10 @@ def audited(
     """
     if labels == "votes":
         if table is None:
-            raise UserError("dataset.labels=votes: give the table in dataset.votes_file=FILE.csv")
+            raise UserError(
+                "dataset.labels",
+                "dataset.labels=votes: give the table in dataset.votes_file=FILE.csv",
+            )
         lists = {"train": read_votes(table)}
         if has_lists(root):
             listed = [row for file in find_lists(root).values() for row in read_list(file)]
@@ -97,8 +100,9 @@ def audited(
     else:
         if min_reviewers:
             raise UserError(
-                f"dataset.min_reviewers={min_reviewers}: pair lists do not tell how many voted; "
-                "leave it out, or give dataset.labels=votes"
+                "dataset.min_reviewers",
+                f"dataset.min_reviewers={min_reviewers}: pair lists do not tell how many voted",
+                "leave it out, or give dataset.labels=votes",
             )
         lists = {split: read_list(file) for split, file in find_lists(root).items()}
     if together:

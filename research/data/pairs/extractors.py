@@ -80,12 +80,20 @@ def extractor(
     """
     if spec == "quality":
         if weights is not None:
-            raise UserError(f"dataset.feature_weights: {spec} has none; leave it out")
+            raise UserError(
+                "dataset.feature_weights",
+                f"dataset.feature_weights: {spec} has none",
+                "leave it out",
+            )
         return QualityExtractor()
     recipe = recipe_of(spec)
     file = None if weights is None else Path(weights)
     if file is not None and not file.is_file():
-        raise UserError(f"dataset.feature_weights: {spec}: no file {file}; give a state dict")
+        raise UserError(
+            "dataset.feature_weights",
+            f"dataset.feature_weights: {spec}: no file {file}",
+            "give a state dict",
+        )
     if file is None:
         log.warning(
             "feature %s: without weights a random network computes it; name a file of weights in "

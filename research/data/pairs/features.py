@@ -48,7 +48,11 @@ def normalised(features: Tensor, train_rows: Tensor | Sequence[int]) -> Normalis
     train = features[torch.as_tensor(train_rows, dtype=torch.int64)].double()
     train = train[train.isfinite().all(1)]
     if not len(train):
-        raise UserError("dataset.features: not one training photo can be read; see dataset.root")
+        raise UserError(
+            "dataset.features",
+            "dataset.features: not one training photo can be read",
+            "see dataset.root",
+        )
     mean, std = train.mean(0), train.std(0, correction=0)
     # Rounding leaves a little spread in what is constant.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
@@ -81,15 +85,18 @@ class FeatureSet:
     ) -> None:
         names = [str(spec) for spec in specs]
         if not names or len(set(names)) < len(names):
-            raise UserError(f"dataset.features={names}: name at least one, and each once")
+            raise UserError(
+                "dataset.features", f"dataset.features={names}: name at least one, and each once"
+            )
         self.cache = Path(cache)
         self.batch_size = batch_size
         left = dict(weights or {})
         files = {name: left.pop(name, left.pop(name.removeprefix("timm:"), None)) for name in names}
         if left:
             raise UserError(
-                f"dataset.feature_weights: {next(iter(left))} is not asked for; dataset.features "
-                f"are {', '.join(names)}"
+                "dataset.feature_weights",
+                f"dataset.feature_weights: {next(iter(left))} is not asked for",
+                f"dataset.features are {', '.join(names)}",
             )
         self.extractors = [extractor(name, files[name], device) for name in names]
         self.damaged: dict[Path, str] = {}
@@ -132,7 +139,11 @@ class FeatureSet:
         lacking = places[rows.isnan().any(-1)]
         if len(lacking):
             file = self._files[int(lacking[0])]
-            raise UserError(f"{file}: {self.damaged[file]}, so it has no features; leave it out")
+            raise UserError(
+                "dataset.features",
+                f"{file}: {self.damaged[file]}, so it has no features",
+                "leave it out",
+            )
         return rows
 
     def read(self, paths: Sequence[Path]) -> Tensor:

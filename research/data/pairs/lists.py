@@ -119,8 +119,9 @@ def find_lists(root: Path) -> dict[str, Path]:
         if found["train"].is_file():
             return {split: file for split, file in found.items() if file.is_file()}
     raise UserError(
-        f"dataset.root: {root} holds no {LISTS['train']}, nor does its train_val/; give the folder "
-        "of PhotoTriage, or dataset.labels=votes dataset.votes_file=FILE.csv"
+        "dataset.root",
+        f"dataset.root: {root} holds no {LISTS['train']}, nor does its train_val/",
+        "give the folder of PhotoTriage, or dataset.labels=votes dataset.votes_file=FILE.csv",
     )
 
 
@@ -133,7 +134,7 @@ def read_list(file: Path) -> list[Row]:
     lines = [(n, line.split()) for n, line in enumerate(_text(file).splitlines(), 1)]
     rows = [_row(f"{file} row {number}", cells) for number, cells in lines if cells]
     if not rows:
-        raise UserError(f"{file}: no pair in it; a row is {COLUMNS}")
+        raise UserError("labels", f"{file}: no pair in it", f"a row is {COLUMNS}")
     beyond = [row for row in rows if not 0 <= row.preference <= 1]
     if beyond:
         row = beyond[0]
@@ -144,7 +145,9 @@ def read_list(file: Path) -> list[Row]:
             if whole
             else "give the share of votes for photo1"
         )
-        raise UserError(f"{row.where}: preference {row.preference:g} is not in 0…1; {hint}")
+        raise UserError(
+            "labels", f"{row.where}: preference {row.preference:g} is not in 0…1", f"{hint}"
+        )
     return rows
 
 
@@ -158,12 +161,13 @@ def read_votes(file: Path) -> list[Row]:
     missing = [name for name in VOTE_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(
-            f"{file} row 1: no column {', '.join(missing)}; a table of votes has "
-            f"{', '.join(VOTE_COLUMNS)}"
+            "labels",
+            f"{file} row 1: no column {', '.join(missing)}",
+            f"a table of votes has {', '.join(VOTE_COLUMNS)}",
         )
     rows = [_vote(f"{file} row {reader.line_num}", cells) for cells in reader]
     if not rows:
-        raise UserError(f"{file}: no vote in it; a row is {', '.join(VOTE_COLUMNS)}")
+        raise UserError("labels", f"{file}: no vote in it", f"a row is {', '.join(VOTE_COLUMNS)}")
     return rows
 
 
@@ -196,8 +200,10 @@ def photo_files(root: Path, index: Mapping[str, Entry]) -> dict[tuple[int, int],
         photo = int(match[1]), int(match[2])
         if photo in found:
             raise UserError(
+                "labels",
                 f"{root}: {found[photo]} and {name} are both photo {photo[1]} of series "
-                f"{series_name(photo[0])}; keep one of them"
+                f"{series_name(photo[0])}",
+                "keep one of them",
             )
         found[photo] = name
     return found
@@ -213,21 +219,22 @@ def image_folder(root: Path) -> Path:
         if folder.is_dir() and any(NAME.fullmatch(file.name) for file in folder.iterdir()):
             return folder
     raise UserError(
-        f"dataset.root: {root} holds no photos SSSSSS-PP.JPG in train_val/train_val_imgs/; give "
-        "the folder of PhotoTriage"
+        "dataset.root",
+        f"dataset.root: {root} holds no photos SSSSSS-PP.JPG in train_val/train_val_imgs/",
+        "give the folder of PhotoTriage",
     )
 
 
 def _row(where: str, cells: Sequence[str]) -> Row:
     if len(cells) != len(COLUMNS.split()):
-        raise UserError(f"{where}: {len(cells)} columns; expected {COLUMNS}")
+        raise UserError("labels", f"{where}: {len(cells)} columns", f"expected {COLUMNS}")
     names = COLUMNS.split()
     *numbers, preference, rank1, rank2 = _numbers(where, cells, names)
     series, first, second = (
         _whole(where, name, value) for name, value in zip(names[:3], numbers, strict=True)
     )
     if not first or not second:
-        raise UserError(f"{where}: a photo is 0; photos are numbered from 1")
+        raise UserError("labels", f"{where}: a photo is 0", "photos are numbered from 1")
     _different(where, first, second)
     return Row(where, series, first, second, preference, 0, (rank1, rank2))
 
@@ -242,8 +249,10 @@ def _vote(where: str, cells: Mapping[str, str]) -> Row:
         match = NAME.fullmatch(cells.get(key) or "")
         if match is not None and (int(match[1]), int(match[2])) != (series, number):
             raise UserError(
+                "labels",
                 f"{where}: {key}={cells[key]}, but the numbers say photo {number} of series "
-                f"{series}; one of them is wrong"
+                f"{series}",
+                "one of them is wrong",
             )
     _different(where, first, second)
     votes = left + right
@@ -272,23 +281,25 @@ def _each_number(where: str, cells: Sequence[str], names: Sequence[str]) -> Iter
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"{where}: {name} is {cell!r}; expected a number")
+            raise UserError("labels", f"{where}: {name} is {cell!r}", "expected a number")
         yield value
 
 
 def _whole(where: str, name: str, value: float) -> int:
     if not value.is_integer() or value < 0:
-        raise UserError(f"{where}: {name} is {value:g}; expected a whole number")
+        raise UserError("labels", f"{where}: {name} is {value:g}", "expected a whole number")
     return int(value)
 
 
 def _different(where: str, first: int, second: int) -> None:
     if first == second:
-        raise UserError(f"{where}: photo {first} is compared with itself; remove the row")
+        raise UserError(
+            "labels", f"{where}: photo {first} is compared with itself", "remove the row"
+        )
 
 
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give a text file") from None
+        raise UserError("labels", f"{file}: cannot be read ({error})", "give a text file") from None

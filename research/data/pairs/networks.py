@@ -78,7 +78,7 @@ def recipe_of(spec: str) -> Recipe:
         return _torchvision(spec, partial(_resnet50, layer), own, sizes[layer])
     near = get_close_matches(spec, PLAIN, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PLAIN)} and timm:NAME"
-    raise UserError(f"dataset.features: no feature {spec!r}; {hint}")
+    raise UserError("dataset.features", f"dataset.features: no feature {spec!r}", f"{hint}")
 
 
 def width_of(recipe: Recipe) -> int:
@@ -107,8 +107,10 @@ def fill(network: nn.Module, file: Path, name: str) -> None:
         key = lacking[0]
         found = "it has " + "×".join(map(str, state[key].shape)) if key in state else "not there"
         raise UserError(
+            "dataset.feature_weights",
             f"dataset.feature_weights: {name}: {file} lacks {len(lacking)} of {len(needed)} "
-            f"tensors (the first: {key}, {found}); give weights of the same architecture"
+            f"tensors (the first: {key}, {found})",
+            "give weights of the same architecture",
         )
     network.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
@@ -137,12 +139,15 @@ def _timm(spec: str, name: str) -> Recipe:
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
-        raise UserError(f"dataset.features: {spec}: timm has no such network; {hint}")
+        raise UserError(
+            "dataset.features", f"dataset.features: {spec}: timm has no such network", f"{hint}"
+        )
     try:
         record = timm.get_pretrained_cfg(name)
     except RuntimeError:
         raise UserError(
-            f"dataset.features: {spec}: timm knows no such tag of {architecture}"
+            "dataset.features",
+            f"dataset.features: {spec}: timm knows no such tag of {architecture}",
         ) from None
     config = timm.data.resolve_data_config(
         {}, pretrained_cfg=record.to_dict() if record is not None else None
@@ -163,8 +168,9 @@ def _clip(spec: str, name: str) -> Recipe:
         known = [n for n in open_clip.list_models() if n.startswith(("ViT-B", "RN"))]
         near = get_close_matches(name, known, 3, 0.6) or [CLIP]
         raise UserError(
-            f"dataset.features: {spec}: open_clip has no such network with CLIP's preprocessing; "
-            f"did you mean {', '.join(near)}?"
+            "dataset.features",
+            f"dataset.features: {spec}: open_clip has no such network with CLIP's preprocessing",
+            f"did you mean {', '.join(near)}?",
         )
     wanted = PreprocessCfg(size=config["vision_cfg"]["image_size"])
     transform = image_transform_v2(wanted, is_train=False)

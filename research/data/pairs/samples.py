@@ -14,7 +14,7 @@ from torch import Tensor
 
 from research.batch import PairBatch
 from research.data.frames.letterbox import Letterbox
-from research.data.loader import Key
+from research.data.loader import SampleKey
 from research.data.pairs.lists import Pair, PairSet
 from research.data.readers import decode, to_rgb
 from research.utils.errors import DamagedImage
@@ -94,7 +94,7 @@ class PairSamples:
     def __len__(self) -> int:
         return len(self.pairs.pairs)
 
-    def __getitems__(self, keys: list[Key]) -> PairBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> PairBatch:
         seen: dict[int, Tensor | str] = {}  # photos of a series meet more than once in a batch
         kept: list[int] = []
         inputs: list[Tensor] = []
@@ -111,7 +111,7 @@ class PairSamples:
         empty = torch.empty(0, 2, *self.shape, dtype=self.dtype)
         batch = collated([self.pairs.pairs[index] for index in kept], inputs, empty)
         batch.index = torch.tensor(kept, dtype=torch.int64)
-        batch.damage = dict(damage)
+        batch.skipped = dict(damage)
         return batch
 
     def _once(self, photo: int, seen: dict[int, Tensor | str]) -> Tensor | str:

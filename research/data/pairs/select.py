@@ -191,13 +191,15 @@ def hold(splits: Mapping[str, PairSet], chosen: Selected, root: Path) -> None:
         counts = sorted(chosen.left_out.get(split, {}).items())
         if not counts:
             raise UserError(
-                f"{root}: no pair in the {split} split; add some to its list, or give a larger "
-                f"dataset.{split}_fraction"
+                "dataset",
+                f"{root}: no pair in the {split} split",
+                f"add some to its list, or give a larger dataset.{split}_fraction",
             )
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
         raise UserError(
-            f"{root}: none of {chosen.read[split]} pairs is left in the {split} split ({kinds}); "
-            "lower dataset.min_agreement and min_reviewers, or mend the files"
+            "dataset",
+            f"{root}: none of {chosen.read[split]} pairs is left in the {split} split ({kinds})",
+            "lower dataset.min_agreement and min_reviewers, or mend the files",
         )
 
 
@@ -218,8 +220,9 @@ def _splits(pairs: Mapping[str, Sequence[Row]], rules: Rules) -> dict[str, str]:
         )
     except UserError:
         raise UserError(
-            f"validation and testing leave none of {len(sizes)} series for training; give "
-            "smaller dataset.val_fraction and test_fraction"
+            "dataset.val_fraction",
+            f"validation and testing leave none of {len(sizes)} series for training",
+            "give smaller dataset.val_fraction and test_fraction",
         ) from None
 
 

@@ -162,7 +162,9 @@ class PhotoPairs:
 
     def prepare(self, seed: int, progress: Progress | None = None) -> None:
         if self.network.coefficients is not None:
-            raise UserError(f"dataset={self.name}: pairs are of pixels; give compression=none")
+            raise UserError(
+                "dataset", f"dataset={self.name}: pairs are of pixels", "give compression=none"
+            )
         if self.demo is not None:
             self.demo.render(progress)
         self.audit = Audit()
@@ -192,7 +194,7 @@ class PhotoPairs:
         for split, limit in self.max_images.items():
             self.splits[split] = thinned(self.splits[split], limit)
 
-    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
+    def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         pairs = self.pairs(split)
         left_out = self.left_out[split]
         if self.features is None:
@@ -222,7 +224,7 @@ class PhotoPairs:
             return PhotoBatch(torch.arange(len(paths)), inputs)
         return PhotoBatch(torch.arange(len(paths)), self.features.read(paths))
 
-    def look(self, path: Path) -> list[Image]:
+    def load_image(self, path: Path) -> list[Image]:
         return [read_photo(path)]
 
     def known_classes(self) -> list[str] | None:
@@ -234,7 +236,7 @@ class PhotoPairs:
             for split, pairs in self.splits.items()
         }
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "classes": [],
@@ -244,21 +246,21 @@ class PhotoPairs:
             "feature_keys": {} if self.features is None else self.features.keys,
         }
 
-    def recall(self, facts: Mapping[str, Any]) -> None:
-        reason = self.misfit(facts)
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        reason = self.check_compatible(metadata)
         if reason:
-            raise UserError(reason)
+            raise UserError("dataset", reason)
 
-    def misfit(self, facts: Mapping[str, Any]) -> str | None:
-        own = self.facts()
-        theirs, ours = facts.get("features"), own["features"]
+    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
+        own = self.metadata()
+        theirs, ours = metadata.get("features"), own["features"]
         if theirs != ours:
             return (
                 f"the model was trained on {_told(theirs)}, dataset.features asks for "
                 f"{_told(ours)}; give the same"
             )
         for name, key in own["feature_keys"].items():
-            if facts["feature_keys"].get(name) != key:
+            if metadata["feature_keys"].get(name) != key:
                 return (
                     f"the feature {name} is computed otherwise than where the model was trained; "
                     f"give the same weights in dataset.feature_weights.{name}"
@@ -274,7 +276,7 @@ class PhotoPairs:
             digest.update(f"{photo.name}:{photo.stat().st_size}\n".encode())
         return digest.hexdigest()[:16]
 
-    def floor(self) -> str | None:
+    def baseline(self) -> str | None:
         """Accuracy on validation of two who learn nothing: one place always, and the sharper."""
         return trivial(self.pairs("val"), self.cache)
 
@@ -286,8 +288,9 @@ class PhotoPairs:
         """
         if split not in self.splits:
             raise UserError(
-                f"split={split}: {self.root} has {', '.join(self.splits)}; give "
-                "dataset.test_fraction=0.1 or folds=5 from training on"
+                "split",
+                f"split={split}: {self.root} has {', '.join(self.splits)}",
+                "give dataset.test_fraction=0.1 or folds=5 from training on",
             )
         return self.splits[split]
 
@@ -298,7 +301,7 @@ class PhotoPairs:
         warnings = self.audit.lines()
         if warnings and self.strict:
             more = f" (and {len(warnings) - 1} more findings)" if len(warnings) > 1 else ""
-            raise UserError(f"dataset.audit=error: {warnings[0]}{more}")
+            raise UserError("dataset.audit", f"dataset.audit=error: {warnings[0]}{more}")
         for line in warnings:
             log.warning("audit: %s", line)
         log.info("audit: %s", self.audit.summary())

@@ -119,7 +119,9 @@ def _computed(
         except DamagedImage as error:
             return error.kind
         if _digest(file) != digest:
-            raise UserError(f"{file}: changed while its features were computed; run again")
+            raise UserError(
+                "dataset.features", f"{file}: changed while its features were computed", "run again"
+            )
         return ready
 
     if not files:
@@ -145,13 +147,16 @@ def _checked(extract: Extractor, ready: Sequence[Tensor], file: Path) -> Tensor:
     vectors = extract.embed(ready)
     if vectors.shape != (len(ready), extract.size):
         raise UserError(
+            "dataset.features",
             f"feature {extract.name}: gives {tuple(vectors.shape)} for {len(ready)} photos, not "
-            f"{extract.size} numbers each; choose another network"
+            f"{extract.size} numbers each",
+            "choose another network",
         )
     if not vectors.isfinite().all():
         raise UserError(
-            f"feature {extract.name}: not a finite number in the batch that starts with {file}; "
-            "give other weights"
+            "dataset.features",
+            f"feature {extract.name}: not a finite number in the batch that starts with {file}",
+            "give other weights",
         )
     return vectors
 

@@ -60,7 +60,7 @@ class PairTransform(DeviceTransform):
             return swapped(batch, half(len(images), generator, images.device))
         return batch
 
-    def panels(self, batch: PairBatch) -> list[Tensor]:
+    def to_images(self, batch: PairBatch) -> list[Tensor]:
         """The first photos, then the second, as they went in."""
         pixels = (batch.inputs * self.std + self.mean) * 255
         return list(pixels.round().clamp(0, 255).to(torch.uint8).unbind(1))
@@ -97,7 +97,7 @@ class FeatureTransform(DeviceTransform):
             return swapped(batch, half(len(batch.inputs), generator, batch.inputs.device))
         return batch
 
-    def panels(self, batch: PairBatch) -> list[Tensor]:
+    def to_images(self, batch: PairBatch) -> list[Tensor]:
         """The first photos, then the second, read from their files: features show nothing."""
         return self.album.pictures(batch)
 

@@ -117,8 +117,9 @@ class Headers:
         for path, header in self.found.items():
             if header.form != most:
                 raise UserError(
-                    f"{path}: {header.form}, {forms[most]} other files have {most}; a data set is "
-                    "of one form: write the file anew, or take it out"
+                    "dataset.root",
+                    f"{path}: {header.form}, {forms[most]} other files have {most}",
+                    "a data set is of one form: write the file anew, or take it out",
                 )
         return most
 

@@ -118,19 +118,23 @@ class RgbxFolder:
 
     def prepare(self, seed: int, progress: Progress | None = None) -> None:
         if self.network.coefficients is not None:
-            raise UserError(f"dataset={self.name}: arrays hold pixels; give compression=none")
+            raise UserError(
+                "dataset", f"dataset={self.name}: arrays hold pixels", "give compression=none"
+            )
         if self.demo is not None:
             self.demo.render(progress)
         if (self.root / LEDGER).exists() and not (self.root / DESCRIPTION).exists():
             raise UserError(
-                f"dataset.root: preparing {self.root} was stopped; run the same python -m "
-                "research.prepare rgbx command again"
+                "dataset.root",
+                f"dataset.root: preparing {self.root} was stopped",
+                "run the same python -m research.prepare rgbx command again",
             )
         folders = yolo_folders(self.root)
         if not folders:
             raise UserError(
-                f"dataset.root: {self.root} holds no images/ beside labels/; give the folder that "
-                "does, or make it with python -m research.prepare rgbx"
+                "dataset.root",
+                f"dataset.root: {self.root} holds no images/ beside labels/",
+                "give the folder that does, or make it with python -m research.prepare rgbx",
             )
         headers = Headers()
         found = read_yolo(
@@ -141,19 +145,20 @@ class RgbxFolder:
         self.dtype, self.channels = form.dtype, [*COLOURS, *extra_channels(self.root, form, self.x)]
         if not found.classes:
             raise UserError(
-                f"{self.root}: no label file has a box, and no classes.txt names a class; add "
-                "labels, or give dataset.class_names=[a,b]"
+                "dataset",
+                f"{self.root}: no label file has a box, and no classes.txt names a class",
+                "add labels, or give dataset.class_names=[a,b]",
             )
         self.classes = found.classes
-        reason = self.recalled and self.misfit(self.recalled)
+        reason = self.recalled and self.check_compatible(self.recalled)
         if reason:
-            raise UserError(reason)
+            raise UserError("dataset", reason)
         for kind in ("missing_image", "missing_file", "invalid"):
             if count := sum(getattr(report, kind) for report in found.runs):
                 self.left_out[kind] = count
         self._split(grouped(found, list(folders), self.group_by))
 
-    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
+    def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         left_out = self.left_out if split == "train" else {}
         return ArraySamples(self.frames(split), self.image_size, self.form, left_out)
 
@@ -169,7 +174,7 @@ class RgbxFolder:
     def read(self, paths: Sequence[Path]) -> DetectionBatch:
         return stacked([read_array(path, self.form) for path in paths], self.image_size, self.form)
 
-    def look(self, path: Path) -> list[Image]:
+    def load_image(self, path: Path) -> list[Image]:
         """A file for people: its colours, then a grey image for each other channel."""
         return pictures(read_array(path, self.form))
 
@@ -184,7 +189,7 @@ class RgbxFolder:
             for split, frames in self.splits.items()
         }
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "classes": self.classes,
@@ -193,19 +198,19 @@ class RgbxFolder:
             "transform": {"image_size": self.image_size},
         }
 
-    def recall(self, facts: Mapping[str, Any]) -> None:
-        self.classes, self.channels = list(facts["classes"]), list(facts["channels"])
-        self.dtype = facts["dtype"]
-        self.recalled = facts
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        self.classes, self.channels = list(metadata["classes"]), list(metadata["channels"])
+        self.dtype = metadata["dtype"]
+        self.recalled = metadata
 
-    def misfit(self, facts: Mapping[str, Any]) -> str | None:
-        theirs = list(facts.get("channels", COLOURS))
+    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
+        theirs = list(metadata.get("channels", COLOURS))
         if theirs != self.channels:
             return (
                 f"the model was trained on {', '.join(theirs)}, {self.root} has "
                 f"{', '.join(self.channels)}; use files with the same channels in the same order"
             )
-        known = len(facts["classes"])
+        known = len(metadata["classes"])
         if len(self.classes) > known:
             return (
                 f"the model was trained on {known} classes, {self.root} has {len(self.classes)}; "
@@ -223,7 +228,7 @@ class RgbxFolder:
                 digest.update(sampled(frame.image))
         return digest.hexdigest()[:16]
 
-    def floor(self) -> str | None:
+    def baseline(self) -> str | None:
         return None
 
     @property
@@ -239,8 +244,9 @@ class RgbxFolder:
         """
         if split not in self.splits:
             raise UserError(
-                f"split={split}: {self.root} has {', '.join(self.splits)}; add a folder {split}/ "
-                "to it, or give dataset.test_fraction=0.1 from training on"
+                "split",
+                f"split={split}: {self.root} has {', '.join(self.splits)}",
+                f"add a folder {split}/ to it, or give dataset.test_fraction=0.1 from training on",
             )
         return self.splits[split]
 
@@ -255,9 +261,11 @@ class RgbxFolder:
             )
         except UserError:
             raise UserError(
+                "dataset.val_fraction",
                 f"{self.root}: validation and testing leave none of {len(groups)} sequences for "
-                "training; give smaller dataset.val_fraction and test_fraction, a finer "
-                "dataset.group_by, or folders train/ and val/"
+                "training",
+                "give smaller dataset.val_fraction and test_fraction, a finer "
+                "dataset.group_by, or folders train/ and val/",
             ) from None
         for split in ("train", "val", "test"):
             frames = [frame for frame in found.frames if splits[frame.group] == split]
@@ -279,8 +287,10 @@ class RgbxFolder:
         for key, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != len(self.channels):
                 raise UserError(
+                    f"dataset.{key}",
                     f"dataset.{key}: {len(values)} numbers for {len(self.channels)} channels "
-                    f"({', '.join(self.channels)}); give one for each"
+                    f"({', '.join(self.channels)})",
+                    "give one for each",
                 )
         if mean is None or std is None:
             files = [frame.image for frame in self.frames("train")]

@@ -42,12 +42,15 @@ def extra_channels(root: Path, form: Form, given: Sequence[str] | None) -> list[
         names = USUAL.get(count)
     if names is None:
         raise UserError(
-            f"{root}: {form}; name those after red, green and blue: dataset.x=[thermal,event,…]"
+            "dataset.x",
+            f"{root}: {form}",
+            "name those after red, green and blue: dataset.x=[thermal,event,…]",
         )
     if len(names) != count or len({*COLOURS, *names}) != form.channels:
         raise UserError(
-            f"{where}: {', '.join(names)} after red, green and blue, the files have {form}; give "
-            f"{count} different names"
+            "dataset.x",
+            f"{where}: {', '.join(names)} after red, green and blue, the files have {form}",
+            f"give {count} different names",
         )
     return names
 
@@ -73,8 +76,9 @@ def grouped(found: FrameSet, folders: Sequence[Path], group_by: str | None) -> F
         match = re.search(group_by, path)
         if match is None:
             raise UserError(
-                f"dataset.group_by: {group_by!r} does not match {path}; it must match every path "
-                f"below {folder}"
+                "dataset.group_by",
+                f"dataset.group_by: {group_by!r} does not match {path}",
+                f"it must match every path below {folder}",
             )
         sequence = next((part for part in match.groups() if part is not None), match[0])
         own = found.split.get(frame.group, "")
@@ -102,4 +106,6 @@ def _described(about: Path) -> list[str]:
             return [str(name) for name in channels[len(COLOURS) :]]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise UserError(f'{about}: no "channels" that begin with red, green, blue; mend or remove it')
+    raise UserError(
+        "dataset.x", f'{about}: no "channels" that begin with red, green, blue', "mend or remove it"
+    )

@@ -82,11 +82,12 @@ def pack(
         with FileLock(out / ".lock", timeout=0):
             return _pack(found, pairs, out, judge, workers or os.cpu_count() or 1, progress)
     except Timeout:
-        raise UserError(f"{out}: another process prepares there; wait for it") from None
+        raise UserError("out", f"{out}: another process prepares there", "wait for it") from None
     except OSError as error:
         raise UserError(
-            f"{out}: {error.strerror or error}; see to it and run the same command again, "
-            "what is finished stays"
+            "out",
+            f"{out}: {error.strerror or error}",
+            "see to it and run the same command again, what is finished stays",
         ) from None
 
 
@@ -190,7 +191,7 @@ def _without(found: FrameSet, lost: Mapping[str, str]) -> FrameSet:
     frames = [frame for frame in found.frames if frame.name not in lost]
     if not frames:
         name, reason = next(iter(lost.items()))
-        raise UserError(f"{found.root}: no usable frame; the first: {name}: {reason}")
+        raise UserError("SOURCE", f"{found.root}: no usable frame", f"the first: {name}: {reason}")
     empty = sum(not frame.boxes for frame in frames)
     report = RunReport(
         "all",
@@ -216,12 +217,14 @@ def _known(out: Path, source: Path) -> dict[str, Line]:
         made_of = json.loads(first)["source"]
     except FileNotFoundError:
         if any(path.name != ".lock" for path in out.iterdir()):
-            raise UserError(f"{out}: holds other files; name an empty folder") from None
+            raise UserError("out", f"{out}: holds other files", "name an empty folder") from None
         return {}
     except (ValueError, KeyError, TypeError):
         made_of, rest = "files that are not known any more", []
     if made_of != str(source.resolve()):
-        raise UserError(f"{out}: was prepared from {made_of}; name another OUT or remove it")
+        raise UserError(
+            "out", f"{out}: was prepared from {made_of}", "name another OUT or remove it"
+        )
     for folder, pattern in (("images", ".*.npy.*"), ("labels", ".*.txt.*")):
         for temporary in (out / folder).rglob(pattern):  # of a run that was killed
             temporary.unlink()

@@ -51,21 +51,26 @@ def find_folders(source: Path, named: Mapping[str, str | None]) -> dict[str, str
         name = named.get(modality)
         if name and name not in found:
             raise UserError(
-                f"{modality}={name}: no such folder in {source}; it has {_listed(found)}"
+                "source",
+                f"{modality}={name}: no such folder in {source}",
+                f"it has {_listed(found)}",
             )
         fitting = [folder for word in known for folder in found if folder.lower() == word]
         if chosen := name or next(iter(fitting), None):
             folders[modality] = chosen
     twice = [name for name in folders.values() if list(folders.values()).count(name) > 1]
     if twice:
-        raise UserError(f"{source}: {twice[0]} stands for two modalities; name a folder for each")
+        raise UserError(
+            "source", f"{source}: {twice[0]} stands for two modalities", "name a folder for each"
+        )
     for wanted in ({"rgb"}, {"thermal", "event"}):
         if not wanted & folders.keys():
             names = " or ".join(f"{key}=FOLDER" for key in FOLDERS if key in wanted)
             words = [word for key in FOLDERS if key in wanted for word in FOLDERS[key]]
             raise UserError(
-                f"{source}: no folder {_listed(words)}; it has {_listed(found)}: name yours "
-                f"with {names}"
+                "source",
+                f"{source}: no folder {_listed(words)}",
+                f"it has {_listed(found)}: name yours with {names}",
             )
     return folders
 
@@ -104,7 +109,7 @@ class Pairs:
         files = ImageFiles(EXTENSIONS, self.size)
         found = read_annotated(self.source, self.folders["rgb"], files, require_labels)
         if found is None:
-            raise UserError(f"{self.source}: no labels found in it; give {LABELS}")
+            raise UserError("source", f"{self.source}: no labels found in it", f"give {LABELS}")
         return self._with_the_unpaired(found, require_labels)
 
     def size(self, image: Path) -> tuple[int, int]:
@@ -210,7 +215,7 @@ class Pairs:
             paths[0] for frame, paths in self.found["rgb"].items() if frame not in self._taken
         ]
         if unlabelled and require_labels:
-            raise UserError(f"{unlabelled[0]}: has no labels; add them, or take it out")
+            raise UserError("source", f"{unlabelled[0]}: has no labels", "add them, or take it out")
         if unlabelled:
             problems.append(
                 f"{self.folders['rgb']}: {len(unlabelled)} pictures without labels, the first "
@@ -246,7 +251,7 @@ def places(found: FrameSet, pairs: Pairs) -> dict[str, str]:
             place = f"{split}/{place}"
         if other := names.get(place):
             raise UserError(
-                f"{found.root}: {other} and {frame.name} both become {place}: rename one"
+                "source", f"{found.root}: {other} and {frame.name} both become {place}: rename one"
             )
         names[place] = frame.name
     return {name: place for place, name in names.items()}

@@ -11,7 +11,7 @@ import torch
 from research.batch import DetectionBatch
 from research.data.frames.frame import Frame
 from research.data.frames.letterbox import Letterbox
-from research.data.loader import Key
+from research.data.loader import SampleKey
 from research.data.rgbx.arrays import Form, Pixels, letterboxed, read_array
 from research.utils.errors import DamagedImage
 
@@ -37,7 +37,7 @@ class ArraySamples:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitems__(self, keys: list[Key]) -> DetectionBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> DetectionBatch:
         arrays: list[Pixels] = []
         kept: list[int] = []
         damage: Counter[str] = Counter()
@@ -50,7 +50,7 @@ class ArraySamples:
             kept.append(key.index)
         batch = stacked(arrays, self.size, self.form, [self.frames[index] for index in kept])
         batch.index = torch.tensor(kept, dtype=torch.int64)
-        batch.damage = dict(damage)
+        batch.skipped = dict(damage)
         return batch
 
 

@@ -48,7 +48,9 @@ def measure(
         sums += pixels.sum(0)
         squares += np.square(pixels).sum(0)
     if not count:
-        raise UserError(f"none of {len(files)} training files can be read; the first: {files[0]}")
+        raise UserError(
+            "dataset", f"none of {len(files)} training files can be read", f"the first: {files[0]}"
+        )
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
     return ChannelStatistics(mean.tolist(), std.tolist())

@@ -97,7 +97,7 @@ class RgbxTransform(DeviceTransform):
             batch.inputs.add_(noise, alpha=change.noise)
         return batch
 
-    def panels(self, batch: DetectionBatch) -> list[Tensor]:
+    def to_images(self, batch: DetectionBatch) -> list[Tensor]:
         """The colours, then a grey panel for each other channel.
 
         Those of 16 bits, if the last batch had them, are stretched to their own range, see

@@ -75,13 +75,15 @@ def build(
             return ready
     except OSError as error:
         raise UserError(
-            f"{out}: {error.strerror or error}; see to it and run the same command again, "
-            "what is finished stays"
+            "out",
+            f"{out}: {error.strerror or error}",
+            "see to it and run the same command again, what is finished stays",
         ) from None
     except BrokenProcessPool:
         raise UserError(
-            f"{out}: a process was killed while it wrote (out of memory?); run the same command "
-            "again with fewer workers= or a smaller shard_samples="
+            "out",
+            f"{out}: a process was killed while it wrote (out of memory?)",
+            "run the same command again with fewer workers= or a smaller shard_samples=",
         ) from None
 
 
@@ -175,7 +177,7 @@ def _describe(
         groups.append(Group(name, start, start + stored[name], split, report))
     for split in dict.fromkeys(plan.splits.values()):
         if not any(group.split == split and group.stop > group.start for group in groups):
-            raise UserError(f"split {split}: not one of its images could be read")
+            raise UserError(split, f"split {split}: not one of its images could be read")
     shards = [part.shard for part in parts if part.shard is not None]
     Manifest(
         folder=store,

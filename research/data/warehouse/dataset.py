@@ -96,7 +96,7 @@ class Warehouse:
         self.fold = fold
         self.max_images = {"train": max_train_images, "val": max_val_images}
         self.cache = Path(cache_dir)
-        self.baseline = baseline
+        self.report_baseline = baseline
         self.demo = demo
         self.kind: Kind = FrameKind(image_size, max_boxes, augmentation)
         if network.coefficients is not None:
@@ -111,13 +111,15 @@ class Warehouse:
         manifest = Manifest.load(path)
         if manifest.kind != self.kind.name:
             raise UserError(
+                "dataset.manifest",
                 f"dataset.manifest: {manifest.path} holds {manifest.kind}, this model reads "
-                f"{self.kind.name}; prepare them with python -m research.prepare {self.kind.name}"
+                f"{self.kind.name}",
+                f"prepare them with python -m research.prepare {self.kind.name}",
             )
         self.manifest = manifest
-        reason = self.recalled and self.misfit(self.recalled)
+        reason = self.recalled and self.check_compatible(self.recalled)
         if reason:
-            raise UserError(reason)
+            raise UserError("dataset.manifest", reason)
         self.kind.fit(manifest.transform)
         self.classes = manifest.classes
         self.store = Store(manifest, self.verify, self.cache)
@@ -131,16 +133,17 @@ class Warehouse:
         for split in ("train", "val"):
             if not len(self.splits.get(split, ())):
                 raise UserError(
-                    f"{manifest.path}: no sample in the {split} split; prepare it again with "
-                    "val=0.2, or give dataset.folds=5"
+                    "dataset.manifest",
+                    f"{manifest.path}: no sample in the {split} split",
+                    "prepare it again with val=0.2, or give dataset.folds=5",
                 )
 
-    def samples(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
+    def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         positions, resident = self.positions(split), None
         if self._keep_on(device):
             resident = partial(self._resident, device)
             self.workers, self.pin_memory = 0, False
-        return self.kind.samples(self.store, positions, seed, train=train, resident=resident)
+        return self.kind.dataset(self.store, positions, seed, train=train, resident=resident)
 
     def transform(
         self, *, measured: bool = True, progress: Progress | None = None
@@ -152,7 +155,7 @@ class Warehouse:
     def read(self, paths: Sequence[Path]) -> Batch:
         return self.kind.read(paths)
 
-    def look(self, path: Path) -> list[Image]:
+    def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
     def known_classes(self) -> list[str] | None:
@@ -164,16 +167,16 @@ class Warehouse:
             for split, positions in self.splits.items()
         }
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"name": self.name, "classes": self.classes, "transform": self.manifest.transform}
 
-    def recall(self, facts: Mapping[str, Any]) -> None:
-        self.classes = list(facts["classes"])
-        self.kind.fit(facts["transform"])
-        self.recalled = facts
+    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
+        self.classes = list(metadata["classes"])
+        self.kind.fit(metadata["transform"])
+        self.recalled = metadata
 
-    def misfit(self, facts: Mapping[str, Any]) -> str | None:
-        ours, theirs = self.manifest.transform, facts.get("transform", {})
+    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
+        ours, theirs = self.manifest.transform, metadata.get("transform", {})
         for key in self.kind.form:
             if ours[key] != theirs.get(key, ours[key]):
                 return (
@@ -186,10 +189,10 @@ class Warehouse:
         """The store's version: a hash of its data and of how they were prepared."""
         return self.manifest.version
 
-    def floor(self) -> str | None:
-        if not self.baseline:
+    def baseline(self) -> str | None:
+        if not self.report_baseline:
             return None
-        return self.kind.floor(self.store, self.splits["train"], self.splits["val"])
+        return self.kind.baseline(self.store, self.splits["train"], self.splits["val"])
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Where a split's samples stand in the store.
@@ -199,8 +202,9 @@ class Warehouse:
         """
         if split not in self.splits:
             raise UserError(
-                f"split={split}: {self.manifest.path} has {', '.join(self.splits)}; prepare it "
-                "again with test=0.1, or give dataset.folds=5"
+                "split",
+                f"split={split}: {self.manifest.path} has {', '.join(self.splits)}",
+                "prepare it again with test=0.1, or give dataset.folds=5",
             )
         return self.splits[split]
 

@@ -26,7 +26,7 @@ from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.index import Progress
-from research.data.loader import BatchSource, Key
+from research.data.loader import BatchSource, SampleKey
 from research.data.readers import decode, to_rgb
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.plan import Item
@@ -62,7 +62,7 @@ class Kind(Protocol):
         """
         ...
 
-    def samples(
+    def dataset(
         self,
         store: Store,
         positions: Positions,
@@ -80,7 +80,7 @@ class Kind(Protocol):
 
     def read(self, paths: Sequence[Path]) -> Batch: ...
 
-    def floor(self, store: Store, train: Positions, val: Positions) -> str | None: ...
+    def baseline(self, store: Store, train: Positions, val: Positions) -> str | None: ...
 
 
 class CoefficientKind:
@@ -111,19 +111,21 @@ class CoefficientKind:
         size = self.image_size or stored
         if size > stored or size % MCU:
             raise UserError(
-                f"dataset.image_size={size}: the store holds {stored}, cuts are multiples of {MCU}"
-                "; give a smaller one, or null for whole images"
+                "dataset.image_size",
+                f"dataset.image_size={size}: the store holds {stored}, cuts are multiples of {MCU}",
+                "give a smaller one, or null for whole images",
             )
         asked = max(len(self.shipped.luma), len(self.shipped.chroma))
         if asked > window * window:
             raise UserError(
-                f"compression.window: the store holds a window of {window}; keep no more, or "
-                f"prepare it with compression.window={round(asked**0.5)}"
+                "compression.window",
+                f"compression.window: the store holds a window of {window}",
+                f"keep no more, or prepare it with compression.window={round(asked**0.5)}",
             )
         self.crop = BlockCrop(stored, size)
         self.recipe = CoefficientRecipe(stored, window, transform["source"])
 
-    def samples(
+    def dataset(
         self,
         store: Store,
         positions: Positions,
@@ -166,7 +168,7 @@ class CoefficientKind:
         inputs = self.crop.centre(Blocks(y, cbcr))
         return ClassificationBatch(index, inputs, torch.full_like(index, -1))
 
-    def floor(self, store: Store, train: Positions, val: Positions) -> str | None:
+    def baseline(self, store: Store, train: Positions, val: Positions) -> str | None:
         return None
 
 
@@ -259,12 +261,13 @@ class FrameKind:
         for key, asked in (("image_size", self.image_size), ("max_boxes", self.max_boxes)):
             if asked is not None and asked != transform[key]:
                 raise UserError(
-                    f"dataset.{key}={asked}: the store was prepared with {key}={transform[key]}; "
-                    "leave it out, or prepare the frames again"
+                    f"dataset.{key}",
+                    f"dataset.{key}={asked}: the store was prepared with {key}={transform[key]}",
+                    "leave it out, or prepare the frames again",
                 )
         self.size, self.slots = transform["image_size"], transform["max_boxes"]
 
-    def samples(
+    def dataset(
         self,
         store: Store,
         positions: Positions,
@@ -296,7 +299,7 @@ class FrameKind:
             torch.tensor([(image.height, image.width) for image in images], dtype=torch.int32),
         )
 
-    def floor(self, store: Store, train: Positions, val: Positions) -> str | None:
+    def baseline(self, store: Store, train: Positions, val: Positions) -> str | None:
         """Mean IoU, over the validation frames, of the best constant box of the training frames."""
         known, judged = (
             (store.gather("boxes", part.tolist()), store.gather("mask", part.tolist()).bool())
@@ -333,7 +336,7 @@ class FrameSamples:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitems__(self, keys: list[Key]) -> DetectionBatch:
+    def __getitems__(self, keys: list[SampleKey]) -> DetectionBatch:
         index = torch.tensor([key.index for key in keys], dtype=torch.int64)
         positions = self.positions[index.numpy()]
 

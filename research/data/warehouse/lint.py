@@ -38,12 +38,12 @@ class Report:
     Attributes:
         errors: findings that make results wrong, one line each, naming shard or sample.
         warnings: findings to look at.
-        facts: what the store holds, in words.
+        notes: what the store holds, in words.
     """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def lint(manifest: Manifest, progress: Progress | None = None) -> tuple[Report, Samples]:
@@ -243,7 +243,7 @@ def _classes(samples: Samples, report: Report) -> None:
 
 def _facts(samples: Samples, report: Report) -> None:
     manifest = samples.manifest
-    report.facts.append(
+    report.notes.append(
         f"{manifest.kind}, version {manifest.version}: {manifest.samples} samples of "
         f"{len(manifest.groups)} groups, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB"
@@ -253,7 +253,7 @@ def _facts(samples: Samples, report: Report) -> None:
     for split, ranges in manifest.splits.items():
         found = counts[split]
         groups = sum(g.split == split and g.stop > g.start for g in manifest.groups)
-        report.facts.append(
+        report.notes.append(
             f"{split}: {sum(stop - start for start, stop in ranges)} samples of {groups} groups; "
             f"{unit} a class: fewest {found.min()} ({manifest.classes[found.argmin()]}), "
             f"most {found.max()} ({manifest.classes[found.argmax()]}), in all {found.sum()}"
@@ -261,17 +261,17 @@ def _facts(samples: Samples, report: Report) -> None:
     if manifest.kind == "frames":
         mask, boxes = samples.all("mask") > 0, samples.boxes()
         per_frame = Counter(mask.sum(1).tolist())
-        report.facts.append(
+        report.notes.append(
             f"boxes a frame: at most {max(per_frame, default=0)} of {mask.shape[1]} slots; "
             + ", ".join(f"{n} with {count}" for count, n in sorted(per_frame.items()))
         )
         if len(boxes):
             sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(0))
             low, middle, high = np.quantile(sides, [0.05, 0.5, 0.95])
-            report.facts.append(
+            report.notes.append(
                 f"box side (root of its area) as a share of the frame: median {middle:.3f}, "
                 f"5 % under {low:.3f}, 5 % over {high:.3f}"
             )
     left_out = ", ".join(f"{count} {kind}" for kind, count in manifest.damage.items())
     if left_out:
-        report.facts.append(f"left out while it was prepared: {left_out}")
+        report.notes.append(f"left out while it was prepared: {left_out}")

@@ -140,7 +140,7 @@ class Manifest:
         """
         ranges = self.splits
         if name not in ranges:
-            raise UserError(f"split={name}: {self.path} has {', '.join(ranges)}")
+            raise UserError("split", f"split={name}: {self.path} has {', '.join(ranges)}")
         return np.concatenate([np.arange(start, stop) for start, stop in ranges[name]])
 
     def lines(self) -> list[dict[str, Any]]:
@@ -153,12 +153,16 @@ class Manifest:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: {_reason(error)}; {REMEDY}") from None
+            raise UserError("dataset.manifest", f"{path}: {_reason(error)}", f"{REMEDY}") from None
         if hashlib.sha256(data).hexdigest() != self.index_sha256:
-            raise UserError(f"{path}: damaged (SHA-256); {REMEDY}")
+            raise UserError("dataset.manifest", f"{path}: damaged (SHA-256)", f"{REMEDY}")
         found = [json.loads(line) for line in data.splitlines()]
         if len(found) != self.samples:
-            raise UserError(f"{path}: {len(found)} lines for {self.samples} samples; {REMEDY}")
+            raise UserError(
+                "dataset.manifest",
+                f"{path}: {len(found)} lines for {self.samples} samples",
+                f"{REMEDY}",
+            )
         return found
 
     def save(self) -> None:
@@ -181,20 +185,24 @@ class Manifest:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{file}: {_reason(error)}; {REMEDY}") from None
+            raise UserError("dataset.manifest", f"{file}: {_reason(error)}", f"{REMEDY}") from None
         if not isinstance(content, Mapping) or not isinstance(content.get("schema"), int):
-            raise UserError(f"{file}: not the manifest of a warehouse; {REMEDY}")
+            raise UserError(
+                "dataset.manifest", f"{file}: not the manifest of a warehouse", f"{REMEDY}"
+            )
         if content["schema"] > SCHEMA:
             raise UserError(
-                f"{file}: of schema {content['schema']}, this code reads up to {SCHEMA}; update it"
+                "dataset.manifest",
+                f"{file}: of schema {content['schema']}, this code reads up to {SCHEMA}",
+                "update it",
             )
         try:
             manifest = cls._read(file.parent, content)
             problem = manifest._problem()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError(f"{file}: {_field(error)}; {REMEDY}") from None
+            raise UserError("dataset.manifest", f"{file}: {_field(error)}", f"{REMEDY}") from None
         if problem:
-            raise UserError(f"{file}: {problem}; {REMEDY}")
+            raise UserError("dataset.manifest", f"{file}: {problem}", f"{REMEDY}")
         return manifest
 
     @classmethod
@@ -272,18 +280,21 @@ def _find(path: Path) -> Path:
     if not versions:
         unfinished = any(path.glob(".building-*"))
         raise UserError(
+            "dataset.manifest",
             f"{path}: "
             + (
                 "only an unfinished store; run the command that prepares it again"
                 if unfinished
                 else "no warehouse; give the manifest.json that python -m research.prepare wrote"
-            )
+            ),
         )
     newest = max(versions.values())
     latest = [file for file, written in versions.items() if written == newest]
     if len(latest) > 1:
         names = ", ".join(sorted(str(file) for file in latest))
-        raise UserError(f"{path}: several versions of the same age; give one of {names}")
+        raise UserError(
+            "dataset.manifest", f"{path}: several versions of the same age", f"give one of {names}"
+        )
     return latest[0]
 
 

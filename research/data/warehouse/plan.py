@@ -156,5 +156,7 @@ def _stamp(item: Item) -> Stamp:
         return Stamp(sha256_of(item.file), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise UserError(
-            f"{item.file}: {error.strerror or error}; restore the file or remove its label"
+            "source",
+            f"{item.file}: {error.strerror or error}",
+            "restore the file or remove its label",
         ) from None

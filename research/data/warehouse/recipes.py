@@ -172,8 +172,9 @@ def plan_frames(
     fullest = max(frames, key=lambda frame: len(frame.boxes))
     if len(fullest.boxes) > recipe.max_boxes:
         raise UserError(
-            f"{fullest.image}: {len(fullest.boxes)} boxes for {recipe.max_boxes} slots; "
-            f"give max_boxes={len(fullest.boxes)} (no frame has more)"
+            "max_boxes",
+            f"{fullest.image}: {len(fullest.boxes)} boxes for {recipe.max_boxes} slots",
+            f"give max_boxes={len(fullest.boxes)} (no frame has more)",
         )
     items = [
         Item(
@@ -247,13 +248,15 @@ def assign_splits(
     asked = {split: list(names) for split, names in named.items() if names}
     if asked and own:
         raise UserError(
-            f"{next(iter(asked))}_runs: the source has a split of its own; leave the setting out"
+            "val",
+            f"{next(iter(asked))}_runs: the source has a split of its own",
+            "leave the setting out",
         )
     for split, names in asked.items():
         for name in names:
             choose(f"{split}_runs", name, groups)
             if splits[name] != "train":
-                raise UserError(f"{split}_runs={name}: {name} is in {splits[name]} already")
+                raise UserError("val", f"{split}_runs={name}: {name} is in {splits[name]} already")
             splits[name] = split
     rng = np.random.default_rng((seed, 3))
     for split, share in (("test", test), ("val", val)):
@@ -264,8 +267,9 @@ def assign_splits(
                 splits[str(name)] = split
     if "train" not in splits.values():
         raise UserError(
-            f"validation and test take all of {len(groups)} groups and leave none for training; "
-            "name or draw fewer, or hold nothing out with val=0"
+            "val",
+            f"validation and test take all of {len(groups)} groups and leave none for training",
+            "name or draw fewer, or hold nothing out with val=0",
         )
     return splits
 

@@ -185,7 +185,9 @@ def _unchanged(file: Path, stamp: Stamp) -> None:
         stat = file.stat()
         if (stat.st_size, stat.st_mtime_ns) == stamp[1:]:
             return
-    raise UserError(f"{file}: changed while it was prepared; run the same command again")
+    raise UserError(
+        "source", f"{file}: changed while it was prepared", "run the same command again"
+    )
 
 
 def _save(path: Path, tensors: dict[str, NDArray[np.generic]], samples: int) -> Shard:

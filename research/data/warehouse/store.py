@@ -60,7 +60,7 @@ class Store:
         for shard in self.manifest.shards:
             problem = wrong_size(self.manifest, shard)
             if problem:
-                raise UserError(problem)
+                raise UserError("dataset.manifest", problem)
         if self.verify != "never":
             self._compare_hashes()
         self.verified = True
@@ -124,12 +124,16 @@ class Store:
                     expected = (shard.samples, *tensor.shape)
                     if view.shape != expected or view.dtype != tensor.dtype:
                         raise UserError(
+                            "dataset.manifest",
                             f"{path}: {name} is {view.dtype} {list(view.shape)}, expected "
-                            f"{tensor.dtype} {list(expected)}; {REMEDY}"
+                            f"{tensor.dtype} {list(expected)}",
+                            f"{REMEDY}",
                         )
                     views[name] = view
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be opened ({error}); {REMEDY}") from None
+            raise UserError(
+                "dataset.manifest", f"{path}: cannot be opened ({error})", f"{REMEDY}"
+            ) from None
         self._tensors[number] = views
         return views
 
@@ -143,7 +147,7 @@ class Store:
             shard for shard in self.manifest.shards if known.get(shard.file) != now[shard.file]
         ]
         for _, problem in damaged_shards(self.manifest, fresh):
-            raise UserError(problem)
+            raise UserError("dataset.manifest", problem)
         if fresh:
             write_text(record, json.dumps(now))
 

@@ -51,7 +51,7 @@ def test_evaluation_makes_floats_and_nothing_else() -> None:
     found = transform(batch, None)
     assert torch.equal(found.inputs, batch.inputs.float() / 255)
     assert torch.equal(found.boxes, batch.boxes)
-    assert torch.equal(transform.panels(found)[0], batch.inputs)
+    assert torch.equal(transform.to_images(found)[0], batch.inputs)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from research.batch import PairBatch, PhotoBatch
 from research.config import compose_config, resolved
-from research.data.loader import EpochLoader, Key
+from research.data.loader import EpochLoader, SampleKey
 from research.data.pairs import samples as reading
 from research.data.pairs.samples import PairSamples, read_photo
 from research.data.pairs.source import PhotoPairs
@@ -89,8 +89,8 @@ def prepared(make: Make, root: Path, **changed: Any) -> PhotoPairs:
 
 
 def batch_of(data: PhotoPairs, split: str, count: int | None = None) -> PairBatch:
-    samples = data.samples(split, seed=0, train=False, device=CPU)
-    batch = samples.__getitems__([Key(0, index) for index in range(count or len(samples))])
+    samples = data.dataset(split, seed=0, train=False, device=CPU)
+    batch = samples.__getitems__([SampleKey(0, index) for index in range(count or len(samples))])
     assert isinstance(batch, PairBatch)
     return batch
 
@@ -179,7 +179,7 @@ def test_files_of_a_user_look_as_in_validation(make: Make, root: Path) -> None:
     batch = data.read([photo(root, 1, 2), photo(root, 2, 1)])
     assert isinstance(batch, PhotoBatch)
     assert (batch.inputs[1].numpy() == padded(photo(root, 2, 1))).all()
-    assert data.look(photo(root, 1, 2))[0].size == (40, 60)
+    assert data.load_image(photo(root, 1, 2))[0].size == (40, 60)
     photo(root, 1, 1).write_bytes(b"no photo")
     with pytest.raises(DamagedImage, match="not an image file"):
         data.read([photo(root, 1, 1)])
@@ -206,9 +206,9 @@ def test_photos_that_cannot_be_used_are_counted_and_told(
     assert "000001-01.JPG: empty, cannot be read" in told
     batch = batch_of(data, "val")  # what no header shows is found where it is read
     assert len(batch) == 7
-    assert batch.damage in ({"left_out/truncated": 2}, {"left_out/unreadable": 2})
+    assert batch.skipped in ({"left_out/truncated": 2}, {"left_out/unreadable": 2})
     assert batch.index.tolist() == [2, *range(3, 9)]
-    gone = data.samples("val", seed=0, train=False, device=CPU).__getitems__([Key(0, 0)])
+    gone = data.dataset("val", seed=0, train=False, device=CPU).__getitems__([SampleKey(0, 0)])
     assert gone.inputs.shape == (0, 2, 3, 48, 48)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"^dataset.audit=error: .*\(and 2 more findings\)$"):
         prepared(make, root, audit="error")
@@ -287,7 +287,7 @@ def test_folds_split_all_lists_anew(make: Make, root: Path) -> None:
 def test_floors(make: Make, root: Path) -> None:
     data = prepared(make, root)
     told = "pair accuracy 1.0000 of always the second photo, 1.0000 of the sharper photo"
-    assert data.floor() == told
+    assert data.baseline() == told
     metrics = RankingMetrics("soft", [0.5, 1.0])
     metrics.update(torch.zeros(12), batch_of(data, "val"))
     assert metrics.compute()["constant_accuracy"] == 1
@@ -341,7 +341,7 @@ def test_what_the_network_sees(make: Make, root: Path) -> None:
     mean, std = (torch.tensor(part)[:, None, None] for part in (NETWORK.mean, NETWORK.std))
     torch.testing.assert_close(seen.inputs, (batch.inputs / 255 - mean) / std)
     assert torch.equal(seen.preference, batch.preference)
-    first, second = transform.panels(seen)
+    first, second = transform.to_images(seen)
     assert torch.equal(first, batch.inputs[:, 0])
     assert torch.equal(second, batch.inputs[:, 1])
     user = transform(data.read([data.pairs("val").photos[i] for i in batch.photos[0]]), None)
@@ -375,9 +375,9 @@ def test_measures_in_place_of_pixels(make: Make, root: Path) -> None:
     torn = photo(root, 6, 1)
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     data = prepared(make, root, features=["quality"])
-    facts = data.facts()
-    assert facts["features"] == ["quality"]
-    width = facts["feature_sizes"]["quality"]
+    metadata = data.metadata()
+    assert metadata["features"] == ["quality"]
+    width = metadata["feature_sizes"]["quality"]
     count, kinds = data.counts()["val"]
     assert (count, sum(kinds.values())) == (10, 2)
     transform = data.transform()
@@ -426,32 +426,32 @@ def test_what_people_see_of_a_batch(make: Make, root: Path, features: list[str] 
         "second": ["000006-02.JPG", "000006-03.JPG", "000006-03.JPG"],
     }
     pixels = batch_of(prepared(make, root), "val", 3).inputs
-    first, second = transform.panels(batch)
+    first, second = transform.to_images(batch)
     assert torch.equal(first, pixels[:, 0])
     assert torch.equal(second, pixels[:, 1])
     photo(root, 6, 2).write_bytes(b"")  # pictures end no run
     if features is not None:
-        first, second = transform.panels(batch)
+        first, second = transform.to_images(batch)
         assert (second[0] == 255).all()
         assert torch.equal(second[1], pixels[1, 1])
 
 
 def test_a_model_gets_the_features_that_it_was_trained_on(make: Make, root: Path) -> None:
     pixels, measures = make(root), make(root, features=["quality"])
-    pixels.recall(pixels.facts())
-    assert pixels.facts()["transform"] == {"image_size": 48, "fit": "pad"}
-    assert measures.misfit(measures.facts()) is None
+    pixels.load_metadata(pixels.metadata())
+    assert pixels.metadata()["transform"] == {"image_size": 48, "fit": "pad"}
+    assert measures.check_compatible(measures.metadata()) is None
     with pytest.raises(UserError, match=r"trained on the features quality, .* asks for pixels"):
-        pixels.recall(measures.facts())
-    assert "trained on pixels" in str(measures.misfit(pixels.facts()))
-    other = measures.facts() | {"feature_keys": {"quality": "another"}}
-    assert "computed otherwise" in str(measures.misfit(other))
+        pixels.load_metadata(measures.metadata())
+    assert "trained on pixels" in str(measures.check_compatible(pixels.metadata()))
+    other = measures.metadata() | {"feature_keys": {"quality": "another"}}
+    assert "computed otherwise" in str(measures.check_compatible(other))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaded_by_any_number_of_workers(make: Make, root: Path, workers: int) -> None:
     data = prepared(make, root)
-    samples = data.samples("train", seed=1, train=True, device=CPU)
+    samples = data.dataset("train", seed=1, train=True, device=CPU)
     assert isinstance(samples, PairSamples)
     loader = EpochLoader(samples, 16, seed=1, train=True, workers=workers)
     first = next(iter(loader.epoch(2)))

@@ -18,7 +18,7 @@ from research.batch import DetectionBatch
 from research.compression.selection import EVERY
 from research.config import compose_config, resolved
 from research.data.coefficients import Coefficients
-from research.data.loader import EpochLoader, Key
+from research.data.loader import EpochLoader, SampleKey
 from research.data.rgbx import statistics
 from research.data.rgbx.arrays import RANGES
 from research.data.rgbx.folder import RgbxFolder
@@ -108,8 +108,8 @@ def prepared(make: Make, root: Path, **changed: Any) -> RgbxFolder:
 
 
 def batch_of(data: RgbxFolder, split: str, count: int | None = None) -> DetectionBatch:
-    samples = data.samples(split, seed=0, train=False, device=CPU)
-    batch = samples.__getitems__([Key(0, index) for index in range(count or len(samples))])
+    samples = data.dataset(split, seed=0, train=False, device=CPU)
+    batch = samples.__getitems__([SampleKey(0, index) for index in range(count or len(samples))])
     assert isinstance(batch, DetectionBatch)
     return batch
 
@@ -128,7 +128,7 @@ def test_what_reaches_the_encoder_has_no_mean_and_unit_spread(
         np.save(path, array)
     data = prepared(make, root)
     transform = data.transform()
-    source = data.samples("train", seed=0, train=True, device=CPU)
+    source = data.dataset("train", seed=0, train=True, device=CPU)
     for batch in EpochLoader(source, len(source), seed=0, train=True).epoch(0):
         assert batch.inputs.dtype == getattr(torch, dtype)
         assert batch.inputs.shape == (len(source), 5, 64, 64)
@@ -179,8 +179,8 @@ def test_given_statistics_are_taken(make: Make, tmp_path: Path) -> None:
 def test_a_checkpoint_needs_no_data(make: Make, tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", SEQUENCES, dtype="uint16")
     data = prepared(make, root)
-    saved, facts = data.transform().state_dict(), data.facts()
-    assert facts == {
+    saved, metadata = data.transform().state_dict(), data.metadata()
+    assert metadata == {
         "name": "own",
         "classes": ["0", "1"],
         "channels": ["red", "green", "blue", "thermal", "event"],
@@ -188,7 +188,7 @@ def test_a_checkpoint_needs_no_data(make: Make, tmp_path: Path) -> None:
         "transform": {"image_size": 64},
     }
     bare = make(tmp_path / "gone")
-    bare.recall(json.loads(json.dumps(facts)))
+    bare.load_metadata(json.loads(json.dumps(metadata)))
     transform = bare.transform(measured=False)
     transform.load_state_dict(saved)
     files = [root / "images" / f"{name}.npy" for name in SEQUENCES[:3]]
@@ -198,7 +198,7 @@ def test_a_checkpoint_needs_no_data(make: Make, tmp_path: Path) -> None:
     assert batch.mask.shape == (3, 1)
     trained = data.transform().eval()(batch, None).inputs
     assert torch.equal(transform.eval()(batch, None).inputs, trained)
-    pictures = bare.look(files[1])
+    pictures = bare.load_image(files[1])
     assert [picture.size for picture in pictures] == [(64, 60)] * 3
     assert all(isinstance(picture, Image.Image) for picture in pictures)
     with pytest.raises(DamagedImage, match="5 channels of uint8, expected 5 channels of uint16"):
@@ -213,7 +213,7 @@ def test_a_model_of_8_bits_meets_files_of_16(make: Make, tmp_path: Path) -> None
     for path in root.rglob("*.npy"):
         np.save(path, np.load(path).astype(np.uint16) * 257)
     met = make(root)
-    met.recall(trained.facts())
+    met.load_metadata(trained.metadata())
     restored = met.transform(measured=False).eval()
     restored.load_state_dict(transform.state_dict())
     met.prepare(0)
@@ -227,16 +227,16 @@ def test_a_model_of_8_bits_meets_files_of_16(make: Make, tmp_path: Path) -> None
 def test_another_process_reads_the_same_batches(make: Make, tmp_path: Path) -> None:
     data = prepared(make, write_set(tmp_path / "set", SEQUENCES))
     data.splits["train"][2].image.write_bytes(b"")
-    source = data.samples("train", seed=0, train=True, device=CPU)
+    source = data.dataset("train", seed=0, train=True, device=CPU)
     own, others = (
         list(EpochLoader(source, 4, seed=5, train=True, workers=workers).epoch(1))
         for workers in (0, 1)
     )
-    assert sum(batch.damage.get("left_out/empty", 0) for batch in own) == 1
+    assert sum(batch.skipped.get("left_out/empty", 0) for batch in own) == 1
     for one, other in zip(own, others, strict=True):
         assert isinstance(one, DetectionBatch)
         assert isinstance(other, DetectionBatch)
-        assert one.damage == other.damage
+        assert one.skipped == other.skipped
         for name in ("index", "inputs", "boxes", "mask", "labels", "sizes"):
             assert torch.equal(getattr(one, name), getattr(other, name))
 
@@ -260,8 +260,8 @@ def test_a_batch_of_negatives_alone_has_an_empty_slot(make: Make, tmp_path: Path
     root = write_set(tmp_path / "set", SEQUENCES)
     data = prepared(make, root)
     place = next(n for n, frame in enumerate(data.splits["train"]) if not frame.boxes)
-    samples = data.samples("train", seed=0, train=True, device=CPU)
-    batch = samples.__getitems__([Key(0, place)])
+    samples = data.dataset("train", seed=0, train=True, device=CPU)
+    batch = samples.__getitems__([SampleKey(0, place)])
     assert isinstance(batch, DetectionBatch)
     assert batch.boxes.shape == (1, 1, 4)
     assert not batch.mask.any()
@@ -314,7 +314,7 @@ def test_a_folder_with_splits_of_its_own_keeps_them(
     assert {split: len(frames) for split, frames in data.splits.items()} == {"train": 10, "val": 6}
     assert "its own splits share 1 sequences (2)" in caplog.text
     with pytest.raises(UserError, match=r"split=test: .* has train, val; add a folder test/"):
-        data.samples("test", seed=0, train=False, device=CPU)
+        data.dataset("test", seed=0, train=False, device=CPU)
     write_set(root / "test", SEQUENCES[16:])
     splits = prepared(make, root, group_by=None).splits
     assert [len(splits[split]) for split in ("train", "val", "test")] == [10, 6, 8]
@@ -429,7 +429,7 @@ def test_a_bad_label_is_left_out_with_its_row(
     assert f"left out: labels/s0_1.txt: {told}" in caplog.text
     assert data.counts()["train"][1] == {"invalid": 1}
     assert sum(count for count, _ in data.counts().values()) == 23
-    source = data.samples("train", seed=0, train=True, device=CPU)
+    source = data.dataset("train", seed=0, train=True, device=CPU)
     assert EpochLoader(source, 2, seed=0, train=True).left_out == {"left_out/invalid": 1}
 
 
@@ -472,13 +472,13 @@ def test_a_file_damaged_later_leaves_its_batch(make: Make, tmp_path: Path) -> No
     val[1].write_bytes(val[1].read_bytes()[:-9])
     batch = batch_of(data, "val")
     assert batch.index.tolist() == [0, 2, 3]
-    assert batch.damage == {"left_out/truncated": 1}
+    assert batch.skipped == {"left_out/truncated": 1}
     assert len(batch.inputs) == len(batch.sizes) == 3
     for file in val:
         file.write_bytes(b"")
     nothing = batch_of(data, "val")
     assert len(nothing) == 0
-    assert nothing.damage == {"left_out/empty": 4}
+    assert nothing.skipped == {"left_out/empty": 4}
     assert data.transform().eval()(nothing, None).inputs.shape == (0, 5, 64, 64)
     train = [frame.image for frame in data.splits["train"]]
     train[0].write_bytes(b"")
@@ -488,13 +488,13 @@ def test_a_file_damaged_later_leaves_its_batch(make: Make, tmp_path: Path) -> No
 
 def test_a_model_of_other_channels_or_fewer_classes_is_refused(make: Make, tmp_path: Path) -> None:
     data = prepared(make, write_set(tmp_path / "set", SEQUENCES))
-    facts = data.facts()
-    assert data.misfit(facts) is None
-    assert data.misfit({**facts, "classes": ["0", "1", "2"]}) is None
-    assert "has 2; use labels" in str(data.misfit({**facts, "classes": ["0"]}))
-    theirs = {**facts, "channels": facts["channels"][:4]}
-    assert "trained on red, green, blue, thermal, " in str(data.misfit(theirs))
-    data.recall(theirs)
+    metadata = data.metadata()
+    assert data.check_compatible(metadata) is None
+    assert data.check_compatible({**metadata, "classes": ["0", "1", "2"]}) is None
+    assert "has 2; use labels" in str(data.check_compatible({**metadata, "classes": ["0"]}))
+    theirs = {**metadata, "channels": metadata["channels"][:4]}
+    assert "trained on red, green, blue, thermal, " in str(data.check_compatible(theirs))
+    data.load_metadata(theirs)
     with pytest.raises(UserError, match="the model was trained on red, green, blue, thermal, "):
         data.prepare(0)
 

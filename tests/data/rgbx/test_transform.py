@@ -99,7 +99,7 @@ def test_the_range_is_that_of_the_files_that_come() -> None:
 def test_panels_are_the_pixels_that_went_in() -> None:
     batch = framed_batch()
     transform = RgbxTransform(MEAN, STD, None).eval()
-    colours, thermal, event = transform.panels(transform(batch, None))
+    colours, thermal, event = transform.to_images(transform(batch, None))
     there = framed(batch.sizes, 32)[:, None]
     for panel, pixels in (
         (colours, batch.inputs[:, :3]),
@@ -111,7 +111,7 @@ def test_panels_are_the_pixels_that_went_in() -> None:
     narrow = framed_batch(dtype="uint16")
     thermal = torch.from_numpy(narrow.inputs.numpy()[:, 3] // 1000 + 26000)
     narrow.inputs[:, 3] = thermal.to(torch.uint16)
-    seen = transform.panels(transform(narrow, None))[1].float()
+    seen = transform.to_images(transform(narrow, None))[1].float()
     assert seen.amax((1, 2, 3)).min() == 255
     assert seen.amin((1, 2, 3)).max() == 0
 

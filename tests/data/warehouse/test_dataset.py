@@ -10,7 +10,7 @@ import torch
 
 from research import evaluate, prepare
 from research.data.frames.constant_box import best_constant_box, constant_iou
-from research.data.loader import EpochLoader, Key
+from research.data.loader import EpochLoader, SampleKey
 from research.engine import build, checkpoint
 from research.utils.errors import UserError
 from tests.conftest import make_folders, prepared, run
@@ -101,12 +101,12 @@ def test_zigzag_is_picked_out_on_the_device(from_store: Compose) -> None:
     order = ("compression.order=zigzag", "compression.window=2")
     config = from_store(*order, "dataset.random_flip=false", "dataset.random_crop=false")
     data = prepared(config)
-    batch = data.samples("train", seed=0, train=False, device=CPU).__getitems__([Key(0, 3)])
+    batch = data.dataset("train", seed=0, train=False, device=CPU).__getitems__([SampleKey(0, 3)])
     assert batch.inputs.y.shape[-1] == 9  # the smallest corner that holds 0, 1, 8 and 16
     transform = data.transform()
     transform.eval()
     kept = transform(batch, None).inputs.y[0]
-    [raw] = transform.panels(transform(batch, None))
+    [raw] = transform.to_images(transform(batch, None))
     assert kept.shape == (4, 4, 4)
     assert raw.shape == (1, 3, 32, 32)
     stored = batch.inputs.y[0].permute(2, 0, 1).float()
@@ -188,8 +188,8 @@ def test_files_read_for_prediction_are_as_the_store_has_them(
     from_store: Compose, folders: Path
 ) -> None:
     data = prepared(from_store("dataset.random_crop=false"))
-    batch = data.samples("val", seed=0, train=False, device=CPU).__getitems__(
-        [Key(0, index) for index in range(12)]
+    batch = data.dataset("val", seed=0, train=False, device=CPU).__getitems__(
+        [SampleKey(0, index) for index in range(12)]
     )
     read = data.read(sorted((folders / "val").rglob("*.jpg")))
     assert torch.equal(batch.inputs.y, read.inputs.y)
@@ -224,7 +224,7 @@ def test_the_best_constant_box_is_no_worse_than_any_on_a_grid() -> None:
 
 def test_a_loader_of_a_store_can_be_drawn_from_twice_at_once(from_store: Compose) -> None:
     data = prepared(from_store())
-    samples = data.samples("train", seed=0, train=True, device=CPU)
+    samples = data.dataset("train", seed=0, train=True, device=CPU)
     loader = EpochLoader(samples, 8, seed=0, train=True)
     first, second = iter(loader.epoch(1)), iter(loader.epoch(1))
     for _ in range(3):

@@ -27,7 +27,7 @@ from tests.data.warehouse.conftest import (
 
 def look(manifest: Manifest) -> Report:
     report, _ = lint(Manifest.load(manifest.path))
-    assert not any("\n" in line for line in [*report.errors, *report.warnings, *report.facts])
+    assert not any("\n" in line for line in [*report.errors, *report.warnings, *report.notes])
     return report
 
 
@@ -39,7 +39,7 @@ def test_a_sound_store_has_no_findings(kind: str, request: pytest.FixtureRequest
 
 
 def test_what_it_holds_is_told(frame_store: Manifest) -> None:
-    first, train, val, boxes, sides = look(frame_store).facts
+    first, train, val, boxes, sides = look(frame_store).notes
     assert "12 samples of 3 groups, 2 classes, 3 shards" in first
     assert train == (
         "train: 8 samples of 2 groups; boxes a class: fewest 4 (ulcer), most 8 (polyp), in all 12"
