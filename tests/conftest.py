@@ -339,6 +339,17 @@ def refusal(command: Callable[[list[str]], object], words: list[str]) -> str:
     return str(caught.value)
 
 
+@contextmanager
+def user_error(key: str, *words: object) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Expect a ``UserError`` of this key whose one line has these words in it."""
+    with pytest.raises(UserError) as caught:
+        yield caught
+    assert caught.value.key == key, f"{caught.value.key}: {caught.value}"
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert str(word) in str(caught.value)
+
+
 def one_line_of(act: Callable[[], object]) -> str:
     """The line in which a function or a command refuses what it is given."""
     said = io.StringIO()
