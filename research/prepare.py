@@ -12,7 +12,7 @@ from research.data.prepare_options import LIMITS, OPTIONS, USAGE
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from research.data.index import Progress
+    from research.data.index import ProgressCallback
     from research.data.warehouse.build import Plan
     from research.data.warehouse.manifest import Manifest
 
@@ -163,7 +163,7 @@ def _limits(settings: Mapping[str, Any]) -> dict[str, float]:
     return {key: settings[key] for key in LIMITS if settings[key] is not None}
 
 
-def _progress() -> Progress:
+def _progress() -> ProgressCallback:
     from research.tracking.console import ConsoleTracker
     from research.tracking.tracker import Progress
 

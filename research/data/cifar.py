@@ -19,7 +19,7 @@ from research.data import cifar_files
 from research.data.augment import Augment, Augmentation
 from research.data.cifar_files import SIDE, Part
 from research.data.crops import CentreCrop, PadCrop
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import PixelReader, decode, to_rgb
 from research.data.resident import Resident, ResidentSamples, resized
@@ -123,7 +123,7 @@ class Cifar:
         self.splits: Splits = {}
         self.digest = ""
 
-    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         """Read the files (or fetch them first) and hold out validation images.
 
         Args:
@@ -172,7 +172,7 @@ class Cifar:
         return ResidentSamples(images, labels, places, crop, self.image_size, seed)
 
     def transform(
-        self, *, measured: bool = True, progress: Progress | None = None
+        self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
         kept = self.coefficients
         if kept is None:

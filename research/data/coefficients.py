@@ -14,7 +14,7 @@ from research.compression import statistics
 from research.compression.blocks import Blocks
 from research.compression.selection import EVERY, Selection
 from research.compression.statistics import Statistics
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, EpochLoader
 from research.data.transforms import CoefficientTransform
 
@@ -46,7 +46,7 @@ class Coefficients:
         shipped: Selection,
         key: Mapping[str, object],
         cache: Path,
-        progress: Progress | None,
+        progress: ProgressCallback | None,
     ) -> Statistics | None:
         """Measured on samples as validation would see them, or recalled; null when not needed.
 

@@ -22,7 +22,7 @@ from research.data.baseline import linear_top1
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import Coefficients
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
-from research.data.index import Progress, index_folder
+from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
 from research.data.source import NetworkInput
@@ -138,7 +138,7 @@ class ImageFolders:
         self.classes: list[str] = []
         self.splits: dict[str, Split] = {}
 
-    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         """Read (or recall) every header, settle the classes and the splits.
 
         Args:
@@ -193,7 +193,7 @@ class ImageFolders:
         return ImageSamples(files, self._reader(), crop, seed)
 
     def transform(
-        self, *, measured: bool = True, progress: Progress | None = None
+        self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
         if self.coefficients is None:
             return PixelTransform(self.mean, self.std, self.random_flip, self.augment)
@@ -273,7 +273,9 @@ class ImageFolders:
     def _shipped(self, kept: Coefficients) -> Selection:
         return kept.selection if self.block_crop is None else covering(kept.selection)
 
-    def _statistics(self, kept: Coefficients, progress: Progress | None) -> Statistics | None:
+    def _statistics(
+        self, kept: Coefficients, progress: ProgressCallback | None
+    ) -> Statistics | None:
         """Of all 64 frequencies over the training split, as validation would see it."""
         split, reader = self.splits["train"], self._reader(EVERY)
         crop = f"bilinear, centre crop {self.eval_crop.pct}"
@@ -285,7 +287,7 @@ class ImageFolders:
         key = {"data": self.fingerprint(), "image_size": self.image_size, "resize": crop}
         return kept.statistics(samples, EVERY, key, self.cache / "statistics", progress)
 
-    def _index(self, root: Path, key: str, progress: Progress | None) -> dict[str, str]:
+    def _index(self, root: Path, key: str, progress: ProgressCallback | None) -> dict[str, str]:
         if not root.is_dir():
             raise UserError(
                 key, f"{key}: no folder {root}", "give the folder that holds the classes"
@@ -310,7 +312,7 @@ class ImageFolders:
             )
         return index
 
-    def _eval_split(self, root: Path, key: str, progress: Progress | None) -> Split:
+    def _eval_split(self, root: Path, key: str, progress: ProgressCallback | None) -> Split:
         index = self._index(root, key, progress)
         missing = check_same_classes(self.classes, {class_of(name) for name in index}, root, key)
         if missing:

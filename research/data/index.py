@@ -36,7 +36,7 @@ EXTENSIONS = frozenset(
         ".gif",
     ]
 )
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Told (what, done, total) while long work goes on."""
 
 
@@ -69,7 +69,9 @@ def inspect_header(path: Path) -> str:
         return "unreadable"
 
 
-def index_folder(root: Path, cache: Path, progress: Progress | None = None) -> dict[str, Entry]:
+def index_folder(
+    root: Path, cache: Path, progress: ProgressCallback | None = None
+) -> dict[str, Entry]:
     """Every image file below ``root`` by its path relative to it, in sorted order.
 
     Args:

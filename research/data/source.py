@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from research.batch import Batch
 from research.data.coefficients import Coefficients
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.transforms import DeviceTransform
 
@@ -57,7 +57,7 @@ class DataModule(Protocol):
     pin_memory: bool | None
     classes: list[str]
 
-    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         """Find (or make) the data, settle classes and splits.
 
         Args:
@@ -84,7 +84,7 @@ class DataModule(Protocol):
         ...
 
     def transform(
-        self, *, measured: bool = True, progress: Progress | None = None
+        self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
         """The device's half of preprocessing.
 

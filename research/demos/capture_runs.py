@@ -22,7 +22,7 @@ from PIL import Image
 from research.data.frames.capture import MANIFEST
 from research.data.frames.frame import Box
 from research.data.frames.run_writer import RunWriter
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.once import made_once
 from research.utils.errors import UserError
 
@@ -54,7 +54,7 @@ class CaptureDemo:
     frames: int
     seed: int
 
-    def render(self, progress: Progress | None = None) -> Path:
+    def render(self, progress: ProgressCallback | None = None) -> Path:
         """Make sure that the runs lie in ``root``; render them if they do not.
 
         A run depends on (seed, its number, ``frames``) alone, so that more runs begin with the
@@ -82,7 +82,7 @@ class CaptureDemo:
         make = partial(self._make, progress=progress)
         return made_once(Path(self.root), RECORD, record, _is_ours, make)
 
-    def _make(self, root: Path, progress: Progress | None) -> None:
+    def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         for number in range(self.runs):
             _write_run(root / f"run_{number + 1:03d}", (self.seed, number), self.frames)
             if progress is not None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.once import made_once
 from research.data.pairs.lists import LISTS, series_name
 from research.utils.errors import UserError
@@ -71,7 +71,7 @@ class PhotoDemo:
     series: int
     seed: int
 
-    def render(self, progress: Progress | None = None) -> Path:
+    def render(self, progress: ProgressCallback | None = None) -> Path:
         """Make sure that the photos and their pair lists lie in ``root``.
 
         A series depends on (seed, its number) alone, so that more series begin with the files of
@@ -93,7 +93,7 @@ class PhotoDemo:
         make = partial(self._make, progress=progress)
         return made_once(Path(self.root), RECORD, record, _is_ours, make)
 
-    def _make(self, root: Path, progress: Progress | None) -> None:
+    def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         (root / PHOTOS).mkdir(parents=True)
         lists: dict[str, list[str]] = {split: [] for split in LISTS}
         for number in range(1, self.series + 1):

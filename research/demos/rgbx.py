@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.frames.frame import Box
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.once import made_once
 from research.data.rgbx.arrays import COLOURS
 from research.data.rgbx.layout import DESCRIPTION
@@ -61,7 +61,7 @@ class RgbxDemo:
     seed: int
     size: int
 
-    def render(self, progress: Progress | None = None) -> Path:
+    def render(self, progress: ProgressCallback | None = None) -> Path:
         """Make sure that ``images/*.npy``, ``labels/*.txt`` and their records lie in ``root``.
 
         A sequence depends on (seed, its number, ``size``) alone, so that more images begin with
@@ -84,7 +84,7 @@ class RgbxDemo:
         make = partial(self._make, progress=progress)
         return made_once(Path(self.root), RECORD, record, _is_ours, make)
 
-    def _make(self, root: Path, progress: Progress | None) -> None:
+    def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         (root / "images").mkdir(parents=True)
         (root / "labels").mkdir()
         for first in range(0, self.images, LENGTH):

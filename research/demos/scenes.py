@@ -19,7 +19,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.once import made_once
 from research.utils.errors import UserError
 
@@ -284,7 +284,7 @@ class Scenes:
     val_images: int
     seed: int
 
-    def render(self, progress: Progress | None = None) -> None:
+    def render(self, progress: ProgressCallback | None = None) -> None:
         """Render them, unless they are there."""
 
         def told(done: int, total: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from research.data.frames.annotations import read_frames
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.warehouse import recipes
 from research.data.warehouse.build import build
 from research.demos.capture_runs import CaptureDemo
@@ -29,7 +29,7 @@ class DemoStore:
         self.capture = CaptureDemo(root, runs, frames, seed)
         self.recipe = recipes.FrameRecipe(image_size, max_boxes)
 
-    def make(self, out: Path, progress: Progress | None) -> Path:
+    def make(self, out: Path, progress: ProgressCallback | None) -> Path:
         """Render and prepare what is not there yet.
 
         A fifth of the runs is for validation, another for testing.

@@ -22,7 +22,7 @@ from research.config import targets
 from research.config.checks import RGB
 from research.data.block_samples import MCU
 from research.data.coefficients import Coefficients
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.source import DataModule, NetworkInput
 from research.engine import checkpoint
@@ -56,7 +56,9 @@ class Experiment:
 
 
 def experiment(
-    config: Config, progress: Progress | None = None, weights: Mapping[str, Any] | None = None
+    config: Config,
+    progress: ProgressCallback | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Build everything that training needs.
 

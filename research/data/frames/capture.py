@@ -32,7 +32,7 @@ from research.data.frames.frame import (
     normalised,
     read_json,
 )
-from research.data.index import EXTENSIONS, Progress
+from research.data.index import EXTENSIONS, ProgressCallback
 from research.utils.errors import UserError
 
 MANIFEST = "run_manifest.json"
@@ -232,7 +232,7 @@ def prune(
     missing: bool = False,
     invalid: bool = False,
     runs: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Pruned:
     """Write a copy of a capture tree without what is not wanted.
 
@@ -304,7 +304,7 @@ def _write_copy(
     out: Path,
     runs: dict[Path, list[LabelFile]],
     report: Pruned,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.pairs.lists import (
     TIE,
     PairSet,
@@ -209,7 +209,7 @@ def audit_votes(votes: Sequence[Row], listed: Sequence[Row], audit: Audit) -> No
 
 
 def audit_sharpness(
-    pairs: PairSet, cache: Path, seed: int, progress: Progress | None, audit: Audit
+    pairs: PairSet, cache: Path, seed: int, progress: ProgressCallback | None, audit: Audit
 ) -> None:
     """The sanity ranker: does the sharper photo of a clear pair win more often than by chance?
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.pairs.extractors import extractor
 from research.data.pairs.store import features_of
 from research.data.readers import decode
@@ -114,7 +114,7 @@ class FeatureSet:
         """By what each was computed: a model can only read features of the same keys."""
         return {each.name: each.key for each in self.extractors}
 
-    def prepare(self, files: Sequence[Path], progress: Progress | None = None) -> None:
+    def prepare(self, files: Sequence[Path], progress: ProgressCallback | None = None) -> None:
         """Have the features of these files, by whose order ``rows`` goes."""
         self._files, self.damaged = [Path(file) for file in files], {}
         parts = []

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.pairs.lists import TIE, Pair, PairSet
 from research.data.pairs.quality import sharpness_of
 from research.data.pairs.samples import read_photo
@@ -23,7 +23,10 @@ THREADS: Final = 4
 
 
 def sharper_wins(
-    photos: Sequence[Path], pairs: Sequence[Pair], cache: Path, progress: Progress | None = None
+    photos: Sequence[Path],
+    pairs: Sequence[Pair],
+    cache: Path,
+    progress: ProgressCallback | None = None,
 ) -> tuple[float, int]:
     """How many pairs the sharper photo wins, and of how many; ties of labels do not count.
 
@@ -59,7 +62,7 @@ def trivial(part: PairSet, cache: Path) -> str | None:
 
 
 def sharpness(
-    files: Sequence[Path], cache: Path, progress: Progress | None = None
+    files: Sequence[Path], cache: Path, progress: ProgressCallback | None = None
 ) -> dict[Path, float]:
     """Variance of the Laplacian of each photo at its own size; nan for one that cannot be read.
 

@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from research.batch import PhotoBatch
 from research.config.cli import choose
-from research.data.index import Progress, index_folder
+from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource
 from research.data.pairs.audit import (
     Audit,
@@ -160,7 +160,7 @@ class PhotoPairs:
         self.rows = torch.empty(0)  # [N, D] features of the photos
         self.audit = Audit()
 
-    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         if self.network.coefficients is not None:
             raise UserError(
                 "dataset", f"dataset={self.name}: pairs are of pixels", "give compression=none"
@@ -207,7 +207,7 @@ class PhotoPairs:
         return PairSamples(pairs, FeatureLook(self.rows), (width,), torch.float32, left_out)
 
     def transform(
-        self, *, measured: bool = True, progress: Progress | None = None
+        self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
         if self.features is None:
             return PairTransform(self.mean, self.std, self.random_flip, self.swap, self.album)
@@ -294,7 +294,7 @@ class PhotoPairs:
             )
         return self.splits[split]
 
-    def _sanity(self, progress: Progress | None) -> None:
+    def _sanity(self, progress: ProgressCallback | None) -> None:
         every = [pair for part in self.splits.values() for pair in part.pairs]
         whole = replace(self.splits["train"], pairs=every)
         audit_sharpness(whole, self.cache, self.rules.split_seed, progress, self.audit)
@@ -306,7 +306,7 @@ class PhotoPairs:
             log.warning("audit: %s", line)
         log.info("audit: %s", self.audit.summary())
 
-    def _extract(self, features: FeatureSet, progress: Progress | None) -> None:
+    def _extract(self, features: FeatureSet, progress: ProgressCallback | None) -> None:
         """Has every photo's features; pairs of photos that have none are left out."""
         photos = self.splits["train"].photos
         features.prepare(photos, progress)

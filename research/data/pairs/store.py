@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.pairs.extractors import Extractor
 from research.data.readers import decode
 from research.utils.errors import DamagedImage, UserError, one_line
@@ -53,7 +53,7 @@ def features_of(
     extract: Extractor,
     cache: Path,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Found:
     """A feature of every file: recalled where the cache has it, else computed and kept.
 

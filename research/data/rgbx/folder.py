@@ -16,7 +16,7 @@ from research.batch import DetectionBatch
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.limits import tell
 from research.data.frames.yolo import named_classes, read_yolo, yolo_folders
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array, sampled
 from research.data.rgbx.layout import DESCRIPTION, LEDGER, extra_channels, grouped
@@ -116,7 +116,7 @@ class RgbxFolder:
         self.splits: dict[str, list[Frame]] = {}
         self.left_out: dict[str, int] = {}
 
-    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         if self.network.coefficients is not None:
             raise UserError(
                 "dataset", f"dataset={self.name}: arrays hold pixels", "give compression=none"
@@ -163,7 +163,7 @@ class RgbxFolder:
         return ArraySamples(self.frames(split), self.image_size, self.form, left_out)
 
     def transform(
-        self, *, measured: bool = True, progress: Progress | None = None
+        self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
         count = len(self.channels)
         mean, std = [0.0] * count, [1.0] * count
@@ -282,7 +282,7 @@ class RgbxFolder:
             len(groups),
         )
 
-    def _statistics(self, progress: Progress | None) -> tuple[list[float], list[float]]:
+    def _statistics(self, progress: ProgressCallback | None) -> tuple[list[float], list[float]]:
         mean, std = self.given
         for key, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != len(self.channels):

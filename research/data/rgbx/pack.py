@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from research.data.frames.frame import Frame, FrameSet, LeftOut, RunReport
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import COLOURS, Pixels
 from research.data.rgbx.layout import DESCRIPTION, LEDGER
 from research.data.rgbx.pairs import Pairs, places
@@ -57,7 +57,7 @@ def pack(
     out: Path,
     judge: Callable[[FrameSet], None],
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Write a source, or what is missing of it.
 
@@ -97,7 +97,7 @@ def _pack(
     out: Path,
     judge: Callable[[FrameSet], None],
     workers: int,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> dict[str, Any]:
     deep = any(pairs.deep[pairs.frame_of(frame.image)] for frame in found.frames)
     place_of = places(found, pairs)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import RANGES, Form, read_array
 from research.utils.errors import DamagedImage, UserError
 from research.utils.files import write_text
@@ -28,7 +28,7 @@ class ChannelStatistics:
 
 
 def measure(
-    files: Sequence[Path], form: Form, progress: Progress | None = None
+    files: Sequence[Path], form: Form, progress: ProgressCallback | None = None
 ) -> ChannelStatistics:
     """Over all pixels of the files, at their own size, in float64; damaged ones are passed over.
 
@@ -62,7 +62,7 @@ def channel_statistics(
     limit: int,
     fingerprint: str,
     cache: Path,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ChannelStatistics:
     """The statistics of ``limit`` files, chosen by chance but always the same, or recalled.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import damaged_shards
 from research.data.warehouse.manifest import SAMPLES, SCHEMA, Group, Manifest
 from research.data.warehouse.plan import Plan, Stamp, stamp_files, version_of
@@ -38,7 +38,7 @@ def build(
     *,
     shard_samples: int = 256,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Write a version, or recall it when it is there and whole.
 

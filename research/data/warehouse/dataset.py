@@ -16,7 +16,7 @@ from torch import Tensor
 from research.batch import Batch
 from research.data.folds import fold_splits
 from research.data.frames.transform import FrameAugmentation
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
 from research.data.source import NetworkInput
@@ -106,7 +106,7 @@ class Warehouse:
         self.splits: Splits = {}
         self.resident: dict[tuple[str, torch.device], Tensor] = {}
 
-    def prepare(self, seed: int, progress: Progress | None = None) -> None:
+    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         path = self.path if self.demo is None else self.demo.make(self.path, progress)
         manifest = Manifest.load(path)
         if manifest.kind != self.kind.name:
@@ -146,7 +146,7 @@ class Warehouse:
         return self.kind.dataset(self.store, positions, seed, train=train, resident=resident)
 
     def transform(
-        self, *, measured: bool = True, progress: Progress | None = None
+        self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
         store = self.store if measured else None
         train = self.splits.get("train", np.empty(0, np.int64))

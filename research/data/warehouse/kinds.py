@@ -25,7 +25,7 @@ from research.data.coefficients import Coefficients
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import decode, to_rgb
 from research.data.transforms import CoefficientTransform, DeviceTransform
@@ -73,7 +73,11 @@ class Kind(Protocol):
     ) -> BatchSource: ...
 
     def transform(
-        self, store: Store | None, positions: Positions, cache: Path, progress: Progress | None
+        self,
+        store: Store | None,
+        positions: Positions,
+        cache: Path,
+        progress: ProgressCallback | None,
     ) -> DeviceTransform:
         """With statistics of the samples at ``positions``; without a store, without them."""
         ...
@@ -144,7 +148,11 @@ class CoefficientKind:
         return BlockSamples(kept, labels, self.crop, seed, random=random)
 
     def transform(
-        self, store: Store | None, positions: Positions, cache: Path, progress: Progress | None
+        self,
+        store: Store | None,
+        positions: Positions,
+        cache: Path,
+        progress: ProgressCallback | None,
     ) -> DeviceTransform:
         numbers = None
         if store is not None:
@@ -279,7 +287,11 @@ class FrameKind:
         return FrameSamples(store, positions, resident)
 
     def transform(
-        self, store: Store | None, positions: Positions, cache: Path, progress: Progress | None
+        self,
+        store: Store | None,
+        positions: Positions,
+        cache: Path,
+        progress: ProgressCallback | None,
     ) -> DeviceTransform:
         return FrameTransform(self.augmentation)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.data.frames.letterbox import Letterbox
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import damaged_shards
 from research.data.warehouse.manifest import MANIFEST, SAMPLES, SPLITS, Manifest
 from research.data.warehouse.samples import Samples, class_counts
@@ -46,7 +46,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def lint(manifest: Manifest, progress: Progress | None = None) -> tuple[Report, Samples]:
+def lint(manifest: Manifest, progress: ProgressCallback | None = None) -> tuple[Report, Samples]:
     """Look at everything in a store.
 
     Args:
@@ -119,7 +119,7 @@ def _groups(samples: Samples, report: Report) -> None:
     )
 
 
-def _duplicates(samples: Samples, report: Report, progress: Progress | None) -> None:
+def _duplicates(samples: Samples, report: Report, progress: ProgressCallback | None) -> None:
     """The same file, or the same rows from other bytes, twice."""
     by_file: dict[str, list[int]] = defaultdict(list)
     for position, line in enumerate(samples.lines):
@@ -148,7 +148,7 @@ def _duplicates(samples: Samples, report: Report, progress: Progress | None) -> 
     _tell(report.warnings, within)
 
 
-def _digests(samples: Samples, progress: Progress | None) -> list[str]:
+def _digests(samples: Samples, progress: ProgressCallback | None) -> list[str]:
     names = ROWS.get(samples.manifest.kind, ())
 
     def digest(position: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.manifest import SCHEMA, Tensor
 from research.utils.errors import UserError
@@ -134,7 +134,9 @@ def _canonical(content: object) -> bytes:
     return f"{text}\n".encode()
 
 
-def stamp_files(items: Sequence[Item], workers: int, progress: Progress | None) -> list[Stamp]:
+def stamp_files(
+    items: Sequence[Item], workers: int, progress: ProgressCallback | None
+) -> list[Stamp]:
     """The content of every item's file.
 
     Raises:

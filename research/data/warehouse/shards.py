@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from research.data.index import Progress
+from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.manifest import Shard
 from research.data.warehouse.plan import Item, Recipe, Stamp
@@ -68,7 +68,7 @@ class Task(NamedTuple):
     record: Path
 
 
-def write_shards(tasks: list[Task], workers: int, progress: Progress | None) -> list[Part]:
+def write_shards(tasks: list[Task], workers: int, progress: ProgressCallback | None) -> list[Part]:
     """Every shard, written now or found finished.
 
     Args:
