@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from research.engine.predictor import Trained
+    from research.engine.predictor import Predictor
 
 
 def load(
@@ -18,7 +18,7 @@ def load(
     device: str = "auto",
     trust: Sequence[str] = (),
     overrides: Sequence[str] = (),
-) -> Trained:
+) -> Predictor:
     """A trained model and its preprocessing, ready to predict.
 
     Of a file that does not lie under ``runs/`` here, only model, task, preprocessing and what is

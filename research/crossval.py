@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from research.data.pairs.source import PhotoPairs
     from research.data.warehouse.dataset import Warehouse
-    from research.engine.loop import Judged
+    from research.engine.loop import EvalResult
 
 USAGE = """
 python -m research.crossval RUN RUN … [key=value …]
@@ -105,7 +105,7 @@ def judge(
     from research.data.pairs.source import PhotoPairs
     from research.data.warehouse.dataset import Warehouse
     from research.engine import predictor
-    from research.engine.evaluation import of_trained
+    from research.engine.evaluation import of_predictor
 
     words = [f"device={device}", "max_val_batches=null", *overrides]
     loaded, saved = predictor.load(run, which, words, trust, data=True)
@@ -117,14 +117,14 @@ def judge(
             f"{run}: no detector trained from a warehouse of frames, nor a ranking of photos",
             "give runs of one of these kinds",
         )
-    judged = of_trained(run, "test", loaded, saved).judge("test")
+    judged = of_predictor(run, "test", loaded, saved).evaluate("test")
     if isinstance(data, PhotoPairs):
         return of_pairs(run, data, judged)
     assert isinstance(data, Warehouse)
     return of_frames(run, data, judged)
 
 
-def of_frames(run: Path, data: Warehouse, judged: Judged) -> Fold:
+def of_frames(run: Path, data: Warehouse, judged: EvalResult) -> Fold:
     """Frames with objects, beside the best constant box of the training split."""
     from research.data.frames.constant_box import best_constant_box, constant_iou
     from research.data.warehouse.kinds import true_boxes
@@ -145,7 +145,7 @@ def of_frames(run: Path, data: Warehouse, judged: Judged) -> Fold:
     )
 
 
-def of_pairs(run: Path, data: PhotoPairs, judged: Judged) -> Fold:
+def of_pairs(run: Path, data: PhotoPairs, judged: EvalResult) -> Fold:
     """Decided pairs, beside who names the sharper photo."""
     from research.data.pairs.sharpness import sharpness
     from research.tasks.ranking_metrics import RankingMetrics

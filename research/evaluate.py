@@ -1,4 +1,4 @@
-"""Judge a trained run again: ``python -m research.evaluate RUN [split=val]``."""
+"""Evaluate a trained run on a split: ``python -m research.evaluate RUN [split=val]``."""
 
 from __future__ import annotations
 
@@ -50,32 +50,30 @@ def evaluate(
         which: ``best`` or ``last``, of a run folder.
         device: where, as in the run settings.
         overrides: other settings of the run, ``key=value``.
-        out: folder for the task's pictures and tables; null: none.
+        out: folder for the task's pictures and tables; ``None``: none are made.
         trust: names of the user's own that the run's configuration may have.
 
     Returns:
         ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
         for that epoch on this split, where it did.
     """
-    from research.engine.evaluation import trial
+    from research.engine.evaluation import load_eval_run
+    from research.engine.run import draw
     from research.tracking.files import FileTracker
 
-    one = trial(run, split, which, device, overrides, trust)
-    loaded, state, judged = one.trained, one.saved["state"], one.judge(split)
+    one = load_eval_run(run, split, which, device, overrides, trust)
+    model, state, result = one.predictor, one.saved["state"], one.evaluate(split)
     epoch = state["epoch"]
-    if out is not None and judged.first is not None:
-        files = FileTracker(out)
-        panels = loaded.transform.to_images
-        files.pictures(epoch, loaded.task.pictures(judged.totals, *judged.first, panels))
-        files.tables(epoch, loaded.task.tables(judged.totals, loaded.transform.names))
+    if out is not None:
+        draw(model.task, model.transform, result, FileTracker(out), epoch)
     row = state["history"][-1]
-    logged = {name: row.get(f"{split}/{name}") for name in judged.metrics}
+    logged = {name: row.get(f"{split}/{name}") for name in result.metrics}
     return {
         "split": split,
         "epoch": epoch,
-        "metrics": judged.metrics,
+        "metrics": result.metrics,
         "logged": {name: value for name, value in logged.items() if value is not None},
-        "damage": judged.damage,
+        "damage": result.skipped,
     }
 
 

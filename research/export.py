@@ -17,7 +17,7 @@ from research.utils.files import write_atomic
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from research.engine.predictor import Trained
+    from research.engine.predictor import Predictor
 
 USAGE = """
 python -m research.export RUN [key=value …]
@@ -147,7 +147,7 @@ def export(
     return found[0]
 
 
-def _dense(loaded: Trained) -> tuple[nn.Module, dict[str, list[str]], dict[str, Any]]:
+def _dense(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str, Any]]:
     """The network with tensors for inputs and outputs, their names, and what its user must do."""
     from torch import nn
 
@@ -197,7 +197,7 @@ def _dense(loaded: Trained) -> tuple[nn.Module, dict[str, list[str]], dict[str, 
     return OnBlocks().eval(), {"inputs": ["y", "cbcr"], "outputs": ["logits"]}, {}
 
 
-def _noise(loaded: Trained, metadata: Mapping[str, Any], count: int) -> tuple[Tensor, ...]:
+def _noise(loaded: Predictor, metadata: Mapping[str, Any], count: int) -> tuple[Tensor, ...]:
     """Random images as the network takes them, the same for the same count."""
     import torch
 
@@ -281,7 +281,7 @@ def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Ten
     )
 
 
-def _about(loaded: Trained, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _about(loaded: Predictor, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a user of the file must know of its inputs and outputs."""
     from research.engine import build
 

@@ -15,7 +15,7 @@ from research.config.rules import COUNT, DEVICE, TEXT, Rule, one_of
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from research.engine.evaluation import Trial
+    from research.engine.evaluation import EvalRun
     from research.tasks.task import Monitor
 
 log = logging.getLogger("research.leaderboard")  # as a command, this module is called __main__
@@ -95,13 +95,13 @@ def judge(
         UserError: when the runs are not of one task.
     """
     from research.engine import build
-    from research.engine.evaluation import trial
-    from research.utils.timing import in_turn
+    from research.engine.evaluation import load_eval_run
+    from research.utils.timing import median_times
 
-    every = [trial(run, split, which, device, overrides, trust) for run in runs]
+    every = [load_eval_run(run, split, which, device, overrides, trust) for run in runs]
     _check_data(runs, every)
-    judged = [one.judge(split).metrics for one in every]
-    monitor = every[0].monitor(judged[0])
+    judged = [one.evaluate(split).metrics for one in every]
+    monitor = every[0].main_metric(judged[0])
     for run, metrics in zip(runs, judged, strict=True):
         if monitor.metric not in metrics:
             raise UserError(
@@ -111,10 +111,10 @@ def judge(
             )
     spent: list[dict[int, float]] = [{} for _ in every]
     for count in batches:
-        times = in_turn([one.prediction(count) for one in every], rounds)
+        times = median_times([one.timed_prediction(count) for one in every], rounds)
         for taken, seconds in zip(spent, times, strict=True):
             taken[count] = seconds
-    networks = [one.trained.model for one in every]
+    networks = [one.predictor.model for one in every]
     sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in networks]
     sign = -1 if monitor.mode == "max" else 1
     ranks = {
@@ -125,7 +125,7 @@ def judge(
     rows = [
         Row(
             str(run),
-            build.model_name(every[place].trained.config),
+            build.model_name(every[place].predictor.config),
             sum(p.numel() for p in networks[place].parameters()),
             sizes[place],
             spent[place],
@@ -137,9 +137,9 @@ def judge(
     return rows, monitor
 
 
-def _check_data(runs: Sequence[Path], every: Sequence[Trial]) -> None:
+def _check_data(runs: Sequence[Path], every: Sequence[EvalRun]) -> None:
     """Warn of runs that are judged on other images than the first."""
-    first, *others = [one.trained.data.fingerprint() for one in every]
+    first, *others = [one.predictor.data.fingerprint() for one in every]
     for run, other in zip(runs[1:], others, strict=True):
         if other != first:
             log.warning("%s is judged on other data than %s: ranks say little", run, runs[0])

@@ -21,7 +21,7 @@ from research.utils.errors import NotFinite, UserError
 from research.utils.files import write_atomic, write_text
 
 if TYPE_CHECKING:
-    from research.engine.loop import Parts, Settings
+    from research.engine.build import Experiment
 
 USAGE = """
 python -m research.lr_find [key=value …]
@@ -108,8 +108,7 @@ class _Collector(Tracker):
 
 
 def sweep(
-    parts: Parts,
-    settings: Settings,
+    experiment: Experiment,
     start: float,
     end: float,
     steps: int,
@@ -120,8 +119,7 @@ def sweep(
     Parameter groups with rates of their own keep their share of the first one's.
 
     Args:
-        parts: built; the schedule in them is replaced, the weights are trained.
-        settings: the loop's numbers.
+        experiment: its schedule is replaced and its weights are trained.
         start: first learning rate.
         end: last learning rate.
         steps: how many optimizer steps.
@@ -132,25 +130,28 @@ def sweep(
     """
     from torch.optim.lr_scheduler import LambdaLR
 
-    from research.engine.loop import State, train_epoch
+    from research.engine.loop import train_epoch
 
-    optimizer = parts.optimizer
+    state, cfg = experiment.state, experiment.cfg
+    optimizer = state.optimizer
     for group in optimizer.param_groups:
         group["lr"] = group.pop("initial_lr", group["lr"])
     base = optimizer.param_groups[0]["lr"]
     rates = start * (end / start) ** (np.arange(steps) / max(1, steps - 1))
-    parts.scheduler = LambdaLR(optimizer, lambda step: rates[min(step, steps - 1)].item() / base)
-    collector = _Collector(settings.accumulate, steps)
+    state.scheduler = LambdaLR(optimizer, lambda step: rates[min(step, steps - 1)].item() / base)
+    collector = _Collector(cfg.accumulate, steps)
     tracker = Trackers([collector] if shown is None else [collector, shown])
-    epoch = min(len(parts.train_loader), settings.max_train_batches or sys.maxsize)
-    state, ended = State(), "the last rate"
+    epoch = min(len(experiment.train), cfg.max_train_batches or sys.maxsize)
+    ended = "the last rate"
     try:
         while collector.before < steps:
-            batches = min(epoch, (steps - collector.before) * settings.accumulate)
-            limits = replace(settings, log_every=1, max_train_batches=batches)
-            train_epoch(parts, limits, state, tracker)
-            state.epoch += 1
-            collector.before += math.ceil(batches / settings.accumulate)
+            batches = min(epoch, (steps - collector.before) * cfg.accumulate)
+            limits = replace(cfg, log_every=1, max_train_batches=batches)
+            train_epoch(
+                state, experiment.task, experiment.train, limits, experiment.device, tracker
+            )
+            state.epoch, state.batch = state.epoch + 1, 0
+            collector.before += math.ceil(batches / cfg.accumulate)
     except _Diverged:
         ended = "diverged"
     except NotFinite:
@@ -228,7 +229,7 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
     plain = {**config, "scale_lr": None, "ema": None}
     experiment = build.experiment(plain, preparing)
     try:
-        seen = sweep(experiment.parts, experiment.settings, start, end, steps, console)
+        seen = sweep(experiment, start, end, steps, console)
     finally:
         console.finish("FINISHED")
     count = len(seen.rates)

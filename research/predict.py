@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from research.batch import Batch
     from research.data.frames.media import Media, Still
     from research.data.source import DataModule
-    from research.engine.predictor import Trained
+    from research.engine.predictor import Predictor
     from research.inference.player import Player
     from research.inference.writers import Panels, Report
 
@@ -80,7 +80,7 @@ T = TypeVar("T")
 
 
 def predict(
-    model: Trained, media: Media, report: Report, batch_size: int, player: Player | None = None
+    model: Predictor, media: Media, report: Report, batch_size: int, player: Player | None = None
 ) -> dict[str, Any]:
     """Infer every still and hand it to the report, and to the player if there is one.
 
@@ -94,7 +94,7 @@ def predict(
     """
     from research.tracking.console import ConsoleTracker
     from research.tracking.tracker import Progress
-    from research.utils.timing import wait_for
+    from research.utils.timing import synchronize
 
     console = ConsoleTracker()
     damaged: list[DamagedImage] = []
@@ -106,7 +106,7 @@ def predict(
             if batch is not None:
                 started = time.perf_counter()
                 answers = model.infer(batch)
-                wait_for(model.device)
+                synchronize(model.device)
                 latencies.append(1000 * (time.perf_counter() - started))
                 frames += len(stills)
                 seen = report.add(stills, images, answers)
@@ -171,7 +171,7 @@ def _each(
     return found
 
 
-def _load(run: Path, settings: dict[str, Any], overrides: Sequence[str]) -> Trained:
+def _load(run: Path, settings: dict[str, Any], overrides: Sequence[str]) -> Predictor:
     """The trained model, with the settings that concern it."""
     from research.engine import checkpoint, predictor
 

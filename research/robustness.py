@@ -187,9 +187,9 @@ def judge(
     Raises:
         UserError: when the run's data have no sensor beside RGB.
     """
-    from research.engine.evaluation import trial
+    from research.engine.evaluation import load_eval_run
 
-    one = trial(run, split, which, device, overrides, trust)
+    one = load_eval_run(run, split, which, device, overrides, trust)
     channels = one.saved["data"].get("channels", RGB)
     if set(channels) <= set(RGB):
         raise UserError(
@@ -199,14 +199,14 @@ def judge(
         )
     rows: list[dict[str, Any]] = []
     for case in cases(channels, shifts, noise):
-        transform = disturbed(one.trained.transform, case.disturb())
+        transform = disturbed(one.predictor.transform, case.disturb())
         if case.kind == "clean":
-            transform = one.trained.transform
-        trained = replace(one.trained, transform=transform)
+            transform = one.predictor.transform
+        trained = replace(one.predictor, transform=transform)
         phase = f"{case.kind} {case.sensor}".strip()
-        metrics = replace(one, trained=trained).judge(phase).metrics
+        metrics = replace(one, predictor=trained).evaluate(phase).metrics
         rows.append({"kind": case.kind, "sensor": case.sensor, "amount": case.amount, **metrics})
-    return rows, one.monitor(metrics).metric
+    return rows, one.main_metric(metrics).metric
 
 
 def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:

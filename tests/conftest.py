@@ -27,6 +27,11 @@ from tests.mlflow_ui import free_port
 if TYPE_CHECKING:
     from torch import nn
 
+    from research.engine.build import Experiment
+    from research.engine.loss_log import EpochStats
+    from research.engine.state import TrainState
+    from research.tracking.tracker import Tracker
+
 # Test processes are the parallelism (pytest -n 2): threads in each would wait for one another.
 # In the environment, so that it holds in the processes that tests start as well; torch reads it
 # when it is imported, so nothing above may do that.
@@ -188,6 +193,32 @@ def run(config: dict[str, Any], name: str = "test") -> Path:
     return begin.folder
 
 
+def train_state(**counters: Any) -> TrainState:
+    """The state of a run with one weight."""
+    import torch
+
+    from research.data.transforms import DeviceTransform
+    from research.engine.state import TrainState
+
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, model, DeviceTransform(), optimizer, scheduler, scaler, **counters)
+
+
+def trained_epoch(built: Experiment, tracker: Tracker | None = None) -> EpochStats:
+    """One epoch of training; afterwards ``built.state`` stands at the next."""
+    from research.engine.loop import train_epoch
+    from research.tracking.tracker import Tracker
+
+    stats = train_epoch(
+        built.state, built.task, built.train, built.cfg, built.device, tracker or Tracker()
+    )
+    built.state.epoch, built.state.batch = built.state.epoch + 1, 0
+    return stats
+
+
 Train = Callable[..., None]
 
 
@@ -239,17 +270,17 @@ def save_state(content: dict[str, Any], path: Path) -> Path:
 @contextmanager
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A run inside is stopped, as by Ctrl-C, before the batch ``step`` is recorded."""
-    from research.engine.loss_log import BatchJournal
+    from research.engine.loss_log import LossLog
 
-    original = BatchJournal.add
+    original = LossLog.add
 
-    def stop(self: BatchJournal, at: int, *rest: Any) -> None:
+    def stop(self: LossLog, at: int, *rest: Any) -> None:
         if at == step:
             raise KeyboardInterrupt
         original(self, at, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BatchJournal, "add", stop)
+        patch.setattr(LossLog, "add", stop)
         with pytest.raises(KeyboardInterrupt):
             yield
 

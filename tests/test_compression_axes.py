@@ -23,9 +23,9 @@ from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.engine import build, checkpoint
-from research.engine.loop import State, evaluate, train_epoch
+from research.engine.loop import evaluate
 from research.tracking.tracker import Tracker
-from tests.conftest import CLASSES, data_overrides, picture, run
+from tests.conftest import CLASSES, data_overrides, picture, run, trained_epoch
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -167,7 +167,7 @@ def test_every_value_trains(
     assert math.isfinite(float(row["train/loss"]))
     assert math.isfinite(float(row["val/loss"]))
     assert not [key for key in row if key.startswith(("train/fallback", "train/left"))]
-    fresh = build.experiment(config).parts.model
+    fresh = build.experiment(config).state.model
     trained = checkpoint.load(folder / "checkpoints" / "last.pt")["model"]
     still = [
         name
@@ -217,12 +217,13 @@ def test_each_variant_overfits_32_images(
     )
     built = build.experiment(config)
     assert len(built.data.splits["train"].files) == 32
-    device = built.parts.device
-    judged = build.loader(config, built.data, "train", device, train=False)
-    state, tracker = State(), Tracker()
+    split = build.loader(config, built.data, "train", built.device, train=False)
+    state, tracker = built.state, Tracker()
     top1 = 0.0
     while top1 < 1 and state.epoch < config["epochs"]:
-        train_epoch(built.parts, built.settings, state, tracker)
-        state.epoch += 1
-        top1 = evaluate(built.parts, judged, built.settings, tracker).metrics["top1"]
+        trained_epoch(built, tracker)
+        result = evaluate(
+            state.eval_model, built.task, split, state.transform, built.cfg, built.device, tracker
+        )
+        top1 = result.metrics["top1"]
     assert top1 == 1

@@ -10,8 +10,7 @@ import torch
 
 from research.config import compose_config, resolved
 from research.engine import build
-from research.engine.checkpoint import Checkpoints
-from research.engine.loop import State, fit
+from research.engine.loop import EpochCallback, fit
 from research.tracking.tracker import Row, Table, Tracker
 from tests.conftest import Golden
 from tests.golden import stored
@@ -46,18 +45,26 @@ def test_losses_and_metrics(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     experiment = build.experiment(config)
-    parts, task = experiment.parts, experiment.parts.task
+    task, state = experiment.task, experiment.state
     predict = task.predict
 
     def in_double(model: Any, batch: Any) -> Any:
-        found = predict(model, batch)
-        return found.double() if isinstance(found, torch.Tensor) else found
+        predictions = predict(model, batch)
+        return predictions.double() if isinstance(predictions, torch.Tensor) else predictions
 
     monkeypatch.setattr(task, "predict", in_double)
-    for drawn in ("pictures", "tables"):
-        monkeypatch.setattr(task, drawn, lambda *_: {})
-    recorder = Recorder(parts.optimizer)
-    fit(parts, experiment.settings, State(), recorder, Checkpoints(tmp_path, {}, 1, 0))
+    recorder = Recorder(state.optimizer)
+    fit(
+        state,
+        task,
+        experiment.train,
+        experiment.val,
+        experiment.monitor,
+        experiment.cfg,
+        experiment.device,
+        recorder,
+        EpochCallback(),
+    )
     torch.set_num_threads(threads)
     assert len(recorder.found["losses"]) >= 10
     golden(f"losses/{name}", recorder.found, rel=1e-5)

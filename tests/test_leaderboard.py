@@ -61,7 +61,7 @@ def test_times_are_medians_of_rounds_in_turn(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock))
     passes = [network("a", [1.0, 9.0, 2.0]), network("b", [5.0, 4.0, 3.0])]
-    assert timing.in_turn(passes, 3) == [2.0, 4.0]
+    assert timing.median_times(passes, 3) == [2.0, 4.0]
     assert order == ["a", "b"] * 5
 
 
@@ -141,22 +141,22 @@ class Slow(nn.Module):
 
 def made_up(
     monkeypatch: pytest.MonkeyPatch, models: dict[str, Slow], **other: Any
-) -> Callable[..., evaluation.Trial]:
+) -> Callable[..., evaluation.EvalRun]:
     """Runs of these names, in the place of runs on the disk."""
     usual = resolved(compose_config(["model=resnet34", "device=cpu"])[0])
     task = Classification(["a", "b", "c"], 0.0)
 
-    def trial_of(path: Path, *_: Any) -> evaluation.Trial:
+    def trial_of(path: Path, *_: Any) -> evaluation.EvalRun:
         own = other.get(path.name, {})
         data: Any = SimpleNamespace(fingerprint=lambda: own.get("data", "same"))
         config = {**usual, "name": path.name, "monitor": own.get("monitor")}
-        loaded = evaluation.Trained(
+        loaded = evaluation.Predictor(
             config, ["a", "b", "c"], own.get("task", task), models[path.name], data, Plain(),
             torch.device("cpu"),
         )  # fmt: skip
-        return evaluation.Trial(loaded, EpochLoader(Digits(), 4, seed=0, train=False), {})
+        return evaluation.EvalRun(loaded, EpochLoader(Digits(), 4, seed=0, train=False), {})
 
-    monkeypatch.setattr(evaluation, "trial", trial_of)
+    monkeypatch.setattr(evaluation, "load_eval_run", trial_of)
     return trial_of
 
 

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from research import lr_find
 from research.batch import Batch
-from research.engine.loop import Parts, Settings
+from research.engine.build import Experiment
+from research.engine.loop import LoopConfig
+from research.engine.state import TrainState
 from research.tracking.tracker import Row, Table, Tracker
 from research.utils.errors import UserError
 from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal
 
 Compose = Callable[..., dict[str, Any]]
 CURVATURE = 0.5
-SETTINGS = Settings(
+CFG = LoopConfig(
     epochs=1,
     seed=0,
     precision="fp32",
@@ -63,43 +65,33 @@ class Batches:
     """A loader of ``count`` batches."""
 
     count: int
-    left_out: dict[str, int]
+    skipped: dict[str, int]
     batch_size: int = 2
 
     def __len__(self) -> int:
         return self.count
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int) -> Iterator[Batch]:
         return iter([Batch(torch.arange(2)) for _ in range(self.count)])
 
 
-def bowl(batches: int = 7) -> Parts:
+def bowl(batches: int = 7, **changed: Any) -> Experiment:
     model: Any = Bowl()
-    rest: Any = {"val_loader": None, "ema": None, "monitor": None}
+    none: Any = None
     task: Any = BowlTask()
     loader: Any = Batches(batches, {})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    return Parts(
-        task=task,
-        model=model,
-        forward=model,
-        transform=Unchanged(),  # type: ignore[arg-type]
-        train_loader=loader,
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 0.1),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
-        **rest,
-    )
-
-
-def settings(**changed: Any) -> Settings:
-    return Settings(**{**vars(SETTINGS), **changed})
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    transform: Any = Unchanged()
+    state = TrainState(model, model, transform, optimizer, scheduler, scaler)
+    cfg, cpu = LoopConfig(**{**vars(CFG), **changed}), torch.device("cpu")
+    return Experiment(state, task, loader, none, none, cfg, cpu, none, 3)
 
 
 def test_the_rate_rises_exponentially_over_epochs_and_the_loss_is_gradient_descents() -> None:
     parts = bowl()
-    seen = lr_find.sweep(parts, SETTINGS, 1e-4, 1.0, 30)
+    seen = lr_find.sweep(parts, 1e-4, 1.0, 30)
     assert seen.ended == "the last rate"
     np.testing.assert_allclose(seen.rates, np.geomspace(1e-4, 1.0, 30), rtol=1e-12)
     left = np.concatenate([[1.0], np.cumprod(1 - seen.rates[:-1] * CURVATURE)])
@@ -107,7 +99,7 @@ def test_the_rate_rises_exponentially_over_epochs_and_the_loss_is_gradient_desce
 
 
 def test_it_stops_soon_after_the_rate_that_theory_gives() -> None:
-    seen = lr_find.sweep(bowl(), SETTINGS, 1e-4, 1e6, 200)
+    seen = lr_find.sweep(bowl(), 1e-4, 1e6, 200)
     assert seen.ended == "diverged"
     critical = 2 / CURVATURE
     assert critical < seen.rates[-1] < 10 * critical
@@ -123,15 +115,15 @@ def test_it_stops_soon_after_the_rate_that_theory_gives() -> None:
 
 @pytest.mark.parametrize("accumulate", [2, 3])
 def test_a_step_is_an_optimizer_step(accumulate: int) -> None:
-    seen = lr_find.sweep(bowl(), settings(accumulate=accumulate), 1e-4, 1.0, 25)
+    seen = lr_find.sweep(bowl(accumulate=accumulate), 1e-4, 1.0, 25)
     # Batches are all alike: accumulating them changes nothing.
-    whole = lr_find.sweep(bowl(), SETTINGS, 1e-4, 1.0, 25)
+    whole = lr_find.sweep(bowl(), 1e-4, 1.0, 25)
     np.testing.assert_allclose(seen.rates, whole.rates)
     np.testing.assert_allclose(seen.losses, whole.losses, rtol=1e-5)
 
 
 def test_a_limit_on_batches_holds() -> None:
-    seen = lr_find.sweep(bowl(), settings(max_train_batches=2), 1e-4, 1.0, 25)
+    seen = lr_find.sweep(bowl(max_train_batches=2), 1e-4, 1.0, 25)
     assert len(seen.losses) == 25
 
 
@@ -149,25 +141,25 @@ class Spoiled(BowlTask):
 def test_it_stops_where_the_loss_is_not_finite() -> None:
     parts = bowl()
     parts.task = Spoiled(17)  # type: ignore[assignment]
-    seen = lr_find.sweep(parts, SETTINGS, 1e-4, 1.0, 30)
+    seen = lr_find.sweep(parts, 1e-4, 1.0, 30)
     assert (seen.ended, len(seen.losses)) == ("not finite", 17)
     assert np.isfinite(seen.losses).all()
     parts.task = Spoiled(0)  # type: ignore[assignment]
     with pytest.raises(UserError, match="finite"):
-        lr_find.sweep(parts, SETTINGS, 1e-4, 1.0, 30)
+        lr_find.sweep(parts, 1e-4, 1.0, 30)
 
 
 def test_groups_keep_their_share_and_progress_is_shown() -> None:
     parts = bowl()
     extra = nn.Parameter(torch.zeros(1))
-    parts.optimizer.add_param_group({"params": [extra], "lr": 0.03, "initial_lr": 0.03})
+    parts.state.optimizer.add_param_group({"params": [extra], "lr": 0.03, "initial_lr": 0.03})
     used = []
 
     class Watch(Tracker):
         def log(self, table: Table, step: int, row: Row) -> None:
-            used.append([group["lr"] for group in parts.optimizer.param_groups])
+            used.append([group["lr"] for group in parts.state.optimizer.param_groups])
 
-    lr_find.sweep(parts, SETTINGS, 1e-3, 1.0, 20, Watch())
+    lr_find.sweep(parts, 1e-3, 1.0, 20, Watch())
     assert len(used) == 20
     for first, second in used:
         assert second == pytest.approx(first / 10)

@@ -169,15 +169,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     task = Detection(["car"], False, 0.5, 0.5, 0.5, "val/mAP50:max")
     device = torch.device("cpu")
 
-    def made(*asked: Any, channels: Sequence[str] = CHANNELS) -> evaluation.Trial:
+    def made(*asked: Any, channels: Sequence[str] = CHANNELS) -> evaluation.EvalRun:
         calls.append(asked)
         data: Any = SimpleNamespace(classes=["car"])
-        loaded = evaluation.Trained(config, ["car"], task, Sees(), data, Plain(), device)
+        loaded = evaluation.Predictor(config, ["car"], task, Sees(), data, Plain(), device)
         loader = EpochLoader(Scenes(), 4, seed=0, train=False)
         channels = channels if asked[0].name != "colours" else channels[:3]
-        return evaluation.Trial(loaded, loader, {"data": {"channels": list(channels)}})
+        return evaluation.EvalRun(loaded, loader, {"data": {"channels": list(channels)}})
 
-    monkeypatch.setattr(evaluation, "trial", made)
+    monkeypatch.setattr(evaluation, "load_eval_run", made)
     return calls
 
 

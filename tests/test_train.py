@@ -17,7 +17,6 @@ from PIL import Image
 import research
 from research import evaluate
 from research.engine import build, checkpoint, run_folder
-from research.engine.loop import State
 from research.utils.errors import UserError
 from tests.conftest import (
     TINY,
@@ -27,6 +26,7 @@ from tests.conftest import (
     picture,
     prepared,
     run,
+    trained_epoch,
 )
 
 Compose = Callable[..., dict[str, Any]]
@@ -197,11 +197,11 @@ def test_init_from_takes_weights_alone(small: Compose) -> None:
     config = small(f"init_from={folder}")
     given = checkpoint.load(folder / "checkpoints" / "best.pt")["model"]
     built = build.experiment(config)
-    assert_same(dict(built.parts.model.state_dict()), dict(given))
-    assert not built.parts.optimizer.state_dict()["state"]
+    assert_same(dict(built.state.model.state_dict()), dict(given))
+    assert not built.state.optimizer.state_dict()["state"]
     weights = folder / "checkpoints" / "final.safetensors"
     assert_same(
-        dict(build.experiment(small(f"init_from={weights}")).parts.model.state_dict()),
+        dict(build.experiment(small(f"init_from={weights}")).state.model.state_dict()),
         dict(checkpoint.load(folder / "checkpoints" / "last.pt")["model"]),
     )
     with pytest.raises(UserError, match="do not fit"):
@@ -261,7 +261,7 @@ def test_nothing_readable_ends_in_one_line(small: Compose, tmp_path: Path) -> No
     for path in (tmp_path / "cut").glob("*/*.jpg"):
         data = path.read_bytes()
         path.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(UserError, match="no training image could be read"):
+    with pytest.raises(UserError, match="no sample of the training split could be read"):
         run(small(f"dataset.train_dirs=[{tmp_path / 'cut'}]", "compression.source=bitstream",
                   "compression=reconstruction"))  # fmt: skip
 
@@ -281,8 +281,6 @@ def test_order_and_augmentation_do_not_depend_on_workers(small: Compose) -> None
 def test_accumulation_equals_the_large_batch(small: Compose) -> None:
     # Without batch statistics in play, four batches of 6 give the gradient of one of 24: to the
     # last digits of float64, so that nothing but the order of the additions can differ.
-    from research.engine.loop import train_epoch
-    from research.tracking.tracker import Tracker
 
     states = []
     for batch, accumulate in ((24, 1), (6, 4)):
@@ -294,17 +292,17 @@ def test_accumulation_equals_the_large_batch(small: Compose) -> None:
             "dataset.random_flip=false",
         )
         built = build.experiment(config)
-        built.parts.model.double()
-        built.parts.transform = Doubled(built.parts.transform)  # type: ignore[assignment]
-        for module in built.parts.model.modules():
+        built.state.model.double()
+        built.state.transform = Doubled(built.state.transform)  # type: ignore[assignment]
+        for module in built.state.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.0
                 module.track_running_stats = False
                 module.forward = module_eval(module)  # type: ignore[method-assign]
-        began = {name: tensor.clone() for name, tensor in built.parts.model.state_dict().items()}
+        began = {name: tensor.clone() for name, tensor in built.state.model.state_dict().items()}
         for _ in range(2):
-            train_epoch(built.parts, built.settings, State(), Tracker())
-        states.append(built.parts.model.state_dict())
+            trained_epoch(built)
+        states.append(built.state.model.state_dict())
     assert not torch.allclose(
         states[0]["backbone.fc.weight"], began["backbone.fc.weight"], atol=1e-4
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from research.config import compose_config, resolved
 from research.engine import build
-from research.engine.loop import State, train_epoch
+from research.engine.loop import train_epoch
 from research.engine.loss_log import timestamp
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
@@ -85,13 +85,16 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
         asked = [*overrides, "device=cpu", "epochs=1000", f"max_train_batches={steps}", *store]
         config = resolved(compose_config(asked)[0])
         experiment = build.experiment(config)
+        state = experiment.state
         kinds = {"off": False, "off (control)": False, "on": True}
         costs: dict[str, list[Cost]] = {name: [] for name in kinds}
         for number in range(rounds + 1):
             for name, on in kinds.items():
                 folder = Path(scratch) / f"{name}_{number}"
                 folder.mkdir()
-                state, chosen = State(), []
+                chosen = []
+                state.epoch = state.step = state.batch = 0
+                state.history.clear()
                 if on:
                     chosen = [FileTracker(), ConsoleTracker(), SummaryTracker({}, state, None)]
                     chosen += build.trackers(config)
@@ -102,8 +105,15 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
                     inside = Inside(trackers)
                     clocks = time.perf_counter, time.process_time, time.thread_time
                     began = [clock() for clock in clocks]
-                    trained = train_epoch(experiment.parts, experiment.settings, state, inside)
-                    row = {"epoch": 1, "epoch_time_sec": 0.0, "is_best": True, **trained.metrics}
+                    stats = train_epoch(
+                        state,
+                        experiment.task,
+                        experiment.train,
+                        experiment.cfg,
+                        experiment.device,
+                        inside,
+                    )
+                    row = {"epoch": 1, "epoch_time_sec": 0.0, "is_best": True, **stats.metrics}
                     inside.log("epoch", 1, {**row, "timestamp": timestamp()})
                     inside.flush()
                     wall, processor, thread = (

@@ -68,7 +68,7 @@ STATE: Final[dict[str, Rule]] = {
     "best_epoch": whole(0),
     "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
 }
-"""How far a run has come, see ``research.engine.loop.State``."""
+"""How far a run has come, see ``research.engine.state.TrainState``."""
 
 
 def _is_row(row: Any) -> bool:

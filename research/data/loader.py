@@ -1,7 +1,7 @@
-"""Loaders whose order and augmentation depend on (seed, epoch, index) and on nothing else.
+"""Data loaders whose order and augmentation are functions of (seed, epoch, index) alone.
 
-No generator state lives in a worker, so a run resumed at an epoch sees the very batches that the
-uninterrupted run saw, with any number of workers.
+Workers hold no generator state. A resumed run sees the batches that the uninterrupted run would
+have seen, with any number of workers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from research.batch import Batch
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Names one visit to one sample: the same sample differs from epoch to epoch."""
+    """One visit to one sample: its augmentation differs from epoch to epoch."""
 
     epoch: int
     index: int
 
 
 class BatchSource(Protocol):
-    """A data set that reads a whole batch in one call.
+    """A map-style dataset that reads a whole batch in one call.
 
-    ``left_out`` counts, by kind, the samples that its index found damaged: they have no key.
+    ``left_out`` counts, by kind, the samples that were damaged when files were listed: they have
+    no key.
     """
 
     @property
@@ -40,14 +41,14 @@ class BatchSource(Protocol):
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
-    """Yields the batches of one epoch as lists of keys; set ``epoch`` before iterating.
+    """Yields the batches of one epoch as lists of keys; set ``epoch`` and ``start`` before.
 
     Args:
         samples: size of the data set.
         batch_size: samples a batch.
         seed: seed of the run; the order of an epoch is drawn from (seed, epoch).
-        shuffle: in data-set order when false.
-        drop_last: leave out the last batch when it is not full.
+        shuffle: whether to draw an order; without it samples come in the order of the dataset.
+        drop_last: skip the last batch when it is not full.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
         full, rest = divmod(self.samples, self.batch_size)
@@ -68,13 +70,13 @@ class EpochSampler(Sampler[list[SampleKey]]):
         order = np.arange(self.samples)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        for batch in range(len(self)):
+        for batch in range(self.start, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [SampleKey(self.epoch, int(index)) for index in chosen]
 
 
 class EpochLoader:
-    """A ``DataLoader`` that is told the epoch: ``for batch in loader.epoch(3)``."""
+    """A ``DataLoader`` of one epoch at a time: ``for batch in loader.epoch(3)``."""
 
     def __init__(
         self,
@@ -112,12 +114,13 @@ class EpochLoader:
         return len(self.sampler)
 
     @property
-    def left_out(self) -> dict[str, int]:
-        """Samples that no epoch will see, by kind, as ``left_out/KIND``."""
+    def skipped(self) -> dict[str, int]:
+        """Samples that no epoch holds, by kind, as ``left_out/KIND``."""
         return {f"left_out/{kind}": count for kind, count in self.source.left_out.items()}
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        self.sampler.epoch = epoch
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch ``start`` on."""
+        self.sampler.epoch, self.sampler.start = epoch, start
         return iter(self.loader)
 
 

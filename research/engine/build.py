@@ -1,17 +1,15 @@
-"""From configuration to objects: the only place that reads a config."""
+"""Builds objects from a configuration; the only module that reads one."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -26,8 +24,10 @@ from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.source import DataModule, NetworkInput
 from research.engine import checkpoint
-from research.engine.loop import Parts, Settings
+from research.engine.loop import LoopConfig
 from research.engine.optimizers import parameter_groups, scaled_lr
+from research.engine.rng import seed_everything
+from research.engine.state import TrainState, load_weights
 from research.models import zoo
 from research.tasks.task import Monitor, Task
 from research.tracking.tracker import Tracker
@@ -40,17 +40,19 @@ Config = Mapping[str, Any]
 
 @dataclass
 class Experiment:
-    """A run, built and ready to fit.
+    """What a configuration describes, built and ready for ``loop.fit``.
 
     Attributes:
-        parts: what the loop takes.
-        settings: the loop's numbers.
-        data: the data set, found and split.
         parameters: trainable parameters of the model.
     """
 
-    parts: Parts
-    settings: Settings
+    state: TrainState
+    task: Task
+    train: EpochLoader
+    val: EpochLoader
+    monitor: Monitor
+    cfg: LoopConfig
+    device: torch.device
     data: DataModule
     parameters: int
 
@@ -64,8 +66,8 @@ def experiment(
 
     Args:
         config: resolved and checked, see ``research.config``.
-        progress: told while data are prepared.
-        weights: as ``start_weights`` gives them; read when left out.
+        progress: called while data are prepared.
+        weights: from ``start_weights``; read here when ``None``.
 
     Raises:
         UserError: for what only the data, the device or a file can show to be wrong.
@@ -81,16 +83,13 @@ def experiment(
         _init_from(network, weights or start_weights(config), config["init_from"], data)
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
-    train_loader = loader(config, data, "train", device, train=True)
+    train = loader(config, data, "train", device, train=True)
     optimizer = _optimizer(config, network)
-    batches = min(len(train_loader), config["max_train_batches"] or len(train_loader))
-    parts = Parts(
-        task=task,
+    batches = min(len(train), config["max_train_batches"] or len(train))
+    state = TrainState(
         model=network,
         forward=torch.compile(network) if config["compile"] else network,  # type: ignore[arg-type]
         transform=data.transform(progress=progress).to(device),
-        train_loader=train_loader,
-        val_loader=loader(config, data, "val", device, train=False),
         optimizer=optimizer,
         scheduler=targets.build(config, "scheduler")(
             optimizer,
@@ -99,11 +98,20 @@ def experiment(
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16"),
         ema=_moving_average(config, network),
-        monitor=_monitor(config["monitor"], task),
-        device=device,
+        config=config,
+        metadata=data.metadata(),
     )
-    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return Experiment(parts, settings(config), data, count)
+    return Experiment(
+        state,
+        task,
+        train,
+        loader(config, data, "val", device, train=False),
+        monitor(config, task),
+        loop_config(config),
+        device,
+        data,
+        sum(p.numel() for p in network.parameters() if p.requires_grad),
+    )
 
 
 def start_weights(config: Config) -> dict[str, Any] | None:
@@ -117,8 +125,8 @@ def start_weights(config: Config) -> dict[str, Any] | None:
     return checkpoint.read(checkpoint.find(Path(config["init_from"])), config["trust"])
 
 
-def settings(config: Config) -> Settings:
-    return Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
+def loop_config(config: Config) -> LoopConfig:
+    return LoopConfig(**{name: config[name] for name in LoopConfig.__dataclass_fields__})
 
 
 def source(config: Config) -> DataModule:
@@ -136,7 +144,7 @@ def model_name(config: Config) -> str:
 
 def network_input(config: Config) -> NetworkInput:
     """What the model asks of its data, for whatever the data set leaves to it."""
-    own = zoo.own_input(config["model"].get("name") or config["model"].get("backbone"))
+    own = zoo.input_spec(config["model"].get("name") or config["model"].get("backbone"))
     kept = coefficients(config["compression"])
     return NetworkInput(own.size, own.mean, own.std, own.crop_pct, kept)
 
@@ -244,26 +252,6 @@ def loader(
     )
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Any], where: str) -> None:
-    """Every weight of a network.
-
-    Args:
-        network: filled in.
-        state: a state dict.
-        where: what it comes from, for the message.
-
-    Raises:
-        UserError: when the two do not fit.
-    """
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            "checkpoint", f"{where}: the weights do not fit this model ({reason})"
-        ) from None
-
-
 def trackers(config: Config) -> list[Tracker]:
     """The trackers of the logging group."""
     return [targets.build(config, f"logging.{name}")() for name in config["logging"]]
@@ -293,16 +281,6 @@ def select_device(name: str, precision: str) -> torch.device:
     return device
 
 
-def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed every generator, and bind the algorithms to one order of additions if asked."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
-
-
 def _init_from(
     network: nn.Module, content: Mapping[str, Any] | None, where: str, data: DataModule
 ) -> None:
@@ -312,7 +290,7 @@ def _init_from(
     reason = data.check_compatible(content["data"]) if "format" in content else None
     if reason:
         raise UserError("init_from", f"init_from={where}: {reason}")
-    load_weights(network, state, f"init_from={where}")
+    load_weights(network, state, "init_from", f"init_from={where}")
     log.info("weights from %s", where)
 
 
@@ -337,5 +315,7 @@ def _moving_average(config: Config, network: nn.Module) -> ModelEmaV3 | None:
     return ModelEmaV3(network, decay=config["ema"], use_warmup=config["ema_warmup"])
 
 
-def _monitor(asked: str | None, task: Task) -> Monitor:
+def monitor(config: Config, task: Task) -> Monitor:
+    """The metric that picks the best epoch: the one configured, else the task's own."""
+    asked = config["monitor"]
     return task.monitor if asked is None else Monitor(*asked.rsplit(":", 1))

@@ -1,17 +1,15 @@
-"""Checkpoints: written whole or not at all, read without running anything in them."""
+"""Checkpoint files: written atomically, read with ``weights_only=True`` and validated."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,39 +37,42 @@ class Checkpoints:
 
     ``last.pt`` after every epoch, ``best.pt`` at a better value of the monitored metric,
     ``epoch_012_loss_0.4321.pt`` every ``save_every`` epochs, of which the newest ``keep`` stay.
-    One file is written an epoch; the other names are links to it where the disk can do that.
+    One file is written an epoch; the other names are hard links to it where the disk has these.
 
     Args:
-        folder: made when missing.
-        header: what every checkpoint says of its run: ``config`` (resolved) and ``data`` (name
-            and classes).
-        save_every: epochs between the checkpoints that bear their epoch's name.
+        folder: created when missing.
+        save_every: epochs between the checkpoints named by their epoch.
         keep: how many of those stay.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any], save_every: int, keep: int) -> None:
+    def __init__(self, folder: Path, save_every: int, keep: int) -> None:
         self.folder = folder
-        self.header = header
         self.save_every = save_every
         self.keep = keep
 
     def path_for(self, epoch: int, loss: float, *, is_best: bool) -> str:
-        """The most telling name under which this epoch will be found, relative to the run."""
+        """The most specific name of this epoch's checkpoint, relative to the run folder."""
         name = "best.pt" if is_best else "last.pt"
         if self.keep and epoch % self.save_every == 0:
             name = f"epoch_{epoch:03d}_loss_{loss:.4f}.pt"
         return f"{self.folder.name}/{name}"
 
-    def save(self, content: dict[str, Any], path: str, epoch: int, *, is_best: bool) -> None:
-        """Write ``content`` as ``last.pt``, and under the other names that it deserves."""
+    def save(self, content: dict[str, Any], path: str, *, is_best: bool) -> None:
+        """Write ``content`` as ``last.pt``, as ``best.pt`` if it is, and as ``path``.
+
+        Args:
+            content: from ``TrainState.state_dict``.
+            path: from ``path_for``.
+            is_best: whether the monitored metric is better than before.
+        """
         names = ["last.pt"]
         if is_best:
             names.insert(0, "best.pt")
         if Path(path).name.startswith("epoch_"):
             names.insert(0, Path(path).name)
-        # last.pt, from which a run goes on, comes last: when it is there, so are the others.
+        # last.pt, from which a run resumes, is written last: when it exists, so do the others.
         first, *others = (self.folder / name for name in names)
-        full = {"format": FORMAT, **self.header, **content}
+        full = {"format": FORMAT, **content}
         write_atomic(first, lambda temporary: torch.save(full, temporary))
         for other in others:
             _link(first, other)
@@ -165,13 +166,21 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights that were judged: the moving average where the run kept one."""
-    found: dict[str, Any] = content["model"] if content.get("ema") is None else content["ema"]
-    return found
+    """The weights that were evaluated: the moving average if the run kept one."""
+    weights: dict[str, Any] = content["model"] if content.get("ema") is None else content["ema"]
+    return weights
 
 
 def find(run: Path, which: str = "best") -> Path:
-    """``RUN`` as a user gives it (a run folder or a file) to the checkpoint that is meant."""
+    """The checkpoint of ``run``, a run folder or a file.
+
+    Args:
+        run: as the user wrote it.
+        which: ``best`` or ``last``, of a run folder; ``last`` if there is no ``best``.
+
+    Raises:
+        UserError: when there is none.
+    """
     if run.is_file():
         return run
     for name in dict.fromkeys((which, "last")):
@@ -202,29 +211,6 @@ def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) 
     # Other readers of such files ask for the "format" of the tensors.
     names = {"format": "pt", ABOUT: about}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, names))
-
-
-def rng_state() -> dict[str, Any]:
-    """Every generator's state, in types that a safe load accepts."""
-    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
-    kind, keys, position, has_gauss, cached = numpy
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, float(cached)),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put every generator back where ``rng_state`` found it."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _plain(tensor: Tensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trained runs put to the test again: a checkpoint, a split of its data, and the verdict."""
+"""Evaluation of a trained run: its checkpoint and one split of its data."""
 
 from __future__ import annotations
 
@@ -11,83 +11,87 @@ import torch
 
 from research.data.loader import EpochLoader
 from research.engine import build, predictor
-from research.engine.loop import Judged, autocast, evaluate
-from research.engine.predictor import Trained
+from research.engine.loop import EvalResult, autocast, evaluate
+from research.engine.predictor import Predictor
 from research.tasks.task import Monitor
 from research.tracking.console import ConsoleTracker
 from research.utils.errors import UserError
-from research.utils.timing import wait_for
+from research.utils.timing import synchronize
 
 MAIN = ("mAP50", "mAP75", "mAP", "top1")
-"""Metrics worth most, where a task has them."""
+"""Main metrics, the most important first."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvalRun:
     """A trained run with one split of its data.
 
     Attributes:
-        trained: the model, ready to predict.
+        predictor: the model and its preprocessing.
         loader: the split's batches.
-        saved: the checkpoint that it is from.
+        saved: the checkpoint.
     """
 
-    trained: Trained
+    predictor: Predictor
     loader: EpochLoader
     saved: Mapping[str, Any]
 
-    def judge(self, phase: str) -> Judged:
-        """One pass over the split.
+    def evaluate(self, phase: str) -> EvalResult:
+        """One pass over the split; ``phase`` is its name in progress lines."""
+        model, cfg = self.predictor, build.loop_config(self.predictor.config)
+        return evaluate(
+            model.model,
+            model.task,
+            self.loader,
+            model.transform,
+            cfg,
+            model.device,
+            ConsoleTracker(),
+            phase,
+        )
 
-        Args:
-            phase: what progress lines call it.
+    def timed_prediction(self, count: int) -> Callable[[], None]:
+        """A function that predicts ``count`` images on the device and waits for the result.
+
+        The images are the first readable ones of the split, repeated if a batch has fewer.
         """
-        settings = build.settings(self.trained.config)
-        return evaluate(self.trained, self.loader, settings, ConsoleTracker(), phase)
-
-    def prediction(self, count: int) -> Callable[[], None]:
-        """Something to be timed: predicts ``count`` images, read before, and waits for the end.
-
-        The first images that can be read, again and again if there are not enough in a batch.
-        """
-        trained = self.trained
+        model = self.predictor
         batch = next(batch for batch in self.loader.epoch(0) if len(batch))
         chosen = torch.arange(count) % len(batch)
-        images = batch.map(lambda tensor: tensor[chosen.to(tensor.device)]).to(trained.device)
+        images = batch.map(lambda tensor: tensor[chosen.to(tensor.device)]).to(model.device)
         with torch.inference_mode():
-            prepared = trained.transform(images, None)
+            inputs = model.transform(images, None)
 
         @torch.inference_mode()
         def once() -> None:
-            with autocast(trained.device, trained.config["precision"]):
-                trained.task.predict(trained.model, prepared)
-            wait_for(trained.device)
+            with autocast(model.device, model.config["precision"]):
+                model.task.predict(model.model, inputs)
+            synchronize(model.device)
 
         return once
 
-    def monitor(self, metrics: Mapping[str, float]) -> Monitor:
+    def main_metric(self, metrics: Mapping[str, float]) -> Monitor:
         """The metric that picked the run's best epoch, without its split.
 
         Args:
-            metrics: of a split. Where the run was chosen by something else, a training loss, the
-                first of them that is worth most.
+            metrics: of a split. If the run was chosen by something else, such as a training loss,
+                the first of ``MAIN`` among them.
         """
-        asked = self.trained.config["monitor"]
-        chosen = self.trained.task.monitor if asked is None else Monitor(*asked.rsplit(":", 1))
+        chosen = build.monitor(self.predictor.config, self.predictor.task)
         where, _, name = chosen.metric.partition("/")
         if where == "val" and name in metrics:
             return Monitor(name, chosen.mode)
         return Monitor(next((name for name in MAIN if name in metrics), next(iter(metrics))), "max")
 
 
-def trial(
+def load_eval_run(
     run: Path,
     split: str,
     which: str,
     device: str,
     overrides: Sequence[str],
     trust: Sequence[str] = (),
-) -> Trial:
+) -> EvalRun:
     """A trained run and one split of its data.
 
     Args:
@@ -102,10 +106,10 @@ def trial(
         UserError: when there is no such run, setting or split, or the data are others now.
     """
     words = [f"device={device}", *overrides]
-    return of_trained(run, split, *predictor.load(run, which, words, trust, data=True))
+    return of_predictor(run, split, *predictor.load(run, which, words, trust, data=True))
 
 
-def of_trained(run: Path, split: str, loaded: Trained, saved: Mapping[str, Any]) -> Trial:
+def of_predictor(run: Path, split: str, loaded: Predictor, saved: Mapping[str, Any]) -> EvalRun:
     """The same of a run that has been loaded, see ``predictor.load``."""
     config = loaded.config
     loaded.data.prepare(config["seed"])
@@ -117,4 +121,4 @@ def of_trained(run: Path, split: str, loaded: Trained, saved: Mapping[str, Any])
             "check the dataset settings",
         )
     loader = build.loader(config, loaded.data, split, loaded.device, train=False)
-    return Trial(loaded, loader, saved)
+    return EvalRun(loaded, loader, saved)

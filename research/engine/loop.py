@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch. It knows no configuration, no tracker, no task by name."""
+"""The training loop: plain PyTorch. It knows no configuration, no tracker backend, no task."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from research.batch import Batch
 from research.data.loader import EpochLoader
 from research.data.transforms import DeviceTransform
-from research.engine.checkpoint import Checkpoints, rng_state
-from research.engine.loss_log import BatchJournal, Trained, timestamp
+from research.engine import distributed
+from research.engine.loss_log import EpochStats, LossLog, no_samples, timestamp
+from research.engine.rng import generator_for
+from research.engine.state import TrainState
 from research.tasks.task import Metrics, Monitor, Task
 from research.tracking.tracker import Progress, Tracker
 from research.utils.errors import UserError
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The loop's numbers; see the run settings of the same names in ``research.config``."""
+class LoopConfig:
+    """Numbers of the loop; see the run settings of the same names in ``research.config``."""
 
     epochs: int
     seed: int
@@ -43,256 +43,184 @@ class Settings:
     max_val_batches: int | None
 
 
-@dataclass
-class Parts:
-    """Everything that a run is made of, built.
+class EpochCallback:
+    """Called at the end of every epoch: saves, draws, and may stop the run."""
 
-    Attributes:
-        model: the network, as saved.
-        forward: the network as called (the same, or its compiled form).
-        ema: keeps a moving average of the model, when one is kept.
-        scheduler: steps once an optimizer step.
-        scaler: scales fp16 losses; does nothing in other precisions.
-        monitor: which metric picks the best epoch.
-    """
+    def replay(self, row: dict[str, Any]) -> None:
+        """An epoch that a resumed run has behind it: a crash may have come before ``__call__``."""
 
-    task: Task
-    model: nn.Module
-    forward: nn.Module
-    transform: DeviceTransform
-    train_loader: EpochLoader
-    val_loader: EpochLoader
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
-    monitor: Monitor
-    device: torch.device
+    def checkpoint_path(self, epoch: int, loss: float, *, is_best: bool) -> str:
+        """Where this epoch's checkpoint will be, relative to the run; empty when none is saved."""
+        return ""
+
+    def __call__(self, state: TrainState, row: dict[str, Any], result: EvalResult) -> None:
+        """The epoch is in ``state`` and its row has been logged."""
 
     @property
-    def kept(self) -> nn.Module:
-        """What later use gets: the moving average where there is one, else the model."""
-        return self.model if self.ema is None else self.ema.module
-
-    @property
-    def judged(self) -> nn.Module:
-        """The same as validation calls it, perhaps compiled."""
-        return self.forward if self.ema is None else self.ema.module
-
-
-@dataclass
-class State:
-    """Where a run stands, at the end of an epoch.
-
-    Attributes:
-        epoch: epochs done.
-        step: batches seen.
-        batch: position inside the next epoch; 0 at an epoch's end, where checkpoints are made.
-        best: best value of the monitored metric.
-        best_epoch: the epoch that reached it; 0 before the first.
-        history: one row an epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    batch: int = 0
-    best: float | None = None
-    best_epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def stopped_early(self, patience: int | None) -> bool:
-        return patience is not None and self.epoch - self.best_epoch >= patience
-
-
-class Watch:
-    """Sees every epoch's monitored value, and may end the run by setting ``stopped``."""
-
-    stopped = False
-
-    def epoch(self, epoch: int, value: float) -> None:
-        """An epoch, counted from 1, has been recorded and its checkpoint written."""
+    def stop(self) -> bool:
+        """Whether the run ends here."""
+        return False
 
 
 def fit(
-    parts: Parts,
-    settings: Settings,
-    state: State,
+    state: TrainState,
+    task: Task,
+    train: EpochLoader,
+    val: EpochLoader,
+    monitor: Monitor,
+    cfg: LoopConfig,
+    device: torch.device,
     tracker: Tracker,
-    checkpoints: Checkpoints,
-    watch: Watch | None = None,
-) -> State:
-    """Train from ``state`` to the last epoch, or until ``patience`` epochs brought nothing better.
-
-    ``watch`` is told of the epochs that ``state`` has behind it, too: a crash may have come between
-    a checkpoint and its being told.
+    end_epoch: EpochCallback,
+) -> None:
+    """Train from ``state`` to the last epoch, or until ``patience`` or ``end_epoch`` stops.
 
     Raises:
-        UserError: when the loss stops being finite, or the monitored metric does not exist.
+        UserError: when the loss is not finite, or the monitored metric does not exist.
     """
-    _check_monitor(parts)
-    watch = watch or Watch()
+    check_monitor(monitor, task, device)
     for past in state.history:
-        watch.epoch(past["epoch"], past[parts.monitor.metric])
-    while (
-        state.epoch < settings.epochs
-        and not state.stopped_early(settings.patience)
-        and not watch.stopped
-    ):
-        began = time.perf_counter()
-        epoch = state.epoch + 1
-        trained = train_epoch(parts, settings, state, tracker)
-        judged = evaluate(parts, parts.val_loader, settings, tracker)
-        metrics = {f"val/{name}": value for name, value in judged.metrics.items()}
-        value = {**trained.metrics, **metrics}[parts.monitor.metric]
-        is_best = parts.monitor.better(value, state.best)
+        end_epoch.replay(past)
+    while state.epoch < cfg.epochs and not state.stopped_early(cfg.patience) and not end_epoch.stop:
+        start, epoch = time.perf_counter(), state.epoch + 1
+        stats = train_epoch(state, task, train, cfg, device, tracker)
+        result = evaluate(state.eval_model, task, val, state.transform, cfg, device, tracker)
+        values = {**stats.metrics, **{f"val/{name}": v for name, v in result.metrics.items()}}
+        is_best = monitor.better(values[monitor.metric], state.best)
         if is_best:
-            state.best, state.best_epoch = value, epoch
-        path = checkpoints.path_for(epoch, trained.metrics["train/loss"], is_best=is_best)
-        row: dict[str, float | int | str | bool] = {
+            state.best, state.best_epoch = values[monitor.metric], epoch
+        row: dict[str, Any] = {
             "epoch": epoch,
-            "avg_loss": trained.metrics["train/loss"],
-            "total_loss": trained.total_loss,
-            "epoch_time_sec": time.perf_counter() - began,
-            "learning_rate": trained.learning_rate,
+            "avg_loss": stats.metrics["train/loss"],
+            "total_loss": stats.total_loss,
+            "epoch_time_sec": time.perf_counter() - start,
+            "learning_rate": stats.learning_rate,
             "is_best": is_best,
-            "checkpoint_path": path,
+            "checkpoint_path": end_epoch.checkpoint_path(
+                epoch, stats.metrics["train/loss"], is_best=is_best
+            ),
             "timestamp": timestamp(),
-            **trained.metrics,
-            **metrics,
-            **_damage("train", trained.damage),
-            **_damage("val", judged.damage),
+            **values,
+            **{f"train/{kind}": n for kind, n in sorted(stats.skipped.items())},
+            **{f"val/{kind}": n for kind, n in sorted(result.skipped.items())},
         }
         state.epoch, state.batch = epoch, 0
         state.history.append(row)
-        # The row first: a checkpoint without its row could not be mended, a row without its
-        # checkpoint is dropped on resume.
+        # The row before the checkpoint: a row without its checkpoint is dropped on resume, a
+        # checkpoint without its row could not be repaired.
         tracker.log("epoch", epoch, row)
-        if is_best and judged.first is not None:
-            panels = parts.transform.to_images
-            tracker.pictures(epoch, parts.task.pictures(judged.totals, *judged.first, panels))
-            tracker.tables(epoch, parts.task.tables(judged.totals, parts.transform.names))
-        checkpoints.save(checkpoint(parts, state, tracker), path, epoch, is_best=is_best)
-        tracker.flush()
-        watch.epoch(epoch, value)
-    if state.stopped_early(settings.patience) and state.epoch < settings.epochs:
-        log.info(
-            "stopped early: %d epochs without a better %s", settings.patience, parts.monitor.metric
-        )
-    return state
+        end_epoch(state, row, result)
+    if state.stopped_early(cfg.patience) and state.epoch < cfg.epochs:
+        log.info("stopped early: %d epochs without a better %s", cfg.patience, monitor.metric)
 
 
-def train_epoch(parts: Parts, settings: Settings, state: State, tracker: Tracker) -> Trained:
-    """One pass over the training split; ``state.step`` counts on.
+def train_epoch(
+    state: TrainState,
+    task: Task,
+    loader: EpochLoader,
+    cfg: LoopConfig,
+    device: torch.device,
+    tracker: Tracker,
+) -> EpochStats:
+    """The rest of the epoch after ``state.epoch``, from batch ``state.batch`` on.
 
-    A batch of which damage left one sample is not used: it has no batch statistics.
+    A batch of which one sample is left is skipped: batch norm has no statistics of one sample.
     """
-    parts.forward.train()
-    parts.transform.train()
-    epoch = state.epoch + 1
-    batches = _limit(len(parts.train_loader), settings.max_train_batches)
-    rate = math.nan
-    journal = BatchJournal(tracker, epoch, batches, settings.log_every, parts.train_loader.left_out)
-    for position, batch in enumerate(_first(parts.train_loader.epoch(epoch), batches)):
+    state.forward.train()
+    state.transform.train()
+    epoch, lr = state.epoch + 1, math.nan
+    batches = _limited(len(loader), cfg.max_train_batches)
+    losses_log = LossLog(tracker, epoch, batches, cfg.log_every, loader.skipped)
+    remaining = islice(loader.epoch(epoch, state.batch), batches - state.batch)
+    for i, batch in enumerate(remaining, start=state.batch):
         state.step += 1
         losses: dict[str, Tensor] = {}
-        if len(batch) > 1 or len(batch) == parts.train_loader.batch_size:
-            generator = _generator(settings.seed, epoch, position)
-            prepared = parts.transform(batch.to(parts.device), generator)
-            with autocast(parts.device, settings.precision):
-                losses = parts.task.losses(parts.forward, prepared)
+        if len(batch) > 1 or len(batch) == loader.batch_size:
+            inputs = state.transform(batch.to(device), generator_for(cfg.seed, epoch, i))
+            with autocast(device, cfg.precision):
+                losses = task.losses(state.forward, inputs)
             loss = torch.stack(list(losses.values())).sum()
-            group = position - position % settings.accumulate
-            share = min(settings.accumulate, batches - group)
-            parts.scaler.scale(loss / share).backward()
+            group = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
+            state.scaler.scale(loss / group).backward()
         elif len(batch):
             batch.skipped["left_out/alone"] = 1
-        if (position + 1) % settings.accumulate == 0 or position + 1 == batches:
-            rate = parts.optimizer.param_groups[0]["lr"]
-            _optimizer_step(parts, settings)
-        journal.add(state.step, position, batch, losses)
-    return journal.close(rate)
+        if (i + 1) % cfg.accumulate == 0 or i + 1 == batches:
+            lr = state.optimizer.param_groups[0]["lr"]
+            optimizer_step(state, cfg.grad_clip)
+        losses_log.add(state.step, i, batch, losses)
+        state.batch = i + 1
+    return losses_log.close(lr)
 
 
-def _optimizer_step(parts: Parts, settings: Settings) -> None:
-    if settings.grad_clip is not None:
-        parts.scaler.unscale_(parts.optimizer)
-        nn.utils.clip_grad_norm_(parts.model.parameters(), settings.grad_clip)
-    scale = parts.scaler.get_scale()
-    parts.scaler.step(parts.optimizer)
-    parts.scaler.update()
-    parts.optimizer.zero_grad(set_to_none=True)
-    if parts.scaler.get_scale() < scale:
-        # fp16 overflowed and the optimizer did not step, so neither schedule nor average may.
-        return
-    parts.scheduler.step()
-    if parts.ema is not None:
-        parts.ema.update(parts.model, step=parts.scheduler.last_epoch)
+def optimizer_step(state: TrainState, grad_clip: float | None) -> None:
+    """One step of the optimizer, the scheduler and the moving average."""
+    if grad_clip is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), grad_clip)
+    scale = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.scaler.get_scale() < scale:
+        return  # fp16 overflowed and the optimizer did not step: nor do scheduler and average
+    state.scheduler.step()
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.scheduler.last_epoch)
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvalResult:
     """One pass over a split.
 
     Attributes:
-        metrics: flat names and values.
+        metrics: names without the split, and values.
         totals: the task's metrics object, complete.
         first: the first batch, as the model saw it, and the predictions for it.
-        damage: samples left out or read by a detour, by kind.
+        skipped: samples skipped or read by a fallback, by kind.
     """
 
     metrics: dict[str, float]
     totals: Metrics
     first: tuple[Batch, Any] | None
-    damage: dict[str, int]
+    skipped: dict[str, int]
 
 
-class Judge(Protocol):
-    """What evaluation needs of a run in training or of a trained model."""
-
-    @property
-    def task(self) -> Task: ...
-
-    @property
-    def judged(self) -> nn.Module: ...
-
-    @property
-    def transform(self) -> DeviceTransform: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-
+@torch.inference_mode()
 def evaluate(
-    judge: Judge, loader: EpochLoader, settings: Settings, tracker: Tracker, phase: str = "val"
-) -> Judged:
+    model: nn.Module,
+    task: Task,
+    loader: EpochLoader,
+    transform: DeviceTransform,
+    cfg: LoopConfig,
+    device: torch.device,
+    tracker: Tracker,
+    phase: str = "val",
+) -> EvalResult:
     """One pass over a split in evaluation mode.
 
     Raises:
-        UserError: when not one sample of the split could be read.
+        UserError: when no sample of the split could be read.
     """
-    judge.judged.eval()
-    judge.transform.eval()
-    batches = _limit(len(loader), settings.max_val_batches)
-    totals = judge.task.metrics(judge.device)
+    model.eval()
+    transform.eval()
+    batches = _limited(len(loader), cfg.max_val_batches)
+    totals = task.metrics(device)
     first: tuple[Batch, Any] | None = None
-    damage = Counter(loader.left_out)
-    with torch.inference_mode():
-        for position, batch in enumerate(_first(loader.epoch(0), batches)):
-            damage.update(batch.skipped)
-            if len(batch):
-                prepared = judge.transform(batch.to(judge.device), None)
-                with autocast(judge.device, settings.precision):
-                    predictions = judge.task.predict(judge.judged, prepared)
-                totals.update(predictions, prepared)
-                first = first or (prepared, predictions)
-            tracker.progress(Progress(phase, position + 1, batches))
+    skipped = Counter(loader.skipped)
+    for i, batch in enumerate(islice(loader.epoch(0), batches)):
+        skipped.update(batch.skipped)
+        if len(batch):
+            inputs = transform(batch.to(device), None)
+            with autocast(device, cfg.precision):
+                predictions = task.predict(model, inputs)
+            totals.update(predictions, inputs)
+            first = first or (inputs, predictions)
+        tracker.progress(Progress(phase, i + 1, batches))
     metrics = totals.compute()
+    counts = {kind: int(n) for kind, n in distributed.summed(skipped).items()}
     if not metrics:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(damage.items()))
-        raise UserError(
-            "dataset", f"no sample of the {phase} split could be read ({kinds})", "check its files"
-        )
-    return Judged(metrics, totals, first, dict(damage))
+        raise no_samples(phase, counts)
+    return EvalResult(metrics, totals, first, counts)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -301,49 +229,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def checkpoint(parts: Parts, state: State, tracker: Tracker) -> dict[str, Any]:
-    """All that an exact resume needs, as plain tensors, numbers, lists and dicts."""
-    return {
-        "model": parts.model.state_dict(),
-        "ema": None if parts.ema is None else parts.ema.module.state_dict(),
-        "transform": parts.transform.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
-        "scheduler": parts.scheduler.state_dict(),
-        "scaler": parts.scaler.state_dict(),
-        "state": vars(state).copy(),
-        "rng": rng_state(),
-        "tracking": tracker.state(),
-    }
+def check_monitor(monitor: Monitor, task: Task, device: torch.device) -> None:
+    """Before any work: will the monitored metric exist at the end of an epoch?
 
-
-def _check_monitor(parts: Parts) -> None:
-    """Before any work: would the monitored metric be there at the end of an epoch?"""
-    known = ["train/loss", *(f"val/{name}" for name in parts.task.metrics(parts.device).names)]
-    if parts.monitor.metric not in known:
-        raise UserError(
-            "monitor",
-            f"monitor: no metric {parts.monitor.metric!r} is logged",
-            f"there are {', '.join(known)}",
-        )
-
-
-def _damage(split: str, counts: dict[str, int]) -> dict[str, int]:
-    return {f"{split}/{kind}": count for kind, count in sorted(counts.items())}
-
-
-def _generator(seed: int, epoch: int, position: int) -> torch.Generator:
-    """The device transform's chance, the same for the same place in the run, resumed or not.
-
-    On the CPU for every device, so that a run's augmentation does not depend on where it runs.
+    Raises:
+        UserError: when it will not.
     """
-    words = np.random.SeedSequence((seed, epoch, position)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> 1))
+    known = ["train/loss", *(f"val/{name}" for name in task.metrics(device).names)]
+    if monitor.metric not in known:
+        message = f"monitor: no metric {monitor.metric!r} is logged"
+        raise UserError("monitor", message, f"choose one of {', '.join(known)}")
 
 
-def _first(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-    for _, batch in zip(range(count), batches, strict=False):
-        yield batch
-
-
-def _limit(batches: int, limit: int | None) -> int:
+def _limited(batches: int, limit: int | None) -> int:
     return batches if limit is None else min(batches, limit)

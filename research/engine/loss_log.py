@@ -1,4 +1,4 @@
-"""What the batches of an epoch said: rows for the tracker, means for the epoch."""
+"""Losses of an epoch's batches: rows for the tracker, means for the epoch."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ import torch
 from torch import Tensor
 
 from research.batch import Batch
+from research.engine import distributed
 from research.tracking.tracker import Progress, Tracker
 from research.utils.errors import NotFinite, UserError
 
 
 @dataclass(frozen=True)
-class Trained:
+class EpochStats:
     """One epoch of training.
 
     Attributes:
-        metrics: mean loss and its parts.
+        metrics: mean loss and its parts, ``train/NAME``.
         total_loss: sum of the batches' losses.
         learning_rate: of the last optimizer step.
-        damage: samples left out or read by a detour, by kind.
+        skipped: samples skipped or read by a fallback, by kind.
     """
 
     metrics: dict[str, float]
     total_loss: float
     learning_rate: float
-    damage: dict[str, int]
+    skipped: dict[str, int]
 
 
-class BatchJournal:
-    """Writes a row a batch, reading losses back from the device in groups.
+class LossLog:
+    """Logs a row a batch.
 
-    Losses stay on the device and are read every ``log_every`` batches, so that the device waits
-    for the host only now and then.
+    Losses stay on the device and are read back every ``log_every`` batches, so that the device
+    seldom waits for the host.
 
     Args:
         tracker: takes the rows.
         epoch: from 1.
-        batches: how many the epoch will have.
-        log_every: batches a group.
-        left_out: samples that no batch will hold, by kind.
+        batches: of the epoch.
+        log_every: batches between two reads.
+        skipped: samples that no batch will hold, by kind.
     """
 
     def __init__(
@@ -54,44 +55,43 @@ class BatchJournal:
         epoch: int,
         batches: int,
         log_every: int,
-        left_out: Mapping[str, int],
+        skipped: Mapping[str, int],
     ) -> None:
         self.tracker = tracker
         self.epoch = epoch
         self.batches = batches
         self.log_every = log_every
         self.sums: Counter[str] = Counter()
-        self.counted = 0
-        self.damage = Counter(left_out)
+        self.count = 0
+        self.skipped = Counter(skipped)
         self.pending: list[tuple[int, int, dict[str, Tensor]]] = []
         self.samples = 0
         self.since = time.perf_counter()
 
-    def add(self, step: int, position: int, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Take in a batch; ``losses`` is empty when nothing of it could be used."""
-        self.damage.update(batch.skipped)
+    def add(self, step: int, i: int, batch: Batch, losses: dict[str, Tensor]) -> None:
+        """Take in batch ``i``; ``losses`` is empty when the batch was not used."""
+        self.skipped.update(batch.skipped)
         self.samples += len(batch)
         if losses:
-            detached = {name: loss.detach() for name, loss in losses.items()}
-            self.pending.append((step, position, detached))
-        if (position + 1) % self.log_every == 0 or position + 1 == self.batches:
-            self._write(position)
+            self.pending.append((step, i, {name: loss.detach() for name, loss in losses.items()}))
+        if (i + 1) % self.log_every == 0 or i + 1 == self.batches:
+            self._write(i)
 
-    def close(self, learning_rate: float) -> Trained:
-        """The epoch's means.
+    def close(self, learning_rate: float) -> EpochStats:
+        """Means over the epoch's batches, of all processes.
 
         Raises:
-            UserError: when not one batch could be used.
+            UserError: when no batch could be used.
         """
-        if not self.counted:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.damage.items()))
-            raise UserError(
-                "dataset", f"no training image could be read ({kinds})", "check dataset.train_dirs"
-            )
-        means = {f"train/{name}": total / self.counted for name, total in self.sums.items()}
-        return Trained(means, self.sums["loss"], learning_rate, dict(self.damage))
+        totals = distributed.summed({**self.sums, "": self.count})
+        count = totals.pop("")
+        skipped = {name: int(n) for name, n in distributed.summed(self.skipped).items()}
+        if not count:
+            raise no_samples("training", skipped)
+        means = {f"train/{name}": total / count for name, total in totals.items()}
+        return EpochStats(means, totals["loss"], learning_rate, skipped)
 
-    def _write(self, position: int) -> None:
+    def _write(self, i: int) -> None:
         rows = [
             {"loss": sum(values), **dict(zip(losses, values, strict=True))}
             for (_, _, losses), values in zip(self.pending, self._read(), strict=True)
@@ -101,7 +101,7 @@ class BatchJournal:
         for (step, batch, _), row in zip(self.pending, rows, strict=True):
             self._check(row, batch)
             self.sums.update(row)
-            self.counted += 1
+            self.count += 1
             record = {"epoch": self.epoch, "batch": batch + 1, **row}
             self.tracker.log(
                 "batch", step, {**record, "batch_time_sec": seconds, "timestamp": timestamp()}
@@ -109,7 +109,7 @@ class BatchJournal:
         rate = self.samples / max(now - self.since, 1e-9)
         shown = {"loss": rows[-1]["loss"]} if rows else {}
         self.tracker.progress(
-            Progress(f"train {self.epoch}", position + 1, self.batches, rate=rate, metrics=shown)
+            Progress(f"train {self.epoch}", i + 1, self.batches, rate=rate, metrics=shown)
         )
         self.pending, self.samples, self.since = [], 0, now
 
@@ -128,6 +128,13 @@ class BatchJournal:
                 f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({parts})",
                 "lower optimizer.lr, set grad_clip, or use precision=fp32",
             )
+
+
+def no_samples(split: str, skipped: Mapping[str, int]) -> UserError:
+    """The error for a split of which no sample could be read."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+    message = f"no sample of the {split} split could be read ({kinds})"
+    return UserError("dataset", message, "check the files of the data set")
 
 
 def timestamp() -> str:

@@ -1,4 +1,4 @@
-"""A trained model with its preprocessing, out of a checkpoint."""
+"""A trained model with its preprocessing, loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, run_folder
 from research.engine.build import Config
 from research.engine.loop import autocast
+from research.engine.state import load_weights
 from research.tasks.task import Task
 from research.utils.errors import UserError, one_line
 
 
 @dataclass
-class Trained:
-    """A model out of a checkpoint with its preprocessing.
+class Predictor:
+    """A trained model with its preprocessing.
 
     ``model(paths)`` reads image files and returns what the task predicts for them.
     """
@@ -35,10 +36,6 @@ class Trained:
     data: DataModule
     transform: DeviceTransform
     device: torch.device
-
-    @property
-    def judged(self) -> nn.Module:
-        return self.model
 
     def __call__(self, paths: Sequence[str | Path]) -> Any:
         """Predictions for image files, as the task puts them for people.
@@ -65,7 +62,7 @@ def load(
     trust: Sequence[str] = (),
     *,
     data: bool = False,
-) -> tuple[Trained, dict[str, Any]]:
+) -> tuple[Predictor, dict[str, Any]]:
     """The model that a run or a file holds, and the whole checkpoint.
 
     Args:
@@ -85,7 +82,7 @@ def load(
 
 def of_checkpoint(
     path: Path, saved: Mapping[str, Any], overrides: Sequence[str], *, data: bool = False
-) -> Trained:
+) -> Predictor:
     """The same of a checkpoint that has been read from ``path``.
 
     Raises:
@@ -95,7 +92,7 @@ def of_checkpoint(
     own = run_folder.is_own(path)
     config = for_use(saved["config"], overrides, str(path), own=own, data=data)
     try:
-        return restore(config, saved)
+        return load_predictor(config, saved)
     except UserError:
         raise
     except Exception as error:
@@ -108,7 +105,7 @@ def of_checkpoint(
         ) from error
 
 
-def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
+def load_predictor(config: Config, saved: Mapping[str, Any]) -> Predictor:
     """Rebuild what a checkpoint holds, without its data set.
 
     Args:
@@ -123,12 +120,12 @@ def restore(config: Config, saved: Mapping[str, Any]) -> Trained:
         settings["pretrained"] = None
     config = {**config, "model": settings}
     network = build.model(config, saved["data"])
-    build.load_weights(network, checkpoint.weights_of(saved), "the checkpoint")
+    load_weights(network, checkpoint.weights_of(saved), "checkpoint", "the checkpoint")
     data = build.source(config)
     data.load_metadata(saved["data"])
     transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])
-    return Trained(
+    return Predictor(
         config,
         classes,
         build.build_task(config, classes),

@@ -1,4 +1,4 @@
-"""One training run from its first line to its last: folder, resume, trackers, ending."""
+"""One training run: its folder, resume, trackers, checkpoints, and how it ends."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
+from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, run_folder
-from research.engine.build import Config
+from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
-from research.engine.loop import Parts, State, Watch, fit
+from research.engine.loop import EpochCallback, EvalResult, fit
+from research.engine.state import TrainState
+from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
-from research.tracking.tracker import Progress, Run, Status, Trackers
-from research.utils.errors import UserError, one_line
+from research.tracking.tracker import Progress, Run, Status, Tracker, Trackers
+from research.utils.errors import UserError
 from research.utils.files import write_text
 from research.viz import pictures
 
@@ -29,12 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins; what it goes on from has been read, so that nothing is written in vain.
+    """Where a run begins. The files that it starts from have been read and are valid.
 
     Attributes:
         folder: of the run, existing.
-        last: content of the checkpoint to go on from; null for a run that begins.
-        weights: content of the file that ``init_from`` names, for a run that begins.
+        last: content of the checkpoint to resume from; ``None`` for a new run.
+        weights: content of the file that ``init_from`` names, for a new run.
     """
 
     folder: Path
@@ -101,125 +104,172 @@ def _resumed(config: Mapping[str, Any]) -> Path | None:
     return folder
 
 
+class Pruner(Protocol):
+    """Sees the monitored value of every epoch; ends the run by setting ``stopped``."""
+
+    stopped: bool
+
+    def epoch(self, epoch: int, value: float) -> None:
+        """Epoch ``epoch``, counted from 1, is recorded and its checkpoint written."""
+        ...
+
+
+class EpochEnd(EpochCallback):
+    """What a run does at an epoch's end: pictures and tables of a best epoch, checkpoint, records.
+
+    Args:
+        task: draws.
+        metric: the monitored one.
+        checkpoints: writes the state.
+        tracker: takes pictures and tables; is flushed after the checkpoint.
+        pruner: sees every epoch's value of ``metric``, and may stop the run.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        metric: str,
+        checkpoints: Checkpoints,
+        tracker: Tracker,
+        pruner: Pruner | None,
+    ) -> None:
+        self.task = task
+        self.metric = metric
+        self.checkpoints = checkpoints
+        self.tracker = tracker
+        self.pruner = pruner
+
+    @property
+    def stop(self) -> bool:
+        return self.pruner is not None and self.pruner.stopped
+
+    def replay(self, row: Mapping[str, Any]) -> None:
+        if self.pruner is not None:
+            self.pruner.epoch(row["epoch"], row[self.metric])
+
+    def checkpoint_path(self, epoch: int, loss: float, *, is_best: bool) -> str:
+        return self.checkpoints.path_for(epoch, loss, is_best=is_best)
+
+    def __call__(self, state: TrainState, row: Mapping[str, Any], result: EvalResult) -> None:
+        if row["is_best"]:
+            draw(self.task, state.transform, result, self.tracker, state.epoch)
+        state.tracking = self.tracker.state()
+        self.checkpoints.save(state.state_dict(), row["checkpoint_path"], is_best=row["is_best"])
+        self.tracker.flush()
+        self.replay(row)
+
+
+def draw(
+    task: Task, transform: DeviceTransform, result: EvalResult, tracker: Tracker, epoch: int
+) -> None:
+    """The task's pictures and tables of an evaluated split, if a sample could be read."""
+    if result.first is not None:
+        images = task.pictures(result.totals, *result.first, transform.to_images)
+        tracker.pictures(epoch, images)
+        tracker.tables(epoch, task.tables(result.totals, transform.names))
+
+
 def train(
     config: dict[str, Any],
     name: str,
     overrides: Sequence[str],
     begin: Start,
     tags: Mapping[str, str] | None = None,
-    watch: Watch | None = None,
-) -> State:
+    pruner: Pruner | None = None,
+) -> TrainState:
     """Build, fit and record one run.
 
     Args:
         config: resolved and checked configuration.
         name: the run's name.
-        overrides: what the command line said, for the record.
-        begin: from ``start``; its folder is held by this process.
+        overrides: the words of the command line, for the record.
+        begin: from ``start``; its folder is locked by this process.
         tags: for the trackers, beside those of the configuration.
-        watch: sees every epoch, and may end the run as ``PRUNED``.
+        pruner: sees every epoch, and may end the run as ``PRUNED``.
     """
     console = ConsoleTracker()
 
     def preparing(what: str, done: int, total: int) -> None:
         console.progress(Progress(what, done, total, unit="files"))
 
-    folder, last = begin.folder, begin.last
-    plan = config if last is None else _going_on(config)
-    experiment = build.experiment(plan, preparing, begin.weights)
-    parts, data = experiment.parts, experiment.data
-    state, tracking = _restore(experiment, begin)
+    folder, resumed = begin.folder, begin.last is not None
+    experiment = build.experiment(
+        _without_start_files(config) if resumed else config, preparing, begin.weights
+    )
+    state, data = experiment.state, experiment.data
+    state.config = config
+    if begin.last is not None:
+        _restore(state, begin.last, folder)
     for content in (begin.last, begin.weights):
         if content is not None:
-            content.clear()  # it has gone into the model; the caller would keep it in memory
+            content.clear()  # it is in the model now; the caller would keep it in memory
     source = data.name, data.fingerprint()
     environment = run_folder.describe(folder, config, overrides, source)
-    tracker = _trackers(config, experiment, state, console)
+    tracker = _trackers(config, experiment, console)
     every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
-    log.info("%s: %s, %s", "training" if last is None else "resuming", name, _describe(experiment))
-    run = Run(folder, name, config, every_tag, source, resumed=state.epoch, state=tracking)
-    header = {"config": config, "data": data.metadata()}
-    checkpoints = Checkpoints(folder / "checkpoints", header, config["save_every"], config["keep"])
+    log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
+    run = Run(folder, name, config, every_tag, source, resumed=state.epoch, state=state.tracking)
+    checkpoints = Checkpoints(folder / "checkpoints", config["save_every"], config["keep"])
+    end_epoch = EpochEnd(experiment.task, experiment.monitor.metric, checkpoints, tracker, pruner)
     status: Status = "FAILED"
     terminate_as_interrupt()
     try:
         tracker.start(run)
-        write_text(folder / "model_summary.txt", _model_summary(parts.model, experiment.parameters))
-        fit(parts, experiment.settings, state, tracker, checkpoints, watch)
-        _finish_files(folder, parts, header, state, tracker)
-        status = "FINISHED" if watch is None or not watch.stopped else "PRUNED"
+        summary = _model_summary(state.model, experiment.parameters)
+        write_text(folder / "model_summary.txt", summary)
+        fit(
+            state,
+            experiment.task,
+            experiment.train,
+            experiment.val,
+            experiment.monitor,
+            experiment.cfg,
+            experiment.device,
+            tracker,
+            end_epoch,
+        )
+        _finish_files(folder, state, tracker)
+        status = "PRUNED" if end_epoch.stop else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        how = f"resume={folder}" if watch is None else "the command of the sweep"
+        how = f"resume={folder}" if pruner is None else "the command of the sweep"
         log.info("interrupted after epoch %d; go on with %s", state.epoch, how)
         raise
     finally:
         tracker.finish(status)
-    _say_where(folder, state, parts.monitor.metric, tracker)
-    floor = data.baseline()
-    if floor is not None:
-        log.info("  floor:    %s", floor)
+    _say_where(folder, state, experiment.monitor.metric, tracker)
+    baseline = data.baseline()
+    if baseline is not None:
+        log.info("  baseline: %s", baseline)
     return state
 
 
-def _going_on(config: Config) -> Config:
-    """Without the files that a run started from: its own checkpoint says all that they did."""
+def _without_start_files(config: Config) -> Config:
+    """Without the files that a run started from: its own checkpoint has all their weights."""
     pretrained = {"pretrained": None} if "pretrained" in config["model"] else {}
     return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
 
 
-def _restore(experiment: build.Experiment, begin: Start) -> tuple[State, dict[str, str]]:
-    """Put everything back where the checkpoint left it; the trackers' state is handed on."""
-    if begin.last is None:
-        return State(), {}
-    parts, saved, folder = experiment.parts, begin.last, begin.folder
-    build.load_weights(parts.model, saved["model"], f"resume: {folder}")
+def _restore(state: TrainState, saved: Mapping[str, Any], folder: Path) -> None:
     try:
-        parts.transform.load_state_dict(saved["transform"])
-        if parts.ema is not None:
-            build.load_weights(parts.ema.module, saved["ema"], f"resume: {folder}")
-        parts.optimizer.load_state_dict(saved["optimizer"])
-        for name, part in (("scheduler", parts.scheduler), ("scaler", parts.scaler)):
-            own = part.state_dict()
-            # They would take over whatever it holds; another torch may have had other keys.
-            known = {key: value for key, value in saved[name].items() if key in own}
-            lacking = "last_epoch" in own and "last_epoch" not in known
-            if lacking or not _alike(known, {key: own[key] for key in known}):
-                raise ValueError(f"{name} is of another form")
-            part.load_state_dict({**own, **known})
-        state = State(**saved["state"])
-        checkpoint.set_rng_state(saved["rng"])
-        tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        state.load_state_dict(saved)
+    except UserError as error:
         raise UserError(
             "resume",
-            f"resume: {folder}: its last checkpoint is damaged ({one_line(error)})",
+            f"resume: {folder}: {error.message}",
             f"start a new run with init_from={folder}",
         ) from error
     log.info("resume: going on after epoch %d in %s", state.epoch, folder)
-    return state, tracking
 
 
-def _alike(one: Any, two: Any) -> bool:
-    """Whether two plain values have the same keys, lengths and kinds of values."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_alike(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_alike, one, two))
-    numbers = (int, float)
-    return type(one) is type(two) or (type(one) in numbers and type(two) in numbers)
-
-
-def _trackers(
-    config: dict[str, Any], experiment: build.Experiment, state: State, console: ConsoleTracker
-) -> Trackers:
+def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTracker) -> Trackers:
     about = {
         "model": build.model_name(config),
         "parameters": experiment.parameters,
         "classes": experiment.data.classes,
-        "monitor": list(experiment.parts.monitor),
+        "monitor": list(experiment.monitor),
     }
-    summary = SummaryTracker(about, state, config["patience"])
+    summary = SummaryTracker(about, experiment.state, config["patience"])
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
 
 
@@ -235,23 +285,20 @@ def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]
     return {key: str(value) for key, value in tags.items()}
 
 
-def _finish_files(
-    folder: Path, parts: Parts, header: Mapping[str, Any], state: State, tracker: Trackers
-) -> None:
-    about = {
-        **header,
-        "transform": parts.transform.state_dict(),
-        "state": {**vars(state), "history": state.history[-1:]},
-    }
-    checkpoint.save_weights(parts.kept, folder / "checkpoints" / "final.safetensors", about)
+def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
+    content = state.state_dict()
+    about = {name: content[name] for name in ("config", "data", "transform")}
+    about["state"] = {**content["state"], "history": state.history[-1:]}
+    weights = folder / "checkpoints" / "final.safetensors"
+    checkpoint.save_weights(state.export_model, weights, about)
     tracker.pictures(state.epoch, {"learning_curves": pictures.learning_curves(state.history)})
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
         tracker.artifact(folder / file)
 
 
-def _describe(experiment: build.Experiment) -> str:
-    parts, data = experiment.parts, experiment.data
+def _describe(experiment: Experiment) -> str:
+    data = experiment.data
     counts = ", ".join(f"{samples} {name}" for name, (samples, _) in data.counts().items())
     left_out = {
         f"{kind} in {name}": count
@@ -261,7 +308,7 @@ def _describe(experiment: build.Experiment) -> str:
     damage = "; left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items())
     classes = f"{len(data.classes)} classes, " if data.classes else ""
     return (
-        f"{experiment.parameters:,} parameters on {parts.device}; "
+        f"{experiment.parameters:,} parameters on {experiment.device}; "
         f"{data.name}: {classes}{counts} samples{damage if left_out else ''}"
     )
 
@@ -275,7 +322,7 @@ def _model_summary(model: nn.Module, parameters: int) -> str:
     return "\n".join([f"{parameters:>12,}  trainable parameters in all", *lines, "", str(model)])
 
 
-def _say_where(folder: Path, state: State, metric: str, tracker: Trackers) -> None:
+def _say_where(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:
     log.info("best %s %s at epoch %d", metric, _number(state.best), state.best_epoch)
     for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.where()):
         log.info("  %s", line)
@@ -286,7 +333,7 @@ def _number(value: float | None) -> str:
 
 
 def terminate_as_interrupt() -> None:
-    """A scheduler's SIGTERM ends a run as Ctrl-C does: recorded as KILLED, resumable."""
+    """SIGTERM, as schedulers send it, ends a run as Ctrl-C does: recorded as KILLED, resumable."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -16,7 +16,6 @@ from hydra.utils import instantiate
 from optuna.trial import TrialState
 
 from research.engine import run, run_folder
-from research.engine.loop import Watch
 from research.sweeps import record
 from research.sweeps.devices import device_of_its_own
 from research.sweeps.objectives import Objective, monitor, values
@@ -32,8 +31,10 @@ STUDY_SWEEPER = "research.sweeps.sweeper.StudySweeper"
 Config = Mapping[str, Any]
 
 
-class TrialWatch(Watch):
+class TrialPruner:
     """Tells the study of every epoch; its pruner may end the trial, but for the last one."""
+
+    stopped = False
 
     def __init__(self, study: Study, number: int, epochs: int) -> None:
         self.study = study
@@ -161,7 +162,7 @@ def _train(
     folder: Path,
     goes_on: bool,
 ) -> Outcome:
-    watch = TrialWatch(study, number, config["epochs"])
+    pruner = TrialPruner(study, number, config["epochs"])
     tags = {"study": study.name, "trial": str(number), **record.parent(study)}
     about = study.about
     wanted = [Objective(**each) for each in about["objectives"]]
@@ -174,9 +175,9 @@ def _train(
         )
     with logs.to_file(folder):
         begin = run.resume(folder, config) if goes_on else run.Start(folder)
-        state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, watch)
-        if watch.stopped:
-            return Outcome("PRUNED", watch.reason)
+        state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, pruner)
+        if pruner.stopped:
+            return Outcome("PRUNED", pruner.reason)
         for lost in ("train/loss", "val/loss", own.rpartition(":")[0]):
             value = state.history[-1].get(lost, 0.0)
             if not math.isfinite(value):

@@ -74,18 +74,18 @@ def values(
         device: of the trial, where its latency is measured.
         trust: names of the user's own that its configuration has.
     """
-    from research.engine.evaluation import trial
-    from research.utils.timing import in_turn
+    from research.engine.evaluation import load_eval_run
+    from research.utils.timing import median_times
 
     names = [objective.name for objective in wanted]
     found = dict.fromkeys(names, best)
     if LATENCY not in names and BYTES not in names:
         return found
-    one = trial(folder, "val", "best", device, [], trust)
+    one = load_eval_run(folder, "val", "best", device, [], trust)
     if LATENCY in names:
-        found[LATENCY] = 1000 * in_turn([one.prediction(1)], ROUNDS)[0]
+        found[LATENCY] = 1000 * median_times([one.timed_prediction(1)], ROUNDS)[0]
     if BYTES in names:
-        of_coefficients = input_bytes(one.trained.config, one.trained.data.metadata())
+        of_coefficients = input_bytes(one.predictor.config, one.predictor.data.metadata())
         batch = next(batch for batch in one.loader.epoch(0) if len(batch))
         pixels = vars(batch)["inputs"]
         found[BYTES] = of_coefficients or pixels.nbytes / len(batch)

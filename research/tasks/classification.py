@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.inference.writers import ClassReport
+from research.inference.writers import ClassWriter
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
@@ -59,14 +59,14 @@ class Classification:
         """The logits as they are."""
         return predictions
 
-    def report(self, folder: Path, objectness: float | None) -> ClassReport:
+    def report(self, folder: Path, objectness: float | None) -> ClassWriter:
         if objectness is not None:
             raise UserError(
                 "objectness",
                 f"objectness={objectness:g}: the run tells classes and finds no boxes",
                 "leave it out",
             )
-        return ClassReport(folder, self.classes)
+        return ClassWriter(folder, self.classes)
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(len(self.classes), device)

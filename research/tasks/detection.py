@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from research.batch import DetectionBatch
 from research.data.frames.letterbox import Letterbox
-from research.inference.writers import FrameReport
+from research.inference.writers import BoxWriter
 from research.tasks.detection_metrics import (
     BACKGROUND,
     OBJECT,
@@ -83,11 +83,11 @@ class Detection:
             answers.append({**found, "boxes": in_file(letterbox, found["boxes"])})
         return answers
 
-    def report(self, folder: Path, objectness: float | None) -> FrameReport:
+    def report(self, folder: Path, objectness: float | None) -> BoxWriter:
         threshold = self.score if objectness is None else objectness
         told_apart = not self.class_agnostic or len(self.classes) == 1
         classes = self.classes if told_apart else [OBJECT]
-        return FrameReport(folder, threshold, self._name, self._colours, classes)
+        return BoxWriter(folder, threshold, self._name, self._colours, classes)
 
     def metrics(self, device: torch.device) -> DetectionMetrics:
         return DetectionMetrics(
@@ -168,7 +168,7 @@ class Detection:
     def _colours(self, labels: Sequence[int]) -> Sequence[Colour]:
         """By class; where there is one, the best box has a colour of its own."""
         if self.class_agnostic or len(self.classes) == 1:
-            return pictures.FOUND_BOXES
+            return pictures.PREDICTED_BOXES
         return pictures.class_colours(labels)
 
     def _name(self, label: int, score: float) -> str:

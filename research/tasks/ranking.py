@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from research.batch import PairBatch, PhotoBatch
-from research.inference.ranking import RankReport
+from research.inference.ranking import RankingWriter
 from research.tasks.ranking_metrics import RankingMetrics
 from research.tasks.standings import Pairs, Standing, sigmoid
 from research.tasks.task import Monitor
@@ -77,14 +77,14 @@ class Ranking:
         """The same."""
         return predictions
 
-    def report(self, folder: Path, objectness: float | None) -> RankReport:
+    def report(self, folder: Path, objectness: float | None) -> RankingWriter:
         if objectness is not None:
             raise UserError(
                 "objectness",
                 f"objectness={objectness:g}: the run ranks photos and finds no boxes",
                 "leave it out",
             )
-        return RankReport(folder)
+        return RankingWriter(folder)
 
     def metrics(self, device: Any) -> RankingMetrics:
         return RankingMetrics(self.target, self.bins)

@@ -20,10 +20,9 @@ from safetensors.torch import load_file, save_file
 
 import research
 from research.config import compose_config, resolved
-from research.engine import build, checkpoint
+from research.engine import build, checkpoint, rng
 from research.engine import run as engine_run
 from research.engine.checkpoint import Checkpoints
-from research.engine.loop import State
 from research.utils import files, weights
 from research.utils.errors import UserError
 from tests.conftest import TINY, run
@@ -38,7 +37,7 @@ def content(epoch: int) -> dict[str, Any]:
 
 def save(checkpoints: Checkpoints, epoch: int, *, is_best: bool = False) -> str:
     path = checkpoints.path_for(epoch, 1 / epoch, is_best=is_best)
-    checkpoints.save(content(epoch), path, epoch, is_best=is_best)
+    checkpoints.save(content(epoch), path, is_best=is_best)
     return path
 
 
@@ -57,7 +56,7 @@ def names(folder: Path) -> list[str]:
 
 def test_cadence_and_keep(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    checkpoints = Checkpoints(folder, {"config": {}, "data": {}}, save_every=2, keep=2)
+    checkpoints = Checkpoints(folder, save_every=2, keep=2)
     told = [save(checkpoints, epoch, is_best=epoch == 3) for epoch in range(1, 10)]
     assert names(folder) == [
         "best.pt", "epoch_006_loss_0.1667.pt", "epoch_008_loss_0.1250.pt", "last.pt",
@@ -72,14 +71,14 @@ def test_cadence_and_keep(tmp_path: Path) -> None:
 
 
 def test_keep_counts_epochs_not_letters(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, {}, save_every=1, keep=2)
+    checkpoints = Checkpoints(tmp_path, save_every=1, keep=2)
     for epoch in (998, 999, 1000, 1001):
         save(checkpoints, epoch)
     assert names(tmp_path) == ["epoch_1000_loss_0.0010.pt", "epoch_1001_loss_0.0010.pt", "last.pt"]
 
 
 def test_keep_none(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, {}, save_every=1, keep=0)
+    checkpoints = Checkpoints(tmp_path, save_every=1, keep=0)
     assert save(checkpoints, 1, is_best=True) == f"{tmp_path.name}/best.pt"
     assert save(checkpoints, 2) == f"{tmp_path.name}/last.pt"
     assert names(tmp_path) == ["best.pt", "last.pt"]
@@ -95,7 +94,7 @@ def test_the_names_of_an_epoch_share_a_file_where_the_disk_can(
 
     if not links:
         monkeypatch.setattr(os, "link", refuse)
-    checkpoints = Checkpoints(tmp_path, {}, save_every=1, keep=3)
+    checkpoints = Checkpoints(tmp_path, save_every=1, keep=3)
     for epoch in (1, 2):
         save(checkpoints, epoch, is_best=True)
     assert names(tmp_path) == [
@@ -119,7 +118,7 @@ def full_disk(_: Any, path: Path, *__: Any) -> NoReturn:
 def test_a_write_that_fails_leaves_the_old_file_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, {}, save_every=9, keep=1)
+    checkpoints = Checkpoints(tmp_path, save_every=9, keep=1)
     save(checkpoints, 1, is_best=True)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full_disk)
@@ -128,7 +127,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
     assert names(tmp_path) == ["best.pt", "last.pt"]
     assert [epoch_of(tmp_path / name) for name in names(tmp_path)] == [1, 1]
     with pytest.raises(TypeError, match="pickle"):
-        checkpoints.save({"hook": (n for n in ())}, "last.pt", 3, is_best=False)
+        checkpoints.save({"hook": (n for n in ())}, "last.pt", is_best=False)
     assert names(tmp_path) == ["best.pt", "last.pt"]
     assert epoch_of(tmp_path / "last.pt") == 1
 
@@ -139,7 +138,7 @@ def test_a_process_that_dies_between_two_names_loses_no_best_epoch(
     class Killed(BaseException):
         pass
 
-    checkpoints = Checkpoints(tmp_path, {}, save_every=1, keep=3)
+    checkpoints = Checkpoints(tmp_path, save_every=1, keep=3)
     save(checkpoints, 1, is_best=True)
     replace = os.replace
     for survived in (0, 1, 2):
@@ -189,12 +188,10 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
     np.random.seed(2)  # noqa: NPY002
     torch.manual_seed(3)
     draw()  # leaves half a pair of normal numbers in two of the generators
-    Checkpoints(tmp_path, {}, 1, 0).save(
-        {"rng": checkpoint.rng_state()}, "last.pt", 1, is_best=False
-    )
+    Checkpoints(tmp_path, 1, 0).save({"rng": rng.rng_state()}, "last.pt", is_best=False)
     first = draw()
     assert draw() != first
-    checkpoint.set_rng_state(weights.read(tmp_path / "last.pt")["rng"])
+    rng.set_rng_state(weights.read(tmp_path / "last.pt")["rng"])
     assert draw() == first
 
 
@@ -204,7 +201,7 @@ def test_a_checkpoint_says_what_it_is_of(small: Compose) -> None:
     saved = checkpoint.load(folder / "checkpoints" / "last.pt")
     assert saved["config"] == config
     assert saved["data"] == {"name": "imagefolder", "classes": ["bars", "field", "spots"]}
-    assert State(**saved["state"]).epoch == 1
+    assert saved["state"]["epoch"] == 1
     assert saved["ema"] is None
     assert saved["state"]["batch"] == 0
     weights = load_file(folder / "checkpoints" / "final.safetensors")
@@ -234,7 +231,7 @@ def test_the_weights_are_a_checkpoint_of_their_own(small: Compose, tmp_path: Pat
     assert torch.equal(model(images), expected)
 
     experiment = build.experiment(small(*TINY, f"init_from={alone}"))
-    assert_same(dict(experiment.parts.model.state_dict()), found["model"])
+    assert_same(dict(experiment.state.model.state_dict()), found["model"])
     with pytest.raises(
         UserError, match=r"resume: .*mine.safetensors holds the weights alone.*init"
     ):
@@ -243,12 +240,12 @@ def test_the_weights_are_a_checkpoint_of_their_own(small: Compose, tmp_path: Pat
 
 def test_foreign_weights_start_a_run_and_no_more(small: Compose, tmp_path: Path) -> None:
     config = small(*TINY)
-    state = build.experiment(config).parts.model.state_dict()
+    state = build.experiment(config).state.model.state_dict()
     state = {name: tensor + 1 for name, tensor in state.items()}
     foreign = tmp_path / "foreign.safetensors"
     save_file(state, foreign, {"format": "pt", "author": "somebody"})
     experiment = build.experiment({**config, "init_from": str(foreign)})
-    assert_same(dict(experiment.parts.model.state_dict()), state)
+    assert_same(dict(experiment.state.model.state_dict()), state)
     assert checkpoint.read(foreign).keys() == state.keys()
     with pytest.raises(
         UserError, match=r"foreign\.safetensors: not a checkpoint of this"
@@ -305,7 +302,7 @@ def test_the_transform_comes_back_bit_by_bit(tmp_path: Path, values: list[Any]) 
 def test_find(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints/best\.pt"):
         checkpoint.find(tmp_path)
-    save(Checkpoints(tmp_path / "checkpoints", {}, 1, 1), 1)
+    save(Checkpoints(tmp_path / "checkpoints", 1, 1), 1)
     last = tmp_path / "checkpoints" / "last.pt"
     assert checkpoint.find(tmp_path) == checkpoint.find(tmp_path, "last") == last
     named = tmp_path / "checkpoints" / "epoch_001_loss_1.0000.pt"
@@ -364,7 +361,7 @@ def test_pickled_objects_are_refused_everywhere(small: Compose, tmp_path: Path, 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
 def test_a_truncated_checkpoint_is_one_line(tmp_path: Path, share: float) -> None:
-    save(Checkpoints(tmp_path, {}, 1, 0), 1)
+    save(Checkpoints(tmp_path, 1, 0), 1)
     path = tmp_path / "last.pt"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])

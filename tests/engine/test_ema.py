@@ -12,9 +12,7 @@ from torch import Tensor
 import research
 from research import evaluate
 from research.engine import build, checkpoint, loop
-from research.engine.loop import State, train_epoch
-from research.tracking.tracker import Tracker
-from tests.conftest import TINY, run
+from tests.conftest import TINY, run, trained_epoch
 from tests.test_train import assert_same
 
 Compose = Callable[..., dict[str, Any]]
@@ -27,18 +25,18 @@ def test_the_average_follows_its_formula(
 ) -> None:
     average = (f"ema={DECAY}", f"ema_warmup={str(warmup).lower()}")
     built = build.experiment(small(*TINY, *average, "accumulate=2", "dataset.batch_size=4"))
-    model, steps = built.parts.model, []
+    model, steps = built.state.model, []
 
     def step(*args: Any) -> None:
         original(*args)
         steps.append({name: w.clone().double() for name, w in model.state_dict().items()})
 
-    original = loop._optimizer_step
-    monkeypatch.setattr(loop, "_optimizer_step", step)
-    train_epoch(built.parts, built.settings, State(), Tracker())
+    original = loop.optimizer_step
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    trained_epoch(built)
     assert len(steps) == 3
-    assert built.parts.ema is not None
-    for name, averaged in built.parts.ema.module.state_dict().items():
+    assert built.state.ema is not None
+    for name, averaged in built.state.ema.module.state_dict().items():
         # What the network was made with is nobody's opinion: the average begins with step one.
         expected: Tensor = steps[0][name]
         for step_number, weights in enumerate(steps[1:], start=2):
@@ -62,7 +60,7 @@ def test_the_average_is_what_is_judged_and_kept(small: Compose) -> None:
     judged = evaluate.evaluate(folder, "val", "last", "cpu", [])
     assert {name: judged["metrics"][name] for name in judged["logged"]} == judged["logged"]
     begun = build.experiment(small(*TINY, f"init_from={folder / 'checkpoints' / 'last.pt'}"))
-    assert_same(dict(begun.parts.model.state_dict()), dict(saved["ema"]))
+    assert_same(dict(begun.state.model.state_dict()), dict(saved["ema"]))
 
 
 @pytest.mark.parametrize("overflows", [{3}, {1, 2, 4}])
@@ -71,7 +69,7 @@ def test_a_step_that_fp16_skips_steps_nothing_else(
 ) -> None:
     """Gradients of some steps overflow: model, schedule and average stay as they were."""
     built = build.experiment(small(*TINY, f"ema={DECAY}", "dataset.batch_size=4"))
-    parts = built.parts
+    parts = built.state
     parts.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     assert parts.ema is not None
     steps: list[dict[str, Any]] = []
@@ -92,9 +90,9 @@ def test_a_step_that_fp16_skips_steps_nothing_else(
         original(*args)
         steps.append({"before": before, "after": snapshot(), "scale": parts.scaler.get_scale()})
 
-    original = loop._optimizer_step
-    monkeypatch.setattr(loop, "_optimizer_step", step)
-    train_epoch(parts, built.settings, State(), Tracker())
+    original = loop.optimizer_step
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    trained_epoch(built)
     assert len(steps) == 6
     for number, seen in enumerate(steps, start=1):
         before, after = seen["before"], seen["after"]

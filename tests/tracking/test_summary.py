@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from research.engine.loop import State
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Run
+from tests.conftest import train_state
 
 ABOUT = {
     "model": "resnet34",
@@ -33,7 +33,7 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
     def read() -> dict[str, Any]:
         return json.loads((tmp_path / "summary.json").read_text())
 
-    state = State()
+    state = train_state()
     tracker = SummaryTracker(ABOUT, state, patience=2)
     tracker.start(Run(tmp_path, "mine", {"optimizer": {"lr": 0.1}}))
     # Whoever finds this folder after a crash in the first epoch finds a summary.
@@ -75,7 +75,7 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
 
 def test_it_tells_how_a_run_ended(tmp_path: Path) -> None:
     for status in ("FAILED", "KILLED"):
-        tracker = SummaryTracker(ABOUT, State(), patience=None)
+        tracker = SummaryTracker(ABOUT, train_state(), patience=None)
         tracker.start(Run(tmp_path, "mine", {}))
         tracker.finish(status)
         assert json.loads((tmp_path / "summary.json").read_text())["status"] == status

@@ -1,0 +1,160 @@
+"""The state of a training run: the one list of what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from research.data.transforms import DeviceTransform
+from research.engine.rng import rng_state, set_rng_state
+from research.utils.errors import UserError, one_line
+
+COUNTERS = ("epoch", "step", "batch", "best", "best_epoch", "history")
+
+
+@dataclass
+class TrainState:
+    """Everything that changes during training, and everything that a checkpoint holds.
+
+    ``state_dict`` and ``load_state_dict`` walk ``_stateful`` and ``COUNTERS``; nothing is saved or
+    restored elsewhere.
+
+    Attributes:
+        model: the network, as saved.
+        forward: the network as called: the same, or its compiled form.
+        transform: preprocessing on the device, with its statistics.
+        scheduler: steps once an optimizer step.
+        scaler: scales fp16 losses; does nothing in other precisions.
+        ema: exponential moving average of the model, if one is kept.
+        config: the resolved configuration, stored with the checkpoint.
+        metadata: of the data set, see ``DataModule.metadata``; stored with the checkpoint.
+        epoch: epochs done.
+        step: batches seen.
+        batch: position inside the next epoch, in batches; 0 at an epoch's end.
+        best: best value of the monitored metric; ``None`` before the first epoch.
+        best_epoch: the epoch that reached it, from 1; 0 before the first.
+        history: one row an epoch.
+        tracking: what the trackers need to go on with their records, such as an MLflow run id.
+    """
+
+    model: nn.Module
+    forward: nn.Module
+    transform: DeviceTransform
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    tracking: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def export_model(self) -> nn.Module:
+        """The weights that evaluation, prediction and export use: the EMA if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """``export_model`` as validation calls it, perhaps compiled."""
+        return self.forward if self.ema is None else self.ema.module
+
+    def stopped_early(self, patience: int | None) -> bool:
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
+        yield "model", self.model
+        yield "ema", None if self.ema is None else self.ema.module
+        for name in ("transform", "optimizer", "scheduler", "scaler"):
+            yield name, getattr(self, name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, numbers, strings and containers."""
+        return {
+            **{
+                name: None if part is None else part.state_dict() for name, part in self._stateful()
+            },
+            "state": {name: getattr(self, name) for name in COUNTERS},
+            "rng": rng_state(),
+            "tracking": dict(self.tracking),
+            "config": self.config,
+            "data": self.metadata,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore everything but ``config`` and ``metadata``, which belong to the current command.
+
+        Args:
+            saved: from ``state_dict``, as ``checkpoint.load`` returns it.
+
+        Raises:
+            UserError: when a part is missing or does not fit this model, optimizer or scheduler.
+        """
+        try:
+            for name, part in self._stateful():
+                if isinstance(part, nn.Module):
+                    load_weights(part, saved[name], "checkpoint", "resume")
+                elif name == "optimizer":
+                    part.load_state_dict(saved[name])
+                elif part is not None:
+                    part.load_state_dict(_compatible(name, part.state_dict(), saved[name]))
+            for name in COUNTERS:
+                setattr(self, name, saved["state"][name])
+            self.tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
+            set_rng_state(saved["rng"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(
+                "checkpoint", f"the last checkpoint is damaged ({one_line(error)})"
+            ) from error
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where: str) -> None:
+    """Load every weight of a network.
+
+    Args:
+        network: filled in.
+        weights: a state dict.
+        key: of the error, such as ``init_from``.
+        where: what the weights come from, for the message.
+
+    Raises:
+        UserError: when the names or shapes differ.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(key, f"{where}: the weights do not fit this model ({reason})") from None
+
+
+def _compatible(name: str, own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """``saved`` completed by ``own``: another version of torch may have had other keys.
+
+    ``load_state_dict`` of schedulers and scalers takes over whatever it is given, so that form and
+    types are compared here.
+    """
+    known = {key: value for key, value in saved.items() if key in own}
+    lacking = "last_epoch" in own and "last_epoch" not in known
+    if lacking or not _same_form(known, {key: own[key] for key in known}):
+        raise ValueError(f"{name} is of another form")
+    return {**own, **known}
+
+
+def _same_form(one: Any, two: Any) -> bool:
+    """Whether two plain values have the same keys, lengths and types of values."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(_same_form(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_same_form, one, two))
+    numbers = (int, float)
+    return type(one) is type(two) or (type(one) in numbers and type(two) in numbers)
