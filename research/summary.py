@@ -12,7 +12,7 @@ from research.config import cli, compose_config, resolved
 from research.config.checks import RGB
 from research.config.rules import COUNT, DEVICE, TRUTH
 from research.utils.errors import UserError
-from research.utils.timing import in_turn, wait_for
+from research.utils.timing import median_times, synchronize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +107,7 @@ def rows(
         found.append((varied, *measure(network, config, metadata)))
         if latency:
             timed.append(_pass(network, config, metadata, batch))
-    times = in_turn(timed, rounds) if latency else [None] * len(found)
+    times = median_times(timed, rounds) if latency else [None] * len(found)
     return [Row(*columns, seconds) for columns, seconds in zip(found, times, strict=True)]
 
 
@@ -262,7 +262,7 @@ def _pass(
     def once() -> None:
         with autocast(device, config["precision"]):
             network(inputs)
-        wait_for(device)
+        synchronize(device)
 
     return once
 

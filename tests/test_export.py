@@ -17,7 +17,7 @@ import research
 from research import export
 from research.config import compose_config, resolved
 from research.engine import build, checkpoint
-from research.engine.predictor import Trained
+from research.engine.predictor import Predictor
 from research.utils.errors import UserError
 from tests.conftest import as_if_trained
 
@@ -177,7 +177,7 @@ def test_detectors_give_what_suppression_takes(tmp_path: Path, option: str) -> N
     boxes, scores = (torch.from_numpy(a) for a in session.run(None, {"images": images.numpy()}))
     cells = 16 if option == "bigdet" else 1
     assert (boxes.shape, scores.shape) == ((3, cells, 4), (3, cells))
-    loaded: Trained = research.load(run, device="cpu")
+    loaded: Predictor = research.load(run, device="cpu")
     with torch.no_grad():
         expected = loaded.model(images)
     for box, score, known in zip(boxes.clamp(0, 1), scores, expected, strict=True):

@@ -178,8 +178,8 @@ def test_ranks_by_speed_accuracy_and_size(monkeypatch: pytest.MonkeyPatch) -> No
 def test_more_images_than_a_batch_holds_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Slow(3, 0)
     loaded = made_up(monkeypatch, {"a": model})(Path("a"))
-    loaded.prediction(6)()
-    loaded.prediction(2)()
+    loaded.timed_prediction(6)()
+    loaded.timed_prediction(2)()
     assert model.seen == [[0, 1, 2, 0, 0, 1], [0, 1]]
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 from PIL.Image import Image
 
-from research.inference.writers import Seen
+from research.inference.writers import Overlay
 from research.utils.errors import UserError
 
 ADDRESS: Final = "127.0.0.1"
@@ -78,7 +78,7 @@ class Player:
     def url(self) -> str:
         return f"http://{ADDRESS}:{self.port}/"
 
-    def show(self, name: str, image: Image, seen: Seen, milliseconds: float) -> None:
+    def show(self, name: str, image: Image, seen: Overlay, milliseconds: float) -> None:
         """The next frame.
 
         Args:

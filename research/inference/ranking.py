@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from research.data.frames.media import Still
-from research.inference.writers import SHEET, SHOWN, Panels, Seen, failed, save, thumbnail
+from research.inference.writers import SHEET, SHOWN, Overlay, Panels, failed, save, thumbnail
 from research.tracking.files import csv_text
 from research.utils.files import write_text
 from research.viz import pictures
@@ -20,7 +20,7 @@ TABLE: Final = "ranking.csv"
 COLUMNS: Final = 6
 
 
-class RankReport:
+class RankingWriter:
     """Photos from best to worst, ``FOLDER/ranking.csv``, and a contact sheet of the first of them.
 
     Photos of one score are in the order of their names; what has no score, because the network
@@ -60,7 +60,9 @@ class RankReport:
         paper = pictures.sheet(cells, captions, [None] * len(cells), COLUMNS)
         save(paper, self.folder / SHEET)
 
-    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor) -> list[Seen]:
+    def add(
+        self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor
+    ) -> list[Overlay]:
         """``answers``: scores [B]."""
         seen = []
         for still, panels, score in zip(stills, images, answers.double().tolist(), strict=True):
@@ -70,7 +72,7 @@ class RankReport:
                 self.best.append((score, still.name, thumbnail(panels[0])))
                 self.best.sort(key=lambda entry: (_place(entry[0]), entry[1]))
                 del self.best[SHOWN:]
-            seen.append(Seen(f"score {score:.3f}"))
+            seen.append(Overlay(f"score {score:.3f}"))
         return seen
 
     def summary(self) -> dict[str, Any]:

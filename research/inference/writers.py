@@ -34,7 +34,7 @@ Panels = Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Overlay:
     """What was said of one still, for a player.
 
     Attributes:
@@ -49,7 +49,7 @@ class Seen:
     boxes: Sequence[Sequence[float]] = ()
     scores: Sequence[float] = ()
     texts: Sequence[str] = ()
-    colours: Sequence[pictures.Colour] = pictures.FOUND_BOXES
+    colours: Sequence[pictures.Colour] = pictures.PREDICTED_BOXES
 
 
 class Report(Protocol):
@@ -65,7 +65,7 @@ class Report(Protocol):
 
     def __exit__(self, *error: Any) -> None: ...
 
-    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Any) -> list[Seen]:
+    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Any) -> list[Overlay]:
         """Write what was predicted for some stills.
 
         Args:
@@ -87,7 +87,7 @@ class Report(Protocol):
         ...
 
 
-class FrameReport:
+class BoxWriter:
     """Detections as pictures, in COCO's form, and as capture runs, one a group of stills.
 
     ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, its panels side by side;
@@ -135,11 +135,11 @@ class FrameReport:
         stills: Sequence[Still],
         images: Sequence[Panels],
         answers: list[dict[str, Tensor]],
-    ) -> list[Seen]:
+    ) -> list[Overlay]:
         """``answers``: of each still ``boxes`` [n, 4] in its pixels, ``scores`` and ``labels``."""
         return [self._add(*each) for each in zip(stills, images, answers, strict=True)]
 
-    def _add(self, still: Still, panels: Panels, found: dict[str, Tensor]) -> Seen:
+    def _add(self, still: Still, panels: Panels, found: dict[str, Tensor]) -> Overlay:
         image = panels[0]
         boxes, scores, labels = (found[key].cpu() for key in ("boxes", "scores", "labels"))
         # Of what was found in the black of a letterbox, nothing is left.
@@ -166,7 +166,7 @@ class FrameReport:
         self.frames += 1
         self.boxes += count
         self.with_boxes += count > 0
-        return Seen("", shares, kept, texts, self.colours(named))
+        return Overlay("", shares, kept, texts, self.colours(named))
 
     def _run(self, group: str) -> RunWriter:
         if group not in self.runs:
@@ -192,7 +192,7 @@ class FrameReport:
         ]
 
 
-class ClassReport:
+class ClassWriter:
     """Classes as a table, ``FOLDER/predictions.csv``, and a contact sheet of the first images.
 
     Args:
@@ -219,7 +219,9 @@ class ClassReport:
             paper = pictures.sheet(self.cells, self.captions, unjudged, columns=6)
             save(paper, self.folder / SHEET)
 
-    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor) -> list[Seen]:
+    def add(
+        self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor
+    ) -> list[Overlay]:
         """``answers``: logits [B, C]."""
         best = answers.cpu().softmax(1).topk(min(BEST, len(self.classes)), dim=1)
         rows, seen = [], []
@@ -236,7 +238,7 @@ class ClassReport:
             if len(self.cells) < SHOWN:
                 self.cells.append(thumbnail(panels[0]))
                 self.captions.append(f"{still.stem[-24:]}\n{said}")
-            seen.append(Seen(said))
+            seen.append(Overlay(said))
         self._append(rows)
         return seen
 

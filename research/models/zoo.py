@@ -27,7 +27,7 @@ NOT_THE_NETWORKS = (
 
 
 @dataclass(frozen=True)
-class OwnInput:
+class InputSpec:
     """What a network was made to be fed with.
 
     Attributes:
@@ -43,14 +43,14 @@ class OwnInput:
     crop_pct: float
 
 
-def own_input(name: str | None) -> OwnInput:
+def input_spec(name: str | None) -> InputSpec:
     """The input for which a network was made, by its ``model.name``.
 
     Out of timm's record where timm knows the name; 32 px for the paper's CIFAR networks
     (``densenet_bc_…``), 224 px for others, both with ImageNet's statistics.
     """
     size = 32 if (name or "").startswith("densenet_bc_") else 224
-    usual = OwnInput(size, IMAGENET_MEAN, IMAGENET_STD, 0.875)
+    usual = InputSpec(size, IMAGENET_MEAN, IMAGENET_STD, 0.875)
     if name is None:
         return usual
     try:
@@ -59,7 +59,7 @@ def own_input(name: str | None) -> OwnInput:
         return usual
     if record is None:
         return usual
-    return OwnInput(
+    return InputSpec(
         record.input_size[-1], tuple(record.mean), tuple(record.std), float(record.crop_pct)
     )
 
@@ -129,7 +129,7 @@ def backbone(
                 "model.kwargs",
                 f"model.name={name}: timm cannot build it for dataset.image_size={image_size} "
                 f"({one_line(error)})",
-                f"its own size is {own_input(name).size}",
+                f"its own size is {input_spec(name).size}",
             ) from None
     _try(network, name, num_classes, image_size)
     # timm fits position embeddings to the size while it loads.
@@ -180,7 +180,7 @@ def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> No
         raise UserError(
             "model.name",
             f"model.name={name} cannot take dataset.image_size={image_size} ({one_line(error)})",
-            f"its own size is {own_input(name).size}",
+            f"its own size is {input_spec(name).size}",
         ) from None
     finally:
         network.train()

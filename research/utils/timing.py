@@ -14,7 +14,7 @@ WARM_UP = 2
 """Rounds before the timed ones, in which libraries choose their algorithms."""
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until an accelerator has done what it was given."""
     import torch
 
@@ -22,7 +22,7 @@ def wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def in_turn(passes: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+def median_times(passes: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Median seconds of each; round by round, so that a slow moment meets all alike.
 
     Args:

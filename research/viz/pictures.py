@@ -19,10 +19,10 @@ WRONG = (198, 40, 40)
 Colour = tuple[int, int, int]
 INK: dict[bool | None, Colour] = {True: RIGHT, False: WRONG, None: (0, 0, 0)}
 TRUE_BOX: Colour = (0, 200, 83)
-FOUND_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
+PREDICTED_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
 """Of the first box and of all others, as in guide 5; where there is one class."""
-CLASS_BOXES: tuple[Colour, ...] = (
-    *FOUND_BOXES,
+CLASS_COLOURS: tuple[Colour, ...] = (
+    *PREDICTED_BOXES,
     (255, 196, 0),
     (255, 112, 67),
     (170, 120, 255),
@@ -208,14 +208,14 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 def class_colours(labels: Iterable[int]) -> list[Colour]:
     """A colour a box, the same for boxes of one class."""
-    return [CLASS_BOXES[label % len(CLASS_BOXES)] for label in labels]
+    return [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels]
 
 
 def draw_boxes(
     image: Image.Image,
     boxes: Sequence[Sequence[float]],
     captions: Sequence[str] = (),
-    colours: Sequence[Colour] = FOUND_BOXES,
+    colours: Sequence[Colour] = PREDICTED_BOXES,
 ) -> Image.Image:
     """A copy of the image with a frame of two pixels inside each box.
 

@@ -99,7 +99,7 @@ def test_the_global_generators_are_not_touched() -> None:
 
 
 def test_what_the_index_left_out_is_reported() -> None:
-    assert loader(4, 2, train=True).left_out == {"left_out/empty": 2}
+    assert loader(4, 2, train=True).skipped == {"left_out/empty": 2}
 
 
 def test_a_sampler_counts_as_it_yields() -> None:

@@ -15,15 +15,15 @@ from PIL import Image
 
 from research.inference import player as player_module
 from research.inference.player import Player
-from research.inference.writers import Seen
+from research.inference.writers import Overlay
 from research.utils.errors import UserError
-from research.viz.pictures import FOUND_BOXES
+from research.viz.pictures import PREDICTED_BOXES
 from tests.browser import Page, needs_browser
 
 GREY = (90, 90, 90)
 FRAME = Image.new("RGB", (320, 240), GREY)
 BOXES = ((0.25, 0.25, 0.5, 0.5), (0.5, 0.5, 0.75, 0.875), (0.0, 0.0, 0.25, 0.125))
-SEEN = Seen("", BOXES, (0.9, 0.5, 0.1), ("0.90", "0.50", "0.10"))
+SEEN = Overlay("", BOXES, (0.9, 0.5, 0.1), ("0.90", "0.50", "0.10"))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def player() -> Iterator[Player]:
         yield started
 
 
-def fill(player: Player, count: int, seen: Seen = SEEN) -> None:
+def fill(player: Player, count: int, seen: Overlay = SEEN) -> None:
     for number in range(count):
         player.show(f"frame {len(player.frames)}", FRAME, seen, 12.5 + number)
 
@@ -82,11 +82,11 @@ def test_the_page_plays_what_is_there_and_draws_boxes(player: Player) -> None:
         )
         # Frame pixels (y, x): the edges of the two boxes, and grey inside and between them.
         for (y, x), colour in {
-            (90, 80): FOUND_BOXES[0],
-            (90, 160): FOUND_BOXES[0],
-            (119, 120): FOUND_BOXES[0],
-            (165, 239): FOUND_BOXES[1],
-            (209, 200): FOUND_BOXES[1],
+            (90, 80): PREDICTED_BOXES[0],
+            (90, 160): PREDICTED_BOXES[0],
+            (119, 120): PREDICTED_BOXES[0],
+            (165, 239): PREDICTED_BOXES[1],
+            (209, 200): PREDICTED_BOXES[1],
             (90, 120): GREY,
             (165, 200): GREY,
             (15, 80): GREY,
@@ -133,7 +133,7 @@ def test_frames_play_as_they_come_and_the_controls_work(player: Player) -> None:
 def test_captions_without_boxes_and_hostile_names() -> None:
     name = "<img src=x onerror=alert(1)>"
     with Player("classes", 0, None) as player:
-        player.show(name, FRAME, Seen("spots 93%"), 1.0)
+        player.show(name, FRAME, Overlay("spots 93%"), 1.0)
         player.finish()
         with Page(player.url) as page:
             page.wait("document.querySelector('#counter').textContent === '1 / 1'")

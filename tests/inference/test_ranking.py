@@ -16,7 +16,7 @@ import research
 from research import predict
 from research.config import compose_config, resolved
 from research.data.frames.media import Still
-from research.inference.ranking import RankReport
+from research.inference.ranking import RankingWriter
 from research.inference.writers import SHOWN
 from research.tasks.ranking import Ranking
 from research.utils.errors import UserError
@@ -40,8 +40,8 @@ def ranked(folder: Path) -> list[tuple[str, str, str]]:
 
 def write(
     folder: Path, scores: Sequence[float], names: Sequence[str], levels: Sequence[int], size: int
-) -> RankReport:
-    report = RankReport(folder)
+) -> RankingWriter:
+    report = RankingWriter(folder)
     with report:
         for start in range(0, len(scores), size):
             chosen = slice(start, start + size)
@@ -90,10 +90,10 @@ def test_what_has_no_score_is_last(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_where_nothing_was_seen_or_the_work_broke_off(tmp_path: Path) -> None:
-    with RankReport(tmp_path / "empty") as report:
+    with RankingWriter(tmp_path / "empty") as report:
         pass
     assert report.summary() == {"photos": 0}
-    with pytest.raises(ValueError, match="zip"), RankReport(tmp_path / "broken") as report:
+    with pytest.raises(ValueError, match="zip"), RankingWriter(tmp_path / "broken") as report:
         report.add([still("a"), still("b")], [grey(0)], torch.ones(1))
     assert [*tmp_path.iterdir()] == []
 
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_a_ranker_finds_no_boxes(tmp_path: Path) -> None:
     task = Ranking([], "soft", [0.5, 1.0], "val/pair_accuracy:max")
-    assert isinstance(task.report(tmp_path, None), RankReport)
+    assert isinstance(task.report(tmp_path, None), RankingWriter)
     with pytest.raises(UserError, match=r"objectness=0\.5: the run ranks photos"):
         task.report(tmp_path, 0.5)
 

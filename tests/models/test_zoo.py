@@ -8,7 +8,7 @@ from torch import nn
 
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
 from research.config import compose_config
-from research.models.zoo import OwnInput, backbone, own_input
+from research.models.zoo import InputSpec, backbone, input_spec
 from research.utils.errors import UserError
 
 
@@ -33,21 +33,21 @@ HALF = (0.5, 0.5, 0.5)
     ("name", "expected"),
     [
         # Of timm's tables.
-        ("densenet121", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
-        ("cspdarknet53", OwnInput(256, IMAGENET_MEAN, IMAGENET_STD, 0.887)),
-        ("efficientvit_m4", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
-        ("vit_tiny_patch16_224", OwnInput(224, HALF, HALF, 0.9)),
-        ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", OwnInput(384, HALF, HALF, 1.0)),
-        ("inception_v3.tf_in1k", OwnInput(299, HALF, HALF, 0.875)),
+        ("densenet121", InputSpec(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("cspdarknet53", InputSpec(256, IMAGENET_MEAN, IMAGENET_STD, 0.887)),
+        ("efficientvit_m4", InputSpec(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("vit_tiny_patch16_224", InputSpec(224, HALF, HALF, 0.9)),
+        ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", InputSpec(384, HALF, HALF, 1.0)),
+        ("inception_v3.tf_in1k", InputSpec(299, HALF, HALF, 0.875)),
         # Unknown to timm.
-        (None, OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
-        ("densenet264", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
-        ("densenet_bc_100_12", OwnInput(32, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
-        ("vit_tiny_patch16_224.no_such_tag", OwnInput(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        (None, InputSpec(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("densenet264", InputSpec(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("densenet_bc_100_12", InputSpec(32, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
+        ("vit_tiny_patch16_224.no_such_tag", InputSpec(224, IMAGENET_MEAN, IMAGENET_STD, 0.875)),
     ],
 )
-def test_own_input(name: str | None, expected: OwnInput) -> None:
-    assert own_input(name) == expected
+def test_own_input(name: str | None, expected: InputSpec) -> None:
+    assert input_spec(name) == expected
 
 
 @pytest.mark.parametrize(

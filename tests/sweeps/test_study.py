@@ -11,14 +11,14 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from research.engine import run_folder
-from research.sweeps.job import TrialWatch
+from research.sweeps.job import TrialPruner
 from research.sweeps.space import Space
 from research.sweeps.study import MOST_ATTEMPTS, STORE, Claim, Study
 
 pytestmark = pytest.mark.usefixtures("study_folder")
 
 SPACE = Space.of({}, ["a=1,2,3", "b=x,y"])
-EVERY = list(SPACE.points())
+ALL_FREQUENCIES = list(SPACE.points())
 
 
 def opened(name: str = "one") -> Study:
@@ -45,7 +45,7 @@ def test_a_grid_is_walked_once_whatever_process_asks() -> None:
         claim = claimed(study)
         seen.append(claim.point)
         end(study, claim)
-    assert seen == EVERY
+    assert seen == ALL_FREQUENCIES
     assert opened().claim(SPACE, 6, 0, set(), grid=True) is None
 
 
@@ -62,7 +62,7 @@ def test_two_who_ask_at_once_share_the_trials() -> None:
     with ThreadPoolExecutor(4) as pool:
         done = [number for numbers in pool.map(work, studies) for number in numbers]
     assert sorted(done) == list(range(5))
-    assert [trial.params for trial in studies[0].trials()] == EVERY[:5]
+    assert [trial.params for trial in studies[0].trials()] == ALL_FREQUENCIES[:5]
 
 
 @pytest.mark.parametrize("kind", [RandomSampler, TPESampler])
@@ -74,7 +74,7 @@ def test_no_sampler_repeats_a_point_of_a_finite_space(kind: type[BaseSampler]) -
     while claim := study.claim(SPACE, 6, 0, set(), grid=False):
         end(study, claim)
     points = [trial.params for trial in study.trials()]
-    assert sorted(map(str, points)) == sorted(map(str, EVERY))
+    assert sorted(map(str, points)) == sorted(map(str, ALL_FREQUENCIES))
 
 
 def test_a_trial_whose_process_was_interrupted_keeps_its_attempts() -> None:
@@ -100,7 +100,7 @@ def test_a_trial_that_was_to_be_stopped_is_stopped_after_an_interruption() -> No
     study = Study("one", None, RandomSampler, AtTwo(), ["maximize"])
     number = claimed(study).number
     for epochs, stopped in ((4, True), (2, False)):  # the last epoch is not worth stopping
-        watch = TrialWatch(study, number, epochs)
+        watch = TrialPruner(study, number, epochs)
         watch.epoch(1, 0.5)
         assert not watch.stopped
         watch.epoch(2, 0.5)
@@ -158,15 +158,15 @@ def test_failures_are_tried_again_when_asked_and_not_before() -> None:
     study.fail(0, "it burnt")
     first.held.release()
     second = claimed(study)
-    assert second.point == EVERY[1]
+    assert second.point == ALL_FREQUENCIES[1]
     end(study, second)
     retry = {0}
     again = claimed(study, retry=retry)
-    assert (again.number, again.point) == (2, EVERY[0])
+    assert (again.number, again.point) == (2, ALL_FREQUENCIES[0])
     assert not retry
     end(study, again)
     assert [trial.number for trial in study.trials()] == [1, 2]
-    assert claimed(study).point == EVERY[2]
+    assert claimed(study).point == ALL_FREQUENCIES[2]
 
 
 def test_a_record_cut_short_is_dropped() -> None:
@@ -183,7 +183,7 @@ def test_a_proposal_that_nobody_took_is_no_trial() -> None:
     study = opened()
     study.optuna.ask()  # whoever asked died before the point was drawn
     claim = claimed(study)
-    assert claim.point == EVERY[0]
+    assert claim.point == ALL_FREQUENCIES[0]
     assert [trial.number for trial in study.trials()] == [claim.number]
 
 
@@ -208,9 +208,9 @@ def test_a_study_whose_folder_was_deleted_begins_anew() -> None:
 
 def test_a_proposal_left_in_the_queue_is_no_point_run_twice() -> None:
     study = opened()
-    study.optuna.enqueue_trial(EVERY[0])  # whoever queued it died before he took it
+    study.optuna.enqueue_trial(ALL_FREQUENCIES[0])  # whoever queued it died before he took it
     claims = [claimed(study) for _ in range(6)]
-    assert [claim.point for claim in claims] == EVERY
+    assert [claim.point for claim in claims] == ALL_FREQUENCIES
 
 
 def test_the_store_is_one_for_all_studies() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from research.engine import build, run
-from research.engine.loop import Watch
 from research.sweeps import parent
 from research.sweeps.devices import device_of_its_own
 from research.tracking.tracker import Status
@@ -189,7 +188,9 @@ def test_an_interrupted_trial_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
     told_the_parent: list[str],
 ) -> None:
-    class Impatient(Watch):
+    class Impatient:
+        stopped = False
+
         def __init__(self, *_: Any) -> None:
             pass
 
@@ -198,7 +199,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("research.sweeps.job.TrialWatch", Impatient)
+        patch.setattr("research.sweeps.job.TrialPruner", Impatient)
         with pytest.raises(SystemExit) as stop:
             sweep("seed=0,1", "epochs=3")
         assert stop.value.code == 130

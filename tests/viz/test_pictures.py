@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from research.viz import charts, pictures
-from research.viz.pictures import CURVES, FOUND_BOXES, TRUE_BOX, class_colours, draw_boxes
+from research.viz.pictures import CURVES, PREDICTED_BOXES, TRUE_BOX, class_colours, draw_boxes
 
 GREY = Image.new("RGB", (40, 30), (9, 9, 9))
 
@@ -26,9 +26,9 @@ def frame(left: int, top: int, right: int, bottom: int, width: int = 2) -> np.nd
 
 def test_a_box_is_a_border_of_two_pixels_inside_its_edges() -> None:
     drawn = draw_boxes(GREY, [(5.2, 4.1, 19.8, 14.0), (22, 10, 38, 28), (24, 12, 36, 26)])
-    assert (marked(drawn, FOUND_BOXES[0]) == frame(5, 4, 20, 14)).all()
+    assert (marked(drawn, PREDICTED_BOXES[0]) == frame(5, 4, 20, 14)).all()
     others = frame(22, 10, 38, 28) | frame(24, 12, 36, 26)
-    assert (marked(drawn, FOUND_BOXES[1]) == others).all()
+    assert (marked(drawn, PREDICTED_BOXES[1]) == others).all()
     assert marked(GREY, (9, 9, 9)).all()  # a copy was drawn on
 
 
@@ -42,9 +42,9 @@ def test_what_lies_outside_is_cut_off(
 ) -> None:
     drawn = draw_boxes(GREY, [box], captions)
     assert drawn.size == GREY.size
-    assert marked(drawn, FOUND_BOXES[0]).any()
+    assert marked(drawn, PREDICTED_BOXES[0]).any()
     if box[0] == -9 and not captions:
-        assert (marked(drawn, FOUND_BOXES[0]) == frame(0, 0, 40, 30)).all()
+        assert (marked(drawn, PREDICTED_BOXES[0]) == frame(0, 0, 40, 30)).all()
 
 
 def test_captions_stand_above_the_box() -> None:

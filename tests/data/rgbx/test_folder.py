@@ -430,7 +430,7 @@ def test_a_bad_label_is_left_out_with_its_row(
     assert data.counts()["train"][1] == {"invalid": 1}
     assert sum(count for count, _ in data.counts().values()) == 23
     source = data.dataset("train", seed=0, train=True, device=CPU)
-    assert EpochLoader(source, 2, seed=0, train=True).left_out == {"left_out/invalid": 1}
+    assert EpochLoader(source, 2, seed=0, train=True).skipped == {"left_out/invalid": 1}
 
 
 def test_files_that_are_no_frames_are_left_out_and_told_of_ten_times(
