@@ -32,7 +32,7 @@ from research.data.warehouse import recipes
 from research.data.warehouse.build import build
 from research.inference.writers import BoxWriter
 from research.utils.errors import DamagedImage, UserError
-from research.viz.pictures import FOUND_BOXES, class_colours
+from research.viz.pictures import PREDICTED_BOXES, class_colours
 from tests.browser import Page, needs_browser
 from tests.conftest import TINY, picture, refusal, run
 from tests.test_commands import module
@@ -121,7 +121,7 @@ def test_a_tree_of_runs_comes_back_with_the_models_boxes(detectors: Detectors, h
             for number, (x0, _, _, y1) in enumerate(t["bbox_px"] for t in told):
                 if number == len(told) - 1:  # no other box covers it
                     corner = round(x0), min(round(y1), height) - 1
-                    assert drawn.getpixel(corner) == FOUND_BOXES[min(number, 1)]
+                    assert drawn.getpixel(corner) == PREDICTED_BOXES[min(number, 1)]
     assert boxes > 6
     coco = json.loads((here / "seen" / "predictions.json").read_text())
     assert [(i["width"], i["height"]) for i in coco["images"]] == [(80, 60)] * 3 + [(48, 72)] * 3
@@ -449,7 +449,7 @@ def test_the_command_plays_in_a_browser_until_ctrl_c(detectors: Detectors, here:
             assert page.evaluate("document.querySelectorAll('#boxes rect').length") > 1
             assert page.text("#name") == "clip.mkv frame 5"
             seen = page.screenshot().reshape(-1, 3).astype(int)
-            for colour in FOUND_BOXES:
+            for colour in PREDICTED_BOXES:
                 assert (np.abs(seen - colour).max(1) <= 3).sum() > 20
             assert (page.text("#problem"), page.problems) == ("", [])
         os.kill(command.pid, signal.SIGINT)
