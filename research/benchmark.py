@@ -19,7 +19,7 @@ from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from research.data.loader import BatchSource
-    from research.data.warehouse.build import Plan
+    from research.data.warehouse.plan import BuildPlan
 
 USAGE = """
 python -m research.benchmark NAME [IMAGES…] [key=value …]
@@ -108,14 +108,16 @@ def store(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     """From files or a store to shuffled batches of random crops."""
     from research.compression.selection import Selection, covering
     from research.data.block_samples import BlockCrop, BlockSamples
+    from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
     from research.data.warehouse.kinds import StoredRows
-    from research.data.warehouse.plan import Item, Plan
-    from research.data.warehouse.recipes import CoefficientRecipe
+    from research.data.warehouse.plan import BuildPlan
 
     candidates = _timm(files, CUT, 256)
     for window in (8, 4):
-        items = [Item(str(n), "all", file, 0) for n, file in enumerate(files)]
-        plan = Plan(CoefficientRecipe(STORED, window, "bitstream"), ["x"], items, {"all": "train"})
+        items = [SampleSpec(str(n), "all", file, 0) for n, file in enumerate(files)]
+        plan = BuildPlan(
+            CoefficientEncoder(STORED, window, "bitstream"), ["x"], items, {"all": "train"}
+        )
         opened, positions = _prepared(plan, stack)
         kept = covering(Selection.from_settings(window, "corner"))
         rows = StoredRows(opened, positions, kept)
@@ -126,14 +128,16 @@ def store(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
 
 def frames(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     """From files or a store to batches of whole frames."""
+    from research.data.warehouse.encoders import FrameEncoder, SampleSpec
     from research.data.warehouse.kinds import FrameSamples
-    from research.data.warehouse.plan import Item, Plan
-    from research.data.warehouse.recipes import FrameRecipe
+    from research.data.warehouse.plan import BuildPlan
 
     candidates = _timm(files, 384, 32)
     target: dict[str, list[Any]] = {"boxes": [], "labels": []}
-    items = [Item(str(n), "all", file, target) for n, file in enumerate(files)]
-    opened, positions = _prepared(Plan(FrameRecipe(384, 16), ["x"], items, {"all": "train"}), stack)
+    items = [SampleSpec(str(n), "all", file, target) for n, file in enumerate(files)]
+    opened, positions = _prepared(
+        BuildPlan(FrameEncoder(384, 16), ["x"], items, {"all": "train"}), stack
+    )
     samples = FrameSamples(opened, positions, None)
     candidates["store of frames"] = _batches(samples, 32, repeats=5)
     return candidates
@@ -177,7 +181,7 @@ def _timm(files: list[Path], size: int, batch: int) -> dict[str, Pass]:
     return {"timm": once, "timm (control)": once}
 
 
-def _prepared(plan: Plan, stack: ExitStack) -> Any:
+def _prepared(plan: BuildPlan, stack: ExitStack) -> Any:
     """A store in a folder that goes when the benchmark ends, and its training positions."""
     from research.data.warehouse.build import build
     from research.data.warehouse.store import Store

@@ -1,4 +1,4 @@
-"""Data prepared ahead of time: ``python -m research.prepare KIND SOURCE OUT``."""
+"""Prepares data ahead of training: ``python -m research.prepare KIND SOURCE OUT``."""
 
 from __future__ import annotations
 
@@ -13,48 +13,50 @@ from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from research.data.index import ProgressCallback
-    from research.data.warehouse.build import Plan
     from research.data.warehouse.manifest import Manifest
+    from research.data.warehouse.plan import BuildPlan
 
 
 def frames(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
-    """Letterboxed frames with boxes, from whatever format ``source`` has.
+    """Store letterboxed frames with boxes, from a source in any of the known formats.
 
     Raises:
-        UserError: for an unusable source, a threshold that is exceeded, or a full disk.
+        UserError: for an unusable source, a limit that is exceeded, or a full disk.
     """
     from research.data.frames.annotations import read_frames
-    from research.data.frames.limits import hold
-    from research.data.warehouse import recipes
+    from research.data.frames.limits import check_limits
+    from research.data.warehouse.encoders import FrameEncoder
+    from research.data.warehouse.plan import assign_splits, plan_frames
 
-    found = read_frames(source)
+    frame_set = read_frames(source)
     limits = _limits(settings)
-    hold(found, limits)
-    splits = recipes.assign_splits(
-        {frame.group for frame in found.frames},
-        found.split,
+    check_limits(frame_set, limits)
+    splits = assign_splits(
+        {frame.group for frame in frame_set.frames},
+        frame_set.split,
         val=settings["val"],
         test=settings["test"],
         seed=settings["seed"],
         named={"val": _names(settings["val_runs"]), "test": _names(settings["test_runs"])},
     )
-    recipe = recipes.FrameRecipe(settings["size"], settings["max_boxes"])
-    return _build(recipes.plan_frames(found, recipe, splits, limits), out, settings)
+    encoder = FrameEncoder(settings["size"], settings["max_boxes"])
+    return _build(plan_frames(frame_set, encoder, splits, limits), out, settings)
 
 
 def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
-    """Whole images as DCT coefficients with labels.
+    """Store images as DCT coefficients with labels.
 
     Raises:
         UserError: for folders that cannot be read as classes, or a full disk.
     """
     from research.config import compose_config, resolved
     from research.data.folder import ImageFolders
-    from research.data.warehouse import recipes
+    from research.data.warehouse.encoders import CoefficientEncoder
+    from research.data.warehouse.plan import plan_folders
     from research.engine import build
 
     roots = {split: source / split for split in ("train", "val", "test")}
-    roots = {split: root for split, root in roots.items() if _holds_folders(root)}
+    roots = {split: root for split, root in roots.items() if _has_subfolders(root)}
     if roots and "train" not in roots:
         raise UserError(
             "SOURCE", f"{source}: has {', '.join(roots)} but no train folder of classes"
@@ -69,38 +71,38 @@ def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manife
     folders = build.source(config)
     assert isinstance(folders, ImageFolders)
     folders.prepare(settings["seed"], _progress())
-    recipe = recipes.CoefficientRecipe(
+    encoder = CoefficientEncoder(
         settings["image_size"], settings["compression.window"], settings["compression.source"]
     )
-    return _build(recipes.plan_folders(folders, source, recipe), out, settings)
+    return _build(plan_folders(folders, source, encoder), out, settings)
 
 
 def rgbx(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
-    """Frames whose modalities lie in folders of their own, as one array each.
+    """Pack frames whose modalities are in separate folders into one array each.
 
     Raises:
-        UserError: for an unusable source, a threshold that is exceeded, an OUT with other
-            content, or a full disk.
+        UserError: for an unusable source, a limit that is exceeded, an OUT with other content, or
+            a full disk.
     """
-    from research.data.frames.limits import hold
+    from research.data.frames.limits import check_limits
     from research.data.rgbx.pack import pack
     from research.data.rgbx.pairs import Pairs, find_folders
 
     pairs = Pairs(source, find_folders(source, settings))
-    found = pairs.read(settings["missing_labels"] == "error")
-    judge = partial(hold, limits=_limits(settings))
-    judge(found)
-    made = pack(found, pairs, out, judge, settings["workers"], _progress())
-    counts = dict(made["counts"])
+    frame_set = pairs.read(settings["missing_labels"] == "error")
+    check = partial(check_limits, limits=_limits(settings))
+    check(frame_set)
+    record = pack(frame_set, pairs, out, check, settings["workers"], _progress())
+    counts = dict(record["counts"])
     print(f"prepared: {out}")
-    print(f"  {counts.pop('frames')} frames of {' '.join(made['channels'])}, {made['dtype']}")
-    print(f"  {counts.pop('boxes')} boxes: {_listed(made['classes'])}")
-    print(f"  {_listed({key.replace('_', ' '): count for key, count in counts.items()})}")
+    print(f"  {counts.pop('frames')} frames of {' '.join(record['channels'])}, {record['dtype']}")
+    print(f"  {counts.pop('boxes')} boxes: {_format_counts(record['classes'])}")
+    print(f"  {_format_counts({key.replace('_', ' '): count for key, count in counts.items()})}")
     print(f"next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root={out}")
 
 
 def prune(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
-    """A copy of capture runs without the frames that are not wanted."""
+    """Copy capture runs without the frames that are not wanted."""
     from research.data.frames import capture
 
     names = [*_names(settings["runs"]), *(f"-{name}" for name in _names(settings["not_runs"]))]
@@ -111,18 +113,18 @@ def prune(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
     if report.runs_dropped:
         print(f"  without the runs {', '.join(report.runs_dropped)}")
     if report.dropped:
-        print(f"  dropped {_listed(report.dropped)}; see {out / capture.REPORT}")
+        print(f"  dropped {_format_counts(report.dropped)}; see {out / capture.REPORT}")
     print(f"next:     python -m research.prepare frames {out} OUT")
 
 
 def lint(path: Path, out: Path | None) -> bool:
-    """Print what is found in a store, and draw it.
+    """Print the findings about a store, and save pictures of it.
 
     Returns:
-        whether it is free of errors.
+        True if there are no errors.
 
     Raises:
-        UserError: when there is no store, or no place for the pictures.
+        UserError: if there is no store, or the pictures cannot be written.
     """
     from research.data.warehouse import lint, pictures
     from research.data.warehouse.manifest import Manifest
@@ -136,7 +138,7 @@ def lint(path: Path, out: Path | None) -> bool:
         for name, picture in drawn.items():
             picture.save(out / f"{name}.png")
     except OSError as error:
-        raise UserError("out", f"{out}: {error.strerror or error}", "give out=FOLDER") from None
+        raise UserError("out", f"{out}: {error.strerror or error}", "set out=FOLDER") from None
     for line in report.notes:
         print(line)
     for line in report.warnings:
@@ -147,7 +149,7 @@ def lint(path: Path, out: Path | None) -> bool:
     return not report.errors
 
 
-def _build(plan: Plan, out: Path, settings: Mapping[str, Any]) -> Manifest:
+def _build(plan: BuildPlan, out: Path, settings: Mapping[str, Any]) -> Manifest:
     from research.data.warehouse.build import build
 
     return build(
@@ -171,8 +173,8 @@ def _progress() -> ProgressCallback:
     return lambda what, done, total: console.progress(Progress(what, done, total, unit="files"))
 
 
-def _holds_folders(root: Path) -> bool:
-    """True for a folder of classes; a class that happens to be called train holds images."""
+def _has_subfolders(root: Path) -> bool:
+    """True for a folder of classes; a class that is named train contains images instead."""
     return root.is_dir() and any(child.is_dir() for child in root.iterdir())
 
 
@@ -180,22 +182,22 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _say(manifest: Manifest) -> None:
+def _print_summary(manifest: Manifest) -> None:
     print(f"prepared: {manifest.folder}")
     for split, ranges in manifest.splits.items():
         groups = sum(group.split == split for group in manifest.groups)
         samples = sum(stop - start for start, stop in ranges)
         print(f"  {split:5} {samples} samples of {groups} {'group' if groups == 1 else 'groups'}")
     if manifest.damage:
-        print(f"  left out {_listed(manifest.damage)}")
+        print(f"  left out {_format_counts(manifest.damage)}")
     model = "tinydet"
     if manifest.kind == "coefficients":
         model = f"resnet34_compressed compression.window={manifest.transform['window']}"
-    print(f"look:     python -m research.prepare lint {manifest.path}")
+    print(f"check:    python -m research.prepare lint {manifest.path}")
     settings = f"model={model} dataset=warehouse dataset.manifest={manifest.path}"
     print(f"next:     python train.py {settings}")
 
@@ -203,20 +205,20 @@ def _say(manifest: Manifest) -> None:
 def main(words: list[str]) -> None:
     paths, settings = cli.split(words)
     if not paths:
-        raise UserError("SOURCE", f"give a KIND first: {', '.join(OPTIONS)}")
+        raise UserError("KIND", f"pass a KIND first: {', '.join(OPTIONS)}")
     kind = cli.choose("KIND", paths[0], list(OPTIONS))
     values = cli.typed(settings, OPTIONS[kind], f"prepare {kind}")
-    wanted = ["MANIFEST"] if kind == "lint" else ["SOURCE", "OUT"]
-    if len(paths) - 1 != len(wanted):
-        raise UserError("SOURCE", f"prepare {kind} takes {' and '.join(wanted)}", "see --help")
+    expected = ["MANIFEST"] if kind == "lint" else ["SOURCE", "OUT"]
+    if len(paths) - 1 != len(expected):
+        raise UserError(expected[0], f"prepare {kind} takes {' and '.join(expected)}", "see --help")
     source = Path(paths[1])
     if not source.exists():
-        raise UserError("SOURCE", f"{source}: no such file or folder")
+        raise UserError(expected[0], f"{source}: no such file or folder")
     if kind != "lint":
         out = Path(paths[2])
         if out.resolve().is_relative_to(source.resolve()):
-            raise UserError("SOURCE", f"{out}: lies in the source", "give an OUT beside it")
-    # Imported late: a mistake is answered before torch is there.
+            raise UserError("OUT", f"{out}: is inside the source", "pass an OUT outside it")
+    # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
     logs.to_terminal()
@@ -226,7 +228,7 @@ def main(words: list[str]) -> None:
     elif kind in ("prune", "rgbx"):
         (prune if kind == "prune" else rgbx)(source, out, values)
     else:
-        _say((frames if kind == "frames" else coefficients)(source, out, values))
+        _print_summary((frames if kind == "frames" else coefficients)(source, out, values))
 
 
 if __name__ == "__main__":

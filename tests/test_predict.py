@@ -28,8 +28,9 @@ from research.config import compose_config, resolved
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import image_size
 from research.data.frames.run_writer import RunWriter
-from research.data.warehouse import recipes
 from research.data.warehouse.build import build
+from research.data.warehouse.encoders import FrameEncoder
+from research.data.warehouse.plan import plan_frames
 from research.inference.writers import BoxWriter
 from research.utils.errors import DamagedImage, UserError
 from research.viz.pictures import PREDICTED_BOXES, class_colours
@@ -59,9 +60,9 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Detectors:
                 boxes = [(0.2, 0.25, 0.6, 0.75)] * min(frame, 1)
                 image = picture("spots", 10 * number + frame, size)
                 writer.add(image, boxes, source="human", suffix=".jpg" if number else ".png")
-    plan = recipes.plan_frames(
+    plan = plan_frames(
         read_frames(root / "captures"),
-        recipes.FrameRecipe(SIZE, max_boxes=4),
+        FrameEncoder(SIZE, max_boxes=4),
         {"run_0": "train", "run_1": "val"},
         {},
     )

@@ -15,7 +15,7 @@ import pytest
 from research.config import compose_config, resolved
 from research.data.cifar_files import FAMILIES
 from research.data.frames.annotations import read_frames
-from research.data.warehouse.recipes import assign_splits
+from research.data.warehouse.plan import assign_splits
 from research.demos.capture_runs import CaptureDemo
 from research.engine import build
 from tests.conftest import Golden, picture
@@ -113,7 +113,7 @@ def rgbx(tmp: Path) -> list[str]:
 def members(data: Any, split: str) -> list[str]:
     """What identifies each sample of a split, in order."""
     if hasattr(data, "manifest"):
-        return [data.manifest.lines()[at]["name"] for at in data.positions(split)]
+        return [data.manifest.records()[at]["name"] for at in data.positions(split)]
     found = data.splits[split]
     if hasattr(found, "pairs"):
         photo = [file.stem for file in found.photos]

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.frames.capture import MANIFEST
-from research.data.frames.frame import Box
+from research.data.frames.frame import BoxXYXY
 from research.data.frames.run_writer import RunWriter
 from research.data.index import ProgressCallback
 from research.data.once import made_once
 from research.utils.errors import UserError
 
-RECIPE = 1  # raise it whenever the rendered files would change
+VERSION = 1  # raise it whenever the rendered files would change
 RECORD = "captures.json"
 SIZES = ((320, 240), (384, 288), (300, 300), (288, 384), (352, 264), (256, 320))
 """Width and height in pixels of the runs, in turn."""
@@ -74,7 +74,7 @@ class CaptureDemo:
                 "give at least 2 runs, 5 frames, and a seed of 0 or more",
             )
         record = {
-            "recipe": RECIPE,
+            "recipe": VERSION,
             "seed": self.seed,
             "runs": self.runs,
             "frames": self.frames,
@@ -266,7 +266,7 @@ class _Bump:
         x, y = np.clip(self.path.at(moment), self.low, self.high)
         return float(x), float(y), self.size * (1 + self.growth * np.sin(np.pi * (2 * moment - 1)))
 
-    def paint(self, pixels: Plane, wall: _Wall, moment: float, flat: bool) -> Box:
+    def paint(self, pixels: Plane, wall: _Wall, moment: float, flat: bool) -> BoxXYXY:
         """Paint it, and return the box of the pixels that it covers by half or more."""
         x, y, size = self.place(moment)
         window = wall.window(x, y, 0.75 * size)
@@ -355,7 +355,7 @@ def _touch(one: _Bump, other: _Bump) -> bool:
     return False
 
 
-def _extent(mask: NDArray[np.bool_], window: tuple[slice, slice], wall: _Wall) -> Box:
+def _extent(mask: NDArray[np.bool_], window: tuple[slice, slice], wall: _Wall) -> BoxXYXY:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = window[0].start, window[1].start
     return (

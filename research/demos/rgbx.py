@@ -18,7 +18,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.data.frames.frame import Box
+from research.data.frames.frame import BoxXYXY
 from research.data.index import ProgressCallback
 from research.data.once import made_once
 from research.data.rgbx.arrays import COLOURS
@@ -128,7 +128,7 @@ class Scene:
             if len(self.movers) < count and not any(map(mover.meets, self.movers)):
                 self.movers.append(mover)
 
-    def frame(self, moment: int) -> tuple[NDArray[np.uint8], list[tuple[int, int, Box]]]:
+    def frame(self, moment: int) -> tuple[NDArray[np.uint8], list[tuple[int, int, BoxXYXY]]]:
         """What the sensors see at a moment.
 
         Returns:
@@ -248,7 +248,7 @@ class Mover:
         return cover, _filled(np.maximum(np.abs(u) / 0.42, np.abs(v + 0.45) / 0.28) - 1, 3.0)
 
     @staticmethod
-    def box(cover: Plane) -> Box:
+    def box(cover: Plane) -> BoxXYXY:
         """Around the pixels that it covers by half or more."""
         height, width = cover.shape
         rows, columns = np.nonzero(cover >= 0.5)
@@ -276,7 +276,7 @@ def _cloud(rng: Generator, height: int, width: int) -> Plane:
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
 
-def _row(label: int, box: Box) -> str:
+def _row(label: int, box: BoxXYXY) -> str:
     x0, y0, x1, y1 = box
     return f"{label} {(x0 + x1) / 2:.6f} {(y0 + y1) / 2:.6f} {x1 - x0:.6f} {y1 - y0:.6f}\n"
 

@@ -1,4 +1,4 @@
-"""A store of rendered capture runs, for trying things out."""
+"""The demo store: rendered capture runs, prepared as a store of frames."""
 
 from __future__ import annotations
 
@@ -6,47 +6,45 @@ from pathlib import Path
 
 from research.data.frames.annotations import read_frames
 from research.data.index import ProgressCallback
-from research.data.warehouse import recipes
 from research.data.warehouse.build import build
+from research.data.warehouse.encoders import FrameEncoder
+from research.data.warehouse.plan import assign_splits, plan_frames
 from research.demos.capture_runs import CaptureDemo
 
 
 class DemoStore:
-    """Rendered capture runs and the store prepared from them.
+    """Renders capture runs and prepares a store from them.
 
     Args:
         root: folder of the runs.
-        runs: how many.
-        frames: of each run.
-        seed: of scenes and split.
+        runs: number of runs.
+        frames: frames of each run.
+        seed: seed of the scenes and of the split.
         image_size: side of the stored frames in pixels.
-        max_boxes: slots a frame.
+        max_boxes: slots for boxes in a frame.
     """
 
     def __init__(
         self, root: str, runs: int, frames: int, seed: int, image_size: int, max_boxes: int
     ) -> None:
         self.capture = CaptureDemo(root, runs, frames, seed)
-        self.recipe = recipes.FrameRecipe(image_size, max_boxes)
+        self.encoder = FrameEncoder(image_size, max_boxes)
 
     def make(self, out: Path, progress: ProgressCallback | None) -> Path:
-        """Render and prepare what is not there yet.
+        """Render and prepare what does not exist yet.
 
-        A fifth of the runs is for validation, another for testing.
+        A fifth of the runs is the validation split, another fifth the test split.
 
         Args:
-            out: folder of the store's versions.
-            progress: told meanwhile.
+            out: folder of the versions of the store.
+            progress: called meanwhile.
 
         Returns:
-            the version's folder.
+            the folder of the version.
         """
         self.capture.render(progress)
-        found = read_frames(Path(self.capture.root))
-        groups = {frame.group for frame in found.frames}
-        nobody: dict[str, list[str]] = {"val": [], "test": []}
-        splits = recipes.assign_splits(
-            groups, {}, val=0.2, test=0.2, seed=self.capture.seed, named=nobody
-        )
-        plan = recipes.plan_frames(found, self.recipe, splits, {})
+        frames = read_frames(Path(self.capture.root))
+        groups = {frame.group for frame in frames.frames}
+        splits = assign_splits(groups, {}, val=0.2, test=0.2, seed=self.capture.seed, named={})
+        plan = plan_frames(frames, self.encoder, splits, {})
         return build(plan, out, progress=progress).folder

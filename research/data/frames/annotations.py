@@ -12,7 +12,7 @@ from pathlib import Path
 
 from research.data.frames.capture import read_capture, run_folders
 from research.data.frames.coco import coco_documents, read_coco
-from research.data.frames.frame import PICTURES, FrameSet, ImageFiles
+from research.data.frames.frame import IMAGE_FILES, FrameSet, ImageFiles
 from research.data.frames.voc import read_voc, xml_files
 from research.data.frames.yolo import read_yolo, yolo_folders
 from research.utils.errors import UserError
@@ -43,7 +43,7 @@ def read_frames(source: Path) -> FrameSet:
 def read_annotated(
     source: Path,
     images: str | None = None,
-    files: ImageFiles = PICTURES,
+    files: ImageFiles = IMAGE_FILES,
     require_labels: bool = False,
 ) -> FrameSet | None:
     """The frames of a folder in VOC, YOLO or COCO form, or null where it has none of them.

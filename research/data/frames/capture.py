@@ -1,8 +1,8 @@
-"""Capture runs: read and checked, pruned into a copy.
+"""Capture runs: reading, validation, and pruned copies.
 
-A run is a folder with ``run_manifest.json``, ``images/`` and ``labels/frame_00000.json``. Labels
-come in two spellings: ``polyp_seed`` and ``polyp_labels``, and the later ``label_seed`` and
-``labels`` whose entries also say where they are from.
+A run is a folder with ``run_manifest.json``, ``images/`` and ``labels/frame_00000.json``. Label
+files have one of two schemas: the earlier with the keys ``polyp_seed`` and ``polyp_labels``, the
+later with ``label_seed`` and ``labels``, whose entries also have a source.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 from research.data.frames.frame import (
     NORMALISED_SLACK,
     PIXEL_SLACK,
-    Box,
+    BoxXYXY,
     Frame,
     FrameSet,
-    LeftOut,
-    Reading,
+    FrameSetBuilder,
+    SkipFrame,
     image_size,
-    inner_path,
-    normalised,
+    normalize_box,
     read_json,
+    safe_relative_path,
 )
 from research.data.index import EXTENSIONS, ProgressCallback
 from research.utils.errors import UserError
@@ -44,32 +44,32 @@ REPORT = "prune_report.json"
 
 @dataclass(frozen=True)
 class LabelFile:
-    """One label file and what became of it.
+    """One label file and its state.
 
     Attributes:
         file: ``labels/frame_00000.json`` of a run.
         state: ``non_empty``, ``empty``, ``missing_image``, ``missing_file`` or ``invalid``.
-        image: the image that it names, if there is such a file in the run.
-        boxes: none unless ``non_empty``.
-        problem: what is wrong and how to mend it, or ''.
+        image: the image that it names, if the run has such a file.
+        boxes: empty unless ``non_empty``.
+        problem: what is wrong and how to fix it, or ''.
     """
 
     file: Path
     state: str
     image: Path | None
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[BoxXYXY, ...] = ()
     problem: str = ""
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """What a pruned copy holds, and what it leaves behind; also in its ``prune_report.json``.
+class PruneReport:
+    """What a pruned copy contains and omits; the content of its ``prune_report.json``.
 
     Attributes:
-        runs: frames kept, by run.
-        runs_dropped: runs not asked for, or without a frame that is left.
-        dropped: counts by state.
-        files: label file, relative to the source, → why it was dropped.
+        runs: number of frames copied, by run.
+        runs_dropped: runs that were not selected, or have no frame left.
+        dropped: number of frames dropped, by state.
+        files: dropped label file, relative to the source, → reason.
     """
 
     runs: dict[str, int]
@@ -79,146 +79,152 @@ class Pruned:
 
 
 def run_folders(source: Path) -> list[Path]:
-    """The capture runs in ``source``, sorted; itself, if it is one."""
+    """The capture runs in ``source``, sorted; ``source`` itself if it is a run."""
     if (source / MANIFEST).is_file():
         return [source]
     return sorted(path.parent for path in source.glob(f"[!.]*/{MANIFEST}"))
 
 
 def read_capture(source: Path) -> FrameSet:
-    """Every run of ``source``, checked.
+    """Read and validate all runs of ``source``.
 
     Raises:
-        UserError: no run, a run manifest that is damaged or of a newer schema, no usable frame.
+        UserError: for a source without runs, a run manifest that is damaged or of a newer schema,
+            or no usable frame.
     """
-    reading = Reading(source)
-    for run in _some_runs(source):
+    builder = FrameSetBuilder(source)
+    for run in _require_runs(source):
         read_manifest(run)
         name = run_name(run, source)
-        reading.part(name)
+        builder.ensure_part(name)
         labels = read_labels(run)
         for label in labels:
-            where = reading.name(label.file)
+            where = builder.relative(label.file)
             if label.problem or label.image is None:
-                reading.leave(name, where, LeftOut(label.state, label.problem))
+                builder.skip(name, where, SkipFrame(label.state, label.problem))
                 continue
-            image = reading.name(label.image)
+            image = builder.relative(label.image)
             classes = (0,) * len(label.boxes)
-            reading.take(name, where, Frame(image, label.image, name, label.boxes, classes))
+            builder.add(name, where, Frame(image, label.image, name, label.boxes, classes))
         if unlabelled := _unlabelled(run, labels):
-            reading.problems.append(
-                f"{reading.name(run / 'images')}: images without a label file: {len(unlabelled)}, "
-                f"the first {unlabelled[0]}: left out; write an empty list of labels for an image "
-                "without objects"
+            folder = builder.relative(run / "images")
+            builder.problems.append(
+                f"{folder}: images without a label file: {len(unlabelled)}, the first "
+                f"{unlabelled[0]}: left out; write an empty list of labels for an image without "
+                "objects"
             )
     for folder in sorted(source.glob("[!.]*/labels")):
         if not (folder.parent / MANIFEST).is_file() and not (source / MANIFEST).is_file():
-            reading.problems.append(f"{folder.parent.name}: no {MANIFEST}: left out; restore it")
-    return reading.frame_set("capture", [CLASS], {})
+            builder.problems.append(f"{folder.parent.name}: no {MANIFEST}: left out; restore it")
+    return builder.build("capture", [CLASS], {})
 
 
 def run_name(run: Path, source: Path) -> str:
-    """What a run is called: its folder's name, or its manifest's when it is the source itself.
+    """The name of a run: its folder, or ``run_dir`` of its manifest if it is the source itself.
 
-    So that what is prepared from a single run does not depend on where it lies.
+    The data prepared from a single run thus do not depend on the name of its folder.
     """
-    told = read_manifest(run).get("run_dir") if run == source else None
-    own = re.split(r"[/\\]", told)[-1] if isinstance(told, str) else ""
-    return own or run.resolve().name
+    run_dir = read_manifest(run).get("run_dir") if run == source else None
+    name = re.split(r"[/\\]", run_dir)[-1] if isinstance(run_dir, str) else ""
+    return name or run.resolve().name
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """A run's manifest.
+    """Read and validate the manifest of a run.
 
     Raises:
-        UserError: when it is damaged, or its schema is newer than ours.
+        UserError: if it is damaged, or its schema is not supported yet.
     """
     path = run / MANIFEST
     remedy = f"or leave the run out with prepare prune not_runs={run.name}"
     try:
         manifest = read_json(path)
-    except LeftOut as reason:
-        raise UserError("source", f"{path}: {reason}, {remedy}") from None
+    except SkipFrame as reason:
+        raise UserError("SOURCE", f"{path}: {reason}, {remedy}") from None
     if not isinstance(manifest, dict):
-        raise UserError("source", f"{path}: expected a JSON object: mend it, {remedy}")
+        raise UserError("SOURCE", f"{path}: expected a JSON object: fix it, {remedy}")
     version = str(manifest.get("schema_version")).upper().removeprefix("V")
     if version.isdecimal() and int(version) > SCHEMA_VERSION:
         raise UserError(
-            "source",
-            f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest known "
-            "here: update Backbone Lab",
+            "SOURCE",
+            f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}, the latest known",
+            "update Backbone Lab",
         )
-    started, most, seed = (manifest.get(key) for key in ("started_at_unix", "max_frames", "seed"))
-    wrong = [
+    started, max_frames, seed = (
+        manifest.get(key) for key in ("started_at_unix", "max_frames", "seed")
+    )
+    invalid = [
         key
-        for key, right in {
+        for key, valid in {
             "schema_version": version == str(SCHEMA_VERSION),
-            "started_at_unix": started is None or (_real(started) and started >= 0),
-            "max_frames": most is None or (_whole(most) and most > 0),
-            "seed": seed is None or (_whole(seed) and seed >= 0),
+            "started_at_unix": started is None or (_is_real(started) and started >= 0),
+            "max_frames": max_frames is None or (_is_int(max_frames) and max_frames > 0),
+            "seed": seed is None or (_is_int(seed) and seed >= 0),
         }.items()
-        if not right
+        if not valid
     ]
-    if wrong:
+    if invalid:
         raise UserError(
-            "source", f"{path}: {wrong[0]} is {manifest.get(wrong[0])!r}: mend it, {remedy}"
+            "SOURCE", f"{path}: {invalid[0]} is {manifest.get(invalid[0])!r}: fix it, {remedy}"
         )
     return manifest
 
 
 def read_labels(run: Path) -> list[LabelFile]:
-    """Every label file of a run, sorted by name."""
-    taken: dict[Path, Path] = {}
+    """Read and validate all label files of a run, sorted by name."""
+    first_labels: dict[Path, Path] = {}
     labels = []
     for file in sorted((run / "labels").glob("[!.]*.json")):
         image: Path | None = None
         try:
             if not re.fullmatch(r"frame_\d{5}\.json", file.name):
-                raise LeftOut("invalid", "not named frame_00000.json, with five digits: rename it")
+                raise SkipFrame(
+                    "invalid", "not named frame_00000.json, with five digits: rename it"
+                )
             document = read_json(file)
             image = _image(run, document)
-            first = taken.setdefault(image, file)
+            first = first_labels.setdefault(image, file)
             if first != file:
-                raise LeftOut("invalid", f"names the image of {first.name}: drop one of the two")
+                raise SkipFrame("invalid", f"names the image of {first.name}: drop one of the two")
             boxes = _boxes(document, *image_size(image))
             labels.append(LabelFile(file, "non_empty" if boxes else "empty", image, boxes))
-        except LeftOut as reason:
-            there = image if image is not None and image.is_file() else None
-            labels.append(LabelFile(file, reason.kind, there, (), str(reason)))
+        except SkipFrame as reason:
+            existing = image if image is not None and image.is_file() else None
+            labels.append(LabelFile(file, reason.kind, existing, (), str(reason)))
     return labels
 
 
 def _image(run: Path, document: object) -> Path:
     if not isinstance(document, dict):
-        raise LeftOut("invalid", "expected a JSON object: mend or prune it")
+        raise SkipFrame("invalid", "expected a JSON object: fix or prune it")
     name = document.get("image")
     if not isinstance(name, str | None):
-        raise LeftOut("invalid", f"image is {name!r}: give a path in the run")
+        raise SkipFrame("invalid", f"image is {name!r}: expected a path in the run")
     if not (name or "").strip() or document.get("image_present", True) is False:
-        raise LeftOut("missing_image", "names no image: drop it with prepare prune missing=true")
-    return run / inner_path(str(name))
+        raise SkipFrame("missing_image", "names no image: drop it with prepare prune missing=true")
+    return run / safe_relative_path(str(name))
 
 
-def _boxes(document: dict[str, Any], width: int, height: int) -> tuple[Box, ...]:
-    """A label's normalised boxes; an entry without any box is an object out of view.
+def _boxes(document: dict[str, Any], width: int, height: int) -> tuple[BoxXYXY, ...]:
+    """The boxes of a label file; an entry without a box is an object out of view.
 
-    Where pixels and shares are both given, both are checked and the shares are taken: they still
-    hold when the images have been resized.
+    If an entry has pixels and fractions, both are checked and the fractions are used: they remain
+    valid after images have been resized.
     """
     key = next((key for key in LABEL_LISTS if key in document), None)
     entries = None if key is None else document[key]
     if not isinstance(entries, list):
-        raise LeftOut("invalid", f"{key or 'labels'} is no list: mend or prune it")
+        raise SkipFrame("invalid", f"{key or 'labels'} is not a list: fix or prune it")
     boxes = []
     for row, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise LeftOut("invalid", f"{key}[{row}] is no JSON object: mend or prune it")
-        shares, pixels = entry.get("bbox_norm"), entry.get("bbox_px")
+            raise SkipFrame("invalid", f"{key}[{row}] is not a JSON object: fix or prune it")
+        fractions, pixels = entry.get("bbox_norm"), entry.get("bbox_px")
         box = None
         if pixels is not None:
-            box = normalised(pixels, width, height, PIXEL_SLACK, f"{key}[{row}].bbox_px")
-        if shares is not None:
-            box = normalised(shares, 1, 1, NORMALISED_SLACK, f"{key}[{row}].bbox_norm")
+            box = normalize_box(pixels, width, height, PIXEL_SLACK, f"{key}[{row}].bbox_px")
+        if fractions is not None:
+            box = normalize_box(fractions, 1, 1, NORMALISED_SLACK, f"{key}[{row}].bbox_norm")
         if box is not None:
             boxes.append(box)
     return tuple(boxes)
@@ -233,41 +239,41 @@ def prune(
     invalid: bool = False,
     runs: Sequence[str] = (),
     progress: ProgressCallback | None = None,
-) -> Pruned:
-    """Write a copy of a capture tree without what is not wanted.
+) -> PruneReport:
+    """Copy capture runs without unwanted frames.
 
-    A kept frame is its label file, its image and its overlay, byte by byte and under the same
-    names; ``OUT/prune_report.json`` says what was dropped. A run of which nothing is left is not
-    copied, nor are images without a label file. The copy appears whole or not at all.
+    Label file, image and overlay of each remaining frame are copied unchanged, under the same
+    names; ``OUT/prune_report.json`` lists what was dropped. Runs without a remaining frame and
+    images without a label file are not copied. The copy is created atomically.
 
     Args:
-        source: a run, or a folder of runs; the copy has the same form.
-        out: must not exist yet.
+        source: a run, or a folder of runs; the copy has the same structure.
+        out: folder of the copy; must not exist.
         empty: drop frames without a box.
-        missing: drop labels that name no image or whose image is not there.
+        missing: drop labels that name no image or whose image does not exist.
         invalid: drop labels and images that cannot be read, and labels with a bad box.
-        runs: keep only the runs named here; ``-NAME`` drops one.
-        progress: told while runs are copied.
+        runs: names of the runs to keep, all by default; ``-NAME`` drops one.
+        progress: called while runs are copied.
 
     Raises:
-        UserError: no run, an unknown run, a damaged run manifest, nothing left, ``out`` exists or
-            lies in the source, or writing fails.
+        UserError: for a source without runs, an unknown run, a damaged run manifest, no frame
+            left, an ``out`` that exists or is inside the source, or a failed write.
     """
     if out.exists():
-        raise UserError("out", f"{out} exists: name another folder for the pruned copy")
+        raise UserError("OUT", f"{out} exists", "pass another folder for the copy")
     if out.resolve().is_relative_to(source.resolve()):
-        raise UserError("out", f"{out} lies in the source {source}: name a folder outside it")
-    names = {run: run_name(run, source) for run in _some_runs(source)}
+        raise UserError("OUT", f"{out} is inside the source {source}", "pass a folder outside it")
+    names = {run: run_name(run, source) for run in _require_runs(source)}
     drops = {"empty": empty, "missing_image": missing, "missing_file": missing, "invalid": invalid}
     kept: dict[Path, list[LabelFile]] = {}
     dropped: list[LabelFile] = []
-    for run in _chosen(names, runs):
+    for run in _select(names, runs):
         read_manifest(run)
         for label in read_labels(run):
             (dropped if drops.get(label.state) else kept.setdefault(run, [])).append(label)
     if not kept:
-        raise UserError("out", f"{source}: no frame is left, {len(dropped)} dropped", "drop less")
-    report = Pruned(
+        raise UserError("runs", f"{source}: no frame is left, {len(dropped)} dropped", "drop less")
+    report = PruneReport(
         runs={names[run]: len(labels) for run, labels in kept.items()},
         runs_dropped=[name for run, name in names.items() if run not in kept],
         dropped=dict(sorted(Counter(label.state for label in dropped).items())),
@@ -280,30 +286,32 @@ def prune(
         _write_copy(source, out, kept, report, progress)
     except OSError as error:
         raise UserError(
-            "out",
+            "OUT",
             f"{out}: {error.strerror or error} ({error.filename})",
-            "nothing was written: free space or mend the source, then prune again",
+            "nothing was written: free space or fix the source, then prune again",
         ) from None
     return report
 
 
-def _chosen(names: dict[Path, str], runs: Sequence[str]) -> list[Path]:
+def _select(names: dict[Path, str], runs: Sequence[str]) -> list[Path]:
     known = list(names.values())
     for word in runs:
         if (name := word.removeprefix("-")) not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError("runs", f"runs={word}: no run of that name{hint}")
-    wanted = {word for word in runs if not word.startswith("-")} or set(known)
-    wanted -= {word[1:] for word in runs if word.startswith("-")}
-    return [run for run, name in names.items() if name in wanted]
+            hint = f"did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                "not_runs" if word.startswith("-") else "runs", f"{word}: no run of that name", hint
+            )
+    selected = {word for word in runs if not word.startswith("-")} or set(known)
+    selected -= {word[1:] for word in runs if word.startswith("-")}
+    return [run for run, name in names.items() if name in selected]
 
 
 def _write_copy(
     source: Path,
     out: Path,
     runs: dict[Path, list[LabelFile]],
-    report: Pruned,
+    report: PruneReport,
     progress: ProgressCallback | None,
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -324,28 +332,30 @@ def _write_copy(
         os.replace(fresh, out)
 
 
-def _some_runs(source: Path) -> list[Path]:
+def _require_runs(source: Path) -> list[Path]:
     folders = run_folders(source)
     if not folders:
         raise UserError(
-            "source", f"{source}: no capture run, that is no folder with {MANIFEST} in it"
+            "SOURCE", f"{source}: no capture run, that is no folder with {MANIFEST} in it"
         )
     return folders
 
 
 def _unlabelled(run: Path, labels: Collection[LabelFile]) -> list[str]:
-    """Names of images in ``images/`` of which no label file speaks."""
-    named = {label.image for label in labels} | {
+    """Names of the images in ``images/`` without a label file."""
+    labelled = {label.image for label in labels} | {
         run / "images" / f"{label.file.stem}{suffix}" for label in labels for suffix in EXTENSIONS
     }
     images = sorted((run / "images").glob("[!.]*"))
-    return [path.name for path in images if path.suffix.lower() in EXTENSIONS and path not in named]
+    return [
+        path.name for path in images if path.suffix.lower() in EXTENSIONS and path not in labelled
+    ]
 
 
-def _real(value: object) -> bool:
-    # Seconds since 1970 exceed what is_number allows a coordinate.
+def _is_real(value: object) -> bool:
+    # Not is_number: seconds since 1970 exceed the range of coordinates.
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def _whole(value: object) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

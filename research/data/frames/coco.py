@@ -6,19 +6,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from research.data.frames.frame import (
-    PICTURES,
+    IMAGE_FILES,
     PIXEL_SLACK,
     Frame,
     FrameSet,
+    FrameSetBuilder,
     ImageFiles,
-    LeftOut,
-    Reading,
-    inner_path,
+    SkipFrame,
     is_number,
-    normalised,
+    normalize_box,
     read_json,
+    safe_relative_path,
 )
-from research.data.frames.layout import finish, split_of
+from research.data.frames.layout import build_frame_set, split_from_name
 from research.utils.errors import UserError
 
 
@@ -31,7 +31,7 @@ def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
     for file in files:
         try:
             document = read_json(file)
-        except LeftOut as reason:
+        except SkipFrame as reason:
             problems.append(f"{file}: {reason}")
             continue
         keys = ("images", "annotations", "categories")
@@ -46,7 +46,7 @@ def read_coco(
     source: Path,
     documents: dict[Path, dict[str, Any]],
     images: str | None = None,
-    files: ImageFiles = PICTURES,
+    files: ImageFiles = IMAGE_FILES,
 ) -> FrameSet:
     """The frames of a source.
 
@@ -59,7 +59,7 @@ def read_coco(
     Raises:
         UserError: categories that are none, or no usable frame.
     """
-    reading = Reading(source)
+    builder = FrameSetBuilder(source)
     classes: list[str] = []
     parts = {}
     for file, document in documents.items():
@@ -67,20 +67,20 @@ def read_coco(
         categories = _coco_categories(file, document["categories"])
         classes += [name for name in dict.fromkeys(categories.values()) if name not in classes]
         numbers = {key: classes.index(name) for key, name in categories.items()}
-        rows = _coco_rows(reading, part, file, document)
+        rows = _coco_rows(builder, part, file, document)
         places = _image_folders(source, file, part, images)
-        reading.part(part)
+        builder.ensure_part(part)
         for row, entry in enumerate(document["images"]):
-            where = f"{reading.name(file)} images[{row}]"
+            where = f"{builder.relative(file)} images[{row}]"
             try:
-                frame = _coco_frame(reading, places, files, entry, rows, numbers)
-            except LeftOut as reason:
-                reading.leave(part, where, reason)
+                frame = _coco_frame(builder, places, files, entry, rows, numbers)
+            except SkipFrame as reason:
+                builder.skip(part, where, reason)
                 continue
-            reading.take(part, where, frame)
-            if split := split_of(part):
+            builder.add(part, where, frame)
+            if split := split_from_name(part):
                 parts[frame.name] = split
-    return finish(reading, "coco", classes, parts)
+    return build_frame_set(builder, "coco", classes, parts)
 
 
 def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
@@ -94,7 +94,7 @@ def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
 
 
 def _coco_rows(
-    reading: Reading, part: str, file: Path, document: dict[str, Any]
+    builder: FrameSetBuilder, part: str, file: Path, document: dict[str, Any]
 ) -> dict[object, list[tuple[int, dict[str, Any]]]]:
     """Annotations by image id; those of no image are told."""
     rows: dict[object, list[tuple[int, dict[str, Any]]]] = {
@@ -105,15 +105,15 @@ def _coco_rows(
     for row, entry in enumerate(document["annotations"]):
         key = entry.get("image_id") if isinstance(entry, dict) else None
         if not isinstance(key, int | str) or key not in rows:
-            reason = LeftOut("invalid", f"belongs to no image ({key!r}): mend or remove it")
-            reading.leave(part, f"{reading.name(file)} annotations[{row}]", reason)
+            reason = SkipFrame("invalid", f"belongs to no image ({key!r}): mend or remove it")
+            builder.skip(part, f"{builder.relative(file)} annotations[{row}]", reason)
         else:
             rows[key].append((row, entry))
     return rows
 
 
 def _coco_frame(
-    reading: Reading,
+    builder: FrameSetBuilder,
     places: list[Path],
     files: ImageFiles,
     entry: Any,
@@ -121,11 +121,11 @@ def _coco_frame(
     classes: dict[int, int],
 ) -> Frame:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
-        raise LeftOut("invalid", "has no id: give it one")
+        raise SkipFrame("invalid", "has no id: give it one")
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
-        raise LeftOut("missing_image", "names no file: give file_name or remove it")
-    image = _coco_image(places, inner_path(name))
+        raise SkipFrame("missing_image", "names no file: give file_name or remove it")
+    image = _coco_image(places, safe_relative_path(name))
     width, height = files.size(image)
     boxes, labels = [], []
     for row, item in rows[entry["id"]]:
@@ -135,11 +135,11 @@ def _coco_frame(
         edges = item.get("bbox")
         if isinstance(edges, list) and len(edges) == 4 and all(map(is_number, edges)):
             edges = [edges[0], edges[1], edges[0] + edges[2], edges[1] + edges[3]]
-        boxes.append(normalised(edges, width, height, PIXEL_SLACK, f"{key}.bbox as corners"))
+        boxes.append(normalize_box(edges, width, height, PIXEL_SLACK, f"{key}.bbox as corners"))
         if item.get("category_id") not in classes:
-            raise LeftOut("invalid", f"{key}: category {item.get('category_id')!r} is not listed")
+            raise SkipFrame("invalid", f"{key}: category {item.get('category_id')!r} is not listed")
         labels.append(classes[item["category_id"]])
-    return Frame(reading.name(image), image, "", tuple(boxes), tuple(labels))
+    return Frame(builder.relative(image), image, "", tuple(boxes), tuple(labels))
 
 
 def _image_folders(source: Path, file: Path, part: str, images: str | None) -> list[Path]:
@@ -156,4 +156,4 @@ def _coco_image(places: list[Path], name: PurePosixPath) -> Path:
     for place in places:
         if (place / name).is_file():
             return place / name
-    raise LeftOut("missing_file", f"its image {name} is not there: restore or remove it")
+    raise SkipFrame("missing_file", f"its image {name} is not there: restore or remove it")

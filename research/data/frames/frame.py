@@ -1,4 +1,4 @@
-"""A frame with its boxes, and what a source of frames is read into."""
+"""Frames with boxes, the set of frames that a reader returns, and checks that readers share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from PIL import Image
 from research.data.index import EXTENSIONS, inspect_header
 from research.utils.errors import UserError
 
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in [0, 1] of the original image, x0 < x1 and y0 < y1."""
+BoxXYXY = tuple[float, float, float, float]
+"""x0, y0, x1, y1 as fractions of the image, in [0, 1]; x0 < x1 and y0 < y1."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """What counts as an image in a source.
+    """Which files of a source are images.
 
     Attributes:
-        suffixes: of file names, in lower case.
-        size: width and height of a file in pixels; raises ``LeftOut`` where it cannot be used.
+        suffixes: file name suffixes in lower case.
+        size: returns width and height of a file in pixels; raises ``SkipFrame`` for a file that
+            cannot be used.
     """
 
     suffixes: frozenset[str]
@@ -44,30 +45,30 @@ class Frame:
     Attributes:
         name: the image's POSIX path relative to the source; unique in it.
         image: the file.
-        group: the run, folder or sequence; splits never cut through one.
-        boxes: none for an empty frame.
-        labels: an index into ``FrameSet.classes`` for every box.
+        group: the run, folder or sequence; a group is never divided between splits.
+        boxes: empty for a frame without objects.
+        labels: for every box, an index into ``FrameSet.classes``.
     """
 
     name: str
     image: Path
     group: str
-    boxes: tuple[Box, ...]
+    boxes: tuple[BoxXYXY, ...]
     labels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """What was found in a run, or in another part of a source (a split, an annotation file).
+class RunCounts:
+    """Counts of a run, or of another part of a source (a split, an annotation file).
 
     Attributes:
-        name: the run's.
+        name: name of the run.
         total: usable frames, ``non_empty + empty``.
-        non_empty: frames with a box.
-        empty: frames without one.
+        non_empty: frames with at least one box.
+        empty: frames without a box.
         missing_image: labels that name no image.
-        missing_file: labels whose image is not there.
-        invalid: labels or images that cannot be read, and boxes that cannot be.
+        missing_file: labels whose image file does not exist.
+        invalid: labels or images that cannot be read, and labels with an invalid box.
     """
 
     name: str
@@ -80,36 +81,39 @@ class RunReport:
 
     @property
     def seen(self) -> int:
-        """Everything counted, the denominator of the ratios."""
+        """All entries, usable or not; the denominator of ratios."""
         return self.total + self.missing_image + self.missing_file + self.invalid
 
 
 @dataclass(frozen=True)
 class FrameSet:
-    """A source of frames.
+    """All frames of a source.
 
     Attributes:
-        root: the source.
+        root: folder of the source.
         format: ``capture``, ``voc``, ``coco`` or ``yolo``.
         classes: class names.
-        frames: the usable ones, empty ones included, sorted by (group, name).
-        runs: counts by run, or by another part where the source has no runs.
-        problems: a line for everything left out: file, what, remedy.
-        split: group → ``train``, ``val`` or ``test`` where the source itself says so; a group that
-            it does not mention is missing here.
+        frames: the usable frames, including empty ones, sorted by (group, name).
+        runs: counts of each run, or of each other part where the source has no runs.
+        problems: one line for each skipped entry: file, problem, remedy.
+        split: group → ``train``, ``val`` or ``test``, for the groups that the source assigns.
     """
 
     root: Path
     format: str
     classes: list[str]
     frames: list[Frame]
-    runs: list[RunReport]
+    runs: list[RunCounts]
     problems: list[str]
     split: dict[str, str]
 
 
-class LeftOut(Exception):
-    """Why a frame is left out: ``kind`` is ``missing_image``, ``missing_file`` or ``invalid``."""
+class SkipFrame(Exception):
+    """Raised for a frame that cannot be used.
+
+    Attributes:
+        kind: ``missing_image``, ``missing_file`` or ``invalid``.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -117,50 +121,59 @@ class LeftOut(Exception):
 
 
 @dataclass
-class Reading:
-    """A source while it is read: frames, counts, and problems worded with relative paths."""
+class FrameSetBuilder:
+    """Collects the frames, counts and problems of a source while it is read."""
 
     root: Path
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     frames: dict[str, Frame] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def part(self, name: str) -> None:
-        """Make sure that the report has a line for ``name``, be there frames or not."""
+    def ensure_part(self, name: str) -> None:
+        """Add a part of the source with zero counts, unless it is known."""
         self.counts.setdefault(name, Counter())
 
-    def take(self, part: str, where: str, frame: Frame) -> None:
-        """A usable frame, told of by the file (and row) ``where``; a second one is left out."""
+    def add(self, part: str, where: str, frame: Frame) -> None:
+        """Add a usable frame; a second frame of the same image is skipped.
+
+        Args:
+            part: the run, split or annotation file that it belongs to.
+            where: label file (and row) that describes it, for problems.
+            frame: the frame.
+        """
         if frame.name in self.frames:
-            self.leave(part, where, LeftOut("invalid", f"{frame.name} has boxes elsewhere already"))
+            self.skip(
+                part, where, SkipFrame("invalid", f"{frame.name} has boxes elsewhere already")
+            )
             return
-        self.part(part)
+        self.ensure_part(part)
         self.frames[frame.name] = frame
         self.counts[part]["non_empty" if frame.boxes else "empty"] += 1
 
-    def leave(self, part: str, where: str, reason: LeftOut) -> None:
-        self.part(part)
+    def skip(self, part: str, where: str, reason: SkipFrame) -> None:
+        """Count an entry that cannot be used, and record why."""
+        self.ensure_part(part)
         self.counts[part][reason.kind] += 1
         self.problems.append(f"{where}: {reason}")
 
-    def name(self, path: Path) -> str:
-        """``path`` as it is told to people and, for an image, its frame's name."""
+    def relative(self, path: Path) -> str:
+        """``path`` relative to the source: the name of a frame, and how problems name files."""
         return path.relative_to(self.root).as_posix()
 
-    def frame_set(self, form: str, classes: list[str], split: dict[str, str]) -> FrameSet:
-        """The finished set.
+    def build(self, form: str, classes: list[str], split: dict[str, str]) -> FrameSet:
+        """The set of all frames added so far.
 
         Raises:
-            UserError: when no frame is usable.
+            UserError: if no frame is usable.
         """
         if not self.frames:
-            left = sum(sum(count.values()) for count in self.counts.values())
+            skipped = sum(count.total() for count in self.counts.values())
             first = f"; the first: {self.problems[0]}" if self.problems else ""
             raise UserError(
-                "source", f"{self.root} ({form}): no usable frame, {left} left out{first}"
+                "SOURCE", f"{self.root} ({form}): no usable frame, {skipped} left out{first}"
             )
         reports = [
-            RunReport(
+            RunCounts(
                 name=name,
                 total=count["non_empty"] + count["empty"],
                 non_empty=count["non_empty"],
@@ -176,7 +189,7 @@ class Reading:
 
 
 def is_number(value: object) -> bool:
-    """True for a finite number that could be a coordinate."""
+    """True for a finite number in the range of coordinates."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -184,78 +197,83 @@ def is_number(value: object) -> bool:
     )
 
 
-def normalised(values: object, width: float, height: float, slack: float, key: str) -> Box:
-    """A box out of four numbers from a file.
+def normalize_box(values: object, width: float, height: float, slack: float, key: str) -> BoxXYXY:
+    """Check four numbers from a file and scale them to a box in [0, 1].
 
     Args:
-        values: x0, y0, x1, y1, if they are what they should be.
-        width: width of the image in their unit; 1 when they are normalised already.
-        height: its height.
-        slack: how far, in their unit, a box may reach beyond the image and be clipped to it.
-        key: what the file calls them, for the message.
+        values: x0, y0, x1, y1 as read; of any type.
+        width: width of the image in the unit of ``values``; 1 if they are normalised already.
+        height: height of the image in the same unit.
+        slack: a box that exceeds the image by at most this much is clipped to it.
+        key: name of the entry in the file, for messages.
 
     Raises:
-        LeftOut: not four finite numbers, inverted or empty, or beyond the image.
+        SkipFrame: for a box that is not four finite numbers, is inverted or empty, or exceeds the
+            image.
     """
     if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(is_number, values)):
-        raise LeftOut("invalid", f"{key} is {_short(values)}: give four finite numbers")
+        raise SkipFrame("invalid", f"{key} is {_short(values)}: expected four finite numbers")
     x0, y0, x1, y1 = values
-    told = f"{key} [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
+    text = f"{key} [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
     if x0 >= x1 or y0 >= y1:
-        raise LeftOut("invalid", f"{told} is inverted or empty: give x0 < x1 and y0 < y1")
+        raise SkipFrame("invalid", f"{text} is inverted or empty: expected x0 < x1 and y0 < y1")
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-    reach = max(left - x0, top - y0, x1 - right, y1 - bottom)
-    if reach > slack or left >= right or top >= bottom:
-        raise LeftOut("invalid", f"{told} reaches beyond the image ({width:g}×{height:g}): mend it")
+    excess = max(left - x0, top - y0, x1 - right, y1 - bottom)
+    if excess > slack or left >= right or top >= bottom:
+        raise SkipFrame("invalid", f"{text} exceeds the image ({width:g}×{height:g}): fix it")
     return left / width, top / height, right / width, bottom / height
 
 
 def image_size(image: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the header alone.
+    """Width and height of an image file in pixels, read from its header.
 
     Raises:
-        LeftOut: when there is no such file, or no image in it.
+        SkipFrame: if the file does not exist or is not an image.
     """
     if not image.is_file():
-        raise LeftOut("missing_file", f"its image {image.name} is not there: restore or prune it")
+        raise SkipFrame(
+            "missing_file", f"its image {image.name} does not exist: restore or prune it"
+        )
     if kind := inspect_header(image):
-        raise LeftOut("invalid", f"its image {image.name} is {kind.replace('_', ' ')}: replace it")
+        raise SkipFrame(
+            "invalid", f"its image {image.name} is {kind.replace('_', ' ')}: replace it"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(image) as opened:
             return opened.size
 
 
-PICTURES = ImageFiles(EXTENSIONS, image_size)
+IMAGE_FILES = ImageFiles(EXTENSIONS, image_size)
 
 
-def inner_path(text: str) -> PurePosixPath:
-    """A relative path out of a file, checked to stay in the folder that it is relative to.
+def safe_relative_path(text: str) -> PurePosixPath:
+    """A relative path from a label file, checked to stay inside its folder.
 
     Raises:
-        LeftOut: when it is absolute or climbs out.
+        SkipFrame: if the path is absolute or leaves the folder.
     """
-    path = PurePosixPath(text.replace("\\", "/"))  # written under Windows, read here
+    path = PurePosixPath(text.replace("\\", "/"))  # may be written on Windows
     if path.is_absolute() or ".." in path.parts or text[1:2] == ":":
-        raise LeftOut("invalid", f"image {_short(text)} leads out of the folder: give a path in it")
+        raise SkipFrame("invalid", f"image {_short(text)} is outside the folder: use a path in it")
     return path
 
 
 def read_json(path: Path) -> Any:
-    """The file's content.
+    """The content of a JSON file.
 
     Raises:
-        LeftOut: when it cannot be read as JSON.
+        SkipFrame: if it is not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise LeftOut("invalid", f"cannot be read ({error.strerror}): mend it") from None
+        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise LeftOut("invalid", f"bad JSON at {where} ({error.msg}): mend or prune it") from None
-    except (ValueError, RecursionError):  # not UTF-8, endless digits, endless nesting
-        raise LeftOut("invalid", "bad JSON: mend or prune it") from None
+        raise SkipFrame("invalid", f"bad JSON at {where} ({error.msg}): fix or prune it") from None
+    except (ValueError, RecursionError):  # not UTF-8, too many digits, nested too deeply
+        raise SkipFrame("invalid", "bad JSON: fix or prune it") from None
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What the readers of annotated image folders share: groups, splits and parts of a source."""
+"""Groups, splits and parts of annotated image folders; shared by the VOC, COCO and YOLO readers."""
 
 from __future__ import annotations
 
@@ -9,55 +9,59 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from research.data.frames.frame import FrameSet, Reading
+from research.data.frames.frame import FrameSet, FrameSetBuilder
 
 ALL = "all"
-"""The part of a source that says nothing of parts."""
+"""Name of the only part of a source that is not divided into parts."""
 
 
-def finish(reading: Reading, form: str, classes: list[str], parts: dict[str, str]) -> FrameSet:
-    """Settle groups, and the split by group.
+def build_frame_set(
+    builder: FrameSetBuilder, form: str, classes: list[str], parts: dict[str, str]
+) -> FrameSet:
+    """Assign groups to the frames, and splits to the groups.
 
-    The only folder of a split is told from the others by the split alone, so where a validation
-    split is still to be drawn its images are groups of their own.
+    A group is the folder of an image if there are several folders and none contains images of two
+    splits; otherwise every image is its own group. If the source has no validation split, a
+    split with a single folder is divided into single images too: validation groups are then drawn
+    from them.
 
     Args:
-        reading: frames without groups.
-        form: the format.
+        builder: frames without groups.
+        form: name of the format.
         classes: class names.
-        parts: frame name → split, for the frames of which the source says it.
+        parts: frame name → split, for the frames that the source assigns to a split.
     """
     if len(set(parts.values())) < 2:
-        parts = {}  # a source all in train/ leaves it to us to hold something out
+        parts = {}  # a source with only train/ has no split of its own: validation data are drawn
     folders: dict[str, set[str]] = {}
-    for name in reading.frames:
+    for name in builder.frames:
         folders.setdefault(str(PurePosixPath(name).parent), set()).add(parts.get(name, ""))
-    by_folder = len(folders) > 1 and all(len(found) == 1 for found in folders.values())
-    siblings = Counter(part for found in folders.values() for part in found)
+    by_folder = len(folders) > 1 and all(len(splits) == 1 for splits in folders.values())
+    siblings = Counter(part for splits in folders.values() for part in splits)
     undrawn = bool(parts) and "val" not in parts.values()
     split = {}
-    for name, frame in reading.frames.items():
+    for name, frame in builder.frames.items():
         alone = undrawn and siblings[parts.get(name, "")] == 1
         group = str(PurePosixPath(name).parent) if by_folder and not alone else name
-        reading.frames[name] = replace(frame, group=group)
+        builder.frames[name] = replace(frame, group=group)
         if name in parts:
             split[group] = parts[name]
-    return reading.frame_set(form, classes, dict(sorted(split.items())))
+    return builder.build(form, classes, dict(sorted(split.items())))
 
 
-def split_of(word: str) -> str:
-    """``train``, ``val`` or ``test`` for a name like ``valid``, ``instances_train2017``; or ''."""
-    found = re.search(r"(?:^|[^a-z])(train|val|test)(?:id|idation|ing)?(?:[^a-z]|$)", word.lower())
-    return found[1] if found else ""
+def split_from_name(word: str) -> str:
+    """``train``, ``val`` or ``test`` for names like ``valid``, ``instances_train2017``; else ''."""
+    match = re.search(r"(?:^|[^a-z])(train|val|test)(?:id|idation|ing)?(?:[^a-z]|$)", word.lower())
+    return match[1] if match else ""
 
 
-def split_in(folders: Iterable[str]) -> str:
-    """The first split that the names of folders, outermost first, speak of; or ''."""
-    return next(filter(None, map(split_of, folders)), "")
+def split_from_path(folders: Iterable[str]) -> str:
+    """The split named by the first folder (outermost first) that names one, else ''."""
+    return next(filter(None, map(split_from_name, folders)), "")
 
 
-def number_in(text: str | None) -> Any:
-    """The number that a text is, or None."""
+def parse_number(text: str | None) -> Any:
+    """The text as a float, or None if it is not a number."""
     try:
         return float(text or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""How much of a source may be unusable before it is refused."""
+"""Limits on the number of unusable frames in a source."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_PROBLEMS = 10
-"""Frames left out that are written out one by one."""
+MAX_LOGGED = 10
+"""Skipped frames that are logged one by one."""
 
 
-def tell(problems: Sequence[str]) -> None:
-    """Log the first few lines about frames that are left out, and how many more there are."""
-    for problem in problems[:MOST_PROBLEMS]:
+def log_skipped(problems: Sequence[str]) -> None:
+    """Log the first ``MAX_LOGGED`` skipped frames, and the number of the others."""
+    for problem in problems[:MAX_LOGGED]:
         log.warning("left out: %s", problem)
-    if len(problems) > MOST_PROBLEMS:
-        log.warning("left out: … and %d more", len(problems) - MOST_PROBLEMS)
+    if len(problems) > MAX_LOGGED:
+        log.warning("left out: … and %d more", len(problems) - MAX_LOGGED)
 
 
-def hold(found: FrameSet, limits: Mapping[str, float]) -> None:
-    """Tell what is wrong with a source, and hold it to its thresholds.
+def check_limits(frames: FrameSet, limits: Mapping[str, float]) -> None:
+    """Log the problems of a source, and check it against limits.
 
     Args:
-        found: the source.
-        limits: ``max_invalid``, ``max_missing``, ``max_empty`` in frames; with ``_ratio`` as a
-            share of all.
+        frames: the source.
+        limits: ``max_invalid``, ``max_missing``, ``max_empty`` as numbers of frames; with the
+            suffix ``_ratio`` as a fraction of all frames.
 
     Raises:
-        UserError: for a limit that is exceeded.
+        UserError: if a limit is exceeded.
     """
     counts = {
-        "invalid": sum(run.invalid for run in found.runs),
-        "missing": sum(run.missing_image + run.missing_file for run in found.runs),
-        "empty": sum(run.empty for run in found.runs),
+        "invalid": sum(run.invalid for run in frames.runs),
+        "missing": sum(run.missing_image + run.missing_file for run in frames.runs),
+        "empty": sum(run.empty for run in frames.runs),
     }
-    seen = sum(run.seen for run in found.runs)
-    tell(found.problems)
+    total = sum(run.seen for run in frames.runs)
+    log_skipped(frames.problems)
     for kind, count in counts.items():
-        for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / seen)):
+        for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / total)):
             if key in limits and value > limits[key]:
-                prune = ", leave them out with prepare prune" * (found.format == "capture")
+                prune = ", leave them out with prepare prune" * (frames.format == "capture")
                 raise UserError(
                     key,
-                    f"{key}={limits[key]}: {count} of {seen} frames in {found.root} are {kind} "
+                    f"{key}={limits[key]}: {count} of {total} frames in {frames.root} are {kind} "
                     f"({value:.3g})",
-                    f"mend them{prune}, or raise {key}",
+                    f"fix them{prune}, or raise {key}",
                 )
         if count:
-            kept = ", kept as negatives" if kind == "empty" else ", left out"
-            log.warning("%s: %d of %d frames are %s%s", found.root, count, seen, kind, kept)
+            action = ", kept as negatives" if kind == "empty" else ", left out"
+            log.warning("%s: %d of %d frames are %s%s", frames.root, count, total, kind, action)

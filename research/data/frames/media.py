@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from PIL.Image import Image
 
-LOOSE = "images"
+SINGLE_FILES = "images"
 """Group of the image files that were given one by one."""
 ARRAY = ".npy"
 """Of frames with more channels than a picture has."""
@@ -107,9 +107,9 @@ class Media:
 
     def _stills(self, scratch: Path) -> Iterator[Still]:
         several = len({part.group for part in self._parts}) > 1
-        loose = self._groups.name(LOOSE)
+        loose = self._groups.name(SINGLE_FILES)
         for part in self._parts:
-            group = loose if part.group == LOOSE else self._groups.name(part.group)
+            group = loose if part.group == SINGLE_FILES else self._groups.name(part.group)
             for file in part.files:
                 stem = "_".join(file.relative_to(part.root).with_suffix("").parts)
                 stem = f"{group}_{stem}" if several and group != loose else stem
@@ -174,7 +174,7 @@ def _find(source: Path) -> list[_Part]:
         raise UserError("source", f"{source}: no such file or folder")
     if not source.is_dir():
         if source.suffix.lower() in {*EXTENSIONS, ARRAY} or not inspect_header(source):
-            return [_Part(LOOSE, source.parent, [source])]
+            return [_Part(SINGLE_FILES, source.parent, [source])]
         return [_Part(source.stem, source.parent, video=source)]
     runs = run_folders(source)
     roots = {run: run / "images" for run in runs} or {source: source}
@@ -183,7 +183,7 @@ def _find(source: Path) -> list[_Part]:
         for folder, root in roots.items()
     }
     parts = [
-        _Part(folder.resolve().name.lstrip(".") or LOOSE, roots[folder], files)
+        _Part(folder.resolve().name.lstrip(".") or SINGLE_FILES, roots[folder], files)
         for folder, files in found.items()
         if files
     ]

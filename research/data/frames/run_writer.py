@@ -15,7 +15,7 @@ from PIL import Image
 from research.data.frames.capture import MANIFEST, SCHEMA_VERSION
 from research.utils.errors import UserError
 
-MOST_FRAMES = 100_000  # what five digits can number
+MAX_FRAMES = 100_000  # what five digits can number
 Source = Literal["sim_auto", "human", "model"]
 
 
@@ -113,9 +113,9 @@ class RunWriter:
             UserError: too many frames, or writing fails.
             ValueError: boxes, confidences, suffix or file that cannot be in a run.
         """
-        if self.frames >= MOST_FRAMES:
+        if self.frames >= MAX_FRAMES:
             raise UserError(
-                "out", f"{self.folder}: a run holds {MOST_FRAMES} frames", "give max_frames"
+                "out", f"{self.folder}: a run holds {MAX_FRAMES} frames", "give max_frames"
             )
         if isinstance(image, Path):
             suffix = {".jpeg": ".jpg"}.get(image.suffix.lower(), image.suffix.lower())

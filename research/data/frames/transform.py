@@ -62,8 +62,8 @@ class FrameTransform(DeviceTransform):
         change = self.augmentation
         if not self.training or change is None:
             return batch
-        batch = move(batch, change, generator)
-        relight(batch.inputs, change, generator)
+        batch = random_flip_zoom(batch, change, generator)
+        color_jitter(batch.inputs, change, generator)
         if change.noise:
             batch.inputs.add_(noise_like(batch.inputs, generator), alpha=change.noise)
         return replace(batch, inputs=batch.inputs.clamp_(0, 1))
@@ -72,7 +72,7 @@ class FrameTransform(DeviceTransform):
         return [(batch.inputs * 255).round().clamp(0, 255).to(torch.uint8)]
 
 
-def move(
+def random_flip_zoom(
     batch: DetectionBatch, change: FrameAugmentation, generator: torch.Generator | None
 ) -> DetectionBatch:
     """Float frames [B, C, S, S] and their boxes, mirrored and zoomed; what comes in is 0.
@@ -88,7 +88,7 @@ def move(
     return batch
 
 
-def relight(
+def color_jitter(
     images: Tensor,
     change: FrameAugmentation,
     generator: torch.Generator | None,

@@ -7,18 +7,24 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from research.data.frames.frame import (
-    PICTURES,
+    IMAGE_FILES,
     PIXEL_SLACK,
-    Box,
+    BoxXYXY,
     Frame,
     FrameSet,
+    FrameSetBuilder,
     ImageFiles,
-    LeftOut,
-    Reading,
-    inner_path,
-    normalised,
+    SkipFrame,
+    normalize_box,
+    safe_relative_path,
 )
-from research.data.frames.layout import ALL, finish, number_in, split_in, split_of
+from research.data.frames.layout import (
+    ALL,
+    build_frame_set,
+    parse_number,
+    split_from_name,
+    split_from_path,
+)
 
 
 def xml_files(source: Path) -> list[Path]:
@@ -30,7 +36,7 @@ def xml_files(source: Path) -> list[Path]:
 
 
 def read_voc(
-    source: Path, documents: list[Path], images: str | None = None, files: ImageFiles = PICTURES
+    source: Path, documents: list[Path], images: str | None = None, files: ImageFiles = IMAGE_FILES
 ) -> FrameSet:
     """The frames of a source.
 
@@ -43,30 +49,30 @@ def read_voc(
     Raises:
         UserError: no usable frame.
     """
-    reading = Reading(source)
+    builder = FrameSetBuilder(source)
     found: dict[str, list[str]] = {}
     places = _image_folders(source, images)
     for file in documents:
         try:
             image, objects = _voc_objects(source, file, places, files)
-        except LeftOut as reason:
-            reading.leave(ALL, reading.name(file), reason)
+        except SkipFrame as reason:
+            builder.skip(ALL, builder.relative(file), reason)
             continue
-        name = reading.name(image)
+        name = builder.relative(image)
         found.setdefault(name, [class_name for class_name, _ in objects])
         boxes = tuple(box for _, box in objects)
-        reading.take(ALL, reading.name(file), Frame(name, image, "", boxes, ()))
+        builder.add(ALL, builder.relative(file), Frame(name, image, "", boxes, ()))
     classes = sorted({class_name for names in found.values() for class_name in names})
     index = {class_name: number for number, class_name in enumerate(classes)}
-    for name, frame in reading.frames.items():
+    for name, frame in builder.frames.items():
         labels = tuple(index[class_name] for class_name in found[name])
-        reading.frames[name] = replace(frame, labels=labels)
-    return finish(reading, "voc", classes, _voc_split(source, reading))
+        builder.frames[name] = replace(frame, labels=labels)
+    return build_frame_set(builder, "voc", classes, _voc_split(source, builder))
 
 
 def _voc_objects(
     source: Path, file: Path, folders: list[Path], files: ImageFiles
-) -> tuple[Path, list[tuple[str, Box]]]:
+) -> tuple[Path, list[tuple[str, BoxXYXY]]]:
     root = _xml(file)
     named = (root.findtext("filename") or "").strip()
     image = _voc_image(source, file, named, folders, files)
@@ -75,13 +81,13 @@ def _voc_objects(
     for row, item in enumerate(root.iter("object")):
         class_name = (item.findtext("name") or "").strip()
         if not class_name:
-            raise LeftOut("invalid", f"object {row} has no name: give its class")
+            raise SkipFrame("invalid", f"object {row} has no name: give its class")
         edges = [
-            number_in(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
+            parse_number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
         ]
         if None not in edges:
             edges[:2] = [edge - 1 for edge in edges[:2]]
-        box = normalised(edges, width, height, PIXEL_SLACK, f"object {row} bndbox")
+        box = normalize_box(edges, width, height, PIXEL_SLACK, f"object {row} bndbox")
         objects.append((class_name, box))
     return image, objects
 
@@ -90,12 +96,12 @@ def _xml(file: Path) -> ElementTree.Element:
     try:
         content = file.read_bytes()
         if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # nested entities can fill a memory
-            raise LeftOut("invalid", "defines a DOCTYPE or entities: take them out")
+            raise SkipFrame("invalid", "defines a DOCTYPE or entities: take them out")
         return ElementTree.fromstring(content)
     except OSError as error:
-        raise LeftOut("invalid", f"cannot be read ({error.strerror}): mend it") from None
+        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): mend it") from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: encoding
-        raise LeftOut("invalid", f"bad XML ({error}): mend it") from None
+        raise SkipFrame("invalid", f"bad XML ({error}): mend it") from None
 
 
 def _image_folders(source: Path, images: str | None) -> list[Path]:
@@ -104,7 +110,7 @@ def _image_folders(source: Path, images: str | None) -> list[Path]:
     top = next((source / name for name in named if (source / name).is_dir()), None)
     if top is None:
         return []
-    return [top, *sorted(path for path in top.glob("[!.]*") if split_of(path.name))]
+    return [top, *sorted(path for path in top.glob("[!.]*") if split_from_name(path.name))]
 
 
 def _voc_image(
@@ -114,7 +120,7 @@ def _voc_image(
     inner = file.parent.relative_to(source).parts[1:]  # sub-folders of Annotations are mirrored
     places = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
     if named:
-        path = inner_path(named)
+        path = safe_relative_path(named)
         for place in places:
             if (place / path).is_file():
                 return place / path
@@ -124,10 +130,10 @@ def _voc_image(
                 if (place / f"{file.stem}{spelled}").is_file():
                     return place / f"{file.stem}{spelled}"
     told = named or f"{file.stem}.jpg"
-    raise LeftOut("missing_file", f"its image {told} is not there: restore or remove it")
+    raise SkipFrame("missing_file", f"its image {told} is not there: restore or remove it")
 
 
-def _voc_split(source: Path, reading: Reading) -> dict[str, str]:
+def _voc_split(source: Path, builder: FrameSetBuilder) -> dict[str, str]:
     """Frame name → split: from the lists of ``ImageSets``, else from the images' folders."""
     listed = {}
     for split in ("train", "val", "test"):
@@ -137,8 +143,8 @@ def _voc_split(source: Path, reading: Reading) -> dict[str, str]:
                 words = file.read_text(encoding="utf-8", errors="replace").split()
                 listed.update(dict.fromkeys(words, split))
                 break
-    paths = {name: PurePosixPath(name) for name in reading.frames}
+    paths = {name: PurePosixPath(name) for name in builder.frames}
     if listed:
         return {name: listed[path.stem] for name, path in paths.items() if path.stem in listed}
-    parts = {name: split_in(path.parent.parts) for name, path in paths.items()}
+    parts = {name: split_from_path(path.parent.parts) for name, path in paths.items()}
     return {name: part for name, part in parts.items() if part}

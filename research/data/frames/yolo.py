@@ -8,17 +8,23 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from research.data.frames.frame import (
+    IMAGE_FILES,
     NORMALISED_SLACK,
-    PICTURES,
-    Box,
+    BoxXYXY,
     Frame,
     FrameSet,
+    FrameSetBuilder,
     ImageFiles,
-    LeftOut,
-    Reading,
-    normalised,
+    SkipFrame,
+    normalize_box,
 )
-from research.data.frames.layout import ALL, finish, number_in, split_in, split_of
+from research.data.frames.layout import (
+    ALL,
+    build_frame_set,
+    parse_number,
+    split_from_name,
+    split_from_path,
+)
 from research.utils.errors import UserError
 
 
@@ -29,7 +35,7 @@ def yolo_folders(source: Path, images: str = "images") -> dict[Path, Path]:
         source: holds them.
         images: what the folders of images are called.
     """
-    folders = [source, *sorted(path for path in source.glob("[!.]*") if split_of(path.name))]
+    folders = [source, *sorted(path for path in source.glob("[!.]*") if split_from_name(path.name))]
     return {
         folder / images: folder / "labels"
         for folder in folders
@@ -40,7 +46,7 @@ def yolo_folders(source: Path, images: str = "images") -> dict[Path, Path]:
 def read_yolo(
     source: Path,
     folders: dict[Path, Path],
-    files: ImageFiles = PICTURES,
+    files: ImageFiles = IMAGE_FILES,
     require_labels: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> FrameSet:
@@ -57,16 +63,16 @@ def read_yolo(
     Raises:
         UserError: for bad class names, no usable frame, or a label file that is required.
     """
-    reading = Reading(source)
-    classes = named_classes(source) if class_names is None else list(class_names)
+    builder = FrameSetBuilder(source)
+    classes = read_class_names(source) if class_names is None else list(class_names)
     parts = {}
     for images, labels in folders.items():
         orphans = {path for path in labels.rglob("*.txt") if path.name != "classes.txt"}
         for image in _images(images, files):
-            name = reading.name(image)
+            name = builder.relative(image)
             file = (labels / image.relative_to(images)).with_suffix(".txt")
             orphans.discard(file)
-            part = split_in(PurePosixPath(name).parent.parts) or ALL
+            part = split_from_path(PurePosixPath(name).parent.parts) or ALL
             try:
                 files.size(image)
                 if require_labels and not file.is_file():
@@ -77,44 +83,44 @@ def read_yolo(
                     )
                 # No label file is the format's way to say that nothing is in the image.
                 rows = _yolo_rows(file, len(classes)) if file.is_file() else []
-            except LeftOut as reason:
+            except SkipFrame as reason:
                 where = file if file.is_file() else image
-                reading.leave(part, reading.name(where), reason)
+                builder.skip(part, builder.relative(where), reason)
                 continue
             boxes = tuple(box for _, box in rows)
             frame = Frame(name, image, "", boxes, tuple(number for number, _ in rows))
-            reading.take(part, name, frame)
+            builder.add(part, name, frame)
             if part != ALL:
                 parts[name] = part
         for file in sorted(orphans):
-            part = split_in(file.relative_to(source).parts[:-1]) or ALL
-            lost = LeftOut("missing_file", "its image is not there: restore or remove it")
-            reading.leave(part, reading.name(file), lost)
+            part = split_from_path(file.relative_to(source).parts[:-1]) or ALL
+            lost = SkipFrame("missing_file", "its image is not there: restore or remove it")
+            builder.skip(part, builder.relative(file), lost)
     if not classes:
-        most = max((max(frame.labels, default=-1) for frame in reading.frames.values()), default=-1)
+        most = max((max(frame.labels, default=-1) for frame in builder.frames.values()), default=-1)
         classes = [str(number) for number in range(most + 1)]
-    return finish(reading, "yolo", classes, parts)
+    return build_frame_set(builder, "yolo", classes, parts)
 
 
-def _yolo_rows(file: Path, classes: int) -> list[tuple[int, Box]]:
+def _yolo_rows(file: Path, classes: int) -> list[tuple[int, BoxXYXY]]:
     rows = []
     for row, line in enumerate(file.read_text("utf-8", "replace").splitlines(), start=1):
         words = line.split()
         if not words:
             continue
-        numbers = [number_in(word) for word in words]
+        numbers = [parse_number(word) for word in words]
         if len(words) != 5 or None in numbers or not words[0].isdecimal():
-            raise LeftOut("invalid", f"row {row} is {line[:50]!r}: expected class cx cy w h")
+            raise SkipFrame("invalid", f"row {row} is {line[:50]!r}: expected class cx cy w h")
         number = int(words[0])
         if classes and number >= classes:
-            raise LeftOut("invalid", f"row {row}: class {number} of {classes}: name or mend it")
+            raise SkipFrame("invalid", f"row {row}: class {number} of {classes}: name or mend it")
         x, y, width, height = numbers[1:]
         edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-        rows.append((number, normalised(edges, 1, 1, NORMALISED_SLACK, f"row {row}")))
+        rows.append((number, normalize_box(edges, 1, 1, NORMALISED_SLACK, f"row {row}")))
     return rows
 
 
-def named_classes(source: Path) -> list[str]:
+def read_class_names(source: Path) -> list[str]:
     """Names from a YAML file with ``names`` (a list, or a mapping of numbers), or a list of lines.
 
     Raises:

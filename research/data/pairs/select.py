@@ -12,7 +12,7 @@ import numpy as np
 from research.data.folds import fold_splits
 from research.data.pairs.audit import Lost, leaks
 from research.data.pairs.lists import TIE, Pair, PairSet, Row, pooled, series_name
-from research.data.warehouse.recipes import assign_splits
+from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError
 
 

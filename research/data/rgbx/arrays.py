@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from research.compression.jpeg import MIN_SIDE
-from research.data.frames.frame import ImageFiles, LeftOut
+from research.data.frames.frame import ImageFiles, SkipFrame
 from research.data.frames.letterbox import Letterbox
 from research.utils.errors import DamagedImage, UserError, one_line
 
@@ -65,17 +65,17 @@ def inspect(path: Path) -> Header:
     """The header of a file.
 
     Raises:
-        LeftOut: when there is no such file, or no array in it that could be a frame.
+        SkipFrame: when there is no such file, or no array in it that could be a frame.
     """
     if not path.is_file():
-        raise LeftOut("missing_file", f"its array {path.name} is not there: restore or prune it")
+        raise SkipFrame("missing_file", f"its array {path.name} is not there: restore or prune it")
     try:
         array = mapped(path)
     except DamagedImage as error:
         kind = error.kind.replace("_", " ")
-        raise LeftOut("invalid", f"its array {path.name} is {kind}: replace it") from None
+        raise SkipFrame("invalid", f"its array {path.name} is {kind}: replace it") from None
     if reason := _unusable(array):
-        raise LeftOut("invalid", f"its array {path.name}: {reason}")
+        raise SkipFrame("invalid", f"its array {path.name}: {reason}")
     height, width, channels = array.shape
     return Header(height, width, Form(channels, array.dtype.name))
 

@@ -14,8 +14,8 @@ from PIL.Image import Image
 
 from research.batch import DetectionBatch
 from research.data.frames.frame import Frame, FrameSet
-from research.data.frames.limits import tell
-from research.data.frames.yolo import named_classes, read_yolo, yolo_folders
+from research.data.frames.limits import log_skipped
+from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array, sampled
@@ -25,7 +25,7 @@ from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
 from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
-from research.data.warehouse.recipes import assign_splits
+from research.data.warehouse.plan import assign_splits
 from research.demos.rgbx import CLASSES, RgbxDemo
 from research.utils.errors import UserError
 
@@ -140,7 +140,7 @@ class RgbxFolder:
         found = read_yolo(
             self.root, folders, headers.files, self.missing_labels == "error", self.class_names
         )
-        tell(found.problems)
+        log_skipped(found.problems)
         form = headers.common()
         self.dtype, self.channels = form.dtype, [*COLOURS, *extra_channels(self.root, form, self.x)]
         if not found.classes:
@@ -181,7 +181,7 @@ class RgbxFolder:
     def known_classes(self) -> list[str] | None:
         if self.class_names is not None:
             return list(self.class_names)
-        return named_classes(self.root) or (None if self.demo is None else list(CLASSES))
+        return read_class_names(self.root) or (None if self.demo is None else list(CLASSES))
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-from research.data.frames.frame import LeftOut
+from research.data.frames.frame import SkipFrame
 from research.data.index import inspect_header
 from research.data.readers import decode, to_rgb
 from research.data.rgbx.arrays import Pixels, mapped, not_numbers
@@ -35,13 +35,13 @@ def header(path: Path) -> Header:
     """What is told before the pixels are read.
 
     Raises:
-        LeftOut: when the file cannot be used.
+        SkipFrame: when the file cannot be used.
     """
     if path.suffix.lower() == ".npy":
         array = _array(path)
         return Header(array.shape[1], array.shape[0], array.itemsize == 2)
     if kind := inspect_header(path):
-        raise LeftOut("invalid", f"{kind.replace('_', ' ')}: replace it")
+        raise SkipFrame("invalid", f"{kind.replace('_', ' ')}: replace it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
@@ -49,10 +49,10 @@ def header(path: Path) -> Header:
             mode, bits, bands = image.mode, _bits(path, image), len(image.getbands())
     if mode == "F":
         told = f"float32{not_numbers(np.asarray(_decoded(path)))}"
-        raise LeftOut("invalid", f"{told}: store whole numbers of 8 or 16 bits")
+        raise SkipFrame("invalid", f"{told}: store whole numbers of 8 or 16 bits")
     if bits > 8 and not found.deep:  # PIL would read the upper 8 of them and say nothing
         told = f"{bits} bits in {'three' if bands == 3 else bands} channels"
-        raise LeftOut("invalid", f"{told}: store it in 16-bit grey, or colours in 8 bits")
+        raise SkipFrame("invalid", f"{told}: store it in 16-bit grey, or colours in 8 bits")
     return found
 
 
@@ -60,7 +60,7 @@ def colour(path: Path) -> Pixels:
     """[H, W, 3]; uint16 only for grey, see ``header`` on deeper colours.
 
     Raises:
-        LeftOut: when it cannot be decoded.
+        SkipFrame: when it cannot be decoded.
     """
     image = _decoded(path)
     if image.mode in DEEP_MODES:
@@ -72,7 +72,7 @@ def grey(path: Path) -> Pixels:
     """[H, W, 1] of a grey picture, be it stored with three equal channels, or an array.
 
     Raises:
-        LeftOut: when it cannot be decoded, or has colours.
+        SkipFrame: when it cannot be decoded, or has colours.
     """
     if path.suffix.lower() == ".npy":
         return np.array(_array(path))
@@ -84,7 +84,7 @@ def grey(path: Path) -> Pixels:
     if spread.max() > COLOUR_SLACK:
         row, column = np.unravel_index(int(spread.argmax()), spread.shape)
         where = f"row {row} column {column}"
-        raise LeftOut("invalid", f"has colours (most at {where}): store it in grey")
+        raise SkipFrame("invalid", f"has colours (most at {where}): store it in grey")
     return np.asarray(colours.convert("L"))[..., None]
 
 
@@ -92,7 +92,7 @@ def _whole(pixels: Pixels) -> Pixels:
     """[H, W, 1] uint16 of what PIL holds in 16 or 32 bits."""
     if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
         low, high = pixels.min(), pixels.max()
-        raise LeftOut("invalid", f"values {low} to {high}: store 0 to 65535")
+        raise SkipFrame("invalid", f"values {low} to {high}: store 0 to 65535")
     return pixels.astype(np.uint16)[..., None]
 
 
@@ -100,7 +100,7 @@ def _array(path: Path) -> Pixels:
     """The array [H, W, 1], uint8 or uint16, of a NumPy file, mapped.
 
     Raises:
-        LeftOut: when there is none.
+        SkipFrame: when there is none.
     """
     try:
         array = mapped(path)
@@ -108,9 +108,9 @@ def _array(path: Path) -> Pixels:
         raise _left_out(error) from None
     told = "×".join(map(str, array.shape))
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 1):
-        raise LeftOut("invalid", f"shape {told}: store (height, width)")
+        raise SkipFrame("invalid", f"shape {told}: store (height, width)")
     if array.dtype.name not in ("uint8", "uint16"):
-        raise LeftOut("invalid", f"{array.dtype.name}{not_numbers(array)}: store uint8 or uint16")
+        raise SkipFrame("invalid", f"{array.dtype.name}{not_numbers(array)}: store uint8 or uint16")
     return array.reshape(*array.shape[:2], 1).astype(array.dtype.name, copy=False)
 
 
@@ -134,5 +134,5 @@ def _decoded(path: Path) -> Image.Image:
         raise _left_out(error) from None
 
 
-def _left_out(error: DamagedImage) -> LeftOut:
-    return LeftOut("invalid", f"{error.kind.replace('_', ' ')}: replace it")
+def _left_out(error: DamagedImage) -> SkipFrame:
+    return SkipFrame("invalid", f"{error.kind.replace('_', ' ')}: replace it")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from research.data.frames.frame import Frame, FrameSet, LeftOut, RunReport
+from research.data.frames.frame import Frame, FrameSet, RunCounts, SkipFrame
 from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import COLOURS, Pixels
 from research.data.rgbx.layout import DESCRIPTION, LEDGER
@@ -120,7 +120,7 @@ def _pack(
     def make(place: str) -> Line:
         try:
             array = pairs.pixels(pairs.frame_of(wanted[place].image), deep)
-        except LeftOut as reason:
+        except SkipFrame as reason:
             _remove(out, place)
             return Line(place, stamps[place], 0, str(reason))
         _write_label(out, place, wanted[place])
@@ -193,7 +193,7 @@ def _without(found: FrameSet, lost: Mapping[str, str]) -> FrameSet:
         name, reason = next(iter(lost.items()))
         raise UserError("SOURCE", f"{found.root}: no usable frame", f"the first: {name}: {reason}")
     empty = sum(not frame.boxes for frame in frames)
-    report = RunReport(
+    report = RunCounts(
         "all",
         total=len(frames),
         non_empty=len(frames) - empty,

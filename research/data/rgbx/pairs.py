@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from research.data.frames.annotations import read_annotated
-from research.data.frames.frame import FrameSet, ImageFiles, LeftOut, RunReport
-from research.data.frames.layout import split_in, split_of
+from research.data.frames.frame import FrameSet, ImageFiles, RunCounts, SkipFrame
+from research.data.frames.layout import split_from_name, split_from_path
 from research.data.index import EXTENSIONS
 from research.data.rgbx.arrays import Pixels
 from research.data.rgbx.modalities import colour, grey, header
@@ -119,17 +119,17 @@ class Pairs:
             image: any one of them.
 
         Raises:
-            LeftOut: when one is missing or cannot be used, or their sizes differ.
+            SkipFrame: when one is missing or cannot be used, or their sizes differ.
         """
         frame = self.frame_of(image)
         if self._taken.setdefault(frame, image) != image:
-            raise LeftOut("invalid", f"{self._name(self._taken[frame])} has its boxes already")
+            raise SkipFrame("invalid", f"{self._name(self._taken[frame])} has its boxes already")
         headers = {}
         for path in self.files(frame).values():
             try:
                 headers[path] = header(path)
-            except LeftOut as reason:
-                raise LeftOut(reason.kind, f"{self._name(path)}: {reason}") from None
+            except SkipFrame as reason:
+                raise SkipFrame(reason.kind, f"{self._name(path)}: {reason}") from None
         first, *others = headers
         for path in others:
             if headers[path][:2] != headers[first][:2]:
@@ -137,7 +137,7 @@ class Pairs:
                     f"{self._name(each)} {headers[each].width}×{headers[each].height}"
                     for each in (first, path)
                 )
-                raise LeftOut("invalid", f"sizes differ, {told}: align the two")
+                raise SkipFrame("invalid", f"sizes differ, {told}: align the two")
         self.deep[frame] = any(found.deep for found in headers.values())
         return headers[first][:2]
 
@@ -145,14 +145,15 @@ class Pairs:
         """The frame that a file belongs to.
 
         Raises:
-            LeftOut: for a file that lies elsewhere.
+            SkipFrame: for a file that lies elsewhere.
         """
         if image in self._frames:
             return self._frames[image]
         if not image.is_file():
-            raise LeftOut("missing_file", f"its image {self._name(image)} is not there: restore it")
+            text = f"its image {self._name(image)} is not there: restore it"
+            raise SkipFrame("missing_file", text)
         folders = _listed(self.folders.values())
-        raise LeftOut(
+        raise SkipFrame(
             "invalid", f"its image {self._name(image)} lies in none of {folders}: move it"
         )
 
@@ -160,17 +161,17 @@ class Pairs:
         """The file of each modality.
 
         Raises:
-            LeftOut: when there is none, or more than one.
+            SkipFrame: when there is none, or more than one.
         """
         chosen = {}
         for modality, folder in self.folders.items():
             paths = self.found[modality].get(frame, [])
             if not paths:
                 told = f"its {modality} picture {folder}/{frame}.* is not there"
-                raise LeftOut("missing_file", f"{told}: restore it or remove the frame")
+                raise SkipFrame("missing_file", f"{told}: restore it or remove the frame")
             if len(paths) > 1:
                 told = " and ".join(map(self._name, paths))
-                raise LeftOut("invalid", f"{told} are one frame: remove all but one")
+                raise SkipFrame("invalid", f"{told} are one frame: remove all but one")
             chosen[modality] = paths[0]
         return chosen
 
@@ -182,18 +183,18 @@ class Pairs:
             deep: in uint16, where 8-bit values v become 257·v; otherwise uint8.
 
         Raises:
-            LeftOut: for a file that cannot be decoded, or is no grey picture where one is needed.
+            SkipFrame: for a file that cannot be decoded, or is no grey picture where one is needed.
         """
         planes = []
         for modality, path in self.files(frame).items():
             try:
                 planes.append(colour(path) if modality == "rgb" else grey(path))
-            except LeftOut as reason:
-                raise LeftOut(reason.kind, f"{self._name(path)}: {reason}") from None
+            except SkipFrame as reason:
+                raise SkipFrame(reason.kind, f"{self._name(path)}: {reason}") from None
         if deep:
             planes = [p.astype(np.uint16) * WIDEN if p.itemsize == 1 else p for p in planes]
         if len({(plane.shape[:2], plane.dtype) for plane in planes}) > 1:
-            raise LeftOut("invalid", "its files changed while they were read: run it again")
+            raise SkipFrame("invalid", "its files changed while they were read: run it again")
         return np.concatenate(planes, axis=2)
 
     def _index(self, modality: str, top: Path, folder: Path) -> None:
@@ -221,7 +222,7 @@ class Pairs:
                 f"{self.folders['rgb']}: {len(unlabelled)} pictures without labels, the first "
                 f"{self._name(unlabelled[0])}: left out; label them, if with no object"
             )
-            runs.append(RunReport(self.folders["rgb"], 0, 0, 0, 0, len(unlabelled), 0))
+            runs.append(RunCounts(self.folders["rgb"], 0, 0, 0, 0, len(unlabelled), 0))
         for modality in [name for name in self.found if name != "rgb"]:
             lone = [
                 self._name(paths[0])
@@ -231,7 +232,7 @@ class Pairs:
             told = f"no picture of its name in {self.folders['rgb']}: restore or remove it"
             problems += [f"{name}: {told}" for name in lone]
             if lone:
-                runs.append(RunReport(self.folders[modality], 0, 0, 0, 0, len(lone), 0))
+                runs.append(RunCounts(self.folders[modality], 0, 0, 0, 0, len(lone), 0))
         return replace(found, problems=problems, runs=runs)
 
 
@@ -247,7 +248,7 @@ def places(found: FrameSet, pairs: Pairs) -> dict[str, str]:
     for frame in found.frames:
         place = pairs.frame_of(frame.image)
         split = found.split.get(frame.group, "")
-        if split and split != split_in(PurePosixPath(place).parent.parts):
+        if split and split != split_from_path(PurePosixPath(place).parent.parts):
             place = f"{split}/{place}"
         if other := names.get(place):
             raise UserError(
@@ -258,7 +259,7 @@ def places(found: FrameSet, pairs: Pairs) -> dict[str, str]:
 
 
 def _tops(source: Path) -> list[Path]:
-    return [source, *sorted(path for path in source.glob("[!.]*/") if split_of(path.name))]
+    return [source, *sorted(path for path in source.glob("[!.]*/") if split_from_name(path.name))]
 
 
 def _listed(names: Iterable[str]) -> str:

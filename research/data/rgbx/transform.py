@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from research.batch import DetectionBatch
-from research.data.frames.transform import FrameAugmentation, move, noise_like, relight
+from research.data.frames.transform import (
+    FrameAugmentation,
+    color_jitter,
+    noise_like,
+    random_flip_zoom,
+)
 from research.data.rgbx.arrays import COLOURS
 from research.data.transforms import DeviceTransform
 
@@ -83,7 +88,7 @@ class RgbxTransform(DeviceTransform):
         images = batch.inputs.float().div_(torch.iinfo(self.dtype).max)
         there = framed(batch.sizes, images.shape[-1])
         if change is not None:
-            relight(images[:, :COLOUR_CHANNELS], change, generator, there)
+            color_jitter(images[:, :COLOUR_CHANNELS], change, generator, there)
             images[:, :COLOUR_CHANNELS].clamp_(0, 1)
         images.sub_(self.mean).div_(self.std).mul_(there[:, None])
         batch = replace(batch, inputs=images)
@@ -91,7 +96,7 @@ class RgbxTransform(DeviceTransform):
             return batch
         if change.modality_dropout:
             _drop(images, change.modality_dropout, generator)
-        batch = move(batch, change, generator)
+        batch = random_flip_zoom(batch, change, generator)
         if change.noise:
             noise = noise_like(batch.inputs, generator).mul_(batch.inputs != 0)
             batch.inputs.add_(noise, alpha=change.noise)

@@ -1,1 +1,1 @@
-"""Everything prepared ahead of time, in one format: a manifest and memory-mapped shards."""
+"""Prepared data in one format: a manifest and memory-mapped shards."""

@@ -1,4 +1,4 @@
-"""Whether shards are as they were written."""
+"""Checks the sizes and checksums of shards."""
 
 from __future__ import annotations
 
@@ -8,49 +8,48 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from research.data.warehouse.manifest import REMEDY, Manifest, Shard
+from research.data.warehouse.manifest import Manifest, Shard
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal, of the whole file."""
+    """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def wrong_size(manifest: Manifest, shard: Shard) -> str:
-    """Why a shard cannot be whole, in one line that names it, or ''."""
+def size_mismatch(manifest: Manifest, shard: Shard) -> str:
+    """A message if a shard does not exist or has the wrong size, else ''."""
     path = manifest.folder / shard.file
     try:
-        found = path.stat().st_size
+        size = path.stat().st_size
     except OSError as error:
-        return f"{path}: {error.strerror or error}; {REMEDY}"
-    if found != shard.bytes:
-        return f"{path}: {found} bytes, expected {shard.bytes}; {REMEDY}"
+        return f"{path}: {error.strerror or error}"
+    if size != shard.bytes:
+        return f"{path}: {size} bytes, expected {shard.bytes}"
     return ""
 
 
 def damaged_shards(manifest: Manifest, shards: Sequence[Shard]) -> Iterator[tuple[Shard, str]]:
-    """Read shards whole and compare their hashes.
+    """Compare the sizes and SHA-256 hashes of shards with the manifest.
 
     Yields:
-        each that is not as it was written, with one line that names it.
+        each damaged or missing shard with a message.
     """
 
     def problem(shard: Shard) -> str:
         path = manifest.folder / shard.file
-        wrong = wrong_size(manifest, shard)
-        if wrong:
-            return wrong
+        if message := size_mismatch(manifest, shard):
+            return message
         try:
-            found = sha256_of(path)
+            digest = sha256_of(path)
         except OSError as error:
-            return f"{path}: {error.strerror or error}; {REMEDY}"
-        if found != shard.sha256:
-            return f"{path}: SHA-256 is {found}, expected {shard.sha256}; {REMEDY}"
+            return f"{path}: {error.strerror or error}"
+        if digest != shard.sha256:
+            return f"{path}: SHA-256 is {digest}, expected {shard.sha256}"
         return ""
 
-    # Hashing and reading let go of the interpreter: threads are enough.
+    # Hashing and reading release the GIL: threads are enough.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for shard, text in zip(shards, pool.map(problem, shards), strict=True):
-            if text:
-                yield shard, text
+        for shard, message in zip(shards, pool.map(problem, shards), strict=True):
+            if message:
+                yield shard, message

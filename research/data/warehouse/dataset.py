@@ -1,4 +1,4 @@
-"""A data set read from a warehouse."""
+"""The data module of prepared stores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
 from research.data.source import NetworkInput
 from research.data.transforms import DeviceTransform
-from research.data.warehouse.kinds import CoefficientKind, FrameKind, Kind
+from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.demos.store import DemoStore
@@ -32,32 +32,32 @@ Splits = dict[str, NDArray[np.int64]]
 
 
 class Warehouse:
-    """Coefficients for a compressed network, frames for any other.
+    """A prepared store as data module: coefficients for a compressed network, frames otherwise.
 
     Args:
-        name: what the tracker calls the data set.
-        manifest: a ``manifest.json``, or the folder of a version or of several.
+        name: name of the data set in the tracker.
+        manifest: a ``manifest.json``, the folder of a version, or a folder of versions.
         image_size: see ``CoefficientKind`` and ``FrameKind``.
         max_boxes: see ``FrameKind``.
-        batch_size: samples a batch, in training and validation.
-        workers: loader processes; null chooses by device.
-        pin_memory: page-locked batches; null chooses by device.
+        batch_size: samples per batch, in training and validation.
+        workers: loader processes; ``None`` chooses by device.
+        pin_memory: page-locked batches; ``None`` chooses by device.
         random_crop: see ``CoefficientKind``.
         random_flip: see ``CoefficientKind``.
         augmentation: see ``FrameKind``.
-        verify: checksums ``always``, ``once`` (remembered while the files stay) or ``never``.
-        on_device: keep the whole store in the device's memory; null: on an accelerator, when it
-            is no larger than ``device_budget``.
+        verify: when to compare checksums: ``always``, ``once`` (until files change) or ``never``.
+        on_device: keep the whole store in device memory; ``None``: on an accelerator, if it is
+            not larger than ``device_budget``.
         device_budget: in GiB.
-        folds: split anew into so many parts, groups whole, as even as they can be; null keeps
-            the splits of the manifest.
-        fold: this part is the test split, the next one validation.
-        max_train_images: keep at most so many training samples, evenly spaced.
+        folds: number of folds of cross-validation, of similar size and with groups undivided;
+            ``None`` keeps the splits of the manifest.
+        fold: the fold that is the test split; the next fold is the validation split.
+        max_train_images: keep at most this many training samples, evenly spaced.
         max_val_images: the same for validation.
-        cache_dir: folder for what is remembered: verified shards, DCT statistics.
-        baseline: after training, say what a constant predictor reaches.
-        demo: makes the store first, when it is ours to make.
-        network: what the network asks for: coefficients, or else frames.
+        cache_dir: folder of cached results: verified shards, DCT statistics.
+        baseline: report the result of a constant prediction after training.
+        demo: creates the store on first use, for demo data sets.
+        network: input of the network: coefficients, or else frames.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Warehouse:
         self.cache = Path(cache_dir)
         self.report_baseline = baseline
         self.demo = demo
-        self.kind: Kind = FrameKind(image_size, max_boxes, augmentation)
+        self.kind: StoreKind = FrameKind(image_size, max_boxes, augmentation)
         if network.coefficients is not None:
             self.kind = CoefficientKind(image_size, random_crop, random_flip, network.coefficients)
         self.classes: list[str] = []
-        self.recalled: Mapping[str, Any] | None = None
+        self.loaded_metadata: Mapping[str, Any] | None = None
         self.splits: Splits = {}
         self.resident: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -117,10 +117,10 @@ class Warehouse:
                 f"prepare them with python -m research.prepare {self.kind.name}",
             )
         self.manifest = manifest
-        reason = self.recalled and self.check_compatible(self.recalled)
+        reason = self.loaded_metadata and self.check_compatible(self.loaded_metadata)
         if reason:
             raise UserError("dataset.manifest", reason)
-        self.kind.fit(manifest.transform)
+        self.kind.configure(manifest.transform)
         self.classes = manifest.classes
         self.store = Store(manifest, self.verify, self.cache)
         self.store.open()
@@ -135,12 +135,12 @@ class Warehouse:
                 raise UserError(
                     "dataset.manifest",
                     f"{manifest.path}: no sample in the {split} split",
-                    "prepare it again with val=0.2, or give dataset.folds=5",
+                    "prepare it again with val=0.2, or set dataset.folds=5",
                 )
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         positions, resident = self.positions(split), None
-        if self._keep_on(device):
+        if self._fits_on(device):
             resident = partial(self._resident, device)
             self.workers, self.pin_memory = 0, False
         return self.kind.dataset(self.store, positions, seed, train=train, resident=resident)
@@ -172,12 +172,12 @@ class Warehouse:
 
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
         self.classes = list(metadata["classes"])
-        self.kind.fit(metadata["transform"])
-        self.recalled = metadata
+        self.kind.configure(metadata["transform"])
+        self.loaded_metadata = metadata
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         ours, theirs = self.manifest.transform, metadata.get("transform", {})
-        for key in self.kind.form:
+        for key in self.kind.model_keys:
             if ours[key] != theirs.get(key, ours[key]):
                 return (
                     f"the model was trained on {key}={theirs[key]}, {self.manifest.path} was "
@@ -186,7 +186,7 @@ class Warehouse:
         return None
 
     def fingerprint(self) -> str:
-        """The store's version: a hash of its data and of how they were prepared."""
+        """The version of the store: a hash of data and transform."""
         return self.manifest.version
 
     def baseline(self) -> str | None:
@@ -195,26 +195,26 @@ class Warehouse:
         return self.kind.baseline(self.store, self.splits["train"], self.splits["val"])
 
     def positions(self, split: str) -> NDArray[np.int64]:
-        """Where a split's samples stand in the store.
+        """Positions of the samples of a split in the store.
 
         Raises:
-            UserError: when the data set has no such split.
+            UserError: if the data set has no such split.
         """
         if split not in self.splits:
             raise UserError(
                 "split",
                 f"split={split}: {self.manifest.path} has {', '.join(self.splits)}",
-                "prepare it again with test=0.1, or give dataset.folds=5",
+                "prepare it again with test=0.1, or set dataset.folds=5",
             )
         return self.splits[split]
 
     def groups(self, split: str) -> list[str]:
-        """The group of each of a split's samples."""
+        """The group of each sample of a split."""
         stops = np.array([group.stop for group in self.manifest.groups])
-        places = np.searchsorted(stops, self.positions(split), side="right")
-        return [self.manifest.groups[place].name for place in places]
+        indices = np.searchsorted(stops, self.positions(split), side="right")
+        return [self.manifest.groups[index].name for index in indices]
 
-    def _keep_on(self, device: torch.device) -> bool:
+    def _fits_on(self, device: torch.device) -> bool:
         if self.on_device is not None:
             return self.on_device
         size = sum(shard.bytes for shard in self.manifest.shards)
@@ -232,7 +232,7 @@ def _split(manifest: Manifest, folds: int | None, fold: int) -> Splits:
     groups = [group for group in manifest.groups if group.stop > group.start]
     sizes = {group.name: group.stop - group.start for group in groups}
     split_of = fold_splits(sizes, folds, fold, f"groups in {manifest.path}")
-    found: dict[str, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
+    ranges: dict[str, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
     for group in groups:
-        found[split_of[group.name]].append(np.arange(group.start, group.stop))
-    return {split: np.concatenate(parts) for split, parts in found.items() if parts}
+        ranges[split_of[group.name]].append(np.arange(group.start, group.stop))
+    return {split: np.concatenate(parts) for split, parts in ranges.items() if parts}

@@ -1,13 +1,12 @@
-"""What a warehouse can hold, as batches: coefficients with labels, frames with boxes.
+"""The kinds of store as batches: coefficients with labels, frames with boxes.
 
-A kind is told the store's ``transform`` (how files became samples), either by the manifest or by
-a checkpoint of a model that was trained on one, and needs nothing else to prepare a user's files
-in the same way.
+``configure`` gets the ``transform`` of a store from its manifest, or from a checkpoint of a model
+trained on it. With it, ``read`` preprocesses other files in the same way, without the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,36 +28,33 @@ from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import decode, to_rgb
 from research.data.transforms import CoefficientTransform, DeviceTransform
-from research.data.warehouse.plan import Item
-from research.data.warehouse.recipes import CoefficientRecipe
+from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
 
 Positions = NDArray[np.int64]
 
 
-class Tensors(Protocol):
-    """The store's tensors in one device's memory."""
-
-    def __call__(self, name: str) -> Tensor: ...
+ResidentTensors = Callable[[str], Tensor]
+"""Returns a whole tensor of the store, by name, in the memory of one device."""
 
 
-class Kind(Protocol):
-    """How samples of one kind are read.
+class StoreKind(Protocol):
+    """Makes batches of one kind of store.
 
     Attributes:
-        name: as in the manifest.
-        form: entries of the store's transform on which a trained model depends.
+        name: the ``kind`` of the manifest.
+        model_keys: entries of the store's ``transform`` that a trained model depends on.
     """
 
     name: str
-    form: tuple[str, ...]
+    model_keys: tuple[str, ...]
 
-    def fit(self, transform: Mapping[str, Any]) -> None:
-        """Take over how the store was prepared.
+    def configure(self, transform: Mapping[str, Any]) -> None:
+        """Set the ``transform`` of the store.
 
         Raises:
-            UserError: when the settings ask for what it does not hold.
+            UserError: if the settings do not fit it.
         """
         ...
 
@@ -69,7 +65,7 @@ class Kind(Protocol):
         seed: int,
         *,
         train: bool,
-        resident: Tensors | None,
+        resident: ResidentTensors | None,
     ) -> BatchSource: ...
 
     def transform(
@@ -79,7 +75,7 @@ class Kind(Protocol):
         cache: Path,
         progress: ProgressCallback | None,
     ) -> DeviceTransform:
-        """With statistics of the samples at ``positions``; without a store, without them."""
+        """The device transform; with a store, with statistics of the samples at ``positions``."""
         ...
 
     def read(self, paths: Sequence[Path]) -> Batch: ...
@@ -91,43 +87,47 @@ class CoefficientKind:
     """Images as DCT coefficients with one class each.
 
     Args:
-        image_size: side of the network's input in pixels: square cuts of whole blocks, random in
-            training, centred in validation; null takes the stored images whole.
-        random_crop: centred cuts in training too, when false.
+        image_size: side of the network's input in pixels: square crops of whole blocks, random in
+            training, centred in validation; ``None`` for the whole stored images.
+        random_crop: crop at random in training; otherwise in the centre.
         random_flip: mirror half of the training images (on the device).
-        kept: what the compressed network asks for.
+        coefficients: selection and range of coefficients that the network expects.
     """
 
     name = "coefficients"
-    form: tuple[str, ...] = ("image_size",)
+    model_keys: tuple[str, ...] = ("image_size",)
 
     def __init__(
-        self, image_size: int | None, random_crop: bool, random_flip: bool, kept: Coefficients
+        self,
+        image_size: int | None,
+        random_crop: bool,
+        random_flip: bool,
+        coefficients: Coefficients,
     ) -> None:
         self.image_size = image_size
         self.random_crop = random_crop
         self.random_flip = random_flip
-        self.kept = replace(kept, source="store")
-        self.shipped = covering(kept.selection)
+        self.coefficients = replace(coefficients, source="store")
+        self.shipped = covering(coefficients.selection)
 
-    def fit(self, transform: Mapping[str, Any]) -> None:
+    def configure(self, transform: Mapping[str, Any]) -> None:
         stored, window = transform["image_size"], transform["window"]
         size = self.image_size or stored
         if size > stored or size % MCU:
             raise UserError(
                 "dataset.image_size",
-                f"dataset.image_size={size}: the store holds {stored}, cuts are multiples of {MCU}",
-                "give a smaller one, or null for whole images",
+                f"dataset.image_size={size}: the store has {stored}, crops are multiples of {MCU}",
+                "set a smaller one, or null for whole images",
             )
-        asked = max(len(self.shipped.luma), len(self.shipped.chroma))
-        if asked > window * window:
+        needed = max(len(self.shipped.luma), len(self.shipped.chroma))
+        if needed > window * window:
             raise UserError(
                 "compression.window",
                 f"compression.window: the store holds a window of {window}",
-                f"keep no more, or prepare it with compression.window={round(asked**0.5)}",
+                f"set no larger one, or prepare it with compression.window={round(needed**0.5)}",
             )
         self.crop = BlockCrop(stored, size)
-        self.recipe = CoefficientRecipe(stored, window, transform["source"])
+        self.encoder = CoefficientEncoder(stored, window, transform["source"])
 
     def dataset(
         self,
@@ -136,7 +136,7 @@ class CoefficientKind:
         seed: int,
         *,
         train: bool,
-        resident: Tensors | None,
+        resident: ResidentTensors | None,
     ) -> BatchSource:
         shipped, random = self.shipped, train and self.random_crop
         if resident is None:
@@ -144,8 +144,8 @@ class CoefficientKind:
             rows = StoredRows(store, positions, shipped)
             return BlockSamples(rows, labels, self.crop, seed, random=random)
         labels = resident("labels").cpu()[positions]
-        kept = ResidentRows(resident("y"), resident("cbcr"), positions, shipped)
-        return BlockSamples(kept, labels, self.crop, seed, random=random)
+        on_device = ResidentRows(resident("y"), resident("cbcr"), positions, shipped)
+        return BlockSamples(on_device, labels, self.crop, seed, random=random)
 
     def transform(
         self,
@@ -154,23 +154,31 @@ class CoefficientKind:
         cache: Path,
         progress: ProgressCallback | None,
     ) -> DeviceTransform:
-        numbers = None
+        statistics = None
         if store is not None:
             labels = store.gather("labels", positions.tolist())
-            rows = StoredRows(store, positions, self.recipe.selection)
+            rows = StoredRows(store, positions, self.encoder.selection)
             samples = BlockSamples(rows, labels, self.crop, seed=0, random=False)
             key = {"data": store.manifest.version, "image_size": self.crop.size}
-            numbers = self.kept.statistics(samples, self.recipe.selection, key, cache, progress)
+            statistics = self.coefficients.statistics(
+                samples, self.encoder.selection, key, cache, progress
+            )
         return CoefficientTransform(
-            self.kept.selection, self.kept.range_, numbers, self.random_flip, self.shipped
+            self.coefficients.selection,
+            self.coefficients.range_,
+            statistics,
+            self.random_flip,
+            self.shipped,
         )
 
     def read(self, paths: Sequence[Path]) -> ClassificationBatch:
-        """Images as ``research.prepare coefficients`` stores them, cut in the centre."""
-        made = [self.recipe.make(Item(path.name, "", path, -1)).arrays for path in paths]
+        """Images as ``research.prepare coefficients`` stores them, cropped in the centre."""
+        encoded = [
+            self.encoder.encode(SampleSpec(path.name, "", path, -1)).arrays for path in paths
+        ]
         y, cbcr = (
-            torch.from_numpy(np.stack([arrays[name][..., : len(kept)] for arrays in made]))
-            for name, kept in (("y", self.shipped.luma), ("cbcr", self.shipped.chroma))
+            torch.from_numpy(np.stack([arrays[name][..., : len(order)] for arrays in encoded]))
+            for name, order in (("y", self.shipped.luma), ("cbcr", self.shipped.chroma))
         )
         index = torch.arange(len(paths))
         inputs = self.crop.centre(Blocks(y, cbcr))
@@ -181,11 +189,11 @@ class CoefficientKind:
 
 
 class StoredRows:
-    """Cuts copied straight out of the mapped files.
+    """Crops copied from the mapped files.
 
     Args:
-        store: opened in whichever process reads.
-        positions: of the rows in the store.
+        store: the store; mapped in the process that reads.
+        positions: positions of the samples in the store.
         shipped: frequencies to copy, a prefix of the stored ones.
     """
 
@@ -201,21 +209,21 @@ class StoredRows:
         y = np.empty((count, 2 * side, 2 * side, self.luma), np.int16)
         cbcr = np.empty((count, 2, side, side, self.chroma), np.int16)
         rows, luma, chroma = self.store.rows, self.luma, self.chroma
-        places = zip(self.positions[indices].tolist(), corners.tolist(), strict=True)
-        for place, (position, (top, left)) in enumerate(places):
+        crops = zip(self.positions[indices].tolist(), corners.tolist(), strict=True)
+        for index, (position, (top, left)) in enumerate(crops):
             bottom, right = top + side, left + side
-            y[place] = rows("y", position)[2 * top : 2 * bottom, 2 * left : 2 * right, :luma]
-            cbcr[place] = rows("cbcr", position)[:, top:bottom, left:right, :chroma]
+            y[index] = rows("y", position)[2 * top : 2 * bottom, 2 * left : 2 * right, :luma]
+            cbcr[index] = rows("cbcr", position)[:, top:bottom, left:right, :chroma]
         return Blocks(torch.from_numpy(y), torch.from_numpy(cbcr)), list(range(count)), {}
 
 
 class ResidentRows:
-    """The same cuts out of whole tensors on a device, as one gather each.
+    """The same crops of whole tensors on a device, with one gather per tensor.
 
     Args:
         y: [N, H/8, W/8, 64] or fewer frequencies.
         cbcr: [N, 2, H/16, W/16, 64] or fewer.
-        positions: of the rows in them.
+        positions: positions of the samples in them.
         shipped: frequencies to copy, a prefix of the stored ones.
     """
 
@@ -228,32 +236,32 @@ class ResidentRows:
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         device, side = self.y.device, crop.size // MCU
-        which = torch.from_numpy(self.positions[indices]).to(device)[:, None, None]
+        samples = torch.from_numpy(self.positions[indices]).to(device)[:, None, None]
         starts = torch.from_numpy(corners).to(device)
         luma, chroma = torch.arange(2 * side, device=device), torch.arange(side, device=device)
         y = self.y[
-            which,
+            samples,
             (2 * starts[:, :1] + luma)[:, :, None],
             (2 * starts[:, 1:] + luma)[:, None, :],
         ]
         rows = (starts[:, :1] + chroma)[:, None, :, None]
         columns = (starts[:, 1:] + chroma)[:, None, None, :]
         plane = torch.arange(2, device=device)[:, None, None]
-        cbcr = self.cbcr[which[..., None], plane, rows, columns]
+        cbcr = self.cbcr[samples[..., None], plane, rows, columns]
         return Blocks(y, cbcr), list(range(len(indices))), {}
 
 
 class FrameKind:
-    """Letterboxed frames with the boxes in them.
+    """Letterboxed frames with their boxes.
 
     Args:
-        image_size: side of the frames in pixels, as prepared; null takes what the store holds.
-        max_boxes: slots a frame, as prepared; null takes what the store holds.
-        augmentation: of training frames (on the device); nothing when null.
+        image_size: side of the frames in pixels, as prepared; ``None`` for that of the store.
+        max_boxes: slots for boxes in a frame, as prepared; ``None`` for that of the store.
+        augmentation: augmentation of training frames (on the device), if any.
     """
 
     name = "frames"
-    form: tuple[str, ...] = ("image_size", "max_boxes")
+    model_keys: tuple[str, ...] = ("image_size", "max_boxes")
 
     def __init__(
         self,
@@ -265,12 +273,12 @@ class FrameKind:
         self.max_boxes = max_boxes
         self.augmentation = augmentation
 
-    def fit(self, transform: Mapping[str, Any]) -> None:
-        for key, asked in (("image_size", self.image_size), ("max_boxes", self.max_boxes)):
-            if asked is not None and asked != transform[key]:
+    def configure(self, transform: Mapping[str, Any]) -> None:
+        for key, value in (("image_size", self.image_size), ("max_boxes", self.max_boxes)):
+            if value is not None and value != transform[key]:
                 raise UserError(
                     f"dataset.{key}",
-                    f"dataset.{key}={asked}: the store was prepared with {key}={transform[key]}",
+                    f"dataset.{key}={value}: the store was prepared with {key}={transform[key]}",
                     "leave it out, or prepare the frames again",
                 )
         self.size, self.slots = transform["image_size"], transform["max_boxes"]
@@ -282,7 +290,7 @@ class FrameKind:
         seed: int,
         *,
         train: bool,
-        resident: Tensors | None,
+        resident: ResidentTensors | None,
     ) -> BatchSource:
         return FrameSamples(store, positions, resident)
 
@@ -296,7 +304,7 @@ class FrameKind:
         return FrameTransform(self.augmentation)
 
     def read(self, paths: Sequence[Path]) -> DetectionBatch:
-        """Images of any size, letterboxed as the store's frames were; without boxes."""
+        """Images of any size, letterboxed like the frames of the store; without boxes."""
         images = [to_rgb(decode(path)) for path in paths]
         canvases = [
             Letterbox.of(image.height, image.width, self.size).image(image) for image in images
@@ -312,34 +320,34 @@ class FrameKind:
         )
 
     def baseline(self, store: Store, train: Positions, val: Positions) -> str | None:
-        """Mean IoU, over the validation frames, of the best constant box of the training frames."""
-        known, judged = (
-            (store.gather("boxes", part.tolist()), store.gather("mask", part.tolist()).bool())
-            for part in (train, val)
-        )
-        seen = judged[1].any(1)
-        if not seen.any():
+        """Mean IoU on the validation frames of the best constant box of the training frames."""
+        boxes, mask = true_boxes(store, val)
+        non_empty = mask.any(1)
+        if not non_empty.any():
             return None
-        reached = constant_iou(best_constant_box(*known), judged[0][seen], judged[1][seen])
-        return f"mean_iou {reached.mean().item():.4f}, the best constant box of the training frames"
+        best = best_constant_box(*true_boxes(store, train))
+        ious = constant_iou(best, boxes[non_empty], mask[non_empty])
+        return f"mean_iou {ious.mean().item():.4f}, the best constant box of the training frames"
 
 
 def true_boxes(store: Store, positions: Positions) -> tuple[Tensor, Tensor]:
-    """Boxes [N, M, 4] and mask [N, M] bool of some frames."""
-    places = positions.tolist()
-    return store.gather("boxes", places), store.gather("mask", places).bool()
+    """Boxes [N, M, 4] and mask [N, M] bool of the frames at ``positions``."""
+    indices = positions.tolist()
+    return store.gather("boxes", indices), store.gather("mask", indices).bool()
 
 
 class FrameSamples:
     """Frames as batches.
 
     Args:
-        store: opened in whichever process reads.
-        positions: of the frames in the store.
-        resident: the store's tensors in a device's memory; null reads the mapped files.
+        store: the store; mapped in the process that reads.
+        positions: positions of the frames in the store.
+        resident: tensors of the store in device memory; ``None`` reads the mapped files.
     """
 
-    def __init__(self, store: Store, positions: Positions, resident: Tensors | None) -> None:
+    def __init__(
+        self, store: Store, positions: Positions, resident: ResidentTensors | None
+    ) -> None:
         self.store = store
         self.positions = positions
         self.resident = resident
@@ -358,7 +366,7 @@ class FrameSamples:
             whole = self.resident(name)
             return whole[torch.from_numpy(positions).to(whole.device)]
 
-        # Stored as rows of RGB pixels: channels_last, seen from here.
+        # Stored as [H, W, 3]: the permuted view is channels_last.
         return DetectionBatch(
             index,
             rows("images").permute(0, 3, 1, 2),

@@ -1,4 +1,4 @@
-"""What may be wrong with a prepared store, found before a network learns it."""
+"""Checks a prepared store for damage, leaks between splits, and invalid boxes or labels."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from numpy.typing import NDArray
 from research.data.frames.letterbox import Letterbox
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import damaged_shards
-from research.data.warehouse.manifest import MANIFEST, SAMPLES, SPLITS, Manifest
+from research.data.warehouse.manifest import MANIFEST, REMEDY, SAMPLES, SPLITS, Manifest
 from research.data.warehouse.samples import Samples, class_counts
 from research.utils.errors import UserError
 
 TINY = 4.0
-"""Pixels of the canvas: a box with a smaller side is hardly to be found."""
+"""In pixels of the canvas; boxes with a smaller side are hard to detect."""
 
 ABSURD_ASPECT = 20.0
-MOST_LINES = 20
-"""Findings of one sort that are written out; the rest is counted."""
+MAX_LINES = 20
+"""Findings of one kind that are listed; the others are counted."""
 
-HASHED_AT_ONCE = 256
-ROWS = {"frames": ("images",), "coefficients": ("y", "cbcr")}
-"""What of a sample must not be there twice."""
+HASH_BATCH = 256
+COMPARED = {"frames": ("images",), "coefficients": ("y", "cbcr")}
+"""Tensors whose equality makes two samples duplicates, by kind of store."""
 
 
 @dataclass
-class Report:
-    """What came out.
+class LintReport:
+    """Findings, one line each.
 
     Attributes:
-        errors: findings that make results wrong, one line each, naming shard or sample.
-        warnings: findings to look at.
-        notes: what the store holds, in words.
+        errors: problems that make results wrong, with the shard or sample.
+        warnings: problems that may be intended.
+        notes: a summary of the store.
     """
 
     errors: list[str] = field(default_factory=list)
@@ -46,96 +46,97 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def lint(manifest: Manifest, progress: ProgressCallback | None = None) -> tuple[Report, Samples]:
-    """Look at everything in a store.
+def lint(
+    manifest: Manifest, progress: ProgressCallback | None = None
+) -> tuple[LintReport, Samples]:
+    """Check everything in a store.
 
     Args:
-        manifest: of the store.
-        progress: told while samples are read.
+        manifest: manifest of the store.
+        progress: called while samples are read.
     """
-    report = Report()
-    damaged = {}
-    for shard, problem in damaged_shards(manifest, manifest.shards):
-        damaged[shard.file] = problem
-    report.errors += damaged.values()
-    _files(manifest, report)
+    report = LintReport()
+    damaged = {shard.file: text for shard, text in damaged_shards(manifest, manifest.shards)}
+    report.errors += (f"{text}; {REMEDY}" for text in damaged.values())
+    _check_files(manifest, report)
     try:
-        lines = manifest.lines()
+        records = manifest.records()
     except UserError as error:
         report.errors.append(str(error))
-        lines = _stand_ins(manifest)
-    samples = Samples(manifest, lines, set(damaged))
-    _groups(samples, report)
-    _duplicates(samples, report, progress)
+        records = _placeholder_records(manifest)
+    samples = Samples(manifest, records, set(damaged))
+    _check_groups(samples, report)
+    _check_duplicates(samples, report, progress)
     if manifest.kind == "frames":
-        _boxes(samples, report)
-    _classes(samples, report)
-    _facts(samples, report)
+        _check_boxes(samples, report)
+    _check_classes(samples, report)
+    _summarize(samples, report)
     return report, samples
 
 
-def _tell(lines: list[str], found: Iterable[str]) -> None:
-    """Add findings of one sort, the first ones in full."""
-    texts = list(found)
-    lines += texts[:MOST_LINES]
-    if len(texts) > MOST_LINES:
-        lines.append(f"… and {len(texts) - MOST_LINES} more like it")
+def _extend(lines: list[str], findings: Iterable[str]) -> None:
+    """Add findings of one kind, at most ``MAX_LINES`` of them in full."""
+    texts = list(findings)
+    lines += texts[:MAX_LINES]
+    if len(texts) > MAX_LINES:
+        lines.append(f"… and {len(texts) - MAX_LINES} more like it")
 
 
-def _stand_ins(manifest: Manifest) -> list[dict[str, Any]]:
-    """Records that say nothing, for when the real ones are lost."""
+def _placeholder_records(manifest: Manifest) -> list[dict[str, Any]]:
+    """Records without content, used if the real ones cannot be read."""
     return [
-        {"name": "its name is lost", "group": group.name, "sha256": str(position)}
+        {"name": "name unknown", "group": group.name, "sha256": str(position)}
         for group in manifest.groups
         for position in range(group.start, group.stop)
     ]
 
 
-def _files(manifest: Manifest, report: Report) -> None:
-    named = {MANIFEST, SAMPLES, *(shard.file for shard in manifest.shards)}
-    found = sorted(path.name for path in manifest.folder.iterdir())
-    orphans = (f"{manifest.folder / name}: orphan, no part of the store" for name in found)
-    _tell(
+def _check_files(manifest: Manifest, report: LintReport) -> None:
+    expected = {MANIFEST, SAMPLES, *(shard.file for shard in manifest.shards)}
+    orphans = sorted({path.name for path in manifest.folder.iterdir()} - expected)
+    _extend(
         report.warnings,
-        (text for text, name in zip(orphans, found, strict=True) if name not in named),
+        (f"{manifest.folder / name}: orphan, not part of the store" for name in orphans),
     )
 
 
-def _groups(samples: Samples, report: Report) -> None:
+def _check_groups(samples: Samples, report: LintReport) -> None:
     manifest = samples.manifest
     splits: dict[str, set[str]] = defaultdict(set)
     for group in manifest.groups:
         splits[group.name].add(group.split)
         for position in range(group.start, group.stop):
-            splits[samples.lines[position]["group"]].add(group.split)
-    _tell(
+            splits[samples.records[position]["group"]].add(group.split)
+    _extend(
         report.errors,
         (
-            f"group {name} is in {' and '.join(sorted(among))}: its samples leak from one split "
+            f"group {name} is in {' and '.join(sorted(several))}: its samples leak from one split "
             "into the other"
-            for name, among in splits.items()
-            if len(among) > 1
+            for name, several in splits.items()
+            if len(several) > 1
         ),
     )
 
 
-def _duplicates(samples: Samples, report: Report, progress: ProgressCallback | None) -> None:
-    """The same file, or the same rows from other bytes, twice."""
+def _check_duplicates(
+    samples: Samples, report: LintReport, progress: ProgressCallback | None
+) -> None:
+    """Find identical files, and identical stored images from different files."""
     by_file: dict[str, list[int]] = defaultdict(list)
-    for position, line in enumerate(samples.lines):
-        by_file[line["sha256"]].append(position)
+    for position, record in enumerate(samples.records):
+        by_file[record["sha256"]].append(position)
     by_rows: dict[str, list[int]] = defaultdict(list)
-    found_rows = zip(samples.positions.tolist(), _digests(samples, progress), strict=True)
-    for position, digest in found_rows:
+    digests = _digests(samples, progress)
+    for position, digest in zip(samples.positions.tolist(), digests, strict=True):
         by_rows[digest].append(position)
     across: list[str] = []
     within: list[str] = []
-    told = set()
-    for what, found in (("file", by_file), ("stored image", by_rows)):
-        for positions in found.values():
-            if len(positions) == 1 or tuple(positions) in told:
+    reported = set()
+    for what, duplicates in (("file", by_file), ("stored image", by_rows)):
+        for positions in duplicates.values():
+            if len(positions) == 1 or tuple(positions) in reported:
                 continue
-            told.add(tuple(positions))
+            reported.add(tuple(positions))
             first, *others = positions
             for other in others:
                 splits = [SPLITS[samples.splits[position]] for position in (first, other)]
@@ -144,30 +145,30 @@ def _duplicates(samples: Samples, report: Report, progress: ProgressCallback | N
                     within.append(f"{text}, both in {splits[0]}")
                 else:
                     across.append(f"{text}, which is in {splits[0]}, this one in {splits[1]}")
-    _tell(report.errors, across)
-    _tell(report.warnings, within)
+    _extend(report.errors, across)
+    _extend(report.warnings, within)
 
 
 def _digests(samples: Samples, progress: ProgressCallback | None) -> list[str]:
-    names = ROWS.get(samples.manifest.kind, ())
+    names = COMPARED.get(samples.manifest.kind, ())
 
     def digest(position: int) -> str:
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         for name in names:
-            found.update(samples.store.rows(name, position).data)
-        return found.hexdigest()
+            hasher.update(samples.store.rows(name, position).data)
+        return hasher.hexdigest()
 
     positions = samples.positions.tolist()
     digests: list[str] = []
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(positions), HASHED_AT_ONCE):
-            digests += pool.map(digest, positions[start : start + HASHED_AT_ONCE])
+        for start in range(0, len(positions), HASH_BATCH):
+            digests += pool.map(digest, positions[start : start + HASH_BATCH])
             if progress is not None:
                 progress("comparing samples", len(digests), len(positions))
     return digests
 
 
-def _boxes(samples: Samples, report: Report) -> None:
+def _check_boxes(samples: Samples, report: LintReport) -> None:
     side = samples.manifest.transform["image_size"]
     boxes, mask, labels = (samples.all(name) for name in ("boxes", "mask", "labels"))
     filled = mask > 0
@@ -180,52 +181,52 @@ def _boxes(samples: Samples, report: Report) -> None:
     finite = np.isfinite(boxes).all(-1)
     ordered = (width > 0) & (height > 0)
     inside = (np.minimum(x0, y0) >= 0) & (np.maximum(x1, y1) <= 1)
-    sound = filled & finite & ordered & inside
+    valid = filled & finite & ordered & inside
     with np.errstate(divide="ignore", invalid="ignore"):
         aspect = np.maximum(width / height, height / width)
     checks = [
-        (odd, "slots are not filled from the first on, or an empty one holds something", True),
+        (odd, "slots are not filled from the first on, or an empty slot is not zero", True),
         (filled & ~finite, "a coordinate is not a number", True),
         (filled & finite & ~ordered, "inverted or empty", True),
-        (filled & finite & ~inside, "reaches out of the frame", True),
+        (filled & finite & ~inside, "exceeds the frame", True),
         (
-            sound & ~_on_image(samples, numbers, side),
-            "reaches into the black of the letterbox",
+            valid & ~_on_image(samples, numbers, side),
+            "exceeds the image, into the padding of the letterbox",
             True,
         ),
         (
             filled & ((labels < 0) | (labels >= len(samples.manifest.classes))),
-            "its label is no class",
+            "its label is not a class",
             True,
         ),
-        (sound & (np.minimum(width, height) * side < TINY), f"a side under {TINY:g} px", False),
-        (sound & (aspect > ABSURD_ASPECT), f"one side over {ABSURD_ASPECT:g} × the other", False),
+        (valid & (np.minimum(width, height) * side < TINY), f"a side under {TINY:g} px", False),
+        (valid & (aspect > ABSURD_ASPECT), f"one side over {ABSURD_ASPECT:g} × the other", False),
     ]
-    for wrong, text, serious in checks:
-        places, slots = np.nonzero(wrong)
-        _tell(
-            report.errors if serious else report.warnings,
+    for wrong, text, is_error in checks:
+        indices, slots = np.nonzero(wrong)
+        _extend(
+            report.errors if is_error else report.warnings,
             (
-                f"{samples.where(samples.positions[place])} box {slot}: {text}: "
-                f"{np.array2string(boxes[place, slot], precision=4)}, label {labels[place, slot]}"
-                for place, slot in zip(places.tolist(), slots.tolist(), strict=True)
+                f"{samples.where(samples.positions[index])} box {slot}: {text}: "
+                f"{np.array2string(boxes[index, slot], precision=4)}, label {labels[index, slot]}"
+                for index, slot in zip(indices.tolist(), slots.tolist(), strict=True)
             ),
         )
 
 
 def _on_image(samples: Samples, boxes: NDArray[Any], side: int) -> NDArray[np.bool_]:
-    """[N, M] whether a box lies on its image, to a pixel, and not on the bars beside it."""
+    """[N, M] True for boxes inside their image (to a pixel), not in the padding beside it."""
     areas = np.zeros((len(boxes), 1, 4))
-    for place, (height, width) in enumerate(samples.all("sizes").tolist()):
-        box = Letterbox.of(max(1, height), max(1, width), side)
-        left, top = box.pad_x - 1, box.pad_y - 1
-        areas[place, 0] = (left, top, left + box.width + 2, top + box.height + 2)
+    for index, (height, width) in enumerate(samples.all("sizes").tolist()):
+        letterbox = Letterbox.of(max(1, height), max(1, width), side)
+        left, top = letterbox.pad_x - 1, letterbox.pad_y - 1
+        areas[index, 0] = (left, top, left + letterbox.width + 2, top + letterbox.height + 2)
     pixels = boxes * side
     low, high = pixels[..., :2] >= areas[..., :2], pixels[..., 2:] <= areas[..., 2:]
     return np.asarray((low & high).all(-1))
 
 
-def _classes(samples: Samples, report: Report) -> None:
+def _check_classes(samples: Samples, report: LintReport) -> None:
     counts = class_counts(samples)
     if "train" not in counts:
         report.errors.append(f"{samples.manifest.path}: no training samples")
@@ -234,14 +235,14 @@ def _classes(samples: Samples, report: Report) -> None:
     for label, name in enumerate(samples.manifest.classes):
         if counts["train"][label]:
             continue
-        others = [split for split, found in counts.items() if found[label]]
+        others = [split for split, by_class in counts.items() if by_class[label]]
         unseen.append(
             f"class {name}: none in train" + (f", some in {' and '.join(others)}" if others else "")
         )
-    _tell(report.warnings, unseen)
+    _extend(report.warnings, unseen)
 
 
-def _facts(samples: Samples, report: Report) -> None:
+def _summarize(samples: Samples, report: LintReport) -> None:
     manifest = samples.manifest
     report.notes.append(
         f"{manifest.kind}, version {manifest.version}: {manifest.samples} samples of "
@@ -251,27 +252,27 @@ def _facts(samples: Samples, report: Report) -> None:
     counts = class_counts(samples)
     unit = "boxes" if manifest.kind == "frames" else "samples"
     for split, ranges in manifest.splits.items():
-        found = counts[split]
+        by_class = counts[split]
         groups = sum(g.split == split and g.stop > g.start for g in manifest.groups)
         report.notes.append(
             f"{split}: {sum(stop - start for start, stop in ranges)} samples of {groups} groups; "
-            f"{unit} a class: fewest {found.min()} ({manifest.classes[found.argmin()]}), "
-            f"most {found.max()} ({manifest.classes[found.argmax()]}), in all {found.sum()}"
+            f"{unit} per class: fewest {by_class.min()} ({manifest.classes[by_class.argmin()]}), "
+            f"most {by_class.max()} ({manifest.classes[by_class.argmax()]}), total {by_class.sum()}"
         )
     if manifest.kind == "frames":
         mask, boxes = samples.all("mask") > 0, samples.boxes()
         per_frame = Counter(mask.sum(1).tolist())
         report.notes.append(
-            f"boxes a frame: at most {max(per_frame, default=0)} of {mask.shape[1]} slots; "
+            f"boxes per frame: at most {max(per_frame, default=0)} of {mask.shape[1]} slots; "
             + ", ".join(f"{n} with {count}" for count, n in sorted(per_frame.items()))
         )
         if len(boxes):
             sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(0))
             low, middle, high = np.quantile(sides, [0.05, 0.5, 0.95])
             report.notes.append(
-                f"box side (root of its area) as a share of the frame: median {middle:.3f}, "
+                f"box side (square root of the area), fraction of the frame: median {middle:.3f}, "
                 f"5 % under {low:.3f}, 5 % over {high:.3f}"
             )
-    left_out = ", ".join(f"{count} {kind}" for kind, count in manifest.damage.items())
-    if left_out:
-        report.notes.append(f"left out while it was prepared: {left_out}")
+    skipped = ", ".join(f"{count} {kind}" for kind, count in manifest.damage.items())
+    if skipped:
+        report.notes.append(f"left out while the store was prepared: {skipped}")

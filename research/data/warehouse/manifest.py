@@ -1,4 +1,4 @@
-"""What a version of a warehouse holds: the record in its ``manifest.json``."""
+"""``manifest.json``: the description of one version of a store."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from research.utils.errors import UserError
 from research.utils.files import write_text
 
 SCHEMA = 1
-"""Raised when the files of a store change their meaning."""
+"""Format version of the files of a store."""
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
 SPLITS = ("train", "val", "test")
 DTYPES = ("uint8", "int16", "int32", "int64", "float16", "float32")
-FORM = {
+TRANSFORM_KEYS = {
     "frames": ("image_size", "max_boxes"),
     "coefficients": ("image_size", "window", "source"),
 }
-"""What each kind says of how its samples were made."""
+"""Entries of ``transform`` that each kind of store must have."""
 REMEDY = "prepare it again"
 
 
@@ -37,10 +37,10 @@ class Shard:
     """One file of tensors.
 
     Attributes:
-        file: name in the version folder.
-        samples: rows in each of its tensors.
+        file: name in the folder of the version.
+        samples: number of rows of each of its tensors.
         bytes: size of the file.
-        sha256: of the whole file, hexadecimal.
+        sha256: hash of the file, hexadecimal.
     """
 
     file: str
@@ -50,15 +50,15 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Samples that must stay together: a run, a folder.
+class SampleGroup:
+    """Samples that stay in one split, such as those of a run or a folder.
 
     Attributes:
         name: unique in the store.
         start: position of its first sample.
-        stop: one behind its last sample.
+        stop: position after its last sample.
         split: ``train``, ``val`` or ``test``.
-        report: what preparing found in it: counts under ``left_out/KIND`` and ``fallback/KIND``.
+        report: counts under ``left_out/KIND`` and ``fallback/KIND``.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor's type, and its shape for one sample."""
+class TensorSpec:
+    """Type of a tensor, and its shape for one sample."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -78,25 +78,26 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole version.
+    """One version of a store. The fields have the names of the entries of the file.
 
     Attributes:
-        folder: where it lies; not written.
-        schema: of the files, see ``SCHEMA``.
+        folder: folder of the version; not written.
+        schema: format version, see ``SCHEMA``.
         kind: ``frames`` or ``coefficients``.
         version: hash of data and transform, 16 hexadecimal digits.
-        transform: how a file became a sample, such as ``image_size``.
+        transform: settings of the encoder, such as ``image_size``.
         classes: class names in index order.
-        samples: rows in all shards together.
-        tensors: by name.
+        samples: total number of samples.
+        tensors: type and shape of each tensor, by name.
         shards: in the order of the samples.
         groups: in the order of the samples, without gaps.
-        runs: what was found in each run of the source (or other part, where it has no runs):
+        runs: counts of each run of the source, or of each other part where it has no runs:
             ``total``, ``non_empty``, ``empty``, ``missing_image``, ``missing_file``, ``invalid``.
-        damage: samples left out while it was prepared, by kind.
-        left_out: those of them that opened but could not be read, name to kind.
-        thresholds: the limits under which it was prepared.
-        index_sha256: of ``samples.jsonl``.
+        damage: number of samples skipped while the store was prepared, by kind.
+        left_out: skipped samples whose files were found damaged when they were encoded, name to
+            kind.
+        thresholds: limits that the source was checked against.
+        index_sha256: hash of ``samples.jsonl``.
     """
 
     folder: Path
@@ -106,9 +107,9 @@ class Manifest:
     transform: dict[str, Any]
     classes: list[str]
     samples: int
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorSpec]
     shards: list[Shard]
-    groups: list[Group]
+    groups: list[SampleGroup]
     runs: dict[str, dict[str, int]]
     damage: dict[str, int]
     left_out: dict[str, str]
@@ -121,49 +122,49 @@ class Manifest:
 
     @property
     def splits(self) -> dict[str, list[tuple[int, int]]]:
-        """[start, stop) ranges of positions of each split that has samples."""
+        """Ranges [start, stop) of positions for each split that has samples."""
         ranges: dict[str, list[tuple[int, int]]] = {}
         for name in SPLITS:
             for group in self.groups:
                 if group.split != name or group.start == group.stop:
                     continue
-                known = ranges.setdefault(name, [])
-                start = known.pop()[0] if known and known[-1][1] == group.start else group.start
-                known.append((start, group.stop))
+                merged = ranges.setdefault(name, [])
+                start = merged.pop()[0] if merged and merged[-1][1] == group.start else group.start
+                merged.append((start, group.stop))
         return ranges
 
     def split(self, name: str) -> NDArray[np.int64]:
-        """Positions of one split's samples, in order.
+        """Positions of the samples of one split, in order.
 
         Raises:
-            UserError: when there is no such split.
+            UserError: if there is no such split.
         """
         ranges = self.splits
         if name not in ranges:
             raise UserError("split", f"split={name}: {self.path} has {', '.join(ranges)}")
         return np.concatenate([np.arange(start, stop) for start, stop in ranges[name]])
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The records of ``samples.jsonl``: name, group, sha256 of the source, boxes or label.
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of ``samples.jsonl``: name, group, sha256 of the file, boxes or label.
 
         Raises:
-            UserError: when the file is missing or not what was written.
+            UserError: if the file is missing or damaged.
         """
         path = self.folder / SAMPLES
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError("dataset.manifest", f"{path}: {_reason(error)}", f"{REMEDY}") from None
+            raise UserError("manifest", f"{path}: {_reason(error)}", REMEDY) from None
         if hashlib.sha256(data).hexdigest() != self.index_sha256:
-            raise UserError("dataset.manifest", f"{path}: damaged (SHA-256)", f"{REMEDY}")
-        found = [json.loads(line) for line in data.splitlines()]
-        if len(found) != self.samples:
+            raise UserError("manifest", f"{path}: damaged (SHA-256)", REMEDY)
+        records = [json.loads(line) for line in data.splitlines()]
+        if len(records) != self.samples:
             raise UserError(
-                "dataset.manifest",
-                f"{path}: {len(found)} lines for {self.samples} samples",
-                f"{REMEDY}",
+                "manifest",
+                f"{path}: {len(records)} lines for {self.samples} samples",
+                REMEDY,
             )
-        return found
+        return records
 
     def save(self) -> None:
         content = asdict(self)
@@ -172,37 +173,35 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read and check a manifest; shards are not opened.
+        """Read and validate a manifest; shards are not opened.
 
         Args:
-            path: a ``manifest.json``, a version folder, or the folder of several versions, of
-                which the one written last is taken.
+            path: a ``manifest.json``, the folder of a version, or a folder of versions, of which
+                the newest is used.
 
         Raises:
-            UserError: when there is none, or it is not one that can be trusted.
+            UserError: if there is no manifest, or it is not valid.
         """
         file = _find(path)
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError("dataset.manifest", f"{file}: {_reason(error)}", f"{REMEDY}") from None
+            raise UserError("manifest", f"{file}: {_reason(error)}", REMEDY) from None
         if not isinstance(content, Mapping) or not isinstance(content.get("schema"), int):
-            raise UserError(
-                "dataset.manifest", f"{file}: not the manifest of a warehouse", f"{REMEDY}"
-            )
+            raise UserError("manifest", f"{file}: not the manifest of a warehouse", REMEDY)
         if content["schema"] > SCHEMA:
             raise UserError(
-                "dataset.manifest",
-                f"{file}: of schema {content['schema']}, this code reads up to {SCHEMA}",
-                "update it",
+                "manifest",
+                f"{file}: schema {content['schema']}, this version reads up to {SCHEMA}",
+                "update Backbone Lab",
             )
         try:
             manifest = cls._read(file.parent, content)
             problem = manifest._problem()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError("dataset.manifest", f"{file}: {_field(error)}", f"{REMEDY}") from None
+            raise UserError("manifest", f"{file}: {_field(error)}", REMEDY) from None
         if problem:
-            raise UserError("dataset.manifest", f"{file}: {problem}", f"{REMEDY}")
+            raise UserError("manifest", f"{file}: {problem}", REMEDY)
         return manifest
 
     @classmethod
@@ -213,31 +212,33 @@ class Manifest:
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not known")
         parts["shards"] = [Shard(**shard) for shard in parts["shards"]]
-        parts["groups"] = [Group(**group) for group in parts["groups"]]
+        parts["groups"] = [SampleGroup(**group) for group in parts["groups"]]
         parts["tensors"] = {
-            name: Tensor(tensor["dtype"], tuple(int(side) for side in tensor["shape"]))
+            name: TensorSpec(tensor["dtype"], tuple(int(side) for side in tensor["shape"]))
             for name, tensor in parts["tensors"].items()
         }
         return cls(folder, **parts)
 
     def _problem(self) -> str:
-        """What does not add up, in words, or ''."""
+        """The first inconsistency, or ''."""
         for shard in self.shards:
             parts = PurePosixPath(shard.file).parts
             climbs = ".." in parts or len(parts) != 1 or PureWindowsPath(shard.file).anchor
             if climbs or "\\" in shard.file:
-                return f"shard {shard.file!r} lies outside the store"
+                return f"shard {shard.file!r} is outside the store"
             if _not_count(shard.samples, 1) or _not_count(shard.bytes, 1):
                 return f"shard {shard.file}: samples and bytes must be counts"
-        stored = sum(shard.samples for shard in self.shards)
-        if self.samples != stored:
-            return f"samples is {self.samples!r}, the shards hold {stored}"
+        total = sum(shard.samples for shard in self.shards)
+        if self.samples != total:
+            return f"samples is {self.samples!r}, the shards hold {total}"
         position = 0
         for group in self.groups:
             if group.split not in SPLITS:
-                return f"group {group.name}: split {group.split!r} is none of {', '.join(SPLITS)}"
+                return (
+                    f"group {group.name}: split {group.split!r} is not one of {', '.join(SPLITS)}"
+                )
             if group.start != position or _not_count(group.stop, position):
-                return f"group {group.name}: begins at {group.start}, expected {position}"
+                return f"group {group.name}: starts at {group.start}, expected {position}"
             position = group.stop
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
@@ -245,25 +246,25 @@ class Manifest:
         if not isinstance(self.classes, list):
             return "classes must be a list"
         if not all(isinstance(name, str) for name in (*names, *self.classes)):
-            return "kind, version, classes and groups must be names"
-        counted: dict[str, Mapping[str, Any]] = {
+            return "kind, version, classes and names of groups must be text"
+        numeric: dict[str, Mapping[str, Any]] = {
             "damage": self.damage,
             "thresholds": self.thresholds,
             **{f"group {group.name}": group.report for group in self.groups},
             **{f"run {name}": report for name, report in self.runs.items()},
         }
-        for name, counts in counted.items():
+        for name, counts in numeric.items():
             if not all(type(count) in (int, float) for count in counts.values()):
                 return f"{name} must be numbers"
         if not all(isinstance(kind, str) for kind in self.left_out.values()):
-            return "left_out must be kinds of damage"
-        lacking = [key for key in FORM.get(self.kind, ()) if key not in self.transform]
-        if lacking:
-            return f"transform has no {lacking[0]}"
+            return "left_out must map names to kinds of damage"
+        missing = [key for key in TRANSFORM_KEYS.get(self.kind, ()) if key not in self.transform]
+        if missing:
+            return f"transform has no {missing[0]}"
         for name, tensor in self.tensors.items():
             sides = [*tensor.shape, math.prod(tensor.shape)]
             if tensor.dtype not in DTYPES or not all(0 < side < 2**40 for side in sides):
-                return f"tensor {name}: no {tensor.dtype!r} of shape {list(tensor.shape)} is read"
+                return f"tensor {name}: {tensor.dtype!r} {list(tensor.shape)} is not supported"
         return ""
 
 
@@ -280,20 +281,18 @@ def _find(path: Path) -> Path:
     if not versions:
         unfinished = any(path.glob(".building-*"))
         raise UserError(
-            "dataset.manifest",
-            f"{path}: "
-            + (
-                "only an unfinished store; run the command that prepares it again"
-                if unfinished
-                else "no warehouse; give the manifest.json that python -m research.prepare wrote"
-            ),
+            "manifest",
+            f"{path}: {'only an unfinished store' if unfinished else 'no warehouse'}",
+            "run the command that prepares it again"
+            if unfinished
+            else "pass the manifest.json that python -m research.prepare wrote",
         )
     newest = max(versions.values())
     latest = [file for file, written in versions.items() if written == newest]
     if len(latest) > 1:
         names = ", ".join(sorted(str(file) for file in latest))
         raise UserError(
-            "dataset.manifest", f"{path}: several versions of the same age", f"give one of {names}"
+            "manifest", f"{path}: several versions of the same age", f"pass one of {names}"
         )
     return latest[0]
 

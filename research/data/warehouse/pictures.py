@@ -1,4 +1,4 @@
-"""A prepared store for people: what is in it, at a glance."""
+"""Pictures of a prepared store: class balance, box statistics and a contact sheet."""
 
 from __future__ import annotations
 
@@ -16,68 +16,74 @@ from research.data.warehouse.lint import TINY
 from research.data.warehouse.samples import Samples, class_counts
 from research.viz import pictures
 
-SHOWN = 36
+CONTACT_SHEET = 36
 """Samples on the contact sheet."""
 
 CELL = 192
-MOST_NAMES = 60
-"""Classes up to which their names are written out."""
+"""Side of its cells in pixels."""
+
+MAX_NAMES = 60
+"""With more classes their names are not drawn."""
 
 
 def draw(samples: Samples) -> dict[str, Image.Image]:
-    """Named pictures of a store: the balance of its classes, samples, and how boxes lie."""
-    found = {"class_balance": class_balance(samples)}
+    """Pictures of a store by name: class balance, samples, and box centres and sizes of frames."""
+    drawn = {"class_balance": class_balance(samples)}
     if not len(samples.positions):
-        return found
-    # Evenly spaced, so that every split and most groups are among them.
-    places = np.unique(np.linspace(0, len(samples.positions) - 1, SHOWN).round().astype(np.int64))
-    chosen = samples.positions[places].tolist()
+        return drawn
+    # Evenly spaced, to include every split and most groups.
+    indices = np.unique(
+        np.linspace(0, len(samples.positions) - 1, CONTACT_SHEET).round().astype(np.int64)
+    )
+    chosen = samples.positions[indices].tolist()
     if samples.manifest.kind == "frames":
         boxes = samples.boxes()
         side = samples.manifest.transform["image_size"]
-        found |= {"box_centres": box_centres(boxes), "box_sizes": box_sizes(boxes * side)}
+        drawn |= {"box_centres": box_centres(boxes), "box_sizes": box_sizes(boxes * side)}
         cells = [_frame(samples, position) for position in chosen]
     else:
         cells = [_decoded(samples, position) for position in chosen]
     captions = [_caption(samples, position) for position in chosen]
-    found["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=6)
-    return found
+    drawn["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=6)
+    return drawn
 
 
 def class_balance(samples: Samples) -> Image.Image:
-    """Boxes or samples of each class, a bar a split."""
+    """Number of boxes or samples of each class, with one bar for each split."""
     counts = class_counts(samples)
     classes = samples.manifest.classes
     figure = Figure(figsize=(min(24.0, 4 + 0.3 * len(classes)), 4), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / max(1, len(counts))
-    for number, (split, found) in enumerate(counts.items()):
-        axes.bar(np.arange(len(classes)) + (number + 0.5) * width - 0.4, found, width, label=split)
+    for number, (split, by_class) in enumerate(counts.items()):
+        axes.bar(
+            np.arange(len(classes)) + (number + 0.5) * width - 0.4, by_class, width, label=split
+        )
     axes.set_ylabel("boxes" if samples.manifest.kind == "frames" else "samples")
-    if len(classes) <= MOST_NAMES:
+    if len(classes) <= MAX_NAMES:
         axes.set_xticks(range(len(classes)), labels=classes, rotation=90)
     pictures.legend(axes)
     return pictures.render(figure)
 
 
 def box_centres(boxes: NDArray[Any]) -> Image.Image:
-    """Where the centres of boxes lie on the frame.
+    """Heat map of the centres of boxes.
 
     Args:
-        boxes: [N, 4] xyxy, shares of the frame.
+        boxes: [N, 4] xyxy, fractions of the frame.
     """
     x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
     heat, _, _ = np.histogram2d(y, x, bins=24, range=((0, 1), (0, 1)))
     figure = Figure(figsize=(5, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(heat, cmap="magma", extent=(0, 1, 1, 0))
+    image = axes.imshow(heat, cmap="magma", extent=(0, 1, 1, 0))
     axes.set_title(f"centres of {len(boxes)} boxes", fontsize="small")
-    figure.colorbar(shown, ax=axes, label="boxes")
+    figure.colorbar(image, ax=axes, label="boxes")
     return pictures.render(figure)
 
 
 def box_sizes(boxes: NDArray[Any]) -> Image.Image:
-    """How large boxes are, and of which shape.
+    """Histograms of the sizes and aspect ratios of boxes.
 
     Args:
         boxes: [N, 4] xyxy in pixels of the frame.
@@ -87,7 +93,7 @@ def box_sizes(boxes: NDArray[Any]) -> Image.Image:
     left, right = figure.subplots(1, 2)
     left.hist(np.sqrt(width * height), bins=40)
     left.axvline(TINY, color="red", linewidth=0.8)
-    left.set_xlabel("root of the area, px")
+    left.set_xlabel("square root of the area, px")
     right.hist(np.log2(width / height), bins=40)
     right.set_xlabel("log2 of width / height")
     for axes in (left, right):
@@ -120,8 +126,8 @@ def _caption(samples: Samples, position: int) -> str:
     group = next(g for g in samples.manifest.groups if g.start <= position < g.stop)
     label = ""
     if samples.manifest.kind != "frames":
-        number = int(samples.store.rows("labels", position))
-        known = 0 <= number < len(samples.manifest.classes)
-        label = samples.manifest.classes[number] if known else f"label {number}"
-    name = samples.lines[position]["name"]
+        index = int(samples.store.rows("labels", position))
+        valid = 0 <= index < len(samples.manifest.classes)
+        label = samples.manifest.classes[index] if valid else f"label {index}"
+    name = samples.records[position]["name"]
     return f"{group.split} {label or group.name}\n{name[-30:]}"

@@ -1,131 +1,87 @@
-"""What a version is to be made of: samples, the recipe, and the hash that names the result."""
+"""Build plans: which samples a store gets, in which splits, and the hash that names its version."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from research.config.cli import choose
+from research.data.folder import ImageFolders
+from research.data.frames.frame import FrameSet
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
-from research.data.warehouse.manifest import SCHEMA, Tensor
+from research.data.warehouse.encoders import (
+    CoefficientEncoder,
+    FrameEncoder,
+    SampleEncoder,
+    SampleSpec,
+)
+from research.data.warehouse.manifest import SCHEMA
 from research.utils.errors import UserError
 
-STAMPED_AT_ONCE = 512
-"""Files in flight: a task for each of a million at once would fill the memory."""
+FILES_AT_ONCE = 512
+"""Files submitted to the thread pool at a time; futures for a million files need much memory."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One sample to be made.
+class BuildPlan:
+    """Everything that determines a version.
 
     Attributes:
-        name: unique in the source, a relative path.
-        group: what it must stay together with.
-        file: the image.
-        target: what is known of it, as JSON can hold it.
-    """
-
-    name: str
-    group: str
-    file: Path
-    target: Any
-
-
-class Made(NamedTuple):
-    """A sample's rows by tensor name, and why it was not read the direct way ('' if it was)."""
-
-    arrays: dict[str, NDArray[np.generic]]
-    detour: str = ""
-
-
-class Recipe(Protocol):
-    """How a file becomes a sample. Small and picklable: it travels to every process."""
-
-    @property
-    def kind(self) -> str:
-        """``frames`` or ``coefficients``."""
-        ...
-
-    def transform(self) -> dict[str, Any]:
-        """Its settings, for the manifest and the version."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What ``make`` gives."""
-        ...
-
-    def line(self, item: Item) -> dict[str, Any]:
-        """What ``samples.jsonl`` says of an item beside its name, group and hash."""
-        ...
-
-    def make(self, item: Item) -> Made:
-        """One sample.
-
-        Raises:
-            DamagedImage: when the file cannot be read.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a version is made from.
-
-    Attributes:
-        recipe: how.
+        encoder: how files are encoded.
         classes: class names in index order.
-        items: the samples in order, those of a group together.
-        splits: group to split, in the order of the items.
-        reports: group to counts of what was left out before.
-        runs: counts of the source by run, for the manifest.
-        damage: what was left out before, by kind.
-        thresholds: the limits that the source was held to.
+        samples: the samples in order; those of a group are adjacent.
+        splits: group to split, in the order of the samples.
+        reports: group to counts of samples skipped so far.
+        runs: counts of each run of the source, for the manifest.
+        skipped: samples skipped so far, by kind.
+        thresholds: the limits that the source was checked against.
     """
 
-    recipe: Recipe
+    encoder: SampleEncoder
     classes: list[str]
-    items: list[Item]
+    samples: list[SampleSpec]
     splits: dict[str, str]
     reports: dict[str, dict[str, int]] = field(default_factory=dict)
     runs: dict[str, dict[str, int]] = field(default_factory=dict)
-    damage: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
 
 
-class Stamp(NamedTuple):
-    """The content of a file, and what tells cheaply that it has changed since."""
+class FileStamp(NamedTuple):
+    """Hash of a file, with the size and time that show cheaply whether it has changed since."""
 
     sha256: str
     bytes: int
     modified_ns: int
 
 
-def version_of(plan: Plan, stamps: Sequence[Stamp]) -> str:
-    """Hash of data and transform: the same wherever the files lie and whatever their dates."""
+def version_of(plan: BuildPlan, stamps: Sequence[FileStamp]) -> str:
+    """Hash of data and transform; independent of the location and dates of the files."""
     splits: dict[str, list[str]] = {}
     for group, split in plan.splits.items():
         splits.setdefault(split, []).append(group)
     content = {
         "schema": SCHEMA,
-        "kind": plan.recipe.kind,
-        "transform": plan.recipe.transform(),
+        "kind": plan.encoder.kind,
+        "transform": plan.encoder.transform(),
         "classes": plan.classes,
         "splits": splits,
         "reports": plan.reports,
         "runs": plan.runs,
-        "damage": plan.damage,
+        "damage": plan.skipped,
     }
     digest = sha256(_canonical(content))
-    for item, stamp in zip(plan.items, stamps, strict=True):
-        digest.update(_canonical([item.name, item.group, stamp.sha256, item.target]))
+    for sample, stamp in zip(plan.samples, stamps, strict=True):
+        digest.update(_canonical([sample.name, sample.group, stamp.sha256, sample.target]))
     return digest.hexdigest()[:16]
 
 
@@ -135,30 +91,152 @@ def _canonical(content: object) -> bytes:
 
 
 def stamp_files(
-    items: Sequence[Item], workers: int, progress: ProgressCallback | None
-) -> list[Stamp]:
-    """The content of every item's file.
+    samples: Sequence[SampleSpec], workers: int, progress: ProgressCallback | None
+) -> list[FileStamp]:
+    """Hash the file of every sample.
 
     Raises:
         UserError: for a file that cannot be read.
     """
-    stamps: list[Stamp] = []
-    # Hashing and reading let go of the interpreter: threads are enough.
+    stamps: list[FileStamp] = []
+    # Hashing and reading release the GIL: threads are enough.
     with ThreadPoolExecutor(min(16, 2 * workers)) as pool:
-        for start in range(0, len(items), STAMPED_AT_ONCE):
-            stamps += pool.map(_stamp, items[start : start + STAMPED_AT_ONCE])
+        for start in range(0, len(samples), FILES_AT_ONCE):
+            stamps += pool.map(_stamp, samples[start : start + FILES_AT_ONCE])
             if progress is not None:
-                progress("hashing files", len(stamps), len(items))
+                progress("hashing files", len(stamps), len(samples))
     return stamps
 
 
-def _stamp(item: Item) -> Stamp:
+def _stamp(sample: SampleSpec) -> FileStamp:
     try:
-        stat = item.file.stat()
-        return Stamp(sha256_of(item.file), stat.st_size, stat.st_mtime_ns)
+        stat = sample.file.stat()
+        return FileStamp(sha256_of(sample.file), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise UserError(
-            "source",
-            f"{item.file}: {error.strerror or error}",
+            "SOURCE",
+            f"{sample.file}: {error.strerror or error}",
             "restore the file or remove its label",
         ) from None
+
+
+def plan_frames(
+    frame_set: FrameSet,
+    encoder: FrameEncoder,
+    splits: Mapping[str, str],
+    thresholds: Mapping[str, float],
+) -> BuildPlan:
+    """Plan a store of frames, in the order of their groups.
+
+    Args:
+        frame_set: a source with at least one usable frame.
+        encoder: how frames are stored.
+        splits: split of every group that has a usable frame.
+        thresholds: the limits that the source was checked against.
+
+    Raises:
+        UserError: for a frame with more boxes than the encoder has slots.
+    """
+    frames = sorted(frame_set.frames, key=lambda frame: (frame.group, frame.name))
+    fullest = max(frames, key=lambda frame: len(frame.boxes))
+    if len(fullest.boxes) > encoder.max_boxes:
+        raise UserError(
+            "max_boxes",
+            f"{fullest.image}: {len(fullest.boxes)} boxes for {encoder.max_boxes} slots",
+            f"set max_boxes={len(fullest.boxes)} (no frame has more)",
+        )
+    samples = [
+        SampleSpec(
+            frame.name,
+            frame.group,
+            frame.image,
+            {"boxes": [list(box) for box in frame.boxes], "labels": list(frame.labels)},
+        )
+        for frame in frames
+    ]
+    runs = {}
+    for run in frame_set.runs:
+        counts = asdict(run)
+        runs[counts.pop("name")] = counts
+    return BuildPlan(
+        encoder,
+        frame_set.classes,
+        samples,
+        {group: splits[group] for group in sorted(splits)},
+        runs=runs,
+        thresholds=dict(thresholds),
+    )
+
+
+def plan_folders(folders: ImageFolders, source: Path, encoder: CoefficientEncoder) -> BuildPlan:
+    """Plan a store of labelled images, in the order of their splits; each split is one group.
+
+    Args:
+        folders: prepared image folders, whose splits and classes are used.
+        source: the folder that sample names are relative to.
+        encoder: how images are stored.
+    """
+    samples, reports, skipped = [], {}, Counter[str]()
+    for split, files in folders.splits.items():
+        for file, label in zip(files.files, files.labels, strict=True):
+            samples.append(SampleSpec(file.relative_to(source).as_posix(), split, file, label))
+        skipped.update(files.left_out)
+        reports[split] = {f"left_out/{kind}": n for kind, n in sorted(files.left_out.items())}
+    splits = {split: split for split in folders.splits}
+    return BuildPlan(
+        encoder, folders.classes, samples, splits, reports, skipped=dict(sorted(skipped.items()))
+    )
+
+
+def assign_splits(
+    groups: Collection[str],
+    own: Mapping[str, str],
+    *,
+    val: float,
+    test: float,
+    seed: int,
+    named: Mapping[str, Sequence[str]],
+) -> dict[str, str]:
+    """Assign every group to a split.
+
+    Groups named by the user come first, then the source's own split; a split that neither defines
+    is drawn from the remaining groups.
+
+    Args:
+        groups: names of the groups.
+        own: the source's own split, group to split; groups not in it are training data.
+        val: fraction of the groups drawn for validation, at least one group; 0 for none.
+        test: the same for the test split.
+        seed: seed of the draw.
+        named: split to the groups that the user named for it.
+
+    Raises:
+        UserError: for an unknown group, a group in two splits, or no group left for training.
+    """
+    groups = sorted(groups)
+    splits = {group: own.get(group, "train") for group in groups}
+    asked = {split: list(names) for split, names in named.items() if names}
+    if asked and own:
+        key = f"{next(iter(asked))}_runs"
+        raise UserError(key, f"{key}: the source defines its own split", f"leave {key} out")
+    for split, names in asked.items():
+        key = f"{split}_runs"
+        for name in names:
+            choose(key, name, groups)
+            if splits[name] != "train":
+                raise UserError(key, f"{key}={name}: {name} is in {splits[name]} already")
+            splits[name] = split
+    rng = np.random.default_rng((seed, 3))
+    for split, fraction in (("test", test), ("val", val)):
+        if fraction and split not in splits.values():
+            rest = [group for group in groups if splits[group] == "train"]
+            count = max(1, round(len(groups) * fraction))
+            for name in rng.permutation(rest)[: min(count, len(rest))]:
+                splits[str(name)] = split
+    if "train" not in splits.values():
+        raise UserError(
+            "val",
+            f"validation and test take all of {len(groups)} groups and leave none for training",
+            "name or draw fewer, or hold nothing out with val=0 test=0",
+        )
+    return splits

@@ -1,4 +1,4 @@
-"""A store's samples as a person asks about them: where one is, what classes there are."""
+"""The readable samples of a store, for ``prepare lint`` and its pictures."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from research.data.warehouse.store import Store
 
 
 class Samples:
-    """A store's samples, without those in damaged shards.
+    """The samples of a store, except those in damaged shards.
 
     Attributes:
-        manifest: of the store.
-        lines: their records.
-        positions: of those that can be read, in order.
-        splits: [samples] the split of every one, an index into ``SPLITS``.
+        manifest: manifest of the store.
+        records: records of all samples.
+        positions: positions of the readable samples, in order.
+        splits: [samples] split of every sample, an index into ``SPLITS``.
     """
 
     def __init__(
-        self, manifest: Manifest, lines: Sequence[dict[str, Any]], damaged: set[str]
+        self, manifest: Manifest, records: Sequence[dict[str, Any]], damaged: set[str]
     ) -> None:
         self.manifest = manifest
-        self.lines = lines
+        self.records = records
         self.store = Store(manifest, verify="never")
-        # A shard that is gone must not keep the others from being looked at.
+        # The other shards stay readable if one is missing.
         self.store.verified = True
         self._stops = list(accumulate(shard.samples for shard in manifest.shards))
-        whole = [shard.file not in damaged for shard in manifest.shards]
-        readable = np.repeat(whole, [shard.samples for shard in manifest.shards])
+        intact = [shard.file not in damaged for shard in manifest.shards]
+        readable = np.repeat(intact, [shard.samples for shard in manifest.shards])
         self.positions = np.flatnonzero(readable)
         self.splits = np.zeros(manifest.samples, dtype=np.int64)
         for group in manifest.groups:
@@ -44,44 +44,44 @@ class Samples:
         """Shard, row and name of a sample."""
         shard = int(np.searchsorted(self._stops, position, side="right"))
         row = int(position) - (self._stops[shard - 1] if shard else 0)
-        name = self.lines[position]["name"]
+        name = self.records[position]["name"]
         return f"{self.manifest.shards[shard].file} row {row} ({name})"
 
     def all(self, name: str) -> NDArray[Any]:
-        """One tensor's readable rows, in the order of ``positions``."""
+        """One tensor of all readable samples, in the order of ``positions``."""
         return self.store.gather(name, self.positions.tolist()).numpy()
 
-    def of(self, split: str) -> NDArray[np.bool_]:
-        """Which of ``positions`` are in a split."""
+    def in_split(self, split: str) -> NDArray[np.bool_]:
+        """[positions] True for samples of a split."""
         return np.asarray(self.splits[self.positions] == SPLITS.index(split))
 
     def boxes(self) -> NDArray[np.float64]:
-        """[N, 4] every box that is one: xyxy, shares of the frame."""
-        found = self.all("boxes")[self.all("mask") > 0].astype(np.float64)
-        return found[np.isfinite(found).all(1)]
+        """[N, 4] all finite boxes: xyxy, fractions of the frame."""
+        boxes = self.all("boxes")[self.all("mask") > 0].astype(np.float64)
+        return boxes[np.isfinite(boxes).all(1)]
 
     @cached_property
-    def counted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What classes are counted by, boxes or samples: their labels, and places in ``positions``.
+    def valid_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Labels of all boxes (of frames) or samples, and their indices into ``positions``.
 
-        Labels that are no class are left out.
+        Labels outside the range of classes are left out.
         """
         labels = self.all("labels")
         if self.manifest.kind == "frames":
-            places, slots = np.nonzero(self.all("mask"))
-            labels = labels[places, slots]
+            indices, slots = np.nonzero(self.all("mask"))
+            labels = labels[indices, slots]
         else:
-            places = np.arange(len(labels))
-        known = (labels >= 0) & (labels < len(self.manifest.classes))
-        return labels[known], places[known]
+            indices = np.arange(len(labels))
+        valid = (labels >= 0) & (labels < len(self.manifest.classes))
+        return labels[valid], indices[valid]
 
 
 def class_counts(samples: Samples) -> dict[str, NDArray[np.int64]]:
-    """[classes] boxes (of frames) or samples of each class, by split."""
-    labels, places = samples.counted
+    """Number of boxes (of frames) or samples of each class [classes], by split."""
+    labels, indices = samples.valid_labels
     return {
         split: np.bincount(
-            labels[samples.of(split)[places]], minlength=len(samples.manifest.classes)
+            labels[samples.in_split(split)[indices]], minlength=len(samples.manifest.classes)
         )
         for split in samples.manifest.splits
     }

@@ -1,4 +1,4 @@
-"""Writing shards: one task a shard, in parallel processes, each file whole or not there."""
+"""Writes shards in parallel processes; a shard file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -25,108 +25,116 @@ from safetensors.numpy import save_file
 
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
+from research.data.warehouse.encoders import SampleEncoder, SampleSpec
 from research.data.warehouse.manifest import Shard
-from research.data.warehouse.plan import Item, Recipe, Stamp
+from research.data.warehouse.plan import FileStamp
 from research.utils.errors import DamagedImage, UserError
 from research.utils.files import write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
-SECONDS_WORTH_PROCESSES = 10.0
-"""Work for which to start processes; each has to import torch first."""
+MIN_PARALLEL_SECONDS = 10.0
+"""Remaining work, in seconds, that justifies starting processes: each has to import torch."""
 
 
-class Part(NamedTuple):
-    """What came of one shard.
+class ShardResult(NamedTuple):
+    """Outcome of one shard.
 
     Attributes:
-        shard: the file; null when none of its samples could be read.
-        left_out: samples that could not be read, name to kind of damage.
-        detours: how many were read by a detour, by group and kind.
+        shard: the file; ``None`` if none of its samples could be read.
+        skipped: samples that could not be read, name to kind of damage.
+        fallbacks: counts of samples that were not read the direct way, by group and kind.
     """
 
     shard: Shard | None
-    left_out: dict[str, str]
-    detours: dict[str, dict[str, int]]
+    skipped: dict[str, str]
+    fallbacks: dict[str, dict[str, int]]
 
 
-class Task(NamedTuple):
+class ShardJob(NamedTuple):
     """One shard to write.
 
     Attributes:
-        recipe: how samples are made.
-        items: the samples.
-        stamps: what their files must still be.
-        file: the shard.
-        record: where it is written down that the shard is finished, and what came of it.
+        encoder: encodes the samples.
+        samples: the samples.
+        stamps: expected state of their files.
+        file: path of the shard.
+        record: path of the JSON file with the ``ShardResult`` of a finished shard.
     """
 
-    recipe: Recipe
-    items: Sequence[Item]
-    stamps: Sequence[Stamp]
+    encoder: SampleEncoder
+    samples: Sequence[SampleSpec]
+    stamps: Sequence[FileStamp]
     file: Path
     record: Path
 
 
-def write_shards(tasks: list[Task], workers: int, progress: ProgressCallback | None) -> list[Part]:
-    """Every shard, written now or found finished.
+def write_shards(
+    jobs: Sequence[ShardJob], workers: int, progress: ProgressCallback | None
+) -> list[ShardResult]:
+    """Write all shards that an earlier build has not finished.
 
     Args:
-        tasks: one a shard.
-        workers: processes; with one, this process writes.
-        progress: told of the samples written.
+        jobs: one job for each shard.
+        workers: number of processes; with one, this process writes.
+        progress: called with the number of samples written.
+
+    Returns:
+        the results in the order of ``jobs``.
 
     Raises:
         UserError: for a file that changed since it was stamped.
-        OSError: when a shard cannot be written.
+        OSError: if a shard cannot be written.
     """
-    found = {number: part for number, task in enumerate(tasks) if (part := _finished(task))}
-    done, total = 0, sum(len(task.items) for task in tasks)
+    results = {number: result for number, job in enumerate(jobs) if (result := _finished(job))}
+    done, total = 0, sum(len(job.samples) for job in jobs)
 
-    def tell(number: int) -> None:
+    def advance(number: int) -> None:
         nonlocal done
-        done += len(tasks[number].items)
+        done += len(jobs[number].samples)
         if progress is not None:
             progress("writing shards", done, total)
 
-    if found:
-        log.info("going on: %d of %d shards are there", len(found), len(tasks))
-    for number in found:
-        tell(number)
-    missing = {number: task for number, task in enumerate(tasks) if number not in found}
-    for number, part in _write_all(missing, workers):
-        found[number] = part
-        tell(number)
-    return [found[number] for number in range(len(tasks))]
+    if results:
+        log.info("resuming: %d of %d shards are finished", len(results), len(jobs))
+    for number in results:
+        advance(number)
+    missing = {number: job for number, job in enumerate(jobs) if number not in results}
+    for number, result in _write_all(missing, workers):
+        results[number] = result
+        advance(number)
+    return [results[number] for number in range(len(jobs))]
 
 
-def _finished(task: Task) -> Part | None:
-    """What an earlier, killed build recorded of a shard that is still there."""
+def _finished(job: ShardJob) -> ShardResult | None:
+    """The result that an earlier, interrupted build recorded, if the shard is still complete."""
     try:
-        shard, left_out, detours = json.loads(task.record.read_text(encoding="utf-8"))
-        part = Part(shard and Shard(**shard), left_out, detours)
-        whole = part.shard is None or task.file.stat().st_size == part.shard.bytes
+        shard, skipped, fallbacks = json.loads(job.record.read_text(encoding="utf-8"))
+        result = ShardResult(shard and Shard(**shard), skipped, fallbacks)
+        complete = result.shard is None or job.file.stat().st_size == result.shard.bytes
     except (OSError, ValueError, TypeError):
         return None
-    return part if whole else None
+    return result if complete else None
 
 
-def _write_all(tasks: Mapping[int, Task], workers: int) -> Iterator[tuple[int, Part]]:
-    left = dict(tasks)
-    while left:
-        number = next(iter(left))
-        began = time.monotonic()
-        yield number, _write_shard(left.pop(number))
-        expected = (time.monotonic() - began) * len(left)
-        if workers > 1 and len(left) > 1 and expected > SECONDS_WORTH_PROCESSES:
-            yield from _write_in_processes(left, min(workers, len(left)))
+def _write_all(jobs: Mapping[int, ShardJob], workers: int) -> Iterator[tuple[int, ShardResult]]:
+    remaining = dict(jobs)
+    while remaining:
+        number = next(iter(remaining))
+        started = time.monotonic()
+        yield number, _write_shard(remaining.pop(number))
+        expected = (time.monotonic() - started) * len(remaining)
+        if workers > 1 and len(remaining) > 1 and expected > MIN_PARALLEL_SECONDS:
+            yield from _write_in_processes(remaining, min(workers, len(remaining)))
             return
 
 
-def _write_in_processes(tasks: Mapping[int, Task], workers: int) -> Iterator[tuple[int, Part]]:
-    # Spawned, since this process has threads, which a fork would cut off in mid-air.
+def _write_in_processes(
+    jobs: Mapping[int, ShardJob], workers: int
+) -> Iterator[tuple[int, ShardResult]]:
+    # Spawned, not forked: this process has threads, which would not survive a fork.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
-        futures = {pool.submit(_write_shard, task): number for number, task in tasks.items()}
+        futures = {pool.submit(_write_shard, job): number for number, job in jobs.items()}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -137,56 +145,56 @@ def _write_in_processes(tasks: Mapping[int, Task], workers: int) -> Iterator[tup
 def _start_worker() -> None:
     import torch
 
-    # Workers are the parallelism, as in a loader; and Ctrl-C is for the process that has them.
+    # Workers are the parallelism, as in a DataLoader; Ctrl-C is handled by the main process.
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed builder must not leave processes behind that write into its next build."""
+    """Exit with the parent: workers of a killed build must not write into the next one."""
     parent = parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _write_shard(task: Task) -> Part:
-    tensors = task.recipe.tensors()
+def _write_shard(job: ShardJob) -> ShardResult:
+    tensors = job.encoder.tensors()
     rows = {
-        name: np.zeros((len(task.items), *tensor.shape), tensor.dtype)
+        name: np.zeros((len(job.samples), *tensor.shape), tensor.dtype)
         for name, tensor in tensors.items()
     }
-    left_out: dict[str, str] = {}
-    detours: dict[str, Counter[str]] = {}
-    kept = 0
-    for item, stamp in zip(task.items, task.stamps, strict=True):
-        _unchanged(item.file, stamp)
+    skipped: dict[str, str] = {}
+    fallbacks: dict[str, Counter[str]] = {}
+    count = 0
+    for sample, stamp in zip(job.samples, job.stamps, strict=True):
+        _check_unchanged(sample.file, stamp)
         try:
-            made = task.recipe.make(item)
+            encoded = job.encoder.encode(sample)
         except DamagedImage as error:
-            left_out[item.name] = error.kind
+            skipped[sample.name] = error.kind
             continue
-        for name, array in made.arrays.items():
-            rows[name][kept] = array
-        if made.detour:
-            detours.setdefault(item.group, Counter())[made.detour] += 1
-        kept += 1
+        for name, array in encoded.arrays.items():
+            rows[name][count] = array
+        if encoded.fallback:
+            fallbacks.setdefault(sample.group, Counter())[encoded.fallback] += 1
+        count += 1
     shard = None
-    if kept:
-        shard = _save(task.file, {name: array[:kept] for name, array in rows.items()}, kept)
-    part = Part(shard, left_out, {group: dict(counts) for group, counts in detours.items()})
-    write_text(task.record, json.dumps([shard and asdict(shard), part.left_out, part.detours]))
-    return part
+    if count:
+        shard = _save(job.file, {name: array[:count] for name, array in rows.items()}, count)
+    result = ShardResult(shard, skipped, {group: dict(kinds) for group, kinds in fallbacks.items()})
+    write_text(job.record, json.dumps([shard and asdict(shard), *result[1:]]))
+    return result
 
 
-def _unchanged(file: Path, stamp: Stamp) -> None:
+def _check_unchanged(file: Path, stamp: FileStamp) -> None:
     with suppress(OSError):
         stat = file.stat()
         if (stat.st_size, stat.st_mtime_ns) == stamp[1:]:
             return
     raise UserError(
-        "source", f"{file}: changed while it was prepared", "run the same command again"
+        "SOURCE", f"{file}: changed while it was prepared", "run the same command again"
     )
 
 

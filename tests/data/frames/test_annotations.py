@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from research.data.frames.annotations import read_frames
-from research.data.frames.frame import LeftOut, normalised
-from research.data.frames.layout import split_of
+from research.data.frames.frame import SkipFrame, normalize_box
+from research.data.frames.layout import split_from_name
 from research.utils.errors import UserError
 
 SIZE = (100, 50)
@@ -333,7 +333,7 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_splits(word: str, split: str) -> None:
-    assert split_of(word) == split
+    assert split_from_name(word) == split
 
 
 coordinates = st.lists(st.floats(-200, 700, width=32), min_size=4, max_size=4)
@@ -347,8 +347,8 @@ def test_a_normalised_box_is_the_pixel_box_clipped_or_none(
     inside = x0 >= -1 and y0 >= -1 and x1 <= width + 1 and y1 <= height + 1
     seen = x0 < x1 and y0 < y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0
     try:
-        box = normalised(edges, width, height, 1.0, "box")
-    except LeftOut:
+        box = normalize_box(edges, width, height, 1.0, "box")
+    except SkipFrame:
         assert not (inside and seen)
         return
     assert inside

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.data.frames.frame import LeftOut
+from research.data.frames.frame import SkipFrame
 from research.data.frames.letterbox import Letterbox
 from research.data.rgbx.arrays import (
     ARRAYS,
@@ -74,7 +74,7 @@ def test_an_array_that_is_no_frame_says_why(
     tmp_path: Path, array: NDArray[np.generic], told: str
 ) -> None:
     path = saved(tmp_path / "x.npy", array)
-    with pytest.raises(LeftOut, match=f"its array x.npy.*{told}") as caught:
+    with pytest.raises(SkipFrame, match=f"its array x.npy.*{told}") as caught:
         inspect(path)
     assert caught.value.kind == "invalid"
     assert "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def claiming(shape: tuple[int, ...]) -> bytes:
 def test_a_damaged_file_has_a_kind(tmp_path: Path, content: object, kind: str) -> None:
     path = saved(tmp_path / "x.npy", noise())
     path.write_bytes(content(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(LeftOut, match=f"its array x.npy is {kind}: replace it"):
+    with pytest.raises(SkipFrame, match=f"its array x.npy is {kind}: replace it"):
         inspect(path)
     with pytest.raises(DamagedImage) as caught:
         read_array(path, Form(5, "uint8"))
@@ -116,7 +116,7 @@ def test_a_damaged_file_has_a_kind(tmp_path: Path, content: object, kind: str) -
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LeftOut, match=r"its array gone.npy is not there") as caught:
+    with pytest.raises(SkipFrame, match=r"its array gone.npy is not there") as caught:
         inspect(tmp_path / "gone.npy")
     assert caught.value.kind == "missing_file"
     with pytest.raises(DamagedImage, match="No such file"):

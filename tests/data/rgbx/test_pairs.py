@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from research.data.frames.frame import Frame, FrameSet
-from research.data.frames.limits import hold
+from research.data.frames.limits import check_limits
 from research.data.frames.yolo import read_yolo, yolo_folders
 from research.data.rgbx import pack as packing
 from research.data.rgbx.arrays import ARRAYS
@@ -492,7 +492,7 @@ def test_pictures_without_labels_are_negatives_or_a_mistake(tmp_path: Path) -> N
     assert {run.name: run.missing_file for run in found.runs} == {"all": 0, "rgb": 1}
     assert sum(run.seen for run in found.runs) == 2
     with pytest.raises(UserError, match=r"max_missing=0: 1 of 2 frames in .* are missing"):
-        hold(found, {"max_missing": 0})
+        check_limits(found, {"max_missing": 0})
     assert pack(source, tmp_path / "out")["counts"]["left_out_missing"] == 1
     with pytest.raises(UserError, match=r"rgb/b\.png: has no labels; add them"):
         read(source, require_labels=True)

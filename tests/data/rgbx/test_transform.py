@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from research.batch import DetectionBatch
-from research.data.frames.frame import Box, Frame
+from research.data.frames.frame import BoxXYXY, Frame
 from research.data.frames.letterbox import Letterbox
 from research.data.rgbx.arrays import RANGES, Form
 from research.data.rgbx.samples import stacked
@@ -43,7 +43,7 @@ def framed_batch(count: int = 6, dtype: str = "uint8", size: int = 32) -> Detect
     return stacked(arrays, size, Form(5, dtype), [frame((0.25, 0.25, 0.75, 0.75))] * count)
 
 
-def frame(*boxes: Box) -> Frame:
+def frame(*boxes: BoxXYXY) -> Frame:
     return Frame("x.npy", Path("x.npy"), "x", boxes, (0,) * len(boxes))
 
 

@@ -14,14 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from research.data.frames.frame import Frame, FrameSet, RunReport
-from research.data.warehouse import recipes
+from research.data.frames.frame import Frame, FrameSet, RunCounts
 from research.data.warehouse.build import build
+from research.data.warehouse.encoders import CoefficientEncoder, FrameEncoder
 from research.data.warehouse.manifest import Manifest
-from research.data.warehouse.plan import Plan
+from research.data.warehouse.plan import BuildPlan, plan_folders, plan_frames
 from tests.conftest import CLASSES, make_folders, picture
 
-RECIPE = recipes.FrameRecipe(image_size=32, max_boxes=3)
+ENCODER = FrameEncoder(image_size=32, max_boxes=3)
 SPLITS = {"run_1": "train", "run_2": "val", "run_3": "train"}
 
 
@@ -39,12 +39,12 @@ def make_frames(root: Path, frames: int = 4) -> FrameSet:
             labels = tuple(range(count))
             found.append(Frame(name, root / name, run, boxes, tuple(n % 2 for n in labels)))
         empty = counts.count(0)
-        runs.append(RunReport(run, frames, frames - empty, empty, 0, 0, 0))
+        runs.append(RunCounts(run, frames, frames - empty, empty, 0, 0, 0))
     return FrameSet(root, "capture", ["polyp", "ulcer"], found, runs, [], {})
 
 
-def plan_of(found: FrameSet, **changes: Any) -> Plan:
-    return replace(recipes.plan_frames(found, RECIPE, SPLITS, {}), **changes)
+def plan_of(found: FrameSet, **changes: Any) -> BuildPlan:
+    return replace(plan_frames(found, ENCODER, SPLITS, {}), **changes)
 
 
 def make_images(root: Path, images: int = 4) -> tuple[Path, SimpleNamespace]:
@@ -60,9 +60,9 @@ def make_images(root: Path, images: int = 4) -> tuple[Path, SimpleNamespace]:
 
 def plan_images(
     root: Path, folders: Any, size: int = 32, window: int = 8, source: str = "bitstream"
-) -> Plan:
-    recipe = recipes.CoefficientRecipe(size, window, source)
-    return recipes.plan_folders(folders, root, recipe)
+) -> BuildPlan:
+    encoder = CoefficientEncoder(size, window, source)
+    return plan_folders(folders, root, encoder)
 
 
 def content(folder: Path) -> dict[str, str]:

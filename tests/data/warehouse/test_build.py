@@ -21,7 +21,7 @@ from research.data.warehouse import build as building
 from research.data.warehouse import shards
 from research.data.warehouse.build import build
 from research.data.warehouse.manifest import Manifest
-from research.data.warehouse.plan import Plan, stamp_files, version_of
+from research.data.warehouse.plan import BuildPlan, stamp_files, version_of
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
 from tests.conftest import ROOT
@@ -36,16 +36,16 @@ from tests.data.warehouse.conftest import (
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path) -> BuildPlan:
     """Twelve frames in three groups."""
     return plan_of(make_frames(tmp_path / "source"))
 
 
-def write(plan: Plan, out: Path, **changes: Any) -> Manifest:
+def write(plan: BuildPlan, out: Path, **changes: Any) -> Manifest:
     return build(plan, out, **{"shard_samples": 5, "workers": 1, **changes})
 
 
-def test_every_item_is_there_in_its_place(plan: Plan, tmp_path: Path) -> None:
+def test_every_item_is_there_in_its_place(plan: BuildPlan, tmp_path: Path) -> None:
     manifest = write(plan, tmp_path / "out")
     assert [shard.samples for shard in manifest.shards] == [5, 5, 2]
     assert [(g.name, g.start, g.stop, g.split) for g in manifest.groups] == [
@@ -53,9 +53,9 @@ def test_every_item_is_there_in_its_place(plan: Plan, tmp_path: Path) -> None:
         ("run_2", 4, 8, "val"),
         ("run_3", 8, 12, "train"),
     ]
-    store, lines = Store(manifest, cache=tmp_path / "cache"), manifest.lines()
-    for position, item in enumerate(plan.items):
-        for name, expected in plan.recipe.make(item).arrays.items():
+    store, lines = Store(manifest, cache=tmp_path / "cache"), manifest.records()
+    for position, item in enumerate(plan.samples):
+        for name, expected in plan.encoder.encode(item).arrays.items():
             np.testing.assert_array_equal(store.rows(name, position), expected)
         assert lines[position]["name"] == item.name
         assert lines[position]["group"] == item.group
@@ -71,16 +71,16 @@ def test_every_item_is_there_in_its_place(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_the_number_of_processes_changes_no_byte(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = write(plan, tmp_path / "a")
-    monkeypatch.setattr(shards, "SECONDS_WORTH_PROCESSES", 0.0)
+    monkeypatch.setattr(shards, "MIN_PARALLEL_SECONDS", 0.0)
     together = write(plan, tmp_path / "b", workers=2)
     assert content(alone.folder) == content(together.folder)
     assert alone.version == together.version
 
 
-def test_the_size_of_shards_changes_no_row(plan: Plan, tmp_path: Path) -> None:
+def test_the_size_of_shards_changes_no_row(plan: BuildPlan, tmp_path: Path) -> None:
     stores = [
         Store(write(plan, tmp_path / f"{size}", shard_samples=size), cache=tmp_path / "cache")
         for size in (1, 5, 12, 100)
@@ -92,7 +92,7 @@ def test_the_size_of_shards_changes_no_row(plan: Plan, tmp_path: Path) -> None:
             np.testing.assert_array_equal(store.whole(name), stores[0].whole(name))
 
 
-def test_it_tells_how_far_it_is(plan: Plan, tmp_path: Path) -> None:
+def test_it_tells_how_far_it_is(plan: BuildPlan, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     write(plan, tmp_path / "out", progress=lambda *state: told.append(state))
     assert told == [
@@ -103,8 +103,8 @@ def test_it_tells_how_far_it_is(plan: Plan, tmp_path: Path) -> None:
     ]
 
 
-def test_what_cannot_be_read_is_left_out_and_listed(plan: Plan, tmp_path: Path) -> None:
-    cut, junk = plan.items[1], plan.items[6]
+def test_what_cannot_be_read_is_left_out_and_listed(plan: BuildPlan, tmp_path: Path) -> None:
+    cut, junk = plan.samples[1], plan.samples[6]
     cut.file.write_bytes(cut.file.read_bytes()[:400])
     junk.file.write_bytes(b"no image")
     manifest = write(plan, tmp_path / "out")
@@ -114,20 +114,20 @@ def test_what_cannot_be_read_is_left_out_and_listed(plan: Plan, tmp_path: Path) 
     assert [shard.samples for shard in manifest.shards] == [4, 4, 2]
     assert [(g.start, g.stop) for g in manifest.groups] == [(0, 3), (3, 6), (6, 10)]
     assert manifest.groups[0].report == {"left_out/truncated": 1}
-    kept = [item for item in plan.items if item not in (cut, junk)]
-    assert [line["name"] for line in manifest.lines()] == [item.name for item in kept]
+    kept = [item for item in plan.samples if item not in (cut, junk)]
+    assert [line["name"] for line in manifest.records()] == [item.name for item in kept]
     store = Store(manifest, cache=tmp_path / "cache")
     for position, item in enumerate(kept):
-        expected = plan.recipe.make(item).arrays["images"]
+        expected = plan.encoder.encode(item).arrays["images"]
         np.testing.assert_array_equal(store.rows("images", position), expected)
 
 
-def test_a_shard_without_a_readable_sample_is_not_written(plan: Plan, tmp_path: Path) -> None:
-    for item in plan.items[5:8]:
+def test_a_shard_without_a_readable_sample_is_not_written(plan: BuildPlan, tmp_path: Path) -> None:
+    for item in plan.samples[5:8]:
         item.file.write_bytes(b"")
     manifest = write(plan, tmp_path / "out", shard_samples=3)
     assert [shard.samples for shard in manifest.shards] == [3, 2, 1, 3]
-    for item in plan.items[4:8]:
+    for item in plan.samples[4:8]:
         item.file.write_bytes(b"")
     with pytest.raises(UserError, match="split val: not one of its images could be read"):
         write(plan, tmp_path / "other", shard_samples=4)
@@ -145,11 +145,11 @@ def test_detours_are_counted_by_group(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_meanwhile_is_told(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def then_change(*args: Any) -> Any:
         stamps = stamp_files(*args)
-        plan.items[8].file.write_bytes(b"another")
+        plan.samples[8].file.write_bytes(b"another")
         return stamps
 
     monkeypatch.setattr(building, "stamp_files", then_change)
@@ -159,8 +159,8 @@ def test_a_file_that_changes_meanwhile_is_told(
     assert write(plan, tmp_path / "out").damage == {"not_an_image": 1}
 
 
-def test_a_file_that_is_gone_is_told(plan: Plan, tmp_path: Path) -> None:
-    plan.items[2].file.unlink()
+def test_a_file_that_is_gone_is_told(plan: BuildPlan, tmp_path: Path) -> None:
+    plan.samples[2].file.unlink()
     with pytest.raises(UserError, match=r"frame_00002\.jpg: No such file.*; restore the file"):
         write(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -168,7 +168,7 @@ def test_a_file_that_is_gone_is_told(plan: Plan, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["save_file", "fsync", "manifest"])
 def test_a_full_disk_is_one_line_and_costs_nothing_finished(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     out = tmp_path / "out"
     previous = write(replace(plan, classes=["other", "names"]), out)
@@ -206,7 +206,10 @@ def test_a_full_disk_is_one_line_and_costs_nothing_finished(
 
 
 def test_what_is_finished_is_not_written_again(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    plan: BuildPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     original, written = shards.save_file, []
 
@@ -227,7 +230,10 @@ def test_what_is_finished_is_not_written_again(
 
 
 def test_a_version_that_is_whole_is_left_alone(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    plan: BuildPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = write(plan, tmp_path / "out")
     monkeypatch.setattr(shards, "save_file", None)
@@ -239,7 +245,7 @@ def test_a_version_that_is_whole_is_left_alone(
 @pytest.mark.parametrize("file", ["shard_00001.safetensors", "samples.jsonl", "manifest.json"])
 @pytest.mark.parametrize("how", ["flipped", "missing", "cut"])
 def test_a_damaged_version_is_written_again(
-    plan: Plan, tmp_path: Path, file: str, how: str
+    plan: BuildPlan, tmp_path: Path, file: str, how: str
 ) -> None:
     out = tmp_path / "out"
     expected = content(write(plan, out).folder)
@@ -257,10 +263,10 @@ def test_a_damaged_version_is_written_again(
     ]
 
 
-def test_leftovers_of_killed_builds_go(plan: Plan, tmp_path: Path) -> None:
+def test_leftovers_of_killed_builds_go(plan: BuildPlan, tmp_path: Path) -> None:
     out = tmp_path / "out"
     expected = content(write(plan, tmp_path / "undisturbed").folder)
-    version = version_of(plan, stamp_files(plan.items, 1, None))
+    version = version_of(plan, stamp_files(plan.samples, 1, None))
     for folder in ("v0123-5", f"v{version}-7", f"v{version}-5"):
         store = out / f".building-{folder}" / "store"
         store.mkdir(parents=True)
@@ -273,7 +279,7 @@ def test_leftovers_of_killed_builds_go(plan: Plan, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == [".lock", manifest.folder.name]
 
 
-def test_versions_stand_side_by_side(plan: Plan, tmp_path: Path) -> None:
+def test_versions_stand_side_by_side(plan: BuildPlan, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = write(plan, out)
     before = content(first.folder)
@@ -285,7 +291,7 @@ def test_versions_stand_side_by_side(plan: Plan, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["file", "unwritable"])
 def test_a_place_where_nothing_can_be_written_is_told(
-    plan: Plan, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+    plan: BuildPlan, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     if place == "file":
@@ -324,7 +330,7 @@ def found_again(root: Path) -> Any:
     return replace(twin, root=root, frames=frames)
 
 
-def test_two_builders_at_once_share_the_work(plan: Plan, tmp_path: Path) -> None:
+def test_two_builders_at_once_share_the_work(plan: BuildPlan, tmp_path: Path) -> None:
     builders = [
         subprocess.Popen(
             [sys.executable, "-c", BUILDER, str(tmp_path), f"builder_{number}"],
@@ -345,13 +351,13 @@ def test_two_builders_at_once_share_the_work(plan: Plan, tmp_path: Path) -> None
     assert content(manifest.folder) == content(write(plan, tmp_path / "undisturbed").folder)
 
 
-def test_records_hold_no_place_and_no_time(plan: Plan, tmp_path: Path) -> None:
+def test_records_hold_no_place_and_no_time(plan: BuildPlan, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     os.rename(tmp_path / "source", moved)
-    items = [replace(item, file=moved / item.name) for item in plan.items]
+    items = [replace(item, file=moved / item.name) for item in plan.samples]
     for item in items:
         os.utime(item.file, (1, 1))
     first = write(replace(plan, items=items), tmp_path / "a")
-    lines = first.lines()
+    lines = first.records()
     assert set(lines[0]) == {"name", "group", "sha256", "boxes"}
     assert json.dumps(lines).count(str(tmp_path)) == 0

@@ -16,7 +16,7 @@ import pytest
 from research.data.warehouse import shards
 from research.data.warehouse.build import build
 from research.data.warehouse.manifest import MANIFEST, Manifest
-from research.data.warehouse.plan import Plan
+from research.data.warehouse.plan import BuildPlan
 from research.utils.errors import UserError
 from tests.data.warehouse.conftest import content, make_frames, plan_of
 
@@ -28,11 +28,11 @@ STEPS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path) -> BuildPlan:
     return plan_of(make_frames(tmp_path / "source"))
 
 
-def killed(plan: Plan, out: Path, prepare: Callable[[], Any], **settings: Any) -> bool:
+def killed(plan: BuildPlan, out: Path, prepare: Callable[[], Any], **settings: Any) -> bool:
     """Build in a process of its own; whether it was killed before the end."""
 
     def run() -> None:
@@ -81,7 +81,7 @@ def assert_nothing_half(out: Path, whole: dict[str, str]) -> None:
 
 
 @pytest.mark.long
-def test_killed_at_every_step_it_ends_with_the_same_bytes(plan: Plan, tmp_path: Path) -> None:
+def test_killed_at_every_step_it_ends_with_the_same_bytes(plan: BuildPlan, tmp_path: Path) -> None:
     settings = {"shard_samples": 5, "workers": 1}
     whole = content(build(plan, tmp_path / "undisturbed", **settings).folder)
     steps = 0
@@ -97,7 +97,7 @@ def test_killed_at_every_step_it_ends_with_the_same_bytes(plan: Plan, tmp_path: 
     assert steps > 15
 
 
-def test_killed_again_and_again_it_still_gets_there(plan: Plan, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_still_gets_there(plan: BuildPlan, tmp_path: Path) -> None:
     """Each build goes on where the one before was killed: a few steps each time are enough."""
     settings = {"shard_samples": 1, "workers": 1}
     whole = content(build(plan, tmp_path / "undisturbed", **settings).folder)
@@ -111,7 +111,9 @@ def test_killed_again_and_again_it_still_gets_there(plan: Plan, tmp_path: Path) 
     assert content(Manifest.load(out).folder) == whole
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(plan: Plan, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(
+    plan: BuildPlan, tmp_path: Path
+) -> None:
     began = time.monotonic()
     whole = content(build(plan, tmp_path / "undisturbed", shard_samples=2, workers=1).folder)
     took = time.monotonic() - began
@@ -124,13 +126,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(plan: Plan, tmp_pa
 
 
 @pytest.mark.long
-def test_processes_of_a_killed_build_end_with_it(plan: Plan, tmp_path: Path) -> None:
+def test_processes_of_a_killed_build_end_with_it(plan: BuildPlan, tmp_path: Path) -> None:
     """Killed while several processes write; gone on with another number of them."""
     whole = content(build(plan, tmp_path / "undisturbed", shard_samples=1, workers=1).folder)
     out = tmp_path / "out"
 
     def run() -> None:
-        shards.SECONDS_WORTH_PROCESSES = 0.0
+        shards.MIN_PARALLEL_SECONDS = 0.0
         build(plan, out, shard_samples=1, workers=2)
 
     process = FORK.Process(target=run)

@@ -11,8 +11,8 @@ from PIL import Image
 from research.data.warehouse import lint as linting
 from research.data.warehouse import pictures
 from research.data.warehouse.build import build
-from research.data.warehouse.lint import Report, lint
-from research.data.warehouse.manifest import Group, Manifest
+from research.data.warehouse.lint import LintReport, lint
+from research.data.warehouse.manifest import Manifest, SampleGroup
 from tests.data.warehouse.conftest import (
     flip_bit,
     make_frames,
@@ -25,7 +25,7 @@ from tests.data.warehouse.conftest import (
 )
 
 
-def look(manifest: Manifest) -> Report:
+def look(manifest: Manifest) -> LintReport:
     report, _ = lint(Manifest.load(manifest.path))
     assert not any("\n" in line for line in [*report.errors, *report.warnings, *report.notes])
     return report
@@ -141,7 +141,7 @@ def test_absurd_shapes_are_named(tmp_path: Path) -> None:
     frames = list(found.frames)
     frames[1] = replace(frames[1], boxes=((0.0, 0.5, 1.0, 0.53),), labels=(0,))
     plan = plan_of(replace(found, frames=frames))
-    plan = replace(plan, recipe=replace(plan.recipe, image_size=256))
+    plan = replace(plan, encoder=replace(plan.encoder, image_size=256))
     report = look(build(plan, tmp_path / "out", workers=1))
     assert not report.errors
     assert any("run_1/frame_00001.jpg" in line and "over 20 ×" in line for line in report.warnings)
@@ -178,7 +178,8 @@ def test_a_group_in_two_splits_is_an_error(frame_store: Manifest) -> None:
     groups = list(frame_store.groups)
     groups[2] = replace(groups[2], name="run_2")
     lines = [
-        line | {"group": "run_2"} if n >= 8 else line for n, line in enumerate(frame_store.lines())
+        line | {"group": "run_2"} if n >= 8 else line
+        for n, line in enumerate(frame_store.records())
     ]
     rewrite_lines(replace(frame_store, groups=groups), lines)
     errors = look(frame_store).errors
@@ -187,7 +188,7 @@ def test_a_group_in_two_splits_is_an_error(frame_store: Manifest) -> None:
 
 
 def test_records_of_another_group_are_an_error(frame_store: Manifest) -> None:
-    lines = frame_store.lines()
+    lines = frame_store.records()
     lines[5]["group"] = "run_1"
     rewrite_lines(frame_store, lines)
     assert any("group run_1 is in train and val" in line for line in look(frame_store).errors)
@@ -197,8 +198,8 @@ def test_classes_never_trained_on_are_told(frame_store: Manifest) -> None:
     replace(frame_store, classes=["polyp", "ulcer", "scar"]).save()
     report = look(frame_store)
     assert report.warnings == ["class scar: none in train"]
-    groups = [Group("all", 0, 12, "val")]
-    lines = [line | {"group": "all"} for line in frame_store.lines()]
+    groups = [SampleGroup("all", 0, 12, "val")]
+    lines = [line | {"group": "all"} for line in frame_store.records()]
     rewrite_lines(replace(frame_store, groups=groups), lines)
     assert any("no training samples" in line for line in look(frame_store).errors)
 
@@ -217,7 +218,7 @@ def test_many_findings_of_a_sort_are_counted(tmp_path: Path) -> None:
     for frame in found.frames:
         frame.image.write_bytes(data)
     report = look(build(plan_of(found), tmp_path / "out", workers=1))
-    assert len(report.errors) == linting.MOST_LINES + 1
+    assert len(report.errors) == linting.MAX_LINES + 1
     assert report.errors[-1] == "… and 20 more like it"
 
 

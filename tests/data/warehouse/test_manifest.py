@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data.warehouse.manifest import MANIFEST, SCHEMA, SPLITS, Group, Manifest
+from research.data.warehouse.manifest import MANIFEST, SCHEMA, SPLITS, Manifest, SampleGroup
 from research.utils.errors import UserError
 from tests.data.warehouse.conftest import rewrite_lines
 
@@ -48,7 +48,7 @@ def test_splits_are_ranges_of_positions(frame_store: Manifest) -> None:
 def test_the_splits_share_out_every_position(sizes: list[tuple[int, str]]) -> None:
     groups, start = [], 0
     for number, (size, split) in enumerate(sizes):
-        groups.append(Group(f"g{number}", start, start + size, split))
+        groups.append(SampleGroup(f"g{number}", start, start + size, split))
         start += size
     manifest = Manifest(
         Path(), SCHEMA, "frames", "", {}, [], start, {}, [], groups, {}, {}, {}, {}, ""
@@ -120,17 +120,17 @@ def test_a_damaged_file_is_told_in_a_line(frame_store: Manifest, text: str) -> N
 def test_records_that_do_not_fit_are_told(frame_store: Manifest, lines: int) -> None:
     path = frame_store.folder / "samples.jsonl"
     text = path.read_text().splitlines(keepends=True)
-    frame_lines = frame_store.lines()
+    frame_lines = frame_store.records()
     assert len(frame_lines) == 12
     path.write_text("".join((text * 2)[:lines]))
     with pytest.raises(UserError, match=r"samples\.jsonl: damaged \(SHA-256\)"):
-        frame_store.lines()
+        frame_store.records()
     forged = rewrite_lines(frame_store, (frame_lines * 2)[:lines])
     with pytest.raises(UserError, match=f"{lines} lines for 12 samples"):
-        forged.lines()
+        forged.records()
     path.unlink()
     with pytest.raises(UserError, match=r"samples\.jsonl: No such file"):
-        frame_store.lines()
+        frame_store.records()
 
 
 def test_of_several_versions_the_newest_is_taken(frame_store: Manifest) -> None:

@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 
 from research.data.frames.frame import FrameSet
-from research.data.warehouse import recipes
-from research.data.warehouse.plan import Item, Plan, stamp_files, version_of
+from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
+from research.data.warehouse.plan import (
+    BuildPlan,
+    plan_frames,
+    stamp_files,
+    version_of,
+)
 from tests.data.warehouse.conftest import (
-    RECIPE,
+    ENCODER,
     SPLITS,
     make_frames,
     make_images,
@@ -25,8 +30,8 @@ from tests.data.warehouse.conftest import (
 )
 
 
-def version(plan: Plan) -> str:
-    return version_of(plan, stamp_files(plan.items, 1, None))
+def version(plan: BuildPlan) -> str:
+    return version_of(plan, stamp_files(plan.samples, 1, None))
 
 
 def moved(found: FrameSet, to: Path) -> FrameSet:
@@ -56,19 +61,19 @@ def other_byte(found: FrameSet) -> FrameSet:
     return found
 
 
-SAME: dict[str, Callable[[FrameSet, Path], Plan]] = {
+SAME: dict[str, Callable[[FrameSet, Path], BuildPlan]] = {
     "as it was": lambda found, _: plan_of(found),
     "touched": lambda found, _: plan_of(touched(found)),
     "elsewhere": lambda found, tmp: plan_of(moved(found, tmp / "elsewhere")),
     "frames in another order": lambda found, _: plan_of(replace(found, frames=found.frames[::-1])),
-    "splits in another order": lambda found, _: recipes.plan_frames(
-        found, RECIPE, dict(reversed(SPLITS.items())), {}
+    "splits in another order": lambda found, _: plan_frames(
+        found, ENCODER, dict(reversed(SPLITS.items())), {}
     ),
     "thresholds": lambda found, _: plan_of(found, thresholds={"max_invalid": 3}),
     "problems": lambda found, _: plan_of(replace(found, problems=["a line for people"])),
 }
 
-OTHER: dict[str, Callable[[FrameSet, Path], Plan]] = {
+OTHER: dict[str, Callable[[FrameSet, Path], BuildPlan]] = {
     "a byte": lambda found, _: plan_of(other_byte(found)),
     "a box": lambda found, _: plan_of(changed(found, boxes=((0.1, 0.2, 0.6, 0.75001),))),
     "no box": lambda found, _: plan_of(changed(found, boxes=(), labels=())),
@@ -79,8 +84,8 @@ OTHER: dict[str, Callable[[FrameSet, Path], Plan]] = {
     "what was left out": lambda found, _: plan_of(
         replace(found, runs=[replace(found.runs[0], invalid=1), *found.runs[1:]])
     ),
-    "size": lambda found, _: plan_of(found, recipe=replace(RECIPE, image_size=48)),
-    "max_boxes": lambda found, _: plan_of(found, recipe=replace(RECIPE, max_boxes=4)),
+    "size": lambda found, _: plan_of(found, encoder=replace(ENCODER, image_size=48)),
+    "max_boxes": lambda found, _: plan_of(found, encoder=replace(ENCODER, max_boxes=4)),
     "a split": lambda found, _: plan_of(found, splits={**SPLITS, "run_3": "test"}),
 }
 
@@ -122,8 +127,8 @@ def test_it_is_the_hash_of_a_text_that_anyone_can_write(tmp_path: Path) -> None:
     """Users cite versions: what is hashed, and in which order, is part of the format."""
     file = tmp_path / "a.jpg"
     file.write_bytes(b"bytes")
-    recipe = recipes.CoefficientRecipe(32, 8, "bitstream")
-    plan = Plan(recipe, ["x"], [Item("a.jpg", "train", file, 0)], {"train": "train"})
+    encoder = CoefficientEncoder(32, 8, "bitstream")
+    plan = BuildPlan(encoder, ["x"], [SampleSpec("a.jpg", "train", file, 0)], {"train": "train"})
     text = (
         '{"classes":["x"],"damage":{},"kind":"coefficients","reports":{},"runs":{},"schema":1,'
         '"splits":{"train":["train"]},'

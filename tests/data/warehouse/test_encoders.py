@@ -16,19 +16,13 @@ from research.compression.selection import EVERY, stored_order
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader
 from research.data.warehouse.build import build
-from research.data.warehouse.plan import Item
-from research.data.warehouse.recipes import (
-    CoefficientRecipe,
-    FrameRecipe,
-    assign_splits,
-    plan_folders,
-    plan_frames,
-)
+from research.data.warehouse.encoders import CoefficientEncoder, FrameEncoder, SampleSpec
+from research.data.warehouse.plan import assign_splits, plan_folders, plan_frames
 from research.data.warehouse.store import Store
 from research.utils.errors import DamagedImage, UserError
 from tests.conftest import picture
 from tests.data.warehouse.conftest import (
-    RECIPE,
+    ENCODER,
     SPLITS,
     make_frames,
     make_images,
@@ -38,17 +32,17 @@ from tests.data.warehouse.conftest import (
 BOXES = [[0.25, 0.25, 0.5, 0.75], [0.0, 0.0, 1.0, 1.0]]
 
 
-def frame(path: Path, image: Image.Image, boxes: list[list[float]]) -> Item:
+def frame(path: Path, image: Image.Image, boxes: list[list[float]]) -> SampleSpec:
     image.save(path)
-    return Item(path.name, "run", path, {"boxes": boxes, "labels": [1, 0][: len(boxes)]})
+    return SampleSpec(path.name, "run", path, {"boxes": boxes, "labels": [1, 0][: len(boxes)]})
 
 
 def test_a_frame_by_hand(tmp_path: Path) -> None:
     """64×32 in 32²: scale 1/2, 16 rows of image between bars of 8."""
     item = frame(tmp_path / "a.png", Image.new("RGB", (64, 32), (200, 100, 50)), BOXES)
-    made = FrameRecipe(32, 3).make(item)
+    made = FrameEncoder(32, 3).encode(item)
     rows = made.arrays
-    assert made.detour == ""
+    assert made.fallback == ""
     assert rows["images"][8:24].reshape(-1, 3).tolist() == [[200, 100, 50]] * 512
     assert not rows["images"][:8].any()
     assert not rows["images"][24:].any()
@@ -58,7 +52,7 @@ def test_a_frame_by_hand(tmp_path: Path) -> None:
     assert rows["labels"].tolist() == [1, 0, 0]
     assert rows["sizes"].tolist() == [32, 64]
     assert {n: (str(a.dtype), a.shape) for n, a in rows.items()} == {
-        n: (t.dtype, t.shape) for n, t in FrameRecipe(32, 3).tensors().items()
+        n: (t.dtype, t.shape) for n, t in FrameEncoder(32, 3).tensors().items()
     }
 
 
@@ -68,7 +62,7 @@ def test_frames_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(grey)
     image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     suffix = ".tif" if mode == "CMYK" else ".png"
-    made = FrameRecipe(40, 1).make(frame(tmp_path / f"a{suffix}", image, []))
+    made = FrameEncoder(40, 1).encode(frame(tmp_path / f"a{suffix}", image, []))
     expected = np.repeat(grey[..., None], 3, axis=2).astype(int)
     assert np.abs(made.arrays["images"].astype(int) - expected).max() <= 1
     assert made.arrays["mask"].tolist() == [0]
@@ -78,21 +72,21 @@ def test_a_damaged_frame_is_told(tmp_path: Path) -> None:
     item = frame(tmp_path / "a.jpg", picture("spots", 0), [])
     item.file.write_bytes(item.file.read_bytes()[:500])
     with pytest.raises(DamagedImage) as caught:
-        RECIPE.make(item)
+        ENCODER.encode(item)
     assert caught.value.kind == "truncated"
 
 
 def test_too_many_boxes_name_the_frame_and_the_remedy(tmp_path: Path) -> None:
     found = make_frames(tmp_path / "source")
     with pytest.raises(UserError) as caught:
-        plan_frames(found, replace(RECIPE, max_boxes=2), SPLITS, {})
+        plan_frames(found, replace(ENCODER, max_boxes=2), SPLITS, {})
     assert "frame_00003.jpg: 3 boxes for 2 slots; give max_boxes=3" in str(caught.value)
 
 
 def test_coefficients_are_those_of_the_bitstream_in_stored_order(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     picture("spots", 1, (70, 60)).save(path, quality=92, subsampling=2)
-    rows = CoefficientRecipe(32, 4, "bitstream").make(Item("a", "train", path, 7)).arrays
+    rows = CoefficientEncoder(32, 4, "bitstream").encode(SampleSpec("a", "train", path, 7)).arrays
     reader = BitstreamReader(32, EVERY)
     y, cbcr = reader.read(path, CentreCrop(1.0), np.random.default_rng(0)).arrays
     order = list(stored_order(4))
@@ -107,7 +101,7 @@ def test_coefficients_of_pixels_are_rounded_dcts(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     image = picture("bars", 1, (64, 64)).convert("L")
     image.save(path)
-    rows = CoefficientRecipe(32, 8, "pixels").make(Item("a", "train", path, 0)).arrays
+    rows = CoefficientEncoder(32, 8, "pixels").encode(SampleSpec("a", "train", path, 0)).arrays
     small = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64)
     blocks = (small - 128).reshape(4, 8, 4, 8).transpose(0, 2, 1, 3)
     exact = dctn(blocks, axes=(2, 3), norm="ortho").reshape(4, 4, 64)[..., list(stored_order(8))]
@@ -139,15 +133,15 @@ def test_a_smaller_window_is_a_prefix_of_a_larger_one(
 def test_folders_keep_their_order_names_and_damage(tmp_path: Path) -> None:
     root, folders = make_images(tmp_path / "images", images=2)
     folders.splits["train"].left_out = {"empty": 2}
-    plan = plan_folders(folders, root, CoefficientRecipe(32, 1, "pixels"))
-    assert [item.name for item in plan.items[:3]] == [
+    plan = plan_folders(folders, root, CoefficientEncoder(32, 1, "pixels"))
+    assert [item.name for item in plan.samples[:3]] == [
         "train/bars/000.jpg",
         "train/bars/001.jpg",
         "train/field/000.jpg",
     ]
-    assert [item.target for item in plan.items] == [0, 0, 1, 1, 2, 2] * 2
+    assert [item.target for item in plan.samples] == [0, 0, 1, 1, 2, 2] * 2
     assert plan.splits == {"train": "train", "val": "val"}
-    assert plan.damage == {"empty": 2}
+    assert plan.skipped == {"empty": 2}
     assert plan.reports == {"train": {"left_out/empty": 2}, "val": {}}
 
 
@@ -221,14 +215,14 @@ def test_one_group_may_be_all_training() -> None:
 
 
 def test_a_recipe_travels_without_its_tables(tmp_path: Path) -> None:
-    recipe = CoefficientRecipe(32, 8, "pixels")
+    encoder = CoefficientEncoder(32, 8, "pixels")
     path = tmp_path / "a.jpg"
     picture("bars", 0).save(path)
-    item = Item("a", "train", path, 0)
-    before = recipe.make(item).arrays
-    sent = pickle.dumps(recipe)
+    item = SampleSpec("a", "train", path, 0)
+    before = encoder.encode(item).arrays
+    sent = pickle.dumps(encoder)
     assert len(sent) < 300
     arrived = pickle.loads(sent)
-    assert arrived == recipe
-    for name, rows in arrived.make(item).arrays.items():
+    assert arrived == encoder
+    for name, rows in arrived.encode(item).arrays.items():
         np.testing.assert_array_equal(rows, before[name])

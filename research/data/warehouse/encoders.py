@@ -1,0 +1,202 @@
+"""Encoders: how one image file becomes one sample of a store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from research.batch import ClassificationBatch
+from research.compression.blocks import Blocks
+from research.compression.selection import Selection, stored_order
+from research.data.crops import CentreCrop
+from research.data.frames.letterbox import Letterbox
+from research.data.readers import BitstreamReader, PixelReader, Reader, decode, to_rgb
+from research.data.transforms import CoefficientTransform
+from research.data.warehouse.manifest import TensorSpec
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """One sample to encode.
+
+    Attributes:
+        name: path of the image relative to the source; unique in it.
+        group: the samples of a group stay in one split.
+        file: the image.
+        target: label or boxes of the sample; JSON-serializable.
+    """
+
+    name: str
+    group: str
+    file: Path
+    target: Any
+
+
+class Encoded(NamedTuple):
+    """Arrays of one sample.
+
+    Attributes:
+        arrays: by tensor name, as ``SampleEncoder.tensors`` declares them.
+        fallback: why the file was not read the direct way; '' if it was.
+    """
+
+    arrays: dict[str, NDArray[np.generic]]
+    fallback: str = ""
+
+
+class SampleEncoder(Protocol):
+    """Encodes files into samples. Must be small and picklable: every worker gets a copy."""
+
+    @property
+    def kind(self) -> str:
+        """``frames`` or ``coefficients``."""
+        ...
+
+    def transform(self) -> dict[str, Any]:
+        """The settings, for the manifest and the version hash."""
+        ...
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Type and shape of the arrays that ``encode`` returns."""
+        ...
+
+    def index_entry(self, sample: SampleSpec) -> dict[str, Any]:
+        """Entries of ``samples.jsonl`` in addition to name, group and hash."""
+        ...
+
+    def encode(self, sample: SampleSpec) -> Encoded:
+        """Read and encode one sample.
+
+        Raises:
+            DamagedImage: if the file cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FrameEncoder:
+    """Letterboxed frames with their boxes.
+
+    Tensors of a sample: ``images`` uint8 [S, S, 3] RGB, ``boxes`` float32 [M, 4] xyxy as fractions
+    of the canvas, ``mask`` uint8 [M] (1 for a slot with a box; slots are filled from the first
+    on), ``labels`` int64 [M], ``sizes`` int32 [2] height and width of the source image.
+
+    Attributes:
+        image_size: S, side of the canvas in pixels.
+        max_boxes: M, slots for boxes in a frame.
+    """
+
+    image_size: int
+    max_boxes: int
+
+    @property
+    def kind(self) -> str:
+        return "frames"
+
+    def transform(self) -> dict[str, Any]:
+        return {**asdict(self), "resize": "letterbox"}
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        size, slots = self.image_size, self.max_boxes
+        return {
+            "images": TensorSpec("uint8", (size, size, 3)),
+            "boxes": TensorSpec("float32", (slots, 4)),
+            "mask": TensorSpec("uint8", (slots,)),
+            "labels": TensorSpec("int64", (slots,)),
+            "sizes": TensorSpec("int32", (2,)),
+        }
+
+    def index_entry(self, sample: SampleSpec) -> dict[str, Any]:
+        return {"boxes": len(sample.target["boxes"])}
+
+    def encode(self, sample: SampleSpec) -> Encoded:
+        image = to_rgb(decode(sample.file))
+        letterbox = Letterbox.of(image.height, image.width, self.image_size)
+        boxes = np.array(sample.target["boxes"], dtype=np.float64).reshape(-1, 4)
+        slots = {
+            name: np.zeros(tensor.shape, tensor.dtype)
+            for name, tensor in self.tensors().items()
+            if name in ("boxes", "mask", "labels")
+        }
+        slots["boxes"][: len(boxes)] = letterbox.boxes(boxes)
+        slots["mask"][: len(boxes)] = 1
+        slots["labels"][: len(boxes)] = sample.target["labels"]
+        sizes = np.array([image.height, image.width], dtype=np.int32)
+        return Encoded({"images": letterbox.image(image), "sizes": sizes, **slots})
+
+
+@dataclass(frozen=True)
+class CoefficientEncoder:
+    """Centre squares of images as block-major DCT coefficients, in the units of JPEG.
+
+    Tensors of a sample: ``y`` int16 [S/8, S/8, window²], ``cbcr`` int16 [2, S/16, S/16, window²],
+    ``labels`` int64 []. Frequencies are in ``selection.stored_order``, so that a smaller window is
+    a prefix of each block.
+
+    Attributes:
+        image_size: S, a multiple of 16, in pixels.
+        window: 1…8, side of the corner of frequencies that is stored.
+        source: ``bitstream``: coefficients of the file itself, see ``BitstreamReader``;
+            ``pixels``: coefficients of the decoded and resized image, rounded.
+    """
+
+    image_size: int
+    window: int
+    source: str
+
+    @property
+    def kind(self) -> str:
+        return "coefficients"
+
+    def transform(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        grid, count = self.image_size // 8, self.window**2
+        return {
+            "y": TensorSpec("int16", (grid, grid, count)),
+            "cbcr": TensorSpec("int16", (2, grid // 2, grid // 2, count)),
+            "labels": TensorSpec("int64", ()),
+        }
+
+    def index_entry(self, sample: SampleSpec) -> dict[str, Any]:
+        return {"label": sample.target}
+
+    def encode(self, sample: SampleSpec) -> Encoded:
+        read = self.reader.read(sample.file, CentreCrop(1.0), np.random.default_rng(0))
+        y, cbcr = read.arrays if self.source == "bitstream" else self._dct(read.arrays[0])
+        label = np.array(sample.target, dtype=np.int64)
+        return Encoded({"y": y, "cbcr": cbcr, "labels": label}, read.detour)
+
+    @property
+    def selection(self) -> Selection:
+        order = stored_order(self.window)
+        return Selection(order, order)
+
+    @cached_property
+    def reader(self) -> Reader:
+        if self.source == "bitstream":
+            return BitstreamReader(self.image_size, self.selection)
+        return PixelReader(self.image_size)
+
+    @cached_property
+    def pixel_transform(self) -> CoefficientTransform:
+        return CoefficientTransform(self.selection, "full", None, flip=False).eval()
+
+    def _dct(self, pixels: NDArray[np.generic]) -> tuple[NDArray[np.int16], ...]:
+        index = torch.zeros(1, dtype=torch.int64)
+        batch = ClassificationBatch(index, torch.from_numpy(pixels.copy())[None], index)
+        blocks = self.pixel_transform(batch, None).inputs
+        assert isinstance(blocks, Blocks)
+        block_major = blocks.y[0].permute(1, 2, 0), blocks.cbcr[0].permute(0, 2, 3, 1)
+        return tuple(part.round().to(torch.int16).numpy() for part in block_major)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers get the settings only; reader and transform are created there.
+        return asdict(self)
