@@ -117,8 +117,8 @@ def predict(
             rate = frames / (time.perf_counter() - began)
             total = max(media.expected, looked_at)
             console.progress(Progress("predicting", looked_at, total, "frames", rate))
-    damage = media.damage + Counter(error.kind for error in damaged)
-    told = [*media.told, *map(str, damaged)]
+    damage = media.skipped + Counter(error.kind for error in damaged)
+    told = [*media.problems, *map(str, damaged)]
     if not frames:
         first = f"; the first: {told[0]}" if told else ""
         raise UserError("SOURCE", f"no frame could be read{_listed(damage, ' (', ')')}{first}")

@@ -1,4 +1,4 @@
-"""What may be said to ``research.prepare``."""
+"""Options of ``research.prepare``; torch-free."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ KIND
   coefficients   SOURCE holds CLASS/image folders, or train, val and test folders of them
   rgbx           SOURCE holds a folder of pictures for each modality, and VOC, COCO or YOLO labels
   prune          copy the capture runs of SOURCE to OUT without unusable frames
-  lint           prepare lint MANIFEST: look for mistakes in a prepared store
+  lint           prepare lint MANIFEST: check a prepared store
 OUT gets a folder v<version>: a hash of data and settings; of rgbx, images/*.npy and labels/*.txt.
-A stopped command goes on where it was.
+A command that was interrupted resumes when it is run again.
 
 frames
   size=384              side of the square frames, in pixels
   max_boxes=16          slots for boxes in a frame
-  val=0.2 test=0        share of the runs (groups) drawn for validation and test
-  val_runs= test_runs=  instead of a draw: their names, a,b,c
+  val=0.2 test=0        fraction of the runs (groups) drawn for validation and test
+  val_runs= test_runs=  names of these runs instead of a draw: a,b,c
 coefficients
   image_size=256                size of the stored squares, a multiple of 16
-  compression.window=8          1…8, corner of frequencies; every smaller one can be read from it
+  compression.window=8          1…8, corner of frequencies; smaller windows can be read from it
   compression.source=bitstream  bitstream: the files' own coefficients; pixels: decoded first
-  val=0.1                       share of each class held out where SOURCE has no val folder
+  val=0.1                       fraction of each class held out if SOURCE has no val folder
 rgbx
   rgb= thermal= event=     names of the folders; by default rgb, visible, vis or images; thermal,
                            infrared, ir or lwir; event or events, of which one may be missing
-  missing_labels=negative  a picture without a YOLO file has no objects; error: is a mistake
+  missing_labels=negative  a picture without a YOLO file has no objects; error: is refused
 frames and rgbx
-  max_invalid= max_missing= max_empty=                    most frames that may be so
-  max_invalid_ratio= max_missing_ratio= max_empty_ratio=  the same as a share of all
+  max_invalid= max_missing= max_empty=                    largest number of such frames
+  max_invalid_ratio= max_missing_ratio= max_empty_ratio=  the same as a fraction of all
 frames and coefficients
-  seed=0             of the draw
-  shard_samples=256  samples a file
+  seed=0             seed of the draw
+  shard_samples=256  samples per file
 all three
-  workers=           at work at once; one a core by default
+  workers=           number of processes; one per core by default
 prune
   empty=false missing=true invalid=true  which frames are left out
   runs= not_runs=                        only these runs; not these
@@ -98,4 +98,4 @@ OPTIONS: dict[str, Options] = {
     },
     "lint": {"out": ("", TEXT)},
 }
-"""By kind: every option's default as it would be typed, and what it may be."""
+"""Options by kind: the default as it would be typed, and the rule for values."""

@@ -1,9 +1,10 @@
-"""The demo's capture runs: a rendered flight through a tunnel of tissue with polyps on its wall.
+"""Demo data: capture runs rendered as a flight through a tunnel of tissue with polyps.
 
-A polyp is told by its shape, a lit dome with a dark rim and pits on it. Colour, brightness, edges
-and highlights tell little: flat patches of the same outlines and colours, folds, vessels and
-reflections are no objects, and light, tissue and tint differ from run to run and drift within one.
-About a fifth of the frames is empty, in stretches. A run's largest polyp stays the largest.
+A polyp is recognised by its shape, a lit dome with a dark rim and pits. Colour, brightness, edges
+and highlights carry little information: flat patches of the same outlines and colours, folds,
+vessels and reflections are not objects; light, tissue and tint differ between runs and drift
+within a run. About a fifth of the frames is empty, in sequences. The largest polyp of a frame is
+clearly larger than the others.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from research.data.index import ProgressCallback
 from research.data.once import made_once
 from research.utils.errors import UserError
 
-VERSION = 1  # raise it whenever the rendered files would change
+VERSION = 1  # increase it when the rendered files change
 RECORD = "captures.json"
 SIZES = ((320, 240), (384, 288), (300, 300), (288, 384), (352, 264), (256, 320))
-"""Width and height in pixels of the runs, in turn."""
-MOST_OBJECTS = 4
-SPAN = 30  # frames in a unit of time
-STARTED = 1_700_000_000.0  # the clock of a made-up run must not be that of the machine
+"""Width and height in pixels of the runs; runs cycle through them."""
+MAX_OBJECTS = 4
+SPAN = 30  # frames per unit of time
+STARTED = 1_700_000_000.0  # fixed start time: files must not depend on the current time
 
 Plane = NDArray[np.floating]
-"""A number per pixel, [H, W], or three, [H, W, 3]."""
+"""[H, W] or [H, W, 3]."""
 
 
 @dataclass(frozen=True)
 class CaptureDemo:
-    """Demo capture runs as a data set's configuration names them.
+    """A set of rendered capture runs.
 
     Attributes:
-        root: folder of the runs; may not exist yet.
-        runs: how many, at least 2.
-        frames: of each run, at least 5.
+        root: folder of the runs; created on first use.
+        runs: number of runs, at least 2.
+        frames: frames of each run, at least 5.
         seed: non-negative.
     """
 
@@ -55,23 +56,23 @@ class CaptureDemo:
     seed: int
 
     def render(self, progress: ProgressCallback | None = None) -> Path:
-        """Make sure that the runs lie in ``root``; render them if they do not.
+        """Render the runs into ``root``, unless it contains them already.
 
-        A run depends on (seed, its number, ``frames``) alone, so that more runs begin with the
-        files of fewer. ``root/captures.json`` says what the folder holds; other demo runs in it are
-        replaced, and anything else is left alone.
+        A run is a function of (seed, its number, ``frames``): a set with more runs starts with the
+        files of a smaller set. ``root/captures.json`` records the settings; demo runs with other
+        settings are replaced, other files are never touched.
 
         Returns:
             ``root``.
 
         Raises:
-            UserError: too few runs or frames, a negative seed, or a ``root`` of something else.
+            UserError: for too few runs or frames, a negative seed, or a ``root`` with other files.
         """
         if self.runs < 2 or self.frames < 5 or self.seed < 0:
             raise UserError(
                 "dataset.demo",
                 f"demo captures: {self.runs} runs of {self.frames} frames, seed {self.seed}",
-                "give at least 2 runs, 5 frames, and a seed of 0 or more",
+                "set at least 2 runs, 5 frames, and a seed of 0 or more",
             )
         record = {
             "recipe": VERSION,
@@ -91,7 +92,7 @@ class CaptureDemo:
 
 
 def _is_ours(root: Path) -> bool:
-    """True if ``root`` has our record, and no other runs or files than it tells of."""
+    """True if ``root`` has a record of demo runs, and no other runs or files."""
     try:
         runs = int(json.loads((root / RECORD).read_text())["runs"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -126,7 +127,7 @@ def _write_run(folder: Path, key: tuple[int, int], frames: int) -> None:
                 if polyp.first <= moment < polyp.last
             ]
             wall.add_glints(pixels, rng)
-            image = wall.exposed(pixels, moment, rng)
+            image = wall.expose(pixels, moment, rng)
             run.add(
                 image,
                 boxes,
@@ -138,9 +139,9 @@ def _write_run(folder: Path, key: tuple[int, int], frames: int) -> None:
 
 
 class _Wall:
-    """The tunnel of a run: tissue, folds and lumen, and the camera's lamp.
+    """The tunnel of a run: tissue, folds and lumen, and the lamp of the camera.
 
-    Lengths are in units of the image's short side, moments in units of ``SPAN`` frames.
+    Lengths are in units of the short side of the image, times in units of ``SPAN`` frames.
     """
 
     def __init__(self, rng: Generator, width: int, height: int) -> None:
@@ -167,7 +168,7 @@ class _Wall:
         self.tissue = self._tissue(rng)
 
     def _tissue(self, rng: Generator) -> Plane:
-        """Albedo of a stretch of wall that is larger than the image by a margin, [H, W, 3]."""
+        """Albedo of the wall, [H, W, 3], larger than the image by a margin."""
         height, width = self.height + self.margin, self.width + self.margin
         mottle = sum(
             (_noise(rng, height, width, cell * self.short) * weight)
@@ -177,13 +178,13 @@ class _Wall:
         vessels = np.clip(1 - ridge / 0.07, 0, 1) * rng.uniform(0.0, 0.3)
         hue = _noise(rng, height, width, 0.35 * self.short) * 0.05
         planes = [
-            colour * (1 + mottle + side * hue - share * vessels)
-            for colour, side, share in zip(self.colour, (1, -1, -0.5), (0.4, 1, 0.9), strict=True)
+            colour * (1 + mottle + side * hue - depth * vessels)
+            for colour, side, depth in zip(self.colour, (1, -1, -0.5), (0.4, 1, 0.9), strict=True)
         ]
         return np.stack(planes, axis=-1).astype(np.float32)
 
     def paint(self, moment: float) -> Plane:
-        """The wall as it is lit now, [H, W, 3] in 0…255 and beyond."""
+        """The lit wall, [H, W, 3], in 0…255 and above."""
         x, y = self.lumen.at(moment)
         across, down = self.half_columns - np.float32(x), self.half_rows - np.float32(y)
         squared = across * across + down * down
@@ -204,13 +205,13 @@ class _Wall:
         return tissue * full[..., None]
 
     def light(self, x: Plane, y: Plane, moment: float) -> Plane:
-        """The lamp's light on places between the lumen and the camera."""
+        """Brightness of the lamp at points of the wall."""
         lit_x, lit_y = self.lamp.at(moment)
         away = (x - np.float32(lit_x)) ** 2 + (y - np.float32(lit_y)) ** 2
         return (self.ambient + np.exp(-away / np.float32(self.lamp_reach**2))) * self.gain
 
     def add_glints(self, pixels: Plane, rng: Generator) -> None:
-        """Reflections of the lamp on wet tissue, wherever they fall."""
+        """Add reflections of the lamp on wet tissue at random points."""
         for _ in range(rng.integers(2, 9)):
             x, y = rng.uniform(0, 1, 2) * 2 * self.centre
             long, flat = rng.uniform(0.008, 0.03), rng.uniform(0.35, 1)
@@ -219,8 +220,8 @@ class _Wall:
             cover = np.clip(2 - 2 * np.hypot(u, v / flat) / long, 0, 1)[..., None]
             pixels[window] += (245 - pixels[window]) * cover
 
-    def exposed(self, pixels: Plane, moment: float, rng: Generator) -> Image.Image:
-        """What the camera makes of it: exposure and white balance that drift, and noise."""
+    def expose(self, pixels: Plane, moment: float, rng: Generator) -> Image.Image:
+        """Simulate the camera: drifting exposure and white balance, and noise."""
         swing = np.sin(self.phase[1:] + 2 * np.pi * moment * np.array([1.0, 0.7, 0.5]))
         balance = 1 + self.tint + 0.05 * swing + 0.08 * swing[0]
         noise = rng.normal(0, self.grain, (self.height // 2 + 1, self.width // 2 + 1))
@@ -230,7 +231,7 @@ class _Wall:
         return Image.fromarray(np.clip(exposed, 0, 255).astype(np.uint8))
 
     def window(self, x: float, y: float, reach: float) -> tuple[slice, slice]:
-        """The pixels within ``reach`` of a point, on each axis."""
+        """Rows and columns within ``reach`` of a point."""
         edges = np.array([x - reach, x + reach, y - reach, y + reach]) * self.short
         left, right = np.clip([np.floor(edges[0]), np.ceil(edges[1])], 0, self.width).astype(int)
         top, bottom = np.clip([np.floor(edges[2]), np.ceil(edges[3])], 0, self.height).astype(int)
@@ -238,13 +239,13 @@ class _Wall:
 
 
 class _Bump:
-    """A polyp, or a flat patch that has its outline and colour.
+    """A polyp, or a flat patch with the outline and colour of one.
 
     Args:
-        rng: what it is drawn from.
-        width: of the image, in pixels.
-        height: of the image.
-        size: its longest extent in the middle of its growth, as a share of the short side.
+        rng: random number generator.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        size: mean length, as a fraction of the short side.
     """
 
     def __init__(self, rng: Generator, width: int, height: int, size: float) -> None:
@@ -261,14 +262,14 @@ class _Bump:
         self.pit_strength = rng.uniform(0.15, 0.25)
         self.first, self.last = 0.0, 1.0
 
-    def place(self, moment: float) -> tuple[float, float, float]:
-        """Centre and longest extent at a moment."""
+    def geometry(self, moment: float) -> tuple[float, float, float]:
+        """Centre x, y and length at a time."""
         x, y = np.clip(self.path.at(moment), self.low, self.high)
         return float(x), float(y), self.size * (1 + self.growth * np.sin(np.pi * (2 * moment - 1)))
 
     def paint(self, pixels: Plane, wall: _Wall, moment: float, flat: bool) -> BoxXYXY:
-        """Paint it, and return the box of the pixels that it covers by half or more."""
-        x, y, size = self.place(moment)
+        """Paint it; returns the box of the pixels that are covered by at least half."""
+        x, y, size = self.geometry(moment)
         window = wall.window(x, y, 0.75 * size)
         radius = np.float32(size / 2)
         across, down = wall.columns[window] - np.float32(x), wall.rows[window] - np.float32(y)
@@ -289,12 +290,12 @@ class _Bump:
             shade = np.ones_like(rho)
         light = wall.light(wall.columns[window], wall.rows[window], moment)
         painted = (light * shade)[..., None] * tone.astype(np.float32)
-        # A patch is a stain on the tissue and lets it through.
+        # A patch is a semi-transparent stain on the tissue.
         pixels[window] += (painted - pixels[window]) * (cover * (0.6 if flat else 1))[..., None]
         return _extent(cover >= 0.5, window, wall)
 
     def _dome(self, u: Plane, v: Plane, rho: Plane, lean: Plane) -> Plane:
-        """Brightness of a pitted half ellipsoid, about 1 on the whole; ``lean`` is to the light."""
+        """Brightness of a pitted half ellipsoid, about 1 on average; ``lean``: towards the light."""
         rise = np.sqrt(np.clip(1 - rho * rho, 0, 1))
         facing = 0.75 * rise + lean
         waves = np.sin(np.pi * self.pits * u + self.pit_phases[0])
@@ -303,7 +304,7 @@ class _Bump:
 
 
 class _Path:
-    """A smooth way about a middle."""
+    """A smooth path around a centre."""
 
     def __init__(
         self, rng: Generator, middle: NDArray[np.float64], swing: tuple[float, float]
@@ -319,8 +320,9 @@ class _Path:
 def _scenes(rng: Generator, width: int, height: int, frames: int) -> tuple[list[_Bump], ...]:
     """The polyps and the patches of a run.
 
-    Polyps come in scenes of about ten frames, each ending in a stretch without any: a large one
-    throughout and up to three smaller ones for a while. Patches last across the stretches.
+    A run is divided into scenes of about ten frames, which end with frames without polyps. A scene
+    has one large polyp throughout, and up to three smaller ones for a part of it. Patches are
+    also visible in the frames without polyps.
     """
     count, end_of_run = max(1, round(frames / 10)), frames / SPAN
     polyps, patches = [], []
@@ -329,9 +331,9 @@ def _scenes(rng: Generator, width: int, height: int, frames: int) -> tuple[list[
         main = _Bump(rng, width, height, rng.uniform(0.26, 0.4))
         main.first, main.last = first, last
         polyps.append(main)
-        for _ in range(rng.choice(MOST_OBJECTS, p=(0.35, 0.3, 0.2, 0.15))):
+        for _ in range(rng.choice(MAX_OBJECTS, p=(0.35, 0.3, 0.2, 0.15))):
             ends = first + (last - first) * np.sort(rng.uniform(0, 1, 2))
-            for _ in range(8):  # few overlap: a place that touches no other is looked for
+            for _ in range(8):  # rejection sampling: polyps should not overlap
                 small = _Bump(rng, width, height, rng.uniform(0.165, 0.7 * main.size))
                 small.first, small.last = ends.tolist()
                 if not any(_touch(small, other) for other in polyps):
@@ -345,11 +347,11 @@ def _scenes(rng: Generator, width: int, height: int, frames: int) -> tuple[list[
 
 
 def _touch(one: _Bump, other: _Bump) -> bool:
-    """Whether they come near each other while both are seen."""
+    """True if two polyps come close while both are visible."""
     first, last = max(one.first, other.first), min(one.last, other.last)
     for moment in np.arange(first, last, 0.02):
-        x0, y0, size0 = one.place(moment)
-        x1, y1, size1 = other.place(moment)
+        x0, y0, size0 = one.geometry(moment)
+        x1, y1, size1 = other.geometry(moment)
         if np.hypot(x1 - x0, y1 - y0) < 0.55 * (size0 + size1):
             return True
     return False
@@ -372,6 +374,6 @@ def _turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
 
 
 def _noise(rng: Generator, height: int, width: int, cell: float) -> Plane:
-    """Smooth noise of deviation about 1, with bumps about ``cell`` pixels wide, [H, W]."""
+    """Smooth noise [H, W] of standard deviation about 1, with bumps about ``cell`` pixels wide."""
     grid = rng.normal(size=(int(height / cell) + 3, int(width / cell) + 3)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,9 +1,7 @@
-"""Frames from any layout that is known: capture runs, Pascal VOC, COCO, YOLO.
+"""Reads frames with boxes in any known format: capture runs, Pascal VOC, COCO, YOLO.
 
-Where a source has no runs, the folder that an image lies in is its group if there are several
-folders, and none of them is cut by the source's own split, nor is a whole split where validation
-is still to be drawn; otherwise every image is a group of its own, and splits are by image. Counts
-are then by split or by annotation file.
+The groups of a capture source are its runs. For groups in the other formats see
+``layout.build_frame_set``; counts are then by split or by annotation file.
 """
 
 from __future__ import annotations
@@ -24,20 +22,20 @@ LAYOUTS = (
 
 
 def read_frames(source: Path) -> FrameSet:
-    """The frames of ``source``, whose format shows in its files.
+    """Read the frames of ``source``, whose format is recognised by its files.
 
-    Looked for in this order: capture runs, VOC, YOLO, COCO; the first that is found is read.
+    Formats are tried in this order: capture runs, VOC, YOLO, COCO.
 
     Raises:
-        UserError: no such folder, no known layout in it, or no usable frame.
+        UserError: if the folder does not exist, has no known format, or has no usable frame.
     """
     if not source.is_dir():
-        raise UserError("source", f"{source}: no such folder", f"give {LAYOUTS}")
+        raise UserError("SOURCE", f"{source}: no such folder", f"pass {LAYOUTS}")
     if run_folders(source):
         return read_capture(source)
-    if found := read_annotated(source):
-        return found
-    raise UserError("source", f"{source}: no frames with boxes found in it", f"give {LAYOUTS}")
+    if frames := read_annotated(source):
+        return frames
+    raise UserError("SOURCE", f"{source}: no frames with boxes found in it", f"pass {LAYOUTS}")
 
 
 def read_annotated(
@@ -46,21 +44,25 @@ def read_annotated(
     files: ImageFiles = IMAGE_FILES,
     require_labels: bool = False,
 ) -> FrameSet | None:
-    """The frames of a folder in VOC, YOLO or COCO form, or null where it has none of them.
+    """Read the frames of a folder in VOC, YOLO or COCO format.
 
     Args:
         source: the folder.
-        images: what its folders of images are called; null for the names that each format uses.
+        images: name of its folders of images; ``None`` for the names that each format uses.
         files: which files are images.
-        require_labels: an image without a YOLO file is a mistake; otherwise it is empty.
+        require_labels: treat an image without a YOLO label file as an error, not as empty.
+
+    Returns:
+        the frames, or ``None`` if the folder has none of the formats.
 
     Raises:
-        UserError: no usable frame, a damaged COCO file, or a label file that is required.
+        UserError: for no usable frame, a damaged COCO file, or a required label file that is
+            missing.
     """
-    if found := xml_files(source):
-        return read_voc(source, found, images, files)
+    if documents := xml_files(source):
+        return read_voc(source, documents, images, files)
     if folders := yolo_folders(source, images or "images"):
         return read_yolo(source, folders, files, require_labels)
-    if documents := coco_documents(source):
-        return read_coco(source, documents, images, files)
+    if coco_files := coco_documents(source):
+        return read_coco(source, coco_files, images, files)
     return None

@@ -107,9 +107,9 @@ def read_capture(source: Path) -> FrameSet:
             classes = (0,) * len(label.boxes)
             builder.add(name, where, Frame(image, label.image, name, label.boxes, classes))
         if unlabelled := _unlabelled(run, labels):
-            folder = builder.relative(run / "images")
+            images = builder.relative(run / "images")
             builder.problems.append(
-                f"{folder}: images without a label file: {len(unlabelled)}, the first "
+                f"{images}: images without a label file: {len(unlabelled)}, the first "
                 f"{unlabelled[0]}: left out; write an empty list of labels for an image without "
                 "objects"
             )

@@ -1,4 +1,4 @@
-"""COCO: one JSON file for all images of a split; boxes are [x, y, width, height] in pixels."""
+"""COCO reader: one JSON file per split; boxes are [x, y, width, height] in pixels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ from research.utils.errors import UserError
 
 
 def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
+    """The annotation files of a source and their contents.
+
+    Raises:
+        UserError: for a file that is not valid JSON.
+    """
     patterns = ("annotations/*.json", "*.json", "[!.]*/_annotations.coco.json")
     files = [file for pattern in patterns for file in sorted(source.glob(pattern))]
-    # COCO's own archive has captions and key points of the same images beside the instances.
+    # The archive of COCO also has captions and keypoints of the same images.
     files = [file for file in files if file.name.startswith("instances_")] or files
     documents, problems = {}, []
     for file in files:
@@ -37,7 +42,7 @@ def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
         keys = ("images", "annotations", "categories")
         if isinstance(document, dict) and all(isinstance(document.get(key), list) for key in keys):
             documents[file] = document
-    if problems:  # a split that cannot be read must not go missing in silence
+    if problems:  # without this error the split would be missing silently
         raise UserError("labels", problems[0])
     return documents
 
@@ -48,16 +53,16 @@ def read_coco(
     images: str | None = None,
     files: ImageFiles = IMAGE_FILES,
 ) -> FrameSet:
-    """The frames of a source.
+    """Read the frames of a source in COCO format.
 
     Args:
-        source: the folder that all others lie in.
-        documents: its annotation files and what is in them.
-        images: what its folder of images is called; null for ``images`` or none.
+        source: root folder of the source.
+        documents: annotation files and their contents.
+        images: name of the folder of images; ``None`` for ``images`` or the root folder.
         files: which files are images.
 
     Raises:
-        UserError: categories that are none, or no usable frame.
+        UserError: for invalid categories, or no usable frame.
     """
     builder = FrameSetBuilder(source)
     classes: list[str] = []
@@ -66,14 +71,14 @@ def read_coco(
         part = file.stem if file.stem != "_annotations.coco" else file.parent.name
         categories = _coco_categories(file, document["categories"])
         classes += [name for name in dict.fromkeys(categories.values()) if name not in classes]
-        numbers = {key: classes.index(name) for key, name in categories.items()}
+        class_of = {key: classes.index(name) for key, name in categories.items()}
         rows = _coco_rows(builder, part, file, document)
-        places = _image_folders(source, file, part, images)
+        folders = _image_folders(source, file, part, images)
         builder.ensure_part(part)
         for row, entry in enumerate(document["images"]):
             where = f"{builder.relative(file)} images[{row}]"
             try:
-                frame = _coco_frame(builder, places, files, entry, rows, numbers)
+                frame = _coco_frame(builder, folders, files, entry, rows, class_of)
             except SkipFrame as reason:
                 builder.skip(part, where, reason)
                 continue
@@ -85,18 +90,18 @@ def read_coco(
 
 def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
     try:
-        named = {int(entry["id"]): str(entry["name"]) for entry in entries}
+        categories = {int(entry["id"]): str(entry["name"]) for entry in entries}
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            "labels", f"{file}: every one of categories needs an id and a name"
+            "labels", f"{file}: every entry of categories needs an id and a name"
         ) from None
-    return dict(sorted(named.items()))
+    return dict(sorted(categories.items()))
 
 
 def _coco_rows(
     builder: FrameSetBuilder, part: str, file: Path, document: dict[str, Any]
 ) -> dict[object, list[tuple[int, dict[str, Any]]]]:
-    """Annotations by image id; those of no image are told."""
+    """Annotations by image id; those of unknown images are skipped and counted."""
     rows: dict[object, list[tuple[int, dict[str, Any]]]] = {
         entry["id"]: []
         for entry in document["images"]
@@ -105,7 +110,7 @@ def _coco_rows(
     for row, entry in enumerate(document["annotations"]):
         key = entry.get("image_id") if isinstance(entry, dict) else None
         if not isinstance(key, int | str) or key not in rows:
-            reason = SkipFrame("invalid", f"belongs to no image ({key!r}): mend or remove it")
+            reason = SkipFrame("invalid", f"belongs to no image ({key!r}): fix or remove it")
             builder.skip(part, f"{builder.relative(file)} annotations[{row}]", reason)
         else:
             rows[key].append((row, entry))
@@ -114,22 +119,22 @@ def _coco_rows(
 
 def _coco_frame(
     builder: FrameSetBuilder,
-    places: list[Path],
+    folders: list[Path],
     files: ImageFiles,
     entry: Any,
     rows: dict[object, list[tuple[int, dict[str, Any]]]],
     classes: dict[int, int],
 ) -> Frame:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
-        raise SkipFrame("invalid", "has no id: give it one")
+        raise SkipFrame("invalid", "has no id: add one")
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
-        raise SkipFrame("missing_image", "names no file: give file_name or remove it")
-    image = _coco_image(places, safe_relative_path(name))
+        raise SkipFrame("missing_image", "names no file: set file_name or remove it")
+    image = _coco_image(folders, safe_relative_path(name))
     width, height = files.size(image)
     boxes, labels = [], []
     for row, item in rows[entry["id"]]:
-        if item.get("iscrowd"):  # a region of many, not a box of one
+        if item.get("iscrowd"):  # a region of several objects
             continue
         key = f"annotations[{row}]"
         edges = item.get("bbox")
@@ -143,17 +148,17 @@ def _coco_frame(
 
 
 def _image_folders(source: Path, file: Path, part: str, images: str | None) -> list[Path]:
-    """Where the images of an annotation file may lie."""
+    """Folders to search for the images of an annotation file, in order."""
     word = part.rsplit("_", 1)[-1]  # instances_train2017 → train2017
     inner = images or "images"
-    places = [file.parent, source, source / inner, source / word, source / inner / word]
-    if images:  # the folders that are meant before any other that holds a file of the name
-        places = [file.parent / inner, source / word / inner, *places[::-1]]
-    return places
+    folders = [file.parent, source, source / inner, source / word, source / inner / word]
+    if images:  # named folders take precedence over others with a file of the same name
+        folders = [file.parent / inner, source / word / inner, *folders[::-1]]
+    return folders
 
 
-def _coco_image(places: list[Path], name: PurePosixPath) -> Path:
-    for place in places:
-        if (place / name).is_file():
-            return place / name
-    raise SkipFrame("missing_file", f"its image {name} is not there: restore or remove it")
+def _coco_image(folders: list[Path], name: PurePosixPath) -> Path:
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise SkipFrame("missing_file", f"its image {name} does not exist: restore or remove it")

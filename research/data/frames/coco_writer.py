@@ -1,4 +1,4 @@
-"""Writes detections in COCO's form."""
+"""Writes detections in COCO format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from research.utils.files import write_text
 
 
 class CocoWriter:
-    """Collects the boxes of frames; ``write`` makes of them one file that pycocotools reads.
+    """Collects the boxes of frames, and writes one file that pycocotools can read.
 
     Args:
-        classes: class names, in index order; category ids are the indices from 1 on.
+        classes: class names in index order; category ids are the indices plus 1.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -30,14 +30,14 @@ class CocoWriter:
         scores: Sequence[float],
         labels: Sequence[int],
     ) -> None:
-        """One frame.
+        """Add a frame.
 
         Args:
-            name: its file.
+            name: file name of the image.
             size: width and height in pixels.
-            boxes: N boxes, xyxy in its pixels.
-            scores: N, 0…1.
-            labels: N class indices.
+            boxes: [N, 4] xyxy in pixels.
+            scores: [N] in 0…1.
+            labels: [N] class indices.
         """
         image = len(self.images) + 1
         width, height = size
@@ -56,7 +56,11 @@ class CocoWriter:
             )
 
     def write(self, file: Path) -> None:
-        """Raises OSError."""
+        """Write the file.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
         categories = [{"id": index, "name": name} for index, name in enumerate(self.classes, 1)]
         content = {
             "info": {"description": "detections of a model"},

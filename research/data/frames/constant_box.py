@@ -1,4 +1,4 @@
-"""A floor to stand on: how far one box, the same for every frame, would get."""
+"""A baseline for detection: the best single box for all frames."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-CANDIDATES = 2000
+MAX_CANDIDATES = 2000
 STEPS = (0.08, 0.04, 0.02, 0.01, 0.005)
 
 
 def best_constant_box(boxes: Tensor, mask: Tensor) -> Tensor:
-    """The box with the highest mean IoU over a training split's frames.
+    """The box with the highest mean IoU over the frames of a training split.
 
-    The best of the true boxes themselves, then improved one edge at a time by ever smaller steps
-    while that helps.
+    Starts from the best of the target boxes, and moves one edge at a time by decreasing steps while
+    the mean IoU increases.
 
     Args:
-        boxes: [N, M, 4] xyxy, shares of the frame.
-        mask: [N, M] bool; frames without a box are not judged.
+        boxes: [N, M, 4] xyxy, fractions of the frame.
+        mask: [N, M] bool; frames without a box are ignored.
 
     Returns:
-        [4] xyxy. The whole frame when no frame has a box.
+        [4] xyxy. The whole frame if no frame has a box.
     """
-    seen = mask.any(1)
-    boxes, mask = boxes[seen], mask[seen]
+    non_empty = mask.any(1)
+    boxes, mask = boxes[non_empty], mask[non_empty]
     if not len(boxes):
         return torch.tensor([0.0, 0.0, 1.0, 1.0])
-    true = boxes[mask]
-    candidates = true[:: -(-len(true) // CANDIDATES)]
+    targets = boxes[mask]
+    candidates = targets[:: -(-len(targets) // MAX_CANDIDATES)]
     scores = torch.stack([constant_iou(box, boxes, mask).mean() for box in candidates])
     best, score = candidates[scores.argmax()], scores.max()
     for step in STEPS:
-        better = True
-        while better:
-            better = False
+        improved = True
+        while improved:
+            improved = False
             for edge in range(4):
-                for move in (-step, step):
+                for delta in (-step, step):
                     moved = best.clone()
-                    moved[edge] = (moved[edge] + move).clamp(0, 1)
+                    moved[edge] = (moved[edge] + delta).clamp(0, 1)
                     value = constant_iou(moved, boxes, mask).mean()
                     if value > score:
-                        best, score, better = moved, value, True
+                        best, score, improved = moved, value, True
     return best
 
 
 def constant_iou(box: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
-    """[N] IoU of one box [4] with the nearest true box of each frame."""
+    """[N] highest IoU of one box [4] with the target boxes of each frame."""
     overlap = box_iou(box[None], boxes.flatten(0, 1)).view(mask.shape)
     return overlap.masked_fill(~mask, 0).amax(1)

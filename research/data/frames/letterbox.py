@@ -1,4 +1,4 @@
-"""The letterbox: a whole image in a square, and boxes there and back."""
+"""Letterboxing: resizes whole images into a square, and maps boxes to it and back."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ Boxes = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image of one size lies in a square canvas: as large as fits, centred on black.
+    """Position of an image in a square canvas: as large as fits, centred, padded with black.
 
-    Boxes follow the size that the image really has on the canvas, which is rounded to whole
-    pixels on each axis by itself; the common scale would shift them by up to a source pixel a
-    canvas pixel.
+    Width and height on the canvas are rounded to whole pixels separately. Boxes are mapped with
+    the rounded size: the common scale would shift them by up to one source pixel per canvas pixel.
 
     Attributes:
-        scale: canvas pixels a source pixel, before rounding.
+        scale: canvas pixels per source pixel, before rounding.
         pad_x: black columns on the left.
         pad_y: black rows on top.
-        width: of the image on the canvas, in pixels.
-        height: of the image on the canvas, in pixels.
+        width: width of the image on the canvas in pixels.
+        height: height of the image on the canvas in pixels.
         size: side of the canvas in pixels.
-        source_width: of the image itself, in pixels.
-        source_height: of the image itself, in pixels.
+        source_width: width of the source image in pixels.
+        source_height: height of the source image in pixels.
     """
 
     scale: float
@@ -42,7 +41,7 @@ class Letterbox:
 
     @classmethod
     def of(cls, height: int, width: int, size: int) -> Self:
-        """The letterbox of an image ``height`` × ``width`` in a ``size`` × ``size`` canvas."""
+        """The letterbox of a ``height`` × ``width`` image in a ``size`` × ``size`` canvas."""
         scale = min(size / width, size / height)
         new_width, new_height = (max(1, int(side * scale + 0.5)) for side in (width, height))
         return cls(
@@ -60,7 +59,7 @@ class Letterbox:
         """The canvas, uint8 [size, size, 3]; resized with PIL's antialiased bilinear filter.
 
         Args:
-            pixels: RGB, of the source size.
+            pixels: RGB image of the source size.
         """
         canvas = Image.new("RGB", (self.size, self.size))
         resized = pixels.resize((self.width, self.height), Image.Resampling.BILINEAR)
@@ -68,29 +67,29 @@ class Letterbox:
         return np.array(canvas)
 
     def boxes(self, boxes: Boxes) -> Boxes:
-        """Boxes on the canvas.
+        """Map boxes to the canvas.
 
         Args:
-            boxes: [N, 4] xyxy as shares of the source image.
+            boxes: [N, 4] xyxy, fractions of the source image.
 
         Returns:
-            [N, 4] xyxy as shares of the canvas, clipped to it.
+            [N, 4] xyxy, fractions of the canvas, clipped to it.
         """
-        placed = (boxes * self._extent() + self._offset()) / self.size
-        return np.clip(placed, 0, 1).astype(boxes.dtype)
+        mapped = (boxes * self._extent() + self._offset()) / self.size
+        return np.clip(mapped, 0, 1).astype(boxes.dtype)
 
     def inverse(self, boxes: Boxes) -> Boxes:
-        """Boxes in the source image: the way back of ``boxes``.
+        """Map boxes back to the source image; the inverse of ``boxes``.
 
         Args:
-            boxes: [N, 4] xyxy as shares of the canvas.
+            boxes: [N, 4] xyxy, fractions of the canvas.
 
         Returns:
             [N, 4] xyxy in pixels of the source image, clipped to it.
         """
         source = np.array([self.source_width, self.source_height] * 2, dtype=np.float64)
-        shares = (boxes * self.size - self._offset()) / self._extent()
-        return np.clip(shares * source, 0, source).astype(boxes.dtype)
+        fractions = (boxes * self.size - self._offset()) / self._extent()
+        return np.clip(fractions * source, 0, source).astype(boxes.dtype)
 
     def _extent(self) -> NDArray[np.float64]:
         return np.array([self.width, self.height] * 2, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Stills out of whatever a user points at: images, folders of them, capture runs, videos."""
+"""Reads stills from images, folders of images, capture runs and videos."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SINGLE_FILES = "images"
-"""Group of the image files that were given one by one."""
+"""Group of image files that are passed one by one."""
 ARRAY = ".npy"
-"""Of frames with more channels than a picture has."""
+"""Suffix of frames with more than three channels."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,11 @@ class Still:
     """One image, as a file.
 
     Attributes:
-        name: what people are told: its path, or its video's path and its number in it, from 0.
-        group: the capture run, folder or video that it is from.
-        stem: what files made of it are called; unique among all stills.
-        file: the image or array; of a video, a PNG that is gone when the next batch is asked for.
+        name: for messages: its path, or the path of its video and its frame number, from 0.
+        group: name of its capture run, folder or video.
+        stem: file name for outputs; unique among all stills.
+        file: the image or array; for a video frame, a PNG file that is deleted when the next batch
+            is requested.
     """
 
     name: str
@@ -42,8 +43,8 @@ class Still:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Images of one group, or a video; the images' stems are their paths in ``root``."""
+class _Source:
+    """Images of one group, or a video; stems of images are their paths relative to ``root``."""
 
     group: str
     root: Path
@@ -52,50 +53,53 @@ class _Part:
 
 
 class Media:
-    """The stills of some sources, in order.
+    """The stills of several sources, in order.
 
     Args:
-        sources: image files and arrays, folders with images at any depth (or, where there is no
-            image, with arrays), capture runs, folders of capture runs, video files. In folders,
-            hidden files are passed over.
-        max_frames: look at so many stills at most; null: at all of them.
+        sources: image files and arrays, folders with images at any depth (or, without images, with
+            arrays), capture runs, folders of capture runs, video files. Hidden files in folders
+            are ignored.
+        max_frames: largest number of stills; ``None`` for all.
 
     Attributes:
-        expected: how many stills there are, as far as the videos' headers tell; 0 if one does not.
-        damage: what of the videos could not be read, by kind. Images are left to their reader.
-        told: a line for each video that could not be opened.
+        expected: number of stills according to the headers of the videos; 0 if one has none.
+        skipped: counts of unreadable videos, packets and video frames, by kind. Images are not
+            opened here.
+        problems: one line for each video that cannot be opened.
 
     Raises:
-        UserError: when a source does not exist or holds no image, or when none can be opened.
+        UserError: for a source that does not exist or has no image, or if none can be opened.
     """
 
     def __init__(self, sources: Sequence[Path], max_frames: int | None = None) -> None:
         self.max_frames = max_frames
-        self.damage: Counter[str] = Counter()
-        self.told: list[str] = []
+        self.skipped: Counter[str] = Counter()
+        self.problems: list[str] = []
         self._groups = _Unique()
         self._stems = _Unique()
         lengths: list[int] = []
-        self._parts: list[_Part] = []
+        self._sources: list[_Source] = []
         for source in sources:
-            for part in _find(source):
+            for part in _expand(source):
                 try:
-                    lengths.append(len(part.files) if part.video is None else _length(part.video))
-                    self._parts.append(part)
-                except _NoVideo as reason:
-                    self.damage[reason.kind] += 1
-                    self.told.append(str(reason))
-        if not self._parts:
-            raise UserError("source", self.told[0])
+                    lengths.append(
+                        len(part.files) if part.video is None else _frame_count(part.video)
+                    )
+                    self._sources.append(part)
+                except _NotAVideo as reason:
+                    self.skipped["not_a_video"] += 1
+                    self.problems.append(str(reason))
+        if not self._sources:
+            raise UserError("SOURCE", self.problems[0])
         self.expected = 0 if 0 in lengths else sum(lengths)
         if max_frames is not None:
             self.expected = min(self.expected or max_frames, max_frames)
 
     def batches(self, size: int) -> Iterator[list[Still]]:
-        """Up to ``size`` stills at a time; videos are decoded on the way.
+        """Yield up to ``size`` stills at a time; videos are decoded meanwhile.
 
         Raises:
-            UserError: when there is no room for a video's frames.
+            UserError: if video frames cannot be written to the temporary folder.
         """
         with tempfile.TemporaryDirectory(prefix="frames_") as scratch:
             stills = islice(self._stills(Path(scratch)), self.max_frames)
@@ -106,22 +110,22 @@ class Media:
                         still.file.unlink()
 
     def _stills(self, scratch: Path) -> Iterator[Still]:
-        several = len({part.group for part in self._parts}) > 1
-        loose = self._groups.name(SINGLE_FILES)
-        for part in self._parts:
-            group = loose if part.group == SINGLE_FILES else self._groups.name(part.group)
+        several = len({part.group for part in self._sources}) > 1
+        single_files = self._groups.name(SINGLE_FILES)
+        for part in self._sources:
+            group = single_files if part.group == SINGLE_FILES else self._groups.name(part.group)
             for file in part.files:
                 stem = "_".join(file.relative_to(part.root).with_suffix("").parts)
-                stem = f"{group}_{stem}" if several and group != loose else stem
+                stem = f"{group}_{stem}" if several and group != single_files else stem
                 yield Still(str(file), group, self._stems.name(stem), file)
             if part.video is not None:
                 for number, image in enumerate(self._frames(part.video)):
                     stem = self._stems.name(f"{group}_{number:05d}")
-                    file = _written(image, scratch / f"{stem}.png")
+                    file = _save(image, scratch / f"{stem}.png")
                     yield Still(f"{part.video} frame {number}", group, stem, file)
 
     def _frames(self, video: Path) -> Iterator[Image]:
-        """A video's frames, upright; what is damaged is counted and left out."""
+        """Decode a video into upright frames; damaged frames are skipped and counted."""
         import av
 
         with _open(video) as container:
@@ -135,62 +139,58 @@ class Media:
                         return
                     frames = packet.decode()
                 except av.FFmpegError:
-                    # Of a packet; after damage to the container itself there are no more.
-                    self.damage["unreadable"] += 1
+                    # One packet is damaged; after damage to the container demuxing ends.
+                    self.skipped["unreadable"] += 1
                     continue
                 for frame in frames:
                     if frame.is_corrupt:
-                        self.damage["corrupt"] += 1
+                        self.skipped["corrupt"] += 1
                     else:
                         yield frame.to_image().rotate(frame.rotation, expand=True)
 
 
-class _NoVideo(Exception):
-    """A file in which no video can be found; ``kind`` as of other damage."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+class _NotAVideo(Exception):
+    """A file that is not a readable video."""
 
 
 class _Unique:
-    """Makes names that it did not make before."""
+    """Makes names unique by appending a number."""
 
     def __init__(self) -> None:
-        self.taken: set[str] = set()
+        self.used: set[str] = set()
 
-    def name(self, wanted: str) -> str:
-        name, number = wanted, 1
-        while name in self.taken:
+    def name(self, base: str) -> str:
+        name, number = base, 1
+        while name in self.used:
             number += 1
-            name = f"{wanted}_{number}"
-        self.taken.add(name)
+            name = f"{base}_{number}"
+        self.used.add(name)
         return name
 
 
-def _find(source: Path) -> list[_Part]:
-    """What a source consists of."""
+def _expand(source: Path) -> list[_Source]:
+    """The groups of images and the video of one source."""
     if not source.exists():
-        raise UserError("source", f"{source}: no such file or folder")
+        raise UserError("SOURCE", f"{source}: no such file or folder")
     if not source.is_dir():
         if source.suffix.lower() in {*EXTENSIONS, ARRAY} or not inspect_header(source):
-            return [_Part(SINGLE_FILES, source.parent, [source])]
-        return [_Part(source.stem, source.parent, video=source)]
+            return [_Source(SINGLE_FILES, source.parent, [source])]
+        return [_Source(source.stem, source.parent, video=source)]
     runs = run_folders(source)
     roots = {run: run / "images" for run in runs} or {source: source}
-    found = {
+    files_in = {
         folder: _files_below(root, EXTENSIONS) or _files_below(root, {ARRAY})
         for folder, root in roots.items()
     }
     parts = [
-        _Part(folder.resolve().name.lstrip(".") or SINGLE_FILES, roots[folder], files)
-        for folder, files in found.items()
+        _Source(folder.resolve().name.lstrip(".") or SINGLE_FILES, roots[folder], files)
+        for folder, files in files_in.items()
         if files
     ]
     if not parts:
         kind = "no image in its capture runs" if runs else "no image in it"
         raise UserError(
-            "source", f"{source}: {kind}", "give images, folders of them, capture runs or videos"
+            "SOURCE", f"{source}: {kind}", "pass images, folders of them, capture runs or videos"
         )
     return parts
 
@@ -206,27 +206,27 @@ def _files_below(root: Path, suffixes: Set[str]) -> list[Path]:
 
 
 def _open(video: Path) -> InputContainer:
-    """Raises _NoVideo."""
-    # Only here, where it is needed: half a second.
+    """Open a video; raises _NotAVideo."""
+    # Imported late: it takes half a second.
     import av
 
     try:
-        # Said so, or "a:b.mp4" would be of the protocol "a". What a playlist names in a file is
-        # not fetched from elsewhere: FFmpeg allows it no more than files.
+        # With "file:" a name like "a:b.mp4" is not parsed as protocol "a", and FFmpeg opens nothing
+        # but files for the entries of a playlist.
         container = av.open(f"file:{video}")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
-        raise _NoVideo(
-            "not_a_video", f"{video}: neither an image nor a video that can be read ({reason})"
+        raise _NotAVideo(
+            f"{video}: neither an image nor a video that can be read ({reason})"
         ) from None
     if not container.streams.video:
         container.close()
-        raise _NoVideo("not_a_video", f"{video}: holds no video stream")
+        raise _NotAVideo(f"{video}: has no video stream")
     return container
 
 
-def _length(video: Path) -> int:
-    """About how many frames, 0 if the header does not say. Raises _NoVideo."""
+def _frame_count(video: Path) -> int:
+    """Number of frames according to the header, 0 if it has none; raises _NotAVideo."""
     import av
 
     with _open(video) as container:
@@ -235,12 +235,12 @@ def _length(video: Path) -> int:
         return stream.frames or round((container.duration or 0) / av.time_base * rate)
 
 
-def _written(image: Image, file: Path) -> Path:
+def _save(image: Image, file: Path) -> Path:
     try:
         image.save(file, compress_level=1)
     except OSError as error:
         raise UserError(
-            "out",
+            "TMPDIR",
             f"{file.parent}: {error.strerror or error}",
             "free space, or set TMPDIR to another folder",
         ) from None

@@ -15,25 +15,25 @@ from PIL import Image
 from research.data.frames.capture import MANIFEST, SCHEMA_VERSION
 from research.utils.errors import UserError
 
-MAX_FRAMES = 100_000  # what five digits can number
+MAX_FRAMES = 100_000  # file names have five digits
 Source = Literal["sim_auto", "human", "model"]
 
 
 class RunWriter:
-    """A capture run that grows; what lies on the disk is a whole run at every moment.
+    """Writes a capture run that is valid on disk after every frame.
 
-    The manifest comes first and every image before its label, so a run that is cut short holds the
-    frames so far. One that ends without any is removed.
+    The manifest is written first, and every image before its label: an interrupted run contains
+    the frames so far. A run without frames is removed at the end.
 
         with RunWriter(folder) as run:
             run.add(image, boxes, source="model", confidences=scores)
 
     Args:
-        folder: the run's; must not exist, or be empty.
-        seed: what made the frames, non-negative, if it was a seed.
-        max_frames: how many there can be, at least 1, if there is a limit.
-        started_at: seconds since 1970; null is now.
-        fps: frames a second of the run's own clock.
+        folder: folder of the run; must not exist or be empty.
+        seed: seed that generated the frames, non-negative, if any.
+        max_frames: largest number of frames, at least 1, if there is a limit.
+        started_at: seconds since 1970; ``None`` for now.
+        fps: frames per second of the timestamps.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class RunWriter:
         self.frames = 0
 
     def __enter__(self) -> Self:
-        """Raises UserError when the folder holds something or cannot be made."""
+        """Create the folder; raises UserError if it is not empty or cannot be created."""
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "seed": self.seed,
-            "output_root": ".",  # a run says nothing of the machine that it was made on
+            "output_root": ".",  # no path of this machine
             "run_dir": self.folder.resolve().name,
             "started_at_unix": self.started_at,
             "max_frames": self.max_frames,
@@ -66,13 +66,13 @@ class RunWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             if any(self.folder.iterdir()):
                 raise UserError(
-                    "out", f"{self.folder} is not empty: name another folder for the run"
+                    "out", f"{self.folder} is not empty", "pass another folder for the run"
                 )
             (self.folder / "images").mkdir()
             (self.folder / "labels").mkdir()
         except OSError as error:
-            raise self._failed(error) from None
-        self._put(MANIFEST, json.dumps(manifest).encode())
+            raise self._error(error) from None
+        self._write(MANIFEST, json.dumps(manifest).encode())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,24 +98,26 @@ class RunWriter:
         """Write the next frame.
 
         Args:
-            image: pixels, which are encoded; or a JPEG or PNG file, which is copied.
+            image: an image, which is encoded, or a JPEG or PNG file, which is copied.
             boxes: normalised xyxy, each x0 < x1 and y0 < y1 in [0, 1].
-            source: who says so.
-            confidences: a number in [0, 1] a box; null is 1 for all.
-            overlay: the image with its boxes drawn, kept beside it as a PNG.
-            suffix: ``.png`` or ``.jpg``, for pixels.
-            **encoding: options of PIL's encoder.
+            source: origin of the boxes.
+            confidences: a number in [0, 1] for each box; ``None`` for 1.
+            overlay: the image with boxes drawn, written as a PNG file.
+            suffix: ``.png`` or ``.jpg``, for an image that is encoded.
+            **encoding: options of the PIL encoder.
 
         Returns:
             the label file.
 
         Raises:
-            UserError: too many frames, or writing fails.
-            ValueError: boxes, confidences, suffix or file that cannot be in a run.
+            UserError: for too many frames, or a failed write.
+            ValueError: for invalid boxes, confidences, suffix or file.
         """
         if self.frames >= MAX_FRAMES:
             raise UserError(
-                "out", f"{self.folder}: a run holds {MAX_FRAMES} frames", "give max_frames"
+                "max_frames",
+                f"{self.folder}: a run has at most {MAX_FRAMES} frames",
+                f"set max_frames={MAX_FRAMES}",
             )
         if isinstance(image, Path):
             suffix = {".jpeg": ".jpg"}.get(image.suffix.lower(), image.suffix.lower())
@@ -136,16 +138,16 @@ class RunWriter:
         content = (
             image.read_bytes() if isinstance(image, Path) else _encoded(image, suffix, encoding)
         )
-        self._put(f"images/{stem}{suffix}", content)
+        self._write(f"images/{stem}{suffix}", content)
         if overlay is not None:
-            self._put(f"overlays/{stem}.png", _encoded(overlay, ".png", {}))
-        self._put(f"labels/{stem}.json", json.dumps(label).encode())
+            self._write(f"overlays/{stem}.png", _encoded(overlay, ".png", {}))
+        self._write(f"labels/{stem}.json", json.dumps(label).encode())
         self.frames += 1
         return self.folder / f"labels/{stem}.json"
 
-    def _put(self, name: str, content: bytes) -> None:
-        """A file, whole under its name or not there; not synced, which would take longer than
-        most models take for a frame."""
+    def _write(self, name: str, content: bytes) -> None:
+        """Write a file atomically, without fsync: that takes longer than most models need for a
+        frame."""
         path = self.folder / name
         part = path.with_name(f".{path.name}")
         try:
@@ -154,13 +156,13 @@ class RunWriter:
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise self._failed(error) from None
+            raise self._error(error) from None
 
-    def _failed(self, error: OSError) -> UserError:
+    def _error(self, error: OSError) -> UserError:
         return UserError(
             "out",
             f"{self.folder}: {error.strerror or error}",
-            f"{self.frames} frames are written: free space or name another folder",
+            f"{self.frames} frames are written: free space or pass another folder",
         )
 
 
@@ -175,11 +177,11 @@ def _labels(
     for box, score in zip(boxes, scores, strict=True):
         x0, y0, x1, y1 = (float(edge) for edge in box)
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and 0 <= score <= 1):
-            raise ValueError(f"box {[x0, y0, x1, y1]} of confidence {score} cannot be in a run")
+            raise ValueError(f"box {[x0, y0, x1, y1]} with confidence {score} is not valid")
         width, height = size
         labels.append(
             {
-                "center_world": [0.0, 0.0, 0.0],  # known to a simulator alone
+                "center_world": [0.0, 0.0, 0.0],  # only known in simulation
                 "bbox_px": [x0 * width, y0 * height, x1 * width, y1 * height],
                 "bbox_norm": [x0, y0, x1, y1],
                 "source": source,

@@ -1,4 +1,4 @@
-"""The device's half of preprocessing for frames: floats, and augmentation of frame and boxes."""
+"""Device transform of frames: conversion to float, and augmentation of images and boxes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from research.batch import DetectionBatch
 from research.data.transforms import DeviceTransform, half
 
-VISIBLE = 0.25
-"""A box of which the zoom leaves a smaller share inside the frame is no target any more."""
+MIN_VISIBLE = 0.25
+"""Boxes are dropped if a smaller fraction of their area remains in the frame after the zoom."""
 
 
 class FrameAugmentation:
-    """What is drawn anew for every frame of every epoch (guide 5's list).
+    """Parameters of the random augmentation of frames (guide 5's list).
 
     Args:
         flip: mirror half of the frames.
-        flip_vertical: turn half of them upside down; for scenes without an above and below.
-        zoom: range of the enlargement, about a random place; below 1 the frame shrinks on black.
-        brightness: largest change of the mean, on a 0…1 scale, either way.
-        contrast: largest share by which differences from the mean grow or shrink.
+        flip_vertical: flip half of the frames vertically; for scenes without up and down.
+        zoom: range of the scale, about a random point; below 1 the frame is padded with black.
+        brightness: largest change of the mean, up or down, on a 0…1 scale.
+        contrast: largest relative change of the differences from the mean.
         noise: standard deviation of Gaussian noise, on a 0…1 scale.
     """
 
@@ -46,10 +46,10 @@ class FrameAugmentation:
 
 
 class FrameTransform(DeviceTransform):
-    """Makes floats in [0, 1] of uint8 frames [B, 3, S, S]; augments frames and boxes in training.
+    """Converts uint8 frames [B, 3, S, S] to floats in [0, 1]; augments in training.
 
     Args:
-        augmentation: what happens in training; nothing when null.
+        augmentation: augmentation in training, if any.
     """
 
     def __init__(self, augmentation: FrameAugmentation | None) -> None:
@@ -57,15 +57,15 @@ class FrameTransform(DeviceTransform):
         self.augmentation = augmentation
 
     def forward(self, batch: DetectionBatch, generator: torch.Generator | None) -> DetectionBatch:
-        # In place from here on: fresh memory for a batch of frames costs more than the arithmetic.
+        # In place from here on: allocating a batch of frames costs more than the arithmetic.
         batch = replace(batch, inputs=batch.inputs.float().div_(255))
-        change = self.augmentation
-        if not self.training or change is None:
+        augmentation = self.augmentation
+        if not self.training or augmentation is None:
             return batch
-        batch = random_flip_zoom(batch, change, generator)
-        color_jitter(batch.inputs, change, generator)
-        if change.noise:
-            batch.inputs.add_(noise_like(batch.inputs, generator), alpha=change.noise)
+        batch = random_flip_zoom(batch, augmentation, generator)
+        color_jitter(batch.inputs, augmentation, generator)
+        if augmentation.noise:
+            batch.inputs.add_(noise_like(batch.inputs, generator), alpha=augmentation.noise)
         return replace(batch, inputs=batch.inputs.clamp_(0, 1))
 
     def to_images(self, batch: DetectionBatch) -> list[Tensor]:
@@ -73,52 +73,52 @@ class FrameTransform(DeviceTransform):
 
 
 def random_flip_zoom(
-    batch: DetectionBatch, change: FrameAugmentation, generator: torch.Generator | None
+    batch: DetectionBatch, augmentation: FrameAugmentation, generator: torch.Generator | None
 ) -> DetectionBatch:
-    """Float frames [B, C, S, S] and their boxes, mirrored and zoomed; what comes in is 0.
+    """Randomly mirror and zoom float frames [B, C, S, S] and their boxes.
 
-    Black, or a channel's mean, whichever 0 stands for by then.
+    Padding is 0: black, or the channel mean if frames are normalised already.
     """
-    if change.flip:
+    if augmentation.flip:
         batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=0)
-    if change.flip_vertical:
+    if augmentation.flip_vertical:
         batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=1)
-    if change.zoom != (1.0, 1.0):
-        batch = _zoom(batch, change.zoom, generator)
+    if augmentation.zoom != (1.0, 1.0):
+        batch = _zoom(batch, augmentation.zoom, generator)
     return batch
 
 
 def color_jitter(
     images: Tensor,
-    change: FrameAugmentation,
+    augmentation: FrameAugmentation,
     generator: torch.Generator | None,
-    there: Tensor | None = None,
+    valid_mask: Tensor | None = None,
 ) -> None:
-    """Changes brightness and contrast of float images [B, C, H, W] in place, each by its own.
+    """Randomly change brightness and contrast of float images [B, C, H, W] in place.
 
     Args:
         images: on a 0…1 scale.
-        change: how much.
-        generator: of what is drawn.
-        there: [B, H, W] bool, where the frames are, whose mean stays; black elsewhere. Everywhere
-            when null.
+        augmentation: largest changes.
+        generator: random number generator.
+        valid_mask: [B, H, W] bool, False for black padding, which is excluded from the mean;
+            ``None`` for images without padding.
     """
-    if change.brightness or change.contrast:
+    if augmentation.brightness or augmentation.contrast:
         drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device) * 2 - 1
         mean = images.mean((1, 2, 3), keepdim=True)
-        if there is not None:
-            mean /= there[:, None].float().mean((1, 2, 3), keepdim=True)
-        gain = 1 + change.contrast * drawn[0]
-        images.mul_(gain).add_(mean * (1 - gain) + change.brightness * drawn[1])
+        if valid_mask is not None:
+            mean /= valid_mask[:, None].float().mean((1, 2, 3), keepdim=True)
+        gain = 1 + augmentation.contrast * drawn[0]
+        images.mul_(gain).add_(mean * (1 - gain) + augmentation.brightness * drawn[1])
 
 
 def noise_like(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers, one for each of ``images``."""
+    """Standard normal noise of the shape of ``images``."""
     return torch.randn(images.shape, generator=generator).to(images.device)
 
 
 def _mirror(batch: DetectionBatch, chosen: Tensor, axis: int) -> DetectionBatch:
-    """Mirrors the chosen frames along x (axis 0) or y (axis 1)."""
+    """Mirror the chosen frames along x (axis 0) or y (axis 1)."""
     images = torch.where(chosen[:, None, None, None], batch.inputs.flip(3 - axis), batch.inputs)
     mirrored = batch.boxes.clone()
     mirrored[..., axis] = 1 - batch.boxes[..., axis + 2]
@@ -130,23 +130,23 @@ def _mirror(batch: DetectionBatch, chosen: Tensor, axis: int) -> DetectionBatch:
 def _zoom(
     batch: DetectionBatch, zoom: tuple[float, float], generator: torch.Generator | None
 ) -> DetectionBatch:
-    """A place x of the frame goes to s·x + t; what leaves the frame is cut off."""
+    """Map a point x of the frame to s·x + t, with s and t drawn for each frame; clip boxes."""
     count, device = len(batch), batch.inputs.device
     drawn = torch.rand(3, count, generator=generator).to(device)
     scale = zoom[0] + (zoom[1] - zoom[0]) * drawn[0]
-    # Enlarged, the frame stays filled; shrunk, it stays whole.
+    # With s > 1 the frame stays filled; with s < 1 it stays complete.
     shift = drawn[1:].T * (1 - scale)[:, None]
-    # grid_sample asks where an output place comes from, on a scale of -1…1.
+    # grid_sample needs the inverse map, from output to input, in coordinates -1…1.
     theta = torch.zeros(count, 2, 3, device=device)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
     theta[:, :, 2] = (1 - 2 * shift) / scale[:, None] - 1
     grid = F.affine_grid(theta, list(batch.inputs.shape), align_corners=False)
     images = F.grid_sample(batch.inputs, grid, align_corners=False)
     moved = batch.boxes * scale[:, None, None] + shift.repeat(1, 2)[:, None]
-    inside = moved.clamp(0, 1)
-    seen = _area(inside) > VISIBLE * _area(moved)
-    mask = batch.mask & seen
-    return replace(batch, inputs=images, boxes=inside * mask[..., None], mask=mask)
+    clipped = moved.clamp(0, 1)
+    visible = _area(clipped) > MIN_VISIBLE * _area(moved)
+    mask = batch.mask & visible
+    return replace(batch, inputs=images, boxes=clipped * mask[..., None], mask=mask)
 
 
 def _area(boxes: Tensor) -> Tensor:

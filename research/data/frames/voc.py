@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file an image; boxes in pixels, counted from 1, the last one included."""
+"""Pascal VOC reader: one XML file per image; boxes in pixels, from 1, including the last pixel."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from research.data.frames.layout import (
 
 
 def xml_files(source: Path) -> list[Path]:
+    """The annotation files of a source, sorted."""
     for folder in ("Annotations", "annotations", "."):
         pattern = "*.xml" if folder == "." else "**/*.xml"
         if files := sorted((source / folder).glob(pattern)):
@@ -38,34 +39,35 @@ def xml_files(source: Path) -> list[Path]:
 def read_voc(
     source: Path, documents: list[Path], images: str | None = None, files: ImageFiles = IMAGE_FILES
 ) -> FrameSet:
-    """The frames of a source.
+    """Read the frames of a source in VOC format.
 
     Args:
-        source: the folder that all others lie in.
+        source: root folder of the source.
         documents: its XML files.
-        images: the folder of images; null for ``JPEGImages`` or ``images``, else beside the XML.
+        images: name of the folder of images; ``None`` for ``JPEGImages`` or ``images``, or the
+            folder of the XML file.
         files: which files are images.
 
     Raises:
-        UserError: no usable frame.
+        UserError: for no usable frame.
     """
     builder = FrameSetBuilder(source)
-    found: dict[str, list[str]] = {}
-    places = _image_folders(source, images)
+    names_of: dict[str, list[str]] = {}
+    folders = _image_folders(source, images)
     for file in documents:
         try:
-            image, objects = _voc_objects(source, file, places, files)
+            image, objects = _voc_objects(source, file, folders, files)
         except SkipFrame as reason:
             builder.skip(ALL, builder.relative(file), reason)
             continue
         name = builder.relative(image)
-        found.setdefault(name, [class_name for class_name, _ in objects])
+        names_of.setdefault(name, [class_name for class_name, _ in objects])
         boxes = tuple(box for _, box in objects)
         builder.add(ALL, builder.relative(file), Frame(name, image, "", boxes, ()))
-    classes = sorted({class_name for names in found.values() for class_name in names})
+    classes = sorted({class_name for names in names_of.values() for class_name in names})
     index = {class_name: number for number, class_name in enumerate(classes)}
     for name, frame in builder.frames.items():
-        labels = tuple(index[class_name] for class_name in found[name])
+        labels = tuple(index[class_name] for class_name in names_of[name])
         builder.frames[name] = replace(frame, labels=labels)
     return build_frame_set(builder, "voc", classes, _voc_split(source, builder))
 
@@ -81,7 +83,7 @@ def _voc_objects(
     for row, item in enumerate(root.iter("object")):
         class_name = (item.findtext("name") or "").strip()
         if not class_name:
-            raise SkipFrame("invalid", f"object {row} has no name: give its class")
+            raise SkipFrame("invalid", f"object {row} has no name: add its class")
         edges = [
             parse_number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
         ]
@@ -95,17 +97,17 @@ def _voc_objects(
 def _xml(file: Path) -> ElementTree.Element:
     try:
         content = file.read_bytes()
-        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # nested entities can fill a memory
-            raise SkipFrame("invalid", "defines a DOCTYPE or entities: take them out")
+        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # nested entities can exhaust memory
+            raise SkipFrame("invalid", "defines a DOCTYPE or entities: remove them")
         return ElementTree.fromstring(content)
     except OSError as error:
-        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): mend it") from None
+        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: encoding
-        raise SkipFrame("invalid", f"bad XML ({error}): mend it") from None
+        raise SkipFrame("invalid", f"bad XML ({error}): fix it") from None
 
 
 def _image_folders(source: Path, images: str | None) -> list[Path]:
-    """Where images may lie, whatever the sub-folder of their XML file; none for beside it."""
+    """Folders to search for images; empty if images are beside their XML files."""
     named = [images] if images else ["JPEGImages", "images"]
     top = next((source / name for name in named if (source / name).is_dir()), None)
     if top is None:
@@ -116,25 +118,27 @@ def _image_folders(source: Path, images: str | None) -> list[Path]:
 def _voc_image(
     source: Path, file: Path, named: str, folders: list[Path], files: ImageFiles
 ) -> Path:
-    """The image of an XML file: the one that it names, else one of the same stem."""
-    inner = file.parent.relative_to(source).parts[1:]  # sub-folders of Annotations are mirrored
-    places = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
+    """The image of an XML file: the one that it names, else the one with the same stem."""
+    inner = file.parent.relative_to(source).parts[
+        1:
+    ]  # image folders have the subfolders of Annotations
+    candidates = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
     if named:
         path = safe_relative_path(named)
-        for place in places:
-            if (place / path).is_file():
-                return place / path
-    for place in places:
+        for folder in candidates:
+            if (folder / path).is_file():
+                return folder / path
+    for folder in candidates:
         for suffix in sorted(files.suffixes):
-            for spelled in (suffix, suffix.upper()):
-                if (place / f"{file.stem}{spelled}").is_file():
-                    return place / f"{file.stem}{spelled}"
-    told = named or f"{file.stem}.jpg"
-    raise SkipFrame("missing_file", f"its image {told} is not there: restore or remove it")
+            for name in (f"{file.stem}{suffix}", f"{file.stem}{suffix.upper()}"):
+                if (folder / name).is_file():
+                    return folder / name
+    name = named or f"{file.stem}.jpg"
+    raise SkipFrame("missing_file", f"its image {name} does not exist: restore or remove it")
 
 
 def _voc_split(source: Path, builder: FrameSetBuilder) -> dict[str, str]:
-    """Frame name → split: from the lists of ``ImageSets``, else from the images' folders."""
+    """Frame name → split, from the lists in ``ImageSets``, else from the folders of the images."""
     listed = {}
     for split in ("train", "val", "test"):
         for folder in ("ImageSets/Main", "ImageSets"):

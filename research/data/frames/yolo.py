@@ -1,4 +1,4 @@
-"""YOLO: a text file an image, a row "class cx cy width height" an object, in shares of it."""
+"""YOLO reader: one text file per image; rows are "class cx cy width height" in fractions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from research.utils.errors import UserError
 
 
 def yolo_folders(source: Path, images: str = "images") -> dict[Path, Path]:
-    """Folders of images and of their labels: beside each other, or in a folder a split.
+    """Folders of images and of their labels, in the source or in a folder for each split.
 
     Args:
-        source: holds them.
-        images: what the folders of images are called.
+        source: root folder of the source.
+        images: name of the folders of images.
     """
     folders = [source, *sorted(path for path in source.glob("[!.]*") if split_from_name(path.name))]
     return {
@@ -50,18 +50,18 @@ def read_yolo(
     require_labels: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> FrameSet:
-    """The frames of a source.
+    """Read the frames of a source in YOLO format.
 
     Args:
-        source: the folder that all others lie in.
-        folders: of images, and of their labels.
+        source: root folder of the source.
+        folders: folders of images, and of their labels.
         files: which files are images.
-        require_labels: an image without a label file is a mistake; otherwise it is empty, as
-            the format has it.
-        class_names: in the place of those that the source gives.
+        require_labels: treat an image without a label file as an error, not as empty.
+        class_names: class names; ``None`` for those of the source.
 
     Raises:
-        UserError: for bad class names, no usable frame, or a label file that is required.
+        UserError: for invalid class names, no usable frame, or a required label file that is
+            missing.
     """
     builder = FrameSetBuilder(source)
     classes = read_class_names(source) if class_names is None else list(class_names)
@@ -81,7 +81,7 @@ def read_yolo(
                         f"{image}: has no label file {file}",
                         "add it (empty for a negative)",
                     )
-                # No label file is the format's way to say that nothing is in the image.
+                # In YOLO format an image without objects may have no label file.
                 rows = _yolo_rows(file, len(classes)) if file.is_file() else []
             except SkipFrame as reason:
                 where = file if file.is_file() else image
@@ -94,11 +94,13 @@ def read_yolo(
                 parts[name] = part
         for file in sorted(orphans):
             part = split_from_path(file.relative_to(source).parts[:-1]) or ALL
-            lost = SkipFrame("missing_file", "its image is not there: restore or remove it")
-            builder.skip(part, builder.relative(file), lost)
+            missing = SkipFrame("missing_file", "its image does not exist: restore or remove it")
+            builder.skip(part, builder.relative(file), missing)
     if not classes:
-        most = max((max(frame.labels, default=-1) for frame in builder.frames.values()), default=-1)
-        classes = [str(number) for number in range(most + 1)]
+        largest = max(
+            (max(frame.labels, default=-1) for frame in builder.frames.values()), default=-1
+        )
+        classes = [str(number) for number in range(largest + 1)]
     return build_frame_set(builder, "yolo", classes, parts)
 
 
@@ -113,7 +115,7 @@ def _yolo_rows(file: Path, classes: int) -> list[tuple[int, BoxXYXY]]:
             raise SkipFrame("invalid", f"row {row} is {line[:50]!r}: expected class cx cy w h")
         number = int(words[0])
         if classes and number >= classes:
-            raise SkipFrame("invalid", f"row {row}: class {number} of {classes}: name or mend it")
+            raise SkipFrame("invalid", f"row {row}: class {number} of {classes}: name or fix it")
         x, y, width, height = numbers[1:]
         edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
         rows.append((number, normalize_box(edges, 1, 1, NORMALISED_SLACK, f"row {row}")))
@@ -121,17 +123,17 @@ def _yolo_rows(file: Path, classes: int) -> list[tuple[int, BoxXYXY]]:
 
 
 def read_class_names(source: Path) -> list[str]:
-    """Names from a YAML file with ``names`` (a list, or a mapping of numbers), or a list of lines.
+    """Class names from ``names`` of a YAML file (list or mapping of indices), or from a text file.
 
     Raises:
-        UserError: for a YAML file that cannot be read, or names that skip a number.
+        UserError: for a YAML file that cannot be read, or indices that are not 0, 1, ….
     """
     for file in sorted([*source.glob("*.yaml"), *source.glob("*.yml")]):
         try:
             document = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(
-                "labels", f"{file}: bad YAML ({str(error).splitlines()[0]}): mend it"
+                "labels", f"{file}: bad YAML ({str(error).splitlines()[0]}): fix it"
             ) from None
         names = document.get("names") if isinstance(document, dict) else None
         if isinstance(names, dict):

@@ -172,7 +172,7 @@ def test_damage_inside_costs_the_damaged_frames(tmp_path: Path, codec: str) -> N
     media = Media([file])
     found = len(stills(media))
     assert 0 < found <= 20
-    assert sum(media.damage.values()) + found <= 20
+    assert sum(media.skipped.values()) + found <= 20
 
 
 def test_a_broken_video_among_others_is_counted(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_a_broken_video_among_others_is_counted(tmp_path: Path) -> None:
     broken.write_bytes(write_video(tmp_path / "whole.mp4", colours(4), "mpeg4").read_bytes()[:900])
     media = Media([broken, tmp_path / "whole.mp4"])
     assert len(stills(media)) == 4
-    assert media.damage == {"not_a_video": 1}
-    assert len(media.told) == 1
-    assert str(broken) in media.told[0]
+    assert media.skipped == {"not_a_video": 1}
+    assert len(media.problems) == 1
+    assert str(broken) in media.problems[0]
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
