@@ -295,7 +295,7 @@ class _Bump:
         return _extent(cover >= 0.5, window, wall)
 
     def _dome(self, u: Plane, v: Plane, rho: Plane, lean: Plane) -> Plane:
-        """Brightness of a pitted half ellipsoid, about 1 on average; ``lean``: towards the light."""
+        """Brightness of a pitted half ellipsoid, mean about 1; ``lean`` is towards the light."""
         rise = np.sqrt(np.clip(1 - rho * rho, 0, 1))
         facing = 0.75 * rise + lean
         waves = np.sin(np.pi * self.pits * u + self.pit_phases[0])

@@ -12,7 +12,7 @@ from PIL import Image
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import SkipFrame, normalize_box
 from research.data.frames.layout import split_from_name
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 SIZE = (100, 50)
 QUARTER = (0.25, 0.5, 0.5, 1.0)
@@ -93,7 +93,7 @@ def test_voc_images_are_found_by_stem_beside_the_annotation_and_in_sub_folders(
     assert [frame.group for frame in found.frames] == ["images/one", "images/two"]
 
 
-def test_voc_lists_give_the_split(tmp_path: Path) -> None:
+def test_voc_lists_define_the_split(tmp_path: Path) -> None:
     for name in "abc":
         image(tmp_path / f"JPEGImages/{name}.jpg")
         text(tmp_path / f"Annotations/{name}.xml", voc(("cat", 1, 1, 9, 9)))
@@ -105,7 +105,7 @@ def test_voc_lists_give_the_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "told"),
+    ("content", "kind", "words"),
     [
         ("<annotation>", "invalid", "bad XML"),
         ("", "invalid", "bad XML"),
@@ -116,12 +116,12 @@ def test_voc_lists_give_the_split(tmp_path: Path) -> None:
         (voc(("cat", 1, 1, 9, 9), ("cat", 1, 1, 900, 9)), "invalid", "object 1 bndbox"),
         (voc(("cat", "one", 1, 9, 9)), "invalid", "four finite numbers"),
         (voc(("cat", "nan", 1, 9, 9)), "invalid", "four finite numbers"),
-        (voc(filename="../a.jpg"), "invalid", "out of the folder"),
-        (voc(filename="c.jpg"), "missing_file", "c.jpg is not there"),
+        (voc(filename="../a.jpg"), "invalid", "outside the folder"),
+        (voc(filename="c.jpg"), "missing_file", "c.jpg does not exist"),
     ],
 )
-def test_a_bad_voc_file_is_left_out_and_told(
-    tmp_path: Path, content: str, kind: str, told: str
+def test_a_bad_voc_file_is_skipped_and_reported(
+    tmp_path: Path, content: str, kind: str, words: str
 ) -> None:
     image(tmp_path / "JPEGImages/a.jpg")
     text(tmp_path / "Annotations/a.xml", voc(("cat", 1, 1, 9, 9)))
@@ -132,7 +132,7 @@ def test_a_bad_voc_file_is_left_out_and_told(
     assert getattr(found.runs[0], kind) == 1
     assert len(found.frames) == len(found.problems) == 1
     assert found.problems[0].startswith("Annotations/b.xml: ")
-    assert told in found.problems[0]
+    assert words in found.problems[0]
 
 
 # YOLO
@@ -155,22 +155,22 @@ def test_yolo_rows_are_centres_and_sides(tmp_path: Path) -> None:
     assert {frame.group for frame in found.frames} == {frame.name for frame in found.frames}
 
 
-@pytest.mark.parametrize("place", ["images/{}/a.jpg", "{}/images/a.jpg"])
-def test_yolo_folders_give_split_and_groups(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("layout", ["images/{}/a.jpg", "{}/images/a.jpg"])
+def test_yolo_folders_define_split_and_groups(tmp_path: Path, layout: str) -> None:
     for split in ("train", "valid"):
-        path = image(tmp_path / place.format(split))
+        path = image(tmp_path / layout.format(split))
         label = path.relative_to(tmp_path).as_posix().replace("images", "labels")
         text((tmp_path / label).with_suffix(".txt"), "0 0.5 0.5 0.5 0.5")
     text(tmp_path / "data.yaml", "names: {0: cat}\nnc: 1\n")
     found = read_frames(tmp_path)
-    folders = {split: str(Path(place.format(split)).parent) for split in ("train", "valid")}
+    folders = {split: str(Path(layout.format(split)).parent) for split in ("train", "valid")}
     assert found.split == {folders["train"]: "train", folders["valid"]: "val"}
     assert {frame.group for frame in found.frames} == set(folders.values())
     assert [run.name for run in found.runs] == ["train", "val"]
     assert found.classes == ["cat"]
 
 
-def test_a_source_all_in_train_gives_no_split(tmp_path: Path) -> None:
+def test_a_source_all_in_train_has_no_split(tmp_path: Path) -> None:
     image(tmp_path / "images/train/a.jpg")
     text(tmp_path / "labels/train/a.txt", "2 0.5 0.5 0.5 0.5")
     found = read_frames(tmp_path)
@@ -179,7 +179,7 @@ def test_a_source_all_in_train_gives_no_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "words"),
     [
         ("0 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5\n", "row 2 is '0 0.5 0.5 0.5'"),
         ("0 0.5 0.5 0.5 x", "row 1"),
@@ -187,12 +187,12 @@ def test_a_source_all_in_train_gives_no_split(tmp_path: Path) -> None:
         ("-1 0.5 0.5 0.5 0.5", "row 1"),
         ("1 0.5 0.5 0.5 0.5", "class 1 of 1"),
         ("0 0.5 0.5 0 0.5", "row 1 [0.5, 0.25, 0.5, 0.75] is inverted or empty"),
-        ("0 0.9 0.5 0.5 0.5", "beyond the image"),
+        ("0 0.9 0.5 0.5 0.5", "exceeds the image"),
         ("0 nan 0.5 0.5 0.5", "four finite numbers"),
         ("0 0.5 inf 0.5 0.5", "four finite numbers"),
     ],
 )
-def test_a_bad_yolo_row_is_told(tmp_path: Path, content: str, told: str) -> None:
+def test_a_bad_yolo_row_is_reported(tmp_path: Path, content: str, words: str) -> None:
     image(tmp_path / "images/a.jpg")
     image(tmp_path / "images/b.jpg")
     text(tmp_path / "labels/b.txt", content)
@@ -200,7 +200,7 @@ def test_a_bad_yolo_row_is_told(tmp_path: Path, content: str, told: str) -> None
     found = read_frames(tmp_path)
     assert (len(found.frames), found.runs[0].invalid) == (1, 1)
     assert found.problems[0].startswith("labels/b.txt: ")
-    assert told in found.problems[0]
+    assert words in found.problems[0]
 
 
 def test_yolo_labels_without_image_and_damaged_images_are_counted(tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_yolo_labels_without_image_and_damaged_images_are_counted(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("names: [", "bad YAML"), ("names: {1: cat}", "number the classes")]
+    ("content", "words"), [("names: [", "bad YAML"), ("names: {1: cat}", "number the classes")]
 )
-def test_bad_yolo_names_are_a_clear_error(tmp_path: Path, content: str, told: str) -> None:
+def test_bad_yolo_names_are_a_clear_error(tmp_path: Path, content: str, words: str) -> None:
     image(tmp_path / "images/a.jpg")
     text(tmp_path / "labels/a.txt", "")
     text(tmp_path / "data.yaml", content)
-    with pytest.raises(UserError, match=told):
+    with user_error("labels", "data.yaml", words):
         read_frames(tmp_path)
 
 
@@ -249,7 +249,7 @@ def test_coco_boxes_are_corner_and_sides(tmp_path: Path, document: str, pictures
     assert found.split == {}
 
 
-def test_coco_files_give_splits_and_one_list_of_classes(tmp_path: Path) -> None:
+def test_coco_files_define_splits_and_one_list_of_classes(tmp_path: Path) -> None:
     for split, names in (("train", ["dog", "cat"]), ("val", ["bird", "dog"])):
         categories = [{"id": number, "name": name} for number, name in enumerate(names)]
         row = {"image_id": 1, "category_id": 1, "bbox": [25, 25, 25, 25]}
@@ -269,10 +269,10 @@ def _coco_row(**changes: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "told"),
+    ("changes", "kind", "words"),
     [
         ({"annotations": _coco_row(bbox=[25, 25, 0, 25])}, "invalid", "annotations[0].bbox"),
-        ({"annotations": _coco_row(bbox=[25, 25, 99, 25])}, "invalid", "beyond the image (100×50)"),
+        ({"annotations": _coco_row(bbox=[25, 25, 99, 25])}, "invalid", "the image (100×50)"),
         ({"annotations": _coco_row(bbox=[25, 25, 25])}, "invalid", "four finite numbers"),
         ({"annotations": _coco_row(bbox=[25, 25, 25, float("nan")])}, "invalid", "four finite"),
         ({"annotations": _coco_row(category_id=4)}, "invalid", "category 4 is not listed"),
@@ -281,15 +281,15 @@ def _coco_row(**changes: Any) -> list[dict[str, Any]]:
         ({"images": [{"id": 8, "file_name": "b.jpg"}, {}, {"id": 7, "file_name": "a.jpg"}]},
          "invalid", "images[1]: has no id"),
         ({"images": [{"id": 7, "file_name": "../a.jpg"}, {"id": 8, "file_name": "b.jpg"}]},
-         "invalid", "images[0]: image '../a.jpg' leads out"),
+         "invalid", "images[0]: image '../a.jpg' is outside"),
         ({"images": [{"id": 7, "file_name": "c.jpg"}, {"id": 8, "file_name": "b.jpg"}]},
-         "missing_file", "c.jpg is not there"),
+         "missing_file", "c.jpg does not exist"),
         ({"images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "a.jpg"}]},
          "invalid", "boxes elsewhere"),
     ],
 )  # fmt: skip
-def test_bad_coco_entries_are_told(
-    tmp_path: Path, changes: dict[str, Any], kind: str, told: str
+def test_bad_coco_entries_are_reported(
+    tmp_path: Path, changes: dict[str, Any], kind: str, words: str
 ) -> None:
     text(tmp_path / "set.json", coco(**changes))
     image(tmp_path / "a.jpg")
@@ -298,13 +298,13 @@ def test_bad_coco_entries_are_told(
     assert getattr(found.runs[0], kind) == 1
     assert len(found.problems) == 1
     assert found.problems[0].startswith("set.json ")
-    assert told in found.problems[0]
+    assert words in found.problems[0]
 
 
 @pytest.mark.parametrize("content", ["{", coco(categories=[{"id": "x"}])])
 def test_a_bad_coco_file_is_a_clear_error(tmp_path: Path, content: str) -> None:
     text(tmp_path / "set.json", content)
-    with pytest.raises(UserError, match=r"set\.json: "):
+    with user_error("labels", "set.json"):
         read_frames(tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_an_unknown_layout_names_the_known_ones(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg")
     text(tmp_path / "notes.json", "{}")
     for source in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=r"run_manifest\.json"):
+        with user_error("SOURCE", source, "run_manifest.json"):
             read_frames(source)
 
 
@@ -354,5 +354,5 @@ def test_a_normalised_box_is_the_pixel_box_clipped_or_none(
     assert inside
     assert 0 <= box[0] < box[2] <= 1
     assert 0 <= box[1] < box[3] <= 1
-    for share, edge, side in zip(box, edges, (width, height) * 2, strict=True):
-        assert share * side == pytest.approx(min(max(edge, 0), side), abs=1e-6)
+    for fraction, edge, side in zip(box, edges, (width, height) * 2, strict=True):
+        assert fraction * side == pytest.approx(min(max(edge, 0), side), abs=1e-6)

@@ -11,7 +11,7 @@ from PIL import Image
 from research.data.frames.annotations import read_frames
 from research.data.frames.capture import MANIFEST, prune, read_capture
 from research.data.frames.run_writer import RunWriter
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 SIZE = (64, 48)
 
@@ -59,7 +59,7 @@ def write_run(folder: Path, labels: list[dict[str, Any] | str]) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two runs: good, empty, blank image, lost file, bad JSON; and two good ones."""
+    """Two runs: valid, empty, blank image, missing file, bad JSON; and two valid ones."""
     root = tmp_path / "tree"
     first = write_run(
         root / "run_a",
@@ -125,62 +125,62 @@ def test_rounding_beyond_the_edge_is_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "words"),
     [
         (entry(bbox_norm=[0.7, 0.2, 0.3, 0.8]), "inverted"),
         (entry(bbox_norm=[0.3, 0.2, 0.3, 0.8]), "inverted or empty"),
-        (entry(bbox_norm=[0.1, 0.2, 1.3, 0.8]), "beyond the image"),
-        (entry(bbox_norm=None, bbox_px=[0, 0, 70, 20]), "beyond the image (64×48)"),
+        (entry(bbox_norm=[0.1, 0.2, 1.3, 0.8]), "exceeds the image"),
+        (entry(bbox_norm=None, bbox_px=[0, 0, 70, 20]), "exceeds the image (64×48)"),
         (entry(bbox_px=[0, 0, 70, 20]), "bbox_px"),
-        (entry(bbox_norm=[-0.1, 0, 0.5, 0.5]), "beyond the image"),
+        (entry(bbox_norm=[-0.1, 0, 0.5, 0.5]), "exceeds the image"),
         (entry(bbox_norm=[0, 0, float("nan"), 1]), "four finite numbers"),
         (entry(bbox_norm=[0, 0, float("inf"), 1]), "four finite numbers"),
         (entry(bbox_norm=[0, 0, 10**400, 1]), "four finite numbers"),
         (entry(bbox_norm=[0, 0, True, 1]), "four finite numbers"),
         (entry(bbox_norm=[0, 0, 1]), "four finite numbers"),
         (entry(bbox_norm="0 0 1 1"), "four finite numbers"),
-        ("box", "no JSON object"),
+        ("box", "not a JSON object"),
     ],
 )
-def test_a_bad_box_makes_the_frame_invalid(tmp_path: Path, bad: Any, told: str) -> None:
+def test_a_bad_box_makes_the_frame_invalid(tmp_path: Path, bad: Any, words: str) -> None:
     run = write_run(tmp_path / "run", [label(), label(polyp_labels=[entry(), bad])])
     found = read_capture(run)
     assert found.runs[0].invalid == 1
     assert len(found.frames) == len(found.problems) == 1
     assert found.problems[0].startswith("labels/frame_00001.json: polyp_labels[1]")
-    assert told in found.problems[0]
+    assert words in found.problems[0]
     assert "\n" not in found.problems[0]
 
 
 @pytest.mark.parametrize(
-    ("document", "kind", "told"),
+    ("document", "kind", "words"),
     [
         ("", "invalid", "bad JSON at line 1"),
         ("[" * 100_000, "invalid", "bad JSON"),
         ("[]", "invalid", "JSON object"),
-        (label(polyp_labels=None), "invalid", "no list"),
+        (label(polyp_labels=None), "invalid", "not a list"),
         (label(image=7), "invalid", "image is 7"),
         (label(image=None), "missing_image", "names no image"),
         (label(image_present=False), "missing_image", "names no image"),
-        (label(image="../../etc/passwd"), "invalid", "out of the folder"),
-        (label(image="images/../../run_x/a.jpg"), "invalid", "out of the folder"),
-        (label(image="/etc/passwd"), "invalid", "out of the folder"),
-        (label(image="C:\\frames\\a.jpg"), "invalid", "out of the folder"),
-        (label(image="..\\a.jpg"), "invalid", "out of the folder"),
-        (label(image="images"), "missing_file", "not there"),
-        (label(image="."), "missing_file", "not there"),
-        (label(image="images/frame_00009.jpg"), "missing_file", "not there"),
+        (label(image="../../etc/passwd"), "invalid", "outside the folder"),
+        (label(image="images/../../run_x/a.jpg"), "invalid", "outside the folder"),
+        (label(image="/etc/passwd"), "invalid", "outside the folder"),
+        (label(image="C:\\frames\\a.jpg"), "invalid", "outside the folder"),
+        (label(image="..\\a.jpg"), "invalid", "outside the folder"),
+        (label(image="images"), "missing_file", "does not exist"),
+        (label(image="."), "missing_file", "does not exist"),
+        (label(image="images/frame_00009.jpg"), "missing_file", "does not exist"),
     ],
 )
-def test_a_bad_label_is_left_out_and_told(
-    tmp_path: Path, document: dict[str, Any] | str, kind: str, told: str
+def test_a_bad_label_is_skipped_and_reported(
+    tmp_path: Path, document: dict[str, Any] | str, kind: str, words: str
 ) -> None:
     run = write_run(tmp_path / "run", [label(), document])
     found = read_capture(run)
     assert getattr(found.runs[0], kind) == 1
     assert len(found.frames) == 1
     assert found.problems[0].startswith("labels/frame_00001.json: ")
-    assert told in found.problems[0]
+    assert words in found.problems[0]
 
 
 def test_a_path_written_under_windows_is_found(tmp_path: Path) -> None:
@@ -203,14 +203,14 @@ def test_two_labels_of_one_image_and_a_strange_name_are_invalid(tmp_path: Path) 
     second = run / "labels/frame_00001.json"
     second.write_text((run / "labels/frame_00000.json").read_text())
     shutil.copy(second, run / "labels/frame_2.json")
-    (run / "labels/._frame_00000.json").write_bytes(b"\0")  # as some file systems leave behind
+    (run / "labels/._frame_00000.json").write_bytes(b"\0")  # metadata files of some file systems
     found = read_capture(run)
     assert found.runs[0].invalid == 2
     assert "names the image of frame_00000.json" in found.problems[0]
     assert "five digits" in found.problems[1]
 
 
-def test_images_without_labels_and_folders_without_manifest_are_told(tree: Path) -> None:
+def test_images_without_labels_and_folders_without_manifest_are_reported(tree: Path) -> None:
     Image.new("RGB", SIZE).save(tree / "run_b/images/other.png")
     (tree / "run_a" / MANIFEST).unlink()
     found = read_capture(tree)
@@ -219,7 +219,7 @@ def test_images_without_labels_and_folders_without_manifest_are_told(tree: Path)
     assert found.problems[1].startswith("run_a: no run_manifest.json")
 
 
-def test_a_single_run_is_named_by_its_manifest_wherever_it_lies(tree: Path) -> None:
+def test_a_single_run_is_named_by_its_manifest_wherever_it_is(tree: Path) -> None:
     run = tree / "run_b"
     (run / MANIFEST).write_text('{"schema_version": "V1", "run_dir": "C:\\\\out\\\\run_b"}')
     before = read_capture(run)
@@ -230,7 +230,7 @@ def test_a_single_run_is_named_by_its_manifest_wherever_it_lies(tree: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "words"),
     [
         ("{", "bad JSON"),
         ("[]", "expected a JSON object"),
@@ -243,20 +243,19 @@ def test_a_single_run_is_named_by_its_manifest_wherever_it_lies(tree: Path) -> N
         ('{"schema_version": 1, "seed": "x"}', "seed is 'x'"),
     ],
 )
-def test_a_bad_run_manifest_is_a_clear_error(tree: Path, text: str, told: str) -> None:
+def test_a_bad_run_manifest_is_a_clear_error(tree: Path, text: str, words: str) -> None:
     (tree / "run_a" / MANIFEST).write_text(text)
-    with pytest.raises(UserError, match=told) as caught:
+    with user_error("SOURCE", f"run_a/{MANIFEST}", words):
         read_frames(tree)
-    assert f"run_a/{MANIFEST}" in str(caught.value)
 
 
 def test_a_source_without_a_usable_frame_says_why(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["{"])
-    with pytest.raises(UserError, match=r"no usable frame, 1 left out; the first: labels/frame_0"):
+    with user_error("SOURCE", "1 left out", "labels/frame_00000.json"):
         read_capture(run)
 
 
-def test_prune_copies_what_is_wanted_and_reports_the_rest(tree: Path, tmp_path: Path) -> None:
+def test_prune_copies_wanted_frames_and_reports_the_others(tree: Path, tmp_path: Path) -> None:
     before = files(tree)
     out = tmp_path / "deep" / "pruned"
     report = prune(tree, out, empty=True, missing=True, invalid=True)
@@ -275,18 +274,18 @@ def test_prune_copies_what_is_wanted_and_reports_the_rest(tree: Path, tmp_path: 
     assert report.runs == {"run_a": 1, "run_b": 2}
     assert report.dropped == {"empty": 1, "invalid": 1, "missing_file": 1, "missing_image": 1}
     assert set(report.files) == {f"run_a/labels/frame_0000{number}.json" for number in (1, 2, 3, 4)}
-    told = json.loads((out / "prune_report.json").read_text())
-    assert told["dropped"] == report.dropped
+    written = json.loads((out / "prune_report.json").read_text())
+    assert written["dropped"] == report.dropped
     assert read_frames(out).problems == []
     assert files(tree) == before
     assert {path.name for path in out.parent.iterdir()} == {"pruned"}
 
 
-def test_prune_drops_only_what_it_is_told_to(tree: Path, tmp_path: Path) -> None:
+def test_prune_drops_only_what_is_asked(tree: Path, tmp_path: Path) -> None:
     report = prune(tree, tmp_path / "all")
     assert report.dropped == {}
     assert files(tmp_path / "all") - {"prune_report.json"} == files(tree) - {
-        "run_a/images/frame_00002.jpg",  # of these the labels do not speak
+        "run_a/images/frame_00002.jpg",  # not named by a label file
         "run_a/images/frame_00004.jpg",
     }
     before, after = read_frames(tree), read_frames(tmp_path / "all")
@@ -295,20 +294,21 @@ def test_prune_drops_only_what_it_is_told_to(tree: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("runs", "kept"), [(["run_a"], {"run_a"}), (["-run_a"], {"run_b"}), ([], {"run_a", "run_b"})]
+    ("runs", "expected"),
+    [(["run_a"], {"run_a"}), (["-run_a"], {"run_b"}), ([], {"run_a", "run_b"})],
 )
 def test_prune_keeps_or_drops_named_runs(
-    tree: Path, tmp_path: Path, runs: list[str], kept: set[str]
+    tree: Path, tmp_path: Path, runs: list[str], expected: set[str]
 ) -> None:
     report = prune(tree, tmp_path / "out", runs=runs)
-    assert set(report.runs) == kept
-    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == kept
-    assert set(report.runs_dropped) == {"run_a", "run_b"} - kept
+    assert set(report.runs) == expected
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == expected
+    assert set(report.runs_dropped) == {"run_a", "run_b"} - expected
 
 
 def test_a_run_with_a_damaged_manifest_can_be_left_out(tree: Path, tmp_path: Path) -> None:
     (tree / "run_a" / MANIFEST).write_text("{")
-    with pytest.raises(UserError, match="prune not_runs=run_a"):
+    with user_error("SOURCE", "prune not_runs=run_a"):
         prune(tree, tmp_path / "out")
     prune(tree, tmp_path / "out", runs=["-run_a"])
     assert len(read_frames(tmp_path / "out").frames) == 2
@@ -320,18 +320,19 @@ def test_prune_of_a_single_run_is_a_run(tree: Path, tmp_path: Path) -> None:
     assert [frame.group for frame in found.frames] == ["run_a"]
 
 
-def test_prune_refuses_what_cannot_be_right(tree: Path, tmp_path: Path) -> None:
+def test_prune_refuses_invalid_arguments(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    for out, settings, told in (
-        (tmp_path / "there", {}, "exists"),
-        (tree / "inside", {}, "lies in the source"),
-        (tree / "run_a" / ".." / "inside", {}, "lies in the source"),
-        (tmp_path / "out", {"runs": ["run_c"]}, "no run of that name; did you mean"),
-        (tmp_path / "out", {"runs": ["run_a", "-run_a"]}, "no frame is left"),
+    for out, runs, key, words in (
+        (tmp_path / "there", [], "OUT", "there exists"),
+        (tree / "inside", [], "OUT", "inside the source"),
+        (tree / "run_a" / ".." / "inside", [], "OUT", "inside the source"),
+        (tmp_path / "out", ["run_c"], "runs", "run_c: no run of that name; did you mean 'run_"),
+        (tmp_path / "out", ["-run_c"], "not_runs", "-run_c: no run of that name"),
+        (tmp_path / "out", ["run_a", "-run_a"], "runs", "no frame is left"),
     ):
-        with pytest.raises(UserError, match=told):
-            prune(tree, out, **settings)
-    with pytest.raises(UserError, match="no capture run"):
+        with user_error(key, words):
+            prune(tree, out, runs=runs)
+    with user_error("SOURCE", tmp_path / "there", MANIFEST):
         prune(tmp_path / "there", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"there", "tree"}
     assert not (tree / "inside").exists()
@@ -348,7 +349,7 @@ def test_prune_leaves_nothing_behind_when_the_disk_is_full(
         copied.append(copyfile(source, target))
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(UserError, match=r"out: No space left on device .*nothing was written"):
+    with user_error("OUT", "No space left on device", "nothing was written"):
         prune(tree, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"tree"}
 
@@ -419,16 +420,16 @@ def test_an_interrupted_run_holds_its_frames(tmp_path: Path) -> None:
 
 
 def test_a_run_without_frames_is_removed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be in a run"), RunWriter(tmp_path / "run") as run:
+    with pytest.raises(ValueError, match="is not valid"), RunWriter(tmp_path / "run") as run:
         run.add(Image.new("RGB", SIZE), [[0.5, 0, 0.5, 1]], source="model")
     assert files(tmp_path) == set()
 
 
 def test_a_run_is_not_written_over_anything(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("precious")
-    with pytest.raises(UserError, match="not empty"), RunWriter(tmp_path):
+    with user_error("out", tmp_path, "not empty"), RunWriter(tmp_path):
         pass
-    with pytest.raises(UserError, match=r"notes\.txt"), RunWriter(tmp_path / "notes.txt" / "run"):
+    with user_error("out", "notes.txt"), RunWriter(tmp_path / "notes.txt" / "run"):
         pass
     assert files(tmp_path) == {"notes.txt"}
 
@@ -445,7 +446,7 @@ def test_a_full_disk_is_one_line_and_the_run_stays_readable(
             monkeypatch.setattr(Path, "write_bytes", full)
             run.add(Image.new("RGB", SIZE), [], source="model")
 
-    with pytest.raises(UserError, match="No space left on device; 1 frames"):
+    with user_error("out", "No space left on device", "1 frames"):
         infer()
     found = read_frames(tmp_path / "run")
     assert (len(found.frames), found.problems) == (1, [])

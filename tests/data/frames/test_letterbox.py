@@ -11,7 +11,7 @@ from tests.conftest import picture
 
 SIDES = st.integers(1, 4000)
 SIZES = st.integers(8, 640)
-SHARES = st.floats(0, 1, width=32)
+FRACTIONS = st.floats(0, 1, width=32)
 
 
 def in_order(corners: tuple[float, float, float, float]) -> list[float]:
@@ -19,15 +19,15 @@ def in_order(corners: tuple[float, float, float, float]) -> list[float]:
     return [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
 
 
-@given(SIDES, SIDES, SIZES, st.tuples(SHARES, SHARES, SHARES, SHARES), st.booleans())
+@given(SIDES, SIDES, SIZES, st.tuples(FRACTIONS, FRACTIONS, FRACTIONS, FRACTIONS), st.booleans())
 def test_boxes_come_back_within_half_a_pixel(
     height: int, width: int, size: int, corners: tuple[float, ...], single: bool
 ) -> None:
     box = np.array([in_order(corners)], dtype=np.float32 if single else np.float64)  # type: ignore[arg-type]
     letterbox = Letterbox.of(height, width, size)
-    placed = letterbox.boxes(box)
-    back = letterbox.inverse(placed)
-    assert placed.dtype == back.dtype == box.dtype
+    mapped = letterbox.boxes(box)
+    back = letterbox.inverse(mapped)
+    assert mapped.dtype == back.dtype == box.dtype
     assert (np.abs(back - box * [width, height, width, height]) <= 0.5).all()
 
 
@@ -48,8 +48,8 @@ def test_a_landscape_by_hand() -> None:
     box = Letterbox.of(480, 640, 384)
     assert (box.scale, box.width, box.height, box.pad_x, box.pad_y) == (0.6, 384, 288, 0, 48)
     pixels = np.array([[64, 48, 320, 240]]) / [640, 480, 640, 480]
-    placed = box.boxes(pixels) * 384
-    np.testing.assert_allclose(placed, [[38.4, 28.8 + 48, 192, 144 + 48]])
+    mapped = box.boxes(pixels) * 384
+    np.testing.assert_allclose(mapped, [[38.4, 28.8 + 48, 192, 144 + 48]])
 
 
 def test_predictions_in_the_black_are_clipped_to_the_image() -> None:
@@ -77,5 +77,5 @@ def test_a_marked_object_lies_in_its_box() -> None:
     canvas = box.image(Image.fromarray(pixels))[..., 0] > 127
     rows, columns = np.flatnonzero(canvas.any(1)), np.flatnonzero(canvas.any(0))
     found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    placed = box.boxes(np.array([[70 / 210, 30 / 90, 140 / 210, 60 / 90]]))[0] * 128
-    np.testing.assert_allclose(placed, found, atol=0.75)
+    mapped = box.boxes(np.array([[70 / 210, 30 / 90, 140 / 210, 60 / 90]]))[0] * 128
+    np.testing.assert_allclose(mapped, found, atol=0.75)

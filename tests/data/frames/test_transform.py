@@ -33,7 +33,7 @@ def frames(count: int = 12, size: int = 64) -> DetectionBatch:
 
 
 def bright(image: Tensor) -> Tensor:
-    """The box of what is bright, xyxy as shares of the frame."""
+    """The box of the bright pixels, xyxy as fractions of the frame."""
     rows, columns = (image.mean(0) > 0.45).nonzero().T
     size = image.shape[-1]
     corners = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -92,9 +92,9 @@ def test_light_changes_within_its_bounds() -> None:
     assert shift.abs().max() <= 0.1 + 1e-6
     assert shift.std() > 0.02
     assert torch.equal(found.boxes, frames().boxes)
-    spread = changed(contrast=0.2).inputs.std((1, 2, 3)) / (frames().inputs / 255).std((1, 2, 3))
-    assert spread.min() < 0.95
-    assert spread.max() < 1.2 + 1e-6
+    ratio = changed(contrast=0.2).inputs.std((1, 2, 3)) / (frames().inputs / 255).std((1, 2, 3))
+    assert ratio.min() < 0.95
+    assert ratio.max() < 1.2 + 1e-6
     noise = changed(noise=0.02).inputs[0] - frames().inputs[0] / 255
     assert noise.std() == pytest.approx(0.02, rel=0.05)
 
@@ -108,8 +108,8 @@ def test_the_generator_decides() -> None:
 
 def test_the_loaders_memory_is_left_alone() -> None:
     batch = frames()
-    kept = batch.inputs.clone(), batch.boxes.clone()
+    before = batch.inputs.clone(), batch.boxes.clone()
     everything = FrameAugmentation(True, True, (0.8, 1.2), 0.1, 0.1, 0.02)
     FrameTransform(everything).train()(batch, torch.Generator().manual_seed(0))
-    assert torch.equal(batch.inputs, kept[0])
-    assert torch.equal(batch.boxes, kept[1])
+    assert torch.equal(batch.inputs, before[0])
+    assert torch.equal(batch.boxes, before[1])
