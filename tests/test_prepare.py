@@ -18,7 +18,7 @@ from research import prepare
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
-from tests.conftest import ROOT, make_folders, picture
+from tests.conftest import ROOT, make_folders, picture, user_error
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +78,13 @@ def test_capture_runs_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixtu
     expected = np.array([8 / 64, (12 + 8) / 64, 40 / 64, (36 + 8) / 64])  # 64×48 in a square
     np.testing.assert_allclose(store.rows("boxes", 1)[0], expected, atol=1e-6)
     assert store.gather("mask", range(3)).sum(1).tolist() == [0, 1, 1]
-    said = capsys.readouterr().out
-    assert f"prepared: {manifest.folder}" in said
-    assert "train 6 samples of 2 groups" in said
-    assert "4 of 12 frames are empty, kept as negatives" in said
+    output = capsys.readouterr().out
+    assert f"prepared: {manifest.folder}" in output
+    assert "train 6 samples of 2 groups" in output
+    assert "4 of 12 frames are empty, kept as negatives" in output
     assert (
-        f"python train.py model=tinydet dataset=warehouse dataset.manifest={manifest.path}" in said
+        f"python train.py model=tinydet dataset=warehouse dataset.manifest={manifest.path}"
+        in output
     )
 
 
@@ -148,37 +149,34 @@ def make_pairs(root: Path, frames: int = 4) -> Path:
 def test_paired_folders_become_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pairs(tmp_path / "pairs")
     run("rgbx", "pairs", "out", "workers=1")
-    said = capsys.readouterr().out
-    assert "prepared: out\n  4 frames of red green blue thermal, uint8\n" in said
-    assert "  3 boxes: 3 person, 0 car\n  1 negatives, 0 left out invalid, 0 left out mi" in said
-    assert "1 of 4 frames are empty, kept as negatives" in said
-    assert "next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root=out" in said
+    output = capsys.readouterr().out
+    assert "prepared: out\n  4 frames of red green blue thermal, uint8\n" in output
+    assert "  3 boxes: 3 person, 0 car\n  1 negatives, 0 left out invalid, 0 left out mi" in output
+    assert "1 of 4 frames are empty, kept as negatives" in output
+    assert "next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root=out" in output
     array = np.load("out/images/2.npy")
     np.testing.assert_array_equal(array[..., :3], Image.open("pairs/visible/2.png"))
     np.testing.assert_array_equal(array[..., 3], Image.open("pairs/infrared/2.png"))
     assert Path("out/labels/0.txt").read_text() == ""
     assert Path("out/labels/1.txt").read_text().split() == ["0", "0.5", "0.5", "0.25", "0.5"]
-    with pytest.raises(UserError, match=r"visible/0\.png: has no label file"):
+    with user_error("labels", "visible/0.png"):
         run("rgbx", "pairs", "other", "missing_labels=error")
-    with pytest.raises(UserError, match="visible stands for two modalities"):
+    with pytest.raises(UserError, match="visible"):
         run("rgbx", "pairs", "other", "thermal=visible")
     assert not Path("other").exists()
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "words"),
     [
-        (
-            "max_invalid=1",
-            "max_invalid=1: 2 of 8 frames in pairs are invalid (2); mend them, or raise",
-        ),
+        ("max_invalid=1", "max_invalid=1: 2 of 8 frames in pairs are invalid (2)"),
         ("max_invalid_ratio=0.2", "max_invalid_ratio=0.2: 2 of 8"),
         ("max_missing=0", "max_missing=0: 1 of 8"),
         ("max_empty_ratio=0.1", "max_empty_ratio=0.1: 1 of 8 frames in pairs are empty"),
     ],
 )
-def test_thresholds_hold_for_pairs_too(
-    tmp_path: Path, limit: str, told: str, capsys: pytest.CaptureFixture[str]
+def test_limits_apply_to_pairs(
+    tmp_path: Path, limit: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One file shows in its header that it is bad, the other when it is decoded."""
     source = make_pairs(tmp_path / "pairs", 8)
@@ -186,18 +184,17 @@ def test_thresholds_hold_for_pairs_too(
     (source / "visible/4.png").write_text("x")
     file = source / "infrared/5.png"
     file.write_bytes(file.read_bytes()[:-99])
-    with pytest.raises(UserError) as caught:
+    with user_error(limit.partition("=")[0], words):
         run("rgbx", "pairs", "out", "workers=1", limit)
-    assert told in str(caught.value)
     assert not Path("out/rgbx.json").exists()
     enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=2")
     run("rgbx", "pairs", "out", "workers=1", enough)
-    said = capsys.readouterr().out
-    assert "left out: labels/3.txt: its thermal picture infrared/3.* is not there" in said
-    assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in said
-    assert "left out: visible/5.png: infrared/5.png: truncated: replace it" in said
-    assert "  5 frames of red" in said
-    assert "1 negatives, 2 left out invalid, 1 left out missing" in said
+    output = capsys.readouterr().out
+    assert "left out: labels/3.txt: its thermal picture infrared/3.* is not there" in output
+    assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in output
+    assert "left out: visible/5.png: infrared/5.png: truncated: replace it" in output
+    assert "  5 frames of red" in output
+    assert "1 negatives, 2 left out invalid, 1 left out missing" in output
 
 
 def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,9 +202,9 @@ def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFi
     (source / "run_0" / "labels" / "frame_00001.json").write_text("{")
     (source / "run_1" / "images" / "frame_00002.jpg").unlink()
     run("prune", str(source), "pruned", "empty=true", "not_runs=run_3")
-    said = capsys.readouterr().out
-    assert "kept    4 frames of 3 runs" in said
-    assert "without the runs run_3" in said
+    output = capsys.readouterr().out
+    assert "kept    4 frames of 3 runs" in output
+    assert "without the runs run_3" in output
     run("frames", "pruned", "out", *SMALL)
     manifest = Manifest.load(Path("out"))
     assert manifest.samples == 4
@@ -219,26 +216,25 @@ def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "words"),
     [
         ("max_invalid=0", "max_invalid=0: 1 of 12 frames in"),
         ("max_invalid_ratio=0.05", "1 of 12 frames in"),
         ("max_missing=1", "max_missing=1: 2 of 12 frames in"),
         ("max_missing_ratio=0.1", "are missing (0.167)"),
         ("max_empty=3", "max_empty=3: 4 of 12 frames in"),
-        ("max_empty_ratio=0", "are empty (0.333); mend them, leave them out with prepare prune"),
+        ("max_empty_ratio=0", "are empty (0.333)"),
     ],
 )
-def test_thresholds_stop_it_before_anything_is_written(
-    tmp_path: Path, limit: str, told: str, capsys: pytest.CaptureFixture[str]
+def test_limits_stop_it_before_anything_is_written(
+    tmp_path: Path, limit: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = make_runs(tmp_path / "runs")
     (source / "run_0" / "labels" / "frame_00001.json").write_text("{")
     for number in (1, 2):
         (source / f"run_{number}" / "images" / "frame_00002.jpg").unlink()
-    with pytest.raises(UserError) as caught:
+    with user_error(limit.partition("=")[0], words):
         run("frames", str(source), "out", *SMALL, limit)
-    assert told in str(caught.value)
     assert not Path("out").exists()
     enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=5")
     run("frames", str(source), "out", *SMALL, enough)
@@ -246,58 +242,61 @@ def test_thresholds_stop_it_before_anything_is_written(
     assert manifest.samples == 9
     key, value = enough.split("=")
     assert manifest.thresholds == {key: float(value)}
-    said = capsys.readouterr().out
-    assert "left out: run_0/labels/frame_00001.json: bad JSON" in said
-    assert "1 of 12 frames are invalid, left out" in said
-    assert "2 of 12 frames are missing, left out" in said
+    output = capsys.readouterr().out
+    assert "left out: run_0/labels/frame_00001.json: bad JSON" in output
+    assert "1 of 12 frames are invalid, left out" in output
+    assert "2 of 12 frames are missing, left out" in output
 
 
 MISTAKES = [
-    ([], "give a KIND first: frames, coefficients, rgbx, prune, lint"),
-    (["frame", "a", "b"], "KIND=frame; did you mean 'frames'?"),
-    (["frames", "a"], "prepare frames takes SOURCE and OUT"),
-    (["lint"], "prepare lint takes MANIFEST"),
-    (["frames", "nowhere", "b"], "nowhere: no such file or folder"),
-    (["frames", ".", "b"], "b: lies in the source; give an OUT beside it"),
-    (["frames", ".", "../b", "max_boxs=3"], "no key 'max_boxs'; did you mean 'max_boxes'?"),
-    (["frames", ".", "../b", "epochs=3"], "no key 'epochs'; prepare frames has size, max_boxes"),
-    (["frames", ".", "../b", "size=16"], "size=16: expected a whole number at least 32"),
-    (["frames", ".", "../b", "size="], "size=: expected a whole number at least 32"),
-    (["frames", ".", "../b", "val=1"], "val=1: expected a number"),
-    (["frames", ".", "../b", "val=[a"], "val=[a: expected a number"),
-    (["frames", ".", "../b", "workers=0"], "workers=0: expected a whole number at least 1"),
-    (["coefficients", ".", "../b", "image_size=40"], "image_size=40: expected a multiple of 16"),
-    (["coefficients", ".", "../b", "compression.window=9"], "a whole number from 1 to 8"),
+    ([], "KIND", "frames, coefficients, rgbx, prune, lint"),
+    (["frame", "a", "b"], "KIND", "KIND=frame; did you mean 'frames'?"),
+    (["frames", "a"], "SOURCE", "prepare frames takes SOURCE and OUT"),
+    (["lint"], "MANIFEST", "prepare lint takes MANIFEST"),
+    (["frames", "nowhere", "b"], "SOURCE", "nowhere: no such file or folder"),
+    (["frames", ".", "b"], "OUT", "b: is inside the source"),
+    (["frames", ".", "../b", "max_boxs=3"], "max_boxs", "did you mean 'max_boxes'?"),
+    (["frames", ".", "../b", "epochs=3"], "epochs", "prepare frames has size, max_boxes"),
+    (["frames", ".", "../b", "size=16"], "size", "size=16: expected a whole number at least 32"),
+    (["frames", ".", "../b", "size="], "size", "size=: expected a whole number at least 32"),
+    (["frames", ".", "../b", "val=1"], "val", "val=1: expected a number"),
+    (["frames", ".", "../b", "val=[a"], "val", "val=[a: expected a number"),
+    (["frames", ".", "../b", "workers=0"], "workers", "expected a whole number at least 1"),
+    (["coefficients", ".", "../b", "image_size=40"], "image_size", "expected a multiple of 16"),
+    (
+        ["coefficients", ".", "../b", "compression.window=9"],
+        "compression.window",
+        "a whole number from 1 to 8",
+    ),
     (
         ["coefficients", ".", "../b", "compression.source=bitsream"],
+        "compression.source",
         "compression.source=bitsream; did you mean 'bitstream'?",
     ),
-    (["coefficients", ".", "../b", "val=0"], "val=0: expected a number above 0"),
-    (["rgbx", "a"], "prepare rgbx takes SOURCE and OUT"),
-    (["rgbx", ".", "b"], "b: lies in the source; give an OUT beside it"),
-    (["rgbx", ".", "../b", "ir=lwir"], "no key 'ir'; prepare rgbx has rgb, thermal, event"),
-    (["rgbx", ".", "../b", "missing_labels=negativ"], "did you mean 'negative'?"),
-    (["rgbx", ".", "../b", "max_invalid=-1"], "max_invalid=-1: expected a whole number at least 0"),
-    (["prune", ".", "../b", "empty=maybe"], "empty=maybe allowed: true, false"),
-    (["lint", ".", "out"], "prepare lint takes MANIFEST"),
-    (["lint", "."], ".: no warehouse; give the manifest.json"),
+    (["coefficients", ".", "../b", "val=0"], "val", "val=0: expected a number above 0"),
+    (["rgbx", "a"], "SOURCE", "prepare rgbx takes SOURCE and OUT"),
+    (["rgbx", ".", "b"], "OUT", "b: is inside the source"),
+    (["rgbx", ".", "../b", "ir=lwir"], "ir", "prepare rgbx has rgb, thermal, event"),
+    (["rgbx", ".", "../b", "missing_labels=negativ"], "missing_labels", "mean 'negative'?"),
+    (["rgbx", ".", "../b", "max_invalid=-1"], "max_invalid", "expected a whole number at least 0"),
+    (["prune", ".", "../b", "empty=maybe"], "empty", "empty=maybe allowed: true, false"),
+    (["lint", ".", "out"], "MANIFEST", "prepare lint takes MANIFEST"),
+    (["lint", "."], "manifest", ".: no warehouse"),
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), MISTAKES)
-def test_mistakes_are_one_line(words: list[str], told: str) -> None:
-    with pytest.raises(UserError) as caught:
-        run(*words)
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("arguments", "key", "words"), MISTAKES)
+def test_mistakes_are_one_line(arguments: list[str], key: str, words: str) -> None:
+    with user_error(key, words):
+        run(*arguments)
 
 
-def test_mistakes_are_answered_before_torch_is_imported(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
     script = f"""
 import sys
 from research import prepare
 from research.utils.errors import UserError
-for words, _ in {MISTAKES[:-1]!r}:
+for words, *_ in {MISTAKES[:-1]!r}:
     try:
         prepare.main(words)
     except UserError:
@@ -318,7 +317,7 @@ assert not {{"torch", "numpy", "PIL"}} & set(sys.modules), sorted(sys.modules)
 
 @pytest.mark.whole
 def test_the_command_for_real_on_a_disk_that_fills_up(tmp_path: Path) -> None:
-    """Files of at most 30,000 bytes: one line; without the limit it goes on and lint is content."""
+    """Files of at most 30,000 bytes: one line. Without the limit it resumes; lint finds nothing."""
     make_runs(tmp_path / "runs")
     words = ("frames", "runs", "out", "size=64", "shard_samples=3")
 
@@ -327,13 +326,13 @@ def test_the_command_for_real_on_a_disk_that_fills_up(tmp_path: Path) -> None:
 
     full = command(tmp_path, *words, preexec_fn=small_files)
     assert full.returncode == 2
-    assert full.stderr.startswith("error: out: File too large; see to it and run the same command")
+    assert full.stderr.startswith("error: out: File too large; ")
     assert full.stderr.count("\n") == 1
     done = command(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    looked = command(tmp_path, "lint", "out")
-    assert looked.returncode == 0, looked.stderr
-    assert "0 errors, 0 warnings; pictures: out/lint-v" in looked.stdout
+    linted = command(tmp_path, "lint", "out")
+    assert linted.returncode == 0, linted.stderr
+    assert "0 errors, 0 warnings; pictures: out/lint-v" in linted.stdout
     folder = Manifest.load(tmp_path / "out").folder
     names = ["box_centres", "box_sizes", "class_balance", "samples"]
     pictures = sorted((tmp_path / "out" / f"lint-{folder.name}").iterdir())
@@ -341,24 +340,22 @@ def test_the_command_for_real_on_a_disk_that_fills_up(tmp_path: Path) -> None:
     Image.open(pictures[0]).verify()
 
 
-def test_lint_says_what_is_wrong_and_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lint_reports_errors_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("frames", str(make_runs(tmp_path / "runs")), "out", *SMALL)
     folder = Manifest.load(Path("out")).folder
     (folder / "notes.txt").write_text("mine")
     run("lint", str(folder), "out=drawn")
     assert f"warning: {folder / 'notes.txt'}: orphan" in capsys.readouterr().out
     assert (tmp_path / "drawn" / "samples.png").exists()
-    with pytest.raises(UserError, match=r"notes.txt: File exists; give out=FOLDER"):
+    with user_error("out", "notes.txt: File exists"):
         run("lint", "out", f"out={folder / 'notes.txt'}")
     (folder / "shard_00001.safetensors").unlink()
     with pytest.raises(SystemExit) as caught:
         run("lint", str(folder / "manifest.json"))
     assert caught.value.code == 1
-    said = capsys.readouterr().out
-    assert f"error: {folder / 'shard_00001.safetensors'}: No such file" in said
-    assert "1 errors, 1 warnings" in said
+    output = capsys.readouterr().out
+    assert f"error: {folder / 'shard_00001.safetensors'}: No such file" in output
+    assert "1 errors, 1 warnings" in output
 
 
 def test_the_usage_names_every_option() -> None:

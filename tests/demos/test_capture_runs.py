@@ -12,7 +12,7 @@ from PIL import Image
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import Frame, FrameSet
 from research.demos.capture_runs import RECORD, SIZES, CaptureDemo, _Bump, _Wall
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def covered(frame: Frame) -> np.ndarray:
     return mask
 
 
-def test_the_runs_are_sound_and_of_mixed_sizes(captures: FrameSet) -> None:
+def test_the_runs_are_valid_and_of_mixed_sizes(captures: FrameSet) -> None:
     assert captures.problems == []
     assert len(captures.frames) == 240
     assert [run.total for run in captures.runs] == [20] * 12
@@ -70,7 +70,7 @@ def test_a_fifth_is_empty_and_some_frames_hold_several(captures: FrameSet) -> No
     assert max(counts) <= 4
 
 
-def test_objects_are_of_the_sizes_said_and_their_largest_is_clear(captures: FrameSet) -> None:
+def test_objects_are_of_the_documented_sizes_and_the_largest_is_clear(captures: FrameSet) -> None:
     sides, seconds = [], []
     for frame in captures.frames:
         with Image.open(frame.image) as image:
@@ -132,12 +132,12 @@ def test_more_runs_begin_with_the_files_of_fewer(tmp_path: Path, small: Path) ->
 
 def test_they_are_rendered_once_and_again_when_another_set_is_asked_for(small: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
-    told: list[tuple[str, int, int]] = []
-    CaptureDemo(str(small), 2, 5, seed=0).render(lambda *step: told.append(step))
+    calls: list[tuple[str, int, int]] = []
+    CaptureDemo(str(small), 2, 5, seed=0).render(lambda *step: calls.append(step))
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
-    assert told == []
-    CaptureDemo(str(small), 3, 6, seed=0).render(lambda *step: told.append(step))
-    assert [step[1:] for step in told] == [(6, 18), (12, 18), (18, 18)]
+    assert calls == []
+    CaptureDemo(str(small), 3, 6, seed=0).render(lambda *step: calls.append(step))
+    assert [step[1:] for step in calls] == [(6, 18), (12, 18), (18, 18)]
     assert len(read_frames(small).frames) == 18
 
 
@@ -157,7 +157,7 @@ def test_an_interruption_leaves_the_old_folder_and_nothing_beside_it(small: Path
 def test_a_folder_with_other_files_is_left_alone(small: Path, strange: str) -> None:
     (small / strange).parent.mkdir(exist_ok=True)
     (small / strange).write_text("precious")
-    with pytest.raises(UserError, match="other files"):
+    with user_error("dataset.demo.root", small):
         CaptureDemo(str(small), 2, 6, seed=0).render()
     assert (small / strange).read_text() == "precious"
 
@@ -165,14 +165,14 @@ def test_a_folder_with_other_files_is_left_alone(small: Path, strange: str) -> N
 def test_real_runs_of_the_same_names_are_left_alone(small: Path) -> None:
     (small / RECORD).unlink()
     whole = contents(small)
-    with pytest.raises(UserError, match="other files"):
+    with user_error("dataset.demo.root", small):
         CaptureDemo(str(small), 2, 5, seed=0).render()
     assert contents(small) == whole
 
 
-def test_a_record_that_cannot_be_read_is_no_licence_to_delete(small: Path) -> None:
+def test_a_folder_with_an_unreadable_record_is_left_alone(small: Path) -> None:
     (small / RECORD).write_text(json.dumps([]))
-    with pytest.raises(UserError, match="other files"):
+    with user_error("dataset.demo.root", small):
         CaptureDemo(str(small), 2, 5, seed=0).render()
     shutil.rmtree(small)
     CaptureDemo(str(small), 2, 5, seed=0).render()
@@ -180,12 +180,12 @@ def test_a_record_that_cannot_be_read_is_no_licence_to_delete(small: Path) -> No
 
 @pytest.mark.parametrize(("runs", "frames", "seed"), [(1, 5, 0), (2, 4, 0), (2, 5, -1)])
 def test_impossible_requests_are_refused(tmp_path: Path, runs: int, frames: int, seed: int) -> None:
-    with pytest.raises(UserError, match="give at least"):
+    with user_error("dataset.demo", f"{runs} runs", f"{frames} frames", f"seed {seed}"):
         CaptureDemo(str(tmp_path / "root"), runs, frames, seed).render()
     assert not (tmp_path / "root").exists()
 
 
-def test_colour_tells_little_of_where_the_objects_are(captures: FrameSet) -> None:
+def test_colour_does_not_reveal_the_objects(captures: FrameSet) -> None:
     """A linear classifier of a pixel's colour, fitted to other runs, hardly beats chance."""
     rng = np.random.default_rng(0)
     colours: dict[bool, list[np.ndarray]] = {True: [], False: []}

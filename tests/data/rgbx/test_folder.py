@@ -410,13 +410,13 @@ def test_a_folder_of_something_else(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("0 0.5 0.5 1.2 0.2", "row 2 [-0.1, 0.4, 1.1, 0.6] reaches beyond the image"),
+        ("0 0.5 0.5 1.2 0.2", "row 2 [-0.1, 0.4, 1.1, 0.6] exceeds the image"),
         ("0 0.5 0.5 0 0.2", "row 2 [0.5, 0.4, 0.5, 0.6] is inverted or empty"),
         ("0 0.5 0.5 -0.1 0.2", "row 2 [0.55, 0.4, 0.45, 0.6] is inverted or empty"),
         ("0 0.5 nan 0.1 0.2", "row 2"),
         ("0 0.5 0.5 0.2", "row 2 is '0 0.5 0.5 0.2': expected class cx cy w h"),
-        ("2 0.5 0.5 0.2 0.2", "row 2: class 2 of 2: name or mend it"),
-        ("3 0.5 0.5 0.2 0.2", "row 2: class 3 of 3: name or mend it"),
+        ("2 0.5 0.5 0.2 0.2", "row 2: class 2 of 2: name or fix it"),
+        ("3 0.5 0.5 0.2 0.2", "row 2: class 3 of 3: name or fix it"),
     ],
 )
 def test_a_bad_label_is_left_out_with_its_row(

@@ -425,10 +425,10 @@ def test_what_only_decoding_shows_is_left_out_and_judged(
 @pytest.mark.parametrize(
     ("label", "told"),
     [
-        (f"{YOLO}0 0.9 0.5 0.5 0.5", "row 2 [0.65, 0.25, 1.15, 0.75] reaches beyond the image"),
+        (f"{YOLO}0 0.9 0.5 0.5 0.5", "row 2 [0.65, 0.25, 1.15, 0.75] exceeds the image"),
         (f"{YOLO}0 0.5 0.5 0 0.5", "row 2 [0.5, 0.25, 0.5, 0.75] is inverted or empty"),
         (f"{YOLO}0 0.5 0.5 -0.1 0.5", "row 2 [0.55, 0.25, 0.45, 0.75] is inverted or empty"),
-        (f"{YOLO}{YOLO}2 0.5 0.5 0.1 0.1", "row 3: class 2 of 2: name or mend it"),
+        (f"{YOLO}{YOLO}2 0.5 0.5 0.1 0.1", "row 3: class 2 of 2: name or fix it"),
         (f"{YOLO}0 0.5 0.5 0.1", "row 2 is '0 0.5 0.5 0.1': expected class cx cy w h"),
         ("0 nan 0.5 0.1 0.1", "row 1 is"),
     ],
@@ -450,7 +450,7 @@ def test_bad_boxes_of_other_forms_are_told_with_file_and_number(tmp_path: Path) 
     file = source / "annotations/instances.json"
     for change, told in (
         ({"bbox": [10, 10, 0, 5]}, "annotations[0].bbox as corners [10, 10, 10, 15] is inverted"),
-        ({"bbox": [10, 10, 40, 5]}, "annotations[0].bbox as corners [10, 10, 50, 15] reaches"),
+        ({"bbox": [10, 10, 40, 5]}, "annotations[0].bbox as corners [10, 10, 50, 15] exceeds"),
         ({"category_id": 5}, "annotations[0]: category 5 is not listed"),
     ):
         document = json.loads(file.read_text())
@@ -459,7 +459,7 @@ def test_bad_boxes_of_other_forms_are_told_with_file_and_number(tmp_path: Path) 
         (problem,) = read(source)[0].problems
         assert problem.startswith(f"annotations/instances.json images[0]: {told}")
         as_coco(source)
-    for xmax, told in ((4, "4, 20] is inverted or empty"), (90, "90, 20] reaches beyond")):
+    for xmax, told in ((4, "4, 20] is inverted or empty"), (90, "90, 20] exceeds")):
         as_voc(source)
         content = (source / "Annotations/a.xml").read_text()
         text(source / "Annotations/a.xml", content.replace("<xmax>30", f"<xmax>{xmax}"))
@@ -472,7 +472,7 @@ def test_lone_pictures_and_labels_are_told(tmp_path: Path) -> None:
     (source / "rgb/b.png").unlink()
     found, _ = read(source)
     assert found.problems == [
-        "labels/b.txt: its image is not there: restore or remove it",
+        "labels/b.txt: its image does not exist: restore or remove it",
         "thermal/b.png: no picture of its name in rgb: restore or remove it",
     ]
     assert {run.name: run.missing_file for run in found.runs} == {"all": 1, "thermal": 1}

@@ -1,4 +1,4 @@
-"""Small sources, and the stores made of them."""
+"""Small sources, and stores built from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLITS = {"run_1": "train", "run_2": "val", "run_3": "train"}
 
 def make_frames(root: Path, frames: int = 4) -> FrameSet:
     """Three runs of ``frames`` frames of mixed sizes with 0, 1, 2, 3, 0, … boxes."""
-    found, runs = [], []
+    all_frames, runs = [], []
     for number, run in enumerate(SPLITS):
         (root / run).mkdir(parents=True)
         counts = [index % 4 for index in range(frames)]
@@ -37,18 +37,18 @@ def make_frames(root: Path, frames: int = 4) -> FrameSet:
             picture("spots", 100 * number + index, size).save(root / name, quality=90)
             boxes = tuple((0.1 + k / 8, 0.2, 0.6 + k / 8, 0.75) for k in range(count))
             labels = tuple(range(count))
-            found.append(Frame(name, root / name, run, boxes, tuple(n % 2 for n in labels)))
+            all_frames.append(Frame(name, root / name, run, boxes, tuple(n % 2 for n in labels)))
         empty = counts.count(0)
         runs.append(RunCounts(run, frames, frames - empty, empty, 0, 0, 0))
-    return FrameSet(root, "capture", ["polyp", "ulcer"], found, runs, [], {})
+    return FrameSet(root, "capture", ["polyp", "ulcer"], all_frames, runs, [], {})
 
 
-def plan_of(found: FrameSet, **changes: Any) -> BuildPlan:
-    return replace(plan_frames(found, ENCODER, SPLITS, {}), **changes)
+def plan_of(frame_set: FrameSet, **changes: Any) -> BuildPlan:
+    return replace(plan_frames(frame_set, ENCODER, SPLITS, {}), **changes)
 
 
 def make_images(root: Path, images: int = 4) -> tuple[Path, SimpleNamespace]:
-    """Class folders, and what a prepared ``ImageFolders`` would say of them."""
+    """Class folders, and a stand-in for prepared ``ImageFolders``."""
     splits = {}
     for seed, split in enumerate(("train", "val")):
         folder = make_folders(root / split, images, seed=seed)
@@ -75,7 +75,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def rewrite(manifest: Manifest, shard: int, **tensors: NDArray[Any]) -> Manifest:
-    """Put other rows into a shard, checksums and all, as a wrong builder would have."""
+    """Write other rows into a shard, with matching checksums, as a faulty builder would."""
     entry = manifest.shards[shard]
     path = manifest.folder / entry.file
     save_file({**load_file(path), **tensors}, path)
@@ -88,13 +88,13 @@ def rewrite(manifest: Manifest, shard: int, **tensors: NDArray[Any]) -> Manifest
 
 
 def rows_of(manifest: Manifest, shard: int, name: str) -> NDArray[Any]:
-    """A copy of one tensor of a shard, read by the library's own loader."""
+    """A copy of one tensor of a shard, read with safetensors."""
     return np.array(load_file(manifest.folder / manifest.shards[shard].file)[name])
 
 
-def rewrite_lines(manifest: Manifest, lines: list[dict[str, Any]]) -> Manifest:
-    """Other records, hash and all."""
-    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+def rewrite_records(manifest: Manifest, records: list[dict[str, Any]]) -> Manifest:
+    """Write other records with a matching hash."""
+    text = "".join(f"{json.dumps(record)}\n" for record in records)
     (manifest.folder / "samples.jsonl").write_text(text)
     changed = replace(manifest, index_sha256=hashlib.sha256(text.encode()).hexdigest())
     changed.save()
@@ -102,7 +102,7 @@ def rewrite_lines(manifest: Manifest, lines: list[dict[str, Any]]) -> Manifest:
 
 
 def flip_bit(path: Path, at: float = 0.7) -> None:
-    """Change one bit at a share of the file's length."""
+    """Change one bit at a fraction of the file's length."""
     data = bytearray(path.read_bytes())
     data[int(len(data) * at)] ^= 4
     path.write_bytes(data)

@@ -23,8 +23,7 @@ from research.data.warehouse.build import build
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.plan import BuildPlan, stamp_files, version_of
 from research.data.warehouse.store import Store
-from research.utils.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, user_error
 from tests.data.warehouse.conftest import (
     content,
     flip_bit,
@@ -45,7 +44,7 @@ def write(plan: BuildPlan, out: Path, **changes: Any) -> Manifest:
     return build(plan, out, **{"shard_samples": 5, "workers": 1, **changes})
 
 
-def test_every_item_is_there_in_its_place(plan: BuildPlan, tmp_path: Path) -> None:
+def test_every_sample_is_at_its_position(plan: BuildPlan, tmp_path: Path) -> None:
     manifest = write(plan, tmp_path / "out")
     assert [shard.samples for shard in manifest.shards] == [5, 5, 2]
     assert [(g.name, g.start, g.stop, g.split) for g in manifest.groups] == [
@@ -53,13 +52,13 @@ def test_every_item_is_there_in_its_place(plan: BuildPlan, tmp_path: Path) -> No
         ("run_2", 4, 8, "val"),
         ("run_3", 8, 12, "train"),
     ]
-    store, lines = Store(manifest, cache=tmp_path / "cache"), manifest.records()
-    for position, item in enumerate(plan.samples):
-        for name, expected in plan.encoder.encode(item).arrays.items():
+    store, records = Store(manifest, cache=tmp_path / "cache"), manifest.records()
+    for position, sample in enumerate(plan.samples):
+        for name, expected in plan.encoder.encode(sample).arrays.items():
             np.testing.assert_array_equal(store.rows(name, position), expected)
-        assert lines[position]["name"] == item.name
-        assert lines[position]["group"] == item.group
-        assert lines[position]["boxes"] == len(item.target["boxes"])
+        assert records[position]["name"] == sample.name
+        assert records[position]["group"] == sample.group
+        assert records[position]["boxes"] == len(sample.target["boxes"])
     assert manifest.runs["run_1"] == {
         "total": 4,
         "non_empty": 3,
@@ -92,10 +91,10 @@ def test_the_size_of_shards_changes_no_row(plan: BuildPlan, tmp_path: Path) -> N
             np.testing.assert_array_equal(store.whole(name), stores[0].whole(name))
 
 
-def test_it_tells_how_far_it_is(plan: BuildPlan, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    write(plan, tmp_path / "out", progress=lambda *state: told.append(state))
-    assert told == [
+def test_progress_is_reported(plan: BuildPlan, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    write(plan, tmp_path / "out", progress=lambda *state: calls.append(state))
+    assert calls == [
         ("hashing files", 12, 12),
         ("writing shards", 5, 12),
         ("writing shards", 10, 12),
@@ -103,7 +102,7 @@ def test_it_tells_how_far_it_is(plan: BuildPlan, tmp_path: Path) -> None:
     ]
 
 
-def test_what_cannot_be_read_is_left_out_and_listed(plan: BuildPlan, tmp_path: Path) -> None:
+def test_unreadable_samples_are_skipped_and_listed(plan: BuildPlan, tmp_path: Path) -> None:
     cut, junk = plan.samples[1], plan.samples[6]
     cut.file.write_bytes(cut.file.read_bytes()[:400])
     junk.file.write_bytes(b"no image")
@@ -114,26 +113,26 @@ def test_what_cannot_be_read_is_left_out_and_listed(plan: BuildPlan, tmp_path: P
     assert [shard.samples for shard in manifest.shards] == [4, 4, 2]
     assert [(g.start, g.stop) for g in manifest.groups] == [(0, 3), (3, 6), (6, 10)]
     assert manifest.groups[0].report == {"left_out/truncated": 1}
-    kept = [item for item in plan.samples if item not in (cut, junk)]
-    assert [line["name"] for line in manifest.records()] == [item.name for item in kept]
+    readable = [sample for sample in plan.samples if sample not in (cut, junk)]
+    assert [record["name"] for record in manifest.records()] == [sample.name for sample in readable]
     store = Store(manifest, cache=tmp_path / "cache")
-    for position, item in enumerate(kept):
-        expected = plan.encoder.encode(item).arrays["images"]
+    for position, sample in enumerate(readable):
+        expected = plan.encoder.encode(sample).arrays["images"]
         np.testing.assert_array_equal(store.rows("images", position), expected)
 
 
 def test_a_shard_without_a_readable_sample_is_not_written(plan: BuildPlan, tmp_path: Path) -> None:
-    for item in plan.samples[5:8]:
-        item.file.write_bytes(b"")
+    for sample in plan.samples[5:8]:
+        sample.file.write_bytes(b"")
     manifest = write(plan, tmp_path / "out", shard_samples=3)
     assert [shard.samples for shard in manifest.shards] == [3, 2, 1, 3]
-    for item in plan.samples[4:8]:
-        item.file.write_bytes(b"")
-    with pytest.raises(UserError, match="split val: not one of its images could be read"):
+    for sample in plan.samples[4:8]:
+        sample.file.write_bytes(b"")
+    with user_error("SOURCE", "split val"):
         write(plan, tmp_path / "other", shard_samples=4)
 
 
-def test_detours_are_counted_by_group(tmp_path: Path) -> None:
+def test_fallbacks_are_counted_by_group(tmp_path: Path) -> None:
     root, folders = make_images(tmp_path / "images")
     for file in folders.splits["val"].files[:2]:
         Image.open(file).convert("CMYK").save(file)
@@ -144,7 +143,7 @@ def test_detours_are_counted_by_group(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_that_changes_meanwhile_is_told(
+def test_a_file_that_changes_meanwhile_is_reported(
     plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def then_change(*args: Any) -> Any:
@@ -153,15 +152,15 @@ def test_a_file_that_changes_meanwhile_is_told(
         return stamps
 
     monkeypatch.setattr(building, "stamp_files", then_change)
-    with pytest.raises(UserError, match=r"run_3/frame_00000\.jpg: changed while it was prepared"):
+    with user_error("SOURCE", "run_3/frame_00000.jpg", "changed"):
         write(plan, tmp_path / "out")
     monkeypatch.undo()
     assert write(plan, tmp_path / "out").damage == {"not_an_image": 1}
 
 
-def test_a_file_that_is_gone_is_told(plan: BuildPlan, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_is_reported(plan: BuildPlan, tmp_path: Path) -> None:
     plan.samples[2].file.unlink()
-    with pytest.raises(UserError, match=r"frame_00002\.jpg: No such file.*; restore the file"):
+    with user_error("SOURCE", "frame_00002.jpg: No such file"):
         write(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -192,10 +191,8 @@ def test_a_full_disk_is_one_line_and_costs_nothing_finished(
         monkeypatch.setattr(os, "fsync", fails_the_second_time(os.fsync, full))
     else:
         monkeypatch.setattr(Manifest, "save", lambda manifest: (_ for _ in ()).throw(full))
-    with pytest.raises(UserError) as caught:
+    with user_error("OUT", f"{out}: No space left on device"):
         write(plan, out)
-    assert str(caught.value).startswith(f"{out}: No space left on device")
-    assert "\n" not in str(caught.value)
     assert Manifest.load(out) == previous
     Store(previous, "always", tmp_path / "cache").open()
     half_written = [path for path in out.rglob(".*") if path.is_file() and path.name != ".lock"]
@@ -225,11 +222,11 @@ def test_what_is_finished_is_not_written_again(
     monkeypatch.setattr(shards, "save_file", lambda *args: (written.append(0), original(*args)))
     with caplog.at_level(logging.INFO):
         write(plan, tmp_path / "out")
-    assert "going on: 2 of 3 shards are there" in caplog.text
+    assert "resuming: 2 of 3 shards are finished" in caplog.text
     assert len(written) == 3
 
 
-def test_a_version_that_is_whole_is_left_alone(
+def test_an_intact_version_is_not_written_again(
     plan: BuildPlan,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -239,7 +236,7 @@ def test_a_version_that_is_whole_is_left_alone(
     monkeypatch.setattr(shards, "save_file", None)
     with caplog.at_level(logging.INFO):
         assert write(plan, tmp_path / "out", shard_samples=3) == first
-    assert "is prepared already, and whole" in caplog.text
+    assert "is already prepared and intact" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["shard_00001.safetensors", "samples.jsonl", "manifest.json"])
@@ -289,19 +286,19 @@ def test_versions_stand_side_by_side(plan: BuildPlan, tmp_path: Path) -> None:
     assert Manifest.load(out) == second
 
 
-@pytest.mark.parametrize("place", ["file", "unwritable"])
-def test_a_place_where_nothing_can_be_written_is_told(
-    plan: BuildPlan, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("obstacle", ["file", "unwritable"])
+def test_a_place_where_nothing_can_be_written_is_reported(
+    plan: BuildPlan, tmp_path: Path, obstacle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    if place == "file":
+    if obstacle == "file":
         out.write_text("")
-        told = "File exists"
+        reason = "File exists"
     else:
         denied = PermissionError(errno.EACCES, "Permission denied")
         monkeypatch.setattr(shards, "write_atomic", lambda *_: (_ for _ in ()).throw(denied))
-        told = "Permission denied"
-    with pytest.raises(UserError, match=f"{out}: {told}; see to it"):
+        reason = "Permission denied"
+    with user_error("OUT", f"{out}: {reason}"):
         write(plan, out)
 
 
@@ -310,11 +307,11 @@ import logging, sys
 from pathlib import Path
 from research.data.warehouse import shards
 from tests.data.warehouse.conftest import plan_of
-from tests.data.warehouse.test_build import found_again, write
+from tests.data.warehouse.test_build import frames_again, write
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 root, me = Path(sys.argv[1]), sys.argv[2]
-plan = plan_of(found_again(root / "source"))
+plan = plan_of(frames_again(root / "source"))
 (root / me).touch()
 while len(list(root.glob("builder_*"))) < 2:
     pass
@@ -322,8 +319,8 @@ print(write(plan, root / "out").version)
 """
 
 
-def found_again(root: Path) -> Any:
-    """The frames of ``make_frames``, which another process has made."""
+def frames_again(root: Path) -> Any:
+    """The frames of ``make_frames``, created by another process."""
     with tempfile.TemporaryDirectory() as scratch:
         twin = make_frames(Path(scratch) / "twin")
     frames = [replace(frame, image=root / frame.name) for frame in twin.frames]
@@ -343,10 +340,10 @@ def test_two_builders_at_once_share_the_work(plan: BuildPlan, tmp_path: Path) ->
     ]
     outcomes = [builder.communicate(timeout=300) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], outcomes
-    said = "".join(out for out, _ in outcomes)
-    assert said.count("is prepared already, and whole") == 1
+    output = "".join(out for out, _ in outcomes)
+    assert output.count("is already prepared and intact") == 1
     manifest = Manifest.load(tmp_path / "out")
-    assert said.count(f"{manifest.version}\n") == 2
+    assert output.count(f"{manifest.version}\n") == 2
     Store(manifest, "always", tmp_path / "cache").open()
     assert content(manifest.folder) == content(write(plan, tmp_path / "undisturbed").folder)
 
@@ -354,10 +351,10 @@ def test_two_builders_at_once_share_the_work(plan: BuildPlan, tmp_path: Path) ->
 def test_records_hold_no_place_and_no_time(plan: BuildPlan, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     os.rename(tmp_path / "source", moved)
-    items = [replace(item, file=moved / item.name) for item in plan.samples]
-    for item in items:
-        os.utime(item.file, (1, 1))
-    first = write(replace(plan, items=items), tmp_path / "a")
-    lines = first.records()
-    assert set(lines[0]) == {"name", "group", "sha256", "boxes"}
-    assert json.dumps(lines).count(str(tmp_path)) == 0
+    samples = [replace(sample, file=moved / sample.name) for sample in plan.samples]
+    for sample in samples:
+        os.utime(sample.file, (1, 1))
+    first = write(replace(plan, samples=samples), tmp_path / "a")
+    records = first.records()
+    assert set(records[0]) == {"name", "group", "sha256", "boxes"}
+    assert json.dumps(records).count(str(tmp_path)) == 0

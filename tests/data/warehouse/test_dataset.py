@@ -12,8 +12,7 @@ from research import evaluate, prepare
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.loader import EpochLoader, SampleKey
 from research.engine import build, checkpoint
-from research.utils.errors import UserError
-from tests.conftest import make_folders, prepared, run
+from tests.conftest import make_folders, prepared, run, user_error
 
 Compose = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")
@@ -132,42 +131,46 @@ def test_workers_do_not_matter(from_store: Compose) -> None:
         assert torch.equal(a.inputs.y, b.inputs.y)
 
 
-def test_a_run_from_a_store_is_judged_again_and_predicts_without_it(
+def test_a_run_from_a_store_is_evaluated_again_and_predicts_without_it(
     from_store: Compose, folders: Path, coefficients: Path
 ) -> None:
     import research
 
     folder = run(from_store())
-    judged = evaluate.evaluate(folder, "val", "last", "cpu", [])
-    assert judged["metrics"] == judged["logged"]
+    result = evaluate.evaluate(folder, "val", "last", "cpu", [])
+    assert result["metrics"] == result["logged"]
     coefficients.rename(coefficients.with_name("gone"))
     model = research.load(folder, device="cpu")
     files = sorted((folders / "val").rglob("*.jpg"))[:2]
     assert model(files).shape == (2, 3)
-    with pytest.raises(UserError, match="no warehouse"):
+    with user_error("manifest", "no warehouse"):
         evaluate.evaluate(folder, "val", "last", "cpu", [])
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "key", "words"),
     [
-        (("compression.window=5",), "the store holds a window of 4"),
-        (("dataset.image_size=128",), "the store holds 64"),
-        (("compression=none", "model=tinydet", "dataset=warehouse"), "holds coefficients"),
-        (("dataset.folds=3",), "2 groups"),
+        (("compression.window=5",), "compression.window", "a window of 4"),
+        (("dataset.image_size=128",), "dataset.image_size", "64"),
+        (
+            ("compression=none", "model=tinydet", "dataset=warehouse"),
+            "dataset.manifest",
+            "holds coefficients",
+        ),
+        (("dataset.folds=3",), "dataset.folds", "2 groups"),
     ],
 )
 def test_settings_that_the_store_cannot_serve(
-    from_store: Compose, coefficients: Path, overrides: tuple[str, ...], message: str
+    from_store: Compose, coefficients: Path, overrides: tuple[str, ...], key: str, words: str
 ) -> None:
     if "model=tinydet" in overrides:
         from research.config import compose_config, resolved
 
-        words = [*overrides, f"dataset.manifest={coefficients}", "logging=csv"]
-        config = resolved(compose_config(words)[0])
+        settings = [*overrides, f"dataset.manifest={coefficients}", "logging=csv"]
+        config = resolved(compose_config(settings)[0])
     else:
         config = from_store(*overrides)
-    with pytest.raises(UserError, match=message):
+    with user_error(key, words):
         prepared(config)
 
 
@@ -177,10 +180,10 @@ def test_another_image_size_is_refused(
     folder = run(from_store())
     words = ["image_size=48", "compression.window=4", "workers=1"]
     prepare.main(["coefficients", str(folders), str(tmp_path / "other"), *words])
-    with pytest.raises(UserError, match=r"trained on image_size=64.*image_size=48"):
+    with user_error("dataset.manifest", "image_size=64", "image_size=48"):
         evaluate.evaluate(folder, "val", "last", "cpu", [f"dataset.manifest={tmp_path / 'other'}"])
     config = small_store(from_store(), tmp_path / "other", f"init_from={folder}")
-    with pytest.raises(UserError, match=r"init_from=.*image_size=64"):
+    with user_error("init_from", "image_size=64"):
         build.experiment(config)
 
 
@@ -196,7 +199,7 @@ def test_files_read_for_prediction_are_as_the_store_has_them(
     assert torch.equal(batch.inputs.cbcr, read.inputs.cbcr)
 
 
-def test_a_held_out_share_when_there_is_no_val_folder(tmp_path: Path) -> None:
+def test_a_held_out_fraction_when_there_is_no_val_folder(tmp_path: Path) -> None:
     make_folders(tmp_path / "classes", 10)
     words = ["image_size=32", "compression.window=2", "val=0.2", "workers=1"]
     prepare.main(["coefficients", str(tmp_path / "classes"), str(tmp_path / "out"), *words])
@@ -212,14 +215,14 @@ def test_the_best_constant_box_is_no_worse_than_any_on_a_grid() -> None:
         np.concatenate([corner, corner + rng.uniform(0.1, 0.4, (40, 2, 2))], 2)
     )
     mask = torch.from_numpy(rng.random((40, 2)) < 0.7)
-    found = constant_iou(best_constant_box(boxes, mask), boxes, mask)[mask.any(1)].mean()
+    best = constant_iou(best_constant_box(boxes, mask), boxes, mask)[mask.any(1)].mean()
     steps = torch.linspace(0, 1, 7, dtype=torch.float64)
     for left in steps[:-1]:
         for top in steps[:-1]:
             for right in steps[steps > left]:
                 for bottom in steps[steps > top]:
                     box = torch.stack([left, top, right, bottom])
-                    assert constant_iou(box, boxes, mask)[mask.any(1)].mean() <= found + 5e-3
+                    assert constant_iou(box, boxes, mask)[mask.any(1)].mean() <= best + 5e-3
 
 
 def test_a_loader_of_a_store_can_be_drawn_from_twice_at_once(from_store: Compose) -> None:

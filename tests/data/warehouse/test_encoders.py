@@ -19,8 +19,8 @@ from research.data.warehouse.build import build
 from research.data.warehouse.encoders import CoefficientEncoder, FrameEncoder, SampleSpec
 from research.data.warehouse.plan import assign_splits, plan_folders, plan_frames
 from research.data.warehouse.store import Store
-from research.utils.errors import DamagedImage, UserError
-from tests.conftest import picture
+from research.utils.errors import DamagedImage
+from tests.conftest import picture, user_error
 from tests.data.warehouse.conftest import (
     ENCODER,
     SPLITS,
@@ -32,17 +32,17 @@ from tests.data.warehouse.conftest import (
 BOXES = [[0.25, 0.25, 0.5, 0.75], [0.0, 0.0, 1.0, 1.0]]
 
 
-def frame(path: Path, image: Image.Image, boxes: list[list[float]]) -> SampleSpec:
+def sample_spec(path: Path, image: Image.Image, boxes: list[list[float]]) -> SampleSpec:
     image.save(path)
     return SampleSpec(path.name, "run", path, {"boxes": boxes, "labels": [1, 0][: len(boxes)]})
 
 
 def test_a_frame_by_hand(tmp_path: Path) -> None:
     """64×32 in 32²: scale 1/2, 16 rows of image between bars of 8."""
-    item = frame(tmp_path / "a.png", Image.new("RGB", (64, 32), (200, 100, 50)), BOXES)
-    made = FrameEncoder(32, 3).encode(item)
-    rows = made.arrays
-    assert made.fallback == ""
+    sample = sample_spec(tmp_path / "a.png", Image.new("RGB", (64, 32), (200, 100, 50)), BOXES)
+    encoded = FrameEncoder(32, 3).encode(sample)
+    rows = encoded.arrays
+    assert encoded.fallback == ""
     assert rows["images"][8:24].reshape(-1, 3).tolist() == [[200, 100, 50]] * 512
     assert not rows["images"][:8].any()
     assert not rows["images"][24:].any()
@@ -62,25 +62,24 @@ def test_frames_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(grey)
     image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     suffix = ".tif" if mode == "CMYK" else ".png"
-    made = FrameEncoder(40, 1).encode(frame(tmp_path / f"a{suffix}", image, []))
+    encoded = FrameEncoder(40, 1).encode(sample_spec(tmp_path / f"a{suffix}", image, []))
     expected = np.repeat(grey[..., None], 3, axis=2).astype(int)
-    assert np.abs(made.arrays["images"].astype(int) - expected).max() <= 1
-    assert made.arrays["mask"].tolist() == [0]
+    assert np.abs(encoded.arrays["images"].astype(int) - expected).max() <= 1
+    assert encoded.arrays["mask"].tolist() == [0]
 
 
-def test_a_damaged_frame_is_told(tmp_path: Path) -> None:
-    item = frame(tmp_path / "a.jpg", picture("spots", 0), [])
-    item.file.write_bytes(item.file.read_bytes()[:500])
+def test_a_damaged_frame_is_reported(tmp_path: Path) -> None:
+    sample = sample_spec(tmp_path / "a.jpg", picture("spots", 0), [])
+    sample.file.write_bytes(sample.file.read_bytes()[:500])
     with pytest.raises(DamagedImage) as caught:
-        ENCODER.encode(item)
+        ENCODER.encode(sample)
     assert caught.value.kind == "truncated"
 
 
 def test_too_many_boxes_name_the_frame_and_the_remedy(tmp_path: Path) -> None:
-    found = make_frames(tmp_path / "source")
-    with pytest.raises(UserError) as caught:
-        plan_frames(found, replace(ENCODER, max_boxes=2), SPLITS, {})
-    assert "frame_00003.jpg: 3 boxes for 2 slots; give max_boxes=3" in str(caught.value)
+    frame_set = make_frames(tmp_path / "source")
+    with user_error("max_boxes", "frame_00003.jpg", "max_boxes=3"):
+        plan_frames(frame_set, replace(ENCODER, max_boxes=2), SPLITS, {})
 
 
 def test_coefficients_are_those_of_the_bitstream_in_stored_order(tmp_path: Path) -> None:
@@ -130,26 +129,26 @@ def test_a_smaller_window_is_a_prefix_of_a_larger_one(
         np.testing.assert_array_equal(prefix, small.whole(name))
 
 
-def test_folders_keep_their_order_names_and_damage(tmp_path: Path) -> None:
+def test_folders_keep_their_order_names_and_counts(tmp_path: Path) -> None:
     root, folders = make_images(tmp_path / "images", images=2)
     folders.splits["train"].left_out = {"empty": 2}
     plan = plan_folders(folders, root, CoefficientEncoder(32, 1, "pixels"))
-    assert [item.name for item in plan.samples[:3]] == [
+    assert [sample.name for sample in plan.samples[:3]] == [
         "train/bars/000.jpg",
         "train/bars/001.jpg",
         "train/field/000.jpg",
     ]
-    assert [item.target for item in plan.samples] == [0, 0, 1, 1, 2, 2] * 2
+    assert [sample.target for sample in plan.samples] == [0, 0, 1, 1, 2, 2] * 2
     assert plan.splits == {"train": "train", "val": "val"}
     assert plan.skipped == {"empty": 2}
     assert plan.reports == {"train": {"left_out/empty": 2}, "val": {}}
 
 
 GROUPS = st.sets(st.text("abcdef", min_size=1), min_size=3, max_size=30)
-SHARES = st.sampled_from([0.0, 0.1, 0.2, 0.3])
+FRACTIONS = st.sampled_from([0.0, 0.1, 0.2, 0.3])
 
 
-@given(GROUPS, SHARES, SHARES, st.integers(0, 99))
+@given(GROUPS, FRACTIONS, FRACTIONS, st.integers(0, 99))
 def test_drawn_splits_are_seeded_and_not_empty(
     groups: set[str], val: float, test: float, seed: int
 ) -> None:
@@ -159,8 +158,8 @@ def test_drawn_splits_are_seeded_and_not_empty(
     assert set(splits) == groups
     counts = Counter(splits.values())
     assert counts["train"] > 0
-    for name, share in (("val", val), ("test", test)):
-        assert counts[name] == (max(1, round(len(groups) * share)) if share else 0)
+    for name, fraction in (("val", val), ("test", test)):
+        assert counts[name] == (max(1, round(len(groups) * fraction)) if fraction else 0)
 
 
 def test_another_seed_draws_other_groups() -> None:
@@ -172,7 +171,7 @@ def test_another_seed_draws_other_groups() -> None:
     assert len(drawn) == 5
 
 
-def test_named_groups_go_where_they_are_told_and_the_rest_is_drawn() -> None:
+def test_named_groups_go_to_their_split_and_the_rest_is_drawn() -> None:
     named = {"val": ["a", "c"], "test": ["b"]}
     splits = assign_splits("abcde", {}, val=0.5, test=0.5, seed=0, named=named)
     assert splits == {"a": "val", "b": "test", "c": "val", "d": "train", "e": "train"}
@@ -191,38 +190,51 @@ def test_the_split_of_the_source_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "own", "settings", "named", "told"),
+    ("groups", "own", "settings", "named", "key", "words"),
     [
-        ("a", {}, {}, {}, "take all of 1 groups"),
-        ("ab", {}, {"test": 0.2}, {}, "take all of 2 groups"),
-        ("ab", {}, {}, {"val": ["a", "b"]}, "take all of 2 groups"),
-        (["run_1", "run_2"], {}, {}, {"val": ["run1"]}, "val_runs=run1; did you mean 'run_1'?"),
-        ("abc", {}, {}, {"val": ["a"], "test": ["a"]}, "test_runs=a: a is in val already"),
-        ("abc", {"a": "val"}, {}, {"val": ["b"]}, "the source has a split of its own"),
+        ("a", {}, {}, {}, "val", "all of 1 groups"),
+        ("ab", {}, {"test": 0.2}, {}, "val", "all of 2 groups"),
+        ("ab", {}, {}, {"val": ["a", "b"]}, "val", "all of 2 groups"),
+        (
+            ["run_1", "run_2"],
+            {},
+            {},
+            {"val": ["run1"]},
+            "val_runs",
+            "val_runs=run1; did you mean 'run_1'?",
+        ),
+        (
+            "abc",
+            {},
+            {},
+            {"val": ["a"], "test": ["a"]},
+            "test_runs",
+            "test_runs=a: a is in val already",
+        ),
+        ("abc", {"a": "val"}, {}, {"val": ["b"]}, "val_runs", "split"),
     ],
 )
-def test_impossible_splits_are_told(
-    groups: str, own: dict[str, str], settings: dict[str, float], named: dict, told: str
+def test_impossible_splits_are_refused(
+    groups: str, own: dict[str, str], settings: dict, named: dict, key: str, words: str
 ) -> None:
     asked = {"val": 0.2, "test": 0.0, **settings}
-    with pytest.raises(UserError, match=r".") as caught:
+    with user_error(key, words):
         assign_splits(groups, own, seed=0, named=named, **asked)
-    assert told in str(caught.value)
 
 
 def test_one_group_may_be_all_training() -> None:
     assert assign_splits("a", {}, val=0.0, test=0.0, seed=0, named={}) == {"a": "train"}
 
 
-def test_a_recipe_travels_without_its_tables(tmp_path: Path) -> None:
+def test_an_encoder_is_pickled_without_its_tables(tmp_path: Path) -> None:
     encoder = CoefficientEncoder(32, 8, "pixels")
     path = tmp_path / "a.jpg"
     picture("bars", 0).save(path)
-    item = SampleSpec("a", "train", path, 0)
-    before = encoder.encode(item).arrays
+    sample = SampleSpec("a", "train", path, 0)
+    before = encoder.encode(sample).arrays
     sent = pickle.dumps(encoder)
     assert len(sent) < 300
     arrived = pickle.loads(sent)
     assert arrived == encoder
-    for name, rows in arrived.encode(item).arrays.items():
+    for name, rows in arrived.encode(sample).arrays.items():
         np.testing.assert_array_equal(rows, before[name])

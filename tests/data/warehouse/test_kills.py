@@ -17,7 +17,7 @@ from research.data.warehouse import shards
 from research.data.warehouse.build import build
 from research.data.warehouse.manifest import MANIFEST, Manifest
 from research.data.warehouse.plan import BuildPlan
-from research.utils.errors import UserError
+from tests.conftest import user_error
 from tests.data.warehouse.conftest import content, make_frames, plan_of
 
 FORK = multiprocessing.get_context("fork")
@@ -71,12 +71,12 @@ def kill_after(seconds: float) -> None:
 
 
 def assert_nothing_half(out: Path, whole: dict[str, str]) -> None:
-    """What can be loaded is whole; what is not yet there is told as such."""
+    """A version that exists is complete; otherwise loading fails with an error."""
     if list(out.glob(f"v*/{MANIFEST}")):
         assert content(Manifest.load(out).folder) == whole
     else:
         assert not list(out.glob("v*"))
-        with pytest.raises(UserError, match=r"only an unfinished store|no warehouse"):
+        with user_error("manifest", out):
             Manifest.load(out)
 
 
@@ -118,16 +118,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     whole = content(build(plan, tmp_path / "undisturbed", shard_samples=2, workers=1).folder)
     took = time.monotonic() - began
     rng = np.random.default_rng()  # other moments every time
-    for number, share in enumerate(rng.uniform(0, 1, 8)):
+    for number, fraction in enumerate(rng.uniform(0, 1, 8)):
         out = tmp_path / f"out_{number}"
-        killed(plan, out, lambda: kill_after(share * took + 1e-3), shard_samples=2, workers=1)  # noqa: B023
+        killed(plan, out, lambda: kill_after(fraction * took + 1e-3), shard_samples=2, workers=1)  # noqa: B023
         assert_nothing_half(out, whole)
         assert content(build(plan, out, shard_samples=2, workers=1).folder) == whole
 
 
 @pytest.mark.long
 def test_processes_of_a_killed_build_end_with_it(plan: BuildPlan, tmp_path: Path) -> None:
-    """Killed while several processes write; gone on with another number of them."""
+    """Killed while several processes write; resumed with another number of them."""
     whole = content(build(plan, tmp_path / "undisturbed", shard_samples=1, workers=1).folder)
     out = tmp_path / "out"
 

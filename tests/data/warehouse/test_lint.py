@@ -20,39 +20,39 @@ from tests.data.warehouse.conftest import (
     plan_images,
     plan_of,
     rewrite,
-    rewrite_lines,
+    rewrite_records,
     rows_of,
 )
 
 
-def look(manifest: Manifest) -> LintReport:
+def findings(manifest: Manifest) -> LintReport:
     report, _ = lint(Manifest.load(manifest.path))
     assert not any("\n" in line for line in [*report.errors, *report.warnings, *report.notes])
     return report
 
 
 @pytest.mark.parametrize("kind", ["frame_store", "image_store"])
-def test_a_sound_store_has_no_findings(kind: str, request: pytest.FixtureRequest) -> None:
-    report = look(request.getfixturevalue(kind))
+def test_an_intact_store_has_no_findings(kind: str, request: pytest.FixtureRequest) -> None:
+    report = findings(request.getfixturevalue(kind))
     assert report.errors == []
     assert report.warnings == []
 
 
-def test_what_it_holds_is_told(frame_store: Manifest) -> None:
-    first, train, val, boxes, sides = look(frame_store).notes
+def test_the_content_is_summarized(frame_store: Manifest) -> None:
+    first, train, val, boxes, sides = findings(frame_store).notes
     assert "12 samples of 3 groups, 2 classes, 3 shards" in first
     assert train == (
-        "train: 8 samples of 2 groups; boxes a class: fewest 4 (ulcer), most 8 (polyp), in all 12"
+        "train: 8 samples of 2 groups; boxes per class: fewest 4 (ulcer), most 8 (polyp), total 12"
     )
     assert val.startswith("val: 4 samples of 1 groups")
     assert boxes.startswith(
-        "boxes a frame: at most 3 of 3 slots; 3 with 0, 3 with 1, 3 with 2, 3 with 3"
+        "boxes per frame: at most 3 of 3 slots; 3 with 0, 3 with 1, 3 with 2, 3 with 3"
     )
     assert "median" in sides
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2])
-def test_a_flipped_bit_is_an_error_and_the_rest_is_still_looked_at(
+def test_a_flipped_bit_is_an_error_and_the_rest_is_still_checked(
     frame_store: Manifest, shard: int
 ) -> None:
     other = (shard + 1) % 3
@@ -60,17 +60,17 @@ def test_a_flipped_bit_is_an_error_and_the_rest_is_still_looked_at(
     boxes[1, 0, 0] = np.nan
     mask = rows_of(frame_store, other, "mask")
     mask[1, 0] = 1
-    spoilt = rewrite(frame_store, other, boxes=boxes, mask=mask)
-    flip_bit(spoilt.folder / spoilt.shards[shard].file)
-    errors = look(spoilt).errors
+    damaged = rewrite(frame_store, other, boxes=boxes, mask=mask)
+    flip_bit(damaged.folder / damaged.shards[shard].file)
+    errors = findings(damaged).errors
     assert f"shard_0000{shard}.safetensors: SHA-256 is" in errors[0]
     assert any(f"shard_0000{other}.safetensors row 1" in line for line in errors[1:])
 
 
-def test_missing_shards_and_orphans_are_told(frame_store: Manifest) -> None:
+def test_missing_shards_and_orphans_are_reported(frame_store: Manifest) -> None:
     (frame_store.folder / "shard_00001.safetensors").unlink()
     (frame_store.folder / "shard_00009.safetensors").write_bytes(b"left behind")
-    report = look(frame_store)
+    report = findings(frame_store)
     assert len(report.errors) == 1
     assert "shard_00001.safetensors: No such file" in report.errors[0]
     assert len(report.warnings) == 1
@@ -84,7 +84,7 @@ def test_damaged_records_are_an_error(frame_store: Manifest, how: str) -> None:
         flip_bit(path)
     else:
         path.unlink()
-    errors = look(frame_store).errors
+    errors = findings(frame_store).errors
     assert len(errors) == 1
     assert str(path) in errors[0]
 
@@ -110,30 +110,30 @@ def _put(name: str, row: int, slot: int, value: int) -> Callable[[Manifest], Man
 # Row 2 of the second shard is the fourth frame of run_2: 40×40 in 32², three boxes. Row 1 is the
 # third: 56×40, bars of 5 rows, two boxes. Row 4 is the second of run_3, one box.
 @pytest.mark.parametrize(
-    ("change", "serious", "told"),
+    ("change", "is_error", "words"),
     [
         (_set(2, 1, [np.nan, 0.1, 0.5, 0.5]), True, "row 2 (run_2/frame_00003.jpg) box 1: a coord"),
         (_set(2, 1, [0.5, np.inf, 0.5, 0.5]), True, "a coordinate is not a number"),
         (_set(2, 1, [0.5, 0.1, 0.4, 0.5]), True, "inverted or empty"),
         (_set(2, 1, [0.5, 0.1, 0.5, 0.5]), True, "inverted or empty"),
-        (_set(2, 1, [0.5, 0.1, 1.1, 0.5]), True, "reaches out of the frame"),
-        (_set(2, 1, [-0.1, 0.1, 0.5, 0.5]), True, "reaches out of the frame"),
-        (_set(1, 1, [0.2, 0.0, 0.5, 0.5]), True, "reaches into the black of the letterbox"),
+        (_set(2, 1, [0.5, 0.1, 1.1, 0.5]), True, "exceeds the frame"),
+        (_set(2, 1, [-0.1, 0.1, 0.5, 0.5]), True, "exceeds the frame"),
+        (_set(1, 1, [0.2, 0.0, 0.5, 0.5]), True, "padding of the letterbox"),
         (_set(2, 1, [0.5, 0.2, 0.6, 0.8]), False, "a side under 4 px"),
-        (_put("labels", 2, 0, 2), True, "its label is no class"),
-        (_put("labels", 2, 0, -1), True, "its label is no class"),
+        (_put("labels", 2, 0, 2), True, "its label is not a class"),
+        (_put("labels", 2, 0, -1), True, "its label is not a class"),
         (_put("mask", 2, 0, 0), True, "slots are not filled from the first on"),
         (_put("mask", 2, 0, 2), True, "slots are not filled from the first on"),
-        (_put("labels", 4, 2, 1), True, "an empty one holds something"),
+        (_put("labels", 4, 2, 1), True, "an empty slot is not zero"),
     ],
 )
-def test_boxes_that_cannot_be_are_named(
-    frame_store: Manifest, change: Callable[[Manifest], Manifest], serious: bool, told: str
+def test_invalid_boxes_are_reported(
+    frame_store: Manifest, change: Callable[[Manifest], Manifest], is_error: bool, words: str
 ) -> None:
-    report = look(change(frame_store))
-    lines = report.errors if serious else report.warnings
-    assert any(told in line and "shard_00001.safetensors row " in line for line in lines), lines
-    assert bool(report.errors) == serious
+    report = findings(change(frame_store))
+    lines = report.errors if is_error else report.warnings
+    assert any(words in line and "shard_00001.safetensors row " in line for line in lines), lines
+    assert bool(report.errors) == is_error
 
 
 def test_absurd_shapes_are_named(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_absurd_shapes_are_named(tmp_path: Path) -> None:
     frames[1] = replace(frames[1], boxes=((0.0, 0.5, 1.0, 0.53),), labels=(0,))
     plan = plan_of(replace(found, frames=frames))
     plan = replace(plan, encoder=replace(plan.encoder, image_size=256))
-    report = look(build(plan, tmp_path / "out", workers=1))
+    report = findings(build(plan, tmp_path / "out", workers=1))
     assert not report.errors
     assert any("run_1/frame_00001.jpg" in line and "over 20 ×" in line for line in report.warnings)
 
@@ -153,10 +153,10 @@ def test_duplicates_are_named(tmp_path: Path, across: bool, how: str) -> None:
     found = make_frames(tmp_path / "source")
     first, second = found.frames[1], found.frames[5 if across else 3]
     data = first.image.read_bytes()
-    # A comment behind the start of the image: other bytes, the same picture.
+    # A comment after the start marker: other bytes, the same picture.
     comment = b"\xff\xfe\x00\x06abcd"
     second.image.write_bytes(data if how == "file" else data[:2] + comment + data[2:])
-    report = look(build(plan_of(found), tmp_path / "out", workers=1))
+    report = findings(build(plan_of(found), tmp_path / "out", workers=1))
     lines, others = (report.errors, report.warnings) if across else (report.warnings, report.errors)
     assert others == []
     assert len(lines) == 1
@@ -169,7 +169,7 @@ def test_duplicates_of_coefficients_are_named(tmp_path: Path) -> None:
     root, folders = make_images(tmp_path / "images")
     train, val = (folders.splits[split].files for split in ("train", "val"))
     val[0].write_bytes(train[0].read_bytes())
-    report = look(build(plan_images(root, folders), tmp_path / "out", workers=1))
+    report = findings(build(plan_images(root, folders), tmp_path / "out", workers=1))
     assert len(report.errors) == 1
     assert "(val/bars/000.jpg): same file as " in report.errors[0]
 
@@ -181,8 +181,8 @@ def test_a_group_in_two_splits_is_an_error(frame_store: Manifest) -> None:
         line | {"group": "run_2"} if n >= 8 else line
         for n, line in enumerate(frame_store.records())
     ]
-    rewrite_lines(replace(frame_store, groups=groups), lines)
-    errors = look(frame_store).errors
+    rewrite_records(replace(frame_store, groups=groups), lines)
+    errors = findings(frame_store).errors
     assert len(errors) == 1
     assert "group run_2 is in train and val" in errors[0]
 
@@ -190,26 +190,26 @@ def test_a_group_in_two_splits_is_an_error(frame_store: Manifest) -> None:
 def test_records_of_another_group_are_an_error(frame_store: Manifest) -> None:
     lines = frame_store.records()
     lines[5]["group"] = "run_1"
-    rewrite_lines(frame_store, lines)
-    assert any("group run_1 is in train and val" in line for line in look(frame_store).errors)
+    rewrite_records(frame_store, lines)
+    assert any("group run_1 is in train and val" in line for line in findings(frame_store).errors)
 
 
-def test_classes_never_trained_on_are_told(frame_store: Manifest) -> None:
+def test_classes_never_trained_on_are_reported(frame_store: Manifest) -> None:
     replace(frame_store, classes=["polyp", "ulcer", "scar"]).save()
-    report = look(frame_store)
+    report = findings(frame_store)
     assert report.warnings == ["class scar: none in train"]
     groups = [SampleGroup("all", 0, 12, "val")]
     lines = [line | {"group": "all"} for line in frame_store.records()]
-    rewrite_lines(replace(frame_store, groups=groups), lines)
-    assert any("no training samples" in line for line in look(frame_store).errors)
+    rewrite_records(replace(frame_store, groups=groups), lines)
+    assert any("no training samples" in line for line in findings(frame_store).errors)
 
 
-def test_many_findings_of_a_sort_are_counted(tmp_path: Path) -> None:
+def test_many_findings_of_a_kind_are_counted(tmp_path: Path) -> None:
     found = make_frames(tmp_path / "source", frames=10)
     data = found.frames[0].image.read_bytes()
     for frame in found.frames:
         frame.image.write_bytes(data)
-    report = look(build(plan_of(found), tmp_path / "out", workers=1))
+    report = findings(build(plan_of(found), tmp_path / "out", workers=1))
     assert len(report.errors) == 10
     assert len(report.warnings) == 19
     for frame in found.frames[1:]:
@@ -217,7 +217,7 @@ def test_many_findings_of_a_sort_are_counted(tmp_path: Path) -> None:
     found = make_frames(tmp_path / "more", frames=40)
     for frame in found.frames:
         frame.image.write_bytes(data)
-    report = look(build(plan_of(found), tmp_path / "out", workers=1))
+    report = findings(build(plan_of(found), tmp_path / "out", workers=1))
     assert len(report.errors) == linting.MAX_LINES + 1
     assert report.errors[-1] == "… and 20 more like it"
 

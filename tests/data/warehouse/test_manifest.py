@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data.warehouse.manifest import MANIFEST, SCHEMA, SPLITS, Manifest, SampleGroup
-from research.utils.errors import UserError
-from tests.data.warehouse.conftest import rewrite_lines
+from tests.conftest import user_error
+from tests.data.warehouse.conftest import rewrite_records
 
 Content = dict[str, Any]
 
@@ -29,7 +29,7 @@ def test_what_was_saved_is_loaded(frame_store: Manifest, tmp_path: Path) -> None
     assert Manifest.load(frame_store.folder) == frame_store
 
 
-def test_the_file_names_no_place_and_no_time(frame_store: Manifest, tmp_path: Path) -> None:
+def test_the_file_has_no_absolute_path_and_no_time(frame_store: Manifest, tmp_path: Path) -> None:
     for file in frame_store.folder.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
     assert not any(
@@ -40,12 +40,12 @@ def test_the_file_names_no_place_and_no_time(frame_store: Manifest, tmp_path: Pa
 def test_splits_are_ranges_of_positions(frame_store: Manifest) -> None:
     assert frame_store.splits == {"train": [(0, 4), (8, 12)], "val": [(4, 8)]}
     assert frame_store.split("val").tolist() == [4, 5, 6, 7]
-    with pytest.raises(UserError, match=r"split=test: .*manifest\.json has train, val"):
+    with user_error("split", "split=test", "train, val"):
         frame_store.split("test")
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(SPLITS)), min_size=1))
-def test_the_splits_share_out_every_position(sizes: list[tuple[int, str]]) -> None:
+def test_the_splits_partition_all_positions(sizes: list[tuple[int, str]]) -> None:
     groups, start = [], 0
     for number, (size, split) in enumerate(sizes):
         groups.append(SampleGroup(f"g{number}", start, start + size, split))
@@ -70,66 +70,62 @@ def _group(key: str, value: Any) -> Callable[[Content], None]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("corrupt", "words"),
     [
-        (lambda c: c.update(schema=SCHEMA + 1), "this code reads up to 1; update it"),
+        (lambda c: c.update(schema=SCHEMA + 1), "schema 2"),
         (lambda c: c.pop("schema"), "not the manifest of a warehouse"),
         (lambda c: c.pop("classes"), "has no 'classes'"),
         (lambda c: c.update(shards=7), "damaged"),
         (lambda c: c["shards"][0].pop("sha256"), "damaged"),
-        (_shard("file", "../v0/shard_00000.safetensors"), "lies outside the store"),
-        (_shard("file", "/etc/passwd"), "lies outside the store"),
-        (_shard("file", "a/b.safetensors"), "lies outside the store"),
-        (_shard("file", ".."), "lies outside the store"),
-        (_shard("file", "C:\\x.safetensors"), "lies outside the store"),
-        (_shard("file", ""), "lies outside the store"),
+        (_shard("file", "../v0/shard_00000.safetensors"), "is outside the store"),
+        (_shard("file", "/etc/passwd"), "is outside the store"),
+        (_shard("file", "a/b.safetensors"), "is outside the store"),
+        (_shard("file", ".."), "is outside the store"),
+        (_shard("file", "C:\\x.safetensors"), "is outside the store"),
+        (_shard("file", ""), "is outside the store"),
         (_shard("samples", 6), "samples is 12, the shards hold 13"),
         (_shard("samples", "5"), "must be counts"),
         (_shard("bytes", -1), "must be counts"),
         (lambda c: c.update(samples=13), "samples is 13, the shards hold 12"),
-        (_group("start", 5), "group run_2: begins at 5, expected 4"),
-        (_group("stop", 3), "group run_2: begins at 4"),
-        (_group("split", "hold"), "group run_2: split 'hold' is none of train, val, test"),
+        (_group("start", 5), "group run_2: starts at 5, expected 4"),
+        (_group("stop", 3), "group run_2: starts at 4"),
+        (_group("split", "hold"), "group run_2: split 'hold' is not one of train, val, test"),
         (lambda c: c["groups"].pop(), "the groups hold 8 samples, the shards 12"),
         (lambda c: c["tensors"]["boxes"].update(dtype="object"), "tensor boxes"),
         (lambda c: c["tensors"]["boxes"].update(shape=[0]), "tensor boxes"),
     ],
 )
-def test_what_cannot_be_trusted_is_told_in_a_line(
-    frame_store: Manifest, spoil: Callable[[Content], Any], told: str
+def test_what_cannot_be_trusted_is_reported_in_a_line(
+    frame_store: Manifest, corrupt: Callable[[Content], Any], words: str
 ) -> None:
     content = json.loads(frame_store.path.read_text())
-    spoil(content)
+    corrupt(content)
     frame_store.path.write_text(json.dumps(content))
-    with pytest.raises(UserError) as caught:
+    with user_error("manifest", frame_store.path, words):
         Manifest.load(frame_store.path)
-    message = str(caught.value)
-    assert told in message
-    assert message.startswith(str(frame_store.path))
-    assert "\n" not in message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\0", '{"schema": 1'])
-def test_a_damaged_file_is_told_in_a_line(frame_store: Manifest, text: str) -> None:
+def test_a_damaged_file_is_reported_in_a_line(frame_store: Manifest, text: str) -> None:
     frame_store.path.write_text(text)
-    with pytest.raises(UserError, match=r"manifest\.json: .*prepare it again"):
+    with user_error("manifest", "manifest.json", "prepare it again"):
         Manifest.load(frame_store.folder)
 
 
 @pytest.mark.parametrize("lines", [0, 11, 13])
-def test_records_that_do_not_fit_are_told(frame_store: Manifest, lines: int) -> None:
+def test_records_that_do_not_fit_are_reported(frame_store: Manifest, lines: int) -> None:
     path = frame_store.folder / "samples.jsonl"
     text = path.read_text().splitlines(keepends=True)
-    frame_lines = frame_store.records()
-    assert len(frame_lines) == 12
+    records = frame_store.records()
+    assert len(records) == 12
     path.write_text("".join((text * 2)[:lines]))
-    with pytest.raises(UserError, match=r"samples\.jsonl: damaged \(SHA-256\)"):
+    with user_error("manifest", "samples.jsonl: damaged (SHA-256)"):
         frame_store.records()
-    forged = rewrite_lines(frame_store, (frame_lines * 2)[:lines])
-    with pytest.raises(UserError, match=f"{lines} lines for 12 samples"):
+    forged = rewrite_records(frame_store, (records * 2)[:lines])
+    with user_error("manifest", f"{lines} lines for 12 samples"):
         forged.records()
     path.unlink()
-    with pytest.raises(UserError, match=r"samples\.jsonl: No such file"):
+    with user_error("manifest", "samples.jsonl: No such file"):
         frame_store.records()
 
 
@@ -143,17 +139,17 @@ def test_of_several_versions_the_newest_is_taken(frame_store: Manifest) -> None:
     os.utime(other / MANIFEST, ns=(later, later))
     assert Manifest.load(out).version == "1"
     os.utime(frame_store.path, ns=(later, later))
-    with pytest.raises(UserError, match=r"several versions of the same age; give one of .*v1"):
+    with user_error("manifest", "several versions", other / MANIFEST):
         Manifest.load(out)
 
 
-def test_what_is_no_warehouse_is_told(frame_store: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere: no warehouse; give the manifest\.json"):
+def test_what_is_no_warehouse_is_reported(frame_store: Manifest, tmp_path: Path) -> None:
+    with user_error("manifest", "nowhere: no warehouse"):
         Manifest.load(tmp_path / "nowhere")
     growing = tmp_path / "growing"
     (growing / ".building-v1-256").mkdir(parents=True)
     os.rename(frame_store.folder, growing / ".building-v1-256" / "store")
-    with pytest.raises(UserError, match="only an unfinished store"):
+    with user_error("manifest", growing, "unfinished"):
         Manifest.load(growing)
 
 

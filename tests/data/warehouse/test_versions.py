@@ -70,7 +70,7 @@ SAME: dict[str, Callable[[FrameSet, Path], BuildPlan]] = {
         found, ENCODER, dict(reversed(SPLITS.items())), {}
     ),
     "thresholds": lambda found, _: plan_of(found, thresholds={"max_invalid": 3}),
-    "problems": lambda found, _: plan_of(replace(found, problems=["a line for people"])),
+    "problems": lambda found, _: plan_of(replace(found, problems=["a problem"])),
 }
 
 OTHER: dict[str, Callable[[FrameSet, Path], BuildPlan]] = {
@@ -79,7 +79,7 @@ OTHER: dict[str, Callable[[FrameSet, Path], BuildPlan]] = {
     "no box": lambda found, _: plan_of(changed(found, boxes=(), labels=())),
     "a label": lambda found, _: plan_of(changed(found, labels=(1,))),
     "a name": lambda found, _: plan_of(changed(found, name="run_1/frame_x.jpg")),
-    "a frame less": lambda found, _: plan_of(replace(found, frames=found.frames[:-1])),
+    "one frame fewer": lambda found, _: plan_of(replace(found, frames=found.frames[:-1])),
     "classes": lambda found, _: plan_of(replace(found, classes=["polyp", "scar"])),
     "what was left out": lambda found, _: plan_of(
         replace(found, runs=[replace(found.runs[0], invalid=1), *found.runs[1:]])
