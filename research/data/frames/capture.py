@@ -265,17 +265,17 @@ def prune(
         raise UserError("OUT", f"{out} is inside the source {source}", "pass a folder outside it")
     names = {run: run_name(run, source) for run in _require_runs(source)}
     drops = {"empty": empty, "missing_image": missing, "missing_file": missing, "invalid": invalid}
-    kept: dict[Path, list[LabelFile]] = {}
+    remaining: dict[Path, list[LabelFile]] = {}
     dropped: list[LabelFile] = []
     for run in _select(names, runs):
         read_manifest(run)
         for label in read_labels(run):
-            (dropped if drops.get(label.state) else kept.setdefault(run, [])).append(label)
-    if not kept:
+            (dropped if drops.get(label.state) else remaining.setdefault(run, [])).append(label)
+    if not remaining:
         raise UserError("runs", f"{source}: no frame is left, {len(dropped)} dropped", "drop less")
     report = PruneReport(
-        runs={names[run]: len(labels) for run, labels in kept.items()},
-        runs_dropped=[name for run, name in names.items() if run not in kept],
+        runs={names[run]: len(labels) for run, labels in remaining.items()},
+        runs_dropped=[name for run, name in names.items() if run not in remaining],
         dropped=dict(sorted(Counter(label.state for label in dropped).items())),
         files={
             label.file.relative_to(source).as_posix(): label.problem or label.state
@@ -283,7 +283,7 @@ def prune(
         },
     )
     try:
-        _write_copy(source, out, kept, report, progress)
+        _write_copy(source, out, remaining, report, progress)
     except OSError as error:
         raise UserError(
             "OUT",
@@ -296,12 +296,11 @@ def prune(
 def _select(names: dict[Path, str], runs: Sequence[str]) -> list[Path]:
     known = list(names.values())
     for word in runs:
-        if (name := word.removeprefix("-")) not in known:
+        key, name = ("not_runs" if word.startswith("-") else "runs"), word.removeprefix("-")
+        if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                "not_runs" if word.startswith("-") else "runs", f"{word}: no run of that name", hint
-            )
+            raise UserError(key, f"{key}={name}: no run of that name", hint)
     selected = {word for word in runs if not word.startswith("-")} or set(known)
     selected -= {word[1:] for word in runs if word.startswith("-")}
     return [run for run, name in names.items() if name in selected]

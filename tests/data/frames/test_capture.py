@@ -326,8 +326,13 @@ def test_prune_refuses_invalid_arguments(tree: Path, tmp_path: Path) -> None:
         (tmp_path / "there", [], "OUT", "there exists"),
         (tree / "inside", [], "OUT", "inside the source"),
         (tree / "run_a" / ".." / "inside", [], "OUT", "inside the source"),
-        (tmp_path / "out", ["run_c"], "runs", "run_c: no run of that name; did you mean 'run_"),
-        (tmp_path / "out", ["-run_c"], "not_runs", "-run_c: no run of that name"),
+        (
+            tmp_path / "out",
+            ["run_c"],
+            "runs",
+            "runs=run_c: no run of that name; did you mean 'run_",
+        ),
+        (tmp_path / "out", ["-run_c"], "not_runs", "not_runs=run_c: no run of that name"),
         (tmp_path / "out", ["run_a", "-run_a"], "runs", "no frame is left"),
     ):
         with user_error(key, words):
