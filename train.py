@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> float | None:
 
             return job.run_trial(own, config, name)
         begin = run.start(config, name)
-        with run_folder.occupied(begin.folder), logs.to_file(begin.folder):
+        with run_folder.run_lock(begin.folder), logs.to_file(begin.folder):
             return run.train(config, name, own.overrides.task, begin).best
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from research.config import cli, compose_config, resolved, stored, targets
-from research.config.keys import ABSENT, differences
+from research.config.keys import MISSING, differences
 from research.config.messages import shown
 from research.config.migrations import current_word
 from research.config.rules import TEXT, Rule
@@ -68,7 +68,7 @@ class Setting:
 
     Attributes:
         key: dotted.
-        then: value in the run; ``ABSENT`` if it had none.
+        then: value in the run; ``MISSING`` if it had none.
         now: value that the same overrides give today.
     """
 
@@ -77,7 +77,7 @@ class Setting:
     now: Any
 
     def __str__(self) -> str:
-        then, now = ("(none)" if v is ABSENT else shown(v) for v in (self.then, self.now))
+        then, now = ("(none)" if v is MISSING else shown(v) for v in (self.then, self.now))
         return f"{self.key}: {then} → {now}"
 
 
@@ -293,7 +293,7 @@ def overrides_now(then: Then) -> tuple[list[str], list[Setting], list[Setting], 
         return words, [], [], str(error)
     changed = settings(then.config, now)
     for setting in changed:
-        if setting.then is not ABSENT and setting.now is not ABSENT:
+        if setting.then is not MISSING and setting.now is not MISSING:
             more = [*words, f"{setting.key}={quoted(setting.then)}"]
             try:
                 now = _composed(more)
@@ -362,8 +362,8 @@ def commands(
 def remarks(then: Then, words: Sequence[str], left: Sequence[Setting]) -> list[str]:
     """What the commands do not say."""
     told = []
-    lost = [f"{s.key}={shown(s.then)}" for s in left if s.then is not ABSENT]
-    new = [f"{s.key}={shown(s.now)}" for s in left if s.then is ABSENT]
+    lost = [f"{s.key}={shown(s.then)}" for s in left if s.then is not MISSING]
+    new = [f"{s.key}={shown(s.now)}" for s in left if s.then is MISSING]
     if lost:
         told.append(f"with today's files cannot be set: {', '.join(lost)}")
     if new:

@@ -188,7 +188,7 @@ def run(config: dict[str, Any], name: str = "test") -> Path:
     from research.engine import run, run_folder
 
     begin = run.start(config, name)
-    with run_folder.occupied(begin.folder):
+    with run_folder.run_lock(begin.folder):
         run.train(config, name, [], begin)
     return begin.folder
 

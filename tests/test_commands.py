@@ -158,7 +158,7 @@ def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store:
             wait_for_batch(started, tmp_path / name / "batch_metrics.csv", epoch=2, batch=1)
             with (
                 pytest.raises(UserError, match="another process is training"),
-                run_folder.occupied(tmp_path / name),
+                run_folder.run_lock(tmp_path / name),
             ):
                 pass
             started.send_signal(number)
@@ -169,7 +169,7 @@ def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store:
             summary = json.loads((tmp_path / name / "summary.json").read_text())
             assert summary["status"] == "KILLED"
             assert summary["epochs_done"] >= 1
-            with run_folder.occupied(tmp_path / name):
+            with run_folder.run_lock(tmp_path / name):
                 pass
     assert {n: entry.info.status for n, entry in mlflow_runs(store).items()} == {
         "term": "KILLED",

@@ -32,7 +32,7 @@ def described(folder: Path, words: Sequence[str], **changed: Any) -> Path:
         *parts, last = key.split("__")
         for part in parts:
             node = node[part]
-        if value is reproduce.ABSENT:
+        if value is reproduce.MISSING:
             del node[last]
         else:
             node[last] = value
@@ -175,7 +175,7 @@ def test_settings_whose_defaults_have_changed_are_written_out(tmp_path: Path) ->
         dataset__mean=[0.5, 0.25, 1e-05],
         optimizer__momentum=0.5,
         optimizer__gone=1,
-        model__memory_efficient=reproduce.ABSENT,
+        model__memory_efficient=reproduce.MISSING,
     )
     lines, steps = told(folder)
     for line in (

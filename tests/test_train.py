@@ -137,9 +137,9 @@ def test_resume_auto_takes_only_the_same_unfinished_run(small: Compose) -> None:
     assert run_folder.find_unfinished(small("resume=auto"), epochs=1) is None
     assert run_folder.find_unfinished(small("resume=auto", "epochs=2"), epochs=2) == done
     assert run_folder.find_unfinished(small("resume=auto", "epochs=2", "seed=1"), epochs=2) is None
-    with run_folder.occupied(done):
+    with run_folder.run_lock(done):
         assert run_folder.find_unfinished(small("epochs=2"), epochs=2) is None
-        with pytest.raises(UserError, match="another process"), run_folder.occupied(done):
+        with pytest.raises(UserError, match="another process"), run_folder.run_lock(done):
             pass
     longer = run(small("resume=auto", "epochs=2"), "second")
     assert longer == done

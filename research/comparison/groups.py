@@ -20,7 +20,7 @@ NOT_GROUPED = (
 """Settings that make no group of their own: chance, and where things lie."""
 NAMES = ("name", "backbone", "variant", "_target_")
 """Last parts of keys that say by themselves what a group of the configuration is."""
-ABSENT = "–"
+NOT_SET = "–"
 LONGEST = 28
 """Characters of one value in a label."""
 
@@ -140,7 +140,7 @@ def _label(run: Recorded, keys: Sequence[str], longest: int | None) -> str:
             value = value.rpartition("/")[2] if "/" in value else value
             value = value if len(value) <= longest else f"{value[: longest - 1]}…"
         name = last if lasts.count(last) == 1 else key
-        words.append(value if name == "model" and value != ABSENT else f"{name}={value}")
+        words.append(value if name == "model" and value != NOT_SET else f"{name}={value}")
     return ", ".join(words)
 
 
@@ -152,7 +152,7 @@ def _short(key: str) -> str:
 def _text(settings: Mapping[str, Any], key: str) -> str:
     """A setting's value for people."""
     if key not in settings:
-        return ABSENT
+        return NOT_SET
     value = settings[key]
     if key.endswith("_target_"):
         return str(value).rpartition(".")[2]
@@ -160,7 +160,7 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
 
 
 def _exact(run: Recorded, key: str) -> str:
-    return json.dumps(run.settings[key], sort_keys=True) if key in run.settings else ABSENT
+    return json.dumps(run.settings[key], sort_keys=True) if key in run.settings else NOT_SET
 
 
 def _within(key: str, name: str) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-ABSENT: Final = object()
+MISSING: Final = object()
 """Stands for the value of a key that a configuration does not have."""
 
 
@@ -22,7 +22,7 @@ def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 def differences(
     then: Mapping[str, Any], now: Mapping[str, Any], but: tuple[str, ...]
 ) -> dict[str, tuple[Any, Any]]:
-    """Both values of every dotted key that has not the same in both; ``ABSENT`` for none.
+    """Both values of every dotted key whose values differ; ``MISSING`` stands for no value.
 
     Args:
         then: a configuration; a tuple in it equals a list, as in its file.
@@ -32,7 +32,7 @@ def differences(
     # Through JSON, so that tuples read back as lists compare equal.
     ours, theirs = (dict(leaves(json.loads(json.dumps(config)))) for config in (then, now))
     pairs = {
-        key: (ours.get(key, ABSENT), theirs.get(key, ABSENT))
+        key: (ours.get(key, MISSING), theirs.get(key, MISSING))
         for key in dict.fromkeys([*ours, *theirs])
         if key.partition(".")[0] not in but
     }

@@ -141,7 +141,7 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
         candidates = [Path(config["run_dir"]) / "config.yaml"]
     for path in candidates:
         folder = path.parent
-        if not (folder / "checkpoints" / "last.pt").exists() or busy(folder):
+        if not (folder / "checkpoints" / "last.pt").exists() or is_locked(folder):
             continue
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -176,15 +176,15 @@ def is_own(path: Path) -> bool:
 
 
 @contextmanager
-def occupied(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the lock goes when the process does.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock a run folder for this process; the lock ends with the process.
 
     Raises:
         UserError: when another process trains in it.
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0.5)  # others hold it for an instant to see whether it is held
+        lock.acquire(timeout=0.5)  # `is_locked` of another process holds it for an instant
     except Timeout:
         raise UserError(
             "RUN", f"{folder}: another process is training in this run folder"
@@ -195,8 +195,8 @@ def occupied(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def busy(folder: Path) -> bool:
-    """Whether a process trains in a run folder."""
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False

@@ -1,1 +1,1 @@
-"""Many runs as one piece of work."""
+"""Sweeps: many runs as the trials of one study."""

@@ -1,4 +1,4 @@
-"""Which GPU a trial runs on, where a machine has several."""
+"""Assignment of GPUs to the trials that run at the same time on one machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def device_of_its_own(asked: str, folder: Path) -> Iterator[str]:
-    """A GPU that no other trial of this machine uses, while there is one.
+def exclusive_device(device: str, folder: Path) -> Iterator[str]:
+    """Reserve a GPU that no other trial on this machine uses, if one is free.
 
     Args:
-        asked: the run's ``device``; only ``auto`` leaves the choice.
-        folder: shared by all sweeps; who holds which GPU is said by locks in it.
+        device: the run's ``device``; only ``auto`` leaves the choice.
+        folder: shared by all sweeps; its lock files show which GPUs are reserved.
     """
-    count = torch.cuda.device_count() if asked == "auto" else 0
+    count = torch.cuda.device_count() if device == "auto" else 0
     if count < 2:
-        yield asked
+        yield device
         return
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -38,5 +38,5 @@ def device_of_its_own(asked: str, folder: Path) -> Iterator[str]:
         finally:
             lock.release()
         return
-    log.warning("sweep: all %d GPUs have a trial; this one shares cuda:0", count)
+    log.warning("sweep: all %d GPUs are in use by trials; this trial shares cuda:0", count)
     yield "cuda:0"

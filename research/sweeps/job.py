@@ -1,4 +1,4 @@
-"""A job of a sweep: one trial of its study, trained or gone on with, and told of."""
+"""A sweep's job: trains or resumes one trial of the study and reports its result."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 
 from research.engine import run, run_folder
 from research.sweeps import record
-from research.sweeps.devices import device_of_its_own
-from research.sweeps.objectives import Objective, monitor, values
+from research.sweeps.devices import exclusive_device
+from research.sweeps.objectives import Objective, measure, monitor
 from research.sweeps.study import FOLDER, Study, checkpoint_time
 from research.utils import logs
 from research.utils.errors import UserError, one_line
@@ -27,29 +27,28 @@ log = logging.getLogger(__name__)
 
 PRUNERS = ("optuna.pruners.*",)
 STUDY_SWEEPER = "research.sweeps.sweeper.StudySweeper"
-"""Whose store and pruner a trial has; Hydra's own sweepers have none of ours."""
-Config = Mapping[str, Any]
+"""The sweeper whose storage and pruner a trial uses; Hydra's own sweepers have neither."""
 
 
 class TrialPruner:
-    """Tells the study of every epoch; its pruner may end the trial, but for the last one."""
+    """Reports every epoch to the study, whose pruner may stop the trial before the last epoch."""
 
     stopped = False
 
     def __init__(self, study: Study, number: int, epochs: int) -> None:
         self.study = study
         self.epochs = epochs
-        self.trial = study.going(number)
+        self.trial = study.resume_trial(number)
         self.reason = ""
 
     def epoch(self, epoch: int, value: float) -> None:
         if self.stopped or len(self.study.optuna.directions) > 1:
             return
-        told = self.study.trial(self.trial.number).intermediate_values
-        if epoch not in told:
+        reported = self.study.trial(self.trial.number).intermediate_values
+        if epoch not in reported:
             self.trial.report(value, epoch)
-        elif epoch < max(told):
-            return  # told, and judged, before a crash
+        elif epoch < max(reported):
+            return  # reported, and passed by the pruner, before a crash
         if epoch < self.epochs and self.trial.should_prune():
             self.stopped = True
             self.reason = f"{type(self.study.optuna.pruner).__name__} at epoch {epoch}"
@@ -57,15 +56,15 @@ class TrialPruner:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial: ``FINISHED``, ``PRUNED``, ``FAILED`` or ``KILLED``, and why."""
+    """How a trial ended: ``FINISHED``, ``PRUNED``, ``FAILED`` or ``KILLED``, and why."""
 
     status: str
     reason: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def run_trial(hydra: Any, config: Config, name: str) -> float | None:
-    """Run one trial; whatever becomes of it is recorded, and the sweep goes on.
+def run_trial(hydra: Any, config: Mapping[str, Any], name: str) -> float | None:
+    """Run one trial and record its outcome; a failure does not end the sweep.
 
     Args:
         hydra: Hydra's own node, as in ``HydraConfig.get()``: its folders name study and trial.
@@ -73,11 +72,11 @@ def run_trial(hydra: Any, config: Config, name: str) -> float | None:
         name: of the run.
 
     Returns:
-        the first objective's value; null when it has none.
+        the value of the first objective; ``None`` if the trial has none.
 
     Raises:
-        KeyboardInterrupt: as it came; the next sweep takes the trial up again.
-        UserError: for a trial that failed, where a sweeper of Hydra's own is to know of it.
+        KeyboardInterrupt: passed on; the next sweep resumes the trial.
+        UserError: if the trial failed under one of Hydra's own sweepers, which counts failures.
     """
     ours = hydra.sweeper._target_ == STUDY_SWEEPER
     pruner = storage = None
@@ -88,12 +87,12 @@ def run_trial(hydra: Any, config: Config, name: str) -> float | None:
     number = int(hydra.sweep.subdir.rpartition("_")[2])
     overrides = list(hydra.overrides.task)
     with ExitStack() as stack:
-        device = stack.enter_context(device_of_its_own(config["device"], FOLDER))
+        device = stack.enter_context(exclusive_device(config["device"], FOLDER))
         config = {**config, "device": device}
-        opened = _open(study, number, config, name, stack)
+        opened = _open_run(study, number, config, name, stack)
         if opened is None:
             return None
-        began = time.perf_counter()
+        start = time.perf_counter()
         outcome = Outcome("KILLED", "interrupted")
         try:
             outcome = _train(study, number, config, name, overrides, *opened)
@@ -101,119 +100,122 @@ def run_trial(hydra: Any, config: Config, name: str) -> float | None:
             outcome = Outcome("FAILED", f"{type(error).__name__}: {one_line(error)}")
             trace = None if isinstance(error, UserError) else error
             log.error("sweep: trial %d failed: %s", number, outcome.reason, exc_info=trace)
-            _let_go(error)
+            _clear_frames(error)
         finally:
-            _tell(study, config, number, outcome, time.perf_counter() - began)
+            _report(study, config, number, outcome, time.perf_counter() - start)
     if outcome.status == "FAILED" and not ours:
-        raise UserError("trial", outcome.reason)  # Hydra's own sweepers count it
+        raise UserError("trial", outcome.reason)
     return next(iter(outcome.values.values()), None)
 
 
-def _open(
-    study: Study, number: int, config: Config, name: str, stack: ExitStack
+def _open_run(
+    study: Study, number: int, config: Mapping[str, Any], name: str, stack: ExitStack
 ) -> tuple[Path, bool] | None:
-    """The trial's run folder, held, and whether it goes on there.
+    """Lock the trial's run folder.
 
-    Null when another process holds the trial or is done with it, or when it cannot go on.
+    Returns:
+        the folder and whether its run is resumed; ``None`` if the trial is finished, is run by
+        another process or cannot be resumed.
     """
     with study.locked():
         trial = study.trial(number)
-        facts = trial.user_attrs
-        known = Path(facts["run"]) if "run" in facts else None
-        if trial.state is not TrialState.RUNNING or (known is not None and run_folder.busy(known)):
-            log.info("sweep: trial %d is in other hands", number)
+        attrs = trial.user_attrs
+        folder = Path(attrs["run"]) if "run" in attrs else None
+        running = folder is not None and run_folder.is_locked(folder)
+        if trial.state is not TrialState.RUNNING or running:
+            log.info("sweep: trial %d is finished or run by another process", number)
             return None
-        goes_on = known is not None and (known / "checkpoints" / "last.pt").exists()
-        if known is not None and goes_on:
-            changed = ", ".join(run_folder.changed(config, known)[:5])
+        resumes = folder is not None and (folder / "checkpoints" / "last.pt").exists()
+        if folder is not None and resumes:
+            changed = ", ".join(run_folder.changed(config, folder)[:5])
             if changed:
                 reason = (
-                    f"{known} cannot go on: {changed} changed since; "
-                    "hydra.sweeper.retry_failed=true begins it anew"
+                    f"{folder} cannot be resumed: {changed} changed since; "
+                    "hydra.sweeper.retry_failed=true starts it again"
                 )
                 log.error("sweep: trial %d failed: %s", number, reason)
                 study.fail(number, reason)
                 return None
-        beginnings = facts.get("beginnings", 0)
-        if known is None or not goes_on:
-            # Of what was done without a checkpoint nothing can be used, and nothing is overwritten.
+        beginnings = attrs.get("beginnings", 0)
+        if folder is None or not resumes:
+            # A run without a checkpoint starts again in a new folder: nothing is overwritten.
             beginnings += 1
-            where = study.run_folder(number, beginnings)
-            known = run_folder.create({**config, "run_dir": str(where)}, name)
-        stack.enter_context(run_folder.occupied(known))
-        attempts = facts.get("attempts", 0) + 1
-        study.note(
+            run_dir = str(study.run_folder(number, beginnings))
+            folder = run_folder.create({**config, "run_dir": run_dir}, name)
+        stack.enter_context(run_folder.run_lock(folder))
+        study.set_attrs(
             number,
-            run=str(known),
+            run=str(folder),
             beginnings=beginnings,
-            attempts=attempts,
-            checkpoint=checkpoint_time(known),
+            attempts=attrs.get("attempts", 0) + 1,
+            checkpoint=checkpoint_time(folder),
             reason="",
         )
-    return known, goes_on
+    return folder, resumes
 
 
 def _train(
     study: Study,
     number: int,
-    config: Config,
+    config: Mapping[str, Any],
     name: str,
     overrides: list[str],
     folder: Path,
-    goes_on: bool,
+    resumes: bool,
 ) -> Outcome:
     pruner = TrialPruner(study, number, config["epochs"])
-    tags = {"study": study.name, "trial": str(number), **record.parent(study)}
-    about = study.about
-    wanted = [Objective(**each) for each in about["objectives"]]
+    tags = {"study": study.name, "trial": str(number), **record.parent_tag(study)}
+    description = study.description
+    wanted = [Objective(**each) for each in description["objectives"]]
     own = monitor(config)
-    if own != about["monitor"]:
+    if own != description["monitor"]:
         raise UserError(
             "monitor",
-            f"monitor: this trial is judged by {own}, the sweep by {about['monitor']}",
+            f"monitor: this trial monitors {own}, the sweep {description['monitor']}",
             "sweep over models of one task",
         )
     with logs.to_file(folder):
-        begin = run.resume(folder, config) if goes_on else run.Start(folder)
+        begin = run.resume(folder, config) if resumes else run.Start(folder)
         state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, pruner)
         if pruner.stopped:
             return Outcome("PRUNED", pruner.reason)
-        for lost in ("train/loss", "val/loss", own.rpartition(":")[0]):
-            value = state.history[-1].get(lost, 0.0)
+        for metric in ("train/loss", "val/loss", own.rpartition(":")[0]):
+            value = state.history[-1].get(metric, 0.0)
             if not math.isfinite(value):
-                raise UserError(lost, f"{lost} is {value} in the last epoch: the network diverged")
+                raise UserError(
+                    "optimizer.lr", f"{metric} is {value} in the last epoch: the network diverged"
+                )
         assert state.best is not None
-        found = values(wanted, folder, state.best, config["device"], config["trust"])
-        return Outcome("FINISHED", values=found)
+        values = measure(wanted, folder, state.best, config["device"], config["trust"])
+        return Outcome("FINISHED", values=values)
 
 
-def _tell(study: Study, config: Config, number: int, outcome: Outcome, seconds: float) -> None:
+def _report(
+    study: Study, config: Mapping[str, Any], number: int, outcome: Outcome, seconds: float
+) -> None:
     with study.locked():
-        facts = study.trial(number).user_attrs
-        study.note(number, seconds=facts.get("seconds", 0.0) + seconds)
+        attrs = study.trial(number).user_attrs
+        study.set_attrs(number, seconds=attrs.get("seconds", 0.0) + seconds)
         match outcome.status:
             case "FINISHED":
-                study.tell(number, list(outcome.values.values()))
+                study.report(number, list(outcome.values.values()))
             case "PRUNED":
                 study.prune(number, outcome.reason)
             case "FAILED":
                 study.fail(number, outcome.reason)
             case "KILLED":
-                # It is no fault of the trial's.
-                study.note(number, attempts=facts["attempts"] - 1, reason=outcome.reason)
+                # An interruption does not count as a failed attempt.
+                study.set_attrs(number, attempts=attrs["attempts"] - 1, reason=outcome.reason)
         record.update(study, config)
-    log.info("sweep: trial %d %s%s", number, outcome.status.lower(), _why(outcome))
+    values = ", ".join(f"{name} {value:.4g}" for name, value in outcome.values.items())
+    details = "".join(f" ({text})" for text in (values, outcome.reason) if text)
+    log.info("sweep: trial %d %s%s", number, outcome.status.lower(), details)
 
 
-def _why(outcome: Outcome) -> str:
-    told = ", ".join(f"{name} {value:.4g}" for name, value in outcome.values.items())
-    return "".join(f" ({text})" for text in (told, outcome.reason) if text)
+def _clear_frames(error: BaseException | None) -> None:
+    """Free the local variables of an exception's frames.
 
-
-def _let_go(error: BaseException | None) -> None:
-    """Free what an exception's frames hold.
-
-    Of a network that did not fit into memory nothing must stay there for the next one.
+    After an out-of-memory error they would keep the network in memory during the next trial.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

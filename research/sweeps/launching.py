@@ -1,4 +1,4 @@
-"""Trials on their way through a launcher of Hydra's, and back into the study."""
+"""Runs claimed trials through one of Hydra's launchers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
+from research.engine.run_folder import is_locked
 from research.sweeps.space import Space
 from research.sweeps.study import Claim, Study
 from research.utils.errors import UserError, one_line
@@ -19,14 +20,14 @@ log = logging.getLogger(__name__)
 def launch(
     launcher: Launcher, study: Study, space: Space, claims: Sequence[Claim]
 ) -> list[JobReturn]:
-    """Run trials that this process has claimed, and let go of them.
+    """Run trials that this process has claimed, then release the claims.
 
     Returns:
-        what each job gave; nothing when the launcher failed after some of them had begun.
+        the result of each job; empty if the launcher failed after some of them had started.
 
     Raises:
-        UserError: when no job began.
-        KeyboardInterrupt: as it came; the interrupted attempts do not count.
+        UserError: if no job started.
+        KeyboardInterrupt: passed on; the interrupted attempts do not count.
     """
     jobs = [
         [
@@ -37,8 +38,8 @@ def launch(
         for claim in claims
     ]
     for claim in claims:
-        told = " ".join(space.overrides(claim.point)[len(space.fixed) :])
-        log.info("sweep: trial %d: %s", claim.number, told)
+        swept = " ".join(space.overrides(claim.point)[len(space.fixed) :])
+        log.info("sweep: trial %d: %s", claim.number, swept)
     try:
         returns = list(launcher.launch(jobs, initial_job_idx=claims[0].number))
     except Exception as error:
@@ -46,42 +47,40 @@ def launch(
         if not any("run" in study.trial(claim.number).user_attrs for claim in claims):
             raise UserError(
                 "hydra/launcher",
-                f"hydra/launcher: no job began ({one_line(error)})",
-                "the same command goes on with these trials",
+                f"hydra/launcher: no job started ({one_line(error)})",
+                "run the same command again to resume these trials",
             ) from error
         return []
     except KeyboardInterrupt:
         release(claims)
         with study.locked():
             for claim in claims:
-                study.excuse(claim.number)
+                study.forgive(claim.number)
         raise
     else:
-        for claim, ended in zip(claims, returns, strict=True):
-            _settle(study, claim, ended)
+        for claim, result in zip(claims, returns, strict=True):
+            _fail_if_unreported(study, claim, result)
         return returns
     finally:
         release(claims)
 
 
 def release(claims: Sequence[Claim]) -> None:
-    """Let other processes have the trials."""
+    """Release the locks, so that other processes may claim the trials."""
     for claim in claims:
-        claim.held.release()
+        claim.lock.release()
 
 
-def _settle(study: Study, claim: Claim, ended: JobReturn) -> None:
-    """Fail a trial whose job ended by an exception before it could tell of itself."""
-    from research.engine.run_folder import busy
-
+def _fail_if_unreported(study: Study, claim: Claim, result: JobReturn) -> None:
+    """Mark a trial as failed whose job raised before it could report anything itself."""
     try:
-        _ = ended.return_value
+        _ = result.return_value
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         with study.locked():
             trial = study.trial(claim.number)
             run = trial.user_attrs.get("run")
-            if not trial.state.is_finished() and (run is None or not busy(Path(run))):
+            if not trial.state.is_finished() and (run is None or not is_locked(Path(run))):
                 trace = None if isinstance(error, UserError) else error
-                log.error("sweep: a job broke off: %s", reason, exc_info=trace)
+                log.error("sweep: a job failed: %s", reason, exc_info=trace)
                 study.fail(claim.number, reason)

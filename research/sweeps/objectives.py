@@ -1,4 +1,4 @@
-"""What a sweep is to make better: the monitored metric, and what an image costs."""
+"""Objectives of a sweep: the monitored metric, latency and bytes per image."""
 
 from __future__ import annotations
 
@@ -16,84 +16,79 @@ BLOCK: Final = 8  # pixels
 
 
 class Objective(NamedTuple):
-    """A name, of a metric or a cost, and Optuna's word for which way is better."""
+    """The name of a metric or cost, and Optuna's direction, ``maximize`` or ``minimize``."""
 
     name: str
     direction: str
 
 
-def objectives(asked: Sequence[str], monitor: str) -> list[Objective]:
+def objectives(names: Sequence[str], monitor: str) -> list[Objective]:
     """What a sweep optimises.
 
     Args:
-        asked: ``monitor``, ``latency_ms`` or ``bytes_per_image``.
+        names: ``monitor``, ``latency_ms`` or ``bytes_per_image``.
         monitor: ``METRIC:max`` or ``METRIC:min``.
 
     Raises:
-        UserError: for the same twice.
+        UserError: if a name occurs twice.
     """
-    if len({*asked}) < len(asked):
+    if len({*names}) < len(names):
         raise UserError(
-            "hydra.sweeper.objectives", f"hydra.sweeper.objectives={list(asked)}: name each once"
+            "hydra.sweeper.objectives", f"hydra.sweeper.objectives={list(names)}: name each once"
         )
     metric, mode = monitor.rsplit(":", 1)
-    found = []
-    for name in asked:
-        if name == MONITOR:
-            found.append(Objective(metric, "maximize" if mode == "max" else "minimize"))
-        else:
-            found.append(Objective(name, "minimize"))
-    return found
+    monitored = Objective(metric, "maximize" if mode == "max" else "minimize")
+    return [monitored if name == MONITOR else Objective(name, "minimize") for name in names]
 
 
 def monitor(config: Any) -> str:
-    """``METRIC:max`` or ``METRIC:min``, by which a configuration's best epoch is picked."""
+    """``METRIC:max`` or ``METRIC:min``, by which a configuration's best epoch is chosen."""
     from research.config import targets
 
-    asked = config["monitor"] or config["task"].get("monitor")
-    if asked is None:
+    chosen = config["monitor"] or config["task"].get("monitor")
+    if chosen is None:
         task = targets.locate("task", config["task"]["_target_"], config["trust"])
-        asked = ":".join(task.monitor)
-    return str(asked)
+        chosen = ":".join(task.monitor)
+    return str(chosen)
 
 
-def values(
+def measure(
     wanted: Sequence[Objective], folder: Path, best: float, device: str, trust: Sequence[str]
 ) -> dict[str, float]:
-    """A finished run's value of each objective.
+    """The value of each objective for a finished run.
 
-    ``latency_ms``: of the best checkpoint with what follows it up to classes or boxes, one real
-    image of the validation split that waits on the device, median of 20 rounds, in ms.
-    ``bytes_per_image``: what the network is given, as it is stored: pixels of one byte a channel,
-    coefficients of two bytes.
+    ``latency_ms``: the best checkpoint including postprocessing to classes or boxes, for one real
+    image of the validation split that is already on the device; median of 20 rounds, in ms.
+    ``bytes_per_image``: the network's input as it is stored: pixels with one byte a channel,
+    coefficients with two bytes.
 
     Args:
         wanted: the objectives.
-        folder: the run.
-        best: its best value of the monitored metric.
-        device: of the trial, where its latency is measured.
-        trust: names of the user's own that its configuration has.
+        folder: of the run.
+        best: the run's best value of the monitored metric.
+        device: of the trial; latency is measured on it.
+        trust: the user's own classes and functions that the configuration may name.
     """
     from research.engine.evaluation import load_eval_run
     from research.utils.timing import median_times
 
     names = [objective.name for objective in wanted]
-    found = dict.fromkeys(names, best)
+    values = dict.fromkeys(names, best)
     if LATENCY not in names and BYTES not in names:
-        return found
-    one = load_eval_run(folder, "val", "best", device, [], trust)
+        return values
+    run = load_eval_run(folder, "val", "best", device, [], trust)
     if LATENCY in names:
-        found[LATENCY] = 1000 * median_times([one.timed_prediction(1)], ROUNDS)[0]
+        values[LATENCY] = 1000 * median_times([run.timed_prediction(1)], ROUNDS)[0]
     if BYTES in names:
-        of_coefficients = input_bytes(one.predictor.config, one.predictor.data.metadata())
-        batch = next(batch for batch in one.loader.epoch(0) if len(batch))
+        of_coefficients = input_bytes(run.predictor.config, run.predictor.data.metadata())
+        batch = next(batch for batch in run.loader.epoch(0) if len(batch))
         pixels = vars(batch)["inputs"]
-        found[BYTES] = of_coefficients or pixels.nbytes / len(batch)
-    return found
+        values[BYTES] = of_coefficients or pixels.nbytes / len(batch)
+    return values
 
 
 def input_bytes(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> int | None:
-    """Bytes of an image's coefficients, two each; null for a network that takes no coefficients."""
+    """Bytes of an image's coefficients, two each; ``None`` if the network takes pixels."""
     from research.engine import build
 
     stem = build.stem_spec(config["compression"])

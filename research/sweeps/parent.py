@@ -1,4 +1,4 @@
-"""The run that a sweep is in the trackers: its trials lie under it, and it shows them together."""
+"""The parent run of a sweep in the trackers, under which MLflow nests the trials' runs."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ def update(
     trackers: Callable[[], Sequence[Tracker]],
     status: Status,
 ) -> str | None:
-    """Bring the run of a sweep up to date, from whichever process holds the study's lock.
+    """Update the parent run; the caller, in any process, holds the study's lock.
 
-    Beside what the trackers keep, the folder gets ``pictures/``, ``tables/trials.csv`` and
-    ``epoch_metrics.csv``, where an epoch is one more trial that has ended. The run stays open
-    until the sweep has ended and goes on when the sweep does, in this process or in another.
+    The folder also gets ``pictures/``, ``tables/trials.csv`` and ``epoch_metrics.csv``, with one
+    row ("epoch") for each trial that has ended. The run stays open until the sweep has ended and
+    is resumed when the sweep is, by this process or another.
 
     Args:
         folder: of the study.
         summary: as in ``final_summary.json``.
-        trackers: makes fresh ones, as a run that trains has.
-        status: ``RUNNING`` as long as trials may follow, else how the sweep ended.
+        trackers: creates the trackers of a run.
+        status: ``RUNNING`` as long as trials may follow, otherwise how the sweep ended.
 
     Returns:
-        the MLflow id of the run, which its trials carry as ``mlflow.parentRunId``; null without
-        MLflow, and as long as its store has been away.
+        the MLflow id of the run, which trials carry as ``mlflow.parentRunId``; ``None`` without
+        MLflow or if its store has not been reachable yet.
     """
     past = read_rows(folder / "epoch_metrics.csv")
     last = {name: text for name, text in past[-1].items() if text} if past else {}
     row = _row(summary)
-    # From 0 it would begin anew.
+    # 0 would start a new run.
     resumed = max(1, int(last["epoch"])) if last else int((folder / "mlflow_run_id").exists())
     run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=resumed)
     tracker = Trackers([*trackers(), FileTracker()])
     try:
         tracker.start(run)
         if any(last.get(name) != str(value) for name, value in row.items()):
-            # A trial that was tried again adds none to those that have ended.
+            # Retrying a trial does not increase the number of ended trials.
             step = max(int(last["epoch"]) + 1 if last else 0, int(row["trials/ended"]))
             tracker.pictures(step, plots.pictures(summary))
             if summary["trials"]:
                 tracker.tables(step, {"trials": plots.trials_table(summary)})
-            # The row last, and the file's after all others: if it is there, all is.
+            # The row last, the file tracker last: if the row exists, everything was recorded.
             tracker.log("epoch", step, {"epoch": step, **row})
     finally:
         tracker.finish(status)
@@ -59,20 +59,20 @@ def update(
 
 
 def _row(summary: Mapping[str, Any]) -> dict[str, float]:
-    """How many trials have ended, and each objective's best value so far."""
+    """Numbers of ended trials by status, and the best value of each objective so far."""
     counts = Counter(trial["status"] for trial in summary["trials"])
     row: dict[str, float] = {"trials/ended": sum(counts[status] for status in ENDED)}
     row |= {f"trials/{status.lower()}": counts[status] for status in ENDED}
     for objective in summary["objectives"]:
-        reached = plots.values(summary, objective["name"])
-        if reached:
+        values = plots.finished_values(summary, objective["name"])
+        if values:
             best = max if objective["direction"] == "maximize" else min
-            row[f"best/{objective['name']}"] = best(reached.values())
+            row[f"best/{objective['name']}"] = best(values.values())
     return row
 
 
 def _config(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What does not change from trial to trial."""
+    """Parameters of the sweep, the same after every trial."""
     return {
         "study": summary["study"],
         "storage": summary["storage"],
@@ -99,7 +99,7 @@ def _tags(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _note(trials: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Trials as a Markdown table, which the MLflow UI shows above everything else."""
+    """Trials as a Markdown table, which the MLflow UI shows at the top of a run."""
     rows = [{"trial": t["trial"], **t["values"], **t["params"]} for t in trials]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     table = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)

@@ -1,4 +1,10 @@
-"""A sweep in pictures and as a table, from its ``final_summary.json`` alone."""
+"""Plots and the table of a sweep, drawn from its ``final_summary.json`` alone.
+
+Optuna's own plots (``optuna.visualization.matplotlib``) show less: the history has no pruned or
+failed trials, and no best value with several objectives; slices have no medians, the Pareto front
+no trial numbers. Its plot of importances for several objectives labels all bars with the keys of
+the last objective (Optuna 5.0). They also change matplotlib's style for the whole process.
+"""
 
 from __future__ import annotations
 
@@ -20,57 +26,57 @@ from research.viz.pictures import legend, render
 
 Summary = Mapping[str, Any]
 
-LOST: Final = {"PRUNED": "C1", "FAILED": "C3", "KILLED": "grey"}
+UNFINISHED: Final = {"PRUNED": "C1", "FAILED": "C3", "KILLED": "grey"}
 """Colours of trials that ended without a value."""
-FEWEST: Final = 10
-"""Finished trials below which an importance would be that of chance."""
-TOP: Final = 5
-"""Trials that importance tells from the rest, at least; the method asks for as many."""
+MIN_TRIALS: Final = 10
+"""Finished trials below which importances are not computed: they would be mostly noise."""
+TOP_TRIALS: Final = 5
+"""The least number of best trials that PED-ANOVA compares with all trials."""
 COLUMNS: Final = 4
 
 
 def pictures(summary: Summary) -> dict[str, Image]:
-    """What can be drawn of a sweep as far as it has come.
+    """The plots for which there is data so far, by file name.
 
-    ``history`` once a trial has ended, ``learning_curves`` of one objective, ``slices``,
-    ``importance`` of two keys or more from 10 finished trials on, ``pareto`` of two objectives or
-    more.
+    ``history`` once a trial has ended; ``learning_curves`` of one objective; ``slices``;
+    ``importance`` of at least two keys, from 10 finished trials; ``pareto`` of at least two
+    objectives.
     """
     return {name: render(figure) for name, figure in figures(summary).items()}
 
 
 def figures(summary: Summary) -> dict[str, Figure]:
-    """The pictures before they are rendered."""
+    """The plots as figures."""
     names = [objective["name"] for objective in summary["objectives"]]
-    judged = any(values(summary, name) for name in names)
-    found = {}
-    if judged or any(trial["status"] in LOST for trial in summary["trials"]):
-        found["history"] = _history(summary)
+    any_values = any(finished_values(summary, name) for name in names)
+    plots = {}
+    if any_values or any(trial["status"] in UNFINISHED for trial in summary["trials"]):
+        plots["history"] = _history(summary)
     if any(_curve(trial) for trial in summary["trials"]):
-        found["learning_curves"] = _learning_curves(summary)
-    if judged:
+        plots["learning_curves"] = _learning_curves(summary)
+    if any_values:
         if summary["space"]:
-            found["slices"] = _slices(summary)
+            plots["slices"] = _slices(summary)
         if len(names) > 1:
-            found["pareto"] = _pareto(summary)
-    shares = importance(summary)
-    if shares:
-        found["importance"] = _importance(shares)
-    return found
+            plots["pareto"] = _pareto(summary)
+    importances = importance(summary)
+    if importances:
+        plots["importance"] = _importance(importances)
+    return plots
 
 
-def values(summary: Summary, objective: str) -> dict[int, float]:
-    """What the finished trials reached, by their numbers; those that are not finite left out."""
-    found = {
+def finished_values(summary: Summary, objective: str) -> dict[int, float]:
+    """The finite values of the finished trials, by trial number."""
+    values = {
         trial["trial"]: trial["values"].get(objective)
         for trial in summary["trials"]
         if trial["status"] == "FINISHED"
     }
-    return {n: value for n, value in found.items() if value is not None and math.isfinite(value)}
+    return {n: value for n, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def trials_table(summary: Summary) -> Rows:
-    """A row a trial, with the same columns in each: what it was given and what came of it."""
+    """One row for each trial, all with the same columns: parameters and results."""
     objectives = [objective["name"] for objective in summary["objectives"]]
     return [
         {
@@ -88,36 +94,35 @@ def trials_table(summary: Summary) -> Rows:
 
 
 def importance(summary: Summary) -> dict[str, dict[str, float]]:
-    """How much each swept key decides which trials come out on top, by PED-ANOVA.
+    """The importance of each swept key for each objective, by PED-ANOVA.
 
     Returns:
-        of each objective, by key, shares that sum to 1; an objective that has too few finished
-        trials, or the same value in all, is left out.
+        by objective and key, fractions that sum to 1; without objectives that have too few
+        finished trials or the same value in all of them.
     """
     if len(summary["space"]) < 2:
         return {}
-    found = {}
+    importances = {}
     for objective in summary["objectives"]:
-        reached = values(summary, objective["name"])
-        if len(reached) >= FEWEST:
-            raw = _ped_anova(summary, reached, objective["direction"])
-            if sum(raw.values()):
-                found[objective["name"]] = {
-                    key: raw[key] / sum(raw.values()) for key in summary["space"]
-                }
-    return found
+        values = finished_values(summary, objective["name"])
+        if len(values) >= MIN_TRIALS:
+            raw = _ped_anova(summary, values, objective["direction"])
+            total = sum(raw.values())
+            if total:
+                importances[objective["name"]] = {key: raw[key] / total for key in summary["space"]}
+    return importances
 
 
-def _ped_anova(summary: Summary, reached: Mapping[int, float], direction: str) -> dict[str, float]:
+def _ped_anova(summary: Summary, values: Mapping[int, float], direction: str) -> dict[str, float]:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.study import StudyDirection
 
-    given = {trial["trial"]: trial["params"] for trial in summary["trials"]}
+    params_of = {trial["trial"]: trial["params"] for trial in summary["trials"]}
     space: dict[str, BaseDistribution] = {}
-    params: dict[int, dict[str, Any]] = {number: {} for number in reached}
+    params: dict[int, dict[str, Any]] = {number: {} for number in values}
     for key in summary["space"]:
-        column = {number: _choice(given[number][key]) for number in reached}
+        column = {number: _choice(params_of[number][key]) for number in values}
         scale = _scale(summary, key)
         if scale == "choice":
             space[key] = CategoricalDistribution(sorted(set(column.values()), key=str))
@@ -127,29 +132,29 @@ def _ped_anova(summary: Summary, reached: Mapping[int, float], direction: str) -
             space[key] = FloatDistribution(*ends, log=scale == "log")
         for number, value in column.items():
             params[number][key] = value
-    said = optuna.logging.get_verbosity()
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(direction=StudyDirection[direction.upper()])
     finally:
-        optuna.logging.set_verbosity(said)
+        optuna.logging.set_verbosity(verbosity)
     study.add_trials(
         [
             optuna.trial.create_trial(value=value, params=params[number], distributions=space)
-            for number, value in reached.items()
+            for number, value in values.items()
         ]
     )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(
-        target_quantile=max(0.1, TOP / len(reached))
+        target_quantile=max(0.1, TOP_TRIALS / len(values))
     )
     with warnings.catch_warnings():
-        # That all values are the same, which the caller sees.
+        # Optuna warns if all values are the same; the caller leaves the objective out.
         warnings.simplefilter("ignore")
         return optuna.importance.get_param_importances(study, evaluator=evaluator, normalize=False)
 
 
 def _scale(summary: Summary, key: str) -> str:
-    """``linear`` or ``log`` for a key drawn from an interval, ``choice`` for one from a list."""
+    """``linear`` or ``log`` for a key with an interval or a range, ``choice`` for a list."""
     space = summary["space"][key]
     if not re.search(r"\b(interval|range)\(", space):
         return "choice"
@@ -157,7 +162,7 @@ def _scale(summary: Summary, key: str) -> str:
 
 
 def _choice(value: Any) -> Any:
-    """A value as it may stand in a table."""
+    """A value that a table or an axis can show."""
     return value if isinstance(value, int | float | str) else str(value)
 
 
@@ -174,30 +179,33 @@ def _panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
 
 
 def _history(summary: Summary) -> Figure:
-    """Values trial by trial and the best so far, a panel an objective.
+    """Value of each trial and the best so far, one panel for each objective.
 
-    A pruned trial stands at the value at which it was stopped; what has none is on the floor.
+    A pruned trial is drawn at its last value, a trial without any value at the bottom.
     """
     figure, panels = _panels(len(summary["objectives"]), 1)
     for (axes,), objective in zip(panels, summary["objectives"], strict=True):
-        reached = values(summary, objective["name"])
-        if reached:
+        values = finished_values(summary, objective["name"])
+        if values:
             better = max if objective["direction"] == "maximize" else min
-            best = list(itertools.accumulate(reached.values(), better))
-            axes.plot(list(reached), best, drawstyle="steps-post", color="C2", label="best so far")
-            axes.plot(list(reached), list(reached.values()), "o", color="C0", label="finished")
-        for status, colour in LOST.items():
-            lost = [trial for trial in summary["trials"] if trial["status"] == status]
-            curves = {trial["trial"]: _curve(trial) for trial in lost}
+            best = list(itertools.accumulate(values.values(), better))
+            axes.plot(list(values), best, drawstyle="steps-post", color="C2", label="best so far")
+            axes.plot(list(values), list(values.values()), "o", color="C0", label="finished")
+        for status, colour in UNFINISHED.items():
+            curves = {
+                trial["trial"]: _curve(trial)
+                for trial in summary["trials"]
+                if trial["status"] == status
+            }
             stopped = {
                 number: list(curve.values())[-1] for number, curve in curves.items() if curve
             }
-            bare = [number for number in curves if number not in stopped]
+            without_value = [number for number in curves if number not in stopped]
             if stopped:
                 at = list(stopped), list(stopped.values())
                 axes.plot(*at, "o", color=colour, mfc="none", label=status.lower())
-            if bare:
-                at = bare, [0.02] * len(bare)
+            if without_value:
+                at = without_value, [0.02] * len(without_value)
                 name = None if stopped else status.lower()
                 axes.plot(*at, "x", color=colour, transform=axes.get_xaxis_transform(), label=name)
         axes.set_xlabel("trial")
@@ -209,25 +217,25 @@ def _history(summary: Summary) -> Figure:
 
 
 def _learning_curves(summary: Summary) -> Figure:
-    """The monitored metric epoch by epoch, a curve a trial; lost ones end in a cross."""
+    """The monitored metric over epochs, one curve a trial; unfinished ones end in a cross."""
     figure, [[axes]] = _panels(1, 1)
     best = (summary["best"] or {}).get("trial")
-    named = set()
+    labelled = set()
     for trial in summary["trials"]:
         curve = _curve(trial)
         if not curve:
             continue
-        lost, is_best = trial["status"] in LOST, trial["trial"] == best
-        colour = "C2" if is_best else LOST.get(trial["status"], "C0")
+        unfinished, is_best = trial["status"] in UNFINISHED, trial["trial"] == best
+        colour = "C2" if is_best else UNFINISHED.get(trial["status"], "C0")
         name = "best" if is_best else trial["status"].lower()
         width, alpha = (2.5, 1.0) if is_best else (1.0, 0.6)
-        label = None if name in named else name
+        label = None if name in labelled else name
         axes.plot(
             *zip(*curve.items(), strict=True), color=colour, lw=width, alpha=alpha, label=label
         )
-        named.add(name)
+        labelled.add(name)
         end = list(curve.items())[-1]
-        axes.plot(*end, "x" if lost else ".", color=colour)
+        axes.plot(*end, "x" if unfinished else ".", color=colour)
         axes.annotate(
             str(trial["trial"]), end, (4, -2), textcoords="offset points",
             fontsize="x-small", color=colour,
@@ -240,7 +248,7 @@ def _learning_curves(summary: Summary) -> Figure:
 
 
 def _curve(trial: Mapping[str, Any]) -> dict[int, float]:
-    """The monitored metric by epoch, where it was finite."""
+    """The finite values of the monitored metric, by epoch."""
     return {
         int(epoch): value
         for epoch, value in trial["epochs"].items()
@@ -249,45 +257,45 @@ def _curve(trial: Mapping[str, Any]) -> dict[int, float]:
 
 
 def _slices(summary: Summary) -> Figure:
-    """Values over each swept key, a row an objective; of choices the median as a bar."""
+    """Values over each swept key, one row for each objective; choices with their median."""
     keys = list(summary["space"])
-    lines = -(-len(keys) // COLUMNS)
-    figure, panels = _panels(lines * len(summary["objectives"]), min(COLUMNS, len(keys)))
+    rows = -(-len(keys) // COLUMNS)
+    figure, panels = _panels(rows * len(summary["objectives"]), min(COLUMNS, len(keys)))
     for number, objective in enumerate(summary["objectives"]):
-        cells = [axes for row in panels[number * lines : (number + 1) * lines] for axes in row]
-        reached = values(summary, objective["name"])
+        cells = [axes for row in panels[number * rows : (number + 1) * rows] for axes in row]
+        values = finished_values(summary, objective["name"])
         for axes, key in itertools.zip_longest(cells, keys):
             if key is None:
                 axes.set_axis_off()
             else:
-                _slice(axes, summary, key, reached)
+                _slice(axes, summary, key, values)
                 axes.set_ylabel(objective["name"])
     return figure
 
 
-def _slice(axes: Axes, summary: Summary, key: str, reached: Mapping[int, float]) -> None:
-    given = {trial["trial"]: trial["params"][key] for trial in summary["trials"]}
-    places = {number: given[number] for number in reached}
+def _slice(axes: Axes, summary: Summary, key: str, values: Mapping[int, float]) -> None:
+    params_of = {trial["trial"]: trial["params"][key] for trial in summary["trials"]}
+    positions = {number: params_of[number] for number in values}
     scale = _scale(summary, key)
     if scale == "choice":
-        choices = sorted({_choice(value) for value in places.values()}, key=_order)
-        places = {number: choices.index(_choice(value)) for number, value in places.items()}
-        for place in range(len(choices)):
-            middle = statistics.median(reached[n] for n, at in places.items() if at == place)
-            axes.hlines(middle, place - 0.3, place + 0.3, color="grey")
+        choices = sorted({_choice(value) for value in positions.values()}, key=_order)
+        positions = {number: choices.index(_choice(value)) for number, value in positions.items()}
+        for index in range(len(choices)):
+            middle = statistics.median(values[n] for n, at in positions.items() if at == index)
+            axes.hlines(middle, index - 0.3, index + 0.3, color="grey")
         axes.set_xticks(range(len(choices)), labels=[_short(choice) for choice in choices])
         axes.margins(x=0.2)
     else:
         axes.set_xscale(scale)
-    axes.plot(list(places.values()), list(reached.values()), "o", color="C0", alpha=0.6)
+    axes.plot(list(positions.values()), list(values.values()), "o", color="C0", alpha=0.6)
     if summary["best"]:
         best = summary["best"]["trial"]
-        axes.plot(places[best], reached[best], "o", color="C2", markersize=9)
+        axes.plot(positions[best], values[best], "o", color="C2", markersize=9)
     axes.set_xlabel(key)
 
 
 def _order(choice: Any) -> tuple[bool, float, str]:
-    """Numbers by size, then words."""
+    """Sort key: numbers by size, then words."""
     number = isinstance(choice, int | float)
     return not number, float(choice) if number else 0.0, str(choice)
 
@@ -296,44 +304,44 @@ def _short(choice: Any) -> str:
     return f"{choice:g}" if isinstance(choice, float) else str(choice)[-14:]
 
 
-def _importance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Bars of ``importance``, the most important key on top."""
+def _importance(importances: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Bars of the importances, the most important key at the top."""
     keys = sorted(
-        next(iter(shares.values())), key=lambda key: -sum(s[key] for s in shares.values())
+        next(iter(importances.values())), key=lambda key: -sum(s[key] for s in importances.values())
     )
-    figure = Figure(figsize=(7, 1 + 0.35 * len(keys) * len(shares)), layout="constrained")
+    figure = Figure(figsize=(7, 1 + 0.35 * len(keys) * len(importances)), layout="constrained")
     axes = figure.add_subplot()
-    height = 0.8 / len(shares)
-    for number, (objective, of_key) in enumerate(shares.items()):
-        at = [place + (number - (len(shares) - 1) / 2) * height for place in range(len(keys))]
+    height = 0.8 / len(importances)
+    for number, (objective, of_key) in enumerate(importances.items()):
+        at = [index + (number - (len(importances) - 1) / 2) * height for index in range(len(keys))]
         bars = axes.barh(at, [of_key[key] for key in keys], height, label=objective)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize="small")
     axes.set_yticks(range(len(keys)), labels=keys)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1)
-    axes.set_xlabel("share in what sets the best trials apart (PED-ANOVA)")
+    axes.set_xlabel("importance (PED-ANOVA)")
     legend(axes)
     return figure
 
 
 def _pareto(summary: Summary) -> Figure:
-    """Each pair of objectives; trials by number, the front in colour.
+    """One panel for each pair of objectives: trial numbers, and the front in colour.
 
-    Of more than two objectives a panel shows two, so its front looks like none.
+    With more than two objectives a panel is a projection, so its front may look dominated.
     """
     objectives = summary["objectives"]
     pairs = list(itertools.combinations(objectives, 2))
     front = {trial["trial"] for trial in summary["pareto"]}
     figure = Figure(figsize=(6 * len(pairs), 4.5), layout="constrained")
     for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
-        across, up = (values(summary, objective["name"]) for objective in pair)
+        across, up = (finished_values(summary, objective["name"]) for objective in pair)
         points = {number: (across[number], up[number]) for number in across if number in up}
         others = [point for number, point in points.items() if number not in front]
         best = sorted(point for number, point in points.items() if number in front)
         if others:
             axes.plot(*zip(*others, strict=True), "o", color="C0", alpha=0.6, label="dominated")
         if best:
-            # The edge of what the front dominates.
+            # The boundary of the dominated region.
             steps = "steps-post" if pair[0]["direction"] == "minimize" else "steps-pre"
             line = "-" if len(objectives) == 2 else ""
             axes.plot(

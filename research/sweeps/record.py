@@ -1,11 +1,12 @@
-"""``final_summary.json``: what became of every trial of a sweep, true after each of them."""
+"""``final_summary.json``: the state of every trial of a sweep, updated after each of them."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from research.engine import build
 from research.sweeps import parent as parent_run
-from research.sweeps.space import written
+from research.sweeps.space import to_override
 from research.sweeps.study import Study
 from research.tracking.tracker import Status, Tracker
 from research.utils.files import to_json, write_text
@@ -29,7 +30,7 @@ STATUS: Final = {
     TrialState.FAIL: "FAILED",
     TrialState.RUNNING: "RUNNING",
 }
-TOLD: Final = (
+RUN_KEYS: Final = (
     "model",
     "parameters",
     "epochs_done",
@@ -39,17 +40,17 @@ TOLD: Final = (
     "total_time_sec",
     "paths",
 )
-"""What a trial's entry takes over from its run's ``summary.json``."""
+"""Keys copied from the run's ``summary.json`` into the trial's entry."""
 
 
 def summary(study: Study) -> dict[str, Any]:
-    """The study in one dictionary, see ``docs/sweeps.md``."""
-    about, now = study.about, datetime.now(UTC)
-    names = [objective["name"] for objective in about["objectives"]]
+    """The content of ``final_summary.json``, see ``docs/sweeps.md``."""
+    description, now = study.description, datetime.now(UTC)
+    names = [objective["name"] for objective in description["objectives"]]
     trials = [_entry(study, trial, names) for trial in study.trials()]
-    started = datetime.fromisoformat(about["started"])
+    started = datetime.fromisoformat(description["started"])
     return {
-        **about,
+        **description,
         "timestamp": now.isoformat(timespec="seconds"),
         "total_time_sec": (now - started).total_seconds(),
         "trial_time_sec": sum(trial["seconds"] for trial in trials),
@@ -61,59 +62,75 @@ def summary(study: Study) -> dict[str, Any]:
 
 
 def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") -> dict[str, Any]:
-    """Write the summary, and tell the parent run; the caller holds the study.
+    """Write the summary and update the parent run; the caller holds the study's lock.
 
     Args:
-        study: its trials are told as they stand.
-        config: of this process: where records go is not read from a file.
-        status: how the sweep ended; ``RUNNING`` as long as trials may follow in this process,
-            and kept so while another one has some.
+        study: its trials are recorded in their current state.
+        config: of this process; trackers are never built from a stored configuration.
+        status: how the sweep ended. It is recorded as ``RUNNING`` as long as any trial runs, in
+            this process or another.
     """
-    found = summary(study)
-    if "RUNNING" in found["counts"]:
+    content = summary(study)
+    if "RUNNING" in content["counts"]:
         status = "RUNNING"
-    write_text(study.folder / NAME, to_json(found))
+    write_text(study.folder / NAME, to_json(content))
 
     def trackers() -> Sequence[Tracker]:
         return build.trackers(config)
 
     try:
-        parent_run.update(study.folder, found, trackers, status)
+        parent_run.update(study.folder, content, trackers, status)
     except Exception as error:
-        # The summary is written: no picture, and no store, may cost a trial or end a sweep.
-        log.warning("sweep: the parent run could not be brought up to date", exc_info=error)
-    return found
+        # The summary is written; a failing plot or tracker must not end a trial or the sweep.
+        log.warning("sweep: the parent run could not be updated", exc_info=error)
+    return content
 
 
-def parent(study: Study) -> dict[str, str]:
-    """The tag by which MLflow nests a trial under its sweep; empty while there is none."""
+@contextmanager
+def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
+    """Record and log how the sweep inside ended: finished, interrupted or failed."""
+    status: Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        with study.locked():
+            content = update(study, config, status)
+        log_end(study, content)
+
+
+def parent_tag(study: Study) -> dict[str, str]:
+    """The tag by which MLflow nests a trial under its sweep; empty without a parent run."""
     file = study.folder / "mlflow_run_id"
     return {"mlflow.parentRunId": file.read_text("utf-8")} if file.exists() else {}
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
-    facts = trial.user_attrs
+    attrs = trial.user_attrs
     status = STATUS[trial.state]
-    if status == "RUNNING" and (facts.get("reason") or not study.is_alive(trial)):
+    if status == "RUNNING" and (attrs.get("reason") or not study.is_alive(trial)):
         status = "KILLED"
-    begun, point = trial.datetime_start, study.point(trial)
+    started, point = trial.datetime_start, study.point(trial)
     return {
         "trial": trial.number,
-        "params": {key: plain(value) for key, value in point.items()},
-        "overrides": [f"{key}={written(value)}" for key, value in point.items()],
+        "params": {key: to_number(value) for key, value in point.items()},
+        "overrides": [f"{key}={to_override(value)}" for key, value in point.items()],
         "status": status,
-        "reason": facts.get("reason", ""),
+        "reason": attrs.get("reason", ""),
         "values": dict(zip(names, trial.values or (), strict=False)),
         "epochs": {str(epoch): value for epoch, value in trial.intermediate_values.items()},
-        "started": None if begun is None else begun.astimezone().isoformat(timespec="seconds"),
-        "seconds": facts.get("seconds", 0.0),
-        "attempts": facts.get("attempts", 0),
-        **_of_run(facts.get("run")),
+        "started": None if started is None else started.astimezone().isoformat(timespec="seconds"),
+        "seconds": attrs.get("seconds", 0.0),
+        "attempts": attrs.get("attempts", 0),
+        **_run_keys(attrs.get("run")),
     }
 
 
-def plain(value: Any) -> Any:
-    """A swept value as a number where it is one; the override grammar keeps it as text."""
+def to_number(value: Any) -> Any:
+    """A swept value as a number if it is one; the override grammar keeps it as text."""
     if not isinstance(value, str):
         return value
     for kind in (int, float):
@@ -124,15 +141,15 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _of_run(run: str | None) -> dict[str, Any]:
-    """What a run tells of itself; its folder alone when it ended before it could."""
+def _run_keys(run: str | None) -> dict[str, Any]:
+    """``RUN_KEYS`` of a run's summary; only its folder if it ended without a summary."""
     if run is None:
         return {}
     try:
-        told = json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
+        content = json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"paths": {"run": run}}
-    return {key: told[key] for key in TOLD}
+    return {key: content[key] for key in RUN_KEYS}
 
 
 def _best(study: Study, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -141,30 +158,29 @@ def _best(study: Study, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
     if len(directions) > 1 or not finished:
         return None
     pick = max if directions[0] is StudyDirection.MAXIMIZE else min
-    return _told(pick(finished, key=lambda trial: next(iter(trial["values"].values()))))
+    return _result(pick(finished, key=lambda trial: next(iter(trial["values"].values()))))
 
 
 def _pareto(study: Study, trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if len(study.optuna.directions) < 2:
         return []
     front = {trial.number for trial in study.optuna.best_trials}
-    return [_told(trial) for trial in trials if trial["trial"] in front]
+    return [_result(trial) for trial in trials if trial["trial"] in front]
 
 
-def _told(trial: Mapping[str, Any]) -> dict[str, Any]:
+def _result(trial: Mapping[str, Any]) -> dict[str, Any]:
     return {key: trial[key] for key in ("trial", "params", "values")}
 
 
-def failed(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The trials that failed."""
+def failed_trials(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [trial for trial in summary["trials"] if trial["status"] == "FAILED"]
 
 
-def say_end(study: Study, summary: dict[str, Any]) -> None:
-    """Log what became of the trials, and which was best."""
-    told = ", ".join(f"{count} {status.lower()}" for status, count in summary["counts"].items())
-    log.info("sweep: %s", told)
-    for trial in failed(summary):
+def log_end(study: Study, summary: dict[str, Any]) -> None:
+    """Log the number of trials by status, the failed ones and the best."""
+    counts = ", ".join(f"{count} {status.lower()}" for status, count in summary["counts"].items())
+    log.info("sweep: %s", counts)
+    for trial in failed_trials(summary):
         log.info("  failed:   trial %d: %s", trial["trial"], trial["reason"])
     for best in [summary["best"], *summary["pareto"]]:
         if best is not None:

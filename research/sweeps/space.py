@@ -1,4 +1,4 @@
-"""What a sweep searches: Hydra's own sweep syntax as Optuna's distributions."""
+"""Search spaces: Hydra's sweep syntax, parsed into Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from optuna.distributions import (
 from research.utils.errors import UserError, one_line
 
 NOT_COMPARED: Final = ("device=", "logging", "log_every=")
-"""Of two commands that differ in these alone the second goes on with the first's study."""
+"""Overrides that may differ when a command continues the study of another command."""
 Point = Mapping[str, Any]
-"""A value for every swept key; as Optuna keeps it."""
+"""A value for every swept key, as Optuna stores it."""
 
-MOST_POINTS: Final = 10_000
-"""Spaces of more points count as infinite: nobody runs them all."""
+MAX_POINTS: Final = 10_000
+"""Larger spaces count as infinite: they are sampled, not enumerated."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,36 @@ class Space:
     """Swept keys, and the overrides that all trials share.
 
     Attributes:
-        axes: of each swept key what it may be.
-        told: the same as it was written.
-        fixed: ``key=value`` each.
-        words: both as they were written, of a key that was given twice the last.
+        axes: the distribution of each swept key.
+        expressions: the same as written on the command line, such as ``interval(0,1)``.
+        fixed: the shared overrides, ``key=value`` each.
+        words: all overrides as written; of a key that was given twice, the last.
     """
 
     axes: dict[str, BaseDistribution]
-    told: dict[str, str]
+    expressions: dict[str, str]
     fixed: list[str]
     words: list[str]
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], overrides: Sequence[str]) -> Space:
-        """The space of a preset's ``params`` and of a command line, which has the last word.
+    def parse(cls, params: Mapping[str, Any], overrides: Sequence[str]) -> Space:
+        """The space of a preset's ``params`` and a command line, which takes precedence.
 
         Args:
             params: ``KEY: VALUES``.
             overrides: ``key=value`` each, some with several values.
 
         Raises:
-            UserError: for values that are others each time.
+            UserError: for values that may change between calls, such as a glob or a shuffle.
         """
         words = [f"{key}={values}" for key, values in params.items()] + list(overrides)
-        parsed = OverridesParser.create().parse_overrides(words)
         last: dict[str, str] = {}
-        for override in parsed:
+        for override in OverridesParser.create().parse_overrides(words):
             key, value = override.get_key_element(), override.value()
             if isinstance(value, Glob) or getattr(value, "shuffle", False):
                 raise UserError(
                     key,
-                    f"{override.input_line}: a study must find the same values again",
+                    f"{override.input_line}: a study needs the same values on every call",
                     "list them",
                 )
             last.pop(key, None)
@@ -77,41 +76,41 @@ class Space:
             raise UserError(
                 ", ".join(last), f"{' '.join(last.values())}: {one_line(error)}"
             ) from error
-        told = {key: last[key].partition("=")[2] for key in axes}
+        expressions = {key: last[key].partition("=")[2] for key in axes}
         fixed = [f"{key}={value}" for key, value in values.items()] + others
-        return cls(axes, told, fixed, list(last.values()))
+        return cls(axes, expressions, fixed, list(last.values()))
 
     @property
     def size(self) -> int | None:
-        """How many points there are; null when there is no end of them."""
-        values = [values_of(axis) for axis in self.axes.values()]
+        """The number of points; ``None`` for an infinite space."""
+        values = [axis_values(axis) for axis in self.axes.values()]
         if any(choices is None for choices in values):
             return None
         size = math.prod(len(choices or ()) for choices in values)
-        return size if size <= MOST_POINTS else None
+        return size if size <= MAX_POINTS else None
 
     def points(self) -> Iterator[Point]:
-        """All points of a finite space, the last key's values changing fastest."""
-        values = [values_of(axis) or () for axis in self.axes.values()]
+        """All points of a finite space; the last key changes fastest."""
+        values = [axis_values(axis) or () for axis in self.axes.values()]
         for point in itertools.product(*values):
             yield dict(zip(self.axes, point, strict=True))
 
     def overrides(self, point: Point) -> list[str]:
-        """A point and what all share, ``key=value`` each, as Hydra reads it."""
-        return [*self.fixed, *(f"{key}={written(value)}" for key, value in point.items())]
+        """The shared overrides and those of a point, ``key=value`` each, as Hydra parses them."""
+        return [*self.fixed, *(f"{key}={to_override(value)}" for key, value in point.items())]
 
     def point(self, words: Sequence[str]) -> Point:
-        """The point of a job's overrides, ``key=value`` each, its values as the axes have them."""
-        told = {key: value for key, _, value in (word.partition("=") for word in words)}
-        return {key: _on(axis, told[key]) for key, axis in self.axes.items()}
+        """The point of a job's overrides (``key=value`` each), with the values of the axes."""
+        texts = {key: value for key, _, value in (word.partition("=") for word in words)}
+        return {key: _axis_value(axis, texts[key]) for key, axis in self.axes.items()}
 
     @property
-    def compared(self) -> list[str]:
-        """Of what all share, that by which one sweep is told from another, sorted."""
+    def identity(self) -> list[str]:
+        """The shared overrides that identify a sweep, sorted: all but ``NOT_COMPARED``."""
         return sorted(word for word in self.fixed if not word.startswith(NOT_COMPARED))
 
     def monitor(self, context: HydraContext, base: DictConfig) -> str:
-        """``METRIC:max`` or ``:min`` of the first point's configuration."""
+        """``METRIC:max`` or ``METRIC:min`` of the first point's configuration."""
         from research.sweeps.objectives import monitor
 
         first = {key: _first(axis) for key, axis in self.axes.items()}
@@ -125,29 +124,29 @@ def _first(axis: BaseDistribution) -> Any:
     return axis.low
 
 
-def _on(axis: BaseDistribution, text: str) -> Any:
-    """A value as it is written, as an axis has it."""
+def _axis_value(axis: BaseDistribution, text: str) -> Any:
+    """The value of an axis that an override's text stands for."""
     if isinstance(axis, CategoricalDistribution):
-        # Written in any way that means the same, such as 1e30 and 1e+30.
-        values = {_meant(written(value)): value for value in axis.choices}
-        return values[_meant(text)]
+        # Compared after parsing: 1e30 and 1e+30 are the same value.
+        values = {_parsed(to_override(value)): value for value in axis.choices}
+        return values[_parsed(text)]
     return int(text) if isinstance(axis, IntDistribution) else float(text)
 
 
-def _meant(text: str) -> str:
-    """What Hydra reads out of a value."""
+def _parsed(text: str) -> str:
+    """The value that Hydra parses from an override's text, in a canonical form."""
     return repr(OverridesParser.create().parse_override(f"key={text}").value())
 
 
-def written(value: Any) -> str:
-    """A value as it is written on the command line."""
+def to_override(value: Any) -> str:
+    """A value as written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
 
 
-def values_of(axis: BaseDistribution) -> Sequence[Any] | None:
-    """The values of a finite axis; null for one without end."""
+def axis_values(axis: BaseDistribution) -> Sequence[Any] | None:
+    """The values of a finite axis; ``None`` for a continuous one."""
     if isinstance(axis, CategoricalDistribution):
         return [v for n, v in enumerate(axis.choices) if v not in axis.choices[:n]]
     if axis.single():

@@ -1,12 +1,14 @@
-"""A study: its store, its folder, and who is at which of its trials."""
+"""Studies: Optuna's storage, the folder of runs, and locks that assign trials to processes."""
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +22,8 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from research.config.migrations import current_column, current_key, current_word
-from research.engine.run_folder import ROOT, busy
+from research.engine.run_folder import ROOT, is_locked
+from research.sweeps.objectives import Objective
 from research.sweeps.space import Point, Space
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_text
@@ -29,17 +32,17 @@ log = logging.getLogger(__name__)
 
 STORE: Final = ROOT / "studies.journal"
 FOLDER: Final = ROOT / "sweeps"
-ABOUT: Final = "study.json"
-MOST_ATTEMPTS: Final = 3
-"""A trial whose process dies so often without getting further is not tried again."""
+DESCRIPTION: Final = "study.json"
+MAX_ATTEMPTS: Final = 3
+"""A trial whose process died this often without completing another epoch is failed."""
 CLAIMED: Final = "claimed"
-"""Says of a trial that its point was taken."""
-PROBE: Final = 2.0
-"""Seconds; others hold a lock for an instant, to see whether it is held."""
+"""User attribute of every trial that was assigned to a process."""
+LOCK_TIMEOUT: Final = 2.0
+"""Seconds; `Study.is_alive` of another process holds a lock for an instant."""
 
 
 class JournalLock:
-    """Optuna's own locks outlive a killed process by half a minute; this one ends with it."""
+    """A journal lock that ends with its process; Optuna's own outlive a kill by half a minute."""
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
@@ -47,15 +50,15 @@ class JournalLock:
 
     def acquire(self) -> bool:
         self.lock.acquire()
-        _cut_torn_line(self.journal)
+        _drop_partial_line(self.journal)
         return True
 
     def release(self) -> None:
         self.lock.release()
 
 
-def _cut_torn_line(journal: Path) -> None:
-    """Drop what a process that was killed (or a full disk) left of a record."""
+def _drop_partial_line(journal: Path) -> None:
+    """Drop a record that was cut short, by a kill or a full disk."""
     with journal.open("rb+") as file:
         end = file.seek(0, 2)
         if end == 0:
@@ -67,16 +70,16 @@ def _cut_torn_line(journal: Path) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def storage(url: str | None) -> BaseStorage:
-    """The store of all studies: ``runs/studies.journal``, or a database.
+def open_storage(url: str | None) -> BaseStorage:
+    """The storage of all studies: ``runs/studies.journal``, or the database at ``url``.
 
     Raises:
-        UserError: for a database that cannot be opened.
+        UserError: if the database cannot be opened.
     """
     if url is not None:
         try:
             return optuna.storages.RDBStorage(url)
-        except Exception as error:  # of Optuna, SQLAlchemy, and any database's driver
+        except Exception as error:  # Optuna, SQLAlchemy or any database driver
             raise UserError(
                 "hydra.sweeper.storage", f"hydra.sweeper.storage={url}: {one_line(error)}"
             ) from error
@@ -88,28 +91,28 @@ def storage(url: str | None) -> BaseStorage:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process is to run.
+    """A trial that this process has claimed and is about to run.
 
     Attributes:
-        number: Optuna's, from 0.
+        number: of the trial, from 0, as in Optuna.
         point: its values.
-        held: says to other processes that somebody is at it.
+        lock: held while this process runs the trial.
     """
 
     number: int
     point: Point
-    held: FileLock
+    lock: FileLock
 
 
 class Study:
-    """An Optuna study with the folder of its runs.
+    """An Optuna study and the folder of its runs.
 
     Args:
         name: of the study and its folder.
-        url: of the store; null: the journal under ``runs/``.
-        sampler: makes what proposes points, from a seed; null where none are asked for.
-        pruner: stops trials; null: none.
-        directions: of the objectives; null opens a study that is there.
+        url: of the storage; ``None`` for the journal under ``runs/``.
+        sampler: creates a sampler from a seed; ``None`` if no points are sampled.
+        pruner: stops trials early; ``None`` for no pruning.
+        directions: of the objectives; ``None`` opens an existing study.
     """
 
     def __init__(
@@ -127,10 +130,10 @@ class Study:
         pruner = pruner or optuna.pruners.NopPruner()
         self.sampler = sampler or optuna.samplers.RandomSampler
         with FileLock(FOLDER / ".store.lock"):
-            # Of a database too: parallel first use would race on the creation of its tables.
-            store = storage(url)
+            # Databases too: processes would race on the creation of the tables.
+            store = open_storage(url)
             if directions is not None:
-                self._forget_what_was_deleted(store)
+                self._delete_if_folder_is_gone(store)
                 optuna.create_study(
                     storage=store,
                     study_name=name,
@@ -139,61 +142,59 @@ class Study:
                 )
         self.optuna = OptunaStudy(name, store, self.sampler(0), pruner)
 
-    def _forget_what_was_deleted(self, store: BaseStorage) -> None:
-        """Whoever deletes a sweep's folder means its study, too."""
+    def _delete_if_folder_is_gone(self, store: BaseStorage) -> None:
+        """Delete the stored study if the user has deleted the sweep's folder."""
         if self.name not in optuna.get_all_study_names(store):
             return
-        # In this order: nobody claims a trial before the study is described.
-        if OptunaStudy(self.name, store).get_trials(deepcopy=False) and not self.about:
-            log.info("sweep: %s is gone; its study begins anew", self.folder / ABOUT)
+        # In this order: no trial is claimed before the description is written.
+        if OptunaStudy(self.name, store).get_trials(deepcopy=False) and not self.description:
+            log.info("sweep: %s is missing; the study starts again", self.folder / DESCRIPTION)
             optuna.delete_study(study_name=self.name, storage=store)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other process claims, ends or records trials meanwhile."""
+        """Exclude other processes from claiming, ending and recording trials."""
         with FileLock(self.folder / ".study.lock"):
             yield
 
-    # -- what is written once --------------------------------------------------------------------
+    # -- description -----------------------------------------------------------------------------
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What ``study.json`` says, under the names of today; empty before it is written."""
-        path = self.folder / ABOUT
-        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return current(found)
+    def description(self) -> dict[str, Any]:
+        """``study.json`` under current names; empty before it is written."""
+        path = self.folder / DESCRIPTION
+        return migrated(json.loads(path.read_text("utf-8")) if path.exists() else {})
 
-    def describe(self, about: Mapping[str, Any]) -> None:
-        write_text(self.folder / ABOUT, to_json(dict(about)))
-
-    def begin(self, search: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-        """Write ``study.json``; of a study that goes on it keeps its first command and start.
+    def describe(self, search: Mapping[str, Any], **settings: Any) -> None:
+        """Write ``study.json``; a resumed study keeps its first command and start time.
 
         Args:
-            search: what is searched, by which a study is recognised.
-            more: what may be another each time.
+            search: what identifies the study, see ``search_settings``.
+            settings: what may differ each time.
 
         Raises:
-            UserError: when the folder is of another search.
+            UserError: if the folder belongs to another search.
         """
-        known = self.about
+        known = self.description
         for key, value in search.items():
             if known and known[key] != value:
                 raise UserError(
                     "hydra.sweeper.study_name",
-                    f"hydra.sweeper.study_name={self.name}: {self.folder} is of another search, "
-                    f"{key} {json.dumps(known[key])}",
+                    f"hydra.sweeper.study_name={self.name}: {self.folder} belongs to another "
+                    f"search, {key} {json.dumps(known[key])}",
                     "choose another name",
                 )
-        first: dict[str, Any] = {k: known[k] for k in ("command", "started") if k in known}
-        self.describe({"study": self.name, **search, **more, **first})
+        first = {key: known[key] for key in ("command", "started") if key in known}
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"study": self.name, **search, "command": sys.argv, **settings}
+        write_text(self.folder / DESCRIPTION, to_json({**content, "started": started, **first}))
 
     # -- trials ----------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
-        """Those that count: no proposal that was not taken, no failure that was tried again.
+        """All trials but rejected proposals and failures that were retried.
 
-        A process may die while Optuna draws a point: such a trial has no values, and no claim.
+        If a process dies while Optuna samples a point, the trial has no values and no claim.
         """
         every = [t for t in self.optuna.get_trials(deepcopy=False) if CLAIMED in t.user_attrs]
         retried = {trial.user_attrs.get("retries") for trial in every}
@@ -204,33 +205,33 @@ class Study:
 
     @staticmethod
     def point(trial: FrozenTrial) -> Point:
-        """A trial's values, under the names of today."""
+        """A trial's values, under current key names."""
         return {current_key(key): value for key, value in trial.params.items()}
 
-    def _in_store(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys of today as this study's store has them, so that samplers see one axis."""
+    def _stored_keys(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Current keys as this study's storage has them, so that samplers see one axis."""
         every = self.optuna.get_trials(deepcopy=False)
         names = {current_key(key): key for trial in every for key in trial.params}
         return {names.get(key, key): value for key, value in values.items()}
 
-    def going(self, number: int) -> Trial:
-        """A trial that goes on, to be reported on."""
+    def resume_trial(self, number: int) -> Trial:
+        """A running trial, for intermediate values and attributes."""
         return Trial(self.optuna, self.trial(number)._trial_id)
 
-    def note(self, number: int, **facts: Any) -> None:
-        """Facts about a trial that goes on."""
-        going = self.going(number)
-        for key, value in facts.items():
-            going.set_user_attr(key, value)
+    def set_attrs(self, number: int, **attrs: Any) -> None:
+        """Set user attributes of a running trial."""
+        trial = self.resume_trial(number)
+        for key, value in attrs.items():
+            trial.set_user_attr(key, value)
 
     def run_folder(self, number: int, beginning: int) -> Path:
-        """Where a trial's run is; one that had to begin anew has several."""
+        """The folder of a trial's run; a trial that was restarted has several."""
         return self.folder / (f"trial_{number:04d}" + (f"_{beginning}" if beginning > 1 else ""))
 
     def is_alive(self, trial: FrozenTrial) -> bool:
-        """Whether some process is at it."""
+        """Whether a process is running the trial."""
         run = trial.user_attrs.get("run")
-        if run is not None and busy(Path(run)):
+        if run is not None and is_locked(Path(run)):
             return True
         lock = self._lock(trial.number)
         try:
@@ -240,52 +241,52 @@ class Study:
         lock.release()
         return False
 
-    def claim(
+    def claim_trial(
         self, space: Space, total: int, seed: int, retry: set[int], *, grid: bool
     ) -> Claim | None:
-        """A trial to run, or null when all are finished or in other hands.
+        """Claim the next trial; ``None`` if all are finished or claimed by other processes.
 
-        First those that a process left behind, then failures to be tried again, then new ones.
+        In this order: trials that a process left unfinished, failures to retry, new trials.
 
         Args:
             space: of the points.
             total: trials in all.
             seed: of the sampler.
-            retry: numbers of failed trials; those that somebody tried again are taken out.
-            grid: points in order, not as the sampler likes.
+            retry: numbers of failed trials; those already retried are removed from the set.
+            grid: take the points in order instead of sampling.
         """
         with self.locked():
             trials = self.trials()
             for trial in trials:
                 if trial.state is TrialState.RUNNING and not self.is_alive(trial):
-                    if self._attempts(trial) < MOST_ATTEMPTS:
-                        log.info("sweep: trial %d was left unfinished; it goes on", trial.number)
-                        return self._claimed(trial.number)
-                    died = (
-                        f"its process died {MOST_ATTEMPTS} times without another epoch: killed, or "
-                        "out of memory"
+                    if self._attempts(trial) < MAX_ATTEMPTS:
+                        log.info("sweep: trial %d was left unfinished; resuming it", trial.number)
+                        return self._lock_trial(trial.number)
+                    reason = (
+                        f"its process died {MAX_ATTEMPTS} times without completing another epoch: "
+                        "killed, or out of memory"
                     )
-                    log.error("sweep: trial %d failed: %s", trial.number, died)
-                    self.fail(trial.number, died)
+                    log.error("sweep: trial %d failed: %s", trial.number, reason)
+                    self.fail(trial.number, reason)
             retry &= {trial.number for trial in trials}
             if retry:
                 failed = self.trial(retry.pop())
                 point = self.point(failed)
-                return self._claimed(self._create(space, point, retries=failed.number))
+                return self._lock_trial(self._create(space, point, retries=failed.number))
             if len(trials) >= total:
                 return None
             taken = [self.point(trial) for trial in trials]
             if not grid:
-                return self._claimed(self._ask(space, taken, seed))
-            left = self._untaken(space, taken)
-            return self._claimed(self._create(space, left[0])) if left else None
+                return self._lock_trial(self._sample(space, taken, seed))
+            remaining = self._remaining(space, taken)
+            return self._lock_trial(self._create(space, remaining[0])) if remaining else None
 
-    def take(self, space: Space, point: Point) -> Claim | FrozenTrial:
-        """The trial at a point that somebody else has chosen.
+    def claim_point(self, space: Space, point: Point) -> Claim | FrozenTrial:
+        """Claim the trial at a point that another sweeper has chosen.
 
         Returns:
-            a trial to run: a new one, one that was left behind, or a failure tried again; else
-            the trial that has finished there, or that another process is at.
+            the claim of a new, unfinished or failed trial; otherwise the trial that has finished
+            at this point or is running in another process.
         """
         with self.locked():
             failed: dict[str, int] = {}
@@ -295,121 +296,141 @@ class Study:
                 if trial.state is TrialState.FAIL:
                     failed = {"retries": trial.number}
                 elif trial.state is TrialState.RUNNING and not self.is_alive(trial):
-                    return self._claimed(trial.number)
+                    return self._lock_trial(trial.number)
                 else:
                     return trial
-            return self._claimed(self._create(space, point, **failed))
+            return self._lock_trial(self._create(space, point, **failed))
 
-    def tell(self, number: int, values: Sequence[float]) -> None:
-        """A trial has finished, with a value of each objective."""
+    def report(self, number: int, values: Sequence[float]) -> None:
+        """Finish a trial with a value of each objective."""
         self.optuna.tell(number, list(values), TrialState.COMPLETE)
 
     def prune(self, number: int, reason: str) -> None:
-        """A trial was stopped, being worse than others."""
-        self.note(number, reason=reason)
+        """End a trial that the pruner stopped."""
+        self.set_attrs(number, reason=reason)
         self.optuna.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
-        """A trial ended by an error."""
-        self.note(number, reason=reason)
+        """End a trial that raised an error."""
+        self.set_attrs(number, reason=reason)
         self.optuna.tell(number, state=TrialState.FAIL)
 
-    def excuse(self, number: int) -> None:
-        """A trial was interrupted, and its process may have died before it could say so itself.
+    def forgive(self, number: int) -> None:
+        """Do not count an attempt that the user interrupted.
 
-        It is no fault of the trial's, so this attempt does not count.
+        For the case that the trial's process died before it could record that itself.
         """
         trial = self.trial(number)
         attempts = trial.user_attrs.get("attempts", 0)
-        told = trial.state.is_finished() or trial.user_attrs.get("reason")
-        if attempts and not told and not self.is_alive(trial):
-            self.note(number, attempts=attempts - 1, reason="interrupted")
+        recorded = trial.state.is_finished() or trial.user_attrs.get("reason")
+        if attempts and not recorded and not self.is_alive(trial):
+            self.set_attrs(number, attempts=attempts - 1, reason="interrupted")
 
     def _lock(self, number: int) -> FileLock:
         return FileLock(self.folder / f".trial_{number:04d}.lock")
 
-    def _claimed(self, number: int) -> Claim:
+    def _lock_trial(self, number: int) -> Claim:
         lock = self._lock(number)
-        lock.acquire(timeout=PROBE)  # another process may just be asking whether it is held
+        lock.acquire(timeout=LOCK_TIMEOUT)
         return Claim(number, self.point(self.trial(number)), lock)
 
     @staticmethod
-    def _untaken(space: Space, taken: Sequence[Point]) -> list[Point]:
+    def _remaining(space: Space, taken: Sequence[Point]) -> list[Point]:
         return [point for point in space.points() if point not in taken]
 
     def _attempts(self, trial: FrozenTrial) -> int:
-        """How often a process has died at it since it last got an epoch further."""
-        facts = trial.user_attrs
-        known = facts.get("checkpoint", 0.0)
-        if "run" in facts and checkpoint_time(Path(facts["run"])) > known:
-            self.note(trial.number, attempts=0)
+        """Attempts that died since the trial last wrote a checkpoint."""
+        attrs = trial.user_attrs
+        known = attrs.get("checkpoint", 0.0)
+        if "run" in attrs and checkpoint_time(Path(attrs["run"])) > known:
+            self.set_attrs(trial.number, attempts=0)
             return 0
-        return int(facts.get("attempts", 0))
+        return int(attrs.get("attempts", 0))
 
-    def _create(self, space: Space, point: Point, **facts: Any) -> int:
-        """A trial at a point, at once with all that is said of it."""
+    def _create(self, space: Space, point: Point, **attrs: Any) -> int:
+        """Add a running trial at a point, with its attributes in one step."""
         self.optuna.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
-                params=self._in_store(point),
-                distributions=self._in_store(space.axes),
-                user_attrs={CLAIMED: True, **facts},
+                params=self._stored_keys(point),
+                distributions=self._stored_keys(space.axes),
+                user_attrs={CLAIMED: True, **attrs},
             )
         )
         return self.optuna.get_trials(deepcopy=False)[-1].number
 
-    def _ask(self, space: Space, taken: Sequence[Point], seed: int) -> int:
-        """A new trial where the sampler likes; of a finite space at a new point."""
-        # A sampler of one seed would begin a study that goes on with its first points again.
+    def _sample(self, space: Space, taken: Sequence[Point], seed: int) -> int:
+        """A new trial at a sampled point; in a finite space at a point not tried before."""
+        # With the seed alone, a resumed study would sample its first points again.
         count = len(self.optuna.get_trials(deepcopy=False))
         own = int(np.random.SeedSequence((seed, count)).generate_state(1)[0])
         self.optuna.sampler = self.sampler(own)
-        trial = self.optuna.ask(self._in_store(space.axes))
+        trial = self.optuna.ask(self._stored_keys(space.axes))
         params = {current_key(key): value for key, value in trial.params.items()}
         if space.size is None or params not in taken:
             trial.set_user_attr(CLAIMED, True)
             return trial.number
         self.optuna.tell(trial, state=TrialState.FAIL)
-        left = self._untaken(space, taken)
-        return self._create(space, left[own % len(left)])
+        remaining = self._remaining(space, taken)
+        return self._create(space, remaining[own % len(remaining)])
 
 
-def current(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``study.json`` of any version says, under the names of today."""
-    found = dict(about)
-    if "space" in found:
-        found["space"] = {current_key(key): told for key, told in found["space"].items()}
-    if "fixed" in found:
-        found["fixed"] = sorted(current_word(word) for word in found["fixed"])
-    if "objectives" in found:
-        found["objectives"] = [
-            {**each, "name": current_column(each["name"])} for each in found["objectives"]
+def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``study.json`` of any version under current names."""
+    content = dict(description)
+    if "space" in content:
+        content["space"] = {current_key(key): text for key, text in content["space"].items()}
+    if "fixed" in content:
+        content["fixed"] = sorted(current_word(word) for word in content["fixed"])
+    if "objectives" in content:
+        content["objectives"] = [
+            {**each, "name": current_column(each["name"])} for each in content["objectives"]
         ]
-    if "monitor" in found:
-        metric, _, mode = found["monitor"].rpartition(":")
-        found["monitor"] = f"{current_column(metric)}:{mode}"
-    return found
+    if "monitor" in content:
+        metric, _, mode = content["monitor"].rpartition(":")
+        content["monitor"] = f"{current_column(metric)}:{mode}"
+    return content
 
 
-def known_as(search: Mapping[str, Any], name_of: Callable[[Mapping[str, Any]], str]) -> str:
-    """The name of the study of a search, which may have begun under names of an earlier version.
+def search_settings(
+    wanted: Sequence[Objective], space: Space, storage: str | None, sampler: str
+) -> dict[str, Any]:
+    """What identifies a study, as in ``study.json``.
 
     Args:
-        search: what is searched.
-        name_of: gives the name under which a search begins.
+        wanted: the objectives.
+        space: of the sweep.
+        storage: URL of the storage; ``None`` for the journal under ``runs/``.
+        sampler: the name of its class.
     """
-    for path in sorted(FOLDER.glob(f"*/{ABOUT}")):
+    return {
+        "objectives": [objective._asdict() for objective in wanted],
+        "space": space.expressions,
+        "fixed": space.identity,
+        "storage": storage or str(STORE),
+        "sampler": sampler,
+    }
+
+
+def find_name(search: Mapping[str, Any], name_of: Callable[[Mapping[str, Any]], str]) -> str:
+    """The name of a search's study, which may have started under names of an earlier version.
+
+    Args:
+        search: the search settings.
+        name_of: the name under which a search starts.
+    """
+    for path in sorted(FOLDER.glob(f"*/{DESCRIPTION}")):
         try:
-            about = json.loads(path.read_text("utf-8"))
-            then = {key: about[key] for key in search}
-            if current(then) == search and name_of(then) == path.parent.name:
+            description = json.loads(path.read_text("utf-8"))
+            stored = {key: description[key] for key in search}
+            if migrated(stored) == search and name_of(stored) == path.parent.name:
                 return path.parent.name
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s: a damaged study, passed over (%s)", path, one_line(error))
+            log.warning("%s: ignoring a damaged study (%s)", path, one_line(error))
     return name_of(search)
 
 
 def checkpoint_time(run: Path) -> float:
-    """When a run last wrote a checkpoint, in seconds; 0 before the first."""
+    """Modification time of a run's last checkpoint, in seconds; 0 without one."""
     last = run / "checkpoints" / "last.pt"
     return last.stat().st_mtime if last.exists() else 0.0

@@ -1,4 +1,4 @@
-"""Hydra's sweeper of ours: every ``-m`` is a study that the same command continues."""
+"""The default sweeper: every ``-m`` is a study that the same command resumes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,18 +23,17 @@ if TYPE_CHECKING:
 
     from research.sweeps.space import Space
     from research.sweeps.study import Claim, Study
-    from research.tracking.tracker import Status
 
 log = logging.getLogger(__name__)
 
 GRID: Final = "optuna.samplers.GridSampler"
 SAMPLERS: Final = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 TRIALS: Final = 20
-"""Of a space without end, when nobody says how many."""
+"""Default of ``n_trials`` for an infinite space."""
 
 
 class StudySweeper(Sweeper):
-    """Asks an Optuna study for points and launches them, until there are as many as asked for.
+    """Launches trials at points of an Optuna study until the study has ``n_trials``.
 
     Args: see ``conf/hydra/sweeper/study.yaml``.
     """
@@ -76,21 +73,21 @@ class StudySweeper(Sweeper):
         self.context, self.task, self.base = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials that the study lacks.
+        """Run the remaining trials of the study.
 
         Args:
             arguments: overrides, ``key=value`` each, some with several values.
 
         Raises:
-            UserError: for a space or setting that cannot be, and when too many trials failed.
+            UserError: for an invalid space or setting, and if too many trials failed.
         """
-        # Imported late: Hydra makes sweepers to show a configuration, too.
+        # Imported late: Hydra also creates sweepers to print a configuration.
         from research.config import resolved, targets
         from research.sweeps.space import Space
         from research.utils import logs
 
         logs.to_terminal()
-        space = Space.of(self.params, arguments)
+        space = Space.parse(self.params, arguments)
         total = self._total(space)
         config = resolved(self.base)
         config["trust"] = targets.beyond(config)
@@ -98,41 +95,30 @@ class StudySweeper(Sweeper):
         from research.engine import run
         from research.sweeps import record
         from research.sweeps.launching import launch
-        from research.sweeps.record import failed as failed_of
 
         run.terminate_as_interrupt()
-        status: Status = "FAILED"
-        try:
+        with record.recorded(study, config):
             with study.locked():
-                failed = failed_of(record.update(study, config))
-            retry = {entry["trial"] for entry in failed} if self.retry_failed else set()
-            _say_start(study, total, retry)
+                failed = record.failed_trials(record.update(study, config))
+            retry = {trial["trial"] for trial in failed} if self.retry_failed else set()
+            _log_start(study, total, retry)
             launcher = self._launcher(study)
-            # A failure that is yet to be tried again says nothing.
+            # Failures that are about to be retried do not count.
             while not self._too_many([f for f in failed if f["trial"] not in retry], total):
                 claims = self._claims(study, space, total, retry)
                 if not claims:
                     break
                 launch(launcher, study, space, claims)
                 with study.locked():
-                    failed = failed_of(record.summary(study))
-            if not self._too_many(failed, total):
-                status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            with study.locked():
-                summary = record.update(study, config, status)
-        record.say_end(study, summary)
-        if status == "FAILED":
-            raise UserError(
-                "hydra.sweeper.max_failure_rate",
-                f"{len(failed)} of {total} trials failed, more than "
-                f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
-                f"{failed[-1]['reason']}); see {study.folder / record.NAME}",
-                "hydra.sweeper.retry_failed=true tries them again",
-            )
+                    failed = record.failed_trials(record.summary(study))
+            if self._too_many(failed, total):
+                raise UserError(
+                    "hydra.sweeper.max_failure_rate",
+                    f"{len(failed)} of {total} trials failed, more than "
+                    f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
+                    f"{failed[-1]['reason']}); see {study.folder / record.NAME}",
+                    "hydra.sweeper.retry_failed=true tries them again",
+                )
 
     def _too_many(self, failed: Sequence[object], total: int) -> bool:
         return len(failed) > self.max_failure_rate * total
@@ -144,33 +130,34 @@ class StudySweeper(Sweeper):
         return bool(self.sampler._target_ == GRID)
 
     def _total(self, space: Space) -> int:
-        from research.sweeps.space import MOST_POINTS
+        from research.sweeps.space import MAX_POINTS, axis_values
 
         size = space.size
         if size is None and self._grid:
-            key = next((k for k, axis in space.axes.items() if not _finite(axis)), None)
-            if key is None:
+            continuous = [key for key, axis in space.axes.items() if axis_values(axis) is None]
+            if not continuous:
                 raise UserError(
                     "hydra/sweeper/sampler",
-                    f"a grid of more than {MOST_POINTS:,} points: nobody runs them all",
+                    f"the grid has more than {MAX_POINTS:,} points",
                     "choose hydra/sweeper/sampler=random or tpe, or fewer values",
                 )
+            key = continuous[0]
             raise UserError(
                 "hydra/sweeper/sampler",
-                f"{key}={space.told[key]}: a grid has no end of these values",
+                f"{key}={space.expressions[key]}: a grid needs a finite number of values",
                 "choose hydra/sweeper/sampler=random or tpe, or list values",
             )
         wanted = self.n_trials or (size if self._grid else TRIALS) or TRIALS
         return wanted if size is None else min(wanted, size)
 
     def _open(self, space: Space, total: int, config: dict[str, Any]) -> Study:
-        """The study, made or found again, with its ``study.json``.
+        """Create or reopen the study and write its ``study.json``.
 
         Raises:
-            UserError: when one of that name is of another search.
+            UserError: if a study of that name belongs to another search.
         """
-        pruned = self.pruner._target_.rpartition(".")[2]
-        if len(self.objectives) > 1 and pruned != "NopPruner":
+        pruner_name = self.pruner._target_.rpartition(".")[2]
+        if len(self.objectives) > 1 and pruner_name != "NopPruner":
             raise UserError(
                 "hydra/sweeper/pruner",
                 "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early",
@@ -178,47 +165,39 @@ class StudySweeper(Sweeper):
             )
         if self.sampler._target_.endswith("CmaEsSampler") and find_spec("cmaes") is None:
             raise UserError(
-                "hydra/sweeper/pruner",
-                "hydra/sweeper/sampler=cmaes: it needs a package: pip install cmaes",
+                "hydra/sweeper/sampler",
+                "hydra/sweeper/sampler=cmaes: needs the package cmaes",
+                "pip install cmaes",
             )
-        # Loaded late, with torch, of which such mistakes have no need.
+        # Imported late, with torch, which the checks above do not need.
         from hydra.utils import instantiate
 
         from research.sweeps.job import PRUNERS
         from research.sweeps.objectives import objectives
-        from research.sweeps.study import STORE, Study, known_as
+        from research.sweeps.study import Study, find_name, search_settings
 
         assert self.context is not None
         monitor = space.monitor(self.context, self.base)
         wanted = objectives(self.objectives, monitor)
         try:
             pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
-        except Exception as error:  # whatever Optuna has against a setting
+        except Exception as error:  # Optuna's, for an invalid setting
             raise UserError(
                 "hydra/sweeper/pruner", f"hydra/sweeper/pruner: {one_line(error)}"
             ) from error
-        search = {
-            "objectives": [objective._asdict() for objective in wanted],
-            "space": space.told,
-            "fixed": space.compared,
-            "storage": self.storage or str(STORE),
-            "sampler": self.sampler._target_.rpartition(".")[2],
-        }
-        name = self.study_name or known_as(search, self._name)
+        sampler = self.sampler._target_.rpartition(".")[2]
+        search = search_settings(wanted, space, self.storage, sampler)
+        name = self.study_name or find_name(search, self._name)
         study = Study(
             name, self.storage, self._samplers(), pruner, [each.direction for each in wanted]
         )
         with study.locked():
-            study.begin(
+            study.describe(
                 search,
-                {
-                    "command": sys.argv,
-                    "pruner": None if pruned == "NopPruner" else pruned,
-                    "monitor": monitor,
-                    "n_trials": total,
-                    "configuration": config,
-                    "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
+                pruner=None if pruner_name == "NopPruner" else pruner_name,
+                monitor=monitor,
+                n_trials=total,
+                configuration=config,
             )
         return study
 
@@ -230,9 +209,9 @@ class StudySweeper(Sweeper):
             return RandomSampler
 
         def make(seed: int) -> BaseSampler:
-            # Of one sequence are all points of this one; the others draw.
-            one = self.sampler._target_.endswith(QMCSampler.__name__)
-            node = OmegaConf.merge(self.sampler, {"seed": self.seed if one else seed})
+            # QMC points belong to one sequence, which a new seed would restart.
+            sequence = self.sampler._target_.endswith(QMCSampler.__name__)
+            node = OmegaConf.merge(self.sampler, {"seed": self.seed if sequence else seed})
             sampler: BaseSampler = instantiate(node, _execution_whitelist_=SAMPLERS)
             return sampler
 
@@ -256,43 +235,37 @@ class StudySweeper(Sweeper):
         )
 
     @property
-    def _at_once(self) -> int:
-        """As many trials as the launcher takes, unless somebody says how many."""
+    def _parallel(self) -> int:
+        """Trials at a time: ``n_jobs``, by default as many as the launcher runs in parallel."""
         launcher = self.base.hydra.launcher
-        takes = launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
-        return self.n_jobs or (takes if takes > 0 else os.cpu_count() or 1)
+        jobs = launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
+        return self.n_jobs or (jobs if jobs > 0 else os.cpu_count() or 1)
 
     def _claims(self, study: Study, space: Space, total: int, retry: set[int]) -> list[Claim]:
         from research.sweeps.launching import release
 
-        found: list[Claim] = []
+        claims: list[Claim] = []
         try:
-            while len(found) < self._at_once:
-                claim = study.claim(space, total, self.seed, retry, grid=self._grid)
+            while len(claims) < self._parallel:
+                claim = study.claim_trial(space, total, self.seed, retry, grid=self._grid)
                 if claim is None:
                     break
-                found.append(claim)
+                claims.append(claim)
         except BaseException:
-            release(found)
+            release(claims)
             raise
-        return found
+        return claims
 
 
-def _finite(axis: Any) -> bool:
-    from research.sweeps.space import values_of
-
-    return values_of(axis) is not None
-
-
-def _say_start(study: Study, total: int, retry: set[int]) -> None:
+def _log_start(study: Study, total: int, retry: set[int]) -> None:
     states = [trial.state.name for trial in study.trials()]
     if not states:
         log.info("sweep: study %s, %d trials, in %s", study.name, total, study.folder)
         return
     done = len(states) - states.count("RUNNING")
-    again = f", {len(retry)} that failed are tried again" if retry else ""
+    again = f", {len(retry)} of them to be retried" if retry else ""
     log.info(
-        "sweep: study %s goes on: %d of %d trials are done (%d failed%s), %d were begun, in %s",
+        "sweep: resuming study %s: %d of %d trials done (%d failed%s), %d unfinished, in %s",
         study.name,
         done,
         total,
@@ -303,6 +276,6 @@ def _say_start(study: Study, total: int, retry: set[int]) -> None:
     )
     if done >= total and not retry:
         log.info(
-            "sweep: nothing is left to do; another hydra.sweeper.study_name runs it again, of a "
-            "space without end a larger n_trials more of it"
+            "sweep: nothing left to do; set hydra.sweeper.study_name=NAME to run it again, or a "
+            "larger hydra.sweeper.n_trials for more points of an infinite space"
         )

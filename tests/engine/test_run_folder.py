@@ -153,10 +153,10 @@ def test_the_newest_of_several_is_resumed(small: Compose) -> None:
         os.utime(folder / "config.yaml", (stamp, stamp))
     longer = small(*TINY, "epochs=2")
     assert run_folder.find_unfinished(longer, 2) == other
-    with run_folder.occupied(other):
+    with run_folder.run_lock(other):
         assert run_folder.find_unfinished(longer, 2) == new
     (new / "checkpoints" / "last.pt").unlink()
-    with run_folder.occupied(other):
+    with run_folder.run_lock(other):
         assert run_folder.find_unfinished(longer, 2) == old
     # Paths of outputs and the device do not make another run; anything else does.
     assert run_folder.find_unfinished(small(*TINY, "epochs=2", "logging=mlflow"), 2) == other

@@ -1,4 +1,4 @@
-"""Hydra's own sweepers under the record of ours."""
+"""Hydra's own sweepers, with their jobs recorded as trials of a study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the runs that train."""
     names: list[str] = []
     train = run.train
@@ -29,7 +29,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_basic_sweeper_runs_every_combination_once(
-    sweep: Sweep, study_folder: Path, begun: list[str]
+    sweep: Sweep, study_folder: Path, started: list[str]
 ) -> None:
     words = ["hydra/sweeper=basic", "seed=0,1", "optimizer.lr=0.01,0.02"]
     sweep(*words)
@@ -39,23 +39,23 @@ def test_the_basic_sweeper_runs_every_combination_once(
         (trial["params"]["seed"], trial["params"]["optimizer.lr"]) for trial in first["trials"]
     ]
     assert sorted(points) == [(0, 0.01), (0, 0.02), (1, 0.01), (1, 0.02)]
-    assert len(begun) == 4
+    assert len(started) == 4
     study = study_folder / "runs/sweeps" / first["study"]
     assert (study / "tables/trials.csv").exists()
     assert (study / "trial_0003/checkpoints/best.pt").exists()
     sweep(*words)
-    assert len(begun) == 4  # the second time everything is there
+    assert len(started) == 4  # the second time everything is there
     assert summaries(study_folder)[0]["trials"] == first["trials"]
 
 
-def test_the_basic_sweeper_goes_on_where_it_was_stopped(
-    sweep: Sweep, study_folder: Path, begun: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_basic_sweeper_is_resumed(
+    sweep: Sweep, study_folder: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["hydra/sweeper=basic", "seed=0,1,2", "epochs=2"]
     train = run.train
 
     def stopped(config: Any, name: str, *rest: Any) -> Any:
-        if len(begun) == 1:
+        if len(started) == 1:
             raise KeyboardInterrupt
         return train(config, name, *rest)
 
@@ -66,11 +66,11 @@ def test_the_basic_sweeper_goes_on_where_it_was_stopped(
     assert summaries(study_folder)[0]["counts"] == {"FINISHED": 1, "KILLED": 2}
     sweep(*words)
     assert summaries(study_folder)[0]["counts"] == {"FINISHED": 3}
-    assert len(begun) == 3
+    assert len(started) == 3
 
 
-def test_the_optuna_sweeper_is_told_the_monitored_value(
-    sweep: Sweep, study_folder: Path, begun: list[str]
+def test_the_optuna_sweeper_gets_the_monitored_value(
+    sweep: Sweep, study_folder: Path, started: list[str]
 ) -> None:
     words = [
         "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.study_name=theirs",
@@ -81,7 +81,7 @@ def test_the_optuna_sweeper_is_told_the_monitored_value(
     (summary,) = summaries(study_folder)
     assert summary["study"] == "theirs"
     assert summary["counts"] == {"FINISHED": 4}
-    assert len(begun) == 4
+    assert len(started) == 4
     import optuna
 
     theirs = optuna.load_study(study_name="theirs", storage="sqlite:///theirs.db")
@@ -102,7 +102,7 @@ def test_a_failure_reaches_the_optuna_sweeper(sweep: Sweep, study_folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["hydra/sweeper=basic", "optimizer.lr=interval(0.1,0.2)"], "every combination"),
         (["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "seed=0,1"], "maximize"),
@@ -110,6 +110,6 @@ def test_a_failure_reaches_the_optuna_sweeper(sweep: Sweep, study_folder: Path) 
         (["hydra/sweeper=basc", "seed=0,1"], "basic"),
     ],
 )
-def test_mistakes(sweep: Sweep, study_folder: Path, words: list[str], told: str) -> None:
-    assert told in one_line_of(lambda: sweep(*words))
+def test_mistakes(sweep: Sweep, study_folder: Path, words: list[str], expected: str) -> None:
+    assert expected in one_line_of(lambda: sweep(*words))
     assert not list(study_folder.glob("runs/sweeps/*/trial_*"))

@@ -1,4 +1,4 @@
-"""Sweeps whose process is killed, and that are begun by several processes at once."""
+"""Sweeps whose process is killed, and that are started by several processes at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def started(folder: Path, words: list[str], *more: str) -> subprocess.Popen[str]
 
 
 def wait_for_trial(folder: Path, number: int) -> None:
-    """Until a trial of this number has begun its first epoch."""
+    """Until a trial of this number has started its first epoch."""
     give_up = time.monotonic() + 120
     while time.monotonic() < give_up:
         if any(folder.glob(f"runs/sweeps/*/trial_{number:04d}*/batch_metrics.csv")):
@@ -78,9 +78,9 @@ def test_a_killed_grid_goes_on(study_folder: Path, words: list[str]) -> None:
     more = ("epochs=3", "seed=0,1", "optimizer.lr=0.01,0.02")
     killed(study_folder, words, *more, at=1, after=0.05)
     again = started(study_folder, words, *more)
-    told, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, told
-    assert "trials are done" in told
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert "trials done" in output
     check(study_folder, 4)
 
 
@@ -94,13 +94,13 @@ def test_three_kills_and_twelve_trials(
     for at, after in ((1, 0.0), (4, chance.uniform(0, 0.8)), (8, chance.uniform(0, 0.8))):
         killed(study_folder, words, "epochs=3", *more, at=at, after=after)
     last = started(study_folder, words, "epochs=3", *more)
-    told, _ = last.communicate(timeout=300)
-    assert last.returncode == 0, told
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output
     trials = check(study_folder, 12)
     assert max(trial["attempts"] for trial in trials) >= 2
     again = started(study_folder, words, "epochs=3", *more)
-    told, _ = again.communicate(timeout=120)
-    assert "nothing is left to do" in told
+    output, _ = again.communicate(timeout=120)
+    assert "nothing left to do" in output
     check(study_folder, 12)
 
 
@@ -108,8 +108,8 @@ def test_three_kills_and_twelve_trials(
 def test_two_processes_share_a_study(study_folder: Path, words: list[str]) -> None:
     more = ("epochs=3", "seed=range(0,10)", "logging=mlflow", "logging.mlflow.system_metrics=false")
     both = [started(study_folder, words, *more) for _ in range(2)]
-    told = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    output = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
     check(study_folder, 10)
 
 
@@ -127,23 +127,23 @@ from sqlalchemy.orm import configure_mappers
 configure_mappers()
 base, users, times = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
-def use(place, me):
-    (place / "ready").mkdir(parents=True, exist_ok=True)
-    (place / "ready" / str(me)).touch()
-    while len(list((place / "ready").iterdir())) < users:
+def use(folder, me):
+    (folder / "ready").mkdir(parents=True, exist_ok=True)
+    (folder / "ready" / str(me)).touch()
+    while len(list((folder / "ready").iterdir())) < users:
         time.sleep(0.002)
-    os.chdir(place)
+    os.chdir(folder)
     study = Study("one", None, RandomSampler, directions=["maximize"])
-    study.describe({"study": "one"})
-    claim = study.claim(Space.of({}, ["seed=range(0,8)"]), 8, 0, set(), grid=True)
+    study.describe({})
+    claim = study.claim_trial(Space.parse({}, ["seed=range(0,8)"]), 8, 0, set(), grid=True)
     folder = study.run_folder(claim.number, 1)
     folder.mkdir()
-    tracker = MLflowTracker(f"sqlite:///{place}/runs/mlflow.db", "one", False)
+    tracker = MLflowTracker(f"sqlite:///{folder}/runs/mlflow.db", "one", False)
     tracker.start(Run(folder, f"trial {claim.number}", {"seed": claim.point["seed"]}))
     tracker.log("epoch", 1, {"epoch": 1, "val/top1": 0.5})
     tracker.finish("FINISHED")
-    study.tell(claim.number, [0.5])
-    claim.held.release()
+    study.report(claim.number, [0.5])
+    claim.lock.release()
 
 failed = 0
 for time_ in range(times):
@@ -177,17 +177,17 @@ def test_eight_processes_begin_at_once_on_nothing(tmp_path: Path, times: int) ->
         text=True,
         timeout=600,
     )
-    told = ended.stdout + ended.stderr
-    assert ended.returncode == 0, told
-    assert "spooling" not in told
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == 0, output
+    assert "spooling" not in output
     for time_ in range(times):
-        place = tmp_path / str(time_)
-        client = MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
+        folder = tmp_path / str(time_)
+        client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
         experiment = client.get_experiment_by_name("one").experiment_id
         runs = client.search_runs([experiment])
         assert sorted(run.data.params["seed"] for run in runs) == [str(n) for n in range(AT_ONCE)]
         assert {run.info.status for run in runs} == {"FINISHED"}
         assert all(run.data.metrics["val/top1"] == 0.5 for run in runs)
-        assert [path.name for path in (place / "runs").glob("*.journal")] == ["studies.journal"]
-        numbers = sorted(path.name for path in (place / "runs/sweeps/one").glob("trial_*"))
+        assert [path.name for path in (folder / "runs").glob("*.journal")] == ["studies.journal"]
+        numbers = sorted(path.name for path in (folder / "runs/sweeps/one").glob("trial_*"))
         assert numbers == [f"trial_{n:04d}" for n in range(AT_ONCE)]

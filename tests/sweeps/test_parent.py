@@ -62,11 +62,11 @@ def test_one_run_from_the_first_trial_to_the_last(store: str, tmp_path: Path) ->
     folder = tmp_path / "study"
     folder.mkdir()
     # Two workers begin, and are interrupted; one of them goes on the next day.
-    told: list[tuple[int, Status]] = [
+    stages: list[tuple[int, Status]] = [
         (0, "RUNNING"), (0, "RUNNING"), (1, "RUNNING"), (2, "KILLED"), (2, "RUNNING"),
         (3, "RUNNING"),
     ]  # fmt: skip
-    ids = [parent.update(folder, at(stage), store_of(store), status) for stage, status in told]
+    ids = [parent.update(folder, at(stage), store_of(store), status) for stage, status in stages]
     (shown,) = runs_of(store)
     assert ids == [shown.info.run_id] * 6
     assert shown.info.run_name == "a_study"
@@ -115,7 +115,7 @@ def test_one_run_from_the_first_trial_to_the_last(store: str, tmp_path: Path) ->
     assert [row["epoch"] for row in rows(folder / "epoch_metrics.csv")] == ["0", "1", "2", "3"]
 
 
-def test_trials_lie_under_it_and_a_pruned_one_is_told(store: str, tmp_path: Path) -> None:
+def test_trials_are_nested_and_pruned_ones_tagged(store: str, tmp_path: Path) -> None:
     above = parent.update(tmp_path, at(0), store_of(store), "RUNNING")
     assert above is not None
     for number, status in enumerate(("FINISHED", "PRUNED", "FAILED", "KILLED")):
@@ -136,7 +136,7 @@ def test_trials_lie_under_it_and_a_pruned_one_is_told(store: str, tmp_path: Path
     assert pruned.data.tags["trial"] == "1"
 
 
-def test_a_trial_tried_again_counts_once_and_is_told(
+def test_a_retried_trial_counts_once_and_is_recorded(
     store: str, tmp_path: Path, undrawn: None
 ) -> None:
     found = at(3)
@@ -150,13 +150,13 @@ def test_a_trial_tried_again_counts_once_and_is_told(
         found["best"] = found["trials"][best]
         parent.update(tmp_path, found, store_of(store), "RUNNING")
     (shown,) = runs_of(store)
-    told = histories(client(store), shown.info.run_id)
-    assert told["trials/ended"] == [(3, 3), (4, 2), (5, 3)]
-    assert told["best/val/top1"] == [(3, 0.75), (4, 0.75), (5, 0.875)]
+    recorded = histories(client(store), shown.info.run_id)
+    assert recorded["trials/ended"] == [(3, 3), (4, 2), (5, 3)]
+    assert recorded["best/val/top1"] == [(3, 0.75), (4, 0.75), (5, 0.875)]
     assert shown.data.tags["best_trial"] == "1"
 
 
-def test_a_store_that_is_away_is_told_later_and_nothing_twice(
+def test_an_unreachable_store_gets_everything_later_and_once(
     store: str, dead: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for stage in (0, 1, 1, 2):
@@ -168,8 +168,8 @@ def test_a_store_that_is_away_is_told_later_and_nothing_twice(
     above = parent.update(tmp_path, at(3), store_of(store), "FINISHED")
     (shown,) = runs_of(store)
     assert shown.info.run_id == above
-    told = histories(client(store), shown.info.run_id)
-    assert told["trials/ended"] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    recorded = histories(client(store), shown.info.run_id)
+    assert recorded["trials/ended"] == [(0, 0), (1, 1), (2, 2), (3, 3)]
     listed = client(store).list_artifacts(shown.info.run_id, "pictures")
     assert "pictures/history.png" in {entry.path for entry in listed}
 

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: what is drawn is what the summary says, however little that is."""
+"""Plots of a sweep: they show what the summary holds, even if that is little."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_less_is_better() -> None:
     assert lines(axes)["best so far"] == [[0, 3], [1, 1], [2, 1]]
 
 
-def test_choices_stand_side_by_side_in_their_order() -> None:
+def test_choices_are_in_order() -> None:
     given: tuple[Any, ...] = (10, 2, 2, "all", None)
     trials = [
         trial(n, params={"window": value}, values={"val/top1": n / 8})
@@ -171,7 +171,7 @@ def test_three_objectives_are_drawn_in_pairs() -> None:
     ],
 )
 @pytest.mark.parametrize("objectives", [(TOP1,), (TOP1, LATENCY)])
-def test_a_sweep_of_which_little_is_known(
+def test_a_sweep_with_few_results(
     trials: list[dict[str, Any]], drawn: list[str], objectives: tuple[dict[str, str], ...]
 ) -> None:
     found = plots.pictures(summary(trials, {"lr": LOG}, objectives))
@@ -194,18 +194,18 @@ def searched(count: int) -> dict[str, Any]:
     return summary(trials, {"lr": LOG, "kind": "a,1,null"}, (TOP1, LATENCY))
 
 
-def test_importance_tells_what_matters_to_each_objective() -> None:
-    shares = plots.importance(searched(40))
-    assert shares["val/top1"]["lr"] > 0.9
-    assert shares["latency_ms"]["kind"] > 0.9
-    for of_key in shares.values():
+def test_importance_of_each_objective() -> None:
+    importances = plots.importance(searched(40))
+    assert importances["val/top1"]["lr"] > 0.9
+    assert importances["latency_ms"]["kind"] > 0.9
+    for of_key in importances.values():
         assert sum(of_key.values()) == pytest.approx(1)
     (axes,) = plots.figures(searched(40))["importance"].axes
     assert {label.get_text() for label in axes.get_yticklabels()} == {"lr", "kind"}
     assert len(axes.patches) == 4
 
 
-def test_no_importance_without_grounds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_importance_from_too_little_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert plots.importance(searched(9)) == {}
     assert plots.importance({**searched(20), "space": {"lr": LOG}}) == {}
     same = searched(20)

@@ -15,7 +15,7 @@ from research.sweeps.study import Study
 
 
 def test_a_grid_goes_in_the_order_of_nested_loops() -> None:
-    space = Space.of({}, ["seed=0,1", "epochs=3", "optimizer.lr=0.1,1e-2", "model=a,b"])
+    space = Space.parse({}, ["seed=0,1", "epochs=3", "optimizer.lr=0.1,1e-2", "model=a,b"])
     assert space.fixed == ["epochs=3"]
     assert space.size == 8
     expected = [
@@ -25,20 +25,20 @@ def test_a_grid_goes_in_the_order_of_nested_loops() -> None:
     assert [space.overrides(point) for point in space.points()] == expected
 
 
-def test_values_are_written_as_hydra_reads_them() -> None:
-    space = Space.of({}, ["a=null,true", "b=[1,2],[3]", "c=range(1,4)", "d='x y','z'"])
+def test_values_are_written_as_hydra_parses_them() -> None:
+    space = Space.parse({}, ["a=null,true", "b=[1,2],[3]", "c=range(1,4)", "d='x y','z'"])
     first, *_ = space.points()
     assert space.overrides(first) == ["a=null", "b=[1,2]", "c=1", "d='x y'"]
     assert space.size == 2 * 2 * 3 * 2
 
 
-def test_the_command_line_has_the_last_word() -> None:
+def test_the_command_line_takes_precedence() -> None:
     params = {"optimizer.lr": "0.1,0.2", "seed": "0,1", "epochs": "1,2"}
-    space = Space.of(params, ["optimizer.lr=0.3,0.4,0.5", "seed=7"])
+    space = Space.parse(params, ["optimizer.lr=0.3,0.4,0.5", "seed=7"])
     assert space.size == 6
     assert space.fixed == ["seed=7"]
-    assert Space.of({}, ["a=1", "b=2", "a=3,4"]).told == {"a": "3,4"}
-    assert space.told == {"optimizer.lr": "0.3,0.4,0.5", "epochs": "1,2"}
+    assert Space.parse({}, ["a=1", "b=2", "a=3,4"]).expressions == {"a": "3,4"}
+    assert space.expressions == {"optimizer.lr": "0.3,0.4,0.5", "epochs": "1,2"}
 
 
 @pytest.mark.parametrize(
@@ -52,22 +52,22 @@ def test_the_command_line_has_the_last_word() -> None:
     ],
 )
 def test_what_is_finite(values: str, size: int | None) -> None:
-    assert Space.of({"x": values}, []).size == size
+    assert Space.parse({"x": values}, []).size == size
 
 
-def test_the_random_preset_covers_what_it_says(study_folder: Path) -> None:
+def test_the_random_preset_covers_its_ranges(study_folder: Path) -> None:
     register()
     params = composed(["sweep=densenet_random", "model=densenet121"]).sweeper["params"]
-    space = Space.of(params, [])
+    space = Space.parse(params, [])
     study = Study("draws", None, RandomSampler, directions=["maximize"])
     points = []
     for _ in range(200):
-        claim = study.claim(space, 200, 0, set(), grid=False)
+        claim = study.claim_trial(space, 200, 0, set(), grid=False)
         assert claim is not None
         points.append(claim.point)
-        study.tell(claim.number, [0.0])
-        claim.held.release()
-    assert study.claim(space, 200, 0, set(), grid=False) is None
+        study.report(claim.number, [0.0])
+        claim.lock.release()
+    assert study.claim_trial(space, 200, 0, set(), grid=False) is None
     for key, low, high in [
         ("optimizer.lr", 1e-4, 1e-1),
         ("optimizer.weight_decay", 1e-5, 1e-2),

@@ -13,48 +13,48 @@ from optuna.trial import TrialState
 from research.engine import run_folder
 from research.sweeps.job import TrialPruner
 from research.sweeps.space import Space
-from research.sweeps.study import MOST_ATTEMPTS, STORE, Claim, Study
+from research.sweeps.study import MAX_ATTEMPTS, STORE, Claim, Study
 
 pytestmark = pytest.mark.usefixtures("study_folder")
 
-SPACE = Space.of({}, ["a=1,2,3", "b=x,y"])
-ALL_FREQUENCIES = list(SPACE.points())
+SPACE = Space.parse({}, ["a=1,2,3", "b=x,y"])
+ALL_POINTS = list(SPACE.points())
 
 
 def opened(name: str = "one") -> Study:
     study = Study(name, None, RandomSampler, directions=["maximize"])
-    study.describe({"study": name})
+    study.describe({})
     return study
 
 
 def claimed(study: Study, total: int = 6, retry: set[int] | None = None) -> Claim:
-    claim = study.claim(SPACE, total, 0, set() if retry is None else retry, grid=True)
+    claim = study.claim_trial(SPACE, total, 0, set() if retry is None else retry, grid=True)
     assert claim is not None
     return claim
 
 
 def end(study: Study, claim: Claim) -> None:
-    study.tell(claim.number, [1.0])
-    claim.held.release()
+    study.report(claim.number, [1.0])
+    claim.lock.release()
 
 
-def test_a_grid_is_walked_once_whatever_process_asks() -> None:
+def test_a_grid_runs_once_across_processes() -> None:
     seen = []
     for _ in range(6):
         study = opened()
         claim = claimed(study)
         seen.append(claim.point)
         end(study, claim)
-    assert seen == ALL_FREQUENCIES
-    assert opened().claim(SPACE, 6, 0, set(), grid=True) is None
+    assert seen == ALL_POINTS
+    assert opened().claim_trial(SPACE, 6, 0, set(), grid=True) is None
 
 
-def test_two_who_ask_at_once_share_the_trials() -> None:
+def test_concurrent_claims_share_the_trials() -> None:
     studies = [opened() for _ in range(4)]
 
     def work(study: Study) -> list[int]:
         numbers = []
-        while claim := study.claim(SPACE, 5, 0, set(), grid=True):
+        while claim := study.claim_trial(SPACE, 5, 0, set(), grid=True):
             numbers.append(claim.number)
             end(study, claim)
         return numbers
@@ -62,7 +62,7 @@ def test_two_who_ask_at_once_share_the_trials() -> None:
     with ThreadPoolExecutor(4) as pool:
         done = [number for numbers in pool.map(work, studies) for number in numbers]
     assert sorted(done) == list(range(5))
-    assert [trial.params for trial in studies[0].trials()] == ALL_FREQUENCIES[:5]
+    assert [trial.params for trial in studies[0].trials()] == ALL_POINTS[:5]
 
 
 @pytest.mark.parametrize("kind", [RandomSampler, TPESampler])
@@ -71,102 +71,102 @@ def test_no_sampler_repeats_a_point_of_a_finite_space(kind: type[BaseSampler]) -
         return kind(seed=seed)  # type: ignore[call-arg]
 
     study = Study("one", None, sampler, directions=["maximize"])
-    while claim := study.claim(SPACE, 6, 0, set(), grid=False):
+    while claim := study.claim_trial(SPACE, 6, 0, set(), grid=False):
         end(study, claim)
     points = [trial.params for trial in study.trials()]
-    assert sorted(map(str, points)) == sorted(map(str, ALL_FREQUENCIES))
+    assert sorted(map(str, points)) == sorted(map(str, ALL_POINTS))
 
 
 def test_a_trial_whose_process_was_interrupted_keeps_its_attempts() -> None:
     study = opened()
     claim = claimed(study)
-    study.excuse(claim.number)
-    assert "reason" not in study.trial(claim.number).user_attrs  # it had not begun
-    study.note(claim.number, attempts=2, reason="")
-    study.excuse(claim.number)
-    assert study.trial(claim.number).user_attrs["attempts"] == 2  # somebody is at it
-    claim.held.release()
-    study.excuse(claim.number)
-    study.excuse(claim.number)
-    facts = study.trial(claim.number).user_attrs
-    assert (facts["attempts"], facts["reason"]) == (1, "interrupted")
+    study.forgive(claim.number)
+    assert "reason" not in study.trial(claim.number).user_attrs  # it had not started
+    study.set_attrs(claim.number, attempts=2, reason="")
+    study.forgive(claim.number)
+    assert study.trial(claim.number).user_attrs["attempts"] == 2  # a process is running it
+    claim.lock.release()
+    study.forgive(claim.number)
+    study.forgive(claim.number)
+    attrs = study.trial(claim.number).user_attrs
+    assert (attrs["attempts"], attrs["reason"]) == (1, "interrupted")
 
 
-def test_a_trial_that_was_to_be_stopped_is_stopped_after_an_interruption() -> None:
+def test_pruning_is_repeated_after_an_interruption() -> None:
     class AtTwo(BasePruner):
         def prune(self, study: Any, trial: Any) -> bool:
             return bool(trial.last_step == 2)
 
     study = Study("one", None, RandomSampler, AtTwo(), ["maximize"])
     number = claimed(study).number
-    for epochs, stopped in ((4, True), (2, False)):  # the last epoch is not worth stopping
-        watch = TrialPruner(study, number, epochs)
-        watch.epoch(1, 0.5)
-        assert not watch.stopped
-        watch.epoch(2, 0.5)
-        assert watch.stopped is stopped
+    for epochs, stopped in ((4, True), (2, False)):  # never in the last epoch
+        pruner = TrialPruner(study, number, epochs)
+        pruner.epoch(1, 0.5)
+        assert not pruner.stopped
+        pruner.epoch(2, 0.5)
+        assert pruner.stopped is stopped
     assert list(study.trial(number).intermediate_values) == [1, 2]
 
 
-def test_a_study_that_goes_on_draws_other_points() -> None:
-    space = Space.of({}, ["a=interval(0.0,1.0)"])
+def test_a_resumed_study_samples_new_points() -> None:
+    space = Space.parse({}, ["a=interval(0.0,1.0)"])
     points = []
     for _ in range(3):
         study = opened()
-        claim = study.claim(space, 3, 0, set(), grid=False)
+        claim = study.claim_trial(space, 3, 0, set(), grid=False)
         assert claim is not None
         points.append(claim.point["a"])
         end(study, claim)
     assert len(set(points)) == 3
 
 
-def test_a_trial_in_other_hands_is_left_alone_and_one_left_behind_is_taken_up() -> None:
+def test_running_trials_are_skipped_and_unfinished_ones_resumed() -> None:
     study = opened()
     first = claimed(study)
     assert claimed(opened()).number == 1
-    first.held.release()  # as the system does when a process dies
+    first.lock.release()  # as the system does when a process dies
     again = claimed(opened())
     assert (again.number, again.point) == (0, first.point)
 
 
-def test_a_trial_whose_run_still_trains_is_not_taken_up() -> None:
+def test_a_trial_with_a_locked_run_folder_is_not_resumed() -> None:
     study = opened()
     first = claimed(study)
     folder = study.run_folder(0, 1)
     folder.mkdir()
-    study.note(0, run=str(folder))
-    first.held.release()
-    with run_folder.occupied(folder):
+    study.set_attrs(0, run=str(folder))
+    first.lock.release()
+    with run_folder.run_lock(folder):
         assert claimed(study).number == 1
     assert claimed(study).number == 0
 
 
-def test_a_trial_that_always_dies_is_given_up() -> None:
+def test_a_trial_that_always_dies_fails() -> None:
     study = opened()
     first = claimed(study)
-    study.note(0, attempts=MOST_ATTEMPTS)
-    first.held.release()
+    study.set_attrs(0, attempts=MAX_ATTEMPTS)
+    first.lock.release()
     assert claimed(study).number == 1
     trial = study.trial(0)
     assert trial.state is TrialState.FAIL
     assert "died 3 times" in trial.user_attrs["reason"]
 
 
-def test_failures_are_tried_again_when_asked_and_not_before() -> None:
+def test_failures_are_retried_on_request_only() -> None:
     study = opened()
     first = claimed(study)
-    study.fail(0, "it burnt")
-    first.held.release()
+    study.fail(0, "an error")
+    first.lock.release()
     second = claimed(study)
-    assert second.point == ALL_FREQUENCIES[1]
+    assert second.point == ALL_POINTS[1]
     end(study, second)
     retry = {0}
     again = claimed(study, retry=retry)
-    assert (again.number, again.point) == (2, ALL_FREQUENCIES[0])
+    assert (again.number, again.point) == (2, ALL_POINTS[0])
     assert not retry
     end(study, again)
     assert [trial.number for trial in study.trials()] == [1, 2]
-    assert claimed(study).point == ALL_FREQUENCIES[2]
+    assert claimed(study).point == ALL_POINTS[2]
 
 
 def test_a_record_cut_short_is_dropped() -> None:
@@ -179,26 +179,26 @@ def test_a_record_cut_short_is_dropped() -> None:
     assert len(opened().trials()) == 2
 
 
-def test_a_proposal_that_nobody_took_is_no_trial() -> None:
+def test_an_unclaimed_proposal_is_no_trial() -> None:
     study = opened()
-    study.optuna.ask()  # whoever asked died before the point was drawn
+    study.optuna.ask()  # the process died before the point was sampled
     claim = claimed(study)
-    assert claim.point == ALL_FREQUENCIES[0]
+    assert claim.point == ALL_POINTS[0]
     assert [trial.number for trial in study.trials()] == [claim.number]
 
 
-def test_attempts_that_got_further_do_not_count() -> None:
+def test_attempts_before_a_new_checkpoint_do_not_count() -> None:
     study = opened()
     first = claimed(study)
     last = study.run_folder(0, 1) / "checkpoints" / "last.pt"
     last.parent.mkdir(parents=True)
-    study.note(0, attempts=MOST_ATTEMPTS, run=str(study.run_folder(0, 1)), checkpoint=0.0)
+    study.set_attrs(0, attempts=MAX_ATTEMPTS, run=str(study.run_folder(0, 1)), checkpoint=0.0)
     last.touch()
-    first.held.release()
+    first.lock.release()
     assert claimed(study).number == 0
 
 
-def test_a_study_whose_folder_was_deleted_begins_anew() -> None:
+def test_deleting_the_folder_deletes_the_study() -> None:
     study = opened()
     end(study, claimed(study))
     assert len(opened().trials()) == 1
@@ -206,14 +206,14 @@ def test_a_study_whose_folder_was_deleted_begins_anew() -> None:
     assert opened().trials() == []
 
 
-def test_a_proposal_left_in_the_queue_is_no_point_run_twice() -> None:
+def test_a_queued_proposal_is_not_run_twice() -> None:
     study = opened()
-    study.optuna.enqueue_trial(ALL_FREQUENCIES[0])  # whoever queued it died before he took it
+    study.optuna.enqueue_trial(ALL_POINTS[0])  # the process died before claiming it
     claims = [claimed(study) for _ in range(6)]
-    assert [claim.point for claim in claims] == ALL_FREQUENCIES
+    assert [claim.point for claim in claims] == ALL_POINTS
 
 
-def test_the_store_is_one_for_all_studies() -> None:
+def test_all_studies_share_one_storage() -> None:
     for name in ("one", "two"):
         study = opened(name)
         end(study, claimed(study))
