@@ -1,4 +1,4 @@
-"""Recorded runs compared: the command, from folders to tables and files."""
+"""The compare command, from folders to tables and files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from research import compare
-from research.utils.errors import UserError
 from tests.comparison.recorded import config, record, study
-from tests.conftest import ROOT, refusal
+from tests.conftest import ROOT, user_error
 
 
-def table(printed: str, place: int) -> list[list[str]]:
+def table(printed: str, index: int) -> list[list[str]]:
     """Cells of one of the Markdown tables, header first."""
-    block = [part for part in printed.split("\n\n") if part.startswith("|") or "\n|" in part][place]
+    block = [part for part in printed.split("\n\n") if part.startswith("|") or "\n|" in part][index]
     lines = [line for line in block.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -32,22 +31,22 @@ def test_two_models_over_three_seeds(
     study(tmp_path / "runs" / "sweeps" / "one")
     record(tmp_path / "runs" / "killed", config(), [0.1], status="KILLED")
     compare.main(["out=seen"])
-    said = capsys.readouterr()
-    assert "val/top1 (higher is better) in each run's best epoch" in said.out
-    assert "optimistic" in said.out
-    assert "left out: 1 KILLED; status=all" in said.err
-    _, _, first, second = table(said.out, 0)
+    printed = capsys.readouterr()
+    assert "val/top1 (higher is better) in each run's best epoch" in printed.out
+    assert "optimistic" in printed.out
+    assert "skipped: 1 KILLED; status=all" in printed.err
+    _, _, first, second = table(printed.out, 0)
     assert first == ["1", "resnet34", "3", "0.9133 ± 0.0153", "0.9000 … 0.9300", "8,000", "6.0"]
     assert second[:4] == ["2", "densenet121", "3", "0.9117 ± 0.0135"]
-    header, _, row = table(said.out, 1)
+    header, _, row = table(printed.out, 1)
     assert header[1] == "difference from resnet34"
     assert row == [
         "2", "densenet121", "-0.0017", "[-0.0050, +0.0020]", "[-0.0104, +0.0071]", "0.497",
         "paired", "not distinguishable: needs about 34 more seeds to tell",
     ]  # fmt: skip
-    told = json.loads((tmp_path / "seen" / "comparison.json").read_text())
-    assert told["groups"][0]["values"] == {"0": 0.9, "1": 0.91, "2": 0.93}
-    assert (told["reference"], told["left_out"]) == ("resnet34", {"KILLED": 1})
+    content = json.loads((tmp_path / "seen" / "comparison.json").read_text())
+    assert content["groups"][0]["values"] == {"0": 0.9, "1": 0.91, "2": 0.93}
+    assert (content["reference"], content["left_out"]) == ("resnet34", {"KILLED": 1})
     with (tmp_path / "seen" / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["group"] for row in rows] == ["resnet34", "densenet121"]
@@ -79,11 +78,13 @@ def test_against_and_metric_and_groups(tmp_path: Path, capsys: pytest.CaptureFix
     assert "difference" not in printed
 
 
-def test_a_clear_difference_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for lr, lost in ((0.1, 0.0), (0.2, 0.05), (0.3, 0.3)):
+def test_a_clear_difference_is_significant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for lr, drop in ((0.1, 0.0), (0.2, 0.05), (0.3, 0.3)):
         for seed, noise in enumerate((0.001, -0.002, 0.0015)):
             settings = config(lr=lr, seed=seed + (10 if lr == 0.3 else 0))
-            record(tmp_path / f"{lr}_{seed}", settings, [0.9 - lost + (1 + lr) * noise])
+            record(tmp_path / f"{lr}_{seed}", settings, [0.9 - drop + (1 + lr) * noise])
     record(tmp_path / "single", config(lr=0.4), [0.2])
     compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
     rows = table(capsys.readouterr().out, 1)[2:]
@@ -99,12 +100,12 @@ def test_the_best_is_one_of_many_and_a_named_group_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noise = np.random.default_rng(2).normal(0, 0.002, (6, 4))
-    for place, row in enumerate(noise):
+    for index, row in enumerate(noise):
         for seed, value in enumerate(row):
-            settings = config(lr=1.0 + place, seed=seed)
-            record(tmp_path / f"{place}_{seed}", settings, [0.9 + value + 0.006 * (place == 5)])
+            settings = config(lr=1.0 + index, seed=seed)
+            record(tmp_path / f"{index}_{seed}", settings, [0.9 + value + 0.006 * (index == 5)])
     out = tmp_path / "out"
-    told = []
+    p_values = []
     for words in ([], ["against=lr=6"]):
         compare.main([str(tmp_path), f"out={out}", *words])
         rows = table(capsys.readouterr().out, 1)[2:]
@@ -112,11 +113,11 @@ def test_the_best_is_one_of_many_and_a_named_group_is_not(
         assert found["reference"] == "lr=6"
         assert [row["verdict"] for row in found["groups"][1:]] == [row[-1] for row in rows]
         assert [f"{row['p']:.3f}" for row in found["groups"][1:]] == [row[5] for row in rows]
-        told.append([row["p"] for row in found["groups"][1:]])
+        p_values.append([row["p"] for row in found["groups"][1:]])
         many = 5 if words else 15
         assert any(f"for {many} comparisons by Holm" in note for note in found["notes"])
-    assert max(told[0]) < 1
-    assert all(best > named for best, named in zip(*told, strict=True))
+    assert max(p_values[0]) < 1
+    assert all(best > named for best, named in zip(*p_values, strict=True))
 
 
 def test_a_setting_may_be_called_as_a_column(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_runs_that_monitored_other_metrics(
 ) -> None:
     study(tmp_path)
     record(tmp_path / "loss", config(lr=0.5), [0.5, 0.2], monitor=("val/loss", "min"))
-    with pytest.raises(UserError, match=r"monitored val/loss:min and val/top1:max; choose one"):
+    with user_error("metric", "val/loss:min", "val/top1:max"):
         compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
     compare.main([str(tmp_path), "metric=val/top1", f"out={tmp_path / 'out'}"])
     assert "lr=0.5" in capsys.readouterr().out
@@ -156,30 +157,31 @@ def test_costs_that_a_sweep_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "key", "expected"),
     [
-        (["nowhere"], "nowhere: no run here"),
-        (["a", "experiment=demo"], "no run to compare; give other RUN folders"),
-        (["a", "status=DONE"], "status=DONE"),
-        (["a", "status=PRUNED"], "no run to compare: 6 FINISHED; status=all"),
-        (["a", "metric=val/top2"], "did you mean 'val/top1'?"),
-        (["a", "metric=val/top1:best"], "allowed: val/top1:max, val/top1:min"),
-        (["a", "group_by=lr"], "group_by=lr: no run has such a setting"),
-        (["a", "against=vgg"], "against=vgg: no such group; there are resnet34, densenet121"),
-        (["a", "against=e"], "against=e: fits several groups"),
-        (["a", "against=3"], "against=3: no such group"),
-        (["a", "confidence=95"], "confidence=95: expected a number above 0 and at most 0.9999"),
-        (["a", "groupby=model"], "did you mean 'group_by'?"),
-        (["a", "out=file"], "give another out=FOLDER"),
+        (["nowhere"], "RUN", "nowhere"),
+        (["a", "experiment=demo"], "RUN", "no run to compare; pass other RUN folders"),
+        (["a", "status=DONE"], "status", "status=DONE"),
+        (["a", "status=PRUNED"], "RUN", "6 FINISHED; status=all"),
+        (["a", "metric=val/top2"], "metric", "'val/top1'"),
+        (["a", "metric=val/top1:best"], "metric", "val/top1:max, val/top1:min"),
+        (["a", "group_by=lr"], "group_by", "group_by=lr"),
+        (["a", "against=vgg"], "against", "resnet34, densenet121"),
+        (["a", "against=e"], "against", "against=e: fits several groups"),
+        (["a", "against=3"], "against", "against=3: no such group"),
+        (["a", "confidence=95"], "confidence", "0.9999"),
+        (["a", "groupby=model"], "groupby", "'group_by'"),
+        (["a", "out=file"], "out", "out=FOLDER"),
     ],
 )
-def test_mistakes_are_one_line(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mistakes(
+    words: list[str], key: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     study(tmp_path / "a")
     (tmp_path / "file").touch()
-    assert told in refusal(compare.main, words)
+    with user_error(key, expected):
+        compare.main(words)
 
 
 @pytest.mark.long
@@ -248,6 +250,6 @@ def test_a_store_that_is_away_is_a_warning(
     study(tmp_path / "a")
     away = f"mlflow=sqlite:///{tmp_path}/away.db"
     compare.main([str(tmp_path / "a"), f"out={tmp_path / 'out'}", away])
-    assert "away.db did not take the comparison" in caplog.text
+    assert "away.db: the comparison was not uploaded" in caplog.text
     assert (tmp_path / "out" / "comparison.html").exists()
     assert not (tmp_path / "away.db").exists()

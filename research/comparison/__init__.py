@@ -1,1 +1,1 @@
-"""Recorded runs compared over seeds: reading, grouping, statistics, tables, a page. No torch."""
+"""Comparison of recorded runs over seeds, without torch: statistics, tables, HTML page."""

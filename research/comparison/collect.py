@@ -1,4 +1,4 @@
-"""Recorded runs, read from their own folders."""
+"""Reads recorded runs from their folders."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ DAMAGED = (
     OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
     yaml.YAMLError, csv.Error, UserError,
 )  # fmt: skip
-"""What the files of a damaged run make of their readers."""
+"""Exceptions that reading the files of a damaged run may raise."""
 NOT_SEARCHED = ("checkpoints", "mlflow-artifacts")
 NO_CURVES = ("epoch", "avg_loss", "total_loss", "is_best", "checkpoint_path", "timestamp")
-"""Columns of ``epoch_metrics.csv`` that are no metric, or one under a second name."""
-SMALLER = ("loss", "error", "nll", "ece", "mae", "mse", "time", "sec", "ms", "bytes")
-"""Words in the names of metrics of which less is better."""
+"""Columns of ``epoch_metrics.csv`` that are not metrics, or repeat another column."""
+LOWER_IS_BETTER = ("loss", "error", "nll", "ece", "mae", "mse", "time", "sec", "ms", "bytes")
+"""Words in the names of metrics for which lower is better."""
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What a run folder says of its run.
+class RecordedRun:
+    """A run as recorded in its folder.
 
     Attributes:
         folder: the run folder.
-        status: ``FINISHED``, or how else it stands.
+        status: ``FINISHED`` or another status of ``summary.json``.
         model: the network's name.
         seed: of the run.
-        monitor: the metric that picked the best epoch, and ``max`` or ``min``.
+        monitor: the metric that chose the best epoch, and ``max`` or ``min``.
         best_epoch: from 1.
         best_value: of the monitored metric.
-        settings: every setting, dotted.
-        overrides: what its command line said.
+        settings: the configuration, by dotted key.
+        overrides: of the command line.
         epochs: numbers of the rows of ``epoch_metrics.csv``.
-        curves: every metric's values in these epochs; null where it was not logged.
-        costs: ``parameters``, ``seconds`` of training, ``epochs`` done, and whatever its sweep
-            measured beside metrics, such as ``latency_ms``.
+        curves: by metric, the value in each of these epochs; ``None`` where it was not logged.
+        costs: ``parameters``, ``seconds`` of training, ``epochs`` done, and what the sweep measured
+            in addition, such as ``latency_ms``.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class Recorded:
     costs: dict[str, float]
 
     def value(self, metric: str) -> float | None:
-        """The metric's value in the best epoch; null if there is none."""
+        """The metric's value in the best epoch; ``None`` if it was not logged."""
         if metric == self.monitor[0]:
             return self.best_value if math.isfinite(self.best_value) else None
         if metric not in self.curves or self.best_epoch not in self.epochs:
@@ -78,46 +78,45 @@ class Recorded:
         return self.curves[metric][self.epochs.index(self.best_epoch)]
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among and below ``paths``, each once.
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run folders at and below ``paths``, each once.
 
     Raises:
-        UserError: for a path that is none and holds none.
+        UserError: for a path without a run.
     """
-    found: dict[Path, Path] = {}
+    runs: dict[Path, Path] = {}
     for path in paths:
-        here = (
-            {folder.resolve(): folder for folder in _runs(cli.home(path))} if path.exists() else {}
-        )
+        here = list(_walk(cli.home(path))) if path.exists() else []
         if not here:
             raise UserError(
-                "RUN", f"{path}: no run here (a folder with summary.json)", "give run folders"
+                "RUN", f"{path}: no run here (a folder with summary.json)", "pass run folders"
             )
-        found = {**found, **{place: run for place, run in here.items() if place not in found}}
-    return list(found.values())
+        for folder in here:
+            runs.setdefault(folder.resolve(), folder)
+    return list(runs.values())
 
 
-def _runs(top: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(top):
+def _walk(top: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(top):
         if "summary.json" in files and "config.yaml" in files:
             folders.clear()
-            yield Path(place)
+            yield Path(root)
         else:
             folders[:] = sorted(f for f in folders if f[0] != "." and f not in NOT_SEARCHED)
 
 
 def select(
     folders: Sequence[Path], experiment: str, statuses: Sequence[str]
-) -> tuple[list[Recorded], Counter[str]]:
-    """The runs to compare, and how many were left out by what they are.
+) -> tuple[list[RecordedRun], Counter[str]]:
+    """The runs to compare, and the number of skipped runs by reason.
 
     Args:
         folders: of runs.
-        experiment: the recipe that a run was made by; empty for any.
-        statuses: those of ``summary.json`` that count; empty for all.
+        experiment: only runs of this experiment; empty for any.
+        statuses: only runs with one of these statuses; empty for any.
     """
-    chosen: list[Recorded] = []
-    left_out: Counter[str] = Counter()
+    selected: list[RecordedRun] = []
+    skipped: Counter[str] = Counter()
     sweeps: dict[Path, dict[str, dict[str, float]]] = {}
     for folder in folders:
         try:
@@ -127,38 +126,29 @@ def select(
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             status = str(summary["status"])
             if statuses and status not in statuses:
-                left_out[status] += 1
+                skipped[status] += 1
             elif not summary["best_epoch"]:
-                left_out["without an epoch"] += 1
+                skipped["without an epoch"] += 1
             else:
                 if folder.parent not in sweeps:
-                    sweeps[folder.parent] = _costs(folder.parent)
-                measured = sweeps[folder.parent].get(folder.name, {})
-                chosen.append(_read(folder, summary, overrides, measured))
+                    sweeps[folder.parent] = _sweep_costs(folder.parent)
+                costs = sweeps[folder.parent].get(folder.name, {})
+                selected.append(_read(folder, summary, overrides, costs))
         except DAMAGED as error:
-            log.warning("%s: a damaged run, left out (%s)", folder, one_line(error))
-            left_out["damaged"] += 1
-    return chosen, left_out
-
-
-def _costs(folder: Path) -> dict[str, dict[str, float]]:
-    """As ``_measured``; nothing of a summary that cannot be read, of which runs need nothing."""
-    try:
-        return _measured(folder)
-    except DAMAGED as error:
-        log.warning("%s: a damaged summary; its costs are left out (%s)", folder, one_line(error))
-        return {}
+            log.warning("%s: skipping a damaged run (%s)", folder, one_line(error))
+            skipped["damaged"] += 1
+    return selected, skipped
 
 
 def _read(
-    folder: Path, summary: dict[str, Any], overrides: list[str], measured: Mapping[str, float]
-) -> Recorded:
+    folder: Path, summary: dict[str, Any], overrides: list[str], costs: Mapping[str, float]
+) -> RecordedRun:
     rows = read_rows(folder / "epoch_metrics.csv")
     names = [name for name in (rows[0] if rows else ()) if name not in NO_CURVES]
     metric, mode = summary["monitor"]
     path = str(folder / "summary.json")
     config = stored.completed(stored.recorded(summary["configuration"], path))
-    return Recorded(
+    return RecordedRun(
         folder,
         summary["status"],
         str(summary["model"]),
@@ -176,7 +166,7 @@ def _read(
             "epochs": _cost(summary["epochs_done"]),
             **{
                 name: value
-                for name, value in measured.items()
+                for name, value in costs.items()
                 if name not in names and math.isfinite(value)
             },
         },
@@ -190,52 +180,60 @@ def _cost(value: Any) -> float:
         ValueError: for anything else.
     """
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{str(value)[:40]!r} is no cost")
+        raise ValueError(f"{str(value)[:40]!r} is not a cost")
     cost: float = value
     return cost
 
 
-def _measured(sweep: Path) -> dict[str, dict[str, float]]:
-    """The values of a sweep's objectives by the name of the trial's folder."""
+def _sweep_costs(sweep: Path) -> dict[str, dict[str, float]]:
+    """Values of a sweep's objectives by the name of the trial's folder; empty without a sweep."""
     path = sweep / "final_summary.json"
     if not path.exists():
         return {}
-    trials = json.loads(path.read_text(encoding="utf-8")).get("trials", [])
-    return {
-        Path(trial["paths"]["run"]).name: trial.get("values", {})
-        for trial in trials
-        if "paths" in trial
-    }
+    try:
+        trials = json.loads(path.read_text(encoding="utf-8")).get("trials", [])
+        return {
+            Path(trial["paths"]["run"]).name: trial.get("values", {})
+            for trial in trials
+            if "paths" in trial
+        }
+    except DAMAGED as error:
+        # The runs themselves do not need it.
+        log.warning("%s: ignoring the costs of a damaged summary (%s)", sweep, one_line(error))
+        return {}
 
 
-def direction(runs: Sequence[Recorded], metric: str) -> str:
-    """``max`` or ``min``: as a run that monitored the metric said, else by the metric's name."""
+def direction(runs: Sequence[RecordedRun], metric: str) -> str:
+    """``max`` or ``min``: from a run that monitored the metric, otherwise from its name."""
     for run in runs:
         if run.monitor[0] == metric:
             return run.monitor[1]
     words = metric.lower().replace("/", "_").split("_")
-    return "min" if any(word in SMALLER for word in words) else "max"
+    return "min" if any(word in LOWER_IS_BETTER for word in words) else "max"
 
 
-def monitored(runs: Sequence[Recorded]) -> tuple[str, str]:
-    """The metric that all runs monitored, and which way is better.
+def monitored(runs: Sequence[RecordedRun]) -> tuple[str, str]:
+    """The metric that all runs monitored, and ``max`` or ``min``.
 
     Raises:
-        UserError: when they monitored different ones.
+        UserError: if they monitored different ones.
     """
     monitors = sorted({run.monitor for run in runs})
     if len(monitors) > 1:
-        told = " and ".join(":".join(monitor) for monitor in monitors)
+        names = " and ".join(":".join(monitor) for monitor in monitors)
         raise UserError(
-            "metric", f"the runs monitored {told}", "choose one by metric=, or fewer runs"
+            "metric",
+            f"the runs monitored {names}",
+            "choose one with metric=METRIC, or pass fewer runs",
         )
     return monitors[0]
 
 
-def check_metric(runs: Sequence[Recorded], metric: str) -> None:
-    """
+def check_metric(runs: Sequence[RecordedRun], metric: str) -> None:
+    """Check that a run logged the metric.
+
     Raises:
-        UserError: when no run has such a metric, naming the nearest.
+        UserError: with the nearest and all known metrics.
     """
     known = sorted({name for run in runs for name in (*run.curves, run.monitor[0])})
     if metric not in known:

@@ -1,4 +1,4 @@
-"""Runs that share their settings, and short names for what they share."""
+"""Groups of runs with the same settings, and short labels for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from research.comparison.collect import Recorded
+from research.comparison.collect import RecordedRun
 from research.config.messages import shown
 from research.config.rules import nearest
 from research.utils.errors import UserError
@@ -17,47 +17,47 @@ from research.utils.errors import UserError
 NOT_GROUPED = (
     "seed", "run_dir", "name", "tags", "logging", "device", "resume", "trust", "version",
 )  # fmt: skip
-"""Settings that make no group of their own: chance, and where things lie."""
+"""Settings that do not separate groups: the seed, paths, hardware and logging."""
 NAMES = ("name", "backbone", "variant", "_target_")
-"""Last parts of keys that say by themselves what a group of the configuration is."""
+"""Last parts of keys that identify a group of the configuration, best first."""
 NOT_SET = "–"
-LONGEST = 28
-"""Characters of one value in a label."""
+MAX_LENGTH = 28
+"""Characters of a value in a label."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing that is looked at.
+class RunGroup:
+    """Runs with the same settings.
 
     Attributes:
-        label: short, and no other group's.
-        settings: text of every setting in which the groups differ.
+        label: short and unique among the groups.
+        settings: the settings in which the groups differ, as text.
         runs: at least one.
         values: by seed, the mean of the metric over the runs of this seed.
     """
 
     label: str
     settings: dict[str, str]
-    runs: list[Recorded]
+    runs: list[RecordedRun]
     values: dict[int, float]
 
     def cost(self, name: str) -> float | None:
-        """Mean over the runs that know it."""
+        """Mean over the runs that recorded it; ``None`` if none did."""
         known = [run.costs[name] for run in self.runs if name in run.costs]
         return sum(known) / len(known) if known else None
 
 
-def grouped(runs: Sequence[Recorded], metric: str, by: Sequence[str] = ()) -> list[Group]:
-    """The runs by their settings.
+def group_runs(runs: Sequence[RecordedRun], metric: str, by: Sequence[str] = ()) -> list[RunGroup]:
+    """Group runs by their settings.
 
     Args:
         runs: each with a value of the metric.
         metric: what is compared.
-        by: dotted keys and groups of the configuration; empty for all in which the runs differ but
-            for ``NOT_GROUPED``.
+        by: dotted keys and groups of the configuration; by default all settings in which the runs
+            differ, except ``NOT_GROUPED``.
 
     Raises:
-        UserError: for a key that no run has.
+        UserError: for an unknown key.
     """
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     for name in by:
@@ -68,15 +68,19 @@ def grouped(runs: Sequence[Recorded], metric: str, by: Sequence[str] = ()) -> li
     wanted = [
         key
         for key in keys
-        if (any(_within(key, name) for name in by) if by else not _left_out(key))
+        if (
+            any(_within(key, name) for name in by)
+            if by
+            else not any(_within(key, name) for name in NOT_GROUPED)
+        )
         and len({_exact(run, key) for run in runs}) > 1
     ]
-    buckets: dict[tuple[str, ...], list[Recorded]] = defaultdict(list)
+    buckets: dict[tuple[str, ...], list[RecordedRun]] = defaultdict(list)
     for run in runs:
         buckets[tuple(_exact(run, key) for key in wanted)].append(run)
     members = list(buckets.values())
     return [
-        Group(
+        RunGroup(
             label,
             {key: _text(of[0].settings, key) for key in wanted},
             of,
@@ -86,10 +90,10 @@ def grouped(runs: Sequence[Recorded], metric: str, by: Sequence[str] = ()) -> li
     ]
 
 
-def labels(members: Sequence[Sequence[Recorded]], keys: Sequence[str]) -> list[str]:
-    """A short text for each group, by as few settings as tell all apart.
+def labels(members: Sequence[Sequence[RecordedRun]], keys: Sequence[str]) -> list[str]:
+    """A short label for each group, from as few settings as distinguish all groups.
 
-    What the user wrote on command lines comes first, then what names a part, then the rest.
+    Settings of the command lines come first, then those that name a part, then the rest.
     """
     if len(members) == 1:
         models = {run.model for run in members[0]}
@@ -111,16 +115,16 @@ def labels(members: Sequence[Sequence[Recorded]], keys: Sequence[str]) -> list[s
         else:
             chosen.append(best)
     chosen.sort(key=lambda key: key.rpartition(".")[2] not in NAMES)
-    for longest in (LONGEST, None):
-        found = [_label(of[0], chosen, longest) for of in members]
-        if len(set(found)) == len(found):
-            return found
-    # Values that read alike, such as 1 and "1".
-    return [f"{text} #{found[: place + 1].count(text)}" for place, text in enumerate(found)]
+    for longest in (MAX_LENGTH, None):
+        texts = [_label(of[0], chosen, longest) for of in members]
+        if len(set(texts)) == len(texts):
+            return texts
+    # Values with the same text, such as 1 and "1".
+    return [f"{text} #{texts[: index + 1].count(text)}" for index, text in enumerate(texts)]
 
 
 def _rank(key: str, written: set[str]) -> tuple[int, int]:
-    """Where a key stands among those that may make a label; less is earlier."""
+    """Sort key of the settings that may be part of a label."""
     part, _, last = key.rpartition(".")
     if key in written or (last in NAMES and part in written):
         return 0, NAMES.index(last) if last in NAMES else 0
@@ -131,7 +135,7 @@ def _distinct(table: Mapping[str, Sequence[str]], keys: Sequence[str]) -> int:
     return len(set(zip(*(table[key] for key in keys), strict=True))) if keys else 1
 
 
-def _label(run: Recorded, keys: Sequence[str], longest: int | None) -> str:
+def _label(run: RecordedRun, keys: Sequence[str], longest: int | None) -> str:
     lasts = [_short(key) for key in keys]
     words = []
     for key, last in zip(keys, lasts, strict=True):
@@ -150,7 +154,7 @@ def _short(key: str) -> str:
 
 
 def _text(settings: Mapping[str, Any], key: str) -> str:
-    """A setting's value for people."""
+    """A setting's value as text for tables and labels."""
     if key not in settings:
         return NOT_SET
     value = settings[key]
@@ -159,7 +163,7 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
     return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 
-def _exact(run: Recorded, key: str) -> str:
+def _exact(run: RecordedRun, key: str) -> str:
     return json.dumps(run.settings[key], sort_keys=True) if key in run.settings else NOT_SET
 
 
@@ -167,11 +171,7 @@ def _within(key: str, name: str) -> bool:
     return key == name or key.startswith(f"{name}.")
 
 
-def _left_out(key: str) -> bool:
-    return any(_within(key, name) for name in NOT_GROUPED)
-
-
-def _by_seed(runs: Iterable[Recorded], metric: str) -> dict[int, float]:
+def _by_seed(runs: Iterable[RecordedRun], metric: str) -> dict[int, float]:
     values: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         value = run.value(metric)

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs no network: ``comparison.html`` and its data."""
+"""``comparison.html``: a comparison as one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from research.comparison.collect import Recorded
+from research.comparison.collect import RecordedRun
 from research.comparison.tables import costs_of, decimals
-from research.comparison.verdicts import Comparison
+from research.comparison.verdicts import ComparisonResult
 
 COSTS = {
     "parameters": ("parameters", ""),
@@ -24,11 +24,11 @@ COSTS = {
     "latency_ms": ("latency", "ms/image"),
     "bytes_per_image": ("network input", "bytes/image"),
 }
-"""Name and unit of each cost that has better ones than its key."""
+"""Labels and units of costs; others are labelled with their keys."""
 
 
 def page(
-    found: Comparison,
+    result: ComparisonResult,
     title: str,
     created: str,
     warnings: Sequence[str],
@@ -38,75 +38,75 @@ def page(
     """The page's text.
 
     Args:
-        found: what it shows.
+        result: to show.
         title: of the page.
         created: date and time.
-        warnings: sentences that belong to the result.
-        notes: sentences on how to read any such page.
-        folder: where it will lie, from which it links to the runs.
+        warnings: sentences about this result.
+        notes: sentences about how to read such a page.
+        folder: of the file; links to the runs are relative to it.
     """
     template = (
         resources.files("research.comparison").joinpath("page.html").read_text(encoding="utf-8")
     )
-    places = [run.folder.resolve() for group in found.groups for run in group.runs]
-    home = Path(os.path.commonpath([place.parent for place in places]))
+    folders = [run.folder.resolve() for group in result.groups for run in group.runs]
+    home = Path(os.path.commonpath([path.parent for path in folders]))
     content = {
         "title": title,
         "created": created,
-        "metric": found.metric,
-        "mode": found.mode,
-        "confidence": found.confidence,
-        "digits": decimals(found),
-        "reference": found.reference,
-        "groups": _groups(found),
+        "metric": result.metric,
+        "mode": result.mode,
+        "confidence": result.confidence,
+        "digits": decimals(result),
+        "reference": result.reference,
+        "groups": _groups(result),
         "runs": [
-            _run(run, place, found.metric, home, folder)
-            for place, group in enumerate(found.groups)
+            _run(run, index, result.metric, home, folder)
+            for index, group in enumerate(result.groups)
             for run in group.runs
         ],
-        "metrics": _metrics(found),
+        "metrics": _metrics(result),
         "costs": [
             dict(zip(("key", "label", "unit"), (name, *COSTS.get(name, (name, ""))), strict=True))
-            for name in costs_of(found)
+            for name in costs_of(result)
         ],
-        "left_out": ", ".join(f"{count} {what}" for what, count in found.left_out.items()),
+        "left_out": ", ".join(f"{count} {what}" for what, count in result.skipped.items()),
         "warnings": list(warnings),
         "notes": list(notes),
     }
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    # What a run is called must not end the element that the data stand in.
+    # A run's name must not end the script element that holds the data.
     text = text.replace("<", "\\u003c")
     page = template.replace("__POLICY__", _policy(template), 1)
     head, _, tail = page.partition("__DATA__")
     return head + text + tail
 
 
-def _groups(found: Comparison) -> list[dict[str, Any]]:
+def _groups(result: ComparisonResult) -> list[dict[str, Any]]:
     rows = []
-    for place, (group, spread) in enumerate(zip(found.groups, found.spreads, strict=True)):
-        difference, verdict = found.differences[place], found.verdicts[place]
+    for index, (group, stats) in enumerate(zip(result.groups, result.stats, strict=True)):
+        difference, verdict = result.differences[index], result.verdicts[index]
         rows.append(
             {
-                "place": place,
+                "index": index,
                 "label": group.label,
-                "n": spread.n,
+                "n": stats.n,
                 "runs": len(group.runs),
-                "mean": spread.mean,
-                "sd": spread.sd,
-                "min": spread.low,
-                "max": spread.high,
-                "costs": {name: group.cost(name) for name in costs_of(found)},
+                "mean": stats.mean,
+                "sd": stats.sd,
+                "min": stats.low,
+                "max": stats.high,
+                "costs": {name: group.cost(name) for name in costs_of(result)},
                 "settings": group.settings,
                 "difference": difference and vars(difference),
                 "verdict": verdict and vars(verdict),
-                "pairing": found.pairing(place),
-                "said": found.said(place),
+                "pairing": result.pairing(index),
+                "verdictText": result.verdict_text(index),
             }
         )
     return rows
 
 
-def _run(run: Recorded, group: int, metric: str, home: Path, folder: Path) -> dict[str, Any]:
+def _run(run: RecordedRun, group: int, metric: str, home: Path, folder: Path) -> dict[str, Any]:
     return {
         "name": str(run.folder.resolve().relative_to(home)),
         "folder": str(run.folder),
@@ -122,25 +122,25 @@ def _run(run: Recorded, group: int, metric: str, home: Path, folder: Path) -> di
     }
 
 
-def _metrics(found: Comparison) -> list[str]:
-    """What has curves: what is compared first, then validation, training, and the rest."""
-    names = {name for group in found.groups for run in group.runs for name in run.curves}
+def _metrics(result: ComparisonResult) -> list[str]:
+    """Metrics with curves: the compared one first, then validation, training and the rest."""
+    names = {name for group in result.groups for run in group.runs for name in run.curves}
     order = ("val/", "train/")
 
     def rank(name: str) -> tuple[bool, int, str]:
-        part = next((place for place, start in enumerate(order) if name.startswith(start)), 2)
-        return name != found.metric, part, name
+        part = next((index for index, start in enumerate(order) if name.startswith(start)), 2)
+        return name != result.metric, part, name
 
     return sorted(names, key=rank)
 
 
 def _short(value: float | None) -> float | None:
-    """Six digits, more than any screen shows: a page of hundreds of runs stays small."""
+    """Rounded to six digits, so that a page of hundreds of runs stays small."""
     return None if value is None else float(f"{value:.6g}")
 
 
 def _policy(page: str) -> str:
-    """Content security: the page's own script and style, and nothing from anywhere."""
+    """Content security policy: only the page's own script and style."""
 
     def own(tag: str) -> str:
         [inner] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

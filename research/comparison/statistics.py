@@ -1,4 +1,4 @@
-"""How much groups of seeds differ, and whether that can be told from chance."""
+"""Statistics over seeds: intervals of differences between groups, tests and sample sizes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from scipy import special
 
 RESAMPLES = 10_000
 POWER = 0.8
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
 ROUNDING = 1e-12
-"""Differences below this share of the values are none."""
+"""Differences below this fraction of the values count as 0."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Of one value a seed.
+class SeedStats:
+    """Statistics of a metric over seeds.
 
     Attributes:
-        n: seeds.
-        mean: of them.
-        sd: sample standard deviation; null for one seed.
+        n: number of seeds.
+        mean: over the seeds.
+        sd: sample standard deviation; ``None`` for one seed.
         low: smallest value.
         high: largest value.
     """
@@ -43,14 +43,15 @@ class Difference:
     """The mean of one group minus that of another, in units of the metric.
 
     Attributes:
-        mean: the difference; paired, that over the seeds which both have.
-        paired: whether it is the mean of differences seed by seed.
-        n: seeds that both have when paired; else of the smaller group.
-        bootstrap: percentile interval of the mean; null without a spread: where a group has one
-            seed, or all differences are the same, as they can be of a metric that counts.
-        student: interval by Student's t (Welch's for unpaired groups); null as above.
-        sd: standard deviation of single differences; null as above.
-        p: of the two-sided t test, of this difference by itself, 0…1; null as above.
+        mean: the difference; if paired, over the seeds that both groups have.
+        paired: whether differences were taken seed by seed.
+        n: if paired, the number of common seeds; otherwise the seeds of the smaller group.
+        bootstrap: percentile interval of the mean; ``None`` if the standard deviation is 0 or
+            unknown: a group has one seed, or all differences are equal, as can happen with a
+            metric that counts.
+        student: interval by Student's t (Welch's for unpaired groups); ``None`` as above.
+        sd: standard deviation of single differences; ``None`` as above.
+        p: of the two-sided t test for this difference alone, 0…1; ``None`` as above.
     """
 
     mean: float
@@ -64,36 +65,37 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a difference can be told from chance, among all that were looked at.
+    """Whether a difference is significant, given all comparisons that were made.
 
     Attributes:
-        p: that of the difference, adjusted for the number of comparisons, 0…1.
-        told: whether it is below 1 minus the confidence, and the bootstrap interval excludes zero.
-        more: seeds of each group to add until a difference of this size would be told with a
-            chance of ``POWER``, whatever the others are; null where it was told, is 0, or would
-            take more than ``MOST_SEEDS``.
+        p: of the difference, adjusted for the number of comparisons, 0…1.
+        significant: whether p is below 1 minus the confidence and the bootstrap interval excludes
+            zero.
+        more_seeds: seeds to add to each group until a difference of this size would be significant
+            with a probability of ``POWER``; ``None`` if it already is, if it is 0, or if more than
+            ``MAX_SEEDS`` would be needed.
     """
 
     p: float
-    told: bool
-    more: int | None
+    significant: bool
+    more_seeds: int | None
 
 
-def spread(values: Sequence[float]) -> Spread:
+def seed_stats(values: Sequence[float]) -> SeedStats:
     """Mean, sample standard deviation and range of at least one value."""
     array = np.asarray(values, dtype=np.float64)
     sd = float(array.std(ddof=1)) if len(array) > 1 else None
-    return Spread(len(array), float(array.mean()), sd, float(array.min()), float(array.max()))
+    return SeedStats(len(array), float(array.mean()), sd, float(array.min()), float(array.max()))
 
 
 def difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95
 ) -> Difference:
-    """Ours minus theirs, by seed where at least two seeds match.
+    """Ours minus theirs; paired by seed if at least two seeds match.
 
     Args:
-        ours: value of each seed, at least one.
-        theirs: the same.
+        ours: the value of each seed, at least one.
+        theirs: of the other group.
         confidence: of both intervals, 0…1.
     """
     common = sorted(ours.keys() & theirs.keys())
@@ -127,10 +129,10 @@ def _unpaired(
         return Difference(mean, False, n, None, None, None, None)
     resampled = [np.empty(0), np.empty(0)]
     rng = np.random.default_rng(0)
-    # In the order of their seeds: whichever is called ours, the interval is the same.
-    for place in sorted((0, 1), key=lambda place: sorted((ours, theirs)[place])):
-        side = sides[place]
-        resampled[place] = side[rng.integers(0, len(side), (RESAMPLES, len(side)))].mean(1)
+    # Resampled in the order of their seeds, so that swapping the groups gives the same interval.
+    for index in sorted((0, 1), key=lambda index: sorted((ours, theirs)[index])):
+        side = sides[index]
+        resampled[index] = side[rng.integers(0, len(side), (RESAMPLES, len(side)))].mean(1)
     variances = [float(side.var(ddof=1)) for side in sides]
     errors = [variance / len(side) for variance, side in zip(variances, sides, strict=True)]
     parts = sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
@@ -149,53 +151,58 @@ def _percentiles(means: NDArray[np.float64], confidence: float) -> Interval:
 def _student(
     mean: float, error: float, freedom: float, confidence: float
 ) -> tuple[Interval, float]:
-    """The interval of a mean with its standard error, and p of its being 0."""
-    reach = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
-    return (mean - reach, mean + reach), 2 * float(special.stdtr(freedom, -abs(mean) / error))
+    """Confidence interval of a mean, and p of the test that it is 0."""
+    half_width = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
+    return (mean - half_width, mean + half_width), 2 * float(
+        special.stdtr(freedom, -abs(mean) / error)
+    )
 
 
-def judged(
+def holm_verdicts(
     differences: Sequence[Difference | None], confidence: float, comparisons: int
 ) -> list[Verdict | None]:
-    """Verdicts that are all right together with a chance of ``confidence``, by Holm's procedure.
+    """Verdicts that are all correct with a probability of ``confidence``, by Holm's procedure.
 
     S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6
-    (1979): the smallest p counts as many times as there are comparisons, the next once less.
+    (1979): the smallest p is multiplied by the number of comparisons, the next by one less.
 
     Args:
-        differences: those to judge; null stays null, as does one without a spread.
+        differences: to test; ``None`` for the reference.
         confidence: 0…1.
-        comparisons: among which they were chosen, at least as many as they are.
+        comparisons: from which the differences were chosen, at least as many as they are.
+
+    Returns:
+        a verdict for each difference; ``None`` for the reference and without a p value.
     """
     tested = [
-        (each.p, place)
-        for place, each in enumerate(differences)
+        (each.p, index)
+        for index, each in enumerate(differences)
         if each is not None and each.p is not None
     ]
     verdicts: list[Verdict | None] = [None] * len(differences)
     adjusted = 0.0
-    for rank, (p, place) in enumerate(sorted(tested)):
+    for rank, (p, index) in enumerate(sorted(tested)):
         adjusted = max(adjusted, min(1.0, (comparisons - rank) * p))
-        found = differences[place]
-        assert found is not None
-        verdicts[place] = _verdict(found, adjusted, confidence, comparisons)
+        each = differences[index]
+        assert each is not None
+        verdicts[index] = _verdict(each, adjusted, confidence, comparisons)
     return verdicts
 
 
-def _verdict(found: Difference, p: float, confidence: float, comparisons: int) -> Verdict:
-    assert found.bootstrap is not None
-    low, high = found.bootstrap
+def _verdict(each: Difference, p: float, confidence: float, comparisons: int) -> Verdict:
+    assert each.bootstrap is not None
+    low, high = each.bootstrap
     if p < 1 - confidence and (low > 0 or high < 0):
         return Verdict(p, True, None)
     needed = None
-    if found.mean and found.sd:
-        each = 1 - (1 - confidence) / comparisons
-        needed = seeds_needed(abs(found.mean) / found.sd, each, paired=found.paired)
-    return Verdict(p, False, None if needed is None else max(1, needed - found.n))
+    if each.mean and each.sd:
+        level = 1 - (1 - confidence) / comparisons
+        needed = seeds_needed(abs(each.mean) / each.sd, level, paired=each.paired)
+    return Verdict(p, False, None if needed is None else max(1, needed - each.n))
 
 
 def seeds_needed(effect: float, confidence: float = 0.95, *, paired: bool = True) -> int | None:
-    """The fewest seeds of each group with which a two-sided t test finds ``effect``.
+    """The least number of seeds in each group with which a two-sided t test detects ``effect``.
 
     Args:
         effect: mean difference over the standard deviation of single differences.
@@ -203,16 +210,16 @@ def seeds_needed(effect: float, confidence: float = 0.95, *, paired: bool = True
         paired: whether groups share their seeds.
 
     Returns:
-        seeds for a power of at least ``POWER``; null for more than ``MOST_SEEDS``.
+        seeds for a power of at least ``POWER``; ``None`` for more than ``MAX_SEEDS``.
     """
-    n = np.arange(2, MOST_SEEDS + 1)
+    n = np.arange(2, MAX_SEEDS + 1)
     freedom = n - 1 if paired else 2 * n - 2
     critical = special.stdtrit(freedom, (1 + confidence) / 2)
     centre = effect * np.sqrt(n)
-    # By the noncentral t distribution; the other tail adds nothing where power is of interest.
+    # Noncentral t distribution; the other tail is negligible at the power of interest.
     missed = special.nctdtr(freedom, centre, critical)
-    # Here and there scipy has no number. M. Abramowitz, I. Stegun, 26.7.10, is near enough.
+    # scipy returns NaN in places; there the approximation of Abramowitz and Stegun, 26.7.10.
     shrunk = critical * (1 - 1 / (4 * freedom)) - centre
-    near = special.ndtr(shrunk / np.sqrt(1 + critical**2 / (2 * freedom)))
-    enough = np.flatnonzero(1 - np.where(np.isnan(missed), near, missed) >= POWER)
+    approximate = special.ndtr(shrunk / np.sqrt(1 + critical**2 / (2 * freedom)))
+    enough = np.flatnonzero(1 - np.where(np.isnan(missed), approximate, missed) >= POWER)
     return int(n[enough[0]]) if len(enough) else None

@@ -1,57 +1,57 @@
-"""A comparison as Markdown and as flat rows."""
+"""A comparison as Markdown tables and as rows of CSV files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from research.comparison.verdicts import Comparison
+from research.comparison.verdicts import ComparisonResult
 
 Cell = str | int | float
 
 
-def markdown(found: Comparison) -> str:
+def markdown(result: ComparisonResult) -> str:
     """The groups, and below them their differences from the reference."""
-    digits = decimals(found)
-    better = "higher" if found.mode == "max" else "lower"
-    header = ["#", "group", "seeds", found.metric, "min … max", "parameters", "training s"]
+    digits = decimals(result)
+    better = "higher" if result.mode == "max" else "lower"
+    header = ["#", "group", "seeds", result.metric, "min … max", "parameters", "training s"]
     rows = []
-    for place, (group, spread) in enumerate(zip(found.groups, found.spreads, strict=True)):
-        many = f" ({len(group.runs)} runs)" if len(group.runs) > spread.n else ""
-        mean = f"{spread.mean:.{digits}f}"
-        sd = "" if spread.sd is None else f" ± {spread.sd:.{digits}f}"
-        span = "" if spread.sd is None else f"{spread.low:.{digits}f} … {spread.high:.{digits}f}"
+    for index, (group, stats) in enumerate(zip(result.groups, result.stats, strict=True)):
+        many = f" ({len(group.runs)} runs)" if len(group.runs) > stats.n else ""
+        mean = f"{stats.mean:.{digits}f}"
+        sd = "" if stats.sd is None else f" ± {stats.sd:.{digits}f}"
+        span = "" if stats.sd is None else f"{stats.low:.{digits}f} … {stats.high:.{digits}f}"
         rows.append(
             [
-                str(place + 1),
+                str(index + 1),
                 group.label,
-                f"{spread.n}{many}",
+                f"{stats.n}{many}",
                 f"{mean}{sd}",
                 span,
                 f"{group.cost('parameters'):,.0f}",
                 f"{group.cost('seconds'):,.1f}",
             ]
         )
-    runs = sum(len(group.runs) for group in found.groups)
+    runs = sum(len(group.runs) for group in result.groups)
     parts = [
-        f"{runs} runs in {len(found.groups)} groups: {found.metric} ({better} is better) in each "
+        f"{runs} runs in {len(result.groups)} groups: {result.metric} ({better} is better) in each "
         "run's best epoch, mean ± sample standard deviation over seeds",
         _table(header, rows, "rlrrrrr"),
     ]
-    if len(found.groups) > 1:
-        parts.append(_differences(found, digits))
+    if len(result.groups) > 1:
+        parts.append(_differences(result, digits))
     return "\n\n".join(parts)
 
 
-def _differences(found: Comparison, digits: int) -> str:
-    share = f"{100 * found.confidence:g} %"
+def _differences(result: ComparisonResult, digits: int) -> str:
+    confidence = f"{100 * result.confidence:g} %"
     header = [
-        "#", f"difference from {found.groups[found.reference].label}", "mean",
-        f"bootstrap {share}", f"Student's t {share}", "p", "seeds", "verdict",
+        "#", f"difference from {result.groups[result.reference].label}", "mean",
+        f"bootstrap {confidence}", f"Student's t {confidence}", "p", "seeds", "verdict",
     ]  # fmt: skip
     rows = []
-    for place, difference in enumerate(found.differences):
-        verdict = found.verdicts[place]
+    for index, difference in enumerate(result.differences):
+        verdict = result.verdicts[index]
         if difference is not None:
             spans = [
                 "" if span is None else f"[{span[0]:+.{digits}f}, {span[1]:+.{digits}f}]"
@@ -59,41 +59,41 @@ def _differences(found: Comparison, digits: int) -> str:
             ]
             rows.append(
                 [
-                    str(place + 1),
-                    found.groups[place].label,
+                    str(index + 1),
+                    result.groups[index].label,
                     f"{difference.mean:+.{digits}f}",
                     *spans,
                     "" if verdict is None else f"{verdict.p:.3f}",
-                    found.pairing(place),
-                    found.said(place),
+                    result.pairing(index),
+                    result.verdict_text(index),
                 ]
             )
     return _table(header, rows, "rlrrrrll")
 
 
-def decimals(found: Comparison) -> int:
-    """Decimals that show four digits of the largest mean."""
-    largest = max(abs(spread.mean) for spread in found.spreads)
+def decimals(result: ComparisonResult) -> int:
+    """Decimals with which the largest mean has four digits."""
+    largest = max(abs(stats.mean) for stats in result.stats)
     return min(9, max(0, 3 - math.floor(math.log10(largest)))) if largest else 4
 
 
-def flat(found: Comparison) -> list[dict[str, Cell]]:
-    """A row a group, with the settings in which they differ; what is not known is empty."""
-    costs = costs_of(found)
+def flat(result: ComparisonResult) -> list[dict[str, Cell]]:
+    """One row for each group, with the settings in which groups differ; unknown values empty."""
+    costs = costs_of(result)
     rows: list[dict[str, Cell]] = []
-    for place, (group, spread) in enumerate(zip(found.groups, found.spreads, strict=True)):
-        difference, verdict = found.differences[place], found.verdicts[place]
+    for index, (group, stats) in enumerate(zip(result.groups, result.stats, strict=True)):
+        difference, verdict = result.differences[index], result.verdicts[index]
         bootstrap = (difference and difference.bootstrap) or ("", "")
         student = (difference and difference.student) or ("", "")
         rows.append(
             {
                 "group": group.label,
-                "seeds": spread.n,
+                "seeds": stats.n,
                 "runs": len(group.runs),
-                "mean": spread.mean,
-                "sd": "" if spread.sd is None else spread.sd,
-                "min": spread.low,
-                "max": spread.high,
+                "mean": stats.mean,
+                "sd": "" if stats.sd is None else stats.sd,
+                "min": stats.low,
+                "max": stats.high,
                 **{name: _known(group.cost(name)) for name in costs},
                 "difference": "" if difference is None else difference.mean,
                 "bootstrap_low": bootstrap[0],
@@ -101,30 +101,30 @@ def flat(found: Comparison) -> list[dict[str, Cell]]:
                 "t_low": student[0],
                 "t_high": student[1],
                 "p": "" if verdict is None else verdict.p,
-                "pairing": found.pairing(place),
-                "verdict": found.said(place),
+                "pairing": result.pairing(index),
+                "verdict": result.verdict_text(index),
             }
         )
-        # A setting may be called as a column is.
+        # A setting may have the name of a column.
         for key, value in group.settings.items():
             rows[-1][f"setting.{key}" if key in rows[-1] else key] = value
     return rows
 
 
-def flat_runs(found: Comparison) -> list[dict[str, Cell]]:
-    """A row a run."""
-    costs = costs_of(found)
+def flat_runs(result: ComparisonResult) -> list[dict[str, Cell]]:
+    """One row for each run."""
+    costs = costs_of(result)
     rows: list[dict[str, Cell]] = []
-    for group in found.groups:
+    for group in result.groups:
         for run in group.runs:
-            value = run.value(found.metric)
+            value = run.value(result.metric)
             assert value is not None
             rows.append(
                 {
                     "run": str(run.folder),
                     "group": group.label,
                     "seed": run.seed,
-                    found.metric: value,
+                    result.metric: value,
                     "best_epoch": run.best_epoch,
                     "status": run.status,
                     **{name: _known(run.costs.get(name)) for name in costs},
@@ -133,9 +133,11 @@ def flat_runs(found: Comparison) -> list[dict[str, Cell]]:
     return rows
 
 
-def costs_of(found: Comparison) -> list[str]:
-    """Every cost that some run knows."""
-    return list(dict.fromkeys(n for group in found.groups for run in group.runs for n in run.costs))
+def costs_of(result: ComparisonResult) -> list[str]:
+    """All costs that a run has recorded."""
+    return list(
+        dict.fromkeys(n for group in result.groups for run in group.runs for n in run.costs)
+    )
 
 
 def _known(value: float | None) -> Cell:
@@ -143,7 +145,7 @@ def _known(value: float | None) -> Cell:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    """Markdown, each column to the left (``l``) or right (``r``)."""
+    """A Markdown table; ``sides`` aligns each column to the left (``l``) or right (``r``)."""
     rules = [{"l": "---", "r": "---:"}[side] for side in sides]
     lines = [header, rules, *rows]
     return "\n".join(

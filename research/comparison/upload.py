@@ -1,4 +1,4 @@
-"""A comparison's files among the artifacts of an MLflow run."""
+"""Uploads a comparison's files as artifacts of an MLflow run."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparison.collect import Recorded
+from research.comparison.collect import RecordedRun
 from research.utils.errors import one_line
 
 log = logging.getLogger(__name__)
 
 FOLDER = "comparison"
 RUNS = Path("runs")
-"""The user's own; an address in other run folders does not count."""
+"""The user's own runs; a tracking URI in other run folders is not used."""
 
 
-def upload(files: Sequence[Path], runs: Sequence[Recorded], uri: str) -> str | None:
-    """Put the files where the runs are: into their sweep's own run, if all are of one sweep.
+def upload(files: Sequence[Path], runs: Sequence[RecordedRun], uri: str) -> str | None:
+    """Upload to the parent run of the sweep, if all runs belong to one sweep.
 
-    A store that is away is a warning.
+    An unreachable store causes a warning, not an error.
 
     Args:
         files: to upload.
         runs: that were compared.
-        uri: of the store; empty for the one that the user's own runs went to, and then only with
-            a sweep's run.
+        uri: of the store; empty for that of the user's own runs, used only with a parent run.
 
     Returns:
-        the id of the MLflow run that has the files; null for none.
+        the id of the MLflow run that has the files; ``None`` if they were not uploaded.
     """
     parent = _parent(runs)
     settings = runs[0].settings
@@ -50,21 +49,21 @@ def upload(files: Sequence[Path], runs: Sequence[Recorded], uri: str) -> str | N
             if not parent:
                 client.set_terminated(run, status)
     except Exception as error:
-        # The store is a foreign service, and the files are on the disk.
-        log.warning("MLflow at %s did not take the comparison (%s)", uri, one_line(error))
+        # The store is an external service, and the files are on disk.
+        log.warning("MLflow at %s: the comparison was not uploaded (%s)", uri, one_line(error))
         return None
     return run
 
 
-def _parent(runs: Sequence[Recorded]) -> str | None:
-    """The MLflow run of the one sweep that all runs are of."""
+def _parent(runs: Sequence[RecordedRun]) -> str | None:
+    """The id of the parent run, if all runs belong to one sweep that has one."""
     folders = {run.folder.resolve().parent for run in runs}
     path = next(iter(folders)) / "mlflow_run_id"
     return path.read_text(encoding="utf-8").strip() if len(folders) == 1 and path.exists() else None
 
 
 def _client(uri: str) -> Any:
-    # A dead server costs seconds, not MLflow's own minutes of retries.
+    # An unreachable server should cost seconds, not the minutes of MLflow's default retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -77,7 +76,7 @@ def _client(uri: str) -> Any:
 
 
 def _own(client: Any, experiment: str) -> str:
-    """A new run called comparison."""
+    """The id of a new run named comparison."""
     found = client.get_experiment_by_name(experiment)
     number = found.experiment_id if found else client.create_experiment(experiment)
     return str(client.create_run(number, run_name=FOLDER).info.run_id)

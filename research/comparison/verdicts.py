@@ -1,139 +1,140 @@
-"""Groups of seeds against one of them: what differs, and what cannot be told."""
+"""Comparison of groups with a reference: differences over seeds and their verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from research.comparison.collect import Recorded
-from research.comparison.groups import Group, grouped
+from research.comparison.collect import RecordedRun
+from research.comparison.groups import RunGroup, group_runs
 from research.comparison.statistics import (
-    MOST_SEEDS,
+    MAX_SEEDS,
     Difference,
-    Spread,
+    SeedStats,
     Verdict,
     difference,
-    judged,
-    spread,
+    holm_verdicts,
+    seed_stats,
 )
 from research.config.rules import nearest
 from research.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Groups, best first.
+class ComparisonResult:
+    """Groups, best first, compared with one of them.
 
     Attributes:
-        metric: what is compared, in each run's best epoch.
-        mode: ``max`` or ``min``: which way is better.
+        metric: read in the best epoch of each run.
+        mode: ``max`` or ``min``: which direction is better.
         confidence: of the intervals, 0…1.
         groups: at least one.
-        spreads: of each group over its seeds.
-        reference: position of the group that the others are held against.
-        differences: each group's from the reference; null for itself.
-        comparisons: differences that were looked at, of which these are a part.
-        verdicts: on each difference; null for the reference, and without a spread.
-        left_out: runs found but not compared, by what they are.
+        stats: of each group over its seeds.
+        reference: index of the group that the others are compared with.
+        differences: of each group from the reference; ``None`` for the reference.
+        comparisons: number of comparisons for which p is adjusted.
+        verdicts: on each difference; ``None`` for the reference and without a p value.
+        skipped: number of runs found but not compared, by reason.
     """
 
     metric: str
     mode: str
     confidence: float
-    groups: list[Group]
-    spreads: list[Spread]
+    groups: list[RunGroup]
+    stats: list[SeedStats]
     reference: int
     differences: list[Difference | None]
     comparisons: int
     verdicts: list[Verdict | None]
-    left_out: Mapping[str, int]
+    skipped: Mapping[str, int]
 
-    def said(self, place: int) -> str:
-        """What can be said of a group's difference from the reference."""
-        found = self.differences[place]
-        if found is None:
+    def verdict_text(self, index: int) -> str:
+        """The verdict on a group's difference from the reference, in words."""
+        each, verdict = self.differences[index], self.verdicts[index]
+        if each is None:
             return "reference"
-        verdict = self.verdicts[place]
-        if verdict is None and found.n > 1 and found.mean:
+        if verdict is None and each.n > 1 and each.mean:
             return "no spread: every seed differs by the same"
-        if verdict is None and found.n == 1:
+        if verdict is None and each.n == 1:
             return "no spread yet: one seed"
-        if verdict is not None and verdict.told:
-            better = (found.mean > 0) == (self.mode == "max")
+        if verdict is not None and verdict.significant:
+            better = (each.mean > 0) == (self.mode == "max")
             return f"distinguishable: {'better' if better else 'worse'}"
-        if verdict is None or not found.mean:
+        if verdict is None or not each.mean:
             return "not distinguishable: no difference"
-        if verdict.more is None:
-            return f"not distinguishable: needs over {MOST_SEEDS} seeds to tell"
-        seeds = "seed" if verdict.more == 1 else "seeds"
-        return f"not distinguishable: needs about {verdict.more} more {seeds} to tell"
+        if verdict.more_seeds is None:
+            return f"not distinguishable: needs over {MAX_SEEDS} seeds to tell"
+        seeds = "seed" if verdict.more_seeds == 1 else "seeds"
+        return f"not distinguishable: needs about {verdict.more_seeds} more {seeds} to tell"
 
-    def pairing(self, place: int) -> str:
-        """Which seeds a difference is of."""
-        found = self.differences[place]
-        if found is None:
+    def pairing(self, index: int) -> str:
+        """Which seeds a difference was taken over, in words."""
+        each = self.differences[index]
+        if each is None:
             return ""
-        if not found.paired:
+        if not each.paired:
             return "unpaired"
-        whole = max(len(self.groups[at].values) for at in (place, self.reference))
-        return "paired" if found.n == whole else f"paired by {found.n} of {whole} seeds"
+        most = max(len(self.groups[at].values) for at in (index, self.reference))
+        return "paired" if each.n == most else f"paired by {each.n} of {most} seeds"
 
 
 def compare(
-    runs: Sequence[Recorded],
+    runs: Sequence[RecordedRun],
     metric: str,
     mode: str,
     by: Sequence[str],
     against: str,
     confidence: float,
-    left_out: Mapping[str, int],
-) -> Comparison:
-    """Group the runs and hold every group against one.
+    skipped: Mapping[str, int],
+) -> ComparisonResult:
+    """Group runs and compare every group with the reference.
 
     Args:
         runs: each with a value of the metric, at least one.
-        metric: what is compared.
+        metric: to compare.
         mode: ``max`` or ``min``.
-        by: see ``grouped``.
-        against: label of a group, a part of one, or its number in the table from 1; empty for the
-            best group by mean.
+        by: see ``group_runs``.
+        against: the reference: a group's label, a part of it, or its number in the table from 1;
+            empty for the group with the best mean.
         confidence: of the intervals, 0…1.
-        left_out: for the record.
+        skipped: number of runs not compared, by reason, for the record.
 
     Raises:
-        UserError: for a key of ``by`` or an ``against`` that is not there.
+        UserError: for an unknown key in ``by``, or an unknown group in ``against``.
     """
     sign = -1 if mode == "max" else 1
-    made = [(group, spread(list(group.values.values()))) for group in grouped(runs, metric, by)]
-    made.sort(key=lambda pair: (sign * pair[1].mean, pair[0].label))
-    groups = [group for group, _ in made]
-    reference = _reference([group.label for group in groups], against)
-    chosen = groups[reference].values
+    groups = [
+        (group, seed_stats([*group.values.values()])) for group in group_runs(runs, metric, by)
+    ]
+    groups.sort(key=lambda pair: (sign * pair[1].mean, pair[0].label))
+    reference = _reference([group.label for group, _ in groups], against)
     differences = [
-        None if place == reference else difference(group.values, chosen, confidence)
-        for place, group in enumerate(groups)
+        None
+        if index == reference
+        else difference(group.values, groups[reference][0].values, confidence)
+        for index, (group, _) in enumerate(groups)
     ]
     comparisons = _comparisons(differences, named=bool(against))
-    return Comparison(
+    return ComparisonResult(
         metric,
         mode,
         confidence,
-        groups,
-        [found for _, found in made],
+        [group for group, _ in groups],
+        [stats for _, stats in groups],
         reference,
         differences,
         comparisons,
-        judged(differences, confidence, comparisons),
-        left_out,
+        holm_verdicts(differences, confidence, comparisons),
+        skipped,
     )
 
 
 def _comparisons(differences: Sequence[Difference | None], *, named: bool) -> int:
-    """How many differences were looked at.
+    """The number of comparisons: with the named group, or of all pairs.
 
-    Who asks for the best looks at every pair: any group might have come out as the best.
+    Comparing with the best compares every pair: any group might have been the best.
     """
-    tested = sum(found is not None and found.n > 1 for found in differences)
+    tested = sum(each is not None and each.n > 1 for each in differences)
     return tested if named else tested * (tested + 1) // 2
 
 
@@ -144,10 +145,10 @@ def _reference(labels: list[str], against: str) -> int:
         return labels.index(against)
     if against.isdecimal() and 1 <= int(against) <= len(labels):
         return int(against) - 1
-    alike = [p for p, label in enumerate(labels) if against in label and not against.isdecimal()]
-    if len(alike) == 1:
-        return alike[0]
+    matches = [n for n, label in enumerate(labels) if against in label and not against.isdecimal()]
+    if len(matches) == 1:
+        return matches[0]
     near = nearest(against, labels)
     hint = f"; did you mean {near!r}?" if near else ";"
-    told = "fits several groups" if alike else "no such group"
-    raise UserError("against", f"against={against}: {told}{hint} there are {', '.join(labels)}")
+    problem = "fits several groups" if matches else "no such group"
+    raise UserError("against", f"against={against}: {problem}{hint} there are {', '.join(labels)}")

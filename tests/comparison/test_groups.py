@@ -1,4 +1,4 @@
-"""Which runs belong together, and what their groups are called."""
+"""Reading, grouping and labelling of recorded runs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from typing import Any
 
 import pytest
 
-from research.comparison.collect import Recorded, direction, find, select
-from research.comparison.groups import grouped
-from research.utils.errors import UserError
+from research.comparison.collect import RecordedRun, direction, find_runs, select
+from research.comparison.groups import group_runs
 from tests.comparison.recorded import config, record, study
+from tests.conftest import user_error
 
 
-def runs(root: Path, *settings: dict[str, Any], overrides: tuple[str, ...] = ()) -> list[Recorded]:
-    """A run a configuration."""
-    for place, one in enumerate(settings):
-        record(root / f"run_{place}", one, [0.5, 0.9], overrides=overrides)
-    chosen, left_out = select(find([root]), "", [])
-    assert not left_out
+def runs(
+    root: Path, *settings: dict[str, Any], overrides: tuple[str, ...] = ()
+) -> list[RecordedRun]:
+    """One run for each configuration."""
+    for index, one in enumerate(settings):
+        record(root / f"run_{index}", one, [0.5, 0.9], overrides=overrides)
+    chosen, skipped = select(find_runs([root]), "", [])
+    assert not skipped
     return chosen
 
 
-def names(found: list[Recorded], *by: str) -> list[str]:
-    return [group.label for group in grouped(found, "val/top1", by)]
+def names(found: list[RecordedRun], *by: str) -> list[str]:
+    return [group.label for group in group_runs(found, "val/top1", by)]
 
 
 def test_seeds_of_one_configuration_are_one_group(tmp_path: Path) -> None:
@@ -32,25 +34,25 @@ def test_seeds_of_one_configuration_are_one_group(tmp_path: Path) -> None:
         config(seed=0, run_dir="a", device="cpu", logging={"csv": {}}),
         config(seed=1, run_dir="b", tags={"try": 2}),
     )
-    [group] = grouped(found, "val/top1")
+    [group] = group_runs(found, "val/top1")
     assert (group.label, group.settings) == ("resnet34", {})
     assert group.values == {0: 0.9, 1: 0.9}
     assert group.cost("parameters") == 1000
 
 
-def test_labels_take_the_fewest_settings_that_tell_apart(tmp_path: Path) -> None:
+def test_labels_use_the_fewest_settings(tmp_path: Path) -> None:
     found = runs(
         tmp_path,
         config("resnet34", 0.1, width=1),
         config("resnet34", 0.01, width=1),
         config("densenet121", 0.1, width=2),
     )
-    # Both tell the groups apart only together; the width follows the model.
+    # Only both together distinguish the groups; the width follows the model.
     assert names(found) == ["resnet34, lr=0.1", "resnet34, lr=0.01", "densenet121, lr=0.1"]
     assert names(found, "model") == ["resnet34", "densenet121"]
     assert names(found, "optimizer.lr") == ["lr=0.1", "lr=0.01"]
     assert names(found, "model", "optimizer") == names(found)
-    assert grouped(found, "val/top1")[2].settings == {
+    assert group_runs(found, "val/top1")[2].settings == {
         "model._target_": "densenet121", "model.name": "densenet121", "optimizer.lr": "0.1",
         "width": "2",
     }  # fmt: skip
@@ -64,7 +66,7 @@ def test_what_was_typed_comes_first(tmp_path: Path) -> None:
     assert names(runs(tmp_path / "b", *settings, overrides=typed)) == ["warmup=1", "warmup=2"]
 
 
-def test_parts_are_called_by_their_names(tmp_path: Path) -> None:
+def test_parts_are_labelled_with_their_names(tmp_path: Path) -> None:
     one = config(compression={"variant": "none"})
     other = config(compression={"variant": "luma_fusion", "window": 4})
     third = config(compression={"variant": "luma_fusion", "window": 2})
@@ -74,7 +76,7 @@ def test_parts_are_called_by_their_names(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_labels_are_short_but_never_alike(tmp_path: Path) -> None:
+def test_labels_are_short_and_unique(tmp_path: Path) -> None:
     long = "x" * 40
     found = runs(tmp_path, *(config(root=f"/data/{long}{end}") for end in ("_a", "_b", "")))
     assert names(found) == [f"root=/data/{long}{end}" for end in ("_a", "_b", "")]
@@ -86,16 +88,16 @@ def test_labels_are_short_but_never_alike(tmp_path: Path) -> None:
 
 def test_runs_of_one_seed_count_once(tmp_path: Path) -> None:
     found = [*runs(tmp_path / "a", config()), *runs(tmp_path / "b", config())]
-    [group] = grouped(found, "val/top1")
+    [group] = group_runs(found, "val/top1")
     assert (len(group.runs), group.values) == (2, {0: 0.9})
 
 
 def test_a_setting_that_no_run_has(tmp_path: Path) -> None:
     found = runs(tmp_path, config())
-    with pytest.raises(UserError, match=r"group_by=optimiser\.lr: .* mean 'optimizer\.lr'\?"):
-        grouped(found, "val/top1", ["optimiser.lr"])
-    with pytest.raises(UserError, match=r"group_by=modl: .* did you mean 'model'\?"):
-        grouped(found, "val/top1", ["modl"])
+    with user_error("group_by", "group_by=optimiser.lr", "'optimizer.lr'"):
+        group_runs(found, "val/top1", ["optimiser.lr"])
+    with user_error("group_by", "group_by=modl", "'model'"):
+        group_runs(found, "val/top1", ["modl"])
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -106,15 +108,15 @@ def test_runs_are_found_wherever_they_are(tmp_path: Path) -> None:
     single = record(tmp_path / "single", config(), [0.1])
     for name in (".hidden", "mlflow-artifacts", "single/checkpoints"):
         record(tmp_path / name / "copy", config(), [0.1])
-    found = find([tmp_path, single, single / "checkpoints"])
+    found = find_runs([tmp_path, single, single / "checkpoints"])
     assert len(found) == 7
     assert found[0] == single
     for missing in (tmp_path / "nowhere", tmp_path / ".hidden" / "copy" / "x"):
-        with pytest.raises(UserError, match="no run here"):
-            find([missing])
+        with user_error("RUN", missing):
+            find_runs([missing])
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_runs_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study(tmp_path)
     for status in ("PRUNED", "RUNNING", "PRUNED"):
         record(
@@ -122,24 +124,24 @@ def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
         )
     damaged = record(tmp_path / "damaged", config(), [0.1])
     (damaged / "summary.json").write_text("{")
-    chosen, left_out = select(find([tmp_path]), "", ["FINISHED"])
+    chosen, skipped = select(find_runs([tmp_path]), "", ["FINISHED"])
     assert len(chosen) == 6
-    assert left_out == {"PRUNED": 2, "RUNNING": 1, "damaged": 1}
-    assert f"{damaged}: a damaged run, left out" in caplog.text
-    assert len(select(find([tmp_path]), "", [])[0]) == 9
+    assert skipped == {"PRUNED": 2, "RUNNING": 1, "damaged": 1}
+    assert f"{damaged}: skipping a damaged run" in caplog.text
+    assert len(select(find_runs([tmp_path]), "", [])[0]) == 9
 
 
-def test_runs_of_a_recipe(tmp_path: Path) -> None:
+def test_runs_of_an_experiment(tmp_path: Path) -> None:
     record(tmp_path / "a", config(), [0.1], overrides=["experiment=demo", "seed=0"])
     record(tmp_path / "b", config(), [0.1], overrides=["experiment=demo_2"])
-    chosen, left_out = select(find([tmp_path]), "demo", ["FINISHED"])
+    chosen, skipped = select(find_runs([tmp_path]), "demo", ["FINISHED"])
     assert [run.folder.name for run in chosen] == ["a"]
-    assert not left_out
+    assert not skipped
 
 
 def test_values_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     record(tmp_path / "a", config(), [0.1, 0.7, 0.3])
-    [run] = select(find([tmp_path]), "", [])[0]
+    [run] = select(find_runs([tmp_path]), "", [])[0]
     assert (run.value("val/top1"), run.value("val/loss")) == (0.7, pytest.approx(0.3))
     assert run.value("val/mAP50") is None
     assert run.costs == {"parameters": 1000, "seconds": 6, "epochs": 3}
@@ -155,4 +157,4 @@ def test_values_are_those_of_the_best_epoch(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_which_way_is_better(metric: str, mode: str, tmp_path: Path) -> None:
     record(tmp_path / "a", config(), [0.1])
-    assert direction(select(find([tmp_path]), "", [])[0], metric) == mode
+    assert direction(select(find_runs([tmp_path]), "", [])[0], metric) == mode

@@ -1,4 +1,4 @@
-"""The page: whole in itself, deaf to what runs are called, and alive in a browser."""
+"""The HTML page: self-contained, safe against hostile names, working in a browser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from research.comparison.collect import find, select
+from research.comparison.collect import find_runs, select
 from research.comparison.page import page
 from research.comparison.verdicts import compare
 from tests.browser import Page, needs_browser
@@ -22,19 +22,21 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 def written(root: Path, out: Path) -> Path:
     """The page of all runs below ``root``."""
-    runs, left_out = select(find([root]), "", ["FINISHED"])
-    found = compare(runs, "val/top1", "max", [], "", 0.95, left_out)
+    runs, skipped = select(find_runs([root]), "", ["FINISHED"])
+    result = compare(runs, "val/top1", "max", [], "", 0.95, skipped)
     path = out / "comparison.html"
     out.mkdir(exist_ok=True)
-    path.write_text(page(found, HOSTILE, "today", ["a warning"], ["a note"], out), encoding="utf-8")
+    path.write_text(
+        page(result, HOSTILE, "today", ["a warning"], ["a note"], out), encoding="utf-8"
+    )
     return path
 
 
 def content(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8")
     [inner] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
-    found: dict[str, Any] = json.loads(inner)
-    return found
+    result: dict[str, Any] = json.loads(inner)
+    return result
 
 
 def test_it_needs_no_network(tmp_path: Path) -> None:
@@ -44,43 +46,43 @@ def test_it_needs_no_network(tmp_path: Path) -> None:
     assert "//" not in re.sub(r"http://www\.w3\.org/2000/svg|// .*|/\*.*\*/", "", text)
 
     class Loads(html.parser.HTMLParser):
-        found: list[str] = []  # noqa: RUF012
+        result: list[str] = []  # noqa: RUF012
 
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             names = {name for name, _ in attributes}
             if tag in ("link", "img", "iframe", "object") or names & {"src", "href", "style"}:
-                self.found.append(tag)
+                self.result.append(tag)
 
     parser = Loads()
     parser.feed(text)
-    assert not parser.found
+    assert not parser.result
     assert "__" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert "default-src 'none'; script-src 'sha256-" in text
 
 
-def test_what_it_says(tmp_path: Path) -> None:
+def test_data_of_the_page(tmp_path: Path) -> None:
     study(tmp_path / "a")
     record(tmp_path / "a" / "pruned", config(), [0.1], status="PRUNED")
-    told = content(written(tmp_path / "a", tmp_path / "out"))
-    assert told["title"] == HOSTILE
-    first, second = told["groups"]
+    data = content(written(tmp_path / "a", tmp_path / "out"))
+    assert data["title"] == HOSTILE
+    first, second = data["groups"]
     assert (first["label"], second["label"]) == ("resnet34", "densenet121")
     assert first["difference"] is None
-    assert second["verdict"]["told"] is False
-    assert second["said"].startswith("not distinguishable: needs about ")
-    assert told["left_out"] == "1 PRUNED"
-    assert told["metrics"][0] == "val/top1"
-    assert "timestamp" not in told["metrics"]
-    assert told["runs"][0]["curves"]["val/top1"] == [0.5, 0.9, 0.89]
-    for run in told["runs"]:
+    assert second["verdict"]["significant"] is False
+    assert second["verdictText"].startswith("not distinguishable: needs about ")
+    assert data["left_out"] == "1 PRUNED"
+    assert data["metrics"][0] == "val/top1"
+    assert "timestamp" not in data["metrics"]
+    assert data["runs"][0]["curves"]["val/top1"] == [0.5, 0.9, 0.89]
+    for run in data["runs"]:
         assert (tmp_path / "out" / unquote(run["href"]) / "summary.json").exists()
-    assert told["runs"][0]["name"] == "resnet34_0"
+    assert data["runs"][0]["name"] == "resnet34_0"
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     settings = [config(note=HOSTILE), config(note="__DATA__"), config(note="\u2028")]
-    for place, one in enumerate(settings):
-        record(tmp_path / "a" / f"javascript:alert({place})", one, [0.1 * place])
+    for index, one in enumerate(settings):
+        record(tmp_path / "a" / f"javascript:alert({index})", one, [0.1 * index])
     path = written(tmp_path / "a", tmp_path)
     assert path.read_text(encoding="utf-8").count("</script>") == 2
     assert {group["settings"]["note"] for group in content(path)["groups"]} == {
@@ -113,7 +115,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         )
         assert page.evaluate(labels) == first[::-1]
         assert page.evaluate("document.querySelectorAll('[aria-sort=ascending]').length") == 1
-        # One group is taken away, everywhere.
+        # A group is hidden in all charts.
         page.evaluate("document.querySelector('#groups input[data-group=\"1\"]').click()")
         for chart, marks in (("#curves .mean", 2), ("#cost .point", 2), ("#forest .hollow", 1)):
             assert page.evaluate(f"document.querySelectorAll({chart!r}).length") == marks
@@ -127,7 +129,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             page.evaluate(f"document.querySelector('#{box}').click()")
         assert page.text("#h-cost") == "val/top1 against training time"
         assert "val/loss" in page.text("#curves svg")
-        # What a pointer is told.
+        # The tooltip.
         page.evaluate(
             "(() => { const svg = document.querySelector('#curves svg');"
             " const box = svg.getBoundingClientRect(); svg.dispatchEvent(new PointerEvent("
@@ -138,7 +140,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             "document.querySelector('#curves svg').dispatchEvent("
             "new KeyboardEvent('keydown', {key: 'ArrowRight'}))"
         )
-        assert page.text("#said").startswith("epoch 2: vit 0.6, resnet34 0.08667")
+        assert page.text("#live").startswith("epoch 2: vit 0.6, resnet34 0.08667")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.text("#problem") == ""
         assert page.problems == []

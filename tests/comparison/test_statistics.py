@@ -1,4 +1,4 @@
-"""Intervals against independent ones, and what must not depend on how one looks at it."""
+"""Statistics against independent implementations, and their invariances."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from research.comparison.statistics import (
     Difference,
     Verdict,
     difference,
-    judged,
+    holm_verdicts,
+    seed_stats,
     seeds_needed,
-    spread,
 )
 
 NUMBERS = st.integers(-1000, 1000).map(lambda whole: whole / 1000)
@@ -30,21 +30,21 @@ def seeded(*values: float, first: int = 0) -> dict[int, float]:
 
 
 def verdict(found: Difference) -> Verdict:
-    """Of a difference that was the only one to be looked at."""
-    (said,) = judged([found], 0.95, 1)
-    assert said is not None
-    return said
+    """Of a single comparison."""
+    (only,) = holm_verdicts([found], 0.95, 1)
+    assert only is not None
+    return only
 
 
-def test_a_spread() -> None:
-    found = spread([0.9, 0.92, 0.94])
+def test_statistics_over_seeds() -> None:
+    found = seed_stats([0.9, 0.92, 0.94])
     assert (found.n, found.low, found.high) == (3, 0.9, 0.94)
     assert found.mean == pytest.approx(0.92)
     assert found.sd == pytest.approx(0.02)
-    assert spread([0.9]).sd is None
+    assert seed_stats([0.9]).sd is None
 
 
-def test_paired_intervals_are_those_of_others() -> None:
+def test_paired_intervals_match_scipy() -> None:
     ours = seeded(0.912, 0.903, 0.921, 0.908, 0.917)
     theirs = seeded(0.905, 0.904, 0.909, 0.903, 0.911)
     found = difference(ours, theirs)
@@ -59,7 +59,7 @@ def test_paired_intervals_are_those_of_others() -> None:
     assert found.mean == pytest.approx(np.mean(differences))
 
 
-def test_unpaired_intervals_are_those_of_others() -> None:
+def test_unpaired_intervals_match_scipy() -> None:
     ours = seeded(0.912, 0.903, 0.921, 0.908)
     theirs = seeded(0.905, 0.904, 0.909, first=10)
     found = difference(ours, theirs, 0.9)
@@ -75,34 +75,34 @@ def test_unpaired_intervals_are_those_of_others() -> None:
     assert not found.paired
 
 
-def test_a_gap_within_the_noise_is_not_told() -> None:
+def test_a_difference_within_the_noise_is_not_significant() -> None:
     ours = seeded(*(0.934 + noise for noise in NOISE))
     theirs = seeded(*(0.932 + noise for noise in (*NOISE[1:], NOISE[0])))
     found = difference(ours, theirs)
     assert found.mean == pytest.approx(0.002)
-    said = verdict(found)
-    assert not said.told
+    single = verdict(found)
+    assert not single.significant
     differences = [ours[seed] - theirs[seed] for seed in ours]
     needed = seeds_needed(0.002 / float(np.std(differences, ddof=1)))
     assert needed is not None
-    assert said.more == needed - 5
-    # The same gap with hardly any noise of its own is told: the seeds are hard or easy for both.
+    assert single.more_seeds == needed - 5
+    # The same gap with hardly any noise of its own is significant: seeds are hard or easy for both.
     close = {seed: value - 0.002 + 0.0001 * (seed % 2) for seed, value in ours.items()}
-    assert verdict(difference(ours, close)).told
+    assert verdict(difference(ours, close)).significant
 
 
 def test_three_seeds_that_agree_in_sign_are_not_enough() -> None:
     found = difference(seeded(0.95, 0.94, 0.93), seeded(0.949, 0.935, 0.921))
     assert found.bootstrap is not None
     assert found.bootstrap[0] > 0
-    assert not verdict(found).told
+    assert not verdict(found).significant
 
 
 def test_one_seed_has_no_spread() -> None:
     for theirs in (seeded(0.8), seeded(0.8, first=4), seeded(0.8, 0.7)):
         found = difference(seeded(0.9), theirs)
         assert (found.bootstrap, found.student, found.sd, found.p) == (None, None, None, None)
-        assert judged([found, None], 0.95, 1) == [None, None]
+        assert holm_verdicts([found, None], 0.95, 1) == [None, None]
     assert difference(seeded(0.9), seeded(0.8)).mean == pytest.approx(0.1)
 
 
@@ -129,62 +129,78 @@ def test_without_a_spread_there_is_no_verdict() -> None:
     rounded = difference(seeded(0.1 + 0.2, 0.3), seeded(0.3, 0.3))
     assert (rounded.mean, rounded.p) == (0, None)
     assert difference(seeded(0.9, 0.9), seeded(0.8, 0.8, first=5)).p is None
-    assert judged([found, rounded], 0.95, 3) == [None, None]
+    assert holm_verdicts([found, rounded], 0.95, 3) == [None, None]
 
 
-def test_the_best_of_counted_noise_is_rarely_told_from_the_rest() -> None:
+def test_the_best_of_counted_noise_is_rarely_significant() -> None:
     drawn = np.random.default_rng(1).binomial(100, 0.9, (60, 10, 2)) / 100
     wrong = 0
     for values in drawn:
         best = values.mean(1).argmax()
         found = [
-            difference(seeded(*row), seeded(*values[best])) if place != best else None
-            for place, row in enumerate(values)
+            difference(seeded(*row), seeded(*values[best])) if index != best else None
+            for index, row in enumerate(values)
         ]
-        wrong += any(said is not None and said.told for said in judged(found, 0.95, 45))
+        wrong += any(
+            verdict is not None and verdict.significant
+            for verdict in holm_verdicts(found, 0.95, 45)
+        )
     assert wrong <= 6  # 5 % of 60, and two standard errors
 
 
 def test_p_of_several_comparisons_is_holms() -> None:
     # The example of p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") in R.
     single = [Difference(1, True, 3, (0.5, 1.5), (0, 2), 1, p) for p in (0.01, 0.04, 0.03, 0.005)]
-    found = judged([*single, None], 0.95, 4)
-    assert [said and said.p for said in found] == pytest.approx([0.03, 0.06, 0.06, 0.02, None])
-    assert [said and said.told for said in found] == [True, False, False, True, None]
+    found = holm_verdicts([*single, None], 0.95, 4)
+    assert [verdict and verdict.p for verdict in found] == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02, None]
+    )
+    assert [verdict and verdict.significant for verdict in found] == [
+        True,
+        False,
+        False,
+        True,
+        None,
+    ]
     # Chosen among more, each counts for more.
-    found = judged(single, 0.95, 7)
-    assert [said and said.p for said in found] == pytest.approx([0.06, 0.16, 0.15, 0.035])
-    assert [said and said.told for said in found] == [False, False, False, True]
+    found = holm_verdicts(single, 0.95, 7)
+    assert [verdict and verdict.p for verdict in found] == pytest.approx([0.06, 0.16, 0.15, 0.035])
+    assert [verdict and verdict.significant for verdict in found] == [False, False, False, True]
 
 
-def test_a_bootstrap_that_holds_zero_keeps_a_difference_untold() -> None:
-    (found,) = judged([Difference(1, True, 9, (0, 2), (0.5, 1.5), 1, 0.001)], 0.95, 1)
+def test_no_significance_if_the_bootstrap_interval_holds_zero() -> None:
+    (found,) = holm_verdicts([Difference(1, True, 9, (0, 2), (0.5, 1.5), 1, 0.001)], 0.95, 1)
     assert found is not None
-    assert not found.told
+    assert not found.significant
 
 
-def test_the_best_of_noise_is_rarely_told_from_the_rest() -> None:
+def test_the_best_of_noise_is_rarely_significant() -> None:
     alone = together = 0
     for values in np.random.default_rng(5).normal(0.9, 0.01, (100, 6, 4)):
         best = values.mean(1).argmax()
         found = [
-            difference(seeded(*row), seeded(*values[best])) if place != best else None
-            for place, row in enumerate(values)
+            difference(seeded(*row), seeded(*values[best])) if index != best else None
+            for index, row in enumerate(values)
         ]
-        alone += any(said is not None and said.told for said in judged(found, 0.95, 5))
-        together += any(said is not None and said.told for said in judged(found, 0.95, 15))
+        alone += any(
+            verdict is not None and verdict.significant for verdict in holm_verdicts(found, 0.95, 5)
+        )
+        together += any(
+            verdict is not None and verdict.significant
+            for verdict in holm_verdicts(found, 0.95, 15)
+        )
     assert together <= 8  # 5 %, and two standard errors of 100 draws
     assert alone > together
 
 
 def test_many_comparisons_need_more_seeds() -> None:
     found = difference(seeded(0.912, 0.903, 0.921), seeded(0.909, 0.905, 0.913))
-    few, many = (judged([found], 0.95, comparisons)[0] for comparisons in (1, 45))
+    few, many = (holm_verdicts([found], 0.95, comparisons)[0] for comparisons in (1, 45))
     assert few is not None
     assert many is not None
-    assert few.more is not None
-    assert many.more is not None
-    assert few.more < many.more
+    assert few.more_seeds is not None
+    assert many.more_seeds is not None
+    assert few.more_seeds < many.more_seeds
 
 
 @pytest.mark.parametrize(
@@ -212,8 +228,8 @@ def test_as_many_seeds_as_needed_find_the_difference() -> None:
     n = seeds_needed(1.5)
     assert n is not None
     drawn = np.random.default_rng(3).normal(1.5, 1, (4000, n))
-    share = float((stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean())
-    assert POWER - 0.02 < share < POWER + 0.12
+    fraction = float((stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean())
+    assert POWER - 0.02 < fraction < POWER + 0.12
     assert seeds_needed(0.01) is None
 
 
@@ -227,7 +243,7 @@ def test_swapped_groups_flip_the_signs(ours: dict[int, float], theirs: dict[int,
         if here is not None and there is not None:
             assert here == pytest.approx((-there[1], -there[0]), abs=1e-12)
     assert (one.paired, one.n, one.sd, one.p) == (other.paired, other.n, other.sd, other.p)
-    assert judged([one], 0.95, 3) == judged([other], 0.95, 3)
+    assert holm_verdicts([one], 0.95, 3) == holm_verdicts([other], 0.95, 3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -244,5 +260,7 @@ def test_a_constant_on_all_changes_nothing(
     for here, there in ((one.bootstrap, other.bootstrap), (one.student, other.student)):
         if here is not None:
             assert there == pytest.approx(here, abs=1e-9)
-    for here, there in zip(judged([one], 0.95, 1), judged([other], 0.95, 1), strict=True):
-        assert (here and here.told) == (there and there.told)
+    for here, there in zip(
+        holm_verdicts([one], 0.95, 1), holm_verdicts([other], 0.95, 1), strict=True
+    ):
+        assert (here and here.significant) == (there and there.significant)
