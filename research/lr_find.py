@@ -271,9 +271,9 @@ def main(words: list[str]) -> None:
     start, end = _rate("start", chosen["start"]), _rate("end", chosen["end"])
     steps = cli.whole_number("steps", chosen["steps"])
     if start >= end:
-        raise UserError("resume", f"start={start:g} with end={end:g}: expected start below end")
+        raise UserError("start", f"start={start:g} with end={end:g}: expected start below end")
     if steps < LEAST:
-        raise UserError("resume", f"steps={steps}: expected at least {LEAST}")
+        raise UserError("steps", f"steps={steps}: expected at least {LEAST}")
     cfg, choices = compose_config(settings)
     config = resolved(cfg)
     if config["resume"] is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +29,7 @@ from research.tasks.classification import Classification
 from research.tasks.task import Monitor
 from research.utils import timing
 from research.utils.errors import UserError
-from tests.conftest import TINY, refusal, run
+from tests.conftest import ROOT, TINY, refusal, run
 from tests.test_robustness import Plain
 
 Compose = Callable[..., dict[str, Any]]
@@ -239,3 +242,19 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert told in refusal(leaderboard.main, words)
+
+
+def test_the_old_name_runs_the_command_and_says_so(tmp_path: Path) -> None:
+    outcomes = [
+        subprocess.run(
+            [sys.executable, "-m", f"research.{name}", "none"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        for name in ("leaderboard", "judge")
+    ]
+    new, old = outcomes
+    assert new.returncode == old.returncode == 2
+    assert old.stderr == f"research.judge is called research.leaderboard now\n{new.stderr}"

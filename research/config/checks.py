@@ -55,7 +55,7 @@ def check(
     check_targets(settings, {*own, *settings["trust"]})
     _check_node("", settings, defaults, ours)
     for fault in _faults(settings, ours, overrides):
-        raise UserError(fault.partition("=")[0].partition(":")[0], fault)
+        raise fault
 
 
 def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
@@ -112,15 +112,18 @@ def check_value(key: str, value: Any, default: Any) -> None:
 
 def _faults(
     settings: Settings, choices: Mapping[str, str | None], overrides: Sequence[str] | None
-) -> Iterator[str]:
+) -> Iterator[UserError]:
     """Combinations of allowed values that cannot be trained, one line each."""
     compressed = settings["compression"]["variant"] != "none"
     yield from _option_faults(settings, choices)
     takes_coefficients = "coefficients" in settings["model"]
     if settings["model"].get("name", "") is None:
         yield (
-            f"model.name is required for model={choices.get('model')}: add model.name=NAME, a "
-            "network of timm such as vit_tiny_patch16_224"
+            UserError(
+                "model.name",
+                f"model.name is required for model={choices.get('model')}: add model.name=NAME, a "
+                "network of timm such as vit_tiny_patch16_224",
+            )
         )
     yield from _model_faults(choices, compressed, takes_coefficients, overrides)
     if compressed:
@@ -128,44 +131,73 @@ def _faults(
     yield from _dataset_faults(settings, choices)
     yield from _start_faults(settings)
     if settings["precision"] == "fp16" and settings["device"] == "cpu":
-        yield "precision=fp16 with device=cpu: fp16 needs an accelerator; use bf16 or fp32"
+        yield UserError(
+            "precision",
+            "precision=fp16 with device=cpu: fp16 needs an accelerator",
+            "use bf16 or fp32",
+        )
     optimizer = settings["optimizer"]
     if optimizer.get("nesterov") and not optimizer.get("momentum"):
         yield (
-            "optimizer.nesterov=true with optimizer.momentum=0: nesterov needs a momentum, "
-            "such as 0.9"
+            UserError(
+                "optimizer.nesterov",
+                "optimizer.nesterov=true with optimizer.momentum=0: nesterov needs a momentum, "
+                "such as 0.9",
+            )
         )
     if settings["ema_warmup"] and settings["ema"] is None:
-        yield "ema_warmup=true without ema: add a decay, such as ema=0.9998"
+        yield UserError(
+            "ema_warmup", "ema_warmup=true without ema: add a decay, such as ema=0.9998"
+        )
     pretrained = settings["model"].get("pretrained")
     local = pretrained not in (None, "timm", "torchvision")
     if local and settings["resume"] is None and not Path(pretrained).is_file():
         others = "or null" if "x_channels" in settings["model"] else "timm, torchvision or null"
-        yield f"model.pretrained={pretrained}: no such file; give a weights file, {others}"
+        yield UserError(
+            "model.pretrained",
+            f"model.pretrained={pretrained}: no such file",
+            f"give a weights file, {others}",
+        )
 
 
-def _option_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+def _option_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[UserError]:
     """Keys that say which option this is, and options that do not go together."""
     model, dataset = settings["model"], settings["dataset"]
     name, option = model.get("name"), choices.get("model")
     if "block_layers" in model and option in options("model") and name != option:
-        yield f"model.name={name} with model={option}: choose model={name} for another DenseNet"
+        yield UserError(
+            "model.name",
+            f"model.name={name} with model={option}: choose model={name} for another DenseNet",
+        )
     published = {"cifar10": 10, "cifar100": 100}.get(str(choices.get("dataset")))
     if published is not None and dataset["classes"] != published:
         yield (
-            f"dataset.classes={dataset['classes']} with dataset={choices['dataset']}: choose "
-            f"dataset=cifar{dataset['classes']}; dataset.num_classes checks a number"
+            UserError(
+                "dataset.classes",
+                f"dataset.classes={dataset['classes']} with dataset={choices['dataset']}: choose "
+                f"dataset=cifar{dataset['classes']}",
+                "dataset.num_classes checks a number",
+            )
         )
     if settings["compile"] and model.get("memory_efficient"):
         yield (
-            "compile=true with model.memory_efficient=true: a compiled network decides itself what "
-            "it computes again; leave one of them out"
+            UserError(
+                "compile",
+                "compile=true with model.memory_efficient=true: a compiled network "
+                "decides itself what "
+                "it computes again",
+                "leave one of them out",
+            )
         )
     has, wants = _content(settings), _wish(settings)
     if has != wants and None not in (option, choices.get("dataset")):
         yield (
-            f"model={option} with dataset={choices['dataset']}: the data have {has}, "
-            f"task={choices.get('task')} wants {wants}; choose another dataset or another model"
+            UserError(
+                "model",
+                f"model={option} with dataset={choices['dataset']}: the data have {has}, "
+                f"task={choices.get('task')} wants {wants}",
+                "choose another dataset or another model",
+            )
         )
 
 
@@ -194,13 +226,16 @@ def _model_faults(
     compressed: bool,
     takes_coefficients: bool,
     overrides: Sequence[str] | None,
-) -> Iterator[str]:
+) -> Iterator[UserError]:
     model, experiment = choices.get("model"), choices.get("experiment")
     chosen = choices.get("compression")
     if compressed and not takes_coefficients:
         yield (
-            f"model={model} takes pixels but compression={chosen} makes coefficients: "
-            "add compression=none"
+            UserError(
+                "model",
+                f"model={model} takes pixels but compression={chosen} makes coefficients: "
+                "add compression=none",
+            )
         )
     if model is None or (compressed and experiment is None):
         return
@@ -209,38 +244,57 @@ def _model_faults(
         plain = model.removesuffix("_compressed")
         other = f" or use model={plain}" if plain in options("model") else ""
         yield (
-            f"model={model} reads coefficients but compression=none: "
-            f"add compression={preset}{other}"
+            UserError(
+                "model",
+                f"model={model} reads coefficients but compression=none: "
+                f"add compression={preset}{other}",
+            )
         )
     if overrides is None or any(text.startswith("compression=") for text in overrides):
         return
     if preset == "none" and compressed:
         yield (
-            f"experiment={experiment} selects compression={chosen} but model={model} is for RGB: "
-            f"add compression=none, or compression={chosen} to have the model read coefficients"
+            UserError(
+                "experiment",
+                f"experiment={experiment} selects compression={chosen} but "
+                f"model={model} is for RGB: "
+                f"add compression=none, or compression={chosen} to have the model read "
+                "coefficients",
+            )
         )
 
 
-def _compression_faults(settings: Settings) -> Iterator[str]:
+def _compression_faults(settings: Settings) -> Iterator[UserError]:
     compression, size = settings["compression"], settings["dataset"]["image_size"]
     if size is not None and size % BLOCK:
         low = size - size % BLOCK
         nearby = f"{low} or {low + BLOCK}" if low >= 2 * BLOCK else f"{low + BLOCK}"
         yield (
-            f"dataset.image_size={size} with compression={compression['variant']}: expected a "
-            f"multiple of {BLOCK} (the 8×8 blocks of 4:2:0 chroma); use {nearby}"
+            UserError(
+                "dataset.image_size",
+                f"dataset.image_size={size} with compression={compression['variant']}: expected a "
+                f"multiple of {BLOCK} (the 8×8 blocks of 4:2:0 chroma)",
+                f"use {nearby}",
+            )
         )
     for plane in ("luma", "chroma"):
         window, count = compression[f"window_{plane}"], compression[f"count_{plane}"]
         if window is not None and count is not None:
             yield (
-                f"compression.window_{plane}={window} with compression.count_{plane}={count}: "
-                "give one of them, the other null"
+                UserError(
+                    f"compression.window_{plane}",
+                    f"compression.window_{plane}={window} with compression.count_{plane}={count}: "
+                    "give one of them, the other null",
+                )
             )
         if count is not None and compression["order"] != "zigzag":
             yield (
-                f"compression.count_{plane}={count} with compression.order={compression['order']}: "
-                "a count needs compression.order=zigzag"
+                UserError(
+                    f"compression.count_{plane}",
+                    f"compression.count_{plane}={count} with "
+                    f"compression.order={compression['order']}: "
+                    "a count needs compression.order=zigzag",
+                )
             )
     try:
         Selection.from_settings(
@@ -252,76 +306,120 @@ def _compression_faults(settings: Settings) -> Iterator[str]:
             count_chroma=compression["count_chroma"],
         )
     except ValueError as error:
-        yield f"compression: {error}"
+        yield UserError("compression", f"compression: {error}")
 
 
-def _dataset_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+def _dataset_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[UserError]:
     dataset = settings["dataset"]
     if "manifest" in dataset and dataset["manifest"] is None:
         yield (
-            f"dataset.manifest is required for dataset={choices.get('dataset')}: add "
-            "dataset.manifest=FOLDER, as python -m research.prepare wrote it"
+            UserError(
+                "dataset.manifest",
+                f"dataset.manifest is required for dataset={choices.get('dataset')}: add "
+                "dataset.manifest=FOLDER, as python -m research.prepare wrote it",
+            )
         )
     if "root" in dataset and dataset["root"] is None:
         yield (
-            f"dataset.root is required for dataset={choices.get('dataset')}: add "
-            "dataset.root=FOLDER, which holds images/ and labels/"
+            UserError(
+                "dataset.root",
+                f"dataset.root is required for dataset={choices.get('dataset')}: add "
+                "dataset.root=FOLDER, which holds images/ and labels/",
+            )
         )
     for key in ("mean", "std"):
         if "x" not in dataset and len(dataset.get(key) or RGB) != len(RGB):
-            yield f"dataset.{key}={dataset[key]}: expected a list of 3, for red, green and blue"
+            yield UserError(
+                f"dataset.{key}",
+                f"dataset.{key}={dataset[key]}: expected a list of 3, for red, green and blue",
+            )
     folds, fold = dataset.get("folds"), dataset.get("fold")
     if folds is not None and fold >= folds:
-        yield f"dataset.fold={fold} with dataset.folds={folds}: expected from 0 to {folds - 1}"
+        yield UserError(
+            "dataset.fold",
+            f"dataset.fold={fold} with dataset.folds={folds}: expected from 0 to {folds - 1}",
+        )
     stored, size = dataset.get("stored_size"), dataset["image_size"]
     if stored is not None and settings["compression"].get("source") != "bitstream":
         yield (
-            f"dataset.stored_size={stored} reads files as a store of coefficients would: "
-            "add compression.source=bitstream, or leave it out"
+            UserError(
+                "dataset.stored_size",
+                f"dataset.stored_size={stored} reads files as a store of coefficients would: "
+                "add compression.source=bitstream, or leave it out",
+            )
         )
     if stored is not None and size is None:
-        yield f"dataset.stored_size={stored} needs a size to cut: add dataset.image_size"
+        yield UserError(
+            "dataset.stored_size",
+            f"dataset.stored_size={stored} needs a size to cut: add dataset.image_size",
+        )
     elif stored is not None and (stored % BLOCK or stored < size):
         yield (
-            f"dataset.stored_size={stored}: expected a multiple of {BLOCK}, at least "
-            f"dataset.image_size={size}"
+            UserError(
+                "dataset.stored_size",
+                f"dataset.stored_size={stored}: expected a multiple of {BLOCK}, at least "
+                f"dataset.image_size={size}",
+            )
         )
     yield from _bitstream_faults(settings, choices)
     if not dataset.get("train_dirs", True):
         yield (
-            f"dataset.train_dirs is required for dataset={choices.get('dataset')}: "
-            "add 'dataset.train_dirs=[DIR,DIR]'"
+            UserError(
+                "dataset.train_dirs",
+                f"dataset.train_dirs is required for dataset={choices.get('dataset')}: "
+                "add 'dataset.train_dirs=[DIR,DIR]'",
+            )
         )
 
 
-def _bitstream_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[str]:
+def _bitstream_faults(settings: Settings, choices: Mapping[str, str | None]) -> Iterator[UserError]:
     """What needs pixels cannot be done to coefficients that come out of files."""
     compression, dataset = settings["compression"], settings["dataset"]
     if compression["variant"] == "none" or compression["source"] != "bitstream":
         return
     if "full_train" in dataset:
         yield (
-            f"compression.source=bitstream with dataset={choices.get('dataset')}: these images "
-            "are no JPEG files; add compression.source=pixels"
+            UserError(
+                "compression.source",
+                f"compression.source=bitstream with dataset={choices.get('dataset')}: these images "
+                "are no JPEG files",
+                "add compression.source=pixels",
+            )
         )
     augmentation = dataset.get("augmentation") or {}
     for key in ("policy", "erasing"):
         if augmentation.get(key):
             yield (
-                f"dataset.augmentation.{key}={augmentation[key]} with compression.source=bitstream"
-                ": it changes pixels, which are never made; leave it out, or add "
-                "compression.source=pixels"
+                UserError(
+                    f"dataset.augmentation.{key}",
+                    f"dataset.augmentation.{key}={augmentation[key]} with "
+                    "compression.source=bitstream"
+                    ": it changes pixels, which are never made",
+                    "leave it out, or add compression.source=pixels",
+                )
             )
 
 
-def _start_faults(settings: Settings) -> Iterator[str]:
+def _start_faults(settings: Settings) -> Iterator[UserError]:
     resume, init_from = settings["resume"], settings["init_from"]
     if resume not in (None, "auto") and init_from is not None:
         yield (
-            f"resume={resume} with init_from={init_from}: resume goes on with a run, init_from "
-            "starts a new one; give one of them"
+            UserError(
+                "resume",
+                f"resume={resume} with init_from={init_from}: resume goes on with a run, init_from "
+                "starts a new one",
+                "give one of them",
+            )
         )
     if resume not in (None, "auto") and not Path(resume).is_dir():
-        yield f"resume={resume}: no such run folder; use resume=auto or a folder under runs/"
+        yield UserError(
+            "resume",
+            f"resume={resume}: no such run folder",
+            "use resume=auto or a folder under runs/",
+        )
     if resume is None and init_from is not None and not Path(init_from).exists():
-        yield f"init_from={init_from}: no such file or folder; give a run folder or a weights file"
+        yield UserError(
+            "init_from",
+            f"init_from={init_from}: no such file or folder",
+            "give a run folder or a weights file",
+        )

@@ -46,7 +46,8 @@ def explain(error: BaseException, overrides: list[str]) -> UserError:
     chain = list(_chain(error))
     for cause in chain:
         if isinstance(cause, UserError):
-            return cause
+            # A new one: raised from an error that it caused, the chain would be a circle.
+            return UserError(cause.key, cause.message, cause.hint)
     for cause in chain:
         if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
             mark = cause.problem_mark
@@ -143,8 +144,8 @@ def _mean(close: str | None) -> str:
 
 def _bad_syntax(error: OverrideParseException) -> UserError:
     text = error.override
-    key, equals, value = text.partition("=")
-    if not equals and not text.startswith("~"):
+    key, equals, value = text.lstrip("~").partition("=")
+    if not equals:
         message = f"{text!r} is not key=value"
         return UserError(key, message, f"settings are written key=value, such as epochs=5 {HELP}")
     if re.search(r"\s", key):

@@ -119,7 +119,9 @@ def by_name(
         given["weight_decay"] = weight_decay
     elif weight_decay:
         raise UserError(
-            "optimizer.kwargs", f"{where} knows no weight decay", "set optimizer.weight_decay=0"
+            "optimizer.weight_decay",
+            f"{where} knows no weight decay",
+            "set optimizer.weight_decay=0",
         )
     try:
         if library == "timm":

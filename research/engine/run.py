@@ -199,7 +199,8 @@ def train(
     state, data = experiment.state, experiment.data
     state.config = config
     if begin.last is not None:
-        _restore(state, begin.last, folder)
+        state.load_state_dict(begin.last, folder)
+        log.info("resume: going on after epoch %d in %s", state.epoch, folder)
     for content in (begin.last, begin.weights):
         if content is not None:
             content.clear()  # it is in the model now; the caller would keep it in memory
@@ -248,18 +249,6 @@ def _without_start_files(config: Config) -> Config:
     """Without the files that a run started from: its own checkpoint has all their weights."""
     pretrained = {"pretrained": None} if "pretrained" in config["model"] else {}
     return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
-
-
-def _restore(state: TrainState, saved: Mapping[str, Any], folder: Path) -> None:
-    try:
-        state.load_state_dict(saved)
-    except UserError as error:
-        raise UserError(
-            "resume",
-            f"resume: {folder}: {error.message}",
-            f"start a new run with init_from={folder}",
-        ) from error
-    log.info("resume: going on after epoch %d in %s", state.epoch, folder)
 
 
 def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTracker) -> Trackers:

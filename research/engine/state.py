@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,11 +92,12 @@ class TrainState:
             "data": self.metadata,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], folder: Path) -> None:
         """Restore everything but ``config`` and ``metadata``, which belong to the current command.
 
         Args:
             saved: from ``state_dict``, as ``checkpoint.load`` returns it.
+            folder: of the run, for messages.
 
         Raises:
             UserError: when a part is missing or does not fit this model, optimizer or scheduler.
@@ -103,7 +105,7 @@ class TrainState:
         try:
             for name, part in self._stateful():
                 if isinstance(part, nn.Module):
-                    load_weights(part, saved[name], "checkpoint", "resume")
+                    load_weights(part, saved[name], "resume", f"resume: {folder}")
                 elif name == "optimizer":
                     part.load_state_dict(saved[name])
                 elif part is not None:
@@ -114,7 +116,9 @@ class TrainState:
             set_rng_state(saved["rng"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UserError(
-                "checkpoint", f"the last checkpoint is damaged ({one_line(error)})"
+                "resume",
+                f"resume: {folder}: its last checkpoint is damaged ({one_line(error)})",
+                f"start a new run with init_from={folder}",
             ) from error
 
 

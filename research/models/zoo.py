@@ -126,7 +126,7 @@ def backbone(
             given = {key: value for key, value in given.items() if key not in unknown}
         except Exception as error:  # of timm, for arguments of any kind
             raise UserError(
-                "model.kwargs",
+                "model.name",
                 f"model.name={name}: timm cannot build it for dataset.image_size={image_size} "
                 f"({one_line(error)})",
                 f"its own size is {input_spec(name).size}",

@@ -17,7 +17,7 @@ class SummaryTracker(Tracker):
 
     Args:
         about: what does not change: model name and parameter count, monitored metric, data.
-        state: the run's ``loop.State``, read when writing.
+        state: the run's ``TrainState``, read when writing.
         patience: epochs without anything better that end a run.
     """
 

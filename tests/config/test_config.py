@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -255,6 +256,29 @@ def answer(
 def test_mistake_alone(answer: Any, line: str, expected: list[str]) -> None:
     told = answer(line)
     assert [part for part in expected if part not in told] == []
+
+
+@pytest.mark.parametrize("line", [case[0] for case in MISTAKES if not case[0].startswith("--")])
+def test_a_mistake_carries_the_key_that_its_line_names(line: str) -> None:
+    words = shlex.split(line)
+    with pytest.raises(UserError) as caught:
+        compose_config(words)
+    key, text = caught.value.key, str(caught.value)
+    assert re.fullmatch(r"[\w./@-]+", key)
+    assert key in text
+    assert text == "; ".join(part for part in (caught.value.message, caught.value.hint) if part)
+
+
+def test_what_several_values_are_advised_is_accepted() -> None:
+    """A list is advised only where the key takes one; then it is accepted as it is written."""
+    with pytest.raises(UserError) as caught:
+        compose_config(["seed=0,1"])
+    assert "[" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        compose_config(["optimizer=adamw", "optimizer.betas=0.9,0.99"])
+    advised = re.search(r"'(optimizer\.betas=\[.*\])'", str(caught.value))
+    assert advised is not None
+    compose_config(["optimizer=adamw", advised[1]])
 
 
 @pytest.mark.whole

@@ -145,7 +145,7 @@ class RgbxFolder:
         self.dtype, self.channels = form.dtype, [*COLOURS, *extra_channels(self.root, form, self.x)]
         if not found.classes:
             raise UserError(
-                "dataset",
+                "dataset.class_names",
                 f"{self.root}: no label file has a box, and no classes.txt names a class",
                 "add labels, or give dataset.class_names=[a,b]",
             )
