@@ -119,9 +119,8 @@ def _voc_image(
     source: Path, file: Path, named: str, folders: list[Path], files: ImageFiles
 ) -> Path:
     """The image of an XML file: the one that it names, else the one with the same stem."""
-    inner = file.parent.relative_to(source).parts[
-        1:
-    ]  # image folders have the subfolders of Annotations
+    # Image folders have the subfolders of Annotations.
+    inner = file.parent.relative_to(source).parts[1:]
     candidates = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
     if named:
         path = safe_relative_path(named)
