@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
-from research.config.checks import RGB
 from research.config.rules import DEVICE, TEXT, Rule, one_of
+from research.data.rules import RGB
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config, resolved
-from research.config.checks import RGB
 from research.config.rules import COUNT, DEVICE, TRUTH
+from research.data.rules import RGB
 from research.utils.errors import UserError
 from research.utils.timing import median_times, synchronize
 

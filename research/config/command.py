@@ -29,10 +29,11 @@ from yaml import YAMLError
 
 from research.config.checks import check, check_value
 from research.config.compose import Composed, composed, hydra_ready, resolved
+from research.config.group_rules import group_rules
 from research.config.help import help_text
 from research.config.messages import explain, suggest
 from research.config.options import CONF
-from research.config.schema import OPTIONAL, SWEEPER_RULES, register
+from research.config.schema import OPTIONAL, register
 from research.utils.errors import UserError
 
 T = TypeVar("T")
@@ -151,9 +152,10 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         if preset is not None and not multirun:
             words = shlex.join(overrides)
             raise UserError("sweep", f"sweep={preset} is of many runs: python train.py -m {words}")
+        rules = group_rules({})
         for key, value in first.sweeper.items():
-            if f"hydra.sweeper.{key}" in SWEEPER_RULES:
-                check_value(f"hydra.sweeper.{key}", value, value)
+            if f"hydra.sweeper.{key}" in rules:
+                check_value(f"hydra.sweeper.{key}", value, value, rules)
         params = first.sweeper.get("params") or {}
         given = {override.key_or_group for override in parsed}
         extra = [f"{key}={values}" for key, values in params.items() if key not in given]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from research.compression import rules as compression_rules
 from research.config.rules import COUNT, SHARE, TEXT, TRUTH, Rule, number, one_of, whole
-from research.config.schema import GROUP_RULES
+from research.data import rules as data_rules
 
 USAGE = """
 python -m research.prepare KIND SOURCE OUT [key=value …]
@@ -76,9 +77,9 @@ OPTIONS: dict[str, Options] = {
             "256",
             Rule("a multiple of 16, at least 32", lambda n: whole(32).holds(n) and n % 16 == 0),
         ),
-        "compression.window": ("8", GROUP_RULES["compression.window"]),
-        "compression.source": ("bitstream", GROUP_RULES["compression.source"]),
-        "val": ("0.1", GROUP_RULES["dataset.val_fraction"]),
+        "compression.window": ("8", compression_rules.RULES["window"]),
+        "compression.source": ("bitstream", compression_rules.RULES["source"]),
+        "val": ("0.1", data_rules.RULES["val_fraction"]),
         **BUILD,
     },
     "rgbx": {
