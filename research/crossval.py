@@ -147,13 +147,13 @@ def of_frames(run: Path, data: Warehouse, judged: EvalResult) -> Fold:
 
 def of_pairs(run: Path, data: PhotoPairs, judged: EvalResult) -> Fold:
     """Decided pairs, beside who names the sharper photo."""
-    from research.data.pairs.sharpness import sharpness
+    from research.data.pairs.sharpness import measure_sharpness
     from research.tasks.ranking_metrics import RankingMetrics
 
     assert isinstance(judged.totals, RankingMetrics)
     pairs, known = judged.totals.pairs(), data.pairs("test")
     files = {photo: known.photos[photo] for photo in np.unique(pairs.photos).tolist()}
-    measured = sharpness([*files.values()], data.cache)
+    measured = measure_sharpness([*files.values()], data.cache)
     first, second = np.array(
         [[measured[files[photo]] for photo in both] for both in pairs.photos.tolist()]
     ).T

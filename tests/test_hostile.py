@@ -340,10 +340,10 @@ def test_places_in_a_strangers_file_do_not_count(key: str, routes: Routes, proje
 
 @pytest.mark.parametrize("spec", ["clip:hf-hub:evil/x", "clip:local-dir:/etc", "timm:hf-hub:a/b"])
 def test_a_feature_is_no_name_to_download(spec: str) -> None:
-    from research.data.pairs.networks import recipe_of
+    from research.data.pairs.networks import feature_spec
 
     with watched() as events:
-        line = one_line_of(lambda: recipe_of(spec))
+        line = one_line_of(lambda: feature_spec(spec))
     assert "no such network" in line
     assert not [event for event in events if event.startswith(("socket", "urllib"))]
 
