@@ -40,7 +40,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     from research.batch import ClassificationBatch
     from research.compression.dct import rgb_to_ycbcr
     from research.compression.decoder import Decoder
-    from research.compression.selection import EVERY
+    from research.compression.selection import ALL_FREQUENCIES
     from research.config import compose_config, resolved
     from research.data.crops import CentreCrop
     from research.data.readers import BitstreamReader, PixelReader
@@ -54,9 +54,9 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
         raise UserError("compression", "compression=none keeps every pixel: nothing to inspect")
     size = config["dataset"]["image_size"]
     bitstream = config["compression"]["source"] == "bitstream"
-    reader = BitstreamReader(size, EVERY) if bitstream else PixelReader(size)
-    transform = CoefficientTransform(EVERY, spec.range_, None, flip=False).eval()
-    whole, kept = Decoder(EVERY, spec.range_), Decoder(spec.selection, spec.range_)
+    reader = BitstreamReader(size, ALL_FREQUENCIES) if bitstream else PixelReader(size)
+    transform = CoefficientTransform(ALL_FREQUENCIES, spec.range_, None, flip=False).eval()
+    whole, kept = Decoder(ALL_FREQUENCIES, spec.range_), Decoder(spec.selection, spec.range_)
     crop = CentreCrop(config["dataset"]["crop_pct"] or build.network_input(config).crop_pct)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

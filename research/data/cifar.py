@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from research.batch import ClassificationBatch
-from research.compression.selection import EVERY
+from research.compression.selection import ALL_FREQUENCIES
 from research.data import cifar_files
 from research.data.augment import Augment, Augmentation
 from research.data.cifar_files import SIDE, Part
@@ -183,7 +183,7 @@ class Cifar:
             images, labels = self.parts[part].on(torch.device("cpu"))
             plain = ResidentSamples(images, labels, places, None, self.image_size, seed=0)
             key = {"data": self.digest, "image_size": self.image_size, "resize": f"from {SIDE}"}
-            numbers = kept.statistics(plain, EVERY, key, self.cache / "statistics", progress)
+            numbers = kept.statistics(plain, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
         return CoefficientTransform(
             kept.selection, kept.range_, numbers, self.random_flip, augment=self.augment
         )

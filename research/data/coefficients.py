@@ -12,7 +12,7 @@ import torch
 
 from research.compression import statistics
 from research.compression.blocks import Blocks
-from research.compression.selection import EVERY, Selection
+from research.compression.selection import ALL_FREQUENCIES, Selection
 from research.compression.statistics import Statistics
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, EpochLoader
@@ -65,7 +65,7 @@ class Coefficients:
             "source": self.source,
             "range": self.range_,
             "images": self.statistics_images,
-            **({} if shipped == EVERY else {"frequencies": [shipped.luma, shipped.chroma]}),
+            **({} if shipped == ALL_FREQUENCIES else {"frequencies": [shipped.luma, shipped.chroma]}),
             **key,
         }
 

@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.compression.selection import EVERY, Selection, covering
+from research.compression.selection import ALL_FREQUENCIES, Selection, covering
 from research.compression.statistics import Statistics
 from research.data.augment import Augment, Augmentation
 from research.data.baseline import linear_top1
@@ -276,7 +276,7 @@ class ImageFolders:
         self, kept: Coefficients, progress: ProgressCallback | None
     ) -> Statistics | None:
         """Of all 64 frequencies over the training split, as validation would see it."""
-        split, reader = self.splits["train"], self._reader(EVERY)
+        split, reader = self.splits["train"], self._reader(ALL_FREQUENCIES)
         crop = f"bilinear, centre crop {self.eval_crop.pct}"
         samples: BatchSource = ImageSamples(split, reader, self.eval_crop, seed=0)
         if self.block_crop is not None:
@@ -284,7 +284,7 @@ class ImageFolders:
             rows = FileRows(split.files, reader, self.eval_crop)
             samples = BlockSamples(rows, split.labels, self.block_crop, seed=0, random=False)
         key = {"data": self.fingerprint(), "image_size": self.image_size, "resize": crop}
-        return kept.statistics(samples, EVERY, key, self.cache / "statistics", progress)
+        return kept.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
 
     def _index(self, root: Path, key: str, progress: ProgressCallback | None) -> dict[str, str]:
         if not root.is_dir():

@@ -19,8 +19,8 @@ from PIL import Image, UnidentifiedImageError
 
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, dct_basis, rgb_to_ycbcr
-from research.compression.geometry import payload, snap_box
-from research.compression.jpeg import MIN_SIDE, NotNative, Planes, read_planes
+from research.compression.geometry import crop_and_resize, snap_box
+from research.compression.jpeg import MIN_SIDE, Planes, UnsupportedJpeg, read_planes
 from research.compression.selection import Selection
 from research.data.crops import Crop
 from research.utils.errors import DamagedImage
@@ -132,14 +132,14 @@ class BitstreamReader:
     def read(self, path: Path, crop: Crop, rng: np.random.Generator) -> Sample:
         try:
             planes = self._planes(path)
-        except NotNative as error:
+        except UnsupportedJpeg as error:
             pixels = self.pixels.read(path, crop, rng).arrays[0]
             return Sample(self._transform(pixels), error.reason)
         except OSError as error:
             raise DamagedImage("unreadable", f"{path}: {error}") from None
         header = planes.header
         box = snap_box(header, *crop.box(header.height, header.width, rng))
-        y, cbcr = payload(planes, box, self.size, self.selection)
+        y, cbcr = crop_and_resize(planes, box, self.size, self.selection)
         return Sample((_int16(y), _int16(cbcr)))
 
     def stack(self, samples: list[Sample]) -> Blocks:
@@ -156,7 +156,7 @@ class BitstreamReader:
         with path.open("rb") as file:
             start = file.read(2)
         if start and start != b"\xff\xd8":
-            raise NotNative("not_jpeg")
+            raise UnsupportedJpeg("not_jpeg")
         return read_planes(path)
 
     def _transform(self, pixels: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:

@@ -13,14 +13,14 @@ from torchvision.transforms.v2 import functional as F
 
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.compression.selection import Selection, kept_indices
+from research.compression.selection import Selection, select_frequencies
 from research.data.crops import Box, CentreCrop, Crop, RandomResizedCrop
 from research.data.readers import BitstreamReader, PixelReader, Reader, decode
 from research.data.transforms import CoefficientTransform
 from research.utils.errors import DamagedImage
 from tests.conftest import picture
 
-KEPT = kept_indices(4, "corner")
+KEPT = select_frequencies(4, "corner")
 SELECTION = Selection(KEPT, KEPT[:4])
 WHOLE = CentreCrop(1.0)
 RANDOM = RandomResizedCrop((0.08, 1.0), (0.75, 1.3333))

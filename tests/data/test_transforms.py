@@ -14,7 +14,7 @@ from torch import Tensor
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, block_idct
-from research.compression.selection import ZIGZAG, Selection, kept_indices
+from research.compression.selection import ZIGZAG, Selection, select_frequencies
 from research.compression.statistics import Statistics
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader, PixelReader
@@ -84,7 +84,7 @@ def blockwise(plane: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("range_", ["full", "studio"])
 def test_coefficients_equal_those_of_the_mapped_planes(range_: str) -> None:
-    selection = Selection(kept_indices(4, "zigzag"), kept_indices(2, "corner"))
+    selection = Selection(select_frequencies(4, "zigzag"), select_frequencies(2, "corner"))
     found = coefficients(selection, range_, images())
     for number, pixels in enumerate(images().numpy()):
         y, cbcr = slow(pixels, range_)
@@ -166,7 +166,7 @@ def test_bitstream_blocks_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("source", ["pixels", "bitstream"])
 @pytest.mark.parametrize("range_", ["full", "studio"])
 def test_mirrored_in_training_as_pixels_would_be(source: str, range_: str) -> None:
-    selection = Selection(kept_indices(3, "zigzag"), kept_indices(4, "corner"))
+    selection = Selection(select_frequencies(3, "zigzag"), select_frequencies(4, "corner"))
     transform = CoefficientTransform(selection, range_, statistics(), flip=True)
     inputs = images(32, 16)
     plain = coefficients(selection, range_, inputs, statistics())
@@ -260,7 +260,7 @@ def statistics() -> Statistics:
 
 @pytest.mark.parametrize("order", ["corner", "zigzag"])
 def test_statistics_are_looked_up_by_kept_frequency(order: str) -> None:
-    kept = kept_indices(3, order)  # type: ignore[arg-type]
+    kept = select_frequencies(3, order)  # type: ignore[arg-type]
     if order == "zigzag":
         assert kept == ZIGZAG[:9] != tuple(sorted(kept))
     selection = Selection(kept, kept[:4])
@@ -287,7 +287,7 @@ def test_statistics_travel_with_the_weights() -> None:
 @pytest.mark.parametrize("range_", ["full", "studio"])
 @pytest.mark.parametrize("order", ["corner", "zigzag"])
 def test_panels_show_what_went_in(range_: str, order: str) -> None:
-    kept = kept_indices(8, order)  # type: ignore[arg-type]
+    kept = select_frequencies(8, order)  # type: ignore[arg-type]
     transform = CoefficientTransform(Selection(kept, kept), range_, statistics(), flip=False).eval()
     grey = images()[:, :1].expand(-1, 3, -1, -1)
     assert torch.equal(panel(transform, grey), grey)

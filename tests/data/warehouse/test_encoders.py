@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.fft import dctn
 
-from research.compression.selection import EVERY, stored_order
+from research.compression.selection import ALL_FREQUENCIES, stored_order
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader
 from research.data.warehouse.build import build
@@ -86,7 +86,7 @@ def test_coefficients_are_those_of_the_bitstream_in_stored_order(tmp_path: Path)
     path = tmp_path / "a.jpg"
     picture("spots", 1, (70, 60)).save(path, quality=92, subsampling=2)
     rows = CoefficientEncoder(32, 4, "bitstream").encode(SampleSpec("a", "train", path, 7)).arrays
-    reader = BitstreamReader(32, EVERY)
+    reader = BitstreamReader(32, ALL_FREQUENCIES)
     y, cbcr = reader.read(path, CentreCrop(1.0), np.random.default_rng(0)).arrays
     order = list(stored_order(4))
     np.testing.assert_array_equal(rows["y"], y[..., order])
