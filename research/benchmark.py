@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchmarkOptions:
     """Options of the command."""
 
     size: int = cli.option(224, COUNT, "side of the sample in pixels (loading)")
@@ -56,7 +56,7 @@ NAME without IMAGES
              may follow
 Options
 """,
-    Options,
+    BenchmarkOptions,
 )
 
 Pass = Callable[[], int]
@@ -246,7 +246,7 @@ def main(words: list[str]) -> None:
     benchmarks = {"loading": loading, "readers": readers, "store": store, "frames": frames}
     names = [*benchmarks, "tracking"]
     others = "" if words[:1] == ["tracking"] else None
-    paths, options, overrides = cli.parse(Options, words, others)
+    paths, options, overrides = cli.parse(BenchmarkOptions, words, others)
     if not paths:
         raise UserError("NAME", f"pass a NAME ({', '.join(names)}), then IMAGES if it reads any")
     name = cli.choose("NAME", paths[0], names)

@@ -25,7 +25,7 @@ STATUSES = ("FINISHED", "PRUNED", "KILLED", "FAILED", "RUNNING", "all")
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """Options of the command."""
 
     experiment: str = cli.option("", TEXT, "only runs of this experiment")
@@ -76,7 +76,7 @@ number of comparisons. A difference is distinguishable from chance if p is small
 interval excludes zero. Writes comparison.html (tables, learning curves, differences and accuracy
 against cost in one file that needs no network), comparison.csv, runs.csv and comparison.json.
 """,
-    Options,
+    CompareOptions,
 )
 
 
@@ -145,7 +145,7 @@ def write(out: Path, result: ComparisonResult, title: str) -> list[Path]:
 
 
 def main(words: list[str]) -> None:
-    paths, options, _ = cli.parse(Options, words)
+    paths, options, _ = cli.parse(CompareOptions, words)
     metric, _, mode = options.metric.partition(":")
     if mode:
         cli.choose("metric", f"{metric}:{mode}", (f"{metric}:max", f"{metric}:min"))

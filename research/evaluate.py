@@ -15,7 +15,7 @@ from research.utils.files import to_json
 
 
 @dataclass(frozen=True)
-class Options(cli.RunOptions):
+class EvaluateOptions(cli.RunOptions):
     """Options of the command."""
 
     split: str = cli.option(
@@ -34,7 +34,7 @@ class Options(cli.RunOptions):
 USAGE = cli.usage(
     "python -m research.evaluate RUN [key=value …]",
     "RUN is a run folder or a checkpoint file.",
-    Options,
+    EvaluateOptions,
     "Any setting of the run may follow, such as dataset.test_dir=FOLDER or dataset.batch_size=64.",
 )
 
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def main(words: list[str]) -> None:
-    paths, options, overrides = cli.parse(Options, words, others="")
+    paths, options, overrides = cli.parse(EvaluateOptions, words, others="")
     if len(paths) != 1:
         raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
     # Imported late: mistakes are reported before torch is imported.

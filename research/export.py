@@ -28,7 +28,7 @@ OLDEST = 18
 
 
 @dataclass(frozen=True)
-class Options(cli.CheckpointOptions):
+class ExportOptions(cli.CheckpointOptions):
     """Options of the command."""
 
     out: Path | None = cli.option(
@@ -45,7 +45,7 @@ USAGE = cli.usage(
 Writes the model of RUN (a run folder or a checkpoint file) as ONNX with a dynamic batch size, and
 compares its outputs with those of the run on batches of 2 and 3 in onnxruntime.
 """,
-    Options,
+    ExportOptions,
     """
 Inputs are float32 after the preprocessing that the metadata of the file describe: images minus
 mean, divided by std (detectors: 0…1). Compressed models have the inputs y and cbcr. Classifiers
@@ -312,7 +312,7 @@ def _name(run: Path) -> str:
 
 
 def main(words: list[str]) -> None:
-    paths, options, _ = cli.parse(Options, words)
+    paths, options, _ = cli.parse(ExportOptions, words)
     if len(paths) != 1:
         raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
     path, which = Path(paths[0]), options.checkpoint

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class InspectOptions:
     """Options of the command."""
 
     out: Path = cli.option(Path("runs/inspect"), PATH, "folder for the pictures")
@@ -31,7 +31,7 @@ Cb, Cr and RGB relative to the pixels (with compression.source=bitstream: relati
 coefficients of the file), and writes a picture of original, reconstruction and four times their
 difference, and the energy of each DCT frequency with frames around the selected ones.
 """,
-    Options,
+    InspectOptions,
     """
 Settings of compression and dataset may follow, for example
   python -m research.inspect photo.jpg compression.window=2
@@ -163,7 +163,7 @@ def find_images(paths: list[str]) -> list[Path]:
 
 
 def main(words: list[str]) -> None:
-    paths, options, overrides = cli.parse(Options, words, others="")
+    paths, options, overrides = cli.parse(InspectOptions, words, others="")
     if not paths:
         raise UserError("IMAGES", "pass IMAGES (files or folders) first, then key=value settings")
     out = options.out

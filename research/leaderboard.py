@@ -22,7 +22,7 @@ log = logging.getLogger("research.leaderboard")  # as a command, this module is 
 
 
 @dataclass(frozen=True)
-class Options(cli.RunOptions):
+class LeaderboardOptions(cli.RunOptions):
     """Options of the command."""
 
     split: str = cli.option(
@@ -46,7 +46,7 @@ Times are of the network and its postprocessing to classes or boxes, on real ima
 that are already on the device: the median of rounds in which the runs take turns, after warm-up,
 with the device synchronized. Writes judged.csv, judged.json and judged.png.
 """,
-    Options,
+    LeaderboardOptions,
     "Any setting of the runs may follow, such as dataset.root=FOLDER if the data was moved.",
 )
 MB = 1e6
@@ -224,7 +224,7 @@ def write(
 
 
 def main(words: list[str]) -> None:
-    paths, options, overrides = cli.parse(Options, words, others="")
+    paths, options, overrides = cli.parse(LeaderboardOptions, words, others="")
     if not paths:
         raise UserError("RUN", "pass RUN folders first, then key=value settings", "see --help")
     out = options.out or Path(f"runs/leaderboard/{datetime.now():%Y-%m-%d_%H-%M-%S}")

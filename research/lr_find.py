@@ -37,7 +37,7 @@ ROOT: Final = Path("runs/lr_find")
 
 
 @dataclass(frozen=True)
-class Options:
+class LrFindOptions:
     """Options of the command."""
 
     start: float = cli.option(1e-6, number(above=0), "first learning rate")
@@ -60,7 +60,7 @@ Trains the composed configuration for some steps with exponentially increasing l
 suggests a learning rate from where the loss decreases (Smith, 2017). Every setting of train.py may
 follow; schedule, epochs, scale_lr, ema and logging are ignored. The trained weights are not saved.
 """,
-    Options,
+    LrFindOptions,
 )
 
 
@@ -272,7 +272,7 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
 
 
 def main(words: list[str]) -> None:
-    paths, options, settings = cli.parse(Options, words, others="")
+    paths, options, settings = cli.parse(LrFindOptions, words, others="")
     cli.no_paths(paths)
     start, end = options.start, options.end
     if start >= end:

@@ -33,7 +33,7 @@ FRACTION = number(at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
-class Options(cli.RunOptions):
+class PredictOptions(cli.RunOptions):
     """Options of the command."""
 
     objectness: float | None = cli.option(
@@ -76,7 +76,7 @@ one class only, the labels of a capture run; a classifier a table (predictions.c
 sheet; a ranker all photos from best to worst (ranking.csv) and a contact sheet in this order; each
 a summary.json.
 """,
-    Options,
+    PredictOptions,
     """
 Settings of the run's data set may follow. Of a file that is not below runs/, only model, task,
 preprocessing and metadata of the data are used: paths in it count only if they are set here, such
@@ -184,7 +184,7 @@ def _each(
     return found
 
 
-def _load(run: Path, options: Options, overrides: Sequence[str]) -> Predictor:
+def _load(run: Path, options: PredictOptions, overrides: Sequence[str]) -> Predictor:
     """The trained model, with the settings that concern it."""
     from research.engine import checkpoint, predictor
 
@@ -232,7 +232,7 @@ def _listed(counts: Counter[str], before: str = "", after: str = "") -> str:
 
 
 def main(words: list[str]) -> None:
-    paths, options, overrides = cli.parse(Options, words, others="dataset.")
+    paths, options, overrides = cli.parse(PredictOptions, words, others="dataset.")
     if not paths:
         raise UserError(
             "SOURCE", "give a RUN folder or a WEIGHTS file first, then SOURCEs", "see --help"

@@ -23,7 +23,7 @@ from research.utils.files import write_text
 
 
 @dataclass(frozen=True)
-class Options(cli.TrustOptions):
+class ReproduceOptions(cli.TrustOptions):
     """Options of the command."""
 
     out: Path | None = cli.option(
@@ -42,7 +42,7 @@ changed files, Python, packages, hardware, and every setting to which conf/ give
 now); and the commands that repeat it. Settings whose defaults have changed since are written out in
 them.
 """,
-    Options,
+    ReproduceOptions,
 )
 
 OWN = ("run_dir", "resume", "sweep")
@@ -423,7 +423,7 @@ def report(then: Then) -> tuple[str, list[str]]:
 
 
 def main(words: list[str]) -> None:
-    paths, options, _ = cli.parse(Options, words)
+    paths, options, _ = cli.parse(ReproduceOptions, words)
     if len(paths) != 1:
         raise UserError("RUN", "pass one RUN folder, then out=FOLDER if wanted", "see --help")
     run, out = Path(paths[0]), options.out

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
-from research.config.checks import RGB
 from research.config.rules import PATH, number, one_of, whole
+from research.data.rules import RGB
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(cli.RunOptions):
+class RobustnessOptions(cli.RunOptions):
     """Options of the command."""
 
     split: str = cli.option(
@@ -49,7 +49,7 @@ with disturbed inputs:
 Prints a Markdown table with the change of the monitored metric; writes robustness.csv, .json and
 .png.
 """,
-    Options,
+    RobustnessOptions,
     "Any setting of the run may follow, such as dataset.root=FOLDER if the data was moved.",
 )
 
@@ -245,7 +245,7 @@ def write(
 
 
 def main(words: list[str]) -> None:
-    paths, options, overrides = cli.parse(Options, words, others="")
+    paths, options, overrides = cli.parse(RobustnessOptions, words, others="")
     if len(paths) != 1:
         raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
     path, split = Path(paths[0]), options.split

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config, resolved
-from research.config.checks import RGB
 from research.config.rules import COUNT, DEVICE, TRUTH
+from research.data.rules import RGB
 from research.utils.errors import UserError
 from research.utils.timing import median_times, synchronize
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class SummaryOptions:
     """Options of the command."""
 
     latency: bool = cli.option(
@@ -50,7 +50,7 @@ Columns
   latency ms      median time of one batch in evaluation mode; the rows take turns
 Options
 """,
-    Options,
+    SummaryOptions,
     """
 An image of a ranker is a pair of photos. Without model.num_classes the number of classes is that of
 the data set, if one is selected by dataset= or experiment= and its files can be read; otherwise
@@ -282,7 +282,7 @@ def _values(text: str) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    paths, options, settings = cli.parse(Options, words, others="")
+    paths, options, settings = cli.parse(SummaryOptions, words, others="")
     cli.no_paths(paths)
     print(table(settings, options.latency, options.rounds, options.batch, options.device))
 

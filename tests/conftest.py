@@ -300,10 +300,10 @@ class FirstUse:
 
 
 @pytest.fixture(scope="session")
-def first_use(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> FirstUse:
+def first_use(tmp_path_factory: pytest.TempPathFactory) -> FirstUse:
     """A store used by two processes at once; others copy it, since making tables takes seconds."""
     folder = tmp_path_factory.getbasetemp()
-    if worker_id != "master":
+    if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # shared by all test processes
     database, record = folder / "mlflow.db", folder / "first_use.json"
     with FileLock(folder / "first_use.lock"):

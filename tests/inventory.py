@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from research.config.compose import composed
+from research.config.group_rules import group_rules
 from research.config.messages import dotted, plain, shown
 from research.config.options import CONF, options
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, register, rule_for
@@ -35,14 +36,15 @@ def settings() -> Inventory:
     groups = {}
     for group in GROUPS:
         for option in options(group):
-            node = plain(composed([f"{group}={option}"]))[group]
+            config = plain(composed([f"{group}={option}"]))
+            node, rules = config[group], group_rules(config)
             groups[f"{group}={option}"] = {
-                key: f"{shown(value)} ({rule_for(f'{group}.{key}', value).allowed})"
+                key: f"{shown(value)} ({rule_for(f'{group}.{key}', value, rules).allowed})"
                 for key, value in dotted(node)
             }
     sweeper = yaml.safe_load((CONF / "hydra/sweeper/study.yaml").read_text())
     keys = {
-        key: f"{shown(value)} ({rule_for(f'hydra.sweeper.{key}', value).allowed})"
+        key: f"{shown(value)} ({rule_for(f'hydra.sweeper.{key}', value, group_rules({})).allowed})"
         for key, value in sweeper.items()
         if key[0] != "_" and key != "defaults"
     }

@@ -6,20 +6,18 @@ every window; a network that keeps some of them looks its numbers up by kept ind
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection
+from research.utils import cache
 from research.utils.errors import UserError
-from research.utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,18 @@ def measure(batches: Iterable[Blocks], measured: Selection) -> Statistics:
 
 
 def cached(folder: Path, key: Mapping[str, object], make: Callable[[], Statistics]) -> Statistics:
-    """The statistics kept under ``key``, measured by ``make`` the first time.
+    """The statistics of ``key``, measured by ``make`` the first time, see ``cache.cached``.
 
     Args:
-        folder: where they are kept, one JSON file a key.
+        folder: where they are stored.
         key: everything they depend on: data set, source, image size, resize rule, range, images.
-        make: measures them. Other processes that ask meanwhile wait for the result.
+        make: measures them.
     """
-    digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    store = folder / f"{digest}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{store}.lock"):
-        if not store.exists():
-            made = asdict(make())
-            values = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in made.items()}
-            write_text(store, json.dumps({"key": dict(key), **values}, indent=1))
-    kept = json.loads(store.read_text())
-    tensors = {
-        name: torch.tensor(kept[name]) for name in ("y_mean", "y_std", "cbcr_mean", "cbcr_std")
-    }
-    return Statistics(**tensors, images=kept["images"])
+
+    def values() -> dict[str, Any]:
+        measured = asdict(make())
+        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in measured.items()}
+
+    stored = dict(cache.cached(folder, dict(key), values))
+    images = stored.pop("images")
+    return Statistics(**{k: torch.tensor(v) for k, v in stored.items()}, images=images)

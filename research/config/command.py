@@ -29,10 +29,11 @@ from yaml import YAMLError
 
 from research.config.checks import check, check_value
 from research.config.compose import Composed, composed, hydra_ready, resolved
+from research.config.group_rules import group_rules
 from research.config.help import help_text
 from research.config.messages import explain, suggest
 from research.config.options import CONF
-from research.config.schema import OPTIONAL, SWEEPER_RULES, register
+from research.config.schema import OPTIONAL, register
 from research.utils.errors import UserError
 
 T = TypeVar("T")
@@ -72,11 +73,11 @@ def command_line(main: Callable[[], object]) -> None:
                 check_jobs(overrides, multirun=arguments.multirun)
             main()
     except KeyboardInterrupt:
-        _leave("interrupted", 130)
+        _exit("interrupted", 130)
     except (UserError, HydraException, YAMLError) as error:
         if isinstance(error, InstantiationException) and not _is_mistake(error):
             raise
-        _leave(f"error: {explain(error, overrides)}", 2)
+        _exit(f"error: {explain(error, overrides)}", 2)
     finally:
         if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -85,7 +86,7 @@ def command_line(main: Callable[[], object]) -> None:
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Ends the process at a user's mistake, before Hydra adds a line of its own to it.
 
     Not under -m, where the other jobs go on.
@@ -96,7 +97,7 @@ def told_in_one_line() -> Iterator[None]:
         mistake = isinstance(error, UserError) or _is_mistake(error)
         if not mistake or HydraConfig.get().mode is RunMode.MULTIRUN:
             raise
-        _leave(f"error: {explain(error, HydraConfig.get().overrides.task)}", 2)
+        _exit(f"error: {explain(error, HydraConfig.get().overrides.task)}", 2)
 
 
 def compose_config(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
@@ -151,9 +152,10 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         if preset is not None and not multirun:
             words = shlex.join(overrides)
             raise UserError("sweep", f"sweep={preset} is of many runs: python train.py -m {words}")
+        rules = group_rules({})
         for key, value in first.sweeper.items():
-            if f"hydra.sweeper.{key}" in SWEEPER_RULES:
-                check_value(f"hydra.sweeper.{key}", value, value)
+            if f"hydra.sweeper.{key}" in rules:
+                check_value(f"hydra.sweeper.{key}", value, value, rules)
         params = first.sweeper.get("params") or {}
         given = {override.key_or_group for override in parsed}
         extra = [f"{key}={values}" for key, values in params.items() if key not in given]
@@ -297,6 +299,6 @@ def _is_mistake(error: InstantiationException) -> bool:
     return isinstance(error.__cause__, UserError) or "Error locating target" in str(error)
 
 
-def _leave(line: str, status: int) -> NoReturn:
+def _exit(line: str, status: int) -> NoReturn:
     print(" ".join(line.split()), file=sys.stderr)
     raise SystemExit(status)

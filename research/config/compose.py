@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from research.config.declarations import split
 from research.config.options import CONF, options
 from research.config.schema import GROUPS, OPTIONAL
 from research.utils.errors import UserError
@@ -101,7 +102,12 @@ def choices_of_model(model: str) -> dict[str, str | None]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A plain dictionary with every interpolation resolved and without Hydra's own node."""
+    """The settings as plain values: interpolations resolved, without declarations and Hydra."""
+    return split(resolved_with_declarations(cfg))[0]
+
+
+def resolved_with_declarations(cfg: DictConfig) -> dict[str, Any]:
+    """The same with what the options declare, see ``research.config.declarations``."""
     if "hydra" in cfg:
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     container = OmegaConf.to_container(cfg, resolve=True)

@@ -6,11 +6,9 @@ opened again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from research.compression.jpeg import MIN_SIDE
-from research.utils.files import write_text
+from research.utils.cache import cached_by_file
 
 EXTENSIONS = frozenset(
     [
@@ -76,28 +74,22 @@ def index_folder(
 
     Args:
         root: the folder.
-        cache: folder in which the index is remembered (one JSON file a root).
+        cache: folder of the index (one file a root, see ``cached_by_file``).
         progress: told while headers are read.
     """
-    store = cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = _read_cache(store)
-    found = dict(sorted(_image_files(root)))
-    index = {
-        name: known[name]
-        for name, stat in found.items()
-        if name in known and known[name][:2] == (stat.st_size, stat.st_mtime_ns)
-    }
-    fresh = [name for name in found if name not in index]
-    if fresh:
+    stats = dict(sorted(_image_files(root)))
+    stamps = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+    def damage(names: list[str]) -> Iterator[str]:
         with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            kinds = pool.map(lambda name: inspect_header(root / name), fresh)
-            for done, (name, kind) in enumerate(zip(fresh, kinds, strict=True), start=1):
-                index[name] = Entry(found[name].st_size, found[name].st_mtime_ns, kind)
+            kinds = pool.map(lambda name: inspect_header(root / name), names)
+            for done, kind in enumerate(kinds, start=1):
+                yield kind
                 if progress is not None:
-                    progress(f"reading headers in {root.name}", done, len(fresh))
-    if fresh or len(index) != len(known):
-        write_text(store, json.dumps(index))
-    return {name: index[name] for name in found}
+                    progress(f"reading headers in {root.name}", done, len(names))
+
+    kinds = cached_by_file(cache, {"index": str(root.resolve())}, stamps, damage)
+    return {name: Entry(*stamp, kinds[name]) for name, stamp in stamps.items()}
 
 
 def _image_files(root: Path) -> Iterable[tuple[str, os.stat_result]]:
@@ -107,11 +99,3 @@ def _image_files(root: Path) -> Iterable[tuple[str, os.stat_result]]:
                 path = os.path.join(folder, file)
                 if os.path.exists(path):
                     yield os.path.relpath(path, root), os.stat(path)
-
-
-def _read_cache(store: Path) -> dict[str, Entry]:
-    try:
-        return {name: Entry(*entry) for name, entry in json.loads(store.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        # A missing or damaged cache costs only the time to read the headers again.
-        return {}

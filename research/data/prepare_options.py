@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from research.compression import rules as compression_rules
 from research.config import cli
 from research.config.rules import COUNT, PATH, SHARE, TEXT, TRUTH, Rule, number, one_of, whole
-from research.config.schema import GROUP_RULES
+from research.data import rules as data_rules
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -68,19 +69,19 @@ class CoefficientOptions(StoreOptions):
     image_size: int = cli.option(256, STORED_SIZE, "size of the stored squares, a multiple of 16")
     window: int = cli.option(
         8,
-        GROUP_RULES["compression.window"],
+        compression_rules.RULES["window"],
         "1…8, corner of frequencies; smaller windows can be read from it",
         key="compression.window",
     )
     source: str = cli.option(
         "bitstream",
-        GROUP_RULES["compression.source"],
+        compression_rules.RULES["source"],
         "bitstream: the files' own coefficients; pixels: decoded first",
         key="compression.source",
     )
     val: float = cli.option(
         0.1,
-        GROUP_RULES["dataset.val_fraction"],
+        data_rules.RULES["val_fraction"],
         "fraction of each class held out if SOURCE has no val folder",
     )
 

@@ -36,6 +36,23 @@ class NetworkInput:
     coefficients: Coefficients | None
 
 
+class Demo(Protocol):
+    """Renders the files of a demo data set on first use, in the format that its reader reads."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names of the files, in index order; empty where they have no classes."""
+        ...
+
+    def render(self, progress: ProgressCallback | None = None) -> Path:
+        """Make sure that the files are there; returns their folder.
+
+        Raises:
+            UserError: when the folder holds something else.
+        """
+        ...
+
+
 class DataModule(Protocol):
     """A data set of any kind: folders, a warehouse, pairs.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -70,6 +70,7 @@ class PhotoDemo:
     root: str
     series: int
     seed: int
+    classes: ClassVar[tuple[str, ...]] = ()
 
     def render(self, progress: ProgressCallback | None = None) -> Path:
         """Make sure that the photos and their pair lists lie in ``root``.

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -60,6 +61,7 @@ class RgbxDemo:
     images: int
     seed: int
     size: int
+    classes: ClassVar[tuple[str, ...]] = CLASSES
 
     def render(self, progress: ProgressCallback | None = None) -> Path:
         """Make sure that ``images/*.npy``, ``labels/*.txt`` and their records lie in ``root``.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -283,12 +284,14 @@ class Scenes:
     train_images: int
     val_images: int
     seed: int
+    classes: ClassVar[tuple[str, ...]] = CLASSES
 
-    def render(self, progress: ProgressCallback | None = None) -> None:
-        """Render them, unless they are there."""
+    def render(self, progress: ProgressCallback | None = None) -> Path:
+        """Render them, unless they are there; returns ``root``."""
 
-        def told(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             if progress is not None:
                 progress("rendering demo scenes", done, total)
 
-        render_scenes(Path(self.root), self.train_images, self.val_images, self.seed, told)
+        root = Path(self.root)
+        return render_scenes(root, self.train_images, self.val_images, self.seed, report)

@@ -17,11 +17,11 @@ from torch import nn
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import targets
-from research.config.checks import RGB
 from research.data.block_samples import MCU
 from research.data.coefficients import Coefficients
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
+from research.data.rules import RGB
 from research.data.source import DataModule, NetworkInput
 from research.engine import checkpoint
 from research.engine.loop import LoopConfig

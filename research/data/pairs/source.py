@@ -36,9 +36,8 @@ from research.data.pairs.samples import (
 from research.data.pairs.select import Rules, hold, placed, select, thinned, without
 from research.data.pairs.sharpness import trivial
 from research.data.pairs.transform import FeatureTransform, PairTransform
-from research.data.source import NetworkInput
+from research.data.source import Demo, NetworkInput
 from research.data.transforms import DeviceTransform
-from research.demos.photos import PhotoDemo
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ class PhotoPairs:
         audit: str,
         max_train_images: int | None,
         max_val_images: int | None,
-        demo: PhotoDemo | None,
+        demo: Demo | None,
         network: NetworkInput,
     ) -> None:
         self.name = name

@@ -23,10 +23,9 @@ from research.data.rgbx.layout import DESCRIPTION, LEDGER, extra_channels, group
 from research.data.rgbx.samples import ArraySamples, stacked
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
-from research.data.source import NetworkInput
+from research.data.source import Demo, NetworkInput
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.plan import assign_splits
-from research.demos.rgbx import CLASSES, RgbxDemo
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class RgbxFolder:
         max_train_images: int | None,
         max_val_images: int | None,
         cache_dir: str,
-        demo: RgbxDemo | None,
+        demo: Demo | None,
         network: NetworkInput,
     ) -> None:
         self.name = name
@@ -181,7 +180,9 @@ class RgbxFolder:
     def known_classes(self) -> list[str] | None:
         if self.class_names is not None:
             return list(self.class_names)
-        return read_class_names(self.root) or (None if self.demo is None else list(CLASSES))
+        return read_class_names(self.root) or (
+            None if self.demo is None else list(self.demo.classes)
+        )
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

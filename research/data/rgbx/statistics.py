@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import RANGES, Form, read_array
+from research.utils.cache import cached
 from research.utils.errors import DamagedImage, UserError
-from research.utils.files import write_text
 
 RECIPE = 1  # raise it whenever the same files would give other numbers
 
@@ -71,16 +68,11 @@ def channel_statistics(
         form: of every file.
         limit: how many are measured.
         fingerprint: of the data set.
-        cache: folder in which they are kept; other processes that ask meanwhile wait.
+        cache: folder in which they are stored, see ``cached``.
         progress: told meanwhile.
     """
     chosen = np.random.default_rng(0).permutation(len(files))[:limit]
     measured = [files[place] for place in sorted(chosen)]
-    key = {"recipe": RECIPE, "data": fingerprint, "files": len(measured)}
-    digest = sha256(json.dumps(key).encode()).hexdigest()[:16]
-    store = cache / f"rgbx_{digest}.json"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{store}.lock"):
-        if not store.exists():
-            write_text(store, json.dumps(asdict(measure(measured, form, progress)), indent=1))
-    return ChannelStatistics(**json.loads(store.read_text()))
+    key = {"channels": RECIPE, "data": fingerprint, "files": len(measured)}
+    values = cached(cache, key, lambda: asdict(measure(measured, form, progress)))
+    return ChannelStatistics(**values)

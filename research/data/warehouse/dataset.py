@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,11 +24,18 @@ from research.data.transforms import DeviceTransform
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
-from research.demos.store import DemoStore
 from research.utils.errors import UserError
 
 GIB = 2**30
 Splits = dict[str, NDArray[np.int64]]
+
+
+class StoreDemo(Protocol):
+    """Creates the store of a demo data set on first use."""
+
+    def make(self, out: Path, progress: ProgressCallback | None) -> Path:
+        """Make sure that the store lies in ``out``; returns the folder of its version."""
+        ...
 
 
 class Warehouse:
@@ -81,7 +88,7 @@ class Warehouse:
         max_val_images: int | None,
         cache_dir: str,
         baseline: bool,
-        demo: DemoStore | None,
+        demo: StoreDemo | None,
         network: NetworkInput,
     ) -> None:
         self.name = name
