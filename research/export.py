@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
-from research.config.rules import PATH, one_of, or_null, whole
+from research.config.rules import PATH, whole
 from research.utils.errors import UserError
 from research.utils.files import write_atomic
 
@@ -19,22 +19,6 @@ if TYPE_CHECKING:
 
     from research.engine.predictor import Predictor
 
-USAGE = """
-python -m research.export RUN [key=value …]
-
-Writes the model of RUN (a run folder or a checkpoint file) as ONNX, with any number of images a
-batch, and compares it with the run's own on batches of 2 and 3 through onnxruntime.
-  out=               the file; RUN/model.onnx, or beside a checkpoint file, when left out
-  checkpoint=best    best or last, of a run folder
-  opset=             ONNX operator set; the exporter's own when left out
-  trust=[]           classes and functions of your own that the run names: [my_models.Net]
-Inputs are float32 as the network takes them, that is after what the metadata of the file say:
-images minus mean, over std (detectors: 0…1). Compressed models have the inputs y and cbcr.
-Classifiers give logits; detectors give boxes (xyxy, shares of the frame) and scores of every
-cell, before suppression.
-Needs the extra export: pip install -e '.[export]'
-"""
-
 TOLERANCE = 1e-3
 """Largest difference, as a share of the largest output, that passes."""
 
@@ -42,12 +26,33 @@ BATCHES = (2, 3)
 OLDEST = 18
 """The oldest operator set that the exporter writes without converting."""
 
-OPTIONS = {
-    "out": ("", or_null(PATH)),
-    "checkpoint": ("best", one_of("best", "last")),
-    "opset": ("", whole(OLDEST)),
-    **cli.TRUST,
-}
+
+@dataclass(frozen=True)
+class ExportOptions(cli.CheckpointOptions):
+    """Options of the command."""
+
+    out: Path | None = cli.option(
+        None, PATH, "the file; by default model.onnx in the run folder or beside a checkpoint file"
+    )
+    opset: int | None = cli.option(
+        None, whole(OLDEST), "ONNX operator set; by default that of the exporter"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.export RUN [key=value …]",
+    """
+Writes the model of RUN (a run folder or a checkpoint file) as ONNX with a dynamic batch size, and
+compares its outputs with those of the run on batches of 2 and 3 in onnxruntime.
+""",
+    ExportOptions,
+    """
+Inputs are float32 after the preprocessing that the metadata of the file describe: images minus
+mean, divided by std (detectors: 0…1). Compressed models have the inputs y and cbcr. Classifiers
+return logits; detectors return boxes (xyxy, as fractions of the frame) and scores of every cell,
+before non-maximum suppression. Needs the extra export: pip install -e '.[export]'
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -307,13 +312,11 @@ def _name(run: Path) -> str:
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, _ = cli.parse(ExportOptions, words)
     if len(paths) != 1:
-        raise UserError("RUN", "give one RUN folder or checkpoint first, then key=value settings")
-    chosen = cli.typed(settings, OPTIONS, "research.export")
-    out = None if chosen["out"] is None else Path(chosen["out"])
-    which, opset, trust = chosen["checkpoint"], chosen["opset"], chosen["trust"]
-    print(export(Path(paths[0]), out, which, opset, trust))
+        raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
+    path, which = Path(paths[0]), options.checkpoint
+    print(export(path, options.out, which, options.opset, options.trust))
 
 
 if __name__ == "__main__":

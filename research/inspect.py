@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
+from research.config.rules import PATH
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-USAGE = """
-python -m research.inspect IMAGES… [out=runs/inspect] [compression settings]
 
-IMAGES are files or folders. Each is cropped and resized as in validation (to 256 px, or
-dataset.image_size=N), and its kept coefficients are decoded again. It prints the PSNR (dB) of Y,
-Cb, Cr and RGB against the pixels (with compression.source=bitstream: against all of the file's
-coefficients), and writes to out/ a picture of original, reconstruction and four times their
-difference, and the energy of each DCT frequency with the kept ones framed. For example
+@dataclass(frozen=True)
+class InspectOptions:
+    """Options of the command."""
+
+    out: Path = cli.option(Path("runs/inspect"), PATH, "folder for the pictures")
+
+
+USAGE = cli.usage(
+    "python -m research.inspect IMAGES… [key=value …]",
+    """
+IMAGES are files or folders. Each image is cropped and resized as in validation (to 256 px, or
+dataset.image_size=N), and decoded from its selected DCT coefficients. Prints the PSNR (dB) of Y,
+Cb, Cr and RGB relative to the pixels (with compression.source=bitstream: relative to all
+coefficients of the file), and writes a picture of original, reconstruction and four times their
+difference, and the energy of each DCT frequency with frames around the selected ones.
+""",
+    InspectOptions,
+    """
+Settings of compression and dataset may follow, for example
   python -m research.inspect photo.jpg compression.window=2
   python -m research.inspect FOLDER compression.order=zigzag compression.source=bitstream
-"""
+""",
+)
 
 
 def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str, Any]]:
@@ -148,11 +163,10 @@ def find_images(paths: list[str]) -> list[Path]:
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, overrides = cli.parse(InspectOptions, words, others="")
     if not paths:
-        raise UserError("IMAGES", "give IMAGES (files or folders) first, then key=value settings")
-    chosen, overrides = cli.options(settings, {"out": "runs/inspect"})
-    out = Path(chosen["out"])
+        raise UserError("IMAGES", "pass IMAGES (files or folders) first, then key=value settings")
+    out = options.out
     rows = inspect(find_images(paths), out, overrides)
     print(f"{'Y':>7} {'Cb':>7} {'Cr':>7} {'RGB':>7}  dB")
     for row in rows:

@@ -16,25 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.config import cli, compose_config, resolved
+from research.config.rules import PATH, number, whole
 from research.tracking.tracker import Row, Table, Tracker, Trackers
 from research.utils.errors import NotFinite, UserError
 from research.utils.files import write_atomic, write_text
 
 if TYPE_CHECKING:
     from research.engine.build import Experiment
-
-USAGE = """
-python -m research.lr_find [key=value …]
-
-Trains the composed configuration for some steps while the learning rate rises exponentially,
-and suggests a learning rate from where the loss falls (Smith, 2017). Every setting of train.py may
-be given; the schedule, epochs, scale_lr, ema and logging play no part. Nothing is kept of the
-trained weights.
-  start=1e-6    first learning rate
-  end=1         last learning rate; the test stops before, when the loss has diverged
-  steps=100     optimizer steps between them
-  out=FOLDER    for lr_find.png and lr_find.csv; without it a folder under runs/lr_find
-"""
 
 DIVERGED: Final = 4.0
 """So many times the best smoothed loss is the end."""
@@ -46,6 +34,34 @@ SMOOTHING: Final = 0.03
 """Standard deviation of the smoothing, as a share of the steps."""
 LEAST: Final = 10
 ROOT: Final = Path("runs/lr_find")
+
+
+@dataclass(frozen=True)
+class LrFindOptions:
+    """Options of the command."""
+
+    start: float = cli.option(1e-6, number(above=0), "first learning rate")
+    end: float = cli.option(
+        1.0, number(above=0), "last learning rate; the test stops earlier if the loss diverges"
+    )
+    steps: int = cli.option(100, whole(LEAST), "optimizer steps between them")
+    out: Path | None = cli.option(
+        None,
+        PATH,
+        "folder for lr_find.png and lr_find.csv; by default a folder in runs/lr_find",
+        placeholder="FOLDER",
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.lr_find [key=value …]",
+    """
+Trains the composed configuration for some steps with exponentially increasing learning rate, and
+suggests a learning rate from where the loss decreases (Smith, 2017). Every setting of train.py may
+follow; schedule, epochs, scale_lr, ema and logging are ignored. The trained weights are not saved.
+""",
+    LrFindOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -255,25 +271,12 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
     print(f"picture and table: {folder}")
 
 
-def _rate(key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(key, f"{key}={text}: expected a number above 0")
-    return value
-
-
 def main(words: list[str]) -> None:
-    known = {"start": "1e-6", "end": "1", "steps": "100", "out": ""}
-    chosen, settings = cli.options(cli.key_values(words), known)
-    start, end = _rate("start", chosen["start"]), _rate("end", chosen["end"])
-    steps = cli.whole_number("steps", chosen["steps"])
+    paths, options, settings = cli.parse(LrFindOptions, words, others="")
+    cli.no_paths(paths)
+    start, end = options.start, options.end
     if start >= end:
         raise UserError("start", f"start={start:g} with end={end:g}: expected start below end")
-    if steps < LEAST:
-        raise UserError("steps", f"steps={steps}: expected at least {LEAST}")
     cfg, choices = compose_config(settings)
     config = resolved(cfg)
     if config["resume"] is not None:
@@ -281,12 +284,12 @@ def main(words: list[str]) -> None:
             "resume", "resume has no meaning here", "init_from=RUN starts from a run's weights"
         )
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or choices['model']}"
-    folder = Path(chosen["out"]) if chosen["out"] else ROOT / stamp
-    # Imported late: a mistake is answered before torch is there.
+    folder = options.out or ROOT / stamp
+    # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
     logs.to_terminal()
-    find(config, start, end, steps, folder)
+    find(config, start, end, options.steps, folder)
 
 
 if __name__ == "__main__":

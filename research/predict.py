@@ -8,13 +8,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from research.config import cli
-from research.config.rules import COUNT, DEVICE, TEXT, TRUTH, Rule, number, one_of, whole
+from research.config.rules import COUNT, PATH, TRUTH, number, whole
 from research.config.schema import RUN_RULES
 from research.utils.errors import DamagedImage, UserError
 
@@ -28,49 +29,61 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("research.predict")  # as a command, this module is called __main__
 
-USAGE = """
-python -m research.predict RUN|WEIGHTS SOURCE… [key=value …]
+FRACTION = number(at_least=0, at_most=1)
 
-RUN is a run folder, WEIGHTS a checkpoint or a run's final.safetensors; either is all that is
-needed. A SOURCE is an image (for a detector on RGB + X an .npy array), a folder of them, a capture
-run, a folder of capture runs, or a video. A detector writes pictures with boxes, every sensor's
-side by side (boxed/NAME_boxed.png), the boxes in COCO's form (predictions.json) and, where there is
-one class, as labels of a capture run; a classifier a table (predictions.csv) and a contact sheet; a
-ranker all photos from best to worst (ranking.csv) and a contact sheet in that order; each a
-summary.json.
-  objectness=      boxes from this score on are drawn and written, 0…1; the run's task.score by
-                   default
-  iou=             of boxes that overlap more the best stays, 0…1; the run's model.nms_iou (0.5) by
-                   default; without effect where a model finds one box a frame
-  max_frames=      look at the first so many only
-  out=             folder for the results, new or empty; runs/predict/NAME-TIME by default
-  show=false       true: play the frames as they are inferred on a page of this machine, until
-                   Ctrl-C
-  port=0           of that page; 0: any that is free
-  batch_size=8     frames inferred at once
-  checkpoint=best  best or last, of a run folder
-  device=auto      auto, cpu, cuda, cuda:N or mps
-  precision=       fp32, bf16 or fp16; the run's by default
-  trust=[]         classes and functions of your own that the run names: [my_models.Net]
-Settings of the run's data set may follow. Of a file that does not lie under runs/ only model, task,
-preprocessing and what is known of the data are used: files that it names count when they are given
-here, such as dataset.feature_weights.clip=FILE.
-"""
 
-SCORE = number(at_least=0, at_most=1)
-OPTIONS: dict[str, tuple[str, Rule]] = {
-    "objectness": ("", SCORE),
-    "iou": ("", SCORE),
-    "max_frames": ("", COUNT),
-    "out": ("", TEXT),
-    "show": ("false", TRUTH),
-    "port": ("0", whole(0, 65535)),
-    "batch_size": ("8", COUNT),
-    "checkpoint": ("best", one_of("best", "last")),
-    "device": ("auto", DEVICE),
-    "precision": ("", RUN_RULES["precision"]),
-    **cli.TRUST,
-}
+@dataclass(frozen=True)
+class PredictOptions(cli.RunOptions):
+    """Options of the command."""
+
+    objectness: float | None = cli.option(
+        None,
+        FRACTION,
+        "lowest score of boxes that are drawn and written, 0…1; by default task.score of the run",
+    )
+    iou: float | None = cli.option(
+        None,
+        FRACTION,
+        "IoU threshold of non-maximum suppression, 0…1; by default model.nms_iou of the run (0.5); "
+        "no effect on models that predict one box per frame",
+    )
+    max_frames: int | None = cli.option(None, COUNT, "maximum number of frames; by default all")
+    out: Path | None = cli.option(
+        None,
+        PATH,
+        "folder for the results, new or empty; by default runs/predict/NAME-TIME",
+    )
+    show: bool = cli.option(
+        False,
+        TRUTH,
+        "true: play the frames during inference on a local web page, until Ctrl-C",
+    )
+    port: int = cli.option(0, whole(0, 65535), "port of that page; 0: any free port")
+    batch_size: int = cli.option(8, COUNT, "frames per batch")
+    precision: str | None = cli.option(
+        None, RUN_RULES["precision"], "fp32, bf16 or fp16; by default that of the run"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.predict RUN|WEIGHTS SOURCE… [key=value …]",
+    """
+RUN is a run folder, WEIGHTS a checkpoint or the final.safetensors of a run; no other file is
+needed. A SOURCE is an image (for an RGB + X detector an .npy array), a folder of images, a capture
+run, a folder of capture runs, or a video. A detector writes pictures with boxes, those of all
+sensors side by side (boxed/NAME_boxed.png), the boxes in COCO format (predictions.json) and, with
+one class only, the labels of a capture run; a classifier a table (predictions.csv) and a contact
+sheet; a ranker all photos from best to worst (ranking.csv) and a contact sheet in this order; each
+a summary.json.
+""",
+    PredictOptions,
+    """
+Settings of the run's data set may follow. Of a file that is not below runs/, only model, task,
+preprocessing and metadata of the data are used: paths in it count only if they are set here, such
+as dataset.feature_weights.clip=FILE.
+""",
+)
+
 MOST_TOLD = 10
 """Files left out that are written out one by one."""
 ABOUT = 0.02
@@ -171,37 +184,36 @@ def _each(
     return found
 
 
-def _load(run: Path, settings: dict[str, Any], overrides: Sequence[str]) -> Predictor:
+def _load(run: Path, options: PredictOptions, overrides: Sequence[str]) -> Predictor:
     """The trained model, with the settings that concern it."""
     from research.engine import checkpoint, predictor
 
-    path = checkpoint.find(run, settings["checkpoint"])
-    saved = checkpoint.load(path, settings["trust"])
+    path = checkpoint.find(run, options.checkpoint)
+    saved = checkpoint.load(path, options.trust)
     model = saved["config"]["model"]
-    words = [f"device={settings['device']}"]
-    if settings["precision"] is not None:
-        words.append(f"precision={settings['precision']}")
-    if settings["iou"] is not None and "nms_iou" in model:
-        words.append(f"model.nms_iou={settings['iou']}")
+    words = [f"device={options.device}"]
+    if options.precision is not None:
+        words.append(f"precision={options.precision}")
+    if options.iou is not None and "nms_iou" in model:
+        words.append(f"model.nms_iou={options.iou}")
     low = model.get("score_threshold", 0)
-    if settings["objectness"] is not None and settings["objectness"] < low:
-        words.append(f"model.score_threshold={settings['objectness']}")
-    if settings["iou"] is not None and "nms_iou" not in model:
-        log.info("iou=%g has no effect: this model has no overlapping boxes", settings["iou"])
+    if options.objectness is not None and options.objectness < low:
+        words.append(f"model.score_threshold={options.objectness}")
+    if options.iou is not None and "nms_iou" not in model:
+        log.info("iou=%g has no effect: this model has no overlapping boxes", options.iou)
     return predictor.of_checkpoint(path, saved, [*words, *overrides])
 
 
-def _folder(asked: str, run: Path) -> Path:
+def _folder(out: Path | None, run: Path) -> Path:
     """Where the results go.
 
     Raises:
         UserError: when there is something already.
     """
-    if not asked:
+    if out is None:
         if run.is_file():
             run = run.parent.parent if run.parent.name == "checkpoints" else run.with_suffix("")
         return Path("runs", "predict", f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    out = Path(asked)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("out", f"out={out}: is not empty", "give a new folder")
     return out
@@ -220,41 +232,34 @@ def _listed(counts: Counter[str], before: str = "", after: str = "") -> str:
 
 
 def main(words: list[str]) -> None:
-    paths, rest = cli.split(words)
+    paths, options, overrides = cli.parse(PredictOptions, words, others="dataset.")
     if not paths:
         raise UserError(
             "SOURCE", "give a RUN folder or a WEIGHTS file first, then SOURCEs", "see --help"
         )
-    settings, overrides = cli.mixed(rest, OPTIONS, "predict")
-    for word in overrides:
-        if not word.startswith("dataset."):
-            key = word.partition("=")[0]
-            raise UserError(
-                "SOURCE", f"no key {key!r}", f"predict has {', '.join(OPTIONS)} and dataset.KEY"
-            )
     run, sources = Path(paths[0]), [Path(path) for path in paths[1:]]
     if not sources:
         raise UserError(
             "SOURCE", f"what is {run} to look at? give images, folders, capture runs or videos"
         )
-    out = _folder(settings["out"], run)
+    out = _folder(options.out, run)
     # Imported late: a mistake is answered before torch is there.
     from research.data.frames.media import Media
 
-    media = Media(sources, settings["max_frames"])
+    media = Media(sources, options.max_frames)
     from research.inference.player import Player
     from research.utils import logs
 
     logs.to_terminal()
-    model = _load(run, settings, overrides)
-    report = model.task.report(out, settings["objectness"])
-    if not settings["show"]:
-        _finish(predict(model, media, report, settings["batch_size"]), report, paths, out)
+    model = _load(run, options, overrides)
+    report = model.task.report(out, options.objectness)
+    if not options.show:
+        _finish(predict(model, media, report, options.batch_size), report, paths, out)
         return
-    with Player(out.name, settings["port"], report.objectness) as player:
+    with Player(out.name, options.port, report.objectness) as player:
         # Flushed, for whoever reads it from a pipe.
         print(f"watch:    {player.url} (Ctrl-C ends it)", flush=True)
-        found = predict(model, media, report, settings["batch_size"], player)
+        found = predict(model, media, report, options.batch_size, player)
         player.finish()
         _finish(found, report, paths, out)
         try:

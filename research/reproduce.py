@@ -16,22 +16,35 @@ from research.config import cli, compose_config, resolved, stored, targets
 from research.config.keys import MISSING, differences
 from research.config.messages import shown
 from research.config.migrations import current_word
-from research.config.rules import TEXT, Rule
+from research.config.rules import PATH
 from research.config.schema import GROUPS
 from research.utils.errors import UserError, one_line, printable
 from research.utils.files import write_text
 
-USAGE = """
-python -m research.reproduce RUN [out=FOLDER]
 
-Says what RUN, the folder of any run or trial, was made with; what is different now (commit, changed
-files, Python, packages, hardware, and every setting that today's conf/ gives another value); and
-the commands that run it again. Settings whose defaults have changed since are written out in them.
-  out=       folder that gets what is printed, reproduce.txt, and the commands alone, reproduce.sh
-  trust=[]   classes and functions of your own that the run names: [my_models.Net]
-"""
+@dataclass(frozen=True)
+class ReproduceOptions(cli.TrustOptions):
+    """Options of the command."""
 
-OPTIONS: dict[str, tuple[str, Rule]] = {"out": ("", TEXT), **cli.TRUST}
+    out: Path | None = cli.option(
+        None,
+        PATH,
+        "folder for the printed text, reproduce.txt, and the commands alone, reproduce.sh",
+        placeholder="FOLDER",
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.reproduce RUN [key=value …]",
+    """
+Prints what RUN, the folder of any run or trial, was made with; what is different today (commit,
+changed files, Python, packages, hardware, and every setting to which conf/ gives another value
+now); and the commands that repeat it. Settings whose defaults have changed since are written out in
+them.
+""",
+    ReproduceOptions,
+)
+
 OWN = ("run_dir", "resume", "sweep")
 """What belongs to the one run and not to what it did: its folder, and how it came about."""
 HERE = ("device", "trust", "version", *OWN)
@@ -410,18 +423,16 @@ def report(then: Then) -> tuple[str, list[str]]:
 
 
 def main(words: list[str]) -> None:
-    paths, options = cli.split(words)
+    paths, options, _ = cli.parse(ReproduceOptions, words)
     if len(paths) != 1:
-        raise UserError("RUN", "give one RUN folder, then out=FOLDER if wanted", "see --help")
-    asked = cli.typed(options, OPTIONS, "reproduce")
-    run = Path(paths[0])
+        raise UserError("RUN", "pass one RUN folder, then out=FOLDER if wanted", "see --help")
+    run, out = Path(paths[0]), options.out
     if not run.exists():
-        raise UserError("RUN", f"{run}: no such run", "give a run folder")
-    text, steps = report(read(cli.run_dir_of(run), asked["trust"]))
+        raise UserError("RUN", f"{run}: no such run", "pass a run folder")
+    text, steps = report(read(cli.run_dir_of(run), options.trust))
     print(text)
-    if asked["out"]:
-        out = Path(asked["out"])
-        with cli.written(out):
+    if out is not None:
+        with cli.writing_to(out):
             write_text(out / "reproduce.txt", f"{text}\n")
             write_text(out / "reproduce.sh", "\n".join(["set -e", *steps, ""]))
 

@@ -19,42 +19,51 @@ if TYPE_CHECKING:
 
     from research.engine.build import Config
 
-USAGE = """
-python -m research.summary key=value[,value…] …
 
-Prints a Markdown table with a row for every combination of the values given, for example
+@dataclass(frozen=True)
+class SummaryOptions:
+    """Options of the command."""
+
+    latency: bool = cli.option(
+        True, TRUTH, "false omits this column; the others are the same on every machine"
+    )
+    rounds: int = cli.option(20, COUNT, "number of times that each row is timed")
+    batch: int = cli.option(1, COUNT, "images per timed batch")
+    device: str = cli.option(
+        "auto", DEVICE, "device of the timing; precision= and channels_last= apply as well"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.summary key=value[,value…] …",
+    """
+Prints a Markdown table with one row for each combination of the values, for example
   python -m research.summary model=resnet34,densenet121 dataset.image_size=224
   python -m research.summary model=resnet34_compressed compression=luma_fusion \\
       compression.window=1,2,4,8 dataset.image_size=224
 Columns
-  parameters      trainable ones
-  GMAC            multiply-adds of one image, forward, in thousands of millions
-  activations MB  what one image of a training batch keeps for the backward pass (half of what a
-                  batch of two does), in float32
-  size MB         all weights and running statistics in float32, as a weights file holds them
+  parameters      trainable parameters
+  GMAC            multiply-adds of the forward pass of one image, in units of 10^9
+  activations MB  memory that one image of a training batch keeps for the backward pass (half of
+                  that of a batch of two), in float32
+  size MB         weights and buffers in float32, as in a weights file
   latency ms      median time of one batch in evaluation mode; the rows take turns
-Settings of its own
-  latency=true    false leaves the column out: the others are the same on every machine
-  rounds=20       how often each row is timed
-  batch=1         images a timed batch
-  device=auto     where they are timed; precision= and channels_last= hold there too
-A ranker's image is a pair of photos. Without model.num_classes there are as many classes as the
-data set has that is chosen by dataset= or experiment=; where none is chosen, or it is not there to
-be asked, classifiers have 1000 and detectors one. Without dataset.image_size each has the size that
-its data set or it itself asks for.
-"""
+Options
+""",
+    SummaryOptions,
+    """
+An image of a ranker is a pair of photos. Without model.num_classes the number of classes is that of
+the data set, if one is selected by dataset= or experiment= and its files can be read; otherwise
+1000 for classifiers and 1 for detectors. Without dataset.image_size each model has the size that
+its data set or the model itself sets.
+""",
+)
 
 CLASSES = 1000
 SLOTS = 16
 EXTRA = ("thermal", "event")
 """Channels beside the colours, where a data set does not say."""
 MB = 1e6
-OPTIONS = {
-    "latency": ("true", TRUTH),
-    "rounds": ("20", COUNT),
-    "batch": ("1", COUNT),
-    "device": ("auto", DEVICE),
-}
 
 
 @dataclass(frozen=True)
@@ -273,9 +282,9 @@ def _values(text: str) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    settings = cli.key_values(words)
-    options, rest = cli.mixed(settings, OPTIONS, "research.summary")
-    print(table(rest, **options))
+    paths, options, settings = cli.parse(SummaryOptions, words, others="")
+    cli.no_paths(paths)
+    print(table(settings, options.latency, options.rounds, options.batch, options.device))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from tests.conftest import ROOT
 
 Inventory = dict[str, Any]
 OPTION = re.compile(r"^ {2}(?:[a-z_.]+=\S* )*", re.MULTILINE)
-IN_BRACKETS = re.compile(r"\[([a-z_.]+)=([^\s\]]*)\]")
 WORD = re.compile(r"([a-z_.]+)=(\S*)")
 
 
@@ -61,7 +60,6 @@ def commands() -> Inventory:
             usage = importlib.import_module(f"research.{path.stem}").USAGE
             lines = (OPTION.match(line) for line in usage.splitlines())
             words = [word for line in lines if line for word in WORD.findall(line[0])]
-            words += IN_BRACKETS.findall(usage)
             found[path.stem] = dict(sorted(words))
     return found
 

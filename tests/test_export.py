@@ -96,8 +96,8 @@ def test_a_file_whose_outputs_differ_is_not_left_behind(
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ([], "give one RUN"),
-        (["run", "more"], "give one RUN"),
+        ([], "pass one RUN"),
+        (["run", "more"], "pass one RUN"),
         (["run", "opset=9"], "opset=9: expected a whole number at least 18"),
         (["run", "checkpoint=worst"], "checkpoint=worst"),
         (["run", "ot=x.onnx"], "did you mean 'out'"),

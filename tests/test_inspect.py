@@ -178,5 +178,5 @@ def test_the_command_prints_a_row_a_file(
     assert re.fullmatch(rf"( +\d+\.\d\d){{4}} +{re.escape(str(photo))}", printed[1])
     assert printed[2].split(maxsplit=1) == [str(bad), "(left out: empty)"]
     assert printed[3] == f"pictures: {tmp_path / 'out'}"
-    with pytest.raises(UserError, match="give IMAGES"):
+    with pytest.raises(UserError, match="pass IMAGES"):
         inspect.main([SIZE])

@@ -221,7 +221,7 @@ def test_picture_table_and_lines(small: Compose, capsys: pytest.CaptureFixture[s
         (["start=fast"], "start=fast: expected a number above 0"),
         (["end=-1"], "end=-1: expected"),
         (["start=1", "end=0.1"], "expected start below end"),
-        (["steps=5"], "steps=5: expected at least 10"),
+        (["steps=5"], "steps=5: expected a whole number at least 10"),
         (["steps=x"], "steps=x: expected a whole number"),
         (["step=50"], "did you mean 'steps'"),
         (["resume=auto"], "resume has no meaning here"),

@@ -311,7 +311,7 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "bad"], "no frame could be read (1 not_an_image); the first: bad/a.jpg"),
         (["run", "clip.mp4"], "clip.mp4: neither an image nor a video that can be read"),
         (["run", "photo.jpg", "objctness=1"], "no key 'objctness'; did you mean 'objectness'?"),
-        (["run", "photo.jpg", "epochs=1"], "no key 'epochs'; predict has objectness, iou"),
+        (["run", "photo.jpg", "epochs=1"], "no key 'epochs'; the options are objectness, iou"),
         (["run", "photo.jpg", "objectness=2"], "objectness=2: expected a number from 0 to 1"),
         (["run", "photo.jpg", "iou=high"], "iou=high: expected a number from 0 to 1"),
         (["run", "photo.jpg", "max_frames=0"], "max_frames=0: expected a whole number"),

@@ -232,8 +232,8 @@ def test_values_come_back_as_they_were(value: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give one RUN folder"),
-        (["r", "s"], "give one RUN folder"),
+        ([], "pass one RUN folder"),
+        (["r", "s"], "pass one RUN folder"),
         (["nowhere"], "nowhere: no such run"),
         (["empty"], "empty: no run here"),
         (["r", "outt=x"], "did you mean 'out'?"),

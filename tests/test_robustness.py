@@ -187,7 +187,7 @@ def test_what_is_left_is_what_arithmetic_says(
     out = tmp_path / "out"
     words = ["split=val", "shifts=2,8", "noise=0.01", "device=cpu", f"out={out}"]
     robustness.main([str(tmp_path / "run"), *words])
-    assert fake == [(tmp_path / "run", "val", "best", "cpu", [], [])]
+    assert fake == [(tmp_path / "run", "val", "best", "cpu", [], ())]
     told = json.loads((out / "robustness.json").read_text())
     assert told["metric"] == "mAP50"
     found = {(c["kind"], c["sensor"], c["amount"]): c for c in told["cases"]}
@@ -227,7 +227,7 @@ def test_what_is_left_is_what_arithmetic_says(
 
 
 def test_a_run_without_another_sensor_is_refused(fake: list[tuple[Any, ...]]) -> None:
-    with pytest.raises(UserError, match=r"colours: .*no channel beside red.*model=rgbx") as caught:
+    with pytest.raises(UserError, match=r"colours: .*no channel besides red.*model=rgbx") as caught:
         robustness.main(["colours", "device=cpu"])
     assert "\n" not in str(caught.value)
     assert not Path("colours").exists()
@@ -236,12 +236,12 @@ def test_a_run_without_another_sensor_is_refused(fake: list[tuple[Any, ...]]) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give one RUN folder"),
-        (["a", "b"], "give one RUN folder"),
-        (["a", "shifts=0"], "shifts=0: expected whole numbers above 0"),
-        (["a", "shifts=1.5"], "shifts=1.5: expected whole numbers above 0"),
-        (["a", "noise=-1"], "noise=-1: expected numbers above 0"),
-        (["a", "noise=nan"], "noise=nan: expected numbers above 0"),
+        ([], "pass one RUN folder"),
+        (["a", "b"], "pass one RUN folder"),
+        (["a", "shifts=0"], "shifts=0: expected a whole number from 1"),
+        (["a", "shifts=1.5"], "shifts=1.5: expected a whole number from 1"),
+        (["a", "noise=-1"], "noise=-1: expected a number above 0"),
+        (["a", "noise=nan"], "noise=nan: expected a number above 0"),
         (["a", "split=tset"], "split=tset; did you mean 'test'?"),
         (["a", "shift=2"], "did you mean 'shifts'?"),
         (["a"], "no checkpoint in a"),

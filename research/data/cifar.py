@@ -183,7 +183,9 @@ class Cifar:
             images, labels = self.parts[part].on(torch.device("cpu"))
             plain = ResidentSamples(images, labels, places, None, self.image_size, seed=0)
             key = {"data": self.digest, "image_size": self.image_size, "resize": f"from {SIDE}"}
-            numbers = kept.statistics(plain, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
+            numbers = kept.statistics(
+                plain, ALL_FREQUENCIES, key, self.cache / "statistics", progress
+            )
         return CoefficientTransform(
             kept.selection, kept.range_, numbers, self.random_flip, augment=self.augment
         )

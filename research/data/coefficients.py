@@ -65,7 +65,11 @@ class Coefficients:
             "source": self.source,
             "range": self.range_,
             "images": self.statistics_images,
-            **({} if shipped == ALL_FREQUENCIES else {"frequencies": [shipped.luma, shipped.chroma]}),
+            **(
+                {}
+                if shipped == ALL_FREQUENCIES
+                else {"frequencies": [shipped.luma, shipped.chroma]}
+            ),
             **key,
         }
 
