@@ -313,7 +313,7 @@ def _model_summary(model: nn.Module, parameters: int) -> str:
 
 def _say_where(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:
     log.info("best %s %s at epoch %d", metric, _number(state.best), state.best_epoch)
-    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.where()):
+    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):
         log.info("  %s", line)
 
 

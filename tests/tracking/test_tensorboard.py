@@ -129,7 +129,7 @@ def test_pictures_and_tables(tmp_path: Path) -> None:
         "| class | share |", "| --- | --- |", "| x\\|y | 0.5000 |", "| z | nan |",
     ]  # fmt: skip
     assert text(tmp_path, "tables/empty") == "no rows"
-    (line,) = tracker.where()
+    (line,) = tracker.locations()
     assert line == f"tensorboard --logdir {tmp_path / 'tensorboard'}"
 
 
