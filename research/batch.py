@@ -23,11 +23,13 @@ class Batch:
 
     Attributes:
         index: [B] int64, the samples' positions in their data set.
+        inputs: of the network.
         skipped: samples left out of this batch (``left_out/KIND``) and samples read by a detour
             (``fallback/KIND``), by kind.
     """
 
     index: Tensor
+    inputs: Any
     skipped: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:

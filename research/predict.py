@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from research.data.source import DataModule
     from research.engine.predictor import Predictor
     from research.inference.player import Player
-    from research.inference.writers import Panels, Report
+    from research.inference.writers import Panels, PredictionWriter
 
 log = logging.getLogger("research.predict")  # as a command, this module is called __main__
 
@@ -93,14 +93,18 @@ T = TypeVar("T")
 
 
 def predict(
-    model: Predictor, media: Media, report: Report, batch_size: int, player: Player | None = None
+    model: Predictor,
+    media: Media,
+    writer: PredictionWriter,
+    batch_size: int,
+    player: Player | None = None,
 ) -> dict[str, Any]:
-    """Infer every still and hand it to the report, and to the player if there is one.
+    """Predict every still, write the predictions, and show them in the player if there is one.
 
     Returns:
         for JSON: ``frames``, ``damage`` by kind, ``seconds`` in all (reading and writing too),
         ``frames_per_second``, ``latency_ms`` (of batches, from what was read to boxes, classes or
-        scores, the device's work done) and what the report counts.
+        scores, the device's work done) and the counts of the writer.
 
     Raises:
         UserError: when not one still can be read.
@@ -113,16 +117,16 @@ def predict(
     damaged: list[DamagedImage] = []
     latencies: list[float] = []
     frames, began = 0, time.perf_counter()
-    with report:
+    with writer:
         for batch_stills in media.batches(batch_size):
             stills, images, batch = _read(model.data, batch_stills, damaged)
             if batch is not None:
                 started = time.perf_counter()
-                answers = model.infer(batch)
+                predictions = model.infer(batch)
                 synchronize(model.device)
                 latencies.append(1000 * (time.perf_counter() - started))
                 frames += len(stills)
-                seen = report.add(stills, images, answers)
+                seen = writer.add(stills, images, predictions)
                 if player is not None:
                     for still, panels, said in zip(stills, images, seen, strict=True):
                         player.show(still.name, panels[0], said, latencies[-1] / len(stills))
@@ -152,7 +156,7 @@ def predict(
             "highest": max(latencies),
         },
         "device": str(model.device),
-        **report.summary(),
+        **writer.summary(),
     }
 
 
@@ -185,20 +189,31 @@ def _each(
 
 
 def _load(run: Path, options: PredictOptions, overrides: Sequence[str]) -> Predictor:
-    """The trained model, with the settings that concern it."""
+    """The trained model under the settings that the options stand for.
+
+    Raises:
+        UserError: for ``objectness`` where the run's task has no ``score`` that it replaces.
+    """
     from research.engine import checkpoint, predictor
 
     path = checkpoint.find(run, options.checkpoint)
     saved = checkpoint.load(path, options.trust)
-    model = saved["config"]["model"]
+    task, model = saved["config"]["task"], saved["config"]["model"]
     words = [f"device={options.device}"]
     if options.precision is not None:
         words.append(f"precision={options.precision}")
     if options.iou is not None and "nms_iou" in model:
         words.append(f"model.nms_iou={options.iou}")
-    low = model.get("score_threshold", 0)
-    if options.objectness is not None and options.objectness < low:
-        words.append(f"model.score_threshold={options.objectness}")
+    if options.objectness is not None:
+        if "score" not in task:
+            raise UserError(
+                "objectness",
+                f"objectness={options.objectness:g}: the task of {run} has no score threshold",
+                "leave it out",
+            )
+        words.append(f"task.score={options.objectness}")
+        if options.objectness < model.get("score_threshold", 0):
+            words.append(f"model.score_threshold={options.objectness}")
     if options.iou is not None and "nms_iou" not in model:
         log.info("iou=%g has no effect: this model has no overlapping boxes", options.iou)
     return predictor.of_checkpoint(path, saved, [*words, *overrides])
@@ -252,23 +267,23 @@ def main(words: list[str]) -> None:
 
     logs.to_terminal()
     model = _load(run, options, overrides)
-    report = model.task.report(out, options.objectness)
+    writer = model.task.writer(out)
     if not options.show:
-        _finish(predict(model, media, report, options.batch_size), report, paths, out)
+        _finish(predict(model, media, writer, options.batch_size), writer, paths, out)
         return
-    with Player(out.name, options.port, report.objectness) as player:
+    with Player(out.name, options.port, writer.score_threshold) as player:
         # Flushed, for whoever reads it from a pipe.
         print(f"watch:    {player.url} (Ctrl-C ends it)", flush=True)
-        found = predict(model, media, report, options.batch_size, player)
+        found = predict(model, media, writer, options.batch_size, player)
         player.finish()
-        _finish(found, report, paths, out)
+        _finish(found, writer, paths, out)
         try:
             Event().wait()
         except KeyboardInterrupt:
             print("ended")
 
 
-def _finish(found: dict[str, Any], report: Report, paths: list[str], out: Path) -> None:
+def _finish(found: dict[str, Any], writer: PredictionWriter, paths: list[str], out: Path) -> None:
     """Write the summary, and say where everything is."""
     from research.utils.files import write_text
 
@@ -282,7 +297,7 @@ def _finish(found: dict[str, Any], report: Report, paths: list[str], out: Path) 
     )
     if found["damage"]:
         print(f"  left out {_listed(Counter(found['damage']))}")
-    for line in report.where():
+    for line in writer.where():
         print(f"  {line}", flush=True)
 
 

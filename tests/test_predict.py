@@ -332,7 +332,7 @@ def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> N
 
 def test_thresholds_for_a_classifier_are_refused(small: Compose, tmp_path: Path) -> None:
     run(small(*TINY, "run_dir=r"))
-    with pytest.raises(UserError, match=r"objectness=0.5: the run tells classes.*leave it out"):
+    with pytest.raises(UserError, match=r"objectness=0.5: the task of r has no score threshold; leave it out"):
         predict.main(["r", "data/val", "objectness=0.5", "out=seen"])
     assert not (tmp_path / "seen").exists()
 

@@ -51,7 +51,7 @@ def _fit(x: Tensor, labels: Tensor, penalty: float) -> torch.nn.Linear:
 def _features(loader: EpochLoader) -> tuple[Tensor, Tensor]:
     parts, labels = [], []
     for batch in loader.epoch(0):
-        rgb = batch.inputs.float()  # type: ignore[attr-defined]
+        rgb = batch.inputs.float()
         y, cbcr = rgb_to_ycbcr(rgb)
         dc = [F.avg_pool2d(plane, 8).flatten(1) for plane in (y[:, None], cbcr)]
         parts.append(torch.cat([rgb.mean((2, 3)), *dc], dim=1))

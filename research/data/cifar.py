@@ -23,7 +23,7 @@ from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import PixelReader, decode, to_rgb
 from research.data.resident import Resident, ResidentSamples, resized
-from research.data.source import NetworkInput
+from research.data.source import IMAGENET_CLASSES, NetworkInput, expected_classes
 from research.data.splits import check_num_classes, spread_over
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.utils.errors import UserError
@@ -202,8 +202,9 @@ class Cifar:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def known_classes(self) -> list[str] | None:
-        return list(self.family.classes)
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        known = self.family.classes if look else None
+        return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(places), {}) for name, (_, places) in self.splits.items()}

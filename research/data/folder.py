@@ -25,7 +25,7 @@ from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
-from research.data.source import Demo, NetworkInput
+from research.data.source import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
 from research.data.splits import (
     Split,
     check_num_classes,
@@ -220,7 +220,11 @@ class ImageFolders:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def known_classes(self) -> list[str] | None:
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        known = self._class_folders() if look else None
+        return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
+
+    def _class_folders(self) -> list[str] | None:
         folders = {
             folder.name
             for root in self.train_dirs

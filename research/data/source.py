@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from PIL.Image import Image
@@ -15,6 +15,10 @@ from research.data.coefficients import Coefficients
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.transforms import DeviceTransform
+
+IMAGENET_CLASSES: Final = 1000
+USUAL_BOXES: Final = 16
+"""Slots for boxes in a frame, where no store says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,17 @@ class DataModule(Protocol):
         """
         ...
 
-    def known_classes(self) -> list[str] | None:
-        """Class names as far as they are known before ``prepare``; null where they are not."""
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        """What ``metadata`` will be as far as it is known before ``prepare``.
+
+        Args:
+            model: settings of the model, whose ``num_classes``, ``max_boxes`` and ``x_channels``
+                stand for what is not known.
+            look: read the names of classes from files, where there are any.
+
+        Raises:
+            UserError: for a setting without which nothing is known.
+        """
         ...
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
@@ -157,3 +170,11 @@ class DataModule(Protocol):
     def baseline(self) -> str | None:
         """What a trivial predictor reaches on validation, in words; null when not asked for."""
         ...
+
+
+def expected_classes(
+    model: Mapping[str, Any], known: Sequence[str] | None, usual: int
+) -> list[str]:
+    """Class names for ``expected_metadata``: as many as model or data have, or ``usual``."""
+    count = model.get("num_classes") or len(known or ()) or usual
+    return [str(label) for label in range(count)]

@@ -14,6 +14,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from research.compression.blocks import Blocks
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import targets
@@ -202,6 +203,21 @@ def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
     filled = {key: known[key] for key in known if key in settings}
     network: nn.Module = targets.build(config, "model", **filled)
     return network
+
+
+def blank_inputs(config: Config, metadata: Mapping[str, Any], count: int) -> torch.Tensor | Blocks:
+    """``count`` inputs of zeros as the network takes them, after the device transform."""
+    features = metadata.get("feature_sizes")
+    if features:
+        return torch.zeros(count, sum(features.values()))
+    size, stem = input_size(config, metadata), stem_spec(config["compression"])
+    if stem is None:
+        return torch.zeros(count, len(metadata.get("channels", RGB)), size, size)
+    luma, chroma = len(stem.selection.luma), len(stem.selection.chroma)
+    grid = size // 8
+    return Blocks(
+        torch.zeros(count, luma, grid, grid), torch.zeros(count, 2, chroma, grid // 2, grid // 2)
+    )
 
 
 def stem_spec(compression: Config) -> StemSpec | None:

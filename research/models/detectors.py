@@ -30,6 +30,7 @@ from torchvision.ops import (
 
 from research.batch import Targets
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
+from research.models.export import ExportForm
 from research.models.matching import MATCHERS, affinity
 from research.utils.errors import UserError
 
@@ -101,6 +102,19 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
+class RawDetections(nn.Module):
+    """A detector's boxes [B, P, 4] and scores [B, P] of all P cells, before suppression."""
+
+    def __init__(self, detector: TinyDet | BigDet) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, logits, *_ = self.detector.raw_outputs(images)
+        count = images.shape[0]  # len would make the batch size a constant of the exported file
+        return boxes.reshape(count, -1, 4), logits.sigmoid().reshape(count, -1)
+
+
 class TinyDet(nn.Module):
     """At most one object per frame: one presence logit and one box (0.3 M parameters at width 16).
 
@@ -163,6 +177,10 @@ class TinyDet(nn.Module):
             centre = weights @ grid + outputs[:, :2].tanh() / 2
             box = torch.cat([centre, outputs[:, 2:4].sigmoid()], 1)
             return box_convert(box, "cxcywh", "xyxy"), outputs[:, 4], attention
+
+    def export_form(self) -> ExportForm:
+        limits = {"nms_iou": 1.0, "max_boxes": 1}
+        return ExportForm(RawDetections(self).eval(), ("images",), ("boxes", "scores"), limits)
 
     def _losses(
         self, boxes: Tensor, logits: Tensor, attention: Tensor, targets: Targets
@@ -262,6 +280,10 @@ class BigDet(nn.Module):
         centre = grid + outputs[..., :2].tanh() * cell
         box = torch.cat([centre, outputs[..., 2:4].sigmoid()], 2)
         return box_convert(box, "cxcywh", "xyxy"), outputs[..., 4]
+
+    def export_form(self) -> ExportForm:
+        limits = {"nms_iou": self.nms_iou, "max_boxes": self.max_boxes}
+        return ExportForm(RawDetections(self).eval(), ("images",), ("boxes", "scores"), limits)
 
     def _losses(self, boxes: Tensor, logits: Tensor, targets: Targets) -> dict[str, Tensor]:
         pairs = affinity(targets.boxes, boxes)

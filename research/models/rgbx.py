@@ -7,7 +7,7 @@ al., 2017). Batches are resized and normalised already, so torchvision's own res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,15 @@ class RgbxDetector(nn.Module):
             {"boxes": d["boxes"] / frame, "scores": d["scores"], "labels": d["labels"] - 1}
             for d in detections
         ]
+
+    def export_form(self) -> NoReturn:
+        """Raises UserError: the graph depends on the number of proposals in a frame."""
+        raise UserError(
+            "RUN",
+            "RGB + X detectors cannot be exported: the number of boxes in their second stage "
+            "differs from frame to frame",
+            "use research.load(RUN)",
+        )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that order the parameters by depth, as timm's models have it.

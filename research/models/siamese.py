@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,10 @@ class Siamese(nn.Module):
         features = self.features(inputs[:, None])
         with torch.autocast(features.device.type, enabled=False):
             return self.head.score(*self.tower(features.float()[:, 0]))
+
+    def export_form(self) -> NoReturn:
+        """Raises UserError: ``score`` and ``forward`` would be two files."""
+        raise UserError("RUN", "rankers of photos cannot be exported yet", "use research.load(RUN)")
 
     def features(self, inputs: Tensor) -> Tensor:
         """Inputs [B, K, …] to features [B, K, D]; here the inputs are features already."""

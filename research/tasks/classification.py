@@ -19,7 +19,6 @@ from research.compression.blocks import Blocks
 from research.inference.writers import ClassWriter
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
-from research.utils.errors import UserError
 from research.viz import pictures
 
 SHOWN: Final = 24
@@ -59,14 +58,15 @@ class Classification:
         """The logits as they are."""
         return predictions
 
-    def report(self, folder: Path, objectness: float | None) -> ClassWriter:
-        if objectness is not None:
-            raise UserError(
-                "objectness",
-                f"objectness={objectness:g}: the run tells classes and finds no boxes",
-                "leave it out",
-            )
+    def writer(self, folder: Path) -> ClassWriter:
         return ClassWriter(folder, self.classes)
+
+    def example_batch(
+        self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
+    ) -> ClassificationBatch:
+        """Every label is 0."""
+        index = torch.arange(count)
+        return ClassificationBatch(index, inputs(count), torch.zeros_like(index))
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(len(self.classes), device)

@@ -77,14 +77,17 @@ class Ranking:
         """The same."""
         return predictions
 
-    def report(self, folder: Path, objectness: float | None) -> RankingWriter:
-        if objectness is not None:
-            raise UserError(
-                "objectness",
-                f"objectness={objectness:g}: the run ranks photos and finds no boxes",
-                "leave it out",
-            )
+    def writer(self, folder: Path) -> RankingWriter:
         return RankingWriter(folder)
+
+    def example_batch(
+        self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
+    ) -> PairBatch:
+        """Pairs without a winner; each is a series of its own."""
+        index = torch.arange(count)
+        both = inputs(2 * count).unflatten(0, (count, 2))
+        photos = torch.stack([index, index], 1)
+        return PairBatch(index, both, torch.full((count,), 0.5), index, photos)
 
     def metrics(self, device: Any) -> RankingMetrics:
         return RankingMetrics(self.target, self.bins)

@@ -23,7 +23,7 @@ class Numbers:
             np.random.default_rng((key.epoch, key.index)).integers(1 << 20, size=2) for key in keys
         ]
         index = torch.tensor([key.index for key in keys])
-        return Batch(torch.cat([index[:, None], torch.tensor(np.array(draws))], dim=1))
+        return Batch(torch.cat([index[:, None], torch.tensor(np.array(draws))], dim=1), None)
 
 
 def loader(

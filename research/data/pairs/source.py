@@ -232,8 +232,8 @@ class PhotoPairs:
     def load_image(self, path: Path) -> list[Image]:
         return [read_photo(path)]
 
-    def known_classes(self) -> list[str] | None:
-        return []
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        return self.metadata()
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

@@ -19,11 +19,11 @@ from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array, sampled
-from research.data.rgbx.layout import DESCRIPTION, LEDGER, extra_channels, grouped
+from research.data.rgbx.layout import DESCRIPTION, LEDGER, USUAL, extra_channels, grouped
 from research.data.rgbx.samples import ArraySamples, stacked
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
-from research.data.source import Demo, NetworkInput
+from research.data.source import USUAL_BOXES, Demo, NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError
@@ -177,7 +177,16 @@ class RgbxFolder:
         """A file for people: its colours, then a grey image for each other channel."""
         return pictures(read_array(path, self.form))
 
-    def known_classes(self) -> list[str] | None:
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        extra = model.get("x_channels") or len(self.x or USUAL[2])
+        return {
+            "name": self.name,
+            "classes": expected_classes(model, self._known_classes() if look else None, 1),
+            "channels": [*COLOURS, *map(str, range(extra))],
+            "transform": {"max_boxes": USUAL_BOXES},
+        }
+
+    def _known_classes(self) -> list[str] | None:
         if self.class_names is not None:
             return list(self.class_names)
         return read_class_names(self.root) or (

@@ -27,6 +27,7 @@ from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import decode, to_rgb
+from research.data.source import IMAGENET_CLASSES, USUAL_BOXES
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.store import Store
@@ -45,10 +46,16 @@ class StoreKind(Protocol):
     Attributes:
         name: the ``kind`` of the manifest.
         model_keys: entries of the store's ``transform`` that a trained model depends on.
+        usual_classes: number of classes where nothing else is known.
     """
 
     name: str
     model_keys: tuple[str, ...]
+    usual_classes: int
+
+    def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """``transform`` of a store that fits the settings, see ``expected_metadata``."""
+        ...
 
     def configure(self, transform: Mapping[str, Any]) -> None:
         """Set the ``transform`` of the store.
@@ -96,6 +103,7 @@ class CoefficientKind:
 
     name = "coefficients"
     model_keys: tuple[str, ...] = ("image_size",)
+    usual_classes = IMAGENET_CLASSES
 
     def __init__(
         self,
@@ -109,6 +117,9 @@ class CoefficientKind:
         self.random_flip = random_flip
         self.coefficients = replace(coefficients, source="store")
         self.shipped = covering(coefficients.selection)
+
+    def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
 
     def configure(self, transform: Mapping[str, Any]) -> None:
         stored, window = transform["image_size"], transform["window"]
@@ -262,6 +273,7 @@ class FrameKind:
 
     name = "frames"
     model_keys: tuple[str, ...] = ("image_size", "max_boxes")
+    usual_classes = 1
 
     def __init__(
         self,
@@ -272,6 +284,16 @@ class FrameKind:
         self.image_size = image_size
         self.max_boxes = max_boxes
         self.augmentation = augmentation
+
+    def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        if self.image_size is None:
+            raise UserError(
+                "dataset.image_size", "dataset.image_size is that of the store", "set it"
+            )
+        return {
+            "image_size": self.image_size,
+            "max_boxes": model.get("max_boxes") or self.max_boxes or USUAL_BOXES,
+        }
 
     def configure(self, transform: Mapping[str, Any]) -> None:
         for key, value in (("image_size", self.image_size), ("max_boxes", self.max_boxes)):
