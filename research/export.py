@@ -303,7 +303,7 @@ def _about(loaded: Predictor, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(run: Path) -> str:
     """A run's folder name, also for a file in its ``checkpoints/``."""
-    return cli.home(run).resolve().name
+    return cli.run_dir_of(run).resolve().name
 
 
 def main(words: list[str]) -> None:

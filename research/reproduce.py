@@ -417,7 +417,7 @@ def main(words: list[str]) -> None:
     run = Path(paths[0])
     if not run.exists():
         raise UserError("RUN", f"{run}: no such run", "give a run folder")
-    text, steps = report(read(cli.home(run), asked["trust"]))
+    text, steps = report(read(cli.run_dir_of(run), asked["trust"]))
     print(text)
     if asked["out"]:
         out = Path(asked["out"])

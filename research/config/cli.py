@@ -83,8 +83,8 @@ def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str
     return values, rest
 
 
-def home(run: Path) -> Path:
-    """The folder of a run, given by itself or by one of its checkpoints."""
+def run_dir_of(run: Path) -> Path:
+    """The run folder of a run folder or of one of its checkpoint files."""
     folder = run if run.is_dir() else run.parent
     return folder.parent if folder.name == "checkpoints" else folder
 
@@ -95,7 +95,7 @@ def beside(run: Path, name: str) -> Path:
     Raises:
         UserError: when a link leads from there to somewhere else.
     """
-    folder = home(run)
+    folder = run_dir_of(run)
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise UserError("out", f"{folder / name}: a link that leads elsewhere", "give out=")
     return folder / name

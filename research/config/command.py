@@ -85,10 +85,10 @@ def command_line(main: Callable[[], object]) -> None:
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Ends the process at a user's mistake, before Hydra adds a line of its own to it.
+def exit_on_user_error() -> Iterator[None]:
+    """Exit with one line on a user's mistake, before Hydra adds a line of its own.
 
-    Not under -m, where the other jobs go on.
+    Not with -m, where the other jobs continue.
     """
     try:
         yield
