@@ -322,7 +322,7 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "photo.jpg", "out=full"], "out=full: is not empty; give a new folder"),
         (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
         (["none", "photo.jpg"], "no checkpoint in none; give a run folder"),
-        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),
+        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it contains pickled objects"),
     ],
 )
 def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> None:
