@@ -35,7 +35,7 @@ from research.inference.writers import BoxWriter
 from research.utils.errors import DamagedImage, UserError
 from research.viz.pictures import PREDICTED_BOXES, class_colours
 from tests.browser import Page, needs_browser
-from tests.conftest import TINY, picture, refusal, run
+from tests.conftest import TINY, picture, refusal, run, user_error
 from tests.test_commands import module
 from tests.videos import colours, write_video
 
@@ -332,7 +332,7 @@ def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> N
 
 def test_thresholds_for_a_classifier_are_refused(small: Compose, tmp_path: Path) -> None:
     run(small(*TINY, "run_dir=r"))
-    with pytest.raises(UserError, match=r"objectness=0.5: the task of r has no score threshold; leave it out"):
+    with user_error("objectness", "objectness=0.5", "the task of r has no score threshold"):
         predict.main(["r", "data/val", "objectness=0.5", "out=seen"])
     assert not (tmp_path / "seen").exists()
 

@@ -35,13 +35,12 @@ FORMER_COMMANDS = {"judge"}
 """Commands that run under their former name and print the new one."""
 VOCABULARY = {
     "": (
-        "ABSENT Album BatchJournal Canvas DataSource FeatureLook Form Item Judge Judged "
-        "Key LeftOut Lost Made Part Parts PhotoLook Plan Reading Recipe Report Rules "
-        "Selected Stamp Standing State Then Trained Watch answer busy claim damage deep "
-        "detour excuse facts floor going hold home journal judge judged kept leave mapped "
-        "misfit move named objectness occupied panels place placed recall relight restore "
-        "said share spread standing take tell there thinned told told_in_one_line trained "
-        "true without"
+        "ABSENT Album BatchJournal Canvas DataSource FeatureLook Form Item Judge Judged Key "
+        "LeftOut Lost Made Part Parts PhotoLook Plan Reading Recipe Report Rules Selected Stamp "
+        "Standing State Then Trained Watch answer busy claim damage deep detour excuse facts "
+        "floor going hold home journal judge judged kept leave mapped misfit move named "
+        "objectness occupied panels place placed recall relight restore said share spread "
+        "standing take tell there thinned told told_in_one_line trained true without"
     ),
     "data": "half look other RECIPE samples left_out",
     "demos": "RECIPE",
