@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from research.batch import PairBatch, PhotoBatch
 from research.inference.ranking import RankingWriter
 from research.tasks.ranking_metrics import RankingMetrics
-from research.tasks.standings import Pairs, Standing, sigmoid
+from research.tasks.standings import Pairs, Standing
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
@@ -181,7 +181,7 @@ def _mistakes(
     captions = [
         f"left is better: {chance:.0%}\nvotes {share:.0%}"
         for chance, share in zip(
-            sigmoid(logits.double().numpy()), batch.preference.tolist(), strict=True
+            logits.double().sigmoid().tolist(), batch.preference.tolist(), strict=True
         )
     ]
     return pictures.sheet(cells, captions, [False] * len(cells), columns=3)
