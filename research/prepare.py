@@ -86,13 +86,13 @@ def rgbx(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
     """
     from research.data.frames.limits import check_limits
     from research.data.rgbx.pack import pack
-    from research.data.rgbx.pairs import Pairs, find_folders
+    from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
-    pairs = Pairs(source, find_folders(source, settings))
-    frame_set = pairs.read(settings["missing_labels"] == "error")
+    folders = PairedFolders(source, find_folders(source, settings))
+    frame_set = folders.read(settings["missing_labels"] == "error")
     check = partial(check_limits, limits=_limits(settings))
     check(frame_set)
-    record = pack(frame_set, pairs, out, check, settings["workers"], _progress())
+    record = pack(frame_set, folders, out, check, settings["workers"], _progress())
     counts = dict(record["counts"])
     print(f"prepared: {out}")
     print(f"  {counts.pop('frames')} frames of {' '.join(record['channels'])}, {record['dtype']}")

@@ -153,7 +153,7 @@ def noisy(places: Sequence[int], sigma: float) -> Disturb:
 
 def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
     """A device transform after which something is wrong, in the frames and not around them."""
-    from research.data.rgbx.transform import framed
+    from research.data.rgbx.transform import valid_mask
     from research.data.transforms import DeviceTransform
 
     class Disturbed(DeviceTransform):
@@ -163,7 +163,7 @@ def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
 
         def forward(self, batch: DetectionBatch, generator: Any) -> DetectionBatch:
             batch = self.usual(batch, generator)
-            there = framed(batch.sizes, batch.inputs.shape[-1])[:, None]
+            there = valid_mask(batch.sizes, batch.inputs.shape[-1])[:, None]
             return replace(batch, inputs=disturb(batch.inputs) * there)
 
         def to_images(self, batch: DetectionBatch) -> list[Tensor]:
