@@ -1,7 +1,6 @@
-"""The index of a folder tree: every image's header read once, and remembered.
+"""A cached index of the image headers in a folder tree.
 
-A file is remembered under its name, size and modification time; only new or changed files are
-opened again.
+Files are identified by name, size and modification time; only new or changed files are opened.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ EXTENSIONS = frozenset(
     ]
 )
 ProgressCallback = Callable[[str, int, int], None]
-"""Told (what, done, total) while long work goes on."""
+"""Called with (what, done, total) during long operations."""
 
 
 class Entry(NamedTuple):
-    """One file: its size in bytes, modification time, and what is wrong with it ('' if nothing)."""
+    """One file: size in bytes, modification time, and kind of damage ('' if there is none)."""
 
     bytes: int
     modified_ns: int
@@ -49,7 +48,7 @@ class Entry(NamedTuple):
 
 
 def inspect_header(path: Path) -> str:
-    """The kind of damage that the header shows, or '' when the image can be opened.
+    """The kind of damage that the header shows, or '' if the image can be opened.
 
     Kinds: ``empty``, ``not_an_image``, ``oversized`` (more pixels than PIL's limit against
     decompression bombs), ``too_small`` (a side under 8 px), ``unreadable``.
@@ -72,32 +71,32 @@ def inspect_header(path: Path) -> str:
 def index_folder(
     root: Path, cache: Path, progress: ProgressCallback | None = None
 ) -> dict[str, Entry]:
-    """Every image file below ``root`` by its path relative to it, in sorted order.
+    """All image files below ``root``, by relative path, sorted.
 
     Args:
         root: the folder.
-        cache: folder in which the index is remembered (one JSON file a root).
-        progress: told while headers are read.
+        cache: folder of cached indexes, one JSON file per root.
+        progress: called while headers are read.
     """
-    store = cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = _read_cache(store)
-    found = dict(sorted(_image_files(root)))
+    file = cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    cached = _read_cache(file)
+    stats = dict(sorted(_image_files(root)))
     index = {
-        name: known[name]
-        for name, stat in found.items()
-        if name in known and known[name][:2] == (stat.st_size, stat.st_mtime_ns)
+        name: cached[name]
+        for name, stat in stats.items()
+        if name in cached and cached[name][:2] == (stat.st_size, stat.st_mtime_ns)
     }
-    fresh = [name for name in found if name not in index]
-    if fresh:
+    changed = [name for name in stats if name not in index]
+    if changed:
         with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            kinds = pool.map(lambda name: inspect_header(root / name), fresh)
-            for done, (name, kind) in enumerate(zip(fresh, kinds, strict=True), start=1):
-                index[name] = Entry(found[name].st_size, found[name].st_mtime_ns, kind)
+            kinds = pool.map(lambda name: inspect_header(root / name), changed)
+            for done, (name, kind) in enumerate(zip(changed, kinds, strict=True), start=1):
+                index[name] = Entry(stats[name].st_size, stats[name].st_mtime_ns, kind)
                 if progress is not None:
-                    progress(f"reading headers in {root.name}", done, len(fresh))
-    if fresh or len(index) != len(known):
-        write_text(store, json.dumps(index))
-    return {name: index[name] for name in found}
+                    progress(f"reading headers in {root.name}", done, len(changed))
+    if changed or len(index) != len(cached):
+        write_text(file, json.dumps(index))
+    return {name: index[name] for name in stats}
 
 
 def _image_files(root: Path) -> Iterable[tuple[str, os.stat_result]]:
@@ -109,9 +108,9 @@ def _image_files(root: Path) -> Iterable[tuple[str, os.stat_result]]:
                     yield os.path.relpath(path, root), os.stat(path)
 
 
-def _read_cache(store: Path) -> dict[str, Entry]:
+def _read_cache(file: Path) -> dict[str, Entry]:
     try:
-        return {name: Entry(*entry) for name, entry in json.loads(store.read_text()).items()}
+        return {name: Entry(*entry) for name, entry in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        # A missing or damaged cache costs only the time to read the headers again.
+        # If the cache is missing or damaged, the headers are read again.
         return {}

@@ -19,7 +19,7 @@ from research.compression.stems import StemSpec
 from research.config import targets
 from research.config.checks import RGB
 from research.data.block_samples import MCU
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.source import DataModule, NetworkInput
@@ -219,12 +219,12 @@ def selection(compression: Config) -> Selection:
     )
 
 
-def coefficients(compression: Config) -> Coefficients | None:
+def coefficients(compression: Config) -> CoefficientSpec | None:
     """What the network asks of a data set; ``None`` for pixels."""
     stem = stem_spec(compression)
     if stem is None:
         return None
-    return Coefficients(
+    return CoefficientSpec(
         stem.selection,
         stem.range_,
         compression["source"],
