@@ -24,7 +24,7 @@ class Batch:
     Attributes:
         index: [B] int64, the samples' positions in their data set.
         inputs: of the network.
-        skipped: samples left out of this batch (``left_out/KIND``) and samples read by a detour
+        skipped: samples left out of this batch (``left_out/KIND``) and samples read by a fallback
             (``fallback/KIND``), by kind.
     """
 

@@ -19,7 +19,7 @@ from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import targets
 from research.data.block_samples import MCU
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
@@ -234,12 +234,12 @@ def selection(compression: Config) -> Selection:
     )
 
 
-def coefficients(compression: Config) -> Coefficients | None:
-    """The coefficients that the data set must load; None for pixels."""
+def coefficients(compression: Config) -> CoefficientSpec | None:
+    """What the network asks of a data set; ``None`` for pixels."""
     stem = stem_spec(compression)
     if stem is None:
         return None
-    return Coefficients(
+    return CoefficientSpec(
         stem.selection,
         stem.range_,
         compression["source"],

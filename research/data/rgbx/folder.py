@@ -26,7 +26,13 @@ from research.data.rgbx.arrays import (
     read_chunks,
     to_pil_images,
 )
-from research.data.rgbx.layout import DESCRIPTION, LEDGER, USUAL, channel_names, group_by_sequence
+from research.data.rgbx.layout import (
+    DEFAULT_NAMES,
+    DESCRIPTION,
+    LEDGER,
+    channel_names,
+    group_by_sequence,
+)
 from research.data.rgbx.samples import ArraySamples, collate_frames
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
@@ -188,7 +194,7 @@ class RgbxFolder:
         return to_pil_images(read_array(path, self.spec))
 
     def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        extra = model.get("x_channels") or len(self.x or USUAL[2])
+        extra = model.get("x_channels") or len(self.x or DEFAULT_NAMES[2])
         return {
             "name": self.name,
             "classes": expected_classes(model, self._known_classes() if look else None, 1),

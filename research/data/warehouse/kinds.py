@@ -20,7 +20,7 @@ from research.batch import Batch, ClassificationBatch, DetectionBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, covering
 from research.data.block_samples import MCU, BlockCrop, BlockSamples
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
@@ -110,7 +110,7 @@ class CoefficientKind:
         image_size: int | None,
         random_crop: bool,
         random_flip: bool,
-        coefficients: Coefficients,
+        coefficients: CoefficientSpec,
     ) -> None:
         self.image_size = image_size
         self.random_crop = random_crop
@@ -213,7 +213,7 @@ class StoredRows:
         self.positions = positions
         self.luma, self.chroma = len(shipped.luma), len(shipped.chroma)
 
-    def cut(
+    def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         count, side = len(indices), crop.size // MCU
@@ -243,7 +243,7 @@ class ResidentRows:
         self.cbcr = cbcr[..., : len(shipped.chroma)]
         self.positions = positions
 
-    def cut(
+    def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         device, side = self.y.device, crop.size // MCU
@@ -373,7 +373,7 @@ class FrameSamples:
         self.store = store
         self.positions = positions
         self.resident = resident
-        self.left_out: dict[str, int] = {}
+        self.skipped: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.positions)

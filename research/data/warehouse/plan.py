@@ -180,8 +180,8 @@ def plan_folders(folders: ImageFolders, source: Path, encoder: CoefficientEncode
     for split, files in folders.splits.items():
         for file, label in zip(files.files, files.labels, strict=True):
             samples.append(SampleSpec(file.relative_to(source).as_posix(), split, file, label))
-        skipped.update(files.left_out)
-        reports[split] = {f"left_out/{kind}": n for kind, n in sorted(files.left_out.items())}
+        skipped.update(files.skipped)
+        reports[split] = {f"left_out/{kind}": n for kind, n in sorted(files.skipped.items())}
     splits = {split: split for split in folders.splits}
     return BuildPlan(
         encoder, folders.classes, samples, splits, reports, skipped=dict(sorted(skipped.items()))

@@ -131,7 +131,7 @@ def test_a_smaller_window_is_a_prefix_of_a_larger_one(
 
 def test_folders_keep_their_order_names_and_counts(tmp_path: Path) -> None:
     root, folders = make_images(tmp_path / "images", images=2)
-    folders.splits["train"].left_out = {"empty": 2}
+    folders.splits["train"].skipped = {"empty": 2}
     plan = plan_folders(folders, root, CoefficientEncoder(32, 1, "pixels"))
     assert [sample.name for sample in plan.samples[:3]] == [
         "train/bars/000.jpg",
