@@ -56,14 +56,14 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     from research.compression.dct import rgb_to_ycbcr
     from research.compression.decoder import Decoder
     from research.compression.selection import EVERY
-    from research.config import compose_config, resolved
+    from research.config import compose_config
     from research.data.crops import CentreCrop
     from research.data.readers import BitstreamReader, PixelReader
     from research.data.transforms import CoefficientTransform
     from research.engine import build
     from research.utils.errors import DamagedImage
 
-    config = resolved(compose_config(["dataset.image_size=256", *overrides])[0])
+    config = compose_config(["dataset.image_size=256", *overrides]).config
     spec = build.stem_spec(config["compression"])
     if spec is None:
         raise UserError("compression", "compression=none keeps every pixel: nothing to inspect")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from research.config import cli, compose_config, resolved
+from research.config import cli, compose_config
 from research.config.rules import PATH, number, whole
 from research.tracking.tracker import Row, Table, Tracker, Trackers
 from research.utils.errors import NotFinite, UserError
@@ -277,13 +277,13 @@ def main(words: list[str]) -> None:
     start, end = options.start, options.end
     if start >= end:
         raise UserError("start", f"start={start:g} with end={end:g}: expected start below end")
-    cfg, choices = compose_config(settings)
-    config = resolved(cfg)
+    composed = compose_config(settings)
+    config = composed.config
     if config["resume"] is not None:
         raise UserError(
             "resume", "resume has no meaning here", "init_from=RUN starts from a run's weights"
         )
-    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or choices['model']}"
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or composed.choices['model']}"
     folder = options.out or ROOT / stamp
     # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs

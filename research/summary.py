@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli, compose_config, resolved
+from research.config import cli, compose_config
 from research.config.rules import COUNT, DEVICE, TRUTH
 from research.data.rules import RGB
 from research.utils.errors import UserError
@@ -107,7 +107,7 @@ def rows(
     for values in itertools.product(*(values for _, values in choices)):
         overrides = [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)]
         varied = [v for (_, all_), v in zip(choices, values, strict=True) if len(all_) > 1]
-        config = resolved(compose_config(overrides)[0])
+        config = compose_config(overrides).config
         combinations.append((varied, {**config, "device": device}))
     found, timed = [], []
     asked = any(key in ("dataset", "experiment") for key, _ in choices)

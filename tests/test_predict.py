@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 
 import research
 from research import predict
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import image_size
 from research.data.frames.run_writer import RunWriter
@@ -69,11 +69,11 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Detectors:
     build(plan, root / "store")
     with chdir(root):
         folders = [
-            run(resolved(compose_config([
+            run(compose_config([
                 f"model={name}", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
                 "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv",
                 f"run_dir={root / name}",
-            ])[0]))
+            ]).config)
             for name in ("tinydet", "bigdet")
         ]  # fmt: skip
     return Detectors(root / "captures", *folders)
@@ -148,12 +148,10 @@ def test_what_is_written_can_be_prepared_and_trained_on(detectors: Detectors, he
     words = ["objectness=0", "out=seen"]
     predict.main([str(detectors.tiny), str(detectors.captures), *words])
     prepare.main(["frames", "seen", "store", "size=64", "val_runs=run_1", "workers=1"])
-    config = resolved(
-        compose_config([
-            "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
-            "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
-        ])[0]
-    )  # fmt: skip
+    config = compose_config([
+        "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
+        "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
+    ]).config  # fmt: skip
     assert (run(config) / "checkpoints" / "best.pt").exists()
 
 

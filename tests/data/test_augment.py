@@ -271,5 +271,5 @@ def test_what_cannot_be_is_one_line(line: str, told: str) -> None:
 
 
 def test_coefficients_out_of_files_may_be_mixed() -> None:
-    cfg, _ = compose_config(["compression.source=bitstream", "dataset.augmentation.mixup=0.2"])
+    cfg, *_ = compose_config(["compression.source=bitstream", "dataset.augmentation.mixup=0.2"])
     assert (cfg.compression.source, cfg.dataset.augmentation.mixup) == ("bitstream", 0.2)
