@@ -62,21 +62,21 @@ its data set or the model itself sets.
 CLASSES = 1000
 SLOTS = 16
 EXTRA = ("thermal", "event")
-"""Channels beside the colours, where a data set does not say."""
+"""Channels besides RGB, if the data set does not name them."""
 MB = 1e6
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelSummary:
     """One configured network.
 
     Attributes:
         varied: the values of the keys that have several.
-        parameters: trainable ones.
-        macs: multiply-adds of one image, forward.
+        parameters: number of trainable parameters.
+        macs: multiply-adds of the forward pass of one image.
         activations: bytes that one image of a training batch keeps for the backward pass.
-        size: bytes of its state dict.
-        latency: median seconds of one batch; null when not measured.
+        size: bytes of the state dict.
+        latency: median seconds of one batch; None if not measured.
     """
 
     varied: list[str]
@@ -89,18 +89,18 @@ class Row:
 
 def rows(
     settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
-) -> list[Row]:
-    """A row for every combination of the values in ``settings``.
+) -> list[ModelSummary]:
+    """One summary for each combination of the values in ``settings``.
 
     Args:
         settings: ``key=value[,value…]`` each.
-        latency: measure it.
-        rounds: how often each network is timed.
-        batch: images at once when timed.
-        device: where they are timed, as in the run settings.
+        latency: whether to measure it.
+        rounds: number of times that each network is timed.
+        batch: images per timed batch.
+        device: of the timing, as in the settings of a run.
 
     Raises:
-        UserError: for a mistake in any combination, before the first is built.
+        UserError: for a mistake in any combination, before the first network is built.
     """
     choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
     combinations = []
@@ -109,26 +109,28 @@ def rows(
         varied = [v for (_, all_), v in zip(choices, values, strict=True) if len(all_) > 1]
         config = compose_config(overrides).config
         combinations.append((varied, {**config, "device": device}))
-    found, timed = [], []
-    asked = any(key in ("dataset", "experiment") for key, _ in choices)
+    measured, timed = [], []
+    chosen = any(key in ("dataset", "experiment") for key, _ in choices)
     for varied, config in combinations:
-        network, metadata = _build(config, asked=asked)
-        found.append((varied, *measure(network, config, metadata)))
+        network, metadata = _build(config, chosen=chosen)
+        measured.append((varied, *measure(network, config, metadata)))
         if latency:
-            timed.append(_pass(network, config, metadata, batch))
-    times = median_times(timed, rounds) if latency else [None] * len(found)
-    return [Row(*columns, seconds) for columns, seconds in zip(found, times, strict=True)]
+            timed.append(_timed_pass(network, config, metadata, batch))
+    times = median_times(timed, rounds) if latency else [None] * len(measured)
+    return [
+        ModelSummary(*columns, seconds) for columns, seconds in zip(measured, times, strict=True)
+    ]
 
 
 def measure(
     network: nn.Module, config: Config, metadata: dict[str, Any]
 ) -> tuple[int, int, float, int]:
-    """Parameters, multiply-adds, bytes of activations and of weights, see ``Row``.
+    """Parameters, multiply-adds, bytes of activations and of weights, see ``ModelSummary``.
 
     Args:
         network: as configured, on the CPU.
         config: resolved.
-        metadata: of the data set, as ``build.model`` takes them.
+        metadata: of the data set, for ``build.model``.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -140,19 +142,19 @@ def measure(
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(_batch(config, metadata, 1).inputs)
     network.train()
-    own = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
-    kept: dict[int, Any] = {}
+    weights = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
+    saved: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            # Held, so that no later one can come to lie where this one was.
-            kept[storage.data_ptr()] = storage
+        if storage.data_ptr() not in weights:
+            # A reference, so that no later storage gets the same address.
+            saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = task.losses(network, _batch(config, metadata, 2))
-    activations = sum(storage.nbytes() for storage in kept.values()) / 2
+    activations = sum(storage.nbytes() for storage in saved.values()) / 2
     del losses
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -162,7 +164,7 @@ def measure(
 def table(
     settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
 ) -> str:
-    """The rows as Markdown."""
+    """The summaries as a Markdown table."""
     keys = [s.partition("=")[0] for s in settings if len(_values(s.partition("=")[2])) > 1]
     columns = ["parameters", "GMAC", "activations MB", "size MB", *["latency ms"] * latency]
     lines = [
@@ -182,19 +184,19 @@ def table(
     return "\n".join(lines)
 
 
-def _build(config: Config, *, asked: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """A network on the CPU, and what it is told of its data.
+def _build(config: Config, *, chosen: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """A network on the CPU, and the metadata of its data set.
 
     Args:
         config: resolved.
-        asked: the data set is the user's choice, and is asked for its classes.
+        chosen: the user selected the data set, whose classes then count.
     """
     from research.engine import build
 
     if _ranks(config):
         metadata = build.source(config).metadata()
         return build.model(config, metadata), metadata
-    known = build.source(config).known_classes() if asked else None
+    known = build.source(config).known_classes() if chosen else None
     count = len(known or ()) or (1 if _detects(config) else CLASSES)
     count = config["model"].get("num_classes") or count
     slots = config["model"].get("max_boxes") or SLOTS
@@ -205,9 +207,7 @@ def _build(config: Config, *, asked: bool) -> tuple[nn.Module, dict[str, Any]]:
         "channels": [*RGB, *map(str, range(extra if "x_channels" in config["model"] else 0))],
     }
     if config["dataset"]["image_size"] is None and _detects(config):
-        raise UserError(
-            "dataset.image_size", "dataset.image_size is what the store holds", "give it"
-        )
+        raise UserError("dataset.image_size", "dataset.image_size is that of a store", "set it")
     return build.model(config, metadata), metadata
 
 
@@ -220,7 +220,7 @@ def _detects(config: Config) -> bool:
 
 
 def _batch(config: Config, metadata: dict[str, Any], count: int) -> Any:
-    """``count`` black images with targets, as the device transform gives them."""
+    """``count`` black images with targets, as after the device transform."""
     import torch
 
     from research.batch import ClassificationBatch, DetectionBatch, PairBatch
@@ -244,18 +244,18 @@ def _batch(config: Config, metadata: dict[str, Any], count: int) -> Any:
     stem = build.stem_spec(config["compression"])
     if stem is None:
         return ClassificationBatch(index, images, torch.zeros_like(index))
-    grid, kept = size // 8, stem.selection
+    grid, selection = size // 8, stem.selection
     blocks = Blocks(
-        torch.zeros(count, len(kept.luma), grid, grid),
-        torch.zeros(count, 2, len(kept.chroma), grid // 2, grid // 2),
+        torch.zeros(count, len(selection.luma), grid, grid),
+        torch.zeros(count, 2, len(selection.chroma), grid // 2, grid // 2),
     )
     return ClassificationBatch(index, blocks, torch.zeros_like(index))
 
 
-def _pass(
+def _timed_pass(
     network: nn.Module, config: Config, metadata: dict[str, Any], batch: int
 ) -> Callable[[], None]:
-    """Something that runs one batch through the network and waits for it."""
+    """A function that runs one batch through the network and waits for the result."""
     import torch
 
     from research.engine import build

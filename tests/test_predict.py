@@ -302,8 +302,8 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["out=x"], "give a RUN folder or a WEIGHTS file first"),
-        (["run"], "what is run to look at?"),
+        (["out=x"], "pass a RUN folder or a WEIGHTS file first"),
+        (["run"], "no SOURCE after run; pass images"),
         (["run", "none.jpg"], "none.jpg: no such file or folder"),
         (["run", "empty"], "empty: no image in it"),
         (["run", "bad"], "no frame could be read (1 not_an_image); the first: bad/a.jpg"),
@@ -317,7 +317,7 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "photo.jpg", "port=70000"], "port=70000: expected a whole number from 0"),
         (["run", "photo.jpg", "device=cuda:9"], "device=cuda:9: this machine has"),
         (["run", "photo.jpg", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
-        (["run", "photo.jpg", "out=full"], "out=full: is not empty; give a new folder"),
+        (["run", "photo.jpg", "out=full"], "out=full: is not empty; set a new folder"),
         (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
         (["none", "photo.jpg"], "no checkpoint in none; give a run folder"),
         (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),

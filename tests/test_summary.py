@@ -60,7 +60,7 @@ def test_documented_tables_are_what_their_command_prints(
     assert capsys.readouterr().out.strip().splitlines() == table.splitlines()
 
 
-def one(*settings: str) -> summary.Row:
+def one(*settings: str) -> summary.ModelSummary:
     (row,) = summary.rows(list(settings))
     return row
 
