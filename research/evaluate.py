@@ -1,4 +1,4 @@
-"""Evaluate a trained run on a split: ``python -m research.evaluate RUN [split=val]``."""
+"""Evaluate a trained run on a split: ``python -m research.evaluate RUN split=val``."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ def evaluate(
     out: Path | None = None,
     trust: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Metrics of one checkpoint on one split, as the run itself would log them.
+    """Evaluate one checkpoint on one split, as in training.
 
     Args:
         run: run folder or checkpoint file.
         split: ``train``, ``val`` or ``test``.
         which: ``best`` or ``last``, of a run folder.
-        device: where, as in the run settings.
+        device: as in the settings of a run.
         overrides: other settings of the run, ``key=value``.
-        out: folder for the task's pictures and tables; ``None``: none are made.
-        trust: names of the user's own that the run's configuration may have.
+        out: folder for the task's pictures and tables; None: they are not written.
+        trust: names of the user's own code that the run's configuration may contain.
 
     Returns:
-        ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
-        for that epoch on this split, where it did.
+        ``metrics``, the epoch of the checkpoint, ``logged`` (those of the metrics that the run
+        logged for that epoch on this split) and ``damage``, the number of skipped samples by kind.
     """
     from research.engine.evaluation import load_eval_run
     from research.engine.run import draw
     from research.tracking.files import FileTracker
 
-    one = load_eval_run(run, split, which, device, overrides, trust)
-    model, state, result = one.predictor, one.saved["state"], one.evaluate(split)
+    loaded = load_eval_run(run, split, which, device, overrides, trust)
+    model, state, result = loaded.predictor, loaded.saved["state"], loaded.evaluate(split)
     epoch = state["epoch"]
     if out is not None:
         draw(model.task, model.transform, result, FileTracker(out), epoch)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from research.config import cli
+from research.config.overrides import train_command
 from research.data.prepare_options import (
     OPTIONS,
     USAGE,
@@ -59,7 +61,7 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
     Raises:
         UserError: for folders that cannot be read as classes, or a full disk.
     """
-    from research.config import compose_config, resolved
+    from research.config import compose_config
     from research.data.folder import ImageFolders
     from research.data.warehouse.encoders import CoefficientEncoder
     from research.data.warehouse.plan import plan_folders
@@ -71,7 +73,7 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
         raise UserError(
             "SOURCE", f"{source}: has {', '.join(roots)} but no train folder of classes"
         )
-    config = resolved(compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"])[0])
+    config = compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"]).config
     config["dataset"] |= {
         "train_dirs": [str(roots.get("train", source))],
         "val_dir": str(roots["val"]) if "val" in roots else None,
@@ -106,7 +108,8 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> None:
     print(f"  {counts.pop('frames')} frames of {' '.join(record['channels'])}, {record['dtype']}")
     print(f"  {counts.pop('boxes')} boxes: {_format_counts(record['classes'])}")
     print(f"  {_format_counts({key.replace('_', ' '): count for key, count in counts.items()})}")
-    print(f"next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root={out}")
+    settings = {"model": "rgbx_mit_b0", "dataset": "rgbx", "dataset.root": str(out)}
+    print(f"next:     {train_command([], settings)}")
 
 
 def prune(source: Path, out: Path, options: PruneOptions) -> None:
@@ -122,7 +125,7 @@ def prune(source: Path, out: Path, options: PruneOptions) -> None:
         print(f"  without the runs {', '.join(report.runs_dropped)}")
     if report.dropped:
         print(f"  dropped {_format_counts(report.dropped)}; see {out / capture.REPORT}")
-    print(f"next:     python -m research.prepare frames {out} OUT")
+    print(f"next:     python -m research.prepare frames {shlex.quote(str(out))} OUT")
 
 
 def lint(path: Path, out: Path | None) -> bool:
@@ -194,12 +197,13 @@ def _print_summary(manifest: Manifest) -> None:
         print(f"  {split:5} {samples} samples of {groups} {'group' if groups == 1 else 'groups'}")
     if manifest.damage:
         print(f"  left out {_format_counts(manifest.damage)}")
-    model = "tinydet"
+    model: dict[str, Any] = {"model": "tinydet"}
     if manifest.kind == "coefficients":
-        model = f"resnet34_compressed compression.window={manifest.transform['window']}"
-    print(f"check:    python -m research.prepare lint {manifest.path}")
-    settings = f"model={model} dataset=warehouse dataset.manifest={manifest.path}"
-    print(f"next:     python train.py {settings}")
+        window = manifest.transform["window"]
+        model = {"model": "resnet34_compressed", "compression.window": window}
+    settings = {**model, "dataset": "warehouse", "dataset.manifest": str(manifest.path)}
+    print(f"check:    python -m research.prepare lint {shlex.quote(str(manifest.path))}")
+    print(f"next:     {train_command([], settings)}")
 
 
 def main(words: list[str]) -> None:

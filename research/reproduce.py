@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from research.config import cli, compose_config, resolved, stored, targets
+from research.config import cli, compose_config, stored, targets
 from research.config.keys import MISSING, differences
 from research.config.messages import shown
 from research.config.migrations import current_word
+from research.config.overrides import override, train_command
 from research.config.rules import PATH
 from research.config.schema import GROUPS
 from research.utils.errors import UserError, one_line, printable
@@ -301,39 +302,19 @@ def overrides_now(then: Then) -> tuple[list[str], list[Setting], list[Setting], 
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={then.config['seed']}")
     try:
-        now = _composed(words)
+        now = compose_config(words).config
     except UserError as error:
         return words, [], [], str(error)
     changed = settings(then.config, now)
     for setting in changed:
         if setting.then is not MISSING and setting.now is not MISSING:
-            more = [*words, f"{setting.key}={quoted(setting.then)}"]
+            more = [*words, override(setting.key, setting.then)]
             try:
-                now = _composed(more)
+                now = compose_config(more).config
             except UserError:
                 continue
             words = more
     return words, changed, settings(then.config, now), ""
-
-
-def _composed(words: Sequence[str]) -> dict[str, Any]:
-    return resolved(compose_config(list(words))[0])
-
-
-def quoted(value: Any) -> str:
-    """A value as Hydra reads it back."""
-    if isinstance(value, list):
-        return f"[{','.join(quoted(entry) for entry in value)}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{quoted(entry)}' for key, entry in value.items())}}}"
-    if not isinstance(value, str):
-        return repr(value) if isinstance(value, float) else shown(value)
-    plain = re.fullmatch(r"[A-Za-z_/][\w./@%+-]*", value)
-    if plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
-        return value
-    # Hydra reads backslashes as they are, but for those before a quote.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value)
-    return f"'{escaped}'"
 
 
 def commands(
@@ -369,7 +350,7 @@ def commands(
         labels = dict.fromkeys(w.rpartition("+")[2] for w in wanted if "+" in w)
         index = [word for label in labels for word in ("--extra-index-url", f"{WHEELS}/{label}")]
         lines.append(shlex.join(["pip", "install", *wanted, *index]))
-    return [*lines, shlex.join(["python", "train.py", *words])]
+    return [*lines, train_command(words)]
 
 
 def remarks(then: Then, words: Sequence[str], left: Sequence[Setting]) -> list[str]:

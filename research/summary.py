@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli, compose_config, resolved
+from research.config import cli, compose_config
 from research.config.rules import COUNT, DEVICE, TRUTH
 from research.utils.timing import median_times, synchronize
 
@@ -63,16 +63,16 @@ MB = 1e6
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelSummary:
     """One configured network.
 
     Attributes:
         varied: the values of the keys that have several.
-        parameters: trainable ones.
-        macs: multiply-adds of one image, forward.
+        parameters: number of trainable parameters.
+        macs: multiply-adds of the forward pass of one image.
         activations: bytes that one image of a training batch keeps for the backward pass.
-        size: bytes of its state dict.
-        latency: median seconds of one batch; null when not measured.
+        size: bytes of the state dict.
+        latency: median seconds of one batch; None if not measured.
     """
 
     varied: list[str]
@@ -85,18 +85,18 @@ class Row:
 
 def rows(
     settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
-) -> list[Row]:
-    """A row for every combination of the values in ``settings``.
+) -> list[ModelSummary]:
+    """One summary for each combination of the values in ``settings``.
 
     Args:
         settings: ``key=value[,value…]`` each.
-        latency: measure it.
-        rounds: how often each network is timed.
-        batch: images at once when timed.
-        device: where they are timed, as in the run settings.
+        latency: whether to measure it.
+        rounds: number of times that each network is timed.
+        batch: images per timed batch.
+        device: of the timing, as in the settings of a run.
 
     Raises:
-        UserError: for a mistake in any combination, before the first is built.
+        UserError: for a mistake in any combination, before the first network is built.
     """
     from research.engine import build
 
@@ -105,29 +105,31 @@ def rows(
     for values in itertools.product(*(values for _, values in choices)):
         overrides = [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)]
         varied = [v for (_, all_), v in zip(choices, values, strict=True) if len(all_) > 1]
-        config = resolved(compose_config(overrides)[0])
+        config = compose_config(overrides).config
         combinations.append((varied, {**config, "device": device}))
     measured, timed = [], []
-    asked = any(key in ("dataset", "experiment") for key, _ in choices)
+    chosen = any(key in ("dataset", "experiment") for key, _ in choices)
     for varied, config in combinations:
-        metadata = build.source(config).expected_metadata(config["model"], look=asked)
+        metadata = build.source(config).expected_metadata(config["model"], look=chosen)
         network = build.model(config, metadata)
         measured.append((varied, *measure(network, config, metadata)))
         if latency:
-            timed.append(_pass(network, config, metadata, batch))
+            timed.append(_timed_pass(network, config, metadata, batch))
     times = median_times(timed, rounds) if latency else [None] * len(measured)
-    return [Row(*columns, seconds) for columns, seconds in zip(measured, times, strict=True)]
+    return [
+        ModelSummary(*columns, seconds) for columns, seconds in zip(measured, times, strict=True)
+    ]
 
 
 def measure(
     network: nn.Module, config: Config, metadata: Mapping[str, Any]
 ) -> tuple[int, int, float, int]:
-    """Parameters, multiply-adds, bytes of activations and of weights, see ``Row``.
+    """Parameters, multiply-adds, bytes of activations and of weights, see ``ModelSummary``.
 
     Args:
         network: as configured, on the CPU.
         config: resolved.
-        metadata: of the data set, as ``build.model`` takes them.
+        metadata: of the data set, for ``build.model``.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -139,19 +141,19 @@ def measure(
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(_batch(config, metadata, 1).inputs)
     network.train()
-    own = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
-    kept: dict[int, Any] = {}
+    weights = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
+    saved: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            # Held, so that no later one can come to lie where this one was.
-            kept[storage.data_ptr()] = storage
+        if storage.data_ptr() not in weights:
+            # A reference, so that no later storage gets the same address.
+            saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = task.losses(network, _batch(config, metadata, 2))
-    activations = sum(storage.nbytes() for storage in kept.values()) / 2
+    activations = sum(storage.nbytes() for storage in saved.values()) / 2
     del losses
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -161,7 +163,7 @@ def measure(
 def table(
     settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
 ) -> str:
-    """The rows as Markdown."""
+    """The summaries as a Markdown table."""
     keys = [s.partition("=")[0] for s in settings if len(_values(s.partition("=")[2])) > 1]
     columns = ["parameters", "GMAC", "activations MB", "size MB", *["latency ms"] * latency]
     lines = [
@@ -189,10 +191,10 @@ def _batch(config: Config, metadata: Mapping[str, Any], count: int) -> Batch:
     return task.example_batch(count, partial(build.blank_inputs, config, metadata), metadata)
 
 
-def _pass(
+def _timed_pass(
     network: nn.Module, config: Config, metadata: Mapping[str, Any], batch: int
 ) -> Callable[[], None]:
-    """Something that runs one batch through the network and waits for it."""
+    """A function that runs one batch through the network and waits for the result."""
     import torch
 
     from research.engine import build

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research import crossval, prepare
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.crossval import FRAMES, PAIRS, Columns, Fold
 from research.utils.errors import UserError
 from tests.conftest import run
@@ -29,7 +29,7 @@ def fold(
 def trained(*overrides: str) -> str:
     """A fold's run folder."""
     words = [*overrides, "epochs=1", "logging=csv", "device=cpu"]
-    config: dict[str, Any] = resolved(compose_config(words)[0])
+    config: dict[str, Any] = compose_config(words).config
     return str(run(config, config["name"]))
 
 

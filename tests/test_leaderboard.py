@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import research
 from research import leaderboard
 from research.batch import ClassificationBatch
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
 from research.engine import evaluation
 from research.evaluate import evaluate
@@ -146,7 +146,7 @@ def made_up(
     monkeypatch: pytest.MonkeyPatch, models: dict[str, Slow], **other: Any
 ) -> Callable[..., evaluation.EvalRun]:
     """Runs of these names, in the place of runs on the disk."""
-    usual = resolved(compose_config(["model=resnet34", "device=cpu"])[0])
+    usual = compose_config(["model=resnet34", "device=cpu"]).config
     task = Classification(["a", "b", "c"], 0.0)
 
     def trial_of(path: Path, *_: Any) -> evaluation.EvalRun:

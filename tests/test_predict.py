@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 
 import research
 from research import predict
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import image_size
 from research.data.frames.run_writer import RunWriter
@@ -69,11 +69,11 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Detectors:
     build(plan, root / "store")
     with chdir(root):
         folders = [
-            run(resolved(compose_config([
+            run(compose_config([
                 f"model={name}", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
                 "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv",
                 f"run_dir={root / name}",
-            ])[0]))
+            ]).config)
             for name in ("tinydet", "bigdet")
         ]  # fmt: skip
     return Detectors(root / "captures", *folders)
@@ -148,12 +148,10 @@ def test_what_is_written_can_be_prepared_and_trained_on(detectors: Detectors, he
     words = ["objectness=0", "out=seen"]
     predict.main([str(detectors.tiny), str(detectors.captures), *words])
     prepare.main(["frames", "seen", "store", "size=64", "val_runs=run_1", "workers=1"])
-    config = resolved(
-        compose_config([
-            "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
-            "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
-        ])[0]
-    )  # fmt: skip
+    config = compose_config([
+        "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
+        "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
+    ]).config  # fmt: skip
     assert (run(config) / "checkpoints" / "best.pt").exists()
 
 
@@ -304,8 +302,8 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["out=x"], "give a RUN folder or a WEIGHTS file first"),
-        (["run"], "what is run to look at?"),
+        (["out=x"], "pass a RUN folder or a WEIGHTS file first"),
+        (["run"], "no SOURCE after run; pass images"),
         (["run", "none.jpg"], "none.jpg: no such file or folder"),
         (["run", "empty"], "empty: no image in it"),
         (["run", "bad"], "no frame could be read (1 not_an_image); the first: bad/a.jpg"),
@@ -319,7 +317,7 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "photo.jpg", "port=70000"], "port=70000: expected a whole number from 0"),
         (["run", "photo.jpg", "device=cuda:9"], "device=cuda:9: this machine has"),
         (["run", "photo.jpg", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
-        (["run", "photo.jpg", "out=full"], "out=full: is not empty; give a new folder"),
+        (["run", "photo.jpg", "out=full"], "out=full: is not empty; set a new folder"),
         (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
         (["none", "photo.jpg"], "no checkpoint in none; pass a run folder"),
         (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it contains pickled objects"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import research
 from research import predict, robustness
 from research.batch import DetectionBatch
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
 from research.data.transforms import DeviceTransform
 from research.engine import evaluation
@@ -165,7 +165,7 @@ class Sees(nn.Module):
 def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """A run of five channels takes the place of whatever run is asked for; its calls."""
     calls = []
-    config = resolved(compose_config(["model=tinydet", "device=cpu"])[0])
+    config = compose_config(["model=tinydet", "device=cpu"]).config
     task = Detection(["car"], False, 0.5, 0.5, 0.5, "val/mAP50:max")
     device = torch.device("cpu")
 
@@ -268,7 +268,7 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
         "dataset.image_size=64", "dataset.batch_size=2", "max_train_batches=1",
         "dataset.max_val_images=4", "epochs=1", "device=cpu", "logging=csv", "run_dir=r",
     ]  # fmt: skip
-    run(resolved(compose_config(settings)[0]))
+    run(compose_config(settings).config)
     capsys.readouterr()
     robustness.main(["r", "split=val", "shifts=2", "noise=1", "device=cpu"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 4 + 1 + 3

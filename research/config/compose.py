@@ -23,13 +23,18 @@ class Composed(NamedTuple):
 
     Attributes:
         cfg: the configuration without Hydra's own node.
-        choices: the option of every group of ours; null where there is none.
+        choices: the option of every group of ours; None where there is none.
         sweeper: Hydra's node of the sweeper.
     """
 
     cfg: DictConfig
     choices: dict[str, str | None]
     sweeper: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as a plain dictionary, with every interpolation resolved."""
+        return resolved(self.cfg)
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
     for group in GROUPS:
         if group not in chosen:  # a list of options was chosen, whose names Hydra does not keep
             overrides.append(f"{group}=[{','.join(options(group))}]")
-    return resolved(composed(overrides).cfg)
+    return composed(overrides).config
 
 
 @lru_cache(maxsize=256)

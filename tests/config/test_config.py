@@ -20,6 +20,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from research.config import command_line, compose_config, register, resolved
+from research.config.compose import Composed
 from research.config.group_rules import group_rules
 from research.config.help import help_text
 from research.config.options import CONF, options, read_option
@@ -377,7 +378,7 @@ def test_the_sweepers_own_parameters_are_checked(answer: Any) -> None:
 )
 def test_what_is_allowed_passes(line: str) -> None:
     words = shlex.split(line)
-    cfg, choices = compose_config(words)
+    cfg, choices, _ = compose_config(words)
     for key, _, text in (word.partition("=") for word in words):
         if key in choices:
             assert choices[key] == text
@@ -407,7 +408,7 @@ def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: s
     lines = [f"{group}={option}"]
     if option in READER:
         lines.append(f"model={READER[option]}")
-    cfg, choices = _with_what_is_required(lines)
+    cfg, choices, _ = _with_what_is_required(lines)
     config = resolved(cfg)
     assert choices[group] == option
     assert set(config) == {*RUN_RULES, *GROUPS}
@@ -417,7 +418,7 @@ def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: s
         assert keys <= set(parameters), node["_target_"]
 
 
-def _with_what_is_required(lines: list[str]) -> tuple[Any, Mapping[str, str | None]]:
+def _with_what_is_required(lines: list[str]) -> Composed:
     required = {
         "dataset.train_dirs": "[a]",
         "dataset.manifest": "store",
@@ -445,7 +446,7 @@ def test_no_rule_is_dead() -> None:
     ruled = set(group_rules({}))
     for group, option in ALL_OPTIONS:
         lines = [f"{group}={option}", *([f"model={READER[option]}"] if option in READER else [])]
-        config = resolved(_with_what_is_required(lines)[0])
+        config = _with_what_is_required(lines).config
         used |= set(_paths(config))
         ruled |= set(group_rules(config))
     assert [key for key in ruled - used if not key.startswith("hydra.")] == []
@@ -483,7 +484,7 @@ def test_a_model_alone_selects_what_fits_it() -> None:
 
 def test_an_experiment_stands_above_the_model_and_below_the_command_line() -> None:
     line = ["experiment=imagenet_resnet34_compressed", "dataset.train_dirs=[a]", "epochs=3"]
-    cfg, choices = compose_config(line)
+    cfg, choices, _ = compose_config(line)
     assert choices["dataset"] == "imagenet"
     assert cfg.precision == "bf16"
     assert cfg.epochs == 3

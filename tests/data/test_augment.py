@@ -271,5 +271,5 @@ def test_augmentation_of_bitstream_coefficients_is_refused(line: str, key: str) 
 
 
 def test_coefficients_from_files_may_be_mixed() -> None:
-    cfg, _ = compose_config(["compression.source=bitstream", "dataset.augmentation.mixup=0.2"])
+    cfg, *_ = compose_config(["compression.source=bitstream", "dataset.augmentation.mixup=0.2"])
     assert (cfg.compression.source, cfg.dataset.augmentation.mixup) == ("bitstream", 0.2)
