@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from research.compression.jpeg import MIN_SIDE
 from research.utils.cache import cached_by_file
+from research.utils.threads import map_threads
 
 EXTENSIONS = frozenset(
     [
@@ -80,12 +80,10 @@ def index_folder(
     stamps = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
     def damage(names: list[str]) -> Iterator[str]:
-        with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            kinds = pool.map(lambda name: inspect_header(root / name), names)
-            for done, kind in enumerate(kinds, start=1):
-                yield kind
-                if progress is not None:
-                    progress(f"reading headers in {root.name}", done, len(names))
+        threads = min(16, 2 * (os.cpu_count() or 1))
+        what = f"reading headers in {root.name}"
+        files = [root / name for name in names]
+        return map_threads(inspect_header, files, threads, what, progress)
 
     kinds = cached_by_file(cache, {"index": str(root.resolve())}, stamps, damage)
     return {name: Entry(*stamp, kinds[name]) for name, stamp in stamps.items()}

@@ -210,12 +210,7 @@ class RankingMetrics:
             before, earlier = self.worst
             said = torch.cat([earlier, said])
             order = said.abs().argsort(descending=True, stable=True)[:SHOWN]
-            found = PairBatch(
-                *(
-                    torch.cat([getattr(before, name), getattr(found, name)])[order]
-                    for name in ("index", "inputs", "preference", "series", "photos")
-                )
-            )
+            found = before.cat(found).map(lambda tensor: tensor[order])
             said = said[order]
         self.worst = (found, said)
 

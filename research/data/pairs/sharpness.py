@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,7 @@ from research.data.pairs.quality import laplacian_variance
 from research.data.pairs.samples import read_photo
 from research.utils.cache import cached_by_file
 from research.utils.errors import DamagedImage
+from research.utils.threads import map_threads
 
 THREADS: Final = 4
 
@@ -76,11 +76,8 @@ def measure_sharpness(
     stamps = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
     def measure(stale: list[str]) -> Iterator[float]:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for done, value in enumerate(pool.map(_sharpness, map(Path, stale)), 1):
-                yield value
-                if progress is not None:
-                    progress("measuring sharpness", done, len(stale))
+        stale_files = [Path(path) for path in stale]
+        return map_threads(_sharpness, stale_files, THREADS, "measuring sharpness", progress)
 
     key = {"sharpness": sorted({str(Path(path).parent) for path in stamps})}
     values = cached_by_file(cache / "sharpness", key, stamps, measure)

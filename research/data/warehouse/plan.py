@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -26,9 +25,7 @@ from research.data.warehouse.encoders import (
 )
 from research.data.warehouse.manifest import SCHEMA
 from research.utils.errors import UserError
-
-FILES_AT_ONCE = 512
-"""Files submitted to the thread pool at a time; futures for a million files need much memory."""
+from research.utils.threads import map_threads
 
 
 @dataclass(frozen=True)
@@ -98,14 +95,7 @@ def stamp_files(
     Raises:
         UserError: for a file that cannot be read.
     """
-    stamps: list[FileStamp] = []
-    # Hashing and reading release the GIL: threads are enough.
-    with ThreadPoolExecutor(min(16, 2 * workers)) as pool:
-        for start in range(0, len(samples), FILES_AT_ONCE):
-            stamps += pool.map(_stamp, samples[start : start + FILES_AT_ONCE])
-            if progress is not None:
-                progress("hashing files", len(stamps), len(samples))
-    return stamps
+    return list(map_threads(_stamp, samples, min(16, 2 * workers), "hashing files", progress))
 
 
 def _stamp(sample: SampleSpec) -> FileStamp:
