@@ -235,9 +235,11 @@ def spoiled(file: Path, change: Callable[[dict[str, Any]], object]) -> Iterator[
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata()
-            header = json.loads(metadata[checkpoint.ABOUT])
+            header = json.loads(metadata[checkpoint.METADATA_KEY])
             change(header)
-            save_file(load_file(file), file, {**metadata, checkpoint.ABOUT: json.dumps(header)})
+            save_file(
+                load_file(file), file, {**metadata, checkpoint.METADATA_KEY: json.dumps(header)}
+            )
         else:
             content = torch.load(file, weights_only=True)
             change(content)
@@ -489,7 +491,7 @@ def test_links_out_of_a_strangers_folder_are_not_followed(
     inside.rename(outside)
     inside.symlink_to(outside)
     words = [*words_of(project / FOLDER), "epochs=4", "resume=stranger"]
-    assert "leads out of this folder" in one_line_of(lambda: train(*words))
+    assert "is outside this folder" in one_line_of(lambda: train(*words))
     inside.unlink()
     outside.rename(inside)
 

@@ -86,7 +86,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     """
     runs: dict[Path, Path] = {}
     for path in paths:
-        here = list(_walk(cli.home(path))) if path.exists() else []
+        here = list(_walk(cli.run_dir_of(path))) if path.exists() else []
         if not here:
             raise UserError(
                 "RUN", f"{path}: no run here (a folder with summary.json)", "pass run folders"

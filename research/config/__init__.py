@@ -6,7 +6,7 @@ from research.config.command import (
     check_jobs,
     command_line,
     compose_config,
-    told_in_one_line,
+    exit_on_user_error,
 )
 from research.config.compose import resolved
 from research.config.messages import explain
@@ -20,9 +20,9 @@ __all__ = [
     "check_jobs",
     "command_line",
     "compose_config",
+    "exit_on_user_error",
     "explain",
     "register",
     "resolved",
     "targets",
-    "told_in_one_line",
 ]

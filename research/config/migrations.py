@@ -69,7 +69,7 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     for step in MIGRATIONS[version - 1 :] if known else ():
         for old, new in step.keys.items():
             if _has(found, old):
-                _put(found, new, _take(found, old))
+                _put(found, new, _pop(found, old))
         for key, value in step.added.items():
             if not _has(found, key):
                 _put(found, key, value)
@@ -150,14 +150,14 @@ def _get(config: dict[str, Any], key: str) -> Any:
     return node[key.rpartition(".")[2]]
 
 
-def _take(config: dict[str, Any], key: str) -> Any:
+def _pop(config: dict[str, Any], key: str) -> Any:
     """The value, which is taken out; with the mappings that are empty without it."""
     node = _parent(config, key)
     assert node is not None
     above, _, last = key.rpartition(".")
     value = node.pop(last)
     if above and not node:
-        _take(config, above)
+        _pop(config, above)
     return value
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from research.data.index import ProgressCallback
-from research.data.once import made_once
+from research.data.once import create_once
 from research.data.pairs.lists import LISTS, series_name
 from research.utils.errors import UserError
 
@@ -70,6 +70,7 @@ class PhotoDemo:
     root: str
     series: int
     seed: int
+    classes: ClassVar[tuple[str, ...]] = ()
 
     def render(self, progress: ProgressCallback | None = None) -> Path:
         """Render the photos and their pair lists into ``root``, unless they exist.
@@ -92,7 +93,7 @@ class PhotoDemo:
                 )
         record = {"recipe": VERSION, "seed": self.seed, "series": self.series}
         make = partial(self._make, progress=progress)
-        return made_once(Path(self.root), RECORD, record, _is_ours, make)
+        return create_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
 
     def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         (root / PHOTOS).mkdir(parents=True)

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -20,7 +21,7 @@ from PIL import Image
 
 from research.data.frames.frame import BoxXYXY
 from research.data.index import ProgressCallback
-from research.data.once import made_once
+from research.data.once import create_once
 from research.data.rgbx.arrays import COLOURS
 from research.data.rgbx.layout import DESCRIPTION
 from research.utils.errors import UserError
@@ -60,6 +61,7 @@ class RgbxDemo:
     images: int
     seed: int
     size: int
+    classes: ClassVar[tuple[str, ...]] = CLASSES
 
     def render(self, progress: ProgressCallback | None = None) -> Path:
         """Render ``images/*.npy`` and ``labels/*.txt`` into ``root``, unless they exist.
@@ -84,7 +86,7 @@ class RgbxDemo:
                 )
         record = {"recipe": VERSION, "seed": self.seed, "images": self.images, "size": self.size}
         make = partial(self._make, progress=progress)
-        return made_once(Path(self.root), RECORD, record, _is_ours, make)
+        return create_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
 
     def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         (root / "images").mkdir(parents=True)

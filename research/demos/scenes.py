@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.index import ProgressCallback
-from research.data.once import made_once
+from research.data.once import create_once
 from research.utils.errors import UserError
 
 RECIPE = 1  # raise it whenever the rendered files would change
@@ -252,7 +253,7 @@ def render_scenes(
         raise UserError("dataset.demo", f"the seed of the demo scenes is {seed}: give 0 or more")
     manifest = {"recipe": RECIPE, "seed": seed, "classes": list(CLASSES), **counts}
     make = partial(_render, counts=counts, seed=seed, progress=progress)
-    return made_once(root, MANIFEST, manifest, _is_ours, make)
+    return create_once(root, "dataset.demo.root", MANIFEST, manifest, _is_ours, make)
 
 
 def _render(
@@ -283,12 +284,14 @@ class Scenes:
     train_images: int
     val_images: int
     seed: int
+    classes: ClassVar[tuple[str, ...]] = CLASSES
 
-    def render(self, progress: ProgressCallback | None = None) -> None:
-        """Render them, unless they are there."""
+    def render(self, progress: ProgressCallback | None = None) -> Path:
+        """Render them, unless they are there; returns ``root``."""
 
-        def told(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             if progress is not None:
                 progress("rendering demo scenes", done, total)
 
-        render_scenes(Path(self.root), self.train_images, self.val_images, self.seed, told)
+        root = Path(self.root)
+        return render_scenes(root, self.train_images, self.val_images, self.seed, report)

@@ -43,7 +43,7 @@ def migrate(monkeypatch: pytest.MonkeyPatch) -> Migrate:
 def renamed(config: dict[str, Any], new: str, old: str) -> dict[str, Any]:
     """A configuration in which a key has its old name."""
     found = json.loads(json.dumps(config))
-    migrations._put(found, old, migrations._take(found, new))
+    migrations._put(found, old, migrations._pop(found, new))
     return found
 
 

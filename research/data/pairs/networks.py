@@ -16,8 +16,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from research.models.pretrained import of_file
 from research.utils.errors import UserError
+from research.utils.weights import state_dict
 
 CLIP: Final = "ViT-B-32"
 NAMES: Final = ("clip", "resnet50.layer4", "resnet50.layer3", "vgg16", "quality")
@@ -98,7 +98,7 @@ def load_weights(network: nn.Module, file: Path, name: str) -> None:
     Raises:
         UserError: if a tensor is missing or has another shape.
     """
-    state = of_file(file)
+    state = state_dict(file, "dataset.feature_weights")
     own = network.state_dict()
     # Old files lack these counters, which are used in training only.
     needed = [key for key in own if not key.endswith("num_batches_tracked")]

@@ -84,7 +84,7 @@ class PairSamples:
         self.load = load
         self.shape = tuple(shape)
         self.dtype = dtype
-        self.left_out = dict(left_out)
+        self.skipped = dict(left_out)
 
     def __len__(self) -> int:
         return len(self.pairs.pairs)

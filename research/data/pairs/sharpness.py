@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +13,9 @@ from research.data.index import ProgressCallback
 from research.data.pairs.lists import TIE, Pair, PairSet
 from research.data.pairs.quality import laplacian_variance
 from research.data.pairs.samples import read_photo
+from research.utils.cache import cached_by_file
 from research.utils.errors import DamagedImage
-from research.utils.files import write_text
+from research.utils.threads import map_threads
 
 THREADS: Final = 4
 
@@ -70,26 +68,20 @@ def measure_sharpness(
 
     Args:
         files: photos.
-        cache: folder in which values are remembered by a file's name, size and time.
+        cache: values are stored in its folder ``sharpness``, by path, size and time of a file.
         progress: told while photos are measured.
     """
-    folders = sorted({str(file.parent.resolve()) for file in files})
-    name = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16]
-    store = cache / "sharpness" / f"{name}.json"
-    known = _remembered(store)
-    stats = {file: file.stat() for file in files}
-    marks = {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
-    fresh = [file for file in files if known.get(file.name, [])[:2] != marks[file]]
-    if fresh:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for done, (file, value) in enumerate(
-                zip(fresh, pool.map(_sharpness, fresh), strict=True), 1
-            ):
-                known[file.name] = [*marks[file], value]
-                if progress is not None:
-                    progress("measuring sharpness", done, len(fresh))
-        write_text(store, json.dumps(known))
-    return {file: float(known[file.name][2]) for file in files}
+    paths = {file: str(file.parent.resolve() / file.name) for file in files}
+    stats = {paths[file]: file.stat() for file in files}
+    stamps = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+    def measure(stale: list[str]) -> Iterator[float]:
+        stale_files = [Path(path) for path in stale]
+        return map_threads(_sharpness, stale_files, THREADS, "measuring sharpness", progress)
+
+    key = {"sharpness": sorted({str(Path(path).parent) for path in stamps})}
+    values = cached_by_file(cache / "sharpness", key, stamps, measure)
+    return {file: float(values[path]) for file, path in paths.items()}
 
 
 def _sharpness(file: Path) -> float:
@@ -97,11 +89,3 @@ def _sharpness(file: Path) -> float:
         return laplacian_variance(np.asarray(read_photo(file, mode="L")))
     except DamagedImage:
         return math.nan
-
-
-def _remembered(store: Path) -> dict[str, list[float]]:
-    try:
-        found = json.loads(store.read_text())
-        return {name: entry for name, entry in found.items() if len(entry) == 3}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # a missing or damaged cache costs only the time to measure again

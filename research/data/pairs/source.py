@@ -39,9 +39,8 @@ from research.data.pairs.select import (
 )
 from research.data.pairs.sharpness import describe_baselines
 from research.data.pairs.transform import FeatureTransform, PairTransform
-from research.data.source import NetworkInput
+from research.data.source import Demo, NetworkInput
 from research.data.transforms import DeviceTransform
-from research.demos.photos import PhotoDemo
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ class PhotoPairs:
         audit: str,
         max_train_images: int | None,
         max_val_images: int | None,
-        demo: PhotoDemo | None,
+        demo: Demo | None,
         network: NetworkInput,
     ) -> None:
         self.name = name
@@ -233,8 +232,8 @@ class PhotoPairs:
     def load_image(self, path: Path) -> list[Image]:
         return [read_photo(path)]
 
-    def known_classes(self) -> list[str] | None:
-        return []
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        return self.metadata()
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from research.batch import PairBatch, PhotoBatch
 from research.data.pairs.samples import PhotoIndex
-from research.data.transforms import DeviceTransform, half
+from research.data.transforms import DeviceTransform, bernoulli
 
 MIN_STD = 1e-6
 """A feature with a smaller standard deviation counts as constant."""
@@ -52,12 +52,12 @@ class PairTransform(DeviceTransform):
     ) -> PairBatch | PhotoBatch:
         images = batch.inputs.float().div_(255).sub_(self.mean).div_(self.std)
         if self.training and self.flip:
-            chosen = half(len(images), generator, images.device)
+            chosen = bernoulli(len(images), generator, images.device)
             chosen = chosen.view(-1, *[1] * (images.dim() - 1))
             images = torch.where(chosen, images.flip(-1), images)
         batch = replace(batch, inputs=images)
         if self.training and self.swap and isinstance(batch, PairBatch):
-            return swap_pairs(batch, half(len(images), generator, images.device))
+            return swap_pairs(batch, bernoulli(len(images), generator, images.device))
         return batch
 
     def to_images(self, batch: PairBatch) -> list[Tensor]:
@@ -94,7 +94,7 @@ class FeatureTransform(DeviceTransform):
     ) -> PairBatch | PhotoBatch:
         batch = replace(batch, inputs=(batch.inputs.float() - self.mean) / self.std)
         if self.training and self.swap and isinstance(batch, PairBatch):
-            return swap_pairs(batch, half(len(batch.inputs), generator, batch.inputs.device))
+            return swap_pairs(batch, bernoulli(len(batch.inputs), generator, batch.inputs.device))
         return batch
 
     def to_images(self, batch: PairBatch) -> list[Tensor]:

@@ -26,14 +26,19 @@ from research.data.rgbx.arrays import (
     read_chunks,
     to_pil_images,
 )
-from research.data.rgbx.layout import DESCRIPTION, LEDGER, channel_names, group_by_sequence
+from research.data.rgbx.layout import (
+    DEFAULT_NAMES,
+    DESCRIPTION,
+    LEDGER,
+    channel_names,
+    group_by_sequence,
+)
 from research.data.rgbx.samples import ArraySamples, collate_frames
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
-from research.data.source import NetworkInput
+from research.data.source import USUAL_BOXES, Demo, NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.plan import assign_splits
-from research.demos.rgbx import CLASSES, RgbxDemo
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -94,7 +99,7 @@ class RgbxFolder:
         max_train_images: int | None,
         max_val_images: int | None,
         cache_dir: str,
-        demo: RgbxDemo | None,
+        demo: Demo | None,
         network: NetworkInput,
     ) -> None:
         self.name = name
@@ -188,10 +193,21 @@ class RgbxFolder:
         """RGB images of a file: the colours, then each X channel in grey."""
         return to_pil_images(read_array(path, self.spec))
 
-    def known_classes(self) -> list[str] | None:
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        extra = model.get("x_channels") or len(self.x or DEFAULT_NAMES[2])
+        return {
+            "name": self.name,
+            "classes": expected_classes(model, self._known_classes() if look else None, 1),
+            "channels": [*COLOURS, *map(str, range(extra))],
+            "transform": {"max_boxes": USUAL_BOXES},
+        }
+
+    def _known_classes(self) -> list[str] | None:
         if self.class_names is not None:
             return list(self.class_names)
-        return read_class_names(self.root) or (None if self.demo is None else list(CLASSES))
+        return read_class_names(self.root) or (
+            None if self.demo is None else list(self.demo.classes)
+        )
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

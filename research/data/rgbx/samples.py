@@ -32,7 +32,7 @@ class ArraySamples:
         self.frames = frames
         self.size = size
         self.spec = spec
-        self.left_out = dict(left_out)
+        self.skipped = dict(left_out)
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import RANGES, ArraySpec, read_array
+from research.utils.cache import cached
 from research.utils.errors import DamagedImage, UserError
-from research.utils.files import write_text
 
 VERSION = 1  # increase it whenever the statistics of the same files change
 
@@ -73,17 +70,11 @@ def channel_statistics(
         spec: channels and type of every file.
         limit: maximum number of files that are measured.
         fingerprint: fingerprint of the data set.
-        cache: cache folder; other processes wait for the one that measures.
+        cache: cache folder, see ``cached``.
         progress: called while files are measured.
     """
     chosen = np.random.default_rng(0).permutation(len(files))[:limit]
     sample = [files[index] for index in sorted(chosen)]
-    key = {"recipe": VERSION, "data": fingerprint, "files": len(sample)}
-    digest = sha256(json.dumps(key).encode()).hexdigest()[:16]
-    cache_file = cache / f"rgbx_{digest}.json"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{cache_file}.lock"):
-        if not cache_file.exists():
-            statistics = measure(sample, spec, progress)
-            write_text(cache_file, json.dumps(asdict(statistics), indent=1))
-    return ChannelStatistics(**json.loads(cache_file.read_text()))
+    key = {"channels": VERSION, "data": fingerprint, "files": len(sample)}
+    values = cached(cache, key, lambda: asdict(measure(sample, spec, progress)))
+    return ChannelStatistics(**values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,16 +19,23 @@ from research.data.frames.transform import FrameAugmentation
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
-from research.data.source import NetworkInput
+from research.data.source import NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
-from research.demos.store import DemoStore
 from research.utils.errors import UserError
 
 GIB = 2**30
 Splits = dict[str, NDArray[np.int64]]
+
+
+class StoreDemo(Protocol):
+    """Creates the store of a demo data set on first use."""
+
+    def make(self, out: Path, progress: ProgressCallback | None) -> Path:
+        """Make sure that the store lies in ``out``; returns the folder of its version."""
+        ...
 
 
 class Warehouse:
@@ -81,7 +88,7 @@ class Warehouse:
         max_val_images: int | None,
         cache_dir: str,
         baseline: bool,
-        demo: DemoStore | None,
+        demo: StoreDemo | None,
         network: NetworkInput,
     ) -> None:
         self.name = name
@@ -158,8 +165,13 @@ class Warehouse:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def known_classes(self) -> list[str] | None:
-        return Manifest.load(self.path).classes if self.path.exists() else None
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        known = Manifest.load(self.path).classes if look and self.path.exists() else None
+        return {
+            "name": self.name,
+            "classes": expected_classes(model, known, self.kind.usual_classes),
+            "transform": self.kind.expected_transform(model),
+        }
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

@@ -220,6 +220,18 @@ def test_sharpness_is_measured_once(
     assert math.isnan(second[mine[2]])
 
 
+def test_photos_of_one_name_in_two_folders(photos: list[Path], tmp_path: Path) -> None:
+    mine = [tmp_path / folder / "1.jpg" for folder in ("a", "b")]
+    for path, source in zip(mine, photos, strict=False):
+        path.parent.mkdir()
+        path.write_bytes(source.read_bytes())
+    for _ in range(2):
+        found = sharpness(mine, tmp_path / "cache")
+        assert [found[path] for path in mine] == [
+            *sharpness(photos[:2], tmp_path / "other").values()
+        ]
+
+
 def test_baselines(photos: list[Path], tmp_path: Path) -> None:
     """Ties do not count; photos of equal sharpness count half."""
     same = [photos[0], photos[0], *photos[2:]]

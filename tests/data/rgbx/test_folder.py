@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.batch import DetectionBatch
-from research.compression.selection import EVERY
+from research.compression.selection import ALL_FREQUENCIES
 from research.config import compose_config, resolved
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.loader import EpochLoader, SampleKey
 from research.data.rgbx import statistics
 from research.data.rgbx.arrays import RANGES
@@ -30,7 +30,7 @@ from tests.conftest import user_error
 
 CPU = torch.device("cpu")
 NETWORK = NetworkInput(96, (0.5,) * 3, (0.5,) * 3, 1.0, None)
-KEPT = Coefficients(EVERY, "pixels", "full", True, 8)
+KEPT = CoefficientSpec(ALL_FREQUENCIES, "pixels", "full", True, 8)
 SHAPES = ((48, 64), (60, 64), (64, 50))
 
 
