@@ -95,7 +95,7 @@ def test_a_larger_set_starts_with_the_photos_of_a_smaller_one(root: Path, tmp_pa
     PhotoDemo(str(few), 10, 3).render()
     assert (few / RECORD).stat().st_mtime_ns == written
     (few / "mine.txt").touch()
-    with user_error("dataset.demo.root", few):
+    with user_error("dataset.root", few):
         PhotoDemo(str(few), 10, 4).render()
 
 

@@ -40,7 +40,7 @@ def test_rendered_once(tmp_path: Path) -> None:
     RgbxDemo(str(root), 14, 0, SIZE).render()
     assert len(list((root / "images").iterdir())) == 14
     (root / "images" / "mine.npy").write_bytes(b"")
-    with user_error("dataset.demo.root", root):
+    with user_error("dataset.root", root):
         demo.render()
 
 

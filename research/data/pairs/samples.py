@@ -69,7 +69,7 @@ class PairSamples:
         load: network input of a photo, by its index.
         shape: shape of that input, for empty batches.
         dtype: type of that input, for empty batches.
-        left_out: number of pairs that the data set skipped, by reason.
+        skipped: number of pairs that the data set skipped, by reason.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class PairSamples:
         load: Callable[[int], Tensor],
         shape: Sequence[int],
         dtype: torch.dtype,
-        left_out: Mapping[str, int],
+        skipped: Mapping[str, int],
     ) -> None:
         self.pairs = pairs
         self.load = load
         self.shape = tuple(shape)
         self.dtype = dtype
-        self.skipped = dict(left_out)
+        self.skipped = dict(skipped)
 
     def __len__(self) -> int:
         return len(self.pairs.pairs)

@@ -135,9 +135,9 @@ def resolve_files(
                 skipped[split][damaged[bad[0]]] += 1
             else:
                 usable[split].append(row)
-    kept = [row for part in usable.values() for row in part]
-    series = sorted({row.series for row in kept})
-    photos = sorted({(row.series, number) for row in kept for number in row.photos})
+    remaining = [row for part in usable.values() for row in part]
+    series = sorted({row.series for row in remaining})
+    photos = sorted({(row.series, number) for row in remaining for number in row.photos})
     series_index = {number: index for index, number in enumerate(series)}
     photo_index = {photo: index for index, photo in enumerate(photos)}
     photo_files, series_names = [files[photo] for photo in photos], [*map(series_name, series)]
@@ -156,15 +156,15 @@ def resolve_files(
 
 def drop_damaged(pair_set: PairSet, damaged: Mapping[Path, str], skipped: Counter[str]) -> PairSet:
     """Drop the pairs with a damaged photo, and count them in ``skipped``."""
-    kept = []
+    intact = []
     for pair in pair_set.pairs:
         both = pair_set.photos[pair.first], pair_set.photos[pair.second]
         kinds = [damaged[photo] for photo in both if photo in damaged]
         if kinds:
             skipped[kinds[0]] += 1
         else:
-            kept.append(pair)
-    return replace(pair_set, pairs=kept)
+            intact.append(pair)
+    return replace(pair_set, pairs=intact)
 
 
 def subsample(pair_set: PairSet, limit: int | None) -> PairSet:

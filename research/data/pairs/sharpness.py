@@ -69,7 +69,7 @@ def measure_sharpness(
     Args:
         files: photos.
         cache: values are stored in its folder ``sharpness``, by path, size and time of a file.
-        progress: told while photos are measured.
+        progress: called while photos are measured.
     """
     paths = {file: str(file.parent.resolve() / file.name) for file in files}
     stats = {paths[file]: file.stat() for file in files}

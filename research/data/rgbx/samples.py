@@ -23,16 +23,16 @@ class ArraySamples:
         frames: frames of a split.
         size: side of the canvas in pixels.
         spec: required channels and type of every file.
-        left_out: number of frames that the data set skipped, by kind.
+        skipped: number of frames that the data set skipped, by kind.
     """
 
     def __init__(
-        self, frames: Sequence[Frame], size: int, spec: ArraySpec, left_out: Mapping[str, int]
+        self, frames: Sequence[Frame], size: int, spec: ArraySpec, skipped: Mapping[str, int]
     ) -> None:
         self.frames = frames
         self.size = size
         self.spec = spec
-        self.skipped = dict(left_out)
+        self.skipped = dict(skipped)
 
     def __len__(self) -> int:
         return len(self.frames)

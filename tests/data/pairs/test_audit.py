@@ -226,9 +226,9 @@ def test_photos_of_one_name_in_two_folders(photos: list[Path], tmp_path: Path) -
         path.parent.mkdir()
         path.write_bytes(source.read_bytes())
     for _ in range(2):
-        found = sharpness(mine, tmp_path / "cache")
-        assert [found[path] for path in mine] == [
-            *sharpness(photos[:2], tmp_path / "other").values()
+        values = measure_sharpness(mine, tmp_path / "cache")
+        assert [values[path] for path in mine] == [
+            *measure_sharpness(photos[:2], tmp_path / "other").values()
         ]
 
 
