@@ -25,7 +25,7 @@ from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
-from research.data.source import NetworkInput
+from research.data.source import Demo, NetworkInput
 from research.data.splits import (
     Split,
     check_not_empty,
@@ -38,7 +38,6 @@ from research.data.splits import (
     subsample,
 )
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
-from research.demos.scenes import CLASSES, Scenes
 from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class ImageFolders:
         cache_dir: str,
         linear_baseline: bool,
         stored_size: int | None,
-        demo: Scenes | None,
+        demo: Demo | None,
         network: NetworkInput,
     ) -> None:
         self.name = name
@@ -232,7 +231,7 @@ class ImageFolders:
             for folder in root.iterdir()
             if folder.is_dir() and not folder.name.startswith(".")
         }
-        return sorted(folders) or (None if self.demo is None else sorted(CLASSES))
+        return sorted(folders) or (None if self.demo is None else sorted(self.demo.classes))
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(split.files), split.skipped) for name, split in self.splits.items()}

@@ -38,6 +38,19 @@ class NetworkInput:
     coefficients: CoefficientSpec | None
 
 
+class Demo(Protocol):
+    """Creates the files of a demo data set."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names."""
+        ...
+
+    def render(self, progress: ProgressCallback | None = None) -> object:
+        """Render the files unless they exist."""
+        ...
+
+
 class DataModule(Protocol):
     """A data set of any kind: folders, a prepared store, pairs.
 

@@ -284,6 +284,10 @@ class Scenes:
     val_images: int
     seed: int
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES
+
     def render(self, progress: ProgressCallback | None = None) -> None:
         """Render them, unless they are there."""
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +209,13 @@ def stem_spec(compression: Config) -> StemSpec | None:
     """How coefficients enter the network; ``None`` for pixels."""
     if compression["variant"] == "none":
         return None
-    return StemSpec(compression["variant"], selection(compression), compression["range"])
+    names = ("window", "order", "window_luma", "window_chroma", "count_luma", "count_chroma")
+    selection = _selection(*(compression[name] for name in names))
+    return StemSpec(compression["variant"], selection, compression["range"])
 
 
-def selection(compression: Config) -> Selection:
-    """The kept frequencies of a compression group."""
-    names = ("window_luma", "window_chroma", "count_luma", "count_chroma")
-    return Selection.from_settings(
-        compression["window"], compression["order"], **{name: compression[name] for name in names}
-    )
+# Cached, so that the settings are parsed once and data and stem get the same object.
+_selection = cache(Selection.from_settings)
 
 
 def coefficients(compression: Config) -> CoefficientSpec | None:

@@ -21,6 +21,7 @@ from research.demos.photos import (
     draw_errors,
 )
 from research.utils.errors import UserError
+from tests.conftest import user_error
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_more_series_begin_with_the_photos_of_fewer(root: Path, tmp_path: Path) 
     PhotoDemo(str(few), 10, 3).render()
     assert (few / RECORD).stat().st_mtime_ns == kept
     (few / "mine.txt").touch()
-    with pytest.raises(UserError, match="holds other files than the demo's"):
+    with user_error("dataset.root"):
         PhotoDemo(str(few), 10, 4).render()
 
 
