@@ -1,4 +1,4 @@
-"""A trained run as an ONNX file: ``python -m research.export RUN [out=FILE]``."""
+"""Export a trained run to ONNX: ``python -m research.export RUN out=FILE``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from research.engine.predictor import Predictor
 
 TOLERANCE = 1e-3
-"""Largest difference, as a share of the largest output, that passes."""
+"""Largest accepted difference, as a fraction of the largest output."""
 
 BATCHES = (2, 3)
 OLDEST = 18
@@ -60,12 +60,12 @@ class Exported:
     """An ONNX file that was written.
 
     Attributes:
-        file: where.
+        file: the ONNX file.
         opset: its operator set.
-        inputs: their shapes by name; ``batch`` is open.
+        inputs: shape by name; ``batch`` is a dynamic dimension.
         outputs: likewise.
-        difference: largest from the run's own outputs, absolute.
-        relative: the same as a share of the largest output.
+        difference: largest absolute difference from the outputs of the run.
+        relative: the same as a fraction of the largest output.
     """
 
     file: Path
@@ -98,14 +98,14 @@ def export(
 
     Args:
         run: run folder or checkpoint file.
-        out: the file; null: ``model.onnx`` in the run folder or beside the checkpoint.
+        out: the file; None: ``model.onnx`` in the run folder or beside the checkpoint.
         which: ``best`` or ``last`` of a run folder.
-        opset: operator set; null: the exporter's own.
-        trust: names of the user's own that the run's configuration may have.
+        opset: operator set; None: that of the exporter.
+        trust: names of the user's own code that the run's configuration may contain.
 
     Raises:
-        UserError: when packages are missing, the model cannot be exported, or the file's outputs
-            differ by more than ``TOLERANCE``; no file is left then.
+        UserError: if packages are missing, the model cannot be exported, or the outputs of the file
+            differ by more than ``TOLERANCE``; then no file is written.
     """
     try:
         import onnxruntime
@@ -120,16 +120,17 @@ def export(
     if out.suffix != ".onnx":
         raise UserError("out", f"out={out}: expected a name that ends in .onnx")
     loaded, saved = predictor.load(run, which, ["device=cpu", "precision=fp32"], trust)
-    network, names, shown = _dense(loaded)
-    program = _program(network, names, _noise(loaded, saved["data"], BATCHES[0]), opset)
-    about = {**_about(loaded, saved["data"]), **shown, "run": _name(run)}
+    network, names, limits = _tensor_network(loaded)
+    program = _program(network, names, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
+    name = cli.run_dir_of(run).resolve().name
+    metadata = {**_metadata(loaded, saved["data"]), **limits, "run": name}
     program.model.metadata_props.update(
-        {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
+        {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     )
     for node in program.model.graph.all_nodes():
-        # The exporter's notes on each node: traces with the paths of this machine.
+        # Stack traces with the paths of this machine.
         node.metadata_props.clear()
-    found: list[Exported] = []
+    results: list[Exported] = []
 
     def write(temporary: Path) -> None:
         program.save(temporary)
@@ -138,22 +139,27 @@ def export(
             pairs = [
                 pair
                 for count in BATCHES
-                for pair in _both(network, session, _noise(loaded, saved["data"], count))
+                for pair in _outputs(network, session, _random_inputs(loaded, saved["data"], count))
             ]
         except Exception as error:
-            # onnxruntime's exceptions are not Python's: one for each of its status codes.
+            # onnxruntime has an exception for each of its status codes, without a common base.
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 "RUN", f"{out}: not written, onnxruntime cannot run it ({reason})"
             ) from None
-        found.append(_judged(out, program, session, pairs))
+        results.append(_checked(out, program, session, pairs))
 
     write_atomic(out, write)
-    return found[0]
+    return results[0]
 
 
-def _dense(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str, Any]]:
-    """The network with tensors for inputs and outputs, their names, and what its user must do."""
+def _tensor_network(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str, Any]]:
+    """The network with tensors as inputs and outputs.
+
+    Returns:
+        the network; names of inputs and outputs; parameters of the postprocessing that is not part
+        of it.
+    """
     from torch import nn
 
     from research.compression.blocks import Blocks
@@ -166,8 +172,8 @@ def _dense(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str
     if isinstance(loaded.model, RgbxDetector):
         raise UserError(
             "RUN",
-            "RGB + X detectors cannot be exported: how many boxes their second stage looks at "
-            "changes from frame to frame",
+            "RGB + X detectors cannot be exported: the number of boxes in their second stage "
+            "varies between frames",
             "use research.load(RUN)",
         )
     model = loaded.model.requires_grad_(False)
@@ -187,7 +193,7 @@ def _dense(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             boxes, logits, *_ = detector.raw_outputs(images)
-            count = images.shape[0]  # len would fix the number for good
+            count = images.shape[0]  # len would be traced as a constant
             return boxes.reshape(count, -1, 4), logits.sigmoid().reshape(count, -1)
 
     if isinstance(model, TinyDet | BigDet):
@@ -202,8 +208,10 @@ def _dense(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str
     return OnBlocks().eval(), {"inputs": ["y", "cbcr"], "outputs": ["logits"]}, {}
 
 
-def _noise(loaded: Predictor, metadata: Mapping[str, Any], count: int) -> tuple[Tensor, ...]:
-    """Random images as the network takes them, the same for the same count."""
+def _random_inputs(
+    loaded: Predictor, metadata: Mapping[str, Any], count: int
+) -> tuple[Tensor, ...]:
+    """Inputs of the network for ``count`` random images, which depend on ``count`` alone."""
     import torch
 
     from research.batch import ClassificationBatch, DetectionBatch
@@ -231,9 +239,9 @@ def _program(
 
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), torch.no_grad():
-        # Of no use here: notes on the exporter's own deprecations and renamed axes.
+        # Deprecations and renamed axes inside the exporter.
         warnings.simplefilter("ignore")
-        network(*inputs)  # lets networks fill the caches that they keep for evaluation
+        network(*inputs)  # fills the caches that networks have in evaluation mode
         try:
             return torch.onnx.export(
                 network,
@@ -246,27 +254,28 @@ def _program(
                 verbose=False,
             )
         except Exception as error:
-            # The exporter wraps whatever went wrong in exceptions of its own, pages long.
+            # The exporter wraps the cause in exceptions of several pages.
             cause = error.__cause__ or error
             reason = " ".join(str(cause).split())[:200] or type(cause).__name__
             raise UserError("RUN", f"this model cannot be exported to ONNX ({reason})") from None
 
 
-def _both(
+def _outputs(
     network: nn.Module, session: Any, inputs: tuple[Tensor, ...]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Outputs of the network beside those of the file."""
+    """Pairs of each output of the network and the same output of the file."""
     import torch
 
-    given = zip(session.get_inputs(), inputs, strict=True)
-    theirs = session.run(None, {entry.name: value.numpy() for entry, value in given})
+    entries = zip(session.get_inputs(), inputs, strict=True)
+    exported = session.run(None, {entry.name: value.numpy() for entry, value in entries})
     with torch.no_grad():
-        ours = network(*inputs)
-    ours = [ours] if isinstance(ours, torch.Tensor) else list(ours)
-    return [(a, torch.from_numpy(b)) for a, b in zip(ours, theirs, strict=True)]
+        outputs = network(*inputs)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    return [(a, torch.from_numpy(b)) for a, b in zip(outputs, exported, strict=True)]
 
 
-def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Tensor]]) -> Exported:
+def _checked(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Tensor]]) -> Exported:
+    """The result, if the outputs agree."""
     difference = max((a - b).abs().max().item() for a, b in pairs)
     relative = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
     if not relative <= TOLERANCE:
@@ -274,7 +283,7 @@ def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Ten
             "RUN",
             f"{out}: not written, its outputs differ from the run's by {difference:.1e} "
             f"({relative:.1e} of the largest; allowed {TOLERANCE:.0e})",
-            "try another opset=",
+            "set another opset=",
         )
     return Exported(
         out,
@@ -286,29 +295,29 @@ def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Ten
     )
 
 
-def _about(loaded: Predictor, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a user of the file must know of its inputs and outputs."""
+def _metadata(loaded: Predictor, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of the file: task, classes and preprocessing.
+
+    Args:
+        loaded: the run.
+        data: metadata of its data set.
+    """
     from research.engine import build
 
-    about: dict[str, Any] = {
+    result: dict[str, Any] = {
         "task": str(loaded.config["task"]["_target_"]).rpartition(".")[2].lower(),
         "classes": loaded.classes,
-        "image_size": build.input_size(loaded.config, metadata),
+        "image_size": build.input_size(loaded.config, data),
     }
-    asked = loaded.config["dataset"].get("crop_pct", 1.0)
-    about["crop_pct"] = asked or build.network_input(loaded.config).crop_pct
+    crop_pct = loaded.config["dataset"].get("crop_pct", 1.0)
+    result["crop_pct"] = crop_pct or build.network_input(loaded.config).crop_pct
     for name, value in loaded.transform.state_dict().items():
-        about[name] = value[..., 0, 0].tolist()  # without the image's own axes
+        result[name] = value[..., 0, 0].tolist()  # [C, 1, 1]
     stem = build.stem_spec(loaded.config["compression"])
     if stem is not None:
-        about["range"] = stem.range_
-        about["luma"], about["chroma"] = list(stem.selection.luma), list(stem.selection.chroma)
-    return about
-
-
-def _name(run: Path) -> str:
-    """A run's folder name, also for a file in its ``checkpoints/``."""
-    return cli.run_dir_of(run).resolve().name
+        result["range"] = stem.range_
+        result["luma"], result["chroma"] = list(stem.selection.luma), list(stem.selection.chroma)
+    return result
 
 
 def main(words: list[str]) -> None:
