@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from research.engine.predictor import Predictor
+    from research.models.export import ExportForm
 
 TOLERANCE = 1e-3
 """Largest accepted difference, as a fraction of the largest output."""
@@ -115,15 +116,17 @@ def export(
             "RUN", f"export needs the package {error.name}: pip install -e '.[export]'"
         ) from None
     from research.engine import predictor
+    from research.models.export import export_form
 
     out = out or (run if run.is_dir() else run.parent) / "model.onnx"
     if out.suffix != ".onnx":
         raise UserError("out", f"out={out}: expected a name that ends in .onnx")
     loaded, saved = predictor.load(run, which, ["device=cpu", "precision=fp32"], trust)
-    network, names, limits = _tensor_network(loaded)
-    program = _program(network, names, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
+    coefficients = loaded.config["compression"]["variant"] != "none"
+    form = export_form(loaded.model, coefficients=coefficients)
+    program = _program(form, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
     name = cli.run_dir_of(run).resolve().name
-    metadata = {**_metadata(loaded, saved["data"]), **limits, "run": name}
+    metadata = {**_metadata(loaded, saved["data"]), **form.metadata, "run": name}
     program.model.metadata_props.update(
         {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     )
@@ -139,7 +142,9 @@ def export(
             pairs = [
                 pair
                 for count in BATCHES
-                for pair in _outputs(network, session, _random_inputs(loaded, saved["data"], count))
+                for pair in _outputs(
+                    form.network, session, _random_inputs(loaded, saved["data"], count)
+                )
             ]
         except Exception as error:
             # onnxruntime has an exception for each of its status codes, without a common base.
@@ -147,109 +152,49 @@ def export(
             raise UserError(
                 "RUN", f"{out}: not written, onnxruntime cannot run it ({reason})"
             ) from None
-        results.append(_checked(out, program, session, pairs))
+        results.append(_compared(out, program, session, pairs))
 
     write_atomic(out, write)
     return results[0]
 
 
-def _tensor_network(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str, Any]]:
-    """The network with tensors as inputs and outputs.
-
-    Returns:
-        the network; names of inputs and outputs; parameters of the postprocessing that is not part
-        of it.
-    """
-    from torch import nn
-
-    from research.compression.blocks import Blocks
-    from research.models.detectors import BigDet, TinyDet
-    from research.models.rgbx import RgbxDetector
-    from research.models.siamese import Siamese
-
-    if isinstance(loaded.model, Siamese):
-        raise UserError("RUN", "rankers of photos cannot be exported yet", "use research.load(RUN)")
-    if isinstance(loaded.model, RgbxDetector):
-        raise UserError(
-            "RUN",
-            "RGB + X detectors cannot be exported: the number of boxes in their second stage "
-            "varies between frames",
-            "use research.load(RUN)",
-        )
-    model = loaded.model.requires_grad_(False)
-
-    class OnBlocks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, y: Tensor, cbcr: Tensor) -> Tensor:
-            return self.model(Blocks(y, cbcr))
-
-    class BeforeSuppression(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = detector
-
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            boxes, logits, *_ = detector.raw_outputs(images)
-            count = images.shape[0]  # len would be traced as a constant
-            return boxes.reshape(count, -1, 4), logits.sigmoid().reshape(count, -1)
-
-    if isinstance(model, TinyDet | BigDet):
-        detector = model
-        limits = {"nms_iou": 1.0, "max_boxes": 1}
-        if isinstance(model, BigDet):
-            limits = {"nms_iou": model.nms_iou, "max_boxes": model.max_boxes}
-        names = {"inputs": ["images"], "outputs": ["boxes", "scores"]}
-        return BeforeSuppression().eval(), names, limits
-    if loaded.config["compression"]["variant"] == "none":
-        return model.eval(), {"inputs": ["images"], "outputs": ["logits"]}, {}
-    return OnBlocks().eval(), {"inputs": ["y", "cbcr"], "outputs": ["logits"]}, {}
-
-
 def _random_inputs(
     loaded: Predictor, metadata: Mapping[str, Any], count: int
 ) -> tuple[Tensor, ...]:
-    """Inputs of the network for ``count`` random images, which depend on ``count`` alone."""
+    """Preprocessed random images, the same for the same ``count``."""
     import torch
 
-    from research.batch import ClassificationBatch, DetectionBatch
     from research.engine import build
-    from research.tasks.detection import Detection
 
     size = build.input_size(loaded.config, metadata)
     generator = torch.Generator().manual_seed(count)
-    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    index = torch.arange(count)
-    batch: Any = ClassificationBatch(index, images, index)
-    if isinstance(loaded.task, Detection):
-        boxes = torch.zeros(count, 1, 4)
-        sizes = torch.full((count, 2), size, dtype=torch.int32)
-        batch = DetectionBatch(index, images, boxes, boxes.any(-1), index[:, None], sizes)
+
+    def images(number: int) -> Tensor:
+        shape = (number, 3, size, size)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    batch = loaded.task.example_batch(count, images, metadata)
     with torch.no_grad():
         inputs = loaded.transform(batch, None).inputs
     return (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
 
 
-def _program(
-    network: nn.Module, names: dict[str, list[str]], inputs: tuple[Tensor, ...], opset: int | None
-) -> Any:
+def _program(form: ExportForm, inputs: tuple[Tensor, ...], opset: int | None) -> Any:
     import torch
 
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecations and renamed axes inside the exporter.
         warnings.simplefilter("ignore")
-        network(*inputs)  # fills the caches that networks have in evaluation mode
+        form.network(*inputs)  # fills the caches that networks have in evaluation mode
         try:
             return torch.onnx.export(
-                network,
+                form.network,
                 inputs,
                 dynamo=True,
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
-                input_names=names["inputs"],
-                output_names=names["outputs"],
+                input_names=list(form.inputs),
+                output_names=list(form.outputs),
                 opset_version=opset,
                 verbose=False,
             )
@@ -274,8 +219,9 @@ def _outputs(
     return [(a, torch.from_numpy(b)) for a, b in zip(outputs, exported, strict=True)]
 
 
-def _checked(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Tensor]]) -> Exported:
-    """The result, if the outputs agree."""
+def _compared(
+    out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Tensor]]
+) -> Exported:
     difference = max((a - b).abs().max().item() for a, b in pairs)
     relative = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
     if not relative <= TOLERANCE:

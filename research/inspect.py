@@ -56,7 +56,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     from research.batch import ClassificationBatch
     from research.compression.dct import rgb_to_ycbcr
     from research.compression.decoder import Decoder
-    from research.compression.selection import EVERY
+    from research.compression.selection import ALL_FREQUENCIES
     from research.config import compose_config
     from research.data.crops import CentreCrop
     from research.data.readers import BitstreamReader, PixelReader
@@ -70,9 +70,9 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
         raise UserError("compression", "compression=none keeps every pixel: nothing to inspect")
     size = config["dataset"]["image_size"]
     bitstream = config["compression"]["source"] == "bitstream"
-    reader = BitstreamReader(size, EVERY) if bitstream else PixelReader(size)
-    transform = CoefficientTransform(EVERY, spec.range_, None, flip=False).eval()
-    complete, selected = Decoder(EVERY, spec.range_), Decoder(spec.selection, spec.range_)
+    reader = BitstreamReader(size, ALL_FREQUENCIES) if bitstream else PixelReader(size)
+    transform = CoefficientTransform(ALL_FREQUENCIES, spec.range_, None, flip=False).eval()
+    complete, selected = Decoder(ALL_FREQUENCIES, spec.range_), Decoder(spec.selection, spec.range_)
     crop = CentreCrop(config["dataset"]["crop_pct"] or build.network_input(config).crop_pct)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -98,7 +98,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
                 "file": str(file),
                 **{n: _psnr(a, b) for n, (a, b) in zip(("Y", "Cb", "Cr"), planes, strict=True)},
                 "RGB": _psnr(original, rebuilt),
-                "fallback": sample.detour,
+                "detour": sample.fallback,
             }
         )
         energy[0] += y.double().square().mean((0, 2, 3))

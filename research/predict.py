@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from research.data.source import DataModule
     from research.engine.predictor import Predictor
     from research.inference.player import Player
-    from research.inference.writers import Panels, Report
+    from research.inference.writers import Panels, PredictionWriter
 
 log = logging.getLogger("research.predict")  # as a command, this module is called __main__
 
@@ -91,7 +91,11 @@ T = TypeVar("T")
 
 
 def predict(
-    model: Predictor, media: Media, writer: Report, batch_size: int, player: Player | None = None
+    model: Predictor,
+    media: Media,
+    writer: PredictionWriter,
+    batch_size: int,
+    player: Player | None = None,
 ) -> dict[str, Any]:
     """Run the model on all frames, and pass the predictions to ``writer`` and ``player``.
 
@@ -191,20 +195,31 @@ def _read_each(
 
 
 def _load(run: Path, options: PredictOptions, overrides: Sequence[str]) -> Predictor:
-    """Load the trained model with the options that are settings of it."""
+    """The trained model under the settings that the options stand for.
+
+    Raises:
+        UserError: for ``objectness`` where the run's task has no ``score`` that it replaces.
+    """
     from research.engine import checkpoint, predictor
 
     path = checkpoint.find(run, options.checkpoint)
     saved = checkpoint.load(path, options.trust)
-    model = saved["config"]["model"]
+    task, model = saved["config"]["task"], saved["config"]["model"]
     words = [f"device={options.device}"]
     if options.precision is not None:
         words.append(f"precision={options.precision}")
     if options.iou is not None and "nms_iou" in model:
         words.append(f"model.nms_iou={options.iou}")
-    low = model.get("score_threshold", 0)
-    if options.objectness is not None and options.objectness < low:
-        words.append(f"model.score_threshold={options.objectness}")
+    if options.objectness is not None:
+        if "score" not in task:
+            raise UserError(
+                "objectness",
+                f"objectness={options.objectness:g}: the task of {run} has no score threshold",
+                "leave it out",
+            )
+        words.append(f"task.score={options.objectness}")
+        if options.objectness < model.get("score_threshold", 0):
+            words.append(f"model.score_threshold={options.objectness}")
     if options.iou is not None and "nms_iou" not in model:
         log.info("iou=%g has no effect: this model predicts no overlapping boxes", options.iou)
     return predictor.of_checkpoint(path, saved, [*words, *overrides])
@@ -250,12 +265,12 @@ def main(words: list[str]) -> None:
 
     logs.to_terminal()
     model = _load(run, options, overrides)
-    writer = model.task.report(out, options.objectness)
+    writer = model.task.writer(out)
     if not options.show:
         result = predict(model, media, writer, options.batch_size)
         _write_summary(result, writer, paths, out)
         return
-    with Player(out.name, options.port, writer.objectness) as player:
+    with Player(out.name, options.port, writer.score_threshold) as player:
         # Flushed for programs that read it from a pipe.
         print(f"watch:    {player.url} (Ctrl-C ends it)", flush=True)
         result = predict(model, media, writer, options.batch_size, player)
@@ -267,7 +282,9 @@ def main(words: list[str]) -> None:
             print("ended")
 
 
-def _write_summary(result: dict[str, Any], writer: Report, paths: list[str], out: Path) -> None:
+def _write_summary(
+    result: dict[str, Any], writer: PredictionWriter, paths: list[str], out: Path
+) -> None:
     """Write ``summary.json``, and print the main results and where the files are."""
     from research.utils.files import write_text
 

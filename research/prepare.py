@@ -96,13 +96,13 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> None:
     """
     from research.data.frames.limits import check_limits
     from research.data.rgbx.pack import pack
-    from research.data.rgbx.pairs import Pairs, find_folders
+    from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
-    pairs = Pairs(source, find_folders(source, asdict(options)))
-    frame_set = pairs.read(options.missing_labels == "error")
+    folders = PairedFolders(source, find_folders(source, asdict(options)))
+    frame_set = folders.read(options.missing_labels == "error")
     check = partial(check_limits, limits=options.limits())
     check(frame_set)
-    record = pack(frame_set, pairs, out, check, options.workers, _progress())
+    record = pack(frame_set, folders, out, check, options.workers, _progress())
     counts = dict(record["counts"])
     print(f"prepared: {out}")
     print(f"  {counts.pop('frames')} frames of {' '.join(record['channels'])}, {record['dtype']}")

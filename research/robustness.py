@@ -149,7 +149,7 @@ def noisy(channels: Sequence[int], sigma: float) -> Disturb:
 
 def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
     """A device transform followed by a disturbance of the frames, without the letterbox bars."""
-    from research.data.rgbx.transform import framed
+    from research.data.rgbx.transform import valid_mask
     from research.data.transforms import DeviceTransform
 
     class Disturbed(DeviceTransform):
@@ -159,7 +159,7 @@ def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
 
         def forward(self, batch: DetectionBatch, generator: Any) -> DetectionBatch:
             batch = self.clean(batch, generator)
-            mask = framed(batch.sizes, batch.inputs.shape[-1])[:, None]
+            mask = valid_mask(batch.sizes, batch.inputs.shape[-1])[:, None]
             return replace(batch, inputs=disturb(batch.inputs) * mask)
 
         def to_images(self, batch: DetectionBatch) -> list[Tensor]:

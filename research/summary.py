@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config
 from research.config.rules import COUNT, DEVICE, TRUTH
-from research.data.rules import RGB
-from research.utils.errors import UserError
 from research.utils.timing import median_times, synchronize
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from research.batch import Batch
     from research.engine.build import Config
 
 
@@ -59,10 +59,6 @@ its data set or the model itself sets.
 """,
 )
 
-CLASSES = 1000
-SLOTS = 16
-EXTRA = ("thermal", "event")
-"""Channels besides RGB, if the data set does not name them."""
 MB = 1e6
 
 
@@ -102,6 +98,8 @@ def rows(
     Raises:
         UserError: for a mistake in any combination, before the first network is built.
     """
+    from research.engine import build
+
     choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
     combinations = []
     for values in itertools.product(*(values for _, values in choices)):
@@ -112,7 +110,8 @@ def rows(
     measured, timed = [], []
     chosen = any(key in ("dataset", "experiment") for key, _ in choices)
     for varied, config in combinations:
-        network, metadata = _build(config, chosen=chosen)
+        metadata = build.source(config).expected_metadata(config["model"], look=chosen)
+        network = build.model(config, metadata)
         measured.append((varied, *measure(network, config, metadata)))
         if latency:
             timed.append(_timed_pass(network, config, metadata, batch))
@@ -123,7 +122,7 @@ def rows(
 
 
 def measure(
-    network: nn.Module, config: Config, metadata: dict[str, Any]
+    network: nn.Module, config: Config, metadata: Mapping[str, Any]
 ) -> tuple[int, int, float, int]:
     """Parameters, multiply-adds, bytes of activations and of weights, see ``ModelSummary``.
 
@@ -184,76 +183,16 @@ def table(
     return "\n".join(lines)
 
 
-def _build(config: Config, *, chosen: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """A network on the CPU, and the metadata of its data set.
-
-    Args:
-        config: resolved.
-        chosen: the user selected the data set, whose classes then count.
-    """
+def _batch(config: Config, metadata: Mapping[str, Any], count: int) -> Batch:
+    """``count`` blank samples with targets, after the device transform."""
     from research.engine import build
 
-    if _ranks(config):
-        metadata = build.source(config).metadata()
-        return build.model(config, metadata), metadata
-    known = build.source(config).known_classes() if chosen else None
-    count = len(known or ()) or (1 if _detects(config) else CLASSES)
-    count = config["model"].get("num_classes") or count
-    slots = config["model"].get("max_boxes") or SLOTS
-    extra = config["model"].get("x_channels") or len(config["dataset"].get("x") or EXTRA)
-    metadata = {
-        "classes": [str(number) for number in range(count)],
-        "transform": {"max_boxes": slots},
-        "channels": [*RGB, *map(str, range(extra if "x_channels" in config["model"] else 0))],
-    }
-    if config["dataset"]["image_size"] is None and _detects(config):
-        raise UserError("dataset.image_size", "dataset.image_size is that of a store", "set it")
-    return build.model(config, metadata), metadata
-
-
-def _ranks(config: Config) -> bool:
-    return str(config["task"]["_target_"]).startswith("research.tasks.ranking.")
-
-
-def _detects(config: Config) -> bool:
-    return str(config["task"]["_target_"]).startswith("research.tasks.detection.")
-
-
-def _batch(config: Config, metadata: dict[str, Any], count: int) -> Any:
-    """``count`` black images with targets, as after the device transform."""
-    import torch
-
-    from research.batch import ClassificationBatch, DetectionBatch, PairBatch
-    from research.compression.blocks import Blocks
-    from research.engine import build
-
-    size = build.input_size(config, metadata)
-    index = torch.arange(count)
-    if _ranks(config):
-        width = sum(metadata["feature_sizes"].values())
-        inputs = torch.zeros(count, 2, width) if width else torch.zeros(count, 2, 3, size, size)
-        photos = torch.stack([index, index], 1)
-        return PairBatch(index, inputs, torch.full((count,), 0.5), index, photos)
-    images = torch.zeros(count, len(metadata.get("channels", RGB)), size, size)
-    if _detects(config):
-        boxes = torch.zeros(count, metadata["transform"]["max_boxes"], 4)
-        boxes[:, 0] = torch.tensor([0.25, 0.25, 0.75, 0.75])
-        labels = torch.zeros(boxes.shape[:2], dtype=torch.int64)
-        sizes = torch.full((count, 2), size, dtype=torch.int32)
-        return DetectionBatch(index, images, boxes, boxes.any(-1), labels, sizes)
-    stem = build.stem_spec(config["compression"])
-    if stem is None:
-        return ClassificationBatch(index, images, torch.zeros_like(index))
-    grid, selection = size // 8, stem.selection
-    blocks = Blocks(
-        torch.zeros(count, len(selection.luma), grid, grid),
-        torch.zeros(count, 2, len(selection.chroma), grid // 2, grid // 2),
-    )
-    return ClassificationBatch(index, blocks, torch.zeros_like(index))
+    task = build.build_task(config, metadata["classes"])
+    return task.example_batch(count, partial(build.blank_inputs, config, metadata), metadata)
 
 
 def _timed_pass(
-    network: nn.Module, config: Config, metadata: dict[str, Any], batch: int
+    network: nn.Module, config: Config, metadata: Mapping[str, Any], batch: int
 ) -> Callable[[], None]:
     """A function that runs one batch through the network and waits for the result."""
     import torch

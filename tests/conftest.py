@@ -60,17 +60,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Compares plain values with ``tests/golden/NAME.json``, or writes it (``--update-golden``)."""
 
-    def compare(name: str, found: Any, rel: float = 0.0) -> None:
+    def compare(name: str, found: Any, rel: float = 0.0, *, new_options: bool = False) -> None:
         path = GOLDEN / f"{name}.json"
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             return
-        differences = list(unlike(json.loads(path.read_text(encoding="utf-8")), found, rel))
+        expected = json.loads(path.read_text(encoding="utf-8"))
+        if new_options:
+            found = without_new(expected, found)
+        differences = list(unlike(expected, found, rel))
         more = f"\n(and {len(differences) - 20} more)" if len(differences) > 20 else ""
         assert not differences, f"{path}:\n" + "\n".join(differences[:20]) + more
 
     return compare
+
+
+def without_new(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """``found`` without entries, and names in lists, that are not in ``expected``."""
+    known = {key: value for key, value in found.items() if key in expected}
+    return {
+        key: [name for name in value if name in expected[key]] if isinstance(value, list) else value
+        for key, value in known.items()
+    }
 
 
 def unlike(kept: Any, found: Any, rel: float, where: str = "") -> Iterator[str]:

@@ -114,7 +114,7 @@ def test_a_run_beside_its_weights(
 class Digits:
     """Six images whose class is their value; each batch of the loader holds four at most."""
 
-    left_out: dict[str, int] = {}  # noqa: RUF012
+    skipped: dict[str, int] = {}  # noqa: RUF012
 
     def __len__(self) -> int:
         return 6

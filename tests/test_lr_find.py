@@ -72,7 +72,7 @@ class Batches:
         return self.count
 
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
-        return iter([Batch(torch.arange(2)) for _ in range(self.count)])
+        return iter([Batch(torch.arange(2), None) for _ in range(self.count)])
 
 
 def bowl(batches: int = 7, **changed: Any) -> Experiment:

@@ -35,7 +35,7 @@ from research.inference.writers import BoxWriter
 from research.utils.errors import DamagedImage, UserError
 from research.viz.pictures import PREDICTED_BOXES, class_colours
 from tests.browser import Page, needs_browser
-from tests.conftest import TINY, picture, refusal, run
+from tests.conftest import TINY, picture, refusal, run, user_error
 from tests.test_commands import module
 from tests.videos import colours, write_video
 
@@ -319,8 +319,8 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "photo.jpg", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
         (["run", "photo.jpg", "out=full"], "out=full: is not empty; set a new folder"),
         (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
-        (["none", "photo.jpg"], "no checkpoint in none; give a run folder"),
-        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),
+        (["none", "photo.jpg"], "no checkpoint in none; pass a run folder"),
+        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it contains pickled objects"),
     ],
 )
 def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> None:
@@ -330,7 +330,7 @@ def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> N
 
 def test_thresholds_for_a_classifier_are_refused(small: Compose, tmp_path: Path) -> None:
     run(small(*TINY, "run_dir=r"))
-    with pytest.raises(UserError, match=r"objectness=0.5: the run tells classes.*leave it out"):
+    with user_error("objectness", "objectness=0.5", "the task of r has no score threshold"):
         predict.main(["r", "data/val", "objectness=0.5", "out=seen"])
     assert not (tmp_path / "seen").exists()
 

@@ -203,7 +203,7 @@ def test_limits_apply_to_pairs(
     enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=2")
     run("rgbx", "pairs", "out", "workers=1", enough)
     output = capsys.readouterr().out
-    assert "left out: labels/3.txt: its thermal picture infrared/3.* is not there" in output
+    assert "left out: labels/3.txt: its thermal image infrared/3.* does not exist" in output
     assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in output
     assert "left out: visible/5.png: infrared/5.png: truncated: replace it" in output
     assert "  5 frames of red" in output

@@ -161,7 +161,7 @@ def test_changes_are_kept_as_git_takes_them(
     monkeypatch.setattr(run_folder, "LARGEST_PATCH", 10)
     run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert not patch.exists()
-    assert "bytes of uncommitted changes are not kept; commit them" in caplog.text
+    assert "bytes of uncommitted changes are not stored; commit them" in caplog.text
 
 
 @pytest.mark.usefixtures("still")

@@ -128,7 +128,7 @@ def test_only_the_frame_is_disturbed(height: int, width: int) -> None:
 class Scenes:
     """Eight frames; an object of 12 × 12 pixels is bright in channel 3 alone."""
 
-    left_out: dict[str, int] = {}  # noqa: RUF012
+    skipped: dict[str, int] = {}  # noqa: RUF012
 
     def __len__(self) -> int:
         return 8

@@ -24,9 +24,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("demos",),
     ("data",),
     ("batch",),
+    ("compression",),
     ("tracking",),
     ("config",),
-    ("compression",),
     ("viz", "utils"),
 )
 """From top to bottom; a module imports from its own room and from lower ones. Rooms in one row do
@@ -36,11 +36,11 @@ FORMER_COMMANDS = {"judge"}
 VOCABULARY = {
     "": (
         "ABSENT Album BatchJournal Canvas DataSource FeatureLook Form Item Judge Judged Key "
-        "LeftOut Lost Made Part Parts PhotoLook Plan Reading Recipe Report Rules Selected Stamp Standing "
-        "State Then Trained Watch answer busy claim damage deep detour excuse facts floor going "
-        "hold home journal judge judged kept leave mapped misfit move named objectness "
-        "occupied panels place placed recall relight restore said share spread standing take "
-        "tell there thinned told told_in_one_line trained true without"
+        "LeftOut Lost Made Part Parts PhotoLook Plan Reading Recipe Report Rules Selected Stamp "
+        "Standing State Then Trained Watch answer busy claim damage deep detour excuse facts "
+        "floor going hold home journal judge judged kept leave mapped misfit move named "
+        "objectness occupied panels place placed recall relight restore said share spread "
+        "standing take tell there thinned told told_in_one_line trained true without"
     ),
     "data": "half look other RECIPE samples left_out",
     "demos": "RECIPE",

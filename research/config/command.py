@@ -87,9 +87,9 @@ def command_line(main: Callable[[], object]) -> None:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process at a user's mistake, before Hydra adds a line of its own to it.
+    """Exit with one line on a user's mistake, before Hydra adds a line of its own.
 
-    Not under -m, where the other jobs go on.
+    Not with -m, where the other jobs continue.
     """
     try:
         yield

@@ -1,7 +1,6 @@
-"""The index of a folder tree: every image's header read once, and remembered.
+"""A cached index of the image headers in a folder tree.
 
-A file is remembered under its name, size and modification time; only new or changed files are
-opened again.
+Files are identified by name, size and modification time; only new or changed files are opened.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from research.compression.jpeg import MIN_SIDE
 from research.utils.cache import cached_by_file
+from research.utils.threads import map_threads
 
 EXTENSIONS = frozenset(
     [
@@ -35,11 +34,11 @@ EXTENSIONS = frozenset(
     ]
 )
 ProgressCallback = Callable[[str, int, int], None]
-"""Told (what, done, total) while long work goes on."""
+"""Called with (what, done, total) during long operations."""
 
 
 class Entry(NamedTuple):
-    """One file: its size in bytes, modification time, and what is wrong with it ('' if nothing)."""
+    """One file: size in bytes, modification time, and kind of damage ('' if there is none)."""
 
     bytes: int
     modified_ns: int
@@ -47,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def inspect_header(path: Path) -> str:
-    """The kind of damage that the header shows, or '' when the image can be opened.
+    """The kind of damage that the header shows, or '' if the image can be opened.
 
     Kinds: ``empty``, ``not_an_image``, ``oversized`` (more pixels than PIL's limit against
     decompression bombs), ``too_small`` (a side under 8 px), ``unreadable``.
@@ -70,23 +69,21 @@ def inspect_header(path: Path) -> str:
 def index_folder(
     root: Path, cache: Path, progress: ProgressCallback | None = None
 ) -> dict[str, Entry]:
-    """Every image file below ``root`` by its path relative to it, in sorted order.
+    """All image files below ``root``, by relative path, sorted.
 
     Args:
         root: the folder.
-        cache: folder of the index (one file a root, see ``cached_by_file``).
-        progress: told while headers are read.
+        cache: folder of cached indexes, see ``cached_by_file``.
+        progress: called while headers are read.
     """
     stats = dict(sorted(_image_files(root)))
     stamps = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
     def damage(names: list[str]) -> Iterator[str]:
-        with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            kinds = pool.map(lambda name: inspect_header(root / name), names)
-            for done, kind in enumerate(kinds, start=1):
-                yield kind
-                if progress is not None:
-                    progress(f"reading headers in {root.name}", done, len(names))
+        threads = min(16, 2 * (os.cpu_count() or 1))
+        what = f"reading headers in {root.name}"
+        files = [root / name for name in names]
+        return map_threads(inspect_header, files, threads, what, progress)
 
     kinds = cached_by_file(cache, {"index": str(root.resolve())}, stamps, damage)
     return {name: Entry(*stamp, kinds[name]) for name, stamp in stamps.items()}

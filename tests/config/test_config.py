@@ -129,7 +129,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         "compression.order=zigzag compression.count_luma=0 compression.count_chroma=0",
         "compression.order=zigzag compression.count_luma=4,0 compression.count_chroma=0",
-        ["count_luma=0", "raise one"],
+        ["count_luma=0", "increase one"],
     ),
     ("dataset=imagefolder", "dataset=demo,imagefolder", ["dataset.train_dirs is required"]),
     ("resume=. init_from=.", "", ["give one of them"]),

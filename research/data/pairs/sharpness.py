@@ -1,10 +1,9 @@
-"""The sanity ranker: of two photos the sharper one."""
+"""A baseline without learning: of two photos, prefer the sharper one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -12,10 +11,11 @@ import numpy as np
 
 from research.data.index import ProgressCallback
 from research.data.pairs.lists import TIE, Pair, PairSet
-from research.data.pairs.quality import sharpness_of
+from research.data.pairs.quality import laplacian_variance
 from research.data.pairs.samples import read_photo
 from research.utils.cache import cached_by_file
 from research.utils.errors import DamagedImage
+from research.utils.threads import map_threads
 
 THREADS: Final = 4
 
@@ -26,43 +26,45 @@ def sharper_wins(
     cache: Path,
     progress: ProgressCallback | None = None,
 ) -> tuple[float, int]:
-    """How many pairs the sharper photo wins, and of how many; ties of labels do not count.
+    """Number of pairs that the sharper photo wins, and number of pairs compared.
 
-    Photos of equal sharpness share the pair; one that cannot be read leaves it out.
+    Photos of equal sharpness count half. Ties and pairs with an unreadable photo are excluded.
     """
     pairs = [pair for pair in pairs if pair.preference != TIE]
     files = [photos[index] for index in sorted({i for p in pairs for i in (p.first, p.second)})]
-    values = sharpness(files, cache, progress)
-    wins, of = 0.0, 0
+    sharpness = measure_sharpness(files, cache, progress)
+    wins, compared = 0.0, 0
     for pair in pairs:
-        first, second = (values[photos[index]] for index in (pair.first, pair.second))
+        first, second = (sharpness[photos[index]] for index in (pair.first, pair.second))
         if math.isnan(first) or math.isnan(second):
             continue
-        of += 1
+        compared += 1
         wins += 0.5 if first == second else (first > second) == (pair.preference > TIE)
-    return wins, of
+    return wins, compared
 
 
-def trivial(part: PairSet, cache: Path) -> str | None:
-    """Accuracy of two who learn nothing, in words; null where all are ties.
+def describe_baselines(pair_set: PairSet, cache: Path) -> str | None:
+    """Pair accuracy of two baselines, in words; ``None`` if all pairs are ties.
 
-    One says the same place always, the one that wins more often in these very pairs, as the
-    metric ``constant_accuracy`` has it; the other the sharper photo.
+    One always prefers the same position, the one that wins more often in these pairs (the metric
+    ``constant_accuracy``); the other prefers the sharper photo.
     """
-    won = [pair.preference > TIE for pair in part.pairs if pair.preference != TIE]
-    if not won:
+    first_wins = [pair.preference > TIE for pair in pair_set.pairs if pair.preference != TIE]
+    if not first_wins:
         return None
-    share = sum(won) / len(won)
-    place = "first" if share >= TIE else "second"
-    wins, of = sharper_wins(part.photos, part.pairs, cache)
-    sharper = f", {wins / of:.4f} of the sharper photo" if of else ""
-    return f"pair accuracy {max(share, 1 - share):.4f} of always the {place} photo{sharper}"
+    fraction = sum(first_wins) / len(first_wins)
+    position = "first" if fraction >= TIE else "second"
+    wins, compared = sharper_wins(pair_set.photos, pair_set.pairs, cache)
+    sharper = f", {wins / compared:.4f} of the sharper photo" if compared else ""
+    return (
+        f"pair accuracy {max(fraction, 1 - fraction):.4f} of always the {position} photo{sharper}"
+    )
 
 
-def sharpness(
+def measure_sharpness(
     files: Sequence[Path], cache: Path, progress: ProgressCallback | None = None
 ) -> dict[Path, float]:
-    """Variance of the Laplacian of each photo at its own size; nan for one that cannot be read.
+    """Variance of the Laplacian of each photo at its own size; NaN for an unreadable photo.
 
     Args:
         files: photos.
@@ -74,11 +76,8 @@ def sharpness(
     stamps = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
     def measure(stale: list[str]) -> Iterator[float]:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for done, value in enumerate(pool.map(_sharpness, map(Path, stale)), 1):
-                yield value
-                if progress is not None:
-                    progress("measuring sharpness", done, len(stale))
+        stale_files = [Path(path) for path in stale]
+        return map_threads(_sharpness, stale_files, THREADS, "measuring sharpness", progress)
 
     key = {"sharpness": sorted({str(Path(path).parent) for path in stamps})}
     values = cached_by_file(cache / "sharpness", key, stamps, measure)
@@ -87,6 +86,6 @@ def sharpness(
 
 def _sharpness(file: Path) -> float:
     try:
-        return sharpness_of(np.asarray(read_photo(file, mode="L")))
+        return laplacian_variance(np.asarray(read_photo(file, mode="L")))
     except DamagedImage:
         return math.nan
