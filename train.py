@@ -30,11 +30,11 @@ for sweeper in (StudySweeper, RecordedBasicSweeper, RecordedOptunaSweeper):
 
 @hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=("research.*",))
 def main(cfg: DictConfig) -> float | None:
-    """Compose, check, build, fit; gives the best value of the monitored metric."""
+    """Compose, check, build, fit; returns the best value of the monitored metric."""
     own = HydraConfig.get()
     with exit_on_user_error():
         check(cfg, own.runtime.choices, own=targets.named_by_user(own.runtime.config_sources))
-        # Imported late: a mistake is answered before torch is there.
+        # Imported late, so that a mistake is reported before torch is imported.
         from research.engine import run, run_folder
         from research.utils import logs
 

@@ -17,11 +17,13 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from research.config import cli
+from research.config.rules import PATH
 from research.utils.errors import UserError
 from research.utils.files import write_atomic
 from tests.browser import PROGRAM, Page
@@ -37,6 +39,16 @@ SWEEP = (
 )
 COLUMNS = ("metrics.`val/top1`", "params.`compression.window`", "params.`seed`")
 WIDTH, HEIGHT = 1400, 700
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    out: Path = cli.option(Path("docs/pictures"), PATH, "folder for the pictures")
+
+
+USAGE = cli.usage("python -m docs.screenshots key=value", __doc__ or "", Options)
 
 
 def runs_page(address: str, experiment: str) -> str:
@@ -192,17 +204,16 @@ def take(folder: Path, out: Path) -> None:
 
 
 def main(words: list[str]) -> None:
-    chosen, rest = cli.options(cli.key_values(words), {"out": "docs/pictures"})
-    if rest:
-        raise UserError("out", f"{rest[0]}: the one setting is out")
+    paths, options, _ = cli.parse(Options, words)
+    cli.no_paths(paths)
     if PROGRAM is None:
         raise UserError("browser", "no browser is installed; install Chromium")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run(folder, str(ROOT / "train.py"), "-m", *SWEEP)
         run(folder, "-m", "research.compare", f"runs/sweeps/{STUDY}", "out=compared")
-        take(folder, Path(chosen["out"]))
+        take(folder, options.out)
 
 
 if __name__ == "__main__":
-    cli.command(__doc__ or "", main)
+    cli.command(USAGE, main)

@@ -23,11 +23,13 @@ class Batch:
 
     Attributes:
         index: [B] int64, the samples' positions in their data set.
-        skipped: samples left out of this batch (``left_out/KIND``) and samples read by a detour
+        inputs: of the network.
+        skipped: samples left out of this batch (``left_out/KIND``) and samples read by a fallback
             (``fallback/KIND``), by kind.
     """
 
     index: Tensor
+    inputs: Any
     skipped: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
@@ -38,6 +40,14 @@ class Batch:
         return replace(
             self, **{f.name: _map(getattr(self, f.name), function) for f in fields(self)}
         )
+
+    def cat(self, other: Self) -> Self:
+        """The samples of this batch, then those of another one with the same tensors.
+
+        ``skipped`` is that of this batch.
+        """
+        both = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return replace(self, **{name: _cat(first, second) for name, first, second in both})
 
     def to(self, device: torch.device) -> Self:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -138,3 +148,11 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Blocks):
         return Blocks(function(value.y), function(value.cbcr))
     return value
+
+
+def _cat(first: Any, second: Any) -> Any:
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, Blocks):
+        return Blocks(_cat(first.y, second.y), _cat(first.cbcr, second.cbcr))
+    return first

@@ -9,11 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
+from research.config.rules import COUNT
 from research.inspect import find_images
 from research.utils.errors import UserError
 
@@ -21,33 +23,41 @@ if TYPE_CHECKING:
     from research.data.loader import BatchSource
     from research.data.warehouse.plan import BuildPlan
 
-USAGE = """
-python -m research.benchmark NAME [IMAGES…] [key=value …]
 
-Times candidates in turn, round by round, and prints each one's median time a sample and its speed
-as a multiple of the first's, round by round: median, lowest, highest. The second candidate is the
-first once more; how far its ratio strays from 1 is the noise. One process, one thread.
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Options of the command."""
 
-NAME of what reads IMAGES
-  loading    file → training sample: pixels (decode, random crop, resize) against the bitstream at
+    size: int = cli.option(224, COUNT, "side of the sample in pixels (loading)")
+    files: int = cli.option(200, COUNT, "number of files, drawn at random from IMAGES")
+    rounds: int = cli.option(7, COUNT, "number of times that each candidate is timed")
+    steps: int = cli.option(100, COUNT, "training steps per round (tracking)")
+
+
+USAGE = cli.usage(
+    "python -m research.benchmark NAME [IMAGES…] [key=value …]",
+    """
+Times candidates in turn, round by round, and prints the median time per sample of each and its
+speed relative to the first: median, lowest and highest over the rounds. The second candidate is the
+first one again; the deviation of its ratio from 1 is the noise. Single process, single thread.
+
+NAME of a benchmark that reads IMAGES
+  loading    file → training sample: pixels (decode, random crop, resize) and the bitstream with
              windows 8, 4 and 2
-  readers    file → coefficients: pyjpegio against jpeglib (installed with the extra dev)
-  store      → ready batch of 256, shuffled and cropped: timm's loader on the files against stores
-             prepared from them: coefficients at windows 8 and 4 (256 px, cuts of 224)
-  frames     → ready batch of 32: timm's loader (resized to 384 px) against a store of letterboxed
-             frames
+  readers    file → coefficients: pyjpegio and jpeglib (installed with the extra dev)
+  store      → shuffled, cropped batch of 256: timm's loader on the files, and stores of
+             coefficients prepared from them with windows 8 and 4 (256 px, crops of 224)
+  frames     → batch of 32: timm's loader (resized to 384 px), and a store of letterboxed frames
 NAME without IMAGES
-  tracking   training steps of the composed configuration (on the demo, if nothing is said) without
-             any tracker against all that train.py uses: tables, console, summary, MLflow on sqlite
-             with its system metrics. Starting and ending a run are not counted. Prints multiples of
-             the time without, on the clock and on the processor, and what of it is spent inside the
-             trackers. Takes every setting of train.py, which have the model and the batch
-Settings
-  size=224      side of the sample in pixels (loading)
-  files=200     files taken at random from those given
-  rounds=7      how often each candidate runs over them
-  steps=100     training steps a round (tracking)
-"""
+  tracking   training steps of the composed configuration (by default the demo), without any tracker
+             and with all those of train.py: tables, console, summary, MLflow on sqlite with its
+             system metrics. Start and end of a run are not counted. Prints the ratio of wall time
+             and of processor time, and the time spent in the trackers. Every setting of train.py
+             may follow
+Options
+""",
+    BenchmarkOptions,
+)
 
 Pass = Callable[[], int]
 """Goes over its samples once and says how many there were."""
@@ -233,15 +243,13 @@ def measure(candidates: Mapping[str, Pass], rounds: int) -> list[dict[str, Any]]
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
-    known = {"size": "224", "files": "200", "rounds": "7", "steps": "100"}
-    chosen, rest = cli.options(settings, known)
     benchmarks = {"loading": loading, "readers": readers, "store": store, "frames": frames}
     names = [*benchmarks, "tracking"]
+    others = "" if words[:1] == ["tracking"] else None
+    paths, options, overrides = cli.parse(BenchmarkOptions, words, others)
     if not paths:
-        raise UserError("NAME", f"give a NAME ({', '.join(names)}), then IMAGES where it reads any")
+        raise UserError("NAME", f"pass a NAME ({', '.join(names)}), then IMAGES if it reads any")
     name = cli.choose("NAME", paths[0], names)
-    numbers = {key: cli.whole_number(key, value) for key, value in chosen.items()}
     import torch
 
     torch.set_num_threads(1)
@@ -253,20 +261,18 @@ def main(words: list[str]) -> None:
                 "NAME", f"{paths[1]}: tracking reads no IMAGES", "settings are written key=value"
             )
         logging.basicConfig(level=logging.INFO)
-        print(f"{numbers['steps']} steps, {numbers['rounds']} rounds, one thread", flush=True)
-        costs = tracking.measure(rest, numbers["steps"], numbers["rounds"])
+        print(f"{options.steps} steps, {options.rounds} rounds, one thread", flush=True)
+        costs = tracking.measure(overrides, options.steps, options.rounds)
         print("\n".join(tracking.report(costs)))
         return
-    if rest:
-        raise UserError("NAME", f"{rest[0]}: settings are size, files and rounds")
     if not paths[1:]:
-        raise UserError("NAME", f"{name}: give IMAGES, files or folders, after it")
+        raise UserError("NAME", f"{name}: pass IMAGES, files or folders, after it")
     files = find_images(paths[1:])
-    files = sorted(random.Random(0).sample(files, min(numbers["files"], len(files))))
+    files = sorted(random.Random(0).sample(files, min(options.files, len(files))))
     with ExitStack() as stack:
-        candidates = benchmarks[name](files, numbers["size"], stack)
-        print(f"{len(files)} files, {numbers['rounds']} rounds, one thread")
-        for row in measure(candidates, numbers["rounds"]):
+        candidates = benchmarks[name](files, options.size, stack)
+        print(f"{len(files)} files, {options.rounds} rounds, one thread")
+        for row in measure(candidates, options.rounds):
             median, low, high = row["ratio"]
             print(f"{row['name']:24} {row['ms']:8.4f} ms   {median:7.2f}  ({low:.2f}-{high:.2f})")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,59 @@ from research.comparison.tables import flat, flat_runs, markdown
 from research.comparison.upload import FOLDER, upload
 from research.comparison.verdicts import ComparisonResult, compare
 from research.config import cli
-from research.config.rules import TEXT, Rule, number
+from research.config.rules import PATH, TEXT, number, one_of
 from research.tracking.files import csv_text
 from research.utils import logs
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
 
-USAGE = """
-python -m research.compare [RUN|FOLDER …] [key=value …]
+STATUSES = ("FINISHED", "PRUNED", "KILLED", "FAILED", "RUNNING", "all")
 
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of the command."""
+
+    experiment: str = cli.option("", TEXT, "only runs of this experiment")
+    status: tuple[str, ...] = cli.option(
+        ("FINISHED",),
+        one_of(*STATUSES),
+        "only runs with this status: a list such as FINISHED,KILLED, or all",
+    )
+    metric: str = cli.option(
+        "",
+        TEXT,
+        "column of epoch_metrics.csv, METRIC, METRIC:max or METRIC:min, read in the best epoch; by "
+        "default the metric that chose that epoch",
+    )
+    group_by: tuple[str, ...] = cli.option(
+        (),
+        TEXT,
+        "settings or groups of settings, such as model,optimizer.lr; by default all in which the "
+        "runs differ, except seed, name, tags, logging, device and paths",
+    )
+    against: str = cli.option(
+        "",
+        TEXT,
+        "the reference group: its number in the table, its label or a part of it; by default the "
+        "best group",
+    )
+    confidence: float = cli.option(0.95, number(above=0, at_most=0.9999), "of the intervals")
+    title: str = cli.option("", TEXT, "of the page")
+    mlflow: str = cli.option(
+        "",
+        TEXT,
+        "URI of a store to upload the files to; by default the parent run of the sweep, if all "
+        "runs belong to one",
+    )
+    out: Path | None = cli.option(
+        None, PATH, "folder for the results; by default runs/compare/TIME"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.compare [RUN|FOLDER …] [key=value …]",
+    """
 Compares runs over seeds, from the files in their folders. FOLDERs are searched for runs, such as
 runs/sweeps/STUDY; by default runs/. Prints two Markdown tables: mean and sample standard deviation
 of each group over seeds, and its difference from a reference group. Differences are paired by seed
@@ -31,33 +75,9 @@ where seeds match, with a bootstrap interval, Student's t interval and a p value
 number of comparisons. A difference is distinguishable from chance if p is small and the bootstrap
 interval excludes zero. Writes comparison.html (tables, learning curves, differences and accuracy
 against cost in one file that needs no network), comparison.csv, runs.csv and comparison.json.
-  experiment=       only runs of this experiment
-  status=FINISHED   only runs with this status: a list such as FINISHED,KILLED, or all
-  metric=           column of epoch_metrics.csv, METRIC, METRIC:max or METRIC:min, read in the best
-                    epoch; by default the metric that chose that epoch
-  group_by=         settings or groups of settings, such as model,optimizer.lr; by default all in
-                    which the runs differ, except seed, name, tags, logging, device and paths
-  against=          the reference group: its number in the table, its label or a part of it; by
-                    default the best group
-  confidence=0.95   of the intervals
-  title=            of the page
-  mlflow=           URI of a store to upload the files to; by default the parent run of the sweep,
-                    if all runs belong to one
-  out=              folder for the results; runs/compare/TIME by default
-"""
-
-OPTIONS: dict[str, tuple[str, Rule]] = {
-    "experiment": ("", TEXT),
-    "status": ("FINISHED", TEXT),
-    "metric": ("", TEXT),
-    "group_by": ("", TEXT),
-    "against": ("", TEXT),
-    "confidence": ("0.95", number(above=0, at_most=0.9999)),
-    "title": ("", TEXT),
-    "mlflow": ("", TEXT),
-    "out": ("", TEXT),
-}
-STATUSES = ("FINISHED", "PRUNED", "KILLED", "FAILED", "RUNNING", "all")
+""",
+    CompareOptions,
+)
 
 
 def notes(result: ComparisonResult) -> tuple[list[str], list[str]]:
@@ -125,18 +145,14 @@ def write(out: Path, result: ComparisonResult, title: str) -> list[Path]:
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
-    options = cli.typed(settings, OPTIONS, "compare")
-    statuses = options["status"].split(",")
-    for status in statuses:
-        cli.choose("status", status, STATUSES)
-    metric, _, mode = options["metric"].partition(":")
+    paths, options, _ = cli.parse(CompareOptions, words)
+    metric, _, mode = options.metric.partition(":")
     if mode:
         cli.choose("metric", f"{metric}:{mode}", (f"{metric}:max", f"{metric}:min"))
     logs.to_terminal(sys.stderr)
     folders = collect.find_runs([Path(path) for path in paths or ["runs"]])
-    wanted = [] if "all" in statuses else statuses
-    runs, skipped = collect.select(folders, options["experiment"], wanted)
+    statuses = () if "all" in options.status else options.status
+    runs, skipped = collect.select(folders, options.experiment, statuses)
     if not runs:
         raise UserError(
             "RUN", f"no run to compare{_skipped(skipped) or '; pass other RUN folders'}"
@@ -153,18 +169,19 @@ def main(words: list[str]) -> None:
         )
     if len(compared) < len(runs):
         skipped[f"without {metric}"] = len(runs) - len(compared)
-    by = [key for key in options["group_by"].split(",") if key]
-    result = compare(compared, metric, mode, by, options["against"], options["confidence"], skipped)
+    result = compare(
+        compared, metric, mode, options.group_by, options.against, options.confidence, skipped
+    )
     # Printed before the files are written: a full disk must not lose it.
     print("\n\n".join([markdown(result), *notes(result)[0]]))
     if skipped:
         print(f"\nskipped{_skipped(skipped)}", file=sys.stderr)
     single = Path(paths[0]).name if len(paths) == 1 else ""
-    title = options["title"] or options["experiment"] or single
-    out = Path(options["out"] or f"runs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    with cli.written(out):
+    title = options.title or options.experiment or single
+    out = options.out or Path(f"runs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    with cli.writing_to(out):
         files = write(out, result, title or f"Comparison by {metric}")
-    stored = upload(files, compared, options["mlflow"])
+    stored = upload(files, compared, options.mlflow)
     print(f"\npage: {out / 'comparison.html'}", file=sys.stderr)
     if stored:
         print(f"mlflow: run {stored}, artifacts in {FOLDER}/", file=sys.stderr)

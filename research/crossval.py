@@ -1,4 +1,4 @@
-"""Folds judged together: ``python -m research.crossval RUN RUN …``."""
+"""Cross-validation results over folds: ``python -m research.crossval RUN RUN …``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from research.config import cli
-from research.config.rules import DEVICE, Rule, one_of
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,40 +20,34 @@ if TYPE_CHECKING:
     from research.data.warehouse.dataset import Warehouse
     from research.engine.loop import EvalResult
 
-USAGE = """
-python -m research.crossval RUN RUN … [key=value …]
-
-Judges runs trained on the folds of one data set (dataset.folds=5 dataset.fold=0,1,2,3,4), each on
-its own test split beside a baseline, and says how far its mean exceeds the baseline's: with a 95 %
-bootstrap interval over groups, since what is of one group is alike.
-  detectors from a warehouse: IoU of frames with objects, beside the best constant box of the
-    training split, by runs of the camera
-  rankings of photos: pairs whose winner is named, ties left out, beside naming the sharper photo,
-    by series
-  checkpoint=best    best or last
-  device=auto        auto, cpu, cuda, cuda:N or mps
-  trust=[]           classes and functions of your own that the runs name: [my_models.Net]
-Any setting of the runs may follow, such as dataset.root=FOLDER for data that were moved.
-"""
-
-OPTIONS: dict[str, tuple[str, Rule]] = {
-    "checkpoint": ("best", one_of("best", "last")),
-    "device": ("auto", DEVICE),
-    **cli.TRUST,
-}
+USAGE = cli.usage(
+    "python -m research.crossval RUN RUN … [key=value …]",
+    """
+Evaluates runs trained on the folds of one data set (dataset.folds=5 dataset.fold=0,1,2,3,4), each
+on its own test split, and compares them with a baseline: the difference of the means, with a 95 %
+bootstrap interval over groups, since samples of one group are alike.
+  detectors from a warehouse: IoU of frames with objects; the baseline is the best constant box of
+    the training split; groups are runs of the camera
+  rankings of photos: accuracy on pairs, without ties; the baseline prefers the sharper photo;
+    groups are series
+Options
+""",
+    cli.RunOptions,
+    "Any setting of the runs may follow, such as dataset.root=FOLDER if the data was moved.",
+)
 
 RESAMPLES = 10_000
 
 
-class Kind(NamedTuple):
-    """What is judged of runs of one kind, by its names in the table.
+class Columns(NamedTuple):
+    """Titles of the table's columns for one type of run.
 
     Attributes:
-        groups: what is resampled whole.
-        units: what has a value.
-        metric: of a whole split, beside the means.
+        groups: number of groups, which are resampled whole.
+        units: number of samples that have a value.
+        metric: of the whole test split.
         values: mean of the run's values.
-        baseline: mean of the baseline's.
+        baseline: mean of the baseline's values.
     """
 
     groups: str
@@ -64,8 +57,8 @@ class Kind(NamedTuple):
     baseline: str
 
 
-FRAMES = Kind("groups", "frames", "mAP50", "mean IoU", "constant box")
-PAIRS = Kind("series", "pairs", "constant_accuracy", "pair accuracy", "sharper photo")
+FRAMES = Columns("groups", "frames", "mAP50", "mean IoU", "constant box")
+PAIRS = Columns("series", "pairs", "constant_accuracy", "pair accuracy", "sharper photo")
 
 
 @dataclass(frozen=True)
@@ -74,33 +67,33 @@ class Fold:
 
     Attributes:
         run: the run folder.
-        kind: says what the numbers are.
+        columns: what the numbers are.
         metric: of the whole test split.
         groups: [n] group of each unit.
-        values: [n] 0…1, of the run: overlap of a frame's best-scored detection with the nearest
-            true box; 1 for a pair whose winner is named, one half for a pair left open.
+        values: [n] of the run, 0…1: IoU of a frame's best-scored detection with the nearest true
+            box; 1 for a pair whose winner is predicted, 0.5 for a pair left open.
         baseline: [n] the same of the baseline.
     """
 
     run: Path
-    kind: Kind
+    columns: Columns
     metric: float
     groups: list[str]
     values: NDArray[np.float64]
     baseline: NDArray[np.float64]
 
 
-def judge(
+def evaluate_fold(
     run: Path,
     which: str,
     device: str,
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
 ) -> Fold:
-    """Evaluate one run on its whole test split, see ``research.engine.evaluation.trial``.
+    """Evaluate a run on its whole test split, see ``evaluation.load_eval_run``.
 
     Raises:
-        UserError: when the run is neither a detector trained from a warehouse nor a ranking.
+        UserError: if the run is neither a detector trained from a warehouse nor a ranking.
     """
     from research.data.pairs.source import PhotoPairs
     from research.data.warehouse.dataset import Warehouse
@@ -114,63 +107,65 @@ def judge(
     if not frames and not isinstance(data, PhotoPairs):
         raise UserError(
             "RUN",
-            f"{run}: no detector trained from a warehouse of frames, nor a ranking of photos",
-            "give runs of one of these kinds",
+            f"{run}: neither a detector trained from a warehouse of frames nor a ranking of photos",
+            "pass runs of one of these types",
         )
-    judged = of_predictor(run, "test", loaded, saved).evaluate("test")
+    result = of_predictor(run, "test", loaded, saved).evaluate("test")
     if isinstance(data, PhotoPairs):
-        return of_pairs(run, data, judged)
+        return of_pairs(run, data, result)
     assert isinstance(data, Warehouse)
-    return of_frames(run, data, judged)
+    return of_frames(run, data, result)
 
 
-def of_frames(run: Path, data: Warehouse, judged: EvalResult) -> Fold:
-    """Frames with objects, beside the best constant box of the training split."""
+def of_frames(run: Path, data: Warehouse, result: EvalResult) -> Fold:
+    """Frames with objects; the baseline is the best constant box of the training split."""
     from research.data.frames.constant_box import best_constant_box, constant_iou
     from research.data.warehouse.kinds import true_boxes
     from research.tasks.detection import DetectionMetrics
 
-    assert isinstance(judged.totals, DetectionMetrics)
+    assert isinstance(result.totals, DetectionMetrics)
     boxes, mask = true_boxes(data.store, data.positions("test"))
-    seen = mask.any(1)
+    has_box = mask.any(1)
     box = best_constant_box(*true_boxes(data.store, data.positions("train")))
-    groups = [name for name, here in zip(data.groups("test"), seen.tolist(), strict=True) if here]
+    groups = [
+        name for name, here in zip(data.groups("test"), has_box.tolist(), strict=True) if here
+    ]
     return Fold(
         run,
         FRAMES,
-        judged.metrics[FRAMES.metric],
+        result.metrics[FRAMES.metric],
         groups,
-        np.array(judged.totals.best_iou),
-        constant_iou(box, boxes[seen], mask[seen]).double().numpy(),
+        np.array(result.totals.best_iou),
+        constant_iou(box, boxes[has_box], mask[has_box]).double().numpy(),
     )
 
 
-def of_pairs(run: Path, data: PhotoPairs, judged: EvalResult) -> Fold:
-    """Decided pairs, beside who names the sharper photo."""
-    from research.data.pairs.sharpness import sharpness
+def of_pairs(run: Path, data: PhotoPairs, result: EvalResult) -> Fold:
+    """Decided pairs; the baseline prefers the sharper photo."""
+    from research.data.pairs.sharpness import measure_sharpness
     from research.tasks.ranking_metrics import RankingMetrics
 
-    assert isinstance(judged.totals, RankingMetrics)
-    pairs, known = judged.totals.pairs(), data.pairs("test")
+    assert isinstance(result.totals, RankingMetrics)
+    pairs, known = result.totals.pairs(), data.pairs("test")
     files = {photo: known.photos[photo] for photo in np.unique(pairs.photos).tolist()}
-    measured = sharpness([*files.values()], data.cache)
+    measured = measure_sharpness([*files.values()], data.cache)
     first, second = np.array(
         [[measured[files[photo]] for photo in both] for both in pairs.photos.tolist()]
     ).T
     sharper = replace(pairs, logits=first - second).named
-    seen = np.isfinite(sharper)  # neither a tie of votes nor a photo that cannot be measured
+    valid = np.isfinite(sharper)  # no tie of votes, and the sharpness of both photos is known
     return Fold(
         run,
         PAIRS,
-        judged.metrics[PAIRS.metric],
-        [known.series[series] for series in pairs.series[seen].tolist()],
-        pairs.named[seen],
-        sharper[seen],
+        result.metrics[PAIRS.metric],
+        [known.series[series] for series in pairs.series[valid].tolist()],
+        pairs.named[valid],
+        sharper[valid],
     )
 
 
 def interval(differences: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean, groups resampled whole."""
+    """95 % percentile bootstrap interval of the mean; groups are resampled whole."""
     names = sorted(set(groups))
     member = np.array([names.index(group) for group in groups])
     sums = np.bincount(member, weights=differences)
@@ -182,31 +177,32 @@ def interval(differences: NDArray[np.float64], groups: Sequence[str]) -> tuple[f
 
 
 def table(folds: Sequence[Fold]) -> str:
-    """A line a fold and one for all, as Markdown.
+    """One row for each fold and one for all, as a Markdown table.
 
     Raises:
-        UserError: when runs are of two kinds, or a group was judged in two folds.
+        UserError: if the runs are of two types, or a group is in the test splits of two folds.
     """
-    kind = folds[0].kind
+    columns = folds[0].columns
     for fold in folds:
-        if fold.kind != kind:
+        if fold.columns != columns:
             raise UserError(
                 "RUN",
-                f"{folds[0].run} is judged by {kind.units}, {fold.run} by {fold.kind.units}",
-                "give runs of one kind",
+                f"{folds[0].run} is evaluated on {columns.units}, {fold.run} on "
+                f"{fold.columns.units}",
+                "pass runs of one type",
             )
-    where: dict[str, Path] = {}
+    run_of: dict[str, Path] = {}
     for fold in folds:
         for group in set(fold.groups):
-            if group in where:
+            if group in run_of:
                 raise UserError(
                     "RUN",
-                    f"{group} is in the test splits of {where[group]} and {fold.run}",
-                    "give runs of different folds of one data set",
+                    f"{group} is in the test splits of {run_of[group]} and {fold.run}",
+                    "pass runs of different folds of one data set",
                 )
-            where[group] = fold.run
+            run_of[group] = fold.run
     lines = [
-        f"| run | {' | '.join(kind)} | difference |",
+        f"| run | {' | '.join(columns)} | difference |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for fold in folds:
@@ -220,24 +216,24 @@ def table(folds: Sequence[Fold]) -> str:
     low, high = interval(values - baseline, [group for fold in folds for group in fold.groups])
     metric = np.mean([fold.metric for fold in folds])
     lines.append(
-        f"| all | {len(where)} | {len(values)} | {metric:.3f} | {values.mean():.3f} "
+        f"| all | {len(run_of)} | {len(values)} | {metric:.3f} | {values.mean():.3f} "
         f"| {baseline.mean():.3f} | {(values - baseline).mean():+.3f} [{low:+.3f}, {high:+.3f}] |"
     )
     return "\n".join(lines)
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, overrides = cli.parse(cli.RunOptions, words, others="")
     if not paths:
-        raise UserError("RUN", "give the RUN folders of the folds first, then key=value settings")
-    chosen, rest = cli.mixed(settings, OPTIONS, "crossval")
-    # Imported late: a mistake is answered before torch is there.
+        raise UserError("RUN", "pass the RUN folders of the folds first, then key=value settings")
+    # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
-    # Standard output is for the result alone.
+    # Standard output is for the result only.
     logs.to_terminal(sys.stderr)
-    asked = chosen["checkpoint"], chosen["device"], rest, chosen["trust"]
-    print(table([judge(Path(path), *asked) for path in paths]))
+    which, device, trust = options.checkpoint, options.device, options.trust
+    folds = [evaluate_fold(Path(path), which, device, overrides, trust) for path in paths]
+    print(table(folds))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,42 @@
-"""Evaluate a trained run on a split: ``python -m research.evaluate RUN [split=val]``."""
+"""Evaluate a trained run on a split: ``python -m research.evaluate RUN split=val``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from research.config import cli
-from research.config.rules import DEVICE, TEXT, Rule, one_of
+from research.config.rules import PATH, one_of
 from research.utils.errors import UserError
 from research.utils.files import to_json
 
-USAGE = """
-python -m research.evaluate RUN [key=value …]
 
-RUN is a run folder or a checkpoint file.
-  split=val          val, train (with validation crops) or test (if the data have one)
-  checkpoint=best    best or last, of a run folder
-  device=auto        auto, cpu, cuda, cuda:N or mps
-  out=FOLDER         for pictures and tables; without it evaluate_SPLIT in the run folder
-  trust=[]           classes and functions of your own that the run names: [my_models.Net]
-Any setting of the run may follow, such as dataset.test_dir=FOLDER or dataset.batch_size=64.
-"""
+@dataclass(frozen=True)
+class EvaluateOptions(cli.RunOptions):
+    """Options of the command."""
 
-OPTIONS: dict[str, tuple[str, Rule]] = {
-    "split": ("val", one_of("val", "train", "test")),
-    "checkpoint": ("best", one_of("best", "last")),
-    "device": ("auto", DEVICE),
-    "out": ("", TEXT),
-    **cli.TRUST,
-}
+    split: str = cli.option(
+        "val",
+        one_of("val", "train", "test"),
+        "val, train (with validation crops) or test (if the data set has one)",
+    )
+    out: Path | None = cli.option(
+        None,
+        PATH,
+        "folder for pictures and tables; by default evaluate_SPLIT in the run folder",
+        placeholder="FOLDER",
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.evaluate RUN [key=value …]",
+    "RUN is a run folder or a checkpoint file.",
+    EvaluateOptions,
+    "Any setting of the run may follow, such as dataset.test_dir=FOLDER or dataset.batch_size=64.",
+)
 
 
 def evaluate(
@@ -42,27 +48,27 @@ def evaluate(
     out: Path | None = None,
     trust: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Metrics of one checkpoint on one split, as the run itself would log them.
+    """Evaluate one checkpoint on one split, as in training.
 
     Args:
         run: run folder or checkpoint file.
         split: ``train``, ``val`` or ``test``.
         which: ``best`` or ``last``, of a run folder.
-        device: where, as in the run settings.
+        device: as in the settings of a run.
         overrides: other settings of the run, ``key=value``.
-        out: folder for the task's pictures and tables; ``None``: none are made.
-        trust: names of the user's own that the run's configuration may have.
+        out: folder for the task's pictures and tables; None: they are not written.
+        trust: names of the user's own code that the run's configuration may contain.
 
     Returns:
-        ``metrics``, the epoch of the checkpoint, and ``logged``: the values that the run logged
-        for that epoch on this split, where it did.
+        ``metrics``, the epoch of the checkpoint, ``logged`` (those of the metrics that the run
+        logged for that epoch on this split) and ``damage``, the number of skipped samples by kind.
     """
     from research.engine.evaluation import load_eval_run
     from research.engine.run import draw
     from research.tracking.files import FileTracker
 
-    one = load_eval_run(run, split, which, device, overrides, trust)
-    model, state, result = one.predictor, one.saved["state"], one.evaluate(split)
+    loaded = load_eval_run(run, split, which, device, overrides, trust)
+    model, state, result = loaded.predictor, loaded.saved["state"], loaded.evaluate(split)
     epoch = state["epoch"]
     if out is not None:
         draw(model.task, model.transform, result, FileTracker(out), epoch)
@@ -78,19 +84,17 @@ def evaluate(
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, overrides = cli.parse(EvaluateOptions, words, others="")
     if len(paths) != 1:
-        raise UserError("RUN", "give one RUN folder or checkpoint first, then key=value settings")
-    chosen, rest = cli.mixed(settings, OPTIONS, "evaluate")
-    # Imported late: a mistake is answered before torch is there.
+        raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
+    # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
-    # Standard output is for the result alone.
+    # Standard output is for the result only.
     logs.to_terminal(sys.stderr)
-    run, split = Path(paths[0]), chosen["split"]
-    out = Path(chosen["out"]) if chosen["out"] else cli.beside(run, f"evaluate_{split}")
-    which, device, trust = chosen["checkpoint"], chosen["device"], chosen["trust"]
-    result = evaluate(run, split, which, device, rest, out, trust)
+    run, split = Path(paths[0]), options.split
+    out = options.out or cli.folder_in_run(run, f"evaluate_{split}")
+    result = evaluate(run, split, options.checkpoint, options.device, overrides, out, options.trust)
     print(to_json({**result, "files": str(out)}), end="")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
-from research.config.rules import PATH, one_of, or_null, whole
+from research.config.rules import PATH, whole
 from research.utils.errors import UserError
 from research.utils.files import write_atomic
 
@@ -18,22 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from research.engine.predictor import Predictor
-
-USAGE = """
-python -m research.export RUN [key=value …]
-
-Writes the model of RUN (a run folder or a checkpoint file) as ONNX, with any number of images a
-batch, and compares it with the run's own on batches of 2 and 3 through onnxruntime.
-  out=               the file; RUN/model.onnx, or beside a checkpoint file, when left out
-  checkpoint=best    best or last, of a run folder
-  opset=             ONNX operator set; the exporter's own when left out
-  trust=[]           classes and functions of your own that the run names: [my_models.Net]
-Inputs are float32 as the network takes them, that is after what the metadata of the file say:
-images minus mean, over std (detectors: 0…1). Compressed models have the inputs y and cbcr.
-Classifiers give logits; detectors give boxes (xyxy, shares of the frame) and scores of every
-cell, before suppression.
-Needs the extra export: pip install -e '.[export]'
-"""
+    from research.models.export import ExportForm
 
 TOLERANCE = 1e-3
 """Largest difference, as a share of the largest output, that passes."""
@@ -42,12 +27,33 @@ BATCHES = (2, 3)
 OLDEST = 18
 """The oldest operator set that the exporter writes without converting."""
 
-OPTIONS = {
-    "out": ("", or_null(PATH)),
-    "checkpoint": ("best", one_of("best", "last")),
-    "opset": ("", whole(OLDEST)),
-    **cli.TRUST,
-}
+
+@dataclass(frozen=True)
+class ExportOptions(cli.CheckpointOptions):
+    """Options of the command."""
+
+    out: Path | None = cli.option(
+        None, PATH, "the file; by default model.onnx in the run folder or beside a checkpoint file"
+    )
+    opset: int | None = cli.option(
+        None, whole(OLDEST), "ONNX operator set; by default that of the exporter"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.export RUN [key=value …]",
+    """
+Writes the model of RUN (a run folder or a checkpoint file) as ONNX with a dynamic batch size, and
+compares its outputs with those of the run on batches of 2 and 3 in onnxruntime.
+""",
+    ExportOptions,
+    """
+Inputs are float32 after the preprocessing that the metadata of the file describe: images minus
+mean, divided by std (detectors: 0…1). Compressed models have the inputs y and cbcr. Classifiers
+return logits; detectors return boxes (xyxy, as fractions of the frame) and scores of every cell,
+before non-maximum suppression. Needs the extra export: pip install -e '.[export]'
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,16 @@ def export(
             "RUN", f"export needs the package {error.name}: pip install -e '.[export]'"
         ) from None
     from research.engine import predictor
+    from research.models.export import export_form
 
     out = out or (run if run.is_dir() else run.parent) / "model.onnx"
     if out.suffix != ".onnx":
         raise UserError("out", f"out={out}: expected a name that ends in .onnx")
     loaded, saved = predictor.load(run, which, ["device=cpu", "precision=fp32"], trust)
-    network, names, shown = _dense(loaded)
-    program = _program(network, names, _noise(loaded, saved["data"], BATCHES[0]), opset)
-    about = {**_about(loaded, saved["data"]), **shown, "run": _name(run)}
+    coefficients = loaded.config["compression"]["variant"] != "none"
+    form = export_form(loaded.model, coefficients=coefficients)
+    program = _program(form, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
+    about = {**_about(loaded, saved["data"]), **form.metadata, "run": _name(run)}
     program.model.metadata_props.update(
         {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
     )
@@ -133,7 +141,9 @@ def export(
             pairs = [
                 pair
                 for count in BATCHES
-                for pair in _both(network, session, _noise(loaded, saved["data"], count))
+                for pair in _both(
+                    form.network, session, _random_inputs(loaded, saved["data"], count)
+                )
             ]
         except Exception as error:
             # onnxruntime's exceptions are not Python's: one for each of its status codes.
@@ -141,102 +151,49 @@ def export(
             raise UserError(
                 "RUN", f"{out}: not written, onnxruntime cannot run it ({reason})"
             ) from None
-        found.append(_judged(out, program, session, pairs))
+        found.append(_compared(out, program, session, pairs))
 
     write_atomic(out, write)
     return found[0]
 
 
-def _dense(loaded: Predictor) -> tuple[nn.Module, dict[str, list[str]], dict[str, Any]]:
-    """The network with tensors for inputs and outputs, their names, and what its user must do."""
-    from torch import nn
-
-    from research.compression.blocks import Blocks
-    from research.models.detectors import BigDet, TinyDet
-    from research.models.rgbx import RgbxDetector
-    from research.models.siamese import Siamese
-
-    if isinstance(loaded.model, Siamese):
-        raise UserError("RUN", "rankers of photos cannot be exported yet", "use research.load(RUN)")
-    if isinstance(loaded.model, RgbxDetector):
-        raise UserError(
-            "RUN",
-            "RGB + X detectors cannot be exported: how many boxes their second stage looks at "
-            "changes from frame to frame",
-            "use research.load(RUN)",
-        )
-    model = loaded.model.requires_grad_(False)
-
-    class OnBlocks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, y: Tensor, cbcr: Tensor) -> Tensor:
-            return self.model(Blocks(y, cbcr))
-
-    class BeforeSuppression(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = detector
-
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            boxes, logits, *_ = detector.raw_outputs(images)
-            count = images.shape[0]  # len would fix the number for good
-            return boxes.reshape(count, -1, 4), logits.sigmoid().reshape(count, -1)
-
-    if isinstance(model, TinyDet | BigDet):
-        detector = model
-        limits = {"nms_iou": 1.0, "max_boxes": 1}
-        if isinstance(model, BigDet):
-            limits = {"nms_iou": model.nms_iou, "max_boxes": model.max_boxes}
-        names = {"inputs": ["images"], "outputs": ["boxes", "scores"]}
-        return BeforeSuppression().eval(), names, limits
-    if loaded.config["compression"]["variant"] == "none":
-        return model.eval(), {"inputs": ["images"], "outputs": ["logits"]}, {}
-    return OnBlocks().eval(), {"inputs": ["y", "cbcr"], "outputs": ["logits"]}, {}
-
-
-def _noise(loaded: Predictor, metadata: Mapping[str, Any], count: int) -> tuple[Tensor, ...]:
-    """Random images as the network takes them, the same for the same count."""
+def _random_inputs(
+    loaded: Predictor, metadata: Mapping[str, Any], count: int
+) -> tuple[Tensor, ...]:
+    """Preprocessed random images, the same for the same ``count``."""
     import torch
 
-    from research.batch import ClassificationBatch, DetectionBatch
     from research.engine import build
-    from research.tasks.detection import Detection
 
     size = build.input_size(loaded.config, metadata)
     generator = torch.Generator().manual_seed(count)
-    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    index = torch.arange(count)
-    batch: Any = ClassificationBatch(index, images, index)
-    if isinstance(loaded.task, Detection):
-        boxes = torch.zeros(count, 1, 4)
-        sizes = torch.full((count, 2), size, dtype=torch.int32)
-        batch = DetectionBatch(index, images, boxes, boxes.any(-1), index[:, None], sizes)
+
+    def images(number: int) -> Tensor:
+        shape = (number, 3, size, size)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    batch = loaded.task.example_batch(count, images, metadata)
     with torch.no_grad():
         inputs = loaded.transform(batch, None).inputs
     return (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
 
 
-def _program(
-    network: nn.Module, names: dict[str, list[str]], inputs: tuple[Tensor, ...], opset: int | None
-) -> Any:
+def _program(form: ExportForm, inputs: tuple[Tensor, ...], opset: int | None) -> Any:
     import torch
 
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), torch.no_grad():
         # Of no use here: notes on the exporter's own deprecations and renamed axes.
         warnings.simplefilter("ignore")
-        network(*inputs)  # lets networks fill the caches that they keep for evaluation
+        form.network(*inputs)  # lets networks fill the caches that they keep for evaluation
         try:
             return torch.onnx.export(
-                network,
+                form.network,
                 inputs,
                 dynamo=True,
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
-                input_names=names["inputs"],
-                output_names=names["outputs"],
+                input_names=list(form.inputs),
+                output_names=list(form.outputs),
                 opset_version=opset,
                 verbose=False,
             )
@@ -261,7 +218,9 @@ def _both(
     return [(a, torch.from_numpy(b)) for a, b in zip(ours, theirs, strict=True)]
 
 
-def _judged(out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Tensor]]) -> Exported:
+def _compared(
+    out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Tensor]]
+) -> Exported:
     difference = max((a - b).abs().max().item() for a, b in pairs)
     relative = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
     if not relative <= TOLERANCE:
@@ -307,13 +266,11 @@ def _name(run: Path) -> str:
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, _ = cli.parse(ExportOptions, words)
     if len(paths) != 1:
-        raise UserError("RUN", "give one RUN folder or checkpoint first, then key=value settings")
-    chosen = cli.typed(settings, OPTIONS, "research.export")
-    out = None if chosen["out"] is None else Path(chosen["out"])
-    which, opset, trust = chosen["checkpoint"], chosen["opset"], chosen["trust"]
-    print(export(Path(paths[0]), out, which, opset, trust))
+        raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
+    path, which = Path(paths[0]), options.checkpoint
+    print(export(path, options.out, which, options.opset, options.trust))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,54 @@
-"""What compression leaves of your own images: ``python -m research.inspect IMAGES…``."""
+"""Show the effect of compression on images: ``python -m research.inspect IMAGES…``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
+from research.config.rules import PATH
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-USAGE = """
-python -m research.inspect IMAGES… [out=runs/inspect] [compression settings]
 
-IMAGES are files or folders. Each is cropped and resized as in validation (to 256 px, or
-dataset.image_size=N), and its kept coefficients are decoded again. It prints the PSNR (dB) of Y,
-Cb, Cr and RGB against the pixels (with compression.source=bitstream: against all of the file's
-coefficients), and writes to out/ a picture of original, reconstruction and four times their
-difference, and the energy of each DCT frequency with the kept ones framed. For example
+@dataclass(frozen=True)
+class InspectOptions:
+    """Options of the command."""
+
+    out: Path = cli.option(Path("runs/inspect"), PATH, "folder for the pictures")
+
+
+USAGE = cli.usage(
+    "python -m research.inspect IMAGES… [key=value …]",
+    """
+IMAGES are files or folders. Each image is cropped and resized as in validation (to 256 px, or
+dataset.image_size=N), and decoded from its selected DCT coefficients. Prints the PSNR (dB) of Y,
+Cb, Cr and RGB relative to the pixels (with compression.source=bitstream: relative to all
+coefficients of the file), and writes a picture of original, reconstruction and four times their
+difference, and the energy of each DCT frequency with frames around the selected ones.
+""",
+    InspectOptions,
+    """
+Settings of compression and dataset may follow, for example
   python -m research.inspect photo.jpg compression.window=2
   python -m research.inspect FOLDER compression.order=zigzag compression.source=bitstream
-"""
+""",
+)
 
 
 def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str, Any]]:
-    """PSNR per plane and overall of every file, pictures written to ``out``.
+    """Measure the PSNR of each plane and of the whole image, and write pictures to ``out``.
 
     Returns:
-        one row a file: ``file``, ``Y``, ``Cb``, ``Cr``, ``RGB`` (dB), ``detour``.
+        one row for each file: ``file``, ``Y``, ``Cb``, ``Cr``, ``RGB`` (dB) and ``fallback``: why
+        the file was skipped or read by another decoder, else empty.
 
     Raises:
-        UserError: when compression is off, or not one file can be read.
+        UserError: if compression is off or no file can be read.
     """
     import numpy as np
     import torch
@@ -40,23 +56,23 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     from research.batch import ClassificationBatch
     from research.compression.dct import rgb_to_ycbcr
     from research.compression.decoder import Decoder
-    from research.compression.selection import EVERY
-    from research.config import compose_config, resolved
+    from research.compression.selection import ALL_FREQUENCIES
+    from research.config import compose_config
     from research.data.crops import CentreCrop
     from research.data.readers import BitstreamReader, PixelReader
     from research.data.transforms import CoefficientTransform
     from research.engine import build
     from research.utils.errors import DamagedImage
 
-    config = resolved(compose_config(["dataset.image_size=256", *overrides])[0])
+    config = compose_config(["dataset.image_size=256", *overrides]).config
     spec = build.stem_spec(config["compression"])
     if spec is None:
         raise UserError("compression", "compression=none keeps every pixel: nothing to inspect")
     size = config["dataset"]["image_size"]
     bitstream = config["compression"]["source"] == "bitstream"
-    reader = BitstreamReader(size, EVERY) if bitstream else PixelReader(size)
-    transform = CoefficientTransform(EVERY, spec.range_, None, flip=False).eval()
-    whole, kept = Decoder(EVERY, spec.range_), Decoder(spec.selection, spec.range_)
+    reader = BitstreamReader(size, ALL_FREQUENCIES) if bitstream else PixelReader(size)
+    transform = CoefficientTransform(ALL_FREQUENCIES, spec.range_, None, flip=False).eval()
+    complete, selected = Decoder(ALL_FREQUENCIES, spec.range_), Decoder(spec.selection, spec.range_)
     crop = CentreCrop(config["dataset"]["crop_pct"] or build.network_input(config).crop_pct)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -65,24 +81,24 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
         try:
             sample = reader.read(file, crop, np.random.default_rng(0))
         except DamagedImage as error:
-            rows.append({"file": str(file), "detour": f"left out: {error.kind}"})
+            rows.append({"file": str(file), "fallback": f"left out: {error.kind}"})
             continue
         index = torch.zeros(1, dtype=torch.int64)
         batch = ClassificationBatch(index, reader.stack([sample]), index)
         y, cbcr = transform(batch, None).inputs
         if bitstream:
-            original = whole(y, cbcr).clamp(0, 255)
+            original = complete(y, cbcr).clamp(0, 255)
         else:
             original = torch.from_numpy(sample.arrays[0].astype(np.float32))[None]
-        left = y[:, list(spec.selection.luma)], cbcr[:, :, list(spec.selection.chroma)]
-        rebuilt = kept(*left).clamp(0, 255)
+        luma, chroma = list(spec.selection.luma), list(spec.selection.chroma)
+        rebuilt = selected(y[:, luma], cbcr[:, :, chroma]).clamp(0, 255)
         planes = zip(_planes(*rgb_to_ycbcr(original)), _planes(*rgb_to_ycbcr(rebuilt)), strict=True)
         rows.append(
             {
                 "file": str(file),
                 **{n: _psnr(a, b) for n, (a, b) in zip(("Y", "Cb", "Cr"), planes, strict=True)},
                 "RGB": _psnr(original, rebuilt),
-                "detour": sample.detour,
+                "detour": sample.fallback,
             }
         )
         energy[0] += y.double().square().mean((0, 2, 3))
@@ -125,10 +141,10 @@ def _energy(values: Any, plane: str, frequencies: tuple[int, ...]) -> Image:
 
 
 def find_images(paths: list[str]) -> list[Path]:
-    """Files as given; of folders, every image file below them.
+    """The given files, and all image files in the given folders.
 
     Raises:
-        UserError: for a path that does not exist, or when there is no image at all.
+        UserError: if a path does not exist or there is no image file.
     """
     from research.data.index import EXTENSIONS
 
@@ -142,23 +158,22 @@ def find_images(paths: list[str]) -> list[Path]:
             raise UserError("IMAGES", f"{path}: no such file or folder")
     if not files:
         raise UserError(
-            "IMAGES", f"{' '.join(paths)}: no image files", "give images or folders of images"
+            "IMAGES", f"{' '.join(paths)}: no image files", "pass images or folders of images"
         )
     return files
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, overrides = cli.parse(InspectOptions, words, others="")
     if not paths:
-        raise UserError("IMAGES", "give IMAGES (files or folders) first, then key=value settings")
-    chosen, overrides = cli.options(settings, {"out": "runs/inspect"})
-    out = Path(chosen["out"])
+        raise UserError("IMAGES", "pass IMAGES (files or folders) first, then key=value settings")
+    out = options.out
     rows = inspect(find_images(paths), out, overrides)
     print(f"{'Y':>7} {'Cb':>7} {'Cr':>7} {'RGB':>7}  dB")
     for row in rows:
         numbers = [f"{row[name]:7.2f}" for name in ("Y", "Cb", "Cr", "RGB") if name in row]
-        detour = f"  ({row['detour']})" if row["detour"] else ""
-        print(f"{' '.join(numbers):31}  {row['file']}{detour}")
+        fallback = f"  ({row['fallback']})" if row["fallback"] else ""
+        print(f"{' '.join(numbers):31}  {row['file']}{fallback}")
     print(f"pictures: {out}")
 
 

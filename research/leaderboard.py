@@ -1,4 +1,4 @@
-"""Trained runs judged and timed side by side: ``python -m research.leaderboard RUN RUN …``."""
+"""Evaluation and timing of several runs: ``python -m research.leaderboard RUN RUN …``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
-from research.config.rules import COUNT, DEVICE, TEXT, Rule, one_of
+from research.config.rules import COUNT, PATH, one_of
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,54 +20,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("research.leaderboard")  # as a command, this module is called __main__
 
-USAGE = """
-python -m research.leaderboard RUN RUN … [key=value …]
 
-RUNs are run folders or checkpoints of one task. Prints a Markdown table with a row a run: model,
-parameters, size of weights and statistics (MB), milliseconds an image, images a second in the
-largest batch, the task's main metrics on the split, and ranks by speed (in the smallest batch),
-accuracy (the metric that picked the first run's best epoch) and size; equals share one.
-Times are those of the network and of what follows it up to classes or boxes, on real images of the
-split that wait on the device: median of rounds in which the runs take turns, after warming up, the
-device's work done. Writes judged.csv, judged.json and judged.png.
-  split=val          val, train (with validation crops) or test
-  checkpoint=best    best or last, of run folders
-  rounds=20          how often each run is timed
-  batch=1,8          images a timed batch
-  device=auto        auto, cpu, cuda, cuda:N or mps
-  out=               folder for the results; runs/judge/TIME by default
-  trust=[]           classes and functions of your own that the runs name: [my_models.Net]
-Any setting of the runs may follow, such as dataset.root=FOLDER for data that were moved.
-"""
+@dataclass(frozen=True)
+class LeaderboardOptions(cli.RunOptions):
+    """Options of the command."""
 
-BATCHES = Rule(
-    "whole numbers of at least 1, such as 1,8",
-    lambda value: all(part.strip().isdecimal() and int(part) > 0 for part in str(value).split(",")),
+    split: str = cli.option(
+        "val", one_of("val", "train", "test"), "val, train (with validation crops) or test"
+    )
+    rounds: int = cli.option(20, COUNT, "number of times that each run is timed")
+    batch: tuple[int, ...] = cli.option((1, 8), COUNT, "batch sizes to time")
+    out: Path | None = cli.option(
+        None, PATH, "folder for the results; by default runs/leaderboard/TIME"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.leaderboard RUN RUN … [key=value …]",
+    """
+RUNs are run folders or checkpoints of one task. Prints a Markdown table with one row for each run:
+model, parameters, size of weights and buffers (MB), milliseconds per image, images per second in
+the largest batch, the task's main metrics on the split, and ranks by speed (in the smallest batch),
+accuracy (the metric that chose the first run's best epoch) and size; equal values share a rank.
+Times are of the network and its postprocessing to classes or boxes, on real images of the split
+that are already on the device: the median of rounds in which the runs take turns, after warm-up,
+with the device synchronized. Writes judged.csv, judged.json and judged.png.
+""",
+    LeaderboardOptions,
+    "Any setting of the runs may follow, such as dataset.root=FOLDER if the data was moved.",
 )
-OPTIONS: dict[str, tuple[str, Rule]] = {
-    "split": ("val", one_of("val", "train", "test")),
-    "checkpoint": ("best", one_of("best", "last")),
-    "rounds": ("20", COUNT),
-    "batch": ("1,8", BATCHES),
-    "device": ("auto", DEVICE),
-    "out": ("", TEXT),
-    **cli.TRUST,
-}
 MB = 1e6
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run.
+class LeaderboardEntry:
+    """The results of one run; written to ``judged.json`` under the names of the fields.
 
     Attributes:
         run: the run folder or file.
         model: the network's name.
-        parameters: all of them.
-        size: bytes of its state dict.
-        seconds: of each batch size, median of a batch.
+        parameters: number of parameters.
+        size: bytes of the state dict.
+        seconds: by batch size, the median time of a batch.
         metrics: on the split.
-        ranks: by ``speed``, ``accuracy`` and ``size``, 1 the best; equals share one.
+        ranks: by ``speed``, ``accuracy`` and ``size``; 1 is best, equal values share a rank.
     """
 
     run: str
@@ -79,8 +75,8 @@ class Row:
     ranks: dict[str, int]
 
 
-def judge(
-    runs: Sequence[Path],
+def evaluate_runs(
+    paths: Sequence[Path],
     split: str,
     which: str,
     device: str,
@@ -88,166 +84,170 @@ def judge(
     rounds: int,
     batches: Sequence[int],
     trust: Sequence[str] = (),
-) -> tuple[list[Row], Monitor]:
-    """A row a run, and the metric by which they are ranked.
+) -> tuple[list[LeaderboardEntry], Monitor]:
+    """An entry for each run, and the metric by which they are ranked.
 
     Raises:
-        UserError: when the runs are not of one task.
+        UserError: if the runs are not of one task.
     """
     from research.engine import build
     from research.engine.evaluation import load_eval_run
     from research.utils.timing import median_times
 
-    every = [load_eval_run(run, split, which, device, overrides, trust) for run in runs]
-    _check_data(runs, every)
-    judged = [one.evaluate(split).metrics for one in every]
-    monitor = every[0].main_metric(judged[0])
-    for run, metrics in zip(runs, judged, strict=True):
-        if monitor.metric not in metrics:
+    runs = [load_eval_run(path, split, which, device, overrides, trust) for path in paths]
+    _check_data(paths, runs)
+    metrics = [run.evaluate(split).metrics for run in runs]
+    monitor = runs[0].main_metric(metrics[0])
+    for path, values in zip(paths, metrics, strict=True):
+        if monitor.metric not in values:
             raise UserError(
                 "RUN",
-                f"{run}: has no {monitor.metric}, by which {runs[0]} is judged",
-                "judge runs of one task",
+                f"{path}: has no metric {monitor.metric}, by which {paths[0]} is ranked",
+                "pass runs of one task",
             )
-    spent: list[dict[int, float]] = [{} for _ in every]
-    for count in batches:
-        times = median_times([one.timed_prediction(count) for one in every], rounds)
-        for taken, seconds in zip(spent, times, strict=True):
-            taken[count] = seconds
-    networks = [one.predictor.model for one in every]
+    # By batch size, the time of each run.
+    times = {
+        batch: median_times([run.timed_prediction(batch) for run in runs], rounds)
+        for batch in batches
+    }
+    networks = [run.predictor.model for run in runs]
     sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in networks]
     sign = -1 if monitor.mode == "max" else 1
     ranks = {
-        "speed": _ranks([taken[batches[0]] for taken in spent]),
-        "accuracy": _ranks([sign * metrics[monitor.metric] for metrics in judged]),
+        "speed": _ranks(times[batches[0]]),
+        "accuracy": _ranks([sign * values[monitor.metric] for values in metrics]),
         "size": _ranks(sizes),
     }
-    rows = [
-        Row(
-            str(run),
-            build.model_name(every[place].predictor.config),
-            sum(p.numel() for p in networks[place].parameters()),
-            sizes[place],
-            spent[place],
-            judged[place],
-            {name: ranked[place] for name, ranked in ranks.items()},
+    entries = [
+        LeaderboardEntry(
+            str(path),
+            build.model_name(runs[index].predictor.config),
+            sum(p.numel() for p in networks[index].parameters()),
+            sizes[index],
+            {batch: seconds[index] for batch, seconds in times.items()},
+            metrics[index],
+            {name: ranked[index] for name, ranked in ranks.items()},
         )
-        for place, run in enumerate(runs)
+        for index, path in enumerate(paths)
     ]
-    return rows, monitor
+    return entries, monitor
 
 
-def _check_data(runs: Sequence[Path], every: Sequence[EvalRun]) -> None:
-    """Warn of runs that are judged on other images than the first."""
-    first, *others = [one.predictor.data.fingerprint() for one in every]
-    for run, other in zip(runs[1:], others, strict=True):
+def _check_data(paths: Sequence[Path], runs: Sequence[EvalRun]) -> None:
+    """Warn of runs that are evaluated on other data than the first."""
+    first, *others = [run.predictor.data.fingerprint() for run in runs]
+    for path, other in zip(paths[1:], others, strict=True):
         if other != first:
-            log.warning("%s is judged on other data than %s: ranks say little", run, runs[0])
+            log.warning(
+                "%s is evaluated on other data than %s: their ranks are not comparable",
+                path,
+                paths[0],
+            )
 
 
 def _ranks(values: Sequence[float]) -> list[int]:
-    """1 for the smallest; what is not a number comes last."""
+    """Ranks from 1 for the smallest value; NaN comes last."""
     ordered = [value if value == value else float("inf") for value in values]
     return [1 + sum(other < value for other in ordered) for value in ordered]
 
 
-def flat(row: Row) -> dict[str, float | int | str]:
-    """A row of the CSV file."""
-    speed = {f"ms_image_batch_{n}": 1000 * seconds / n for n, seconds in row.seconds.items()}
-    largest = max(row.seconds)
+def csv_row(entry: LeaderboardEntry) -> dict[str, float | int | str]:
+    speed = {f"ms_image_batch_{n}": 1000 * seconds / n for n, seconds in entry.seconds.items()}
+    largest = max(entry.seconds)
     return {
-        "run": row.run,
-        "model": row.model,
-        "parameters": row.parameters,
-        "size_mb": row.size / MB,
+        "run": entry.run,
+        "model": entry.model,
+        "parameters": entry.parameters,
+        "size_mb": entry.size / MB,
         **speed,
-        "fps": largest / row.seconds[largest],
-        **row.metrics,
-        **{f"rank_{name}": rank for name, rank in row.ranks.items()},
+        "fps": largest / entry.seconds[largest],
+        **entry.metrics,
+        **{f"rank_{name}": rank for name, rank in entry.ranks.items()},
     }
 
 
-def table(rows: Sequence[Row], monitor: Monitor) -> str:
-    """The rows as Markdown."""
+def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> str:
+    """The entries as a Markdown table."""
     from research.engine.evaluation import MAIN
 
-    metrics = [name for name in MAIN if name in rows[0].metrics]
+    metrics = [name for name in MAIN if name in entries[0].metrics]
     if monitor.metric not in metrics:
         metrics.append(monitor.metric)
-    batches = list(rows[0].seconds)
+    batches = list(entries[0].seconds)
     header = [
         "run", "model", "parameters", "size MB", *(f"ms/image, batch {n}" for n in batches),
         f"FPS, batch {max(batches)}", *metrics, "speed", "accuracy", "size",
     ]  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
-    for row in rows:
-        told = flat(row)
+    for entry in entries:
+        row = csv_row(entry)
         cells = [
-            row.run,
-            row.model,
-            f"{row.parameters:,}",
-            f"{told['size_mb']:.1f}",
-            *(f"{told[f'ms_image_batch_{n}']:.1f}" for n in batches),
-            f"{told['fps']:.1f}",
-            *(f"{row.metrics[name]:.3f}" for name in metrics),
-            *(str(rank) for rank in row.ranks.values()),
+            entry.run,
+            entry.model,
+            f"{entry.parameters:,}",
+            f"{row['size_mb']:.1f}",
+            *(f"{row[f'ms_image_batch_{n}']:.1f}" for n in batches),
+            f"{row['fps']:.1f}",
+            *(f"{entry.metrics[name]:.3f}" for name in metrics),
+            *(str(rank) for rank in entry.ranks.values()),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write(out: Path, rows: Sequence[Row], monitor: Monitor, told: Mapping[str, Any]) -> None:
-    """``judged.csv``, ``.json`` (with what was asked, ``told``) and ``.png``."""
+def write(
+    out: Path,
+    entries: Sequence[LeaderboardEntry],
+    monitor: Monitor,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write ``judged.csv``, ``.json`` (with ``settings`` of the measurement) and ``.png``."""
     from research.tracking.files import csv_text
     from research.utils.files import to_json, write_atomic, write_text
     from research.viz import charts
 
-    plain = [flat(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in plain for key in row))
-    write_text(out / "judged.csv", csv_text(columns, plain))
-    content = {**told, "ranked_by": monitor.metric, "runs": [asdict(row) for row in rows]}
+    rows = [csv_row(entry) for entry in entries]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_text(out / "judged.csv", csv_text(columns, rows))
+    content = {**settings, "ranked_by": monitor.metric, "runs": [asdict(e) for e in entries]}
     write_text(out / "judged.json", to_json(content))
-    first = min(rows[0].seconds)
-    models = [row.model for row in rows]
+    smallest = min(entries[0].seconds)
+    models = [entry.model for entry in entries]
     picture = charts.speed_and_accuracy(
-        models if len(set(models)) == len(models) else [row.run for row in rows],
-        [1000 * row.seconds[first] / first for row in rows],
-        [row.metrics[monitor.metric] for row in rows],
-        [row.size / MB for row in rows],
+        models if len(set(models)) == len(models) else [entry.run for entry in entries],
+        [1000 * entry.seconds[smallest] / smallest for entry in entries],
+        [entry.metrics[monitor.metric] for entry in entries],
+        [entry.size / MB for entry in entries],
         monitor.metric,
     )
     write_atomic(out / "judged.png", lambda path: picture.save(path, "PNG"))
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, overrides = cli.parse(LeaderboardOptions, words, others="")
     if not paths:
-        raise UserError("RUN", "give RUN folders first, then key=value settings", "see --help")
-    asked, rest = cli.mixed(settings, OPTIONS, "judge")
-    batches = [int(part) for part in str(asked["batch"]).split(",")]
-    out = Path(asked["out"] or f"runs/judge/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    # Imported late: a mistake is answered before torch is there.
+        raise UserError("RUN", "pass RUN folders first, then key=value settings", "see --help")
+    out = options.out or Path(f"runs/leaderboard/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
-    # Standard output is for the result alone.
+    # Standard output is for the result only.
     logs.to_terminal(sys.stderr)
-    split, rounds = asked["split"], asked["rounds"]
-    runs = [Path(path) for path in paths]
-    rows, monitor = judge(
-        runs,
-        split,
-        asked["checkpoint"],
-        asked["device"],
-        rest,
-        rounds,
-        sorted(set(batches)),
-        asked["trust"],
+    entries, monitor = evaluate_runs(
+        [Path(path) for path in paths],
+        options.split,
+        options.checkpoint,
+        options.device,
+        overrides,
+        options.rounds,
+        sorted(set(options.batch)),
+        options.trust,
     )
-    told = {"split": split, "rounds": rounds, "device": asked["device"]}
-    # First: no disk can take it back.
-    print(table(rows, monitor))
-    with cli.written(out):
-        write(out, rows, monitor, told)
+    settings = {"split": options.split, "rounds": options.rounds, "device": options.device}
+    # Printed before the files are written: a full disk must not lose it.
+    print(table(entries, monitor))
+    with cli.writing_to(out):
+        write(out, entries, monitor, settings)
     print(f"\nfiles: {out}", file=sys.stderr)
 
 

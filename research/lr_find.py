@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from research.config import cli, compose_config, resolved
+from research.config import cli, compose_config
+from research.config.rules import PATH, number, whole
 from research.tracking.tracker import Row, Table, Tracker, Trackers
 from research.utils.errors import NotFinite, UserError
 from research.utils.files import write_atomic, write_text
@@ -23,54 +24,69 @@ from research.utils.files import write_atomic, write_text
 if TYPE_CHECKING:
     from research.engine.build import Experiment
 
-USAGE = """
-python -m research.lr_find [key=value …]
-
-Trains the composed configuration for some steps while the learning rate rises exponentially,
-and suggests a learning rate from where the loss falls (Smith, 2017). Every setting of train.py may
-be given; the schedule, epochs, scale_lr, ema and logging play no part. Nothing is kept of the
-trained weights.
-  start=1e-6    first learning rate
-  end=1         last learning rate; the test stops before, when the loss has diverged
-  steps=100     optimizer steps between them
-  out=FOLDER    for lr_find.png and lr_find.csv; without it a folder under runs/lr_find
-"""
-
 DIVERGED: Final = 4.0
-"""So many times the best smoothed loss is the end."""
+"""The test stops when the smoothed loss is this multiple of its minimum."""
 RECENT: Final = 0.05
-"""Share of the steps over which the loss is averaged to judge that."""
+"""Fraction of the steps over which this loss is averaged."""
 CEILING: Final = 1.5
-"""So many times the first losses, the loss says nothing more of where it fell."""
+"""Losses are clipped at this multiple of the first ones before they are smoothed."""
 SMOOTHING: Final = 0.03
-"""Standard deviation of the smoothing, as a share of the steps."""
-LEAST: Final = 10
+"""Standard deviation of the Gaussian, as a fraction of the steps."""
+MIN_STEPS: Final = 10
 ROOT: Final = Path("runs/lr_find")
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What a range test saw.
+class LrFindOptions:
+    """Options of the command."""
+
+    start: float = cli.option(1e-6, number(above=0), "first learning rate")
+    end: float = cli.option(
+        1.0, number(above=0), "last learning rate; the test stops earlier if the loss diverges"
+    )
+    steps: int = cli.option(100, whole(MIN_STEPS), "optimizer steps between them")
+    out: Path | None = cli.option(
+        None,
+        PATH,
+        "folder for lr_find.png and lr_find.csv; by default a folder in runs/lr_find",
+        placeholder="FOLDER",
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.lr_find [key=value …]",
+    """
+Trains the composed configuration for some steps with exponentially increasing learning rate, and
+suggests a learning rate from where the loss decreases (Smith, 2017). Every setting of train.py may
+follow; schedule, epochs, scale_lr, ema and logging are ignored. The trained weights are not saved.
+""",
+    LrFindOptions,
+)
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The result of a learning-rate range test.
 
     Attributes:
         rates: [N] learning rate of every optimizer step.
         losses: [N] training loss before the step.
-        ended: why there are no more: ``the last rate``, ``diverged``, ``not finite``.
+        end: why it ended: ``the last rate``, ``diverged`` or ``not finite``.
     """
 
     rates: NDArray[np.float64]
     losses: NDArray[np.float64]
-    ended: str
+    end: str
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What a range test says.
+    """Learning rates suggested by a range test.
 
     Attributes:
-        smoothed: [N] losses as they were judged.
-        steepest: learning rate at which the loss falls fastest; null where it never fell.
-        tenth: a tenth of the learning rate at which the loss is lowest; null likewise.
+        smoothed: [N] smoothed losses, from which they are computed.
+        steepest: learning rate at which the loss decreases fastest; None if it never decreased.
+        tenth: a tenth of the learning rate with the lowest loss; None if it never decreased.
     """
 
     smoothed: NDArray[np.float64]
@@ -83,7 +99,7 @@ class _Diverged(Exception):
 
 
 class _Collector(Tracker):
-    """Losses by optimizer step; raises ``_Diverged`` when they have risen far above their best."""
+    """Collects losses by optimizer step; raises ``_Diverged`` far above the lowest loss."""
 
     def __init__(self, accumulate: int, steps: int) -> None:
         self.accumulate = accumulate
@@ -103,30 +119,30 @@ class _Collector(Tracker):
         self.weight = self.memory * self.weight + 1 - self.memory
         smoothed = self.average / self.weight
         self.best = min(self.best, smoothed)
-        if len(self.losses) >= LEAST and smoothed > DIVERGED * self.best:
+        if len(self.losses) >= MIN_STEPS and smoothed > DIVERGED * self.best:
             raise _Diverged
 
 
-def sweep(
+def range_test(
     experiment: Experiment,
     start: float,
     end: float,
     steps: int,
-    shown: Tracker | None = None,
-) -> Sweep:
+    console: Tracker | None = None,
+) -> RangeTest:
     """Train for ``steps`` optimizer steps while the learning rate rises from ``start`` to ``end``.
 
-    Parameter groups with rates of their own keep their share of the first one's.
+    The ratios between the learning rates of parameter groups are kept.
 
     Args:
         experiment: its schedule is replaced and its weights are trained.
         start: first learning rate.
         end: last learning rate.
-        steps: how many optimizer steps.
-        shown: hears of the progress.
+        steps: number of optimizer steps.
+        console: gets the progress.
 
     Raises:
-        NotFinite: when no step had a finite loss.
+        NotFinite: if no step had a finite loss.
     """
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -140,9 +156,9 @@ def sweep(
     rates = start * (end / start) ** (np.arange(steps) / max(1, steps - 1))
     state.scheduler = LambdaLR(optimizer, lambda step: rates[min(step, steps - 1)].item() / base)
     collector = _Collector(cfg.accumulate, steps)
-    tracker = Trackers([collector] if shown is None else [collector, shown])
+    tracker = Trackers([collector] if console is None else [collector, console])
     epoch = min(len(experiment.train), cfg.max_train_batches or sys.maxsize)
-    ended = "the last rate"
+    reason = "the last rate"
     try:
         while collector.before < steps:
             batches = min(epoch, (steps - collector.before) * cfg.accumulate)
@@ -153,69 +169,72 @@ def sweep(
             state.epoch, state.batch = state.epoch + 1, 0
             collector.before += math.ceil(batches / cfg.accumulate)
     except _Diverged:
-        ended = "diverged"
+        reason = "diverged"
     except NotFinite:
         if not collector.losses:
             raise
-        ended = "not finite"
+        reason = "not finite"
     losses = np.array([np.mean(part) if part else np.nan for part in collector.losses])
-    used = np.isfinite(losses)  # a step may have lost all its samples to damage
-    return Sweep(rates[: len(losses)][used], losses[used], ended)
+    used = np.isfinite(losses)  # all samples of a step may have been skipped
+    return RangeTest(rates[: len(losses)][used], losses[used], reason)
 
 
-def suggest(seen: Sweep) -> Suggestion:
-    """Judge a range test.
+def suggest(test: RangeTest) -> Suggestion:
+    """Learning rates from a range test.
 
-    Losses far above the first ones are cut off and the rest is smoothed by a Gaussian, so that
-    neither single batches nor the end reach over to where all is well. The descent is what lies
-    between a tenth of the fall and its bottom.
+    Losses are clipped at ``CEILING`` and smoothed by a Gaussian, so that neither single batches nor
+    the divergence at the end shift the minimum. The steepest descent is searched between the points
+    where the loss has decreased by a tenth of its total decrease and where it is lowest.
     """
-    count = len(seen.losses)
+    count = len(test.losses)
     tenth = max(1, count // 10)
-    ceiling = CEILING * float(np.median(seen.losses[:tenth]))
-    smoothed = _smoothed(np.minimum(seen.losses, ceiling), max(1.0, SMOOTHING * count))
+    ceiling = CEILING * float(np.median(test.losses[:tenth]))
+    smoothed = _smoothed(np.minimum(test.losses, ceiling), max(1.0, SMOOTHING * count))
     lowest = int(smoothed.argmin())
     top, bottom = float(smoothed[:tenth].mean()), float(smoothed[lowest])
     if lowest < tenth or bottom >= top:
         return Suggestion(smoothed, None, None)
     high = np.flatnonzero(smoothed[:lowest] > top - 0.1 * (top - bottom))
     first = int(high[-1]) if len(high) else 0
-    slopes = np.gradient(smoothed, np.log(seen.rates))[first : lowest + 1]
-    steepest = float(seen.rates[first + int(slopes.argmin())])
-    return Suggestion(smoothed, steepest, float(seen.rates[lowest]) / 10)
+    slopes = np.gradient(smoothed, np.log(test.rates))[first : lowest + 1]
+    steepest = float(test.rates[first + int(slopes.argmin())])
+    return Suggestion(smoothed, steepest, float(test.rates[lowest]) / 10)
 
 
 def _smoothed(values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Gaussian of ``sigma`` places over what there is: at the ends over fewer values."""
-    places = np.arange(len(values))
-    weights = np.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2)
-    found: NDArray[np.float64] = weights @ values / weights.sum(1)
-    return found
+    """Gaussian filter of ``sigma`` steps, normalised at the ends."""
+    steps = np.arange(len(values))
+    weights = np.exp(-0.5 * ((steps[:, None] - steps) / sigma) ** 2)
+    smoothed: NDArray[np.float64] = weights @ values / weights.sum(1)
+    return smoothed
 
 
-def write(folder: Path, seen: Sweep, said: Suggestion) -> None:
-    """``lr_find.csv`` and ``lr_find.png``."""
+def write(folder: Path, test: RangeTest, suggestion: Suggestion) -> None:
+    """Write ``lr_find.csv`` and ``lr_find.png``."""
     from research.viz import pictures
 
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", "learning_rate", "loss", "smoothed"])
-    columns = (seen.rates.tolist(), seen.losses.tolist(), said.smoothed.tolist())
+    columns = (test.rates.tolist(), test.losses.tolist(), suggestion.smoothed.tolist())
     for step, row in enumerate(zip(*columns, strict=True), start=1):
         writer.writerow([step, *row])
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "lr_find.csv", text.getvalue())
-    marks = {"steepest descent": said.steepest, "a tenth of the minimum": said.tenth}
-    shown = {name: rate for name, rate in marks.items() if rate is not None}
-    picture = pictures.range_test(seen.rates, seen.losses, said.smoothed, shown)
+    rates = {
+        "steepest descent": suggestion.steepest,
+        "a tenth of the minimum": suggestion.tenth,
+    }
+    marks = {name: rate for name, rate in rates.items() if rate is not None}
+    picture = pictures.range_test(test.rates, test.losses, suggestion.smoothed, marks)
     write_atomic(folder / "lr_find.png", lambda path: picture.save(path, "PNG"))
 
 
 def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder: Path) -> None:
-    """Run the test on a configuration, write its files and print what it suggests.
+    """Run the test on a configuration, write its files and print the suggestions.
 
     Raises:
-        UserError: when the loss is lost before there is anything to judge.
+        UserError: if the test ends within less than ``MIN_STEPS`` steps.
     """
     from research.engine import build
     from research.tracking.console import ConsoleTracker
@@ -229,64 +248,51 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
     plain = {**config, "scale_lr": None, "ema": None}
     experiment = build.experiment(plain, preparing)
     try:
-        seen = sweep(experiment, start, end, steps, console)
+        test = range_test(experiment, start, end, steps, console)
     finally:
         console.finish("FINISHED")
-    count = len(seen.rates)
-    if count < LEAST:
+    count = len(test.rates)
+    if count < MIN_STEPS:
         raise UserError(
             "start",
-            f"the loss was lost within {count} steps ({seen.ended})",
-            f"lower start={start:g}",
+            f"the test ended after {count} steps ({test.end})",
+            f"set a lower value than start={start:g}",
         )
-    said = suggest(seen)
-    write(folder, seen, said)
+    suggestion = suggest(test)
+    write(folder, test, suggestion)
     batch = config["dataset"]["batch_size"] * config["accumulate"]
-    print(f"{count} steps up to {seen.rates[-1]:.3g}: {seen.ended}; batches of {batch}")
-    if said.steepest is None or said.tenth is None:
-        print("the loss did not fall: nothing to suggest")
+    print(f"{count} steps up to {test.rates[-1]:.3g}: {test.end}; batches of {batch}")
+    if suggestion.steepest is None or suggestion.tenth is None:
+        print("the loss did not decrease: no suggestion")
     else:
-        print(f"steepest descent:        optimizer.lr={said.steepest:.2g}")
-        print(f"a tenth of the minimum:  optimizer.lr={said.tenth:.2g}")
-    if seen.ended == "the last rate":
-        print(f"the loss did not diverge; a larger end= than {end:g} shows more")
+        print(f"steepest descent:        optimizer.lr={suggestion.steepest:.2g}")
+        print(f"a tenth of the minimum:  optimizer.lr={suggestion.tenth:.2g}")
+    if test.end == "the last rate":
+        print(f"the loss did not diverge; set a larger end= than {end:g} to see more")
     if config["scale_lr"] is not None:
         print(f"these rates are for this batch size, with scale_lr=null, not {config['scale_lr']}")
     print(f"picture and table: {folder}")
 
 
-def _rate(key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(key, f"{key}={text}: expected a number above 0")
-    return value
-
-
 def main(words: list[str]) -> None:
-    known = {"start": "1e-6", "end": "1", "steps": "100", "out": ""}
-    chosen, settings = cli.options(cli.key_values(words), known)
-    start, end = _rate("start", chosen["start"]), _rate("end", chosen["end"])
-    steps = cli.whole_number("steps", chosen["steps"])
+    paths, options, settings = cli.parse(LrFindOptions, words, others="")
+    cli.no_paths(paths)
+    start, end = options.start, options.end
     if start >= end:
         raise UserError("start", f"start={start:g} with end={end:g}: expected start below end")
-    if steps < LEAST:
-        raise UserError("steps", f"steps={steps}: expected at least {LEAST}")
-    cfg, choices = compose_config(settings)
-    config = resolved(cfg)
+    composed = compose_config(settings)
+    config = composed.config
     if config["resume"] is not None:
         raise UserError(
-            "resume", "resume has no meaning here", "init_from=RUN starts from a run's weights"
+            "resume", "resume has no effect here", "set init_from=RUN to start from its weights"
         )
-    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or choices['model']}"
-    folder = Path(chosen["out"]) if chosen["out"] else ROOT / stamp
-    # Imported late: a mistake is answered before torch is there.
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or composed.choices['model']}"
+    folder = options.out or ROOT / stamp
+    # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
     logs.to_terminal()
-    find(config, start, end, steps, folder)
+    find(config, start, end, options.steps, folder)
 
 
 if __name__ == "__main__":

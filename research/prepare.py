@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
-from research.data.prepare_options import LIMITS, OPTIONS, USAGE
+from research.config.overrides import train_command
+from research.data.prepare_options import (
+    OPTIONS,
+    USAGE,
+    CoefficientOptions,
+    FrameOptions,
+    LintOptions,
+    PruneOptions,
+    RgbxOptions,
+    StoreOptions,
+)
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +29,7 @@ if TYPE_CHECKING:
     from research.data.warehouse.plan import BuildPlan
 
 
-def frames(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
+def frames(source: Path, out: Path, options: FrameOptions) -> Manifest:
     """Store letterboxed frames with boxes, from a source in any of the known formats.
 
     Raises:
@@ -29,27 +41,27 @@ def frames(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
     from research.data.warehouse.plan import assign_splits, plan_frames
 
     frame_set = read_frames(source)
-    limits = _limits(settings)
+    limits = options.limits()
     check_limits(frame_set, limits)
     splits = assign_splits(
         {frame.group for frame in frame_set.frames},
         frame_set.split,
-        val=settings["val"],
-        test=settings["test"],
-        seed=settings["seed"],
-        named={"val": _names(settings["val_runs"]), "test": _names(settings["test_runs"])},
+        val=options.val,
+        test=options.test,
+        seed=options.seed,
+        named={"val": options.val_runs, "test": options.test_runs},
     )
-    encoder = FrameEncoder(settings["size"], settings["max_boxes"])
-    return _build(plan_frames(frame_set, encoder, splits, limits), out, settings)
+    encoder = FrameEncoder(options.size, options.max_boxes)
+    return _build(plan_frames(frame_set, encoder, splits, limits), out, options)
 
 
-def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manifest:
+def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manifest:
     """Store images as DCT coefficients with labels.
 
     Raises:
         UserError: for folders that cannot be read as classes, or a full disk.
     """
-    from research.config import compose_config, resolved
+    from research.config import compose_config
     from research.data.folder import ImageFolders
     from research.data.warehouse.encoders import CoefficientEncoder
     from research.data.warehouse.plan import plan_folders
@@ -61,23 +73,21 @@ def coefficients(source: Path, out: Path, settings: Mapping[str, Any]) -> Manife
         raise UserError(
             "SOURCE", f"{source}: has {', '.join(roots)} but no train folder of classes"
         )
-    config = resolved(compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"])[0])
+    config = compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"]).config
     config["dataset"] |= {
         "train_dirs": [str(roots.get("train", source))],
         "val_dir": str(roots["val"]) if "val" in roots else None,
         "test_dir": str(roots["test"]) if "test" in roots else None,
-        "val_fraction": settings["val"],
+        "val_fraction": options.val,
     }
     folders = build.source(config)
     assert isinstance(folders, ImageFolders)
-    folders.prepare(settings["seed"], _progress())
-    encoder = CoefficientEncoder(
-        settings["image_size"], settings["compression.window"], settings["compression.source"]
-    )
-    return _build(plan_folders(folders, source, encoder), out, settings)
+    folders.prepare(options.seed, _progress())
+    encoder = CoefficientEncoder(options.image_size, options.window, options.source)
+    return _build(plan_folders(folders, source, encoder), out, options)
 
 
-def rgbx(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
+def rgbx(source: Path, out: Path, options: RgbxOptions) -> None:
     """Pack frames whose modalities are in separate folders into one array each.
 
     Raises:
@@ -86,27 +96,28 @@ def rgbx(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
     """
     from research.data.frames.limits import check_limits
     from research.data.rgbx.pack import pack
-    from research.data.rgbx.pairs import Pairs, find_folders
+    from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
-    pairs = Pairs(source, find_folders(source, settings))
-    frame_set = pairs.read(settings["missing_labels"] == "error")
-    check = partial(check_limits, limits=_limits(settings))
+    folders = PairedFolders(source, find_folders(source, asdict(options)))
+    frame_set = folders.read(options.missing_labels == "error")
+    check = partial(check_limits, limits=options.limits())
     check(frame_set)
-    record = pack(frame_set, pairs, out, check, settings["workers"], _progress())
+    record = pack(frame_set, folders, out, check, options.workers, _progress())
     counts = dict(record["counts"])
     print(f"prepared: {out}")
     print(f"  {counts.pop('frames')} frames of {' '.join(record['channels'])}, {record['dtype']}")
     print(f"  {counts.pop('boxes')} boxes: {_format_counts(record['classes'])}")
     print(f"  {_format_counts({key.replace('_', ' '): count for key, count in counts.items()})}")
-    print(f"next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root={out}")
+    settings = {"model": "rgbx_mit_b0", "dataset": "rgbx", "dataset.root": str(out)}
+    print(f"next:     {train_command([], settings)}")
 
 
-def prune(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
+def prune(source: Path, out: Path, options: PruneOptions) -> None:
     """Copy capture runs without the frames that are not wanted."""
     from research.data.frames import capture
 
-    names = [*_names(settings["runs"]), *(f"-{name}" for name in _names(settings["not_runs"]))]
-    unwanted = {key: settings[key] for key in ("empty", "missing", "invalid")}
+    names = [*options.runs, *(f"-{name}" for name in options.not_runs)]
+    unwanted = {key: getattr(options, key) for key in ("empty", "missing", "invalid")}
     report = capture.prune(source, out, **unwanted, runs=names, progress=_progress())
     print(f"pruned:   {out}")
     print(f"  kept    {sum(report.runs.values())} frames of {len(report.runs)} runs")
@@ -114,7 +125,7 @@ def prune(source: Path, out: Path, settings: Mapping[str, Any]) -> None:
         print(f"  without the runs {', '.join(report.runs_dropped)}")
     if report.dropped:
         print(f"  dropped {_format_counts(report.dropped)}; see {out / capture.REPORT}")
-    print(f"next:     python -m research.prepare frames {out} OUT")
+    print(f"next:     python -m research.prepare frames {shlex.quote(str(out))} OUT")
 
 
 def lint(path: Path, out: Path | None) -> bool:
@@ -149,20 +160,16 @@ def lint(path: Path, out: Path | None) -> bool:
     return not report.errors
 
 
-def _build(plan: BuildPlan, out: Path, settings: Mapping[str, Any]) -> Manifest:
+def _build(plan: BuildPlan, out: Path, options: StoreOptions) -> Manifest:
     from research.data.warehouse.build import build
 
     return build(
         plan,
         out,
-        shard_samples=settings["shard_samples"],
-        workers=settings["workers"],
+        shard_samples=options.shard_samples,
+        workers=options.workers,
         progress=_progress(),
     )
-
-
-def _limits(settings: Mapping[str, Any]) -> dict[str, float]:
-    return {key: settings[key] for key in LIMITS if settings[key] is not None}
 
 
 def _progress() -> ProgressCallback:
@@ -178,10 +185,6 @@ def _has_subfolders(root: Path) -> bool:
     return root.is_dir() and any(child.is_dir() for child in root.iterdir())
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
-
-
 def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
@@ -194,20 +197,20 @@ def _print_summary(manifest: Manifest) -> None:
         print(f"  {split:5} {samples} samples of {groups} {'group' if groups == 1 else 'groups'}")
     if manifest.damage:
         print(f"  left out {_format_counts(manifest.damage)}")
-    model = "tinydet"
+    model: dict[str, Any] = {"model": "tinydet"}
     if manifest.kind == "coefficients":
-        model = f"resnet34_compressed compression.window={manifest.transform['window']}"
-    print(f"check:    python -m research.prepare lint {manifest.path}")
-    settings = f"model={model} dataset=warehouse dataset.manifest={manifest.path}"
-    print(f"next:     python train.py {settings}")
+        window = manifest.transform["window"]
+        model = {"model": "resnet34_compressed", "compression.window": window}
+    settings = {**model, "dataset": "warehouse", "dataset.manifest": str(manifest.path)}
+    print(f"check:    python -m research.prepare lint {shlex.quote(str(manifest.path))}")
+    print(f"next:     {train_command([], settings)}")
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
-    if not paths:
+    if not words or "=" in words[0]:
         raise UserError("KIND", f"pass a KIND first: {', '.join(OPTIONS)}")
-    kind = cli.choose("KIND", paths[0], list(OPTIONS))
-    values = cli.typed(settings, OPTIONS[kind], f"prepare {kind}")
+    kind = cli.choose("KIND", words[0], list(OPTIONS))
+    paths, options, _ = cli.parse(OPTIONS[kind], words)
     expected = ["MANIFEST"] if kind == "lint" else ["SOURCE", "OUT"]
     if len(paths) - 1 != len(expected):
         raise UserError(expected[0], f"prepare {kind} takes {' and '.join(expected)}", "see --help")
@@ -222,13 +225,17 @@ def main(words: list[str]) -> None:
     from research.utils import logs
 
     logs.to_terminal()
-    if kind == "lint":
-        if not lint(source, Path(values["out"]) if values["out"] else None):
+    if isinstance(options, LintOptions):
+        if not lint(source, options.out):
             raise SystemExit(1)
-    elif kind in ("prune", "rgbx"):
-        (prune if kind == "prune" else rgbx)(source, out, values)
-    else:
-        _print_summary((frames if kind == "frames" else coefficients)(source, out, values))
+    elif isinstance(options, FrameOptions):
+        _print_summary(frames(source, out, options))
+    elif isinstance(options, CoefficientOptions):
+        _print_summary(coefficients(source, out, options))
+    elif isinstance(options, RgbxOptions):
+        rgbx(source, out, options)
+    elif isinstance(options, PruneOptions):
+        prune(source, out, options)
 
 
 if __name__ == "__main__":

@@ -12,26 +12,40 @@ from typing import Any
 
 import yaml
 
-from research.config import cli, compose_config, resolved, stored, targets
+from research.config import cli, compose_config, stored, targets
 from research.config.keys import MISSING, differences
 from research.config.messages import shown
 from research.config.migrations import current_word
-from research.config.rules import TEXT, Rule
+from research.config.overrides import override, train_command
+from research.config.rules import PATH
 from research.config.schema import GROUPS
 from research.utils.errors import UserError, one_line, printable
 from research.utils.files import write_text
 
-USAGE = """
-python -m research.reproduce RUN [out=FOLDER]
 
-Says what RUN, the folder of any run or trial, was made with; what is different now (commit, changed
-files, Python, packages, hardware, and every setting that today's conf/ gives another value); and
-the commands that run it again. Settings whose defaults have changed since are written out in them.
-  out=       folder that gets what is printed, reproduce.txt, and the commands alone, reproduce.sh
-  trust=[]   classes and functions of your own that the run names: [my_models.Net]
-"""
+@dataclass(frozen=True)
+class ReproduceOptions(cli.TrustOptions):
+    """Options of the command."""
 
-OPTIONS: dict[str, tuple[str, Rule]] = {"out": ("", TEXT), **cli.TRUST}
+    out: Path | None = cli.option(
+        None,
+        PATH,
+        "folder for the printed text, reproduce.txt, and the commands alone, reproduce.sh",
+        placeholder="FOLDER",
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.reproduce RUN [key=value …]",
+    """
+Prints what RUN, the folder of any run or trial, was made with; what is different today (commit,
+changed files, Python, packages, hardware, and every setting to which conf/ gives another value
+now); and the commands that repeat it. Settings whose defaults have changed since are written out in
+them.
+""",
+    ReproduceOptions,
+)
+
 OWN = ("run_dir", "resume", "sweep")
 """What belongs to the one run and not to what it did: its folder, and how it came about."""
 HERE = ("device", "trust", "version", *OWN)
@@ -288,39 +302,19 @@ def overrides_now(then: Then) -> tuple[list[str], list[Setting], list[Setting], 
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={then.config['seed']}")
     try:
-        now = _composed(words)
+        now = compose_config(words).config
     except UserError as error:
         return words, [], [], str(error)
     changed = settings(then.config, now)
     for setting in changed:
         if setting.then is not MISSING and setting.now is not MISSING:
-            more = [*words, f"{setting.key}={quoted(setting.then)}"]
+            more = [*words, override(setting.key, setting.then)]
             try:
-                now = _composed(more)
+                now = compose_config(more).config
             except UserError:
                 continue
             words = more
     return words, changed, settings(then.config, now), ""
-
-
-def _composed(words: Sequence[str]) -> dict[str, Any]:
-    return resolved(compose_config(list(words))[0])
-
-
-def quoted(value: Any) -> str:
-    """A value as Hydra reads it back."""
-    if isinstance(value, list):
-        return f"[{','.join(quoted(entry) for entry in value)}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{quoted(entry)}' for key, entry in value.items())}}}"
-    if not isinstance(value, str):
-        return repr(value) if isinstance(value, float) else shown(value)
-    plain = re.fullmatch(r"[A-Za-z_/][\w./@%+-]*", value)
-    if plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
-        return value
-    # Hydra reads backslashes as they are, but for those before a quote.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value)
-    return f"'{escaped}'"
 
 
 def commands(
@@ -356,7 +350,7 @@ def commands(
         labels = dict.fromkeys(w.rpartition("+")[2] for w in wanted if "+" in w)
         index = [word for label in labels for word in ("--extra-index-url", f"{WHEELS}/{label}")]
         lines.append(shlex.join(["pip", "install", *wanted, *index]))
-    return [*lines, shlex.join(["python", "train.py", *words])]
+    return [*lines, train_command(words)]
 
 
 def remarks(then: Then, words: Sequence[str], left: Sequence[Setting]) -> list[str]:
@@ -410,18 +404,16 @@ def report(then: Then) -> tuple[str, list[str]]:
 
 
 def main(words: list[str]) -> None:
-    paths, options = cli.split(words)
+    paths, options, _ = cli.parse(ReproduceOptions, words)
     if len(paths) != 1:
-        raise UserError("RUN", "give one RUN folder, then out=FOLDER if wanted", "see --help")
-    asked = cli.typed(options, OPTIONS, "reproduce")
-    run = Path(paths[0])
+        raise UserError("RUN", "pass one RUN folder, then out=FOLDER if wanted", "see --help")
+    run, out = Path(paths[0]), options.out
     if not run.exists():
-        raise UserError("RUN", f"{run}: no such run", "give a run folder")
-    text, steps = report(read(cli.run_dir_of(run), asked["trust"]))
+        raise UserError("RUN", f"{run}: no such run", "pass a run folder")
+    text, steps = report(read(cli.run_dir_of(run), options.trust))
     print(text)
-    if asked["out"]:
-        out = Path(asked["out"])
-        with cli.written(out):
+    if out is not None:
+        with cli.writing_to(out):
             write_text(out / "reproduce.txt", f"{text}\n")
             write_text(out / "reproduce.sh", "\n".join(["set -e", *steps, ""]))
 

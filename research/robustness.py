@@ -1,16 +1,17 @@
-"""How much a detector on RGB + X needs each sensor: ``python -m research.robustness RUN``."""
+"""Robustness of RGB+X detectors to sensor failures: ``python -m research.robustness RUN``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
-from research.config.checks import RGB
-from research.config.rules import DEVICE, TEXT, Rule, one_of
+from research.config.rules import PATH, number, one_of, whole
+from research.data.rules import RGB
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,62 +20,57 @@ if TYPE_CHECKING:
     from research.batch import DetectionBatch
     from research.data.transforms import DeviceTransform
 
-USAGE = """
-python -m research.robustness RUN [key=value …]
 
-RUN is a run folder or checkpoint of a detector on RGB + X. Judges it on a split as it is, and then
-again and again with something wrong:
-  missing  a sensor, or all but RGB, says nothing: its mean everywhere
-  shifted  what is not RGB lies n pixels of the letterboxed frame further to the right; the mean
-           enters from the left
-  noisy    a sensor has Gaussian noise, in its own standard deviations; the same in every run
+@dataclass(frozen=True)
+class RobustnessOptions(cli.RunOptions):
+    """Options of the command."""
+
+    split: str = cli.option(
+        "test", one_of("test", "val", "train"), "test, val or train (with validation crops)"
+    )
+    shifts: tuple[int, ...] = cli.option((2, 4, 8), whole(1, 10**6), "in pixels")
+    noise: tuple[float, ...] = cli.option(
+        (0.25, 0.5, 1.0), number(above=0, below=1e6), "standard deviations"
+    )
+    out: Path | None = cli.option(
+        None, PATH, "folder for the results; by default robustness_SPLIT in the run folder"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.robustness RUN [key=value …]",
+    """
+RUN is a run folder or checkpoint of a detector on RGB + X. Evaluates it on a split as it is and
+with disturbed inputs:
+  missing  a sensor, or all except RGB, is replaced by its mean
+  shifted  all channels except RGB are shifted to the right by n pixels of the letterboxed frame;
+           the mean enters from the left
+  noisy    a sensor has Gaussian noise, in units of its standard deviation; the same in every run
 Prints a Markdown table with the change of the monitored metric; writes robustness.csv, .json and
 .png.
-  split=test         test, val or train (with validation crops)
-  shifts=2,4,8       pixels
-  noise=0.25,0.5,1   standard deviations
-  checkpoint=best    best or last, of a run folder
-  device=auto        auto, cpu, cuda, cuda:N or mps
-  out=               folder for the results; robustness_SPLIT in the run folder by default
-  trust=[]           classes and functions of your own that the run names: [my_models.Net]
-Any setting of the run may follow, such as dataset.root=FOLDER for data that were moved.
-"""
+""",
+    RobustnessOptions,
+    "Any setting of the run may follow, such as dataset.root=FOLDER if the data was moved.",
+)
 
 SEED = 0
 SHOWN = ("mAP", "mAP50", "mAP75", "recall", "precision")
-"""Metrics in the printed table; all of them are in the files."""
+"""Metrics in the printed table; the files have all."""
 
-
-def _positive(text: Any, kind: Callable[[str], float]) -> bool:
-    try:
-        return all(0 < kind(part) < 1e6 for part in str(text).split(","))
-    except ValueError:
-        return False
-
-
-OPTIONS: dict[str, tuple[str, Rule]] = {
-    "split": ("test", one_of("test", "val", "train")),
-    "shifts": ("2,4,8", Rule("whole numbers above 0", lambda text: _positive(text, int))),
-    "noise": ("0.25,0.5,1", Rule("numbers above 0", lambda text: _positive(text, float))),
-    "checkpoint": ("best", one_of("best", "last")),
-    "device": ("auto", DEVICE),
-    "out": ("", TEXT),
-    **cli.TRUST,
-}
 
 Disturb = Callable[["Tensor"], "Tensor"]
-"""Of inputs [B, C, S, S] that are normalised: a copy of them with something wrong."""
+"""Maps normalised inputs [B, C, S, S] to disturbed ones; the inputs are not modified."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that goes wrong.
+    """One disturbance.
 
     Attributes:
         kind: ``clean``, ``missing``, ``shifted`` or ``noisy``.
-        sensor: which sensor it happens to.
-        amount: pixels or standard deviations; 0 where there is no more or less.
-        disturb: makes it happen; made anew for every pass over the split.
+        sensor: the disturbed sensor.
+        amount: pixels or standard deviations; 0 for ``clean`` and ``missing``.
+        disturb: creates the function, a new one for every pass over the split.
     """
 
     kind: str
@@ -84,96 +80,96 @@ class Case:
 
 
 def sensors(channels: Sequence[str]) -> dict[str, list[int]]:
-    """The places of every sensor's channels: RGB, each other one, and the others together."""
-    others = {name: [place] for place, name in enumerate(channels) if name not in RGB}
-    found = {"RGB": [place for place, name in enumerate(channels) if name in RGB], **others}
+    """Channel indices of each sensor: RGB, each other channel, and all other channels together."""
+    others = {name: [index] for index, name in enumerate(channels) if name not in RGB}
+    groups = {"RGB": [index for index, name in enumerate(channels) if name in RGB], **others}
     if len(others) > 1:
-        found["all but RGB"] = [place for places in others.values() for place in places]
-    return found
+        groups["all but RGB"] = [index for indices in others.values() for index in indices]
+    return groups
 
 
 def cases(channels: Sequence[str], shifts: Sequence[int], noise: Sequence[float]) -> list[Case]:
-    """Everything that is tried, the clean case first."""
+    """All cases, the clean one first."""
     groups = sensors(channels)
-    single = {name: places for name, places in groups.items() if name != "all but RGB"}
-    # Of one sensor beside RGB the group of all others is that sensor.
+    single = {name: indices for name, indices in groups.items() if name != "all but RGB"}
+    # The last group: all other sensors, or the only one.
     others = list(groups)[-1]
     return [
         Case("clean", "", 0, lambda: lambda inputs: inputs),
-        *(Case("missing", name, 0, lambda p=p: missing(p)) for name, p in groups.items()),  # type: ignore[misc]
-        *(Case("shifted", others, n, lambda n=n: shifted(groups[others], n)) for n in shifts),  # type: ignore[misc]
+        *(Case("missing", name, 0, partial(missing, c)) for name, c in groups.items()),
+        *(Case("shifted", others, n, partial(shifted, groups[others], n)) for n in shifts),
         *(
-            Case("noisy", name, sigma, lambda p=p, sigma=sigma: noisy(p, sigma))  # type: ignore[misc]
-            for name, p in single.items()
+            Case("noisy", name, sigma, partial(noisy, c, sigma))
+            for name, c in single.items()
             for sigma in noise
         ),
     ]
 
 
-def missing(places: Sequence[int]) -> Disturb:
-    """Channels at their mean."""
+def missing(channels: Sequence[int]) -> Disturb:
+    """Replaces channels by their mean, which is 0 after normalisation."""
 
     def disturb(inputs: Tensor) -> Tensor:
         inputs = inputs.clone()
-        inputs[:, list(places)] = 0
+        inputs[:, list(channels)] = 0
         return inputs
 
     return disturb
 
 
-def shifted(places: Sequence[int], pixels: int) -> Disturb:
-    """Channels moved to the right."""
+def shifted(channels: Sequence[int], pixels: int) -> Disturb:
+    """Shifts channels to the right."""
 
     def disturb(inputs: Tensor) -> Tensor:
-        moved = inputs[:, list(places)].roll(pixels, -1)
+        moved = inputs[:, list(channels)].roll(pixels, -1)
         moved[..., :pixels] = 0
         inputs = inputs.clone()
-        inputs[:, list(places)] = moved
+        inputs[:, list(channels)] = moved
         return inputs
 
     return disturb
 
 
-def noisy(places: Sequence[int], sigma: float) -> Disturb:
-    """Channels with Gaussian noise, which a fresh generator draws batch after batch."""
+def noisy(channels: Sequence[int], sigma: float) -> Disturb:
+    """Adds Gaussian noise to channels, from a new generator with a fixed seed."""
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
 
     def disturb(inputs: Tensor) -> Tensor:
         inputs = inputs.clone()
-        wanted = inputs[:, list(places)]
-        # Drawn on the CPU: the same noise on every device.
-        drawn = torch.randn(wanted.shape, generator=generator)
-        inputs[:, list(places)] = wanted + sigma * drawn.to(wanted)
+        clean = inputs[:, list(channels)]
+        # Sampled on the CPU: the same noise on every device.
+        noise = torch.randn(clean.shape, generator=generator)
+        inputs[:, list(channels)] = clean + sigma * noise.to(clean)
         return inputs
 
     return disturb
 
 
 def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
-    """A device transform after which something is wrong, in the frames and not around them."""
-    from research.data.rgbx.transform import framed
+    """A device transform followed by a disturbance of the frames, without the letterbox bars."""
+    from research.data.rgbx.transform import valid_mask
     from research.data.transforms import DeviceTransform
 
     class Disturbed(DeviceTransform):
         def __init__(self) -> None:
             super().__init__()
-            self.usual = transform
+            self.clean = transform
 
         def forward(self, batch: DetectionBatch, generator: Any) -> DetectionBatch:
-            batch = self.usual(batch, generator)
-            there = framed(batch.sizes, batch.inputs.shape[-1])[:, None]
-            return replace(batch, inputs=disturb(batch.inputs) * there)
+            batch = self.clean(batch, generator)
+            mask = valid_mask(batch.sizes, batch.inputs.shape[-1])[:, None]
+            return replace(batch, inputs=disturb(batch.inputs) * mask)
 
         def to_images(self, batch: DetectionBatch) -> list[Tensor]:
-            return self.usual.to_images(batch)
+            return self.clean.to_images(batch)
 
     return Disturbed()
 
 
-def judge(
-    run: Path,
+def evaluate_cases(
+    path: Path,
     split: str,
     which: str,
     device: str,
@@ -182,35 +178,35 @@ def judge(
     noise: Sequence[float],
     trust: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], str]:
-    """A row a case (``kind``, ``sensor``, ``amount``, metrics), and the monitored metric.
+    """One row for each case (``kind``, ``sensor``, ``amount``, metrics), and the monitored metric.
 
     Raises:
-        UserError: when the run's data have no sensor beside RGB.
+        UserError: if the run's data has no channel besides RGB.
     """
     from research.engine.evaluation import load_eval_run
 
-    one = load_eval_run(run, split, which, device, overrides, trust)
-    channels = one.saved["data"].get("channels", RGB)
+    run = load_eval_run(path, split, which, device, overrides, trust)
+    channels = run.saved["data"].get("channels", RGB)
     if set(channels) <= set(RGB):
         raise UserError(
             "RUN",
-            f"{run}: its data have no channel beside red, green and blue",
-            "give a run of model=rgbx_mit_b0 or its like",
+            f"{path}: its data has no channel besides red, green and blue",
+            "pass a run of model=rgbx_mit_b0 or a similar model",
         )
     rows: list[dict[str, Any]] = []
     for case in cases(channels, shifts, noise):
-        transform = disturbed(one.predictor.transform, case.disturb())
-        if case.kind == "clean":
-            transform = one.predictor.transform
-        trained = replace(one.predictor, transform=transform)
+        transform = run.predictor.transform
+        if case.kind != "clean":
+            transform = disturbed(transform, case.disturb())
+        predictor = replace(run.predictor, transform=transform)
         phase = f"{case.kind} {case.sensor}".strip()
-        metrics = replace(one, predictor=trained).evaluate(phase).metrics
+        metrics = replace(run, predictor=predictor).evaluate(phase).metrics
         rows.append({"kind": case.kind, "sensor": case.sensor, "amount": case.amount, **metrics})
-    return rows, one.main_metric(metrics).metric
+    return rows, run.main_metric(metrics).metric
 
 
 def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """The rows as Markdown; the first one is the clean case."""
+    """The rows as a Markdown table; the first row is the clean case."""
     shown = [name for name in dict.fromkeys((metric, *SHOWN)) if name in rows[0]]
     lines = [
         "| " + " | ".join(["disturbance", "sensor", "amount", *shown, f"Δ {metric}"]) + " |",
@@ -224,14 +220,16 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     return "\n".join(lines)
 
 
-def write(out: Path, rows: Sequence[Mapping[str, Any]], metric: str, told: dict[str, Any]) -> None:
-    """``robustness.csv``, ``.json`` (with what was asked, ``told``) and ``.png``."""
+def write(
+    out: Path, rows: Sequence[Mapping[str, Any]], metric: str, settings: Mapping[str, Any]
+) -> None:
+    """Write ``robustness.csv``, ``.json`` (with ``settings`` of the evaluation) and ``.png``."""
     from research.tracking.files import csv_text
     from research.utils.files import to_json, write_atomic, write_text
     from research.viz import charts
 
     write_text(out / "robustness.csv", csv_text(list(rows[0]), rows))
-    content = {**told, "metric": metric, "cases": [dict(row) for row in rows]}
+    content = {**settings, "metric": metric, "cases": [dict(row) for row in rows]}
     write_text(out / "robustness.json", to_json(content))
     titles = {
         "missing": "missing",
@@ -247,25 +245,30 @@ def write(out: Path, rows: Sequence[Mapping[str, Any]], metric: str, told: dict[
 
 
 def main(words: list[str]) -> None:
-    paths, settings = cli.split(words)
+    paths, options, overrides = cli.parse(RobustnessOptions, words, others="")
     if len(paths) != 1:
-        raise UserError("RUN", "give one RUN folder or checkpoint first, then key=value settings")
-    asked, rest = cli.mixed(settings, OPTIONS, "robustness")
-    run, split = Path(paths[0]), asked["split"]
-    shifts = sorted({int(part) for part in str(asked["shifts"]).split(",")})
-    noise = sorted({float(part) for part in str(asked["noise"]).split(",")})
-    out = Path(asked["out"]) if asked["out"] else cli.beside(run, f"robustness_{split}")
-    # Imported late: a mistake is answered before torch is there.
+        raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
+    path, split = Path(paths[0]), options.split
+    out = options.out or cli.folder_in_run(path, f"robustness_{split}")
+    # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
-    # Standard output is for the result alone.
+    # Standard output is for the result only.
     logs.to_terminal(sys.stderr)
-    which, device, trust = asked["checkpoint"], asked["device"], asked["trust"]
-    rows, metric = judge(run, split, which, device, rest, shifts, noise, trust)
-    # First: no disk can take it back.
+    rows, metric = evaluate_cases(
+        path,
+        split,
+        options.checkpoint,
+        options.device,
+        overrides,
+        sorted(set(options.shifts)),
+        sorted(set(options.noise)),
+        options.trust,
+    )
+    # Printed before the files are written: a full disk must not lose it.
     print(table(rows, metric))
-    with cli.written(out):
-        write(out, rows, metric, {"run": str(run), "split": split})
+    with cli.writing_to(out):
+        write(out, rows, metric, {"run": str(path), "split": split})
     print(f"\nfiles: {out}", file=sys.stderr)
 
 

@@ -4,70 +4,75 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli, compose_config, resolved
-from research.config.checks import RGB
+from research.config import cli, compose_config
 from research.config.rules import COUNT, DEVICE, TRUTH
-from research.utils.errors import UserError
 from research.utils.timing import median_times, synchronize
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from research.batch import Batch
     from research.engine.build import Config
 
-USAGE = """
-python -m research.summary key=value[,value…] …
 
-Prints a Markdown table with a row for every combination of the values given, for example
+@dataclass(frozen=True)
+class SummaryOptions:
+    """Options of the command."""
+
+    latency: bool = cli.option(
+        True, TRUTH, "false omits this column; the others are the same on every machine"
+    )
+    rounds: int = cli.option(20, COUNT, "number of times that each row is timed")
+    batch: int = cli.option(1, COUNT, "images per timed batch")
+    device: str = cli.option(
+        "auto", DEVICE, "device of the timing; precision= and channels_last= apply as well"
+    )
+
+
+USAGE = cli.usage(
+    "python -m research.summary key=value[,value…] …",
+    """
+Prints a Markdown table with one row for each combination of the values, for example
   python -m research.summary model=resnet34,densenet121 dataset.image_size=224
   python -m research.summary model=resnet34_compressed compression=luma_fusion \\
       compression.window=1,2,4,8 dataset.image_size=224
 Columns
-  parameters      trainable ones
-  GMAC            multiply-adds of one image, forward, in thousands of millions
-  activations MB  what one image of a training batch keeps for the backward pass (half of what a
-                  batch of two does), in float32
-  size MB         all weights and running statistics in float32, as a weights file holds them
+  parameters      trainable parameters
+  GMAC            multiply-adds of the forward pass of one image, in units of 10^9
+  activations MB  memory that one image of a training batch keeps for the backward pass (half of
+                  that of a batch of two), in float32
+  size MB         weights and buffers in float32, as in a weights file
   latency ms      median time of one batch in evaluation mode; the rows take turns
-Settings of its own
-  latency=true    false leaves the column out: the others are the same on every machine
-  rounds=20       how often each row is timed
-  batch=1         images a timed batch
-  device=auto     where they are timed; precision= and channels_last= hold there too
-A ranker's image is a pair of photos. Without model.num_classes there are as many classes as the
-data set has that is chosen by dataset= or experiment=; where none is chosen, or it is not there to
-be asked, classifiers have 1000 and detectors one. Without dataset.image_size each has the size that
-its data set or it itself asks for.
-"""
+Options
+""",
+    SummaryOptions,
+    """
+An image of a ranker is a pair of photos. Without model.num_classes the number of classes is that of
+the data set, if one is selected by dataset= or experiment= and its files can be read; otherwise
+1000 for classifiers and 1 for detectors. Without dataset.image_size each model has the size that
+its data set or the model itself sets.
+""",
+)
 
-CLASSES = 1000
-SLOTS = 16
-EXTRA = ("thermal", "event")
-"""Channels beside the colours, where a data set does not say."""
 MB = 1e6
-OPTIONS = {
-    "latency": ("true", TRUTH),
-    "rounds": ("20", COUNT),
-    "batch": ("1", COUNT),
-    "device": ("auto", DEVICE),
-}
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelSummary:
     """One configured network.
 
     Attributes:
         varied: the values of the keys that have several.
-        parameters: trainable ones.
-        macs: multiply-adds of one image, forward.
+        parameters: number of trainable parameters.
+        macs: multiply-adds of the forward pass of one image.
         activations: bytes that one image of a training batch keeps for the backward pass.
-        size: bytes of its state dict.
-        latency: median seconds of one batch; null when not measured.
+        size: bytes of the state dict.
+        latency: median seconds of one batch; None if not measured.
     """
 
     varied: list[str]
@@ -80,46 +85,51 @@ class Row:
 
 def rows(
     settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
-) -> list[Row]:
-    """A row for every combination of the values in ``settings``.
+) -> list[ModelSummary]:
+    """One summary for each combination of the values in ``settings``.
 
     Args:
         settings: ``key=value[,value…]`` each.
-        latency: measure it.
-        rounds: how often each network is timed.
-        batch: images at once when timed.
-        device: where they are timed, as in the run settings.
+        latency: whether to measure it.
+        rounds: number of times that each network is timed.
+        batch: images per timed batch.
+        device: of the timing, as in the settings of a run.
 
     Raises:
-        UserError: for a mistake in any combination, before the first is built.
+        UserError: for a mistake in any combination, before the first network is built.
     """
+    from research.engine import build
+
     choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
     combinations = []
     for values in itertools.product(*(values for _, values in choices)):
         overrides = [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)]
         varied = [v for (_, all_), v in zip(choices, values, strict=True) if len(all_) > 1]
-        config = resolved(compose_config(overrides)[0])
+        config = compose_config(overrides).config
         combinations.append((varied, {**config, "device": device}))
-    found, timed = [], []
-    asked = any(key in ("dataset", "experiment") for key, _ in choices)
+    measured, timed = [], []
+    chosen = any(key in ("dataset", "experiment") for key, _ in choices)
     for varied, config in combinations:
-        network, metadata = _build(config, asked=asked)
-        found.append((varied, *measure(network, config, metadata)))
+        metadata = build.source(config).expected_metadata(config["model"], look=chosen)
+        network = build.model(config, metadata)
+        measured.append((varied, *measure(network, config, metadata)))
         if latency:
-            timed.append(_pass(network, config, metadata, batch))
-    times = median_times(timed, rounds) if latency else [None] * len(found)
-    return [Row(*columns, seconds) for columns, seconds in zip(found, times, strict=True)]
+            timed.append(_timed_pass(network, config, metadata, batch))
+    times = median_times(timed, rounds) if latency else [None] * len(measured)
+    return [
+        ModelSummary(*columns, seconds) for columns, seconds in zip(measured, times, strict=True)
+    ]
 
 
 def measure(
-    network: nn.Module, config: Config, metadata: dict[str, Any]
+    network: nn.Module, config: Config, metadata: Mapping[str, Any]
 ) -> tuple[int, int, float, int]:
-    """Parameters, multiply-adds, bytes of activations and of weights, see ``Row``.
+    """Parameters, multiply-adds, bytes of activations and of weights, see ``ModelSummary``.
 
     Args:
         network: as configured, on the CPU.
         config: resolved.
-        metadata: of the data set, as ``build.model`` takes them.
+        metadata: of the data set, for ``build.model``.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -131,19 +141,19 @@ def measure(
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(_batch(config, metadata, 1).inputs)
     network.train()
-    own = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
-    kept: dict[int, Any] = {}
+    weights = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
+    saved: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            # Held, so that no later one can come to lie where this one was.
-            kept[storage.data_ptr()] = storage
+        if storage.data_ptr() not in weights:
+            # A reference, so that no later storage gets the same address.
+            saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = task.losses(network, _batch(config, metadata, 2))
-    activations = sum(storage.nbytes() for storage in kept.values()) / 2
+    activations = sum(storage.nbytes() for storage in saved.values()) / 2
     del losses
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -153,7 +163,7 @@ def measure(
 def table(
     settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
 ) -> str:
-    """The rows as Markdown."""
+    """The summaries as a Markdown table."""
     keys = [s.partition("=")[0] for s in settings if len(_values(s.partition("=")[2])) > 1]
     columns = ["parameters", "GMAC", "activations MB", "size MB", *["latency ms"] * latency]
     lines = [
@@ -173,80 +183,18 @@ def table(
     return "\n".join(lines)
 
 
-def _build(config: Config, *, asked: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """A network on the CPU, and what it is told of its data.
-
-    Args:
-        config: resolved.
-        asked: the data set is the user's choice, and is asked for its classes.
-    """
+def _batch(config: Config, metadata: Mapping[str, Any], count: int) -> Batch:
+    """``count`` blank samples with targets, after the device transform."""
     from research.engine import build
 
-    if _ranks(config):
-        metadata = build.source(config).metadata()
-        return build.model(config, metadata), metadata
-    known = build.source(config).known_classes() if asked else None
-    count = len(known or ()) or (1 if _detects(config) else CLASSES)
-    count = config["model"].get("num_classes") or count
-    slots = config["model"].get("max_boxes") or SLOTS
-    extra = config["model"].get("x_channels") or len(config["dataset"].get("x") or EXTRA)
-    metadata = {
-        "classes": [str(number) for number in range(count)],
-        "transform": {"max_boxes": slots},
-        "channels": [*RGB, *map(str, range(extra if "x_channels" in config["model"] else 0))],
-    }
-    if config["dataset"]["image_size"] is None and _detects(config):
-        raise UserError(
-            "dataset.image_size", "dataset.image_size is what the store holds", "give it"
-        )
-    return build.model(config, metadata), metadata
+    task = build.build_task(config, metadata["classes"])
+    return task.example_batch(count, partial(build.blank_inputs, config, metadata), metadata)
 
 
-def _ranks(config: Config) -> bool:
-    return str(config["task"]["_target_"]).startswith("research.tasks.ranking.")
-
-
-def _detects(config: Config) -> bool:
-    return str(config["task"]["_target_"]).startswith("research.tasks.detection.")
-
-
-def _batch(config: Config, metadata: dict[str, Any], count: int) -> Any:
-    """``count`` black images with targets, as the device transform gives them."""
-    import torch
-
-    from research.batch import ClassificationBatch, DetectionBatch, PairBatch
-    from research.compression.blocks import Blocks
-    from research.engine import build
-
-    size = build.input_size(config, metadata)
-    index = torch.arange(count)
-    if _ranks(config):
-        width = sum(metadata["feature_sizes"].values())
-        inputs = torch.zeros(count, 2, width) if width else torch.zeros(count, 2, 3, size, size)
-        photos = torch.stack([index, index], 1)
-        return PairBatch(index, inputs, torch.full((count,), 0.5), index, photos)
-    images = torch.zeros(count, len(metadata.get("channels", RGB)), size, size)
-    if _detects(config):
-        boxes = torch.zeros(count, metadata["transform"]["max_boxes"], 4)
-        boxes[:, 0] = torch.tensor([0.25, 0.25, 0.75, 0.75])
-        labels = torch.zeros(boxes.shape[:2], dtype=torch.int64)
-        sizes = torch.full((count, 2), size, dtype=torch.int32)
-        return DetectionBatch(index, images, boxes, boxes.any(-1), labels, sizes)
-    stem = build.stem_spec(config["compression"])
-    if stem is None:
-        return ClassificationBatch(index, images, torch.zeros_like(index))
-    grid, kept = size // 8, stem.selection
-    blocks = Blocks(
-        torch.zeros(count, len(kept.luma), grid, grid),
-        torch.zeros(count, 2, len(kept.chroma), grid // 2, grid // 2),
-    )
-    return ClassificationBatch(index, blocks, torch.zeros_like(index))
-
-
-def _pass(
-    network: nn.Module, config: Config, metadata: dict[str, Any], batch: int
+def _timed_pass(
+    network: nn.Module, config: Config, metadata: Mapping[str, Any], batch: int
 ) -> Callable[[], None]:
-    """Something that runs one batch through the network and waits for it."""
+    """A function that runs one batch through the network and waits for the result."""
     import torch
 
     from research.engine import build
@@ -273,9 +221,9 @@ def _values(text: str) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    settings = cli.key_values(words)
-    options, rest = cli.mixed(settings, OPTIONS, "research.summary")
-    print(table(rest, **options))
+    paths, options, settings = cli.parse(SummaryOptions, words, others="")
+    cli.no_paths(paths)
+    print(table(settings, options.latency, options.rounds, options.batch, options.device))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from research.config.compose import composed
+from research.config.group_rules import group_rules
 from research.config.messages import dotted, plain, shown
 from research.config.options import CONF, options
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, register, rule_for
@@ -23,7 +24,6 @@ from tests.conftest import ROOT
 
 Inventory = dict[str, Any]
 OPTION = re.compile(r"^ {2}(?:[a-z_.]+=\S* )*", re.MULTILINE)
-IN_BRACKETS = re.compile(r"\[([a-z_.]+)=([^\s\]]*)\]")
 WORD = re.compile(r"([a-z_.]+)=(\S*)")
 
 
@@ -36,14 +36,15 @@ def settings() -> Inventory:
     groups = {}
     for group in GROUPS:
         for option in options(group):
-            node = plain(composed([f"{group}={option}"]))[group]
+            config = plain(composed([f"{group}={option}"]))
+            node, rules = config[group], group_rules(config)
             groups[f"{group}={option}"] = {
-                key: f"{shown(value)} ({rule_for(f'{group}.{key}', value).allowed})"
+                key: f"{shown(value)} ({rule_for(f'{group}.{key}', value, rules).allowed})"
                 for key, value in dotted(node)
             }
     sweeper = yaml.safe_load((CONF / "hydra/sweeper/study.yaml").read_text())
     keys = {
-        key: f"{shown(value)} ({rule_for(f'hydra.sweeper.{key}', value).allowed})"
+        key: f"{shown(value)} ({rule_for(f'hydra.sweeper.{key}', value, group_rules({})).allowed})"
         for key, value in sweeper.items()
         if key[0] != "_" and key != "defaults"
     }
@@ -59,7 +60,6 @@ def commands() -> Inventory:
             usage = importlib.import_module(f"research.{path.stem}").USAGE
             lines = (OPTION.match(line) for line in usage.splitlines())
             words = [word for line in lines if line for word in WORD.findall(line[0])]
-            words += IN_BRACKETS.findall(usage)
             found[path.stem] = dict(sorted(words))
     return found
 

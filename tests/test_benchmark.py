@@ -56,8 +56,8 @@ def test_the_command(files: list[Path], capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give a NAME"),
-        (["store"], "store: give IMAGES"),
+        ([], "pass a NAME"),
+        (["store"], "store: pass IMAGES"),
         (["tracking", "x.jpg"], "x.jpg: tracking reads no IMAGES"),
         (["stores", "x.jpg"], "did you mean"),
         (["store", "x", "round=3"], "round"),

@@ -123,7 +123,7 @@ def test_kill_9_and_resume_is_exact(training: list[str], tmp_path: Path, store: 
         with process(tmp_path, *words, "resume=auto") as resumed:
             status, printed, errors = outcome(resumed)
             assert (status, errors) == (0, "")
-            assert f"resume: going on after epoch 2 in {name}" in printed
+            assert f"resume: continuing after epoch 2 in {name}" in printed
         status, _, errors = outcome(uninterrupted)
         assert (status, errors) == (0, "")
 
@@ -165,7 +165,7 @@ def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store:
         for name, (started, _) in stopped.items():
             status, printed, errors = outcome(started)
             assert (status, errors) == (130, "interrupted\n")
-            assert f"; go on with resume={name}" in printed
+            assert f"; continue with resume={name}" in printed
             summary = json.loads((tmp_path / name / "summary.json").read_text())
             assert summary["status"] == "KILLED"
             assert summary["epochs_done"] >= 1

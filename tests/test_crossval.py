@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from research import crossval, prepare
-from research.config import compose_config, resolved
-from research.crossval import FRAMES, PAIRS, Fold, Kind
+from research.config import compose_config
+from research.crossval import FRAMES, PAIRS, Columns, Fold
 from research.utils.errors import UserError
 from tests.conftest import run
 from tests.data.pairs.test_source import SERIES, write_photos
@@ -17,15 +17,19 @@ from tests.test_prepare import make_runs
 
 
 def fold(
-    name: str, groups: list[str], values: list[float], baseline: list[float], kind: Kind = FRAMES
+    name: str,
+    groups: list[str],
+    values: list[float],
+    baseline: list[float],
+    columns: Columns = FRAMES,
 ) -> Fold:
-    return Fold(Path(name), kind, 0.5, groups, np.array(values), np.array(baseline))
+    return Fold(Path(name), columns, 0.5, groups, np.array(values), np.array(baseline))
 
 
 def trained(*overrides: str) -> str:
     """A fold's run folder."""
     words = [*overrides, "epochs=1", "logging=csv", "device=cpu"]
-    config: dict[str, Any] = resolved(compose_config(words)[0])
+    config: dict[str, Any] = compose_config(words).config
     return str(run(config, config["name"]))
 
 
@@ -55,9 +59,9 @@ def test_the_same_frames_twice_are_no_cross_validation() -> None:
         crossval.table(folds)
 
 
-def test_frames_and_pairs_are_not_judged_together() -> None:
+def test_frames_and_pairs_are_not_mixed() -> None:
     folds = [fold("a", ["x"], [0.5], [0.1]), fold("b", ["y"], [1], [0], PAIRS)]
-    with pytest.raises(UserError, match=r"^a is judged by frames, b by pairs; give runs of one"):
+    with pytest.raises(UserError, match=r"^a is evaluated on frames, b on pairs; pass runs of one"):
         crossval.table(folds)
 
 
@@ -127,5 +131,7 @@ def test_mistakes(words: list[str], told: str) -> None:
 
 def test_a_classifier_has_no_folds_of_frames(small: Callable[..., dict[str, Any]]) -> None:
     folder = run(small())
-    with pytest.raises(UserError, match=r"no detector trained from a warehouse of .* nor a rank"):
+    with pytest.raises(
+        UserError, match=r"neither a detector trained from a warehouse of .* nor a rank"
+    ):
         crossval.main([str(folder), "device=cpu"])

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, nms
 
 import research
 from research import export
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.engine import build, checkpoint
 from research.engine.predictor import Predictor
 from research.utils.errors import UserError
@@ -29,7 +29,7 @@ TINY = (*SMALL, "model=densenet_bc_40_12", "model.block_layers=[1,1]", "model.gr
 def saved(folder: Path, *overrides: str, metadata: dict[str, Any] | None = None) -> Path:
     """A run's weights file as training leaves it, of a network whose norms are not idle."""
     torch.manual_seed(0)
-    config = resolved(compose_config(list(overrides))[0])
+    config = compose_config(list(overrides)).config
     metadata = {"name": "test", "classes": CLASSES, **(metadata or {})}
     network = build.model(config, metadata)
     as_if_trained(network)
@@ -96,8 +96,8 @@ def test_a_file_whose_outputs_differ_is_not_left_behind(
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ([], "give one RUN"),
-        (["run", "more"], "give one RUN"),
+        ([], "pass one RUN"),
+        (["run", "more"], "pass one RUN"),
         (["run", "opset=9"], "opset=9: expected a whole number at least 18"),
         (["run", "checkpoint=worst"], "checkpoint=worst"),
         (["run", "ot=x.onnx"], "did you mean 'out'"),

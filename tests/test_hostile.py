@@ -235,9 +235,11 @@ def spoiled(file: Path, change: Callable[[dict[str, Any]], object]) -> Iterator[
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata()
-            header = json.loads(metadata[checkpoint.ABOUT])
+            header = json.loads(metadata[checkpoint.METADATA_KEY])
             change(header)
-            save_file(load_file(file), file, {**metadata, checkpoint.ABOUT: json.dumps(header)})
+            save_file(
+                load_file(file), file, {**metadata, checkpoint.METADATA_KEY: json.dumps(header)}
+            )
         else:
             content = torch.load(file, weights_only=True)
             change(content)
@@ -340,10 +342,10 @@ def test_places_in_a_strangers_file_do_not_count(key: str, routes: Routes, proje
 
 @pytest.mark.parametrize("spec", ["clip:hf-hub:evil/x", "clip:local-dir:/etc", "timm:hf-hub:a/b"])
 def test_a_feature_is_no_name_to_download(spec: str) -> None:
-    from research.data.pairs.networks import recipe_of
+    from research.data.pairs.networks import feature_spec
 
     with watched() as events:
-        line = one_line_of(lambda: recipe_of(spec))
+        line = one_line_of(lambda: feature_spec(spec))
     assert "no such network" in line
     assert not [event for event in events if event.startswith(("socket", "urllib"))]
 
@@ -489,7 +491,7 @@ def test_links_out_of_a_strangers_folder_are_not_followed(
     inside.rename(outside)
     inside.symlink_to(outside)
     words = [*words_of(project / FOLDER), "epochs=4", "resume=stranger"]
-    assert "leads out of this folder" in one_line_of(lambda: train(*words))
+    assert "is outside this folder" in one_line_of(lambda: train(*words))
     inside.unlink()
     outside.rename(inside)
 

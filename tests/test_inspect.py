@@ -76,7 +76,7 @@ def test_psnr_equals_that_of_numpy(photo: Path, tmp_path: Path, range_: str) -> 
     for name, a, b in zip(("Y", "Cb", "Cr"), planes(original), planes(rebuilt), strict=True):
         assert row[name] == pytest.approx(psnr(a, b), abs=0.01), name
     assert row["file"] == str(photo)
-    assert row["detour"] == ""
+    assert row["fallback"] == ""
 
 
 @pytest.mark.parametrize("source", ["pixels", "bitstream"])
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_reported_and_the_others_are_done(photo: Path, tmp_pat
     out = tmp_path / "out"
     settings = [SIZE, "compression.source=bitstream"]
     rows = inspect.inspect([bad, photo, png, cmyk], out, settings)
-    assert [row["detour"] for row in rows] == ["left out: truncated", "", "not_jpeg", "cmyk"]
+    assert [row["fallback"] for row in rows] == ["left out: truncated", "", "not_jpeg", "cmyk"]
     assert ["RGB" in row for row in rows] == [False, True, True, True]
     pictures = sorted(path.name for path in out.glob("0*.png"))
     assert pictures == ["001_photo.png", "002_a.png", "003_b.png"]
@@ -178,5 +178,5 @@ def test_the_command_prints_a_row_a_file(
     assert re.fullmatch(rf"( +\d+\.\d\d){{4}} +{re.escape(str(photo))}", printed[1])
     assert printed[2].split(maxsplit=1) == [str(bad), "(left out: empty)"]
     assert printed[3] == f"pictures: {tmp_path / 'out'}"
-    with pytest.raises(UserError, match="give IMAGES"):
+    with pytest.raises(UserError, match="pass IMAGES"):
         inspect.main([SIZE])

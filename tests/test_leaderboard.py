@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import research
 from research import leaderboard
 from research.batch import ClassificationBatch
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
 from research.engine import evaluation
 from research.evaluate import evaluate
@@ -114,7 +114,7 @@ def test_a_run_beside_its_weights(
 class Digits:
     """Six images whose class is their value; each batch of the loader holds four at most."""
 
-    left_out: dict[str, int] = {}  # noqa: RUF012
+    skipped: dict[str, int] = {}  # noqa: RUF012
 
     def __len__(self) -> int:
         return 6
@@ -146,7 +146,7 @@ def made_up(
     monkeypatch: pytest.MonkeyPatch, models: dict[str, Slow], **other: Any
 ) -> Callable[..., evaluation.EvalRun]:
     """Runs of these names, in the place of runs on the disk."""
-    usual = resolved(compose_config(["model=resnet34", "device=cpu"])[0])
+    usual = compose_config(["model=resnet34", "device=cpu"]).config
     task = Classification(["a", "b", "c"], 0.0)
 
     def trial_of(path: Path, *_: Any) -> evaluation.EvalRun:
@@ -166,7 +166,7 @@ def made_up(
 def test_ranks_by_speed_accuracy_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, {"large": Slow(3, 1), "middle": Slow(2, 9), "small": Slow(1, 20)})
     runs = [Path("middle"), Path("large"), Path("small")]
-    rows, monitor = leaderboard.judge(runs, "val", "best", "cpu", [], 3, [1, 5])
+    rows, monitor = leaderboard.evaluate_runs(runs, "val", "best", "cpu", [], 3, [1, 5])
     assert monitor == ("top1", "max")
     assert [row.metrics["top1"] for row in rows] == pytest.approx([2 / 3, 1, 1 / 3])
     assert [row.ranks["accuracy"] for row in rows] == [2, 1, 3]
@@ -189,13 +189,15 @@ def test_more_images_than_a_batch_holds_come_again(monkeypatch: pytest.MonkeyPat
 def test_a_metric_that_should_be_low_ranks_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     low = {"monitor": "val/loss:min"}
     made_up(monkeypatch, {"a": Slow(1, 0), "b": Slow(3, 0)}, a=low, b=low)
-    rows, monitor = leaderboard.judge([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
+    rows, monitor = leaderboard.evaluate_runs(
+        [Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1]
+    )
     assert monitor == ("loss", "min")
     assert [row.ranks["accuracy"] for row in rows] == [2, 1]
     assert leaderboard.table(rows, monitor).splitlines()[0].count("| top1 | loss |") == 1
     # The training loss is none of the split's metrics.
     made_up(monkeypatch, {"a": Slow(1, 0)}, a={"monitor": "train/loss:min"})
-    assert leaderboard.judge([Path("a")], "val", "best", "cpu", [], 1, [1])[1] == Monitor(
+    assert leaderboard.evaluate_runs([Path("a")], "val", "best", "cpu", [], 1, [1])[1] == Monitor(
         "top1", "max"
     )
 
@@ -217,20 +219,20 @@ def test_runs_of_two_tasks_and_of_other_data(
     )  # fmt: skip
     models = {"a": Slow(1, 0), "b": Slow(3, 0)}
     made_up(monkeypatch, models, b={"task": ranking})
-    with pytest.raises(UserError, match="b: has no top1, by which a is judged") as caught:
-        leaderboard.judge([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
+    with pytest.raises(UserError, match="b: has no metric top1, by which a is ranked") as caught:
+        leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
     assert "\n" not in str(caught.value)
     made_up(monkeypatch, models, b={"data": "other"})
-    leaderboard.judge([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
-    assert "b is judged on other data than a" in caplog.text
+    leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
+    assert "b is evaluated on other data than a" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give RUN folders first"),
-        (["a", "batch=0"], "batch=0: expected whole numbers"),
-        (["a", "batch=1,x"], "batch=1,x: expected whole numbers"),
+        ([], "pass RUN folders first"),
+        (["a", "batch=0"], "batch=0: expected a whole number"),
+        (["a", "batch=1,x"], "batch=1,x: expected a whole number"),
         (["a", "rounds=0"], "rounds=0: expected a whole number"),
         (["a", "round=1"], "did you mean 'rounds'?"),
         (["a", "split=all"], "split=all"),

@@ -72,7 +72,7 @@ class Batches:
         return self.count
 
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
-        return iter([Batch(torch.arange(2)) for _ in range(self.count)])
+        return iter([Batch(torch.arange(2), None) for _ in range(self.count)])
 
 
 def bowl(batches: int = 7, **changed: Any) -> Experiment:
@@ -91,16 +91,16 @@ def bowl(batches: int = 7, **changed: Any) -> Experiment:
 
 def test_the_rate_rises_exponentially_over_epochs_and_the_loss_is_gradient_descents() -> None:
     parts = bowl()
-    seen = lr_find.sweep(parts, 1e-4, 1.0, 30)
-    assert seen.ended == "the last rate"
+    seen = lr_find.range_test(parts, 1e-4, 1.0, 30)
+    assert seen.end == "the last rate"
     np.testing.assert_allclose(seen.rates, np.geomspace(1e-4, 1.0, 30), rtol=1e-12)
     left = np.concatenate([[1.0], np.cumprod(1 - seen.rates[:-1] * CURVATURE)])
     np.testing.assert_allclose(seen.losses, 1.5 * CURVATURE * 100 * left**2, rtol=1e-5)
 
 
 def test_it_stops_soon_after_the_rate_that_theory_gives() -> None:
-    seen = lr_find.sweep(bowl(), 1e-4, 1e6, 200)
-    assert seen.ended == "diverged"
+    seen = lr_find.range_test(bowl(), 1e-4, 1e6, 200)
+    assert seen.end == "diverged"
     critical = 2 / CURVATURE
     assert critical < seen.rates[-1] < 10 * critical
     said = lr_find.suggest(seen)
@@ -115,15 +115,15 @@ def test_it_stops_soon_after_the_rate_that_theory_gives() -> None:
 
 @pytest.mark.parametrize("accumulate", [2, 3])
 def test_a_step_is_an_optimizer_step(accumulate: int) -> None:
-    seen = lr_find.sweep(bowl(accumulate=accumulate), 1e-4, 1.0, 25)
+    seen = lr_find.range_test(bowl(accumulate=accumulate), 1e-4, 1.0, 25)
     # Batches are all alike: accumulating them changes nothing.
-    whole = lr_find.sweep(bowl(), 1e-4, 1.0, 25)
+    whole = lr_find.range_test(bowl(), 1e-4, 1.0, 25)
     np.testing.assert_allclose(seen.rates, whole.rates)
     np.testing.assert_allclose(seen.losses, whole.losses, rtol=1e-5)
 
 
 def test_a_limit_on_batches_holds() -> None:
-    seen = lr_find.sweep(bowl(max_train_batches=2), 1e-4, 1.0, 25)
+    seen = lr_find.range_test(bowl(max_train_batches=2), 1e-4, 1.0, 25)
     assert len(seen.losses) == 25
 
 
@@ -141,12 +141,12 @@ class Spoiled(BowlTask):
 def test_it_stops_where_the_loss_is_not_finite() -> None:
     parts = bowl()
     parts.task = Spoiled(17)  # type: ignore[assignment]
-    seen = lr_find.sweep(parts, 1e-4, 1.0, 30)
-    assert (seen.ended, len(seen.losses)) == ("not finite", 17)
+    seen = lr_find.range_test(parts, 1e-4, 1.0, 30)
+    assert (seen.end, len(seen.losses)) == ("not finite", 17)
     assert np.isfinite(seen.losses).all()
     parts.task = Spoiled(0)  # type: ignore[assignment]
     with pytest.raises(UserError, match="finite"):
-        lr_find.sweep(parts, 1e-4, 1.0, 30)
+        lr_find.range_test(parts, 1e-4, 1.0, 30)
 
 
 def test_groups_keep_their_share_and_progress_is_shown() -> None:
@@ -159,7 +159,7 @@ def test_groups_keep_their_share_and_progress_is_shown() -> None:
         def log(self, table: Table, step: int, row: Row) -> None:
             used.append([group["lr"] for group in parts.state.optimizer.param_groups])
 
-    lr_find.sweep(parts, 1e-3, 1.0, 20, Watch())
+    lr_find.range_test(parts, 1e-3, 1.0, 20, Watch())
     assert len(used) == 20
     for first, second in used:
         assert second == pytest.approx(first / 10)
@@ -183,7 +183,7 @@ def test_suggestions_are_where_the_curve_says(noise: float, last: float) -> None
     rates = np.geomspace(1e-6, last, 100)
     losses = fall(rates, noise)
     losses[-1] = 1e12  # a last loss beyond all others reaches back to nothing
-    said = lr_find.suggest(lr_find.Sweep(rates, losses, "diverged"))
+    said = lr_find.suggest(lr_find.RangeTest(rates, losses, "diverged"))
     assert said.steepest == pytest.approx(1e-2, rel=0.5)
     lowest = rates[fall(rates, 0.0).argmin()]
     assert said.tenth == pytest.approx(lowest / 10, rel=0.6)
@@ -193,7 +193,7 @@ def test_suggestions_are_where_the_curve_says(noise: float, last: float) -> None
 def test_a_loss_that_does_not_fall_gives_no_suggestion(slope: float) -> None:
     rates = np.geomspace(1e-6, 1, 100)
     losses = 2 + slope * np.arange(100)
-    said = lr_find.suggest(lr_find.Sweep(rates, losses, "the last rate"))
+    said = lr_find.suggest(lr_find.RangeTest(rates, losses, "the last rate"))
     assert (said.steepest, said.tenth) == (None, None)
 
 
@@ -221,10 +221,10 @@ def test_picture_table_and_lines(small: Compose, capsys: pytest.CaptureFixture[s
         (["start=fast"], "start=fast: expected a number above 0"),
         (["end=-1"], "end=-1: expected"),
         (["start=1", "end=0.1"], "expected start below end"),
-        (["steps=5"], "steps=5: expected at least 10"),
+        (["steps=5"], "steps=5: expected a whole number at least 10"),
         (["steps=x"], "steps=x: expected a whole number"),
         (["step=50"], "did you mean 'steps'"),
-        (["resume=auto"], "resume has no meaning here"),
+        (["resume=auto"], "resume has no effect here"),
         (["model=resnet43"], "'resnet34'"),
         (["folder"], "key=value"),
     ],

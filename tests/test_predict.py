@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 
 import research
 from research import predict
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import image_size
 from research.data.frames.run_writer import RunWriter
@@ -35,7 +35,7 @@ from research.inference.writers import BoxWriter
 from research.utils.errors import DamagedImage, UserError
 from research.viz.pictures import PREDICTED_BOXES, class_colours
 from tests.browser import Page, needs_browser
-from tests.conftest import TINY, picture, refusal, run
+from tests.conftest import TINY, picture, refusal, run, user_error
 from tests.test_commands import module
 from tests.videos import colours, write_video
 
@@ -69,11 +69,11 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Detectors:
     build(plan, root / "store")
     with chdir(root):
         folders = [
-            run(resolved(compose_config([
+            run(compose_config([
                 f"model={name}", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
                 "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv",
                 f"run_dir={root / name}",
-            ])[0]))
+            ]).config)
             for name in ("tinydet", "bigdet")
         ]  # fmt: skip
     return Detectors(root / "captures", *folders)
@@ -148,12 +148,10 @@ def test_what_is_written_can_be_prepared_and_trained_on(detectors: Detectors, he
     words = ["objectness=0", "out=seen"]
     predict.main([str(detectors.tiny), str(detectors.captures), *words])
     prepare.main(["frames", "seen", "store", "size=64", "val_runs=run_1", "workers=1"])
-    config = resolved(
-        compose_config([
-            "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
-            "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
-        ])[0]
-    )  # fmt: skip
+    config = compose_config([
+        "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
+        "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
+    ]).config  # fmt: skip
     assert (run(config) / "checkpoints" / "best.pt").exists()
 
 
@@ -304,14 +302,14 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["out=x"], "give a RUN folder or a WEIGHTS file first"),
-        (["run"], "what is run to look at?"),
+        (["out=x"], "pass a RUN folder or a WEIGHTS file first"),
+        (["run"], "no SOURCE after run; pass images"),
         (["run", "none.jpg"], "none.jpg: no such file or folder"),
         (["run", "empty"], "empty: no image in it"),
         (["run", "bad"], "no frame could be read (1 not_an_image); the first: bad/a.jpg"),
         (["run", "clip.mp4"], "clip.mp4: neither an image nor a video that can be read"),
         (["run", "photo.jpg", "objctness=1"], "no key 'objctness'; did you mean 'objectness'?"),
-        (["run", "photo.jpg", "epochs=1"], "no key 'epochs'; predict has objectness, iou"),
+        (["run", "photo.jpg", "epochs=1"], "no key 'epochs'; the options are objectness, iou"),
         (["run", "photo.jpg", "objectness=2"], "objectness=2: expected a number from 0 to 1"),
         (["run", "photo.jpg", "iou=high"], "iou=high: expected a number from 0 to 1"),
         (["run", "photo.jpg", "max_frames=0"], "max_frames=0: expected a whole number"),
@@ -319,10 +317,10 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "photo.jpg", "port=70000"], "port=70000: expected a whole number from 0"),
         (["run", "photo.jpg", "device=cuda:9"], "device=cuda:9: this machine has"),
         (["run", "photo.jpg", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
-        (["run", "photo.jpg", "out=full"], "out=full: is not empty; give a new folder"),
+        (["run", "photo.jpg", "out=full"], "out=full: is not empty; set a new folder"),
         (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
-        (["none", "photo.jpg"], "no checkpoint in none; give a run folder"),
-        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),
+        (["none", "photo.jpg"], "no checkpoint in none; pass a run folder"),
+        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it contains pickled objects"),
     ],
 )
 def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> None:
@@ -332,7 +330,7 @@ def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> N
 
 def test_thresholds_for_a_classifier_are_refused(small: Compose, tmp_path: Path) -> None:
     run(small(*TINY, "run_dir=r"))
-    with pytest.raises(UserError, match=r"objectness=0.5: the run tells classes.*leave it out"):
+    with user_error("objectness", "objectness=0.5", "the task of r has no score threshold"):
         predict.main(["r", "data/val", "objectness=0.5", "out=seen"])
     assert not (tmp_path / "seen").exists()
 

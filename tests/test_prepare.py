@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from research import prepare
+from research.config import cli
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
@@ -190,7 +191,7 @@ def test_limits_apply_to_pairs(
     enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=2")
     run("rgbx", "pairs", "out", "workers=1", enough)
     output = capsys.readouterr().out
-    assert "left out: labels/3.txt: its thermal picture infrared/3.* is not there" in output
+    assert "left out: labels/3.txt: its thermal image infrared/3.* does not exist" in output
     assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in output
     assert "left out: visible/5.png: infrared/5.png: truncated: replace it" in output
     assert "  5 frames of red" in output
@@ -256,7 +257,7 @@ MISTAKES = [
     (["frames", "nowhere", "b"], "SOURCE", "nowhere: no such file or folder"),
     (["frames", ".", "b"], "OUT", "b: is inside the source"),
     (["frames", ".", "../b", "max_boxs=3"], "max_boxs", "did you mean 'max_boxes'?"),
-    (["frames", ".", "../b", "epochs=3"], "epochs", "prepare frames has size, max_boxes"),
+    (["frames", ".", "../b", "epochs=3"], "epochs", "the options are size, max_boxes"),
     (["frames", ".", "../b", "size=16"], "size", "size=16: expected a whole number at least 32"),
     (["frames", ".", "../b", "size="], "size", "size=: expected a whole number at least 32"),
     (["frames", ".", "../b", "val=1"], "val", "val=1: expected a number"),
@@ -276,7 +277,7 @@ MISTAKES = [
     (["coefficients", ".", "../b", "val=0"], "val", "val=0: expected a number above 0"),
     (["rgbx", "a"], "SOURCE", "prepare rgbx takes SOURCE and OUT"),
     (["rgbx", ".", "b"], "OUT", "b: is inside the source"),
-    (["rgbx", ".", "../b", "ir=lwir"], "ir", "prepare rgbx has rgb, thermal, event"),
+    (["rgbx", ".", "../b", "ir=lwir"], "ir", "the options are rgb, thermal, event"),
     (["rgbx", ".", "../b", "missing_labels=negativ"], "missing_labels", "mean 'negative'?"),
     (["rgbx", ".", "../b", "max_invalid=-1"], "max_invalid", "expected a whole number at least 0"),
     (["prune", ".", "../b", "empty=maybe"], "empty", "empty=maybe allowed: true, false"),
@@ -361,5 +362,5 @@ def test_lint_reports_errors_and_fails(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_usage_names_every_option() -> None:
     for kind, options in prepare.OPTIONS.items():
         assert kind in prepare.USAGE
-        for key, (default, _) in options.items():
-            assert f"{key}={default}" in prepare.USAGE, key
+        for option in cli.declared(options).values():
+            assert f"{option.key}={option.default_text}" in prepare.USAGE

@@ -15,7 +15,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from research import reproduce
-from research.config import compose_config, resolved
+from research.config import compose_config
+from research.config.overrides import override, train_command
 from research.engine import run, run_folder
 from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal
 from tests.test_train import rows
@@ -26,7 +27,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def described(folder: Path, words: Sequence[str], **changed: Any) -> Path:
     """The record of a run with these overrides, with some settings as if they had been others."""
     folder.mkdir()
-    config = resolved(compose_config([w for w in words if not w.startswith("sweep=")])[0])
+    config = compose_config([w for w in words if not w.startswith("sweep=")]).config
     for key, value in changed.items():
         node = config
         *parts, last = key.split("__")
@@ -158,7 +159,7 @@ def test_changes_are_kept_as_git_takes_them(
     monkeypatch.setattr(run_folder, "LARGEST_PATCH", 10)
     run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert not patch.exists()
-    assert "bytes of uncommitted changes are not kept; commit them" in caplog.text
+    assert "bytes of uncommitted changes are not stored; commit them" in caplog.text
 
 
 @pytest.mark.usefixtures("still")
@@ -190,7 +191,7 @@ def test_settings_whose_defaults_have_changed_are_written_out(tmp_path: Path) ->
         assert line in lines
     again = shlex.split(steps[0])[2:]
     assert again[:3] == [*words, "seed=7"]
-    config = resolved(compose_config(again)[0])
+    config = compose_config(again).config
     assert (config["seed"], config["epochs"], config["name"]) == (7, 11, "true")
     assert config["dataset"]["mean"] == [0.5, 0.25, 1e-05]
     assert (config["optimizer"]["lr"], config["optimizer"]["momentum"]) == (0.3, 0.5)
@@ -225,15 +226,17 @@ def test_results_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ],
 )  # fmt: skip
 def test_values_come_back_as_they_were(value: Any) -> None:
-    word = f"key={reproduce.quoted(value)}"
+    word = override("key", value)
     assert OverridesParser.create().parse_override(word).value() == value
+    command = train_command(["seed=1"], {"key": value}, multirun=True)
+    assert shlex.split(command) == ["python", "train.py", "-m", "seed=1", word]
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give one RUN folder"),
-        (["r", "s"], "give one RUN folder"),
+        ([], "pass one RUN folder"),
+        (["r", "s"], "pass one RUN folder"),
         (["nowhere"], "nowhere: no such run"),
         (["empty"], "empty: no run here"),
         (["r", "outt=x"], "did you mean 'out'?"),

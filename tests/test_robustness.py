@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import research
 from research import predict, robustness
 from research.batch import DetectionBatch
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
 from research.data.transforms import DeviceTransform
 from research.engine import evaluation
@@ -128,7 +128,7 @@ def test_only_the_frame_is_disturbed(height: int, width: int) -> None:
 class Scenes:
     """Eight frames; an object of 12 × 12 pixels is bright in channel 3 alone."""
 
-    left_out: dict[str, int] = {}  # noqa: RUF012
+    skipped: dict[str, int] = {}  # noqa: RUF012
 
     def __len__(self) -> int:
         return 8
@@ -165,7 +165,7 @@ class Sees(nn.Module):
 def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """A run of five channels takes the place of whatever run is asked for; its calls."""
     calls = []
-    config = resolved(compose_config(["model=tinydet", "device=cpu"])[0])
+    config = compose_config(["model=tinydet", "device=cpu"]).config
     task = Detection(["car"], False, 0.5, 0.5, 0.5, "val/mAP50:max")
     device = torch.device("cpu")
 
@@ -187,7 +187,7 @@ def test_what_is_left_is_what_arithmetic_says(
     out = tmp_path / "out"
     words = ["split=val", "shifts=2,8", "noise=0.01", "device=cpu", f"out={out}"]
     robustness.main([str(tmp_path / "run"), *words])
-    assert fake == [(tmp_path / "run", "val", "best", "cpu", [], [])]
+    assert fake == [(tmp_path / "run", "val", "best", "cpu", [], ())]
     told = json.loads((out / "robustness.json").read_text())
     assert told["metric"] == "mAP50"
     found = {(c["kind"], c["sensor"], c["amount"]): c for c in told["cases"]}
@@ -227,7 +227,7 @@ def test_what_is_left_is_what_arithmetic_says(
 
 
 def test_a_run_without_another_sensor_is_refused(fake: list[tuple[Any, ...]]) -> None:
-    with pytest.raises(UserError, match=r"colours: .*no channel beside red.*model=rgbx") as caught:
+    with pytest.raises(UserError, match=r"colours: .*no channel besides red.*model=rgbx") as caught:
         robustness.main(["colours", "device=cpu"])
     assert "\n" not in str(caught.value)
     assert not Path("colours").exists()
@@ -236,12 +236,12 @@ def test_a_run_without_another_sensor_is_refused(fake: list[tuple[Any, ...]]) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give one RUN folder"),
-        (["a", "b"], "give one RUN folder"),
-        (["a", "shifts=0"], "shifts=0: expected whole numbers above 0"),
-        (["a", "shifts=1.5"], "shifts=1.5: expected whole numbers above 0"),
-        (["a", "noise=-1"], "noise=-1: expected numbers above 0"),
-        (["a", "noise=nan"], "noise=nan: expected numbers above 0"),
+        ([], "pass one RUN folder"),
+        (["a", "b"], "pass one RUN folder"),
+        (["a", "shifts=0"], "shifts=0: expected a whole number from 1"),
+        (["a", "shifts=1.5"], "shifts=1.5: expected a whole number from 1"),
+        (["a", "noise=-1"], "noise=-1: expected a number above 0"),
+        (["a", "noise=nan"], "noise=nan: expected a number above 0"),
         (["a", "split=tset"], "split=tset; did you mean 'test'?"),
         (["a", "shift=2"], "did you mean 'shifts'?"),
         (["a"], "no checkpoint in a"),
@@ -268,7 +268,7 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
         "dataset.image_size=64", "dataset.batch_size=2", "max_train_batches=1",
         "dataset.max_val_images=4", "epochs=1", "device=cpu", "logging=csv", "run_dir=r",
     ]  # fmt: skip
-    run(resolved(compose_config(settings)[0]))
+    run(compose_config(settings).config)
     capsys.readouterr()
     robustness.main(["r", "split=val", "shifts=2", "noise=1", "device=cpu"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 4 + 1 + 3

@@ -24,9 +24,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("demos",),
     ("data",),
     ("batch",),
+    ("compression",),
     ("tracking",),
     ("config",),
-    ("compression",),
     ("viz", "utils"),
 )
 """From top to bottom; a module imports from its own room and from lower ones. Rooms in one row do

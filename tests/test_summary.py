@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from research import summary
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.config.options import options
 from research.data.pairs.quality import QUALITY
 from research.engine import build
@@ -60,7 +60,7 @@ def test_documented_tables_are_what_their_command_prints(
     assert capsys.readouterr().out.strip().splitlines() == table.splitlines()
 
 
-def one(*settings: str) -> summary.Row:
+def one(*settings: str) -> summary.ModelSummary:
     (row,) = summary.rows(list(settings))
     return row
 
@@ -86,7 +86,7 @@ def test_parameters_are_those_of_the_network(variant: str) -> None:
     settings = [f"compression={variant}", "model.name=resnet18", "compression.window=2"]
     row = one(*settings, "model.num_classes=7")
     assert row.varied == []
-    config = resolved(compose_config(settings)[0])
+    config = compose_config(settings).config
     network = build.model(config, {"classes": list("abcdefg")})
     assert row.parameters == sum(tensor.numel() for tensor in network.parameters())
     assert row.macs > 0
@@ -104,7 +104,7 @@ def test_multiply_adds_and_activations_grow_with_the_image() -> None:
 
 def measured(network: nn.Module, size: int = 32) -> float:
     """Bytes that one image keeps, by ``measure``."""
-    config = resolved(compose_config(["model=densenet121", f"dataset.image_size={size}"])[0])
+    config = compose_config(["model=densenet121", f"dataset.image_size={size}"]).config
     return summary.measure(network, config, {"classes": ["a", "b"]})[2]
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.config import compose_config, resolved
+from research.config import compose_config
 from research.engine import build
 from research.engine.loop import train_epoch
 from research.engine.loss_log import timestamp
@@ -83,7 +83,7 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
     with tempfile.TemporaryDirectory() as scratch:
         store = ["logging=mlflow", f"logging.mlflow.uri=sqlite:///{scratch}/mlflow.db"]
         asked = [*overrides, "device=cpu", "epochs=1000", f"max_train_batches={steps}", *store]
-        config = resolved(compose_config(asked)[0])
+        config = compose_config(asked).config
         experiment = build.experiment(config)
         state = experiment.state
         kinds = {"off": False, "off (control)": False, "on": True}

@@ -49,7 +49,7 @@ def page(
         resources.files("research.comparison").joinpath("page.html").read_text(encoding="utf-8")
     )
     folders = [run.folder.resolve() for group in result.groups for run in group.runs]
-    home = Path(os.path.commonpath([path.parent for path in folders]))
+    root = Path(os.path.commonpath([path.parent for path in folders]))
     content = {
         "title": title,
         "created": created,
@@ -60,7 +60,7 @@ def page(
         "reference": result.reference,
         "groups": _groups(result),
         "runs": [
-            _run(run, index, result.metric, home, folder)
+            _run(run, index, result.metric, root, folder)
             for index, group in enumerate(result.groups)
             for run in group.runs
         ],
@@ -106,9 +106,9 @@ def _groups(result: ComparisonResult) -> list[dict[str, Any]]:
     return rows
 
 
-def _run(run: RecordedRun, group: int, metric: str, home: Path, folder: Path) -> dict[str, Any]:
+def _run(run: RecordedRun, group: int, metric: str, root: Path, folder: Path) -> dict[str, Any]:
     return {
-        "name": str(run.folder.resolve().relative_to(home)),
+        "name": str(run.folder.resolve().relative_to(root)),
         "folder": str(run.folder),
         "href": quote(os.path.relpath(run.folder.resolve(), folder.resolve())) + "/",
         "group": group,

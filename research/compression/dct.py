@@ -1,7 +1,7 @@
-"""The JPEG transform, batched: orthonormal 8×8 block DCT-II, YCbCr and 4:2:0 chroma.
+"""The JPEG transform in batches: orthonormal 8×8 block DCT-II, YCbCr and 4:2:0 chroma.
 
-Planes are in grey levels. The transforms here shift nothing: a caller who wants JPEG's own
-dequantised scale passes ``plane - 128``.
+Planes are in grey levels, 0…255, and are not shifted here: pass ``plane - 128`` for the scale of
+JPEG's dequantised coefficients.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _CB, _CR = 2 * (1 - _BLUE), 2 * (1 - _RED)
 
 
 def dct_basis(dtype: torch.dtype = torch.float32) -> Tensor:
-    """[64, 64]; row f = 8·v + u is the flattened 8×8 image of that frequency (T.81, A.3.3).
+    """The DCT basis, [64, 64]; row f = 8·v + u is the flattened 8×8 image of a frequency.
 
-    The rows are orthonormal, so the transpose is the inverse.
+    The rows are orthonormal (T.81, A.3.3), so the transpose is the inverse.
     """
     n = torch.arange(8, dtype=torch.float64)
     line = torch.cos(math.pi * (2 * n + 1) * n[:, None] / 16) / 2
@@ -30,10 +30,10 @@ def dct_basis(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def to_blocks(plane: Tensor) -> Tensor:
-    """[..., H, W] to [..., H/8, W/8, 64], each block flattened row by row.
+    """Cut planes [..., H, W] into blocks [..., H/8, W/8, 64], each flattened row-major.
 
     Raises:
-        ValueError: a side is no multiple of 8.
+        ValueError: if a side is not a multiple of 8.
     """
     height, width = plane.shape[-2:]
     if height % 8 or width % 8:
@@ -44,10 +44,10 @@ def to_blocks(plane: Tensor) -> Tensor:
 
 
 def from_blocks(blocks: Tensor) -> Tensor:
-    """[..., rows, cols, 64] to [..., 8·rows, 8·cols]: the inverse of ``to_blocks``.
+    """Join blocks [..., rows, cols, 64] to planes [..., 8·rows, 8·cols]; inverse of ``to_blocks``.
 
     Raises:
-        ValueError: the last dimension is not 64.
+        ValueError: if the last dimension is not 64.
     """
     if blocks.shape[-1] != 64:
         raise ValueError(f"a block has 64 values, not {blocks.shape[-1]}")
@@ -55,14 +55,14 @@ def from_blocks(blocks: Tensor) -> Tensor:
 
 
 def block_dct(plane: Tensor, basis: Tensor | None = None) -> Tensor:
-    """[..., H, W] to [..., 64, H/8, W/8].
+    """Block DCT of planes [..., H, W], as [..., 64, H/8, W/8].
 
     Args:
         plane: float; sides are multiples of 8.
-        basis: rows of ``dct_basis`` to compute, [k, 64], when not all are wanted.
+        basis: rows of ``dct_basis`` to compute, [k, 64]; ``None`` computes all 64.
 
     Raises:
-        ValueError: a side is no multiple of 8.
+        ValueError: if a side is not a multiple of 8.
     """
     if basis is None:
         basis = dct_basis(plane.dtype).to(plane.device)
@@ -70,10 +70,10 @@ def block_dct(plane: Tensor, basis: Tensor | None = None) -> Tensor:
 
 
 def block_idct(coefficients: Tensor) -> Tensor:
-    """[..., 64, H/8, W/8] to [..., H, W]: the inverse of ``block_dct``.
+    """Planes [..., H, W] from coefficients [..., 64, H/8, W/8]; inverse of ``block_dct``.
 
     Raises:
-        ValueError: there are not 64 coefficients.
+        ValueError: if there are not 64 coefficients.
     """
     if coefficients.shape[-3] != 64:
         raise ValueError(f"the inverse needs 64 coefficients, not {coefficients.shape[-3]}")
@@ -82,16 +82,16 @@ def block_idct(coefficients: Tensor) -> Tensor:
 
 
 def rgb_to_ycbcr(rgb: Tensor) -> tuple[Tensor, Tensor]:
-    """Full-range BT.601 YCbCr (ITU-T T.871) with 4:2:0 chroma by 2×2 area mean, unrounded.
+    """RGB to full-range BT.601 YCbCr (ITU-T T.871), 4:2:0 chroma by 2×2 area mean, unrounded.
 
     Args:
         rgb: [B, 3, H, W] float, 0…255; H and W even.
 
     Returns:
-        y [B, H, W], 0…255, and cbcr [B, 2, H/2, W/2], neutral at 128.
+        ``y`` [B, H, W], 0…255, and ``cbcr`` [B, 2, H/2, W/2], neutral at 128.
 
     Raises:
-        ValueError: a side is odd.
+        ValueError: if a side is odd.
     """
     if rgb.shape[-1] % 2 or rgb.shape[-2] % 2:
         raise ValueError(f"4:2:0 chroma needs even sides, not {rgb.shape[-2]}×{rgb.shape[-1]}")
@@ -102,7 +102,7 @@ def rgb_to_ycbcr(rgb: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ycbcr_to_rgb(y: Tensor, cbcr: Tensor) -> Tensor:
-    """The inverse of ``rgb_to_ycbcr`` up to chroma detail, chroma enlarged bilinearly.
+    """YCbCr to RGB; inverse of ``rgb_to_ycbcr`` up to chroma detail, chroma upsampled bilinearly.
 
     Args:
         y: [B, H, W], 0…255.
@@ -118,7 +118,7 @@ def ycbcr_to_rgb(y: Tensor, cbcr: Tensor) -> Tensor:
 
 
 class StudioAffine(NamedTuple):
-    """plane' - 128 = scale · (plane - 128) + shift, for luma and for chroma."""
+    """An affine map of planes, plane' - 128 = scale · (plane - 128) + shift."""
 
     scale_y: float
     shift_y: float
@@ -129,8 +129,8 @@ class StudioAffine(NamedTuple):
 def studio_affine() -> StudioAffine:
     """Full range to BT.601 studio range: Y·219/255 + 16, (C - 128)·224/255 + 128.
 
-    In plane units relative to 128. On coefficients the scales apply as they are and a shift moves
-    the DC alone, by 8 times its value.
+    On coefficients the scales apply unchanged, and a shift changes only the DC, by 8 times its
+    value.
     """
     scale_y = 219 / 255
     return StudioAffine(scale_y, 128 * scale_y + 16 - 128, 224 / 255, 0.0)

@@ -1,4 +1,4 @@
-"""From kept coefficients back to pixels."""
+"""Decode the selected DCT coefficients to pixels."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from research.compression.selection import Selection
 
 
 class Decoder(nn.Module):
-    """Kept coefficients in their range to RGB: zero fill, IDCT, chroma ×2, YCbCr to RGB.
+    """Coefficients to RGB: fill with zeros, IDCT, upsample chroma ×2, YCbCr to RGB.
 
-    Takes ``y`` [B, k_luma, H/8, W/8] and ``cbcr`` [B, 2, k_chroma, H/16, W/16], unnormalised;
-    gives float RGB [B, 3, H, W] on a 0…255 scale, neither clipped nor rounded. The YCbCr matrices
-    are BT.601's; the studio range is undone before them, which is the same as decoding with the
-    studio matrix (255/219 and so on).
+    Takes unnormalised ``y`` [B, k_luma, H/8, W/8] and ``cbcr`` [B, 2, k_chroma, H/16, W/16];
+    returns float RGB [B, 3, H, W] on a 0…255 scale, neither clipped nor rounded. The YCbCr matrix
+    is that of BT.601; studio range is converted to full range before it, which is the same as
+    decoding with the studio matrix (255/219 and so on).
 
     Args:
-        selection: the kept frequencies.
-        range_: ``full`` or ``studio``.
+        selection: the frequencies of the input.
+        range_: range of the input, ``full`` or ``studio``.
     """
 
     def __init__(self, selection: Selection, range_: str) -> None:
@@ -29,15 +29,15 @@ class Decoder(nn.Module):
         self.affine = studio_affine() if range_ == "studio" else None
 
     def forward(self, y: Tensor, cbcr: Tensor) -> Tensor:
-        # Eight bits of mantissa would round a DC of 1000 to a multiple of 4.
+        # The 8-bit mantissa of bfloat16 would round a DC of 1000 to a multiple of 4.
         with torch.autocast(y.device.type, enabled=False):
             y, cbcr = self._from_range(y.float(), cbcr.float())
-            luma = block_idct(_fill(y, self.luma)) + 128
-            chroma = block_idct(_fill(cbcr, self.chroma)) + 128
+            luma = block_idct(_zero_fill(y, self.luma)) + 128
+            chroma = block_idct(_zero_fill(cbcr, self.chroma)) + 128
             return ycbcr_to_rgb(luma, chroma)
 
     def to_range(self, y: Tensor, cbcr: Tensor) -> tuple[Tensor, Tensor]:
-        """Full-range kept coefficients to this decoder's range; always, whatever they hold."""
+        """Convert full-range coefficients to this decoder's range."""
         if self.affine is None:
             return y, cbcr
         y = y * self.affine.scale_y + self._dc(self.luma, 8 * self.affine.shift_y, y)
@@ -50,15 +50,15 @@ class Decoder(nn.Module):
         return y, cbcr / self.affine.scale_c
 
     @staticmethod
-    def _dc(kept: list[int], value: float, like: Tensor) -> Tensor:
+    def _dc(frequencies: list[int], value: float, like: Tensor) -> Tensor:
         """``value`` at the DC channel and 0 at the others, [k, 1, 1]."""
-        column = [value if frequency == 0 else 0.0 for frequency in kept]
+        column = [value if frequency == 0 else 0.0 for frequency in frequencies]
         return like.new_tensor(column)[:, None, None]
 
 
-def _fill(kept: Tensor, indices: list[int]) -> Tensor:
-    """[..., k, H, W] to [..., 64, H, W], zero where nothing was kept."""
-    *batch, _, height, width = kept.shape
-    full = kept.new_zeros(*batch, 64, height, width)
-    full[..., indices, :, :] = kept
+def _zero_fill(coefficients: Tensor, frequencies: list[int]) -> Tensor:
+    """[..., k, H, W] to [..., 64, H, W] with zeros at the other frequencies."""
+    *batch, _, height, width = coefficients.shape
+    full = coefficients.new_zeros(*batch, 64, height, width)
+    full[..., frequencies, :, :] = coefficients
     return full

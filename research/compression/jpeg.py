@@ -1,10 +1,10 @@
-"""A JPEG file's own quantised coefficients, without decoding pixels.
+"""Read the quantised DCT coefficients of a JPEG file, without decoding pixels.
 
-libjpeg-turbo (through ``jpegio``) decodes the entropy code. Everything around it is read here:
-libjpeg accepts a truncated file without an error, allocates whatever a header claims, and jpegio
-numbers quantisation tables by their order in the file. So the markers are walked first, and the
-library is called only for a file known to be whole, of sane size and of a kind that it can
-read. References are to ITU-T T.81 (JPEG) and T.871 (JFIF).
+libjpeg-turbo (through ``jpegio``) does the entropy decoding. The markers are parsed here first,
+because libjpeg accepts truncated files without an error and allocates whatever a header claims,
+and jpegio numbers quantisation tables by their order in the file. libjpeg is called only for
+files that are complete, of plausible size and of a supported kind. References are to ITU-T T.81
+(JPEG) and T.871 (JFIF).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from research.compression.selection import ZIGZAG
 from research.utils.errors import DamagedImage
 
 MAX_PIXELS = 178_956_970
-"""Largest image that is opened: where PIL too refuses, twice its ``MAX_IMAGE_PIXELS``."""
+"""Largest image that is read, as in PIL: twice ``PIL.Image.MAX_IMAGE_PIXELS``."""
 
 MIN_SIDE = 8
-"""Shortest side, in pixels, that is opened: one block."""
+"""Shortest side in pixels that is read: one block."""
 
 Coding = Literal["huffman", "arithmetic", "lossless"]
 Color = Literal["grey", "ycbcr", "rgb", "cmyk"]
 
 _SOI, _EOI, _SOS, _DQT, _APP0, _APP14, _TEM = 0xD8, 0xD9, 0xDA, 0xDB, 0xE0, 0xEE, 0x01
-# Start-of-frame markers by entropy coding; those missing are hierarchical (T.81, table B.1).
+# Entropy coding by start-of-frame marker; the other markers are hierarchical (T.81, table B.1).
 _FRAMES: dict[int, Coding] = {
     0xC0: "huffman",
     0xC1: "huffman",
@@ -47,7 +47,7 @@ _FRAMES: dict[int, Coding] = {
 _HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _PROGRESSIVE = frozenset({0xC2, 0xCA})
 
-# A marker. Stuffed zeros and restarts belong to the entropy code; fill bytes are skipped.
+# Any marker except stuffed zeros and restart markers, which belong to entropy-coded data.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 
 # Ratios of luma to chroma sampling, (horizontal, vertical): 4:4:4, 4:2:2, 4:4:0, 4:2:0.
@@ -58,15 +58,15 @@ _NATURAL = np.array(ZIGZAG)
 
 @dataclass(frozen=True)
 class Header:
-    """What a JPEG's markers say of the image.
+    """Properties of a JPEG image from its markers.
 
     Attributes:
         width, height: in pixels.
         components: 1, 3 or 4.
         sampling: (horizontal, vertical) factor of each component, as written in the file.
-        precision: bits a sample.
+        precision: bits per sample.
         progressive: coded in several passes.
-        color: ``grey``, ``ycbcr``, ``rgb`` or ``cmyk`` (YCCK too), decided as libjpeg does.
+        color: ``grey``, ``ycbcr``, ``rgb`` or ``cmyk`` (also YCCK), by libjpeg's rules.
         coding: ``huffman``, ``arithmetic`` or ``lossless``.
     """
 
@@ -81,21 +81,21 @@ class Header:
 
     @property
     def subsampling(self) -> tuple[int, int]:
-        """(horizontal, vertical) luma pixels to one of chroma, of a header that is ``native``.
+        """(horizontal, vertical) luma pixels per chroma pixel of a supported image.
 
         (1, 1) without chroma.
         """
-        if self.components == 1:  # the factors of a lone component mean nothing (T.81, A.2.2)
+        if self.components == 1:  # the factors of a single component are ignored (T.81, A.2.2)
             return 1, 1
         (h, v), (h_chroma, v_chroma) = self.sampling[:2]
         return h // h_chroma, v // v_chroma
 
 
-class NotNative(Exception):
-    """A whole JPEG whose coefficients are of no use here: decode its pixels instead.
+class UnsupportedJpeg(Exception):
+    """An undamaged JPEG whose coefficients cannot be used: decode its pixels instead.
 
     Attributes:
-        reason: the word under which the detour is counted, see ``native``.
+        reason: one word under which the fallback is counted, see ``unsupported_reason``.
     """
 
     def __init__(self, reason: str) -> None:
@@ -122,7 +122,7 @@ class Plane:
         return self.quantised.shape[0] // 8, self.quantised.shape[1] // 8
 
     def crop(self, top: int, left: int, height: int, width: int) -> NDArray[np.float32]:
-        """Dequantised float32 [8·height, 8·width] of a box of blocks, laid out as the plane."""
+        """A box of blocks, dequantised, float32 [8·height, 8·width] in the layout of the plane."""
         part = self.quantised[8 * top : 8 * (top + height), 8 * left : 8 * (left + width)]
         steps = np.tile(self.table.astype(np.float32), (1, width))
         out = np.multiply(part.reshape(height, 8, -1), steps, dtype=np.float32)
@@ -139,8 +139,8 @@ class Plane:
 class Planes:
     """A JPEG's coefficients, on the orthonormal scale of the plane minus 128.
 
-    Each plane has the blocks that the image needs and no more: ceil(h/8) × ceil(w/8) of the
-    component's own size h × w; the last row and column may be partly padding.
+    A component of h × w pixels has ceil(h/8) × ceil(w/8) blocks; the last row and column may be
+    partly padding.
     """
 
     header: Header
@@ -163,15 +163,15 @@ class Planes:
 
 
 def read_header(data: bytes) -> Header:
-    """Reads the markers up to the first scan.
+    """Parse the markers up to the first scan.
 
     Args:
-        data: a JPEG file, or its beginning as far as the first scan.
+        data: a JPEG file, or its beginning up to the first scan.
 
     Raises:
-        DamagedImage: ``empty``; ``not_an_image`` (no JPEG); ``truncated`` before the first scan;
-            ``oversized`` (more than ``MAX_PIXELS``); ``too_small`` (a side below ``MIN_SIDE``);
-            ``unreadable`` (the markers contradict the standard).
+        DamagedImage: ``empty``; ``not_an_image`` (not a JPEG); ``truncated`` before the first
+            scan; ``oversized`` (more than ``MAX_PIXELS``); ``too_small`` (a side below
+            ``MIN_SIDE``); ``unreadable`` (the markers violate the standard).
     """
     frame: tuple[int, bytes] | None = None
     jfif = False
@@ -197,9 +197,9 @@ def read_header(data: bytes) -> Header:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether the image is there to its end marker; whatever follows the marker is allowed.
+    """Whether the file has its end-of-image marker; bytes after it are allowed.
 
-    A file whose end is missing is decoded by libjpeg all the same, the rest of it grey.
+    libjpeg decodes a file without it too, with the missing part grey.
     """
     try:
         markers = [marker for marker, _ in _segments(data)]
@@ -208,12 +208,13 @@ def is_complete(data: bytes) -> bool:
     return _SOS in markers and markers[-1] == _EOI
 
 
-def native(header: Header) -> str | None:
-    """``None`` when the coefficients can be used as they are, else why not, in one word.
+def unsupported_reason(header: Header) -> str | None:
+    """Why the coefficients cannot be used, in one word; ``None`` if they can.
 
-    Usable are 8-bit Huffman-coded images, grey or YCbCr with 4:4:4, 4:2:2, 4:4:0 or 4:2:0 chroma.
-    Others are ``lossless``, ``arithmetic``, ``twelve_bit``, ``cmyk``, ``rgb``, ``sampling``
-    (4:1:1 and stranger), or ``tiny`` (not one whole MCU, whose blocks are padding in part).
+    Supported are 8-bit Huffman-coded images, grey or YCbCr with 4:4:4, 4:2:2, 4:4:0 or 4:2:0
+    chroma. Reasons are ``lossless``, ``arithmetic``, ``twelve_bit``, ``cmyk``, ``rgb``,
+    ``sampling`` (such as 4:1:1), and ``tiny`` (smaller than one MCU, so that all blocks are partly
+    padding).
     """
     if header.coding != "huffman":
         return header.coding
@@ -222,8 +223,8 @@ def native(header: Header) -> str | None:
     if header.color in ("cmyk", "rgb"):
         return header.color
     if header.color == "ycbcr":
-        (h, v), chroma, other = header.sampling
-        if chroma != other or all((r * chroma[0], s * chroma[1]) != (h, v) for r, s in _RATIOS):
+        (h, v), cb, cr = header.sampling
+        if cb != cr or all((r * cb[0], s * cb[1]) != (h, v) for r, s in _RATIOS):
             return "sampling"
     across, down = header.subsampling
     if header.width < 8 * across or header.height < 8 * down:
@@ -232,26 +233,26 @@ def native(header: Header) -> str | None:
 
 
 def read_planes(path: str | os.PathLike[str]) -> Planes:
-    """Reads the coefficients of every component of one file.
+    """Read the coefficients of all components of a file.
 
     Raises:
-        DamagedImage: as ``read_header``; ``truncated`` too when the end marker is missing,
-            ``oversized`` when the file is too short for the blocks that its header claims, and
-            ``unreadable`` when libjpeg gives up.
-        NotNative: the coefficients are of no use here, see ``native``.
+        DamagedImage: as ``read_header``; also ``truncated`` if the end marker is missing,
+            ``oversized`` if the file is too short for the blocks that its header claims, and
+            ``unreadable`` if libjpeg fails.
+        UnsupportedJpeg: if the coefficients cannot be used, see ``unsupported_reason``.
     """
     data = Path(path).read_bytes()
     header = read_header(data)
-    reason = native(header)
+    reason = unsupported_reason(header)
     if reason is not None:
-        raise NotNative(reason)
+        raise UnsupportedJpeg(reason)
     segments = list(_segments(data))
     if segments[-1][0] != _EOI:
         raise DamagedImage("truncated", "no end-of-image marker")
-    # The DC of every block costs at least one bit of Huffman code, in every mode (T.81, F.1.2.1
-    # and G.1.2.1), so a small file cannot make libjpeg allocate a large image.
+    # The DC of a block takes at least one bit of Huffman code in every mode (T.81, F.1.2.1 and
+    # G.1.2.1). This check prevents libjpeg from allocating a large image for a small file.
     if _blocks(header) > 8 * len(data):
-        raise DamagedImage("oversized", "the header claims more blocks than the file can hold")
+        raise DamagedImage("oversized", "the header claims more blocks than the file can contain")
     tables = _tables(segments)
     try:
         coefficients = jpegio.read(path).coef_arrays
@@ -261,18 +262,18 @@ def read_planes(path: str | os.PathLike[str]) -> Planes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The (marker, body) of each segment after the start marker, up to and with the end marker.
+    """Yield (marker, body) of each segment from after the start marker to the end marker.
 
-    As libjpeg does, bytes that belong to no segment are skipped. An entropy-coded scan is such a
-    stretch too: no marker can occur in it.
+    Bytes outside segments are skipped, as in libjpeg. This includes entropy-coded scans, in which
+    no marker can occur.
     """
     if not data:
         raise DamagedImage("empty", "an empty file")
     if not data.startswith(b"\xff\xd8"):
         raise DamagedImage("not_an_image", "does not start as a JPEG")
-    at = 2
-    while found := _MARKER.search(data, at):
-        marker, at = found[1][0], found.end()
+    position = 2
+    while match := _MARKER.search(data, position):
+        marker, position = match[1][0], match.end()
         if marker == _SOI:
             raise DamagedImage("unreadable", "a second start-of-image marker")
         if marker == _EOI:
@@ -280,17 +281,17 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         if marker == _TEM:
             continue
-        length = int.from_bytes(data[at : at + 2], "big")
-        if at + max(length, 2) > len(data):
+        length = int.from_bytes(data[position : position + 2], "big")
+        if position + max(length, 2) > len(data):
             raise DamagedImage("truncated", "ends within a marker segment")
         if length < 2:
             raise DamagedImage("unreadable", "a marker segment of impossible length")
-        yield marker, data[at + 2 : at + length]
-        at += length
+        yield marker, data[position + 2 : position + length]
+        position += length
 
 
 def _header(marker: int, body: bytes, jfif: bool, transform: int | None) -> Header:
-    """The header from a frame segment (T.81, B.2.2) and the two application markers."""
+    """Parse a frame segment (T.81, B.2.2), with what the two application markers contain."""
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
         raise DamagedImage("unreadable", "a frame header of impossible length")
     precision, height, width, components = struct.unpack(">BHHB", body[:6])
@@ -317,7 +318,7 @@ def _header(marker: int, body: bytes, jfif: bool, transform: int | None) -> Head
 
 
 def _color(components: int, ids: bytes, jfif: bool, transform: int | None) -> Color:
-    """libjpeg's rules (jdapimin.c, ``default_decompress_parms``)."""
+    """The color space by libjpeg's rules (jdapimin.c, ``default_decompress_parms``)."""
     if components == 1:
         return "grey"
     if components == 4:
@@ -330,7 +331,7 @@ def _color(components: int, ids: bytes, jfif: bool, transform: int | None) -> Co
 
 
 def _blocks(header: Header) -> int:
-    """How many blocks the components have together (T.81, A.1.1)."""
+    """Number of blocks of all components (T.81, A.1.1)."""
     luma = -(-header.height // 8) * -(-header.width // 8)
     if header.components == 1:
         return luma
@@ -341,12 +342,12 @@ def _blocks(header: Header) -> int:
 def _tables(segments: list[tuple[int, bytes]]) -> list[NDArray[np.int32]]:
     """The quantisation table of each component, [8, 8], in the order of the frame.
 
-    A component takes the table that stands in its slot when its first scan begins; later scans
-    may find another one there.
+    A component uses the table in its slot at the start of its first scan; the slot may be
+    redefined later.
     """
     slots: dict[int, NDArray[np.int32]] = {}
     frame: list[tuple[int, int]] = []
-    taken: dict[int, NDArray[np.int32]] = {}
+    tables: dict[int, NDArray[np.int32]] = {}
     for marker, body in segments:
         if marker == _DQT:
             slots.update(_quantisation(body))
@@ -355,24 +356,24 @@ def _tables(segments: list[tuple[int, bytes]]) -> list[NDArray[np.int32]]:
         elif marker == _SOS:
             scan = body[1 : 1 + 2 * body[0] : 2] if body else b""
             for component, slot in frame:
-                if component in scan and component not in taken:
+                if component in scan and component not in tables:
                     if slot not in slots:
                         raise DamagedImage("unreadable", "a quantisation table is missing")
-                    taken[component] = slots[slot]
-    if any(component not in taken for component, _ in frame):
+                    tables[component] = slots[slot]
+    if any(component not in tables for component, _ in frame):
         raise DamagedImage("unreadable", "a component is in no scan")
-    return [taken[component] for component, _ in frame]
+    return [tables[component] for component, _ in frame]
 
 
 def _quantisation(body: bytes) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """The (slot, [8, 8] table) of each table in a segment (T.81, B.2.4.1)."""
-    at = 0
-    while at < len(body):
-        dtype = np.dtype(">u2" if body[at] >> 4 else "u1")
-        end = at + 1 + 64 * dtype.itemsize
+    """Yield (slot, table [8, 8]) for each table of a segment (T.81, B.2.4.1)."""
+    start = 0
+    while start < len(body):
+        dtype = np.dtype(">u2" if body[start] >> 4 else "u1")
+        end = start + 1 + 64 * dtype.itemsize
         if end > len(body):
             raise DamagedImage("unreadable", "a quantisation table is cut short")
         table = np.empty(64, np.int32)
-        table[_NATURAL] = np.frombuffer(body[at + 1 : end], dtype)
-        yield body[at] & 15, table.reshape(8, 8)
-        at = end
+        table[_NATURAL] = np.frombuffer(body[start + 1 : end], dtype)
+        yield body[start] & 15, table.reshape(8, 8)
+        start = end

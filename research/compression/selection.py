@@ -1,7 +1,7 @@
-"""Which of a block's 64 DCT coefficients an experiment keeps.
+"""Select which of a block's 64 DCT coefficients a network receives.
 
-Frequencies are numbered row-major, f = 8·v + u with v the vertical frequency, everywhere in this
-package. Pure Python: the configuration is checked against these rules before torch is imported.
+Everywhere in this package frequencies are numbered row-major: f = 8·v + u with vertical frequency
+v. Pure Python, because configurations are checked with this module before torch is imported.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ ZIGZAG: tuple[int, ...] = _zigzag()
 
 
 def stored_order(window: int) -> tuple[int, ...]:
-    """The frequencies of a window×window corner in the order in which a store holds them.
+    """The frequencies of a window×window corner in the order of prepared stores.
 
-    Corners grow in shells, so that each smaller corner is a prefix and is read by itself.
+    They are ordered in shells, so that every smaller corner is a prefix and can be read alone.
     """
     corner = [8 * v + u for v in range(window) for u in range(window)]
     return tuple(sorted(corner, key=lambda f: (max(f // 8, f % 8), f)))
 
 
-def kept_indices(
+def select_frequencies(
     window: int | None, order: Order, count: int | None = None, plane: str = ""
 ) -> tuple[int, ...]:
-    """The kept frequencies of one plane, in the order in which they are stored as channels.
+    """The selected frequencies of one plane, in the order of the channels.
 
     Args:
-        window: k in 1…8. ``corner`` keeps the k×k lowest frequencies, row-major; ``zigzag`` keeps
-            the first k² entries of the zigzag scan. Not used, and may be ``None``, with a count.
+        window: k in 1…8. ``corner`` selects the k×k lowest frequencies, row-major; ``zigzag`` the
+            first k² entries of the zigzag scan. Ignored, and may be ``None``, if ``count`` is set.
         order: ``corner`` or ``zigzag``.
-        count: 0…64 first entries of the zigzag scan instead of a window; zigzag only.
-        plane: ending of the key named in messages, such as ``_luma``.
+        count: select this many entries of the zigzag scan instead, 0…64; ``zigzag`` only.
+        plane: suffix of the key in messages, such as ``_luma``.
 
     Raises:
-        ValueError: in one line, when the request is impossible.
+        ValueError: for an invalid value, with a message of one line.
     """
     if order not in ("corner", "zigzag"):
         raise ValueError(f"order={order}: choose corner or zigzag")
@@ -64,14 +64,16 @@ def kept_indices(
 
 @dataclass(frozen=True)
 class Selection:
-    """Kept frequencies of the luma plane and of both chroma planes; either may be empty."""
+    """Selected frequencies of the luma plane and of both chroma planes; one may be empty."""
 
     luma: tuple[int, ...]
     chroma: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if not self.luma and not self.chroma:
-            raise ValueError("count_luma=0 with count_chroma=0 keeps nothing: raise one of them")
+            raise ValueError(
+                "count_luma=0 with count_chroma=0 selects nothing: increase one of them"
+            )
 
     @classmethod
     def from_settings(
@@ -83,10 +85,10 @@ class Selection:
         count_luma: int | None = None,
         count_chroma: int | None = None,
     ) -> Self:
-        """Settles each plane: its own count, else its own window, else the common window.
+        """Select each plane by its own count, else its own window, else the common window.
 
         Raises:
-            ValueError: in one line, when a plane's request is impossible or given twice.
+            ValueError: for an invalid value, or for both a count and a window of one plane.
         """
         return cls(
             luma=_plane(window, order, window_luma, count_luma, "_luma"),
@@ -95,15 +97,16 @@ class Selection:
 
 
 def covering(selection: Selection) -> Selection:
-    """The smallest corners, in stored order, that hold a selection."""
-    return Selection(*(stored_order(_reach(plane)) for plane in (selection.luma, selection.chroma)))
+    """The smallest corners that contain a selection, in stored order."""
+    planes = (selection.luma, selection.chroma)
+    return Selection(*(stored_order(_min_window(plane)) for plane in planes))
 
 
-def _reach(frequencies: tuple[int, ...]) -> int:
+def _min_window(frequencies: tuple[int, ...]) -> int:
     return max((max(f // 8, f % 8) + 1 for f in frequencies), default=0)
 
 
-EVERY = Selection(tuple(range(64)), tuple(range(64)))
+ALL_FREQUENCIES = Selection(tuple(range(64)), tuple(range(64)))
 """All frequencies, row-major."""
 
 
@@ -112,8 +115,8 @@ def _plane(
 ) -> tuple[int, ...]:
     if own is not None and count is not None:
         raise ValueError(
-            f"window{plane}={own} and count{plane}={count} are both given: keep one of them"
+            f"window{plane}={own} and count{plane}={count} are both set: set only one of them"
         )
     if own is None:
-        return kept_indices(window, order, count, plane if count is not None else "")
-    return kept_indices(own, order, count, plane)
+        return select_frequencies(window, order, count, plane if count is not None else "")
+    return select_frequencies(own, order, count, plane)

@@ -1,37 +1,35 @@
-"""Mean and spread of every DCT coefficient over a training set, measured once and kept.
+"""Mean and std of every DCT coefficient over a training set, measured once and cached.
 
-Statistics cover all 64 frequencies (or all that a store holds), so that one measurement serves
-every window; a network that keeps some of them looks its numbers up by kept index.
+Statistics are measured for all 64 frequencies (or all in a store), so that one measurement serves
+every selection.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection
+from research.utils import cache
 from research.utils.errors import UserError
-from research.utils.files import write_text
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per-coefficient statistics on JPEG's scale, in one range.
+    """Per-coefficient statistics on JPEG's scale, in full or studio range.
 
     Attributes:
         y_mean: [64], row-major (8·v + u).
         y_std: [64].
         cbcr_mean: [2, 64], Cb then Cr.
         cbcr_std: [2, 64].
-        images: how many images were measured.
+        images: number of measured images.
     """
 
     y_mean: Tensor
@@ -46,14 +44,14 @@ def measure(batches: Iterable[Blocks], measured: Selection) -> Statistics:
 
     Args:
         batches: float ``y`` [B, k_luma, h, w], ``cbcr`` [B, 2, k_chroma, h/2, w/2].
-        measured: which frequencies these are; the others stay at mean 0 and deviation 1.
+        measured: the frequencies of the batches; other frequencies get mean 0 and std 1.
 
     Raises:
-        UserError: when there is not one image.
+        UserError: if there is no image.
     """
-    luma_at, chroma_at = list(measured.luma), list(measured.chroma)
-    y_sums = torch.zeros(2, len(luma_at)).double()
-    c_sums = torch.zeros(2, 2, len(chroma_at)).double()
+    luma_index, chroma_index = list(measured.luma), list(measured.chroma)
+    y_sums = torch.zeros(2, len(luma_index)).double()
+    c_sums = torch.zeros(2, 2, len(chroma_index)).double()
     y_count = c_count = images = 0
     for y, cbcr in batches:
         luma, chroma = y.double().cpu(), cbcr.double().cpu()
@@ -66,34 +64,29 @@ def measure(batches: Iterable[Blocks], measured: Selection) -> Statistics:
         raise UserError("dataset", "no training image could be read to measure DCT statistics")
     y_mean, y_square = y_sums / y_count
     c_mean, c_square = c_sums / c_count
-    found = Statistics(
+    result = Statistics(
         torch.zeros(64), torch.ones(64), torch.zeros(2, 64), torch.ones(2, 64), images
     )
-    found.y_mean[luma_at] = y_mean.float()
-    found.y_std[luma_at] = (y_square - y_mean.square()).clamp(min=0).sqrt().float()
-    found.cbcr_mean[:, chroma_at] = c_mean.float()
-    found.cbcr_std[:, chroma_at] = (c_square - c_mean.square()).clamp(min=0).sqrt().float()
-    return found
+    result.y_mean[luma_index] = y_mean.float()
+    result.y_std[luma_index] = (y_square - y_mean.square()).clamp(min=0).sqrt().float()
+    result.cbcr_mean[:, chroma_index] = c_mean.float()
+    result.cbcr_std[:, chroma_index] = (c_square - c_mean.square()).clamp(min=0).sqrt().float()
+    return result
 
 
 def cached(folder: Path, key: Mapping[str, object], make: Callable[[], Statistics]) -> Statistics:
-    """The statistics kept under ``key``, measured by ``make`` the first time.
+    """The statistics of ``key``, measured by ``make`` the first time, see ``cache.cached``.
 
     Args:
-        folder: where they are kept, one JSON file a key.
+        folder: where they are stored.
         key: everything they depend on: data set, source, image size, resize rule, range, images.
-        make: measures them. Other processes that ask meanwhile wait for the result.
+        make: measures them.
     """
-    digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    store = folder / f"{digest}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{store}.lock"):
-        if not store.exists():
-            made = asdict(make())
-            values = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in made.items()}
-            write_text(store, json.dumps({"key": dict(key), **values}, indent=1))
-    kept = json.loads(store.read_text())
-    tensors = {
-        name: torch.tensor(kept[name]) for name in ("y_mean", "y_std", "cbcr_mean", "cbcr_std")
-    }
-    return Statistics(**tensors, images=kept["images"])
+
+    def values() -> dict[str, Any]:
+        measured = asdict(make())
+        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in measured.items()}
+
+    stored = dict(cache.cached(folder, dict(key), values))
+    images = stored.pop("images")
+    return Statistics(**{k: torch.tensor(v) for k, v in stored.items()}, images=images)

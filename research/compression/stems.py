@@ -1,9 +1,9 @@
-"""Stems that take JPEG DCT coefficients in the place of a backbone's RGB stem.
+"""Stems for JPEG DCT coefficients, which replace or precede a backbone's RGB stem.
 
 A stem takes ``Blocks``: ``y`` [B, k_luma, H/8, W/8] and ``cbcr`` [B, 2, k_chroma, H/16, W/16].
-It gives either an RGB image for the backbone's own stem (``reconstruction``) or features
-[B, C, H/4, W/4] for its first stage (the others). A plane of which nothing is kept has no
-branch, so every parameter is used.
+``reconstruction`` returns an RGB image for the backbone's own stem, the other variants features
+[B, C, H/4, W/4] for its first stage. A plane without selected frequencies has no branch, so that
+every parameter is used.
 
 The four variants follow guide 1 (compressed backbones), with 3×3 projections.
 """
@@ -30,12 +30,12 @@ REFINE_WIDTH: Final = 32
 
 @dataclass(frozen=True)
 class StemSpec:
-    """Which stem a backbone is to take.
+    """Which stem a backbone gets.
 
     Args:
         variant: ``reconstruction``, ``block_stem``, ``luma_fusion`` or ``luma_fusion_pruned``.
-        selection: the kept frequencies.
-        range_: ``full`` or ``studio``.
+        selection: the frequencies of the input.
+        range_: range of the input, ``full`` or ``studio``.
     """
 
     variant: str
@@ -44,26 +44,26 @@ class StemSpec:
 
     @property
     def takes_image(self) -> bool:
-        """Whether the backbone keeps its own RGB stem behind this one."""
+        """Whether this stem returns an image, so that the backbone keeps its own RGB stem."""
         return self.variant == "reconstruction"
 
     @property
     def normalised(self) -> bool:
-        """Whether the stem wants its coefficients normalised; a decoder wants them as they are."""
+        """Whether the stem takes normalised coefficients; a decoder takes them unnormalised."""
         return not self.takes_image
 
     @property
     def trunk_scale(self) -> float:
-        """By how much the residual trunk's width and depth shrink; 1 leaves it whole.
+        """Factor on the width and depth of the backbone's stages; 1 unless the trunk is pruned.
 
-        Of ``luma_fusion_pruned``: √(kept luma frequencies) / 8, which is window / 8 for a window.
+        For ``luma_fusion_pruned``, √(number of luma frequencies) / 8, which is window / 8.
         """
         if self.variant != "luma_fusion_pruned":
             return 1.0
         return max(1.0, len(self.selection.luma) ** 0.5) / 8
 
     def build(self, channels: int) -> nn.Module:
-        """The stem, with ``channels`` output channels where it gives features."""
+        """Build the stem, with ``channels`` output channels if it returns features."""
         if self.variant == "reconstruction":
             return Reconstruction(self.selection, self.range_)
         luma, chroma = len(self.selection.luma), 2 * len(self.selection.chroma)
@@ -71,11 +71,11 @@ class StemSpec:
 
 
 class Stemmed(nn.Module):
-    """A backbone behind a stem of ours: ``Blocks`` in, logits [B, num_classes] out.
+    """A coefficient stem followed by a backbone: ``Blocks`` to logits [B, num_classes].
 
     Args:
-        stem: gives what ``backbone`` takes.
-        backbone: the whole network, or the network without its own stem.
+        stem: from ``StemSpec.build``.
+        backbone: the network, without its own stem unless ``stem`` returns an image.
     """
 
     def __init__(self, stem: nn.Module, backbone: nn.Module) -> None:
@@ -88,13 +88,13 @@ class Stemmed(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """Rebuild the RGB image, refine it, normalise it; the backbone's own stem follows.
+    """Decode the RGB image, refine it and normalise it for the backbone's own stem.
 
-    The refinement (3×3 conv to 32, batch norm, SiLU, 3×3 conv to 3) is added to the image and
-    starts at zero, so that at the start the network is the RGB network on the decoded image and
-    its pretrained weights carry over.
+    The refinement (3×3 conv to 32, batch norm, SiLU, 3×3 conv to 3) is a residual initialised to
+    zero: before training the network is the RGB network on the decoded image, so that pretrained
+    weights can be used.
 
-    Takes unnormalised coefficients; gives [B, 3, H, W], normalised with ImageNet's statistics.
+    Takes unnormalised coefficients; returns [B, 3, H, W], normalised with ImageNet's mean and std.
     """
 
     def __init__(self, selection: Selection, range_: str) -> None:
@@ -117,19 +117,18 @@ class Reconstruction(nn.Module):
 
 
 class JoinedStem(nn.Module):
-    """Luma and chroma projected apart, joined on one grid, enlarged to stride 4.
+    """Project luma and chroma separately, join them on one grid, upsample to stride 4.
 
-    Luma: 3×3 conv to 64, of stride 2 where the planes meet on the chroma grid; its fields overlap,
-    so every block is read. Chroma: 3×3 conv of both planes to 32 on their own grid, then nearest
-    ×2 where they meet on the luma grid. Joined by a 1×1 conv, then enlarged bilinearly. Every
-    conv is followed by batch norm and SiLU.
+    Luma: 3×3 conv to 64, with stride 2 if ``stride`` is 16. Chroma: 3×3 conv of both planes to 32,
+    upsampled ×2 (nearest) if ``stride`` is 8. The branches are concatenated, joined by a 1×1 conv
+    and upsampled bilinearly. Every conv is followed by batch norm and SiLU.
 
     Args:
-        luma: kept luma frequencies.
-        chroma: kept chroma frequencies of both planes together.
+        luma: number of luma frequencies.
+        chroma: number of chroma frequencies of both planes together.
         channels: output channels.
-        stride: where they meet: 8, the luma grid (``block_stem``), or 16, the chroma grid
-            (``luma_fusion``).
+        stride: stride of the grid on which the branches are joined: 8, the luma grid
+            (``block_stem``), or 16, the chroma grid (``luma_fusion``).
     """
 
     def __init__(self, luma: int, chroma: int, channels: int, stride: int) -> None:

@@ -13,6 +13,7 @@ import yaml
 from research.config import stored
 from research.config.checks import check_value
 from research.config.compose import defaults_of
+from research.config.group_rules import group_rules
 from research.config.messages import dotted, no_key
 from research.config.schema import GROUPS, register
 from research.utils.errors import UserError
@@ -66,7 +67,7 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
         UserError: for a key that it has not, or a value that may not stand there.
     """
     register()
-    defaults = dict(dotted(defaults_of(frozenset())))
+    defaults, rules = dict(dotted(defaults_of(frozenset()))), group_rules(config)
     result = copy.deepcopy(dict(config))
     for word in overrides:
         key, _, text = word.partition("=")
@@ -86,12 +87,12 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
             if name:  # of the user's own, which may have dots
                 value = {**(result[group][part] or {}), name: value}
             key = f"{group}.{part}"
-            check_value(key, value, None)
+            check_value(key, value, None, rules)
         else:
             known = dict(dotted(result))
             if key not in known:
                 raise no_key(key, result, {})
-            check_value(key, value, defaults.get(key, known[key]))
+            check_value(key, value, defaults.get(key, known[key]), rules)
         *parts, last = key.split(".")
         node = result
         for part in parts:

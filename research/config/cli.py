@@ -1,22 +1,234 @@
-"""The language of every command: positional paths first, then ``key=value``."""
+"""Command lines of ``python -m research.COMMAND``: paths first, then ``key=value`` options.
+
+A command declares its options as a frozen dataclass whose fields are made by ``option``:
+
+    @dataclass(frozen=True)
+    class Options(cli.RunOptions):
+        batch_size: int = cli.option(8, COUNT, "frames per batch")
+
+``parse`` reads a command line into it, and ``usage`` renders it as help. Imports no torch.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from research.config.rules import TARGETS, TEXT, Rule
+from research.config.messages import shown
+from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils.errors import UserError
 
-TRUST: dict[str, tuple[str, Rule]] = {"trust": ("[]", TARGETS)}
-"""The option of every command that builds what a run's configuration names."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    OptionsT = TypeVar("OptionsT", bound=DataclassInstance)
+
+T = TypeVar("T")
+WIDTH = 100
+"""Characters per line of a help text."""
+DOTTED_NAME = Rule(
+    "a dotted name, such as my_models.Net",
+    lambda value: isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)+", value) is not None,
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """Declaration of one option.
+
+    Attributes:
+        key: as typed.
+        default: value if the option is not given.
+        rule: which values are allowed; of each part, if the option is a list.
+        help: one line.
+        placeholder: shown in the help if there is no default (None or an empty list).
+    """
+
+    key: str
+    default: Any
+    rule: Rule
+    help: str
+    placeholder: str
+
+    @property
+    def is_list(self) -> bool:
+        """True for values separated by commas, ``key=a,b`` or ``key=[a,b]``."""
+        return isinstance(self.default, tuple)
+
+    @property
+    def default_text(self) -> str:
+        """The default as it would be typed, or the placeholder."""
+        if self.default in (None, ()):
+            return self.placeholder
+        return ",".join(map(_typed, self.default if self.is_list else [self.default]))
+
+    def read(self, text: str) -> Any:
+        """The value of ``key=text``.
+
+        Raises:
+            UserError: if the value is not allowed.
+        """
+        if not self.is_list:
+            return None if not text and self.default is None else self._checked(text, text)
+        inner = text.removeprefix("[").removesuffix("]")
+        parts = [part.strip() for part in inner.split(",") if part.strip()]
+        if not parts and self.default:
+            parts = [""]  # refused: such a list may not be empty
+        return tuple(self._checked(part, text) for part in parts)
+
+    def _checked(self, part: str, text: str) -> Any:
+        """The value of one part of ``text``."""
+        value = part if self.rule in (TEXT, PATH) else _parsed(part)
+        if value is None and self.default is None:
+            return None
+        if not self.rule.holds(value):
+            if self.rule.choices:
+                choose(self.key, part, self.rule.choices)
+            several = ", or several separated by commas" if self.is_list else ""
+            raise UserError(self.key, f"{self.key}={text}: expected {self.rule.allowed}{several}")
+        return Path(value) if self.rule is PATH else value
+
+
+def option(default: T, rule: Rule, help: str, *, key: str = "", placeholder: str = "") -> T:
+    """A field of an options dataclass.
+
+    Args:
+        default: value if the option is not given; None if the command chooses, a tuple for a list
+            of values separated by commas.
+        rule: which values are allowed; ``TEXT`` and ``PATH`` take the text as it is typed, the
+            value of ``PATH`` is a ``Path``.
+        help: one line.
+        key: as typed, if it is not the name of the field.
+        placeholder: shown in the help if there is no default (None or an empty list).
+    """
+    return field(default=default, metadata={"option": (key, rule, help, placeholder)})
+
+
+@dataclass(frozen=True)
+class TrustOptions:
+    """Option of every command that builds what the configuration of a run names."""
+
+    trust: tuple[str, ...] = option(
+        (),
+        DOTTED_NAME,
+        "classes and functions of your own that the run names: [my_models.Net]",
+        placeholder="[]",
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointOptions(TrustOptions):
+    """Options of every command that loads a run."""
+
+    checkpoint: str = option("best", one_of("best", "last"), "best or last, of a run folder")
+
+
+@dataclass(frozen=True)
+class RunOptions(CheckpointOptions):
+    """Options of every command that loads a run on a device."""
+
+    device: str = option("auto", DEVICE, "auto, cpu, cuda, cuda:N or mps")
+
+
+def declared(options: type[DataclassInstance]) -> dict[str, Option]:
+    """The options of a dataclass by field name: its own ones first, then those of its bases."""
+    found = {}
+    known = {entry.name: entry for entry in fields(options) if "option" in entry.metadata}
+    for base in options.__mro__:
+        for name in get_annotations(base):
+            if name in known and name not in found:
+                key, *rest = known[name].metadata["option"]
+                found[name] = Option(key or name, known[name].default, *rest)
+    return found
+
+
+def parse(
+    options: type[OptionsT], words: Sequence[str], others: str | None = None
+) -> tuple[list[str], OptionsT, list[str]]:
+    """Read the words of a command line.
+
+    Args:
+        options: dataclass of the command's options.
+        words: paths, then ``key=value``.
+        others: prefix of other keys that are allowed, such as ``dataset.``; an empty prefix allows
+            all, None allows none.
+
+    Returns:
+        paths; options; the words with other keys.
+
+    Raises:
+        UserError: for an unknown key, a value that is not allowed, or words in the wrong order.
+    """
+    paths, settings = split(words)
+    known = declared(options)
+    names = {entry.key: name for name, entry in known.items()}
+    values, rest = {}, []
+    for word in settings:
+        key, _, text = word.partition("=")
+        if key in names:
+            values[names[key]] = known[names[key]].read(text)
+            continue
+        near = difflib.get_close_matches(key, names, 1)
+        if near and key not in (*RUN_RULES, *GROUPS):
+            raise UserError(key, f"no key {key!r}", f"did you mean {near[0]!r}? see --help")
+        if others is None or not key.startswith(others):
+            more = f" and {others}KEY" if others else ""
+            raise UserError(key, f"no key {key!r}", f"the options are {', '.join(names)}{more}")
+        rest.append(word)
+    return paths, options(**values), rest
+
+
+def usage(
+    synopsis: str,
+    description: str,
+    options: type[DataclassInstance] | Mapping[str, type[DataclassInstance]],
+    notes: str = "",
+) -> str:
+    """The help text of a command.
+
+    Args:
+        synopsis: the command and its positional words.
+        description: what it does.
+        options: dataclass of its options; or several by heading, of each only its own fields.
+        notes: further text, below the options.
+    """
+    if isinstance(options, Mapping):
+        tables = [
+            f"{heading}\n{_table([declared(group)[name] for name in get_annotations(group)])}"
+            for heading, group in options.items()
+        ]
+    else:
+        tables = [_table([*declared(options).values()])]
+    parts = [f"{synopsis.strip()}\n\n{description.strip()}", *tables, notes.strip()]
+    return "\n".join(part for part in parts if part)
+
+
+def _table(options: Sequence[Option]) -> str:
+    """One line ``key=default  help`` for each option, wrapped at ``WIDTH``."""
+    left = [f"{entry.key}={entry.default_text}" for entry in options]
+    column = max(map(len, left)) + 4
+    return "\n".join(
+        textwrap.fill(
+            entry.help,
+            WIDTH,
+            initial_indent=f"  {text}".ljust(column),
+            subsequent_indent=" " * column,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for entry, text in zip(options, left, strict=True)
+    )
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -41,134 +253,16 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return positional, settings
 
 
-def key_values(words: Sequence[str]) -> list[str]:
-    """The words of a command that takes settings alone.
+def no_paths(paths: Sequence[str]) -> None:
+    """Check that a command got settings only.
 
     Raises:
-        UserError: for anything that is not ``key=value``.
+        UserError: if there is a positional word.
     """
-    positional, settings = split(words)
-    if positional:
+    if paths:
         raise UserError(
-            positional[0],
-            f"{positional[0]}: settings are written key=value, such as model=resnet34",
+            paths[0], f"{paths[0]}: settings are written key=value, such as model=resnet34"
         )
-    return settings
-
-
-def options(settings: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """A command's own options out of its settings.
-
-    Args:
-        settings: ``key=value`` words.
-        known: the options and their defaults.
-
-    Returns:
-        every option's value, and the words left over (settings of the configuration).
-
-    Raises:
-        UserError: for a key that is neither, but spelled much like an option.
-    """
-    values = dict(known)
-    rest = []
-    for word in settings:
-        key, _, value = word.partition("=")
-        if key in known:
-            values[key] = value
-            continue
-        near = difflib.get_close_matches(key, known, 1)
-        if near and key not in (*RUN_RULES, *GROUPS):
-            raise UserError(key, f"no key {key!r}", f"did you mean {near[0]!r}? see --help")
-        rest.append(word)
-    return values, rest
-
-
-def run_dir_of(run: Path) -> Path:
-    """The folder of a run, given by itself or by one of its checkpoints."""
-    folder = run if run.is_dir() else run.parent
-    return folder.parent if folder.name == "checkpoints" else folder
-
-
-def beside(run: Path, name: str) -> Path:
-    """Where results go that lie beside a run.
-
-    Raises:
-        UserError: when a link leads from there to somewhere else.
-    """
-    folder = run_dir_of(run)
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise UserError("out", f"{folder / name}: a link that leads elsewhere", "give out=")
-    return folder / name
-
-
-@contextmanager
-def written(out: Path) -> Iterator[None]:
-    """Tells in one line when results cannot be written.
-
-    Raises:
-        UserError: for a full disk, a folder that is a file, or one that may not be written to.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            "out", f"{out}: {error.strerror or error}", "give another out=FOLDER"
-        ) from None
-
-
-def mixed(
-    settings: Sequence[str], known: Mapping[str, tuple[str, Rule]], who: str
-) -> tuple[dict[str, Any], list[str]]:
-    """The options of a command that takes settings of the configuration as well.
-
-    Args: see ``typed``.
-
-    Returns:
-        what ``typed`` gives, and the words left over.
-
-    Raises:
-        UserError: for a value that may not stand there, or a key spelled much like an option.
-    """
-    chosen, rest = options(settings, {key: default for key, (default, _) in known.items()})
-    return typed([f"{key}={value}" for key, value in chosen.items()], known, who), rest
-
-
-def typed(
-    settings: Sequence[str], known: Mapping[str, tuple[str, Rule]], who: str
-) -> dict[str, Any]:
-    """The options of a command that has no others, read and checked.
-
-    Args:
-        settings: ``key=value`` words.
-        known: every option's default as it would be typed, and what it may be.
-        who: the command, for messages.
-
-    Returns:
-        every option's value; null for one left open.
-
-    Raises:
-        UserError: for an unknown key or a value that may not stand there.
-    """
-    chosen, rest = options(settings, {key: default for key, (default, _) in known.items()})
-    if rest:
-        key = rest[0].partition("=")[0]
-        raise UserError(key, f"no key {key!r}", f"{who} has {', '.join(known)}")
-    found: dict[str, Any] = {}
-    for key, text in chosen.items():
-        default, rule = known[key]
-        try:
-            value = text if rule is TEXT else yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        if value is None and not default:
-            found[key] = None
-            continue
-        if not rule.holds(value):
-            if rule.choices:
-                choose(key, text, rule.choices)
-            raise UserError(key, f"{key}={text}: expected {rule.allowed}")
-        found[key] = value
-    return found
 
 
 def choose(key: str, value: str, allowed: Sequence[str]) -> str:
@@ -184,15 +278,37 @@ def choose(key: str, value: str, allowed: Sequence[str]) -> str:
     raise UserError(key, f"{key}={value}{hint} allowed: {', '.join(allowed)}")
 
 
-def whole_number(key: str, value: str) -> int:
-    """``value`` as a whole number of at least 1.
+def run_dir_of(path: Path) -> Path:
+    """The run folder of a path: the path itself, or the folder of a checkpoint file."""
+    folder = path if path.is_dir() else path.parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def folder_in_run(run: Path, name: str) -> Path:
+    """The folder ``name`` for results in a run folder.
 
     Raises:
-        UserError: when it is none.
+        UserError: if it is a link to a place outside the run folder.
     """
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(key, f"{key}={value}: expected a whole number, at least 1")
-    return int(value)
+    folder = run_dir_of(run)
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise UserError("out", f"{folder / name}: a link that leads elsewhere", "set out=FOLDER")
+    return folder / name
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Report in one line that results cannot be written.
+
+    Raises:
+        UserError: for a full disk, a folder that is a file, or one without write permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            "out", f"{out}: {error.strerror or error}", "set another out=FOLDER"
+        ) from None
 
 
 def command(usage: str, main: Callable[[list[str]], None]) -> None:
@@ -208,3 +324,24 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _parsed(text: str) -> Any:
+    """A value as YAML reads it, and numbers such as ``1e-6``, which YAML reads as text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _typed(value: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0", r"e\1", f"{value:g}")
+    return shown(value)

@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import re
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,16 +22,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from research.config.checks import check, check_value
 from research.config.compose import Composed, composed, hydra_ready, resolved
+from research.config.group_rules import group_rules
 from research.config.help import help_text
 from research.config.messages import explain, suggest
 from research.config.options import CONF
-from research.config.schema import OPTIONAL, SWEEPER_RULES, register
+from research.config.overrides import train_command
+from research.config.schema import OPTIONAL, register
 from research.utils.errors import UserError
 
 T = TypeVar("T")
@@ -86,9 +87,9 @@ def command_line(main: Callable[[], object]) -> None:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process at a user's mistake, before Hydra adds a line of its own to it.
+    """Exit with one line on a user's mistake, before Hydra adds a line of its own.
 
-    Not under -m, where the other jobs go on.
+    Not with -m, where the other jobs continue.
     """
     try:
         yield
@@ -99,25 +100,23 @@ def exit_on_user_error() -> Iterator[None]:
         _exit(f"error: {explain(error, HydraConfig.get().overrides.task)}", 2)
 
 
-def compose_config(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
-    """Compose ``conf/config.yaml`` for a command other than ``train.py``.
+def compose_config(overrides: Sequence[str]) -> Composed:
+    """Compose and check ``conf/config.yaml`` for a command other than ``train.py``.
 
     Args:
         overrides: ``key=value`` each, as on the command line.
-
-    Returns:
-        The configuration without Hydra's own node, and the chosen option of each group.
 
     Raises:
         UserError: for what cannot be composed or does not pass ``check``.
     """
     register()
+    words = list(overrides)
     try:
-        result = composed(overrides)
-        check(result.cfg, result.choices, overrides)
+        result = composed(words)
+        check(result.cfg, result.choices, words)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise explain(error, overrides) from error
-    return result.cfg, result.choices
+        raise explain(error, words) from error
+    return result
 
 
 def check_jobs(overrides: list[str], *, multirun: bool) -> None:
@@ -149,11 +148,12 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         first = base(_composed_lines([axis.values[0] for axis in axes]))
         preset = first.choices.get("sweep")
         if preset is not None and not multirun:
-            words = shlex.join(overrides)
-            raise UserError("sweep", f"sweep={preset} is of many runs: python train.py -m {words}")
+            command = train_command(overrides, multirun=True)
+            raise UserError("sweep", f"sweep={preset} is of many runs: {command}")
+        rules = group_rules({})
         for key, value in first.sweeper.items():
-            if f"hydra.sweeper.{key}" in SWEEPER_RULES:
-                check_value(f"hydra.sweeper.{key}", value, value)
+            if f"hydra.sweeper.{key}" in rules:
+                check_value(f"hydra.sweeper.{key}", value, value, rules)
         params = first.sweeper.get("params") or {}
         given = {override.key_or_group for override in parsed}
         extra = [f"{key}={values}" for key, values in params.items() if key not in given]

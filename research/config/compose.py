@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from research.config.declarations import split
 from research.config.options import CONF, options
 from research.config.schema import GROUPS, OPTIONAL
 from research.utils.errors import UserError
@@ -22,13 +23,18 @@ class Composed(NamedTuple):
 
     Attributes:
         cfg: the configuration without Hydra's own node.
-        choices: the option of every group of ours; null where there is none.
+        choices: the option of every group of ours; None where there is none.
         sweeper: Hydra's node of the sweeper.
     """
 
     cfg: DictConfig
     choices: dict[str, str | None]
     sweeper: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as a plain dictionary, with every interpolation resolved."""
+        return resolved(self.cfg)
 
 
 @contextmanager
@@ -91,7 +97,7 @@ def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
     for group in GROUPS:
         if group not in chosen:  # a list of options was chosen, whose names Hydra does not keep
             overrides.append(f"{group}=[{','.join(options(group))}]")
-    return resolved(composed(overrides).cfg)
+    return composed(overrides).config
 
 
 @lru_cache(maxsize=256)
@@ -101,7 +107,12 @@ def choices_of_model(model: str) -> dict[str, str | None]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A plain dictionary with every interpolation resolved and without Hydra's own node."""
+    """The settings as plain values: interpolations resolved, without declarations and Hydra."""
+    return split(resolved_with_declarations(cfg))[0]
+
+
+def resolved_with_declarations(cfg: DictConfig) -> dict[str, Any]:
+    """The same with what the options declare, see ``research.config.declarations``."""
     if "hydra" in cfg:
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     container = OmegaConf.to_container(cfg, resolve=True)

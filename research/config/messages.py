@@ -25,8 +25,9 @@ from omegaconf.errors import (
 from yaml import MarkedYAMLError
 
 from research.config.compose import Composed, composed
+from research.config.group_rules import group_rules
 from research.config.migrations import current_key
-from research.config.options import option_node, options
+from research.config.options import option_node, options, without_declarations
 from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, rule_for
 from research.utils.errors import UserError
@@ -223,9 +224,10 @@ def _composition(error: BaseException, overrides: list[str]) -> UserError:
 def _takes_list(key: str, values: str) -> bool:
     """Whether ``key=[values]`` would be accepted, so that it may be advised."""
     node: Any = plain(_context([]))
+    rules = group_rules(node)
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else None
-    return rule_for(key, node).holds(yaml.safe_load(f"[{values}]"))
+    return rule_for(key, node, rules).holds(yaml.safe_load(f"[{values}]"))
 
 
 def _key(override: str) -> str:
@@ -249,10 +251,13 @@ def _context(overrides: list[str]) -> Composed:
 
 
 def plain(context: Composed) -> dict[str, Any]:
-    """The configuration as written, interpolations left alone."""
+    """The settings as written, interpolations left alone; without declarations."""
     container = OmegaConf.to_container(context.cfg, resolve=False)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return {
+        str(key): without_declarations(value) if isinstance(value, dict) else value
+        for key, value in container.items()
+    }
 
 
 def dotted(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+DECLARATIONS: Final = ("provides", "needs", "accepts")
+"""Keys of an option that are no settings, see ``research.config.declarations``."""
 
 
 def options(group: str) -> list[str]:
@@ -17,7 +19,7 @@ def options(group: str) -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def option_node(group: str, option: str) -> dict[str, Any]:
+def read_option(group: str, option: str) -> dict[str, Any]:
     """What an option's file says, on top of the parts that it takes from its group.
 
     Not to be changed by the caller.
@@ -32,8 +34,18 @@ def option_node(group: str, option: str) -> dict[str, Any]:
         if part == "_self_":
             found = _merged(found, own)
         elif isinstance(part, str):
-            found = _merged(found, option_node(group, part))
+            found = _merged(found, read_option(group, part))
     return found
+
+
+def option_node(group: str, option: str) -> dict[str, Any]:
+    """The settings of an option: ``read_option`` without its declarations."""
+    return without_declarations(read_option(group, option))
+
+
+def without_declarations(node: dict[str, Any]) -> dict[str, Any]:
+    """The node of a group without what its option declares."""
+    return {key: value for key, value in node.items() if key not in DECLARATIONS}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from research.config.checks import check_value
+from research.config.group_rules import group_rules
 from research.config.migrations import VERSION, current_column, migrated
 from research.config.options import option_node, options
 from research.config.rules import TEXT, Rule, list_of, mapping_of, one_of, or_null, whole
@@ -176,7 +177,12 @@ def completed(config: Plain) -> Plain:
 
 def places(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every dotted key that names a file, a folder or an address, with its value."""
-    return {key: value for key, value in _leaves(config, "") if value and rule_for(key, None).place}
+    rules = group_rules(config)
+    return {
+        key: value
+        for key, value in _leaves(config, "", rules)
+        if value and rule_for(key, None, rules).place
+    }
 
 
 def without_places(config: Mapping[str, Any]) -> Plain:
@@ -194,9 +200,10 @@ def without_places(config: Mapping[str, Any]) -> Plain:
 
 
 def _problems(config: Plain, trust: Collection[str]) -> Iterator[str]:
+    rules = group_rules(config)
     for name, value in config.items():
         if name in RUN_RULES:
-            yield from _wrong(name, value, RUN_DEFAULTS[name])
+            yield from _wrong(name, value, RUN_DEFAULTS[name], rules)
         elif name not in GROUPS:
             yield f"{name}, which is no setting"
     for group in GROUPS:
@@ -207,7 +214,7 @@ def _problems(config: Plain, trust: Collection[str]) -> Iterator[str]:
             shapes = _shapes(group, node)
             if not shapes:
                 yield f"{group}, which is none of {', '.join(options(group))}"
-            found = [list(_differing(group, node, shape, trust)) for shape in shapes]
+            found = [list(_differing(group, node, shape, trust, rules)) for shape in shapes]
             yield from min(found, key=len, default=[])[:1]
 
 
@@ -221,7 +228,9 @@ def _shapes(group: str, node: Plain) -> list[Plain]:
     return [each for each in nodes if each.get(TARGET) == node.get(TARGET)]
 
 
-def _differing(path: str, node: Plain, shape: Plain, trust: Collection[str]) -> Iterator[str]:
+def _differing(
+    path: str, node: Plain, shape: Plain, trust: Collection[str], rules: Mapping[str, Rule]
+) -> Iterator[str]:
     """What a node has that an option of this shape may not have, a line each."""
     for name in shape:
         if name not in node:
@@ -236,16 +245,16 @@ def _differing(path: str, node: Plain, shape: Plain, trust: Collection[str]) -> 
             if value != shape[name]:
                 yield f"{key}={value}"
         elif isinstance(shape[name], dict) and isinstance(value, dict) and shape[name]:
-            yield from _differing(key, value, shape[name], trust)
+            yield from _differing(key, value, shape[name], trust, rules)
         else:
-            yield from _wrong(key, value, shape[name])
+            yield from _wrong(key, value, shape[name], rules)
 
 
-def _wrong(key: str, value: Any, default: Any) -> Iterator[str]:
+def _wrong(key: str, value: Any, default: Any, rules: Mapping[str, Rule]) -> Iterator[str]:
     try:
         # Interpolations and what each option must say are of any type.
         open_ = isinstance(default, str) and (default == "???" or "${" in default)
-        check_value(key, value, None if open_ else default)
+        check_value(key, value, None if open_ else default, rules)
     except UserError as error:
         yield str(error)
 
@@ -321,10 +330,12 @@ def _plain(document: Any, most: int = MOST_VALUES) -> Plain:
     return found
 
 
-def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(
+    node: Mapping[str, Any], path: str, rules: Mapping[str, Rule]
+) -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
         key = f"{path}{name}"
-        if isinstance(value, dict) and value and not rule_for(key, None).place:
-            yield from _leaves(value, f"{key}.")
+        if isinstance(value, dict) and value and not rule_for(key, None, rules).place:
+            yield from _leaves(value, f"{key}.", rules)
         else:
             yield key, value

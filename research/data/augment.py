@@ -1,7 +1,7 @@
-"""Augmentation of whole batches, on the device: policies, erasing, mixup, cutmix.
+"""Augmentation of batches on the device: policies, erasing, mixup, cutmix.
 
-In two stages. The first changes uint8 pixels, so inputs that arrive as coefficients cannot have
-it; the second mixes what the network takes, pixels or coefficients.
+It has two stages: the first changes uint8 pixels and is not applied to inputs that are loaded as
+coefficients; the second mixes the network's inputs, pixels or coefficients.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a batch of training images beside crop and mirror.
+    """Augmentation of training images, after crop and flip.
 
-    Everything is drawn for each image by itself.
+    All random parameters are drawn per image.
 
     Args:
-        policy: ``randaugment`` (Cubuk et al., 2020), ``trivialaugment`` (Müller and Hutter,
-            2021), ``autoaugment_cifar`` (Cubuk et al., 2019), as torchvision has them, or null.
+        policy: torchvision's ``randaugment`` (Cubuk et al., 2020), ``trivialaugment`` (Müller and
+            Hutter, 2021) or ``autoaugment_cifar`` (Cubuk et al., 2019), or ``None``.
         magnitude: strength of ``randaugment``'s operations, 0…30.
-        operations: how many of them an image gets.
+        operations: number of ``randaugment``'s operations per image.
         erasing: probability that a rectangle of an image is filled with the mean colour (Zhong et
-            al., 2020); its area and shape as torchvision draws them.
-        mixup: α of the Beta distribution from which shares are drawn (Zhang et al., 2018); 0: no
-            mixup.
-        cutmix: the same for cutmix (Yun et al., 2019). With both, an image gets either with
-            probability one half.
-        mix_probability: that an image is mixed at all.
+            al., 2020), with the distribution of torchvision's ``RandomErasing``.
+        mixup: α of the Beta distribution of ``lam`` in mixup (Zhang et al., 2018); 0 for no mixup.
+        cutmix: the same for cutmix (Yun et al., 2019). If both are set, each image gets one of
+            them with probability one half.
+        mix_probability: probability that an image is mixed.
     """
 
     policy: str | None
@@ -52,47 +51,47 @@ class Augmentation:
     mix_probability: float
 
     def pixels(
-        self, images: Tensor, colour: Sequence[float], generator: torch.Generator | None
+        self, images: Tensor, fill: Sequence[float], generator: torch.Generator | None
     ) -> Tensor:
-        """The first stage.
+        """The first stage: policy and erasing.
 
         Args:
             images: uint8 [B, 3, H, W].
-            colour: RGB on a 0…1 scale, of what is erased.
+            fill: RGB of erased rectangles on a 0…1 scale.
             generator: on the CPU.
         """
         if self.policy is not None and len(images):
             images = self._policy(images, generator)
         if self.erasing:
-            images = _erase(images, self.erasing, colour, _numpy(generator))
+            images = _erase(images, self.erasing, fill, _numpy_generator(generator))
         return images
 
     def mix(
         self, batch: ClassificationBatch, generator: torch.Generator | None
     ) -> ClassificationBatch:
-        """The second stage: every image with a share of another one of the batch.
+        """The second stage: mix every image with another image of the batch.
 
         Args:
-            batch: inputs float [B, 3, H, W], or float ``Blocks``, in which cutmix takes whole
-                16×16 pixels so that luma and chroma agree.
+            batch: inputs float [B, 3, H, W], or float ``Blocks``, in which the boxes of cutmix
+                are aligned to 16×16 pixels so that luma and chroma agree.
             generator: on the CPU.
 
         Returns:
-            The batch with ``labels_b`` and ``lam`` filled in; ``lam`` is 1 for what is not mixed.
+            The batch with ``labels_b`` and ``lam``; ``lam`` is 1 for images that are not mixed.
         """
         if not (self.mixup or self.cutmix):
             return batch
-        rng, count = _numpy(generator), len(batch)
+        rng, count = _numpy_generator(generator), len(batch)
         partner = torch.from_numpy(rng.permutation(count)).to(batch.labels.device)
         cut = rng.random(count) < (0.5 if self.mixup and self.cutmix else bool(self.cutmix))
         alpha = np.where(cut, self.cutmix, self.mixup)
-        share = rng.beta(alpha, alpha)
-        share[rng.random(count) >= self.mix_probability] = 1
-        rows, columns = _cells(batch.inputs)
-        edges = _boxes(np.where(cut, share, 1), rows, columns, rng)
-        left = torch.from_numpy(np.where(cut, 1, share).astype(np.float32))
-        outside = ~inside(torch.from_numpy(edges).to(batch.labels.device), rows, columns)
-        weight = left.to(outside.device)[:, None, None] * outside
+        lam = rng.beta(alpha, alpha)
+        lam[rng.random(count) >= self.mix_probability] = 1
+        rows, columns = _grid_size(batch.inputs)
+        edges = _cutmix_boxes(np.where(cut, lam, 1), rows, columns, rng)
+        mixup_lam = torch.from_numpy(np.where(cut, 1, lam).astype(np.float32))
+        outside = ~box_mask(torch.from_numpy(edges).to(batch.labels.device), rows, columns)
+        weight = mixup_lam.to(outside.device)[:, None, None] * outside
         return replace(
             batch,
             inputs=_blend(batch.inputs, partner, weight),
@@ -103,33 +102,33 @@ class Augmentation:
     def _policy(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         from torchvision.transforms import v2
 
-        known: dict[str, Any] = {
+        policies: dict[str, Any] = {
             "randaugment": lambda: v2.RandAugment(self.operations, self.magnitude),
             "trivialaugment": v2.TrivialAugmentWide,
             "autoaugment_cifar": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
         }
-        change = known[str(self.policy)]()
-        seed = _word(generator)
-        # Torchvision draws from the global generator of the CPU, which is lent to it.
+        policy = policies[str(self.policy)]()
+        seed = _draw_seed(generator)
+        # torchvision draws from the global CPU generator, whose state is restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return torch.stack([change(image) for image in images])
+            return torch.stack([policy(image) for image in images])
 
 
 @dataclass(frozen=True)
 class Augment:
-    """An augmentation with the colour that erasing leaves: what a device transform takes.
+    """An augmentation with the fill colour of a data set, for a device transform.
 
     Attributes:
-        augmentation: what happens.
-        colour: RGB on a 0…1 scale.
+        augmentation: what is applied.
+        fill: RGB of erased rectangles on a 0…1 scale.
     """
 
     augmentation: Augmentation
-    colour: Sequence[float]
+    fill: Sequence[float]
 
     def pixels(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.augmentation.pixels(images, self.colour, generator)
+        return self.augmentation.pixels(images, self.fill, generator)
 
     def mix(
         self, batch: ClassificationBatch, generator: torch.Generator | None
@@ -137,8 +136,8 @@ class Augment:
         return self.augmentation.mix(batch, generator)
 
 
-def inside(edges: Tensor, rows: int, columns: int) -> Tensor:
-    """[B, rows, columns] bool, true within boxes [B, 4] of top, left, bottom, right."""
+def box_mask(edges: Tensor, rows: int, columns: int) -> Tensor:
+    """[B, rows, columns] bool, True inside boxes [B, 4] of (top, left, bottom, right)."""
     row = torch.arange(rows, device=edges.device)[None, :, None]
     column = torch.arange(columns, device=edges.device)[None, None, :]
     top, left, bottom, right = edges[:, :, None, None].unbind(1)
@@ -146,9 +145,9 @@ def inside(edges: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _erase(
-    images: Tensor, probability: float, colour: Sequence[float], rng: np.random.Generator
+    images: Tensor, probability: float, fill: Sequence[float], rng: np.random.Generator
 ) -> Tensor:
-    """As ``torchvision.transforms.RandomErasing``, all images at once."""
+    """``torchvision.transforms.RandomErasing`` for a batch."""
     count, _, height, width = images.shape
     area = height * width * rng.uniform(*ERASED_AREA, (count, TRIES))
     narrow, wide = np.log(ERASED_RATIO)
@@ -161,44 +160,44 @@ def _erase(
     top = np.floor(rng.random(count) * (height - h + 1))
     left = np.floor(rng.random(count) * (width - w + 1))
     edges = torch.from_numpy(np.stack([top, left, top + h, left + w], 1)).to(images.device)
-    fill = torch.tensor([round(255 * value) for value in colour], dtype=torch.uint8)
+    colour = torch.tensor([round(255 * value) for value in fill], dtype=torch.uint8)
     return torch.where(
-        inside(edges, height, width)[:, None], fill.to(images.device)[:, None, None], images
+        box_mask(edges, height, width)[:, None], colour.to(images.device)[:, None, None], images
     )
 
 
-def _boxes(
-    share: NDArray[np.float64], rows: int, columns: int, rng: np.random.Generator
+def _cutmix_boxes(
+    lam: NDArray[np.float64], rows: int, columns: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """[B, 4] edges of cutmix boxes in cells; a box of 1 - share of the area, cut at the border."""
-    half = np.sqrt(1 - share)[:, None] / 2
-    centre = rng.random((len(share), 2))
-    edges = np.concatenate([centre - half, centre + half], 1).clip(0, 1)
+    """Edges [B, 4] of boxes with area fraction 1 - lam, in cells, clipped to the image."""
+    half_side = np.sqrt(1 - lam)[:, None] / 2
+    centre = rng.random((len(lam), 2))
+    edges = np.concatenate([centre - half_side, centre + half_side], 1).clip(0, 1)
     return np.rint(edges * (rows, columns, rows, columns)).astype(np.int64)
 
 
-def _cells(inputs: Tensor | Blocks) -> tuple[int, int]:
-    """Rows and columns of the grid on which inputs are mixed: pixels, or blocks of chroma."""
+def _grid_size(inputs: Tensor | Blocks) -> tuple[int, int]:
+    """Rows and columns of the grid on which inputs are mixed: pixels, or chroma blocks."""
     grid = inputs.cbcr if isinstance(inputs, Blocks) else inputs
     return grid.shape[-2], grid.shape[-1]
 
 
 def _blend(inputs: Tensor | Blocks, partner: Tensor, weight: Tensor) -> Tensor | Blocks:
-    """Inputs and their partners, each cell by its weight [B, rows, columns]."""
+    """Interpolate between inputs and their partners with a weight per cell, [B, rows, columns]."""
     if isinstance(inputs, Blocks):
         y, cbcr = inputs
-        fine = weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        luma_weight = weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
         return Blocks(
-            torch.lerp(y[partner], y, fine[:, None]),
+            torch.lerp(y[partner], y, luma_weight[:, None]),
             torch.lerp(cbcr[partner], cbcr, weight[:, None, None]),
         )
     return torch.lerp(inputs[partner], inputs, weight[:, None])
 
 
-def _word(generator: torch.Generator | None) -> int:
+def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator))
 
 
-def _numpy(generator: torch.Generator | None) -> np.random.Generator:
-    # Beta distributions cannot be drawn from a generator of torch.
-    return np.random.default_rng(_word(generator))
+def _numpy_generator(generator: torch.Generator | None) -> np.random.Generator:
+    # torch cannot sample a Beta distribution with a given generator.
+    return np.random.default_rng(_draw_seed(generator))

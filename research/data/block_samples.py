@@ -1,7 +1,7 @@
-"""Images of one stored size as rows of blocks, and the block crops cut from them.
+"""Batches of block-aligned crops from images that are stored as DCT blocks of one size.
 
-A warehouse's rows and files read the way a warehouse would hold them go through the same code, so
-that a store can be checked against its sources, batch for batch.
+The rows of a prepared store and files read at the stored size go through the same code, so that a
+store can be compared with its sources batch by batch.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from research.data.readers import Reader
 from research.utils.errors import DamagedImage
 
 MCU = 16
-"""Pixels to which crops snap: a block of subsampled chroma."""
+"""Alignment of crops in pixels: a block of subsampled chroma."""
 
 
 @dataclass(frozen=True)
 class BlockCrop:
-    """Which squares of whole blocks are cut from a square image.
+    """Square crops of whole blocks from a square image.
 
     Attributes:
         stored: side of the stored image in pixels, a multiple of 16.
-        size: side of the cut in pixels, a multiple of 16, at most ``stored``.
+        size: side of the crop in pixels, a multiple of 16, at most ``stored``.
     """
 
     stored: int
@@ -42,24 +42,24 @@ class BlockCrop:
 
     @property
     def middle(self) -> int:
-        """First row and column of the centred cut, in chroma blocks."""
+        """First row and column of the centre crop, in chroma blocks."""
         return (self.stored - self.size) // MCU // 2
 
     def corners(self, seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
-        """[samples, 2] first row and column of each sample's random cut, in chroma blocks.
+        """First row and column [samples, 2] of each sample's random crop, in chroma blocks.
 
-        Drawn for a whole epoch at once: a generator a sample would cost more than its copy.
+        Drawn for a whole epoch at once: a generator per sample would cost more than copying it.
         """
         rng = np.random.default_rng((seed, epoch, 3))
         return rng.integers(0, (self.stored - self.size) // MCU + 1, (samples, 2))
 
     def centre(self, blocks: Blocks) -> Blocks:
-        """The centred cut of a batch of whole images, block-major."""
+        """The centre crop of a batch of whole images, block-major."""
         luma, chroma = self.slices(self.middle, self.middle)
         return Blocks(blocks.y[:, *luma], blocks.cbcr[:, :, *chroma])
 
     def slices(self, top: int, left: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Rows and columns of a cut in luma blocks, and in chroma blocks."""
+        """Rows and columns of a crop in luma blocks, and in chroma blocks."""
         side = self.size // MCU
         luma = slice(2 * top, 2 * (top + side)), slice(2 * left, 2 * (left + side))
         return luma, (slice(top, top + side), slice(left, left + side))
@@ -68,56 +68,58 @@ class BlockCrop:
 class BlockRows(Protocol):
     """Images of one size as int16 blocks."""
 
-    def cut(
+    def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
-        """Cuts from several images.
+        """Read one crop of each of several images.
 
         Args:
-            indices: which images.
-            crop: the size of a cut.
-            corners: [B, 2] where each begins, in chroma blocks.
+            indices: of the images.
+            crop: the size of the crops.
+            corners: first row and column of each, [B, 2], in chroma blocks.
 
         Returns:
-            int16 block-major cuts; the places in ``indices`` that they belong to, without
-            those that turned out damaged; damage by kind.
+            int16 block-major crops; their positions in ``indices``, without damaged images; and
+            the counts for ``Batch.skipped``.
         """
         ...
 
 
 class FileRows:
-    """Image files, read whole at the stored size by a ``BitstreamReader``."""
+    """Image files, read at the stored size by a ``BitstreamReader``."""
 
-    def __init__(self, files: Sequence[Path], reader: Reader, crop: CentreCrop) -> None:
+    def __init__(self, files: Sequence[Path], reader: Reader, file_crop: CentreCrop) -> None:
         self.files = files
         self.reader = reader
-        self.crop = crop
+        self.file_crop = file_crop
 
-    def cut(
+    def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         luma, chroma = [], []
-        kept: list[int] = []
-        damage: Counter[str] = Counter()
-        for place, (index, (top, left)) in enumerate(zip(indices, corners.tolist(), strict=True)):
+        positions: list[int] = []
+        skipped: Counter[str] = Counter()
+        for position, (index, corner) in enumerate(zip(indices, corners.tolist(), strict=True)):
             try:
-                sample = self.reader.read(self.files[index], self.crop, np.random.default_rng(0))
+                sample = self.reader.read(
+                    self.files[index], self.file_crop, np.random.default_rng(0)
+                )
             except DamagedImage as error:
-                damage[f"left_out/{error.kind}"] += 1
+                skipped[f"left_out/{error.kind}"] += 1
                 continue
-            if sample.detour:
-                damage[f"fallback/{sample.detour}"] += 1
+            if sample.fallback:
+                skipped[f"fallback/{sample.fallback}"] += 1
             y, cbcr = sample.arrays
-            in_luma, in_chroma = crop.slices(top, left)
-            luma.append(y[in_luma])
-            chroma.append(cbcr[:, *in_chroma])
-            kept.append(place)
-        if not kept:
-            whole = self.reader.stack([])
-            assert isinstance(whole, Blocks)
-            return crop.centre(whole), kept, dict(damage)
+            luma_slices, chroma_slices = crop.slices(*corner)
+            luma.append(y[luma_slices])
+            chroma.append(cbcr[:, *chroma_slices])
+            positions.append(position)
+        if not positions:
+            empty = self.reader.stack([])
+            assert isinstance(empty, Blocks)
+            return crop.centre(empty), positions, dict(skipped)
         blocks = Blocks(torch.from_numpy(np.stack(luma)), torch.from_numpy(np.stack(chroma)))
-        return blocks, kept, dict(damage)
+        return blocks, positions, dict(skipped)
 
 
 class BlockSamples:
@@ -125,11 +127,11 @@ class BlockSamples:
 
     Args:
         rows: the images.
-        labels: a class index each.
-        crop: what is cut.
-        seed: of the run; with the epoch it draws the random cuts.
-        random: random cuts; centred ones when false.
-        left_out: samples that are not among ``rows``, by kind of damage.
+        labels: their class indices.
+        crop: size of the crops.
+        seed: seed of the run; random crops are drawn from (seed, epoch).
+        random: random crops if True, centre crops otherwise.
+        skipped: counts of samples that are not among ``rows``, by kind of damage.
     """
 
     def __init__(
@@ -140,14 +142,14 @@ class BlockSamples:
         seed: int,
         *,
         random: bool,
-        left_out: dict[str, int] | None = None,
+        skipped: dict[str, int] | None = None,
     ) -> None:
         self.rows = rows
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.crop = crop
         self.seed = seed
         self.random = random
-        self.left_out = left_out or {}
+        self.skipped = skipped or {}
         self.drawn: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -156,9 +158,9 @@ class BlockSamples:
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         indices = [key.index for key in keys]
         corners = self._corners(keys[0].epoch)[indices]
-        inputs, kept, damage = self.rows.cut(indices, self.crop, corners)
-        index = torch.tensor(indices, dtype=torch.int64)[kept]
-        return ClassificationBatch(index, inputs, self.labels[index], skipped=damage)
+        inputs, positions, skipped = self.rows.crop(indices, self.crop, corners)
+        index = torch.tensor(indices, dtype=torch.int64)[positions]
+        return ClassificationBatch(index, inputs, self.labels[index], skipped=skipped)
 
     def _corners(self, epoch: int) -> NDArray[np.int64]:
         if not self.random:

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as they lie on a disk (Krizhevsky, 2009), in any of three layouts.
+"""Read the files of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) in any of three layouts.
 
-The pickled version is read by torchvision, which compares every file's MD5 before it unpickles;
-the binary version and rows of PNG hold nothing but numbers.
+The pickled version is read by torchvision after the MD5 of every file was checked, so no other
+pickles are loaded. The binary version and the PNG version contain numbers only.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 PNG_LABELS = {"train": "train_lables.json", "test": "test_lables.json"}
-"""Spelled as the published files are."""
+"""The published files are spelled like this."""
 
 
-class Part(NamedTuple):
+class LabelledImages(NamedTuple):
     """The training or the test images.
 
     Attributes:
@@ -46,16 +46,16 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """How one of the two data sets is published.
+    """The published files of one of the two data sets.
 
     Attributes:
-        title: for messages.
-        published: torchvision's class of that name, which knows names, checksums, the address.
-        binary: folder that the archive of the binary version makes.
-        binary_files: of each part.
-        png_files: of each part; none where no such version is known.
-        label_bytes: before each image of the binary version; the last of them is the class.
-        images: in each part.
+        title: name in messages.
+        published: name of torchvision's class, which has file names, checksums and the URL.
+        binary: folder in the archive of the binary version.
+        binary_files: files of the binary version, by part.
+        png_files: files of the PNG version, by part; empty if there is none.
+        label_bytes: label bytes before each image of the binary version; the last is the class.
+        images: number of images, by part.
         classes: names in index order.
     """
 
@@ -82,6 +82,7 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+REPLACE = "remove it, and copy or download it again"
 _IMAGES = {"train": 50_000, "test": 10_000}
 FAMILIES = {
     10: Family(
@@ -107,20 +108,20 @@ FAMILIES = {
 }
 
 
-def read(root: Path, classes: int, *, download: bool) -> dict[str, Part]:
-    """The parts ``train`` and ``test`` of CIFAR, in whichever layout lies under ``root``.
+def read(root: Path, classes: int, *, download: bool) -> dict[str, LabelledImages]:
+    """Read the parts ``train`` and ``test`` of CIFAR.
 
-    Looked for in this order, in ``root`` or in the folder that the published archive makes:
-    the pickled version (or its archive, which is unpacked), the binary version, rows of PNG.
+    The layouts are searched in this order, in ``root`` and in the folder of the published archive:
+    the pickled version (or its archive, which is extracted), the binary version, the PNG version.
 
     Args:
-        root: a folder; made if there is something to download.
+        root: a folder; created for a download.
         classes: 10 or 100.
-        download: fetch the pickled version when nothing is found.
+        download: download the pickled version if there is none.
 
     Raises:
-        UserError: when nothing is found, cannot be downloaded, is incomplete, or is not what was
-            published (checksum, size, labels out of range).
+        UserError: if the files are missing, incomplete, differ from the published ones (checksum,
+            size, labels out of range), or cannot be downloaded.
     """
     family = FAMILIES[classes]
     published = _published(family)
@@ -138,13 +139,14 @@ def read(root: Path, classes: int, *, download: bool) -> dict[str, Part]:
             f"dataset.root: no {family.title} under {root} (looked for {published.base_folder}, "
             f"{published.filename}, {family.binary}"
             + (", data_batch_1.png" if family.png_files else "")
-            + "); give its folder, or dataset.download=true",
+            + ")",
+            "set dataset.root=FOLDER or dataset.download=true",
         )
-    return _read_pickled(_downloaded(root, family), family)
+    return _read_pickled(_download(root, family), family)
 
 
 def _published(family: Family) -> Any:
-    """Torchvision's record of the published files."""
+    """torchvision's class with the names, checksums and URL of the published files."""
     from torchvision import datasets
 
     return getattr(datasets, family.published)
@@ -156,11 +158,11 @@ def _pickled_folder(root: Path, family: Family) -> Path | None:
         if folder.name == published.base_folder and folder.is_dir():
             return folder
     archive = root / published.filename
-    return _unpacked(archive, published) if archive.is_file() else None
+    return _extract(archive, published) if archive.is_file() else None
 
 
-def _unpacked(archive: Path, published: Any) -> Path:
-    """The folder in an archive, beside it, once and whole."""
+def _extract(archive: Path, published: Any) -> Path:
+    """Extract an archive next to it, once and atomically; return the folder."""
     folder: Path = archive.with_name(published.base_folder)
     with FileLock(archive.with_name(f".{archive.name}.lock")):
         if not folder.is_dir():
@@ -172,8 +174,8 @@ def _unpacked(archive: Path, published: Any) -> Path:
     return folder
 
 
-def _downloaded(root: Path, family: Family) -> Path:
-    """The pickled version, fetched and unpacked."""
+def _download(root: Path, family: Family) -> Path:
+    """Download and extract the pickled version; return the folder."""
     from torchvision.datasets.utils import download_url
 
     published = _published(family)
@@ -182,30 +184,30 @@ def _downloaded(root: Path, family: Family) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{archive.name}.download.lock"):
-            if not archive.exists():  # another process may have fetched it meanwhile
+            if not archive.exists():  # another process may have downloaded it in the meantime
                 with tempfile.TemporaryDirectory(dir=root, prefix=".cifar.") as scratch:
                     download_url(published.url, scratch, archive.name, published.tgz_md5)
                     os.replace(Path(scratch) / archive.name, archive)
-        return _unpacked(archive, published)
+        return _extract(archive, published)
     except (OSError, RuntimeError) as error:
         raise UserError(
             "dataset.download",
-            f"dataset.download: {published.url} could not be fetched to {root} ({error})",
-            f"put {archive.name} there by hand, or give dataset.root=FOLDER",
+            f"dataset.download: cannot download {published.url} to {root} ({error})",
+            f"copy {archive.name} to {root}, or set dataset.root=FOLDER",
         ) from None
 
 
-def _read_pickled(folder: Path, family: Family) -> dict[str, Part]:
+def _read_pickled(folder: Path, family: Family) -> dict[str, LabelledImages]:
     published = _published(family)
     meta = published.meta["filename"], published.meta["md5"]
     for name, md5 in (*published.train_list, *published.test_list, meta):
-        _check_there(folder, name)
+        _require_file(folder, name)
         _check_md5(folder / name, md5)
     parts = {}
     for split in ("train", "test"):
-        found = published(folder.parent, train=split == "train")
-        pixels = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))
-        parts[split] = _checked(folder, family, split, pixels, np.array(found.targets))
+        dataset = published(folder.parent, train=split == "train")
+        pixels = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
+        parts[split] = _checked(folder, family, split, pixels, np.array(dataset.targets))
     return parts
 
 
@@ -213,8 +215,8 @@ def _binary_folder(root: Path, family: Family) -> Path | None:
     return _first_with(family.binary_files, root / family.binary, root)
 
 
-def _read_binary(folder: Path, family: Family) -> dict[str, Part]:
-    """Records of label bytes and 3072 pixels: all red, all green, all blue, row by row."""
+def _read_binary(folder: Path, family: Family) -> dict[str, LabelledImages]:
+    """Records of label bytes and 3072 pixel bytes: the red, green and blue plane, row-major."""
     record = family.label_bytes + PIXELS
 
     def rows(path: Path, images: int) -> NDArray[np.uint8]:
@@ -224,15 +226,15 @@ def _read_binary(folder: Path, family: Family) -> dict[str, Part]:
                 "dataset.root",
                 f"{path}: {size:,} bytes, expected {images * record:,} ({images:,} records of "
                 f"{record})",
-                "copy or download it again",
+                REPLACE,
             )
         return np.fromfile(path, np.uint8).reshape(images, record)
 
     parts = {}
     for split in family.binary_files:
-        whole = np.concatenate(_files(folder, family, family.binary_files, split, rows))
-        labels = whole[:, family.label_bytes - 1].astype(np.int64)
-        pixels = whole[:, family.label_bytes :].reshape(-1, 3, SIDE, SIDE)
+        records = np.concatenate(_read_files(folder, family, family.binary_files, split, rows))
+        labels = records[:, family.label_bytes - 1].astype(np.int64)
+        pixels = records[:, family.label_bytes :].reshape(-1, 3, SIDE, SIDE)
         parts[split] = _checked(folder, family, split, np.ascontiguousarray(pixels), labels)
     return parts
 
@@ -241,8 +243,8 @@ def _png_folder(root: Path, family: Family) -> Path | None:
     return _first_with(family.png_files, root)
 
 
-def _read_png(folder: Path, family: Family) -> dict[str, Part]:
-    """Pictures in which each row is an image: 1024 RGB pixels, row by row."""
+def _read_png(folder: Path, family: Family) -> dict[str, LabelledImages]:
+    """PNG files in which each row is an image of 1024 RGB pixels, row-major."""
 
     def rows(path: Path, images: int) -> NDArray[np.uint8]:
         try:
@@ -251,22 +253,20 @@ def _read_png(folder: Path, family: Family) -> dict[str, Part]:
                 if (width, height) != (SIDE * SIDE, images):
                     raise UserError(
                         "dataset.root",
-                        f"{path}: {width}×{height} px, expected {SIDE * SIDE}×{images}, a row an "
-                        "image",
-                        "copy or download it again",
+                        f"{path}: {width}×{height} px, expected {SIDE * SIDE}×{images}, one image "
+                        "per row",
+                        REPLACE,
                     )
                 return np.asarray(image.convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(
-                "dataset.root", f"{path}: {error}", "copy or download it again"
-            ) from None
+            raise UserError("dataset.root", f"{path}: {error}", REPLACE) from None
 
     parts = {}
     for split in family.png_files:
-        _check_there(folder, PNG_LABELS[split])
+        _require_file(folder, PNG_LABELS[split])
         labels = _json_labels(folder / PNG_LABELS[split])
-        whole = np.concatenate(_files(folder, family, family.png_files, split, rows))
-        pixels = whole.reshape(-1, SIDE, SIDE, 3).transpose(0, 3, 1, 2)
+        records = np.concatenate(_read_files(folder, family, family.png_files, split, rows))
+        pixels = records.reshape(-1, SIDE, SIDE, 3).transpose(0, 3, 1, 2)
         parts[split] = _checked(folder, family, split, np.ascontiguousarray(pixels), labels)
     return parts
 
@@ -275,53 +275,47 @@ def _json_labels(path: Path) -> NDArray[np.int64]:
     try:
         labels = json.loads(path.read_text())
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-            raise ValueError("expected a list of whole numbers")
+            raise ValueError("expected a list of integers")
     except ValueError as error:
-        raise UserError("dataset.root", f"{path}: {error}", "copy or download it again") from None
+        raise UserError("dataset.root", f"{path}: {error}", REPLACE) from None
     return np.array(labels, np.int64)
 
 
 def _first_with(files: dict[str, tuple[str, ...]], *folders: Path) -> Path | None:
-    """The first folder that has any of the files."""
+    """The first folder that contains any of the files."""
     names = [name for group in files.values() for name in group]
-    found = (folder for folder in folders if any((folder / name).is_file() for name in names))
-    return next(found, None)
+    matches = (folder for folder in folders if any((folder / name).is_file() for name in names))
+    return next(matches, None)
 
 
-def _files(
+def _read_files(
     folder: Path,
     family: Family,
     files: dict[str, tuple[str, ...]],
     split: str,
     rows: Callable[[Path, int], NDArray[np.uint8]],
 ) -> Sequence[NDArray[np.uint8]]:
-    """What ``rows`` reads of each file of a part, which all hold as many images."""
+    """Apply ``rows`` to each file of a part; all files have the same number of images."""
     names = files[split]
     for name in names:
-        _check_there(folder, name)
+        _require_file(folder, name)
     with ThreadPoolExecutor(len(names)) as pool:
         images = family.images[split] // len(names)
         return list(pool.map(lambda name: rows(folder / name, images), names))
 
 
-def _check_there(folder: Path, name: str) -> None:
+def _require_file(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise UserError(
-            "dataset.root",
-            f"dataset.root: {folder} has no {name}",
-            "copy or download it again, whole",
-        )
+        raise UserError("dataset.root", f"dataset.root: {folder} has no {name}", REPLACE)
 
 
 def _check_md5(path: Path, expected: str) -> None:
     from torchvision.datasets.utils import calculate_md5
 
-    found = calculate_md5(path)
-    if found != expected:
+    actual = calculate_md5(path)
+    if actual != expected:
         raise UserError(
-            "dataset.root",
-            f"{path}: wrong checksum (MD5 {found}, expected {expected})",
-            "remove it and download it again",
+            "dataset.root", f"{path}: wrong checksum (MD5 {actual}, expected {expected})", REPLACE
         )
 
 
@@ -331,14 +325,14 @@ def _checked(
     split: str,
     pixels: NDArray[np.uint8],
     labels: NDArray[np.int64],
-) -> Part:
+) -> LabelledImages:
     count = family.images[split]
     if len(labels) != count or len(pixels) != count:
         raise UserError(
             "dataset.root",
             f"{folder}: {len(pixels):,} {split} images with {len(labels):,} labels, expected "
             f"{count:,} of each",
-            "copy or download it again",
+            REPLACE,
         )
     if labels.min() < 0 or labels.max() >= len(family.classes):
         raise UserError(
@@ -347,4 +341,4 @@ def _checked(
             f"{len(family.classes) - 1}",
             f"is this {family.title}?",
         )
-    return Part(pixels, labels.astype(np.int64))
+    return LabelledImages(pixels, labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""A network on DCT coefficients, as seen by the data sets that feed it."""
+"""The DCT coefficients that a network takes as input, as a request to a data set."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import torch
 
 from research.compression import statistics
 from research.compression.blocks import Blocks
-from research.compression.selection import EVERY, Selection
+from research.compression.selection import ALL_FREQUENCIES, Selection
 from research.compression.statistics import Statistics
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, EpochLoader
 from research.data.transforms import CoefficientTransform
 
 STATISTICS_RECIPE = 1
-"""Raised when the way in which statistics are measured changes, so that old ones are not used."""
+"""Increase it when statistics are measured differently, so that cached ones are not used."""
 
 
 @dataclass(frozen=True)
-class Coefficients:
-    """What a compressed network asks of a data set.
+class CoefficientSpec:
+    """The coefficients that a network on DCT coefficients needs from a data set.
 
     Attributes:
-        selection: the kept frequencies.
+        selection: the frequencies.
         range_: ``studio`` or ``full``.
         source: ``pixels`` or ``bitstream``.
-        normalised: by measured statistics; on JPEG's own scale when false.
-        statistics_images: how many images are measured.
+        normalised: normalised by measured statistics, or on JPEG's own scale.
+        statistics_images: number of images to measure statistics on.
     """
 
     selection: Selection
@@ -48,36 +48,37 @@ class Coefficients:
         cache: Path,
         progress: ProgressCallback | None,
     ) -> Statistics | None:
-        """Measured on samples as validation would see them, or recalled; null when not needed.
+        """Measure statistics, or read them from the cache; ``None`` if not normalised.
 
         Args:
-            samples: of the training split, uncropped and in their own order; nothing is read
-                when the numbers are known.
-            shipped: the frequencies that ``samples`` carry: all 64, unless a store holds fewer.
-            key: what the numbers depend on beside this record: data, image size, resize rule.
-            cache: where they are kept.
-            progress: told while they are measured.
+            samples: the training split with validation crops; only read if there are no cached
+                statistics.
+            shipped: the frequencies in ``samples``: all 64, or those in a prepared store.
+            key: what the statistics depend on besides this record: data, image size, resize rule.
+            cache: folder of cached statistics.
+            progress: called while measuring.
         """
         if not self.normalised:
             return None
-        whole_key = {
+        full_key = {
             "recipe": STATISTICS_RECIPE,
             "source": self.source,
             "range": self.range_,
             "images": self.statistics_images,
-            **({} if shipped == EVERY else {"frequencies": [shipped.luma, shipped.chroma]}),
             **key,
         }
+        if shipped != ALL_FREQUENCIES:
+            full_key["frequencies"] = [shipped.luma, shipped.chroma]
 
         def blocks() -> Iterator[Blocks]:
-            # In an order of chance: folders are sorted by class.
+            # Shuffled, because folders are sorted by class.
             batches = EpochLoader(samples, min(64, len(samples)), seed=0, train=True)
             transform = CoefficientTransform(shipped, self.range_, None, flip=False).eval()
-            wanted = min(len(batches), math.ceil(self.statistics_images / batches.batch_size))
-            for done, batch in enumerate(islice(batches.epoch(0), wanted), start=1):
+            total = min(len(batches), math.ceil(self.statistics_images / batches.batch_size))
+            for done, batch in enumerate(islice(batches.epoch(0), total), start=1):
                 if progress is not None:
-                    progress("measuring DCT statistics", done, wanted)
+                    progress("measuring DCT statistics", done, total)
                 if len(batch):
                     yield transform(batch.to(torch.device("cpu")), None).inputs
 
-        return statistics.cached(cache, whole_key, lambda: statistics.measure(blocks(), shipped))
+        return statistics.cached(cache, full_key, lambda: statistics.measure(blocks(), shipped))

@@ -1,4 +1,4 @@
-"""Image folders: ``ROOT/CLASS/file.jpg``, from one or several roots."""
+"""Classification data in image folders: ``ROOT/CLASS/file.jpg``, from one or several roots."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from PIL.Image import Image
 
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.compression.selection import EVERY, Selection, covering
+from research.compression.selection import ALL_FREQUENCIES, Selection, covering
 from research.compression.statistics import Statistics
 from research.data.augment import Augment, Augmentation
 from research.data.baseline import linear_top1
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
-from research.data.source import Demo, NetworkInput
+from research.data.source import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
 from research.data.splits import (
     Split,
+    check_not_empty,
     check_num_classes,
     check_same_classes,
     class_of,
     common_classes,
+    format_names,
     hold_out,
-    listed,
-    nothing_left,
-    spread,
+    subsample,
 )
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.utils.errors import DamagedImage, UserError
@@ -44,38 +44,39 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolders:
-    """Classification data in folders, one sub-folder a class.
+    """Classification data in folders with one sub-folder per class.
 
-    Several training roots either all hold the same classes or share none (a data set cut up by
-    images or by classes); anything between is taken for a mistake.
+    Several training roots either have the same classes or no class in common (a data set divided
+    by images or by classes); anything else is an error.
 
     Args:
-        name: what the tracker calls the data set.
+        name: name in the tracker.
         train_dirs: training roots.
-        val_dir: validation root; when null, a seeded share of the training images is held out.
-        test_dir: test root, only read by ``evaluate split=test``.
-        val_fraction: share of the training images held out when ``val_dir`` is null.
-        num_classes: how many classes the folders must hold; null takes any.
-        image_size: side of the square network input, in pixels; null: the network's own.
-        batch_size: samples a batch, in training and validation.
-        workers: loader processes; null chooses by device.
-        pin_memory: page-locked batches; null chooses by device.
-        random_crop: random resized crops in training; the validation crop when false.
-        random_flip: mirror half of the training images (on the device).
-        crop_scale: range of a random crop's share of the image area.
+        val_dir: validation root; ``None``: a random fraction of the training images.
+        test_dir: test root, only used by ``evaluate split=test``.
+        val_fraction: fraction of the training images to hold out if ``val_dir`` is ``None``.
+        num_classes: required number of classes; ``None`` for any.
+        image_size: side of the square network input, in pixels; ``None``: the network's own.
+        batch_size: samples per batch, in training and validation.
+        workers: number of loader processes; ``None`` chooses by device.
+        pin_memory: page-locked batches; ``None`` chooses by device.
+        random_crop: random resized crops in training instead of the validation crop.
+        random_flip: flip half of the training images (on the device).
+        crop_scale: range of a random crop's area as a fraction of the image.
         crop_ratio: range of a random crop's width / height.
-        crop_pct: side of the validation crop as a share of the short side; null: the network's own.
-        mean: RGB means on a 0…1 scale, for networks on pixels; null: the network's own.
-        std: RGB standard deviations on a 0…1 scale; null: the network's own.
-        augmentation: what else happens to training images, on the device.
-        max_train_images: keep at most so many training images, spread over the classes.
+        crop_pct: side of the validation crop as a fraction of the short side; ``None``: the
+            network's own.
+        mean: mean of RGB on a 0…1 scale, for pixels; ``None``: the network's own.
+        std: standard deviation of RGB on a 0…1 scale; ``None``: the network's own.
+        augmentation: further augmentation of training images, on the device.
+        max_train_images: train on at most this many images, balanced over the classes.
         max_val_images: the same for validation.
         cache_dir: folder for the index of headers and for DCT statistics.
         linear_baseline: after training, fit and print a linear classifier on colours.
-        stored_size: read every file as a warehouse of this image size holds it, and cut the
-            input from its blocks; null for crops of the image itself.
-        demo: makes the folders first, when they are ours to make.
-        network: what the network asks for.
+        stored_size: read every file as in a prepared store of this image size and crop its
+            blocks; ``None`` crops the image itself.
+        demo: renders the folders first, for demo data sets.
+        network: the input of the network.
     """
 
     def __init__(
@@ -127,8 +128,8 @@ class ImageFolders:
         self.coefficients = network.coefficients
         self.random_crop = random_crop
         self.block_crop = None if stored_size is None else BlockCrop(stored_size, self.image_size)
-        share = network.crop_pct if crop_pct is None else crop_pct
-        self.eval_crop = CentreCrop(share if self.block_crop is None else 1.0)
+        crop_pct = network.crop_pct if crop_pct is None else crop_pct
+        self.eval_crop = CentreCrop(crop_pct if self.block_crop is None else 1.0)
         self.train_crop: Crop = self.eval_crop
         if random_crop:
             low, high = crop_scale
@@ -138,55 +139,57 @@ class ImageFolders:
         self.splits: dict[str, Split] = {}
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
-        """Read (or recall) every header, settle the classes and the splits.
+        """Index the folders, determine the classes and the splits.
 
         Args:
-            seed: draws the held-out share and the kept images.
-            progress: told while headers are read.
+            seed: draws held-out images and subsets.
+            progress: called while headers are read.
 
         Raises:
-            UserError: for a missing or empty folder, class folders that do not fit together, or
-                a split in which no file can be read.
+            UserError: for a missing or empty folder, inconsistent class folders, or a split
+                without a readable file.
         """
         if self.demo is not None:
             self.demo.render(progress)
-        roots = [self._index(root, "dataset.train_dirs", progress) for root in self.train_dirs]
-        self.classes = common_classes(self.train_dirs, roots)
+        keys = dict.fromkeys(("train", "val"), "dataset.train_dirs")
+        roots = [self._index(root, keys["train"], progress) for root in self.train_dirs]
+        self.classes = common_classes(self.train_dirs, roots, keys["train"])
         where = ", ".join(map(str, self.train_dirs))
         check_num_classes(self.num_classes, self.classes, where)
         train = self._split(list(zip(self.train_dirs, roots, strict=True)))
         if self.val_dir is None:
             train, val = hold_out(train, self.val_fraction, seed)
         else:
-            val = self._eval_split(self.val_dir, "dataset.val_dir", progress)
+            keys["val"] = "dataset.val_dir"
+            val = self._eval_split(self.val_dir, keys["val"], progress)
         self.splits = {"train": train, "val": val}
         if self.test_dir is not None:
-            self.splits["test"] = self._eval_split(self.test_dir, "dataset.test_dir", progress)
-        for which, split in self.splits.items():
-            limit = self.max_images[which]
+            keys["test"] = "dataset.test_dir"
+            self.splits["test"] = self._eval_split(self.test_dir, keys["test"], progress)
+        for name, split in self.splits.items():
+            check_not_empty(name, split, keys[name])
+            limit = self.max_images[name]
             if limit is not None and limit < len(split.files):
-                self.splits[which] = spread(split, limit, seed)
-            if not split.files:
-                raise UserError(f"dataset.{which}", nothing_left(which, split))
+                self.splits[name] = subsample(split, limit, seed)
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split, with training or validation crops.
 
         Raises:
-            UserError: when the data set has no such split.
+            UserError: if the data set has no such split.
         """
         if split not in self.splits:
             raise UserError(
                 "split",
-                f"split={split}: this data set has {', '.join(self.splits)}"
-                + ("; give dataset.test_dir=FOLDER" if split == "test" else ""),
+                f"split={split}: this data set has {', '.join(self.splits)}",
+                "set dataset.test_dir=FOLDER" if split == "test" else "",
             )
         files = self.splits[split]
         if self.block_crop is not None:
             rows = FileRows(files.files, self._reader(), self.eval_crop)
             random = train and self.random_crop
             return BlockSamples(
-                rows, files.labels, self.block_crop, seed, random=random, left_out=files.left_out
+                rows, files.labels, self.block_crop, seed, random=random, skipped=files.skipped
             )
         crop = self.train_crop if train else self.eval_crop
         return ImageSamples(files, self._reader(), crop, seed)
@@ -196,20 +199,20 @@ class ImageFolders:
     ) -> DeviceTransform:
         if self.coefficients is None:
             return PixelTransform(self.mean, self.std, self.random_flip, self.augment)
-        numbers = None
+        statistics = None
         if measured:
-            numbers = self._statistics(self.coefficients, progress)
+            statistics = self._statistics(self.coefficients, progress)
         return CoefficientTransform(
             self.coefficients.selection,
             self.coefficients.range_,
-            numbers,
+            statistics,
             self.random_flip,
             self._shipped(self.coefficients),
             self.augment,
         )
 
     def read(self, paths: Sequence[Path]) -> ClassificationBatch:
-        """Images with validation crops; every label is -1."""
+        """Read images with validation crops; every label is -1."""
         reader, rng = self._reader(), np.random.default_rng(0)
         inputs = reader.stack([reader.read(path, self.eval_crop, rng) for path in paths])
         if self.block_crop is not None and isinstance(inputs, Blocks):
@@ -220,7 +223,11 @@ class ImageFolders:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def known_classes(self) -> list[str] | None:
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        known = self._class_folders() if look else None
+        return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
+
+    def _class_folders(self) -> list[str] | None:
         folders = {
             folder.name
             for root in self.train_dirs
@@ -231,7 +238,7 @@ class ImageFolders:
         return sorted(folders) or (None if self.demo is None else list(self.demo.classes))
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        return {name: (len(split.files), split.left_out) for name, split in self.splits.items()}
+        return {name: (len(split.files), split.skipped) for name, split in self.splits.items()}
 
     def metadata(self) -> dict[str, Any]:
         return {"name": self.name, "classes": self.classes}
@@ -243,19 +250,19 @@ class ImageFolders:
         return None
 
     def baseline(self) -> str | None:
-        """Validation top-1 of a linear classifier on this data's colours; see ``baseline``."""
+        """Validation top-1 of a linear classifier on colours, see ``linear_top1``."""
         if not self.linear_baseline:
             return None
         reader = PixelReader(self.image_size)
-        uncropped = (
+        samples = (
             ImageSamples(self.splits[split], reader, self.eval_crop, seed=0)
             for split in ("train", "val")
         )
-        top1 = linear_top1(*(EpochLoader(part, 256, seed=0, train=False) for part in uncropped))
+        top1 = linear_top1(*(EpochLoader(split, 256, seed=0, train=False) for split in samples))
         return f"top1 {top1:.4f}, a linear classifier on mean colour and DC values"
 
     def fingerprint(self) -> str:
-        """Quick hash of the data: every file's split, relative name and size (no content)."""
+        """Hash of every file's split, class, name and size, without its content."""
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             for path, label in zip(split.files, split.labels, strict=True):
@@ -269,14 +276,14 @@ class ImageFolders:
             return PixelReader(size)
         return BitstreamReader(size, selection or self._shipped(self.coefficients))
 
-    def _shipped(self, kept: Coefficients) -> Selection:
-        return kept.selection if self.block_crop is None else covering(kept.selection)
+    def _shipped(self, spec: CoefficientSpec) -> Selection:
+        return spec.selection if self.block_crop is None else covering(spec.selection)
 
     def _statistics(
-        self, kept: Coefficients, progress: ProgressCallback | None
+        self, spec: CoefficientSpec, progress: ProgressCallback | None
     ) -> Statistics | None:
-        """Of all 64 frequencies over the training split, as validation would see it."""
-        split, reader = self.splits["train"], self._reader(EVERY)
+        """Statistics of all 64 frequencies over the training split with validation crops."""
+        split, reader = self.splits["train"], self._reader(ALL_FREQUENCIES)
         crop = f"bilinear, centre crop {self.eval_crop.pct}"
         samples: BatchSource = ImageSamples(split, reader, self.eval_crop, seed=0)
         if self.block_crop is not None:
@@ -284,30 +291,28 @@ class ImageFolders:
             rows = FileRows(split.files, reader, self.eval_crop)
             samples = BlockSamples(rows, split.labels, self.block_crop, seed=0, random=False)
         key = {"data": self.fingerprint(), "image_size": self.image_size, "resize": crop}
-        return kept.statistics(samples, EVERY, key, self.cache / "statistics", progress)
+        return spec.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
 
     def _index(self, root: Path, key: str, progress: ProgressCallback | None) -> dict[str, str]:
         if not root.is_dir():
-            raise UserError(
-                key, f"{key}: no folder {root}", "give the folder that holds the classes"
-            )
+            raise UserError(key, f"{key}: no folder {root}", "set the folder of the class folders")
         entries = index_folder(root, self.cache, progress)
         index = {name: entry.damage for name, entry in entries.items() if "/" in name}
         if not index:
             raise UserError(
-                key, f"{key}: {root} holds no CLASS/IMAGE files", "one folder a class is read"
+                key, f"{key}: {root} has no CLASS/IMAGE files", "use one sub-folder per class"
             )
-        filled = {class_of(name) for name in index}
+        classes = {class_of(name) for name in index}
         empty = sorted(
             folder.name
             for folder in root.iterdir()
-            if folder.is_dir() and folder.name not in filled and not folder.name.startswith(".")
+            if folder.is_dir() and folder.name not in classes and not folder.name.startswith(".")
         )
         if empty:
             raise UserError(
                 key,
-                f"{key}: {root} holds class folder {listed(empty)} without any image",
-                "fill or remove it",
+                f"{key}: {root} has class folder {format_names(empty)} without any image",
+                "add images or remove it",
             )
         return index
 
@@ -315,32 +320,32 @@ class ImageFolders:
         index = self._index(root, key, progress)
         missing = check_same_classes(self.classes, {class_of(name) for name in index}, root, key)
         if missing:
-            log.warning("%s: %s has no image of class %s", key, root, listed(missing))
+            log.warning("%s: %s has no image of class %s", key, root, format_names(missing))
         return self._split([(root, index)])
 
     def _split(self, roots: list[tuple[Path, dict[str, str]]]) -> Split:
-        position = {name: label for label, name in enumerate(self.classes)}
+        label_of = {name: label for label, name in enumerate(self.classes)}
         files: list[Path] = []
         labels: list[int] = []
-        left_out: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         for root, index in roots:
             for name, damage in index.items():
                 if damage:
-                    left_out[damage] += 1
+                    skipped[damage] += 1
                 else:
                     files.append(root / name)
-                    labels.append(position[class_of(name)])
-        return Split(files, labels, dict(left_out))
+                    labels.append(label_of[class_of(name)])
+        return Split(files, labels, dict(skipped))
 
 
 class ImageSamples:
-    """One split as batches; a file that turns out damaged leaves its batch and is counted.
+    """One split as batches; files that are found damaged are skipped and counted.
 
     Args:
         split: files and labels.
-        reader: turns a file into a fixed-size sample.
-        crop: where to cut it.
-        seed: with a key's epoch and index, seeds the crop.
+        reader: reads a file as a sample of fixed size.
+        crop: crop boxes.
+        seed: seed of the run; a crop is drawn from (seed, epoch, index).
     """
 
     def __init__(self, split: Split, reader: Reader, crop: Crop, seed: int) -> None:
@@ -353,26 +358,26 @@ class ImageSamples:
         return len(self.split.files)
 
     @property
-    def left_out(self) -> dict[str, int]:
-        return self.split.left_out
+    def skipped(self) -> dict[str, int]:
+        return self.split.skipped
 
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         samples: list[Sample] = []
-        kept: list[int] = []
-        damage: Counter[str] = Counter()
+        indices: list[int] = []
+        skipped: Counter[str] = Counter()
         for key in keys:
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
             try:
                 sample = self.reader.read(self.split.files[key.index], self.crop, rng)
             except DamagedImage as error:
-                damage[f"left_out/{error.kind}"] += 1
+                skipped[f"left_out/{error.kind}"] += 1
                 continue
-            if sample.detour:
-                damage[f"fallback/{sample.detour}"] += 1
+            if sample.fallback:
+                skipped[f"fallback/{sample.fallback}"] += 1
             samples.append(sample)
-            kept.append(key.index)
-        labels = torch.tensor([self.split.labels[index] for index in kept], dtype=torch.int64)
+            indices.append(key.index)
+        labels = torch.tensor([self.split.labels[index] for index in indices], dtype=torch.int64)
         inputs = self.reader.stack(samples)
         return ClassificationBatch(
-            torch.tensor(kept, dtype=torch.int64), inputs, labels, skipped=dict(damage)
+            torch.tensor(indices, dtype=torch.int64), inputs, labels, skipped=dict(skipped)
         )

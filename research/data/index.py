@@ -1,24 +1,21 @@
-"""The index of a folder tree: every image's header read once, and remembered.
+"""A cached index of the image headers in a folder tree.
 
-A file is remembered under its name, size and modification time; only new or changed files are
-opened again.
+Files are identified by name, size and modification time; only new or changed files are opened.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from research.compression.jpeg import MIN_SIDE
-from research.utils.files import write_text
+from research.utils.cache import cached_by_file
+from research.utils.threads import map_threads
 
 EXTENSIONS = frozenset(
     [
@@ -37,11 +34,11 @@ EXTENSIONS = frozenset(
     ]
 )
 ProgressCallback = Callable[[str, int, int], None]
-"""Told (what, done, total) while long work goes on."""
+"""Called with (what, done, total) during long operations."""
 
 
 class Entry(NamedTuple):
-    """One file: its size in bytes, modification time, and what is wrong with it ('' if nothing)."""
+    """One file: size in bytes, modification time, and kind of damage ('' if there is none)."""
 
     bytes: int
     modified_ns: int
@@ -49,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def inspect_header(path: Path) -> str:
-    """The kind of damage that the header shows, or '' when the image can be opened.
+    """The kind of damage that the header shows, or '' if the image can be opened.
 
     Kinds: ``empty``, ``not_an_image``, ``oversized`` (more pixels than PIL's limit against
     decompression bombs), ``too_small`` (a side under 8 px), ``unreadable``.
@@ -72,32 +69,24 @@ def inspect_header(path: Path) -> str:
 def index_folder(
     root: Path, cache: Path, progress: ProgressCallback | None = None
 ) -> dict[str, Entry]:
-    """Every image file below ``root`` by its path relative to it, in sorted order.
+    """All image files below ``root``, by relative path, sorted.
 
     Args:
         root: the folder.
-        cache: folder in which the index is remembered (one JSON file a root).
-        progress: told while headers are read.
+        cache: folder of cached indexes, see ``cached_by_file``.
+        progress: called while headers are read.
     """
-    store = cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = _read_cache(store)
-    found = dict(sorted(_image_files(root)))
-    index = {
-        name: known[name]
-        for name, stat in found.items()
-        if name in known and known[name][:2] == (stat.st_size, stat.st_mtime_ns)
-    }
-    fresh = [name for name in found if name not in index]
-    if fresh:
-        with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            kinds = pool.map(lambda name: inspect_header(root / name), fresh)
-            for done, (name, kind) in enumerate(zip(fresh, kinds, strict=True), start=1):
-                index[name] = Entry(found[name].st_size, found[name].st_mtime_ns, kind)
-                if progress is not None:
-                    progress(f"reading headers in {root.name}", done, len(fresh))
-    if fresh or len(index) != len(known):
-        write_text(store, json.dumps(index))
-    return {name: index[name] for name in found}
+    stats = dict(sorted(_image_files(root)))
+    stamps = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+    def damage(names: list[str]) -> Iterator[str]:
+        threads = min(16, 2 * (os.cpu_count() or 1))
+        what = f"reading headers in {root.name}"
+        files = [root / name for name in names]
+        return map_threads(inspect_header, files, threads, what, progress)
+
+    kinds = cached_by_file(cache, {"index": str(root.resolve())}, stamps, damage)
+    return {name: Entry(*stamp, kinds[name]) for name, stamp in stamps.items()}
 
 
 def _image_files(root: Path) -> Iterable[tuple[str, os.stat_result]]:
@@ -107,11 +96,3 @@ def _image_files(root: Path) -> Iterable[tuple[str, os.stat_result]]:
                 path = os.path.join(folder, file)
                 if os.path.exists(path):
                     yield os.path.relpath(path, root), os.stat(path)
-
-
-def _read_cache(store: Path) -> dict[str, Entry]:
-    try:
-        return {name: Entry(*entry) for name, entry in json.loads(store.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        # A missing or damaged cache costs only the time to read the headers again.
-        return {}

@@ -1,7 +1,7 @@
-"""Data loaders whose order and augmentation are functions of (seed, epoch, index) alone.
+"""Data loaders whose order and augmentation depend only on (seed, epoch, index).
 
-Workers hold no generator state. A resumed run sees the batches that the uninterrupted run would
-have seen, with any number of workers.
+Workers have no generator state, so a resumed run gets the same batches as an uninterrupted one,
+with any number of workers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from research.batch import Batch
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One visit to one sample: its augmentation differs from epoch to epoch."""
+    """A sample in an epoch, with its own augmentation."""
 
     epoch: int
     index: int
@@ -28,12 +28,12 @@ class SampleKey:
 class BatchSource(Protocol):
     """A map-style dataset that reads a whole batch in one call.
 
-    ``left_out`` counts, by kind, the samples that were damaged when files were listed: they have
-    no key.
+    ``skipped`` counts, by kind, the samples that were found damaged when files were listed and
+    are not part of the dataset.
     """
 
     @property
-    def left_out(self) -> dict[str, int]: ...
+    def skipped(self) -> dict[str, int]: ...
 
     def __len__(self) -> int: ...
 
@@ -41,14 +41,14 @@ class BatchSource(Protocol):
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
-    """Yields the batches of one epoch as lists of keys; set ``epoch`` and ``start`` before.
+    """Yield the batches of epoch ``epoch``, from batch ``start``, as lists of keys.
 
     Args:
-        samples: size of the data set.
-        batch_size: samples a batch.
+        samples: size of the dataset.
+        batch_size: samples per batch.
         seed: seed of the run; the order of an epoch is drawn from (seed, epoch).
-        shuffle: whether to draw an order; without it samples come in the order of the dataset.
-        drop_last: skip the last batch when it is not full.
+        shuffle: draw an order; otherwise samples are in the order of the dataset.
+        drop_last: drop the last batch if it is not full.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
 
 class EpochLoader:
-    """A ``DataLoader`` of one epoch at a time: ``for batch in loader.epoch(3)``."""
+    """A ``DataLoader`` that iterates over a given epoch: ``for batch in loader.epoch(3)``."""
 
     def __init__(
         self,
@@ -101,33 +101,33 @@ class EpochLoader:
             source,  # type: ignore[arg-type]
             batch_sampler=self.sampler,
             num_workers=workers,
-            collate_fn=_as_read,  # type: ignore[arg-type]
+            collate_fn=_identity,  # type: ignore[arg-type]
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
-            # Its own, or every pass over data would move the generator that dropout draws from.
+            # Otherwise every epoch would advance the global generator, which dropout uses.
             generator=torch.Generator().manual_seed(seed),
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
         return len(self.sampler)
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Samples that no epoch holds, by kind, as ``left_out/KIND``."""
-        return {f"left_out/{kind}": count for kind, count in self.source.left_out.items()}
+        """Counts of samples that are in no epoch, as ``left_out/KIND``."""
+        return {f"left_out/{kind}": count for kind, count in self.source.skipped.items()}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch ``start`` on."""
+        """The batches of an epoch, from batch ``start``."""
         self.sampler.epoch, self.sampler.start = epoch, start
         return iter(self.loader)
 
 
-def _as_read(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch
 
 
 def _one_thread(worker: int) -> None:
-    # Workers are the parallelism: intra-operator threads in each would fight over the cores.
+    # The workers run in parallel: threads within each would compete for the cores.
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""A folder that is made once, whole, however many processes ask for it."""
+"""Create a folder once and atomically, also from several processes."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from filelock import FileLock
 from research.utils.errors import UserError
 
 
-def made_once(
+def create_once(
     root: Path,
+    key: str,
     record_name: str,
     record: Mapping[str, object],
-    ours: Callable[[Path], bool],
-    make: Callable[[Path], None],
+    may_replace: Callable[[Path], bool],
+    create: Callable[[Path], None],
 ) -> Path:
-    """Make sure that ``root`` holds what ``record`` describes.
+    """Create ``root`` unless it exists with this record.
 
-    Processes that ask at the same time wait for the first; one that is killed leaves the old folder
-    as it was.
+    Other processes wait until it is complete. A killed process leaves an existing folder unchanged.
 
     Args:
-        root: the folder; may not exist yet.
-        record_name: file in it that says what it holds.
-        record: what it is to hold, for JSON; a folder with another record is replaced.
-        ours: whether an existing folder may be replaced.
-        make: fills the (not yet existing) folder that it is given.
+        root: the folder; need not exist.
+        key: the configuration key that names the folder.
+        record_name: name of the JSON file in it that stores ``record``.
+        record: describes the content; a folder with another record is replaced.
+        may_replace: whether an existing folder may be replaced.
+        create: creates the content in a folder that does not exist yet.
 
     Raises:
-        UserError: when ``root`` holds something that is not ours.
+        UserError: if ``root`` has content that must not be replaced.
     """
-    if _holds(root / record_name, record):
+    if _has_record(root / record_name, record):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f".{root.name}.lock"):
-        if _holds(root / record_name, record):  # another process made it while this one waited
+        if _has_record(root / record_name, record):  # created by another process in the meantime
             return root
-        if root.exists() and not ours(root):
+        if root.exists() and not may_replace(root):
             raise UserError(
-                "dataset.demo.root",
-                f"{root} holds other files than the demo's: name another folder",
+                key, f"{root} contains other files than the demo data", f"set {key} to a new folder"
             )
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
-            fresh = Path(scratch) / root.name
-            make(fresh)
-            (fresh / record_name).write_text(json.dumps(record, indent=2) + "\n")
+            new = Path(scratch) / root.name
+            create(new)
+            (new / record_name).write_text(json.dumps(record, indent=2) + "\n")
             if root.exists():
                 shutil.rmtree(root)
-            os.replace(fresh, root)
+            os.replace(new, root)
     return root
 
 
-def _holds(file: Path, record: Mapping[str, object]) -> bool:
+def _has_record(file: Path, record: Mapping[str, object]) -> bool:
     try:
         return bool(json.loads(file.read_text()) == record)
     except (OSError, ValueError):

@@ -2,12 +2,138 @@
 
 from __future__ import annotations
 
-from research.config.rules import COUNT, SHARE, TEXT, TRUTH, Rule, number, one_of, whole
-from research.config.schema import GROUP_RULES
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-USAGE = """
-python -m research.prepare KIND SOURCE OUT [key=value …]
+from research.compression import rules as compression_rules
+from research.config import cli
+from research.config.rules import COUNT, PATH, SHARE, TEXT, TRUTH, Rule, number, one_of, whole
+from research.data import rules as data_rules
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+FRACTION = number(at_least=0, at_most=1)
+STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).holds(n) and n % 16 == 0)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Of every kind that reads files in parallel."""
+
+    workers: int | None = cli.option(None, COUNT, "number of processes; one per core by default")
+
+
+@dataclass(frozen=True)
+class StoreOptions(WorkerOptions):
+    """Of every kind that builds a store."""
+
+    seed: int = cli.option(0, whole(0, 2**32 - 1), "seed of the draw")
+    shard_samples: int = cli.option(256, COUNT, "samples per file")
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """Of every kind that reads frames with boxes."""
+
+    max_invalid: int | None = cli.option(None, whole(0), "largest number of invalid frames")
+    max_missing: int | None = cli.option(None, whole(0), "largest number of missing frames")
+    max_empty: int | None = cli.option(None, whole(0), "largest number of empty frames")
+    max_invalid_ratio: float | None = cli.option(None, FRACTION, "the same, as a fraction of all")
+    max_missing_ratio: float | None = cli.option(None, FRACTION, "the same, as a fraction of all")
+    max_empty_ratio: float | None = cli.option(None, FRACTION, "the same, as a fraction of all")
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by option."""
+        values = {name: getattr(self, name) for name in LimitOptions.__annotations__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class FrameOptions(LimitOptions, StoreOptions):
+    """Of ``prepare frames``."""
+
+    size: int = cli.option(384, whole(32), "side of the square frames, in pixels")
+    max_boxes: int = cli.option(16, COUNT, "slots for boxes in a frame")
+    val: float = cli.option(0.2, SHARE, "fraction of the runs (groups) drawn for validation")
+    test: float = cli.option(0.0, SHARE, "fraction of the runs (groups) drawn for the test split")
+    val_runs: tuple[str, ...] = cli.option((), TEXT, "names of these runs instead of a draw: a,b,c")
+    test_runs: tuple[str, ...] = cli.option((), TEXT, "likewise for the test split")
+
+
+@dataclass(frozen=True)
+class CoefficientOptions(StoreOptions):
+    """Of ``prepare coefficients``."""
+
+    image_size: int = cli.option(256, STORED_SIZE, "size of the stored squares, a multiple of 16")
+    window: int = cli.option(
+        8,
+        compression_rules.RULES["window"],
+        "1…8, corner of frequencies; smaller windows can be read from it",
+        key="compression.window",
+    )
+    source: str = cli.option(
+        "bitstream",
+        compression_rules.RULES["source"],
+        "bitstream: the files' own coefficients; pixels: decoded first",
+        key="compression.source",
+    )
+    val: float = cli.option(
+        0.1,
+        data_rules.RULES["val_fraction"],
+        "fraction of each class held out if SOURCE has no val folder",
+    )
+
+
+@dataclass(frozen=True)
+class RgbxOptions(LimitOptions, WorkerOptions):
+    """Of ``prepare rgbx``."""
+
+    rgb: str = cli.option("", TEXT, "name of the folder; by default rgb, visible, vis or images")
+    thermal: str = cli.option("", TEXT, "likewise; by default thermal, infrared, ir or lwir")
+    event: str = cli.option(
+        "", TEXT, "likewise; by default event or events; thermal or event may be missing"
+    )
+    missing_labels: str = cli.option(
+        "negative",
+        one_of("negative", "error"),
+        "a picture without a YOLO file has no objects; error: is refused",
+    )
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Of ``prepare prune``."""
+
+    empty: bool = cli.option(False, TRUTH, "true: leave out empty frames")
+    missing: bool = cli.option(True, TRUTH, "true: leave out frames with missing files")
+    invalid: bool = cli.option(True, TRUTH, "true: leave out frames with invalid labels")
+    runs: tuple[str, ...] = cli.option((), TEXT, "only these runs: a,b,c")
+    not_runs: tuple[str, ...] = cli.option((), TEXT, "without these runs")
+
+
+@dataclass(frozen=True)
+class LintOptions:
+    """Of ``prepare lint``."""
+
+    out: Path | None = cli.option(
+        None, PATH, "folder of its pictures; OUT/lint-v<version> by default"
+    )
+
+
+OPTIONS: dict[str, type[DataclassInstance]] = {
+    "frames": FrameOptions,
+    "coefficients": CoefficientOptions,
+    "rgbx": RgbxOptions,
+    "prune": PruneOptions,
+    "lint": LintOptions,
+}
+"""Dataclass of options by KIND."""
+
+USAGE = cli.usage(
+    "python -m research.prepare KIND SOURCE OUT [key=value …]",
+    """
 KIND
   frames         SOURCE holds frames with boxes: capture runs, or a VOC, COCO or YOLO folder
   coefficients   SOURCE holds CLASS/image folders, or train, val and test folders of them
@@ -16,86 +142,15 @@ KIND
   lint           prepare lint MANIFEST: check a prepared store
 OUT gets a folder v<version>: a hash of data and settings; of rgbx, images/*.npy and labels/*.txt.
 A command that was interrupted resumes when it is run again.
-
-frames
-  size=384              side of the square frames, in pixels
-  max_boxes=16          slots for boxes in a frame
-  val=0.2 test=0        fraction of the runs (groups) drawn for validation and test
-  val_runs= test_runs=  names of these runs instead of a draw: a,b,c
-coefficients
-  image_size=256                size of the stored squares, a multiple of 16
-  compression.window=8          1…8, corner of frequencies; smaller windows can be read from it
-  compression.source=bitstream  bitstream: the files' own coefficients; pixels: decoded first
-  val=0.1                       fraction of each class held out if SOURCE has no val folder
-rgbx
-  rgb= thermal= event=     names of the folders; by default rgb, visible, vis or images; thermal,
-                           infrared, ir or lwir; event or events, of which one may be missing
-  missing_labels=negative  a picture without a YOLO file has no objects; error: is refused
-frames and rgbx
-  max_invalid= max_missing= max_empty=                    largest number of such frames
-  max_invalid_ratio= max_missing_ratio= max_empty_ratio=  the same as a fraction of all
-frames and coefficients
-  seed=0             seed of the draw
-  shard_samples=256  samples per file
-all three
-  workers=           number of processes; one per core by default
-prune
-  empty=false missing=true invalid=true  which frames are left out
-  runs= not_runs=                        only these runs; not these
-lint
-  out=               folder of its pictures; OUT/lint-v<version> by default
-"""
-
-Options = dict[str, tuple[str, Rule]]
-
-BUILD: Options = {
-    "seed": ("0", whole(0, 2**32 - 1)),
-    "shard_samples": ("256", COUNT),
-    "workers": ("", COUNT),
-}
-LIMITS: Options = {
-    **{f"max_{kind}": ("", whole(0)) for kind in ("invalid", "missing", "empty")},
-    **{
-        f"max_{kind}_ratio": ("", number(at_least=0, at_most=1))
-        for kind in ("invalid", "missing", "empty")
+""",
+    {
+        "\nframes": FrameOptions,
+        "coefficients": CoefficientOptions,
+        "rgbx": RgbxOptions,
+        "frames and rgbx": LimitOptions,
+        "frames and coefficients": StoreOptions,
+        "frames, coefficients and rgbx": WorkerOptions,
+        "prune": PruneOptions,
+        "lint": LintOptions,
     },
-}
-OPTIONS: dict[str, Options] = {
-    "frames": {
-        "size": ("384", whole(32)),
-        "max_boxes": ("16", COUNT),
-        "val": ("0.2", SHARE),
-        "test": ("0", SHARE),
-        "val_runs": ("", TEXT),
-        "test_runs": ("", TEXT),
-        **LIMITS,
-        **BUILD,
-    },
-    "coefficients": {
-        "image_size": (
-            "256",
-            Rule("a multiple of 16, at least 32", lambda n: whole(32).holds(n) and n % 16 == 0),
-        ),
-        "compression.window": ("8", GROUP_RULES["compression.window"]),
-        "compression.source": ("bitstream", GROUP_RULES["compression.source"]),
-        "val": ("0.1", GROUP_RULES["dataset.val_fraction"]),
-        **BUILD,
-    },
-    "rgbx": {
-        "rgb": ("", TEXT),
-        "thermal": ("", TEXT),
-        "event": ("", TEXT),
-        "missing_labels": ("negative", one_of("negative", "error")),
-        **LIMITS,
-        "workers": BUILD["workers"],
-    },
-    "prune": {
-        "empty": ("false", TRUTH),
-        "missing": ("true", TRUTH),
-        "invalid": ("true", TRUTH),
-        "runs": ("", TEXT),
-        "not_runs": ("", TEXT),
-    },
-    "lint": {"out": ("", TEXT)},
-}
-"""Options by kind: the default as it would be typed, and the rule for values."""
+)

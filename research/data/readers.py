@@ -1,7 +1,7 @@
-"""From one file to one fixed-size sample: pixels, or the JPEG's own coefficients.
+"""Read an image file as a sample of fixed size: pixels, or the coefficients of the JPEG.
 
-What depends on a file's own size happens here, in the loader's workers: decoding, the crop box,
-the resize. Both readers cut the same boxes; only the grid to which a box snaps differs.
+Everything that depends on the size of the file is done here, in the loader's workers: decoding,
+crop, resize. Both readers use the same crop boxes; a ``BitstreamReader`` aligns them to MCUs.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from PIL import Image, UnidentifiedImageError
 
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, dct_basis, rgb_to_ycbcr
-from research.compression.geometry import payload, snap_box
-from research.compression.jpeg import MIN_SIDE, NotNative, Planes, read_planes
+from research.compression.geometry import crop_and_resize, snap_box
+from research.compression.jpeg import MIN_SIDE, Planes, UnsupportedJpeg, read_planes
 from research.compression.selection import Selection
 from research.data.crops import Crop
 from research.utils.errors import DamagedImage
 
 
 class Sample(NamedTuple):
-    """What a reader makes of a file.
+    """One image.
 
     Attributes:
         arrays: uint8 [3, S, S] pixels; or int16 ``y`` [S/8, S/8, k_luma] and ``cbcr``
             [2, S/16, S/16, k_chroma].
-        detour: why the file was not read the direct way (``cmyk``, ``not_jpeg``, …), or ''.
+        fallback: why the file was not read in the usual way (``cmyk``, ``not_jpeg``, …), or ''.
     """
 
     arrays: tuple[NDArray[np.generic], ...]
-    detour: str = ""
+    fallback: str = ""
 
 
 class Reader(Protocol):
-    """Reads one file into one sample and stacks samples into a batch's inputs."""
+    """Reads files as samples and stacks samples to the inputs of a batch."""
 
     def read(self, path: Path, crop: Crop, rng: np.random.Generator) -> Sample: ...
 
     def stack(self, samples: list[Sample]) -> torch.Tensor | Blocks: ...
 
 
-def decode(path: Path, before: Callable[[Image.Image], object] | None = None) -> Image.Image:
-    """The file's pixels as they are stored (any PIL mode).
+def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -> Image.Image:
+    """Decode a file in its own PIL mode.
 
     Args:
         path: the file.
-        before: does something to the opened image before its pixels are read, such as drafting.
+        on_open: called with the opened image before its pixels are read, for example to draft it.
 
     Raises:
-        DamagedImage: when there is nothing whole to decode.
+        DamagedImage: if the file is not a complete image.
     """
     try:
         with warnings.catch_warnings():
-            # PIL warns of damaged metadata in files whose pixels are whole.
+            # PIL warns about damaged metadata in files whose pixels are intact.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(path.read_bytes()))
             width, height = image.size
-            if before is not None:
-                before(image)
+            if on_open is not None:
+                on_open(image)
             image.load()
     except UnidentifiedImageError:
         kind = "empty" if path.stat().st_size == 0 else "not_an_image"
@@ -80,15 +80,15 @@ def decode(path: Path, before: Callable[[Image.Image], object] | None = None) ->
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255 instead of scaling them
+    if image.mode.startswith("I;16"):  # PIL would clip 16-bit values at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if "transparency" in image.info:  # the same colours, without PIL's warning of palettes
+    if "transparency" in image.info:  # the same colours without PIL's warning about palettes
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 class PixelReader:
-    """Decodes any image format and resizes the crop with an antialiased bilinear filter.
+    """Reads pixels of any image format; crops are resized with antialiased bilinear filtering.
 
     Args:
         size: side of the square result, in pixels.
@@ -103,7 +103,7 @@ class PixelReader:
         edges = (box.left, box.top, box.left + box.width, box.top + box.height)
         resized = to_rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box=edges)
         pixels = np.asarray(resized).transpose(2, 0, 1)
-        return Sample((pixels,), detour="cmyk" if image.mode == "CMYK" else "")
+        return Sample((pixels,), fallback="cmyk" if image.mode == "CMYK" else "")
 
     def stack(self, samples: list[Sample]) -> torch.Tensor:
         if not samples:
@@ -112,14 +112,14 @@ class PixelReader:
 
 
 class BitstreamReader:
-    """Reads a JPEG's own quantised coefficients and crops and resizes them as coefficients.
+    """Reads the quantised coefficients of JPEG files; crops and resizes in the DCT domain.
 
-    A file that holds none that we can use (another format, CMYK, 12 bit, …) is decoded to pixels
-    and transformed, and says so in ``Sample.detour``.
+    Files without usable coefficients (another format, CMYK, 12 bit, …) are decoded to pixels and
+    transformed; ``Sample.fallback`` is the reason.
 
     Args:
         size: side of the square result in pixels, a multiple of 16.
-        selection: the frequencies to ship.
+        selection: the frequencies to return.
     """
 
     def __init__(self, size: int, selection: Selection) -> None:
@@ -132,31 +132,31 @@ class BitstreamReader:
     def read(self, path: Path, crop: Crop, rng: np.random.Generator) -> Sample:
         try:
             planes = self._planes(path)
-        except NotNative as error:
+        except UnsupportedJpeg as error:
             pixels = self.pixels.read(path, crop, rng).arrays[0]
             return Sample(self._transform(pixels), error.reason)
         except OSError as error:
             raise DamagedImage("unreadable", f"{path}: {error}") from None
         header = planes.header
         box = snap_box(header, *crop.box(header.height, header.width, rng))
-        y, cbcr = payload(planes, box, self.size, self.selection)
+        y, cbcr = crop_and_resize(planes, box, self.size, self.selection)
         return Sample((_int16(y), _int16(cbcr)))
 
     def stack(self, samples: list[Sample]) -> Blocks:
         grid = self.size // 8
         if not samples:
             y = torch.empty(0, grid, grid, len(self.selection.luma), dtype=torch.int16)
-            half, kept = grid // 2, len(self.selection.chroma)
-            return Blocks(y, y.new_empty(0, 2, half, half, kept))
+            chroma_grid, channels = grid // 2, len(self.selection.chroma)
+            return Blocks(y, y.new_empty(0, 2, chroma_grid, chroma_grid, channels))
         luma, chroma = zip(*(sample.arrays for sample in samples), strict=True)
         return Blocks(torch.from_numpy(np.stack(luma)), torch.from_numpy(np.stack(chroma)))
 
     @staticmethod
     def _planes(path: Path) -> Planes:
         with path.open("rb") as file:
-            start = file.read(2)
-        if start and start != b"\xff\xd8":
-            raise NotNative("not_jpeg")
+            signature = file.read(2)
+        if signature and signature != b"\xff\xd8":
+            raise UnsupportedJpeg("not_jpeg")
         return read_planes(path)
 
     def _transform(self, pixels: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
@@ -168,5 +168,5 @@ class BitstreamReader:
 
 
 def _int16(coefficients: NDArray[np.float32]) -> NDArray[np.int16]:
-    # Damage inside a whole file's entropy code can give any value at all.
+    # Damaged entropy-coded data can decode to arbitrarily large values.
     return np.clip(np.rint(coefficients), -32768, 32767).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Small data sets kept whole in memory, on the device if they fit there; no worker processes."""
+"""Small data sets that are kept in memory, on the device if they fit, without workers."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from research.data.crops import PadCrop
 from research.data.loader import SampleKey
 
 
-class Resident:
-    """Images of one size with a class each, in memory, copied to a device once.
+class ResidentImages:
+    """Labelled images of one size in memory, copied to a device at most once.
 
     Args:
         images: uint8 [N, 3, H, W].
         labels: int64 [N].
-        keep: copy them to an accelerator.
+        on_device: copy them to an accelerator.
     """
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], *, keep: bool) -> None:
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], *, on_device: bool
+    ) -> None:
         self.images = torch.from_numpy(images)
         self.labels = torch.from_numpy(labels)
-        self.keep = keep
+        self.on_device = on_device
         self.copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def stays_on(self, device: torch.device) -> bool:
-        """Whether batches are made on this device, and not shipped to it."""
-        return device.type == "cpu" or self.keep
+        """Whether batches are created on this device rather than copied to it."""
+        return device.type == "cpu" or self.on_device
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and labels where batches for this device are made."""
-        if device.type == "cpu" or not self.keep:
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device where batches for ``device`` are created."""
+        if device.type == "cpu" or not self.on_device:
             return self.images, self.labels
         if device not in self.copies:
             self.copies[device] = self.images.to(device), self.labels.to(device)
@@ -42,15 +44,15 @@ class Resident:
 
 
 class ResidentSamples:
-    """One split as batches gathered where the images are.
+    """One split as batches, gathered on the device of the images.
 
     Args:
-        images: uint8 [N, 3, H, W], of this split and perhaps of others.
+        images: uint8 [N, 3, H, W], also of other splits.
         labels: int64 [N], on the same device.
-        positions: which of them are this split's.
-        crop: random cuts; null takes the images whole.
-        size: side of the batches' images in pixels; others are resized (bilinear, antialiased).
-        seed: of the run; with the epoch it draws the cuts.
+        positions: indices of this split's images.
+        crop: random crops; ``None`` for whole images.
+        size: side of the batches' images in pixels; resized (bilinear, antialiased) if it differs.
+        seed: seed of the run; crops are drawn from (seed, epoch).
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class ResidentSamples:
         self.crop = crop
         self.size = size
         self.seed = seed
-        self.left_out: dict[str, int] = {}
+        self.skipped: dict[str, int] = {}
         self.drawn: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -77,11 +79,11 @@ class ResidentSamples:
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         index = torch.tensor([key.index for key in keys], dtype=torch.int64)
         index = index.to(self.images.device)
-        which = self.positions[index]
-        images = self.images[which]
+        positions = self.positions[index]
+        images = self.images[positions]
         if self.crop is not None:
-            images = self.crop.cut(images, self._corners(self.crop, keys[0].epoch)[index])
-        return ClassificationBatch(index, resized(images, self.size), self.labels[which])
+            images = self.crop.crop(images, self._corners(self.crop, keys[0].epoch)[index])
+        return ClassificationBatch(index, resize(images, self.size), self.labels[positions])
 
     def _corners(self, crop: PadCrop, epoch: int) -> Tensor:
         if self.drawn is None or self.drawn[0] != epoch:
@@ -90,8 +92,8 @@ class ResidentSamples:
         return self.drawn[1]
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [B, 3, H, W] to [B, 3, size, size], bilinear with antialiasing, rounded."""
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize uint8 [B, 3, H, W] to [B, 3, size, size], bilinear with antialiasing, rounded."""
     if images.shape[-2:] == (size, size):
         return images
     floats = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)

@@ -1,39 +1,45 @@
-"""What a data set is, to everything above it."""
+"""The interface of data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from PIL.Image import Image
 
 from research.batch import Batch
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.transforms import DeviceTransform
 
+IMAGENET_CLASSES: Final = 1000
+USUAL_BOXES: Final = 16
+"""Slots for boxes in a frame, where no store says otherwise."""
+
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """What a network asks of the data set that feeds it.
+    """The input that a network needs from its data set.
+
+    All but ``coefficients`` are defaults for values that the data set's configuration leaves open.
 
     Attributes:
-        size: side of the square input in pixels, where the data set leaves it to the network.
-        mean: RGB means on a 0…1 scale, where the data set leaves them to the network.
-        std: RGB standard deviations, likewise.
-        crop_pct: side of the validation crop as a share of the short side, likewise.
-        coefficients: what a compressed network asks for; null for pixels.
+        size: side of the square input in pixels.
+        mean: mean of RGB on a 0…1 scale.
+        std: standard deviation of RGB on a 0…1 scale.
+        crop_pct: side of the validation crop as a fraction of the short side.
+        coefficients: DCT coefficients as input; ``None`` for pixels.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_pct: float
-    coefficients: Coefficients | None
+    coefficients: CoefficientSpec | None
 
 
 class Demo(Protocol):
@@ -54,17 +60,18 @@ class Demo(Protocol):
 
 
 class DataModule(Protocol):
-    """A data set of any kind: folders, a warehouse, pairs.
+    """A data set of any kind: folders, a prepared store, pairs.
 
-    Made without touching the disk, so that a trained model's preprocessing can be had without
-    its data. ``prepare`` finds the data; ``samples``, ``counts``, ``fingerprint`` and ``floor``
-    need it; ``read``, ``look`` and a bare ``transform`` do with the facts out of a checkpoint.
+    The constructor does not access the disk, so that the preprocessing of a trained model is
+    available without its data. ``prepare`` reads the data; ``dataset``, ``counts``,
+    ``fingerprint`` and ``baseline`` require it. ``read``, ``load_image`` and
+    ``transform(measured=False)`` only require the metadata of a checkpoint.
 
     Attributes:
-        name: what the tracker calls it.
-        batch_size: samples a batch.
-        workers: loader processes; null chooses by device.
-        pin_memory: page-locked batches; null chooses by device.
+        name: name in the tracker.
+        batch_size: samples per batch.
+        workers: number of loader processes; ``None`` chooses by device.
+        pin_memory: page-locked batches; ``None`` chooses by device.
         classes: class names in index order; empty before ``prepare``.
     """
 
@@ -75,14 +82,14 @@ class DataModule(Protocol):
     classes: list[str]
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
-        """Find (or make) the data, settle classes and splits.
+        """Find (or create) the data and determine classes and splits.
 
         Args:
-            seed: of the run; draws what the data set leaves to chance.
-            progress: told during long work.
+            seed: seed of the run, for random splits and subsets.
+            progress: called during long operations.
 
         Raises:
-            UserError: when there is nothing to train on, or it does not fit the settings.
+            UserError: if there is nothing to train on, or the data do not match the settings.
         """
         ...
 
@@ -91,29 +98,29 @@ class DataModule(Protocol):
 
         Args:
             split: ``train``, ``val`` or ``test``.
-            seed: of the run; draws the crops.
-            train: with training crops.
-            device: where the batches will go; small data may be kept there whole.
+            seed: seed of the run, for random crops.
+            train: use training crops.
+            device: device of the model; small data sets may be kept there.
 
         Raises:
-            UserError: when the data set has no such split.
+            UserError: if the data set has no such split.
         """
         ...
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
-        """The device's half of preprocessing.
+        """The part of preprocessing that runs on the device.
 
         Args:
-            measured: with statistics taken from (or recalled for) the training split; without,
-                a state dict is to fill them in.
-            progress: told while statistics are taken.
+            measured: with statistics of the training split, measured or cached. If False, they
+                are to be loaded from a state dict.
+            progress: called while statistics are measured.
         """
         ...
 
     def read(self, paths: Sequence[Path]) -> Batch:
-        """Files of a user as validation would see them, all in one batch, without targets.
+        """Read files with validation preprocessing as one batch without targets.
 
         Raises:
             DamagedImage: for a file that cannot be read.
@@ -121,39 +128,56 @@ class DataModule(Protocol):
         ...
 
     def load_image(self, path: Path) -> list[Image]:
-        """A file of a user for people: RGB pictures of the file's own size, the first in colour.
+        """Read a file as RGB images of its own size, to look at.
 
-        Plain images give one picture; what has more sensors than eyes have colours, several.
+        RGB files give one; files with further channels give several, the first in colour.
 
         Raises:
-            DamagedImage: when it cannot be read.
+            DamagedImage: if it cannot be read.
         """
         ...
 
-    def known_classes(self) -> list[str] | None:
-        """Class names as far as they are known before ``prepare``; null where they are not."""
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        """What ``metadata`` will be as far as it is known before ``prepare``.
+
+        Args:
+            model: settings of the model, whose ``num_classes``, ``max_boxes`` and ``x_channels``
+                stand for what is not known.
+            look: read the names of classes from files, where there are any.
+
+        Raises:
+            UserError: for a setting without which nothing is known.
+        """
         ...
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        """Samples of each split, and what it leaves out by kind of damage."""
+        """Number of samples of each split, and its counts of skipped samples by kind."""
         ...
 
     def metadata(self) -> dict[str, Any]:
-        """What only the data know, for checkpoints: ``name``, ``classes``, how they were made."""
+        """Metadata for checkpoints: ``name``, ``classes``, how a store was prepared."""
         ...
 
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Take over a checkpoint's facts, so that ``read`` and ``transform`` need no data."""
+        """Load the metadata of a checkpoint, so that ``read`` and ``transform`` need no data."""
         ...
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
-        """Why a model trained on data of such facts cannot read these, in words; null if it can."""
+        """Why a model trained on data with this metadata cannot use this data set, or ``None``."""
         ...
 
     def fingerprint(self) -> str:
-        """Short hash that differs when the data do."""
+        """Short hash of the data."""
         ...
 
     def baseline(self) -> str | None:
-        """What a trivial predictor reaches on validation, in words; null when not asked for."""
+        """Validation metrics of a trivial predictor as text; ``None`` if not configured."""
         ...
+
+
+def expected_classes(
+    model: Mapping[str, Any], known: Sequence[str] | None, usual: int
+) -> list[str]:
+    """Class names for ``expected_metadata``: as many as model or data have, or ``usual``."""
+    count = model.get("num_classes") or len(known or ()) or usual
+    return [str(label) for label in range(count)]

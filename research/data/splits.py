@@ -1,4 +1,4 @@
-"""The splits of image folders: which files, which classes, what is held out."""
+"""Splits of labelled files: classes, held-out fractions, balanced subsets."""
 
 from __future__ import annotations
 
@@ -18,22 +18,31 @@ class Split:
 
     Attributes:
         files: image paths.
-        labels: one class index a file.
-        left_out: files left out by the index, counted by kind of damage.
+        labels: class index of each file.
+        skipped: counts of files that were found damaged, by kind.
     """
 
     files: list[Path]
     labels: list[int]
-    left_out: dict[str, int]
+    skipped: dict[str, int]
 
 
 def class_of(name: str) -> str:
-    """The class folder of a path relative to its root."""
+    """The class folder in a path relative to the root."""
     return name.split("/", 1)[0]
 
 
-def common_classes(roots: list[Path], indexes: list[dict[str, str]]) -> list[str]:
-    """The sorted classes of all roots, which must agree or be disjoint."""
+def common_classes(roots: list[Path], indexes: list[dict[str, str]], key: str) -> list[str]:
+    """The sorted classes of all training roots, which must be equal or disjoint.
+
+    Args:
+        roots: the folders.
+        indexes: the files of each folder, by relative path.
+        key: the configuration key that names the folders.
+
+    Raises:
+        UserError: if they share some classes but not all.
+    """
     classes = [{class_of(name) for name in index} for index in indexes]
     union = set().union(*classes)
     for root, own in zip(roots, classes, strict=True):
@@ -41,106 +50,118 @@ def common_classes(roots: list[Path], indexes: list[dict[str, str]]) -> list[str
         missing = sorted(union - own)
         if shared and missing:
             raise UserError(
-                "dataset.train_dirs",
-                f"dataset.train_dirs: {root} has no class folder {missing[0]!r}, which another "
-                "training folder has",
-                "training folders must hold the same classes, or share none",
+                key,
+                f"{key}: {root} has no class folder {missing[0]!r}, which another training folder "
+                "has",
+                "use training folders with the same classes, or with no class in common",
             )
     return sorted(union)
 
 
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Hold out a share of every class, drawn by ``seed``; damage counts stay with training."""
+    """Split off a random fraction of every class; ``skipped`` stays with the first part."""
     rng = np.random.default_rng((seed, 1))
     labels = np.array(split.labels)
-    held = np.zeros(len(labels), dtype=bool)
+    held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = min(len(members) - 1, max(1, round(len(members) * fraction)))
-        held[rng.permutation(members)[:count]] = True
+        held_out[rng.permutation(members)[:count]] = True
     return (
-        _subset(split, np.flatnonzero(~held), split.left_out),
-        _subset(split, np.flatnonzero(held), {}),
+        _subset(split, np.flatnonzero(~held_out), split.skipped),
+        _subset(split, np.flatnonzero(held_out), {}),
     )
 
 
-def spread(split: Split, limit: int, seed: int) -> Split:
-    """``limit`` files, as many of each class as of any other while they last."""
-    chosen = spread_over(np.array(split.labels), limit, np.random.default_rng((seed, 2)))
-    return _subset(split, chosen, split.left_out)
+def subsample(split: Split, limit: int, seed: int) -> Split:
+    """A random subset of ``limit`` files, balanced over the classes."""
+    indices = balanced_subset(np.array(split.labels), limit, np.random.default_rng((seed, 2)))
+    return _subset(split, indices, split.skipped)
 
 
-def spread_over(
+def balanced_subset(
     labels: NDArray[np.int64], limit: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """The sorted places of ``limit`` samples, as many of each class while they last."""
+    """Sorted indices of ``limit`` random samples, equally many per class as far as possible."""
     order = rng.permutation(len(labels))
-    drawn = labels[order]
+    shuffled = labels[order]
     rank = np.empty(len(order), dtype=np.int64)
-    for label in np.unique(drawn):
-        members = np.flatnonzero(drawn == label)
+    for label in np.unique(shuffled):
+        members = np.flatnonzero(shuffled == label)
         rank[members] = np.arange(len(members))
     return np.sort(order[np.argsort(rank, kind="stable")[:limit]])
 
 
-def _subset(split: Split, chosen: np.ndarray, left_out: dict[str, int]) -> Split:
-    files = [split.files[index] for index in chosen]
-    labels = [split.labels[index] for index in chosen]
-    return Split(files, labels, left_out)
+def _subset(split: Split, indices: np.ndarray, skipped: dict[str, int]) -> Split:
+    files = [split.files[index] for index in indices]
+    labels = [split.labels[index] for index in indices]
+    return Split(files, labels, skipped)
 
 
-def check_num_classes(asked: int | None, classes: Sequence[str], where: str) -> None:
-    """Refuse a number of classes that is not the data's.
+def check_num_classes(num_classes: int | None, classes: Sequence[str], where: str) -> None:
+    """Compare ``dataset.num_classes`` with the classes in the data.
 
     Raises:
-        UserError: when they differ.
+        UserError: if they differ.
     """
-    if asked not in (None, len(classes)):
+    if num_classes not in (None, len(classes)):
         raise UserError(
             "dataset.num_classes",
-            f"dataset.num_classes={asked}: {where} has {len(classes)} classes",
-            "leave it out, or give the data that were meant",
+            f"dataset.num_classes={num_classes}: {where} has {len(classes)} classes",
+            f"set dataset.num_classes={len(classes)}, or use other data",
         )
 
 
-def check_same_classes(classes: Sequence[str], found: set[str], root: Path, key: str) -> list[str]:
-    """Compare an evaluation folder's classes with those of training.
+def check_same_classes(
+    classes: Sequence[str], eval_classes: set[str], root: Path, key: str
+) -> list[str]:
+    """Compare the classes of an evaluation folder with those of training.
 
     Args:
-        classes: of training.
-        found: the evaluation folder's.
+        classes: the training classes.
+        eval_classes: the classes of the evaluation folder.
         root: the evaluation folder.
-        key: that named it.
+        key: the configuration key that names it.
 
     Returns:
-        Classes that the evaluation folder lacks, sorted.
+        Sorted classes that the evaluation folder lacks.
 
     Raises:
-        UserError: when it has some that training lacks, naming them.
+        UserError: if it has classes that are not in training.
     """
-    unknown = sorted(found - set(classes))
-    missing = sorted(set(classes) - found)
+    unknown = sorted(eval_classes - set(classes))
+    missing = sorted(set(classes) - eval_classes)
     if unknown:
         raise UserError(
             key,
-            f"{key}: {root} holds class folder {listed(unknown)}, which no training folder has"
-            + (f", and lacks {listed(missing)}" if missing else "")
-            + "; rename or remove it",
+            f"{key}: {root} has class folder {format_names(unknown)}, which no training folder has"
+            + (f", and lacks {format_names(missing)}" if missing else ""),
+            "rename or remove it",
         )
     return missing
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+def format_names(names: Sequence[str]) -> str:
+    """The first three names and the number of further ones."""
     first = ", ".join(repr(name) for name in names[:3])
     return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def nothing_left(which: str, split: Split) -> str:
-    """What to tell of a split in which no file can be read."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(split.left_out.items()))
-    return (
-        f"no readable image in the {which} split"
-        + (f" ({kinds})" if kinds else "")
-        + "; check the folders in dataset.train_dirs and dataset.val_dir"
-    )
+def check_not_empty(name: str, split: Split, key: str) -> None:
+    """Refuse a split without a readable file.
+
+    Args:
+        name: name of the split.
+        split: its files.
+        key: the configuration key that names its folder.
+
+    Raises:
+        UserError: if there is no file.
+    """
+    if not split.files:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(split.skipped.items()))
+        raise UserError(
+            key,
+            f"{key}: no readable image in the {name} split" + (f" ({kinds})" if kinds else ""),
+            f"check the files in {key}",
+        )

@@ -1,8 +1,8 @@
-"""Device transforms: from a loaded batch to what a model takes, and back to pixels for people.
+"""Device transforms: from a loaded batch to the input of a model, and back to images.
 
-Both coefficient sources meet here: pixels are transformed, the bitstream's coefficients arrive as
-they are. From then on one path: mirror, range, normalisation, all on the kept frequencies, on the
-device.
+For coefficients, pixels are transformed here, while coefficients from the bitstream are used
+directly. The steps after that are the same for both: flip, range, normalisation, each on the
+selected frequencies.
 """
 
 from __future__ import annotations
@@ -27,37 +27,36 @@ EPSILON = 1e-6
 
 
 class DeviceTransform(nn.Module):
-    """Makes of a loaded batch, on the device, what a model takes.
+    """Transforms a loaded batch to the input of a model, on the device.
 
-    What is random happens in training mode alone and is drawn from the generator given, so that
-    it depends on the place in the run and on nothing else.
+    Random operations are applied in training mode only and use the given generator, so that they
+    depend only on the position in the run.
     """
 
     def forward(self, batch: Any, generator: torch.Generator | None) -> Any:
-        """The batch with its inputs as the model takes them."""
+        """The batch with transformed inputs."""
         raise NotImplementedError
 
     def to_images(self, batch: Any) -> list[Tensor]:
-        """The samples of a transformed batch for people: uint8 RGB [B, 3, H, W] each.
+        """Images of a transformed batch to look at, each uint8 RGB [B, 3, H, W].
 
-        Plain images give one panel; what has more sensors than eyes have colours gives several,
-        the first of them in colour.
+        RGB inputs give one; inputs with further channels give several, the first in colour.
         """
         raise NotImplementedError
 
     def names(self, batch: Any) -> dict[str, list[str]]:
-        """What a user calls the samples of a batch, [B] words a column; none unless it is said."""
+        """Names of the samples of a batch, [B] per column; empty by default."""
         return {}
 
 
 class PixelTransform(DeviceTransform):
-    """Turns uint8 pixels [B, 3, H, W] into normalised floats; mirrors half in training.
+    """uint8 pixels [B, 3, H, W] to normalised floats, with random horizontal flips in training.
 
     Args:
-        mean: RGB means on a 0…1 scale.
-        std: RGB standard deviations on a 0…1 scale.
-        flip: mirror in training.
-        augment: what else happens in training, if anything.
+        mean: mean of RGB on a 0…1 scale.
+        std: standard deviation of RGB on a 0…1 scale.
+        flip: flip half of the images in training.
+        augment: further augmentation in training.
     """
 
     def __init__(
@@ -84,36 +83,33 @@ class PixelTransform(DeviceTransform):
         pixels = batch.inputs if augment is None else augment.pixels(batch.inputs, generator)
         images = pixels.float() / 255
         if self.training and self.flip:
-            chosen = half(len(images), generator, images.device)
-            images = torch.where(chosen[:, None, None, None], images.flip(-1), images)
+            flipped = bernoulli(len(images), generator, images.device)
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         batch = replace(batch, inputs=(images - self.mean) / self.std)
         return batch if augment is None else augment.mix(batch, generator)
 
     def to_images(self, batch: ClassificationBatch) -> list[Tensor]:
-        """The images as they went in."""
+        """The images before normalisation."""
         assert isinstance(batch.inputs, Tensor)
         pixels = (batch.inputs * self.std + self.mean) * 255
         return [pixels.round().clamp(0, 255).to(torch.uint8)]
 
 
 class CoefficientTransform(DeviceTransform):
-    """Turns pixels or int16 coefficients into normalised float coefficients.
+    """Pixels or int16 coefficients to normalised float coefficients.
 
-    Takes a ``ClassificationBatch`` whose inputs are uint8 pixels [B, 3, H, W], H and W multiples
-    of 16, or int16 block-major ``Blocks`` of the kept frequencies; gives one whose inputs are
-    float32 ``Blocks`` ``y`` [B, k_luma, H/8, W/8], ``cbcr`` [B, 2, k_chroma, H/16, W/16].
-
-    In training mode half of the images are mirrored, drawn from the generator given.
+    Inputs are uint8 pixels [B, 3, H, W], H and W multiples of 16, or int16 block-major ``Blocks``.
+    Outputs are float32 ``Blocks``: ``y`` [B, k_luma, H/8, W/8] and ``cbcr``
+    [B, 2, k_chroma, H/16, W/16].
 
     Args:
-        selection: the kept frequencies.
+        selection: the frequencies of the output.
         range_: ``full``, or ``studio`` for BT.601's 16…235.
-        statistics: normalise by these; null leaves the coefficients on JPEG's scale.
-        flip: mirror in training.
-        shipped: the frequencies that int16 ``Blocks`` arrive with, ``selection`` among them; null
-            when just the selection is shipped, in its own order.
-        augment: what else happens in training, if anything; what it does to pixels does not
-            happen to inputs that arrive as ``Blocks``.
+        statistics: normalise by these; ``None`` for coefficients on JPEG's scale.
+        flip: flip half of the images horizontally in training.
+        shipped: the frequencies of int16 ``Blocks``, a superset of ``selection``; ``None`` if they
+            are the selection.
+        augment: further augmentation in training; its first stage applies to pixels only.
     """
 
     def __init__(
@@ -130,8 +126,8 @@ class CoefficientTransform(DeviceTransform):
         self.augment = augment
         self.selection = selection
         shipped = shipped or selection
-        self.luma_at = _places(selection.luma, shipped.luma)
-        self.chroma_at = _places(selection.chroma, shipped.chroma)
+        self.luma_index = _positions(selection.luma, shipped.luma)
+        self.chroma_index = _positions(selection.chroma, shipped.chroma)
         self.decoder = Decoder(selection, range_)
         luma, chroma = list(selection.luma), list(selection.chroma)
         self.register_buffer("luma_basis", dct_basis()[luma], persistent=False)
@@ -143,7 +139,7 @@ class CoefficientTransform(DeviceTransform):
             y_mean, y_std = statistics.y_mean[luma], statistics.y_std[luma] + EPSILON
             cbcr_mean = statistics.cbcr_mean[:, chroma]
             cbcr_std = statistics.cbcr_std[:, chroma] + EPSILON
-        # Looked up by kept index, and saved with the model: the numbers it was trained on.
+        # Saved with the model, because it was trained with these statistics.
         self.register_buffer("y_mean", y_mean[:, None, None])
         self.register_buffer("y_std", y_std[:, None, None])
         self.register_buffer("cbcr_mean", cbcr_mean[:, :, None, None])
@@ -164,7 +160,7 @@ class CoefficientTransform(DeviceTransform):
             inputs = augment.pixels(inputs, generator)
         y, cbcr = self._coefficients(inputs)
         if self.training and self.flip:
-            y, cbcr = self._mirror_half(y, cbcr, generator)
+            y, cbcr = self._random_flip(y, cbcr, generator)
         y, cbcr = self.decoder.to_range(y, cbcr)
         y = (y - self.y_mean) / self.y_std
         cbcr = (cbcr - self.cbcr_mean) / self.cbcr_std
@@ -172,39 +168,39 @@ class CoefficientTransform(DeviceTransform):
         return batch if augment is None else augment.mix(batch, generator)
 
     def to_images(self, batch: ClassificationBatch) -> list[Tensor]:
-        """What is left of the images in their kept coefficients."""
+        """The images decoded from their selected coefficients."""
         assert isinstance(batch.inputs, Blocks)
         y = batch.inputs.y * self.y_std + self.y_mean
         cbcr = batch.inputs.cbcr * self.cbcr_std + self.cbcr_mean
         return [self.decoder(y, cbcr).round().clamp(0, 255).to(torch.uint8)]
 
     def _coefficients(self, inputs: Tensor | Blocks) -> tuple[Tensor, Tensor]:
-        """Kept coefficients on JPEG's own scale, full range."""
+        """Selected coefficients on JPEG's scale, full range."""
         if isinstance(inputs, Blocks):
-            # Block-major in memory is channels_last as seen from here: no copy but to float.
-            y = inputs.y if self.luma_at is None else inputs.y[..., self.luma_at]
-            cbcr = inputs.cbcr if self.chroma_at is None else inputs.cbcr[..., self.chroma_at]
+            # Block-major memory is channels_last for the permuted view: the only copy is to float.
+            y = inputs.y if self.luma_index is None else inputs.y[..., self.luma_index]
+            cbcr = inputs.cbcr if self.chroma_index is None else inputs.cbcr[..., self.chroma_index]
             return y.permute(0, 3, 1, 2).float(), cbcr.permute(0, 1, 4, 2, 3).float()
         y, cbcr = rgb_to_ycbcr(inputs.float())
         return block_dct(y - 128, self.luma_basis), block_dct(cbcr - 128, self.chroma_basis)
 
-    def _mirror_half(
+    def _random_flip(
         self, y: Tensor, cbcr: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        chosen = half(len(y), generator, y.device)
-        mirrored_y = flip_channels(y, self.selection.luma)
-        mirrored_cbcr = flip_channels(cbcr, self.selection.chroma)
+        flipped = bernoulli(len(y), generator, y.device)
+        flipped_y = flip_channels(y, self.selection.luma)
+        flipped_cbcr = flip_channels(cbcr, self.selection.chroma)
         return (
-            torch.where(chosen[:, None, None, None], mirrored_y, y),
-            torch.where(chosen[:, None, None, None, None], mirrored_cbcr, cbcr),
+            torch.where(flipped[:, None, None, None], flipped_y, y),
+            torch.where(flipped[:, None, None, None, None], flipped_cbcr, cbcr),
         )
 
 
-def _places(wanted: tuple[int, ...], shipped: tuple[int, ...]) -> list[int] | None:
-    """Where the wanted frequencies stand among the shipped; null when they are the shipped."""
-    return None if wanted == shipped else [shipped.index(frequency) for frequency in wanted]
+def _positions(selected: tuple[int, ...], shipped: tuple[int, ...]) -> list[int] | None:
+    """Positions of the selected frequencies among the shipped ones; ``None`` if they are equal."""
+    return None if selected == shipped else [shipped.index(frequency) for frequency in selected]
 
 
-def half(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """[count] bool, each true with probability one half."""
+def bernoulli(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """[count] bool, each True with probability 1/2."""
     return (torch.rand(count, generator=generator) < 0.5).to(device)

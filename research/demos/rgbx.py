@@ -1,9 +1,9 @@
-"""The demo's RGB + thermal + event frames: a road on which each sensor sees what others do not.
+"""Rendered RGB + thermal + event frames of a road for the demo data set.
 
-An object, a pedestrian or a vehicle, is seen by one sensor alone: as paint in the colours, by its
-warmth, or by the events that it fires; a third of them each. What is no object is there in every
-sensor too: posts, bushes and lane marks, warm spots without outline, scratches of events. By day
-and by night, which alters colours and warmth of the scene. Every eighth sequence is empty.
+Each object (pedestrian or vehicle) is visible in one sensor only: in the colours, in the thermal
+channel, or in the event channel, a third of the objects each. Every sensor also has distractors:
+posts, bushes and lane marks in the colours, blurred warm spots, and scratches of events. Day and
+night change the colours and the temperature of the scene. Every eighth sequence is empty.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from PIL import Image
 
 from research.data.frames.frame import BoxXYXY
 from research.data.index import ProgressCallback
-from research.data.once import made_once
+from research.data.once import create_once
 from research.data.rgbx.arrays import COLOURS
 from research.data.rgbx.layout import DESCRIPTION
 from research.utils.errors import UserError
 
-RECIPE = 1  # raise it whenever the rendered files would change
+VERSION = 1  # increase it whenever the rendered files change
 RECORD = "rgbx_demo.json"
 CLASSES = ("pedestrian", "vehicle")
 CHANNELS = (*COLOURS, "thermal", "event")
-LENGTH = 6
-"""Frames of a sequence."""
-LEAST = 2 * LENGTH + 1
-"""Images of three sequences: one for training, one for validation, one for testing."""
-EMPTY = 8
-"""Every so many-th sequence is empty."""
+SEQUENCE_FRAMES = 6
+MIN_IMAGES = 2 * SEQUENCE_FRAMES + 1
+"""Images of three sequences: one each for training, validation and testing."""
+EMPTY_EVERY = 8
+"""Every eighth sequence is empty."""
+MIN_SIZE = 64
 SENSORS = 3
 HEIGHTS = (0.75, 0.8, 0.7)
-"""Of the frames, in turn, as shares of their width."""
+"""Heights of the frames of a sequence, in turn, as fractions of their width."""
 PAINT = ((235, 60, 50), (240, 200, 40), (60, 110, 240), (245, 130, 30), (60, 220, 220))
-"""Colours of what the colours see."""
+"""Colours of the objects that are visible in the colours."""
 
 Plane = NDArray[np.float32]
-"""[H, W], 0…255, or of more channels."""
+"""[H, W] or [H, W, C], 0…255."""
 
 
 @dataclass(frozen=True)
 class RgbxDemo:
-    """Demo frames as a data set's configuration names them.
+    """Demo frames with YOLO labels.
 
     Attributes:
         root: folder of the frames; may not exist yet.
-        images: how many, at least 13; a sequence has 6.
-        seed: non-negative.
-        size: width of the frames in pixels, at least 64, give or take a tenth.
+        images: number of images, at least 13; a sequence has 6.
+        seed: seed of the scenes, non-negative.
+        size: width of the frames in pixels, ±10 %; at least 64.
     """
 
     root: str
@@ -64,53 +64,56 @@ class RgbxDemo:
     classes: ClassVar[tuple[str, ...]] = CLASSES
 
     def render(self, progress: ProgressCallback | None = None) -> Path:
-        """Make sure that ``images/*.npy``, ``labels/*.txt`` and their records lie in ``root``.
+        """Render ``images/*.npy`` and ``labels/*.txt`` into ``root``, unless they exist.
 
-        A sequence depends on (seed, its number, ``size``) alone, so that more images begin with
-        the files of fewer. Other demo frames in ``root`` are replaced, anything else is left alone.
+        A sequence is a function of (seed, its number, ``size``): a set with more images starts with
+        the files of a smaller set. Demo frames with other settings are replaced, other files are
+        never touched.
 
         Returns:
             ``root``.
 
         Raises:
-            UserError: too few or too small images, a negative seed, or a ``root`` of something
-                else.
+            UserError: for too few or too small images, a negative seed, or a ``root`` with other
+                files.
         """
-        if self.images < LEAST or self.size < 64 or self.seed < 0:
-            raise UserError(
-                "dataset.demo",
-                f"demo frames: {self.images} images of {self.size} pixels, seed {self.seed}",
-                f"give at least {LEAST} images, 64 pixels, and a seed of 0 or more",
-            )
-        record = {"recipe": RECIPE, "seed": self.seed, "images": self.images, "size": self.size}
+        minimums = {"images": MIN_IMAGES, "seed": 0, "size": MIN_SIZE}
+        for key, minimum in minimums.items():
+            if (value := getattr(self, key)) < minimum:
+                raise UserError(
+                    f"dataset.demo.{key}",
+                    f"dataset.demo.{key}={value}: must be at least {minimum}",
+                )
+        record = {"recipe": VERSION, "seed": self.seed, "images": self.images, "size": self.size}
         make = partial(self._make, progress=progress)
-        return made_once(Path(self.root), RECORD, record, _is_ours, make)
+        return create_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
 
     def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         (root / "images").mkdir(parents=True)
         (root / "labels").mkdir()
-        for first in range(0, self.images, LENGTH):
-            number = first // LENGTH
-            scene = Scene((self.seed, number), number, self.size)
-            for moment in range(min(LENGTH, self.images - first)):
-                pixels, objects = scene.frame(moment)
-                name = f"seq{number:03d}_{moment:02d}"
+        for first in range(0, self.images, SEQUENCE_FRAMES):
+            number = first // SEQUENCE_FRAMES
+            scene = RoadScene((self.seed, number), number, self.size)
+            for index in range(min(SEQUENCE_FRAMES, self.images - first)):
+                pixels, objects = scene.frame(index)
+                name = f"seq{number:03d}_{index:02d}"
                 np.save(root / "images" / f"{name}.npy", pixels)
-                rows = [_row(label, box) for label, _, box in objects]
+                rows = [_yolo_row(label, box) for label, _, box in objects]
                 (root / "labels" / f"{name}.txt").write_text("".join(rows))
             if progress is not None:
-                progress("rendering demo frames", min(first + LENGTH, self.images), self.images)
+                done = min(first + SEQUENCE_FRAMES, self.images)
+                progress("rendering demo frames", done, self.images)
         (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
         (root / DESCRIPTION).write_text(json.dumps({"channels": CHANNELS}) + "\n")
 
 
-class Scene:
-    """A sequence: a place, its light, and what moves through it.
+class RoadScene:
+    """The scene of a sequence: background, light, and moving objects.
 
     Args:
-        key: what it is drawn from.
-        number: of the sequence, which decides what every so many-th one has.
-        size: about its width in pixels.
+        key: seed of its random number generator.
+        number: number of the sequence.
+        size: approximate width of the frames in pixels.
     """
 
     def __init__(self, key: tuple[int, int], number: int, size: int) -> None:
@@ -119,19 +122,20 @@ class Scene:
         self.height = round(self.width * HEIGHTS[number % len(HEIGHTS)])
         self.rows, self.columns = np.mgrid[: self.height, : self.width].astype(np.float32)
         self.night = bool(rng.random() < 0.5)
-        self.colours, self.heat = self._place()
-        # The event sensor tells of ratios, so that the place is as faint by night as by day.
-        steps = np.hypot(*np.gradient(self.colours.mean(-1))).astype(np.float32)
-        self.events = steps * (0.75 if self.night else 0.15)
-        count = 0 if number % EMPTY == EMPTY - 1 else int(rng.integers(2, 5))
-        self.movers: list[Mover] = []
-        for _ in range(20 * count):  # a place that no other passes is looked for
-            mover = Mover(rng, self.width, self.height, (number + len(self.movers)) % SENSORS)
-            if len(self.movers) < count and not any(map(mover.meets, self.movers)):
-                self.movers.append(mover)
+        self.colours, self.heat = self._background()
+        # Event sensors measure ratios: the background is as faint by night as by day.
+        edges = np.hypot(*np.gradient(self.colours.mean(-1))).astype(np.float32)
+        self.events = edges * (0.75 if self.night else 0.15)
+        count = 0 if number % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(2, 5))
+        self.objects: list[MovingObject] = []
+        for _ in range(20 * count):  # rejects candidates that touch other objects
+            sensor = (number + len(self.objects)) % SENSORS
+            candidate = MovingObject(rng, self.width, self.height, sensor)
+            if len(self.objects) < count and not any(map(candidate.touches, self.objects)):
+                self.objects.append(candidate)
 
-    def frame(self, moment: int) -> tuple[NDArray[np.uint8], list[tuple[int, int, BoxXYXY]]]:
-        """What the sensors see at a moment.
+    def frame(self, index: int) -> tuple[NDArray[np.uint8], list[tuple[int, int, BoxXYXY]]]:
+        """A frame of the sequence.
 
         Returns:
             [H, W, 5] pixels, and (class, sensor, box) of every object.
@@ -140,25 +144,25 @@ class Scene:
         colours, heat, events = self.colours.copy(), self.heat.copy(), self.events.copy()
         self._scratch(events)
         objects = []
-        for mover in self.movers:
-            cover, inner = mover.cover(self.columns, self.rows, moment)
-            if mover.sensor == 0:
-                paint = np.array(PAINT[mover.tone], np.float32) * (0.75 if self.night else 1)
+        for item in self.objects:
+            cover, inner = item.cover(self.columns, self.rows, index)
+            if item.sensor == 0:
+                paint = np.array(PAINT[item.tone], np.float32) * (0.75 if self.night else 1)
                 painted = paint * (1 - 0.7 * inner[..., None])
                 colours += (painted - colours) * cover[..., None]
-            elif mover.sensor == 1:
+            elif item.sensor == 1:
                 heat += (235 - 50 * inner - heat) * cover
             else:
                 fired = 60 + 70 * (rng.random(cover.shape, np.float32) < 0.35) + 40 * inner
                 events += (fired - events) * cover
                 events += (245 - events) * (4 * cover * (1 - cover) + _rim(cover)).clip(0, 1)
-            objects.append((mover.label, mover.sensor, mover.box(cover)))
+            objects.append((item.label, item.sensor, item.box(cover)))
         planes = np.concatenate([colours, heat[..., None], events[..., None]], -1)
         noise = rng.normal(0, 1, planes.shape).astype(np.float32) * (5, 5, 5, 4, 3)
         return np.clip(planes + noise, 0, 255).astype(np.uint8), objects
 
-    def _place(self) -> tuple[Plane, Plane]:
-        """Colours [H, W, 3] and warmth [H, W] of the road and what stands about."""
+    def _background(self) -> tuple[Plane, Plane]:
+        """Colours [H, W, 3] and temperature [H, W] of the road with distractors."""
         rng, x, y = self.rng, self.columns / self.width, self.rows / self.height
         horizon, bend = rng.uniform(0.2, 0.4), rng.uniform(0.3, 0.7)
         depth = np.clip((y - horizon) / (1 - horizon), 0, 1)
@@ -170,7 +174,7 @@ class Scene:
         colours = np.where(dashes[..., None], 175, colours).astype(np.float32)
         heat = 70 + 35 * depth + 15 * on_road[..., 0] - 25 * (y < horizon)
         heat = heat.astype(np.float32) - (20 if self.night else 0)
-        for _ in range(rng.integers(3, 7)):  # bushes without outline, warm spots without one
+        for _ in range(rng.integers(3, 7)):  # bushes, and warm spots
             grey = rng.uniform(60, 150) + rng.uniform(-12, 12, 3)
             colours += (grey - colours) * (0.8 * self._spot())[..., None]
             heat += rng.uniform(20, 60) * self._spot()
@@ -183,14 +187,15 @@ class Scene:
         return colours * np.float32(light), heat
 
     def _spot(self) -> Plane:
+        """A Gaussian at a random position, [H, W], 0…1."""
         rng = self.rng
         x, y = rng.uniform(0, self.width), rng.uniform(0.2, 1) * self.height
-        wide, high = rng.uniform(0.04, 0.12, 2) * self.width
-        far = np.square((self.columns - x) / wide) + np.square((self.rows - y) / high)
-        return np.asarray(np.exp(-far), np.float32)
+        width, height = rng.uniform(0.04, 0.12, 2) * self.width
+        distance = np.square((self.columns - x) / width) + np.square((self.rows - y) / height)
+        return np.asarray(np.exp(-distance), np.float32)
 
     def _scratch(self, events: Plane) -> None:
-        """Noise of the event sensor: single pixels, and short lines."""
+        """Add noise of the event sensor in place: single pixels, and short lines."""
         rng = self.rng
         events[rng.random(events.shape, np.float32) < 0.012] = 150
         for _ in range(rng.integers(3, 9)):
@@ -202,14 +207,14 @@ class Scene:
             events[rows[inside], columns[inside]] = 200
 
 
-class Mover:
-    """An object on its straight way, all of it in view.
+class MovingObject:
+    """An object that moves along a straight line within the frame.
 
     Args:
-        rng: what it is drawn from.
-        width: of the frames in pixels.
-        height: of the frames in pixels.
-        sensor: that sees it: 0 colours, 1 thermal, 2 event.
+        rng: random number generator.
+        width: width of the frames in pixels.
+        height: height of the frames in pixels.
+        sensor: the sensor in which it is visible: 0 colours, 1 thermal, 2 event.
     """
 
     def __init__(self, rng: Generator, width: int, height: int, sensor: int) -> None:
@@ -222,20 +227,21 @@ class Mover:
         ends = np.clip(rng.uniform(0, 1, 2) + rng.uniform(-0.12, 0.12, (2, 2)), 0, 1)
         self.start, self.end = self.extent / 2 + 1 + room * ends
 
-    def centre(self, moment: int) -> NDArray[np.float64]:
-        return np.asarray(self.start + (self.end - self.start) * moment / (LENGTH - 1))
+    def centre(self, index: int) -> NDArray[np.float64]:
+        """(x, y) in pixels in a frame of the sequence."""
+        return np.asarray(self.start + (self.end - self.start) * index / (SEQUENCE_FRAMES - 1))
 
-    def meets(self, other: Mover) -> bool:
-        """Whether the two come within 3 pixels of each other."""
+    def touches(self, other: MovingObject) -> bool:
+        """Whether the two come within 3 pixels of each other in any frame."""
         reach = (self.extent + other.extent) / 2 + 3
         return any(
-            (np.abs(self.centre(moment) - other.centre(moment)) < reach).all()
-            for moment in range(LENGTH)
+            (np.abs(self.centre(index) - other.centre(index)) < reach).all()
+            for index in range(SEQUENCE_FRAMES)
         )
 
-    def cover(self, columns: Plane, rows: Plane, moment: int) -> tuple[Plane, Plane]:
-        """How much of each pixel is covered by it, and by its inner parts; both [H, W], 0…1."""
-        x, y = self.centre(moment)
+    def cover(self, columns: Plane, rows: Plane, index: int) -> tuple[Plane, Plane]:
+        """Fraction of each pixel covered by the object, and by its details; [H, W] each, 0…1."""
+        x, y = self.centre(index)
         half = self.extent / 2
         u, v = (columns + 0.5 - x) / half[0], (rows + 0.5 - y) / half[1]
         if self.label == 0:  # a head on a body
@@ -251,16 +257,21 @@ class Mover:
 
     @staticmethod
     def box(cover: Plane) -> BoxXYXY:
-        """Around the pixels that it covers by half or more."""
+        """Box around the pixels that are covered by half or more."""
         height, width = cover.shape
         rows, columns = np.nonzero(cover >= 0.5)
         edges = columns.min() / width, rows.min() / height
         return (*edges, (columns.max() + 1) / width, (rows.max() + 1) / height)
 
 
-def _filled(beyond: Plane, radius: float) -> Plane:
-    """Soft over a pixel where a shape ends; ``beyond`` it, in units of ``radius`` pixels."""
-    return np.clip(0.5 - beyond * np.float32(radius), 0, 1)
+def _filled(distance: Plane, radius: float) -> Plane:
+    """Antialiased interior of a shape, 0…1.
+
+    Args:
+        distance: signed distance from its edge, negative inside, in units of ``radius`` pixels.
+        radius: pixels.
+    """
+    return np.clip(0.5 - distance * np.float32(radius), 0, 1)
 
 
 def _rim(cover: Plane) -> Plane:
@@ -273,23 +284,23 @@ def _rim(cover: Plane) -> Plane:
 
 
 def _cloud(rng: Generator, height: int, width: int) -> Plane:
-    """Smooth noise, [H, W], about -1…1."""
+    """Smooth noise [H, W], about -1…1."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (6, 8)).astype(np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
 
-def _row(label: int, box: BoxXYXY) -> str:
+def _yolo_row(label: int, box: BoxXYXY) -> str:
     x0, y0, x1, y1 = box
     return f"{label} {(x0 + x1) / 2:.6f} {(y0 + y1) / 2:.6f} {x1 - x0:.6f} {y1 - y0:.6f}\n"
 
 
 def _is_ours(root: Path) -> bool:
-    """True if ``root`` has our record, and no other files than it tells of."""
+    """True if ``root`` contains a record and demo frames only."""
     try:
         images = int(json.loads((root / RECORD).read_text())["images"])
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    names = {f"seq{n // LENGTH:03d}_{n % LENGTH:02d}" for n in range(images)}
+    names = {f"seq{n // SEQUENCE_FRAMES:03d}_{n % SEQUENCE_FRAMES:02d}" for n in range(images)}
     expected = {
         Path(RECORD),
         Path("classes.txt"),

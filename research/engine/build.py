@@ -14,14 +14,15 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from research.compression.blocks import Blocks
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import targets
-from research.config.checks import RGB
 from research.data.block_samples import MCU
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
+from research.data.rules import RGB
 from research.data.source import DataModule, NetworkInput
 from research.engine import checkpoint
 from research.engine.loop import LoopConfig
@@ -40,7 +41,7 @@ Config = Mapping[str, Any]
 
 @dataclass
 class Experiment:
-    """What a configuration describes, built and ready for ``loop.fit``.
+    """The objects of a configuration, ready for ``loop.fit``.
 
     Attributes:
         parameters: trainable parameters of the model.
@@ -67,10 +68,10 @@ def experiment(
     Args:
         config: resolved and checked, see ``research.config``.
         progress: called while data are prepared.
-        weights: from ``start_weights``; read here when ``None``.
+        weights: from ``start_weights``; None: read here.
 
     Raises:
-        UserError: for what only the data, the device or a file can show to be wrong.
+        UserError: for errors that only the data, the device or a file can show.
     """
     device = select_device(config["device"], config["precision"])
     seed_everything(config["seed"], config["deterministic"])
@@ -97,7 +98,7 @@ def experiment(
             steps_per_epoch=math.ceil(batches / config["accumulate"]),
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16"),
-        ema=_moving_average(config, network),
+        ema=_ema(config, network),
         config=config,
         metadata=data.metadata(),
     )
@@ -115,7 +116,7 @@ def experiment(
 
 
 def start_weights(config: Config) -> dict[str, Any] | None:
-    """The content of what ``init_from`` names: a run folder, a checkpoint or a state dict.
+    """The content of ``init_from``: the checkpoint of a run folder, a checkpoint or a state dict.
 
     Raises:
         UserError: for a file that is missing, damaged or refused.
@@ -130,23 +131,23 @@ def loop_config(config: Config) -> LoopConfig:
 
 
 def source(config: Config) -> DataModule:
-    """The data set; nothing of it is read before ``prepare``."""
+    """The data set; it reads nothing before ``prepare``."""
     data: DataModule = targets.build(config, "dataset", network=network_input(config))
     return data
 
 
 def model_name(config: Config) -> str:
-    """What a configuration calls its network; the name of its class where it has none."""
+    """The name of the model in the configuration, or of its class if it has none."""
     settings = config["model"]
     name = settings.get("name") or settings.get("backbone")
     return str(name or settings["_target_"].rpartition(".")[2])
 
 
 def network_input(config: Config) -> NetworkInput:
-    """What the model asks of its data, for whatever the data set leaves to it."""
-    own = zoo.input_spec(config["model"].get("name") or config["model"].get("backbone"))
-    kept = coefficients(config["compression"])
-    return NetworkInput(own.size, own.mean, own.std, own.crop_pct, kept)
+    """The model's own input settings, used where those of the data set are None."""
+    spec = zoo.input_spec(config["model"].get("name") or config["model"].get("backbone"))
+    wanted = coefficients(config["compression"])
+    return NetworkInput(spec.size, spec.mean, spec.std, spec.crop_pct, wanted)
 
 
 def input_size(config: Config, metadata: Mapping[str, Any]) -> int:
@@ -156,8 +157,8 @@ def input_size(config: Config, metadata: Mapping[str, Any]) -> int:
     if size % MCU and config["compression"]["variant"] != "none":
         raise UserError(
             "dataset.image_size",
-            f"this model's own input size is {size}, no multiple of {MCU} as coefficients need: "
-            f"add dataset.image_size={size - size % MCU}",
+            f"this model's own input size is {size}, but coefficients need a multiple of {MCU}",
+            f"set dataset.image_size={size - size % MCU}",
         )
     return size
 
@@ -170,18 +171,17 @@ def build_task(config: Config, classes: list[str]) -> Task:
 def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
     """The network.
 
-    What a model's YAML leaves null for the data or the compression to say is filled in:
-    ``num_classes``, as many as the data set has, ``max_boxes``, as many as a store has slots,
-    ``x_channels``, those that the images have beside their colours, ``feature_sizes``, those of
-    frozen features by name, ``image_size``, the side of the input, and ``coefficients``, how they
-    enter.
+    Settings of the model that are None are filled in from the data set (``num_classes``,
+    ``max_boxes``: box slots of a store, ``x_channels``: channels in addition to RGB,
+    ``feature_sizes``: sizes of frozen features by name), the input (``image_size``) and the
+    compression (``coefficients``).
 
     Args:
         config: resolved and checked.
         metadata: of the data set, see ``DataModule.metadata``.
 
     Raises:
-        UserError: when a value is given that is not the data's.
+        UserError: if a setting differs from that of the data set.
     """
     settings = config["model"]
     known: dict[str, Any] = {
@@ -194,8 +194,8 @@ def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
         if settings.get(key) not in (None, value):
             raise UserError(
                 f"model.{key}",
-                f"model.{key}={settings[key]}: the data have {value}",
-                "leave it out",
+                f"model.{key}={settings[key]}: the data set has {value}",
+                "remove this setting",
             )
     known["image_size"] = input_size(config, metadata)
     known["coefficients"] = stem_spec(config["compression"])
@@ -204,27 +204,42 @@ def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
     return network
 
 
+def blank_inputs(config: Config, metadata: Mapping[str, Any], count: int) -> torch.Tensor | Blocks:
+    """``count`` inputs of zeros as the network takes them, after the device transform."""
+    features = metadata.get("feature_sizes")
+    if features:
+        return torch.zeros(count, sum(features.values()))
+    size, stem = input_size(config, metadata), stem_spec(config["compression"])
+    if stem is None:
+        return torch.zeros(count, len(metadata.get("channels", RGB)), size, size)
+    luma, chroma = len(stem.selection.luma), len(stem.selection.chroma)
+    grid = size // 8
+    return Blocks(
+        torch.zeros(count, luma, grid, grid), torch.zeros(count, 2, chroma, grid // 2, grid // 2)
+    )
+
+
 def stem_spec(compression: Config) -> StemSpec | None:
-    """How coefficients enter the network; ``None`` for pixels."""
+    """How the network reads coefficients; None for pixels."""
     if compression["variant"] == "none":
         return None
     return StemSpec(compression["variant"], selection(compression), compression["range"])
 
 
 def selection(compression: Config) -> Selection:
-    """The kept frequencies of a compression group."""
+    """The selected frequencies of a compression group."""
     names = ("window_luma", "window_chroma", "count_luma", "count_chroma")
     return Selection.from_settings(
         compression["window"], compression["order"], **{name: compression[name] for name in names}
     )
 
 
-def coefficients(compression: Config) -> Coefficients | None:
+def coefficients(compression: Config) -> CoefficientSpec | None:
     """What the network asks of a data set; ``None`` for pixels."""
     stem = stem_spec(compression)
     if stem is None:
         return None
-    return Coefficients(
+    return CoefficientSpec(
         stem.selection,
         stem.range_,
         compression["source"],
@@ -258,10 +273,10 @@ def trackers(config: Config) -> list[Tracker]:
 
 
 def select_device(name: str, precision: str) -> torch.device:
-    """``auto`` takes the GPU when there is one.
+    """The device; ``auto`` selects the GPU if there is one.
 
     Raises:
-        UserError: when the device asked for is not there or cannot do the precision.
+        UserError: if the device does not exist or does not support the precision.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -284,7 +299,7 @@ def select_device(name: str, precision: str) -> torch.device:
 def _init_from(
     network: nn.Module, content: Mapping[str, Any] | None, where: str, data: DataModule
 ) -> None:
-    """Weights alone, of a checkpoint or a bare state dict."""
+    """Load the weights of a checkpoint or of a state dict."""
     assert content is not None
     state = checkpoint.weights_of(content) if "format" in content else content
     reason = data.check_compatible(content["data"]) if "format" in content else None
@@ -309,13 +324,13 @@ def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _moving_average(config: Config, network: nn.Module) -> ModelEmaV3 | None:
+def _ema(config: Config, network: nn.Module) -> ModelEmaV3 | None:
     if config["ema"] is None:
         return None
     return ModelEmaV3(network, decay=config["ema"], use_warmup=config["ema_warmup"])
 
 
 def monitor(config: Config, task: Task) -> Monitor:
-    """The metric that picks the best epoch: the one configured, else the task's own."""
-    asked = config["monitor"]
-    return task.monitor if asked is None else Monitor(*asked.rsplit(":", 1))
+    """The metric that selects the best epoch: ``monitor``, or the task's own."""
+    text = config["monitor"]
+    return task.monitor if text is None else Monitor(*text.rsplit(":", 1))

@@ -27,22 +27,22 @@ DTYPES = {
         torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool,
     )
 }  # fmt: skip
-"""Types of tensors that metadata may name."""
-ABOUT = "backbone_lab"
-"""Entry of a weights file's metadata that makes a checkpoint of it, as JSON."""
+"""Allowed dtypes of tensors in the metadata."""
+METADATA_KEY = "backbone_lab"
+"""Entry of the metadata of ``final.safetensors`` with the rest of the checkpoint, as JSON."""
 
 
 class Checkpoints:
     """The ``checkpoints/`` folder of a run.
 
-    ``last.pt`` after every epoch, ``best.pt`` at a better value of the monitored metric,
-    ``epoch_012_loss_0.4321.pt`` every ``save_every`` epochs, of which the newest ``keep`` stay.
-    One file is written an epoch; the other names are hard links to it where the disk has these.
+    ``last.pt`` after every epoch, ``best.pt`` when the monitored metric improves, and
+    ``epoch_012_loss_0.4321.pt`` every ``save_every`` epochs, of which the newest ``keep`` are kept.
+    One file is written per epoch; the other names are hard links to it if the disk supports them.
 
     Args:
-        folder: created when missing.
-        save_every: epochs between the checkpoints named by their epoch.
-        keep: how many of those stay.
+        folder: created if missing.
+        save_every: epochs between the ``epoch_*.pt`` checkpoints.
+        keep: number of ``epoch_*.pt`` checkpoints to keep.
     """
 
     def __init__(self, folder: Path, save_every: int, keep: int) -> None:
@@ -58,19 +58,19 @@ class Checkpoints:
         return f"{self.folder.name}/{name}"
 
     def save(self, content: dict[str, Any], path: str, *, is_best: bool) -> None:
-        """Write ``content`` as ``last.pt``, as ``best.pt`` if it is, and as ``path``.
+        """Write ``content`` as ``last.pt``, as ``path``, and as ``best.pt`` if ``is_best``.
 
         Args:
             content: from ``TrainState.state_dict``.
             path: from ``path_for``.
-            is_best: whether the monitored metric is better than before.
+            is_best: whether the monitored metric has improved.
         """
         names = ["last.pt"]
         if is_best:
             names.insert(0, "best.pt")
         if Path(path).name.startswith("epoch_"):
             names.insert(0, Path(path).name)
-        # last.pt, from which a run resumes, is written last: when it exists, so do the others.
+        # last.pt, from which a run is resumed, is written last: if it exists, so do the others.
         first, *others = (self.folder / name for name in names)
         full = {"format": FORMAT, **content}
         write_atomic(first, lambda temporary: torch.save(full, temporary))
@@ -82,17 +82,17 @@ class Checkpoints:
 
 
 def load(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
-    """A checkpoint's plain content, on the CPU; its configuration is one of today's names.
+    """The content of a checkpoint, on the CPU, with its configuration migrated.
 
     Args:
-        trust: names of the user's own that its configuration may have.
-        path: one of ``Checkpoints``, or a weights file of ``save_weights``, of which there are
-            ``config``, ``data``, ``model``, ``transform`` and ``state``.
+        path: a file of ``Checkpoints`` or of ``save_weights``; the latter has only ``config``,
+            ``data``, ``model``, ``transform`` and ``state``.
+        trust: the user's own ``_target_`` names that the configuration may contain.
 
     Raises:
-        UserError: for a missing, damaged or foreign file, one that holds pickled objects, which
-            could run code of their own and are refused, or one whose configuration or metadata
-            do not pass the schema of ``research.config.stored``.
+        UserError: for a file that is missing, damaged or not a checkpoint of this project, that
+            contains pickled objects (they could run code), or whose configuration or metadata
+            does not pass the schema of ``research.config.stored``.
     """
     content = read(path, trust)
     if "format" not in content:
@@ -109,15 +109,15 @@ def _not_ours(path: Path) -> UserError:
 
 
 def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
-    """A checkpoint's content (it has a ``format``), or a foreign file's bare state dict.
+    """The content of a checkpoint (it has a ``format``), or the state dict of another file.
 
-    Raises: as ``load`` does, but for foreign files.
+    Raises: as ``load``, except for files that are not checkpoints of this project.
     """
     content = weights.read(path)
-    about = weights.metadata(path).get(ABOUT)
-    if about is not None:
+    text = weights.metadata(path).get(METADATA_KEY)
+    if text is not None:
         try:
-            header = json.loads(about)
+            header = json.loads(text)
             _ = header["format"]
             transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
         except (
@@ -132,22 +132,24 @@ def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dict[str, Any]:
-    """A checkpoint whose entries are of the kinds that they must be."""
+    """The checkpoint, after its entries were validated."""
     if type(content["format"]) is not int or content["format"] != FORMAT:
         raise _not_ours(path)
     for name in ("model", "transform", "ema"):
         missing = name == "ema" and content.get(name) is None
         if not missing and not _is_state_dict(content.get(name)):
             raise UserError(
-                "checkpoint", f"{path}: damaged file ({name} holds no tensors)", "use another one"
+                "checkpoint",
+                f"{path}: damaged file ({name} is not a dict of tensors)",
+                "use another one",
             )
     where = str(path)
     config = stored.configuration(content.get("config"), where, trust)
     foreign = config["dataset"]["_target_"] in trust
-    weights_alone = {name: dict(content[name]) for name in ("model", "transform")}
+    state_dicts = {name: dict(content[name]) for name in ("model", "transform")}
     return {
         **content,
-        **weights_alone,
+        **state_dicts,
         "config": config,
         "data": stored.metadata(content.get("data"), where, foreign=foreign),
         "state": stored.state(content.get("state"), where),
@@ -155,7 +157,7 @@ def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dic
 
 
 def _is_state_dict(value: Any) -> bool:
-    """A mapping of names to ordinary tensors."""
+    """Whether it is a mapping of names to dense tensors."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str)
         and torch.is_tensor(tensor)
@@ -166,20 +168,20 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights that were evaluated: the moving average if the run kept one."""
+    """The weights that were evaluated: the EMA if the run has one."""
     weights: dict[str, Any] = content["model"] if content.get("ema") is None else content["ema"]
     return weights
 
 
 def find(run: Path, which: str = "best") -> Path:
-    """The checkpoint of ``run``, a run folder or a file.
+    """Path of the checkpoint of ``run``.
 
     Args:
-        run: as the user wrote it.
+        run: a run folder or a file.
         which: ``best`` or ``last``, of a run folder; ``last`` if there is no ``best``.
 
     Raises:
-        UserError: when there is none.
+        UserError: if there is none.
     """
     if run.is_file():
         return run
@@ -190,31 +192,31 @@ def find(run: Path, which: str = "best") -> Path:
     raise UserError(
         "checkpoint",
         f"no checkpoint in {run}",
-        f"give a run folder that has checkpoints/{which}.pt",
+        f"pass a run folder that has checkpoints/{which}.pt",
     )
 
 
 def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) -> None:
-    """The weights, as safetensors, that ``load`` takes for a checkpoint without the optimizer.
+    """Write a ``.safetensors`` file that ``load`` reads as a checkpoint without the optimizer.
 
     Args:
-        model: its state dict is the file's tensors, under the same names.
+        model: its state dict becomes the tensors of the file, under the same names.
         path: the file.
-        header: goes into the metadata: ``config``, ``data``, ``state`` (plain values) and
+        header: written to the metadata: ``config``, ``data``, ``state`` (plain values) and
             ``transform``, a state dict of small tensors.
     """
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     transform = {name: _plain(tensor) for name, tensor in header["transform"].items()}
-    about = json.dumps({"format": FORMAT, **header, "transform": transform})
-    # Other readers of such files ask for the "format" of the tensors.
-    names = {"format": "pt", ABOUT: about}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, names))
+    text = json.dumps({"format": FORMAT, **header, "transform": transform})
+    # Other readers of safetensors files expect the "format" of the tensors.
+    metadata = {"format": "pt", METADATA_KEY: text}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def _plain(tensor: Tensor) -> dict[str, Any]:
-    """A tensor for JSON, exact: a float's shortest decimals give the same float back."""
+    """A tensor as JSON; exact, since a float's shortest decimals read back as the same float."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return {"dtype": dtype, "shape": list(tensor.shape), "values": tensor.flatten().tolist()}
 
@@ -224,8 +226,8 @@ def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
 
 
 def _epoch_of(path: Path) -> int:
-    found = re.match(r"epoch_(\d+)_", path.name)
-    return int(found.group(1)) if found else -1
+    match = re.match(r"epoch_(\d+)_", path.name)
+    return int(match.group(1)) if match else -1
 
 
 def _link(source: Path, target: Path) -> None:
@@ -234,7 +236,7 @@ def _link(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:
-            # A disk without links (some network and FAT file systems).
+            # A disk without hard links (some network and FAT file systems).
             shutil.copyfile(source, temporary)
 
     write_atomic(target, link)

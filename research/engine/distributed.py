@@ -1,4 +1,4 @@
-"""The one place where processes of a distributed run meet."""
+"""Communication between the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch.distributed as dist
 
 
 def summed(values: Mapping[str, float]) -> dict[str, float]:
-    """Sums over all processes by name, the same on each; names may differ between processes.
+    """Sums by name over all processes; names may differ between processes.
 
-    Outside ``torch.distributed`` there is one process, and its own values are returned.
+    Returns ``values`` if ``torch.distributed`` is not initialized.
     """
     if not dist.is_initialized():
         return dict(values)

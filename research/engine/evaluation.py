@@ -1,4 +1,4 @@
-"""Evaluation of a trained run: its checkpoint and one split of its data."""
+"""Evaluation of a trained run on one split of its data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from research.utils.errors import UserError
 from research.utils.timing import synchronize
 
 MAIN = ("mAP50", "mAP75", "mAP", "top1")
-"""Main metrics, the most important first."""
+"""Main metrics, most important first."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class EvalRun:
 
     Attributes:
         predictor: the model and its preprocessing.
-        loader: the split's batches.
-        saved: the checkpoint.
+        loader: batches of the split.
+        saved: content of the checkpoint.
     """
 
     predictor: Predictor
@@ -51,9 +51,9 @@ class EvalRun:
         )
 
     def timed_prediction(self, count: int) -> Callable[[], None]:
-        """A function that predicts ``count`` images on the device and waits for the result.
+        """A function that predicts ``count`` images on the device and synchronizes.
 
-        The images are the first readable ones of the split, repeated if a batch has fewer.
+        The images are those of the first nonempty batch, repeated if it has fewer.
         """
         model = self.predictor
         batch = next(batch for batch in self.loader.epoch(0) if len(batch))
@@ -63,19 +63,19 @@ class EvalRun:
             inputs = model.transform(images, None)
 
         @torch.inference_mode()
-        def once() -> None:
+        def predict() -> None:
             with autocast(model.device, model.config["precision"]):
                 model.task.predict(model.model, inputs)
             synchronize(model.device)
 
-        return once
+        return predict
 
     def main_metric(self, metrics: Mapping[str, float]) -> Monitor:
-        """The metric that picked the run's best epoch, without its split.
+        """The metric that selected the best epoch, without its split.
 
         Args:
-            metrics: of a split. If the run was chosen by something else, such as a training loss,
-                the first of ``MAIN`` among them.
+            metrics: of a split. If the monitored metric is not among them, such as a training loss,
+                the first of ``MAIN`` is returned.
         """
         chosen = build.monitor(self.predictor.config, self.predictor.task)
         where, _, name = chosen.metric.partition("/")
@@ -92,32 +92,32 @@ def load_eval_run(
     overrides: Sequence[str],
     trust: Sequence[str] = (),
 ) -> EvalRun:
-    """A trained run and one split of its data.
+    """Load a trained run and one split of its data.
 
     Args:
         run: run folder or checkpoint file.
         split: ``train``, ``val`` or ``test``.
         which: ``best`` or ``last``, of a run folder.
-        device: where, as in the run settings.
-        overrides: other settings of the run, ``key=value``.
-        trust: names of the user's own that its configuration may have.
+        device: as in the run settings.
+        overrides: changed settings of the run, ``key=value``.
+        trust: the user's own ``_target_`` names that the configuration may contain.
 
     Raises:
-        UserError: when there is no such run, setting or split, or the data are others now.
+        UserError: if the run, setting or split does not exist, or the classes have changed.
     """
     words = [f"device={device}", *overrides]
     return of_predictor(run, split, *predictor.load(run, which, words, trust, data=True))
 
 
 def of_predictor(run: Path, split: str, loaded: Predictor, saved: Mapping[str, Any]) -> EvalRun:
-    """The same of a run that has been loaded, see ``predictor.load``."""
+    """The same for a run loaded with ``predictor.load``."""
     config = loaded.config
     loaded.data.prepare(config["seed"])
     if loaded.data.classes != loaded.classes:
         raise UserError(
             "dataset",
-            f"the data's {len(loaded.data.classes)} classes are not the {len(loaded.classes)} that "
-            f"{run} was trained on",
+            f"the data set has {len(loaded.data.classes)} classes that differ from the "
+            f"{len(loaded.classes)} of {run}",
             "check the dataset settings",
         )
     loader = build.loader(config, loaded.data, split, loaded.device, train=False)

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch. It knows no configuration, no tracker backend, no task."""
+"""The training loop in plain PyTorch, independent of configuration, trackers and task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Numbers of the loop; see the run settings of the same names in ``research.config``."""
+    """Settings of the loop; see the run settings of the same names in ``research.config``."""
 
     epochs: int
     seed: int
@@ -44,21 +44,21 @@ class LoopConfig:
 
 
 class EpochCallback:
-    """Called at the end of every epoch: saves, draws, and may stop the run."""
+    """Called at the end of every epoch; saves and draws, and may stop the run."""
 
     def replay(self, row: dict[str, Any]) -> None:
-        """An epoch that a resumed run has behind it: a crash may have come before ``__call__``."""
+        """Called on resume for each earlier epoch: a crash may have prevented its ``__call__``."""
 
     def checkpoint_path(self, epoch: int, loss: float, *, is_best: bool) -> str:
-        """Where this epoch's checkpoint will be, relative to the run; empty when none is saved."""
+        """Path of this epoch's checkpoint, relative to the run folder; empty if none is saved."""
         return ""
 
     def __call__(self, state: TrainState, row: dict[str, Any], result: EvalResult) -> None:
-        """The epoch is in ``state`` and its row has been logged."""
+        """Called when ``state`` includes the epoch and its row has been logged."""
 
     @property
     def stop(self) -> bool:
-        """Whether the run ends here."""
+        """Whether to stop the run."""
         return False
 
 
@@ -76,7 +76,7 @@ def fit(
     """Train from ``state`` to the last epoch, or until ``patience`` or ``end_epoch`` stops.
 
     Raises:
-        UserError: when the loss is not finite, or the monitored metric does not exist.
+        UserError: if the loss is not finite or the monitored metric does not exist.
     """
     check_monitor(monitor, task, device)
     for past in state.history:
@@ -106,8 +106,8 @@ def fit(
         }
         state.epoch, state.batch = epoch, 0
         state.history.append(row)
-        # The row before the checkpoint: a row without its checkpoint is dropped on resume, a
-        # checkpoint without its row could not be repaired.
+        # The row is logged before the checkpoint is written: on resume, a row without a checkpoint
+        # is dropped, but a checkpoint without its row could not be repaired.
         tracker.log("epoch", epoch, row)
         end_epoch(state, row, result)
     if state.stopped_early(cfg.patience) and state.epoch < cfg.epochs:
@@ -122,9 +122,9 @@ def train_epoch(
     device: torch.device,
     tracker: Tracker,
 ) -> EpochStats:
-    """The rest of the epoch after ``state.epoch``, from batch ``state.batch`` on.
+    """Train the epoch after ``state.epoch``, from batch ``state.batch``.
 
-    A batch of which one sample is left is skipped: batch norm has no statistics of one sample.
+    A batch with one remaining sample is skipped: batch norm needs more than one.
     """
     state.forward.train()
     state.transform.train()
@@ -153,7 +153,7 @@ def train_epoch(
 
 
 def optimizer_step(state: TrainState, grad_clip: float | None) -> None:
-    """One step of the optimizer, the scheduler and the moving average."""
+    """One step of the optimizer, the scheduler and the EMA."""
     if grad_clip is not None:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), grad_clip)
@@ -162,7 +162,7 @@ def optimizer_step(state: TrainState, grad_clip: float | None) -> None:
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if state.scaler.get_scale() < scale:
-        return  # fp16 overflowed and the optimizer did not step: nor do scheduler and average
+        return  # fp16 overflow: the optimizer did not step, so scheduler and EMA do not either
     state.scheduler.step()
     if state.ema is not None:
         state.ema.update(state.model, step=state.scheduler.last_epoch)
@@ -170,12 +170,12 @@ def optimizer_step(state: TrainState, grad_clip: float | None) -> None:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One pass over a split.
+    """Result of one pass over a split.
 
     Attributes:
-        metrics: names without the split, and values.
-        totals: the task's metrics object, complete.
-        first: the first batch, as the model saw it, and the predictions for it.
+        metrics: values by name, without the split's prefix.
+        totals: the task's metrics object after the last batch.
+        first: the first batch, as passed to the model, and its predictions.
         skipped: samples skipped or read by a fallback, by kind.
     """
 
@@ -199,7 +199,7 @@ def evaluate(
     """One pass over a split in evaluation mode.
 
     Raises:
-        UserError: when no sample of the split could be read.
+        UserError: if no sample of the split could be read.
     """
     model.eval()
     transform.eval()
@@ -224,16 +224,16 @@ def evaluate(
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision in ``bf16`` and ``fp16``; does nothing in ``fp32``."""
+    """Autocast for ``bf16`` and ``fp16``; disabled for ``fp32``."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 def check_monitor(monitor: Monitor, task: Task, device: torch.device) -> None:
-    """Before any work: will the monitored metric exist at the end of an epoch?
+    """Check, before training, that the monitored metric will be logged.
 
     Raises:
-        UserError: when it will not.
+        UserError: if it will not.
     """
     known = ["train/loss", *(f"val/{name}" for name in task.metrics(device).names)]
     if monitor.metric not in known:

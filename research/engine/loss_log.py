@@ -1,4 +1,4 @@
-"""Losses of an epoch's batches: rows for the tracker, means for the epoch."""
+"""Losses of the batches of an epoch: rows for the tracker and means of the epoch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from research.utils.errors import NotFinite, UserError
 
 @dataclass(frozen=True)
 class EpochStats:
-    """One epoch of training.
+    """Statistics of one epoch of training.
 
     Attributes:
-        metrics: mean loss and its parts, ``train/NAME``.
+        metrics: mean of the loss and of each of its terms, ``train/NAME``.
         total_loss: sum of the batches' losses.
         learning_rate: of the last optimizer step.
         skipped: samples skipped or read by a fallback, by kind.
@@ -36,17 +36,16 @@ class EpochStats:
 
 
 class LossLog:
-    """Logs a row a batch.
+    """Logs a row per batch.
 
-    Losses stay on the device and are read back every ``log_every`` batches, so that the device
-    seldom waits for the host.
+    Losses stay on the device and are read every ``log_every`` batches, to synchronize rarely.
 
     Args:
-        tracker: takes the rows.
+        tracker: receives the rows.
         epoch: from 1.
-        batches: of the epoch.
+        batches: number of batches in the epoch.
         log_every: batches between two reads.
-        skipped: samples that no batch will hold, by kind.
+        skipped: samples that are in no batch, by kind.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class LossLog:
         self.since = time.perf_counter()
 
     def add(self, step: int, i: int, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Take in batch ``i``; ``losses`` is empty when the batch was not used."""
+        """Add batch ``i``; ``losses`` is empty if the batch was skipped."""
         self.skipped.update(batch.skipped)
         self.samples += len(batch)
         if losses:
@@ -78,10 +77,10 @@ class LossLog:
             self._write(i)
 
     def close(self, learning_rate: float) -> EpochStats:
-        """Means over the epoch's batches, of all processes.
+        """Means over the batches of the epoch, in all processes.
 
         Raises:
-            UserError: when no batch could be used.
+            UserError: if every batch was skipped.
         """
         totals = distributed.summed({**self.sums, "": self.count})
         count = totals.pop("")
@@ -107,9 +106,9 @@ class LossLog:
                 "batch", step, {**record, "batch_time_sec": seconds, "timestamp": timestamp()}
             )
         rate = self.samples / max(now - self.since, 1e-9)
-        shown = {"loss": rows[-1]["loss"]} if rows else {}
+        current = {"loss": rows[-1]["loss"]} if rows else {}
         self.tracker.progress(
-            Progress(f"train {self.epoch}", i + 1, self.batches, rate=rate, metrics=shown)
+            Progress(f"train {self.epoch}", i + 1, self.batches, rate=rate, metrics=current)
         )
         self.pending, self.samples, self.since = [], 0, now
 
@@ -122,21 +121,21 @@ class LossLog:
 
     def _check(self, row: dict[str, float], batch: int) -> None:
         if not all(math.isfinite(value) for value in row.values()):
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             raise NotFinite(
                 "optimizer.lr",
-                f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({parts})",
+                f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({terms})",
                 "lower optimizer.lr, set grad_clip, or use precision=fp32",
             )
 
 
 def no_samples(split: str, skipped: Mapping[str, int]) -> UserError:
-    """The error for a split of which no sample could be read."""
+    """The error if no sample of a split could be read."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
     message = f"no sample of the {split} split could be read ({kinds})"
     return UserError("dataset", message, "check the files of the data set")
 
 
 def timestamp() -> str:
-    """Now, in UTC."""
+    """The current time in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -38,18 +38,18 @@ class Predictor:
     device: torch.device
 
     def __call__(self, paths: Sequence[str | Path]) -> Any:
-        """Predictions for image files, as the task puts them for people.
+        """Predictions for image files, after the task's ``postprocess``.
 
-        Logits [B, C] of a classifier; of a detector, boxes in pixels of the files.
+        Logits [B, C] of a classifier; boxes of a detector, in pixels of the files.
 
         Raises:
-            DamagedImage: when a file cannot be read.
+            DamagedImage: if a file cannot be read.
         """
         return self.infer(self.data.read([Path(path) for path in paths]))
 
     @torch.inference_mode()
     def infer(self, batch: Batch) -> Any:
-        """The same for files that ``data.read`` has read."""
+        """The same for a batch from ``data.read``."""
         prepared = self.transform(batch.to(self.device), None)
         with autocast(self.device, self.config["precision"]):
             return self.task.postprocess(self.task.predict(self.model, prepared), prepared)
@@ -63,17 +63,18 @@ def load(
     *,
     data: bool = False,
 ) -> tuple[Predictor, dict[str, Any]]:
-    """The model that a run or a file holds, and the whole checkpoint.
+    """Load the model of a run or file, and the content of the checkpoint.
 
     Args:
         run: run folder or checkpoint file.
         which: ``best`` or ``last``, of a run folder.
-        overrides: settings of the run, ``key=value`` each.
-        trust: names of the user's own that its configuration may have, see ``trust=``.
-        data: its data set will be read; a file from elsewhere does not say where that is.
+        overrides: changed settings of the run, ``key=value`` each.
+        trust: the user's own ``_target_`` names that the configuration may contain.
+        data: whether the data set will be read; a file outside of ``runs/`` does not say where it
+            is.
 
     Raises:
-        UserError: when there is no checkpoint that can be read, or its configuration is refused.
+        UserError: if no checkpoint can be read, or its configuration is refused.
     """
     path = checkpoint.find(run, which)
     saved = checkpoint.load(path, trust)
@@ -83,11 +84,11 @@ def load(
 def of_checkpoint(
     path: Path, saved: Mapping[str, Any], overrides: Sequence[str], *, data: bool = False
 ) -> Predictor:
-    """The same of a checkpoint that has been read from ``path``.
+    """The same for a checkpoint that was read from ``path``.
 
     Raises:
-        UserError: also when its parts do not go together, such as a detector and the metadata of
-            a classifier's data.
+        UserError: also if its parts do not fit together, such as a detector and the metadata of a
+            classification data set.
     """
     own = run_folder.is_own(path)
     config = for_use(saved["config"], overrides, str(path), own=own, data=data)
@@ -97,24 +98,24 @@ def of_checkpoint(
         raise
     except Exception as error:
         if config["trust"]:
-            raise  # a mistake in code of the user's own is for him to see
+            raise  # may be a bug in the user's own code, which needs the traceback
         raise UserError(
             "checkpoint",
-            f"{path}: refused, nothing can be built of what it says ({type(error).__name__}: "
+            f"{path}: refused, its configuration cannot be built ({type(error).__name__}: "
             f"{one_line(error)})",
         ) from error
 
 
 def load_predictor(config: Config, saved: Mapping[str, Any]) -> Predictor:
-    """Rebuild what a checkpoint holds, without its data set.
+    """Rebuild model, task and preprocessing of a checkpoint, without reading the data set.
 
     Args:
-        config: the checkpoint's configuration, perhaps changed.
+        config: configuration of the checkpoint, with the user's changes.
         saved: the checkpoint, from ``checkpoint.load``.
     """
     classes = saved["data"]["classes"]
     device = build.select_device(config["device"], config["precision"])
-    # The weights come from the checkpoint; a file of pretrained ones need not exist any more.
+    # The weights come from the checkpoint; a file of pretrained weights may no longer exist.
     settings = dict(config["model"])
     if "pretrained" in settings:
         settings["pretrained"] = None

@@ -1,4 +1,4 @@
-"""State of every random generator, and generators that depend on the position in a run alone."""
+"""Seeds and states of the random generators; generators for a position in a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch, and use deterministic algorithms only if asked."""
+    """Seed Python, NumPy and torch; ``deterministic`` selects deterministic algorithms."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
     torch.manual_seed(seed)
@@ -21,16 +21,16 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def generator_for(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """Generator of the device transform for one batch: a function of the position in the run alone.
+    """Generator of the device transform for one batch; depends only on the position in the run.
 
-    On the CPU for every device, so that augmentation does not depend on where a run trains.
+    Always on the CPU, so that augmentation does not depend on the device.
     """
     words = np.random.SeedSequence((seed, epoch, batch)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> 1))
 
 
 def rng_state() -> dict[str, Any]:
-    """State of every generator, in types that ``torch.load(weights_only=True)`` accepts."""
+    """State of all global generators, in types that ``torch.load(weights_only=True)`` accepts."""
     numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
     kind, keys, position, has_gauss, cached = numpy
     return {

@@ -1,4 +1,4 @@
-"""One training run: its folder, resume, trackers, checkpoints, and how it ends."""
+"""One training run: run folder, resume, trackers, checkpoints, final status."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins. The files that it starts from have been read and are valid.
+    """The start of a run; the files that it starts from have been read and validated.
 
     Attributes:
-        folder: of the run, existing.
-        last: content of the checkpoint to resume from; ``None`` for a new run.
-        weights: content of the file that ``init_from`` names, for a new run.
+        folder: the run folder; it exists.
+        last: content of the checkpoint to resume from; None for a new run.
+        weights: content of the file of ``init_from``, for a new run.
     """
 
     folder: Path
@@ -46,11 +46,11 @@ class Start:
 
 
 def start(config: Mapping[str, Any], name: str) -> Start:
-    """The run folder, and what an earlier run left to go on from.
+    """Create or resume a run folder and read the files that the run starts from.
 
     Raises:
-        UserError: when the run to resume has no checkpoint or other settings, or a file that is
-            to be read is refused.
+        UserError: if the run to resume has no checkpoint or has different settings, or if a file
+            is refused.
     """
     folder = _resumed(config)
     if folder is not None:
@@ -60,69 +60,69 @@ def start(config: Mapping[str, Any], name: str) -> Start:
 
 
 def resume(folder: Path, config: Mapping[str, Any]) -> Start:
-    """A run that goes on in its folder.
+    """Resume the run in ``folder``.
 
     Raises:
-        UserError: when its last checkpoint is refused, or holds the weights alone.
+        UserError: if its last checkpoint is refused or contains only weights.
     """
     path = checkpoint.find(folder, "last")
     if not run_folder.is_own(folder) and not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(
-            "resume", f"resume={folder}: {path} leads out of this folder", "copy it into it"
+            "resume", f"resume={folder}: {path} is outside this folder", "copy it into the folder"
         )
     saved = checkpoint.load(path, config["trust"])
     if "optimizer" not in saved:
         raise UserError(
             "resume",
-            f"resume: {path} holds the weights alone",
-            f"give the run folder, or start a new run with init_from={path}",
+            f"resume: {path} contains only weights",
+            f"pass the run folder, or start a new run with init_from={path}",
         )
     return Start(folder, saved)
 
 
 def _resumed(config: Mapping[str, Any]) -> Path | None:
-    """The folder of the run that is asked to go on."""
-    asked = config["resume"]
-    if asked is None:
+    """The folder of the run to resume; None for a new run."""
+    resume_from = config["resume"]
+    if resume_from is None:
         return None
-    if asked == "auto":
-        found = run_folder.find_unfinished(config, config["epochs"])
-        if found is None:
-            log.info("resume=auto: no unfinished run of this configuration; starting afresh")
-        return found
-    last = checkpoint.find(Path(asked), "last")
+    if resume_from == "auto":
+        unfinished = run_folder.find_unfinished(config, config["epochs"])
+        if unfinished is None:
+            log.info("resume=auto: no unfinished run of this configuration; starting a new one")
+        return unfinished
+    last = checkpoint.find(Path(resume_from), "last")
     folder = last.parent.parent
-    # What it started from is long in its weights, and need not be said again.
+    # init_from may be omitted: the checkpoint already contains these weights.
     changed = [key for key in run_folder.changed(config, folder) if key != "init_from"]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
             "resume",
             f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml",
-            f"a run goes on with its own settings, init_from={folder} starts a new one from it",
+            f"use the run's settings, or start a new run from its weights with init_from={folder}",
         )
     return folder
 
 
 class Pruner(Protocol):
-    """Sees the monitored value of every epoch; ends the run by setting ``stopped``."""
+    """Receives the monitored value of every epoch; sets ``stopped`` to end the run."""
 
     stopped: bool
 
     def epoch(self, epoch: int, value: float) -> None:
-        """Epoch ``epoch``, counted from 1, is recorded and its checkpoint written."""
+        """Called after epoch ``epoch`` (from 1) is logged and its checkpoint is written."""
         ...
 
 
 class EpochEnd(EpochCallback):
-    """What a run does at an epoch's end: pictures and tables of a best epoch, checkpoint, records.
+    """At the end of an epoch: draw pictures and tables if it is the best, save, flush the tracker.
 
     Args:
-        task: draws.
-        metric: the monitored one.
+        task: draws pictures and tables.
+        metric: the monitored metric.
         checkpoints: writes the state.
-        tracker: takes pictures and tables; is flushed after the checkpoint.
-        pruner: sees every epoch's value of ``metric``, and may stop the run.
+        tracker: receives pictures and tables; flushed after the checkpoint is written.
+        pruner: receives the value of ``metric`` of every epoch, and may stop the run.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class EpochEnd(EpochCallback):
 def draw(
     task: Task, transform: DeviceTransform, result: EvalResult, tracker: Tracker, epoch: int
 ) -> None:
-    """The task's pictures and tables of an evaluated split, if a sample could be read."""
+    """Record the task's pictures and tables of an evaluated split, if it has a readable sample."""
     if result.first is not None:
         images = task.pictures(result.totals, *result.first, transform.to_images)
         tracker.pictures(epoch, images)
@@ -182,28 +182,28 @@ def train(
     Args:
         config: resolved and checked configuration.
         name: the run's name.
-        overrides: the words of the command line, for the record.
-        begin: from ``start``; its folder is locked by this process.
-        tags: for the trackers, beside those of the configuration.
-        pruner: sees every epoch, and may end the run as ``PRUNED``.
+        overrides: arguments of the command line, to be recorded.
+        begin: from ``start``; its folder must be locked by this process.
+        tags: for the trackers, in addition to those of the configuration.
+        pruner: may end the run as ``PRUNED``.
     """
     console = ConsoleTracker()
 
-    def preparing(what: str, done: int, total: int) -> None:
+    def show_progress(what: str, done: int, total: int) -> None:
         console.progress(Progress(what, done, total, unit="files"))
 
     folder, resumed = begin.folder, begin.last is not None
     experiment = build.experiment(
-        _without_start_files(config) if resumed else config, preparing, begin.weights
+        _without_start_files(config) if resumed else config, show_progress, begin.weights
     )
     state, data = experiment.state, experiment.data
     state.config = config
     if begin.last is not None:
         state.load_state_dict(begin.last, folder)
-        log.info("resume: going on after epoch %d in %s", state.epoch, folder)
+        log.info("resume: continuing after epoch %d in %s", state.epoch, folder)
     for content in (begin.last, begin.weights):
         if content is not None:
-            content.clear()  # it is in the model now; the caller would keep it in memory
+            content.clear()  # copied into the state; the caller's reference would keep the memory
     source = data.name, data.fingerprint()
     environment = run_folder.describe(folder, config, overrides, source)
     tracker = _trackers(config, experiment, console)
@@ -234,11 +234,11 @@ def train(
     except KeyboardInterrupt:
         status = "KILLED"
         how = f"resume={folder}" if pruner is None else "the command of the sweep"
-        log.info("interrupted after epoch %d; go on with %s", state.epoch, how)
+        log.info("interrupted after epoch %d; continue with %s", state.epoch, how)
         raise
     finally:
         tracker.finish(status)
-    _say_where(folder, state, experiment.monitor.metric, tracker)
+    _log_locations(folder, state, experiment.monitor.metric, tracker)
     baseline = data.baseline()
     if baseline is not None:
         log.info("  baseline: %s", baseline)
@@ -246,24 +246,24 @@ def train(
 
 
 def _without_start_files(config: Config) -> Config:
-    """Without the files that a run started from: its own checkpoint has all their weights."""
+    """Remove ``init_from`` and ``model.pretrained``: the checkpoint has the weights."""
     pretrained = {"pretrained": None} if "pretrained" in config["model"] else {}
     return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
 
 
 def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTracker) -> Trackers:
-    about = {
+    info = {
         "model": build.model_name(config),
         "parameters": experiment.parameters,
         "classes": experiment.data.classes,
         "monitor": list(experiment.monitor),
     }
-    summary = SummaryTracker(about, experiment.state, config["patience"])
+    summary = SummaryTracker(info, experiment.state, config["patience"])
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
 
 
 def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]) -> dict[str, str]:
-    """The user's tags, and what a run stands on: data, code and packages."""
+    """The user's tags and the versions of data, code and packages."""
     tags = {
         **own,
         "data_hash": data_hash,
@@ -276,10 +276,10 @@ def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]
 
 def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
     content = state.state_dict()
-    about = {name: content[name] for name in ("config", "data", "transform")}
-    about["state"] = {**content["state"], "history": state.history[-1:]}
+    header = {name: content[name] for name in ("config", "data", "transform")}
+    header["state"] = {**content["state"], "history": state.history[-1:]}
     weights = folder / "checkpoints" / "final.safetensors"
-    checkpoint.save_weights(state.export_model, weights, about)
+    checkpoint.save_weights(state.export_model, weights, header)
     tracker.pictures(state.epoch, {"learning_curves": pictures.learning_curves(state.history)})
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
@@ -289,16 +289,16 @@ def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
 def _describe(experiment: Experiment) -> str:
     data = experiment.data
     counts = ", ".join(f"{samples} {name}" for name, (samples, _) in data.counts().items())
-    left_out = {
+    skipped = {
         f"{kind} in {name}": count
         for name, (_, kinds) in data.counts().items()
         for kind, count in sorted(kinds.items())
     }
-    damage = "; left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items())
+    skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
     classes = f"{len(data.classes)} classes, " if data.classes else ""
     return (
         f"{experiment.parameters:,} parameters on {experiment.device}; "
-        f"{data.name}: {classes}{counts} samples{damage if left_out else ''}"
+        f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
     )
 
 
@@ -308,12 +308,12 @@ def _model_summary(model: nn.Module, parameters: int) -> str:
         for name, child in model.named_modules()
         if name and name.count(".") < 2 and any(True for _ in child.parameters())
     ]
-    return "\n".join([f"{parameters:>12,}  trainable parameters in all", *lines, "", str(model)])
+    return "\n".join([f"{parameters:>12,}  trainable parameters in total", *lines, "", str(model)])
 
 
-def _say_where(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:
+def _log_locations(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:
     log.info("best %s %s at epoch %d", metric, _number(state.best), state.best_epoch)
-    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.where()):
+    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):
         log.info("  %s", line)
 
 
@@ -322,7 +322,7 @@ def _number(value: float | None) -> str:
 
 
 def terminate_as_interrupt() -> None:
-    """SIGTERM, as schedulers send it, ends a run as Ctrl-C does: recorded as KILLED, resumable."""
+    """Handle SIGTERM, as sent by schedulers, like Ctrl-C: status KILLED, the run can be resumed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Run folders: made once, described so that they can be repeated, found again to be resumed."""
+"""Run folders: create, record what is needed to reproduce a run, find unfinished runs, lock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
 NOT_COMPARED = ("resume", "epochs", "device", "run_dir", "logging", "trust", "version")
-"""Settings that may differ between a run and its resumption: how far, where, and where to."""
+"""Settings that may differ when a run is resumed."""
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pyjpegio", "av", "open_clip_torch",
@@ -38,22 +38,22 @@ PACKAGES = (
 )  # fmt: skip
 PATCH = "changes.patch"
 LARGEST_PATCH = 2**20
-"""Bytes; larger changes are left to the user to commit."""
+"""Bytes; larger patches are not stored."""
 
 
 def create(config: Mapping[str, Any], name: str) -> Path:
-    """A fresh run folder: the one asked for, or ``runs/TIME_NAME``.
+    """Create a run folder: ``run_dir``, or ``runs/TIME_NAME``.
 
     Raises:
-        UserError: when ``run_dir`` already holds a run.
+        UserError: if ``run_dir`` already contains a run.
     """
     if config["run_dir"] is not None:
         folder = Path(config["run_dir"])
         if (folder / "config.yaml").exists():
             raise UserError(
                 "run_dir",
-                f"run_dir: {folder} already holds a run",
-                f"choose another, or resume={folder}",
+                f"run_dir: {folder} already contains a run",
+                f"set another folder, or resume={folder}",
             )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -63,10 +63,10 @@ def create(config: Mapping[str, Any], name: str) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            # A parallel job of the same second has it.
+            # Created by a parallel job in the same second.
             continue
         return folder
-    raise UserError("run_dir", f"run_dir: no free name like {ROOT / stamp}", "give run_dir=FOLDER")
+    raise UserError("run_dir", f"run_dir: no free name like {ROOT / stamp}", "set run_dir=FOLDER")
 
 
 def describe(
@@ -75,18 +75,18 @@ def describe(
     overrides: Sequence[str],
     data: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write configuration, overrides, environment and what was changed since the commit.
+    """Write configuration, overrides, environment and uncommitted changes.
 
     Args:
-        folder: of the run.
-        config: resolved.
-        overrides: what the command line said.
-        data: the data set's name and quick hash.
+        folder: the run folder.
+        config: resolved configuration.
+        overrides: arguments of the command line.
+        data: name and quick hash of the data set.
 
     Returns:
-        the environment, as in ``environment.json``.
+        The content of ``environment.json``.
     """
-    found = {
+    record = {
         **environment(),
         "command": sys.argv,
         "folder": str(Path.cwd()),
@@ -94,19 +94,19 @@ def describe(
     }
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     write_text(folder / "overrides.yaml", yaml.safe_dump(list(overrides)))
-    write_text(folder / "environment.json", json.dumps(found, indent=1))
+    write_text(folder / "environment.json", json.dumps(record, indent=1))
     patch = changes()
     if len(patch) > LARGEST_PATCH:
-        log.warning("%d bytes of uncommitted changes are not kept; commit them", len(patch))
+        log.warning("%d bytes of uncommitted changes are not stored; commit them", len(patch))
     if 0 < len(patch) <= LARGEST_PATCH:
         write_atomic(folder / PATCH, lambda path: _write_bytes(path, patch))
     else:
         (folder / PATCH).unlink(missing_ok=True)
-    return found
+    return record
 
 
 def environment() -> dict[str, Any]:
-    """Python, packages, commit and hardware, as they are now."""
+    """Current versions of Python and packages, commit and hardware."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -124,7 +124,7 @@ def environment() -> dict[str, Any]:
 
 
 def changes() -> bytes:
-    """What tracked files differ from the commit in, for ``git apply``; empty outside a checkout."""
+    """Uncommitted changes of tracked files, for ``git apply``; empty outside a checkout."""
     try:
         return _run_git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
     except (OSError, subprocess.CalledProcessError):
@@ -132,9 +132,9 @@ def changes() -> bytes:
 
 
 def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
-    """The newest run of this very configuration that has not reached ``epochs``, if any.
+    """The newest run with this configuration that has not reached ``epochs``, or None.
 
-    A run that another process is still at is passed over.
+    Runs that are locked by another process are ignored.
     """
     candidates = sorted(ROOT.glob("*/config.yaml"), key=os.path.getmtime, reverse=True)
     if config["run_dir"] is not None:
@@ -146,48 +146,50 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             finished = summary["stopped_early"] or summary["epochs_done"] >= epochs
-            same = not finished and not changed(config, folder)
+            resumable = not finished and not changed(config, folder)
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-            log.warning("resume=auto passes over %s, which is damaged: %s", folder, one_line(error))
+            log.warning("resume=auto ignores %s, which is damaged: %s", folder, one_line(error))
             continue
-        if same:
+        if resumable:
             return folder
     return None
 
 
 def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """The settings in which a run differs that would go on with ``config``, dotted.
+    """Dotted keys of the settings that differ between ``config`` and the run in ``folder``.
 
     Raises:
-        UserError: when the run's configuration cannot be read.
+        UserError: if the run's configuration cannot be read.
     """
     path = folder / "config.yaml"
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError("RUN", f"{path}: damaged ({one_line(error)})", "use another run") from None
-    then = stored.completed(stored.recorded(document, str(path)))
-    return list(differences(then, config, NOT_COMPARED))
+        raise UserError(
+            "resume", f"{path}: damaged ({one_line(error)})", "use another run"
+        ) from None
+    recorded = stored.completed(stored.recorded(document, str(path)))
+    return list(differences(recorded, config, NOT_COMPARED))
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file lies under the user's own ``runs/``, wherever links lead."""
+    """Whether a file is in the user's ``runs/``, after links are resolved."""
     return path.resolve().is_relative_to(ROOT.resolve())
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Lock a run folder for this process; the lock ends with the process.
+    """Lock a run folder; the lock is released when the process ends.
 
     Raises:
-        UserError: when another process trains in it.
+        UserError: if another process has locked it.
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0.5)  # `is_locked` of another process holds it for an instant
+        lock.acquire(timeout=0.5)  # `is_locked` of another process takes it briefly
     except Timeout:
         raise UserError(
-            "RUN", f"{folder}: another process is training in this run folder"
+            "run_dir", f"{folder}: another process is training in this run folder"
         ) from None
     try:
         yield
@@ -196,7 +198,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the lock of a run folder."""
+    """Whether a process has locked the run folder."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False
@@ -212,7 +214,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name, which Python does not know on Linux."""
+    """The name of the CPU; the ``platform`` module does not have it on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -222,7 +224,7 @@ def _cpu() -> str:
 
 
 def _git() -> dict[str, Any]:
-    """Commit, whether files were changed since, and untracked ones; empty outside a checkout."""
+    """Commit, whether files have changed, and untracked files; empty outside a checkout."""
     try:
         commit, status = (
             _run_git(*words).decode()

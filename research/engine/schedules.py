@@ -1,13 +1,13 @@
-"""Learning-rate schedules, stepped once an optimizer step, each with a linear warm-up.
+"""Learning-rate schedules, stepped after each optimizer step, with a linear warm-up.
 
-A schedule is a factor on every parameter group's own learning rate, a plain function of the step;
-its only state is the step, so it resumes exactly. Arguments that all schedules share:
+A schedule multiplies the learning rate of each parameter group by a function of the step. The step
+is its only state, so it resumes exactly. Arguments of all schedules:
 
-    optimizer: whose learning rates are scaled.
+    optimizer: its learning rates are scheduled.
     epochs: length of the run.
-    steps_per_epoch: optimizer steps an epoch.
-    warmup_epochs: length of the linear rise from almost 0, in epochs.
-    warmup_steps: the same in optimizer steps, which then counts instead; or null.
+    steps_per_epoch: optimizer steps per epoch.
+    warmup_epochs: length of the linear warm-up from almost 0, in epochs.
+    warmup_steps: the same in optimizer steps; replaces ``warmup_epochs`` if not None.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def cosine(
     warmup_steps: int | None,
     lr_end: float,
 ) -> LambdaLR:
-    """Half a cosine from the optimizer's rate after the warm-up to ``lr_end`` (Loshchilov, 2017).
+    """Cosine from the initial learning rate after the warm-up to ``lr_end`` (Loshchilov, 2017).
 
     Args:
-        lr_end: last learning rate; parameter groups with rates of their own end at the same
-            share of theirs.
+        lr_end: last learning rate; parameter groups with their own learning rates end at the same
+            fraction of them.
     """
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
-    return _falling(
+    return _decay(
         optimizer,
         warmup,
         epochs * steps_per_epoch,
@@ -51,9 +51,9 @@ def linear(
     warmup_steps: int | None,
     lr_end: float,
 ) -> LambdaLR:
-    """A straight line to ``lr_end``; everything else as in ``cosine``."""
+    """Linear decay to ``lr_end``; otherwise as ``cosine``."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
-    return _falling(optimizer, warmup, epochs * steps_per_epoch, lr_end, lambda done: 1 - done)
+    return _decay(optimizer, warmup, epochs * steps_per_epoch, lr_end, lambda done: 1 - done)
 
 
 def constant(
@@ -63,9 +63,9 @@ def constant(
     warmup_epochs: float,
     warmup_steps: int | None,
 ) -> LambdaLR:
-    """The optimizer's own rate, once the warm-up is over."""
+    """The initial learning rate, after the warm-up."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
-    return _warmed(optimizer, warmup, lambda step: 1.0)
+    return _with_warmup(optimizer, warmup, lambda step: 1.0)
 
 
 def step(
@@ -77,10 +77,10 @@ def step(
     step_size: int,
     gamma: float,
 ) -> LambdaLR:
-    """Multiply by ``gamma`` every ``step_size`` epochs (warm-up included)."""
+    """Multiply by ``gamma`` every ``step_size`` epochs (including the warm-up)."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
     length = step_size * steps_per_epoch
-    return _warmed(optimizer, warmup, lambda step: gamma ** (step // length))
+    return _with_warmup(optimizer, warmup, lambda step: gamma ** (step // length))
 
 
 def multistep(
@@ -92,9 +92,9 @@ def multistep(
     milestones: Sequence[int],
     gamma: float,
 ) -> LambdaLR:
-    """Multiply by ``gamma`` at each of ``milestones`` (epochs done, warm-up included)."""
+    """Multiply by ``gamma`` after each epoch of ``milestones`` (including the warm-up)."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
-    return _warmed(
+    return _with_warmup(
         optimizer,
         warmup,
         lambda step: gamma ** sum(step >= milestone * steps_per_epoch for milestone in milestones),
@@ -109,9 +109,11 @@ def exponential(
     warmup_steps: int | None,
     gamma: float,
 ) -> LambdaLR:
-    """Multiply by ``gamma`` an epoch from the end of the warm-up on, in equal parts a step."""
+    """Multiply by ``gamma`` per epoch after the warm-up, by a fractional power at each step."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
-    return _warmed(optimizer, warmup, lambda step: gamma ** ((step - warmup) / steps_per_epoch))
+    return _with_warmup(
+        optimizer, warmup, lambda step: gamma ** ((step - warmup) / steps_per_epoch)
+    )
 
 
 def one_cycle(
@@ -125,16 +127,16 @@ def one_cycle(
     final_div_factor: float,
     anneal: str,
 ) -> LambdaLR:
-    """Up to the optimizer's rate and down to almost nothing (Smith and Topin, 2018).
+    """Up to the optimizer's learning rate, then down to almost 0 (Smith and Topin, 2018).
 
-    The rates are those of torch's ``OneCycleLR`` without cycling momentum; a warm-up comes before
-    the cycle, rises to its first rate, and shortens it.
+    As torch's ``OneCycleLR`` without cycling momentum. A warm-up precedes the cycle, rises to its
+    initial learning rate, and shortens it.
 
     Args:
-        pct_start: share of the cycle that rises, 0 <= x < 1.
-        div_factor: the cycle starts at the optimizer's rate divided by this.
-        final_div_factor: it ends at its first rate divided by this.
-        anneal: ``cos`` or ``linear``, the shape of both parts.
+        pct_start: fraction of the cycle in which the learning rate rises, 0 <= x < 1.
+        div_factor: the initial learning rate is that of the optimizer divided by this.
+        final_div_factor: the final learning rate is the initial one divided by this.
+        anneal: ``cos`` or ``linear``, the shape of both phases.
     """
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
     first = 1 / div_factor
@@ -142,18 +144,18 @@ def one_cycle(
     length = max(1, epochs * steps_per_epoch - warmup)
     peak, end = pct_start * length - 1, length - 1
 
-    def between(start: float, stop: float, done: float) -> float:
+    def interpolate(start: float, stop: float, done: float) -> float:
         if anneal == "cos":
             return stop + (start - stop) * 0.5 * (1 + math.cos(math.pi * done))
         return start + (stop - start) * done
 
     def factor(step: int) -> float:
-        place = step - warmup
-        if place < peak:
-            return between(first, 1.0, place / peak)
-        return between(1.0, last, min(1.0, (place - peak) / (end - peak)))
+        position = step - warmup
+        if position < peak:
+            return interpolate(first, 1.0, position / peak)
+        return interpolate(1.0, last, min(1.0, (position - peak) / (end - peak)))
 
-    return _warmed(optimizer, warmup, factor, first)
+    return _with_warmup(optimizer, warmup, factor, first)
 
 
 def _warmup(steps_per_epoch: int, warmup_epochs: float, warmup_steps: int | None) -> int:
@@ -161,28 +163,28 @@ def _warmup(steps_per_epoch: int, warmup_epochs: float, warmup_steps: int | None
     return round(warmup_epochs * steps_per_epoch) if warmup_steps is None else warmup_steps
 
 
-def _falling(
+def _decay(
     optimizer: Optimizer,
     warmup: int,
     total: int,
     lr_end: float,
     shape: Callable[[float], float],
 ) -> LambdaLR:
-    """From 1 to the share that ``lr_end`` is, along ``shape``, which falls from 1 to 0."""
+    """From 1 to ``lr_end`` / learning rate, along ``shape``, which decreases from 1 to 0."""
     last = lr_end / optimizer.defaults["lr"]
 
     def factor(step: int) -> float:
         return last + (1 - last) * shape(min(1.0, (step - warmup) / max(1, total - warmup)))
 
-    return _warmed(optimizer, warmup, factor)
+    return _with_warmup(optimizer, warmup, factor)
 
 
-def _warmed(
+def _with_warmup(
     optimizer: Optimizer, warmup: int, factor: Callable[[int], float], first: float = 1.0
 ) -> LambdaLR:
-    """``factor`` of the step, after a rise in equal parts to ``first`` over ``warmup`` steps."""
+    """``factor`` of the step, after a linear warm-up to ``first`` over ``warmup`` steps."""
 
-    def warmed(step: int) -> float:
+    def scale(step: int) -> float:
         return first * (step + 1) / (warmup + 1) if step < warmup else factor(step)
 
-    return LambdaLR(optimizer, warmed)
+    return LambdaLR(optimizer, scale)

@@ -1,4 +1,4 @@
-"""The state of a training run: the one list of what a checkpoint holds."""
+"""The state of a training run: everything that is stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ COUNTERS = ("epoch", "step", "batch", "best", "best_epoch", "history")
 
 @dataclass
 class TrainState:
-    """Everything that changes during training, and everything that a checkpoint holds.
+    """Everything that changes during training and is stored in a checkpoint.
 
-    ``state_dict`` and ``load_state_dict`` walk ``_stateful`` and ``COUNTERS``; nothing is saved or
-    restored elsewhere.
+    ``state_dict`` and ``load_state_dict`` iterate over ``_stateful`` and ``COUNTERS``; nothing is
+    saved or restored elsewhere.
 
     Attributes:
-        model: the network, as saved.
-        forward: the network as called: the same, or its compiled form.
+        model: the network that is saved.
+        forward: the network that is called: ``model``, or its compiled form.
         transform: preprocessing on the device, with its statistics.
-        scheduler: steps once an optimizer step.
-        scaler: scales fp16 losses; does nothing in other precisions.
-        ema: exponential moving average of the model, if one is kept.
+        scheduler: stepped after each optimizer step.
+        scaler: scales fp16 losses; disabled in other precisions.
+        ema: exponential moving average of the model, or None.
         config: the resolved configuration, stored with the checkpoint.
         metadata: of the data set, see ``DataModule.metadata``; stored with the checkpoint.
         epoch: epochs done.
-        step: batches seen.
-        batch: position inside the next epoch, in batches; 0 at an epoch's end.
-        best: best value of the monitored metric; ``None`` before the first epoch.
-        best_epoch: the epoch that reached it, from 1; 0 before the first.
-        history: one row an epoch.
-        tracking: what the trackers need to go on with their records, such as an MLflow run id.
+        step: number of batches so far.
+        batch: position in the next epoch, in batches; 0 at the end of an epoch.
+        best: best value of the monitored metric; None before the first epoch.
+        best_epoch: epoch of the best value, from 1; 0 before the first epoch.
+        history: one row per epoch.
+        tracking: state of the trackers for resume, such as an MLflow run id.
     """
 
     model: nn.Module
@@ -67,7 +67,7 @@ class TrainState:
 
     @property
     def eval_model(self) -> nn.Module:
-        """``export_model`` as validation calls it, perhaps compiled."""
+        """``export_model``, or its compiled form, for validation."""
         return self.forward if self.ema is None else self.ema.module
 
     def stopped_early(self, patience: int | None) -> bool:
@@ -93,19 +93,19 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], folder: Path) -> None:
-        """Restore everything but ``config`` and ``metadata``, which belong to the current command.
+        """Restore everything except ``config`` and ``metadata``, which the current command sets.
 
         Args:
             saved: from ``state_dict``, as ``checkpoint.load`` returns it.
-            folder: of the run, for messages.
+            folder: run folder, for messages.
 
         Raises:
-            UserError: when a part is missing or does not fit this model, optimizer or scheduler.
+            UserError: if a part is missing or does not fit this model, optimizer or scheduler.
         """
         try:
             for name, part in self._stateful():
                 if isinstance(part, nn.Module):
-                    load_weights(part, saved[name], "resume", f"resume: {folder}")
+                    load_weights(part, saved[name], "resume", f"resume={folder}")
                 elif name == "optimizer":
                     part.load_state_dict(saved[name])
                 elif part is not None:
@@ -117,22 +117,22 @@ class TrainState:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UserError(
                 "resume",
-                f"resume: {folder}: its last checkpoint is damaged ({one_line(error)})",
+                f"resume={folder}: the last checkpoint is damaged ({one_line(error)})",
                 f"start a new run with init_from={folder}",
             ) from error
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where: str) -> None:
-    """Load every weight of a network.
+    """Load all weights of a network.
 
     Args:
-        network: filled in.
+        network: receives the weights.
         weights: a state dict.
-        key: of the error, such as ``init_from``.
-        where: what the weights come from, for the message.
+        key: key of the error, such as ``init_from``.
+        where: source of the weights, for the message.
 
     Raises:
-        UserError: when the names or shapes differ.
+        UserError: if names or shapes differ.
     """
     try:
         network.load_state_dict(weights)
@@ -142,23 +142,23 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
 
 
 def _compatible(name: str, own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """``saved`` completed by ``own``: another version of torch may have had other keys.
+    """``saved`` with missing keys from ``own``: other versions of torch may have other keys.
 
-    ``load_state_dict`` of schedulers and scalers takes over whatever it is given, so that form and
-    types are compared here.
+    ``load_state_dict`` of schedulers and scalers accepts any values, so structure and types are
+    checked here.
     """
     known = {key: value for key, value in saved.items() if key in own}
-    lacking = "last_epoch" in own and "last_epoch" not in known
-    if lacking or not _same_form(known, {key: own[key] for key in known}):
-        raise ValueError(f"{name} is of another form")
+    incomplete = "last_epoch" in own and "last_epoch" not in known
+    if incomplete or not _same_structure(known, {key: own[key] for key in known}):
+        raise ValueError(f"{name} has another structure")
     return {**own, **known}
 
 
-def _same_form(one: Any, two: Any) -> bool:
+def _same_structure(one: Any, two: Any) -> bool:
     """Whether two plain values have the same keys, lengths and types of values."""
     if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_same_form(one[key], two[key]) for key in one)
+        return one.keys() == two.keys() and all(_same_structure(one[key], two[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_same_form, one, two))
+        return len(one) == len(two) and all(map(_same_structure, one, two))
     numbers = (int, float)
     return type(one) is type(two) or (type(one) in numbers and type(two) in numbers)

@@ -41,13 +41,13 @@ class Player:
     Args:
         title: of the page.
         port: to listen on; 0 takes any that is free.
-        objectness: where the slider starts, 0…1; null leaves it out.
+        score_threshold: initial value of the slider, 0…1; ``None`` hides it.
     """
 
-    def __init__(self, title: str, port: int, objectness: float | None) -> None:
+    def __init__(self, title: str, port: int, score_threshold: float | None) -> None:
         self.title = title
         self.port = port
-        self.objectness = objectness
+        self.score_threshold = score_threshold
         self.frames: list[dict[str, Any]] = []
         self.done = Event()
         page = resources.files("research.inference").joinpath("player.html").read_bytes()
@@ -119,7 +119,7 @@ class Player:
         return json.dumps(
             {
                 "title": self.title,
-                "objectness": self.objectness,
+                "objectness": self.score_threshold,
                 "done": done and after + len(more) >= len(self.frames),
                 "frames": more,
             }

@@ -30,7 +30,7 @@ class RankingWriter:
         folder: where to; made when all photos were seen.
     """
 
-    objectness: float | None = None
+    score_threshold: float | None = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

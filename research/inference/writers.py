@@ -1,6 +1,6 @@
-"""What becomes of predictions for a user's own images: files in a folder, and what a player shows.
+"""Writers of predictions for a user's own images: files in a folder, and overlays for a player.
 
-A task makes the report that fits it, see ``Task.report``.
+A task makes the writer that fits it, see ``Task.writer``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Panels = Sequence[Image.Image]
 
 @dataclass(frozen=True)
 class Overlay:
-    """What was said of one still, for a player.
+    """The predictions for one still, for a player.
 
     Attributes:
         caption: of the whole still.
@@ -52,26 +52,28 @@ class Overlay:
     colours: Sequence[pictures.Colour] = pictures.PREDICTED_BOXES
 
 
-class Report(Protocol):
-    """Takes predictions batch by batch; a context manager, closed when no more will come.
+class PredictionWriter(Protocol):
+    """Writes predictions batch by batch; a context manager, closed after the last batch.
 
     Attributes:
-        objectness: score from which a box counts; null when there are no boxes.
+        score_threshold: boxes of lower scores are not written; ``None`` for other predictions.
     """
 
-    objectness: float | None
+    score_threshold: float | None
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: Any) -> None: ...
 
-    def add(self, stills: Sequence[Still], images: Sequence[Panels], answers: Any) -> list[Overlay]:
-        """Write what was predicted for some stills.
+    def add(
+        self, stills: Sequence[Still], images: Sequence[Panels], predictions: Any
+    ) -> list[Overlay]:
+        """Write the predictions for some stills.
 
         Args:
             stills: the files.
             images: their pixels.
-            answers: what ``Task.postprocess`` gave for them.
+            predictions: from ``Task.postprocess``.
 
         Raises:
             UserError: when it cannot be written.
@@ -83,7 +85,7 @@ class Report(Protocol):
         ...
 
     def where(self) -> list[str]:
-        """Lines for the user: what was found, and where to look at it."""
+        """Lines for the user: what was predicted, and the files that show it."""
         ...
 
 
@@ -96,7 +98,7 @@ class BoxWriter:
 
     Args:
         folder: where to; made with the first still.
-        objectness: only boxes from this score on are written and drawn, 0…1.
+        score_threshold: boxes of lower scores are neither written nor drawn, 0…1.
         text: of a box, by its label and score.
         colours: of boxes, by their labels.
         classes: class names, in index order.
@@ -105,13 +107,13 @@ class BoxWriter:
     def __init__(
         self,
         folder: Path,
-        objectness: float,
+        score_threshold: float,
         text: Callable[[int, float], str],
         colours: Callable[[Sequence[int]], Sequence[pictures.Colour]],
         classes: Sequence[str],
     ) -> None:
         self.folder = folder
-        self.objectness: float | None = objectness
+        self.score_threshold: float | None = score_threshold
         self.text = text
         self.colours = colours
         self.coco = CocoWriter(classes)
@@ -134,39 +136,39 @@ class BoxWriter:
         self,
         stills: Sequence[Still],
         images: Sequence[Panels],
-        answers: list[dict[str, Tensor]],
+        predictions: list[dict[str, Tensor]],
     ) -> list[Overlay]:
-        """``answers``: of each still ``boxes`` [n, 4] in its pixels, ``scores`` and ``labels``."""
-        return [self._add(*each) for each in zip(stills, images, answers, strict=True)]
+        """``predictions``: of each still ``boxes`` [n, 4] in pixels, ``scores``, ``labels``."""
+        return [self._add(*each) for each in zip(stills, images, predictions, strict=True)]
 
-    def _add(self, still: Still, panels: Panels, found: dict[str, Tensor]) -> Overlay:
+    def _add(self, still: Still, panels: Panels, detections: dict[str, Tensor]) -> Overlay:
         image = panels[0]
-        boxes, scores, labels = (found[key].cpu() for key in ("boxes", "scores", "labels"))
-        # Of what was found in the black of a letterbox, nothing is left.
+        boxes, scores, labels = (detections[key].cpu() for key in ("boxes", "scores", "labels"))
+        # A box in the border of a letterbox is empty in pixels of the file.
         inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
         pixels, kept = boxes[inside].double(), scores[inside].tolist()
-        shares = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
+        relative = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
         named = labels[inside].tolist()
         texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
         # Best first: those from the threshold on come before all others.
-        count = sum(score >= (self.objectness or 0) for score in kept)
+        count = sum(score >= (self.score_threshold or 0) for score in kept)
         if len(self.coco.classes) == 1:
             native = still.file.suffix.lower() in (".jpg", ".jpeg", ".png")
             self._run(still.group).add(
                 still.file if native else image,
-                shares[:count],
+                relative[:count],
                 source="model",
                 confidences=kept[:count],
             )
-        told = pixels[:count].tolist()
-        self.coco.add(still.name, image.size, told, kept[:count], named[:count])
+        absolute = pixels[:count].tolist()
+        self.coco.add(still.name, image.size, absolute, kept[:count], named[:count])
         colours = self.colours(named[:count])
-        drawn = [pictures.draw_boxes(panel, told, texts[:count], colours) for panel in panels]
+        drawn = [pictures.draw_boxes(panel, absolute, texts[:count], colours) for panel in panels]
         save(pictures.side_by_side(drawn), self.folder / BOXED / f"{still.stem}_boxed.png")
         self.frames += 1
         self.boxes += count
         self.with_boxes += count > 0
-        return Overlay("", shares, kept, texts, self.colours(named))
+        return Overlay("", relative, kept, texts, self.colours(named))
 
     def _run(self, group: str) -> RunWriter:
         if group not in self.runs:
@@ -176,7 +178,7 @@ class BoxWriter:
 
     def summary(self) -> dict[str, Any]:
         return {
-            "objectness": self.objectness,
+            "objectness": self.score_threshold,
             "runs": [str(run.folder) for run in self.runs.values()],
             "frames_with_boxes": self.with_boxes,
             "boxes": self.boxes,
@@ -186,7 +188,7 @@ class BoxWriter:
         runs = f"capture runs: {len(self.runs)}; " if self.runs else ""
         return [
             f"{self.with_boxes} of {self.frames} frames have boxes, {self.boxes} in all "
-            f"(objectness {self.objectness:g})",
+            f"(objectness {self.score_threshold:g})",
             f"pictures: {self.folder / BOXED}",
             f"labels:   {self.folder}, {runs}COCO: {self.folder / COCO}",
         ]
@@ -200,7 +202,7 @@ class ClassWriter:
         classes: class names, in index order.
     """
 
-    objectness: float | None = None
+    score_threshold: float | None = None
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self.folder = folder
@@ -215,37 +217,37 @@ class ClassWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.cells:
-            unjudged = [None] * len(self.cells)
-            paper = pictures.sheet(self.cells, self.captions, unjudged, columns=6)
+            no_verdict = [None] * len(self.cells)
+            paper = pictures.sheet(self.cells, self.captions, no_verdict, columns=6)
             save(paper, self.folder / SHEET)
 
     def add(
-        self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor
+        self, stills: Sequence[Still], images: Sequence[Panels], predictions: Tensor
     ) -> list[Overlay]:
-        """``answers``: logits [B, C]."""
-        best = answers.cpu().softmax(1).topk(min(BEST, len(self.classes)), dim=1)
+        """``predictions``: logits [B, C]."""
+        best = predictions.cpu().softmax(1).topk(min(BEST, len(self.classes)), dim=1)
         rows, seen = [], []
-        for still, panels, shares, indices in zip(
+        for still, panels, probabilities, indices in zip(
             stills, images, best.values.tolist(), best.indices.tolist(), strict=True
         ):
             names = [self.classes[index] for index in indices]
             row = [still.name]
-            for name, share in zip(names, shares, strict=True):
-                row += [name, f"{share:.4f}"]
+            for name, probability in zip(names, probabilities, strict=True):
+                row += [name, f"{probability:.4f}"]
             rows.append(row)
             self.counts[names[0]] = self.counts.get(names[0], 0) + 1
-            said = f"{names[0]} {shares[0]:.0%}"
+            caption = f"{names[0]} {probabilities[0]:.0%}"
             if len(self.cells) < SHOWN:
                 self.cells.append(thumbnail(panels[0]))
-                self.captions.append(f"{still.stem[-24:]}\n{said}")
-            seen.append(Overlay(said))
+                self.captions.append(f"{still.stem[-24:]}\n{caption}")
+            seen.append(Overlay(caption))
         self._append(rows)
         return seen
 
     def _append(self, rows: list[list[str]]) -> None:
         header = ["file", "class", "score"]
-        for place in range(2, min(BEST, len(self.classes)) + 1):
-            header += [f"class_{place}", f"score_{place}"]
+        for rank in range(2, min(BEST, len(self.classes)) + 1):
+            header += [f"class_{rank}", f"score_{rank}"]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh = not self.table.exists()

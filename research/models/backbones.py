@@ -1,12 +1,10 @@
-"""Backbones without a classifier: any of timm's, with local weights, frozen as far as wanted."""
+"""Feature extractors from timm: created without a classifier, loaded, and partly frozen."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Final
 
 import timm
@@ -14,24 +12,25 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from research.models import pretrained
+from research.models.pretrained import TIMM, find_weights, load_matching, load_pretrained
 from research.utils.errors import UserError, one_line
-
-log = logging.getLogger(__name__)
 
 FREEZES: Final = ("none", "partial", "full")
 DROPOUTS: Final = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 ANCHOR: Final = re.compile(r"(?<![\[\\])\^")
-SQUARE: Final = 7
-"""Side of the map that VGG's first fully connected layer takes."""
+VGG_SIDE: Final = 7
+"""Side of the feature map that VGG's first fully connected layer takes."""
 
 
 def create(name: str, image_size: int) -> tuple[nn.Module, int]:
-    """A network of timm that drops nothing: images [N, 3, S, S] to features [N, D]; and D.
+    """A timm network without classifier and dropout.
 
     Args:
-        name: timm's.
+        name: timm's name.
         image_size: S, in pixels.
+
+    Returns:
+        the network, images [N, 3, S, S] to features [N, D], and D.
 
     Raises:
         UserError: when timm has no such network, or it cannot take images of this size.
@@ -39,18 +38,16 @@ def create(name: str, image_size: int) -> tuple[nn.Module, int]:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
-        raise UserError(
-            "model.backbone", f"model.backbone={name}: timm has no such network", f"{hint}"
-        )
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise UserError("model.backbone", f"model.backbone={name}: timm has no such network", hint)
     try:
         try:
             network: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size)
-        except TypeError:  # most networks take any size and know no such argument
+        except TypeError:  # most networks take any size and have no such argument
             network = timm.create_model(name, num_classes=0)
         with torch.no_grad():
             features = network.eval()(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # of timm, for arguments of any kind
+    except Exception as error:  # raised by timm, for arguments of any kind
         raise UserError(
             "model.backbone",
             f"model.backbone={name} cannot take dataset.image_size={image_size} "
@@ -60,7 +57,7 @@ def create(name: str, image_size: int) -> tuple[nn.Module, int]:
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise UserError(
             "model.backbone",
-            f"model.backbone={name} gives no features [N, D]",
+            f"model.backbone={name} does not output features [N, D]",
             "choose another network",
         )
     for module in network.modules():
@@ -72,37 +69,35 @@ def create(name: str, image_size: int) -> tuple[nn.Module, int]:
 
 
 def load(network: nn.Module, name: str, source: str | None) -> None:
-    """As ``pretrained.load``, and torchvision's VGG with its fully connected layers.
+    """``load_pretrained``, which also takes torchvision's VGG with its fully connected layers.
 
     Raises:
         UserError: when there are no such weights or none of them fits.
     """
-    if source is None or source == pretrained.TIMM or not name.startswith("vgg"):
+    if source is None or source == TIMM or not name.startswith("vgg"):
         size = getattr(getattr(network, "patch_embed", None), "img_size", None)
-        pretrained.load(network, name, source, None if size is None else {"img_size": size})
+        load_pretrained(network, name, source, None if size is None else {"img_size": size})
         return
-    if source == pretrained.TORCHVISION:
-        state = pretrained.of_torchvision(name)
-    else:
-        state = pretrained.of_file(Path(source))
-    for index, layer, side in ((0, "fc1", SQUARE), (3, "fc2", 1)):
+    state = find_weights(name, source, {})
+    # timm writes these layers as convolutions.
+    for index, layer, side in ((0, "fc1", VGG_SIDE), (3, "fc2", 1)):
         for kind in ("weight", "bias"):
             value = state.pop(f"classifier.{index}.{kind}", None)
             if value is not None:
                 shape = (len(value), -1, side, side) if kind == "weight" else (-1,)
                 state[f"pre_logits.{layer}.{kind}"] = value.reshape(shape)
-    log.info("model.pretrained=%s: %s", source, pretrained.fill(network, state))
+    load_matching(network, state).log(source)
 
 
-def frozen(backbone: nn.Module, freeze: str) -> list[nn.Module]:
-    """The modules whose own parameters are not to learn.
+def frozen_modules(backbone: nn.Module, freeze: str) -> list[nn.Module]:
+    """The modules whose own parameters are to be frozen.
 
     Args:
-        backbone: of timm, whose ``feature_info`` tells its stages in order.
+        backbone: a timm network, whose ``feature_info`` lists its stages in order.
         freeze: ``none``, ``partial`` (all before the last stage that has parameters) or ``full``.
 
     Raises:
-        UserError: for another ``freeze``, or when the backbone does not tell its stages.
+        UserError: for another ``freeze``, or when the backbone does not list its stages.
     """
     if freeze not in FREEZES:
         raise UserError(
@@ -118,28 +113,28 @@ def frozen(backbone: nn.Module, freeze: str) -> list[nn.Module]:
         for stage in stages
     ]
     for below in reversed(ends[:-1]):
-        # Of VGG, the last of them is a pooling layer.
+        # In VGG the last stage is a pooling layer, which has no parameters.
         last = modules[below + 1 : ends[-1] + 1]
         if below > 0 and any([*module.parameters(recurse=False)] for module in last):
             return [*modules[: below + 1]]
     raise UserError(
         "model.freeze",
-        "model.freeze=partial: this backbone does not say what its stages are",
+        "model.freeze=partial: this backbone does not list its stages",
         "use none or full",
     )
 
 
-def behind(prefix: str, matcher: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``group_matcher`` of timm's for parameters whose names have ``prefix.`` before them."""
+def prefix_matcher(prefix: str, matcher: Mapping[str, Any]) -> dict[str, Any]:
+    """A timm ``group_matcher`` for parameters whose names have ``prefix.`` before them."""
 
-    def moved(pattern: str) -> str:
-        # They are matched from the start of a name on, whether or not they say so.
+    def prefixed(pattern: str) -> str:
+        # timm matches patterns at the start of a name, with or without an anchor.
         return rf"^{prefix}\.(?:{ANCHOR.sub('', pattern)})"
 
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, spec in matcher.items():
         if isinstance(spec, str):
-            found[name] = moved(spec)
+            result[name] = prefixed(spec)
         elif spec is not None:
-            found[name] = [(moved(pattern), place) for pattern, place in spec]
-    return found
+            result[name] = [(prefixed(pattern), order) for pattern, order in spec]
+    return result

@@ -1,14 +1,14 @@
-"""TinyDet and BigDet: small detectors that train from scratch on a laptop's CPU.
+"""TinyDet and BigDet: small single-class detectors that train from scratch on a laptop's CPU.
 
-Both take frames [B, 3, H, W], floats 0…1, sides multiples of 32, and speak as torchvision's
-detectors do: in training mode ``model(images, targets)`` gives the parts of the loss, weighted,
-by name (``box``, ``objectness``, ``giou``); in evaluation mode ``model(images)`` gives one dict a
-frame with ``boxes`` [n, 4] (xyxy, shares of the frame), ``scores`` [n] and ``labels`` [n] (all 0:
-neither tells classes apart), best first.
+Both take frames [B, 3, H, W], floats 0…1, sides multiples of 32, and have the interface of
+torchvision's detectors: in training mode ``model(images, targets)`` returns a dict of weighted
+losses (``box``, ``objectness``, ``giou``); in evaluation mode ``model(images)`` returns one dict
+per frame with ``boxes`` [n, 4] (xyxy, fractions of the frame), ``scores`` [n] and ``labels`` [n]
+(all 0), sorted by score.
 
-Sizes and shapes are ours; the parts are of Darknet-53 (Redmon & Farhadi, 2018: residual blocks,
-one objectness a cell, the ignored predictions), DETR (Carion et al., 2020: one-to-one matching,
-L1 and GIoU), and of integral regression (Sun et al., 2018: soft-argmax).
+The components come from Darknet-53 (Redmon & Farhadi, 2018: residual blocks, one objectness per
+cell, ignored predictions), DETR (Carion et al., 2020: one-to-one matching, L1 and GIoU losses)
+and integral regression (Sun et al., 2018: soft-argmax).
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from torchvision.ops import (
 
 from research.batch import Targets
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
+from research.models.export import ExportForm
 from research.models.matching import MATCHERS, affinity
 from research.utils.errors import UserError
 
 STRIDE: Final = 32
 SIZE_PRIOR: Final = 0.25
-"""Width and height of every box before training, as a share of the frame."""
+"""Width and height of every box before training, as a fraction of the frame."""
 CELL_PRIOR: Final = 0.01
-"""BigDet's objectness before training (Lin et al., 2017): most cells hold nothing."""
-SMALLEST: Final = 1e-4
-"""Boxes thinner than this share of the frame are no detections."""
+"""BigDet's objectness before training (Lin et al., 2017): most cells are empty."""
+MIN_SIDE: Final = 1e-4
+"""Shortest side of a box, as a fraction of the frame; thinner boxes are dropped."""
 
 Detections = dict[str, Tensor]
 
 
 class Residual(nn.Module):
-    """Darknet-53's block: 1×1 to half the channels, 3×3 back, added to the input."""
+    """Darknet-53's residual block: 1×1 to half the channels, 3×3 back."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,12 +62,12 @@ class Trunk(nn.Sequential):
     """Frames [B, 3, H, W] in 0…1 to features [B, 8·width, H/32, W/32].
 
     Args:
-        width: channels at stride 4; they double with every further halving.
+        width: channels at stride 4; they double with every stage.
         depths: residual blocks at strides 8, 16 and 32.
     """
 
     def __init__(self, width: int, depths: Sequence[int]) -> None:
-        # Patches that do not overlap: on a CPU half the cost of 7×7.
+        # Non-overlapping patches: on a CPU half the cost of a 7×7 convolution.
         layers: list[nn.Module] = [Normalise(), _conv(3, width, 4, stride=4, padding=0)]
         for depth in depths:
             layers.append(_conv(width, 2 * width, 3, stride=2))
@@ -77,7 +78,7 @@ class Trunk(nn.Sequential):
 
 
 class Normalise(nn.Module):
-    """ImageNet's means and deviations; they belong to the network and are not in checkpoints."""
+    """Normalise by ImageNet's mean and std, which are buffers outside the state dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,28 +95,41 @@ class Normalise(nn.Module):
             near = max(STRIDE, round(width / STRIDE) * STRIDE)
             raise UserError(
                 "dataset.image_size",
-                f"the detectors take frames whose sides are multiples of {STRIDE}, not "
+                f"the detectors take frames whose sides are multiples of {STRIDE} px, not "
                 f"{width}×{height}",
-                f"prepare them with image_size={near}",
+                f"use data with dataset.image_size={near}",
             )
         return (images - self.mean) / self.std
 
 
-class TinyDet(nn.Module):
-    """At most one object a frame: one presence logit and one box (0.3 M parameters at width 16).
+class RawDetections(nn.Module):
+    """A detector's boxes [B, P, 4] and scores [B, P] of all P cells, before suppression."""
 
-    An attention map says where the object is: its expected position (soft-argmax) is the box's
-    centre, up to an offset; the features that it gathers, beside the frame's mean features, give
-    offset, size and presence. Where a frame has several true boxes the largest is the target. The
-    map is taught where to look by a loss of its own, the cross-entropy of the cell that holds the
-    centre: through the box alone it takes several times as many epochs to find out.
+    def __init__(self, detector: TinyDet | BigDet) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, logits, *_ = self.detector.raw_outputs(images)
+        count = images.shape[0]  # len would make the batch size a constant of the exported file
+        return boxes.reshape(count, -1, 4), logits.sigmoid().reshape(count, -1)
+
+
+class TinyDet(nn.Module):
+    """At most one object per frame: one presence logit and one box (0.3 M parameters at width 16).
+
+    An attention map locates the object: its expected position (soft-argmax) plus a predicted
+    offset is the box's centre. The attention-weighted features, concatenated with the frame's mean
+    features, predict offset, size and presence. If a frame has several true boxes, the largest is
+    the target. The attention has a loss of its own, the cross-entropy of the cell that holds the
+    centre: trained through the box loss alone it takes several times as many epochs.
 
     Args:
         width: channels at stride 4, even.
         lambda_box: weight of the L1 distance of the box, summed over its coordinates.
         lambda_obj: weight of the presence's binary cross-entropy.
-        lambda_iou: weight of the GIoU loss; 0 leaves it without effect.
-        lambda_att: weight of the attention's cross-entropy; 0 leaves it without effect.
+        lambda_iou: weight of the GIoU loss; 0 turns it off.
+        lambda_att: weight of the attention's cross-entropy; 0 turns it off.
     """
 
     def __init__(
@@ -135,7 +149,7 @@ class TinyDet(nn.Module):
         channels = self.trunk.channels
         self.attend = nn.Conv2d(channels, 1, 1)
         self.head = nn.Linear(2 * channels, 5)
-        _start_head(self.head, presence=0.5)
+        _init_head(self.head, presence=0.5)
 
     def forward(
         self, images: Tensor, targets: Targets | None = None
@@ -150,19 +164,23 @@ class TinyDet(nn.Module):
         ]
 
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes [B, 4], xyxy, presence logits [B], attention logits [B, H, W], float32."""
+        """Boxes [B, 4] xyxy, presence logits [B], attention logits [B, H, W]; all float32."""
         features = self.trunk(images)
         grid = _centres(features)
-        # A coordinate in half precision would be a pixel off.
+        # In half precision a coordinate would be off by a pixel.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             attention = self.attend(features)[:, 0]
             weights = attention.flatten(1).softmax(1)
-            gathered = torch.einsum("bp,bcp->bc", weights, features.flatten(2))
-            said = self.head(torch.cat([gathered, features.mean((2, 3))], 1))
-            centre = weights @ grid + said[:, :2].tanh() / 2
-            box = torch.cat([centre, said[:, 2:4].sigmoid()], 1)
-            return box_convert(box, "cxcywh", "xyxy"), said[:, 4], attention
+            attended = torch.einsum("bp,bcp->bc", weights, features.flatten(2))
+            outputs = self.head(torch.cat([attended, features.mean((2, 3))], 1))
+            centre = weights @ grid + outputs[:, :2].tanh() / 2
+            box = torch.cat([centre, outputs[:, 2:4].sigmoid()], 1)
+            return box_convert(box, "cxcywh", "xyxy"), outputs[:, 4], attention
+
+    def export_form(self) -> ExportForm:
+        limits = {"nms_iou": 1.0, "max_boxes": 1}
+        return ExportForm(RawDetections(self).eval(), ("images",), ("boxes", "scores"), limits)
 
     def _losses(
         self, boxes: Tensor, logits: Tensor, attention: Tensor, targets: Targets
@@ -170,42 +188,42 @@ class TinyDet(nn.Module):
         present = targets.mask.any(1)
         sides = targets.boxes[..., 2:] - targets.boxes[..., :2]
         largest = sides.prod(-1).where(targets.mask, -1).argmax(1)
-        true = targets.boxes[torch.arange(len(boxes), device=boxes.device), largest]
-        box, giou = _box_losses(boxes, true, present)
+        target = targets.boxes[torch.arange(len(boxes), device=boxes.device), largest]
+        box, giou = _box_losses(boxes, target, present)
         objectness = F.binary_cross_entropy_with_logits(logits, present.float())
         height, width = attention.shape[-2:]
-        column, row = ((true[:, :2] + true[:, 2:]) / 2 * true.new_tensor([width, height])).T
+        column, row = ((target[:, :2] + target[:, 2:]) / 2 * target.new_tensor([width, height])).T
         cell = row.long().clamp(max=height - 1) * width + column.long().clamp(max=width - 1)
-        missed = F.cross_entropy(attention.flatten(1), cell, reduction="none")
+        entropy = F.cross_entropy(attention.flatten(1), cell, reduction="none")
         return {
             "box": self.lambda_box * box,
             "objectness": self.lambda_obj * objectness,
             "giou": self.lambda_iou * giou,
-            "attention": self.lambda_att * (missed * present).sum() / present.sum().clamp(min=1),
+            "attention": self.lambda_att * (entropy * present).sum() / present.sum().clamp(min=1),
         }
 
 
 class BigDet(nn.Module):
-    """Several objects a frame, up to ``max_boxes`` (0.86 M parameters at width 24).
+    """Several objects per frame, up to ``max_boxes`` (0.86 M parameters at width 24).
 
-    Every cell of a grid at stride 32 says whether it answers for an object (objectness) and where
-    the box is: its centre within one cell of the cell's own, its sides any share of the frame.
-    True boxes are matched one-to-one with the cells' boxes, see ``research.models.matching``;
-    matched cells learn the box and objectness 1, the others objectness 0, but for those whose box
-    overlaps a true one by more than ``ignore_iou``: they learn nothing (Redmon & Farhadi, 2018,
-    §2.1). In evaluation the best ``max_boxes`` cells after suppression fill the slots.
+    Every cell of a grid at stride 32 predicts an objectness and a box: its centre is within one
+    cell of the cell's centre, its sides are any fraction of the frame. True boxes are matched
+    one-to-one with the cells' boxes, see ``research.models.matching``. Matched cells learn the box
+    and objectness 1, other cells objectness 0; unmatched cells whose box overlaps a true box by
+    more than ``ignore_iou`` are ignored (Redmon & Farhadi, 2018, §2.1). In evaluation the best
+    ``max_boxes`` cells after non-maximum suppression are returned.
 
     Args:
         width: channels at stride 4, even.
-        max_boxes: slots for detections.
+        max_boxes: most detections of a frame.
         matching: ``greedy`` or ``hungarian``.
         lambda_box: weight of the L1 distance of matched boxes, summed over the coordinates.
         lambda_obj: weight of the objectness' binary cross-entropy, summed over the cells. Both
             are divided by the number of matched boxes in the batch, this one by no less than the
-            number of frames, so that a batch of empty frames is no outburst.
-        lambda_iou: weight of the GIoU loss of matched boxes; 0 leaves it without effect.
-        ignore_iou: see above, 0…1; 1 ignores nothing.
-        nms_iou: of two detections that overlap more than this the better one stays, 0…1.
+            number of frames, so that the loss of empty frames stays small.
+        lambda_iou: weight of the GIoU loss of matched boxes; 0 turns it off.
+        ignore_iou: see above, 0…1; 1 ignores no cells.
+        nms_iou: IoU threshold of non-maximum suppression, 0…1.
 
     Raises:
         UserError: for an unknown ``matching``.
@@ -239,7 +257,7 @@ class BigDet(nn.Module):
         channels = self.trunk.channels
         self.neck = _conv(channels, channels // 2, 3)
         self.head = nn.Conv2d(channels // 2, 5, 1)
-        _start_head(self.head, presence=CELL_PRIOR)
+        _init_head(self.head, presence=CELL_PRIOR)
 
     def forward(
         self, images: Tensor, targets: Targets | None = None
@@ -254,27 +272,31 @@ class BigDet(nn.Module):
         ]
 
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes [B, P, 4], xyxy, and objectness logits [B, P] of all P cells, float32."""
-        said = self.head(self.neck(self.trunk(images))).float()
-        cell = 1 / said.new_tensor([said.shape[3], said.shape[2]])
-        grid = _centres(said)
-        said = said.flatten(2).mT
-        centre = grid + said[..., :2].tanh() * cell
-        box = torch.cat([centre, said[..., 2:4].sigmoid()], 2)
-        return box_convert(box, "cxcywh", "xyxy"), said[..., 4]
+        """Boxes [B, P, 4] xyxy and objectness logits [B, P] of all P cells; float32."""
+        outputs = self.head(self.neck(self.trunk(images))).float()
+        cell = 1 / outputs.new_tensor([outputs.shape[3], outputs.shape[2]])
+        grid = _centres(outputs)
+        outputs = outputs.flatten(2).mT
+        centre = grid + outputs[..., :2].tanh() * cell
+        box = torch.cat([centre, outputs[..., 2:4].sigmoid()], 2)
+        return box_convert(box, "cxcywh", "xyxy"), outputs[..., 4]
+
+    def export_form(self) -> ExportForm:
+        limits = {"nms_iou": self.nms_iou, "max_boxes": self.max_boxes}
+        return ExportForm(RawDetections(self).eval(), ("images",), ("boxes", "scores"), limits)
 
     def _losses(self, boxes: Tensor, logits: Tensor, targets: Targets) -> dict[str, Tensor]:
         pairs = affinity(targets.boxes, boxes)
-        found = MATCHERS[self.matching](pairs, targets.mask)
-        matched = found >= 0
-        place = found.clamp(min=0)
-        answering = boxes.gather(1, place[..., None].expand(-1, -1, 4))
-        box, giou = _box_losses(answering, targets.boxes, matched)
+        matches = MATCHERS[self.matching](pairs, targets.mask)
+        matched = matches >= 0
+        index = matches.clamp(min=0)
+        matched_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        box, giou = _box_losses(matched_boxes, targets.boxes, matched)
 
-        taken = torch.zeros_like(logits).scatter_add(1, place, matched.to(logits.dtype))
-        near = (pairs.iou * targets.mask[..., None]).amax(1) > self.ignore_iou
-        entropy = F.binary_cross_entropy_with_logits(logits, taken, reduction="none")
-        counted = entropy * ((taken > 0) | ~near)
+        target = torch.zeros_like(logits).scatter_add(1, index, matched.to(logits.dtype))
+        overlaps = (pairs.iou * targets.mask[..., None]).amax(1) > self.ignore_iou
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        counted = entropy * ((target > 0) | ~overlaps)
         objectness = counted.sum() / matched.sum().clamp(min=len(logits))
         return {
             "box": self.lambda_box * box,
@@ -290,18 +312,18 @@ def _conv(
     return Conv2dNormActivation(inputs, outputs, kernel, stride, padding, activation_layer=nn.SiLU)
 
 
-def _start_head(head: nn.Linear | nn.Conv2d, presence: float) -> None:
-    """Start at centred boxes of ``SIZE_PRIOR`` and at this presence, almost whatever is seen."""
+def _init_head(head: nn.Linear | nn.Conv2d, presence: float) -> None:
+    """Initialize to centred boxes of ``SIZE_PRIOR`` and this presence, nearly input-independent."""
     assert head.bias is not None
     nn.init.normal_(head.weight, std=0.01)
     with torch.no_grad():
-        shares = head.bias.new_tensor([SIZE_PRIOR, SIZE_PRIOR, presence])
+        priors = head.bias.new_tensor([SIZE_PRIOR, SIZE_PRIOR, presence])
         head.bias[:2] = 0
-        head.bias[2:] = shares.logit()
+        head.bias[2:] = priors.logit()
 
 
 def _centres(features: Tensor) -> Tensor:
-    """[H·W, 2] float32: x and y of the cells' centres as shares of the frame, row by row."""
+    """[H·W, 2] float32: x and y of the cells' centres, fractions of the frame, row-major."""
     height, width = features.shape[-2:]
     y, x = (
         (torch.arange(count, device=features.device, dtype=torch.float32) + 0.5) / count
@@ -310,25 +332,25 @@ def _centres(features: Tensor) -> Tensor:
     return torch.cartesian_prod(y, x).flip(1)
 
 
-def _box_losses(boxes: Tensor, true: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 (summed over coordinates) and GIoU loss, means over the valid pairs; 0 without any.
+def _box_losses(boxes: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 (summed over coordinates) and GIoU loss, means over the valid pairs; 0 if there are none.
 
     Args:
         boxes: [..., 4] xyxy.
-        true: [..., 4] xyxy.
+        target: [..., 4] xyxy.
         valid: [...] bool.
     """
     count = valid.sum().clamp(min=1)
-    distance = (boxes - true).abs().sum(-1)
-    giou = generalized_box_iou_loss(boxes, true)
+    distance = (boxes - target).abs().sum(-1)
+    giou = generalized_box_iou_loss(boxes, target)
     return (distance * valid).sum() / count, (giou * valid).sum() / count
 
 
 def _detections(boxes: Tensor, scores: Tensor, nms_iou: float, limit: int) -> Detections:
-    """What is left of one frame's boxes [P, 4] and scores [P]: at most ``limit``, best first."""
+    """Non-maximum suppression of one frame's boxes [P, 4] and scores [P]; at most ``limit``."""
     boxes = clip_boxes_to_image(boxes, (1, 1))
-    whole = remove_small_boxes(boxes, SMALLEST)
-    boxes, scores = boxes[whole], scores[whole]
+    valid = remove_small_boxes(boxes, MIN_SIDE)
+    boxes, scores = boxes[valid], scores[valid]
     kept = nms(boxes, scores, nms_iou)[:limit]
     labels = torch.zeros(len(kept), dtype=torch.int64, device=boxes.device)
     return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels}

@@ -1,11 +1,10 @@
-"""The encoder of RGB + X: two mix transformers that exchange features after every stage.
+"""Encoder of RGB + X: two mix transformers that exchange features after every stage.
 
-CMX (Zhang et al., 2023), with one stream alone as the measure of what fusion is worth.
+CMX (Zhang et al., 2023), and single streams as baselines.
 """
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Final, cast
 
@@ -18,28 +17,28 @@ from research.models.mit import (
     STEM,
     VARIANTS,
     MixTransformer,
-    from_file,
+    convert_state_dict,
 )
-from research.models.pretrained import TIMM, TORCHVISION, fill, of_file
+from research.models.pretrained import KEY, TIMM, TORCHVISION, load_matching
 from research.utils.errors import UserError
+from research.utils.weights import state_dict
 
-log = logging.getLogger(__name__)
-
-COLOURS: Final = 3
+RGB: Final = 3
 
 
 class DualEncoder(nn.Module):
-    """Frames [B, 3 + X, H, W] to four maps at strides 4, 8, 16 and 32.
+    """Frames [B, 3 + X, H, W] to four feature maps at strides 4, 8, 16 and 32.
 
-    After each stage the streams rectify each other; the rectified maps go on in each stream, and
-    one map is made of them for the detector. With ``rgb_only`` or ``x_only`` there is one stream.
+    After each stage the two streams rectify each other. The rectified maps are the input of the
+    next stage of each stream, and are fused into one output map. With ``rgb_only`` or ``x_only``
+    there is one stream.
 
     Args:
         variant: ``b0`` … ``b5``.
         x_channels: X.
         fusion: see ``rgbx_detector``.
         norm: see ``rgbx_detector``.
-        drop_path_rate: of each stream.
+        drop_path_rate: stochastic depth of each stream, 0 <= x < 1.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         dims, depths = VARIANTS[variant].dims, VARIANTS[variant].depths
         self.dims = dims
-        channels = {"rgb": COLOURS, "x": x_channels}
+        channels = {"rgb": RGB, "x": x_channels}
         self.channels = sum(channels.values())
         self.streams = [fusion.removesuffix("_only")] if fusion in ONE_STREAM else list(channels)
         for name in self.streams:
@@ -70,7 +69,7 @@ class DualEncoder(nn.Module):
                 f"the detector takes frames of {self.channels} channels (RGB, then X), not of "
                 f"{images.shape[1]}",
             )
-        parts = {"rgb": images[:, :COLOURS], "x": images[:, COLOURS:]}
+        parts = {"rgb": images[:, :RGB], "x": images[:, RGB:]}
         maps = [parts[name] for name in self.streams]
         fused = []
         for index in range(STAGES):
@@ -89,22 +88,16 @@ class DualEncoder(nn.Module):
         return cast(MixTransformer, self.get_submodule(name))
 
     def load(self, source: str) -> None:
-        """Weights of an RGB MiT from a file into every stream, with a line each in the log.
+        """Load weights of an RGB MiT from a file into every stream, and log a line for each.
 
         Raises:
-            UserError: when the file holds none that fit.
+            UserError: when none of them fits.
         """
         if source in (TIMM, TORCHVISION):
-            raise UserError(
-                "model.pretrained",
-                f"model.pretrained={source}: it has no MiT",
-                "give a file of mit_b0 … b5",
-            )
-        state = of_file(Path(source))
+            raise UserError(KEY, f"{KEY}={source}: it has no MiT", "use a file of mit_b0 … b5")
+        state = state_dict(Path(source), KEY)
         for name in self.streams:
             network = self.stream(name)
             channels = None if name == "rgb" else network.get_parameter(STEM).shape[1]
-            loaded = fill(network, from_file(state, channels))
-            found, of = loaded.parameters
-            level = logging.INFO if 2 * found >= of else logging.WARNING
-            log.log(level, "model.pretrained=%s: stream %s: %s", source, name, loaded)
+            result = load_matching(network, convert_state_dict(state, channels))
+            result.log(f"{source}: stream {name}")

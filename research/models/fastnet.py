@@ -1,4 +1,4 @@
-"""A small convolutional network for 32-px images that learns in few passes and few operations."""
+"""FastNet: a small convolutional network for 32 px images that trains in few epochs."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DEVIATIONS: Final = (
+STDS: Final = (
     (3.1831, 0.5751, 0.6292, 0.2354),
     (0.9098, 0.1198, 0.1292, 0.0401),
     (0.4344, 0.0677, 0.0710, 0.0251),
 )
-"""Of CIFAR-10's normalised training images in the basis of ``Whitening``, colour by frequency."""
+"""[3 colours, 4 frequencies], of CIFAR-10's normalised training images in ``Whitening``'s basis."""
 
 
 class FastNet(nn.Module):
     """Normalised images [B, 3, H, W] to logits [B, num_classes]; H and W at least 32.
 
     A fixed whitening of 2×2 patches, three groups of two 3×3 convolutions with a max-pool after
-    the first, a max-pool over what is left, a linear classifier. The ideas are those of fast
-    CIFAR-10 training: whitened patches and few, wide layers (Page, 2018), convolutions that begin
-    as the identity and norms that shift but do not scale (Jordan, 2024). 0.12 GMAC and 2.0 M
-    parameters at the widths of its YAML.
+    the first, a global max-pool, a linear classifier. The ideas come from fast CIFAR-10 training:
+    whitened patches and few, wide layers (Page, 2018), convolutions initialized to the identity
+    and batch norms with a bias but no weight (Jordan, 2024). 0.12 GMAC and 2.0 M parameters at
+    the widths of its YAML.
 
     Args:
-        num_classes: width of the classifier.
-        widths: channels of the three groups, each at least as wide as the one before and the
-            first no narrower than the 24 of the whitening.
-        bias_scale: the norms' shifts learn this much faster, squared.
-        logit_scale: by which the classifier's output is multiplied.
+        num_classes: outputs of the classifier.
+        widths: channels of the three groups, not decreasing, the first at least 24 (the
+            channels of the whitening).
+        bias_scale: factor on the batch norms' biases, which raises their effective learning rate
+            by its square.
+        logit_scale: factor on the classifier's output.
     """
 
     def __init__(
@@ -43,9 +44,14 @@ class FastNet(nn.Module):
         channels = Whitening.channels
         for width in widths:
             layers += [
-                _convolution(channels, width), nn.MaxPool2d(2), Shift(width, bias_scale), nn.GELU(),
-                _convolution(width, width), Shift(width, bias_scale), nn.GELU(),
-            ]  # fmt: skip
+                _conv3x3(channels, width),
+                nn.MaxPool2d(2),
+                BiasBatchNorm(width, bias_scale),
+                nn.GELU(),
+                _conv3x3(width, width),
+                BiasBatchNorm(width, bias_scale),
+                nn.GELU(),
+            ]
             channels = width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, num_classes, bias=False)
@@ -56,7 +62,7 @@ class FastNet(nn.Module):
 
 
 class Whitening(nn.Module):
-    """Patches of 2×2 px as 12 uncorrelated features of deviation 1, and their negatives.
+    """Patches of 2×2 px to 12 nearly uncorrelated features with std 1, and their negatives.
 
     The basis is Haar's times three opponent colours (grey, red-blue, green-magenta), in which
     natural images are nearly uncorrelated: on CIFAR-10 no two features correlate by more than
@@ -72,7 +78,7 @@ class Whitening(nn.Module):
         haar = torch.tensor([[[1.0, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]],
                              [[1, -1], [-1, 1]]]) / 2  # fmt: skip
         basis = torch.einsum("kc,fyx->kfcyx", colours, haar)
-        white = (basis / torch.tensor(DEVIATIONS)[:, :, None, None, None]).flatten(0, 1)
+        white = (basis / torch.tensor(STDS)[:, :, None, None, None]).flatten(0, 1)
         self.register_buffer("weight", torch.cat([white, -white]), persistent=False)
 
     weight: Tensor
@@ -81,8 +87,8 @@ class Whitening(nn.Module):
         return F.conv2d(images, self.weight)
 
 
-class Shift(nn.BatchNorm2d):
-    """Batch norm that shifts and does not scale."""
+class BiasBatchNorm(nn.BatchNorm2d):
+    """Batch norm with a learned bias and no learned weight."""
 
     def __init__(self, channels: int, bias_scale: float) -> None:
         super().__init__(channels, momentum=0.4, affine=False)
@@ -93,8 +99,8 @@ class Shift(nn.BatchNorm2d):
         return super().forward(features) + (self.shift * self.scale)[:, None, None]
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """3×3, the first outputs beginning as copies of the inputs."""
+def _conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3×3 convolution whose first outputs start as copies of the inputs."""
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     nn.init.dirac_(convolution.weight.data[: min(inputs, outputs)])
     return convolution

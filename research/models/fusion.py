@@ -1,7 +1,7 @@
-"""Two streams of features that correct each other and become one (CMX, Zhang et al., 2023).
+"""Fusion of two feature streams (CMX, Zhang et al., 2023).
 
-Shapes, names and order of the operations are those of the paper's equations 1-8 and of its
-authors' code. Every part takes two maps [B, C, H, W] of one size.
+Shapes, names and the order of operations follow equations 1-8 of the paper and its authors' code.
+Every module takes two feature maps [B, C, H, W] of the same shape.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from research.models.mit import as_map, as_tokens, initialise, join_heads, split_heads
+from research.models.mit import as_map, as_tokens, init_weights, join_heads, split_heads
 from research.utils.errors import UserError
 
 TWO_STREAMS: Final = ("cross_attention", "sum", "concat")
 ONE_STREAM: Final = ("rgb_only", "x_only")
 LAMBDA: Final = 0.5
-"""Weights of the channels' and of the places' share in what a stream takes of the other."""
+"""Weights of the channel-wise and of the spatial rectification."""
 GROUP: Final = 16
-"""Channels that a group norm joins; it divides every MiT's widths."""
+"""Channels per group of a group norm; a divisor of the widths of every MiT."""
 
 Norm = Callable[[int], nn.Module]
 NORMS: Final[dict[str, Norm]] = {
@@ -32,10 +32,10 @@ NORMS: Final[dict[str, Norm]] = {
 
 
 def norm_layer(name: str) -> Norm:
-    """The norms of the fusion's maps.
+    """The normalisation of fused feature maps.
 
-    ``frozen`` is a batch norm of fixed numbers: nothing is normalised until a checkpoint brings
-    statistics. Its names are those of ``batch``.
+    ``frozen`` is a batch norm with constant statistics, the identity until they are loaded from a
+    checkpoint. Its parameters have the names of ``batch``.
 
     Raises:
         UserError: for an unknown name.
@@ -46,25 +46,25 @@ def norm_layer(name: str) -> Norm:
 
 
 class FeatureRectifyModule(nn.Module):
-    """FRM: each stream plus what of the other its channels and its places ask for."""
+    """FRM: add the other stream to each stream, weighted per channel and per position."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.channel_weights = ChannelWeights(dim)
         self.spatial_weights = SpatialWeights(dim)
-        self.apply(initialise)
+        self.apply(init_weights)
 
     def forward(self, rgb: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         channels_rgb, channels_x = self.channel_weights(rgb, x)
-        places_rgb, places_x = self.spatial_weights(rgb, x)
+        spatial_rgb, spatial_x = self.spatial_weights(rgb, x)
         return (
-            rgb + LAMBDA * channels_x * x + LAMBDA * places_x * x,
-            x + LAMBDA * channels_rgb * rgb + LAMBDA * places_rgb * rgb,
+            rgb + LAMBDA * channels_x * x + LAMBDA * spatial_x * x,
+            x + LAMBDA * channels_rgb * rgb + LAMBDA * spatial_rgb * rgb,
         )
 
 
 class ChannelWeights(nn.Module):
-    """A weight in 0…1 for each channel of each stream, 2 × [B, C, 1, 1]."""
+    """A weight in 0…1 per channel of each stream, 2 × [B, C, 1, 1]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -74,14 +74,14 @@ class ChannelWeights(nn.Module):
 
     def forward(self, rgb: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat([rgb, x], 1)
-        # Not the pooling layers: the maximum's gradient would have no reproducible kernel.
+        # Not adaptive max-pooling, whose backward kernel is not deterministic on GPUs.
         pooled = torch.cat([both.mean((2, 3)), both.amax((2, 3))], 1)
-        of_rgb, of_x = self.mlp(pooled)[..., None, None].chunk(2, 1)
-        return of_rgb, of_x
+        weights_rgb, weights_x = self.mlp(pooled)[..., None, None].chunk(2, 1)
+        return weights_rgb, weights_x
 
 
 class SpatialWeights(nn.Module):
-    """A weight in 0…1 for each place of each stream, 2 × [B, 1, H, W]."""
+    """A weight in 0…1 per position of each stream, 2 × [B, 1, H, W]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -90,24 +90,24 @@ class SpatialWeights(nn.Module):
         )
 
     def forward(self, rgb: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        of_rgb, of_x = self.mlp(torch.cat([rgb, x], 1)).chunk(2, 1)
-        return of_rgb, of_x
+        weights_rgb, weights_x = self.mlp(torch.cat([rgb, x], 1)).chunk(2, 1)
+        return weights_rgb, weights_x
 
 
 class FeatureFusionModule(nn.Module):
-    """FFM: tokens of both streams look at each other, then one map [B, C, H, W] is made of both.
+    """FFM: cross attention between the streams, then projection of both to one [B, C, H, W].
 
     Args:
         dim: C.
-        heads: of the cross attention; they divide C.
-        norm: of the fused map.
+        heads: heads of the cross attention, a divisor of C.
+        norm: normalisation of the fused map.
     """
 
     def __init__(self, dim: int, heads: int, norm: Norm) -> None:
         super().__init__()
         self.cross = CrossPath(dim, heads)
         self.channel_emb = ChannelEmbed(2 * dim, dim, norm)
-        self.apply(initialise)
+        self.apply(init_weights)
 
     def forward(self, rgb: Tensor, x: Tensor) -> Tensor:
         both = torch.cat(self.cross(as_tokens(rgb), as_tokens(x)), 2)
@@ -115,7 +115,7 @@ class FeatureFusionModule(nn.Module):
 
 
 class CrossPath(nn.Module):
-    """Tokens [B, N, C] of both streams, each with what it found in the other's."""
+    """Cross attention between the tokens [B, N, C] of both streams, with residuals."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -128,19 +128,19 @@ class CrossPath(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, rgb: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept_rgb, asked_rgb = self.channel_proj1(rgb).relu().chunk(2, -1)
-        kept_x, asked_x = self.channel_proj2(x).relu().chunk(2, -1)
-        found_rgb, found_x = self.cross_attn(asked_rgb, asked_x)
-        rgb = self.norm1(rgb + self.end_proj1(torch.cat([kept_rgb, found_rgb], -1)))
-        return rgb, self.norm2(x + self.end_proj2(torch.cat([kept_x, found_x], -1)))
+        skip_rgb, query_rgb = self.channel_proj1(rgb).relu().chunk(2, -1)
+        skip_x, query_x = self.channel_proj2(x).relu().chunk(2, -1)
+        attended_rgb, attended_x = self.cross_attn(query_rgb, query_x)
+        rgb = self.norm1(rgb + self.end_proj1(torch.cat([skip_rgb, attended_rgb], -1)))
+        return rgb, self.norm2(x + self.end_proj2(torch.cat([skip_x, attended_x], -1)))
 
 
 class CrossAttention(nn.Module):
-    """Attention through a d × d summary of the other stream, its cost linear in the tokens.
+    """Attention through a d × d context of the other stream, linear in the number of tokens.
 
-    Shen et al., 2021 ("Efficient attention"): softmax(kᵀv / √d) over the key's channels stands in
-    for the N × N table, so torch's attention kernels have no part in it. The streams' features are
-    the queries themselves.
+    Shen et al., 2021 ("Efficient attention"): softmax(kᵀv / √d) over the key's channels replaces
+    the N × N attention matrix, so torch's attention kernels cannot be used. The streams' features
+    are the queries, without a projection.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -151,14 +151,14 @@ class CrossAttention(nn.Module):
         self.kv2 = nn.Linear(dim, 2 * dim, bias=False)
 
     def forward(self, rgb: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        of_rgb, of_x = self._summary(self.kv1(rgb)), self._summary(self.kv2(x))
-        found_rgb = split_heads(rgb, self.heads) @ of_x.to(rgb.dtype)
-        found_x = split_heads(x, self.heads) @ of_rgb.to(x.dtype)
-        return join_heads(found_rgb), join_heads(found_x)
+        context_rgb, context_x = self._context(self.kv1(rgb)), self._context(self.kv2(x))
+        attended_rgb = split_heads(rgb, self.heads) @ context_x.to(rgb.dtype)
+        attended_x = split_heads(x, self.heads) @ context_rgb.to(x.dtype)
+        return join_heads(attended_rgb), join_heads(attended_x)
 
-    def _summary(self, keys_values: Tensor) -> Tensor:
-        """[B, heads, d, d], at least float32."""
-        # The sum over all tokens outgrows half precision.
+    def _context(self, keys_values: Tensor) -> Tensor:
+        """softmax(kᵀv / √d), [B, heads, d, d], at least float32."""
+        # The sum over all tokens overflows in half precision.
         with torch.autocast(keys_values.device.type, enabled=False):
             keys_values = keys_values.to(torch.promote_types(keys_values.dtype, torch.float32))
             key, value = (split_heads(part, self.heads) for part in keys_values.chunk(2, -1))
@@ -166,7 +166,7 @@ class CrossAttention(nn.Module):
 
 
 class ChannelEmbed(nn.Module):
-    """Both streams' maps [B, inputs, H, W] as one [B, outputs, H, W], with a look around."""
+    """Project both streams' maps [B, inputs, H, W] to [B, outputs, H, W], with a 3×3 branch."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
@@ -184,8 +184,8 @@ class ChannelEmbed(nn.Module):
         return self.norm(self.residual(both) + self.channel_embed(both))
 
 
-class Unrectified(nn.Module):
-    """Streams that do not hear of each other."""
+class NoRectification(nn.Module):
+    """Return both streams unchanged."""
 
     def forward(self, rgb: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return rgb, x
@@ -197,26 +197,26 @@ class Sum(nn.Module):
 
 
 class Concat(nn.Module):
-    """Both maps side by side through a 1×1 convolution."""
+    """Concatenate both maps and apply a 1×1 convolution."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(2 * dim, dim, 1)
-        self.apply(initialise)
+        self.apply(init_weights)
 
     def forward(self, rgb: Tensor, x: Tensor) -> Tensor:
         return self.proj(torch.cat([rgb, x], 1))
 
 
 def stage_fusion(fusion: str, dim: int, heads: int, norm: Norm) -> tuple[nn.Module, nn.Module]:
-    """What rectifies the two streams of a stage, and what makes one map of them.
+    """The rectification and the fusion module of a stage.
 
     Args:
         fusion: one of ``TWO_STREAMS``.
         dim: channels of each stream.
-        heads: of the cross attention.
-        norm: of the cross attention's fused map.
+        heads: heads of the cross attention.
+        norm: normalisation of the fused map in cross attention.
     """
     if fusion == "cross_attention":
         return FeatureRectifyModule(dim), FeatureFusionModule(dim, heads, norm)
-    return Unrectified(), Sum() if fusion == "sum" else Concat(dim)
+    return NoRectification(), Sum() if fusion == "sum" else Concat(dim)

@@ -1,7 +1,7 @@
-"""Which prediction answers for which true box: one-to-one, by overlap, without gradient.
+"""One-to-one matching of predicted boxes with true boxes, without gradient.
 
-Both ways score a pair by its IoU. Where IoU says nothing (pairs that do not touch, as at the
-start of training), the pair whose centres are nearest is preferred.
+Both matchers score a pair by its IoU. Ties, such as pairs that do not overlap early in training,
+are decided by the distance of the centres.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 DISTANCE_WEIGHT: Final = 1e-9
-"""Of the centres' distance beside IoU in the optimal assignment: it decides between ties alone."""
+"""Weight of the centres' distance in ``hungarian``, so small that it only breaks ties of IoU."""
 
 
 class Affinity(NamedTuple):
-    """How well predictions answer for true boxes, pair by pair.
+    """Overlap and distance of every pair of a true box and a prediction.
 
     Attributes:
         iou: [B, M, P] intersection over union, 0…1.
-        distance: [B, M, P] distance of the centres, as a share of the frame's side.
+        distance: [B, M, P] distance of the centres, as a fraction of the frame's side.
     """
 
     iou: Tensor
@@ -35,72 +35,70 @@ class Affinity(NamedTuple):
 def affinity(boxes: Tensor, predictions: Tensor) -> Affinity:
     """Compare every true box [B, M, 4] with every prediction [B, P, 4]; both xyxy.
 
-    Two boxes without area have IoU 0, and so has a prediction that is not a number.
+    The IoU of two boxes without area, and of a prediction that is NaN, is 0.
     """
     boxes, predictions = boxes.float(), predictions.float()
     iou = torch.vmap(box_iou)(boxes, predictions).nan_to_num(0)
-    apart = _centres(boxes)[:, :, None] - _centres(predictions)[:, None]
-    return Affinity(iou, apart.norm(dim=-1).nan_to_num(0))
+    offset = _centres(boxes)[:, :, None] - _centres(predictions)[:, None]
+    return Affinity(iou, offset.norm(dim=-1).nan_to_num(0))
 
 
 def greedy(pairs: Affinity, mask: Tensor) -> Tensor:
-    """Take pairs in order of falling IoU, each true box and each prediction once.
+    """Match pairs in descending order of IoU, each true box and each prediction once.
 
-    Of pairs with the same IoU the one with the nearest centres comes first, then the one with the
-    lower true index, then the one with the lower prediction index.
+    Ties are decided by the distance of the centres, then by the lower index of the true box, then
+    by the lower index of the prediction.
 
     Args:
         pairs: [B, M, P].
-        mask: [B, M] bool, true where a slot holds a true box.
+        mask: [B, M] bool, True where a slot holds a true box.
 
     Returns:
-        [B, M] int64, the prediction of each true box; -1 in empty slots and where predictions
-        have run out.
+        [B, M] int64, the index of each true box's prediction; -1 in empty slots and when there
+        are fewer predictions than true boxes.
     """
     frames, slots, count = pairs.iou.shape
-    found = torch.full((frames, slots), -1, device=mask.device)
+    matches = torch.full((frames, slots), -1, device=mask.device)
     iou = pairs.iou.masked_fill(~mask[..., None], -1)
     frame = torch.arange(frames, device=mask.device)
     rounds = min(int(mask.sum(1).max()), count) if mask.numel() else 0
     for _ in range(rounds):
         best = iou.flatten(1).amax(1)
         tied = iou == best[:, None, None]
-        # The first of equal minima: the lower true index, then the lower prediction index.
-        place = pairs.distance.where(tied, torch.inf).flatten(1).argmin(1)
-        true, prediction = place // count, place % count
-        found[frame, true] = torch.where(best >= 0, prediction, found[frame, true])
+        # argmin returns the first of equal minima: the lower true index, then prediction index.
+        index = pairs.distance.where(tied, torch.inf).flatten(1).argmin(1)
+        true, prediction = index // count, index % count
+        matches[frame, true] = torch.where(best >= 0, prediction, matches[frame, true])
         iou[frame, true] = -1
         iou[frame, :, prediction] = -1
-    return found
+    return matches
 
 
 def hungarian(pairs: Affinity, mask: Tensor) -> Tensor:
-    """The assignment with the greatest total IoU (Kuhn, 1955), solved by SciPy on the CPU.
+    """The assignment with the largest total IoU (Kuhn, 1955), solved by SciPy on the CPU.
 
-    Of assignments with the same total the one with the nearest centres is taken. Arguments and
-    result are those of ``greedy``.
+    Ties are decided by the distance of the centres. Arguments and result as for ``greedy``.
     """
-    found = torch.full(mask.shape, -1)
+    matches = torch.full(mask.shape, -1)
     score = (pairs.iou.double() - DISTANCE_WEIGHT * pairs.distance.double()).cpu().numpy()
-    for frame, real in enumerate(mask.cpu().numpy()):
-        (slots,) = real.nonzero()
+    for frame, valid in enumerate(mask.cpu().numpy()):
+        (slots,) = valid.nonzero()
         rows, predictions = linear_sum_assignment(score[frame, slots], maximize=True)
-        found[frame, torch.from_numpy(slots[rows])] = torch.from_numpy(predictions)
-    return found.to(mask.device)
+        matches[frame, torch.from_numpy(slots[rows])] = torch.from_numpy(predictions)
+    return matches.to(mask.device)
 
 
 MATCHERS: Final[Mapping[str, Callable[[Affinity, Tensor], Tensor]]] = {
     "greedy": greedy,
     "hungarian": hungarian,
 }
-"""By the name in ``model.matching``."""
+"""Matchers by the value of ``model.matching``."""
 
 
-def total_iou(pairs: Affinity, found: Tensor) -> Tensor:
-    """[B], the sum of IoU over the pairs that a matching made; ``found`` as ``greedy`` gives it."""
-    # A column of zeros in front for the boxes that have none.
-    picked = F.pad(pairs.iou, (1, 0)).gather(2, found[..., None] + 1)
-    return picked.sum((1, 2))
+def total_iou(pairs: Affinity, matches: Tensor) -> Tensor:
+    """[B], the sum of IoU over matched pairs; ``matches`` as returned by ``greedy``."""
+    # A column of zeros in front for unmatched boxes (-1).
+    return F.pad(pairs.iou, (1, 0)).gather(2, matches[..., None] + 1).sum((1, 2))
 
 
 def _centres(boxes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Mix transformers (MiT), the hierarchical encoders of SegFormer (Xie et al., 2021, §3.1).
 
-Written here because timm has no plain MiT (its ``pvt_v2`` differs in the attention's reduction and
-in the norms). Names of parameters are those of the authors' ``mit_b0.pth`` … ``mit_b5.pth``.
+timm has no plain MiT; its ``pvt_v2`` differs in the attention's reduction and in the norms. The
+parameter names are those of the authors' ``mit_b0.pth`` … ``mit_b5.pth``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 STAGES: Final = 4
 STEM: Final = "patch_embed1.proj.weight"
-"""The one tensor whose shape knows the number of input channels."""
+"""The only tensor whose shape depends on the number of input channels."""
 
 PREFIX: Final = re.compile(r"^(?:backbone\.|segformer\.)?(?:encoder\.)?")
-COUNTED: Final = {"patch_embeddings": "patch_embed", "block": "block", "layer_norm": "norm"}
-"""Parts of a stage, which transformers counts from 0 and after a dot, the authors from 1."""
-INSIDE: Final = {
+STAGE_MODULES: Final = {"patch_embeddings": "patch_embed", "block": "block", "layer_norm": "norm"}
+"""Modules of a stage in transformers (``block.0``) to those of the authors (``block1``)."""
+LAYERS: Final = {
     "attention.self.query": "attn.q",
     "attention.self.sr": "attn.sr",
     "attention.self.layer_norm": "attn.norm",
@@ -35,13 +35,13 @@ INSIDE: Final = {
     "mlp.dense1": "mlp.fc1",
     "mlp.dense2": "mlp.fc2",
 }
-"""What transformers and the authors call the same layer of a stage, tried in this order."""
-KEY, VALUE, BOTH = "attention.self.key", "attention.self.value", "attn.kv"
+"""Layers within a stage in transformers to those of the authors, replaced in this order."""
+KEY, VALUE, KEY_VALUE = "attention.self.key", "attention.self.value", "attn.kv"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells b0 … b5 apart: channels and blocks of each stage."""
+    """Channels and number of blocks of each stage."""
 
     dims: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
@@ -62,18 +62,19 @@ MLP_RATIO: Final = 4
 
 
 class MixTransformer(nn.Module):
-    """Images [B, C, H, W] to four maps at strides 4, 8, 16 and 32, each normalised.
+    """Images [B, C, H, W] to four normalised feature maps at strides 4, 8, 16 and 32.
 
-    Sides may have any length of at least 32; maps round up, as 3×3 convolutions of stride 2 do.
+    H and W are at least 32; the sizes of the maps are rounded up.
 
     Args:
         in_channels: C.
         dims: channels of each stage.
-        depths: blocks of each stage.
-        heads: of each stage's attention; they divide its channels.
-        reductions: keys and values of a stage come from squares of so many cells.
-        mlp_ratio: channels inside a block's MLP, as a multiple of the stage's.
-        drop_path_rate: stochastic depth of the last block, 0 <= x < 1; it grows linearly from 0.
+        depths: number of blocks of each stage.
+        heads: attention heads of each stage, divisors of its channels.
+        reductions: side of the squares of cells that share a key and a value, for each stage.
+        mlp_ratio: hidden channels of a block's MLP, as a multiple of the stage's channels.
+        drop_path_rate: stochastic depth of the last block, 0 <= x < 1; increases linearly from 0
+            at the first.
     """
 
     def __init__(
@@ -99,20 +100,22 @@ class MixTransformer(nn.Module):
             self.add_module(f"patch_embed{stage + 1}", PatchEmbed(inputs, dim, kernel, stride))
             self.add_module(f"block{stage + 1}", nn.ModuleList(blocks))
             self.add_module(f"norm{stage + 1}", nn.LayerNorm(dim, eps=1e-6))
-        self.apply(initialise)
+        self.apply(init_weights)
 
     def stage(self, index: int, features: Tensor) -> Tensor:
-        """One stage alone, so that something may happen between two of them.
+        """Forward of one stage, so that a caller can process features between stages.
 
         Args:
             index: 0…3.
-            features: [B, C, H, W], what the stage before gave, or images.
+            features: [B, C, H, W], the output of the previous stage, or images.
         """
-        part = {name: self.get_submodule(f"{name}{index + 1}") for name in COUNTED.values()}
-        tokens, size = part["patch_embed"](features)
-        for block in part["block"].children():
+        modules = {
+            name: self.get_submodule(f"{name}{index + 1}") for name in STAGE_MODULES.values()
+        }
+        tokens, size = modules["patch_embed"](features)
+        for block in modules["block"].children():
             tokens = block(tokens, size)
-        return as_map(part["norm"](tokens), size)
+        return as_map(modules["norm"](tokens), size)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = [images]
@@ -122,7 +125,7 @@ class MixTransformer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches: [B, C, H, W] to tokens [B, H/s · W/s, D] and the size of their map."""
+    """Overlapping patches: [B, C, H, W] to tokens [B, H/s · W/s, D] and (H/s, W/s)."""
 
     def __init__(self, inputs: int, dim: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -135,7 +138,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each of normalised tokens and added to them."""
+    """Pre-norm transformer block: attention and MLP, each with a residual."""
 
     def __init__(
         self, dim: int, heads: int, reduction: int, mlp_ratio: int, drop_path: float
@@ -153,7 +156,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys and values are one for ``reduction``² cells of the map."""
+    """Self-attention with one key and value per square of ``reduction``² cells of the map."""
 
     def __init__(self, dim: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -167,16 +170,16 @@ class Attention(nn.Module):
             self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, size: torch.Size) -> Tensor:
-        seen = tokens
+        reduced = tokens
         if self.reduction > 1:
-            seen = self.norm(as_tokens(self.sr(as_map(tokens, size))))
+            reduced = self.norm(as_tokens(self.sr(as_map(tokens, size))))
         query = split_heads(self.q(tokens), self.heads)
-        key, value = (split_heads(part, self.heads) for part in self.kv(seen).chunk(2, -1))
+        key, value = (split_heads(part, self.heads) for part in self.kv(reduced).chunk(2, -1))
         return self.proj(join_heads(F.scaled_dot_product_attention(query, key, value)))
 
 
 class MixMLP(nn.Module):
-    """Linear, depthwise 3×3 (which tells where a token is), GELU, linear."""
+    """Linear, depthwise 3×3 convolution (which encodes positions), GELU, linear."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -189,7 +192,7 @@ class MixMLP(nn.Module):
 
 
 class _Depthwise(nn.Module):
-    """The authors' module: without it the name in their files would not be ``dwconv.dwconv``."""
+    """Wraps the convolution because its name in the authors' files is ``dwconv.dwconv``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -214,15 +217,16 @@ def split_heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def join_heads(parts: Tensor) -> Tensor:
+def join_heads(heads: Tensor) -> Tensor:
     """[B, heads, N, d] to [B, N, heads · d]."""
-    return parts.transpose(1, 2).flatten(2)
+    return heads.transpose(1, 2).flatten(2)
 
 
-def initialise(module: nn.Module) -> None:
-    """The authors' start, for ``Module.apply``: linears N(0, 0.02²), convolutions N(0, 2/fan out).
+def init_weights(module: nn.Module) -> None:
+    """The authors' initialisation, for ``Module.apply``.
 
-    Biases are 0; norms keep torch's 1 and 0.
+    Linear weights are drawn from N(0, 0.02²), those of convolutions from N(0, 2 / fan out);
+    biases are 0. Norms keep torch's defaults.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -235,37 +239,37 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def from_file(state: Mapping[str, Tensor], channels: int | None) -> dict[str, Tensor]:
-    """Weights of an RGB encoder under the authors' names, for a stream of other channels.
+def convert_state_dict(state: Mapping[str, Tensor], channels: int | None) -> dict[str, Tensor]:
+    """Convert weights of an RGB encoder to the authors' names and to other input channels.
 
     Args:
-        state: with the authors' names, or those of transformers' Segformer models, whose keys and
-            values are layers of their own; prefixes are removed.
-        channels: of a stream that is not of colours. The first convolution's kernels for them
-            are those of the three colours, averaged, times 3/channels: so a grey picture excites
-            it as before. Null: colours, whose kernels stay.
+        state: with the authors' names, or those of transformers' Segformer models, in which keys
+            and values are separate layers. Prefixes are removed.
+        channels: input channels of a stream that is not RGB; ``None`` for RGB. The kernels of the
+            first convolution become the mean over RGB times 3/channels, so that its output for
+            grey images does not change.
 
     Returns:
-        What has no name here (heads) as it was.
+        The state dict; entries without a counterpart (heads) are unchanged.
     """
-    named = {_authors_name(key): value for key, value in state.items()}
-    for key in [key for key in named if KEY in key and key.replace(KEY, VALUE) in named]:
-        pair = [named.pop(key), named.pop(key.replace(KEY, VALUE))]
-        named[key.replace(KEY, BOTH)] = torch.cat(pair)
-    stem = named.get(STEM)
+    converted = {_authors_name(key): value for key, value in state.items()}
+    for key in [key for key in converted if KEY in key and key.replace(KEY, VALUE) in converted]:
+        key_value = [converted.pop(key), converted.pop(key.replace(KEY, VALUE))]
+        converted[key.replace(KEY, KEY_VALUE)] = torch.cat(key_value)
+    stem = converted.get(STEM)
     if channels is not None and stem is not None and stem.ndim == 4:
         grey = stem.mean(1, keepdim=True) * (stem.shape[1] / channels)
-        named[STEM] = grey.repeat(1, channels, 1, 1)
-    return named
+        converted[STEM] = grey.repeat(1, channels, 1, 1)
+    return converted
 
 
 def _authors_name(key: str) -> str:
-    """``segformer.encoder.block.0.1.layer_norm_1.bias`` is ``block1.1.norm1.bias``."""
+    """``segformer.encoder.block.0.1.layer_norm_1.bias`` to ``block1.1.norm1.bias``."""
     key = PREFIX.sub("", key)
-    part, _, rest = key.partition(".")
-    number, _, rest = rest.partition(".")
-    if part not in COUNTED or not number.isdecimal():
+    module, _, rest = key.partition(".")
+    stage, _, rest = rest.partition(".")
+    if module not in STAGE_MODULES or not stage.isdecimal():
         return key
-    for theirs, authors in INSIDE.items():
-        rest = rest.replace(theirs, authors)
-    return f"{COUNTED[part]}{int(number) + 1}.{rest}"
+    for transformers_name, authors_name in LAYERS.items():
+        rest = rest.replace(transformers_name, authors_name)
+    return f"{STAGE_MODULES[module]}{int(stage) + 1}.{rest}"

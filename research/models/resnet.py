@@ -10,7 +10,7 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from research.compression.stems import Stemmed, StemSpec
-from research.models.pretrained import load
+from research.models.pretrained import load_pretrained
 from research.utils.errors import UserError
 
 
@@ -22,19 +22,18 @@ def resnet(
     drop_path_rate: float,
     coefficients: StemSpec | None,
 ) -> nn.Module:
-    """Any of timm's ResNets.
+    """Any ResNet of timm: [B, 3, H, W] floats to logits [B, num_classes].
 
-    On RGB it is timm's network as it is: [B, 3, H, W] floats to logits [B, num_classes]. With
-    ``coefficients`` it takes ``Blocks``; its own stem (convolution, norm, activation, max-pool) is
-    replaced, unless the new stem gives an image.
+    With ``coefficients`` the network takes ``Blocks``, and its own stem (convolution, norm,
+    activation, max-pool) is replaced unless the coefficient stem outputs an image.
 
     Args:
         name: timm's name, such as ``resnet34``.
-        num_classes: width of the classifier.
-        pretrained: see ``load``.
+        num_classes: outputs of the classifier.
+        pretrained: see ``load_pretrained``.
         drop_rate: dropout before the classifier, 0 <= x < 1.
         drop_path_rate: stochastic depth (Huang et al., 2016), 0 <= x < 1.
-        coefficients: how they come in; null for pixels.
+        coefficients: the stem for coefficients; ``None`` for pixels.
 
     Raises:
         UserError: when timm has no such ResNet, or the weights do not fit.
@@ -58,19 +57,19 @@ def resnet(
     if coefficients is not None and not coefficients.takes_image:
         for part in ("conv1", "bn1", "act1", "maxpool"):
             setattr(network, part, nn.Identity())
-    load(network, name, pretrained)
+    load_pretrained(network, name, pretrained)
     if coefficients is None:
         return network
     return Stemmed(coefficients.build(channels), network)
 
 
 def _pruned(name: str, scale: float) -> dict[str, tuple[int, ...]]:
-    """Widths and depths of a trunk scaled down in both.
+    """Arguments for a trunk scaled down in width and depth.
 
     Stage widths are ``base · scale`` rounded to multiples of 8 (at least 8), stage depths
     ``base · scale`` rounded up (at least 1).
     """
-    # Built without memory, only to be asked for its sizes: timm keeps them in closures.
+    # Built on the meta device to read its sizes, which timm keeps in closures.
     with torch.device("meta"):
         whole = timm.create_model(name, pretrained=False)
     stages = [getattr(whole, f"layer{number}") for number in range(1, 5)]

@@ -1,13 +1,13 @@
-"""Detectors of RGB + X: two MiT encoders that exchange features, FPN, Faster R-CNN.
+"""RGB + X detector: two MiT encoders that exchange features, FPN, Faster R-CNN.
 
-The encoder is CMX's (Zhang et al., 2023), the rest torchvision's (Ren et al., 2015; Lin et al.,
-2017). Batches arrive sized and normalised, so torchvision's own resizing has no part in it.
+The encoder is that of CMX (Zhang et al., 2023), the rest is torchvision's (Ren et al., 2015; Lin et
+al., 2017). Batches are resized and normalised already, so torchvision's own resizing is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from research.batch import Targets
-from research.models.detectors import SMALLEST, Detections
+from research.models.detectors import MIN_SIDE, Detections
 from research.models.dual import DualEncoder
 from research.models.fusion import ONE_STREAM, TWO_STREAMS
 from research.models.mit import STAGES, VARIANTS
@@ -29,7 +29,7 @@ from research.utils.errors import UserError
 
 PREFIX: Final = "rgbx_mit_"
 STRIDE: Final = 32
-"""Of the last of the maps; torchvision's own detectors pad to it as well."""
+"""Stride of the last feature map; torchvision's own detectors pad to it as well."""
 RATIOS: Final = (0.5, 1.0, 2.0)
 ROI_SIDE: Final = 7
 RPN_MATCHING: Final = {"fg_iou_thresh": 0.7, "bg_iou_thresh": 0.3, "positive_fraction": 0.5}
@@ -39,23 +39,23 @@ ROI_MATCHING: Final = {
     "positive_fraction": 0.25,
     "bbox_reg_weights": None,
 }
-"""What teaches each head: torchvision's defaults."""
+"""Which anchors and proposals are positive and negative targets: torchvision's defaults."""
 
 
 class RgbxDetector(nn.Module):
-    """Frames [B, 3 + X, H, W], normalised, to boxes; speaks as torchvision's detectors do.
+    """Normalised frames [B, 3 + X, H, W] to boxes, with the interface of torchvision's detectors.
 
-    In training mode ``model(images, targets)`` gives the four parts of the loss
-    (``loss_classifier``, ``loss_box_reg``, ``loss_objectness``, ``loss_rpn_box_reg``), in
-    evaluation mode ``model(images)`` one dict a frame: ``boxes`` [n, 4] xyxy, shares of the frame,
-    ``scores`` [n] and ``labels`` [n] from 0, best first. True boxes thinner than 1e-4 of the
-    frame teach nothing.
+    In training mode ``model(images, targets)`` returns the four losses (``loss_classifier``,
+    ``loss_box_reg``, ``loss_objectness``, ``loss_rpn_box_reg``), in evaluation mode
+    ``model(images)`` one dict per frame: ``boxes`` [n, 4] xyxy, fractions of the frame,
+    ``scores`` [n] and ``labels`` [n] from 0, sorted by score. True boxes thinner than 1e-4 of the
+    frame are ignored.
 
     Args:
-        encoder: gives the maps.
-        fpn: makes the pyramid of them.
-        rpn: torchvision's.
-        roi_heads: torchvision's.
+        encoder: frames to feature maps at strides 4, 8, 16 and 32.
+        fpn: feature maps to the feature pyramid.
+        rpn: torchvision's region proposal network.
+        roi_heads: torchvision's second stage.
     """
 
     def __init__(
@@ -71,12 +71,13 @@ class RgbxDetector(nn.Module):
         self, images: Tensor, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
         size = images.shape[-2:]
-        # Anchors find their place by dividing sides: right and below, where boxes are cut off.
+        # Anchor strides are computed by dividing sides. Padded at the right and bottom, where boxes
+        # are clipped.
         bottom, right = (-int(side) % STRIDE for side in size)
         images = F.pad(images, (0, right, 0, bottom))
         maps = self.encoder(images)
         pyramid = self.fpn({str(level): features for level, features in enumerate(maps)})
-        # Anchors take the features' type; a coordinate in half precision would be pixels off.
+        # Anchors take the features' dtype; in half precision coordinates would be off by pixels.
         pyramid = {level: features.float() for level, features in pyramid.items()}
         sizes = [(int(size[0]), int(size[1]))] * len(images)
         frame = torch.tensor([size[1], size[0]] * 2, device=images.device)
@@ -85,13 +86,22 @@ class RgbxDetector(nn.Module):
             assert targets is not None, "training needs targets"
             true = _as_torchvision(targets, frame)
         proposals, rpn_losses = self.rpn(ImageList(images, sizes), pyramid, true)
-        found, roi_losses = self.roi_heads(pyramid, proposals, sizes, true)
+        detections, roi_losses = self.roi_heads(pyramid, proposals, sizes, true)
         if self.training:
             return {**roi_losses, **rpn_losses}
         return [
             {"boxes": d["boxes"] / frame, "scores": d["scores"], "labels": d["labels"] - 1}
-            for d in found
+            for d in detections
         ]
+
+    def export_form(self) -> NoReturn:
+        """Raises UserError: the graph depends on the number of proposals in a frame."""
+        raise UserError(
+            "RUN",
+            "RGB + X detectors cannot be exported: the number of boxes in their second stage "
+            "differs from frame to frame",
+            "use research.load(RUN)",
+        )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that order the parameters by depth, as timm's models have it.
@@ -121,7 +131,7 @@ class RgbxDetector(nn.Module):
 
 
 class _ProposalHead(RPNHead):
-    """torchvision's, with answers in float32 whatever the precision: the losses are theirs."""
+    """torchvision's RPN head with float32 outputs in any precision, as its losses need them."""
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(features)
@@ -156,32 +166,33 @@ def rgbx_detector(
     max_detections: int,
     pretrained: str | None,
 ) -> RgbxDetector:
-    """A detector of RGB + X.
+    """Build an RGB + X detector.
 
     Args:
         name: ``rgbx_mit_b0`` … ``rgbx_mit_b5``.
-        num_classes: kinds of objects.
-        x_channels: channels beside the three colours.
+        num_classes: classes without background.
+        x_channels: channels beside RGB.
         fusion: ``cross_attention`` (CMX), ``sum``, ``concat`` (a 1×1 convolution), or ``rgb_only``
-            and ``x_only``: one stream, which sees nothing of the other channels.
-        norm: of the cross attention's maps: ``batch``, ``frozen`` or ``group``.
+            and ``x_only``: one stream on part of the channels.
+        norm: normalisation of the fused maps in cross attention: ``batch``, ``frozen`` or
+            ``group``.
         drop_path_rate: stochastic depth of each stream, 0 <= x < 1.
-        fpn_channels: of every level of the pyramid.
+        fpn_channels: channels of every pyramid level.
         anchor_sizes: sides in pixels, one for each of the five levels, strides 4 … 64.
-        representation_size: width of the boxes' head.
-        rpn_samples: anchors of a frame that teach the RPN.
-        rois: proposals of a frame that teach the boxes' head.
-        proposals_train: of a level before and of a frame after suppression, in training.
+        representation_size: width of the box head.
+        rpn_samples: anchors sampled per frame for the RPN's loss.
+        rois: proposals sampled per frame for the box head's loss.
+        proposals_train: proposals kept per level before NMS and per frame after it, in training.
         proposals: the same in evaluation.
-        score_threshold: detections below it are dropped, 0…1.
-        nms_iou: of two detections of a class that overlap more the better one stays, 0…1.
-        rpn_nms_iou: the same of proposals.
-        max_detections: of a frame, at most.
+        score_threshold: detections with a lower score are dropped, 0…1.
+        nms_iou: IoU threshold of non-maximum suppression per class, 0…1.
+        rpn_nms_iou: the same for proposals.
+        max_detections: most detections of a frame.
         pretrained: file with ImageNet weights of an MiT for both streams, ``.pth`` or
-            ``.safetensors``, under its authors' names or transformers'.
+            ``.safetensors``, with its authors' parameter names or those of transformers.
 
     Raises:
-        UserError: for a value that does not exist, data without X, or weights that do not fit.
+        UserError: for an unknown value, data without X, or weights that do not fit.
     """
     _check(name, x_channels, fusion, anchor_sizes)
     encoder = DualEncoder(name.removeprefix(PREFIX), x_channels, fusion, norm, drop_path_rate)
@@ -249,11 +260,11 @@ def _check(name: str, x_channels: int, fusion: str, anchor_sizes: Sequence[float
 
 
 def _as_torchvision(targets: Targets, frame: Tensor) -> list[dict[str, Tensor]]:
-    """Boxes in pixels and labels from 1, of each frame; ``frame`` is (W, H, W, H)."""
+    """Targets of each frame with boxes in pixels and labels from 1; ``frame`` is (W, H, W, H)."""
     sides = targets.boxes[..., 2:] - targets.boxes[..., :2]
-    # A box without a side has no logarithm, and one loss that is not finite ends the run.
-    valid = targets.mask & (sides > SMALLEST).all(-1)
+    # The box targets are logarithms of sides; one loss that is not finite ends the run.
+    valid = targets.mask & (sides > MIN_SIDE).all(-1)
     return [
-        {"boxes": boxes[kept] * frame, "labels": labels[kept] + 1}
-        for boxes, labels, kept in zip(targets.boxes, targets.labels, valid, strict=True)
+        {"boxes": boxes[mask] * frame, "labels": labels[mask] + 1}
+        for boxes, labels, mask in zip(targets.boxes, targets.labels, valid, strict=True)
     ]

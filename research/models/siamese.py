@@ -1,14 +1,14 @@
-"""Siamese networks: which of two photos is better, from pixels or from frozen features.
+"""Siamese networks that predict which of two photos is better, from pixels or frozen features.
 
-Both photos go through the same tower, and the comparison is antisymmetric by construction:
-P(a over b) + P(b over a) = 1 for every weight, trained or not.
+Both photos go through the same tower, and the heads are antisymmetric by construction:
+P(a over b) + P(b over a) = 1 for any weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,19 @@ from research.models import backbones
 from research.utils.errors import UserError
 
 HEADS: Final = ("bradley_terry", "mlp")
-NARROW: Final = 64
-"""Where features of several kinds meet, wider ones are brought to this width first."""
-COMPARED: Final = 64
-"""Width of the comparing network's hidden layer."""
+MAX_WIDTH: Final = 64
+"""Wider features are projected to this width before several kinds are concatenated."""
+HIDDEN: Final = 64
+"""Width of the hidden layer of ``PairMLP``."""
 MOMENTUM: Final = 0.01
-"""Of the running mean embedding."""
+"""Momentum of the running mean embedding."""
 
 
-class Fusion(nn.Module):
-    """Features of several kinds [B, sum of widths] to one vector.
+class FeatureConcat(nn.Module):
+    """Features of several kinds, [B, sum of widths], balanced and concatenated.
 
-    A kind wider than 64 goes through a linear layer of its own to 64, so that 4 measures are not
-    lost among 2048 activations; one kind alone stays as it is.
+    A kind wider than 64 goes through its own linear layer to 64, so that 4 quality measures are
+    not outnumbered by 2048 activations. A single kind is not changed.
 
     Args:
         sizes: widths, in the order in which they are concatenated.
@@ -40,10 +40,10 @@ class Fusion(nn.Module):
         super().__init__()
         self.sizes = list(sizes)
         self.parts = nn.ModuleList(
-            nn.Linear(size, NARROW) if size > NARROW and len(sizes) > 1 else nn.Identity()
+            nn.Linear(size, MAX_WIDTH) if size > MAX_WIDTH and len(sizes) > 1 else nn.Identity()
             for size in sizes
         )
-        self.width = sizes[0] if len(sizes) == 1 else sum(min(size, NARROW) for size in sizes)
+        self.width = sizes[0] if len(sizes) == 1 else sum(min(size, MAX_WIDTH) for size in sizes)
 
     def forward(self, features: Tensor) -> Tensor:
         kinds = features.split(self.sizes, -1)
@@ -51,19 +51,19 @@ class Fusion(nn.Module):
 
 
 class Tower(nn.Module):
-    """Layers that both photos share; dropout takes the same from both.
+    """The layers shared by both photos, with the same dropout mask for both.
 
-    Photos are computed in calls of their own: what a row of a matrix product is rounded to depends
-    on its place among the others, and the order of the two is to change nothing but the sign.
+    The photos are computed in separate calls: the rounding of a row of a matrix product depends on
+    its index, and swapping the photos must change only the sign of the logit.
 
     Args:
-        start: what comes before the layers: [B, D] to [B, V].
+        start: module before the layers, [B, D] to [B, V].
         width: V.
         dims: widths of the layers.
-        dropout: after each of them, 0 <= x < 1.
+        dropout: after each layer, 0 <= x < 1.
 
     Attributes:
-        width: W, of an embedding.
+        width: width W of an embedding.
     """
 
     def __init__(self, start: nn.Module, width: int, dims: Sequence[int], dropout: float) -> None:
@@ -75,17 +75,17 @@ class Tower(nn.Module):
         self.width = widths[-1]
 
     def forward(self, *photos: Tensor) -> list[Tensor]:
-        """Each [B, D] to an embedding [B, W]."""
-        found = [self.start(photo) for photo in photos]
+        """Photos [B, D] to embeddings [B, W]."""
+        outputs = [self.start(photo) for photo in photos]
         for layer in self.layers:
-            found = [layer(photo).relu() for photo in found]
-            kept = F.dropout(torch.ones_like(found[0]), self.dropout, self.training)
-            found = [photo * kept for photo in found]
-        return found
+            outputs = [layer(output).relu() for output in outputs]
+            mask = F.dropout(torch.ones_like(outputs[0]), self.dropout, self.training)
+            outputs = [output * mask for output in outputs]
+        return outputs
 
 
 class BradleyTerry(nn.Module):
-    """A score a photo, s = w·e; the logit is s(a) − s(b) (Bradley and Terry, 1952)."""
+    """A score per photo, s = w·e; the logit is s(a) − s(b) (Bradley and Terry, 1952)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -96,20 +96,20 @@ class BradleyTerry(nn.Module):
         return self.score(first) - self.score(second)
 
     def score(self, embeddings: Tensor) -> Tensor:
-        """[B, W] to [B]."""
+        """Embeddings [B, W] to scores [B]."""
         scores: Tensor = self.value(embeddings)[:, 0]
         return scores
 
 
-class Comparison(nn.Module):
-    """A network g on [e1, e2, e1 − e2]; the logit is g(a, b) − g(b, a).
+class PairMLP(nn.Module):
+    """An MLP g on [e1, e2, e1 − e2]; the logit is g(a, b) − g(b, a).
 
-    Its comparisons of pairs need not agree on an order. ``score`` gives one: the logit against
-    the mean embedding of the training photos, which is kept while training.
+    The comparisons need not be transitive. ``score`` defines an order: the logit against the mean
+    embedding of the training photos, of which a running average is updated during training.
 
     Args:
-        width: W, of an embedding.
-        dropout: of g's hidden layer, 0 <= x < 1; the same units in both orders.
+        width: width W of an embedding.
+        dropout: of the hidden layer, 0 <= x < 1, with the same mask for both orders.
     """
 
     mean: Tensor
@@ -117,8 +117,8 @@ class Comparison(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.hidden = nn.Linear(3 * width, COMPARED)
-        self.out = nn.Linear(COMPARED, 1, bias=False)
+        self.hidden = nn.Linear(3 * width, HIDDEN)
+        self.out = nn.Linear(HIDDEN, 1, bias=False)
         self.dropout = dropout
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -126,38 +126,39 @@ class Comparison(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Embeddings [B, W] to logits [B]."""
         if self.training:
-            self._remember((first.detach().mean(0) + second.detach().mean(0)) / 2)
-        kept = F.dropout(first.new_ones(len(first), COMPARED), self.dropout, self.training)
-        return self._judge(first, second, kept) - self._judge(second, first, kept)
+            self._update_mean((first.detach().mean(0) + second.detach().mean(0)) / 2)
+        mask = F.dropout(first.new_ones(len(first), HIDDEN), self.dropout, self.training)
+        return self._compare(first, second, mask) - self._compare(second, first, mask)
 
     def score(self, embeddings: Tensor) -> Tensor:
-        """[B, W] to [B]."""
+        """Embeddings [B, W] to scores [B]."""
         return self(embeddings, self.mean.expand_as(embeddings).contiguous())
 
-    def _judge(self, one: Tensor, two: Tensor, kept: Tensor) -> Tensor:
-        hidden = self.hidden(torch.cat([one, two, one - two], -1)).relu() * kept
-        judged: Tensor = self.out(hidden)[:, 0]
-        return judged
+    def _compare(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+        """g(first, second), [B]."""
+        hidden = self.hidden(torch.cat([first, second, first - second], -1)).relu() * mask
+        outputs: Tensor = self.out(hidden)[:, 0]
+        return outputs
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor) -> None:
-        # A plain mean at first, a moving one later.
+    def _update_mean(self, mean: Tensor) -> None:
+        # The mean of all batches at first, an exponential moving average later.
         self.seen += 1
         self.mean += (1 / self.seen).clamp(min=MOMENTUM) * (mean - self.mean)
 
 
 class Siamese(nn.Module):
-    """Pairs [B, 2, …] to logits [B] of P(first over second); ``score`` ranks single ones.
+    """Pairs [B, 2, …] to logits [B] of P(first over second); ``score`` rates single photos.
 
-    Tower and head compute in float32 whatever the precision: differences of scores in half
-    precision would be ties.
+    Tower and head compute in float32 in any precision, because in half precision many differences
+    of scores would be ties.
 
     Args:
-        tower: of features.
-        head: of embeddings.
+        tower: features to embeddings.
+        head: embeddings to logits and scores.
     """
 
-    def __init__(self, tower: Tower, head: BradleyTerry | Comparison) -> None:
+    def __init__(self, tower: Tower, head: BradleyTerry | PairMLP) -> None:
         super().__init__()
         self.tower = tower
         self.head = head
@@ -170,33 +171,37 @@ class Siamese(nn.Module):
         return logits
 
     def score(self, inputs: Tensor) -> Tensor:
-        """Photos [B, …] to scores [B]: the higher, the better; meant for evaluation mode."""
+        """Photos [B, …] to scores [B], higher is better; for evaluation mode."""
         features = self.features(inputs[:, None])
         with torch.autocast(features.device.type, enabled=False):
             return self.head.score(*self.tower(features.float()[:, 0]))
 
+    def export_form(self) -> NoReturn:
+        """Raises UserError: ``score`` and ``forward`` would be two files."""
+        raise UserError("RUN", "rankers of photos cannot be exported yet", "use research.load(RUN)")
+
     def features(self, inputs: Tensor) -> Tensor:
-        """[B, K, D] of what the tower takes; here the inputs are features."""
+        """Inputs [B, K, …] to features [B, K, D]; here the inputs are features already."""
         return inputs
 
 
 class SiameseImages(Siamese):
-    """The same on images [B, 2, 3, S, S], with a backbone that both photos pass in one batch.
+    """A ``Siamese`` on images [B, 2, 3, S, S], whose backbone takes both photos in one batch.
 
     Args:
         backbone: images [N, 3, S, S] to features [N, D].
         tower: see ``Siamese``.
         head: see ``Siamese``.
-        freeze: ``none``, ``partial`` (all of the backbone but its last stage) or ``full``. What is
-            frozen stays in evaluation mode, so that its norms keep their statistics.
+        freeze: ``none``, ``partial`` (all of the backbone but its last stage) or ``full``. Frozen
+            modules stay in evaluation mode, so that their norms keep their statistics.
     """
 
     def __init__(
-        self, backbone: nn.Module, tower: Tower, head: BradleyTerry | Comparison, freeze: str
+        self, backbone: nn.Module, tower: Tower, head: BradleyTerry | PairMLP, freeze: str
     ) -> None:
         super().__init__(tower, head)
         self.backbone = backbone
-        self.frozen = backbones.frozen(backbone, freeze)
+        self.frozen = backbones.frozen_modules(backbone, freeze)
         for module in self.frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
@@ -213,37 +218,39 @@ class SiameseImages(Siamese):
         return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The backbone's regular expressions with its name before them, as timm's models have it.
+        """timm's ``group_matcher`` of the backbone, with ``backbone.`` before its patterns.
 
-        Tower and head match nothing and so come last.
+        Tower and head match no pattern and form the last group.
 
         Args:
-            coarse: one group a stage instead of one a block.
+            coarse: one group per stage instead of one per block.
         """
         matcher = getattr(self.backbone, "group_matcher", None)
         if matcher is None:
             raise UserError(
-                "layer_decay", "layer_decay: this backbone does not say what its layers are"
+                "layer_decay",
+                "layer_decay: this backbone does not list its layers",
+                "use layer_decay=null",
             )
-        return backbones.behind("backbone", matcher(coarse=coarse))
+        return backbones.prefix_matcher("backbone", matcher(coarse=coarse))
 
 
 def siamese_frozen(
     feature_sizes: Mapping[str, int], head: str, mlp_hidden_dims: Sequence[int], dropout: float
 ) -> Siamese:
-    """A ranker on features of frozen networks.
+    """Build a ranking network on features of frozen networks.
 
     Args:
         feature_sizes: widths by name, in the order in which they are concatenated.
         head: ``bradley_terry`` or ``mlp``.
         mlp_hidden_dims: widths of the shared tower's layers.
-        dropout: after each of them, 0 <= x < 1.
+        dropout: after each layer, 0 <= x < 1.
 
     Raises:
-        UserError: for a head that does not exist.
+        UserError: for an unknown head.
     """
-    fusion = Fusion([*feature_sizes.values()])
-    tower = Tower(fusion, fusion.width, mlp_hidden_dims, dropout)
+    concat = FeatureConcat([*feature_sizes.values()])
+    tower = Tower(concat, concat.width, mlp_hidden_dims, dropout)
     return Siamese(tower, _head(head, tower.width, dropout))
 
 
@@ -256,21 +263,21 @@ def siamese_e2e(
     dropout: float,
     image_size: int,
 ) -> SiameseImages:
-    """A ranker on images.
+    """Build a ranking network on images.
 
     Args:
-        backbone: timm's name; VGG gives the second of its fully connected layers, others their
-            pooled features.
-        pretrained: null, ``timm``, ``torchvision`` or a file, see ``pretrained.load``.
+        backbone: timm's name. The features are those of the second fully connected layer of VGG,
+            and the pooled features of other networks.
+        pretrained: ``None``, ``timm``, ``torchvision`` or a file, see ``load_pretrained``.
         freeze: ``none``, ``partial`` or ``full``.
         head: ``bradley_terry`` or ``mlp``.
-        mlp_hidden_dims: widths of the shared tower's layers; none: the features themselves.
-        dropout: after each of them, 0 <= x < 1. The backbone drops nothing: what two photos lose
-            differently is no comparison.
+        mlp_hidden_dims: widths of the shared tower's layers; if empty, the head gets the features.
+        dropout: after each layer of the tower, 0 <= x < 1. The backbone has no dropout, because
+            it would drop different features of the two photos.
         image_size: S, in pixels.
 
     Raises:
-        UserError: for a value that does not exist, or weights that do not fit.
+        UserError: for an unknown value, or weights that do not fit.
     """
     network, features = backbones.create(backbone, image_size)
     backbones.load(network, backbone, pretrained)
@@ -278,7 +285,7 @@ def siamese_e2e(
     return SiameseImages(network, tower, _head(head, tower.width, dropout), freeze)
 
 
-def _head(name: str, width: int, dropout: float) -> BradleyTerry | Comparison:
+def _head(name: str, width: int, dropout: float) -> BradleyTerry | PairMLP:
     if name not in HEADS:
         raise UserError("model.head", f"model.head={name}: expected one of {', '.join(HEADS)}")
-    return BradleyTerry(width) if name == "bradley_terry" else Comparison(width, dropout)
+    return BradleyTerry(width) if name == "bradley_terry" else PairMLP(width, dropout)

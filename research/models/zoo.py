@@ -1,4 +1,4 @@
-"""Any classification network of timm, and what networks were made to be fed with."""
+"""Classification networks of timm, and the input that networks were designed for."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ import torch
 from torch import nn
 
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
-from research.models.pretrained import load
+from research.models.pretrained import load_pretrained
 from research.utils.errors import UserError, one_line
 
-WEIGHTS = ("checkpoint_path", "cache_dir")
-"""Arguments by which timm would read weights in its own way, pickled code included; with
-``pretrained…``."""
-NOT_THE_NETWORKS = (
+WEIGHT_ARGUMENTS = ("checkpoint_path", "cache_dir")
+"""Arguments, besides ``pretrained…``, with which timm would load weights, pickled code included."""
+BUILDER_ARGUMENTS = (
     "scriptable", "exportable", "no_jit", "features_only", "feature_cls", "feature_cfg",
     "out_indices", "pruned", "kwargs_filter", "model_cfg", "device", "dtype",
 )  # fmt: skip
-"""Arguments that timm takes for itself: they change what is built around the network."""
+"""Arguments of ``timm.create_model`` that are not arguments of the network."""
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network was made to be fed with.
+    """The input that a network was designed for.
 
     Attributes:
         size: side of the square input in pixels.
-        mean: RGB means on a 0…1 scale.
-        std: RGB standard deviations on a 0…1 scale.
-        crop_pct: side of the validation crop as a share of the short side.
+        mean: mean of RGB on a 0…1 scale.
+        std: standard deviation of RGB on a 0…1 scale.
+        crop_pct: side of the validation crop as a fraction of the image's short side.
     """
 
     size: int
@@ -44,24 +43,23 @@ class InputSpec:
 
 
 def input_spec(name: str | None) -> InputSpec:
-    """The input for which a network was made, by its ``model.name``.
+    """The input that the network ``model.name`` was designed for.
 
-    Out of timm's record where timm knows the name; 32 px for the paper's CIFAR networks
-    (``densenet_bc_…``), 224 px for others, both with ImageNet's statistics.
+    From timm's pretrained configuration if it has one of this name. Otherwise 32 px for the CIFAR
+    networks of the DenseNet paper (``densenet_bc_…``) and 224 px for others, with ImageNet's mean
+    and std.
     """
     size = 32 if (name or "").startswith("densenet_bc_") else 224
-    usual = InputSpec(size, IMAGENET_MEAN, IMAGENET_STD, 0.875)
+    default = InputSpec(size, IMAGENET_MEAN, IMAGENET_STD, 0.875)
     if name is None:
-        return usual
+        return default
     try:
-        record = timm.get_pretrained_cfg(name)
+        cfg = timm.get_pretrained_cfg(name)
     except RuntimeError:
-        return usual
-    if record is None:
-        return usual
-    return InputSpec(
-        record.input_size[-1], tuple(record.mean), tuple(record.std), float(record.crop_pct)
-    )
+        return default
+    if cfg is None:
+        return default
+    return InputSpec(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), float(cfg.crop_pct))
 
 
 def backbone(
@@ -73,110 +71,114 @@ def backbone(
     drop_path_rate: float,
     kwargs: Mapping[str, Any] | None,
 ) -> nn.Module:
-    """A network of timm: [B, 3, S, S] floats to logits [B, num_classes].
+    """A timm network: [B, 3, S, S] floats to logits [B, num_classes].
 
     Args:
-        name: timm's name, with its tag or without, such as ``vit_tiny_patch16_224``.
-        num_classes: width of the classifier.
-        image_size: S, in pixels; told to the networks that must know it (most transformers).
-        pretrained: see ``load``.
+        name: timm's name, with or without a tag, such as ``vit_tiny_patch16_224``.
+        num_classes: outputs of the classifier.
+        image_size: S, in pixels; passed to networks that have this argument (most transformers).
+        pretrained: see ``load_pretrained``.
         drop_rate: dropout before the classifier, 0 <= x < 1.
         drop_path_rate: stochastic depth (Huang et al., 2016), 0 <= x < 1.
-        kwargs: more arguments of ``timm.create_model``, such as ``{global_pool: max}``; they win
-            over those above.
+        kwargs: more arguments of ``timm.create_model``, such as ``{global_pool: max}``; they
+            override those above.
 
     Raises:
-        UserError: when timm has no such network, it lacks what is asked of it, or it cannot take
-            images of this size.
+        UserError: when timm has no such network, the network lacks a requested argument, or it
+            cannot take images of this size.
     """
     _check_name(name)
     for key in kwargs or {}:
-        if key in WEIGHTS or key.startswith("pretrained"):
+        if key in WEIGHT_ARGUMENTS or key.startswith("pretrained"):
             raise UserError(
-                "model.kwargs", f"model.kwargs.{key}: weights are named by model.pretrained"
+                f"model.kwargs.{key}",
+                f"model.kwargs.{key}: not used to load weights",
+                "set model.pretrained instead",
             )
-        if key in NOT_THE_NETWORKS:
+        if key in BUILDER_ARGUMENTS:
             raise UserError(
-                "model.kwargs",
+                f"model.kwargs.{key}",
                 f"model.kwargs.{key}: not an argument of the network",
-                "leave it out",
+                "remove it",
             )
-    given = {
+    arguments = {
         "num_classes": num_classes,
         "img_size": image_size,
         "drop_rate": drop_rate,
         "drop_path_rate": drop_path_rate,
         **(kwargs or {}),
     }
-    # What a network may lack without harm, because nothing is asked of it.
-    idle = {"img_size", *(key for key in ("drop_rate", "drop_path_rate") if not given[key])}
+    # Arguments that a network need not have, because they change nothing.
+    optional = {"img_size", *(key for key in ("drop_rate", "drop_path_rate") if not arguments[key])}
+    optional -= set(kwargs or {})
     while True:
         try:
-            network: nn.Module = timm.create_model(name, **given)
+            network: nn.Module = timm.create_model(name, **arguments)
             break
         except TypeError as error:
-            unknown = set(_unexpected(error)) & set(given)
+            unknown = set(_unexpected(error)) & set(arguments)
             if not unknown:
                 raise UserError(
-                    "model.kwargs", f"model.name={name}: {one_line(error)}", "see model.kwargs"
+                    "model.kwargs", f"model.name={name}: {one_line(error)}", "check model.kwargs"
                 ) from None
-            wanted = sorted(unknown - (idle - set(kwargs or {})))
-            if wanted:
-                raise UserError("model.kwargs", _not_taken(name, wanted[0], kwargs or {})) from None
-            given = {key: value for key, value in given.items() if key not in unknown}
-        except Exception as error:  # of timm, for arguments of any kind
+            if unknown - optional:
+                key = min(unknown - optional)
+                raise _unsupported(name, key, key in (kwargs or {})) from None
+            arguments = {key: arguments[key] for key in arguments if key not in unknown}
+        except Exception as error:  # raised by timm, for arguments of any kind
             raise UserError(
                 "model.name",
                 f"model.name={name}: timm cannot build it for dataset.image_size={image_size} "
                 f"({one_line(error)})",
                 f"its own size is {input_spec(name).size}",
             ) from None
-    _try(network, name, num_classes, image_size)
-    # timm fits position embeddings to the size while it loads.
-    sized = {key: given[key] for key in ("img_size",) if key in given}
-    load(network, name, pretrained, sized)
+    _check_output(network, name, num_classes, image_size)
+    # timm resizes position embeddings while it loads.
+    size = {key: arguments[key] for key in ("img_size",) if key in arguments}
+    load_pretrained(network, name, pretrained, size)
     return network
 
 
 def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = timm.list_models()
-        near = get_close_matches(architecture, known, 3, 0.6)
-        near = near or [other for other in known if other.startswith(architecture[:5])][:3]
-        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() names them"
-        raise UserError("model.name", f"model.name={name}: timm has no such network{hint}")
+        names = timm.list_models()
+        near = get_close_matches(architecture, names, 3, 0.6)
+        near = near or [other for other in names if other.startswith(architecture[:5])][:3]
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise UserError("model.name", f"model.name={name}: timm has no such network", hint)
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise UserError(
             "model.name",
-            f"model.name={name}: timm knows no weights {tag!r} of {architecture}",
+            f"model.name={name}: timm has no weights {tag!r} of {architecture}",
             f"it has {', '.join(tags) or 'none'}",
         )
 
 
 def _unexpected(error: TypeError) -> list[str]:
-    """The arguments that a constructor says it does not take."""
-    found = re.search(r"unexpected keyword argument(.*)", str(error))
-    return re.findall(r"'(\w+)'", found[1]) if found else []
+    """The arguments that the error of a constructor names as unexpected."""
+    match = re.search(r"unexpected keyword argument(.*)", str(error))
+    return re.findall(r"'(\w+)'", match[1]) if match else []
 
 
-def _not_taken(name: str, key: str, kwargs: Mapping[str, Any]) -> str:
-    if key in kwargs:
-        return f"model.kwargs.{key}: {name} takes no such argument; leave it out"
-    return f"model.{key}: {name} has none; leave it at 0"
+def _unsupported(name: str, key: str, in_kwargs: bool) -> UserError:
+    """The error for an argument that a network does not have."""
+    where = f"model.kwargs.{key}" if in_kwargs else f"model.{key}"
+    hint = "remove it" if in_kwargs else f"set {where}=0"
+    return UserError(where, f"{where}: {name} has no such argument", hint)
 
 
-def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
-    """One black image through a network; many refuse sizes only then.
+def _check_output(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
+    """Run a network on a black image: many raise errors about the size only in ``forward``.
 
     Raises:
-        UserError: when it does not give ``num_classes`` logits.
+        UserError: when the output is not [1, num_classes].
     """
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # of timm, for arguments of any kind
+    except Exception as error:  # raised by timm, for arguments of any kind
         raise UserError(
             "model.name",
             f"model.name={name} cannot take dataset.image_size={image_size} ({one_line(error)})",
@@ -187,6 +189,6 @@ def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> No
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         raise UserError(
             "model.name",
-            f"model.name={name} does not give {num_classes} logits an image",
+            f"model.name={name} does not output {num_classes} logits per image",
             "choose a classification network",
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -15,6 +18,22 @@ from research.sweeps.study import Claim, Study
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
+
+
+class JobResult(JobReturn):
+    """The result of a job; a failure is raised without Hydra's own line about it on stderr.
+
+    The trial has logged the failure, and the exception itself is reported in one line.
+    """
+
+    @property
+    def return_value(self) -> Any:
+        with redirect_stderr(io.StringIO()):
+            return super().return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
 
 
 def launch(
@@ -41,7 +60,8 @@ def launch(
         swept = " ".join(space.overrides(claim.point)[len(space.fixed) :])
         log.info("sweep: trial %d: %s", claim.number, swept)
     try:
-        returns = list(launcher.launch(jobs, initial_job_idx=claims[0].number))
+        launched = launcher.launch(jobs, initial_job_idx=claims[0].number)
+        returns: list[JobReturn] = [JobResult(**vars(result)) for result in launched]
     except Exception as error:
         log.error("sweep: the launcher failed", exc_info=error)
         if not any("run" in study.trial(claim.number).user_attrs for claim in claims):

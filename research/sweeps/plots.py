@@ -1,9 +1,11 @@
 """Plots and the table of a sweep, drawn from its ``final_summary.json`` alone.
 
-Optuna's own plots (``optuna.visualization.matplotlib``) show less: the history has no pruned or
-failed trials, and no best value with several objectives; slices have no medians, the Pareto front
-no trial numbers. Its plot of importances for several objectives labels all bars with the keys of
-the last objective (Optuna 5.0). They also change matplotlib's style for the whole process.
+Optuna's own plots (``optuna.visualization.matplotlib``, compared with version 5.0) show less: the
+history has no pruned or failed trials, and no best value with several objectives; learning curves
+have a colour for each trial and none for its status; slices have no medians and no mark of the
+best, the Pareto front has no trial numbers. Importances for several objectives stand beside the
+keys of the last objective, so that most bars are labelled wrongly. All are experimental and change
+matplotlib's style for the whole process.
 """
 
 from __future__ import annotations

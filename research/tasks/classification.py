@@ -15,11 +15,9 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from research.batch import ClassificationBatch
-from research.compression.blocks import Blocks
 from research.inference.writers import ClassWriter
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
-from research.utils.errors import UserError
 from research.viz import pictures
 
 SHOWN: Final = 24
@@ -59,14 +57,15 @@ class Classification:
         """The logits as they are."""
         return predictions
 
-    def report(self, folder: Path, objectness: float | None) -> ClassWriter:
-        if objectness is not None:
-            raise UserError(
-                "objectness",
-                f"objectness={objectness:g}: the run tells classes and finds no boxes",
-                "leave it out",
-            )
+    def writer(self, folder: Path) -> ClassWriter:
         return ClassWriter(folder, self.classes)
+
+    def example_batch(
+        self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
+    ) -> ClassificationBatch:
+        """Every label is 0."""
+        index = torch.arange(count)
+        return ClassificationBatch(index, inputs(count), torch.zeros_like(index))
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(len(self.classes), device)
@@ -253,21 +252,9 @@ def _worst_of(one: Mistakes, two: Mistakes) -> Mistakes:
     """The most confident of both; of equals the earlier."""
     chance = torch.cat([one.chance, two.chance])
     order = chance.argsort(descending=True, stable=True)[:SHOWN]
-    a, b = one.batch, two.batch
-    inputs: Tensor | Blocks
-    if isinstance(a.inputs, Blocks) and isinstance(b.inputs, Blocks):
-        inputs = Blocks(
-            torch.cat([a.inputs.y, b.inputs.y]), torch.cat([a.inputs.cbcr, b.inputs.cbcr])
-        )
-    else:
-        assert isinstance(a.inputs, Tensor)
-        assert isinstance(b.inputs, Tensor)
-        inputs = torch.cat([a.inputs, b.inputs])
-    both = ClassificationBatch(
-        torch.cat([a.index, b.index]), inputs, torch.cat([a.labels, b.labels])
-    )
     guess = torch.cat([one.guess, two.guess])
-    return Mistakes(both.map(lambda tensor: tensor[order]), guess[order], chance[order])
+    batch = one.batch.cat(two.batch).map(lambda tensor: tensor[order])
+    return Mistakes(batch, guess[order], chance[order])
 
 
 def _single(logits: Tensor) -> Tensor:

@@ -83,11 +83,22 @@ class Detection:
             answers.append({**found, "boxes": in_file(letterbox, found["boxes"])})
         return answers
 
-    def report(self, folder: Path, objectness: float | None) -> BoxWriter:
-        threshold = self.score if objectness is None else objectness
-        told_apart = not self.class_agnostic or len(self.classes) == 1
-        classes = self.classes if told_apart else [OBJECT]
-        return BoxWriter(folder, threshold, self._name, self._colours, classes)
+    def writer(self, folder: Path) -> BoxWriter:
+        named = not self.class_agnostic or len(self.classes) == 1
+        classes = self.classes if named else [OBJECT]
+        return BoxWriter(folder, self.score, self._name, self._colours, classes)
+
+    def example_batch(
+        self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
+    ) -> DetectionBatch:
+        """One box in the middle of each frame, of class 0."""
+        images = inputs(count)
+        boxes = torch.zeros(count, metadata["transform"].get("max_boxes", 1), 4)
+        boxes[:, 0] = torch.tensor([0.25, 0.25, 0.75, 0.75])
+        labels = torch.zeros(boxes.shape[:2], dtype=torch.int64)
+        sizes = torch.full((count, 2), images.shape[-1], dtype=torch.int32)
+        index = torch.arange(count)
+        return DetectionBatch(index, images, boxes, boxes.any(-1), labels, sizes)
 
     def metrics(self, device: torch.device) -> DetectionMetrics:
         return DetectionMetrics(

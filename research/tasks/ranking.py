@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from research.batch import PairBatch, PhotoBatch
 from research.inference.ranking import RankingWriter
 from research.tasks.ranking_metrics import RankingMetrics
-from research.tasks.standings import Pairs, Standing, sigmoid
+from research.tasks.standings import Pairs, Standing
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
@@ -77,14 +77,17 @@ class Ranking:
         """The same."""
         return predictions
 
-    def report(self, folder: Path, objectness: float | None) -> RankingWriter:
-        if objectness is not None:
-            raise UserError(
-                "objectness",
-                f"objectness={objectness:g}: the run ranks photos and finds no boxes",
-                "leave it out",
-            )
+    def writer(self, folder: Path) -> RankingWriter:
         return RankingWriter(folder)
+
+    def example_batch(
+        self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
+    ) -> PairBatch:
+        """Pairs without a winner; each is a series of its own."""
+        index = torch.arange(count)
+        both = inputs(2 * count).unflatten(0, (count, 2))
+        photos = torch.stack([index, index], 1)
+        return PairBatch(index, both, torch.full((count,), 0.5), index, photos)
 
     def metrics(self, device: Any) -> RankingMetrics:
         return RankingMetrics(self.target, self.bins)
@@ -178,7 +181,7 @@ def _mistakes(
     captions = [
         f"left is better: {chance:.0%}\nvotes {share:.0%}"
         for chance, share in zip(
-            sigmoid(logits.double().numpy()), batch.preference.tolist(), strict=True
+            logits.double().sigmoid().tolist(), batch.preference.tolist(), strict=True
         )
     ]
     return pictures.sheet(cells, captions, [False] * len(cells), columns=3)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit, log_expit
 from torch import Tensor
 
 from research.batch import PairBatch
@@ -20,8 +21,6 @@ from research.tasks.standings import (
     Standing,
     constant,
     order,
-    sigmoid,
-    softplus,
 )
 from research.tracking.tracker import Rows
 
@@ -162,8 +161,8 @@ class RankingMetrics:
             here = inside == number
             columns += [decided * here, hit * here]
         truth, weight, confidence, right = self._calibration(pairs)
-        with np.errstate(invalid="ignore"):
-            loss = truth * softplus(-pairs.logits) + (1 - truth) * softplus(pairs.logits)
+        with np.errstate(invalid="ignore"):  # logits of a diverged network may be infinite
+            loss = -truth * log_expit(pairs.logits) - (1 - truth) * log_expit(-pairs.logits)
             columns += [weight, weight * loss]
         bins = _bin(confidence)
         columns += [weight * (confidence - right) * (bins == b) for b in range(CALIBRATED)]
@@ -197,7 +196,7 @@ class RankingMetrics:
         if self.target == "majority":
             side = np.sign(truth - 0.5)
             truth, weight = 0.5 + 0.5 * side, np.abs(side)
-        confidence = sigmoid(np.abs(pairs.logits))
+        confidence = expit(np.abs(pairs.logits))
         return truth, weight, confidence, 0.5 + np.sign(pairs.logits) * (truth - 0.5)
 
     def _keep_worst(self, wrong: NDArray[np.intp], batch: PairBatch, logits: Tensor) -> None:
@@ -211,12 +210,7 @@ class RankingMetrics:
             before, earlier = self.worst
             said = torch.cat([earlier, said])
             order = said.abs().argsort(descending=True, stable=True)[:SHOWN]
-            found = PairBatch(
-                *(
-                    torch.cat([getattr(before, name), getattr(found, name)])[order]
-                    for name in ("index", "inputs", "preference", "series", "photos")
-                )
-            )
+            found = before.cat(found).map(lambda tensor: tensor[order])
             said = said[order]
         self.worst = (found, said)
 

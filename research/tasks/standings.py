@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 
 from research.batch import PairBatch
@@ -73,7 +74,7 @@ class Standing:
 
     @classmethod
     def of(cls, pairs: Pairs) -> Standing:
-        chance = sigmoid(pairs.logits)
+        chance = expit(pairs.logits)
         series = np.concatenate([pairs.series, pairs.series])
         photos = pairs.photos.T.reshape(-1)
         keys, place = np.unique(np.stack([series, photos]), axis=1, return_inverse=True)
@@ -115,13 +116,3 @@ def order(standing: Standing) -> Floats:
         tau = (truly * as_said).sum() / math.sqrt(apart * told) if told != 0 else 0.0
         rows.append((1.0, top, tau))
     return np.array(rows)
-
-
-def sigmoid(logits: Floats) -> Floats:
-    return np.exp(-softplus(-logits))
-
-
-def softplus(values: Floats) -> Floats:
-    """log(1 + exp(x)), without a word about what is no number."""
-    with np.errstate(invalid="ignore"):
-        return np.logaddexp(0, values)

@@ -1,4 +1,4 @@
-"""What a task is: the only thing that the loop knows of detection, ranking or classification."""
+"""The protocol of a task: losses, predictions, metrics, pictures of one kind of problem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from research.batch import Batch
-from research.inference.writers import Report
+from research.inference.writers import PredictionWriter
 from research.tracking.tracker import Rows
 
 
@@ -29,7 +29,7 @@ class Monitor(NamedTuple):
 class Metrics(Protocol):
     """Accumulates over a split; torchmetrics' manner of update, compute, reset.
 
-    ``names`` says what ``compute`` will yield once samples were seen.
+    ``names`` lists the keys of ``compute`` after at least one sample.
     """
 
     @property
@@ -58,18 +58,22 @@ class Task(Protocol):
     def predict(self, model: nn.Module, batch: Any) -> Any: ...
 
     def postprocess(self, predictions: Any, batch: Any) -> Any:
-        """Predictions as a user takes them: in the units of the files, on no grid of ours."""
+        """Predictions in the units of the files, such as boxes in pixels."""
         ...
 
-    def report(self, folder: Path, objectness: float | None) -> Report:
-        """Where the answers for a user's own images go.
+    def writer(self, folder: Path) -> PredictionWriter:
+        """Writes predictions for a user's own images into ``folder``, made when first needed."""
+        ...
+
+    def example_batch(
+        self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
+    ) -> Batch:
+        """A batch with valid targets, for commands that need one but no data.
 
         Args:
-            folder: for files; it is made when there is something to write.
-            objectness: score from which a box counts, 0…1; null is the task's own.
-
-        Raises:
-            UserError: for an ``objectness`` where there are no boxes.
+            count: samples in the batch.
+            inputs: makes so many inputs of the network.
+            metadata: of the data set, see ``DataModule.metadata``.
         """
         ...
 
@@ -82,12 +86,12 @@ class Task(Protocol):
         predictions: Any,
         panels: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
-        """Named images for people to look at.
+        """Named images for the tracker.
 
         Args:
             metrics: the split's metrics, complete.
             batch: the first batch of the split, as the model saw it.
-            predictions: what ``predict`` said of it.
+            predictions: from ``predict`` for this batch.
             panels: shows a batch's samples, see ``DeviceTransform.to_images``.
         """
         ...
@@ -95,10 +99,10 @@ class Task(Protocol):
     def tables(
         self, metrics: Any, names: Callable[[Any], dict[str, list[str]]]
     ) -> Mapping[str, Rows]:
-        """Named tables for people to read.
+        """Named tables for the tracker.
 
         Args:
             metrics: the split's metrics, complete.
-            names: tells what a user calls a batch's samples, see ``DeviceTransform.names``.
+            names: the names of a batch's samples for a user, see ``DeviceTransform.names``.
         """
         ...

@@ -1,1 +1,1 @@
-"""Trackers: where a run's metrics, pictures and files go."""
+"""Trackers record the metrics, pictures and files of a run."""

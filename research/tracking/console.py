@@ -1,4 +1,4 @@
-"""Progress for people: bars with rate and ETA on a terminal, quiet lines in a log."""
+"""Progress on the console: bars with rate and ETA on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from research.tracking.tracker import Progress, Row, Status, Table, Tracker
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
-"""How often a log file hears of work inside an epoch."""
+"""Between progress lines inside an epoch, when the output is not a terminal."""
 
 HIDDEN = (
     "epoch",
@@ -37,20 +37,20 @@ HIDDEN = (
 
 
 class ConsoleTracker(Tracker):
-    """A bar a phase on a terminal; elsewhere a line now and then. One line an epoch in both."""
+    """A bar per phase on a terminal, else a line every 30 s; one line per epoch in both."""
 
     def __init__(self) -> None:
         self.bars: Bars | None = None
         self.task: TaskID | None = None
         self.phase = ""
         self.next_line = 0.0
-        self.began = time.monotonic()
+        self.phase_start = time.monotonic()
 
-    def progress(self, state: Progress) -> None:
+    def progress(self, progress: Progress) -> None:
         if sys.stdout.isatty():
-            self._bar(state)
+            self._bar(progress)
         else:
-            self._line(state)
+            self._line(progress)
 
     def log(self, table: Table, step: int, row: Row) -> None:
         if table != "epoch":
@@ -69,8 +69,8 @@ class ConsoleTracker(Tracker):
     def finish(self, status: Status) -> None:
         self._close()
 
-    def _bar(self, state: Progress) -> None:
-        if self.bars is None or self.phase != state.phase:
+    def _bar(self, progress: Progress) -> None:
+        if self.bars is None or self.phase != progress.phase:
             self._close()
             self.bars = Bars(
                 TextColumn("{task.description:>20}"),
@@ -78,33 +78,36 @@ class ConsoleTracker(Tracker):
                 TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[now]}"),
+                TextColumn("{task.fields[current]}"),
                 console=Console(),
                 transient=True,
             )
             self.bars.start()
-            self.task = self.bars.add_task(state.phase, total=state.total, unit=state.unit, now="")
-            self.phase = state.phase
+            self.task = self.bars.add_task(
+                progress.phase, total=progress.total, unit=progress.unit, current=""
+            )
+            self.phase = progress.phase
         assert self.task is not None
-        self.bars.update(self.task, completed=state.done, now=_now_text(state))
-        if state.done >= state.total:
+        self.bars.update(self.task, completed=progress.done, current=_current(progress))
+        if progress.done >= progress.total:
             self._close()
 
-    def _line(self, state: Progress) -> None:
+    def _line(self, progress: Progress) -> None:
         now = time.monotonic()
-        if state.phase != self.phase:
-            self.phase, self.began, self.next_line = state.phase, now, now + SECONDS_BETWEEN_LINES
-        if now < self.next_line or state.done == 0:
+        if progress.phase != self.phase:
+            self.phase, self.phase_start = progress.phase, now
+            self.next_line = now + SECONDS_BETWEEN_LINES
+        if now < self.next_line or progress.done == 0:
             return
         self.next_line = now + SECONDS_BETWEEN_LINES
-        left = (now - self.began) / state.done * (state.total - state.done)
+        left = (now - self.phase_start) / progress.done * (progress.total - progress.done)
         log.info(
             "%s  %d/%d %s  %s  %.0f s left",
-            state.phase,
-            state.done,
-            state.total,
-            state.unit,
-            _now_text(state),
+            progress.phase,
+            progress.done,
+            progress.total,
+            progress.unit,
+            _current(progress),
             left,
         )
 
@@ -114,6 +117,7 @@ class ConsoleTracker(Tracker):
         self.bars, self.task, self.phase = None, None, ""
 
 
-def _now_text(state: Progress) -> str:
-    rate = [] if state.rate is None else [f"{state.rate:.1f} samples/s"]
-    return "  ".join(rate + [f"{name} {value:.4g}" for name, value in state.metrics.items()])
+def _current(progress: Progress) -> str:
+    """Rate and metrics as text."""
+    rate = [] if progress.rate is None else [f"{progress.rate:.1f} samples/s"]
+    return "  ".join(rate + [f"{name} {value:.4g}" for name, value in progress.metrics.items()])

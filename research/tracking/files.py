@@ -1,4 +1,4 @@
-"""The tracker that every run has: CSV tables and pictures in the run folder."""
+"""The tracker of every run: CSV tables and pictures in the run folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from research.utils.files import write_atomic, write_text
 
 
 class FileTracker(Tracker):
-    """``epoch_metrics.csv``, ``batch_metrics.csv`` (rows flushed), ``pictures/``, ``tables/``.
+    """Writes ``epoch_metrics.csv``, ``batch_metrics.csv``, ``pictures/`` and ``tables/``.
+
+    Each row is written to the file at once.
 
     Args:
-        folder: where to, until ``start`` names the run's.
+        folder: output folder, until ``start`` sets it to the run folder.
     """
 
     def __init__(self, folder: Path = Path()) -> None:
@@ -44,7 +46,7 @@ class FileTracker(Tracker):
         known = self.columns.get(table, [])
         added = [name for name in row if name not in known]
         if added:
-            # A metric that appears late (a first damaged file) becomes a column of every row.
+            # A metric that first appears in a later row becomes a column of all rows.
             rows = read_rows(path) if known else []
             self.columns[table] = known + added
             write_text(path, csv_text(self.columns[table], rows))
@@ -67,23 +69,23 @@ class FileTracker(Tracker):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a table, its columns called as today; none where there is no file."""
+    """Complete rows of a table under the current column names; empty if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        # A row cut short by a crash has fields missing: it was never part of a checkpoint.
-        whole = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{current_column(name): text for name, text in row.items()} for row in whole]
+        # A row cut short by a crash lacks fields; it was never part of a checkpoint.
+        complete = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [{current_column(name): text for name, text in row.items()} for row in complete]
 
 
 def _epoch(row: Mapping[str, str]) -> float:
-    """The row's epoch; of what is no row, none that any run has reached."""
+    """The epoch of a row; infinity if the row is damaged, so that it is dropped."""
     text = row.get("epoch", "")
     return int(text) if text.isdecimal() else math.inf
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows under their column names; what a row lacks stays empty."""
+    """Rows as CSV with a header; missing values are empty."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()

@@ -1,8 +1,8 @@
-"""MLflow: metrics in batches, pictures and files as artifacts, nothing lost when it is away.
+"""MLflow tracker: metrics in batches, pictures and files as artifacts, with an offline spool.
 
-Every record is first appended to a spool file in the run folder and removed from it once the
-store has taken it. A store that is dead or locked therefore costs nothing but time: the spool is
-delivered when it is back, at the end of the run, or when the run is resumed.
+Every record is first appended to a spool file in the run folder, and removed from it when the store
+has accepted it. If the store is unavailable or locked, nothing is lost: the spool is delivered when
+it is available again, at the end of the run, or when the run is resumed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCH_TIME = "batch/batch_time_sec"
 SECONDS_BETWEEN_DELIVERIES = 10.0
 SECONDS_AFTER_FAILURE = 60.0
 SECONDS_FOR_DATABASE = 2.0
-"""How long a database may be locked, or take to answer, before it counts as dead."""
+"""How long a database may be locked or busy before it counts as unavailable."""
 SECONDS_FOR_TABLES = 30.0
 """How long another process may take to create the tables; it takes 3 s on an idle machine."""
 
@@ -46,8 +46,8 @@ class MLflowTracker(Tracker):
         uri: tracking URI; for ``sqlite:///FOLDER/mlflow.db`` the artifacts go to
             ``FOLDER/mlflow-artifacts``.
         experiment: experiment name, created when missing.
-        system_metrics: sample CPU, memory and GPU load while training; never in a run without
-            data, which only gathers others.
+        system_metrics: sample CPU, memory and GPU load during training; not for a run without
+            data, which only groups other runs.
     """
 
     def __init__(self, uri: str, experiment: str, system_metrics: bool) -> None:
@@ -59,9 +59,9 @@ class MLflowTracker(Tracker):
         self.run: Run | None = None
         self.run_id = ""
         self.pending: list[dict[str, Any]] = []
-        # The last step of each metric that an earlier process brought into the store.
+        # The last step of each metric that an earlier process delivered.
         self.delivered: dict[str, int] = {}
-        self.not_before = 0.0
+        self.next_delivery = 0.0
         self.batch_time: float | None = None
         self.client: Any = None
         self.monitor: Any = None
@@ -73,7 +73,7 @@ class MLflowTracker(Tracker):
         if run.resumed:
             self.run_id = run.state.get("mlflow_run_id", "")
             if not self.run_id and self._run_file.exists():
-                # The store came back after the checkpoint was written.
+                # The MLflow run was created after the checkpoint was written.
                 self.run_id = self._run_file.read_text(encoding="utf-8")
             if self._spool.exists():
                 self.pending = [
@@ -91,14 +91,14 @@ class MLflowTracker(Tracker):
             if isinstance(value, int | float) and name not in ("epoch", "batch")
         }
         if table == "batch":
-            # Batches whose losses were read together have one time: told once, since a third of
-            # all numbers is a third of what tracking costs.
+            # Batches whose losses were read together have the same time. It is logged once: it
+            # would be a third of all metrics, and a third of the cost of tracking.
             if numbers.get(BATCH_TIME) == self.batch_time:
                 numbers.pop(BATCH_TIME, None)
             else:
                 self.batch_time = numbers.get(BATCH_TIME)
         self._add({"epoch": row["epoch"], "step": step, "time": _now(), "metrics": numbers})
-        if time.monotonic() >= self.not_before:
+        if time.monotonic() >= self.next_delivery:
             self._deliver()
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
@@ -116,13 +116,13 @@ class MLflowTracker(Tracker):
         self._add({"file": str(relative), "folder": folder})
 
     def flush(self) -> None:
-        if time.monotonic() >= self.not_before:
+        if time.monotonic() >= self.next_delivery:
             self._deliver()
 
     def state(self) -> dict[str, str]:
         return {"mlflow_run_id": self.run_id} if self.run_id else {}
 
-    def where(self) -> list[str]:
+    def locations(self) -> list[str]:
         if self.uri.startswith("http"):
             return [f"mlflow:   {self.uri}   # experiment {self.experiment!r}"]
         return [f"mlflow ui --backend-store-uri {self.uri}   # experiment {self.experiment!r}"]
@@ -133,8 +133,8 @@ class MLflowTracker(Tracker):
         self._deliver()
         if self.pending or not self.run_id:
             log.warning(
-                "MLflow at %s took not everything: %d records wait in %s; resuming the run "
-                "delivers them",
+                "MLflow at %s did not accept everything: %d records wait in %s; resume the run to "
+                "deliver them",
                 self.uri,
                 len(self.pending),
                 self._spool,
@@ -144,10 +144,10 @@ class MLflowTracker(Tracker):
             return
         try:
             self.client.set_tag(self.run_id, "status", status)
-            # MLflow has no word for a pruned run; its own store of studies takes this one, too.
+            # MLflow has no status for a pruned run; its Optuna storage also uses KILLED.
             self.client.set_terminated(self.run_id, "KILLED" if status == "PRUNED" else status)
         except Exception as error:
-            log.warning("MLflow at %s could not be told that the run ended: %s", self.uri, error)
+            log.warning("MLflow at %s did not accept the status of the run: %s", self.uri, error)
 
     # -- the spool -----------------------------------------------------------------------------
 
@@ -175,26 +175,26 @@ class MLflowTracker(Tracker):
     # -- the store -----------------------------------------------------------------------------
 
     def _deliver(self) -> None:
-        """Send what is pending; on any failure of the store keep it and try again later."""
+        """Send pending records; if the store fails, keep them in the spool and try again later."""
         try:
             if self.client is None:
                 self._connect()
             elif self.database is not None:
                 _probe(self.database)
             while self.pending:
-                # If it was carried out unheard (no answer, Ctrl-C) it is repeated; MLflow knows
-                # a metric by its key, step, time and value.
-                sent = self._send_front()
+                # A request that was interrupted (timeout, Ctrl-C) is repeated, even if MLflow
+                # executed it: metrics with the same key, step, time and value are stored once.
+                sent = self._send_request()
                 del self.pending[:sent]
-            self.not_before = time.monotonic() + SECONDS_BETWEEN_DELIVERIES
+            self.next_delivery = time.monotonic() + SECONDS_BETWEEN_DELIVERIES
         except Exception as error:
-            # The store is a foreign service: whatever it raises must not end a training run.
+            # The store is an external service: no exception of it may end training.
             log.warning("MLflow at %s does not answer (%s); spooling", self.uri, _first_line(error))
-            self.not_before = time.monotonic() + SECONDS_AFTER_FAILURE
+            self.next_delivery = time.monotonic() + SECONDS_AFTER_FAILURE
         self._rewrite_spool()
 
-    def _send_front(self) -> int:
-        """Send the first records that fit one request; returns how many records that was."""
+    def _send_request(self) -> int:
+        """Send the first pending records that fit one request; returns their number."""
         from mlflow.entities import Metric
 
         assert self.run is not None
@@ -224,8 +224,8 @@ class MLflowTracker(Tracker):
         return sent
 
     def _connect(self) -> None:
-        """Open the store and the run."""
-        # A dead server is asked again later anyway; MLflow's own retries would hold up training.
+        """Connect to the store and open the run."""
+        # Delivery is repeated later; MLflow's own retries would block training.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -233,7 +233,7 @@ class MLflowTracker(Tracker):
 
         if self.database is not None:
             self.database.parent.mkdir(parents=True, exist_ok=True)
-            # Parallel first use would race on the creation of the tables.
+            # Parallel first use would race to create the tables.
             with FileLock(f"{self.database}.lock", timeout=SECONDS_FOR_TABLES):
                 _probe(self.database)
                 client = MlflowClient(self.uri)
@@ -253,9 +253,9 @@ class MLflowTracker(Tracker):
             self.monitor.start()
 
     def _experiment(self, client: Any, folder: Path | None) -> str:
-        found = client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         location = None if folder is None else (folder / "mlflow-artifacts").as_uri()
         return str(client.create_experiment(self.experiment, artifact_location=location))
 
@@ -263,7 +263,7 @@ class MLflowTracker(Tracker):
         from mlflow.entities import Dataset, DatasetInput, Param, RunTag
 
         assert self.run is not None
-        opened = self._reopened(client) if self.run_id else None
+        opened = self._reopen(client) if self.run_id else None
         if opened is None:
             opened = client.create_run(experiment, run_name=self.run.name, tags=self.run.tags)
             self.run_id = opened.info.run_id
@@ -275,7 +275,7 @@ class MLflowTracker(Tracker):
         ]
         if tags:
             client.log_batch(self.run_id, tags=tags)
-        # What an attempt that failed half-way has left out.
+        # Parameters that an earlier, interrupted attempt did not log.
         params = [
             Param(key, value[:PARAM_LENGTH])
             for key, value in _flatten(self.run.config, prefix="")
@@ -289,8 +289,8 @@ class MLflowTracker(Tracker):
             dataset = Dataset(name, digest, source_type="local", source=source)
             client.log_inputs(self.run_id, [DatasetInput(dataset)])
 
-    def _reopened(self, client: Any) -> Any:
-        """The run that goes on, or None when the store does not have it any more."""
+    def _reopen(self, client: Any) -> Any:
+        """The MLflow run that is resumed; None if the store no longer has it."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -299,7 +299,7 @@ class MLflowTracker(Tracker):
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            log.warning("MLflow run %s is gone from %s; a new one is made", self.run_id, self.uri)
+            log.warning("MLflow run %s is not in %s; a new one is created", self.run_id, self.uri)
             return None
         self.delivered = {
             key: max(metric.step for metric in client.get_metric_history(self.run_id, key))
@@ -310,7 +310,7 @@ class MLflowTracker(Tracker):
 
 
 def _probe(database: Path) -> None:
-    """One short try to write: MLflow's own go on for minutes at first, later for 20 s."""
+    """Try to lock the database; MLflow itself would block for 20 s, on first use for minutes."""
     with closing(sqlite3.connect(database, timeout=SECONDS_FOR_DATABASE)) as connection:
         connection.execute("BEGIN IMMEDIATE")
 
@@ -329,16 +329,16 @@ def _lines(spool: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             # Only the last line can be cut short, by a crash while it was written.
-            log.warning("%s: a record cut short was dropped", spool)
+            log.warning("%s: an incomplete record was dropped", spool)
             continue
         if _is_record(record):
             yield record
         else:
-            log.warning("%s: what is no record was dropped", spool)
+            log.warning("%s: an invalid record was dropped", spool)
 
 
 def _is_record(record: Any) -> bool:
-    """A file of the run folder, or metrics of a step."""
+    """Whether it is a file of the run folder or the metrics of a step."""
     if not isinstance(record, dict) or type(record.get("epoch", 0)) is not int:
         return False
     if "file" in record:
@@ -347,9 +347,9 @@ def _is_record(record: Any) -> bool:
             ".." in Path(name or "").parts or Path(name or "").is_absolute() for name in names
         )
     metrics = record.get("metrics")
-    whole = type(record.get("step")) is int and type(record.get("time")) is int
     return (
-        whole
+        type(record.get("step")) is int
+        and type(record.get("time")) is int
         and isinstance(metrics, dict)
         and all(type(value) in (int, float) for value in metrics.values())
     )

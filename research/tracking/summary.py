@@ -1,4 +1,4 @@
-"""``summary.json``: a run in one file, true after every epoch."""
+"""``summary.json``: a summary of the run, updated after every epoch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ EPOCH_COLUMNS = ("epoch", "train/loss", "val/loss", "epoch_time_sec", "checkpoin
 
 
 class SummaryTracker(Tracker):
-    """Writes the summary at the start, whenever a checkpoint has been written, and at the end.
+    """Writes the summary at the start, after each checkpoint and at the end.
 
     Args:
-        about: what does not change: model name and parameter count, monitored metric, data.
-        state: the run's ``TrainState``, read when writing.
-        patience: epochs without anything better that end a run.
+        info: constant entries: model name and parameter count, monitored metric, data.
+        train_state: the run's ``TrainState``, read at each write.
+        patience: epochs without improvement until early stopping; None: no early stopping.
     """
 
-    def __init__(self, about: Mapping[str, Any], state: Any, patience: int | None) -> None:
-        self.about = about
-        self.state_of_run = state
+    def __init__(self, info: Mapping[str, Any], train_state: Any, patience: int | None) -> None:
+        self.info = info
+        self.train_state = train_state
         self.patience = patience
         self.run: Run | None = None
 
     def start(self, run: Run) -> None:
         self.run = run
-        # Before the first checkpoint: whoever looks for unfinished runs finds one with a summary.
+        # Before the first checkpoint, so that an unfinished run always has a summary.
         self._write("RUNNING")
 
     def flush(self) -> None:
@@ -40,12 +40,12 @@ class SummaryTracker(Tracker):
 
     def _write(self, status: str) -> None:
         assert self.run is not None
-        state = self.state_of_run
+        state = self.train_state
         folder: Path = self.run.folder
         summary = {
             "status": status,
             "name": self.run.name,
-            **self.about,
+            **self.info,
             "epochs_done": state.epoch,
             "stopped_early": state.stopped_early(self.patience),
             "best_epoch": state.best_epoch,

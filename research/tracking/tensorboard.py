@@ -22,8 +22,8 @@ TABLES: Final[tuple[Table, ...]] = ("batch", "epoch")
 class TensorBoardTracker(Tracker):
     """Event files in ``tensorboard/batch`` and ``tensorboard/epoch`` of the run folder.
 
-    There are two because rows of batches count batches and all else counts epochs: when a run is
-    resumed, TensorBoard drops what comes after the step that goes on, of everything in a folder.
+    Two folders, because batch rows are at steps of batches and everything else at epochs: on
+    resume, TensorBoard drops all events of a folder after one step.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class TensorBoardTracker(Tracker):
         if not run.resumed:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.batches = int(run.state.get("tensorboard_batches", 0))
-        beyond = {"batch": self.batches + 1, "epoch": run.resumed + 1}
-        self._try(lambda: self._open(beyond if run.resumed else {}))
+        purge = {"batch": self.batches + 1, "epoch": run.resumed + 1}
+        self._try(lambda: self._open(purge if run.resumed else {}))
         if not run.resumed:
             text = yaml.safe_dump(dict(run.config), sort_keys=False)
             self._write("epoch", lambda w: w.add_text("config", f"```yaml\n{text}```", 0))
@@ -74,7 +74,7 @@ class TensorBoardTracker(Tracker):
     def state(self) -> dict[str, str]:
         return {"tensorboard_batches": str(self.batches)}
 
-    def where(self) -> list[str]:
+    def locations(self) -> list[str]:
         return [f"tensorboard --logdir {self.folder}"]
 
     def finish(self, status: Status) -> None:
@@ -95,7 +95,7 @@ class TensorBoardTracker(Tracker):
             self._try(lambda: write(self.writers[table]))
 
     def _try(self, action: Callable[[], None]) -> None:
-        """A full disk or a folder that is gone must not end a training run."""
+        """Run the action; a full disk or a missing folder must not end training."""
         try:
             action()
         except OSError as error:

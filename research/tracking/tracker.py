@@ -1,4 +1,4 @@
-"""The one interface through which a run's results leave the loop."""
+"""The interface of trackers: everything that a run records goes through it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from PIL.Image import Image
 
 Table = Literal["batch", "epoch"]
 Status = Literal["RUNNING", "FINISHED", "PRUNED", "FAILED", "KILLED"]
-"""How a process leaves a run; ``RUNNING``: open, for another process to go on with."""
+"""State of a run when its process ends; ``RUNNING``: another process may resume it."""
 Row = Mapping[str, float | int | str | bool]
 Rows = Sequence[Row]
-"""A table for people: rows with the same keys."""
+"""A table of results: rows with the same keys."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a tracker may know of a run when it starts.
+    """Description of a run, passed to ``Tracker.start``.
 
     Attributes:
         folder: the run folder.
         name: the run's name.
         config: resolved configuration, nested.
-        tags: free words, and what the run was made with (data hash, commit, versions).
-        data: the data set's name and quick hash; null of a run that only gathers others.
-        resumed: the last epoch that counts, when an earlier run goes on; 0 for a fresh run.
-        state: what ``Tracker.state`` gave for the checkpoint that goes on.
+        tags: the user's tags, data hash, commit and package versions.
+        data: name and quick hash of the data set; None for a run that only groups other runs.
+        resumed: last epoch of the checkpoint that is resumed; 0 for a new run.
+        state: ``Tracker.state`` of that checkpoint.
     """
 
     folder: Path
@@ -43,15 +43,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where long work stands.
+    """Progress of a long task.
 
     Attributes:
         phase: ``train``, ``val``, or what is being prepared.
-        done: items done.
-        total: items in all.
-        unit: what an item is.
-        rate: items of work a second (samples a second in training).
-        metrics: current values to show beside it.
+        done: number of items done.
+        total: number of items.
+        unit: name of the items.
+        rate: samples per second.
+        metrics: current values to show.
     """
 
     phase: str
@@ -63,46 +63,46 @@ class Progress:
 
 
 class Tracker:
-    """Receives what a run produces; each method may be left as it is, doing nothing.
+    """Records what a run produces. Every method does nothing by default.
 
-    A tracker never stops training: what it cannot deliver it keeps or reports.
+    A tracker never stops training: it stores or reports what it cannot deliver.
     """
 
     def start(self, run: Run) -> None:
-        """Called once. With ``run.resumed`` = n, everything recorded after epoch n is dropped."""
+        """Called once. If ``run.resumed`` is n > 0, drop everything recorded after epoch n."""
 
     def log(self, table: Table, step: int, row: Row) -> None:
-        """One row of ``batch`` (step: batches seen) or of ``epoch`` (step: epoch, from 1)."""
+        """Record a row of ``batch`` (step: batches so far) or ``epoch`` (step: epoch, from 1)."""
 
-    def progress(self, state: Progress) -> None:
-        """Called often while work goes on."""
+    def progress(self, progress: Progress) -> None:
+        """Called often during a long task."""
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
-        """Named images of this epoch; a later one of the same name replaces it."""
+        """Record named images of this epoch; a later image replaces one of the same name."""
 
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
-        """Named tables of this epoch; a later one of the same name replaces it."""
+        """Record named tables of this epoch; a later table replaces one of the same name."""
 
     def artifact(self, path: Path) -> None:
-        """A finished file of the run folder that is worth keeping with the metrics."""
+        """Record a finished file of the run folder."""
 
     def flush(self) -> None:
-        """Everything up to here belongs to a checkpoint: deliver it."""
+        """Deliver everything recorded so far; called after a checkpoint is written."""
 
     def state(self) -> dict[str, str]:
-        """What the tracker needs to go on with this run; kept in every checkpoint."""
+        """What the tracker needs to resume this run; stored in every checkpoint."""
         return {}
 
-    def where(self) -> list[str]:
-        """Lines for the user: where to look at what was recorded."""
+    def locations(self) -> list[str]:
+        """Lines for the user: commands or addresses that show the records."""
         return []
 
     def finish(self, status: Status) -> None:
-        """Called once, whatever happened."""
+        """Called once, also when the run failed."""
 
 
 class Trackers(Tracker):
-    """Several trackers as one."""
+    """Forwards every call to several trackers."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = list(trackers)
@@ -117,9 +117,9 @@ class Trackers(Tracker):
         for tracker in self.trackers:
             tracker.log(table, step, row)
 
-    def progress(self, state: Progress) -> None:
+    def progress(self, progress: Progress) -> None:
         for tracker in self.trackers:
-            tracker.progress(state)
+            tracker.progress(progress)
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for tracker in self.trackers:
@@ -140,11 +140,11 @@ class Trackers(Tracker):
     def state(self) -> dict[str, str]:
         return {key: value for tracker in self.trackers for key, value in tracker.state().items()}
 
-    def where(self) -> list[str]:
-        return [line for tracker in self.trackers for line in tracker.where()]
+    def locations(self) -> list[str]:
+        return [line for tracker in self.trackers for line in tracker.locations()]
 
     def finish(self, status: Status) -> None:
-        with ExitStack() as each:
-            # Each hears of it, even when one before it fails (a full disk).
+        with ExitStack() as stack:
+            # Every tracker is finished, even if one before it fails (a full disk).
             for tracker in reversed(self.started):
-                each.callback(tracker.finish, status)
+                stack.callback(tracker.finish, status)

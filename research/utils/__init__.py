@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of the project: errors, atomic files, logs, timing, weights."""
+"""Helpers that do not depend on the project: errors, atomic files, logs, timing, weights."""

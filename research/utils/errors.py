@@ -1,4 +1,4 @@
-"""The exceptions that stand for a user's mistake and for a damaged file."""
+"""Exceptions for a user's mistake and for a damaged file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ class UserError(Exception):
     """A mistake in the user's configuration, command line or data, reported in one line.
 
     Commands print it as ``error: MESSAGE; HINT`` and exit with status 2, without a traceback.
-    Text from files and command lines may be part of it, so it is made printable and cut to
-    ``LONGEST`` characters.
+    The text may contain parts of files and command lines, so control characters are replaced and
+    it is cut to ``MAX_LENGTH`` characters.
 
     Attributes:
-        key: what is wrong: a key of the configuration (``dataset.fold``), an option or positional
-            word of a command (``out``, ``RUN``), or the kind of file (``checkpoint``, ``labels``).
+        key: what the error is about: a configuration key (``dataset.fold``), an option or
+            positional argument of a command (``out``, ``RUN``), or a kind of file
+            (``checkpoint``, ``labels``).
         message: what is wrong and where (file, key, row).
-        hint: what to do; empty where the message says it.
+        hint: what to do; empty if the message already says it.
     """
 
     def __init__(self, key: str, message: str, hint: str = "") -> None:
@@ -25,11 +26,11 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A loss that is infinite or not a number."""
+    """A loss is infinite or NaN."""
 
 
 class DamagedImage(Exception):
-    """A file that cannot be read as an image; it is left out and counted under ``kind``.
+    """A file that cannot be read as an image; it is skipped and counted under ``kind``.
 
     Attributes:
         kind: one snake_case word: ``empty``, ``not_an_image``, ``truncated``, ``oversized``,
@@ -41,16 +42,16 @@ class DamagedImage(Exception):
         self.kind = kind
 
 
-LONGEST = 4000
-"""Characters of a message."""
+MAX_LENGTH = 4000
+"""Of a message, in characters."""
 
 
 def printable(text: str) -> str:
-    """A text in one line, without characters that a terminal would act upon, and not too long."""
-    line = "".join(letter if letter.isprintable() else " " for letter in text[: 2 * LONGEST])
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    """The text in one line, with control characters replaced, cut to ``MAX_LENGTH``."""
+    line = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_LENGTH])
+    return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}…"
 
 
 def one_line(error: Exception) -> str:
-    """What a library's exception says, short and in one line; its name when it says nothing."""
+    """The message of a library's exception in one short line; the class name if it is empty."""
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place.
+    """Call ``write`` with a temporary file in the folder of ``path``, then rename it to ``path``.
 
-    The file is flushed to the disk before it is renamed, so a reader (or a machine that lost
-    power) finds the old content or the new, never a part.
+    The file is synced to disk before it is renamed, so a reader sees the old content or the new,
+    never a part, even after a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -32,15 +32,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def to_json(content: Any) -> str:
-    """JSON with a line end; null for what is no number, such as the precision of nothing."""
-    return json.dumps(_defined(content), indent=1, allow_nan=False) + "\n"
+    """Indented JSON with a final newline; NaN and infinity become null."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def _defined(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _defined(entry) for key, entry in value.items()}
+        return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_defined(entry) for entry in value]
+        return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

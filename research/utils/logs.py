@@ -1,4 +1,4 @@
-"""Where log lines go: the terminal, and a file in the run folder."""
+"""Logging to the terminal and to a file in the run folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TextIO
 
 
 def to_terminal(stream: TextIO | None = None) -> None:
-    """Lines of this project and warnings of others; safe to call again.
+    """Log INFO of this project and warnings of other libraries; may be called more than once.
 
     Args:
-        stream: standard output when not given.
+        stream: None: standard output.
     """
     root = logging.getLogger()
     if not any(getattr(handler, "ours", False) for handler in root.handlers):
@@ -24,13 +24,13 @@ def to_terminal(stream: TextIO | None = None) -> None:
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("research").setLevel(logging.INFO)
-    # Hundreds of lines on every first use of a store; ours say what matters.
+    # Alembic logs hundreds of INFO lines when an MLflow store is created.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 @contextmanager
 def to_file(folder: Path) -> Iterator[None]:
-    """The same lines, dated, in ``train.log`` of the run folder."""
+    """Log the same lines with dates to ``folder/train.log``."""
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -1,4 +1,4 @@
-"""Honest times: the device has done its work, libraries are warm, candidates take turns."""
+"""Timing: synchronized with the device, after warm-up, candidates interleaved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     import torch
 
 WARM_UP = 2
-"""Rounds before the timed ones, in which libraries choose their algorithms."""
+"""Untimed rounds, in which libraries select their algorithms."""
 
 
 def synchronize(device: torch.device) -> None:
-    """Until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished its queue."""
     import torch
 
     if device.type != "cpu":
@@ -23,17 +23,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def median_times(passes: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Median seconds of each; round by round, so that a slow moment meets all alike.
+    """Median seconds of each function; interleaved, so that a slow period affects all of them.
 
     Args:
-        passes: do their work and wait for it.
-        rounds: how often each is timed.
+        passes: functions to time; each must synchronize before it returns.
+        rounds: timed calls of each.
     """
     times: list[list[float]] = [[] for _ in passes]
     for round_ in range(WARM_UP + rounds):
-        for taken, once in zip(times, passes, strict=True):
+        for seconds, run_pass in zip(times, passes, strict=True):
             start = time.perf_counter()
-            once()
+            run_pass()
             if round_ >= WARM_UP:
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]

@@ -1,4 +1,4 @@
-"""Charts of results: precision and recall, matchings, runs against each other, robustness."""
+"""Charts of results: precision and recall, box matching, speed and accuracy, robustness."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from research.viz.pictures import legend, render
 def precision_recall(
     scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], positives: int, title: str
 ) -> Image.Image:
-    """Precision over recall as the score threshold falls, and both over the threshold.
+    """Precision over recall, and both over the score threshold.
 
     Args:
-        scores: [N] of every detection.
-        hits: [N] whether it found a true box.
-        positives: true boxes.
+        scores: [N] scores of the detections.
+        hits: [N] whether a detection is a true positive.
+        positives: number of ground-truth boxes.
         title: of the picture.
     """
     order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(hits[order])
-    precision = found / np.arange(1, len(found) + 1)
-    recall = found / max(1, positives)
+    true_positives = np.cumsum(hits[order])
+    precision = true_positives / np.arange(1, len(true_positives) + 1)
+    recall = true_positives / max(1, positives)
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(recall, precision)
@@ -48,46 +48,45 @@ def precision_recall(
 def matching_audit(
     greedy: NDArray[np.floating[Any]], optimal: NDArray[np.floating[Any]]
 ) -> Image.Image:
-    """Total IoU by greedy matching against the best possible, one point a frame.
+    """Mean IoU of greedy matching over that of optimal matching, one point per frame.
 
     Args:
-        greedy: [N] total IoU of a frame's pairs, per true box, 0…1.
-        optimal: [N] the same of the optimal assignment.
+        greedy: [N] total IoU of the matched pairs of a frame / its ground-truth boxes, 0…1.
+        optimal: [N] the same with the optimal assignment.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     left.scatter(optimal, greedy, s=12, alpha=0.5)
-    left.set_xlabel("optimal: mean IoU of a frame's true boxes")
-    left.set_ylabel("greedy: the same")
+    left.set_xlabel("mean IoU per frame, optimal matching")
+    left.set_ylabel("mean IoU per frame, greedy matching")
     gap = optimal - greedy
     right.hist(gap, bins=30, range=(0, max(0.1, float(gap.max(initial=0)))))
     right.set_yscale("symlog")  # most frames have no gap
     right.set_xlabel("optimal − greedy")
     right.set_ylabel("frames")
     worse = int((gap > 1e-6).sum())
-    figure.suptitle(
-        f"greedy matching falls short in {worse} of {len(gap)} frames", fontsize="small"
-    )
+    figure.suptitle(f"greedy matching is worse in {worse} of {len(gap)} frames", fontsize="small")
     return render(figure)
 
 
 def precision_recall_per_class(
     curves: Mapping[str, tuple[NDArray[np.floating[Any]], NDArray[np.bool_], int]], title: str
 ) -> Image.Image:
-    """Precision over recall as the score threshold falls, a curve a class.
+    """Precision over recall, a curve per class.
 
     Args:
-        curves: of each class the scores of its detections, whether each found a true box, and
-            how many true boxes there are.
+        curves: for each class the scores of its detections, whether each is a true positive, and
+            the number of ground-truth boxes.
         title: of the picture.
     """
     figure = Figure(figsize=(6, 5 + 0.2 * len(curves)), layout="constrained")
     axes = figure.add_subplot()
     for name, (scores, hits, positives) in curves.items():
-        found = np.cumsum(hits[np.argsort(-scores, kind="stable")])
-        precision = found / np.arange(1, len(found) + 1)
-        axes.plot(found / max(1, positives), precision, label=f"{name} ({positives} boxes)")
+        true_positives = np.cumsum(hits[np.argsort(-scores, kind="stable")])
+        precision = true_positives / np.arange(1, len(true_positives) + 1)
+        recall = true_positives / max(1, positives)
+        axes.plot(recall, precision, label=f"{name} ({positives} boxes)")
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("recall")
@@ -105,14 +104,14 @@ def speed_and_accuracy(
     megabytes: Sequence[float],
     metric: str,
 ) -> Image.Image:
-    """Accuracy over time an image, a disc a model whose area is its size.
+    """Accuracy over latency, a disc per model; its area is the size of the weights.
 
     Args:
-        names: N texts.
-        milliseconds: N, an image.
-        accuracy: N values of the metric; those not defined are left out.
+        names: N model names.
+        milliseconds: N latencies in ms per image.
+        accuracy: N values of the metric; NaN is not drawn.
         megabytes: N sizes of the weights.
-        metric: its name.
+        metric: name of the metric.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -121,7 +120,7 @@ def speed_and_accuracy(
         x, y = milliseconds[number], accuracy[number]
         axes.scatter([x], [y], s=[areas[number]], alpha=0.6)
         axes.annotate(name, (x, y), textcoords="offset points", xytext=(8, 6), fontsize="small")
-    axes.set_xlabel("ms an image")
+    axes.set_xlabel("ms per image")
     axes.set_ylabel(metric)
     axes.margins(0.2)
     axes.grid(alpha=0.3)
@@ -132,12 +131,13 @@ def speed_and_accuracy(
 def robustness(
     groups: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], clean: float, metric: str
 ) -> Image.Image:
-    """What disturbances leave of a metric: a panel a kind, a line (or, of one point, a bar) a name.
+    """A metric over the strength of corruptions, a panel per kind of corruption.
 
     Args:
-        groups: of each kind of disturbance, by what was disturbed, (amount, metric) pairs.
-        clean: the metric undisturbed.
-        metric: its name.
+        groups: for each kind, by what is corrupted, (strength, metric) pairs: a line, or a bar if
+            there is one pair.
+        clean: the metric without corruption.
+        metric: name of the metric.
     """
     figure = Figure(figsize=(5 * len(groups), 4), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
@@ -152,8 +152,10 @@ def robustness(
             legend(axes)
         axes.set_xlabel(kind)
         axes.grid(alpha=0.3)
-    reached = [point[1] for lines in groups.values() for each in lines.values() for point in each]
-    panels[0].set_ylim(0, 1.05 * float(np.nanmax([clean, *reached, 0])) or 1)
+    heights = [
+        value for lines in groups.values() for points in lines.values() for _, value in points
+    ]
+    panels[0].set_ylim(0, 1.05 * float(np.nanmax([clean, *heights, 0])) or 1)
     panels[0].set_ylabel(metric)
-    figure.suptitle(f"{metric}, undisturbed {clean:.3f}", fontsize="small")
+    figure.suptitle(f"{metric}, without corruption {clean:.3f}", fontsize="small")
     return render(figure)

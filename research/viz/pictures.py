@@ -1,4 +1,4 @@
-"""Pictures for people: confusion matrices, contact sheets, boxes, curves, maps."""
+"""Pictures of results: confusion matrices, contact sheets, boxes, learning curves, maps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-RIGHT = (46, 125, 50)
-WRONG = (198, 40, 40)
 Colour = tuple[int, int, int]
-INK: dict[bool | None, Colour] = {True: RIGHT, False: WRONG, None: (0, 0, 0)}
+CAPTION_COLOURS: dict[bool | None, Colour] = {
+    True: (46, 125, 50),
+    False: (198, 40, 40),
+    None: (0, 0, 0),
+}
+"""Of correct, incorrect and other images."""
 TRUE_BOX: Colour = (0, 200, 83)
 PREDICTED_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
-"""Of the first box and of all others, as in guide 5; where there is one class."""
+"""Of the first box and of all others, as in guide 5; used if there is one class."""
 CLASS_COLOURS: tuple[Colour, ...] = (
     *PREDICTED_BOXES,
     (255, 196, 0),
@@ -30,25 +33,24 @@ CLASS_COLOURS: tuple[Colour, ...] = (
     (255, 255, 255),
     (200, 140, 90),
 )
-"""Of the classes, over and over; none is near to ``TRUE_BOX``."""
+"""Of the classes, in turn; none is similar to ``TRUE_BOX``."""
 CURVES = 9
 """Metrics in one panel of the learning curves."""
 LEGEND_LINE = 48
-"""Letters in one line of a legend."""
+"""Characters in one line of a legend."""
 
 
 def render(figure: Figure) -> Image.Image:
-    """A matplotlib figure as an image; no window, no global state."""
+    """A matplotlib figure as an image, without a window or global state."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def legend(axes: Axes) -> None:
-    """The names of what is drawn, in columns above the axes.
+    """Add a legend in columns above the axes.
 
-    Never inside: matplotlib's search for a free place inside hides points where there is none,
-    and on a slow machine warns of its own time.
+    Not inside: ``loc="best"`` hides points if there is no free space, and warns when it is slow.
     """
     lines, names = axes.get_legend_handles_labels()
     if not lines:
@@ -61,18 +63,18 @@ def legend(axes: Axes) -> None:
 
 
 def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
-    """Rows are true classes, columns predictions; colours are shares of the row.
+    """Rows are true classes, columns predicted classes; colours are fractions of the row.
 
     Args:
         counts: [C, C] integers.
-        classes: class names; written out up to 40 of them.
+        classes: class names; shown if there are at most 40.
     """
     table = counts.numpy().astype(np.float64)
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    fractions = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = min(14.0, 3.0 + 0.35 * len(classes))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= 40:
@@ -81,34 +83,34 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(table):
             if count:
-                shade = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=shade)
+                color = "white" if fractions[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=color)
     return render(figure)
 
 
 def reliability(
     counts: NDArray[np.floating[Any]],
     confidence: NDArray[np.floating[Any]],
-    right: NDArray[np.floating[Any]],
+    correct: NDArray[np.floating[Any]],
     ece: float,
 ) -> Image.Image:
-    """Accuracy over confidence in bins of equal width, and how many samples lie in each.
+    """Accuracy over confidence in bins of equal width, and the number of samples in each bin.
 
     Args:
-        counts: [N] samples a bin, the bins dividing 0…1.
+        counts: [N] samples in each of N bins of 0…1.
         confidence: [N] sum of their confidences.
-        right: [N] how many of them were predicted rightly.
+        correct: [N] number of correct predictions.
         ece: expected calibration error, 0…1, for the title.
     """
     edges = np.linspace(0, 1, len(counts) + 1)
     filled = counts > 0
-    said = confidence[filled] / counts[filled]
-    held = right[filled] / counts[filled]
+    mean_confidence = confidence[filled] / counts[filled]
+    accuracy = correct[filled] / counts[filled]
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.bar(edges[:-1][filled], held, width=edges[1], align="edge", edgecolor="white")
+    upper.bar(edges[:-1][filled], accuracy, width=edges[1], align="edge", edgecolor="white")
     upper.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    upper.plot(said, held, "o", color="black", markersize=3)
+    upper.plot(mean_confidence, accuracy, "o", color="black", markersize=3)
     upper.set_ylim(0, 1)
     upper.set_ylabel("accuracy")
     upper.set_title(f"expected calibration error {ece:.4f}", fontsize="small")
@@ -129,9 +131,9 @@ def range_test(
 
     Args:
         rates: [N] learning rates.
-        losses: [N] of the steps.
-        smoothed: [N] the same, smoothed.
-        marks: learning rates to point out, by name.
+        losses: [N] loss of each step.
+        smoothed: [N] smoothed losses.
+        marks: learning rates to mark, by name.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -140,8 +142,8 @@ def range_test(
     for number, (name, rate) in enumerate(marks.items()):
         axes.axvline(rate, color=f"C{number + 1}", linestyle="--", label=f"{name}: {rate:.2g}")
     low, high = float(losses.min()), float(smoothed.max())
-    room = 0.1 * (high - low) or 1.0
-    axes.set_ylim(low - room, high + room)  # a loss that diverges would flatten all others
+    margin = 0.1 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)  # a diverging loss would flatten the rest
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss")
@@ -151,63 +153,64 @@ def range_test(
 
 
 def note(text: str) -> Image.Image:
-    """A line of text, where there is nothing to show."""
-    paper = Image.new("RGB", (16 + 7 * len(text), 32), "white")
-    ImageDraw.Draw(paper).text((8, 10), text, fill="black")
-    return paper
+    """A line of text as an image, for an empty result."""
+    canvas = Image.new("RGB", (16 + 7 * len(text), 32), "white")
+    ImageDraw.Draw(canvas).text((8, 10), text, fill="black")
+    return canvas
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:
-    """An image from uint8 [3, H, W] RGB."""
+    """A uint8 RGB tensor [3, H, W] as an image."""
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def contact_sheet(
-    images: Tensor, captions: Sequence[str], right: Sequence[bool], columns: int = 6
+    images: Tensor, captions: Sequence[str], correct: Sequence[bool], columns: int = 6
 ) -> Image.Image:
-    """Images in a grid with two-line captions, green where right and red where wrong.
+    """Images in a grid with captions of two lines, green if correct, else red.
 
     Args:
         images: uint8 [N, 3, H, W] RGB.
         captions: N texts.
-        right: N truth values.
-        columns: images a row.
+        correct: N booleans.
+        columns: images per row.
     """
     cells = [from_pixels(image).resize((128, 128), Image.Resampling.NEAREST) for image in images]
-    return sheet(cells, captions, right, columns)
+    return sheet(cells, captions, correct, columns)
 
 
 def sheet(
     cells: Sequence[Image.Image],
     captions: Sequence[str],
-    right: Sequence[bool | None],
+    correct: Sequence[bool | None],
     columns: int,
 ) -> Image.Image:
-    """Images of one size in a grid, captioned as ``contact_sheet`` does; black where null."""
+    """Images of one size in a grid, with captions as in ``contact_sheet``; None: black."""
     width, height, text = cells[0].width, cells[0].height, 30
     rows = -(-len(cells) // columns)
-    paper = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + text + 8) + 8), "white")
-    draw = ImageDraw.Draw(paper)
-    for number, (cell, caption, good) in enumerate(zip(cells, captions, right, strict=True)):
-        left = 8 + number % columns * (width + 8)
-        top = 8 + number // columns * (height + text + 8)
-        paper.paste(cell, (left, top))
-        draw.multiline_text((left, top + height + 2), caption, fill=INK[good])
-    return paper
+    canvas = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + text + 8) + 8), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, (cell, caption, is_correct) in enumerate(zip(cells, captions, correct, strict=True)):
+        left = 8 + index % columns * (width + 8)
+        top = 8 + index // columns * (height + text + 8)
+        canvas.paste(cell, (left, top))
+        fill = CAPTION_COLOURS[is_correct]
+        draw.multiline_text((left, top + height + 2), caption, fill=fill)
+    return canvas
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     """Images of one height in a row, without gaps."""
-    paper = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+    canvas = Image.new("RGB", (sum(image.width for image in images), images[0].height))
     left = 0
     for image in images:
-        paper.paste(image, (left, 0))
+        canvas.paste(image, (left, 0))
         left += image.width
-    return paper
+    return canvas
 
 
 def class_colours(labels: Iterable[int]) -> list[Colour]:
-    """A colour a box, the same for boxes of one class."""
+    """A colour for each label; equal labels have equal colours."""
     return [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels]
 
 
@@ -217,44 +220,41 @@ def draw_boxes(
     captions: Sequence[str] = (),
     colours: Sequence[Colour] = PREDICTED_BOXES,
 ) -> Image.Image:
-    """A copy of the image with a frame of two pixels inside each box.
+    """A copy of the image with boxes, outlined by two pixels inside their edges.
 
     Args:
         image: RGB.
-        boxes: N boxes, xyxy in pixels of the image; what lies outside is cut off.
-        captions: none, or N texts, written above the boxes (inside at the upper edge).
-        colours: one a box, in turn; the last one serves all that remain.
+        boxes: N boxes, xyxy in pixels of the image, clipped to it.
+        captions: empty, or N texts, written above the boxes (inside at the upper edge).
+        colours: of the boxes in order; the last one is used for all further boxes.
     """
     image = image.copy()
     draw = ImageDraw.Draw(image)
-    for number, box in reversed([*enumerate(boxes)]):  # the first one on top
-        colour = colours[min(number, len(colours) - 1)]
+    for index, box in reversed([*enumerate(boxes)]):  # the first box is on top
+        colour = colours[min(index, len(colours) - 1)]
         left, right = _span(box[0], box[2], image.width)
         top, bottom = _span(box[1], box[3], image.height)
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
         if captions:
-            x0, y0, x1, y1 = draw.textbbox((0, 0), captions[number])
-            place = (
-                max(0, min(left, image.width - int(x1))),
-                top - int(y1) if top >= y1 else top + 2,
-            )
-            ground = (place[0] + x0, place[1] + y0, place[0] + x1, place[1] + y1)
-            draw.rectangle(ground, fill=colour)
-            draw.text(place, captions[number], fill="black")
+            x0, y0, x1, y1 = draw.textbbox((0, 0), captions[index])
+            x = max(0, min(left, image.width - int(x1)))
+            y = top - int(y1) if top >= y1 else top + 2
+            draw.rectangle((x + x0, y + y0, x + x1, y + y1), fill=colour)
+            draw.text((x, y), captions[index], fill="black")
     return image
 
 
 def _span(start: float, stop: float, length: int) -> tuple[int, int]:
-    """First and last pixel between two edges, at least one pixel inside the image."""
+    """First and last pixel between two edges; at least one pixel, inside the image."""
     first = min(max(round(start), 0), length - 1)
     return first, max(first, min(round(stop), length) - 1)
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Losses, metrics and the learning rate over epochs, a panel each; many metrics in several.
+    """Losses, metrics and learning rate over epochs, in a panel each; more panels for many metrics.
 
     Args:
-        history: one row an epoch, as in ``epoch_metrics.csv``.
+        history: one row per epoch, as in ``epoch_metrics.csv``.
     """
     epochs = [row["epoch"] for row in history]
     names = [name for name in history[-1] if name.startswith("val/") and name != "val/loss"]
@@ -271,23 +271,23 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 
 def energy_map(
-    energy: NDArray[np.floating[Any]], title: str, kept: Sequence[int] = ()
+    energy: NDArray[np.floating[Any]], title: str, selected: Sequence[int] = ()
 ) -> Image.Image:
-    """The mean energy of each DCT frequency on a logarithmic scale.
+    """Mean energy of each DCT frequency on a logarithmic scale.
 
     Args:
         energy: [64] mean squares, row-major (8·v + u).
-        title: what the coefficients are of.
-        kept: frequencies to frame.
+        title: of the picture.
+        selected: frequencies to outline.
     """
     figure = Figure(figsize=(4.5, 4), layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(np.log10(np.maximum(energy.reshape(8, 8), 1e-3)), cmap="viridis")
-    for frequency in kept:
+    mesh = axes.imshow(np.log10(np.maximum(energy.reshape(8, 8), 1e-3)), cmap="viridis")
+    for frequency in selected:
         v, u = divmod(frequency, 8)
         axes.add_patch(Rectangle((u - 0.5, v - 0.5), 1, 1, fill=False, edgecolor="red"))
     axes.set_title(title, fontsize="small")
     axes.set_xlabel("u (horizontal frequency)")
     axes.set_ylabel("v (vertical frequency)")
-    figure.colorbar(shown, ax=axes, label="log10 mean square")
+    figure.colorbar(mesh, ax=axes, label="log10 mean square")
     return render(figure)

@@ -37,10 +37,10 @@ def test_dct_equals_scipy_both_ways() -> None:
     coefficients = block_dct(plane)
     assert coefficients.shape == (2, 64, 6, 5)
     assert coefficients.dtype == torch.float32
-    found = coefficients.movedim(1, -1).unflatten(-1, (8, 8)).numpy()
-    assert np.abs(found - expected).max() <= 1e-4
+    result = coefficients.movedim(1, -1).unflatten(-1, (8, 8)).numpy()
+    assert np.abs(result - expected).max() <= 1e-4
 
-    back = np.asarray(scipy.fft.idctn(found.astype(np.float64), axes=(-2, -1), norm="ortho"))
+    back = np.asarray(scipy.fft.idctn(result.astype(np.float64), axes=(-2, -1), norm="ortho"))
     picture = back.transpose(0, 1, 3, 2, 4).reshape(2, 48, 40)
     assert np.abs(block_idct(coefficients).numpy() - picture).max() <= 1e-4
 
@@ -80,8 +80,10 @@ def test_dct_round_trips_and_keeps_energy(shape: tuple[int, int, int, int]) -> N
 
 def test_some_rows_of_the_basis_give_those_frequencies() -> None:
     plane = planes(3, 16, 24)
-    keep = [9, 0, 63]
-    torch.testing.assert_close(block_dct(plane, dct_basis()[keep]), block_dct(plane)[:, keep])
+    frequencies = [9, 0, 63]
+    torch.testing.assert_close(
+        block_dct(plane, dct_basis()[frequencies]), block_dct(plane)[:, frequencies]
+    )
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from research.compression.dct import block_dct, rgb_to_ycbcr, ycbcr_to_rgb
 from research.compression.decoder import Decoder
-from research.compression.selection import Selection, kept_indices
+from research.compression.selection import Selection, select_frequencies
 
 ALL = tuple(range(64))
 FULL = Selection(ALL, ALL)
@@ -39,20 +39,20 @@ def test_studio_coefficients_decode_by_the_matrix_of_bt601() -> None:
     y = 16 + 219 * torch.rand(1, 16, 16, generator=generator)
     flat = 16 + 224 * torch.rand(1, 2, 1, 1, generator=generator)
     cbcr = flat.expand(1, 2, 8, 8).contiguous()
-    found = Decoder(FULL, "studio")(block_dct(y - 128), block_dct(cbcr - 128))
+    decoded = Decoder(FULL, "studio")(block_dct(y - 128), block_dct(cbcr - 128))
     luma, (cb, cr) = 1.164383 * (y - 16), (flat - 128).flatten()
     red = luma + 1.596027 * cr
     green = luma - 0.391762 * cb - 0.812968 * cr
     blue = luma + 2.017232 * cb
-    torch.testing.assert_close(found, torch.stack([red, green, blue], 1), atol=5e-3, rtol=0)
+    torch.testing.assert_close(decoded, torch.stack([red, green, blue], 1), atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("order", ["corner", "zigzag"])
 @pytest.mark.parametrize("window", [1, 2, 4])
-def test_what_was_not_kept_is_zero(window: int, order: str) -> None:
-    kept = kept_indices(window, order)  # type: ignore[arg-type]
+def test_other_frequencies_are_zero(window: int, order: str) -> None:
+    kept = select_frequencies(window, order)  # type: ignore[arg-type]
     y, cbcr = coefficients(images(1, 16))
-    found = Decoder(Selection(kept, kept), "full")(y[:, list(kept)], cbcr[:, :, list(kept)])
+    decoded = Decoder(Selection(kept, kept), "full")(y[:, list(kept)], cbcr[:, :, list(kept)])
     luma = np.zeros((16, 16))
     for row in range(2):
         for col in range(2):
@@ -61,7 +61,7 @@ def test_what_was_not_kept_is_zero(window: int, order: str) -> None:
             pixels = idctn(block.reshape(8, 8), norm="ortho") + 128
             luma[8 * row : 8 * row + 8, 8 * col : 8 * col + 8] = pixels
     # Luma comes back from RGB by the same weights, whatever the chroma.
-    back = rgb_to_ycbcr(found)[0][0]
+    back = rgb_to_ycbcr(decoded)[0][0]
     np.testing.assert_allclose(back.numpy(), luma, atol=2e-3)
 
 
@@ -69,9 +69,9 @@ def test_what_was_not_kept_is_zero(window: int, order: str) -> None:
 def test_an_empty_plane_is_neutral(range_: str) -> None:
     y, cbcr = coefficients(images(1))
     grey = Decoder(Selection(ALL, ()), range_)
-    found = grey(*grey.to_range(y, cbcr[:, :, :0]))
+    decoded = grey(*grey.to_range(y, cbcr[:, :, :0]))
     expected = rgb_to_ycbcr(images(1))[0][:, None].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(decoded, expected, atol=2e-3, rtol=0)
     flat = Decoder(Selection((), ALL), range_)
     luma = rgb_to_ycbcr(flat(*flat.to_range(y[:, :0], cbcr)))[0]
     torch.testing.assert_close(luma, torch.full_like(luma, 128), atol=2e-3, rtol=0)
@@ -81,6 +81,6 @@ def test_mixed_precision_does_not_round_the_image() -> None:
     decoder = Decoder(FULL, "studio")
     y, cbcr = decoder.to_range(*coefficients(images()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = decoder(y, cbcr)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, decoder(y, cbcr))
+        decoded = decoder(y, cbcr)
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, decoder(y, cbcr))

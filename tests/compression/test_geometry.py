@@ -15,15 +15,15 @@ from torchvision.transforms.v2 import functional as F
 
 from research.compression.dct import block_dct, block_idct, rgb_to_ycbcr, ycbcr_to_rgb
 from research.compression.geometry import (
+    crop_and_resize,
     flip_channels,
     flip_signs,
-    payload,
     resize,
     resize_operator,
     snap_box,
 )
 from research.compression.jpeg import Header, read_planes
-from research.compression.selection import Selection, kept_indices
+from research.compression.selection import Selection, select_frequencies
 
 MakeJpeg = Callable[..., Path]
 ALL = tuple(range(64))
@@ -69,11 +69,11 @@ def test_resize_equals_that_of_the_pixels(
     rows: int, cols: int, out_rows: int, out_cols: int, seed: int
 ) -> None:
     plane = random_plane(rows, cols, seed)
-    found = resize(layout_of(blocks_of(plane)), out_rows, out_cols, ALL)
-    assert found.shape == (out_rows, out_cols, 64)
-    assert found.dtype == np.float32
+    result = resize(layout_of(blocks_of(plane)), out_rows, out_cols, ALL)
+    assert result.shape == (out_rows, out_cols, 64)
+    assert result.dtype == np.float32
     expected = resized(plane, 8 * out_rows, 8 * out_cols)
-    assert (plane_of(found) - expected).abs().max() <= 1e-2
+    assert (plane_of(result) - expected).abs().max() <= 1e-2
 
 
 @settings(max_examples=20, deadline=None)
@@ -85,8 +85,8 @@ def test_resize_is_the_product_with_its_operators(
     layout = layout_of(blocks)
     product = resize_operator(rows, out_rows) @ layout @ resize_operator(cols, out_cols).T
     expected = product.reshape(out_rows, 8, out_cols, 8).transpose(0, 2, 1, 3)
-    found = resize(layout, out_rows, out_cols, ALL)
-    np.testing.assert_allclose(found, expected.reshape(out_rows, out_cols, 64), atol=5e-3)
+    result = resize(layout, out_rows, out_cols, ALL)
+    np.testing.assert_allclose(result, expected.reshape(out_rows, out_cols, 64), atol=5e-3)
 
 
 def test_resize_to_the_same_size_changes_nothing() -> None:
@@ -95,24 +95,30 @@ def test_resize_to_the_same_size_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "keep",
-    [kept_indices(4, "corner"), kept_indices(1, "corner"), kept_indices(3, "zigzag"), (63, 0), ()],
+    "frequencies",
+    [
+        select_frequencies(4, "corner"),
+        select_frequencies(1, "corner"),
+        select_frequencies(3, "zigzag"),
+        (63, 0),
+        (),
+    ],
 )
-def test_kept_frequencies_are_those_of_the_whole(keep: tuple[int, ...]) -> None:
+def test_selected_frequencies_equal_those_of_a_full_resize(frequencies: tuple[int, ...]) -> None:
     layout = layout_of(blocks_of(random_plane(9, 6)))
     whole = resize(layout, 4, 8, ALL)
-    found = resize(layout, 4, 8, keep)
-    np.testing.assert_allclose(found, whole[..., list(keep)], atol=1e-3)
+    result = resize(layout, 4, 8, frequencies)
+    np.testing.assert_allclose(result, whole[..., list(frequencies)], atol=1e-3)
 
 
-@pytest.mark.parametrize("keep", [ALL, kept_indices(3, "zigzag")])
-def test_flip_is_the_mirrored_picture(keep: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("frequencies", [ALL, select_frequencies(3, "zigzag")])
+def test_flip_is_the_mirrored_picture(frequencies: tuple[int, ...]) -> None:
     plane = random_plane(3, 5)
-    blocks = blocks_of(plane)[..., list(keep)]
-    mirrored = blocks_of(plane.flip(-1))[..., list(keep)]
+    blocks = blocks_of(plane)[..., list(frequencies)]
+    mirrored = blocks_of(plane.flip(-1))[..., list(frequencies)]
     channels = torch.from_numpy(np.stack([blocks, blocks])).permute(0, 3, 1, 2)
     expected = torch.from_numpy(mirrored).permute(2, 0, 1)
-    torch.testing.assert_close(flip_channels(channels, keep)[1], expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(flip_channels(channels, frequencies)[1], expected, rtol=0, atol=1e-3)
 
 
 def test_flip_of_stored_integers_is_its_own_inverse() -> None:
@@ -125,13 +131,13 @@ def test_flip_of_stored_integers_is_its_own_inverse() -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("size", [(96, 128), (75, 99)])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_payload_equals_cropping_and_resizing_pixels(
+def test_it_equals_cropping_and_resizing_pixels(
     make_jpeg: MakeJpeg, sampling: str, size: tuple[int, int], progressive: bool
 ) -> None:
     planes = read_planes(make_jpeg(*size, sampling, progressive=progressive))
     box = snap_box(planes.header, 15, 17, 47, 66)
     assert box == (2, 2, 6, 8)
-    y, cbcr = payload(planes, box, 64, FULL)
+    y, cbcr = crop_and_resize(planes, box, 64, FULL)
     assert y.shape == (8, 8, 64)
     assert cbcr.shape == (2, 4, 4, 64)
     assert y.dtype == cbcr.dtype == np.float32
@@ -141,46 +147,46 @@ def test_payload_equals_cropping_and_resizing_pixels(
         assert not cbcr.any()
         return
     across, down = planes.header.subsampling
-    for found, source in zip(cbcr, (planes.cb, planes.cr), strict=True):
+    for result, source in zip(cbcr, (planes.cb, planes.cr), strict=True):
         crop = plane_of(source)[16 // down : 64 // down, 16 // across : 80 // across]
-        assert (plane_of(found) - resized(crop, 32, 32)).abs().max() <= 1e-2
+        assert (plane_of(result) - resized(crop, 32, 32)).abs().max() <= 1e-2
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_whole_block_crop_without_resize_is_exact(make_jpeg: MakeJpeg, sampling: str) -> None:
     planes = read_planes(make_jpeg(96, 128, sampling))
-    y, _ = payload(planes, snap_box(planes.header, 16, 32, 64, 64), 64, FULL)
+    y, _ = crop_and_resize(planes, snap_box(planes.header, 16, 32, 64, 64), 64, FULL)
     crop = plane_of(planes.y)[16:80, 32:96]
     assert (plane_of(y) - crop).abs().max() <= 1e-3
 
 
 @pytest.mark.parametrize("sampling", ["444", "422", "440", "420"])
-def test_payload_shows_the_picture_that_pil_shows(make_jpeg: MakeJpeg, sampling: str) -> None:
+def test_the_decoded_crop_is_the_image_of_pil(make_jpeg: MakeJpeg, sampling: str) -> None:
     path = make_jpeg(160, 192, sampling, quality=95)
     planes = read_planes(path)
-    y, cbcr = payload(planes, snap_box(planes.header, 0, 0, 160, 192), 96, FULL)
+    y, cbcr = crop_and_resize(planes, snap_box(planes.header, 0, 0, 160, 192), 96, FULL)
     chroma = torch.stack([plane_of(part) for part in cbcr])
-    found = ycbcr_to_rgb(plane_of(y)[None], chroma[None])[0]
+    result = ycbcr_to_rgb(plane_of(y)[None], chroma[None])[0]
     image = Image.open(path).resize((96, 96), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.array(image)).permute(2, 0, 1).double()
-    # The payload's chroma is 4:2:0, so the expected picture has to lose as much.
+    # The chroma is 4:2:0, so that of the expected picture is subsampled too.
     expected = ycbcr_to_rgb(*rgb_to_ycbcr(expected[None]))[0]
-    assert (found - expected).abs().mean() < 2
+    assert (result - expected).abs().mean() < 2
 
 
 def test_empty_selection_of_a_plane_gives_an_empty_array(make_jpeg: MakeJpeg) -> None:
     planes = read_planes(make_jpeg(64, 64, "420"))
     box = snap_box(planes.header, 0, 0, 64, 64)
-    y, cbcr = payload(planes, box, 32, Selection((0,), ()))
+    y, cbcr = crop_and_resize(planes, box, 32, Selection((0,), ()))
     assert (y.shape, cbcr.shape) == ((4, 4, 1), (2, 2, 2, 0))
-    y, cbcr = payload(planes, box, 32, Selection((), (0, 1)))
+    y, cbcr = crop_and_resize(planes, box, 32, Selection((), (0, 1)))
     assert (y.shape, cbcr.shape) == ((4, 4, 0), (2, 2, 2, 2))
 
 
-def test_size_must_hold_whole_chroma_blocks(make_jpeg: MakeJpeg) -> None:
+def test_size_must_be_a_multiple_of_16(make_jpeg: MakeJpeg) -> None:
     planes = read_planes(make_jpeg(64, 64, "420"))
     with pytest.raises(ValueError, match="size=40"):
-        payload(planes, snap_box(planes.header, 0, 0, 64, 64), 40, FULL)
+        crop_and_resize(planes, snap_box(planes.header, 0, 0, 64, 64), 40, FULL)
 
 
 @settings(deadline=None)
@@ -191,11 +197,11 @@ def test_size_must_hold_whole_chroma_blocks(make_jpeg: MakeJpeg) -> None:
     st.tuples(*[st.floats(0, 1)] * 4),
 )
 def test_snapped_box_is_the_nearest_of_whole_mcus(
-    height: int, width: int, factors: tuple[int, int], shares: tuple[float, float, float, float]
+    height: int, width: int, factors: tuple[int, int], fractions: tuple[float, float, float, float]
 ) -> None:
     across, down = factors
-    top, left = shares[0] * height, shares[1] * width
-    tall, wide = shares[2] * (height - top), shares[3] * (width - left)
+    top, left = fractions[0] * height, fractions[1] * width
+    tall, wide = fractions[2] * (height - top), fractions[3] * (width - left)
     box = snap_box(header(height, width, across, down), top, left, tall, wide)
     for start, extent, wanted, length, step, side in [
         (box.top, box.height, top, tall, down, height),
@@ -209,6 +215,6 @@ def test_snapped_box_is_the_nearest_of_whole_mcus(
             assert abs(8 * (start + extent) - min(wanted + length, whole)) <= 4 * step
 
 
-def test_a_vanishing_box_becomes_the_unit_at_its_centre() -> None:
+def test_an_empty_box_becomes_the_mcu_at_its_centre() -> None:
     assert snap_box(header(64, 64, 2, 2), 33, 20, 2, 2) == (4, 2, 2, 2)
     assert snap_box(header(64, 64, 1, 1), 63, 63, 1, 1) == (7, 7, 1, 1)

@@ -17,11 +17,11 @@ from PIL import Image
 from research.compression.dct import block_idct
 from research.compression.jpeg import (
     MAX_PIXELS,
-    NotNative,
+    UnsupportedJpeg,
     is_complete,
-    native,
     read_header,
     read_planes,
+    unsupported_reason,
 )
 from research.utils.errors import DamagedImage
 
@@ -98,13 +98,13 @@ def test_header_of_what_is_read_directly(
     assert header.color == ("grey" if sampling == "grey" else "ycbcr")
     assert header.subsampling == subsampling
     assert not header.progressive
-    assert native(header) is None
+    assert unsupported_reason(header) is None
 
 
 def test_factors_may_be_written_unreduced(tmp_path: Path) -> None:
     grey = encoded("L")
     doubled = patched(grey, frame(grey) + 7, b"\x22")
-    assert native(read_header(doubled)) is None
+    assert unsupported_reason(read_header(doubled)) is None
     assert read_header(doubled).subsampling == (1, 1)
     for name, data in [("plain.jpg", grey), ("doubled.jpg", doubled)]:
         (tmp_path / name).write_bytes(data)
@@ -114,13 +114,13 @@ def test_factors_may_be_written_unreduced(tmp_path: Path) -> None:
     colour = encoded(subsampling=0)
     for component in range(3):
         colour = patched(colour, frame(colour) + 7 + 3 * component, b"\x22")
-    assert native(read_header(colour)) is None
+    assert unsupported_reason(read_header(colour)) is None
     assert read_header(colour).subsampling == (1, 1)
 
 
-def test_detours_are_named(make_jpeg: MakeJpeg) -> None:
+def test_unsupported_files_have_a_reason(make_jpeg: MakeJpeg) -> None:
     def reason(data: bytes) -> str | None:
-        return native(read_header(data))
+        return unsupported_reason(read_header(data))
 
     rgb = encoded()
     assert reason(encoded("CMYK")) == "cmyk"
@@ -134,10 +134,10 @@ def test_detours_are_named(make_jpeg: MakeJpeg) -> None:
     assert reason(encoded(side=15, subsampling=0)) is None
 
 
-def test_planes_of_a_detour_are_refused(tmp_path: Path) -> None:
+def test_planes_of_an_unsupported_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cmyk.jpg"
     path.write_bytes(encoded("CMYK"))
-    with pytest.raises(NotNative) as error:
+    with pytest.raises(UnsupportedJpeg) as error:
         read_planes(path)
     assert error.value.reason == "cmyk"
 
@@ -161,7 +161,7 @@ def test_colour_is_decided_as_libjpeg_does() -> None:
     assert colour(data[: 4 + length] + adobe + b"\x00" + data[4 + length :]) == "ycbcr"
 
 
-def test_thumbnails_and_fill_bytes_are_passed_over() -> None:
+def test_thumbnails_and_fill_bytes_are_skipped() -> None:
     data, thumbnail = encoded(side=48), encoded(side=16)
     exif = b"\xff\xe1" + (len(thumbnail) + 8).to_bytes(2, "big") + b"Exif\0\0" + thumbnail
     header = read_header(data[:2] + exif + b"\xff\xff\xff" + data[2:])
@@ -242,7 +242,7 @@ def oversized(data: bytes, height: int, width: int) -> bytes:
         ("unreadable", encoded().replace(b"\xff\xdb", b"\xff\xfe")),
     ],
 )
-def test_damage_is_named(tmp_path: Path, kind: str, data: bytes) -> None:
+def test_damage_has_a_kind(tmp_path: Path, kind: str, data: bytes) -> None:
     path = tmp_path / "damaged.jpg"
     path.write_bytes(data)
     with pytest.raises(DamagedImage) as error:
@@ -250,7 +250,7 @@ def test_damage_is_named(tmp_path: Path, kind: str, data: bytes) -> None:
     assert error.value.kind == kind
 
 
-def test_the_claimed_size_alone_is_enough_to_refuse() -> None:
+def test_an_oversized_header_is_refused_without_the_rest() -> None:
     data = oversized(encoded(), 65500, 65500)
     with pytest.raises(DamagedImage) as error:
         read_header(data[: data.index(b"\xff\xda") + 2 + 12])
@@ -259,7 +259,7 @@ def test_the_claimed_size_alone_is_enough_to_refuse() -> None:
     assert read_header(oversized(encoded(), side, side)).width == side
 
 
-def test_what_libjpeg_gives_up_on_is_unreadable(tmp_path: Path) -> None:
+def test_an_error_of_libjpeg_is_unreadable(tmp_path: Path) -> None:
     data = encoded()
     path = tmp_path / "tables.jpg"
     lengths = data.index(b"\xff\xc4") + 5
@@ -282,10 +282,10 @@ DAMAGES = ("empty", "not_an_image", "truncated", "oversized", "too_small", "unre
 UNUSABLE = ("lossless", "arithmetic", "twelve_bit", "cmyk", "rgb", "sampling", "tiny")
 
 
-def verdict(data: bytes) -> str | None:
-    """The word under which a file is counted; none of one that can be used."""
+def counted_as(data: bytes) -> str | None:
+    """The word under which a file is counted; ``None`` if its coefficients can be used."""
     try:
-        return native(read_header(data))
+        return unsupported_reason(read_header(data))
     except DamagedImage as damage:
         return damage.kind
 
@@ -295,16 +295,16 @@ def verdict(data: bytes) -> str | None:
     st.dictionaries(st.integers(0, len(WHOLE) - 1), st.integers(0, 255), max_size=8),
     st.integers(0, len(WHOLE)),
 )
-def test_corrupt_headers_are_damage_or_name_a_reason(changes: dict[int, int], cut: int) -> None:
+def test_corrupt_headers_are_damage_or_unsupported(changes: dict[int, int], cut: int) -> None:
     data = bytearray(WHOLE)
     for at, value in changes.items():
         data[at] = value
     for version in (bytes(data), bytes(data[:cut])):
-        assert verdict(version) in {None, *UNUSABLE, *DAMAGES}
+        assert counted_as(version) in {None, *UNUSABLE, *DAMAGES}
     assert not is_complete(WHOLE[: min(cut, len(WHOLE) - 1)])
 
 
-def test_paths_may_hold_any_letters(tmp_path: Path, make_jpeg: MakeJpeg) -> None:
+def test_paths_may_contain_any_letters(tmp_path: Path, make_jpeg: MakeJpeg) -> None:
     odd = tmp_path / "grün 图.jpg"
     shutil.copy(make_jpeg(16, 16, "420"), odd)
     assert read_planes(str(odd)).header.width == 16

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -7,32 +8,32 @@ from typing import Any
 import jpegio
 import pytest
 
-from research.compression.selection import ZIGZAG, Selection, kept_indices
+from research.compression.selection import ZIGZAG, Selection, select_frequencies
 
 
 def test_zigzag_is_the_scan_of_the_standard() -> None:
     assert tuple(jpegio.zigzag_order()) == ZIGZAG
 
 
-def test_corner_keeps_the_square_row_by_row() -> None:
-    assert kept_indices(1, "corner") == (0,)
-    assert kept_indices(3, "corner") == (0, 1, 2, 8, 9, 10, 16, 17, 18)
-    assert kept_indices(8, "corner") == tuple(range(64))
+def test_corner_is_a_square_row_by_row() -> None:
+    assert select_frequencies(1, "corner") == (0,)
+    assert select_frequencies(3, "corner") == (0, 1, 2, 8, 9, 10, 16, 17, 18)
+    assert select_frequencies(8, "corner") == tuple(range(64))
 
 
-def test_zigzag_keeps_as_many_as_the_corner_in_scan_order() -> None:
-    assert kept_indices(2, "zigzag") == (0, 1, 8, 16)
-    assert kept_indices(8, "zigzag") == ZIGZAG
+def test_zigzag_has_as_many_as_the_corner_in_scan_order() -> None:
+    assert select_frequencies(2, "zigzag") == (0, 1, 8, 16)
+    assert select_frequencies(8, "zigzag") == ZIGZAG
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 64])
-def test_count_keeps_the_first_of_the_scan(count: int) -> None:
-    assert kept_indices(None, "zigzag", count) == ZIGZAG[:count]
+def test_count_selects_the_first_of_the_scan(count: int) -> None:
+    assert select_frequencies(None, "zigzag", count) == ZIGZAG[:count]
 
 
 def test_planes_fall_back_to_the_common_window() -> None:
     assert Selection.from_settings(4, "corner") == Selection(
-        kept_indices(4, "corner"), kept_indices(4, "corner")
+        select_frequencies(4, "corner"), select_frequencies(4, "corner")
     )
     mixed = Selection.from_settings(4, "zigzag", window_luma=8, count_chroma=0)
     assert mixed == Selection(ZIGZAG, ())
@@ -50,18 +51,18 @@ def test_planes_fall_back_to_the_common_window() -> None:
         ({"window": 4, "order": "corner", "count_luma": 3}, "count_luma=3 needs order=zigzag"),
         (
             {"window": 4, "order": "zigzag", "count_luma": 3, "window_luma": 2},
-            "window_luma=2 and count_luma=3 are both given",
+            "window_luma=2 and count_luma=3 are both set",
         ),
-        ({"window": 4, "order": "zigzag", "count_luma": 0, "count_chroma": 0}, "keeps nothing"),
+        ({"window": 4, "order": "zigzag", "count_luma": 0, "count_chroma": 0}, "selects nothing"),
         ({"window": 4, "order": "spiral"}, "order=spiral: choose corner or zigzag"),
     ],
 )
-def test_impossible_settings_are_named_in_one_line(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+def test_invalid_settings_are_reported_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         Selection.from_settings(**settings)
-    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_the_rules_are_known_without_torch() -> None:
+def test_the_module_does_not_import_torch() -> None:
     code = "import sys, research.compression.selection; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,54 +13,53 @@ from scipy.fft import dctn
 
 from research.compression import statistics
 from research.compression.blocks import Blocks
-from research.compression.selection import EVERY, ZIGZAG, Selection
+from research.compression.selection import ALL_FREQUENCIES, ZIGZAG, Selection
 from research.compression.statistics import Statistics
 from research.data.crops import CentreCrop
 from research.data.readers import PixelReader
 from research.data.transforms import EPSILON, CoefficientTransform
-from research.utils.errors import UserError
-from tests.conftest import prepared
+from tests.conftest import prepared, user_error
 
 Compose = Callable[..., dict[str, Any]]
 
 
 def batches() -> list[Blocks]:
-    """Three batches of unequal length; each frequency has a mean and spread of its own."""
+    """Three batches of unequal length; each frequency has its own mean and std."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.arange(1, 65).float()
-    found = []
+    result = []
     for count in (3, 1, 2):
         y = torch.randn(count, 64, 4, 4, generator=generator) * scale[:, None, None] + 500
         cbcr = torch.randn(count, 2, 64, 2, 2, generator=generator) - 3 * scale[:, None, None]
-        found.append(Blocks(y, cbcr))
-    return found
+        result.append(Blocks(y, cbcr))
+    return result
 
 
-def test_mean_and_deviation_are_those_of_numpy() -> None:
-    found = statistics.measure(batches(), EVERY)
+def test_mean_and_std_equal_those_of_numpy() -> None:
+    result = statistics.measure(batches(), ALL_FREQUENCIES)
     y = np.concatenate([b.y.numpy() for b in batches()]).astype(np.float64)
     cbcr = np.concatenate([b.cbcr.numpy() for b in batches()]).astype(np.float64)
-    np.testing.assert_allclose(found.y_mean, y.mean((0, 2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(found.y_std, y.std((0, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(found.cbcr_mean, cbcr.mean((0, 3, 4)), rtol=1e-6)
-    np.testing.assert_allclose(found.cbcr_std, cbcr.std((0, 3, 4)), rtol=1e-5)
-    assert found.images == 6
-    assert found.y_mean.shape == (64,)
-    assert found.cbcr_std.shape == (2, 64)
+    np.testing.assert_allclose(result.y_mean, y.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(result.y_std, y.std((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(result.cbcr_mean, cbcr.mean((0, 3, 4)), rtol=1e-6)
+    np.testing.assert_allclose(result.cbcr_std, cbcr.std((0, 3, 4)), rtol=1e-5)
+    assert result.images == 6
+    assert result.y_mean.shape == (64,)
+    assert result.cbcr_std.shape == (2, 64)
 
 
-def test_a_constant_frequency_has_no_deviation() -> None:
-    found = statistics.measure(
+def test_a_constant_frequency_has_std_zero() -> None:
+    result = statistics.measure(
         [Blocks(torch.full((2, 64, 2, 2), 999.7), torch.ones(2, 2, 64, 1, 1))],
-        EVERY,
+        ALL_FREQUENCIES,
     )
-    assert found.y_std.max() < 1e-2
-    assert not found.y_std.isnan().any()
+    assert result.y_std.max() < 1e-2
+    assert not result.y_std.isnan().any()
 
 
-def test_no_image_is_the_users_affair() -> None:
-    with pytest.raises(UserError, match="no training image"):
-        statistics.measure([], EVERY)
+def test_no_image_is_a_user_error() -> None:
+    with user_error("dataset"):
+        statistics.measure([], ALL_FREQUENCIES)
 
 
 def test_measured_once_a_key(tmp_path: Path) -> None:
@@ -68,7 +67,7 @@ def test_measured_once_a_key(tmp_path: Path) -> None:
 
     def make() -> Statistics:
         calls.append(1)
-        return statistics.measure(batches(), EVERY)
+        return statistics.measure(batches(), ALL_FREQUENCIES)
 
     first = statistics.cached(tmp_path / "s", {"range": "full", "size": 64}, make)
     again = statistics.cached(tmp_path / "s", {"size": 64, "range": "full"}, make)
@@ -76,20 +75,22 @@ def test_measured_once_a_key(tmp_path: Path) -> None:
     for name in ("y_mean", "y_std", "cbcr_mean", "cbcr_std"):
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert torch.equal(
-            getattr(first, name), getattr(statistics.measure(batches(), EVERY), name)
+            getattr(first, name), getattr(statistics.measure(batches(), ALL_FREQUENCIES), name)
         )
     assert first.images == again.images == 6
     statistics.cached(tmp_path / "s", {"range": "studio", "size": 64}, make)
     assert len(calls) == 2
-    kept = [json.loads(path.read_text()) for path in (tmp_path / "s").glob("*.json")]
-    assert sorted(entry["key"]["range"] for entry in kept) == ["full", "studio"]
+    stored = [json.loads(path.read_text()) for path in (tmp_path / "s").glob("*.json")]
+    assert sorted(entry["key"]["range"] for entry in stored) == ["full", "studio"]
 
 
 def test_a_failed_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        statistics.cached(tmp_path, {"a": 1}, lambda: statistics.measure([], EVERY))
-    found = statistics.cached(tmp_path, {"a": 1}, lambda: statistics.measure(batches(), EVERY))
-    assert found.images == 6
+    with user_error("dataset"):
+        statistics.cached(tmp_path, {"a": 1}, lambda: statistics.measure([], ALL_FREQUENCIES))
+    result = statistics.cached(
+        tmp_path, {"a": 1}, lambda: statistics.measure(batches(), ALL_FREQUENCIES)
+    )
+    assert result.images == 6
 
 
 def studio_dct(pixels: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -119,16 +120,16 @@ def test_a_run_is_normalised_by_the_numbers_of_its_training_images(small: Compos
     pairs = [studio_dct(reader.read(file, crop, rng).arrays[0]) for file in files]  # type: ignore[arg-type]
     y = np.concatenate([luma for luma, _ in pairs])
     cbcr = np.concatenate([chroma for _, chroma in pairs], axis=1)
-    kept = list(ZIGZAG[:4])
+    frequencies = list(ZIGZAG[:4])
     expected = {
-        "y_mean": y.mean(0)[kept],
-        "y_std": y.std(0)[kept] + EPSILON,
-        "cbcr_mean": cbcr.mean(1)[:, kept],
-        "cbcr_std": cbcr.std(1)[:, kept] + EPSILON,
+        "y_mean": y.mean(0)[frequencies],
+        "y_std": y.std(0)[frequencies] + EPSILON,
+        "cbcr_mean": cbcr.mean(1)[:, frequencies],
+        "cbcr_std": cbcr.std(1)[:, frequencies] + EPSILON,
     }
     for name, values in expected.items():
-        found = getattr(transform, name).squeeze((-1, -2)).numpy()
-        np.testing.assert_allclose(found, values, atol=2e-3, err_msg=name)
+        result = getattr(transform, name).squeeze((-1, -2)).numpy()
+        np.testing.assert_allclose(result, values, atol=2e-3, err_msg=name)
 
 
 def test_another_run_on_the_same_data_measures_nothing(
@@ -137,9 +138,9 @@ def test_another_run_on_the_same_data_measures_nothing(
     measured = []
     original = statistics.measure
 
-    def watch(found: Iterator[Blocks], which: Selection) -> Statistics:
+    def watch(batches: Iterator[Blocks], which: Selection) -> Statistics:
         measured.append(1)
-        return original(found, which)
+        return original(batches, which)
 
     monkeypatch.setattr(statistics, "measure", watch)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from research.compression.blocks import Blocks
-from research.compression.selection import Selection, kept_indices
+from research.compression.selection import Selection, select_frequencies
 from research.compression.stems import StemSpec
 
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
@@ -15,7 +15,7 @@ FEATURES = VARIANTS[1:]
 
 
 def spec(variant: str, window: int = 4, range_: str = "full") -> StemSpec:
-    kept = kept_indices(window, "corner")
+    kept = select_frequencies(window, "corner")
     return StemSpec(variant, Selection(kept, kept), range_)
 
 
@@ -29,11 +29,11 @@ def blocks(kept: int = 16, count: int = 2, size: int = 64, chroma: int | None = 
 
 
 @pytest.mark.parametrize("variant", FEATURES)
-def test_features_stand_at_stride_4(variant: str) -> None:
+def test_features_have_stride_4(variant: str) -> None:
     assert spec(variant).build(48)(blocks()).shape == (2, 48, 16, 16)
 
 
-def test_reconstruction_gives_the_image() -> None:
+def test_reconstruction_returns_an_image() -> None:
     assert spec("reconstruction").build(64)(blocks()).shape == (2, 3, 64, 64)
 
 
@@ -50,8 +50,8 @@ def influence(stem: torch.nn.Module, inputs: Blocks) -> tuple[Tensor, Tensor]:
     grid = inputs.y.shape[-1]
     base = stem(inputs)
     luma, chroma = torch.zeros(grid, grid), torch.zeros(grid // 2, grid // 2)
-    for place in range(grid * grid):
-        row, col = divmod(place, grid)
+    for index in range(grid * grid):
+        row, col = divmod(index, grid)
         y = inputs.y.clone()
         y[:, :, row, col] += 1
         luma[row, col] = (stem(Blocks(y, inputs.cbcr)) - base).abs().max()
@@ -90,7 +90,7 @@ def test_every_channel_counts(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("luma", "chroma"), [(10, 0), (0, 3), (64, 1)])
-def test_a_plane_of_nothing_has_no_branch(variant: str, luma: int, chroma: int) -> None:
+def test_an_empty_plane_has_no_branch(variant: str, luma: int, chroma: int) -> None:
     selection = Selection.from_settings(4, "zigzag", count_luma=luma, count_chroma=chroma)
     stem = StemSpec(variant, selection, "studio").build(64)
     inputs = blocks(kept=luma, chroma=chroma)
@@ -108,11 +108,11 @@ def test_refinement_starts_as_an_identity_and_can_learn() -> None:
     image = stem.decoder(*inputs) / 255
     expected = (image - stem.mean) / stem.std
     assert torch.equal(stem(inputs), expected)
-    solver = torch.optim.SGD(stem.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(stem.parameters(), lr=0.1)
     for _ in range(2):
-        solver.zero_grad()
+        optimizer.zero_grad()
         stem(inputs).square().mean().backward()
-        solver.step()
+        optimizer.step()
     assert not torch.equal(stem(inputs), expected)
     assert all(p.grad.abs().max() > 0 for p in stem.parameters())
 
@@ -127,6 +127,6 @@ def test_only_the_pruned_variant_scales_the_trunk() -> None:
     assert StemSpec("luma_fusion_pruned", none, "full").trunk_scale == 1 / 8
 
 
-def test_only_a_decoder_wants_coefficients_as_they_are() -> None:
+def test_only_reconstruction_takes_unnormalised_coefficients() -> None:
     assert [variant for variant in VARIANTS if not spec(variant).normalised] == ["reconstruction"]
     assert [variant for variant in VARIANTS if spec(variant).takes_image] == ["reconstruction"]

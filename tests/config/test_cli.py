@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import pytest
 
 from research import evaluate, inspect, summary
 from research.config import cli
-from research.config.rules import COUNT, DEVICE, TEXT, TRUTH, number
+from research.config.rules import COUNT, DEVICE, PATH, TEXT, TRUTH, number
 from research.utils.errors import UserError
-from tests.conftest import TINY, refusal, run
+from tests.conftest import TINY, refusal, run, user_error
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -41,25 +43,9 @@ def test_the_wrong_order_and_flags_are_refused(words: list[str], told: str) -> N
 
 
 def test_a_command_of_settings_takes_no_path() -> None:
-    assert cli.key_values(["a=1"]) == ["a=1"]
-    with pytest.raises(UserError, match="resnet34: settings are written key=value"):
-        cli.key_values(["resnet34", "a=1"])
-
-
-def test_own_options_are_told_from_settings_of_the_configuration() -> None:
-    known = {"split": "val", "out": "runs/x"}
-    values, rest = cli.options(["split=test", "dataset.batch_size=3", "epochs=1"], known)
-    assert values == {"split": "test", "out": "runs/x"}
-    assert rest == ["dataset.batch_size=3", "epochs=1"]
-    assert known == {"split": "val", "out": "runs/x"}
-    assert cli.options(["out=a=b"], known)[0]["out"] == "a=b"
-
-
-def test_a_misspelled_option_is_named() -> None:
-    with pytest.raises(UserError, match="no key 'splt'; did you mean 'split'"):
-        cli.options(["splt=val"], {"split": "val"})
-    # A key of the configuration is none, however near.
-    assert cli.options(["device=cpu"], {"devices": "1"}) == ({"devices": "1"}, ["device=cpu"])
+    cli.no_paths([])
+    with user_error("resnet34", "resnet34: settings are written key=value"):
+        cli.no_paths(["resnet34"])
 
 
 def test_a_choice() -> None:
@@ -111,10 +97,10 @@ def test_how_a_command_ends(
         (evaluate, ["run", "split=vel"], "split=vel; did you mean 'val'"),
         (evaluate, ["run", "checkpoint=bst"], "checkpoint=bst; did you mean 'best'"),
         (evaluate, ["run", "devise=cpu"], "no key 'devise'; did you mean 'device'"),
-        (evaluate, ["split=val"], "give one RUN"),
-        (evaluate, ["a", "b"], "give one RUN"),
+        (evaluate, ["split=val"], "pass one RUN"),
+        (evaluate, ["a", "b"], "pass one RUN"),
         (evaluate, ["nowhere"], "no checkpoint in nowhere"),
-        (inspect, ["out=x"], "give IMAGES"),
+        (inspect, ["out=x"], "pass IMAGES"),
         (inspect, ["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
         (inspect, ["nowhere.jpg", "ot=x"], "no key 'ot'; did you mean 'out'"),
         (inspect, ["data/val", "compresion.window=2"], "did you mean 'compression.window'"),
@@ -179,39 +165,102 @@ def test_find_images(tmp_path: Path) -> None:
         inspect.find_images([str(tmp_path / "c")])
 
 
-TYPED = {
-    "share": ("0.5", number(at_least=0, at_most=1)),
-    "most": ("", COUNT),
-    "show": ("false", TRUTH),
-    "device": ("auto", DEVICE),
-    "out": ("", TEXT),
-}
+# -- options ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared:
+    device: str = cli.option("auto", DEVICE, "where")
+
+
+@dataclass(frozen=True)
+class Options(Shared):
+    fraction: float = cli.option(0.5, number(at_least=0, at_most=1), "of all")
+    rate: float = cli.option(1e-6, number(above=0), "small")
+    most: int | None = cli.option(None, COUNT, "limit", placeholder="N")
+    show: bool = cli.option(False, TRUTH, "play")
+    title: str = cli.option("", TEXT, "text")
+    out: Path | None = cli.option(None, PATH, "folder " * 20)
+    sizes: tuple[int, ...] = cli.option((1, 8), COUNT, "sizes")
+    names: tuple[str, ...] = cli.option((), TEXT, "names", key="split.names")
+
+
+def test_defaults() -> None:
+    paths, options, rest = cli.parse(Options, [])
+    assert (paths, rest) == ([], [])
+    assert options == Options(
+        "auto", 0.5, 1e-6, most=None, show=False, title="", out=None, sizes=(1, 8), names=()
+    )
 
 
 def test_typed_options() -> None:
-    assert cli.typed([], TYPED, "it") == {
-        "share": 0.5, "most": None, "show": False, "device": "auto", "out": "",
-    }  # fmt: skip
-    words = ["share=1", "most=3", "show=true", "device=cuda:1", "out=2024", "most=4"]
-    assert cli.typed(words, TYPED, "it") == {
-        "share": 1, "most": 4, "show": True, "device": "cuda:1", "out": "2024",
-    }  # fmt: skip
+    words = [
+        *("a", "b.jpg", "fraction=1", "rate=2e-5", "most=3", "show=true", "device=cuda:1"),
+        *("title=2024", "out=7=b", "sizes=[2, 4]", "split.names=x,y,", "most=4"),
+    ]
+    assert cli.parse(Options, words) == (
+        ["a", "b.jpg"],
+        Options(
+            "cuda:1", 1, 2e-5, most=4, show=True, title="2024", out=Path("7=b"), sizes=(2, 4),
+            names=("x", "y"),
+        ),
+        [],
+    )  # fmt: skip
+    for unset in ("most=", "most=null", "out=", "split.names=", "split.names=[]"):
+        assert cli.parse(Options, [unset])[1] == Options()
 
 
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("share=1.5", "share=1.5: expected a number from 0 to 1"),
-        ("share=", "share=: expected a number from 0 to 1"),
-        ("share=[", "share=[: expected a number from 0 to 1"),
-        ("share=nan", "share=nan: expected a number from 0 to 1"),
+        ("fraction=1.5", "fraction=1.5: expected a number from 0 to 1"),
+        ("fraction=", "fraction=: expected a number from 0 to 1"),
+        ("fraction=[", "fraction=[: expected a number from 0 to 1"),
+        ("fraction=nan", "fraction=nan: expected a number from 0 to 1"),
         ("most=0", "most=0: expected a whole number at least 1"),
+        ("most=1e3", "most=1e3: expected a whole number at least 1"),
         ("show=treu", "show=treu; did you mean 'true'? allowed: true, false"),
         ("shwo=true", "no key 'shwo'; did you mean 'show'? see --help"),
-        ("epochs=3", "no key 'epochs'; it has share, most, show, device, out"),
+        ("sizes=", "sizes=: expected a whole number at least 1, or several separated by commas"),
+        ("sizes=2,x", "sizes=2,x: expected a whole number at least 1, or several separated by"),
+        ("epochs=3", "no key 'epochs'; the options are fraction, rate, most, show, title, out"),
     ],
 )
-def test_typed_options_refuse(word: str, told: str) -> None:
-    with pytest.raises(UserError) as caught:
-        cli.typed([word], TYPED, "it")
-    assert str(caught.value) == told
+def test_options_that_are_refused(word: str, told: str) -> None:
+    with user_error(word.partition("=")[0], told):
+        cli.parse(Options, [word])
+
+
+def test_settings_of_the_configuration_are_handed_on() -> None:
+    words = ["title=a", "dataset.batch_size=3", "epochs=1"]
+    _, options, rest = cli.parse(Options, words, others="")
+    assert (options.title, rest) == ("a", words[1:])
+    with user_error("epochs", "split.names, device and dataset.KEY"):
+        cli.parse(Options, words, others="dataset.")
+    # A key of the configuration is no misspelled option, however near.
+    assert cli.parse(Options, ["name=a"], others="")[2] == ["name=a"]
+
+
+def test_the_help_has_every_option_with_its_default() -> None:
+    printed = cli.usage("it PATH", "Does it.", Options, "More.").splitlines()
+    assert printed[:3] == ["it PATH", "", "Does it."]
+    assert printed[3:8] == [
+        "  fraction=0.5  of all",
+        "  rate=1e-6     small",
+        "  most=N        limit",
+        "  show=false    play",
+        "  title=        text",
+    ]
+    assert [line[:16].strip() for line in printed[8:]] == [
+        "out=", "", "sizes=1,8", "split.names=", "device=auto", "More.",
+    ]  # fmt: skip
+    assert max(map(len, printed)) <= cli.WIDTH
+    assert "\nboth\n  device=auto  where" in cli.usage("it", "Does it.", {"both": Shared})
+
+
+@pytest.mark.parametrize(
+    "command", sorted(path.stem for path in Path(evaluate.__file__).parent.glob("*.py"))
+)
+def test_every_line_of_help_fits(command: str) -> None:
+    usage = getattr(importlib.import_module(f"research.{command}"), "USAGE", "")
+    assert max(map(len, usage.splitlines()), default=0) <= cli.WIDTH

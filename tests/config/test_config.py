@@ -20,10 +20,11 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from research.config import command_line, compose_config, register, resolved
+from research.config.compose import Composed
+from research.config.group_rules import group_rules
 from research.config.help import help_text
-from research.config.messages import dotted
-from research.config.options import CONF, options
-from research.config.schema import GROUP_RULES, GROUPS, RUN_RULES
+from research.config.options import CONF, options, read_option
+from research.config.schema import GROUPS, RUN_RULES
 from research.utils.errors import UserError
 
 TRAIN = CONF.parent / "train.py"
@@ -128,7 +129,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         "compression.order=zigzag compression.count_luma=0 compression.count_chroma=0",
         "compression.order=zigzag compression.count_luma=4,0 compression.count_chroma=0",
-        ["count_luma=0", "raise one"],
+        ["count_luma=0", "increase one"],
     ),
     ("dataset=imagefolder", "dataset=demo,imagefolder", ["dataset.train_dirs is required"]),
     ("resume=. init_from=.", "", ["give one of them"]),
@@ -150,17 +151,17 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         "model=tinydet dataset=cifar10",
         "model=tinydet dataset=demo_runs,cifar10",
-        ["the data have classes", "wants boxes"],
+        ["task=single_object needs boxes", "choose dataset=demo_runs|warehouse"],
     ),
     (
         "model=tinydet dataset=demo_rgbx",
         "model=tinydet dataset=demo_runs,demo_rgbx",
-        ["the data have boxes in RGB + X", "wants boxes;"],
+        ["model=tinydet needs images", "choose dataset=demo_runs|warehouse"],
     ),
     (
         "model=rgbx_mit_b0 dataset=demo_runs",
         "model=rgbx_mit_b0 dataset=demo_rgbx,demo_runs",
-        ["the data have boxes,", "wants boxes in RGB + X"],
+        ["needs channels", "choose dataset=demo_rgbx|rgbx"],
     ),
     (
         "model=rgbx_mit_b0 dataset=rgbx",
@@ -190,8 +191,19 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         "model=resnet34 dataset=demo_runs",
         "model=resnet34 dataset=demo,demo_runs",
-        ["the data have boxes", "wants classes"],
+        ["task=classification needs classes", "choose dataset=cifar10|"],
     ),
+    (
+        "model=resnet34 task=detection dataset=demo_runs",
+        "model=tinydet,resnet34 task=detection dataset=demo_runs",
+        ["task=detection needs detections", "choose model=bigdet|tinydet"],
+    ),
+    (
+        "model=siamese_e2e dataset=demo_photo_features",
+        "model=siamese_e2e dataset=demo_photos,demo_photo_features",
+        ["model=siamese_e2e needs photos", "choose dataset=demo_photos|phototriage"],
+    ),
+    ("model.needs=[]", "model.needs=[],[a]", ["model.needs is what conf/model/", "leave it out"]),
     (
         "experiment=cifar10_densenet121 optimizer=adamw",
         "experiment=cifar10_densenet121 optimizer=sgd,adamw",
@@ -366,7 +378,7 @@ def test_the_sweepers_own_parameters_are_checked(answer: Any) -> None:
 )
 def test_what_is_allowed_passes(line: str) -> None:
     words = shlex.split(line)
-    cfg, choices = compose_config(words)
+    cfg, choices, _ = compose_config(words)
     for key, _, text in (word.partition("=") for word in words):
         if key in choices:
             assert choices[key] == text
@@ -382,6 +394,7 @@ READER = {
     "multiclass_detection": "rgbx_mit_b0",
     "rgbx": "rgbx_mit_b0",
     "demo_rgbx": "rgbx_mit_b0",
+    "demo_runs": "bigdet",
     "ranking": "siamese_e2e",
     "phototriage": "siamese_e2e",
     "demo_photos": "siamese_e2e",
@@ -395,7 +408,7 @@ def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: s
     lines = [f"{group}={option}"]
     if option in READER:
         lines.append(f"model={READER[option]}")
-    cfg, choices = _with_what_is_required(lines)
+    cfg, choices, _ = _with_what_is_required(lines)
     config = resolved(cfg)
     assert choices[group] == option
     assert set(config) == {*RUN_RULES, *GROUPS}
@@ -405,7 +418,7 @@ def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: s
         assert keys <= set(parameters), node["_target_"]
 
 
-def _with_what_is_required(lines: list[str]) -> tuple[Any, Mapping[str, str | None]]:
+def _with_what_is_required(lines: list[str]) -> Composed:
     required = {
         "dataset.train_dirs": "[a]",
         "dataset.manifest": "store",
@@ -428,15 +441,40 @@ def _targets(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_no_rule_is_dead() -> None:
-    files = [
-        path for path in CONF.rglob("*.yaml") if path.parent.name not in ("conf", "experiment")
-    ]
-    known = {
-        f"{path.parent.name}.{key}"
-        for path in files
-        for key, _ in dotted(OmegaConf.to_container(OmegaConf.load(path)) or {})
+    """Each rule is of a key that some option has, under a ``_target_`` that the rule stands by."""
+    used: set[str] = set()
+    ruled = set(group_rules({}))
+    for group, option in ALL_OPTIONS:
+        lines = [f"{group}={option}", *([f"model={READER[option]}"] if option in READER else [])]
+        config = _with_what_is_required(lines).config
+        used |= set(_paths(config))
+        ruled |= set(group_rules(config))
+    assert [key for key in ruled - used if not key.startswith("hydra.")] == []
+
+
+def _paths(node: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield f"{path}{name}"
+        if isinstance(value, dict):
+            yield from _paths(value, f"{path}{name}.")
+
+
+@pytest.mark.parametrize(("group", "option"), ALL_OPTIONS)
+def test_every_option_declares_what_it_provides_and_needs(group: str, option: str) -> None:
+    kinds = {
+        "dataset": {"provides"},
+        "compression": {"provides"},
+        "model": {"provides", "needs"},
+        "task": {"needs"},
     }
-    assert set(GROUP_RULES) <= known
+    assert kinds.get(group, set()) <= set(read_option(group, option))
+    known = {word for g in kinds for name in options(g) for word in _words(g, name)}
+    assert set(_words(group, option)) <= known
+
+
+def _words(group: str, option: str) -> list[str]:
+    declared = read_option(group, option).get("provides") or []
+    return [word for entry in declared for word in re.findall(r"\b[a-z_]+\b", str(entry))]
 
 
 def test_a_model_alone_selects_what_fits_it() -> None:
@@ -446,7 +484,7 @@ def test_a_model_alone_selects_what_fits_it() -> None:
 
 def test_an_experiment_stands_above_the_model_and_below_the_command_line() -> None:
     line = ["experiment=imagenet_resnet34_compressed", "dataset.train_dirs=[a]", "epochs=3"]
-    cfg, choices = compose_config(line)
+    cfg, choices, _ = compose_config(line)
     assert choices["dataset"] == "imagenet"
     assert cfg.precision == "bf16"
     assert cfg.epochs == 3

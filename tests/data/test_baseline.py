@@ -17,15 +17,15 @@ Compose = Callable[..., dict[str, Any]]
 
 
 class Colours:
-    """Noisy images of one colour a class; the labels may be dealt out anew."""
+    """Noisy images of one colour a class; the labels may be shuffled."""
 
-    left_out: dict[str, int] = {}  # noqa: RUF012 - never written
+    skipped: dict[str, int] = {}  # noqa: RUF012 - never written
 
-    def __init__(self, count: int, seed: int, *, shuffled: bool, spread: float = 20) -> None:
+    def __init__(self, count: int, seed: int, *, shuffled: bool, std: float = 20) -> None:
         rng = np.random.default_rng(seed)
         colours = np.array([[190, 70, 70], [70, 190, 70], [70, 70, 190], [150, 150, 60]])
         labels = np.arange(count) % 4
-        noise = rng.normal(0, spread, (count, 3, 32, 32))
+        noise = rng.normal(0, std, (count, 3, 32, 32))
         images = (colours[labels][:, :, None, None] + noise).clip(0, 255)
         self.images = torch.from_numpy(images.astype(np.uint8))
         self.labels = torch.from_numpy(rng.permutation(labels) if shuffled else labels)
@@ -43,30 +43,30 @@ def top1(train: Colours, val: Colours) -> float:
     return linear_top1(*loaders)
 
 
-def test_separable_colours_are_told_apart() -> None:
+def test_separable_colours_are_classified() -> None:
     train, val = Colours(64, 0, shuffled=False), Colours(40, 1, shuffled=False)
     assert top1(train, val) == 1.0
 
 
 def test_shuffled_labels_stay_near_chance() -> None:
     train, val = Colours(120, 0, shuffled=True), Colours(400, 1, shuffled=True)
-    # Chance is 0.25 with a deviation of 0.022; the best of five penalties is a little above.
+    # Chance is 0.25 with std 0.022; the best of five penalties is a little above.
     assert 0.15 < top1(train, val) < 0.35
 
 
-def test_the_place_of_brightness_counts_too() -> None:
-    # The same mean colour everywhere: only the DC coefficients of the blocks tell left from right.
+def test_the_position_of_brightness_is_a_feature() -> None:
+    # The same mean colour everywhere: only the DC coefficients differ between left and right.
     def split(seed: int) -> Colours:
-        found = Colours(48, seed, shuffled=False)
+        data = Colours(48, seed, shuffled=False)
         ramp = torch.linspace(40, 200, 32).expand(3, 32, 32)
         noise = torch.randint(
             -9, 10, (48, 3, 32, 32), generator=torch.Generator().manual_seed(seed)
         )
         for number in range(48):
             image = ramp if number % 2 else ramp.flip(-1)
-            found.images[number] = (image + noise[number]).to(torch.uint8)
-        found.labels = torch.arange(48) % 2
-        return found
+            data.images[number] = (image + noise[number]).to(torch.uint8)
+        data.labels = torch.arange(48) % 2
+        return data
 
     assert top1(split(0), split(1)) == 1.0
 

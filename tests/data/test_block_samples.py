@@ -25,7 +25,7 @@ STORED = (
 )
 
 
-def test_cuts_are_squares_of_the_whole_image(small: Compose) -> None:
+def test_crops_are_squares_of_the_whole_image(small: Compose) -> None:
     config = small(*STORED)
     data = prepared(config)
     files = data.splits["train"].files
@@ -35,17 +35,17 @@ def test_cuts_are_squares_of_the_whole_image(small: Compose) -> None:
     seen = set()
     for epoch in (1, 2):
         batch = samples.__getitems__([SampleKey(epoch, i) for i in range(24)])
-        for place, file in enumerate(files):
+        for position, file in enumerate(files):
             y, cbcr = reader.read(file, CentreCrop(1.0), np.random.default_rng(0)).arrays
             fits = [
                 (top, left)
                 for top in range(3)
                 for left in range(3)
                 if np.array_equal(
-                    batch.inputs.y[place], y[2 * top : 2 * top + 4, 2 * left : 2 * left + 4]
+                    batch.inputs.y[position], y[2 * top : 2 * top + 4, 2 * left : 2 * left + 4]
                 )
                 and np.array_equal(
-                    batch.inputs.cbcr[place], cbcr[:, top : top + 2, left : left + 2]
+                    batch.inputs.cbcr[position], cbcr[:, top : top + 2, left : left + 2]
                 )
             ]
             assert fits
@@ -58,7 +58,7 @@ def test_cuts_are_squares_of_the_whole_image(small: Compose) -> None:
     assert read.inputs.y.shape == (1, 4, 4, 9)
 
 
-def test_corners_cover_all_places_and_depend_on_seed_and_epoch() -> None:
+def test_corners_cover_all_positions_and_depend_on_seed_and_epoch() -> None:
     crop = BlockCrop(64, 32)
     corners = crop.corners(0, 1, 500)
     assert set(map(tuple, corners.tolist())) == set(itertools.product(range(3), repeat=2))
@@ -69,8 +69,8 @@ def test_corners_cover_all_places_and_depend_on_seed_and_epoch() -> None:
     assert not BlockCrop(64, 64).corners(0, 1, 9).any()
 
 
-def test_a_shipped_order_is_the_transforms_affair(small: Compose) -> None:
-    """Cut from whole images or shipped as selected: the model sees the same channels."""
+def test_the_shipped_order_does_not_change_the_input(small: Compose) -> None:
+    """Cropped from stored images or read as selected, the model gets the same channels."""
     plain = small(*STORED[:3], "dataset.random_crop=false", "dataset.crop_pct=1.0")
     stored = small(*STORED[:3], "dataset.stored_size=32", "dataset.random_crop=false")
     seen = []
@@ -84,12 +84,12 @@ def test_a_shipped_order_is_the_transforms_affair(small: Compose) -> None:
     assert torch.equal(seen[0].cbcr, seen[1].cbcr)
 
 
-def test_trains_and_is_judged_again(small: Compose, tmp_path: Path) -> None:
+def test_it_trains_and_evaluates(small: Compose, tmp_path: Path) -> None:
     from research import evaluate
 
     folder = run(small(*STORED))
-    judged = evaluate.evaluate(folder, "val", "last", "cpu", [])
-    assert judged["metrics"] == judged["logged"]
+    result = evaluate.evaluate(folder, "val", "last", "cpu", [])
+    assert result["metrics"] == result["logged"]
 
 
 def test_damage_leaves_the_batch(small: Compose, folders: Path) -> None:

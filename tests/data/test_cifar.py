@@ -26,25 +26,24 @@ from research import evaluate
 from research.config import compose_config, resolved
 from research.data import cifar_files
 from research.data.cifar import Cifar
-from research.data.cifar_files import FAMILIES, Part
+from research.data.cifar_files import FAMILIES, LabelledImages
 from research.data.crops import PadCrop
 from research.data.loader import EpochLoader, SampleKey
-from research.data.resident import Resident, ResidentSamples
+from research.data.resident import ResidentImages, ResidentSamples
 from research.data.transforms import PixelTransform
 from research.engine import build, checkpoint
-from research.utils.errors import UserError
-from tests.conftest import TINY, run
+from tests.conftest import TINY, run, user_error
 
 CPU = torch.device("cpu")
 TRAIN, TEST = 200, 40
 Damage = Callable[[Path], None]
 
 
-def parts(classes: int) -> dict[str, Part]:
+def parts(classes: int) -> dict[str, LabelledImages]:
     """Few images of noise, a known number of each class."""
     rng = np.random.default_rng(classes)
     return {
-        name: Part(
+        name: LabelledImages(
             rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8),
             rng.permutation(np.arange(count) % classes),
         )
@@ -52,9 +51,9 @@ def parts(classes: int) -> dict[str, Part]:
     }
 
 
-def chunks(part: Part, count: int) -> list[Part]:
+def chunks(part: LabelledImages, count: int) -> list[LabelledImages]:
     pairs = zip(np.split(part.pixels, count), np.split(part.labels, count), strict=True)
-    return [Part(*pair) for pair in pairs]
+    return [LabelledImages(*pair) for pair in pairs]
 
 
 def write_pickled(root: Path, classes: int) -> Path:
@@ -146,18 +145,18 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     ("layout", "classes"),
     [(layout, n) for layout in WRITERS for n in (10, 100) if (layout, n) != ("png", 100)],
 )
-def test_every_layout_gives_the_same(layout: str, classes: int, tmp_path: Path) -> None:
+def test_every_layout_has_the_same_content(layout: str, classes: int, tmp_path: Path) -> None:
     WRITERS[layout](tmp_path / "data", classes)
-    found = cifar_files.read(tmp_path / "data", classes, download=False)
+    result = cifar_files.read(tmp_path / "data", classes, download=False)
     for name, part in parts(classes).items():
-        assert np.array_equal(found[name].pixels, part.pixels)
-        assert np.array_equal(found[name].labels, part.labels)
-        assert found[name].pixels.flags.c_contiguous
-        assert found[name].labels.dtype == np.int64
+        assert np.array_equal(result[name].pixels, part.pixels)
+        assert np.array_equal(result[name].labels, part.labels)
+        assert result[name].pixels.flags.c_contiguous
+        assert result[name].labels.dtype == np.int64
 
 
 @pytest.mark.parametrize("layout", ["pickled", "binary"])
-def test_the_folder_itself_may_be_named(layout: str, tmp_path: Path) -> None:
+def test_root_may_be_the_folder_itself(layout: str, tmp_path: Path) -> None:
     folder = WRITERS[layout](tmp_path, 10)
     assert len(cifar_files.read(folder, 10, download=False)["train"].labels) == TRAIN
 
@@ -179,14 +178,14 @@ def address(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_a_download_is_checked_and_unpacked_once(
+def test_a_download_is_checked_and_extracted_once(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = write_archive(tmp_path / "there", 10)
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/{archive.name}")
     with monkeypatch.context() as wrong:
         wrong.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
-        with pytest.raises(UserError, match="could not be fetched"):
+        with user_error("dataset.download"):
             cifar_files.read(tmp_path / "wrong", 10, download=True)
     assert not list((tmp_path / "wrong").glob("*.gz"))
     root = tmp_path / "runs" / "data"
@@ -224,12 +223,12 @@ def flip_bit(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("layout", "damage", "told"),
+    ("layout", "damage", "words"),
     [
         (
             "archive",
             edit("*.gz", flip_bit),
-            r"cifar-10-python.tar.gz: wrong checksum \(MD5 .*remov",
+            "cifar-10-python.tar.gz: wrong checksum (MD5 ",
         ),
         ("archive", edit("*.gz", lambda b: b[:-9]), "tar.gz: wrong checksum"),
         ("pickled", edit("data_batch_3", flip_bit), "data_batch_3: wrong checksum"),
@@ -241,7 +240,7 @@ def flip_bit(content: bytes) -> bytes:
         (
             "binary",
             edit("data_batch_2.bin", lambda b: b[:-1]),
-            r"data_batch_2.bin: 122,919 bytes, expected 122,920 \(40 records of 3073\)",
+            "data_batch_2.bin: 122,919 bytes, expected 122,920 (40 records of 3073)",
         ),
         (
             "binary",
@@ -255,10 +254,10 @@ def flip_bit(content: bytes) -> bytes:
             png_of("data_batch_2.png", (1024, 39)),
             "data_batch_2.png: 1024×39 px, expected 1024×40",
         ),
-        ("png", edit("test_batch.png", lambda b: b[:3000]), "test_batch.png: .*download it again"),
-        ("png", edit("test_batch.png", lambda b: b"text"), "test_batch.png: .*download it again"),
+        ("png", edit("test_batch.png", lambda b: b[:3000]), "test_batch.png: "),
+        ("png", edit("test_batch.png", lambda b: b"text"), "test_batch.png: "),
         ("png", edit("train_lables.json", lambda b: b"[1, 2"), "train_lables.json: "),
-        ("png", edit("train_lables.json", lambda b: b'["a"]'), "list of whole numbers"),
+        ("png", edit("train_lables.json", lambda b: b'["a"]'), "list of integers"),
         ("png", edit("train_lables.json", lambda b: b"[1, 2]"), "200 train images with 2 labels"),
         (
             "png",
@@ -267,24 +266,21 @@ def flip_bit(content: bytes) -> bytes:
         ),
     ],
 )
-def test_damage_is_one_line(layout: str, damage: Damage, told: str, tmp_path: Path) -> None:
+def test_damaged_files_are_refused(layout: str, damage: Damage, words: str, tmp_path: Path) -> None:
     WRITERS[layout](tmp_path, 10)
     damage(tmp_path)
-    with pytest.raises(UserError, match=told) as error:
+    with user_error("dataset.root", words):
         cifar_files.read(tmp_path, 10, download=True)
-    assert "\n" not in str(error.value)
 
 
-def test_nothing_found_names_what_was_looked_for(tmp_path: Path) -> None:
-    looked = (
-        r"no CIFAR-10 under .*cifar-10-batches-py, .*tar.gz, .*-bin, data_batch_1.png.*download"
-    )
-    with pytest.raises(UserError, match=looked):
+def test_missing_data_are_reported_with_the_searched_files(tmp_path: Path) -> None:
+    files = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "-bin", "data_batch_1.png")
+    with user_error("dataset.root", "CIFAR-10", *files, "dataset.download=true"):
         cifar_files.read(tmp_path / "none", 10, download=False)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(UserError, match=r"no CIFAR-100 .*cifar-100-binary\); give"):
+    with user_error("dataset.root", "CIFAR-100", "cifar-100-binary)"):
         cifar_files.read(tmp_path, 100, download=False)
-    with pytest.raises(UserError, match=r"file:///nowhere.* could not be fetched to .*by hand"):
+    with user_error("dataset.download", "file:///nowhere", tmp_path / "new"):
         cifar_files.read(tmp_path / "new", 10, download=True)
 
 
@@ -332,7 +328,7 @@ def pixels_of(data: Cifar, split: str) -> set[bytes]:
 
 
 @pytest.mark.usefixtures("_data")
-def test_validation_is_held_out_evenly_and_whatever_the_seed() -> None:
+def test_validation_is_balanced_and_independent_of_the_seed() -> None:
     data, other = opened(seed=0), opened(seed=1)
     assert data.counts() == {"train": (160, {}), "val": (40, {}), "test": (TEST, {})}
     val = torch.cat([batch.labels for batch in batches(data, "val")])
@@ -341,13 +337,13 @@ def test_validation_is_held_out_evenly_and_whatever_the_seed() -> None:
     assert sum(map(len, split.values())) == len(set.union(*split.values())) == TRAIN + TEST
     assert split["val"] == pixels_of(other, "val")
     assert data.fingerprint() == other.fingerprint()
-    moved = opened(split_seed=1)
-    assert split["val"] != pixels_of(moved, "val")
-    assert moved.fingerprint() != data.fingerprint()
+    reseeded = opened(split_seed=1)
+    assert split["val"] != pixels_of(reseeded, "val")
+    assert reseeded.fingerprint() != data.fingerprint()
 
 
 @pytest.mark.usefixtures("_data")
-def test_full_train_is_the_papers_protocol_and_says_so(
+def test_full_train_validates_on_the_test_set_and_logs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -358,7 +354,7 @@ def test_full_train_is_the_papers_protocol_and_says_so(
 
 
 @pytest.mark.usefixtures("_data")
-def test_fewer_images_are_spread_over_the_classes() -> None:
+def test_fewer_images_are_balanced_over_the_classes() -> None:
     data = opened(max_train_images=30, max_val_images=20)
     assert [count for count, _ in data.counts().values()] == [30, 20, TEST]
     for split, each in (("train", 3), ("val", 2)):
@@ -369,55 +365,57 @@ def test_fewer_images_are_spread_over_the_classes() -> None:
 
 @pytest.mark.usefixtures("_data")
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "key", "words"),
     [
-        ({"num_classes": 9}, "dataset.num_classes=9: CIFAR-10 has 10 classes"),
-        ({"val_images": 200}, "dataset.val_images=200: CIFAR-10 has 200 training images"),
-        ({"root": "nowhere"}, "could not be fetched"),
+        ({"num_classes": 9}, "dataset.num_classes", (9, 10)),
+        ({"val_images": 200}, "dataset.val_images", (200,)),
+        ({"root": "nowhere"}, "dataset.download", ("nowhere",)),
     ],
 )
-def test_settings_that_do_not_fit_are_one_line(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_settings_that_do_not_match_the_data_are_refused(
+    changes: dict[str, Any], key: str, words: tuple[object, ...]
+) -> None:
+    with user_error(key, *words):
         opened(**changes)
 
 
 def test_there_are_ten_classes_or_a_hundred() -> None:
-    with pytest.raises(UserError, match=r"dataset\.classes=20: expected 10 or 100"):
+    with user_error("dataset.classes", 20, 10, 100):
         compose_config(["dataset=cifar10", "dataset.classes=20"])
 
 
 @pytest.mark.usefixtures("_data")
-def test_training_cuts_are_torchvisions_and_differ_by_epoch() -> None:
+def test_training_crops_are_torchvisions_and_differ_by_epoch() -> None:
     data, indices = opened(), [5, 150, 5, 0]
 
     def picked(epoch: int, train: bool, source: Cifar = data) -> Any:
         samples = source.dataset("train", seed=3, train=train, device=CPU)
         return samples.__getitems__([SampleKey(epoch, index) for index in indices])
 
-    found, whole = picked(2, train=True), picked(2, train=False)
+    result, whole = picked(2, train=True), picked(2, train=False)
     corners = PadCrop(4).corners(3, 2, 160)[indices].tolist()
-    for cut, image, (top, left) in zip(found.inputs, whole.inputs, corners, strict=True):
+    for cut, image, (top, left) in zip(result.inputs, whole.inputs, corners, strict=True):
         padded = TF.pad(image, [4, 4, 4, 4])
         assert torch.equal(cut, TF.crop(padded, top, left, 32, 32))
-    assert torch.equal(found.labels, whole.labels)
-    assert found.index.tolist() == indices
-    assert torch.equal(found.inputs, picked(2, train=True).inputs)
-    assert not torch.equal(found.inputs, picked(3, train=True).inputs)
+    assert torch.equal(result.labels, whole.labels)
+    assert result.index.tolist() == indices
+    assert torch.equal(result.inputs, picked(2, train=True).inputs)
+    assert not torch.equal(result.inputs, picked(3, train=True).inputs)
     whole_too = picked(2, train=True, source=opened(random_crop=False))
     assert torch.equal(whole_too.inputs, whole.inputs)
 
 
 @pytest.mark.usefixtures("_data")
-def test_other_sizes_are_resized_as_torchvision_resizes() -> None:
+def test_other_sizes_are_resized_as_in_torchvision() -> None:
     data, large = opened(), opened(image_size=80)
     small = batches(data, "val")[0].inputs
-    found = batches(large, "val")[0].inputs
-    assert found.shape == (16, 3, 80, 80)
-    assert found.dtype == torch.uint8
+    result = batches(large, "val")[0].inputs
+    assert result.shape == (16, 3, 80, 80)
+    assert result.dtype == torch.uint8
     expected = TF.resize(small, [80, 80], antialias=True)
-    assert (found.int() - expected.int()).abs().max() <= 1
+    assert (result.int() - expected.int()).abs().max() <= 1
     Image.fromarray(small[0].permute(1, 2, 0).numpy()).save("a.png")
-    assert torch.equal(large.read([Path("a.png")]).inputs[0], found[0])
+    assert torch.equal(large.read([Path("a.png")]).inputs[0], result[0])
 
 
 @pytest.mark.usefixtures("_data")
@@ -433,37 +431,38 @@ def test_statistics_are_those_of_the_published_images() -> None:
 
 @pytest.mark.usefixtures("_data")
 @pytest.mark.parametrize(
-    ("keep", "budget", "stays"),
+    ("on_device", "budget", "stays"),
     [(None, 1.0, True), (None, 1e-6, False), (True, 1e-6, True), (False, 1.0, False)],
 )
 def test_images_stay_on_the_device_within_the_budget(
-    keep: bool | None, budget: float, stays: bool, monkeypatch: pytest.MonkeyPatch
+    on_device: bool | None, budget: float, stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    devices = []
 
-    def on(self: Resident, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        asked.append(device)
+    def to(self: ResidentImages, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        devices.append(device)
         return self.images, self.labels
 
-    monkeypatch.setattr(Resident, "on", on)
-    data = opened(on_device=keep, device_budget=budget, workers=2)
+    monkeypatch.setattr(ResidentImages, "to", to)
+    data = opened(on_device=on_device, device_budget=budget, workers=2)
     gpu = torch.device("cuda")
     data.dataset("train", seed=0, train=True, device=gpu)
-    assert asked == [gpu]
+    assert devices == [gpu]
     assert data.parts["train"].stays_on(gpu) is stays
     assert (data.workers, data.pin_memory) == ((0, False) if stays else (2, None))
     assert data.parts["train"].stays_on(CPU)
 
 
 @pytest.mark.usefixtures("_data")
-def test_without_a_device_of_its_own_memory_nothing_is_copied() -> None:
+def test_nothing_is_copied_on_the_cpu() -> None:
     data = opened()
     samples = data.dataset("train", seed=0, train=True, device=CPU)
     assert isinstance(samples, ResidentSamples)
     assert samples.images.data_ptr() == data.parts["train"].images.data_ptr()
     assert data.workers == 0
-    kept = Resident(data.parts["test"].images.numpy(), np.zeros(TEST, np.int64), keep=False)
-    assert kept.on(torch.device("cuda"))[0].device == CPU
+    images = data.parts["test"].images.numpy()
+    resident = ResidentImages(images, np.zeros(TEST, np.int64), on_device=False)
+    assert resident.to(torch.device("cuda"))[0].device == CPU
 
 
 @pytest.mark.usefixtures("_data")
@@ -481,7 +480,7 @@ def test_without_a_device_of_its_own_memory_nothing_is_copied() -> None:
         (*TINY, "dataset.augmentation.erasing=0.5", "dataset.augmentation.cutmix=1"),
     ],
 )
-def test_trains_is_judged_on_the_test_split_and_predicts_without_the_data(
+def test_it_trains_evaluates_and_predicts_without_the_data(
     settings: tuple[str, ...],
 ) -> None:
     base = [
@@ -503,11 +502,11 @@ def test_trains_is_judged_on_the_test_split_and_predicts_without_the_data(
     folder = run(config)
     history = checkpoint.load(checkpoint.find(folder, "last"))["state"]["history"]
     assert np.isfinite(history[0]["train/loss"])
-    judged = evaluate.evaluate(folder, "test", "last", "cpu", [])
-    assert np.isfinite(judged["metrics"]["loss"])
+    scores = evaluate.evaluate(folder, "test", "last", "cpu", [])
+    assert np.isfinite(scores["metrics"]["loss"])
     batch = batches(opened(), "test")[0]
     Image.fromarray(batch.inputs[0].permute(1, 2, 0).numpy()).save("a.png")
     shutil.rmtree("data")
-    trained = research.load(folder)
-    assert trained.classes == list(FAMILIES[10].classes)
-    torch.testing.assert_close(trained([Path("a.png")])[0], trained.infer(batch)[0])
+    predictor = research.load(folder)
+    assert predictor.classes == list(FAMILIES[10].classes)
+    torch.testing.assert_close(predictor([Path("a.png")])[0], predictor.infer(batch)[0])

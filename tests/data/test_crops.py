@@ -11,13 +11,13 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop as TheirCrop
 from torchvision.transforms.v2 import functional as F
 
-from research.data.crops import Box, CentreCrop, RandomResizedCrop
+from research.data.crops import CentreCrop, CropBox, RandomResizedCrop
 
 SCALE, RATIO = (0.08, 1.0), (0.75, 1.3333)
 sides = st.integers(1, 3000)
 
 
-def inside(box: Box, height: int, width: int) -> bool:
+def inside(box: CropBox, height: int, width: int) -> bool:
     return (
         box.height > 0
         and box.width > 0
@@ -69,9 +69,9 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
     }
     for name, view in views.items():
         assert ks_2samp(view(ours), view(theirs)).pvalue > 0.01, name
-    shares = views["area"](ours) / (height * width)
-    assert shares.min() > 0.98 * SCALE[0]
-    assert shares.max() <= 1
+    fractions = views["area"](ours) / (height * width)
+    assert fractions.min() > 0.98 * SCALE[0]
+    assert fractions.max() <= 1
     ratios = views["ratio"](ours)
     assert ratios.min() > 0.98 * RATIO[0]
     assert ratios.max() < 1.02 * RATIO[1]
@@ -101,15 +101,15 @@ def test_centre_crop_has_the_geometry_of_resize_then_crop(height: int, width: in
     # torchvision: the short side to 256, the long one truncated; then the middle 224.
     scale = 256 / short
     rows, cols = (256 if side == short else math.floor(long * scale) for side in (height, width))
-    for found, extent, resized, side in (
+    for start_ours, extent, resized, side in (
         (box.top, box.height, rows, height),
         (box.left, box.width, cols, width),
     ):
         start = round((resized - 224) / 2) * side / resized
         # A pixel of each rounding: of the truncated side, and of either side's start.
         slack = 1 + side / resized
-        assert abs(found - start) <= slack
-        assert abs(found + extent - (start + 224 * side / resized)) <= slack
+        assert abs(start_ours - start) <= slack
+        assert abs(start_ours + extent - (start + 224 * side / resized)) <= slack
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 340), (300, 256)])

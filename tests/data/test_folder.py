@@ -16,7 +16,7 @@ from research.data.folder import ImageFolders
 from research.data.source import NetworkInput
 from research.data.transforms import CoefficientTransform, PixelTransform
 from research.engine import build
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 OWN = NetworkInput(48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.95, None)
 
@@ -60,7 +60,7 @@ def side(data: ImageFolders) -> int:
     return inputs.shape[-1]
 
 
-def test_what_is_left_null_is_the_networks_own(open_folders: Open) -> None:
+def test_defaults_are_the_networks_own(open_folders: Open) -> None:
     data = open_folders(crop_pct=None)
     assert side(data) == 48
     assert data.eval_crop.pct == 0.95
@@ -70,7 +70,7 @@ def test_what_is_left_null_is_the_networks_own(open_folders: Open) -> None:
     assert torch.equal(transform.std.flatten(), torch.tensor(OWN.std))
 
 
-def test_what_is_given_stands(open_folders: Open) -> None:
+def test_settings_override_the_networks_own(open_folders: Open) -> None:
     mean, std = [0.5, 0.6, 0.7], [0.2, 0.2, 0.3]
     data = open_folders(image_size=32, mean=mean, std=std, num_classes=3)
     assert side(data) == 32
@@ -100,40 +100,46 @@ def test_augmentation_reaches_the_device(folders: Path, compression: str) -> Non
     assert transform.augment.augmentation.cutmix == 0.7
 
 
-def test_classes_that_differ_from_trainings_are_named(
+def test_other_classes_than_in_training_are_reported(
     open_folders: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree("data/val/spots")
     with caplog.at_level(logging.WARNING):
         data = open_folders()
     assert caplog.messages == ["dataset.val_dir: data/val has no image of class 'spots'"]
-    # Labels go by name: the class left out is the last in order, none moves up.
+    # Labels are those of the names in training, although the last class has no image here.
     assert data.classes == ["bars", "field", "spots"]
     assert set(data.splits["val"].labels) == {0, 1}
     shutil.copytree("data/val/bars", "data/val/stripes")
-    told = r"dataset\.val_dir: data/val holds class folder 'stripes', .*, and lacks 'spots'; "
-    with pytest.raises(UserError, match=told):
+    with user_error("dataset.val_dir", "data/val", "'stripes'", "lacks 'spots'"):
         open_folders()
     shutil.copytree("data/val/bars", "data/train/spots/bars")  # a folder in a class is no class
     shutil.rmtree("data/val/stripes")
     for number in range(5):
         shutil.copytree("data/val/bars", f"data/test/n{number}")
-    with pytest.raises(UserError, match=r"dataset\.test_dir: .*'n0', 'n1', 'n2' and 2 more, which"):
+    with user_error("dataset.test_dir", "data/test", "'n0', 'n1', 'n2' and 2 more"):
         open_folders(test_dir="data/test")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_class_folder_without_images_is_named(open_folders: Open, split: str) -> None:
+def test_a_class_folder_without_images_is_refused(open_folders: Open, split: str) -> None:
     Path("data", split, ".hidden").mkdir()
     open_folders()
     Path("data", split, "cats").mkdir()
     Path("data", split, "cats", "notes.txt").write_text("none yet")
     key = {"train": "train_dirs", "val": "val_dir"}[split]
-    told = rf"dataset\.{key}: data/{split} holds class folder 'cats' without any image; "
-    with pytest.raises(UserError, match=told):
+    with user_error(f"dataset.{key}", f"data/{split}", "'cats'"):
         open_folders()
 
 
-def test_a_number_of_classes_must_be_the_datas(open_folders: Open) -> None:
-    with pytest.raises(UserError, match=r"num_classes=4: data/train has 3 classes; leave it out"):
+def test_num_classes_must_be_that_of_the_data(open_folders: Open) -> None:
+    with user_error("dataset.num_classes", 4, "data/train", "dataset.num_classes=3"):
         open_folders(num_classes=4)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_readable_image_is_refused(open_folders: Open, split: str) -> None:
+    for path in Path("data", split).rglob("*.jpg"):
+        path.write_bytes(b"")
+    with user_error(f"dataset.{split}_dir" + ("s" if split == "train" else ""), split, "empty"):
+        open_folders()

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data.folds import fold_splits
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 
 @given(
@@ -36,6 +35,8 @@ def test_the_largest_group_comes_first() -> None:
     assert splits == {"b": "test", "c": "val", "d": "train", "a": "val", "e": "train"}
 
 
-def test_groups_are_not_cut_up() -> None:
-    with pytest.raises(UserError, match=r"^dataset.folds=3: there are 2 series, .* fewer folds$"):
+def test_groups_are_not_divided() -> None:
+    with user_error("dataset.folds", 3, "2 series"):
         fold_splits({"a": 9, "b": 9}, 3, 0, "series")
+    with user_error("dataset.folds", 4, "dataset.folds=3"):
+        fold_splits({"a": 9, "b": 9, "c": 9}, 4, 0, "series")

@@ -53,20 +53,20 @@ def test_only_new_and_changed_files_are_read_again(
     touched = tree / "spots" / "001.jpg"
     os.utime(touched, ns=(0, touched.stat().st_mtime_ns + 1))
     (tree / "field" / "000.jpg").unlink()
-    found = index_folder(tree, tmp_path / "cache")
+    entries = index_folder(tree, tmp_path / "cache")
     assert sorted(opened) == ["000.jpg", "0000.jpg", "001.jpg"]
-    assert found["bars/000.jpg"].damage == "not_an_image"
-    assert "field/000.jpg" not in found
-    assert list(found) == sorted(found)
+    assert entries["bars/000.jpg"].damage == "not_an_image"
+    assert "field/000.jpg" not in entries
+    assert list(entries) == sorted(entries)
     opened.clear()
-    assert index_folder(tree, tmp_path / "cache") == found
+    assert index_folder(tree, tmp_path / "cache") == entries
     assert opened == []
 
 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "null", '{"bars/000.jpg": 3}', '{"bars/000.jpg": [1, 2]}', "\x00"]
 )
-def test_a_damaged_cache_is_made_anew(
+def test_a_damaged_cache_is_rebuilt(
     tree: Path, tmp_path: Path, opened: list[str], content: str
 ) -> None:
     good = index_folder(tree, tmp_path / "cache")
@@ -95,22 +95,20 @@ def test_the_same_folder_by_another_path_is_the_same(
     assert len(opened) == 6
 
 
-def test_what_is_no_image_by_name_is_not_looked_at(
-    tree: Path, tmp_path: Path, opened: list[str]
-) -> None:
+def test_other_extensions_are_ignored(tree: Path, tmp_path: Path, opened: list[str]) -> None:
     (tree / "bars" / "notes.txt").write_text("x")
     (tree / "bars" / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
     picture("bars", 1).save(tree / "bars" / "UPPER.PNG")
-    found = index_folder(tree, tmp_path / "cache")
-    assert len(found) == 7
-    assert found["bars/UPPER.PNG"].damage == ""
+    entries = index_folder(tree, tmp_path / "cache")
+    assert len(entries) == 7
+    assert entries["bars/UPPER.PNG"].damage == ""
     assert "notes.txt" not in opened
 
 
-def test_progress_is_told(tree: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    index_folder(tree, tmp_path / "cache", lambda *news: told.append(news))
-    assert [(done, total) for _, done, total in told] == [(n, 6) for n in range(1, 7)]
+def test_progress_is_reported(tree: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    index_folder(tree, tmp_path / "cache", lambda *call: calls.append(call))
+    assert [(done, total) for _, done, total in calls] == [(n, 6) for n in range(1, 7)]
 
 
 def test_damage_that_a_header_shows(tmp_path: Path) -> None:

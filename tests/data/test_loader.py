@@ -9,11 +9,11 @@ from research.data.loader import EpochLoader, EpochSampler, SampleKey
 
 
 class Numbers:
-    """A data set that answers with what it was asked for, and a draw of (epoch, index)."""
+    """A dataset that returns the requested indices and random numbers of (epoch, index)."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.left_out = {"empty": 2}
+        self.skipped = {"empty": 2}
 
     def __len__(self) -> int:
         return self.count
@@ -23,7 +23,7 @@ class Numbers:
             np.random.default_rng((key.epoch, key.index)).integers(1 << 20, size=2) for key in keys
         ]
         index = torch.tensor([key.index for key in keys])
-        return Batch(torch.cat([index[:, None], torch.tensor(np.array(draws))], dim=1))
+        return Batch(torch.cat([index[:, None], torch.tensor(np.array(draws))], dim=1), None)
 
 
 def loader(
@@ -41,10 +41,10 @@ def indices(loader: EpochLoader, number: int) -> list[int]:
 
 
 def test_validation_sees_everything_in_order() -> None:
-    found = loader(10, 4, train=False)
-    assert len(found) == 3
-    assert indices(found, 0) == list(range(10))
-    assert [len(batch) for batch in epoch(found, 0)] == [4, 4, 2]
+    batches = loader(10, 4, train=False)
+    assert len(batches) == 3
+    assert indices(batches, 0) == list(range(10))
+    assert [len(batch) for batch in epoch(batches, 0)] == [4, 4, 2]
 
 
 def test_training_shuffles_by_seed_and_epoch_alone() -> None:
@@ -57,10 +57,10 @@ def test_training_shuffles_by_seed_and_epoch_alone() -> None:
     assert indices(one, 3) != indices(loader(40, 8, train=True, seed=1), 3)
 
 
-def test_a_sample_is_drawn_anew_each_epoch() -> None:
+def test_augmentation_differs_by_epoch() -> None:
     def draws(number: int) -> dict[int, list[int]]:
-        found = epoch(loader(12, 4, train=True), number)
-        return {sample[0]: sample[1:] for batch in found for sample in batch}
+        batches = epoch(loader(12, 4, train=True), number)
+        return {sample[0]: sample[1:] for batch in batches for sample in batch}
 
     one, two = draws(1), draws(2)
     assert all(one[index] != two[index] for index in one)
@@ -69,15 +69,17 @@ def test_a_sample_is_drawn_anew_each_epoch() -> None:
 @pytest.mark.parametrize(
     ("count", "sizes"), [(10, [4, 4]), (8, [4, 4]), (5, [4]), (4, [4]), (3, [3]), (1, [1])]
 )
-def test_training_drops_a_part_batch_unless_it_is_all(count: int, sizes: list[int]) -> None:
-    found = loader(count, 4, train=True)
-    assert len(found) == len(sizes)
-    assert [len(batch) for batch in epoch(found, 0)] == sizes
+def test_training_drops_an_incomplete_batch_unless_it_is_the_only_one(
+    count: int, sizes: list[int]
+) -> None:
+    batches = loader(count, 4, train=True)
+    assert len(batches) == len(sizes)
+    assert [len(batch) for batch in epoch(batches, 0)] == sizes
 
 
 def test_every_sample_is_dropped_in_turn() -> None:
-    found = loader(10, 4, train=True)
-    seen = {index for number in range(12) for index in indices(found, number)}
+    batches = loader(10, 4, train=True)
+    seen = {index for number in range(12) for index in indices(batches, number)}
     assert seen == set(range(10))
 
 
@@ -98,11 +100,11 @@ def test_the_global_generators_are_not_touched() -> None:
     assert (np.random.rand(3) == expected[1]).all()  # noqa: NPY002
 
 
-def test_what_the_index_left_out_is_reported() -> None:
+def test_skipped_samples_are_counted() -> None:
     assert loader(4, 2, train=True).skipped == {"left_out/empty": 2}
 
 
-def test_a_sampler_counts_as_it_yields() -> None:
+def test_the_length_of_a_sampler_is_its_number_of_batches() -> None:
     for count in range(1, 12):
         for drop in (True, False):
             sampler = EpochSampler(count, 4, seed=0, shuffle=True, drop_last=drop)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from research.data.once import made_once
-from research.utils.errors import UserError
+from research.data.once import create_once
+from tests.conftest import user_error
 
 RECORD = {"seed": 1, "sizes": [3, 4]}
 
@@ -17,7 +17,7 @@ def make(root: Path) -> None:
     (root / "data").write_text("made")
 
 
-def test_it_is_made_once_and_anew_for_another_record(tmp_path: Path) -> None:
+def test_it_is_created_once_and_again_for_another_record(tmp_path: Path) -> None:
     root, made = tmp_path / "deep" / "root", []
 
     def counted(folder: Path) -> None:
@@ -25,34 +25,39 @@ def test_it_is_made_once_and_anew_for_another_record(tmp_path: Path) -> None:
         make(folder)
 
     for record in (RECORD, RECORD, {**RECORD, "seed": 2}):
-        assert made_once(root, "record.json", record, lambda _: True, counted) == root
+        assert (
+            create_once(root, "dataset.root", "record.json", record, lambda _: True, counted)
+            == root
+        )
     assert len(made) == 2
     assert {path.name for path in root.iterdir()} == {"data", "record.json"}
     assert {path.name for path in root.parent.iterdir()} <= {"root", ".root.lock"}
 
 
-def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "precious").touch()
-    with pytest.raises(UserError, match="other files"):
-        made_once(tmp_path / "root", "record.json", RECORD, lambda _: False, make)
+    with user_error("dataset.root", tmp_path / "root"):
+        create_once(tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: False, make)
     assert (tmp_path / "root" / "precious").exists()
 
 
-def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
-    root = made_once(tmp_path / "root", "record.json", RECORD, lambda _: True, make)
+def test_a_failure_does_not_change_the_folder(tmp_path: Path) -> None:
+    root = create_once(
+        tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: True, make
+    )
 
     def fail(folder: Path) -> None:
         make(folder)
         raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
-        made_once(root, "record.json", {}, lambda _: True, fail)
+        create_once(root, "dataset.root", "record.json", {}, lambda _: True, fail)
     assert (root / "data").read_text() == "made"
     assert {path.name for path in tmp_path.iterdir()} <= {"root", ".root.lock"}
 
 
-def test_those_who_ask_at_the_same_time_wait_for_the_first(tmp_path: Path) -> None:
+def test_other_threads_wait_for_the_first(tmp_path: Path) -> None:
     made = []
 
     def slow(folder: Path) -> None:
@@ -61,7 +66,7 @@ def test_those_who_ask_at_the_same_time_wait_for_the_first(tmp_path: Path) -> No
         made.append(folder)
 
     def use() -> None:
-        made_once(tmp_path / "root", "record.json", RECORD, lambda _: True, slow)
+        create_once(tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: True, slow)
 
     threads = [threading.Thread(target=use) for _ in range(4)]
     for thread in threads:

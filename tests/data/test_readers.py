@@ -13,14 +13,14 @@ from torchvision.transforms.v2 import functional as F
 
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
-from research.compression.selection import Selection, kept_indices
-from research.data.crops import Box, CentreCrop, Crop, RandomResizedCrop
+from research.compression.selection import Selection, select_frequencies
+from research.data.crops import CentreCrop, Crop, CropBox, RandomResizedCrop
 from research.data.readers import BitstreamReader, PixelReader, Reader, decode
 from research.data.transforms import CoefficientTransform
 from research.utils.errors import DamagedImage
 from tests.conftest import picture
 
-KEPT = kept_indices(4, "corner")
+KEPT = select_frequencies(4, "corner")
 SELECTION = Selection(KEPT, KEPT[:4])
 WHOLE = CentreCrop(1.0)
 RANDOM = RandomResizedCrop((0.08, 1.0), (0.75, 1.3333))
@@ -40,15 +40,15 @@ class Watched:
 
     def __init__(self, crop: Crop) -> None:
         self.crop = crop
-        self.calls: list[tuple[int, int, Box]] = []
+        self.calls: list[tuple[int, int, CropBox]] = []
 
-    def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
-        found = self.crop.box(height, width, rng)
-        self.calls.append((height, width, found))
-        return found
+    def box(self, height: int, width: int, rng: np.random.Generator) -> CropBox:
+        result = self.crop.box(height, width, rng)
+        self.calls.append((height, width, result))
+        return result
 
 
-def test_both_readers_cut_the_same_boxes(tmp_path: Path) -> None:
+def test_both_readers_use_the_same_boxes(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     picture("spots", 0, (90, 70)).save(path)
     picture("spots", 0, (90, 70)).convert("CMYK").save(tmp_path / "b.jpg")
@@ -69,13 +69,13 @@ def test_pixels_are_the_resized_crop(tmp_path: Path) -> None:
     image = picture("field", 1, (120, 90))
     image.save(tmp_path / "a.png")
     top, left, height, width = RANDOM.box(90, 120, rng(4))
-    (found,) = PixelReader(32).read(tmp_path / "a.png", RANDOM, rng(4)).arrays
-    assert found.shape == (3, 32, 32)
-    assert found.dtype == np.uint8
+    (result,) = PixelReader(32).read(tmp_path / "a.png", RANDOM, rng(4)).arrays
+    assert result.shape == (3, 32, 32)
+    assert result.dtype == np.uint8
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
     # The filter looks past the edges of the box, as PIL's does: compare away from them.
     expected = F.resized_crop(pixels, top, left, height, width, [32, 32], antialias=True)
-    difference = (torch.from_numpy(found.astype(np.float32)) - expected).abs()
+    difference = (torch.from_numpy(result.astype(np.float32)) - expected).abs()
     assert difference[:, 2:-2, 2:-2].max() <= 1.01
 
 
@@ -88,26 +88,26 @@ def test_coefficients_are_those_of_the_cropped_pixels(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(path, quality=95, subsampling=2)
     crop = CentreCrop(0.75)  # 96 of 128 px, from 16: whole MCUs
     stream = BitstreamReader(32, SELECTION)
-    (luma, chroma), detour = stream.read(path, crop, rng())
-    assert detour == ""
+    (luma, chroma), fallback = stream.read(path, crop, rng())
+    assert fallback == ""
     assert (luma.shape, chroma.shape) == ((4, 4, 16), (2, 2, 2, 4))
     assert luma.dtype == chroma.dtype == np.int16
     reader = PixelReader(32)
     inputs = reader.stack([reader.read(path, crop, rng())])
     transform = CoefficientTransform(SELECTION, "full", None, flip=False).eval()
     index = torch.zeros(1, dtype=torch.int64)
-    found = transform(ClassificationBatch(index, inputs, index), None).inputs
+    result = transform(ClassificationBatch(index, inputs, index), None).inputs
     # The pixel reader's filter looks past the edges of the box; the middle blocks do not feel it.
     middle = slice(1, 3)
-    expected = found.y[0].permute(1, 2, 0)[middle, middle].numpy()
+    expected = result.y[0].permute(1, 2, 0)[middle, middle].numpy()
     np.testing.assert_allclose(luma[middle, middle], expected, atol=6)
-    dc = found.cbcr[0, :, 0].numpy()
+    dc = result.cbcr[0, :, 0].numpy()
     np.testing.assert_allclose(chroma[..., 0], dc, atol=12)
     assert np.ptp(chroma[..., 0]) > 100
 
 
 def write(kind: str, path: Path) -> Path:
-    """A whole file of the kind that ``Sample.detour`` names (or of the natively read ones)."""
+    """A file that is read with this ``Sample.fallback``, or one that needs none."""
     image = picture("bars", 2, (48, 40))
     if kind == "not_jpeg":
         image.save(path, "PNG")
@@ -133,26 +133,26 @@ def test_a_file_without_usable_coefficients_is_read_by_its_pixels(
     path = write(kind, tmp_path / "a.jpg")
     stream = BitstreamReader(32, SELECTION)
     sample = stream.read(path, RANDOM, rng(1))
-    assert sample.detour == kind
-    # The very payload that the other source makes of it on the device, rounded.
+    assert sample.fallback == kind
+    # Equal to the coefficients that the device transform computes from pixels, rounded.
     reader = PixelReader(32)
     pixels = reader.read(path, RANDOM, rng(1))
-    assert pixels.detour == ("cmyk" if kind == "cmyk" else "")
+    assert pixels.fallback == ("cmyk" if kind == "cmyk" else "")
     transform = CoefficientTransform(SELECTION, "full", None, flip=False).eval()
     index = torch.zeros(1, dtype=torch.int64)
-    found = [
+    result = [
         transform(ClassificationBatch(index, inputs, index), None).inputs
         for inputs in (reader.stack([pixels]), stream.stack([sample]))
     ]
-    for a, b in zip(*found, strict=True):
+    for a, b in zip(*result, strict=True):
         torch.testing.assert_close(a, b, atol=0.5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "progressive", "grey"])
-def test_common_jpegs_take_no_detour(tmp_path: Path, kind: str) -> None:
+def test_common_jpegs_need_no_fallback(tmp_path: Path, kind: str) -> None:
     path = write(kind, tmp_path / "a.png")  # the content counts, not the name
     sample = BitstreamReader(32, SELECTION).read(path, RANDOM, rng())
-    assert sample.detour == ""
+    assert sample.fallback == ""
     assert bool(sample.arrays[1].any()) == (kind != "grey")
 
 
@@ -173,8 +173,8 @@ def test_images_of_any_mode_are_read_as_rgb(tmp_path: Path, make: Callable[[], R
     expected = make().read(tmp_path / "rgb.png", WHOLE, rng()).arrays
     for name, (variant, options) in variants.items():
         variant.save(tmp_path / "a.png", **options)
-        found = make().read(tmp_path / "a.png", WHOLE, rng()).arrays
-        for a, b in zip(found, expected, strict=True):
+        result = make().read(tmp_path / "a.png", WHOLE, rng()).arrays
+        for a, b in zip(result, expected, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
@@ -218,13 +218,13 @@ def test_damage_has_a_kind(
 
 
 @pytest.mark.parametrize("make", READERS, ids=READER_IDS)
-def test_a_file_that_vanished_is_unreadable(tmp_path: Path, make: Callable[[], Reader]) -> None:
+def test_a_missing_file_is_unreadable(tmp_path: Path, make: Callable[[], Reader]) -> None:
     with pytest.raises(DamagedImage) as caught:
         make().read(tmp_path / "gone.jpg", RANDOM, rng())
     assert caught.value.kind == "unreadable"
 
 
-def test_the_least_side_is_one_block(tmp_path: Path) -> None:
+def test_the_shortest_side_is_one_block(tmp_path: Path) -> None:
     for side, fits in ((8, True), (7, False)):
         picture("field", 0, (side, 30)).save(tmp_path / "a.png")
         if fits:
@@ -235,7 +235,9 @@ def test_the_least_side_is_one_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", READERS, ids=READER_IDS)
-def test_samples_stack_even_when_there_are_none(tmp_path: Path, make: Callable[[], Reader]) -> None:
+def test_samples_are_stacked_even_if_there_are_none(
+    tmp_path: Path, make: Callable[[], Reader]
+) -> None:
     reader = make()
     picture("field", 0).save(tmp_path / "a.jpg")
     samples = [reader.read(tmp_path / "a.jpg", RANDOM, rng(seed)) for seed in range(3)]

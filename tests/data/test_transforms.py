@@ -14,7 +14,7 @@ from torch import Tensor
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, block_idct
-from research.compression.selection import ZIGZAG, Selection, kept_indices
+from research.compression.selection import ZIGZAG, Selection, select_frequencies
 from research.compression.statistics import Statistics
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader, PixelReader
@@ -45,23 +45,23 @@ def transformed(
     transform: DeviceTransform, inputs: Tensor | Blocks, seed: int | None = None
 ) -> Tensor | Blocks:
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    found: Tensor | Blocks = transform(batch(inputs), generator).inputs
-    return found
+    result: Tensor | Blocks = transform(batch(inputs), generator).inputs
+    return result
 
 
 def panel(transform: DeviceTransform, inputs: Tensor) -> Tensor:
     """Images as they are seen again behind the transform."""
-    (found,) = transform.to_images(transform(batch(inputs), None))
-    return found
+    (result,) = transform.to_images(transform(batch(inputs), None))
+    return result
 
 
 def coefficients(
     selection: Selection, range_: str, inputs: Tensor | Blocks, statistics: Statistics | None = None
 ) -> Blocks:
     transform = CoefficientTransform(selection, range_, statistics, flip=True).eval()
-    found = transformed(transform, inputs)
-    assert isinstance(found, Blocks)
-    return found
+    result = transformed(transform, inputs)
+    assert isinstance(result, Blocks)
+    return result
 
 
 def slow(pixels: NDArray[np.uint8], range_: str) -> tuple[NDArray[np.float64], ...]:
@@ -84,27 +84,27 @@ def blockwise(plane: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("range_", ["full", "studio"])
 def test_coefficients_equal_those_of_the_mapped_planes(range_: str) -> None:
-    selection = Selection(kept_indices(4, "zigzag"), kept_indices(2, "corner"))
-    found = coefficients(selection, range_, images())
+    selection = Selection(select_frequencies(4, "zigzag"), select_frequencies(2, "corner"))
+    result = coefficients(selection, range_, images())
     for number, pixels in enumerate(images().numpy()):
         y, cbcr = slow(pixels, range_)
-        np.testing.assert_allclose(found.y[number], y[list(selection.luma)], atol=1e-3)
-        np.testing.assert_allclose(found.cbcr[number], cbcr[:, list(selection.chroma)], atol=1e-3)
+        np.testing.assert_allclose(result.y[number], y[list(selection.luma)], atol=1e-3)
+        np.testing.assert_allclose(result.cbcr[number], cbcr[:, list(selection.chroma)], atol=1e-3)
 
 
 def test_a_low_contrast_image_is_brought_to_the_studio_range_too() -> None:
     # One whose values all lie within 16…235 already: the mapping does not depend on content.
     flat = torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
-    found = coefficients(FULL, "studio", flat)
+    result = coefficients(FULL, "studio", flat)
     expected = 8 * (16 + 100 * 219 / 255 - 128)
-    torch.testing.assert_close(found.y[:, 0], torch.full((1, 2, 2), expected), atol=1e-3, rtol=0)
-    assert found.y[:, 1:].abs().max() < 1e-3
-    assert found.cbcr.abs().max() < 1e-3
+    torch.testing.assert_close(result.y[:, 0], torch.full((1, 2, 2), expected), atol=1e-3, rtol=0)
+    assert result.y[:, 1:].abs().max() < 1e-3
+    assert result.cbcr.abs().max() < 1e-3
     low = (90 + images() % 30).to(torch.uint8)
     y, cbcr = slow(low[0].numpy(), "studio")
-    found = coefficients(FULL, "studio", low)
-    np.testing.assert_allclose(found.y[0], y, atol=1e-3)
-    np.testing.assert_allclose(found.cbcr[0], cbcr, atol=1e-3)
+    result = coefficients(FULL, "studio", low)
+    np.testing.assert_allclose(result.y[0], y, atol=1e-3)
+    np.testing.assert_allclose(result.cbcr[0], cbcr, atol=1e-3)
 
 
 def jpeg(path: Path, size: int = 64) -> Path:
@@ -117,7 +117,7 @@ def jpeg(path: Path, size: int = 64) -> Path:
 
 
 @pytest.mark.parametrize("range_", ["full", "studio"])
-def test_both_sources_agree_on_a_file_taken_as_it_is(tmp_path: Path, range_: str) -> None:
+def test_both_sources_agree_on_an_uncropped_file(tmp_path: Path, range_: str) -> None:
     """Up to the 8-bit roundings of a decoder.
 
     A pixel's luma is rounded twice, by ±0.5 each: as Y, and as the R, G and B whose weights sum to
@@ -129,12 +129,12 @@ def test_both_sources_agree_on_a_file_taken_as_it_is(tmp_path: Path, range_: str
     """
     path = jpeg(tmp_path / "a.jpg")
     whole, rng = CentreCrop(1.0), np.random.default_rng(0)
-    found = []
+    result = []
     for reader in (PixelReader(64), BitstreamReader(64, FULL)):
         sample = reader.read(path, whole, rng)
-        assert sample.detour == ""
-        found.append(coefficients(FULL, range_, reader.stack([sample])))
-    pixels, stream = found
+        assert sample.fallback == ""
+        result.append(coefficients(FULL, range_, reader.stack([sample])))
+    pixels, stream = result
     assert stream.y.std() > 5
     assert stream.cbcr.std() > 5
 
@@ -151,22 +151,22 @@ def test_both_sources_agree_on_a_file_taken_as_it_is(tmp_path: Path, range_: str
         assert difference.square().mean().sqrt() < 0.8, name
 
 
-def test_bitstream_blocks_are_taken_as_they_are() -> None:
+def test_bitstream_blocks_are_not_changed() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(-900, 900, (2, 4, 6, 3), generator=generator, dtype=torch.int16)
     cbcr = torch.randint(-900, 900, (2, 2, 2, 3, 1), generator=generator, dtype=torch.int16)
-    found = coefficients(Selection((0, 1, 8), (0,)), "full", Blocks(y, cbcr))
-    assert found.y.shape == (2, 3, 4, 6)
-    assert found.cbcr.shape == (2, 2, 1, 2, 3)
+    result = coefficients(Selection((0, 1, 8), (0,)), "full", Blocks(y, cbcr))
+    assert result.y.shape == (2, 3, 4, 6)
+    assert result.cbcr.shape == (2, 2, 1, 2, 3)
     for channel in range(3):
-        assert torch.equal(found.y[:, channel], y[..., channel].float())
-    assert torch.equal(found.cbcr[:, :, 0], cbcr[..., 0].float())
+        assert torch.equal(result.y[:, channel], y[..., channel].float())
+    assert torch.equal(result.cbcr[:, :, 0], cbcr[..., 0].float())
 
 
 @pytest.mark.parametrize("source", ["pixels", "bitstream"])
 @pytest.mark.parametrize("range_", ["full", "studio"])
-def test_mirrored_in_training_as_pixels_would_be(source: str, range_: str) -> None:
-    selection = Selection(kept_indices(3, "zigzag"), kept_indices(4, "corner"))
+def test_flips_in_training_equal_flips_of_pixels(source: str, range_: str) -> None:
+    selection = Selection(select_frequencies(3, "zigzag"), select_frequencies(4, "corner"))
     transform = CoefficientTransform(selection, range_, statistics(), flip=True)
     inputs = images(32, 16)
     plain = coefficients(selection, range_, inputs, statistics())
@@ -182,14 +182,14 @@ def test_mirrored_in_training_as_pixels_would_be(source: str, range_: str) -> No
             raw.cbcr.permute(0, 1, 3, 4, 2).round().to(torch.int16),
         )
         tolerance = 0.51
-    found = transformed(transform, given, seed=5)
-    assert isinstance(found, Blocks)
+    result = transformed(transform, given, seed=5)
+    assert isinstance(result, Blocks)
     turned = 0
     for number in range(32):
         far, near = (
             max(
-                (found.y[number] - other.y[number]).abs().max().item(),
-                (found.cbcr[number] - other.cbcr[number]).abs().max().item(),
+                (result.y[number] - other.y[number]).abs().max().item(),
+                (result.cbcr[number] - other.cbcr[number]).abs().max().item(),
             )
             for other in (plain, mirrored)
         )
@@ -207,13 +207,13 @@ def coefficient_transform() -> DeviceTransform:
 
 
 @pytest.mark.parametrize("make", [pixel_transform, coefficient_transform])
-def test_chance_comes_from_the_generator_and_only_in_training(make: object) -> None:
+def test_random_flips_use_the_generator_and_only_in_training(make: object) -> None:
     transform: DeviceTransform = make()  # type: ignore[operator]
     inputs = images(24, 16)
 
     def flat(seed: int | None) -> Tensor:
-        found = transformed(transform, inputs, seed)
-        return found.y if isinstance(found, Blocks) else found
+        result = transformed(transform, inputs, seed)
+        return result.y if isinstance(result, Blocks) else result
 
     before = torch.get_rng_state()
     assert torch.equal(flat(1), flat(1))
@@ -239,8 +239,8 @@ def test_pixels_are_normalised_and_mirrored() -> None:
     inputs = images(16)
     scaled = inputs.numpy() / 255.0
     expected = (scaled - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
-    found = transformed(transform.eval(), inputs)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    result = transformed(transform.eval(), inputs)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
     trained = transformed(transform.train(), inputs, seed=0)
     same = [np.allclose(a, b, atol=1e-5) for a, b in zip(trained, expected, strict=True)]
     turned = [
@@ -259,23 +259,23 @@ def statistics() -> Statistics:
 
 
 @pytest.mark.parametrize("order", ["corner", "zigzag"])
-def test_statistics_are_looked_up_by_kept_frequency(order: str) -> None:
-    kept = kept_indices(3, order)  # type: ignore[arg-type]
+def test_statistics_are_those_of_the_selected_frequencies(order: str) -> None:
+    frequencies = select_frequencies(3, order)  # type: ignore[arg-type]
     if order == "zigzag":
-        assert kept == ZIGZAG[:9] != tuple(sorted(kept))
-    selection = Selection(kept, kept[:4])
+        assert frequencies == ZIGZAG[:9] != tuple(sorted(frequencies))
+    selection = Selection(frequencies, frequencies[:4])
     plain = coefficients(selection, "full", images())
-    found = coefficients(selection, "full", images(), statistics())
-    for channel, f in enumerate(kept):
+    result = coefficients(selection, "full", images(), statistics())
+    for channel, f in enumerate(frequencies):
         expected = (plain.y[:, channel] - (f - 30)) / (1 + f + EPSILON)
-        torch.testing.assert_close(found.y[:, channel], expected)
-    for channel, f in enumerate(kept[:4]):
+        torch.testing.assert_close(result.y[:, channel], expected)
+    for channel, f in enumerate(frequencies[:4]):
         for plane, (mean, std) in enumerate([(2 * f, 5 + f), (-3 * f, 7 + f)]):
             expected = (plain.cbcr[:, plane, channel] - mean) / (std + EPSILON)
-            torch.testing.assert_close(found.cbcr[:, plane, channel], expected)
+            torch.testing.assert_close(result.cbcr[:, plane, channel], expected)
 
 
-def test_statistics_travel_with_the_weights() -> None:
+def test_statistics_are_in_the_state_dict() -> None:
     trained = CoefficientTransform(FULL, "full", statistics(), flip=False)
     bare = CoefficientTransform(FULL, "full", None, flip=False)
     bare.load_state_dict(trained.state_dict())
@@ -286,9 +286,11 @@ def test_statistics_travel_with_the_weights() -> None:
 
 @pytest.mark.parametrize("range_", ["full", "studio"])
 @pytest.mark.parametrize("order", ["corner", "zigzag"])
-def test_panels_show_what_went_in(range_: str, order: str) -> None:
-    kept = kept_indices(8, order)  # type: ignore[arg-type]
-    transform = CoefficientTransform(Selection(kept, kept), range_, statistics(), flip=False).eval()
+def test_to_images_returns_the_inputs(range_: str, order: str) -> None:
+    frequencies = select_frequencies(8, order)  # type: ignore[arg-type]
+    transform = CoefficientTransform(
+        Selection(frequencies, frequencies), range_, statistics(), flip=False
+    ).eval()
     grey = images()[:, :1].expand(-1, 3, -1, -1)
     assert torch.equal(panel(transform, grey), grey)
     # A colour that does not change within an image survives the halving of chroma.
@@ -296,7 +298,7 @@ def test_panels_show_what_went_in(range_: str, order: str) -> None:
     assert torch.equal(panel(transform, flat), flat)
 
 
-def test_panels_of_a_small_window_is_the_blurred_image() -> None:
+def test_to_images_of_a_small_window_is_blurred() -> None:
     transform = CoefficientTransform(Selection((0,), (0,)), "studio", None, flip=False).eval()
     image = torch.from_numpy(np.array(picture("spots", 0, (64, 64)))).permute(2, 0, 1)[None]
     grey = image.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
@@ -306,8 +308,8 @@ def test_panels_of_a_small_window_is_the_blurred_image() -> None:
     torch.testing.assert_close(shown.float(), expected, atol=0.51, rtol=0)
 
 
-def test_panels_of_pixels() -> None:
+def test_to_images_of_pixels() -> None:
     transform = pixel_transform().eval()
-    found = panel(transform, images())
-    assert found.dtype == torch.uint8
-    assert torch.equal(found, images())
+    result = panel(transform, images())
+    assert result.dtype == torch.uint8
+    assert torch.equal(result, images())

@@ -58,11 +58,11 @@ def test_the_runs_are_valid_and_of_mixed_sizes(captures: FrameSet) -> None:
         with Image.open(frame.image) as image:
             assert image.format == "JPEG"
             sizes.setdefault(frame.group, set()).add(image.size)
-    assert all(len(found) == 1 for found in sizes.values())
+    assert all(len(group) == 1 for group in sizes.values())
     assert set.union(*sizes.values()) == set(SIZES)
 
 
-def test_a_fifth_is_empty_and_some_frames_hold_several(captures: FrameSet) -> None:
+def test_a_fifth_is_empty_and_some_frames_have_several_objects(captures: FrameSet) -> None:
     counts = Counter(len(frame.boxes) for frame in captures.frames)
     assert 0.1 * 240 < counts[0] < 0.3 * 240
     assert counts[1] > 0.3 * 240
@@ -70,7 +70,7 @@ def test_a_fifth_is_empty_and_some_frames_hold_several(captures: FrameSet) -> No
     assert max(counts) <= 4
 
 
-def test_objects_are_of_the_documented_sizes_and_the_largest_is_clear(captures: FrameSet) -> None:
+def test_objects_have_the_documented_sizes_and_one_is_the_largest(captures: FrameSet) -> None:
     sides, seconds = [], []
     for frame in captures.frames:
         with Image.open(frame.image) as image:
@@ -86,7 +86,7 @@ def test_objects_are_of_the_documented_sizes_and_the_largest_is_clear(captures: 
 
 
 def test_boxes_move_smoothly(captures: FrameSet) -> None:
-    """From frame to frame the box of the largest polyp nearly stays, unless another comes."""
+    """The largest box moves little between frames, unless another polyp becomes the largest."""
     steps = []
     for before, after in zip(captures.frames, captures.frames[1:], strict=False):
         if before.group == after.group and before.boxes and after.boxes:
@@ -95,23 +95,21 @@ def test_boxes_move_smoothly(captures: FrameSet) -> None:
     assert np.mean(np.array(steps) < 0.2) > 0.9
 
 
-def test_a_box_is_that_of_the_pixels_that_a_polyp_changes() -> None:
+def test_boxes_enclose_the_pixels_that_a_polyp_changes() -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
         wall = _Wall(rng, 160, 120)
-        wall.colour[:] = 1e4  # nothing of the scene is so bright
+        wall.colour[:] = 1e4  # brighter than the scene
         polyp = _Bump(rng, 160, 120, rng.uniform(0.2, 0.4))
         scene = np.zeros((120, 160, 3), dtype=np.float32)
         box = polyp.paint(scene, wall, 0.3, flat=False)
         rows, columns = np.nonzero(scene[..., 0] > 0.5 * 1e4 * 0.2)
         bright = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        # Half a pixel of soft edge may be brighter or darker than the dome is there.
+        # The antialiased edge may be half a pixel brighter or darker.
         assert np.abs(np.array(box) * [160, 120, 160, 120] - bright).max() <= 2
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    tmp_path: Path, small: Path
-) -> None:
+def test_files_depend_on_the_seed_alone(tmp_path: Path, small: Path) -> None:
     again = CaptureDemo(str(tmp_path / "again"), 2, 5, seed=0).render()
     other = CaptureDemo(str(tmp_path / "other"), 2, 5, seed=1).render()
     assert contents(again) == contents(small)
@@ -123,14 +121,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert not set(first.values()) & set(second.values())
 
 
-def test_more_runs_begin_with_the_files_of_fewer(tmp_path: Path, small: Path) -> None:
+def test_a_larger_set_starts_with_the_files_of_a_smaller_one(tmp_path: Path, small: Path) -> None:
     larger = contents(CaptureDemo(str(tmp_path / "larger"), 3, 5, seed=0).render())
     smaller = contents(small)
     del smaller[RECORD]
     assert smaller.items() <= larger.items()
 
 
-def test_they_are_rendered_once_and_again_when_another_set_is_asked_for(small: Path) -> None:
+def test_runs_are_rendered_once_for_the_same_settings(small: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
     calls: list[tuple[str, int, int]] = []
     CaptureDemo(str(small), 2, 5, seed=0).render(lambda *step: calls.append(step))
@@ -141,33 +139,33 @@ def test_they_are_rendered_once_and_again_when_another_set_is_asked_for(small: P
     assert len(read_frames(small).frames) == 18
 
 
-def test_an_interruption_leaves_the_old_folder_and_nothing_beside_it(small: Path) -> None:
-    whole = contents(small)
+def test_an_interruption_leaves_the_old_folder_and_no_temporary_files(small: Path) -> None:
+    before = contents(small)
 
     def interrupt(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         CaptureDemo(str(small), 2, 6, seed=0).render(interrupt)
-    assert contents(small) == whole
+    assert contents(small) == before
     assert {path.name for path in small.parent.iterdir()} == {"small", ".small.lock"}
 
 
-@pytest.mark.parametrize("strange", ["notes.txt", "run_007/run_manifest.json", "run_001/mine.txt"])
-def test_a_folder_with_other_files_is_left_alone(small: Path, strange: str) -> None:
-    (small / strange).parent.mkdir(exist_ok=True)
-    (small / strange).write_text("precious")
+@pytest.mark.parametrize("name", ["notes.txt", "run_007/run_manifest.json", "run_001/mine.txt"])
+def test_a_folder_with_other_files_is_left_alone(small: Path, name: str) -> None:
+    (small / name).parent.mkdir(exist_ok=True)
+    (small / name).write_text("mine")
     with user_error("dataset.demo.root", small):
         CaptureDemo(str(small), 2, 6, seed=0).render()
-    assert (small / strange).read_text() == "precious"
+    assert (small / name).read_text() == "mine"
 
 
 def test_real_runs_of_the_same_names_are_left_alone(small: Path) -> None:
     (small / RECORD).unlink()
-    whole = contents(small)
+    before = contents(small)
     with user_error("dataset.demo.root", small):
         CaptureDemo(str(small), 2, 5, seed=0).render()
-    assert contents(small) == whole
+    assert contents(small) == before
 
 
 def test_a_folder_with_an_unreadable_record_is_left_alone(small: Path) -> None:
@@ -179,14 +177,14 @@ def test_a_folder_with_an_unreadable_record_is_left_alone(small: Path) -> None:
 
 
 @pytest.mark.parametrize(("runs", "frames", "seed"), [(1, 5, 0), (2, 4, 0), (2, 5, -1)])
-def test_impossible_requests_are_refused(tmp_path: Path, runs: int, frames: int, seed: int) -> None:
+def test_invalid_settings(tmp_path: Path, runs: int, frames: int, seed: int) -> None:
     with user_error("dataset.demo", f"{runs} runs", f"{frames} frames", f"seed {seed}"):
         CaptureDemo(str(tmp_path / "root"), runs, frames, seed).render()
     assert not (tmp_path / "root").exists()
 
 
 def test_colour_does_not_reveal_the_objects(captures: FrameSet) -> None:
-    """A linear classifier of a pixel's colour, fitted to other runs, hardly beats chance."""
+    """A linear classifier of pixel colours, fitted to other runs, is near chance."""
     rng = np.random.default_rng(0)
     colours: dict[bool, list[np.ndarray]] = {True: [], False: []}
     inside: dict[bool, list[np.ndarray]] = {True: [], False: []}
@@ -197,12 +195,12 @@ def test_colour_does_not_reveal_the_objects(captures: FrameSet) -> None:
         colour = image.reshape(-1, 3)[chosen] - image.mean((0, 1))
         colours[held_out].append(np.c_[colour, np.abs(colour), np.ones(400)])
         inside[held_out].append(mask.reshape(-1)[chosen])
-    known, truth = np.concatenate(colours[False]), np.concatenate(inside[False])
-    weights = np.linalg.lstsq(known, truth - truth.mean(), rcond=None)[0]
+    features, truth = np.concatenate(colours[False]), np.concatenate(inside[False])
+    weights = np.linalg.lstsq(features, truth - truth.mean(), rcond=None)[0]
     score, truth = np.concatenate(colours[True]) @ weights, np.concatenate(inside[True])
     rank = score.argsort().argsort()
     positives = truth.sum()
     area = (rank[truth].sum() - positives * (positives - 1) / 2) / (
         positives * (len(truth) - positives)
     )
-    assert area < 0.7  # 0.5 is chance, 1 would do for a detector
+    assert area < 0.7  # 0.5 is chance, 1 a perfect detector

@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from research.demos.rgbx import CLASSES, RECORD, Mover, RgbxDemo, Scene
-from research.utils.errors import UserError
+from research.demos.rgbx import CLASSES, RECORD, MovingObject, RgbxDemo, RoadScene
+from tests.conftest import user_error
 
 SIZE = 96
 
 
-def scenes(count: int) -> list[Scene]:
-    return [Scene((3, number), number, SIZE) for number in range(count)]
+def scenes(count: int) -> list[RoadScene]:
+    return [RoadScene((3, number), number, SIZE) for number in range(count)]
 
 
 def files(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_more_images_begin_with_the_files_of_fewer(tmp_path: Path) -> None:
+def test_a_larger_set_starts_with_the_files_of_a_smaller_one(tmp_path: Path) -> None:
     few = files(RgbxDemo(str(tmp_path / "a"), 13, 0, SIZE).render())
     more = files(RgbxDemo(str(tmp_path / "b"), 16, 0, SIZE).render())
     other = files(RgbxDemo(str(tmp_path / "c"), 13, 1, SIZE).render())
@@ -31,56 +31,59 @@ def test_more_images_begin_with_the_files_of_fewer(tmp_path: Path) -> None:
 
 def test_rendered_once(tmp_path: Path) -> None:
     demo = RgbxDemo(str(tmp_path / "demo"), 13, 0, SIZE)
-    told: list[tuple[int, int]] = []
-    root = demo.render(lambda what, done, total: told.append((done, total)))
-    assert told == [(6, 13), (12, 13), (13, 13)]
-    kept = (root / "images" / "seq000_00.npy").stat().st_mtime_ns
+    calls: list[tuple[int, int]] = []
+    root = demo.render(lambda what, done, total: calls.append((done, total)))
+    assert calls == [(6, 13), (12, 13), (13, 13)]
+    written = (root / "images" / "seq000_00.npy").stat().st_mtime_ns
     demo.render()
-    assert (root / "images" / "seq000_00.npy").stat().st_mtime_ns == kept
+    assert (root / "images" / "seq000_00.npy").stat().st_mtime_ns == written
     RgbxDemo(str(root), 14, 0, SIZE).render()
     assert len(list((root / "images").iterdir())) == 14
     (root / "images" / "mine.npy").write_bytes(b"")
-    with pytest.raises(UserError, match="holds other files than the demo's"):
+    with user_error("dataset.demo.root", root):
         demo.render()
 
 
-@pytest.mark.parametrize("settings", [(12, 0, SIZE), (13, -1, SIZE), (13, 0, 63)])
-def test_settings_that_make_no_demo(tmp_path: Path, settings: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match="give at least 13 images, 64 pixels, and a seed of 0"):
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [((12, 0, SIZE), "images"), ((13, -1, SIZE), "seed"), ((13, 0, 63), "size")],
+)
+def test_invalid_settings(tmp_path: Path, settings: tuple[int, int, int], key: str) -> None:
+    with user_error(f"dataset.demo.{key}", "at least"):
         RgbxDemo(str(tmp_path / "demo"), *settings).render()
 
 
-def test_files_hold_what_the_scenes_say(tmp_path: Path) -> None:
+def test_files_contain_the_frames_of_the_scenes(tmp_path: Path) -> None:
     root = RgbxDemo(str(tmp_path / "demo"), 20, 3, SIZE).render()
     assert (root / "classes.txt").read_text().split() == list(CLASSES)
     channels = json.loads((root / "rgbx.json").read_text())["channels"]
     assert channels == ["red", "green", "blue", "thermal", "event"]
     sizes = set()
     for number, scene in enumerate(scenes(3)):
-        for moment in range(6):
-            pixels, objects = scene.frame(moment)
-            name = f"seq{number:03d}_{moment:02d}"
+        for index in range(6):
+            pixels, objects = scene.frame(index)
+            name = f"seq{number:03d}_{index:02d}"
             stored = np.load(root / "images" / f"{name}.npy")
             np.testing.assert_array_equal(stored, pixels)
             assert (stored.dtype, stored.shape[2]) == (np.uint8, 5)
             sizes.add(stored.shape)
             rows = (root / "labels" / f"{name}.txt").read_text().splitlines()
             for row, (label, _, box) in zip(rows, objects, strict=True):
-                found, x, y, width, height = map(float, row.split())
-                assert found == label
+                class_id, x, y, width, height = map(float, row.split())
+                assert class_id == label
                 edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
                 np.testing.assert_allclose(edges, box, atol=2e-6)
     assert len(sizes) == 3
 
 
-def test_objects_are_shared_out_evenly_and_some_sequences_are_empty() -> None:
+def test_sensors_and_classes_are_balanced_and_some_sequences_are_empty() -> None:
     sensors, labels, counts = [0, 0, 0], [0, 0], []
     for scene in scenes(48):
-        counts.append(len(scene.movers))
-        for mover in scene.movers:
-            sensors[mover.sensor] += 1
-            labels[mover.label] += 1
-            longest, shortest = mover.extent.max(), mover.extent.min()
+        counts.append(len(scene.objects))
+        for item in scene.objects:
+            sensors[item.sensor] += 1
+            labels[item.label] += 1
+            longest, shortest = item.extent.max(), item.extent.min()
             assert 14 * SIZE / 160 * 0.85 < shortest < longest < 61 * SIZE / 160
     assert counts.count(0) == 6
     assert {count for count in counts if count} == {2, 3, 4}
@@ -89,22 +92,22 @@ def test_objects_are_shared_out_evenly_and_some_sequences_are_empty() -> None:
 
 
 @pytest.mark.parametrize("sensor", [0, 1, 2])
-def test_an_object_is_seen_by_one_sensor_and_leaves_no_trace_elsewhere(
+def test_an_object_is_visible_in_one_sensor_only(
     sensor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the same scenes without the objects of one sensor."""
+    """Compared with the same scenes without the objects of one sensor."""
     own = [(0, 1, 2), (3,), (4,)][sensor]
     others = [channel for channel in range(5) if channel not in own]
     with_them = [scene.frame(0) for scene in scenes(8)]
-    cover = Mover.cover
+    cover = MovingObject.cover
 
-    def unseen(self: Mover, *where: object) -> object:
+    def hidden(self: MovingObject, *where: object) -> object:
         covered, inner = cover(self, *where)  # type: ignore[arg-type]
         return (covered * (self.sensor != sensor), inner)
 
-    monkeypatch.setattr(Mover, "cover", unseen)
-    monkeypatch.setattr(Mover, "box", staticmethod(lambda cover: (0, 0, 1, 1)))
-    seen = 0
+    monkeypatch.setattr(MovingObject, "cover", hidden)
+    monkeypatch.setattr(MovingObject, "box", staticmethod(lambda cover: (0, 0, 1, 1)))
+    visible = 0
     for scene, (pixels, objects) in zip(scenes(8), with_them, strict=True):
         without, _ = scene.frame(0)
         np.testing.assert_array_equal(pixels[..., others], without[..., others])
@@ -112,30 +115,30 @@ def test_an_object_is_seen_by_one_sensor_and_leaves_no_trace_elsewhere(
         height, width = changed.shape
         rest = changed.copy()
         for _, which, (x0, y0, x1, y1) in objects:
-            place = np.s_[
+            inner = np.s_[
                 round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)
             ]
             if which == sensor:
-                seen += 1
-                rest[place] = False
-                # The box is tight: something has changed along each of its sides.
-                inside = changed[place]
+                visible += 1
+                rest[inner] = False
+                # The box is tight: pixels have changed along each of its sides.
+                inside = changed[inner]
                 edges = (inside[:2], inside[-2:], inside[:, :2], inside[:, -2:])
                 assert all(edge.any() for edge in edges)
                 assert inside.mean() > 0.35
-        # No more than the rim of a pixel that is covered by less than half.
+        # Only pixels at the edge that are covered by less than half.
         assert rest.sum() < 0.02 * rest.size
-    assert seen > 5
+    assert visible > 5
 
 
-def test_objects_keep_apart_and_within_the_frame() -> None:
+def test_objects_do_not_overlap_and_stay_within_the_frame() -> None:
     for scene in scenes(9):
-        for moment in (0, 5):
-            _, objects = scene.frame(moment)
+        for index in (0, 5):
+            _, objects = scene.frame(index)
             boxes = np.array([box for _, _, box in objects]).reshape(-1, 4)
             assert (boxes >= 0).all()
             assert (boxes <= 1).all()
-            for place, one in enumerate(boxes):
-                for two in boxes[:place]:
+            for number, one in enumerate(boxes):
+                for two in boxes[:number]:
                     low, high = np.maximum(one[:2], two[:2]), np.minimum(one[2:], two[2:])
                     assert (high <= low).any()

@@ -28,9 +28,7 @@ def small(tmp_path: Path) -> Path:
     return render_scenes(tmp_path / "small", 24, 12, seed=0)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    tmp_path: Path, small: Path
-) -> None:
+def test_files_depend_on_the_seed_alone(tmp_path: Path, small: Path) -> None:
     again = contents(render_scenes(tmp_path / "again", 24, 12, seed=0))
     other = contents(render_scenes(tmp_path / "other", 24, 12, seed=1))
     assert contents(small) == again
@@ -49,16 +47,16 @@ def test_no_scene_occurs_twice(scenes: Path) -> None:
 
 @pytest.mark.parametrize(("split", "count"), [("train", 480), ("val", 120)])
 def test_every_class_is_present_and_balanced(scenes: Path, split: str, count: int) -> None:
-    found = Counter(path.parent.name for path in (scenes / split).glob("*/*.jpg"))
-    assert sorted(found) == list(CLASSES)
-    assert set(found.values()) == {count // len(CLASSES)}
+    counts = Counter(path.parent.name for path in (scenes / split).glob("*/*.jpg"))
+    assert sorted(counts) == list(CLASSES)
+    assert set(counts.values()) == {count // len(CLASSES)}
 
 
 def test_counts_that_do_not_divide_are_balanced_to_within_one(tmp_path: Path) -> None:
     root = render_scenes(tmp_path / "odd", 29, 12, seed=0)
-    found = Counter(path.parent.name for path in (root / "train").glob("*/*.jpg"))
-    assert sum(found.values()) == 29
-    assert set(found.values()) == {2, 3}
+    counts = Counter(path.parent.name for path in (root / "train").glob("*/*.jpg"))
+    assert sum(counts.values()) == 29
+    assert set(counts.values()) == {2, 3}
 
 
 def test_sizes_qualities_samplings_and_scan_orders_are_mixed(scenes: Path) -> None:
@@ -100,15 +98,17 @@ def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, "", '{"recipe": 0}', "[]"])
-def test_a_half_made_or_outdated_folder_is_rendered_anew(small: Path, manifest: str | None) -> None:
-    whole = contents(small)
+def test_an_incomplete_or_outdated_folder_is_rendered_again(
+    small: Path, manifest: str | None
+) -> None:
+    expected = contents(small)
     shutil.rmtree(small / "train" / CLASSES[0])
     (small / "val" / CLASSES[1] / "00000.jpg").write_bytes(b"half")
     (small / MANIFEST).unlink()
     if manifest is not None:
         (small / MANIFEST).write_text(manifest)
     render_scenes(small, 24, 12, seed=0)
-    assert contents(small) == whole
+    assert contents(small) == expected
 
 
 def test_other_counts_leave_no_stale_files(small: Path) -> None:
@@ -116,15 +116,15 @@ def test_other_counts_leave_no_stale_files(small: Path) -> None:
     assert len(contents(small)) == 24
 
 
-def test_an_interruption_leaves_the_old_folder_whole_and_nothing_beside_it(small: Path) -> None:
-    whole = contents(small)
+def test_an_interruption_leaves_the_old_folder_and_no_temporary_files(small: Path) -> None:
+    before = contents(small)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         render_scenes(small, 36, 12, seed=0, progress=interrupt)
-    assert contents(small) == whole
+    assert contents(small) == before
     assert {path.name for path in small.parent.iterdir()} <= {"small", ".small.lock"}
 
 
@@ -142,24 +142,24 @@ def test_parallel_first_use_renders_once(tmp_path: Path) -> None:
     assert len(contents(root)) == len(calls) == 36
 
 
-@pytest.mark.parametrize("strange", ["notes.txt", "train/dog/1.jpg", "test/rings/1.jpg"])
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, strange: str) -> None:
-    precious = tmp_path / strange
-    precious.parent.mkdir(parents=True, exist_ok=True)
-    precious.write_text("precious")
+@pytest.mark.parametrize("name", ["notes.txt", "train/dog/1.jpg", "test/rings/1.jpg"])
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
     with pytest.raises(UserError, match="other files"):
         render_scenes(tmp_path, 12, 12, seed=0)
-    assert precious.read_text() == "precious"
+    assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(("train", "val", "seed"), [(11, 12, 0), (12, 0, 0), (12, 12, -1)])
-def test_impossible_requests_are_refused(tmp_path: Path, train: int, val: int, seed: int) -> None:
+def test_invalid_settings(tmp_path: Path, train: int, val: int, seed: int) -> None:
     with pytest.raises(UserError):
         render_scenes(tmp_path / "s", train, val, seed)
     assert not (tmp_path / "s").exists()
 
 
-def test_mean_colour_says_nothing_about_the_class(scenes: Path) -> None:
+def test_mean_colour_does_not_reveal_the_class(scenes: Path) -> None:
     def means(split: str) -> tuple[np.ndarray, np.ndarray]:
         files = sorted((scenes / split).glob("*/*.jpg"))
         colours = [np.asarray(Image.open(f).convert("RGB")).mean((0, 1)) for f in files]

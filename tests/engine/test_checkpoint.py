@@ -24,8 +24,7 @@ from research.engine import build, checkpoint, rng
 from research.engine import run as engine_run
 from research.engine.checkpoint import Checkpoints
 from research.utils import files, weights
-from research.utils.errors import UserError
-from tests.conftest import TINY, run
+from tests.conftest import TINY, run, user_error
 from tests.test_train import assert_same
 
 Compose = Callable[..., dict[str, Any]]
@@ -232,9 +231,7 @@ def test_the_weights_are_a_checkpoint_of_their_own(small: Compose, tmp_path: Pat
 
     experiment = build.experiment(small(*TINY, f"init_from={alone}"))
     assert_same(dict(experiment.state.model.state_dict()), found["model"])
-    with pytest.raises(
-        UserError, match=r"resume: .*mine.safetensors holds the weights alone.*init"
-    ):
+    with user_error("resume", "mine.safetensors contains only weights", "init_from="):
         engine_run.resume(alone, small(*TINY, "epochs=3"))
 
 
@@ -247,11 +244,8 @@ def test_foreign_weights_start_a_run_and_no_more(small: Compose, tmp_path: Path)
     experiment = build.experiment({**config, "init_from": str(foreign)})
     assert_same(dict(experiment.state.model.state_dict()), state)
     assert checkpoint.read(foreign).keys() == state.keys()
-    with pytest.raises(
-        UserError, match=r"foreign\.safetensors: not a checkpoint of this"
-    ) as caught:
+    with user_error("checkpoint", "foreign.safetensors: not a checkpoint of this"):
         research.load(foreign)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -263,14 +257,15 @@ def test_foreign_weights_start_a_run_and_no_more(small: Compose, tmp_path: Path)
 )  # fmt: skip
 def test_damaged_metadata_is_one_line(tmp_path: Path, about: str) -> None:
     path = tmp_path / "a.safetensors"
-    save_file({"weight": torch.zeros(3)}, path, {checkpoint.ABOUT: about})
-    with pytest.raises(UserError, match=r"a\.safetensors: damaged file \(its metadata\)") as caught:
+    save_file({"weight": torch.zeros(3)}, path, {checkpoint.METADATA_KEY: about})
+    with user_error("checkpoint", "a.safetensors: damaged file (its metadata)"):
         checkpoint.load(path)
-    assert "\n" not in str(caught.value)
     save_file(
-        {"weight": torch.zeros(3)}, path, {checkpoint.ABOUT: '{"format": 1, "transform": {}}'}
+        {"weight": torch.zeros(3)},
+        path,
+        {checkpoint.METADATA_KEY: '{"format": 1, "transform": {}}'},
     )
-    with pytest.raises(UserError, match=r"a\.safetensors: not a checkpoint .*\(format 2\)"):
+    with user_error("checkpoint", "a.safetensors: not a checkpoint", "(format 2)"):
         checkpoint.load(path)
 
 
@@ -300,7 +295,7 @@ def test_the_transform_comes_back_bit_by_bit(tmp_path: Path, values: list[Any]) 
 
 
 def test_find(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints/best\.pt"):
+    with user_error("checkpoint", f"no checkpoint in {tmp_path}", "checkpoints/best.pt"):
         checkpoint.find(tmp_path)
     save(Checkpoints(tmp_path / "checkpoints", 1, 1), 1)
     last = tmp_path / "checkpoints" / "last.pt"
@@ -350,10 +345,8 @@ def test_pickled_objects_are_refused_everywhere(small: Compose, tmp_path: Path, 
         lambda: research.load(folder),
     ]
     for read in reads:
-        with pytest.raises(UserError, match="refused, it holds pickled objects") as caught:
+        with user_error("checkpoint", "pickled objects", ".pt"):
             read()
-        assert "\n" not in str(caught.value)
-        assert ".pt" in str(caught.value)
     assert not executed.exists()
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert after == before  # the run's files are as they were
@@ -365,9 +358,8 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path: Path, share: float) -> Non
     path = tmp_path / "last.pt"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=r"last\.pt: .*damaged") as caught:
+    with user_error("checkpoint", "last.pt: ", "damaged"):
         checkpoint.load(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_foreign_file_is_one_line(tmp_path: Path) -> None:
@@ -377,13 +369,12 @@ def test_a_foreign_file_is_one_line(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "page.pt").write_text("<html>not found</html>\n" * 9)
     expected = {
-        "weights.pt": "not a checkpoint of this project.*model.pretrained",
-        "later.pt": "not a checkpoint of this project",
-        "list.pt": "no state dict",
-        "page.pt": "refused|damaged",
-        "none.pt": "no file",
+        "weights.pt": ("not a checkpoint of this project", "model.pretrained"),
+        "later.pt": ("not a checkpoint of this project",),
+        "list.pt": ("no state dict",),
+        "page.pt": ("pickled objects",),
+        "none.pt": ("no file",),
     }
-    for name, told in expected.items():
-        with pytest.raises(UserError, match=rf"{name}.*({told})|({told}).*{name}") as caught:
+    for name, words in expected.items():
+        with user_error("checkpoint", name, *words):
             checkpoint.load(tmp_path / name)
-        assert "\n" not in str(caught.value)

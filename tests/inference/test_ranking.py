@@ -105,11 +105,9 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_ranker_finds_no_boxes(tmp_path: Path) -> None:
+def test_the_task_writes_rankings(tmp_path: Path) -> None:
     task = Ranking([], "soft", [0.5, 1.0], "val/pair_accuracy:max")
-    assert isinstance(task.report(tmp_path, None), RankingWriter)
-    with pytest.raises(UserError, match=r"objectness=0\.5: the run ranks photos"):
-        task.report(tmp_path, 0.5)
+    assert isinstance(task.writer(tmp_path), RankingWriter)
 
 
 def test_the_command_ranks_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from research.compression.blocks import Blocks
-from research.compression.selection import Selection, kept_indices
+from research.compression.selection import Selection, select_frequencies
 from research.compression.stems import StemSpec
 from research.config.options import CONF
 from research.models.densenet import densenet
@@ -200,7 +200,7 @@ def test_memory_efficient_learns_the_same() -> None:
 
 
 def spec(variant: str, window: int = 4) -> StemSpec:
-    kept = kept_indices(window, "corner")
+    kept = select_frequencies(window, "corner")
     return StemSpec(variant, Selection(kept, kept), "full")
 
 

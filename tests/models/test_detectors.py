@@ -13,7 +13,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 from research.batch import Targets
 from research.models.detectors import BigDet, TinyDet
 from research.models.matching import affinity, greedy
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 PARTS = {"box", "objectness", "giou"}
 
@@ -65,15 +65,15 @@ def empty(count: int) -> Targets:
 
 
 def train(model: nn.Module, images: Tensor, targets: Targets, steps: int) -> list[float]:
-    solver = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     totals = []
     for step in range(steps):
-        for group in solver.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / steps)
         loss = sum(model(images, targets).values())
-        solver.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[union-attr]
-        solver.step()
+        optimizer.step()
         totals.append(loss.item())  # type: ignore[union-attr]
     return totals
 
@@ -96,9 +96,9 @@ def test_detections_are_boxes_of_the_frame_best_first(make: Any, height: int, wi
     for parameter in model.head.parameters():  # anything but the sane start
         nn.init.normal_(parameter, std=2)
     with torch.no_grad():
-        found = model(torch.rand(3, 3, height, width))
-    assert len(found) == 3
-    for one in found:
+        detections = model(torch.rand(3, 3, height, width))
+    assert len(detections) == 3
+    for one in detections:
         boxes, scores, labels = one["boxes"], one["scores"], one["labels"]
         assert len(boxes) == len(scores) == len(labels) <= (1 if make is tiny else 4)
         assert boxes.shape[1:] == (4,)
@@ -110,18 +110,18 @@ def test_detections_are_boxes_of_the_frame_best_first(make: Any, height: int, wi
         assert labels.dtype == torch.int64
 
 
-def test_suppression_leaves_no_two_of_one_object() -> None:
+def test_suppression_removes_overlapping_boxes() -> None:
     torch.manual_seed(0)
     model = big(max_boxes=16, nms_iou=0.3).eval()
     with torch.no_grad():
         model.head.bias[2:4] = 0.0  # boxes of half the frame: all neighbours overlap
-        (found,) = model(torch.rand(1, 3, 128, 128))
-    overlap = box_iou(found["boxes"], found["boxes"]).fill_diagonal_(0)
+        (detections,) = model(torch.rand(1, 3, 128, 128))
+    overlap = box_iou(detections["boxes"], detections["boxes"]).fill_diagonal_(0)
     assert 1 < len(overlap) <= 16
     assert overlap.max() <= 0.3
 
 
-def test_at_the_start_cells_hold_little_and_boxes_stand_where_the_cells_are() -> None:
+def test_initial_objectness_is_low_and_boxes_are_centred_in_their_cells() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         boxes, logits = big().raw_outputs(torch.rand(2, 3, 128, 128))
@@ -138,12 +138,12 @@ def test_at_the_start_cells_hold_little_and_boxes_stand_where_the_cells_are() ->
 
 @BOTH
 def test_a_frame_of_another_size_is_refused(make: Any) -> None:
-    with pytest.raises(UserError, match=r"multiples of 32, not 100×96.*image_size=96"):
+    with user_error("dataset.image_size", "100×96", "dataset.image_size=96"):
         make()(torch.rand(1, 3, 96, 100))
 
 
 def test_an_unknown_matching_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.matching=nearest.*greedy, hungarian"):
+    with user_error("model.matching", "nearest", "greedy, hungarian"):
         big(matching="nearest")
 
 
@@ -155,17 +155,17 @@ def test_big_losses_are_those_of_a_loop_over_boxes() -> None:
         model.head.bias[2:4] = -0.5  # large boxes, so that some are to be ignored
     with torch.no_grad():
         boxes, logits = model.raw_outputs(images)
-    found = greedy(affinity(targets.boxes, boxes), targets.mask)
+    matches = greedy(affinity(targets.boxes, boxes), targets.mask)
     distance, giou, entropy, matched, ignored = 0.0, 0.0, 0.0, 0, 0
     for frame in range(4):
         true = targets.boxes[frame][targets.mask[frame]]
-        answers = found[frame][targets.mask[frame]].tolist()
-        for box, cell in zip(true, answers, strict=True):
+        indices = matches[frame][targets.mask[frame]].tolist()
+        for box, cell in zip(true, indices, strict=True):
             distance += float((boxes[frame, cell] - box).abs().sum())
             giou += float(generalized_box_iou_loss(boxes[frame, cell], box))
             matched += 1
         for cell, logit in enumerate(logits[frame]):
-            if cell in answers:
+            if cell in indices:
                 entropy += float(F.softplus(-logit))
             elif len(true) and float(box_iou(boxes[frame, cell][None], true).max()) > 0.15:
                 ignored += 1
@@ -186,13 +186,13 @@ def test_tiny_learns_the_largest_box_of_frames_that_have_one() -> None:
     small, large = [0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.9, 0.8]
     boxes = torch.tensor([[small, large, [0.0] * 4], [[0.0] * 4] * 3, [small, [0.0] * 4, small]])
     mask = boxes.any(-1)
-    said, logits, attention = model.raw_outputs(torch.rand(3, 3, 64, 64))
-    losses = model._losses(said, logits, attention, Targets(boxes, mask, mask.long()))
+    outputs, logits, attention = model.raw_outputs(torch.rand(3, 3, 64, 64))
+    losses = model._losses(outputs, logits, attention, Targets(boxes, mask, mask.long()))
     true = torch.tensor([large, small])
     expected = {
-        "box": 2 * (said[[0, 2]] - true).abs().sum() / 2,
+        "box": 2 * (outputs[[0, 2]] - true).abs().sum() / 2,
         "objectness": 3 * F.binary_cross_entropy(logits.sigmoid(), torch.tensor([1.0, 0, 1])),
-        "giou": 5 * generalized_box_iou_loss(said[[0, 2]], true).mean(),
+        "giou": 5 * generalized_box_iou_loss(outputs[[0, 2]], true).mean(),
         # Centres (0.6, 0.55) and (0.15, 0.15) in a 2×2 grid of cells.
         "attention": -7 * attention.flatten(1).log_softmax(1)[[0, 2], [3, 0]].mean(),
     }
@@ -202,7 +202,7 @@ def test_tiny_learns_the_largest_box_of_frames_that_have_one() -> None:
 
 
 @BOTH
-def test_empty_frames_teach_absence_alone(make: Any) -> None:
+def test_empty_frames_have_an_objectness_loss_alone(make: Any) -> None:
     torch.manual_seed(0)
     model = make()
     losses = model(torch.rand(2, 3, 64, 64), empty(2))
@@ -216,13 +216,13 @@ def test_empty_frames_teach_absence_alone(make: Any) -> None:
 
 
 @BOTH
-def test_a_negative_frame_beside_positive_ones_leaves_no_trace_in_box_losses(make: Any) -> None:
+def test_an_empty_frame_does_not_change_the_box_losses(make: Any) -> None:
     torch.manual_seed(0)
     model = make()
     images, targets = scenes(4, most=1)  # the last one is empty
-    said = model.raw_outputs(images)
-    whole = model._losses(*said, targets)
-    part = model._losses(*(s[:3] for s in said), Targets(*(t[:3] for t in targets)))
+    outputs = model.raw_outputs(images)
+    whole = model._losses(*outputs, targets)
+    part = model._losses(*(s[:3] for s in outputs), Targets(*(t[:3] for t in targets)))
     torch.testing.assert_close(whole["box"], part["box"])
     torch.testing.assert_close(whole["giou"], part["giou"])
 
@@ -245,7 +245,7 @@ def test_every_parameter_gets_a_finite_gradient(make: Any, dtype: torch.dtype) -
 
 
 @BOTH
-def test_half_precision_sees_what_full_precision_sees(make: Any) -> None:
+def test_half_precision_agrees_with_full_precision(make: Any) -> None:
     torch.manual_seed(0)
     model = make()
     images, targets = scenes(8, size=64)
@@ -264,17 +264,17 @@ def best_overlaps(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
     """Of every true box: its overlap with the nearest of as many detections as there are boxes."""
     model.eval()
     with torch.no_grad():
-        found = model(images)
+        detections = model(images)
     return torch.cat(
         [
             box_iou(boxes[mask], one["boxes"][: int(mask.sum())]).amax(1)
-            for one, boxes, mask in zip(found, targets.boxes, targets.mask, strict=True)
+            for one, boxes, mask in zip(detections, targets.boxes, targets.mask, strict=True)
             if mask.any()
         ]
     )
 
 
-def test_tiny_learns_eight_frames_by_heart() -> None:
+def test_tiny_overfits_eight_frames() -> None:
     torch.manual_seed(0)
     images, targets = scenes(8)
     model = tiny(lambda_box=5, lambda_iou=2)
@@ -287,7 +287,7 @@ def test_tiny_learns_eight_frames_by_heart() -> None:
 
 
 @pytest.mark.parametrize("matching", ["greedy", "hungarian"])
-def test_big_learns_eight_frames_by_heart(matching: str) -> None:
+def test_big_overfits_eight_frames(matching: str) -> None:
     torch.manual_seed(0)
     images, targets = scenes(8, most=3)
     assert targets.mask.sum(1).max() == 3
@@ -301,5 +301,5 @@ def test_big_learns_eight_frames_by_heart(matching: str) -> None:
 
 
 @BOTH
-def test_saved_weights_hold_no_constants(make: Any) -> None:
+def test_the_state_dict_has_no_constants(make: Any) -> None:
     assert not [name for name in make().state_dict() if name.endswith((".mean", ".std"))]

@@ -10,8 +10,7 @@ from timm.models import group_parameters
 from torch import Tensor
 
 from research.models.mit import STEM, VARIANTS, MixTransformer
-from research.utils.errors import UserError
-from tests.conftest import save_state
+from tests.conftest import save_state, user_error
 from tests.models.test_mit import scattered
 from tests.models.test_rgbx import FUSIONS, build, count, frames, small
 
@@ -29,7 +28,7 @@ def test_one_stream_has_one_encoder_and_no_fusion(fusion: str) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_each_fusion_sees_what_it_should(fusion: str) -> None:
+def test_which_streams_reach_the_output(fusion: str) -> None:
     encoder = small(fusion=fusion).eval().encoder
     images = frames()
     plain = encoder(images)
@@ -40,7 +39,7 @@ def test_each_fusion_sees_what_it_should(fusion: str) -> None:
         assert alike == [fusion not in ("cross_attention", "sum", "concat", f"{part}_only")] * 4
 
 
-def test_rectified_maps_go_on_in_each_stream() -> None:
+def test_rectified_maps_enter_the_next_stage() -> None:
     """CMX: what one stream takes of the other at stage 1 reaches its own stage 2."""
     encoder = small().eval().encoder
     seen: dict[str, Tensor] = {}
@@ -56,7 +55,7 @@ def test_rectified_maps_go_on_in_each_stream() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_of_an_mit_fill_both_streams(
+def test_weights_of_an_mit_are_loaded_into_both_streams(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -89,15 +88,15 @@ def test_weights_for_less_than_half_are_a_warning(
     assert "patch_embed4.proj.weight: not in the source" in record.getMessage()
 
 
-def test_weights_of_another_width_are_one_line(tmp_path: Path) -> None:
+def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     file = save_state({STEM: torch.ones(64, 3, 7, 7)}, tmp_path / "mit_b1.pth")
-    with pytest.raises(UserError, match=r"none of the 1 tensors .* 64 × 3 × 7 × 7"):
+    with user_error("model.pretrained", "none of the 1 tensors", "64 × 3 × 7 × 7"):
         small(pretrained=str(file))
 
 
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
 def test_libraries_have_no_mit(source: str) -> None:
-    with pytest.raises(UserError, match=f"model.pretrained={source}: it has no MiT; give a file"):
+    with user_error("model.pretrained", source):
         small(pretrained=source)
 
 

@@ -13,8 +13,7 @@ from research.models.fusion import (
     norm_layer,
     stage_fusion,
 )
-from research.utils.errors import UserError
-from tests.conftest import as_if_trained
+from tests.conftest import as_if_trained, user_error
 
 DIM, HEADS, HEIGHT, WIDTH = 4, 2, 3, 2
 Array = np.ndarray
@@ -41,7 +40,7 @@ class Slow:
         self.state = {key: value.numpy() for key, value in module.state_dict().items()}
 
     def affine(self, name: str, vector: Array) -> Array:
-        """A linear layer, or a 1×1 convolution at one place."""
+        """A linear layer, or a 1×1 convolution at one position."""
         weight = self.state[f"{name}.weight"].reshape(-1, len(vector))
         bias = self.state.get(f"{name}.bias", np.zeros(len(weight)))
         return np.array([row @ vector + b for row, b in zip(weight, bias, strict=True)])
@@ -65,8 +64,8 @@ class Slow:
         out_rgb, out_x = rgb.copy(), x.copy()
         for row in range(HEIGHT):
             for column in range(WIDTH):
-                place = both[:, row, column]
-                hidden = np.maximum(self.affine("spatial_weights.mlp.0", place), 0)
+                position = both[:, row, column]
+                hidden = np.maximum(self.affine("spatial_weights.mlp.0", position), 0)
                 of_rgb, of_x = sigmoid(self.affine("spatial_weights.mlp.2", hidden))
                 for c in range(DIM):
                     a, b = rgb[c, row, column], x[c, row, column]
@@ -79,8 +78,8 @@ class Slow:
         size = DIM // HEADS
         table = np.zeros((HEADS, size, size))
         for token in tokens:
-            said = self.affine(name, token)
-            key, value = said[:DIM].reshape(HEADS, size), said[DIM:].reshape(HEADS, size)
+            projected = self.affine(name, token)
+            key, value = projected[:DIM].reshape(HEADS, size), projected[DIM:].reshape(HEADS, size)
             for head in range(HEADS):
                 for i in range(size):
                     for j in range(size):
@@ -99,15 +98,15 @@ class Slow:
             np.array([np.maximum(self.affine(f"cross.channel_proj{i + 1}", t), 0) for t in tokens])
             for i, tokens in enumerate(streams)
         ]
-        kept = [values[:, :DIM] for values in projected]
-        asked = [values[:, DIM:] for values in projected]
-        tables = [self.context(f"cross.cross_attn.kv{i + 1}", asked[i]) for i in range(2)]
+        skips = [values[:, :DIM] for values in projected]
+        queries = [values[:, DIM:] for values in projected]
+        tables = [self.context(f"cross.cross_attn.kv{i + 1}", queries[i]) for i in range(2)]
         out = []
         for i, tokens in enumerate(streams):
             rows = []
-            for place, token in enumerate(tokens):
-                found = self.attend(asked[i][place], tables[1 - i])
-                joined = np.concatenate([kept[i][place], found])
+            for position, token in enumerate(tokens):
+                result = self.attend(queries[i][position], tables[1 - i])
+                joined = np.concatenate([skips[i][position], result])
                 added = token + self.affine(f"cross.end_proj{i + 1}", joined)
                 rows.append(self.layer_norm(f"cross.norm{i + 1}", added))
             out.append(np.array(rows))
@@ -115,7 +114,10 @@ class Slow:
 
     def embed(self, both: Array) -> Array:
         first = np.array(
-            [[self.affine("channel_emb.channel_embed.0", place) for place in row] for row in both]
+            [
+                [self.affine("channel_emb.channel_embed.0", position) for position in row]
+                for row in both
+            ]
         )
         padded = np.pad(first, ((1, 1), (1, 1), (0, 0)))
         kernel = self.state["channel_emb.channel_embed.1.weight"][:, 0]
@@ -141,10 +143,10 @@ def test_rectification_is_the_papers() -> None:
     module = scattered(FeatureRectifyModule(DIM))
     slow = Slow(module)
     with torch.no_grad():
-        found = module(rgb, x)
+        result = module(rgb, x)
     for frame in range(2):
         expected = slow.rectify(rgb[frame].numpy(), x[frame].numpy())
-        for ours, theirs in zip(found, expected, strict=True):
+        for ours, theirs in zip(result, expected, strict=True):
             np.testing.assert_allclose(ours[frame].numpy(), theirs, rtol=1e-6, atol=1e-9)
 
 
@@ -153,10 +155,10 @@ def test_fusion_is_the_papers() -> None:
     module = scattered(FeatureFusionModule(DIM, HEADS, nn.BatchNorm2d))
     slow = Slow(module)
     with torch.no_grad():
-        found = module(rgb, x)
+        result = module(rgb, x)
     for frame in range(2):
         expected = slow.fuse(rgb[frame].numpy(), x[frame].numpy())
-        np.testing.assert_allclose(found[frame].numpy(), expected, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(result[frame].numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_names_are_those_of_the_authors_code() -> None:
@@ -176,7 +178,7 @@ def test_names_are_those_of_the_authors_code() -> None:
     assert bare == {*(f"FFM.cross.cross_attn.kv{i}" for i in (1, 2)), "FFM.channel_emb.residual"}
 
 
-def test_many_tokens_do_not_outgrow_half_precision() -> None:
+def test_many_tokens_do_not_overflow_in_half_precision() -> None:
     """kᵀv is 4096 · 10 · 10 here, and float16 ends at 65504."""
     layer = CrossAttention(8, 1)
     with torch.no_grad():
@@ -184,13 +186,13 @@ def test_many_tokens_do_not_outgrow_half_precision() -> None:
             kv.weight.copy_(torch.eye(8).repeat(2, 1))
     tokens = torch.full((1, 4096, 8), 10.0)
     with torch.autocast("cpu", torch.float16):
-        found = layer(tokens.half(), tokens.half())
-    for stream in found:
+        result = layer(tokens.half(), tokens.half())
+    for stream in result:
         # Equal keys share each value's column alike: a query of 10s finds 8 · 10 / 8.
         torch.testing.assert_close(stream.float(), tokens, rtol=1e-2, atol=0)
 
 
-def test_sum_and_concat_leave_the_streams_alone() -> None:
+def test_sum_and_concat_do_not_change_the_streams() -> None:
     rgb, x = pair()
     for name in ("sum", "concat"):
         rectify, _ = stage_fusion(name, DIM, HEADS, nn.BatchNorm2d)
@@ -221,7 +223,7 @@ def test_every_norm_takes_every_width(name: str, dim: int) -> None:
     assert norm_layer(name)(dim)(features).shape == features.shape
 
 
-def test_group_norm_asks_one_frame_alone() -> None:
+def test_group_norm_uses_each_frame_separately() -> None:
     features = 5 + 3 * torch.randn(2, 32, 4, 4)
     norm = norm_layer("group")(32)
     torch.testing.assert_close(norm(features)[:1], norm(features[:1]))
@@ -229,7 +231,7 @@ def test_group_norm_asks_one_frame_alone() -> None:
     torch.testing.assert_close(groups.mean(2), torch.zeros(2, 2), atol=1e-5, rtol=0)
 
 
-def test_a_frozen_norm_takes_the_numbers_of_a_trained_one_and_keeps_them() -> None:
+def test_a_frozen_norm_loads_statistics_and_does_not_update_them() -> None:
     trained = nn.BatchNorm2d(4)
     as_if_trained(trained)
     frozen = norm_layer("frozen")(4)
@@ -239,6 +241,6 @@ def test_a_frozen_norm_takes_the_numbers_of_a_trained_one_and_keeps_them() -> No
     assert not list(frozen.parameters())
 
 
-def test_an_unknown_norm_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"model\.norm=layer: expected one of batch, frozen, group"):
+def test_an_unknown_norm_is_refused() -> None:
+    with user_error("model.norm", "layer", "batch, frozen, group"):
         norm_layer("layer")

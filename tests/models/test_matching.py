@@ -39,7 +39,7 @@ def overlap(one: list[float], two: list[float]) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def apart(one: list[float], two: list[float]) -> float:
+def centre_distance(one: list[float], two: list[float]) -> float:
     return math.hypot(one[0] + one[2] - two[0] - two[2], one[1] + one[3] - two[1] - two[3]) / 2
 
 
@@ -47,15 +47,15 @@ def slow_greedy(iou: Tensor, distance: Tensor, mask: Tensor) -> list[int]:
     """One frame: sort all pairs by all four rules, walk down the list."""
     real = [index for index, holds in enumerate(mask.tolist()) if holds]
     pairs = sorted(
-        (-iou[true, said].item(), distance[true, said].item(), true, said)
+        (-iou[true, prediction].item(), distance[true, prediction].item(), true, prediction)
         for true in real
-        for said in range(iou.shape[1])
+        for prediction in range(iou.shape[1])
     )
-    found = [-1] * len(mask)
-    for _, _, true, said in pairs:
-        if found[true] == -1 and said not in found:
-            found[true] = said
-    return found
+    matches = [-1] * len(mask)
+    for _, _, true, prediction in pairs:
+        if matches[true] == -1 and prediction not in matches:
+            matches[true] = prediction
+    return matches
 
 
 def slow_optimum(iou: Tensor, mask: Tensor) -> float:
@@ -75,26 +75,28 @@ def slow_optimum(iou: Tensor, mask: Tensor) -> float:
 def test_affinity_is_overlap_and_distance_of_each_pair(case: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, _, predictions = case
     pairs = affinity(boxes, predictions)
-    for frame, (true, said) in enumerate(zip(boxes.tolist(), predictions.tolist(), strict=True)):
-        iou = torch.tensor([[overlap(one, two) for two in said] for one in true])
-        distance = torch.tensor([[apart(one, two) for two in said] for one in true])
+    for frame, (true, prediction) in enumerate(
+        zip(boxes.tolist(), predictions.tolist(), strict=True)
+    ):
+        iou = torch.tensor([[overlap(one, two) for two in prediction] for one in true])
+        distance = torch.tensor([[centre_distance(one, two) for two in prediction] for one in true])
         torch.testing.assert_close(pairs.iou[frame], iou)
         torch.testing.assert_close(pairs.distance[frame], distance)
 
 
 @settings(deadline=None, max_examples=150)
 @given(frames())
-def test_greedy_is_the_slow_walk_down_all_pairs(case: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_greedy_equals_a_loop_over_sorted_pairs(case: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, mask, predictions = case
     pairs = affinity(boxes, predictions)
-    found = greedy(pairs, mask)
+    matches = greedy(pairs, mask)
     expected = [slow_greedy(*one) for one in zip(pairs.iou, pairs.distance, mask, strict=True)]
-    assert found.tolist() == expected
+    assert matches.tolist() == expected
 
 
 @settings(deadline=None, max_examples=60)
 @given(frames())
-def test_hungarian_reaches_the_greatest_total(case: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_hungarian_has_the_largest_total(case: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, mask, predictions = case
     pairs = affinity(boxes, predictions)
     optimal = total_iou(pairs, hungarian(pairs, mask))
@@ -104,23 +106,23 @@ def test_hungarian_reaches_the_greatest_total(case: tuple[Tensor, Tensor, Tensor
 
 @settings(deadline=None, max_examples=100)
 @given(frames(slots=8, predictions=10))
-def test_no_prediction_answers_for_two_boxes(case: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_no_prediction_is_matched_twice(case: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, mask, predictions = case
     pairs = affinity(boxes, predictions)
     totals = {}
     for name, matcher in MATCHERS.items():
-        found = matcher(pairs, mask)
-        assert found.dtype == torch.int64
-        for row, real in zip(found, mask, strict=True):
+        matches = matcher(pairs, mask)
+        assert matches.dtype == torch.int64
+        for row, real in zip(matches, mask, strict=True):
             taken = row[row >= 0].tolist()
             assert len(set(taken)) == len(taken) == min(int(real.sum()), predictions.shape[1])
             assert set(taken) <= set(range(predictions.shape[1]))
             assert (row[~real] == -1).all()
-        totals[name] = total_iou(pairs, found)
+        totals[name] = total_iou(pairs, matches)
     assert (totals["hungarian"] >= totals["greedy"] - 1e-6).all()
 
 
-def test_hungarian_gives_up_the_best_pair_for_a_better_total() -> None:
+def test_hungarian_prefers_the_total_over_the_best_pair() -> None:
     iou = torch.tensor([[[0.9, 0.8], [0.8, 0.0]]])
     pairs, mask = Affinity(iou, torch.zeros_like(iou)), torch.ones(1, 2, dtype=torch.bool)
     assert greedy(pairs, mask).tolist() == [[0, 1]]
@@ -129,14 +131,14 @@ def test_hungarian_gives_up_the_best_pair_for_a_better_total() -> None:
 
 
 @pytest.mark.parametrize("matcher", MATCHERS.values())
-def test_boxes_that_touch_nothing_get_the_nearest_prediction(matcher: object) -> None:
+def test_boxes_without_overlap_get_the_nearest_prediction(matcher: object) -> None:
     boxes = torch.tensor([[[0.0, 0.0, 0.1, 0.1], [0.9, 0.9, 1.0, 1.0]]])
     predictions = torch.tensor([[[0.5, 0.5, 0.6, 0.6], [0.7, 0.7, 0.8, 0.8], [0.2, 0.2, 0.3, 0.3]]])
     mask = torch.ones(1, 2, dtype=torch.bool)
     assert matcher(affinity(boxes, predictions), mask).tolist() == [[2, 1]]  # type: ignore[operator]
 
 
-def test_equal_pairs_go_by_index() -> None:
+def test_equal_pairs_are_ordered_by_index() -> None:
     box = [0.2, 0.2, 0.4, 0.4]
     boxes, mask = torch.tensor([[box] * 3]), torch.ones(1, 3, dtype=torch.bool)
     assert greedy(affinity(boxes, torch.tensor([[box] * 5])), mask).tolist() == [[0, 1, 2]]
@@ -148,14 +150,14 @@ def test_equal_pairs_go_by_index() -> None:
 def test_nothing_to_match(matcher: object, slots: int, predictions: int) -> None:
     pairs = affinity(torch.zeros(2, slots, 4), torch.zeros(2, predictions, 4))
     mask = torch.zeros(2, slots, dtype=torch.bool)
-    found = matcher(pairs, mask)  # type: ignore[operator]
-    assert found.shape == (2, slots)
-    assert (found == -1).all()
+    matches = matcher(pairs, mask)  # type: ignore[operator]
+    assert matches.shape == (2, slots)
+    assert (matches == -1).all()
 
 
 @pytest.mark.parametrize("matcher", MATCHERS.values())
-def test_predictions_that_are_no_numbers_do_not_stop_it(matcher: object) -> None:
-    # The loss will be found not to be finite, and the loop says so.
+def test_nan_predictions_do_not_raise(matcher: object) -> None:
+    # The loop reports the loss that is not finite.
     predictions = torch.tensor([[[math.nan] * 4, [0.1, 0.1, 0.3, 0.3]]])
     boxes, mask = torch.tensor([[[0.1, 0.1, 0.2, 0.3]]]), torch.ones(1, 1, dtype=torch.bool)
     assert matcher(affinity(boxes, predictions), mask).tolist() == [[1]]  # type: ignore[operator]

@@ -9,8 +9,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from research.models.mit import STEM, VARIANTS, Attention, MixTransformer, from_file
-from research.models.pretrained import fill
+from research.models.mit import STEM, VARIANTS, Attention, MixTransformer, convert_state_dict
+from research.models.pretrained import load_matching
 
 SMALL = {"dims": (8, 16, 20, 32), "depths": (1, 2, 1, 1)}
 PARTS_OF_A_BLOCK = {
@@ -54,12 +54,12 @@ def test_one_stream_has_the_published_number_of_parameters(variant: str, million
 def test_names_and_shapes_are_those_of_the_authors_files() -> None:
     with torch.device("meta"):
         state = MixTransformer(3, VARIANTS["b0"].dims, VARIANTS["b0"].depths).state_dict()
-    found = {
+    result = {
         key: tuple(value.shape)
         for key, value in state.items()
         if re.match(r"(patch_embed2|block2\.1|norm2)\.", key)
     }
-    assert found == {
+    assert result == {
         "patch_embed2.proj.weight": (64, 32, 3, 3),
         "patch_embed2.proj.bias": (64,),
         "patch_embed2.norm.weight": (64,),
@@ -96,8 +96,8 @@ def test_attention_is_the_explicit_softmax(reduction: int) -> None:
     torch.manual_seed(0)
     layer = scattered(Attention(12, 3, reduction))
     tokens = torch.randn(2, 4 * 6, 12)
-    found = layer(tokens, torch.Size([4, 6]))
-    torch.testing.assert_close(found, slow_attention(layer.state_dict(), "", tokens, 4, 6, 3))
+    result = layer(tokens, torch.Size([4, 6]))
+    torch.testing.assert_close(result, slow_attention(layer.state_dict(), "", tokens, 4, 6, 3))
 
 
 def slow_attention(
@@ -124,9 +124,9 @@ def slow_attention(
         for head in range(heads):
             here = slice(head * size, (head + 1) * size)
             keys, values = both[:, :dim][:, here], both[:, dim:][:, here]
-            for place, asked in enumerate(query[:, here]):
-                weights = (keys @ asked / math.sqrt(size)).exp()
-                answer[place, here] = (weights / weights.sum()) @ values
+            for index, token in enumerate(query[:, here]):
+                weights = (keys @ token / math.sqrt(size)).exp()
+                answer[index, here] = (weights / weights.sum()) @ values
         answers.append(linear("proj", answer))
     return torch.stack(answers)
 
@@ -151,10 +151,10 @@ def test_a_whole_encoder_is_the_papers_formulae() -> None:
             return F.layer_norm(tokens, tokens.shape[-1:], *weights, eps=eps)
 
         tokens = norm(f"{name}.norm", maps.flatten(2).mT, 1e-5)
-        for place in range(SMALL["depths"][number - 1]):
-            block = f"block{number}.{place}"
-            asked = norm(f"{block}.norm1", tokens)
-            tokens = tokens + slow_attention(state, f"{block}.attn.", asked, height, width, heads)
+        for index in range(SMALL["depths"][number - 1]):
+            block = f"block{number}.{index}"
+            token = norm(f"{block}.norm1", tokens)
+            tokens = tokens + slow_attention(state, f"{block}.attn.", token, height, width, heads)
             inner = norm(f"{block}.norm2", tokens)
             inner = inner @ state[f"{block}.mlp.fc1.weight"].T + state[f"{block}.mlp.fc1.bias"]
             inner = F.conv2d(
@@ -169,14 +169,14 @@ def test_a_whole_encoder_is_the_papers_formulae() -> None:
             tokens = tokens + inner
         maps = norm(f"norm{number}", tokens).mT.reshape(2, -1, height, width)
         expected.append(maps)
-    for found, wanted in zip(network(images), expected, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    for result, reference in zip(network(images), expected, strict=True):
+        torch.testing.assert_close(result, reference, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (45, 70), (32, 32)])
 def test_maps_have_strides_4_to_32_rounded_up(size: tuple[int, int]) -> None:
     maps = small(2)(torch.randn(1, 2, *size))
-    assert [tuple(found.shape) for found in maps] == [
+    assert [tuple(result.shape) for result in maps] == [
         (1, dim, math.ceil(size[0] / stride), math.ceil(size[1] / stride))
         for dim, stride in zip(SMALL["dims"], (4, 8, 16, 32), strict=True)
     ]
@@ -189,7 +189,7 @@ def test_a_stage_runs_alone() -> None:
     torch.testing.assert_close(network.stage(2, maps[1]), maps[2])
 
 
-def test_the_start_is_the_authors() -> None:
+def test_initialisation_is_that_of_the_authors() -> None:
     torch.manual_seed(0)
     network = MixTransformer(3, VARIANTS["b0"].dims, (1, 1, 1, 1))
     for name, layer in network.named_modules():
@@ -212,7 +212,7 @@ def test_stochastic_depth_grows_linearly_through_all_stages() -> None:
 
 def transformers_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The same weights as transformers' ``save_pretrained`` writes them."""
-    found = {}
+    result = {}
     for stage, depth in enumerate(SMALL["depths"]):
         whole = {f"patch_embeddings.{stage}.proj": f"patch_embed{stage + 1}.proj"}
         whole[f"patch_embeddings.{stage}.layer_norm"] = f"patch_embed{stage + 1}.norm"
@@ -223,61 +223,61 @@ def transformers_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tenso
         for theirs, authors in whole.items():
             for kind in ("weight", "bias"):
                 if f"{authors}.{kind}" in state:
-                    found[f"{prefix}{theirs}.{kind}"] = state[f"{authors}.{kind}"]
+                    result[f"{prefix}{theirs}.{kind}"] = state[f"{authors}.{kind}"]
         for block in range(depth):
             for kind in ("weight", "bias"):
                 both = state[f"block{stage + 1}.{block}.attn.kv.{kind}"]
                 inside = f"{prefix}block.{stage}.{block}.attention.self"
                 dim = len(both) // 2
-                found[f"{inside}.key.{kind}"] = both[:dim]
-                found[f"{inside}.value.{kind}"] = both[dim:]
-    return found
+                result[f"{inside}.key.{kind}"] = both[:dim]
+                result[f"{inside}.value.{kind}"] = both[dim:]
+    return result
 
 
 @pytest.mark.parametrize("prefix", ["segformer.encoder.", "encoder.", ""])
-def test_names_of_transformers_become_the_authors(prefix: str) -> None:
+def test_names_of_transformers_are_converted(prefix: str) -> None:
     torch.manual_seed(0)
     state = scattered(small()).state_dict()
-    found = from_file(transformers_state(state, prefix), None)
-    assert found.keys() == state.keys()
-    for key, value in found.items():
+    result = convert_state_dict(transformers_state(state, prefix), None)
+    assert result.keys() == state.keys()
+    for key, value in result.items():
         assert torch.equal(value, state[key]), key
 
 
-def test_names_of_the_authors_stay_and_lose_a_prefix() -> None:
+def test_names_of_the_authors_lose_a_prefix() -> None:
     state = small().state_dict()
-    assert from_file(state, None).keys() == state.keys()
+    assert convert_state_dict(state, None).keys() == state.keys()
     behind = {f"backbone.{key}": value for key, value in state.items()}
-    assert from_file(behind, None).keys() == state.keys()
+    assert convert_state_dict(behind, None).keys() == state.keys()
 
 
-def test_a_head_is_told_as_unused() -> None:
+def test_a_head_is_reported_as_unused() -> None:
     state = {**small().state_dict(), "head.weight": torch.ones(10, 32)}
-    loaded = fill(small(), from_file(state, None))
+    loaded = load_matching(small(), convert_state_dict(state, None))
     assert loaded.unused == ["head.weight"]
-    assert not loaded.left
+    assert not loaded.missing
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_grey_picture_excites_an_adapted_stem_as_it_did(channels: int) -> None:
+def test_an_adapted_stem_gives_the_same_output_for_grey_images(channels: int) -> None:
     torch.manual_seed(0)
     source = scattered(small())
     network = small(channels)
-    loaded = fill(network, from_file(source.state_dict(), channels))
-    assert not loaded.left
+    loaded = load_matching(network, convert_state_dict(source.state_dict(), channels))
+    assert not loaded.missing
     grey = torch.randn(2, 1, 64, 64)
     before = source(grey.expand(-1, 3, -1, -1))
-    for found, wanted in zip(network(grey.expand(-1, channels, -1, -1)), before, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    for result, reference in zip(network(grey.expand(-1, channels, -1, -1)), before, strict=True):
+        torch.testing.assert_close(result, reference, atol=1e-4, rtol=1e-4)
 
 
-def test_colours_keep_the_stem_as_it_is() -> None:
+def test_the_stem_of_rgb_is_not_changed() -> None:
     state = scattered(small()).state_dict()
-    assert from_file(state, None)[STEM] is state[STEM]
+    assert convert_state_dict(state, None)[STEM] is state[STEM]
 
 
-def test_three_channels_that_are_no_colours_are_alike() -> None:
+def test_three_channels_other_than_rgb_get_equal_kernels() -> None:
     state = scattered(small()).state_dict()
-    found = from_file(state, 3)[STEM]
+    result = convert_state_dict(state, 3)[STEM]
     for channel in range(3):
-        torch.testing.assert_close(found[:, channel], state[STEM].mean(1))
+        torch.testing.assert_close(result[:, channel], state[STEM].mean(1))

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from research.compression.selection import Selection, kept_indices
+from research.compression.selection import Selection, select_frequencies
 from research.compression.stems import StemSpec
-from research.models import pretrained
 from research.models.densenet import densenet
-from research.models.pretrained import fill, load, of_file
+from research.models.pretrained import load_matching, load_pretrained
 from research.models.resnet import resnet
 from research.models.zoo import backbone
-from research.utils.errors import UserError
-from tests.conftest import save_state
+from research.utils.weights import state_dict
+from tests.conftest import save_state, user_error
 
-ALL = kept_indices(4, "corner")
+ALL = select_frequencies(4, "corner")
 
 
 def small(classes: int = 3, width: int = 4) -> nn.Module:
@@ -46,9 +45,9 @@ def one_line(caplog: pytest.LogCaptureFixture) -> str:
     return text
 
 
-def test_null_loads_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_none_loads_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     network = small()
-    load(network, "any", None)
+    load_pretrained(network, "any", None)
     assert all((tensor == 1).all() for tensor in network.state_dict().values())
     assert not caplog.records
 
@@ -60,42 +59,44 @@ def test_a_whole_file_is_loaded(
     caplog.set_level(logging.INFO)
     file = save_state(state(), tmp_path / f"w{suffix}")
     network = small()
-    load(network, "any", str(file))
+    load_pretrained(network, "any", str(file))
     assert all((tensor == 7).all() for tensor in network.state_dict().values())
     assert one_line(caplog) == (
         f"model.pretrained={file}: loaded 8 of 8 tensors, 35 of 35 parameters"
     )
 
 
-def test_a_head_of_another_size_is_named_with_both_sizes(
+def test_a_head_of_another_size_is_logged_with_both_sizes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     network = small(classes=2)
-    load(network, "any", str(save_state(state(classes=1000), tmp_path / "w.pt")))
+    load_pretrained(network, "any", str(save_state(state(classes=1000), tmp_path / "w.pt")))
     text = one_line(caplog)
-    assert "loaded 6 of 8 tensors, 20 of 30 parameters; left at their start: " in text
+    assert "loaded 6 of 8 tensors, 20 of 30 parameters; not loaded: " in text
     assert "classifier.weight: 1000 × 4 in the source, 2 × 4 here" in text
     assert "classifier.bias: 1000 in the source, 2 here" in text
     assert (network.classifier.weight == 1).all()
     assert (network.conv.weight == 7).all()
 
 
-def test_what_is_missing_or_unused_is_named(
+def test_missing_and_unused_tensors_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    given = state()
-    del given["classifier.bias"]
-    given |= {f"aux.{number}": torch.zeros(1) for number in range(5)}
-    load(small(), "any", str(save_state(given, tmp_path / "w.pt")))
+    source = state()
+    del source["classifier.bias"]
+    source |= {f"aux.{number}": torch.zeros(1) for number in range(5)}
+    load_pretrained(small(), "any", str(save_state(source, tmp_path / "w.pt")))
     text = one_line(caplog)
-    assert "left at their start: classifier.bias: not in the source; " in text
+    assert "not loaded: classifier.bias: not in the source; " in text
     assert text.endswith("unused: aux.0, aux.1, aux.2 and 2 more")
 
 
 def test_less_than_half_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load(small(), "any", str(save_state({"norm.bias": torch.zeros(4)}, tmp_path / "w.pt")))
+    load_pretrained(
+        small(), "any", str(save_state({"norm.bias": torch.zeros(4)}, tmp_path / "w.pt"))
+    )
     assert caplog.records[0].levelno == logging.WARNING
     assert "1 of 8 tensors, 4 of 35 parameters" in one_line(caplog)
 
@@ -109,11 +110,10 @@ def test_less_than_half_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
         {"conv.weight": torch.zeros(4, 3, 3, 3)},
     ],
 )
-def test_nothing_that_fits_is_a_mistake(tmp_path: Path, content: dict[str, Tensor]) -> None:
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, content: dict[str, Tensor]) -> None:
     network = small()
-    with pytest.raises(UserError, match="none of the 1 tensors there fits") as caught:
-        load(network, "any", str(save_state(content, tmp_path / "w.pt")))
-    assert "\n" not in str(caught.value)
+    with user_error("model.pretrained", "none of the 1 tensors"):
+        load_pretrained(network, "any", str(save_state(content, tmp_path / "w.pt")))
     assert all((tensor == 1).all() for tensor in network.state_dict().values())
 
 
@@ -132,20 +132,20 @@ def test_nothing_that_fits_is_a_mistake(tmp_path: Path, content: dict[str, Tenso
 def test_checkpoints_of_other_scripts_are_unwrapped(
     tmp_path: Path, wrap: Callable[[dict[str, Tensor]], dict[str, Any]]
 ) -> None:
-    found = of_file(save_state(wrap(state()), tmp_path / "w.pt"))
-    assert found.keys() == state().keys()
+    unwrapped = state_dict(save_state(wrap(state()), tmp_path / "w.pt"), "dataset.weights")
+    assert unwrapped.keys() == state().keys()
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}])
-def test_a_file_without_tensors_is_a_mistake(tmp_path: Path, content: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="no tensors"):
-        of_file(save_state(content, tmp_path / "w.pt"))
+def test_a_file_without_tensors_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    with user_error("dataset.weights", "w.pt"):
+        state_dict(save_state(content, tmp_path / "w.pt"), "dataset.weights")
 
 
 def test_half_precision_is_widened(tmp_path: Path) -> None:
     file = save_state({key: t.half() for key, t in state().items()}, tmp_path / "w.safetensors")
     network = small()
-    load(network, "any", str(file))
+    load_pretrained(network, "any", str(file))
     assert network.conv.weight.dtype == torch.float32
     assert (network.conv.weight == 7).all()
 
@@ -154,7 +154,7 @@ def tiny_densenet(source: str | None, stem: StemSpec | None = None, classes: int
     return densenet("densenet121", classes, 96, (1, 1), 4, 8, "auto", 0.0, False, source, stem)
 
 
-def test_the_names_of_torchvisions_first_files_are_known(tmp_path: Path) -> None:
+def test_the_names_in_torchvisions_first_files_are_converted(tmp_path: Path) -> None:
     """``norm.1`` and ``conv.2``, of which torchvision's DenseNet downloads still consist."""
     network = tiny_densenet(None)
     old = {
@@ -185,28 +185,28 @@ def test_a_densenet_behind_a_stem_takes_the_plain_ones_weights(
 
 def test_the_run_of_a_compressed_network_starts_a_plain_one_and_the_other_way_round() -> None:
     plain, wrapped = small(), nn.ModuleDict({"stem": nn.Linear(1, 1), "backbone": small()})
-    there = fill(plain, {f"backbone.{key}": value for key, value in state().items()})
-    assert there.tensors == (8, 8)
-    back = fill(wrapped, state())
-    assert back.tensors == (8, 10)
-    assert list(back.left) == ["stem.weight", "stem.bias"]
+    result = load_matching(plain, {f"backbone.{key}": value for key, value in state().items()})
+    assert result.tensors == (8, 8)
+    result = load_matching(wrapped, state())
+    assert result.tensors == (8, 10)
+    assert list(result.missing) == ["stem.weight", "stem.bias"]
     assert all((t == 7).all() for t in wrapped["backbone"].state_dict().values())
 
 
-def test_libraries_are_asked_by_name(
+def test_weights_of_libraries_are_found_by_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without the network: both libraries make the twin that a download would fill."""
+    """Without a download: both libraries create the network with random weights."""
     caplog.set_level(logging.INFO)
-    asked = []
+    requested = []
 
     def create_timm(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
-            asked.append(("timm", name))
+            requested.append(("timm", name))
         return made(name, **kwargs)
 
     def get_torchvision(name: str, weights: str) -> nn.Module:
-        asked.append(("torchvision", name))
+        requested.append(("torchvision", name))
         return theirs(name, weights=None)
 
     made, theirs = timm.create_model, models.get_model
@@ -218,30 +218,30 @@ def test_libraries_are_asked_by_name(
         after = torch.rand(())
         torch.manual_seed(0)
         resnet("resnet18", 5, None, 0.0, 0.0, None)
-        assert torch.rand(()) == after, "the twin drew from the run's generator"
+        assert torch.rand(()) == after, "creating the weights advanced the global generator"
         assert "loaded 120 of 122 tensors" in caplog.records[-1].getMessage()
     backbone("vit_tiny_patch16_224", 5, 32, "timm", 0.0, 0.0, {"depth": 1})
     assert "loaded 18 of 20 tensors" in caplog.records[-1].getMessage()
-    assert asked == [
+    assert requested == [
         ("timm", "resnet18"),
         ("torchvision", "resnet18"),
         ("timm", "vit_tiny_patch16_224"),
     ]
 
 
-def test_a_dead_line_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dead(*_: Any, **__: Any) -> None:
+def test_a_failed_download_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(models, "get_model", dead)
-    monkeypatch.setattr(timm, "create_model", dead)
+    monkeypatch.setattr(models, "get_model", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
     for library in ("timm", "torchvision"):
-        with pytest.raises(UserError, match=f"{library}: cannot get .*no route to host.*local"):
-            pretrained.load(small(), "resnet18", library)
+        with user_error("model.pretrained", library, "no route to host"):
+            load_pretrained(small(), "resnet18", library)
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 @pytest.mark.parametrize("name", ["densenet264", "densenet_bc_40_12", "no such thing"])
-def test_a_name_without_weights_is_a_mistake(library: str, name: str) -> None:
-    with pytest.raises(UserError, match=f"{library} has no weights of {name}; give a file"):
-        load(small(), name, library)
+def test_a_name_without_weights_is_refused(library: str, name: str) -> None:
+    with user_error("model.pretrained", library, name):
+        load_pretrained(small(), name, library)

@@ -10,19 +10,18 @@ from torch import nn
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import rgb_to_ycbcr, ycbcr_to_rgb
-from research.compression.selection import Selection, kept_indices
+from research.compression.selection import Selection, select_frequencies
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD, StemSpec
 from research.data.transforms import CoefficientTransform
 from research.models.resnet import resnet
-from research.utils.errors import UserError
-from tests.conftest import as_if_trained, save_state
+from tests.conftest import as_if_trained, save_state, user_error
 
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
 ALL = tuple(range(64))
 
 
 def spec(variant: str, window: int = 4, range_: str = "full") -> StemSpec:
-    kept = kept_indices(window, "corner")
+    kept = select_frequencies(window, "corner")
     return StemSpec(variant, Selection(kept, kept), range_)
 
 
@@ -66,7 +65,7 @@ def test_any_resnet_takes_every_stem(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet10t", "resnet14t"])  # basic and bottleneck, deep stems
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_of_the_replaced_stem_is_left_behind(name: str, variant: str) -> None:
+def test_the_replaced_stem_is_removed(name: str, variant: str) -> None:
     model = network(name, spec(variant))
     names = [
         n for n, _ in model.named_parameters() if n.startswith(("backbone.conv1", "backbone.bn1"))
@@ -124,9 +123,9 @@ def test_other_variants_keep_the_whole_trunk() -> None:
         whole = parameters(timm.create_model("resnet34", num_classes=5))
         own_stem = 3 * 64 * 49 + 2 * 64
         for variant in ("block_stem", "luma_fusion"):
-            found = network("resnet34", spec(variant, 2))
+            model = network("resnet34", spec(variant, 2))
             stem = 9 * 4 * 64 + 2 * 64 + 9 * 8 * 32 + 2 * 32 + 96 * 64 + 2 * 64
-            assert parameters(found) == whole - own_stem + stem
+            assert parameters(model) == whole - own_stem + stem
         refinement = 9 * 3 * 32 + 2 * 32 + 9 * 32 * 3
         assert parameters(network("resnet34", spec("reconstruction"))) == whole + refinement
 
@@ -169,7 +168,7 @@ def test_pretrained_stages_carry_over_to_the_other_stems(tmp_path: Path, variant
     assert all(torch.equal(own[key], state[key]) for key in own)
 
 
-def test_a_classifier_of_another_width_is_left_out(tmp_path: Path) -> None:
+def test_a_classifier_of_another_width_is_not_loaded(tmp_path: Path) -> None:
     state = rgb_network(classes=1000).state_dict()
     model = network(pretrained=save_state(state, tmp_path / "a.safetensors"), classes=7)
     own = model.state_dict()
@@ -178,17 +177,17 @@ def test_a_classifier_of_another_width_is_left_out(tmp_path: Path) -> None:
     assert all(torch.equal(own[key], state[key]) for key in same)
 
 
-def test_weights_of_which_nothing_fits_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file = save_state({"trunk.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="none of the 1 tensors"):
+    with user_error("model.pretrained", "none of the 1 tensors"):
         network(stem=spec("reconstruction"), pretrained=file)
-    with pytest.raises(UserError, match="no file"):
+    with user_error("model.pretrained", "none.pt"):
         network(pretrained=tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize("name", ["resnet35", "vgg16", "vit_base_patch16_224"])
 def test_only_timms_resnets(name: str) -> None:
-    with pytest.raises(UserError, match=f"model.name={name}.*resnet34"):
+    with user_error("model.name", name, "resnet34"):
         network(name)
 
 

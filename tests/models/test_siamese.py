@@ -1,4 +1,4 @@
-"""Comparisons that change nothing but their sign when the photos change places."""
+"""Siamese networks: swapping the photos changes only the sign of the logit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from research.models import backbones
-from research.models.siamese import Comparison, Siamese, siamese_e2e, siamese_frozen
-from research.utils.errors import UserError
+from research.models.siamese import PairMLP, Siamese, siamese_e2e, siamese_frozen
+from tests.conftest import user_error
 
 HEADS = ["bradley_terry", "mlp"]
 SIZE = 64
@@ -81,7 +81,9 @@ def test_swapped_photos_change_the_sign_and_nothing_else(
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_so_it_is_through_a_backbone(name: str, head: str, trained: bool, training: bool) -> None:
+def test_swapped_images_change_the_sign_and_nothing_else(
+    name: str, head: str, trained: bool, training: bool
+) -> None:
     model = images(head, name)
     inputs = torch.randn(3, 2, 3, SIZE, SIZE)
     if trained:
@@ -95,7 +97,7 @@ def test_so_it_is_through_a_backbone(name: str, head: str, trained: bool, traini
 
 
 def test_the_drop_path_of_a_backbone_is_off() -> None:
-    # timm's Swin drops a tenth of its paths unless it is told otherwise.
+    # The default of timm's Swin is drop_path_rate=0.1.
     usual = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0)
     assert any(getattr(module, "drop_prob", 0) > 0 for module in usual.modules())
     network, width = backbones.create("swin_tiny_patch4_window7_224", 64)
@@ -104,16 +106,16 @@ def test_the_drop_path_of_a_backbone_is_off() -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_dropout_is_drawn_anew_for_each_pair_and_scales_what_it_keeps(head: str) -> None:
+def test_dropout_is_drawn_for_each_pair(head: str) -> None:
     torch.manual_seed(0)
     model = siamese_frozen({"one": 4}, head, [512], 0.5)
     pair = torch.randn(1, 2, 4)
     many = pair.expand(4000, -1, -1)
-    told = seeded(model.train(), many)
-    assert told.unique().numel() > 3000
-    assert not torch.equal(told, model(many))
-    if head == "bradley_terry":  # linear in what is kept
-        assert told.mean().item() == pytest.approx(model.eval()(pair).item(), abs=0.02)
+    logits = seeded(model.train(), many)
+    assert logits.unique().numel() > 3000
+    assert not torch.equal(logits, model(many))
+    if head == "bradley_terry":  # linear in the masked features
+        assert logits.mean().item() == pytest.approx(model.eval()(pair).item(), abs=0.02)
 
 
 # -- scores --------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def test_bradley_terry_is_a_difference_of_scores() -> None:
     torch.testing.assert_close(first, by_hand)
 
 
-def test_the_mlp_scores_against_the_mean_photo_of_training() -> None:
+def test_the_mlp_scores_against_the_mean_embedding() -> None:
     torch.manual_seed(0)
     model = siamese_frozen({"one": 5}, "mlp", [], 0.0).train()
     batches = [torch.randn(n, 2, 5) for n in (4, 4, 4)]
@@ -146,8 +148,8 @@ def test_the_mlp_scores_against_the_mean_photo_of_training() -> None:
     assert "head.mean" in model.state_dict()
 
 
-def test_the_mean_photo_follows_later_batches() -> None:
-    head = Comparison(3, 0.0).train()
+def test_the_mean_embedding_follows_later_batches() -> None:
+    head = PairMLP(3, 0.0).train()
     for _ in range(300):
         head(torch.zeros(2, 3), torch.zeros(2, 3))
     for _ in range(100):
@@ -168,23 +170,23 @@ def test_scores_are_float32_under_autocast() -> None:
     model = siamese_frozen({"one": 64}, "bradley_terry", [32], 0.0).eval()
     photos = torch.randn(500, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model.score(photos)
+        scores = model.score(photos)
         logits = model(torch.stack([photos, photos.flip(0)], 1))
-    assert found.dtype == logits.dtype == torch.float32
-    torch.testing.assert_close(found, model.score(photos))
+    assert scores.dtype == logits.dtype == torch.float32
+    torch.testing.assert_close(scores, model.score(photos))
 
 
 # -- features ------------------------------------------------------------------------------------
 
 
-def test_narrow_features_are_not_lost_among_wide_ones() -> None:
+def test_wide_features_are_projected() -> None:
     torch.manual_seed(0)
     start = siamese_frozen({"clip": 80, "quality": 6, "net": 64}, "mlp", [8], 0.0).tower.start
     inputs = torch.randn(3, 150)
-    found = start(inputs)
-    assert found.shape == (3, 64 + 6 + 64)
-    torch.testing.assert_close(found[:, 64:], inputs[:, 80:])
-    torch.testing.assert_close(found[:, :64], start.parts[0](inputs[:, :80]))
+    outputs = start(inputs)
+    assert outputs.shape == (3, 64 + 6 + 64)
+    torch.testing.assert_close(outputs[:, 64:], inputs[:, 80:])
+    torch.testing.assert_close(outputs[:, :64], start.parts[0](inputs[:, :80]))
     alone = siamese_frozen({"clip": 80}, "mlp", [8], 0.0).tower.start
     assert torch.equal(alone(inputs[:, :80]), inputs[:, :80])
 
@@ -201,25 +203,25 @@ def test_narrow_features_are_not_lost_among_wide_ones() -> None:
         ("test_convnext", ("stages.3", "norm_pre", "head")),
     ],
 )
-def test_partial_leaves_the_last_stage_to_learn(name: str, learns: tuple[str, ...]) -> None:
+def test_partial_freezes_all_but_the_last_stage(name: str, learns: tuple[str, ...]) -> None:
     model = images(name=name, freeze="partial")
     for key, parameter in model.backbone.named_parameters():
         assert parameter.requires_grad == key.startswith(learns), key
     assert all(p.requires_grad for part in (model.tower, model.head) for p in part.parameters())
 
 
-def test_partial_of_vgg_leaves_a_stage_of_convolutions() -> None:
+def test_partial_of_vgg_does_not_freeze_the_last_convolutions() -> None:
     # The last stage that timm names is a pooling layer.
     with torch.device("meta"):
         network = timm.create_model("vgg16", num_classes=0)
-    kept = backbones.frozen(network, "partial")
+    frozen = backbones.frozen_modules(network, "partial")
     convolutions = [m for m in network.features if isinstance(m, nn.Conv2d)]
-    assert [m for m in kept if isinstance(m, nn.Conv2d)] == convolutions[:10]
-    assert network.pre_logits.fc1 not in kept
+    assert [m for m in frozen if isinstance(m, nn.Conv2d)] == convolutions[:10]
+    assert network.pre_logits.fc1 not in frozen
 
 
 @pytest.mark.parametrize(("freeze", "moved"), [("none", "all"), ("partial", "last"), ("full", "")])
-def test_what_is_frozen_stays_as_it_is_in_training(freeze: str, moved: str) -> None:
+def test_frozen_modules_do_not_change_in_training(freeze: str, moved: str) -> None:
     model = images(freeze=freeze).train()
     before = deepcopy(model.backbone.state_dict())
     step(model, torch.randn(4, 2, 3, SIZE, SIZE))
@@ -259,7 +261,7 @@ def test_weights_come_from_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(model.eval().backbone(photo), expected)
 
 
-def test_torchvisions_vgg_brings_its_fully_connected_layers(
+def test_the_fully_connected_layers_of_torchvisions_vgg_are_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The real one has 138 million parameters.
@@ -277,7 +279,7 @@ def test_torchvisions_vgg_brings_its_fully_connected_layers(
         "classifier.3.bias": torch.randn(6),
         "classifier.6.weight": torch.randn(9, 6),
     }
-    monkeypatch.setattr(backbones.pretrained, "of_torchvision", lambda name: dict(state))
+    monkeypatch.setattr(backbones, "find_weights", lambda *_: dict(state))
     backbones.load(network, "vgg16", "torchvision")
     maps = torch.randn(2, 4, 7, 7)
     expected = F.linear(maps.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"])
@@ -292,20 +294,25 @@ def test_torchvisions_vgg_brings_its_fully_connected_layers(
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "key", "words"),
     [
-        (lambda: images(head="mean"), "model.head=mean: expected one of bradley_terry, mlp"),
-        (lambda: images(freeze="half"), "model.freeze=half: expected one of none, partial, full"),
-        (lambda: images(name="resnet5"), "model.backbone=resnet5: timm has no such network; did"),
+        (lambda: images(head="mean"), "model.head", ("mean", "bradley_terry, mlp")),
+        (lambda: images(freeze="half"), "model.freeze", ("half", "none, partial, full")),
+        (lambda: images(name="resnet5"), "model.backbone", ("resnet5", "did you mean")),
         (
             lambda: siamese_e2e("test_vit", None, "none", "mlp", [], 0.0, 72),
-            "model.backbone=test_vit cannot take dataset.image_size=72",
+            "model.backbone",
+            ("test_vit", "dataset.image_size=72"),
         ),
-        (lambda: backbones.frozen(nn.Linear(2, 2), "partial"), "model.freeze=partial: this back"),
+        (
+            lambda: backbones.frozen_modules(nn.Linear(2, 2), "partial"),
+            "model.freeze",
+            ("partial",),
+        ),
     ],
 )
-def test_mistakes_are_told_in_one_line(make: Callable[[], object], says: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_invalid_settings_are_refused(
+    make: Callable[[], object], key: str, words: tuple[str, ...]
+) -> None:
+    with user_error(key, *words):
         make()
-    assert str(caught.value).startswith(says)
-    assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from torch import nn
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
 from research.config import compose_config
 from research.models.zoo import InputSpec, backbone, input_spec
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 
 def made(name: str, classes: int = 5, size: int = 32, **changes: Any) -> nn.Module:
@@ -83,11 +83,9 @@ def test_any_size_that_the_network_can_take(name: str, sizes: tuple[int, ...]) -
 @pytest.mark.parametrize(
     ("name", "when"), [("nest_tiny", "cannot build it for"), ("levit_128s", "cannot take")]
 )
-def test_a_size_that_it_cannot_take_is_one_line(name: str, when: str) -> None:
-    with pytest.raises(UserError, match=rf"{name}.*{when} dataset\.image_size=40") as caught:
+def test_a_size_that_it_cannot_take_is_refused(name: str, when: str) -> None:
+    with user_error("model.name", name, when, "dataset.image_size=40", 224):
         made(name, size=40)
-    assert "\n" not in str(caught.value)
-    assert "224" in str(caught.value)
 
 
 def test_drop_rates_reach_the_network() -> None:
@@ -97,26 +95,26 @@ def test_drop_rates_reach_the_network() -> None:
     assert max(rates) == pytest.approx(0.5)
 
 
-def test_what_a_network_lacks_may_be_left_at_zero_only() -> None:
-    with pytest.raises(UserError, match=r"model\.drop_path_rate: efficientvit_b0 has none; leave"):
+def test_a_missing_argument_is_refused_unless_it_is_zero() -> None:
+    with user_error("model.drop_path_rate", "efficientvit_b0", "model.drop_path_rate=0"):
         made("efficientvit_b0", drop_path_rate=0.1)
 
 
-def test_more_arguments_go_to_timm() -> None:
+def test_kwargs_are_passed_to_timm() -> None:
     plain = made("mobilenetv3_small_050")
     changed = made("mobilenetv3_small_050", kwargs={"global_pool": "max"})
     assert plain.global_pool.pool_type == "avg"
     assert changed.global_pool.pool_type == "max"
-    with pytest.raises(UserError, match=r"model\.kwargs\.globel_pool: mobilenetv3.* no such"):
+    with user_error("model.kwargs.globel_pool", "mobilenetv3_small_050"):
         made("mobilenetv3_small_050", kwargs={"globel_pool": "max"})
-    # Told by the user, it is not left out in silence.
-    with pytest.raises(UserError, match=r"model\.kwargs\.img_size"):
+    # Set by the user, it is not ignored.
+    with user_error("model.kwargs.img_size"):
         made("mobilenetv3_small_050", kwargs={"img_size": 64})
 
 
 @pytest.mark.parametrize("key", ["pretrained", "checkpoint_path", "pretrained_cfg"])
-def test_weights_do_not_come_in_by_the_back_door(key: str) -> None:
-    with pytest.raises(UserError, match=rf"model\.kwargs\.{key}: .* model\.pretrained"):
+def test_weights_are_not_loaded_through_kwargs(key: str) -> None:
+    with user_error(f"model.kwargs.{key}", "model.pretrained"):
         made("mobilenetv3_small_050", kwargs={key: "weights.pth"})
 
 
@@ -130,20 +128,16 @@ def test_weights_do_not_come_in_by_the_back_door(key: str) -> None:
         ("resnet18.a9_in1k", "a1_in1k"),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"model.name={name}: timm ") as caught:
+def test_the_nearest_names_are_suggested(name: str, near: str) -> None:
+    with user_error("model.name", name, near):
         made(name)
-    assert near in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_name_is_required() -> None:
-    with pytest.raises(
-        UserError, match=r"model\.name is required for model=timm: add model\.name="
-    ):
+    with user_error("model.name", "model=timm", "add model.name="):
         compose_config(["model=timm"])
 
 
 def test_a_network_that_does_not_classify_is_refused() -> None:
-    with pytest.raises(UserError, match="does not give 5 logits"):
+    with user_error("model.name", "5 logits"):
         made("mobilenetv3_small_050", kwargs={"num_classes": 7})

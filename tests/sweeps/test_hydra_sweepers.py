@@ -93,10 +93,16 @@ def test_the_optuna_sweeper_gets_the_monitored_value(
     assert len(theirs.trials) == 8
 
 
-def test_a_failure_reaches_the_optuna_sweeper(sweep: Sweep, study_folder: Path) -> None:
-    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=1e30,2e30"]
-    line = one_line_of(lambda: sweep(*words))
-    assert "loss" in line
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_a_failure_reaches_the_sweeper(
+    sweep: Sweep, study_folder: Path, sweeper: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = {"basic": [], "optuna": ["hydra.sweeper.n_trials=2"]}[sweeper]
+    with pytest.raises(SystemExit):
+        sweep(f"hydra/sweeper={sweeper}", *trials, "optimizer.lr=1e30,2e30")
+    errors = capsys.readouterr().err
+    assert "loss" in errors.splitlines()[-1]
+    assert "Error executing job" not in errors
     (summary,) = summaries(study_folder)
     assert {trial["status"] for trial in summary["trials"]} == {"FAILED"}
 

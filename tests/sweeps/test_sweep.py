@@ -217,7 +217,7 @@ def test_an_interrupted_trial_is_resumed(
     ]  # fmt: skip
     assert list(first["epochs"]) == ["1", "2", "3"]
     log = (Path(first["paths"]["run"]) / "train.log").read_text()
-    assert "going on after epoch 2" in log
+    assert "continuing after epoch 2" in log
 
 
 def interrupt_before_an_epoch(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What people see: plain lines in a log, a bar on a terminal, one line an epoch in both."""
+"""Console output: plain lines in a log, a bar on a terminal, one line per epoch in both."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_one_line_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_a_log_hears_of_long_work_now_and_then(
+def test_a_log_gets_a_progress_line_every_30_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "research")
@@ -67,7 +67,7 @@ def test_a_log_hears_of_long_work_now_and_then(
     # 16 batches took 30 s, so that the 64 others take 120 s.
     assert lines[0][4] == "120 s left"
     caplog.clear()
-    # Another phase has a clock of its own.
+    # Another phase has its own clock.
     tracker.progress(Progress("val", 1, 80))
     assert not caplog.messages
 
@@ -129,7 +129,7 @@ def test_a_bar_on_a_terminal() -> None:
     bar = r"train 1 .*[2345]/5 batches 0:00:0\d 0:00:0\d 123\.4 samples/s  loss 0\.25"
     assert re.search(bar, shown), shown
     assert re.search(r"val .*1/9 batches", shown)
-    # The line of the epoch stands by itself, whole, when the bar is gone.
+    # The line of the epoch is on its own line after the bar is removed.
     assert shown.count("epoch 1  1.5 s  val/top1 0.75  (best)\r\n") == 1
     assert shown.endswith("sane: True\r\n")
     assert text.count(f"{ESCAPE}[?25h") >= text.count(f"{ESCAPE}[?25l") > 0  # the cursor is back

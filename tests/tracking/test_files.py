@@ -1,4 +1,4 @@
-"""The CSV tables: late columns, rows cut short, rows after the epoch that goes on."""
+"""CSV tables: late columns, incomplete rows, rows after the epoch that is resumed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_late_column_survives_a_resume(tmp_path: Path) -> None:
     )
 
 
-def test_rows_after_the_epoch_that_goes_on_are_dropped(tmp_path: Path) -> None:
+def test_rows_after_the_resumed_epoch_are_dropped(tmp_path: Path) -> None:
     tracker = started(tmp_path)
     for epoch in (1, 2, 10):
         for batch in (1, 2):

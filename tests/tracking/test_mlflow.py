@@ -1,4 +1,4 @@
-"""MLflow: a real server shows a real run; a dead store stops nothing and nothing is lost."""
+"""MLflow: a real server shows a real run; an unavailable store loses and stops nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def on_store(uri: str) -> tuple[str, ...]:
 
 @contextmanager
 def server(uri: str, log: Path) -> Iterator[Callable[..., Any]]:
-    """A function that asks a real ``mlflow ui``."""
+    """A function that requests an endpoint of a real ``mlflow ui``."""
     with mlflow_ui(uri, log) as address:
 
         def ask(endpoint: str, body: dict[str, Any] | None = None, /, **query: str) -> Any:
@@ -189,7 +189,7 @@ def test_an_interruption_while_the_store_is_opened_is_shown_as_killed(
     assert json.loads(Path("stopped/summary.json").read_text())["status"] == "KILLED"
 
 
-# -- stores that are away -----------------------------------------------------------------------
+# -- unavailable stores -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def lock(store: str) -> Iterator[sqlite3.Connection]:
 
 
 def record(tracker: MLflowTracker, epoch: int, batches: int = 2) -> None:
-    """What the loop logs in an epoch; values tell epoch and batch."""
+    """Log the rows of an epoch as the loop does; values depend on epoch and batch."""
     for batch in range(1, batches + 1):
         step = (epoch - 1) * batches + batch
         row = {"epoch": epoch, "batch": batch, "loss": step / 8, "timestamp": "now"}
@@ -276,21 +276,21 @@ def test_a_run_on_a_locked_store_is_delivered_at_its_end(
     assert [step for step, _ in metrics["val/top1"]] == [1, 2]
 
 
-def test_a_store_locked_on_the_way_gets_everything_once(
+def test_a_store_that_was_locked_gets_everything_once(
     store: str, tmp_path: Path, lock: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = start(store, tmp_path)
     record(tracker, 1)
     lock.execute("begin exclusive")
 
-    def patient(*_: Any, **__: Any) -> None:
-        pytest.fail("MLflow's own tries began, which last 20 s")
+    def blocking(*_: Any, **__: Any) -> None:
+        pytest.fail("MLflow's own retries started, which take 20 s")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracker.client, "log_batch", patient)
-        tracker.not_before = 0.0
+        patch.setattr(tracker.client, "log_batch", blocking)
+        tracker.next_delivery = 0.0
         record(tracker, 2)
-    assert tracker.not_before > 0
+    assert tracker.next_delivery > 0
     assert spooled(tmp_path)
     lock.execute("rollback")
     record(tracker, 3)
@@ -299,7 +299,7 @@ def test_a_store_locked_on_the_way_gets_everything_once(
     assert not (tmp_path / SPOOL).exists()
 
 
-def test_a_dead_store_is_asked_seldom(
+def test_an_unavailable_store_is_tried_rarely(
     dead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = 0
@@ -321,7 +321,7 @@ def test_a_dead_store_is_asked_seldom(
     now += ours.SECONDS_AFTER_FAILURE
     record(tracker, 30)
     assert attempts == 2
-    # One request without a second try, and no longer than this if the server is silent.
+    # One request without retries, with this timeout.
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
     tracker.finish("FINISHED")
@@ -330,13 +330,13 @@ def test_a_dead_store_is_asked_seldom(
 
 
 @pytest.mark.parametrize("kind", ["a folder", "no database", "a file above"])
-def test_a_store_that_cannot_be_a_database_is_given_up_at_once(
+def test_an_invalid_database_fails_at_once(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def patient(*_: Any) -> None:
-        pytest.fail("MLflow's own tries began, which last minutes")
+    def blocking(*_: Any) -> None:
+        pytest.fail("MLflow's own retries started, which take minutes")
 
-    monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine_with_retry", patient)
+    monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine_with_retry", blocking)
     path = tmp_path / "store.db"
     if kind == "a folder":
         path.mkdir()
@@ -352,20 +352,20 @@ def test_a_store_that_cannot_be_a_database_is_given_up_at_once(
     assert "does not answer" in caplog.text
 
 
-def test_a_request_that_was_carried_out_unheard_is_not_repeated(store: str, tmp_path: Path) -> None:
+def test_a_request_executed_without_an_answer_is_stored_once(store: str, tmp_path: Path) -> None:
     tracker = start(store, tmp_path)
     send = tracker.client.log_batch
     errors = iter([TimeoutError("no answer"), KeyboardInterrupt()])
 
-    def unheard(*words: Any, **more: Any) -> None:
+    def without_answer(*words: Any, **more: Any) -> None:
         send(*words, **more)
         for error in errors:
             raise error
 
-    tracker.client.log_batch = unheard
-    tracker.not_before = 0.0
+    tracker.client.log_batch = without_answer
+    tracker.next_delivery = 0.0
     record(tracker, 1)
-    tracker.not_before = 0.0
+    tracker.next_delivery = 0.0
     with pytest.raises(KeyboardInterrupt):
         record(tracker, 2)
     tracker.log("batch", 4, {"epoch": 2, "batch": 2, "loss": 4 / 8})
@@ -375,7 +375,7 @@ def test_a_request_that_was_carried_out_unheard_is_not_repeated(store: str, tmp_
     assert client(store).get_run(tracker.run_id).info.status == "KILLED"
 
 
-def test_an_opening_that_broke_off_is_completed(
+def test_an_interrupted_connect_is_completed(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -397,22 +397,22 @@ def test_an_opening_that_broke_off_is_completed(
     assert histories(client(store), shown.info.run_id) == expected(1)
 
 
-# -- going on -----------------------------------------------------------------------------------
+# -- resume -------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_in_the_same_mlflow_run(store: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_in_the_same_mlflow_run(store: str, tmp_path: Path) -> None:
     first = start(store, tmp_path)
     record(first, 1)
     state = first.state()
     record(first, 2)
-    # Of the epoch that was not finished a part is in the store and a part in the spool.
+    # Part of the unfinished epoch is in the store, part in the spool.
     first.log("batch", 5, {"epoch": 3, "batch": 1, "loss": 5 / 8})
     first._deliver()
     first.log("batch", 6, {"epoch": 3, "batch": 2, "loss": 6 / 8})
     with (tmp_path / SPOOL).open("a") as file:
         file.write('{"epoch": 3, "step": 7, "metr')  # killed while it wrote
 
-    # It may go on further than it was meant to, which MLflow's parameters cannot tell.
+    # `epochs` may be raised on resume; MLflow's parameters cannot change.
     second = start(store, tmp_path, resumed=2, state=state, epochs=8)
     assert second.run_id == first.run_id
     assert second.pending == []
@@ -425,14 +425,14 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(store: str, tmp_path: Path)
     assert shown.data.params["epochs"] == "4"
 
 
-def test_what_waits_is_delivered_by_the_run_that_goes_on(
+def test_pending_records_are_delivered_by_the_resumed_run(
     store: str, dead: str, tmp_path: Path
 ) -> None:
     first = start(dead, tmp_path)
     for epoch in (1, 2, 3):
         record(first, epoch)
     assert first.state() == {}
-    # The run goes on after epoch 2: what it recorded of epoch 3 does not count.
+    # The run resumes after epoch 2: records of epoch 3 are dropped.
     second = start(store, tmp_path, resumed=2)
     for epoch in (3, 4):
         record(second, epoch)
@@ -440,7 +440,7 @@ def test_what_waits_is_delivered_by_the_run_that_goes_on(
     assert histories(client(store), second.run_id) == expected(4)
 
 
-def test_a_store_that_came_back_after_the_checkpoint_keeps_its_run(
+def test_a_run_created_after_the_checkpoint_is_resumed(
     store: str, tmp_path: Path, lock: sqlite3.Connection
 ) -> None:
     lock.execute("begin exclusive")
@@ -449,7 +449,7 @@ def test_a_store_that_came_back_after_the_checkpoint_keeps_its_run(
     state = first.state()
     assert state == {}
     lock.execute("rollback")
-    first.not_before = 0.0
+    first.next_delivery = 0.0
     record(first, 2)
     second = start(store, tmp_path, resumed=1, state=state)
     assert second.run_id == first.run_id
@@ -459,13 +459,13 @@ def test_a_store_that_came_back_after_the_checkpoint_keeps_its_run(
     assert histories(client(store), shown.info.run_id) == expected(2)
 
 
-def test_a_run_that_is_gone_from_the_store_is_made_anew(
+def test_a_run_missing_in_the_store_is_created_again(
     store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = start(store, tmp_path, resumed=1, state={"mlflow_run_id": "0" * 32})
     record(tracker, 2)
     tracker.finish("FINISHED")
-    assert "is gone from" in caplog.text
+    assert "is not in" in caplog.text
     (shown,) = runs_of(store, "ours")
     assert [step for step, _ in histories(client(store), shown.info.run_id)["val/top1"]] == [2]
 
@@ -481,9 +481,9 @@ def test_a_fresh_run_in_an_old_folder_is_a_new_mlflow_run(store: str, tmp_path: 
     assert len(ids) == 2
 
 
-def test_many_metrics_are_sent_in_requests_that_the_store_takes(store: str, tmp_path: Path) -> None:
+def test_many_metrics_are_split_into_requests(store: str, tmp_path: Path) -> None:
     tracker = start(store, tmp_path)
-    tracker.not_before = float("inf")
+    tracker.next_delivery = float("inf")
     wide = {f"class_{number}": float(number) for number in range(2500)}
     for epoch in (1, 2):
         tracker.log("epoch", epoch, {"epoch": epoch, **wide})
@@ -493,7 +493,7 @@ def test_many_metrics_are_sent_in_requests_that_the_store_takes(store: str, tmp_
     assert histories_of(store, tracker.run_id, "class_7") == [(1, 7.0), (2, 7.0)]
 
 
-def test_a_time_that_batches_share_is_sent_once(store: str, tmp_path: Path) -> None:
+def test_equal_batch_times_are_sent_once(store: str, tmp_path: Path) -> None:
     tracker = start(store, tmp_path)
     for step, seconds in enumerate((0.5, 0.5, 0.25, 0.25, 0.5), start=1):
         row = {"epoch": 1, "batch": step, "loss": 1.0, "batch_time_sec": seconds}

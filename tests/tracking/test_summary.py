@@ -1,4 +1,4 @@
-"""``summary.json``: true from the first moment of a run to its last."""
+"""``summary.json``: up to date from the start of a run to its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Run
 from tests.conftest import train_state
 
-ABOUT = {
+INFO = {
     "model": "resnet34",
     "parameters": 7,
     "classes": ["a", "b"],
@@ -34,9 +34,9 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
         return json.loads((tmp_path / "summary.json").read_text())
 
     state = train_state()
-    tracker = SummaryTracker(ABOUT, state, patience=2)
+    tracker = SummaryTracker(INFO, state, patience=2)
     tracker.start(Run(tmp_path, "mine", {"optimizer": {"lr": 0.1}}))
-    # Whoever finds this folder after a crash in the first epoch finds a summary.
+    # There is a summary even after a crash in the first epoch.
     assert read()["status"] == "RUNNING"
     assert read()["epochs_done"] == 0
     assert read()["best_value"] is None
@@ -55,7 +55,7 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
     summary = read()
     assert summary["status"] == "FINISHED"
     assert summary["name"] == "mine"
-    assert {key: summary[key] for key in ABOUT} == ABOUT
+    assert {key: summary[key] for key in INFO} == INFO
     assert (summary["best_epoch"], summary["best_value"]) == (2, 0.75)
     assert summary["stopped_early"]
     assert summary["total_time_sec"] == 2.5
@@ -73,9 +73,9 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
     }
 
 
-def test_it_tells_how_a_run_ended(tmp_path: Path) -> None:
+def test_the_final_status(tmp_path: Path) -> None:
     for status in ("FAILED", "KILLED"):
-        tracker = SummaryTracker(ABOUT, train_state(), patience=None)
+        tracker = SummaryTracker(INFO, train_state(), patience=None)
         tracker.start(Run(tmp_path, "mine", {}))
         tracker.finish(status)
         assert json.loads((tmp_path / "summary.json").read_text())["status"] == status

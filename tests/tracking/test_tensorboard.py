@@ -1,4 +1,4 @@
-"""Event files read back as TensorBoard reads them."""
+"""Event files, read as TensorBoard reads them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_event_files_of_a_resumed_run_say_what_the_tables_say(
+def test_event_files_of_a_resumed_run_match_the_tables(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (*TINY, "logging=tensorboard", "epochs=2", "run_dir=one", "log_every=1")
@@ -77,7 +77,7 @@ def started(folder: Path, resumed: int = 0, **state: str) -> TensorBoardTracker:
 
 
 def epoch(tracker: TensorBoardTracker, number: int, batches: int, loss: float) -> dict[str, str]:
-    """An epoch of rows; the state that its checkpoint would hold."""
+    """Log the rows of an epoch; returns the state for its checkpoint."""
     for step in range((number - 1) * batches + 1, number * batches + 1):
         tracker.log("batch", step, {"epoch": number, "batch": 1, "loss": loss, "timestamp": "t"})
     tracker.log("epoch", number, {"epoch": number, "train/loss": loss, "is_best": True})
@@ -86,7 +86,7 @@ def epoch(tracker: TensorBoardTracker, number: int, batches: int, loss: float) -
     return state
 
 
-def test_what_comes_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
+def test_events_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     tracker = started(tmp_path)
     state, *_ = (epoch(tracker, number, 10, 0.5) for number in (1, 2, 3))
     tracker.finish("KILLED")
@@ -107,7 +107,7 @@ def test_a_fresh_run_starts_empty(tmp_path: Path) -> None:
     assert scalars(tmp_path, "epoch", "train/loss") == [(1, 0.25)]
 
 
-def test_a_run_that_had_no_event_files_keeps_all_from_there_on(tmp_path: Path) -> None:
+def test_a_resumed_run_without_event_files_starts_them(tmp_path: Path) -> None:
     tracker = started(tmp_path, 2)
     epoch(tracker, 3, 2, 0.5)
     tracker.finish("FINISHED")
@@ -129,7 +129,7 @@ def test_pictures_and_tables(tmp_path: Path) -> None:
         "| class | share |", "| --- | --- |", "| x\\|y | 0.5000 |", "| z | nan |",
     ]  # fmt: skip
     assert text(tmp_path, "tables/empty") == "no rows"
-    (line,) = tracker.where()
+    (line,) = tracker.locations()
     assert line == f"tensorboard --logdir {tmp_path / 'tensorboard'}"
 
 

@@ -37,7 +37,7 @@ def test_a_box_is_a_border_of_two_pixels_inside_its_edges() -> None:
     "box",
     [(-9.0, -9.0, 99.0, 99.0), (39.9, 29.9, 40, 30), (0.0, 0.0, 0.2, 0.2), (50.0, 50.0, 60, 60)],
 )
-def test_what_lies_outside_is_cut_off(
+def test_boxes_are_clipped_to_the_image(
     box: tuple[float, float, float, float], captions: list[str]
 ) -> None:
     drawn = draw_boxes(GREY, [box], captions)
@@ -47,7 +47,7 @@ def test_what_lies_outside_is_cut_off(
         assert (marked(drawn, PREDICTED_BOXES[0]) == frame(0, 0, 40, 30)).all()
 
 
-def test_captions_stand_above_the_box() -> None:
+def test_captions_are_above_the_box() -> None:
     drawn = draw_boxes(GREY, [(5, 15, 35, 28)], ["0.87"], colours=[TRUE_BOX])
     above = marked(drawn, TRUE_BOX)[:15]
     assert above.any()
@@ -66,9 +66,9 @@ def test_boxes_of_one_class_have_one_colour() -> None:
 
 
 def blue(image: Image.Image) -> np.ndarray:
-    """Where matplotlib's first colour is."""
-    found: np.ndarray = np.abs(np.asarray(image).astype(int) - (31, 119, 180)).max(-1) < 12
-    return found
+    """[H, W] bool: where the image has matplotlib's first colour."""
+    mask: np.ndarray = np.abs(np.asarray(image).astype(int) - (31, 119, 180)).max(-1) < 12
+    return mask
 
 
 def test_no_boxes_no_change() -> None:
@@ -88,8 +88,8 @@ def test_curves_of_few_and_many(count: int) -> None:
 def test_a_curve_falls_where_the_recall_ends(several: bool) -> None:
     scores = np.linspace(0.9, 0.1, 10)
 
-    def falls_at(found: int) -> int:
-        hits = np.arange(10) < found  # all that is found comes first, then false ones alone
+    def falls_at(positives: int) -> int:
+        hits = np.arange(10) < positives  # true positives have the highest scores
         if several:
             drawn = charts.precision_recall_per_class({"a": (scores, hits, 10)}, "title")
         else:
@@ -98,11 +98,11 @@ def test_a_curve_falls_where_the_recall_ends(several: bool) -> None:
         high = blue(drawn)[height // 5 : 3 * height // 10, :width]
         return int(np.flatnonzero(high.any(0)).max())
 
-    low, middle, right = (falls_at(found) for found in (3, 6, 8))
+    low, middle, right = (falls_at(positives) for positives in (3, 6, 8))
     assert (right - middle) / (middle - low) == pytest.approx(2 / 3, abs=0.05)
 
 
-def test_a_sheet_holds_every_picture() -> None:
+def test_a_sheet_contains_every_picture() -> None:
     cells = [Image.new("RGB", (20, 10), (n, 0, 99)) for n in range(5)]
     sheet = pictures.sheet(cells, ["a\nb"] * 5, [True, False] * 2 + [True], columns=2)
     assert [int(marked(sheet, (n, 0, 99)).sum()) for n in range(5)] == [200] * 5
@@ -121,7 +121,7 @@ def test_learning_curves_of_many_metrics_take_more_panels() -> None:
 
 @pytest.mark.parametrize("clean", [0.0, 0.8, float("nan")])
 def test_a_chart_of_robustness_shows_the_highest_value(clean: float) -> None:
-    """What gets better, however strange, must not leave the picture."""
+    """Values above the clean one must be inside the picture."""
     bars, lines = {"RGB": [(0.0, 0.1)]}, {"X": [(2.0, 0.5), (4.0, 0.9)]}
     groups = {"missing": bars, "shifted": lines}
     drawn = np.asarray(charts.robustness(groups, clean, "mAP50")).astype(int)
@@ -132,7 +132,7 @@ def test_a_chart_of_robustness_shows_the_highest_value(clean: float) -> None:
     assert 0.05 < top / drawn.shape[0] < 0.25
 
 
-def test_runs_against_each_other() -> None:
+def test_speed_and_accuracy_of_runs() -> None:
     def discs(accuracy: list[float]) -> list[int]:
         names, sizes = ["a", "b"], [3, 0.1]
         drawn = charts.speed_and_accuracy(names, [1, 2], accuracy, sizes, "mAP50")
@@ -146,7 +146,7 @@ def test_runs_against_each_other() -> None:
     assert discs([0.5, float("nan")])[1] == 0
 
 
-def test_names_stand_above_the_curves_and_leave_them_room() -> None:
+def test_the_legend_is_above_the_curves_and_leaves_them_room() -> None:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()
     for number in range(CURVES):
@@ -164,10 +164,10 @@ def test_names_stand_above_the_curves_and_leave_them_room() -> None:
 def test_curves_of_many_classes_have_room(classes: int) -> None:
     scores, hits = np.linspace(0.1, 0.9, 5), np.array([True, True, False, True, False])
     curves = {f"a class of some name {number}": (scores, hits, 4) for number in range(classes)}
-    charts.precision_recall_per_class(curves, "title")  # matplotlib warns where there is none
+    charts.precision_recall_per_class(curves, "title")  # matplotlib warns if there is no room
 
 
-def test_a_legend_of_nothing_is_none() -> None:
+def test_no_legend_without_curves() -> None:
     axes = Figure().add_subplot()
     pictures.legend(axes)
     assert axes.get_legend() is None

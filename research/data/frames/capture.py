@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from research.data.frames.frame import (
     NORMALISED_SLACK,
@@ -33,6 +35,7 @@ from research.data.frames.frame import (
     safe_relative_path,
 )
 from research.data.index import EXTENSIONS, ProgressCallback
+from research.utils.documents import validate
 from research.utils.errors import UserError
 
 MANIFEST = "run_manifest.json"
@@ -40,6 +43,29 @@ SCHEMA_VERSION = 1
 CLASS = "polyp"
 LABEL_LISTS = ("labels", "polyp_labels")
 REPORT = "prune_report.json"
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """``run_manifest.json``; what is not read may hold anything.
+
+    Attributes:
+        schema_version: of the run; written as ``1`` or ``"V1"``.
+        run_dir: folder in which the run was recorded.
+        started_at_unix: seconds.
+        max_frames: limit of the recording.
+        seed: of the recording.
+    """
+
+    schema_version: Annotated[
+        int,
+        BeforeValidator(lambda value: int(str(value).upper().removeprefix("V"))),
+        Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION),
+    ]
+    run_dir: Any = None
+    started_at_unix: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
+    max_frames: Annotated[int, Field(strict=True, gt=0)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,50 +150,27 @@ def run_name(run: Path, source: Path) -> str:
 
     The data prepared from a single run thus do not depend on the name of its folder.
     """
-    run_dir = read_manifest(run).get("run_dir") if run == source else None
+    run_dir = read_manifest(run).run_dir if run == source else None
     name = re.split(r"[/\\]", run_dir)[-1] if isinstance(run_dir, str) else ""
     return name or run.resolve().name
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
+def read_manifest(run: Path) -> RunManifest:
     """Read and validate the manifest of a run.
 
     Raises:
         UserError: if it is damaged, or its schema is not supported yet.
     """
     path = run / MANIFEST
-    remedy = f"or leave the run out with prepare prune not_runs={run.name}"
-    try:
-        manifest = read_json(path)
-    except SkipFrame as reason:
-        raise UserError("SOURCE", f"{path}: {reason}, {remedy}") from None
-    if not isinstance(manifest, dict):
-        raise UserError("SOURCE", f"{path}: expected a JSON object: fix it, {remedy}")
-    version = str(manifest.get("schema_version")).upper().removeprefix("V")
-    if version.isdecimal() and int(version) > SCHEMA_VERSION:
-        raise UserError(
-            "SOURCE",
-            f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}, the latest known",
-            "update Backbone Lab",
-        )
-    started, max_frames, seed = (
-        manifest.get(key) for key in ("started_at_unix", "max_frames", "seed")
+    remedy = (
+        "fix it, update Backbone Lab if its schema is newer, or leave the run out with prepare "
+        f"prune not_runs={run.name}"
     )
-    invalid = [
-        key
-        for key, valid in {
-            "schema_version": version == str(SCHEMA_VERSION),
-            "started_at_unix": started is None or (_is_real(started) and started >= 0),
-            "max_frames": max_frames is None or (_is_int(max_frames) and max_frames > 0),
-            "seed": seed is None or (_is_int(seed) and seed >= 0),
-        }.items()
-        if not valid
-    ]
-    if invalid:
-        raise UserError(
-            "SOURCE", f"{path}: {invalid[0]} is {manifest.get(invalid[0])!r}: fix it, {remedy}"
-        )
-    return manifest
+    try:
+        document = read_json(path)
+    except SkipFrame as reason:
+        raise UserError("SOURCE", f"{path}: {reason}", remedy) from None
+    return validate(RunManifest, document, "SOURCE", path, remedy)
 
 
 def read_labels(run: Path) -> list[LabelFile]:
@@ -349,12 +352,3 @@ def _unlabelled(run: Path, labels: Collection[LabelFile]) -> list[str]:
     return [
         path.name for path in images if path.suffix.lower() in EXTENSIONS and path not in labelled
     ]
-
-
-def _is_real(value: object) -> bool:
-    # Not is_number: seconds since 1970 exceed the range of coordinates.
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from research.batch import DetectionBatch
-from research.data.transforms import DeviceTransform, half
+from research.data.transforms import DeviceTransform, bernoulli
 
 MIN_VISIBLE = 0.25
 """Boxes are dropped if a smaller fraction of their area remains in the frame after the zoom."""
@@ -80,9 +80,9 @@ def random_flip_zoom(
     Padding is 0: black, or the channel mean if frames are normalised already.
     """
     if augmentation.flip:
-        batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=0)
+        batch = _mirror(batch, bernoulli(len(batch), generator, batch.inputs.device), axis=0)
     if augmentation.flip_vertical:
-        batch = _mirror(batch, half(len(batch), generator, batch.inputs.device), axis=1)
+        batch = _mirror(batch, bernoulli(len(batch), generator, batch.inputs.device), axis=1)
     if augmentation.zoom != (1.0, 1.0):
         batch = _zoom(batch, augmentation.zoom, generator)
     return batch

@@ -1,1 +1,1 @@
-"""Pairs of photos and which of them people prefer: lists, votes, their audit, features, a demo."""
+"""Photo pairs with preferences: labels, audit, features, loading."""

@@ -1,4 +1,4 @@
-"""What computes a feature of photos: CLIP, torchvision's networks, any of timm, measures."""
+"""Feature extractors of photos: frozen networks, and hand-crafted quality measures."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from research.data.pairs.networks import Recipe, fill, recipe_of, width_of
-from research.data.pairs.quality import QUALITY, vector
+from research.data.pairs.networks import (
+    FeatureSpec,
+    feature_size,
+    feature_spec,
+    load_weights,
+)
+from research.data.pairs.quality import QUALITY, quality_vector
 from research.data.readers import to_rgb
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RECIPE: Final = 1  # raise it whenever the same photos would give other numbers
+VERSION: Final = 1  # increase it whenever the features of the same photos change
 SEED: Final = 0
-"""Draws the networks that are given no weights."""
+"""Seed of networks without weights."""
 Photo = Image.Image | NDArray[np.uint8]
 """A PIL image of any mode, or uint8 [H, W, 3]."""
 
 
 class Extractor(Protocol):
-    """Photos to vectors: ``extractor(photos)`` is ``embed([ready(photo) for photo in photos])``.
+    """Computes features: ``extractor(photos)`` is ``embed([preprocess(p) for p in photos])``.
 
     Attributes:
-        name: as in the configuration.
-        size: width of a vector.
-        key: hexadecimal; another one wherever the same photo may give another vector.
+        name: name in the configuration.
+        size: length of a feature.
+        key: hexadecimal cache key; extractors whose features can differ have different keys.
     """
 
     name: str
@@ -47,97 +52,97 @@ class Extractor(Protocol):
     @property
     def key(self) -> str: ...
 
-    def ready(self, photo: Photo) -> Tensor:
-        """One photo preprocessed; may be called from several threads."""
+    def preprocess(self, photo: Photo) -> Tensor:
+        """Preprocess one photo; thread-safe."""
         ...
 
-    def embed(self, ready: Sequence[Tensor]) -> Tensor:
-        """[n, size] float32 on the CPU."""
+    def embed(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Features [n, size] of preprocessed photos, float32 on the CPU."""
         ...
 
     def release(self) -> None:
-        """Let go of what ``embed`` holds in memory; it is made again when it is needed."""
+        """Free the network; ``embed`` builds it again if needed."""
         ...
 
     def __call__(self, photos: Sequence[Photo]) -> Tensor: ...
 
 
-def extractor(
-    spec: str, weights: str | None = None, device: torch.device | None = None
+def build_extractor(
+    feature: str, weights: str | None = None, device: torch.device | None = None
 ) -> Extractor:
-    """What computes a feature.
+    """The extractor of a feature.
 
     Args:
-        spec: ``clip`` (ViT-B/32; 512), ``clip:NAME`` (any of open_clip with CLIP's own
-            preprocessing, such as ``ViT-B-32-quickgelu`` for OpenAI's weights),
+        feature: ``clip`` (ViT-B/32; size 512), ``clip:NAME`` (any network of open_clip with CLIP's
+            own preprocessing, such as ``ViT-B-32-quickgelu`` for OpenAI's weights),
             ``resnet50.layer4`` (2048), ``resnet50.layer3`` (1024), ``vgg16`` (fc7; 4096),
             ``quality`` (see ``research.data.pairs.quality``) or ``timm:NAME``.
-        weights: a file; null: random ones, always the same, and a warning.
-        device: where networks run; null: a GPU where there is one.
+        weights: file of weights; ``None`` for reproducible random weights, with a warning.
+        device: device of the network; ``None`` for a GPU if there is one.
 
     Raises:
-        UserError: when there is no such feature or no such file.
+        UserError: for an unknown feature or a missing file.
     """
-    if spec == "quality":
+    if feature == "quality":
         if weights is not None:
             raise UserError(
                 "dataset.feature_weights",
-                f"dataset.feature_weights: {spec} has none",
-                "leave it out",
+                f"dataset.feature_weights: {feature} has no weights",
+                f"remove {feature} from it",
             )
         return QualityExtractor()
-    recipe = recipe_of(spec)
+    spec = feature_spec(feature)
     file = None if weights is None else Path(weights)
     if file is not None and not file.is_file():
         raise UserError(
             "dataset.feature_weights",
-            f"dataset.feature_weights: {spec}: no file {file}",
-            "give a state dict",
+            f"dataset.feature_weights: {feature}: no file {file}",
+            "set the file of a state dict",
         )
     if file is None:
         log.warning(
-            "feature %s: without weights a random network computes it; name a file of weights in "
+            "feature %s: computed by a network with random weights; set a file of weights in "
             "dataset.feature_weights",
-            spec,
+            feature,
         )
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return NetworkExtractor(spec, recipe, file, device)
+    return NetworkExtractor(feature, spec, file, device)
 
 
 class QualityExtractor:
-    """The measures of ``research.data.pairs.quality``, of the whole photo at its own size."""
+    """The measures of ``research.data.pairs.quality``, at the photo's own size."""
 
     name = "quality"
     size = len(QUALITY)
-    key = sha256(repr(("quality", QUALITY, RECIPE)).encode()).hexdigest()[:32]
+    key = sha256(repr(("quality", QUALITY, VERSION)).encode()).hexdigest()[:32]
 
-    def ready(self, photo: Photo) -> Tensor:
-        return torch.from_numpy(vector(np.asarray(_rgb(photo))))
+    def preprocess(self, photo: Photo) -> Tensor:
+        return torch.from_numpy(quality_vector(np.asarray(_to_rgb(photo))))
 
-    def embed(self, ready: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(ready)) if ready else torch.empty(0, self.size)
+    def embed(self, inputs: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(inputs)) if inputs else torch.empty(0, self.size)
 
     def release(self) -> None:
         pass
 
     def __call__(self, photos: Sequence[Photo]) -> Tensor:
-        return self.embed([self.ready(photo) for photo in photos])
+        return self.embed([self.preprocess(photo) for photo in photos])
 
 
 class NetworkExtractor:
-    """A frozen network, in float32; it is built when the first vector is asked for."""
+    """A frozen network in float32, built on the first call of ``embed``."""
 
-    def __init__(self, name: str, recipe: Recipe, weights: Path | None, device: torch.device):
+    def __init__(self, name: str, spec: FeatureSpec, weights: Path | None, device: torch.device):
         self.name = name
-        self.recipe = recipe
+        self.spec = spec
         self.weights = weights
         self.device = device
         self._network: nn.Module | None = None
 
     @cached_property
     def size(self) -> int:
-        return self.recipe.size or width_of(self.recipe)
+        return self.spec.size or feature_size(self.spec)
 
     @cached_property
     def key(self) -> str:
@@ -146,40 +151,40 @@ class NetworkExtractor:
         else:
             with self.weights.open("rb") as file:
                 weights = file_digest(file, "sha256").hexdigest()
-        told = self.recipe.architecture, self.recipe.transform, weights, "float32", RECIPE
-        return sha256(repr(told).encode()).hexdigest()[:32]
+        parts = self.spec.architecture, self.spec.transform, weights, "float32", VERSION
+        return sha256(repr(parts).encode()).hexdigest()[:32]
 
-    def ready(self, photo: Photo) -> Tensor:
-        return self.recipe.preprocess(_rgb(photo))
+    def preprocess(self, photo: Photo) -> Tensor:
+        return self.spec.preprocess(_to_rgb(photo))
 
     @torch.inference_mode()
-    def embed(self, ready: Sequence[Tensor]) -> Tensor:
-        if not ready:
+    def embed(self, inputs: Sequence[Tensor]) -> Tensor:
+        if not inputs:
             return torch.empty(0, self.size)
         if self._network is None:
             self._network = self._build()
-        # A key holds on every device, so the GPU must not round to 10 bits.
+        # Cached features are shared by all devices: no TF32, which rounds to 10 bits.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            vectors = self._network(torch.stack(list(ready)).to(self.device))
-        if self.recipe.unit:
-            vectors = F.normalize(vectors, dim=1)
-        # Ordinary tensors, which may take part in training.
-        return torch.empty(vectors.shape).copy_(vectors)
+            features = self._network(torch.stack(list(inputs)).to(self.device))
+        if self.spec.unit:
+            features = F.normalize(features, dim=1)
+        # A copy that is not an inference tensor, so that autograd can use it.
+        return torch.empty(features.shape).copy_(features)
 
     def release(self) -> None:
         self._network = None
 
     def __call__(self, photos: Sequence[Photo]) -> Tensor:
-        return self.embed([self.ready(photo) for photo in photos])
+        return self.embed([self.preprocess(photo) for photo in photos])
 
     def _build(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):  # the run's own chance stays as it is
+        with torch.random.fork_rng(devices=[]):  # leaves the global generator of the run alone
             torch.manual_seed(SEED)
-            network = self.recipe.build()
+            network = self.spec.build()
         if self.weights is not None:
-            fill(network, self.weights, self.name)
+            load_weights(network, self.weights, self.name)
         return network.eval().requires_grad_(False).to(self.device)
 
 
-def _rgb(photo: Photo) -> Image.Image:
+def _to_rgb(photo: Photo) -> Image.Image:
     return to_rgb(Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo)

@@ -1,104 +1,93 @@
-"""Features that stand for the photos of a data set: several side by side, on one scale."""
+"""Features of the photos of a data set: several, concatenated and standardised."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from research.data.index import ProgressCallback
-from research.data.pairs.extractors import extractor
-from research.data.pairs.store import features_of
+from research.data.pairs.extractors import build_extractor
+from research.data.pairs.store import extract_features
 from research.data.readers import decode
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FeatureSet", "Normalised", "extractor", "normalised"]
 
-
-class Normalised(NamedTuple):
-    """Features of mean 0 and standard deviation 1 over the training photos.
-
-    Attributes:
-        features: [n, D].
-        mean: [D], what was taken off.
-        std: [D], what the rest was divided by; 1 where a feature never varies.
-    """
-
-    features: Tensor
-    mean: Tensor
-    std: Tensor
-
-
-def normalised(features: Tensor, train_rows: Tensor | Sequence[int]) -> Normalised:
-    """Every feature on one scale, so that none outweighs another by its unit.
+def feature_statistics(
+    features: Tensor, train_rows: Tensor | Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature over the training photos.
 
     Args:
         features: [n, D]; rows of damaged photos may be NaN.
         train_rows: rows of the photos of the training split.
 
+    Returns:
+        [D] means and [D] standard deviations, 1 for constant features.
+
     Raises:
-        UserError: when not one training photo has features.
+        UserError: if no training photo has features.
     """
     train = features[torch.as_tensor(train_rows, dtype=torch.int64)].double()
     train = train[train.isfinite().all(1)]
     if not len(train):
         raise UserError(
-            "dataset.features",
-            "dataset.features: not one training photo can be read",
-            "see dataset.root",
+            "dataset.root",
+            "dataset.features: no training photo can be read",
+            "fix the photos in dataset.root",
         )
     mean, std = train.mean(0), train.std(0, correction=0)
-    # Rounding leaves a little spread in what is constant.
+    # Rounding errors make the standard deviation of a constant slightly larger than 0.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
-    return Normalised(((features.double() - mean) / std).float(), mean.float(), std.float())
+    return mean.float(), std.float()
 
 
 class FeatureSet:
-    """Several features of the photos of a data set.
+    """Several features of the photos of a data set, concatenated.
 
     Args:
-        specs: features by name, see ``research.data.pairs.extractors.extractor``.
-        weights: a file for each of them that has weights (``timm:`` may be left out); null, or a
-            name that is left out: random ones.
-        cache: folder of everything that is kept.
-        batch_size: photos a batch through a network.
-        device: where networks run; null: a GPU where there is one.
+        names: names of the features, see ``research.data.pairs.extractors.build_extractor``.
+        weights: feature name (without ``timm:`` if you like) to file of weights; random weights
+            for names that are not in it.
+        cache: cache folder.
+        batch_size: photos in a batch through a network.
+        device: device of the networks; ``None`` for a GPU if there is one.
 
     Attributes:
-        damaged: files that cannot be read, by kind; known after ``prepare``.
-        extracted: of each feature, how many photos the last ``prepare`` computed.
+        damaged: unreadable files, with the kind of damage; set by ``prepare``.
+        extracted: feature name to number of photos that the last ``prepare`` computed.
     """
 
     def __init__(
         self,
-        specs: Sequence[str],
+        names: Sequence[str],
         weights: Mapping[str, str | None] | None,
         cache: Path,
         batch_size: int = 32,
         device: torch.device | None = None,
     ) -> None:
-        names = [str(spec) for spec in specs]
+        names = [str(name) for name in names]
         if not names or len(set(names)) < len(names):
             raise UserError(
                 "dataset.features", f"dataset.features={names}: name at least one, and each once"
             )
         self.cache = Path(cache)
         self.batch_size = batch_size
-        left = dict(weights or {})
-        files = {name: left.pop(name, left.pop(name.removeprefix("timm:"), None)) for name in names}
-        if left:
+        rest = dict(weights or {})
+        files = {name: rest.pop(name, rest.pop(name.removeprefix("timm:"), None)) for name in names}
+        if rest:
             raise UserError(
                 "dataset.feature_weights",
-                f"dataset.feature_weights: {next(iter(left))} is not asked for",
-                f"dataset.features are {', '.join(names)}",
+                f"dataset.feature_weights: {next(iter(rest))} is not in dataset.features="
+                f"[{','.join(names)}]",
+                "remove it, or add it to dataset.features",
             )
-        self.extractors = [extractor(name, files[name], device) for name in names]
+        self.extractors = [build_extractor(name, files[name], device) for name in names]
         self.damaged: dict[Path, str] = {}
         self.extracted: dict[str, int] = {}
         self._files: list[Path] = []
@@ -106,51 +95,52 @@ class FeatureSet:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Width of each feature, in the order of the columns."""
-        return {each.name: each.size for each in self.extractors}
+        """Size of each feature, in the order of the columns."""
+        return {extractor.name: extractor.size for extractor in self.extractors}
 
     @property
     def keys(self) -> dict[str, str]:
-        """By what each was computed: a model can only read features of the same keys."""
-        return {each.name: each.key for each in self.extractors}
+        """Cache key of each feature: a model can use only features of the same keys."""
+        return {extractor.name: extractor.key for extractor in self.extractors}
 
     def prepare(self, files: Sequence[Path], progress: ProgressCallback | None = None) -> None:
-        """Have the features of these files, by whose order ``rows`` goes."""
+        """Compute the features of these files, or load them from the cache."""
         self._files, self.damaged = [Path(file) for file in files], {}
         parts = []
-        for each in self.extractors:
-            found = features_of(self._files, each, self.cache, self.batch_size, progress)
-            each.release()
-            count = len(self._files) - len(found.damaged)
-            log.info("feature %s: %d photos, %d computed now", each.name, count, found.extracted)
-            self.damaged |= found.damaged
-            self.extracted[each.name] = found.extracted
-            parts.append(found.features)
+        for extractor in self.extractors:
+            name = extractor.name
+            result = extract_features(self._files, extractor, self.cache, self.batch_size, progress)
+            extractor.release()
+            count = len(self._files) - len(result.damaged)
+            log.info("feature %s: %d photos, %d computed now", name, count, result.extracted)
+            self.damaged |= result.damaged
+            self.extracted[name] = result.extracted
+            parts.append(result.features)
         self._table = torch.cat(parts, 1)
 
     def rows(self, index: Tensor | Sequence[int]) -> Tensor:
-        """[…, D] features of the files at these places […], as they were computed.
+        """Features […, D] of the files with these indices […].
 
         Raises:
             UserError: for a file that could not be read.
         """
-        places = torch.as_tensor(index, dtype=torch.int64)
-        rows = self._table[places]
-        lacking = places[rows.isnan().any(-1)]
-        if len(lacking):
-            file = self._files[int(lacking[0])]
+        indices = torch.as_tensor(index, dtype=torch.int64)
+        rows = self._table[indices]
+        missing = indices[rows.isnan().any(-1)]
+        if len(missing):
+            file = self._files[int(missing[0])]
             raise UserError(
-                "dataset.features",
+                "dataset.root",
                 f"{file}: {self.damaged[file]}, so it has no features",
-                "leave it out",
+                "fix or remove it",
             )
         return rows
 
     def read(self, paths: Sequence[Path]) -> Tensor:
-        """[n, D] features of a user's files, which are not kept.
+        """Features [n, D] of files, without the cache.
 
         Raises:
             DamagedImage: for a file that cannot be read.
         """
         photos = [decode(Path(path)) for path in paths]
-        return torch.cat([each(photos) for each in self.extractors], 1)
+        return torch.cat([extractor(photos) for extractor in self.extractors], 1)

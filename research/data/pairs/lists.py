@@ -1,11 +1,11 @@
-"""Who prefers which photo: the official pair lists, and the table of votes."""
+"""Readers of preference labels: the official pair lists and the table of votes."""
 
 from __future__ import annotations
 
 import csv
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,29 +13,30 @@ from typing import NamedTuple
 from research.data.index import Entry
 from research.utils.errors import UserError
 
-COLUMNS = "series photo1 photo2 preference rank1 rank2"
+COLUMNS = ("series", "photo1", "photo2", "preference", "rank1", "rank2")
 VOTE_COLUMNS = ("series_id", "compareID1", "compareID2", "LEFT", "RIGHT")
 LISTS = {"train": "train_pairlist.txt", "val": "val_pairlist.txt"}
-IMAGES = ("train_val/train_val_imgs", "train_val_imgs", "train_val", ".")
-"""Where the photos may be, below the root."""
-NAME = re.compile(r"(\d+)-(\d+)\.\w+")
+"""File name of the pair list of each split."""
+PHOTO_FOLDERS = ("train_val/train_val_imgs", "train_val_imgs", "train_val", ".")
+"""Folders below the root that may contain the photos."""
+PHOTO_NAME = re.compile(r"(\d+)-(\d+)\.\w+")
 TIE = 0.5
 
 
-class Row(NamedTuple):
-    """One line of a list.
+class PairRow(NamedTuple):
+    """One row of a pair list or of the table of votes.
 
     Attributes:
-        where: file and line, for people.
-        series: its number.
+        location: file and row, for messages.
+        series: number of the series.
         first: number of a photo in the series, from 1.
-        second: number of another.
-        preference: 0…1, share of the votes for the first.
-        votes: how many; 0 where the list does not tell.
-        ranks: of the two in their series, 1 is best; null where the list does not tell.
+        second: number of another photo in the series.
+        preference: fraction of the votes for the first photo, in 0…1.
+        votes: number of votes; 0 in pair lists, which do not contain it.
+        ranks: ranks of the two photos in their series, 1 is best; ``None`` for the table of votes.
     """
 
-    where: str
+    location: str
     series: int
     first: int
     second: int
@@ -45,7 +46,7 @@ class Row(NamedTuple):
 
     @property
     def pair(self) -> tuple[int, int, int]:
-        """Series and photos, in whichever order the row has them."""
+        """(series, lower photo, higher photo): the same for both orders of the photos."""
         return self.series, min(self.first, self.second), max(self.first, self.second)
 
     @property
@@ -54,12 +55,12 @@ class Row(NamedTuple):
 
     @property
     def preference_of_lower(self) -> float:
-        """Of the photo with the lower number."""
+        """Fraction of the votes for the photo with the lower number, in 0…1."""
         return self.preference if self.first < self.second else 1 - self.preference
 
     @property
     def agreement(self) -> float:
-        """0.5…1, share of the votes for the winner."""
+        """Fraction of the votes for the winner, in 0.5…1."""
         return max(self.preference, 1 - self.preference)
 
 
@@ -67,12 +68,14 @@ class Row(NamedTuple):
 class Pair:
     """Two photos that were compared.
 
+    The fingerprint of the data set hashes the ``repr``: renaming a field changes it.
+
     Attributes:
-        series: index of their series.
+        series: index of the series.
         first: index of a photo.
-        second: index of another.
-        preference: 0…1, share of the votes for the first.
-        weight: how many votes; 1 where nobody knows.
+        second: index of another photo.
+        preference: fraction of the votes for the first photo, in 0…1.
+        weight: number of votes; 1 if it is unknown.
     """
 
     series: int
@@ -84,16 +87,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs of one split, by index into what all splits share.
+    """Pairs of one split, as indices into ``photos`` and ``series``, which all splits share.
 
     Attributes:
-        root: the data set's folder.
-        photos: files.
-        pairs: of this split.
-        series: names.
+        photos: photo files.
+        pairs: pairs of the split.
+        series: names of the series.
     """
 
-    root: Path
     photos: Sequence[Path]
     pairs: Sequence[Pair]
     series: Sequence[str]
@@ -103,61 +104,47 @@ def series_name(number: int) -> str:
     return f"{number:06d}"
 
 
-def has_lists(root: Path) -> bool:
-    """True if there is a pair list to train on."""
-    return any((folder / LISTS["train"]).is_file() for folder in (root / "train_val", root))
-
-
-def find_lists(root: Path) -> dict[str, Path]:
-    """The pair lists of a folder or of its ``train_val``, by split.
-
-    Raises:
-        UserError: when there is none to train on.
-    """
+def find_pair_lists(root: Path) -> dict[str, Path]:
+    """Pair lists of a folder or of its ``train_val``, by split; empty if there are none."""
     for folder in (root / "train_val", root):
-        found = {split: folder / name for split, name in LISTS.items()}
-        if found["train"].is_file():
-            return {split: file for split, file in found.items() if file.is_file()}
-    raise UserError(
-        "dataset.root",
-        f"dataset.root: {root} holds no {LISTS['train']}, nor does its train_val/",
-        "give the folder of PhotoTriage, or dataset.labels=votes dataset.votes_file=FILE.csv",
-    )
+        files = {split: folder / name for split, name in LISTS.items()}
+        if files["train"].is_file():
+            return {split: file for split, file in files.items() if file.is_file()}
+    return {}
 
 
-def read_list(file: Path) -> list[Row]:
-    """Rows of a pair list: ``series photo1 photo2 preference rank1 rank2``, separated by blanks.
+def read_pair_list(file: Path) -> list[PairRow]:
+    """Read a pair list: ``series photo1 photo2 preference rank1 rank2``, separated by whitespace.
 
     Raises:
-        UserError: for a row that is none.
+        UserError: for an unreadable or empty file, or an invalid row.
     """
-    lines = [(n, line.split()) for n, line in enumerate(_text(file).splitlines(), 1)]
-    rows = [_row(f"{file} row {number}", cells) for number, cells in lines if cells]
+    text = _read_text(file, "labels")
+    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1)]
+    rows = [_parse_row(f"{file} row {number}", cells) for number, cells in lines if cells]
     if not rows:
-        raise UserError("labels", f"{file}: no pair in it", f"a row is {COLUMNS}")
-    beyond = [row for row in rows if not 0 <= row.preference <= 1]
-    if beyond:
-        row = beyond[0]
-        whole = all(row.preference.is_integer() for row in rows)
-        hint = (
-            "whole numbers there are most likely ranks; the share of votes is column 4 of the "
-            "dataset's own lists"
-            if whole
-            else "give the share of votes for photo1"
-        )
+        raise UserError("labels", f"{file}: contains no pairs", f"a row is {' '.join(COLUMNS)}")
+    invalid = next((row for row in rows if not 0 <= row.preference <= 1), None)
+    if invalid is not None:
+        integers = all(row.preference.is_integer() for row in rows)
         raise UserError(
-            "labels", f"{row.where}: preference {row.preference:g} is not in 0…1", f"{hint}"
+            "labels",
+            f"{invalid.location}: preference {invalid.preference:g} is not in 0…1",
+            "whole numbers are probably ranks: use column 4 of the official lists, the fraction "
+            "of votes for photo1"
+            if integers
+            else "use the fraction of votes for photo1",
         )
     return rows
 
 
-def read_votes(file: Path) -> list[Row]:
-    """Rows of the table of votes; photos are numbered from 0 in it.
+def read_votes(file: Path) -> list[PairRow]:
+    """Read the table of votes (CSV), which numbers photos from 0.
 
     Raises:
-        UserError: for columns that lack, or a row that makes no sense.
+        UserError: for an unreadable or empty file, missing columns, or an invalid row.
     """
-    reader = csv.DictReader(_text(file).splitlines())
+    reader = csv.DictReader(_read_text(file, "dataset.votes_file").splitlines())
     missing = [name for name in VOTE_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(
@@ -165,141 +152,142 @@ def read_votes(file: Path) -> list[Row]:
             f"{file} row 1: no column {', '.join(missing)}",
             f"a table of votes has {', '.join(VOTE_COLUMNS)}",
         )
-    rows = [_vote(f"{file} row {reader.line_num}", cells) for cells in reader]
+    rows = [_parse_votes(f"{file} row {reader.line_num}", cells) for cells in reader]
     if not rows:
-        raise UserError("labels", f"{file}: no vote in it", f"a row is {', '.join(VOTE_COLUMNS)}")
+        raise UserError(
+            "labels", f"{file}: contains no votes", f"a row is {', '.join(VOTE_COLUMNS)}"
+        )
     return rows
 
 
-def pooled(rows: Iterable[Row]) -> list[Row]:
-    """One row a pair, as the first one has it: votes of both orders and of repeats together.
+def pool_rows(rows: Iterable[PairRow]) -> list[PairRow]:
+    """Merge the rows of each pair into one, in the photo order of its first row.
 
-    Where there are no votes, preferences are averaged. Rows whose votes are none stay as they are.
+    Votes are summed over both orders and repeats. Rows without votes are averaged.
     """
-    groups: dict[tuple[int, int, int], list[Row]] = {}
+    groups: dict[tuple[int, int, int], list[PairRow]] = {}
     for row in rows:
         groups.setdefault(row.pair, []).append(row)
     return [_pool(group) for group in groups.values()]
 
 
-def photo_files(root: Path, index: Mapping[str, Entry]) -> dict[tuple[int, int], str]:
-    """Names in an index by series and number of the photo.
+def photo_names(root: Path, index: Mapping[str, Entry]) -> dict[tuple[int, int], str]:
+    """File name of each photo, by (series, photo).
 
     Args:
-        root: of the index.
+        root: folder of the index.
         index: see ``index_folder``.
 
     Raises:
-        UserError: when two files are the same photo.
+        UserError: if two files are the same photo.
     """
-    found: dict[tuple[int, int], str] = {}
+    names: dict[tuple[int, int], str] = {}
     for name in index:
-        match = NAME.fullmatch(Path(name).name)
+        match = PHOTO_NAME.fullmatch(Path(name).name)
         if match is None:
             continue
         photo = int(match[1]), int(match[2])
-        if photo in found:
+        if photo in names:
             raise UserError(
-                "labels",
-                f"{root}: {found[photo]} and {name} are both photo {photo[1]} of series "
+                "dataset.root",
+                f"{root}: {names[photo]} and {name} are both photo {photo[1]} of series "
                 f"{series_name(photo[0])}",
-                "keep one of them",
+                "remove one of them",
             )
-        found[photo] = name
-    return found
+        names[photo] = name
+    return names
 
 
-def image_folder(root: Path) -> Path:
+def find_photo_folder(root: Path) -> Path:
     """The folder of ``SSSSSS-PP.JPG`` files.
 
     Raises:
-        UserError: when there is none.
+        UserError: if there is none.
     """
-    for folder in (root / name for name in IMAGES):
-        if folder.is_dir() and any(NAME.fullmatch(file.name) for file in folder.iterdir()):
+    for folder in (root / name for name in PHOTO_FOLDERS):
+        if folder.is_dir() and any(PHOTO_NAME.fullmatch(file.name) for file in folder.iterdir()):
             return folder
     raise UserError(
         "dataset.root",
-        f"dataset.root: {root} holds no photos SSSSSS-PP.JPG in train_val/train_val_imgs/",
-        "give the folder of PhotoTriage",
+        f"dataset.root: {root} contains no photos SSSSSS-PP.JPG in train_val/train_val_imgs/",
+        "set the folder of PhotoTriage",
     )
 
 
-def _row(where: str, cells: Sequence[str]) -> Row:
-    if len(cells) != len(COLUMNS.split()):
-        raise UserError("labels", f"{where}: {len(cells)} columns", f"expected {COLUMNS}")
-    names = COLUMNS.split()
-    *numbers, preference, rank1, rank2 = _numbers(where, cells, names)
-    series, first, second = (
-        _whole(where, name, value) for name, value in zip(names[:3], numbers, strict=True)
-    )
+def _parse_row(location: str, cells: Sequence[str]) -> PairRow:
+    if len(cells) != len(COLUMNS):
+        raise UserError(
+            "labels", f"{location}: {len(cells)} columns", f"expected {' '.join(COLUMNS)}"
+        )
+    numbers = _parse_numbers(location, COLUMNS, cells)
+    series, first, second = _integers(location, COLUMNS[:3], numbers[:3])
+    preference, rank1, rank2 = numbers[3:]
     if not first or not second:
-        raise UserError("labels", f"{where}: a photo is 0", "photos are numbered from 1")
-    _different(where, first, second)
-    return Row(where, series, first, second, preference, 0, (rank1, rank2))
+        raise UserError("labels", f"{location}: a photo is 0", "photos are numbered from 1")
+    _check_different(location, first, second)
+    return PairRow(location, series, first, second, preference, 0, (rank1, rank2))
 
 
-def _vote(where: str, cells: Mapping[str, str]) -> Row:
-    numbers = _numbers(where, [cells[name] or "" for name in VOTE_COLUMNS], VOTE_COLUMNS)
-    series, one, two, left, right = (
-        _whole(where, name, value) for name, value in zip(VOTE_COLUMNS, numbers, strict=True)
-    )
-    first, second = one + 1, two + 1
-    for key, number in (("compareFile1", first), ("compareFile2", second)):
-        match = NAME.fullmatch(cells.get(key) or "")
-        if match is not None and (int(match[1]), int(match[2])) != (series, number):
+def _parse_votes(location: str, cells: Mapping[str, str]) -> PairRow:
+    numbers = _parse_numbers(location, VOTE_COLUMNS, [cells[name] or "" for name in VOTE_COLUMNS])
+    series, id1, id2, left, right = _integers(location, VOTE_COLUMNS, numbers)
+    first, second = id1 + 1, id2 + 1
+    for column, photo in (("compareFile1", first), ("compareFile2", second)):
+        match = PHOTO_NAME.fullmatch(cells.get(column) or "")
+        if match is not None and (int(match[1]), int(match[2])) != (series, photo):
             raise UserError(
                 "labels",
-                f"{where}: {key}={cells[key]}, but the numbers say photo {number} of series "
-                f"{series}",
-                "one of them is wrong",
+                f"{location}: {column}={cells[column]}, but its numbers are photo {photo} of "
+                f"series {series}",
+                "fix one of them",
             )
-    _different(where, first, second)
+    _check_different(location, first, second)
     votes = left + right
-    return Row(where, series, first, second, left / votes if votes else TIE, votes, None)
+    return PairRow(location, series, first, second, left / votes if votes else TIE, votes, None)
 
 
-def _pool(group: Sequence[Row]) -> Row:
-    kept = group[0]
+def _pool(group: Sequence[PairRow]) -> PairRow:
+    first = group[0]
     if len(group) == 1:
-        return kept
-    shares = [row.preference if row.first == kept.first else 1 - row.preference for row in group]
+        return first
     votes = sum(row.votes for row in group)
     weights = [row.votes if votes else 1 for row in group]
-    preference = sum(map(float.__mul__, shares, map(float, weights))) / sum(weights)
-    return kept._replace(preference=preference, votes=votes)
+    total = sum(
+        (row.preference if row.first == first.first else 1 - row.preference) * weight
+        for row, weight in zip(group, weights, strict=True)
+    )
+    return first._replace(preference=total / sum(weights), votes=votes)
 
 
-def _numbers(where: str, cells: Sequence[str], names: Sequence[str]) -> list[float]:
-    return list(_each_number(where, cells, names))
-
-
-def _each_number(where: str, cells: Sequence[str], names: Sequence[str]) -> Iterator[float]:
+def _parse_numbers(location: str, names: Sequence[str], cells: Sequence[str]) -> list[float]:
+    values = []
     for name, cell in zip(names, cells, strict=True):
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise UserError("labels", f"{where}: {name} is {cell!r}", "expected a number")
-        yield value
+            raise UserError("labels", f"{location}: {name} is {cell!r}", "expected a number")
+        values.append(value)
+    return values
 
 
-def _whole(where: str, name: str, value: float) -> int:
-    if not value.is_integer() or value < 0:
-        raise UserError("labels", f"{where}: {name} is {value:g}", "expected a whole number")
-    return int(value)
+def _integers(location: str, names: Sequence[str], values: Sequence[float]) -> list[int]:
+    for name, value in zip(names, values, strict=True):
+        if not value.is_integer() or value < 0:
+            raise UserError("labels", f"{location}: {name} is {value:g}", "expected a whole number")
+    return [int(value) for value in values]
 
 
-def _different(where: str, first: int, second: int) -> None:
+def _check_different(location: str, first: int, second: int) -> None:
     if first == second:
         raise UserError(
-            "labels", f"{where}: photo {first} is compared with itself", "remove the row"
+            "labels", f"{location}: photo {first} is compared with itself", "remove the row"
         )
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path, key: str) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("labels", f"{file}: cannot be read ({error})", "give a text file") from None
+        raise UserError(key, f"{file}: cannot be read ({error})", "a text file is needed") from None

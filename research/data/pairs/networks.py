@@ -1,4 +1,4 @@
-"""Frozen networks and the preprocessing that each was trained with, from its own library."""
+"""Frozen feature networks of torchvision, timm and open_clip, each with its own preprocessing."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from research.models.pretrained import of_file
 from research.utils.errors import UserError
+from research.utils.weights import state_dict
 
 CLIP: Final = "ViT-B-32"
-PLAIN: Final = ("clip", "resnet50.layer4", "resnet50.layer3", "vgg16", "quality")
-"""Features by name; ``timm:NAME`` and ``clip:NAME`` give any other network."""
+NAMES: Final = ("clip", "resnet50.layer4", "resnet50.layer3", "vgg16", "quality")
+"""Features by name; ``timm:NAME`` and ``clip:NAME`` select any other network."""
 UNUSED_TEXT: Final = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FeatureSpec:
     """A network and its preprocessing.
 
     Attributes:
-        architecture: says which network, for the key.
-        transform: says which preprocessing, for the key.
-        preprocess: a photo to [3, S, S] float32.
-        build: makes the network, which gives [B, D] from [B, 3, S, S].
-        size: D; null: to be found out.
-        unit: vectors are scaled to length 1.
+        architecture: description of the network, for the cache key.
+        transform: description of the preprocessing, for the cache key.
+        preprocess: converts a photo to float32 [3, S, S].
+        build: builds the network, which maps [B, 3, S, S] to [B, D].
+        size: D; ``None`` if it is not known in advance.
+        unit: scale vectors to length 1.
     """
 
     architecture: str
@@ -47,77 +47,79 @@ class Recipe:
 
 
 class Visual(nn.Module):
-    """The half of a CLIP that looks, under the names that its weights have in CLIP's files."""
+    """The image encoder of CLIP, with the parameter names of CLIP's weight files."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.visual = visual
 
     def forward(self, photos: Tensor) -> Tensor:
-        vectors: Tensor = self.visual(photos)
-        return vectors
+        features: Tensor = self.visual(photos)
+        return features
 
 
-def recipe_of(spec: str) -> Recipe:
-    """The network of a feature, see ``research.data.pairs.extractors.extractor``.
+def feature_spec(feature: str) -> FeatureSpec:
+    """The network of a feature, see ``research.data.pairs.extractors.build_extractor``.
 
     Raises:
-        UserError: when there is none.
+        UserError: for an unknown feature.
     """
-    kind, _, name = spec.partition(":")
+    kind, _, name = feature.partition(":")
     if kind == "clip":
-        return _clip(spec, name or CLIP)
+        return _clip(feature, name or CLIP)
     if kind == "timm":
-        return _timm(spec, name)
-    if spec == "vgg16":
-        return _torchvision(spec, _vgg16, torchvision.models.VGG16_Weights.IMAGENET1K_V1, 4096)
+        return _timm(feature, name)
+    if feature == "vgg16":
+        return _torchvision(feature, _vgg16, torchvision.models.VGG16_Weights.IMAGENET1K_V1, 4096)
     sizes = {"layer3": 1024, "layer4": 2048}
-    kind, _, layer = spec.partition(".")
+    kind, _, layer = feature.partition(".")
     if kind == "resnet50" and layer in sizes:
-        own = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
-        return _torchvision(spec, partial(_resnet50, layer), own, sizes[layer])
-    near = get_close_matches(spec, PLAIN, 1, 0.6)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PLAIN)} and timm:NAME"
-    raise UserError("dataset.features", f"dataset.features: no feature {spec!r}", f"{hint}")
+        weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+        return _torchvision(feature, partial(_resnet50, layer), weights, sizes[layer])
+    near = get_close_matches(feature, NAMES, 1, 0.6)
+    hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(NAMES)} and timm:NAME"
+    raise UserError("dataset.features", f"dataset.features: no feature {feature!r}", hint)
 
 
-def width_of(recipe: Recipe) -> int:
-    """How wide a network's vectors are, without its numbers."""
-    photo = recipe.preprocess(Image.new("RGB", (64, 64)))[None]
+def feature_size(spec: FeatureSpec) -> int:
+    """D of a network, found without allocating its weights where possible."""
+    photo = spec.preprocess(Image.new("RGB", (64, 64)))[None]
     try:
         with torch.device("meta"), torch.no_grad():
-            return int(recipe.build().eval()(photo.to("meta")).shape[1])
-    except (RuntimeError, NotImplementedError):  # some networks compute numbers as they are built
+            return int(spec.build().eval()(photo.to("meta")).shape[1])
+    except (RuntimeError, NotImplementedError):  # some networks compute values in their constructor
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return int(recipe.build().eval()(photo).shape[1])
+            return int(spec.build().eval()(photo).shape[1])
 
 
-def fill(network: nn.Module, file: Path, name: str) -> None:
-    """Load all of a network, of a file that may hold more.
+def load_weights(network: nn.Module, file: Path, name: str) -> None:
+    """Load a network from a file, which may contain more tensors.
 
     Raises:
-        UserError: when a tensor is missing or of another shape.
+        UserError: if a tensor is missing or has another shape.
     """
-    state = of_file(file)
+    state = state_dict(file, "dataset.feature_weights")
     own = network.state_dict()
-    # Counts that old files lack, and that a network does not use outside training.
+    # Old files lack these counters, which are used in training only.
     needed = [key for key in own if not key.endswith("num_batches_tracked")]
-    lacking = [key for key in needed if key not in state or state[key].shape != own[key].shape]
-    if lacking:
-        key = lacking[0]
-        found = "it has " + "×".join(map(str, state[key].shape)) if key in state else "not there"
+    missing = [key for key in needed if key not in state or state[key].shape != own[key].shape]
+    if missing:
+        key = missing[0]
+        reason = "shape " + "×".join(map(str, state[key].shape)) if key in state else "missing"
         raise UserError(
             "dataset.feature_weights",
-            f"dataset.feature_weights: {name}: {file} lacks {len(lacking)} of {len(needed)} "
-            f"tensors (the first: {key}, {found})",
-            "give weights of the same architecture",
+            f"dataset.feature_weights: {name}: {file} does not fit {len(missing)} of "
+            f"{len(needed)} tensors (the first: {key}, {reason})",
+            "set weights of the same architecture",
         )
     network.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
-def _torchvision(spec: str, build: Callable[[], nn.Module], own: Any, size: int) -> Recipe:
-    preset = own.transforms()
-    return Recipe(f"torchvision {spec}", repr(preset), preset, build, size)
+def _torchvision(
+    feature: str, build: Callable[[], nn.Module], weights: Any, size: int
+) -> FeatureSpec:
+    preset = weights.transforms()
+    return FeatureSpec(f"torchvision {feature}", repr(preset), preset, build, size)
 
 
 def _resnet50(layer: str) -> nn.Module:
@@ -130,62 +132,64 @@ def _resnet50(layer: str) -> nn.Module:
 
 def _vgg16() -> nn.Module:
     network = torchvision.models.vgg16()
-    network.classifier = network.classifier[:5]  # as far as the ReLU of the second layer, fc7
+    network.classifier = network.classifier[:5]  # up to the ReLU after fc7
     return network
 
 
-def _timm(spec: str, name: str) -> Recipe:
+def _timm(feature: str, name: str) -> FeatureSpec:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
         raise UserError(
-            "dataset.features", f"dataset.features: {spec}: timm has no such network", f"{hint}"
+            "dataset.features", f"dataset.features: {feature}: timm has no such network", hint
         )
     try:
         record = timm.get_pretrained_cfg(name)
     except RuntimeError:
         raise UserError(
             "dataset.features",
-            f"dataset.features: {spec}: timm knows no such tag of {architecture}",
+            f"dataset.features: {feature}: timm has no such tag of {architecture}",
+            f"set timm:{architecture}",
         ) from None
     config = timm.data.resolve_data_config(
         {}, pretrained_cfg=record.to_dict() if record is not None else None
     )
     build = partial(timm.create_model, name, pretrained=False, num_classes=0)
     transform = timm.data.create_transform(**config)
-    told = json.dumps(config, sort_keys=True)
-    return Recipe(f"timm {architecture}", told, transform, build, None)
+    description = json.dumps(config, sort_keys=True)
+    return FeatureSpec(f"timm {architecture}", description, transform, build, None)
 
 
-def _clip(spec: str, name: str) -> Recipe:
+def _clip(feature: str, name: str) -> FeatureSpec:
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    # A name such as hf-hub:… would be fetched.
+    # Only listed names: open_clip downloads names such as hf-hub:….
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None or "SigLIP" in name or "timm_model_name" in config["vision_cfg"]:
         known = [n for n in open_clip.list_models() if n.startswith(("ViT-B", "RN"))]
         near = get_close_matches(name, known, 3, 0.6) or [CLIP]
         raise UserError(
             "dataset.features",
-            f"dataset.features: {spec}: open_clip has no such network with CLIP's preprocessing",
+            f"dataset.features: {feature}: open_clip has no such network with CLIP's preprocessing",
             f"did you mean {', '.join(near)}?",
         )
-    wanted = PreprocessCfg(size=config["vision_cfg"]["image_size"])
-    transform = image_transform_v2(wanted, is_train=False)
-    told = json.dumps(asdict(wanted), sort_keys=True)
+    preprocess = PreprocessCfg(size=config["vision_cfg"]["image_size"])
+    transform = image_transform_v2(preprocess, is_train=False)
+    description = json.dumps(asdict(preprocess), sort_keys=True)
     build = partial(_visual, config)
-    return Recipe(f"open_clip {name}", told, transform, build, config["embed_dim"], unit=True)
+    size = config["embed_dim"]
+    return FeatureSpec(f"open_clip {name}", description, transform, build, size, unit=True)
 
 
 def _visual(config: dict[str, Any]) -> nn.Module:
     import open_clip
 
-    whole = open_clip.CLIP(
+    clip = open_clip.CLIP(
         config["embed_dim"],
         config["vision_cfg"],
         UNUSED_TEXT,
         quick_gelu=config.get("quick_gelu", False),
     )
-    return Visual(whole.visual)
+    return Visual(clip.visual)

@@ -1,4 +1,4 @@
-"""What can be said of a photo's quality without learning: sharpness, exposure, colours."""
+"""Hand-crafted measures of photo quality: sharpness, exposure, colour."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ QUALITY: Final = (
 """The measures, in the order of the feature ``quality``."""
 UNBOUNDED: Final = ("sharpness_raw", "colourfulness_raw", "contrast_raw")
 """Measures with long tails; the feature takes their logarithm."""
-SHARP: Final = 1000.0
-"""Variance of the Laplacian from which a photo counts as fully sharp."""
-COLOURFUL: Final = 100.0
-CONTRASTY: Final = 0.8
+MAX_SHARPNESS: Final = 1000.0
+"""Variance of the Laplacian that counts as fully sharp."""
+COLOURFULNESS_SCALE: Final = 100.0
+MAX_CONTRAST: Final = 0.8
 
 
-def measures(rgb: NDArray[np.uint8]) -> dict[str, float]:
-    """The measures of one photo, at the size that is given.
+def measure_quality(rgb: NDArray[np.uint8]) -> dict[str, float]:
+    """The measures of one photo, at the given size.
 
     Grey is ITU-R 601's luma, rounded to whole numbers.
 
     - ``sharpness_raw``: variance of the 3×3 Laplacian of grey, edges mirrored.
-    - ``sharpness``: that over 1000, at most 1.
-    - ``exposure``: half the share of pixels that are neither black nor white, plus half the
+    - ``sharpness``: ``sharpness_raw`` / 1000, at most 1.
+    - ``exposure``: half the fraction of pixels that are neither black nor white, plus half the
       entropy of the grey histogram over its greatest value, ln 256.
     - ``colourfulness_raw``: of Hasler and Süsstrunk (2003), over 100.
-    - ``colourfulness``: that, at most 1.
+    - ``colourfulness``: ``colourfulness_raw``, at most 1.
     - ``contrast_raw``: standard deviation of grey over its mean; 0 for a black photo.
-    - ``contrast``: that over 0.8, at most 1.
+    - ``contrast``: ``contrast_raw`` / 0.8, at most 1.
     - ``brightness``: mean of grey, on a 0…1 scale.
     - ``colour_variance``: mean of the variances of red, green and blue, on a 0…1 scale.
 
@@ -49,23 +49,23 @@ def measures(rgb: NDArray[np.uint8]) -> dict[str, float]:
         rgb: uint8 [H, W, 3].
 
     Raises:
-        ValueError: for an array of another kind.
+        ValueError: for an array of another shape or type.
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-        raise ValueError(f"{rgb.dtype} {rgb.shape} is no photo; give uint8 [H, W, 3]")
+        raise ValueError(f"{rgb.dtype} {rgb.shape} is not a photo: expected uint8 [H, W, 3]")
     grey = np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).convert("L"))
-    shares = np.bincount(grey.ravel(), minlength=256) / grey.size
+    histogram = np.bincount(grey.ravel(), minlength=256) / grey.size
     levels = np.arange(256)
-    mean = float(shares @ levels)
-    spread = math.sqrt(float(shares @ np.square(levels - mean)))
-    sharpness = sharpness_of(grey)
-    colourfulness, variance = _colours(rgb)
-    contrast = spread / mean if mean else 0.0
+    mean = float(histogram @ levels)
+    std = math.sqrt(float(histogram @ np.square(levels - mean)))
+    sharpness = laplacian_variance(grey)
+    colourfulness, variance = _colour_measures(rgb)
+    contrast = std / mean if mean else 0.0
     return {
-        "sharpness": min(sharpness / SHARP, 1.0),
-        "exposure": _exposure(shares),
+        "sharpness": min(sharpness / MAX_SHARPNESS, 1.0),
+        "exposure": _exposure(histogram),
         "colourfulness": min(colourfulness, 1.0),
-        "contrast": min(contrast / CONTRASTY, 1.0),
+        "contrast": min(contrast / MAX_CONTRAST, 1.0),
         "sharpness_raw": sharpness,
         "colourfulness_raw": colourfulness,
         "contrast_raw": contrast,
@@ -74,30 +74,30 @@ def measures(rgb: NDArray[np.uint8]) -> dict[str, float]:
     }
 
 
-def vector(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+def quality_vector(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The measures as a feature [len(QUALITY)], ``UNBOUNDED`` ones as ln(1 + x)."""
-    found = measures(rgb)
-    values = [math.log1p(found[key]) if key in UNBOUNDED else found[key] for key in QUALITY]
+    measures = measure_quality(rgb)
+    values = [math.log1p(measures[key]) if key in UNBOUNDED else measures[key] for key in QUALITY]
     return np.array(values, np.float32)
 
 
-def sharpness_of(grey: NDArray[np.uint8]) -> float:
-    """Variance of the 3×3 Laplacian of a grey photo [H, W], its edges mirrored."""
-    framed = np.pad(grey, 1, mode="reflect").astype(np.int16)
-    centre = framed[1:-1, 1:-1]
-    laplacian = framed[:-2, 1:-1] + framed[2:, 1:-1] + framed[1:-1, :-2] + framed[1:-1, 2:]
-    laplacian -= 4 * centre  # at most 4 * 255 either way, which int16 holds
+def laplacian_variance(grey: NDArray[np.uint8]) -> float:
+    """Variance of the 3×3 Laplacian of a grey photo [H, W], edges mirrored."""
+    padded = np.pad(grey, 1, mode="reflect").astype(np.int16)
+    centre = padded[1:-1, 1:-1]
+    laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    laplacian -= 4 * centre  # within ±4 · 255, which fits in int16
     return float(np.var(laplacian, dtype=np.float64))
 
 
-def _exposure(shares: NDArray[np.float64]) -> float:
-    filled = shares[shares > 0]
-    entropy = -float(filled @ np.log(filled))
-    clipped = float(shares[0] + shares[255])
+def _exposure(histogram: NDArray[np.float64]) -> float:
+    nonzero = histogram[histogram > 0]
+    entropy = -float(nonzero @ np.log(nonzero))
+    clipped = float(histogram[0] + histogram[255])
     return 0.5 * (1 - clipped) + 0.5 * entropy / math.log(256)
 
 
-def _colours(rgb: NDArray[np.uint8]) -> tuple[float, float]:
+def _colour_measures(rgb: NDArray[np.uint8]) -> tuple[float, float]:
     """(colourfulness over 100, mean variance of the channels on a 0…1 scale).
 
     Both follow from the means and covariances of the channels.
@@ -107,6 +107,7 @@ def _colours(rgb: NDArray[np.uint8]) -> tuple[float, float]:
     centred = pixels - mean
     covariance = centred.T @ centred / len(pixels)
     axes = np.array([[1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])  # red to green, yellow to blue
-    spread = math.sqrt(max(float(np.trace(axes @ covariance @ axes.T)), 0.0))
-    shift = np.linalg.norm(axes @ mean)
-    return float(spread + 0.3 * shift) / COLOURFUL, float(np.trace(covariance)) / 3 / 255**2
+    std = math.sqrt(max(float(np.trace(axes @ covariance @ axes.T)), 0.0))
+    mean_norm = np.linalg.norm(axes @ mean)
+    colourfulness = float(std + 0.3 * mean_norm) / COLOURFULNESS_SCALE
+    return colourfulness, float(np.trace(covariance)) / 3 / 255**2

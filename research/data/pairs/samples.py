@@ -1,4 +1,4 @@
-"""Pairs of photos as batches."""
+"""Dataset of photo pairs that reads a whole batch in one call."""
 
 from __future__ import annotations
 
@@ -19,16 +19,13 @@ from research.data.pairs.lists import Pair, PairSet
 from research.data.readers import decode, to_rgb
 from research.utils.errors import DamagedImage
 
-Look = Callable[[int], Tensor]
-"""A photo, by its index, as the network's input."""
 
-
-class Canvas:
-    """Puts a photo of any shape into a square.
+class SquareResize:
+    """Reads photos of any aspect ratio as squares.
 
     Args:
         size: side of the square in pixels.
-        fill: RGB 0…255 around a photo that is no square; null cuts its centred square instead.
+        fill: RGB 0…255 to pad with; ``None`` crops the centred square instead.
     """
 
     def __init__(self, size: int, fill: Sequence[int] | None) -> None:
@@ -39,26 +36,24 @@ class Canvas:
         """The photo, uint8 [3, S, S], resized with PIL's antialiased bilinear filter.
 
         Raises:
-            DamagedImage: when it cannot be read.
+            DamagedImage: if the file cannot be read.
         """
-        pixels = self._cut(path) if self.fill is None else self._padded(path, self.fill)
+        pixels = self._crop(path) if self.fill is None else self._pad(path, self.fill)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def _padded(self, path: Path, fill: Sequence[int]) -> NDArray[np.uint8]:
-        image = read_photo(path, lambda box: max(box) / self.size)
+    def _pad(self, path: Path, fill: Sequence[int]) -> NDArray[np.uint8]:
+        image = read_photo(path, lambda size: max(size) / self.size)
         box = Letterbox.of(image.height, image.width, self.size)
         canvas = np.empty((self.size, self.size, 3), np.uint8)
         canvas[:] = fill
         resized = image.resize((box.width, box.height), Image.Resampling.BILINEAR)
-        rows, columns = (
-            slice(start, start + extent)
-            for start, extent in ((box.pad_y, box.height), (box.pad_x, box.width))
-        )
+        rows = slice(box.pad_y, box.pad_y + box.height)
+        columns = slice(box.pad_x, box.pad_x + box.width)
         canvas[rows, columns] = np.asarray(resized)
         return canvas
 
-    def _cut(self, path: Path) -> NDArray[np.uint8]:
-        image = read_photo(path, lambda box: min(box) / self.size)
+    def _crop(self, path: Path) -> NDArray[np.uint8]:
+        image = read_photo(path, lambda size: min(size) / self.size)
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         edges = (left, top, left + side, top + side)
@@ -67,99 +62,93 @@ class Canvas:
 
 
 class PairSamples:
-    """Pairs as batches; one with a photo that turns out damaged leaves its batch and is counted.
+    """Pairs as batches; a pair with a damaged photo is left out of its batch and counted.
 
     Args:
-        pairs: of a split.
-        look: the network's input of a photo.
-        shape: of that input, for a batch of which nothing is left.
-        dtype: likewise.
-        left_out: pairs that the data set left out, by kind.
+        pairs: pairs of a split.
+        load: network input of a photo, by its index.
+        shape: shape of that input, for empty batches.
+        dtype: type of that input, for empty batches.
+        left_out: number of pairs that the data set skipped, by reason.
     """
 
     def __init__(
         self,
         pairs: PairSet,
-        look: Look,
+        load: Callable[[int], Tensor],
         shape: Sequence[int],
         dtype: torch.dtype,
         left_out: Mapping[str, int],
     ) -> None:
         self.pairs = pairs
-        self.look = look
+        self.load = load
         self.shape = tuple(shape)
         self.dtype = dtype
-        self.left_out = dict(left_out)
+        self.skipped = dict(left_out)
 
     def __len__(self) -> int:
         return len(self.pairs.pairs)
 
     def __getitems__(self, keys: list[SampleKey]) -> PairBatch:
-        seen: dict[int, Tensor | str] = {}  # photos of a series meet more than once in a batch
-        kept: list[int] = []
+        loaded: dict[int, Tensor | str] = {}  # a photo can be in several pairs of a batch
+        indices: list[int] = []
         inputs: list[Tensor] = []
-        damage: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         for key in keys:
             pair = self.pairs.pairs[key.index]
-            both = [self._once(photo, seen) for photo in (pair.first, pair.second)]
+            both = [self._load_once(photo, loaded) for photo in (pair.first, pair.second)]
             photos = [photo for photo in both if isinstance(photo, Tensor)]
             if len(photos) < len(both):
-                damage[f"left_out/{next(kind for kind in both if isinstance(kind, str))}"] += 1
+                skipped[f"left_out/{next(kind for kind in both if isinstance(kind, str))}"] += 1
                 continue
             inputs.append(torch.stack(photos))
-            kept.append(key.index)
+            indices.append(key.index)
         empty = torch.empty(0, 2, *self.shape, dtype=self.dtype)
-        batch = collated([self.pairs.pairs[index] for index in kept], inputs, empty)
-        batch.index = torch.tensor(kept, dtype=torch.int64)
-        batch.skipped = dict(damage)
+        batch = collate_pairs([self.pairs.pairs[index] for index in indices], inputs, empty)
+        batch.index = torch.tensor(indices, dtype=torch.int64)
+        batch.skipped = dict(skipped)
         return batch
 
-    def _once(self, photo: int, seen: dict[int, Tensor | str]) -> Tensor | str:
-        """The photo, or the kind of its damage."""
-        if photo not in seen:
+    def _load_once(self, photo: int, loaded: dict[int, Tensor | str]) -> Tensor | str:
+        """The input of a photo, or the kind of its damage."""
+        if photo not in loaded:
             try:
-                seen[photo] = self.look(photo)
+                loaded[photo] = self.load(photo)
             except DamagedImage as error:
-                seen[photo] = error.kind
-        return seen[photo]
+                loaded[photo] = error.kind
+        return loaded[photo]
 
 
-class PhotoLook:
-    """A photo's pixels by its index.
-
-    Args:
-        photos: files.
-        canvas: what makes squares of them.
-    """
-
-    def __init__(self, photos: Sequence[Path], canvas: Canvas) -> None:
-        self.photos = photos
-        self.canvas = canvas
-
-    def __call__(self, index: int) -> Tensor:
-        return self.canvas(self.photos[index])
+def load_photo(photos: Sequence[Path], resize: SquareResize, index: int) -> Tensor:
+    """Pixels of a photo, uint8 [3, S, S]."""
+    return resize(photos[index])
 
 
-class Album:
-    """A data set's photos for people.
+def load_feature(features: Tensor, index: int) -> Tensor:
+    """Row of a photo in features [N, D]."""
+    return features[index]
+
+
+class PhotoIndex:
+    """File names, series and pixels of the photos of a batch, for display.
 
     Args:
-        canvas: what makes squares of them.
+        resize: reads photos as squares.
 
     Attributes:
-        photos: files; none before the data set is prepared.
-        series: names, likewise.
+        photos: files of the data set; empty before it is prepared.
+        series: names of the series; empty before the data set is prepared.
     """
 
-    def __init__(self, canvas: Canvas) -> None:
-        self.canvas = canvas
+    def __init__(self, resize: SquareResize) -> None:
+        self.resize = resize
         self.photos: Sequence[Path] = []
         self.series: Sequence[str] = []
 
-    def pictures(self, batch: PairBatch) -> list[Tensor]:
+    def images(self, batch: PairBatch) -> list[Tensor]:
         """The first photos and the second, uint8 [B, 3, S, S] each."""
-        seen = {photo: self._picture(photo) for photo in set(batch.photos.flatten().tolist())}
-        return [torch.stack([seen[photo] for photo in side]) for side in batch.photos.T.tolist()]
+        images = {photo: self._image(photo) for photo in set(batch.photos.flatten().tolist())}
+        return [torch.stack([images[photo] for photo in side]) for side in batch.photos.T.tolist()]
 
     def names(self, batch: PairBatch) -> dict[str, list[str]]:
         """``series``, and the files ``first`` and ``second``."""
@@ -169,30 +158,16 @@ class Album:
         series = [self.series[number] for number in batch.series.tolist()]
         return {"series": series, "first": first, "second": second}
 
-    def _picture(self, photo: int) -> Tensor:
+    def _image(self, photo: int) -> Tensor:
         try:
-            return self.canvas(self.photos[photo])
+            return self.resize(self.photos[photo])
         except DamagedImage:
-            # Its features were kept from when it could be read, and a picture ends no run.
-            return torch.full((3, self.canvas.size, self.canvas.size), 255, dtype=torch.uint8)
+            # Damaged after its features were cached: a missing picture must not end the run.
+            return torch.full((3, self.resize.size, self.resize.size), 255, dtype=torch.uint8)
 
 
-class FeatureLook:
-    """A photo's features by its index.
-
-    Args:
-        rows: [N, D] features.
-    """
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def __call__(self, index: int) -> Tensor:
-        return self.rows[index]
-
-
-def collated(pairs: Sequence[Pair], inputs: Sequence[Tensor], empty: Tensor) -> PairBatch:
-    """Pairs with their inputs, each [2, …]."""
+def collate_pairs(pairs: Sequence[Pair], inputs: Sequence[Tensor], empty: Tensor) -> PairBatch:
+    """A batch of pairs with their inputs [2, …] each; ``empty`` is the input of no pairs."""
     return PairBatch(
         torch.arange(len(pairs)),
         torch.stack(list(inputs)) if inputs else empty,
@@ -205,16 +180,16 @@ def collated(pairs: Sequence[Pair], inputs: Sequence[Tensor], empty: Tensor) -> 
 def read_photo(
     path: Path, shrink: Callable[[tuple[int, int]], float] | None = None, mode: str = "RGB"
 ) -> Image.Image:
-    """A photo's pixels.
+    """Pixels of a photo.
 
     Args:
         path: the file.
-        shrink: of (width, height): by how much it may be smaller on return, if its format gives
-            that for less work; JPEG does, in powers of two.
-        mode: ``RGB``, or ``L``.
+        shrink: maximum reduction as a function of (width, height), for formats that decode smaller
+            images with less work, as JPEG does in powers of two.
+        mode: ``RGB`` or ``L``.
 
     Raises:
-        DamagedImage: when there is nothing whole to decode.
+        DamagedImage: if the file cannot be decoded.
     """
 
     def draft(image: Image.Image) -> None:

@@ -1,4 +1,4 @@
-"""Which rows of the lists become pairs, and in which split."""
+"""Selection of pairs from the lists, and their splits."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from pathlib import Path
 import numpy as np
 
 from research.data.folds import fold_splits
-from research.data.pairs.audit import Lost, leaks
-from research.data.pairs.lists import TIE, Pair, PairSet, Row, pooled, series_name
+from research.data.pairs.audit import MissingFiles, leaking_series
+from research.data.pairs.lists import TIE, Pair, PairRow, PairSet, pool_rows, series_name
 from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError
 
+REMEDIES = {
+    "few_reviewers": ("dataset.min_reviewers", "lower dataset.min_reviewers"),
+    "low_agreement": ("dataset.min_agreement", "lower dataset.min_agreement"),
+    "tie": ("dataset.ties", "set dataset.ties=soft"),
+}
+"""Configuration key and hint for each filter that skips pairs."""
+
 
 @dataclass(frozen=True)
-class Rules:
-    """What is asked of a pair.
+class SplitConfig:
+    """Filters and splits of pairs.
 
     Attributes:
-        ties: ``drop``, or ``soft``: kept with a preference of one half.
-        min_agreement: 0…1, share of the votes for the winner.
-        min_reviewers: votes.
-        val_fraction: share of the series drawn for validation, where there is no list of it.
-        test_fraction: the same for testing, out of the training list; 0 for none.
-        split_seed: of these draws.
-        folds: deal the series into so many parts instead; null: the splits above.
-        fold: this part is the test split, the next one validation.
-        quick: share of the series of each split that is kept; null: all.
+        ties: ``drop``, or ``soft``: keep ties with a preference of 0.5.
+        min_agreement: minimum fraction of the votes for the winner, in 0…1.
+        min_reviewers: minimum number of votes.
+        val_fraction: fraction of the series for validation, if there is no validation list.
+        test_fraction: fraction of the series for testing, from the training list; 0 for none.
+        split_seed: seed of these draws.
+        folds: number of folds that the series are divided into; ``None`` for the splits above.
+        fold: this fold is the test split, the next one the validation split.
+        quick: fraction of the series of each split that is used; ``None`` for all.
     """
 
     ties: str
@@ -44,205 +51,198 @@ class Rules:
 
 
 @dataclass
-class Selected:
-    """Rows by split, and how many fell to which rule, likewise.
+class PairSelection:
+    """Selected rows, with counts of the skipped ones.
 
     Attributes:
-        rows: one a pair.
-        left_out: by kind.
-        read: pairs before anything was left out.
+        rows: split to rows, one for each pair.
+        skipped: split to number of skipped pairs by reason.
+        total: split to number of pairs before filtering.
     """
 
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    left_out: dict[str, Counter[str]] = field(default_factory=dict)
-    read: Counter[str] = field(default_factory=Counter)
+    rows: dict[str, list[PairRow]] = field(default_factory=dict)
+    skipped: dict[str, Counter[str]] = field(default_factory=dict)
+    total: Counter[str] = field(default_factory=Counter)
 
 
-def select(lists: Mapping[str, Sequence[Row]], rules: Rules) -> Selected:
-    """Splits by series, then what is asked of a pair.
+def select_pairs(lists: Mapping[str, Sequence[PairRow]], config: SplitConfig) -> PairSelection:
+    """Split pairs by series, then filter them.
 
-    A series' split depends on the lists and on how they are to be split, not on what is asked of
-    a pair.
+    The split of a series depends on the lists and the split settings, not on the filters.
 
     Args:
         lists: rows of ``train`` and perhaps ``val``; of ``train`` alone for folds.
-        rules: the user's.
+        config: filters and splits.
 
     Raises:
-        UserError: when the shares leave nothing to train on, or for more folds than series.
+        UserError: if no series is left for training, or there are more folds than series.
     """
-    leaking = leaks(lists)
-    pairs = {name: pooled(rows) for name, rows in lists.items()}
-    splits = _splits(pairs, rules)
-    kept = _quick(splits, rules)
-    found = Selected()
+    leaking = leaking_series(lists)
+    pairs = {name: pool_rows(rows) for name, rows in lists.items()}
+    splits = _split_series(pairs, config)
+    used = _quick_series(splits, config)
+    selection = PairSelection()
     for name, rows in pairs.items():
         for row in rows:
-            split = splits[series_name(row.series)]
-            if series_name(row.series) not in kept:
+            series = series_name(row.series)
+            if series not in used:
                 continue
-            reason = "leaking_series" if name == "train" and row.series in leaking else ""
-            split = name if reason else split
-            reason = reason or _reason(row, rules)
-            found.read[split] += 1
-            found.left_out.setdefault(split, Counter())
-            found.rows.setdefault(split, [])
+            leaks = name == "train" and row.series in leaking
+            split = name if leaks else splits[series]
+            reason = "leaking_series" if leaks else _skip_reason(row, config)
+            selection.total[split] += 1
+            selection.skipped.setdefault(split, Counter())
+            selection.rows.setdefault(split, [])
             if reason:
-                found.left_out[split][reason] += 1
+                selection.skipped[split][reason] += 1
             else:
-                found.rows[split].append(row)
-    return found
+                selection.rows[split].append(row)
+    return selection
 
 
-def placed(
-    root: Path,
-    rows: Mapping[str, Iterable[Row]],
+def resolve_files(
+    rows: Mapping[str, Iterable[PairRow]],
     files: Mapping[tuple[int, int], Path],
     damaged: Mapping[Path, str],
-    left_out: Mapping[str, Counter[str]],
-) -> tuple[dict[str, PairSet], Lost]:
-    """Rows as pairs of files.
+    skipped: Mapping[str, Counter[str]],
+) -> tuple[dict[str, PairSet], MissingFiles]:
+    """Replace the photo numbers of rows by files.
 
     Args:
-        root: the data set's folder.
-        rows: by split.
-        files: by series and number of the photo.
-        damaged: files that cannot be opened, and why.
-        left_out: pairs by split and kind; those are added whose photo is missing or damaged.
+        rows: rows by split.
+        files: files by (series, photo).
+        damaged: unreadable files, with the kind of damage.
+        skipped: split to number of skipped pairs by reason; updated for missing or damaged photos.
 
     Returns:
-        Pairs by split, and what they lack.
+        pairs by split, and the photos that cannot be used.
     """
-    lost = Lost([], {})
-    whole: dict[str, list[Row]] = {}
+    missing = MissingFiles([], {})
+    usable: dict[str, list[PairRow]] = {}
     series_with_photos = {series for series, _ in files}
     for split, part in rows.items():
-        whole[split] = []
+        usable[split] = []
         for row in part:
-            photos = [(row.series, number) for number in (row.first, row.second)]
-            gone = [photo for photo in photos if photo not in files]
+            photos = [(row.series, number) for number in row.photos]
+            absent = [photo for photo in photos if photo not in files]
             bad = [files[p] for p in photos if p in files and files[p] in damaged]
-            lost.damaged.update((file, damaged[file]) for file in bad)
-            if gone:
-                lost.absent.extend((row, number) for _, number in gone)
+            missing.damaged.update((file, damaged[file]) for file in bad)
+            if absent:
+                missing.absent.extend((row, number) for _, number in absent)
                 known = row.series in series_with_photos
-                left_out[split]["missing_image" if known else "unknown_series"] += 1
+                skipped[split]["missing_image" if known else "unknown_series"] += 1
             elif bad:
-                left_out[split][damaged[bad[0]]] += 1
+                skipped[split][damaged[bad[0]]] += 1
             else:
-                whole[split].append(row)
-    every = [row for part in whole.values() for row in part]
-    numbers = sorted({row.series for row in every})
-    used = sorted({(row.series, number) for row in every for number in (row.first, row.second)})
-    photo_at = {photo: index for index, photo in enumerate(used)}
-    series_at = {number: index for index, number in enumerate(numbers)}
-    shared = [files[photo] for photo in used], [series_name(number) for number in numbers]
+                usable[split].append(row)
+    kept = [row for part in usable.values() for row in part]
+    series = sorted({row.series for row in kept})
+    photos = sorted({(row.series, number) for row in kept for number in row.photos})
+    series_index = {number: index for index, number in enumerate(series)}
+    photo_index = {photo: index for index, photo in enumerate(photos)}
+    photo_files, series_names = [files[photo] for photo in photos], [*map(series_name, series)]
+
+    def to_pair(row: PairRow) -> Pair:
+        first, second = (photo_index[row.series, number] for number in row.photos)
+        weight = float(row.votes or 1)
+        return Pair(series_index[row.series], first, second, row.preference, weight)
+
     splits = {
-        split: PairSet(
-            root,
-            shared[0],
-            [
-                Pair(
-                    series_at[row.series],
-                    photo_at[row.series, row.first],
-                    photo_at[row.series, row.second],
-                    row.preference,
-                    float(row.votes or 1),
-                )
-                for row in part
-            ],
-            shared[1],
-        )
-        for split, part in whole.items()
+        split: PairSet(photo_files, [to_pair(row) for row in part], series_names)
+        for split, part in usable.items()
     }
-    return splits, lost
+    return splits, missing
 
 
-def without(part: PairSet, damaged: Mapping[Path, str], left_out: Counter[str]) -> PairSet:
-    """The pairs whose photos are whole; the others are counted in ``left_out``."""
+def drop_damaged(pair_set: PairSet, damaged: Mapping[Path, str], skipped: Counter[str]) -> PairSet:
+    """Drop the pairs with a damaged photo, and count them in ``skipped``."""
     kept = []
-    for pair in part.pairs:
-        both = part.photos[pair.first], part.photos[pair.second]
+    for pair in pair_set.pairs:
+        both = pair_set.photos[pair.first], pair_set.photos[pair.second]
         kinds = [damaged[photo] for photo in both if photo in damaged]
         if kinds:
-            left_out[kinds[0]] += 1
+            skipped[kinds[0]] += 1
         else:
             kept.append(pair)
-    return replace(part, pairs=kept)
+    return replace(pair_set, pairs=kept)
 
 
-def thinned(part: PairSet, limit: int | None) -> PairSet:
-    """At most so many of the pairs, evenly spaced."""
-    if limit is None or limit >= len(part.pairs):
-        return part
-    places = np.linspace(0, len(part.pairs) - 1, limit).round().astype(int)
-    return replace(part, pairs=[part.pairs[place] for place in places])
+def subsample(pair_set: PairSet, limit: int | None) -> PairSet:
+    """At most ``limit`` of the pairs, evenly spaced."""
+    if limit is None or limit >= len(pair_set.pairs):
+        return pair_set
+    indices = np.linspace(0, len(pair_set.pairs) - 1, limit).round().astype(int)
+    return replace(pair_set, pairs=[pair_set.pairs[index] for index in indices])
 
 
-def hold(splits: Mapping[str, PairSet], chosen: Selected, root: Path) -> None:
-    """Refuse a data set with nothing to train on, or nothing to judge by.
+def require_nonempty(splits: Mapping[str, PairSet], selection: PairSelection, root: Path) -> None:
+    """Check that every split has pairs, training and validation among them.
 
     Raises:
-        UserError: for a split without a pair, with what became of them.
+        UserError: for an empty split, with the number of skipped pairs by reason.
     """
     for split in ("train", "val", *splits):
         if split in splits and splits[split].pairs:
             continue
-        counts = sorted(chosen.left_out.get(split, {}).items())
-        if not counts:
+        skipped = selection.skipped.get(split)
+        if not skipped:
+            key = "dataset.root" if split == "train" else f"dataset.{split}_fraction"
             raise UserError(
-                "dataset",
+                key,
                 f"{root}: no pair in the {split} split",
-                f"add some to its list, or give a larger dataset.{split}_fraction",
+                f"add pairs to its list{'' if split == 'train' else f', or raise {key}'}",
             )
-        kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        reason = skipped.most_common(1)[0][0]
+        key, hint = REMEDIES.get(reason, ("dataset.root", "fix the lists or the photos"))
         raise UserError(
-            "dataset",
-            f"{root}: none of {chosen.read[split]} pairs is left in the {split} split ({kinds})",
-            "lower dataset.min_agreement and min_reviewers, or mend the files",
+            key,
+            f"{root}: none of {selection.total[split]} pairs is left in the {split} split "
+            f"({counts})",
+            hint,
         )
 
 
-def _splits(pairs: Mapping[str, Sequence[Row]], rules: Rules) -> dict[str, str]:
+def _split_series(pairs: Mapping[str, Sequence[PairRow]], config: SplitConfig) -> dict[str, str]:
     """The split of each series, by its name."""
     sizes = Counter(series_name(row.series) for rows in pairs.values() for row in rows)
-    if rules.folds is not None:
-        return fold_splits(sizes, rules.folds, rules.fold, "series")
+    if config.folds is not None:
+        return fold_splits(sizes, config.folds, config.fold, "series")
     own = {series_name(row.series): "val" for row in pairs.get("val", ())}
     try:
         return assign_splits(
             sizes,
             own,
-            val=rules.val_fraction,
-            test=rules.test_fraction,
-            seed=rules.split_seed,
+            val=config.val_fraction,
+            test=config.test_fraction,
+            seed=config.split_seed,
             named={},
         )
     except UserError:
         raise UserError(
             "dataset.val_fraction",
-            f"validation and testing leave none of {len(sizes)} series for training",
-            "give smaller dataset.val_fraction and test_fraction",
+            f"validation and test take all of {len(sizes)} series and leave none for training",
+            "lower dataset.val_fraction or dataset.test_fraction",
         ) from None
 
 
-def _quick(splits: Mapping[str, str], rules: Rules) -> set[str]:
-    """Series that a quick experiment keeps: the first of a drawn order, at least one a split."""
-    if rules.quick is None:
+def _quick_series(splits: Mapping[str, str], config: SplitConfig) -> set[str]:
+    """Series of a quick experiment: a random subset of each split, at least one series."""
+    if config.quick is None:
         return set(splits)
-    kept: set[str] = set()
+    used: set[str] = set()
     for number, split in enumerate(("train", "val", "test")):
-        names = sorted(name for name, where in splits.items() if where == split)
-        order = np.random.default_rng((rules.split_seed, 4, number)).permutation(len(names))
-        count = max(1, round(len(names) * rules.quick))
-        kept.update(names[place] for place in order[:count])
-    return kept
+        names = sorted(name for name, own in splits.items() if own == split)
+        order = np.random.default_rng((config.split_seed, 4, number)).permutation(len(names))
+        count = max(1, round(len(names) * config.quick))
+        used.update(names[index] for index in order[:count])
+    return used
 
 
-def _reason(row: Row, rules: Rules) -> str:
-    """Why a pair is left out, or ''."""
-    if rules.min_reviewers > row.votes:
+def _skip_reason(row: PairRow, config: SplitConfig) -> str:
+    """Why the filters skip a pair; empty if they keep it."""
+    if config.min_reviewers > row.votes:
         return "few_reviewers"
-    if row.preference == TIE and rules.ties == "drop":
+    if row.preference == TIE and config.ties == "drop":
         return "tie"
-    return "low_agreement" if row.agreement < rules.min_agreement else ""
+    return "low_agreement" if row.agreement < config.min_agreement else ""

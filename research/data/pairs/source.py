@@ -1,4 +1,4 @@
-"""Pairs of photos as a data set: lists or votes, splits by series, an audit before training."""
+"""Data set of photo pairs with preferences, from pair lists or a table of votes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,26 @@ from research.batch import PhotoBatch
 from research.config.cli import choose
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource
-from research.data.pairs.audit import (
-    Audit,
-    audit_photos,
-    audit_sharpness,
-    audited,
-)
-from research.data.pairs.features import FeatureSet, normalised
-from research.data.pairs.lists import PairSet, image_folder, photo_files
+from research.data.pairs.audit import Audit, audit_photos, audit_sharpness, read_labels
+from research.data.pairs.features import FeatureSet, feature_statistics
+from research.data.pairs.lists import PairSet, find_photo_folder, photo_names
 from research.data.pairs.samples import (
-    Album,
-    Canvas,
-    FeatureLook,
     PairSamples,
-    PhotoLook,
+    PhotoIndex,
+    SquareResize,
+    load_feature,
+    load_photo,
     read_photo,
 )
-from research.data.pairs.select import Rules, hold, placed, select, thinned, without
-from research.data.pairs.sharpness import trivial
+from research.data.pairs.select import (
+    SplitConfig,
+    drop_damaged,
+    require_nonempty,
+    resolve_files,
+    select_pairs,
+    subsample,
+)
+from research.data.pairs.sharpness import describe_baselines
 from research.data.pairs.transform import FeatureTransform, PairTransform
 from research.data.source import Demo, NetworkInput
 from research.data.transforms import DeviceTransform
@@ -46,43 +49,44 @@ log = logging.getLogger(__name__)
 class PhotoPairs:
     """Photo series in the layout of PhotoTriage, with pair lists or the table of votes.
 
-    ``ROOT/train_val/train_val_imgs/SSSSSS-PP.JPG`` beside ``train_pairlist.txt`` and perhaps
-    ``val_pairlist.txt``, of rows ``series photo1 photo2 preference rank1 rank2``. A series is in
-    one split as a whole.
+    The photos are ``ROOT/train_val/train_val_imgs/SSSSSS-PP.JPG``, the lists
+    ``ROOT/train_val/train_pairlist.txt`` and optionally ``val_pairlist.txt``, with rows
+    ``series photo1 photo2 preference rank1 rank2``. All pairs of a series are in the same split.
 
     Args:
-        name: what the tracker calls the data set.
+        name: name of the data set in the tracker.
         root: the folder.
-        labels: ``pairs``: the lists; ``votes``: a table of votes.
-        votes_file: that table, CSV.
-        ties: pairs without a winner: ``drop``, or ``soft``: kept with a preference of one half.
-        min_agreement: 0…1, leave out pairs whose winner has a smaller share of the votes.
-        min_reviewers: leave out pairs with fewer votes; of a table of votes.
-        val_fraction: share of the series held out, where there is no list for validation.
-        test_fraction: the same for testing, out of the training list; 0: none.
-        split_seed: of these draws.
-        folds: split all lists anew into so many parts, series whole, as even as they can be; null:
-            the splits above.
-        fold: this part is the test split, the next one validation.
-        quick_experiment: 0…1, share of the series of each split that is used; null: all.
-        image_size: side of the square network input in pixels; null: the network's own.
-        fit: ``pad``: a photo's long side is ``image_size``, around it is the mean;
-            ``crop``: its centred square.
-        batch_size: pairs a batch, in training and validation.
-        workers: loader processes; null chooses by device.
-        pin_memory: page-locked batches; null chooses by device.
-        swap: the other photo first in half of the training pairs.
+        labels: ``pairs`` for the pair lists, ``votes`` for the table of votes.
+        votes_file: the table of votes, CSV.
+        ties: ``drop``, or ``soft``: keep ties with a preference of 0.5.
+        min_agreement: minimum fraction of the votes for the winner of a pair, in 0…1.
+        min_reviewers: minimum number of votes of a pair; for the table of votes.
+        val_fraction: fraction of the series for validation, if there is no validation list.
+        test_fraction: fraction of the series for testing, from the training list; 0 for none.
+        split_seed: seed of these draws.
+        folds: divide the series of all lists into this number of folds, as even as possible;
+            ``None`` for the splits above.
+        fold: this fold is the test split, the next one the validation split.
+        quick_experiment: fraction of the series of each split that is used; ``None`` for all.
+        image_size: side of the square network input in pixels; ``None`` for the network's own.
+        fit: ``pad`` resizes the long side to ``image_size`` and pads with the mean; ``crop`` uses
+            the centred square.
+        batch_size: pairs in a batch, in training and validation.
+        workers: loader processes; ``None`` chooses by device.
+        pin_memory: use page-locked memory; ``None`` chooses by device.
+        swap: swap the photos of half of the training pairs.
         random_flip: mirror half of the training pairs.
-        mean: RGB means on a 0…1 scale; null: the network's own.
-        std: RGB standard deviations on a 0…1 scale; null: the network's own.
-        features: what stands for the photos, see ``features``; null: their pixels.
-        feature_weights: files of weights by feature; null: random networks.
+        mean: RGB means on a 0…1 scale; ``None`` for the network's own.
+        std: RGB standard deviations on a 0…1 scale; ``None`` for the network's own.
+        features: names of the features that replace the pixels, see ``build_extractor``; ``None``
+            for pixels.
+        feature_weights: feature name to file of weights; ``None`` for random weights.
         cache_dir: folder for headers, features, and measured sharpness.
-        audit: what an audit finds is a warning (``warn``) or an end (``error``).
-        max_train_images: keep at most so many training pairs, evenly spaced.
-        max_val_images: the same for validation.
-        demo: renders the folder first, when it is ours to make.
-        network: what the network asks for.
+        audit: findings of the audit are warnings (``warn``) or an error (``error``).
+        max_train_images: maximum number of training pairs, evenly spaced.
+        max_val_images: maximum number of validation pairs, evenly spaced.
+        demo: renders the photos first, if any.
+        network: input that the network expects.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class PhotoPairs:
         self.root = Path(root)
         self.labels = choose("dataset.labels", labels, ("pairs", "votes"))
         self.votes_file = None if votes_file is None else Path(votes_file)
-        self.rules = Rules(
+        self.split_config = SplitConfig(
             choose("dataset.ties", ties, ("drop", "soft")),
             min_agreement,
             min_reviewers,
@@ -152,86 +156,88 @@ class PhotoPairs:
             self.features = FeatureSet(features, feature_weights, self.cache)
         self.classes: list[str] = []
         self.splits: dict[str, PairSet] = {}
-        self.left_out: dict[str, Counter[str]] = {}
-        fill = [round(255 * share) for share in self.mean] if self.fit == "pad" else None
-        self.canvas = Canvas(self.image_size, fill)
-        self.album = Album(self.canvas)
-        self.rows = torch.empty(0)  # [N, D] features of the photos
+        self.skipped: dict[str, Counter[str]] = {}
+        fill = [round(255 * mean) for mean in self.mean] if self.fit == "pad" else None
+        self.resize = SquareResize(self.image_size, fill)
+        self.photo_index = PhotoIndex(self.resize)
+        self.feature_rows = torch.empty(0)  # [N, D] features of the photos
         self.audit = Audit()
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         if self.network.coefficients is not None:
             raise UserError(
-                "dataset", f"dataset={self.name}: pairs are of pixels", "give compression=none"
+                "compression",
+                f"dataset={self.name} has no DCT coefficients",
+                "set compression=none",
             )
         if self.demo is not None:
             self.demo.render(progress)
         self.audit = Audit()
-        lists = audited(
+        lists = read_labels(
             self.labels,
             self.root,
             self.votes_file,
-            self.rules.min_reviewers,
-            self.rules.folds is not None,
+            self.split_config.min_reviewers,
+            self.split_config.folds is not None,
             self.audit,
         )
-        chosen = select(lists, self.rules)
-        folder = image_folder(self.root)
+        selection = select_pairs(lists, self.split_config)
+        folder = find_photo_folder(self.root)
         index = index_folder(folder, self.cache, progress)
-        files = {photo: folder / name for photo, name in photo_files(folder, index).items()}
+        files = {photo: folder / name for photo, name in photo_names(folder, index).items()}
         damaged = {folder / name: entry.damage for name, entry in index.items() if entry.damage}
-        self.left_out = chosen.left_out
-        self.splits, lost = placed(self.root, chosen.rows, files, damaged, self.left_out)
-        audit_photos(lost, {series for series, _ in files}, self.audit)
-        hold(self.splits, chosen, self.root)
-        known = self.pairs("train")
-        self.album.photos, self.album.series = known.photos, known.series
-        self._sanity(progress)
+        self.skipped = selection.skipped
+        self.splits, missing = resolve_files(selection.rows, files, damaged, self.skipped)
+        audit_photos(missing, {series for series, _ in files}, self.audit)
+        require_nonempty(self.splits, selection, self.root)
+        train = self.pairs("train")
+        self.photo_index.photos, self.photo_index.series = train.photos, train.series
+        self._finish_audit(progress)
         if self.features is not None:
             self._extract(self.features, progress)
-            hold(self.splits, chosen, self.root)
+            require_nonempty(self.splits, selection, self.root)
         for split, limit in self.max_images.items():
-            self.splits[split] = thinned(self.splits[split], limit)
+            self.splits[split] = subsample(self.splits[split], limit)
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         pairs = self.pairs(split)
-        left_out = self.left_out[split]
+        skipped = self.skipped[split]
         if self.features is None:
-            shape, look = (
-                (3, self.image_size, self.image_size),
-                PhotoLook(pairs.photos, self.canvas),
-            )
-            return PairSamples(pairs, look, shape, torch.uint8, left_out)
-        width = sum(self.features.sizes.values())
-        return PairSamples(pairs, FeatureLook(self.rows), (width,), torch.float32, left_out)
+            shape = (3, self.image_size, self.image_size)
+            load = partial(load_photo, pairs.photos, self.resize)
+            return PairSamples(pairs, load, shape, torch.uint8, skipped)
+        size = sum(self.features.sizes.values())
+        load = partial(load_feature, self.feature_rows)
+        return PairSamples(pairs, load, (size,), torch.float32, skipped)
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
         if self.features is None:
-            return PairTransform(self.mean, self.std, self.random_flip, self.swap, self.album)
-        width = sum(self.features.sizes.values())
-        if not measured:
-            return FeatureTransform(torch.zeros(width), torch.ones(width), self.swap, self.album)
-        train = {p for pair in self.pairs("train").pairs for p in (pair.first, pair.second)}
-        found = normalised(self.rows, sorted(train))
-        return FeatureTransform(found.mean, found.std, self.swap, self.album)
+            return PairTransform(self.mean, self.std, self.random_flip, self.swap, self.photo_index)
+        if measured:
+            train = {p for pair in self.pairs("train").pairs for p in (pair.first, pair.second)}
+            mean, std = feature_statistics(self.feature_rows, sorted(train))
+        else:
+            size = sum(self.features.sizes.values())
+            mean, std = torch.zeros(size), torch.ones(size)
+        return FeatureTransform(mean, std, self.swap, self.photo_index)
 
     def read(self, paths: Sequence[Path]) -> PhotoBatch:
         if self.features is None:
-            inputs = torch.stack([self.canvas(path) for path in paths])
+            inputs = torch.stack([self.resize(path) for path in paths])
             return PhotoBatch(torch.arange(len(paths)), inputs)
         return PhotoBatch(torch.arange(len(paths)), self.features.read(paths))
 
     def load_image(self, path: Path) -> list[Image]:
         return [read_photo(path)]
 
-    def known_classes(self) -> list[str] | None:
-        return []
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        return self.metadata()
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {
-            split: (len(pairs.pairs), dict(self.left_out[split]))
+            split: (len(pairs.pairs), dict(self.skipped[split]))
             for split, pairs in self.splits.items()
         }
 
@@ -248,26 +254,27 @@ class PhotoPairs:
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
         reason = self.check_compatible(metadata)
         if reason:
-            raise UserError("dataset", reason)
+            raise UserError("dataset.features", reason)
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         own = self.metadata()
         theirs, ours = metadata.get("features"), own["features"]
         if theirs != ours:
             return (
-                f"the model was trained on {_told(theirs)}, dataset.features asks for "
-                f"{_told(ours)}; give the same"
+                f"the model was trained on {_describe(theirs)}, but the data set has "
+                f"{_describe(ours)}; set dataset.features="
+                f"{'null' if theirs is None else '[' + ','.join(theirs) + ']'}"
             )
         for name, key in own["feature_keys"].items():
             if metadata["feature_keys"].get(name) != key:
                 return (
-                    f"the feature {name} is computed otherwise than where the model was trained; "
-                    f"give the same weights in dataset.feature_weights.{name}"
+                    f"the feature {name} differs from the one that the model was trained on; "
+                    f"set the same weights for {name} in dataset.feature_weights"
                 )
         return None
 
     def fingerprint(self) -> str:
-        """Quick hash of the data: every pair's split and preference, every file's size."""
+        """Quick hash of the data: split and preference of every pair, size of every file."""
         digest = hashlib.sha256()
         for split, pairs in self.splits.items():
             digest.update(repr((split, pairs.pairs)).encode())
@@ -276,28 +283,29 @@ class PhotoPairs:
         return digest.hexdigest()[:16]
 
     def baseline(self) -> str | None:
-        """Accuracy on validation of two who learn nothing: one place always, and the sharper."""
-        return trivial(self.pairs("val"), self.cache)
+        """Validation accuracy of a constant baseline and of the sharper photo, in words."""
+        return describe_baselines(self.pairs("val"), self.cache)
 
     def pairs(self, split: str) -> PairSet:
-        """A split's pairs.
+        """The pairs of a split.
 
         Raises:
-            UserError: when the data set has no such split.
+            UserError: if the data set has no such split.
         """
         if split not in self.splits:
             raise UserError(
                 "split",
                 f"split={split}: {self.root} has {', '.join(self.splits)}",
-                "give dataset.test_fraction=0.1 or folds=5 from training on",
+                "train with dataset.test_fraction=0.1 or dataset.folds=5",
             )
         return self.splits[split]
 
-    def _sanity(self, progress: ProgressCallback | None) -> None:
-        every = [pair for part in self.splits.values() for pair in part.pairs]
-        whole = replace(self.splits["train"], pairs=every)
-        audit_sharpness(whole, self.cache, self.rules.split_seed, progress, self.audit)
-        warnings = self.audit.lines()
+    def _finish_audit(self, progress: ProgressCallback | None) -> None:
+        """Audit sharpness, then log the findings or raise the first."""
+        pairs = [pair for part in self.splits.values() for pair in part.pairs]
+        union = replace(self.splits["train"], pairs=pairs)
+        audit_sharpness(union, self.cache, self.split_config.split_seed, progress, self.audit)
+        warnings = self.audit.warnings
         if warnings and self.strict:
             more = f" (and {len(warnings) - 1} more findings)" if len(warnings) > 1 else ""
             raise UserError("dataset.audit", f"dataset.audit=error: {warnings[0]}{more}")
@@ -306,16 +314,16 @@ class PhotoPairs:
         log.info("audit: %s", self.audit.summary())
 
     def _extract(self, features: FeatureSet, progress: ProgressCallback | None) -> None:
-        """Has every photo's features; pairs of photos that have none are left out."""
+        """Compute the features of all photos, and drop the pairs of damaged photos."""
         photos = self.splits["train"].photos
         features.prepare(photos, progress)
-        whole = [index for index, photo in enumerate(photos) if photo not in features.damaged]
-        self.rows = torch.full((len(photos), sum(features.sizes.values())), torch.nan)
-        if whole:
-            self.rows[whole] = features.rows(whole)
+        usable = [index for index, photo in enumerate(photos) if photo not in features.damaged]
+        self.feature_rows = torch.full((len(photos), sum(features.sizes.values())), torch.nan)
+        if usable:
+            self.feature_rows[usable] = features.rows(usable)
         for split, part in self.splits.items():
-            self.splits[split] = without(part, features.damaged, self.left_out[split])
+            self.splits[split] = drop_damaged(part, features.damaged, self.skipped[split])
 
 
-def _told(features: Sequence[str] | None) -> str:
+def _describe(features: Sequence[str] | None) -> str:
     return "pixels" if features is None else f"the features {', '.join(features)}"

@@ -1,9 +1,9 @@
-"""Features on disk: computed once for the bytes of a photo, whoever asks and under whatever name.
+"""Feature cache on disk, keyed by the bytes of a photo.
 
-``CACHE/features/KEY/*.safetensors``, where KEY is the extractor's: another network, other weights
-or another preprocessing never meet the same folder. A shard holds ``photos`` [m, 32], the SHA-256
-of each file's bytes, and ``features`` [m, D]. Shards are never changed: processes that fill one
-folder at the same moment add theirs side by side, and readers take all.
+Shards are ``CACHE/features/KEY/*.safetensors``. KEY is the key of the extractor: another network,
+other weights or another preprocessing use another folder. A shard contains ``photos`` [m, 32], the
+SHA-256 of each file, and ``features`` [m, D]. Shards are never modified: several processes can fill
+one folder at the same time, each with shards of its own, and readers read all of them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 FORMAT: Final = "photo features 1"
 SHARD: Final = 512
-"""Photos after which a shard is written; a run that is killed loses no more than so many."""
+"""Photos in a shard, which is the most that a killed run loses."""
 THREADS: Final = 8
 
 
-class Found(NamedTuple):
+class ExtractedFeatures(NamedTuple):
     """Features of files.
 
     Attributes:
         features: [n, D] float32; NaN in the rows of damaged files.
-        damaged: files that cannot be read, by kind.
-        extracted: how many photos were computed rather than recalled.
+        damaged: unreadable files, with the kind of damage.
+        extracted: number of photos that were computed, not loaded from the cache.
     """
 
     features: Tensor
@@ -48,57 +48,57 @@ class Found(NamedTuple):
     extracted: int
 
 
-def features_of(
+def extract_features(
     files: Sequence[Path],
-    extract: Extractor,
+    extractor: Extractor,
     cache: Path,
     batch_size: int = 32,
     progress: ProgressCallback | None = None,
-) -> Found:
-    """A feature of every file: recalled where the cache has it, else computed and kept.
+) -> ExtractedFeatures:
+    """Features of files: loaded from the cache, or computed and added to it.
 
     Args:
-        files: photos; the same bytes under two names are computed once.
-        extract: what computes the feature.
-        cache: folder of everything that is kept.
-        batch_size: photos a batch through the network.
-        progress: told meanwhile.
+        files: photos; files with the same bytes are computed once.
+        extractor: computes the features.
+        cache: cache folder.
+        batch_size: photos in a batch through the network.
+        progress: called while features are computed.
 
     Raises:
-        UserError: when the extractor gives something else than finite numbers.
+        UserError: if the extractor returns the wrong shape or values that are not finite.
     """
-    folder = cache / "features" / extract.key
+    folder = cache / "features" / extractor.key
     with ThreadPoolExecutor(THREADS) as pool:
         digests = dict(zip(files, pool.map(_digest, files), strict=True))
     wanted = {digest: file for file, digest in digests.items() if isinstance(digest, bytes)}
-    known: dict[bytes, Tensor | str] = dict(_recalled(folder, extract, wanted))
+    known: dict[bytes, Tensor | str] = dict(_load_shards(folder, extractor, wanted))
     missing = {digest: file for digest, file in wanted.items() if digest not in known}
-    fresh: dict[bytes, Tensor] = {}
+    shard: dict[bytes, Tensor] = {}
     extracted = 0
-    for done, (digest, vector) in enumerate(_computed(missing, extract, batch_size), start=1):
-        known[digest] = vector
-        if isinstance(vector, Tensor):
-            fresh[digest] = vector
+    for done, (digest, feature) in enumerate(_compute(missing, extractor, batch_size), start=1):
+        known[digest] = feature
+        if isinstance(feature, Tensor):
+            shard[digest] = feature
             extracted += 1
-        if fresh and (len(fresh) == SHARD or done == len(missing)):
-            _write(folder, extract, fresh)
-            fresh = {}
+        if shard and (len(shard) == SHARD or done == len(missing)):
+            _write_shard(folder, extractor, shard)
+            shard = {}
         if progress is not None:
-            progress(f"computing {extract.name} features", done, len(missing))
+            progress(f"computing {extractor.name} features", done, len(missing))
     damaged: dict[Path, str] = {}
-    features = torch.full((len(files), extract.size), torch.nan)
+    features = torch.full((len(files), extractor.size), torch.nan)
     for row, file in enumerate(files):
-        content = digests[file]
-        found = known[content] if isinstance(content, bytes) else content
-        if isinstance(found, str):
-            damaged[file] = found
+        digest_or_kind = digests[file]
+        feature = known[digest_or_kind] if isinstance(digest_or_kind, bytes) else digest_or_kind
+        if isinstance(feature, str):
+            damaged[file] = feature
         else:
-            features[row] = found
-    return Found(features, damaged, extracted)
+            features[row] = feature
+    return ExtractedFeatures(features, damaged, extracted)
 
 
 def _digest(file: Path) -> bytes | str:
-    """SHA-256 of a file's bytes, or the kind of damage."""
+    """SHA-256 of a file, or the kind of damage."""
     try:
         with file.open("rb") as opened:
             return file_digest(opened, "sha256").digest()
@@ -108,26 +108,26 @@ def _digest(file: Path) -> bytes | str:
         return "unreadable"
 
 
-def _computed(
-    files: Mapping[bytes, Path], extract: Extractor, batch_size: int
+def _compute(
+    files: Mapping[bytes, Path], extractor: Extractor, batch_size: int
 ) -> Iterator[tuple[bytes, Tensor | str]]:
-    """The vector of every file, or the kind of damage; photos are read ahead of the network."""
+    """The feature of every file, or the kind of damage; the next batch is read meanwhile."""
 
     def read(digest: bytes, file: Path) -> Tensor | str:
         try:
-            ready = extract.ready(decode(file))
+            inputs = extractor.preprocess(decode(file))
         except DamagedImage as error:
             return error.kind
         if _digest(file) != digest:
             raise UserError(
-                "dataset.features", f"{file}: changed while its features were computed", "run again"
+                "dataset.root", f"{file}: changed while its features were computed", "run again"
             )
-        return ready
+        return inputs
 
     if not files:
         return
     entries = list(files.items())
-    batches = [entries[at : at + batch_size] for at in range(0, len(entries), batch_size)]
+    batches = [entries[i : i + batch_size] for i in range(0, len(entries), batch_size)]
     with ThreadPoolExecutor(THREADS) as pool:
 
         def submit(batch: Sequence[tuple[bytes, Path]]) -> list[Future[Tensor | str]]:
@@ -135,46 +135,47 @@ def _computed(
 
         ahead = submit(batches[0])
         for batch, following in zip(batches, [*batches, []][1:], strict=True):
-            photos, ahead = ahead, submit(following)
-            ready = [photo.result() for photo in photos]
-            whole = [photo for photo in ready if isinstance(photo, Tensor)]
-            vectors = iter(_checked(extract, whole, batch[0][1]))
-            for (digest, _), photo in zip(batch, ready, strict=True):
-                yield digest, photo if isinstance(photo, str) else next(vectors)
+            futures, ahead = ahead, submit(following)
+            results = [future.result() for future in futures]
+            inputs = [result for result in results if isinstance(result, Tensor)]
+            features = iter(_embed(extractor, inputs, batch[0][1]))
+            for (digest, _), result in zip(batch, results, strict=True):
+                yield digest, result if isinstance(result, str) else next(features)
 
 
-def _checked(extract: Extractor, ready: Sequence[Tensor], file: Path) -> Tensor:
-    vectors = extract.embed(ready)
-    if vectors.shape != (len(ready), extract.size):
+def _embed(extractor: Extractor, inputs: Sequence[Tensor], file: Path) -> Tensor:
+    """Features of a batch that starts with ``file``, checked."""
+    features = extractor.embed(inputs)
+    if features.shape != (len(inputs), extractor.size):
         raise UserError(
             "dataset.features",
-            f"feature {extract.name}: gives {tuple(vectors.shape)} for {len(ready)} photos, not "
-            f"{extract.size} numbers each",
-            "choose another network",
+            f"feature {extractor.name}: shape {tuple(features.shape)} for {len(inputs)} photos, "
+            f"expected {extractor.size} numbers each",
+            "use another network",
         )
-    if not vectors.isfinite().all():
+    if not features.isfinite().all():
         raise UserError(
-            "dataset.features",
-            f"feature {extract.name}: not a finite number in the batch that starts with {file}",
-            "give other weights",
+            "dataset.feature_weights",
+            f"feature {extractor.name}: not finite in the batch that starts with {file}",
+            "set other weights",
         )
-    return vectors
+    return features
 
 
-def _recalled(
-    folder: Path, extract: Extractor, wanted: Mapping[bytes, Path]
+def _load_shards(
+    folder: Path, extractor: Extractor, wanted: Mapping[bytes, Path]
 ) -> Iterator[tuple[bytes, Tensor]]:
-    """What the shards of a folder know of these photos; shards that are not whole are told."""
+    """Cached features of these photos; damaged shards are logged and ignored."""
     for shard in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(shard, framework="pt") as file:
                 photos, features = file.get_tensor("photos"), file.get_tensor("features")
-                described = file.metadata()
+                metadata = file.metadata()
         except (SafetensorError, OSError) as error:
-            log.warning("%s: passed over (%s); delete it", shard, one_line(error))
+            log.warning("%s: ignored (%s); delete it", shard, one_line(error))
             continue
-        if described is None or described != _description(extract, photos, features):
-            log.warning("%s: passed over, it is not as it was written; delete it", shard)
+        if metadata is None or metadata != _shard_metadata(extractor, photos, features):
+            log.warning("%s: ignored, its checksum or extractor is wrong; delete it", shard)
             continue
         for photo, feature in zip(photos, features, strict=True):
             digest = photo.numpy().tobytes()
@@ -182,23 +183,25 @@ def _recalled(
                 yield digest, feature
 
 
-def _write(folder: Path, extract: Extractor, vectors: Mapping[bytes, Tensor]) -> None:
-    photos = torch.frombuffer(bytearray(b"".join(vectors)), dtype=torch.uint8).reshape(-1, 32)
-    features = torch.stack(list(vectors.values()))
-    described = _description(extract, photos, features)
-    # Who computes the same photos writes the same name, and replaces a shard that was torn.
+def _write_shard(folder: Path, extractor: Extractor, entries: Mapping[bytes, Tensor]) -> None:
+    photos = torch.frombuffer(bytearray(b"".join(entries)), dtype=torch.uint8).reshape(-1, 32)
+    features = torch.stack(list(entries.values()))
+    metadata = _shard_metadata(extractor, photos, features)
+    # Named by its photos: computing the same photos again replaces a damaged shard.
     shard = folder / f"{sha256(photos.numpy().tobytes()).hexdigest()[:32]}.safetensors"
     content = {"photos": photos, "features": features}
-    write_atomic(shard, lambda path: save_file(content, path, described))
+    write_atomic(shard, lambda path: save_file(content, path, metadata))
 
 
-def _description(extract: Extractor, photos: Tensor, features: Tensor) -> dict[str, str] | None:
-    """What a shard says of itself; null where it cannot be one of this extractor."""
+def _shard_metadata(
+    extractor: Extractor, photos: Tensor, features: Tensor
+) -> dict[str, str] | None:
+    """Metadata of a shard; ``None`` if its shapes or types do not fit the extractor."""
     count = len(photos)
-    if photos.shape != (count, 32) or features.shape != (count, extract.size):
+    if photos.shape != (count, 32) or features.shape != (count, extractor.size):
         return None
     if photos.dtype != torch.uint8 or features.dtype != torch.float32:
         return None
     digest = sha256(photos.numpy().tobytes())
     digest.update(features.numpy().tobytes())
-    return {"format": FORMAT, "extractor": extract.key, "sha256": digest.hexdigest()}
+    return {"format": FORMAT, "extractor": extractor.key, "sha256": digest.hexdigest()}

@@ -1,4 +1,4 @@
-"""The device's half of preprocessing for pairs: normalised floats, mirrored and swapped."""
+"""Device transforms of pairs: conversion to normalised floats, random mirroring and swapping."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from research.batch import PairBatch, PhotoBatch
-from research.data.pairs.samples import Album
-from research.data.transforms import DeviceTransform, half
+from research.data.pairs.samples import PhotoIndex
+from research.data.transforms import DeviceTransform, bernoulli
 
-SMALLEST_STD = 1e-6
-"""Below it a feature counts as constant."""
+MIN_STD = 1e-6
+"""A feature with a smaller standard deviation counts as constant."""
 
 
 class PairTransform(DeviceTransform):
-    """Makes normalised floats of uint8 photos [B, 2, 3, S, S] or [B, 3, S, S].
+    """Converts uint8 photos [B, 2, 3, S, S] or [B, 3, S, S] to normalised floats.
 
-    In training mode half of the pairs are mirrored, both photos alike, and half are swapped.
+    In training mode, half of the pairs are mirrored (both photos alike), and half are swapped.
 
     Args:
         mean: RGB means on a 0…1 scale.
         std: RGB standard deviations on a 0…1 scale.
-        flip: mirror in training.
-        swap: swap in training.
-        album: knows the photos' names.
+        flip: mirror half of the pairs in training.
+        swap: swap half of the pairs in training.
+        photo_index: names of the photos.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class PairTransform(DeviceTransform):
         std: Sequence[float],
         flip: bool,
         swap: bool,
-        album: Album,
+        photo_index: PhotoIndex,
     ) -> None:
         super().__init__()
-        self.album = album
+        self.photo_index = photo_index
         self.flip = flip
         self.swap = swap
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
@@ -52,39 +52,39 @@ class PairTransform(DeviceTransform):
     ) -> PairBatch | PhotoBatch:
         images = batch.inputs.float().div_(255).sub_(self.mean).div_(self.std)
         if self.training and self.flip:
-            chosen = half(len(images), generator, images.device)
+            chosen = bernoulli(len(images), generator, images.device)
             chosen = chosen.view(-1, *[1] * (images.dim() - 1))
             images = torch.where(chosen, images.flip(-1), images)
         batch = replace(batch, inputs=images)
         if self.training and self.swap and isinstance(batch, PairBatch):
-            return swapped(batch, half(len(images), generator, images.device))
+            return swap_pairs(batch, bernoulli(len(images), generator, images.device))
         return batch
 
     def to_images(self, batch: PairBatch) -> list[Tensor]:
-        """The first photos, then the second, as they went in."""
+        """The first photos, then the second, as loaded."""
         pixels = (batch.inputs * self.std + self.mean) * 255
         return list(pixels.round().clamp(0, 255).to(torch.uint8).unbind(1))
 
     def names(self, batch: PairBatch) -> dict[str, list[str]]:
-        return self.album.names(batch)
+        return self.photo_index.names(batch)
 
 
 class FeatureTransform(DeviceTransform):
     """Standardises features [B, 2, D] or [B, D]; swaps half of the pairs in training.
 
     Args:
-        mean: [D], of the training photos.
-        std: [D].
-        swap: swap in training.
-        album: has the photos.
+        mean: [D] means over the training photos.
+        std: [D] standard deviations over the training photos.
+        swap: swap half of the pairs in training.
+        photo_index: names and pixels of the photos.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, swap: bool, album: Album) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, swap: bool, photo_index: PhotoIndex) -> None:
         super().__init__()
-        self.album = album
+        self.photo_index = photo_index
         self.swap = swap
         self.register_buffer("mean", mean.float())
-        self.register_buffer("std", std.float().clamp(min=SMALLEST_STD))
+        self.register_buffer("std", std.float().clamp(min=MIN_STD))
 
     mean: Tensor
     std: Tensor
@@ -94,28 +94,28 @@ class FeatureTransform(DeviceTransform):
     ) -> PairBatch | PhotoBatch:
         batch = replace(batch, inputs=(batch.inputs.float() - self.mean) / self.std)
         if self.training and self.swap and isinstance(batch, PairBatch):
-            return swapped(batch, half(len(batch.inputs), generator, batch.inputs.device))
+            return swap_pairs(batch, bernoulli(len(batch.inputs), generator, batch.inputs.device))
         return batch
 
     def to_images(self, batch: PairBatch) -> list[Tensor]:
-        """The first photos, then the second, read from their files: features show nothing."""
-        return self.album.pictures(batch)
+        """The first photos, then the second, read from their files."""
+        return self.photo_index.images(batch)
 
     def names(self, batch: PairBatch) -> dict[str, list[str]]:
-        return self.album.names(batch)
+        return self.photo_index.names(batch)
 
 
-def swapped(batch: PairBatch, chosen: Tensor) -> PairBatch:
-    """The batch with the chosen pairs the other way round.
+def swap_pairs(batch: PairBatch, chosen: Tensor) -> PairBatch:
+    """A copy of the batch in which the chosen pairs have their photos swapped.
 
     Args:
-        batch: to be changed; stays as it is.
-        chosen: [B] bool.
+        batch: the batch, which is not modified.
+        chosen: [B] bool, True for pairs to swap.
     """
-    wide = chosen.view(-1, *[1] * (batch.inputs.dim() - 1))
+    mask = chosen.view(-1, *[1] * (batch.inputs.dim() - 1))
     return replace(
         batch,
-        inputs=torch.where(wide, batch.inputs.flip(1), batch.inputs),
+        inputs=torch.where(mask, batch.inputs.flip(1), batch.inputs),
         preference=torch.where(chosen, 1 - batch.preference, batch.preference),
         photos=torch.where(chosen[:, None], batch.photos.flip(1), batch.photos),
     )

@@ -1,1 +1,1 @@
-"""RGB with thermal or event channels: arrays with YOLO labels, their augmentation, a demo."""
+"""RGB frames with thermal or event channels: arrays with YOLO labels, packing, augmentation."""

@@ -1,4 +1,4 @@
-"""Folders of RGB + X arrays with YOLO labels."""
+"""Data set of RGB + X arrays with YOLO labels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,25 @@ from research.data.frames.limits import log_skipped
 from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
-from research.data.rgbx.arrays import COLOURS, Form, Headers, pictures, read_array, sampled
-from research.data.rgbx.layout import DESCRIPTION, LEDGER, extra_channels, grouped
-from research.data.rgbx.samples import ArraySamples, stacked
+from research.data.rgbx.arrays import (
+    COLOURS,
+    ArraySpec,
+    HeaderCollector,
+    read_array,
+    read_chunks,
+    to_pil_images,
+)
+from research.data.rgbx.layout import (
+    DEFAULT_NAMES,
+    DESCRIPTION,
+    LEDGER,
+    channel_names,
+    group_by_sequence,
+)
+from research.data.rgbx.samples import ArraySamples, collate_frames
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
-from research.data.source import Demo, NetworkInput
+from research.data.source import USUAL_BOXES, Demo, NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError
@@ -32,36 +45,36 @@ log = logging.getLogger(__name__)
 
 
 class RgbxFolder:
-    """``ROOT/images/**/*.npy`` [H, W, 3 + X] with ``ROOT/labels/**/*.txt``, perhaps by split.
+    """``ROOT/images/**/*.npy`` [H, W, 3 + X] with ``ROOT/labels/**/*.txt``, optionally by split.
 
-    Frames without a box are kept: they are what false alarms are learnt from.
+    Frames without boxes are used as negatives.
 
     Args:
-        name: what the tracker calls the data set.
+        name: name of the data set in the tracker.
         root: the folder.
-        x: names of the channels after red, green and blue; null: those of ``rgbx.json``, else
-            thermal, or thermal and event.
-        class_names: in index order; null: those of ``classes.txt`` or a YAML file, else as many
-            numbers as there are classes.
-        image_size: side of the square network input in pixels; null: the network's own.
-        batch_size: samples a batch, in training and validation.
-        workers: loader processes; null chooses by device.
-        pin_memory: page-locked batches; null chooses by device.
-        val_fraction: share of the groups held out where the folder has no validation split.
-        test_fraction: the same for testing, where the folder has no split of its own; 0: none.
-        split_seed: of these draws.
+        x: names of the channels after red, green and blue; ``None`` for those of ``rgbx.json``, or
+            else thermal, or thermal and event.
+        class_names: class names in index order; ``None`` for those of ``classes.txt`` or a YAML
+            file, or else the class numbers.
+        image_size: side of the square network input in pixels; ``None`` for the network's own.
+        batch_size: samples in a batch, in training and validation.
+        workers: loader processes; ``None`` chooses by device.
+        pin_memory: use page-locked memory; ``None`` chooses by device.
+        val_fraction: fraction of the groups for validation, if the folder has no validation split.
+        test_fraction: fraction of the groups for testing, if the folder has no splits; 0 for none.
+        split_seed: seed of these draws.
         group_by: regular expression, searched in paths below images/, whose first group (or whole
-            match) is the sequence; null: sub-folders, or every frame by itself.
+            match) is the sequence; ``None`` groups by sub-folder, or each frame by itself.
         missing_labels: a frame without a label file is ``negative``, or an ``error``.
-        mean: of each channel on a 0…1 scale; null: measured.
-        std: likewise.
-        statistics_images: how many training files are measured.
-        augmentation: of training frames, on the device.
-        max_train_images: keep at most so many training frames, evenly spaced.
-        max_val_images: the same for validation.
+        mean: mean of each channel on a 0…1 scale; ``None`` to measure it.
+        std: standard deviation of each channel on a 0…1 scale; ``None`` to measure it.
+        statistics_images: maximum number of training files that are measured.
+        augmentation: augmentation of training frames, on the device.
+        max_train_images: maximum number of training frames, evenly spaced.
+        max_val_images: maximum number of validation frames, evenly spaced.
         cache_dir: folder for measured statistics.
-        demo: renders the folder first, when it is ours to make.
-        network: what the network asks for.
+        demo: renders the frames first, if any.
+        network: input that the network expects.
     """
 
     def __init__(
@@ -101,7 +114,7 @@ class RgbxFolder:
         self.split_seed = split_seed
         self.group_by = group_by
         self.missing_labels = missing_labels
-        self.given = mean, std
+        self.mean, self.std = mean, std
         self.statistics_images = statistics_images
         self.augmentation = augmentation
         self.max_images = {"train": max_train_images, "val": max_val_images}
@@ -111,55 +124,57 @@ class RgbxFolder:
         self.classes: list[str] = []
         self.channels: list[str] = []
         self.dtype = "uint8"
-        self.recalled: Mapping[str, Any] | None = None
+        self.model_metadata: Mapping[str, Any] | None = None
         self.splits: dict[str, list[Frame]] = {}
-        self.left_out: dict[str, int] = {}
+        self.skipped: dict[str, int] = {}
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         if self.network.coefficients is not None:
             raise UserError(
-                "dataset", f"dataset={self.name}: arrays hold pixels", "give compression=none"
+                "compression",
+                f"dataset={self.name} has no DCT coefficients",
+                "set compression=none",
             )
         if self.demo is not None:
             self.demo.render(progress)
         if (self.root / LEDGER).exists() and not (self.root / DESCRIPTION).exists():
             raise UserError(
                 "dataset.root",
-                f"dataset.root: preparing {self.root} was stopped",
+                f"dataset.root: {self.root} is not completely prepared",
                 "run the same python -m research.prepare rgbx command again",
             )
         folders = yolo_folders(self.root)
         if not folders:
             raise UserError(
                 "dataset.root",
-                f"dataset.root: {self.root} holds no images/ beside labels/",
-                "give the folder that does, or make it with python -m research.prepare rgbx",
+                f"dataset.root: {self.root} has no folders images/ and labels/",
+                "set the folder that has, or make one with python -m research.prepare rgbx",
             )
-        headers = Headers()
-        found = read_yolo(
-            self.root, folders, headers.files, self.missing_labels == "error", self.class_names
+        collector = HeaderCollector()
+        frame_set = read_yolo(
+            self.root, folders, collector.files, self.missing_labels == "error", self.class_names
         )
-        log_skipped(found.problems)
-        form = headers.common()
-        self.dtype, self.channels = form.dtype, [*COLOURS, *extra_channels(self.root, form, self.x)]
-        if not found.classes:
+        log_skipped(frame_set.problems)
+        spec = collector.common_spec()
+        self.dtype, self.channels = spec.dtype, channel_names(self.root, spec, self.x)
+        if not frame_set.classes:
             raise UserError(
                 "dataset.class_names",
-                f"{self.root}: no label file has a box, and no classes.txt names a class",
-                "add labels, or give dataset.class_names=[a,b]",
+                f"{self.root}: no label file has a box, and there is no classes.txt",
+                "add labels, or set dataset.class_names=[a,b]",
             )
-        self.classes = found.classes
-        reason = self.recalled and self.check_compatible(self.recalled)
+        self.classes = frame_set.classes
+        reason = self.model_metadata and self.check_compatible(self.model_metadata)
         if reason:
-            raise UserError("dataset", reason)
+            raise UserError("dataset.root", reason)
         for kind in ("missing_image", "missing_file", "invalid"):
-            if count := sum(getattr(report, kind) for report in found.runs):
-                self.left_out[kind] = count
-        self._split(grouped(found, list(folders), self.group_by))
+            if count := sum(getattr(run, kind) for run in frame_set.runs):
+                self.skipped[kind] = count
+        self._split(group_by_sequence(frame_set, list(folders), self.group_by))
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
-        left_out = self.left_out if split == "train" else {}
-        return ArraySamples(self.frames(split), self.image_size, self.form, left_out)
+        skipped = self.skipped if split == "train" else {}
+        return ArraySamples(self.frames(split), self.image_size, self.spec, skipped)
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
@@ -171,13 +186,23 @@ class RgbxFolder:
         return RgbxTransform(mean, std, self.augmentation)
 
     def read(self, paths: Sequence[Path]) -> DetectionBatch:
-        return stacked([read_array(path, self.form) for path in paths], self.image_size, self.form)
+        arrays = [read_array(path, self.spec) for path in paths]
+        return collate_frames(arrays, self.image_size, self.spec)
 
     def load_image(self, path: Path) -> list[Image]:
-        """A file for people: its colours, then a grey image for each other channel."""
-        return pictures(read_array(path, self.form))
+        """RGB images of a file: the colours, then each X channel in grey."""
+        return to_pil_images(read_array(path, self.spec))
 
-    def known_classes(self) -> list[str] | None:
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        extra = model.get("x_channels") or len(self.x or DEFAULT_NAMES[2])
+        return {
+            "name": self.name,
+            "classes": expected_classes(model, self._known_classes() if look else None, 1),
+            "channels": [*COLOURS, *map(str, range(extra))],
+            "transform": {"max_boxes": USUAL_BOXES},
+        }
+
+    def _known_classes(self) -> list[str] | None:
         if self.class_names is not None:
             return list(self.class_names)
         return read_class_names(self.root) or (
@@ -186,7 +211,7 @@ class RgbxFolder:
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {
-            split: (len(frames), self.left_out if split == "train" else {})
+            split: (len(frames), self.skipped if split == "train" else {})
             for split, frames in self.splits.items()
         }
 
@@ -202,78 +227,79 @@ class RgbxFolder:
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
         self.classes, self.channels = list(metadata["classes"]), list(metadata["channels"])
         self.dtype = metadata["dtype"]
-        self.recalled = metadata
+        self.model_metadata = metadata
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         theirs = list(metadata.get("channels", COLOURS))
         if theirs != self.channels:
             return (
-                f"the model was trained on {', '.join(theirs)}, {self.root} has "
+                f"the model was trained on {', '.join(theirs)}, but {self.root} has "
                 f"{', '.join(self.channels)}; use files with the same channels in the same order"
             )
         known = len(metadata["classes"])
         if len(self.classes) > known:
             return (
-                f"the model was trained on {known} classes, {self.root} has {len(self.classes)}; "
-                "use labels of the same classes"
+                f"the model was trained on {known} classes, but {self.root} has "
+                f"{len(self.classes)}; use labels of the same classes"
             )
         return None
 
     def fingerprint(self) -> str:
-        """Quick hash of the data: every frame's split, name, boxes, and a sample of its file."""
+        """Quick hash of the data: split, name and boxes of every frame, and chunks of its file."""
         digest = hashlib.sha256(repr((self.classes, self.channels, self.dtype)).encode())
         for split, frames in self.splits.items():
             for frame in frames:
-                told = split, frame.name, frame.image.stat().st_size, frame.boxes, frame.labels
-                digest.update(repr(told).encode())
-                digest.update(sampled(frame.image))
+                size = frame.image.stat().st_size
+                content = split, frame.name, size, frame.boxes, frame.labels
+                digest.update(repr(content).encode())
+                digest.update(read_chunks(frame.image))
         return digest.hexdigest()[:16]
 
     def baseline(self) -> str | None:
         return None
 
     @property
-    def form(self) -> Form:
-        """What every file must be."""
-        return Form(len(self.channels), self.dtype)
+    def spec(self) -> ArraySpec:
+        """Required channels and type of every file."""
+        return ArraySpec(len(self.channels), self.dtype)
 
     def frames(self, split: str) -> list[Frame]:
-        """A split's frames.
+        """The frames of a split.
 
         Raises:
-            UserError: when the data set has no such split.
+            UserError: if the data set has no such split.
         """
         if split not in self.splits:
             raise UserError(
                 "split",
                 f"split={split}: {self.root} has {', '.join(self.splits)}",
-                f"add a folder {split}/ to it, or give dataset.test_fraction=0.1 from training on",
+                f"add a folder {split}/ to it, or train with dataset.test_fraction=0.1",
             )
         return self.splits[split]
 
-    def _split(self, found: FrameSet) -> None:
-        """Settles ``splits``, groups whole."""
+    def _split(self, frame_set: FrameSet) -> None:
+        """Set ``splits``; all frames of a group are in the same split."""
         val, test = self.fractions
-        test = 0.0 if found.split else test  # a folder with splits of its own has what it wants
-        groups = {frame.group for frame in found.frames}
+        test = 0.0 if frame_set.split else test  # no test split is drawn beside the folder's own
+        groups = {frame.group for frame in frame_set.frames}
         try:
             splits = assign_splits(
-                groups, found.split, val=val, test=test, seed=self.split_seed, named={}
+                groups, frame_set.split, val=val, test=test, seed=self.split_seed, named={}
             )
         except UserError:
             raise UserError(
                 "dataset.val_fraction",
-                f"{self.root}: validation and testing leave none of {len(groups)} sequences for "
-                "training",
-                "give smaller dataset.val_fraction and test_fraction, a finer "
-                "dataset.group_by, or folders train/ and val/",
+                f"{self.root}: validation and test take all of {len(groups)} sequences and leave "
+                "none for training",
+                "lower dataset.val_fraction or dataset.test_fraction, set a finer "
+                "dataset.group_by, or use folders train/ and val/",
             ) from None
         for split in ("train", "val", "test"):
-            frames = [frame for frame in found.frames if splits[frame.group] == split]
+            frames = [frame for frame in frame_set.frames if splits[frame.group] == split]
             limit = self.max_images.get(split)
             if limit is not None and limit < len(frames):
                 chosen = np.linspace(0, len(frames) - 1, limit).round().astype(int)
-                frames = [frames[place] for place in chosen]
+                frames = [frames[index] for index in chosen]
             if frames:
                 self.splits[split] = frames
         log.info(
@@ -284,20 +310,20 @@ class RgbxFolder:
         )
 
     def _statistics(self, progress: ProgressCallback | None) -> tuple[list[float], list[float]]:
-        mean, std = self.given
+        mean, std = self.mean, self.std
         for key, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != len(self.channels):
                 raise UserError(
                     f"dataset.{key}",
                     f"dataset.{key}: {len(values)} numbers for {len(self.channels)} channels "
                     f"({', '.join(self.channels)})",
-                    "give one for each",
+                    "set one for each channel",
                 )
         if mean is None or std is None:
             files = [frame.image for frame in self.frames("train")]
             cache = self.cache / "statistics"
             measured = channel_statistics(
-                files, self.form, self.statistics_images, self.fingerprint(), cache, progress
+                files, self.spec, self.statistics_images, self.fingerprint(), cache, progress
             )
             mean, std = mean or measured.mean, std or measured.std
         return list(mean), list(std)

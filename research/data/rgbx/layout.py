@@ -1,4 +1,4 @@
-"""What a folder of arrays says of itself: names of channels and classes, sequences."""
+"""Channel names and sequences of a folder of RGB + X arrays."""
 
 from __future__ import annotations
 
@@ -10,67 +10,69 @@ from dataclasses import replace
 from pathlib import Path
 
 from research.data.frames.frame import FrameSet
-from research.data.rgbx.arrays import COLOURS, Form
+from research.data.rgbx.arrays import COLOURS, ArraySpec
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "rgbx.json"
-"""What ``python -m research.prepare rgbx`` leaves, last of all, beside images and labels."""
+"""Description of a prepared folder; ``python -m research.prepare rgbx`` writes it last."""
 LEDGER = ".prepared.jsonl"
-"""What it has finished so far."""
-USUAL = {1: ["thermal"], 2: ["thermal", "event"]}
-"""Names of the channels after the colours where nobody names them, by their number."""
+"""Arrays that ``python -m research.prepare rgbx`` has finished."""
+DEFAULT_NAMES = {1: ["thermal"], 2: ["thermal", "event"]}
+"""Default names of the X channels, by their number."""
 
 
-def extra_channels(root: Path, form: Form, given: Sequence[str] | None) -> list[str]:
-    """Names of the channels after the colours.
+def channel_names(root: Path, spec: ArraySpec, x: Sequence[str] | None) -> list[str]:
+    """Names of all channels: the colours, then the X channels.
 
     Args:
-        root: of the data set; its ``rgbx.json`` may name them.
-        form: of its files.
-        given: by the user, who has the last word.
+        root: folder of the data set, whose ``rgbx.json`` may name the channels.
+        spec: channels and type of its files.
+        x: names of the X channels set by the user, which take precedence.
 
     Raises:
-        UserError: when they are not as many as the files have, or nothing names them.
+        UserError: if the number of names is wrong, or there are none.
     """
-    count, about, where = form.channels - len(COLOURS), root / DESCRIPTION, "dataset.x"
-    names = None if given is None else list(given)
-    if names is None and about.is_file():
-        names, where = _described(about), str(about)
+    count, description, source = spec.channels - len(COLOURS), root / DESCRIPTION, "dataset.x"
+    names = None if x is None else list(x)
+    if names is None and description.is_file():
+        names, source = _read_description(description), str(description)
     if names is None:
-        names = USUAL.get(count)
+        names = DEFAULT_NAMES.get(count)
     if names is None:
         raise UserError(
             "dataset.x",
-            f"{root}: {form}",
-            "name those after red, green and blue: dataset.x=[thermal,event,…]",
+            f"{root}: {spec}, and no names of the {count} after red, green and blue",
+            "set dataset.x=[thermal,event,…]",
         )
-    if len(names) != count or len({*COLOURS, *names}) != form.channels:
+    if len(names) != count or len({*COLOURS, *names}) != spec.channels:
         raise UserError(
             "dataset.x",
-            f"{where}: {', '.join(names)} after red, green and blue, the files have {form}",
-            f"give {count} different names",
+            f"{source}: {', '.join(names)} after red, green and blue, but the files have {spec}",
+            f"set {count} different names in dataset.x",
         )
-    return names
+    return [*COLOURS, *names]
 
 
-def grouped(found: FrameSet, folders: Sequence[Path], group_by: str | None) -> FrameSet:
-    """The set with its groups by sequence; parts of a sequence in two splits stay two groups.
+def group_by_sequence(
+    frame_set: FrameSet, folders: Sequence[Path], group_by: str | None
+) -> FrameSet:
+    """Group frames by sequence; a sequence in two splits becomes two groups.
 
     Args:
-        found: as it was read.
-        folders: of images, below which paths are searched.
+        frame_set: the frames as read.
+        folders: folders of images; paths below them are searched.
         group_by: see ``RgbxFolder``.
 
     Raises:
         UserError: for a path that does not match.
     """
     if group_by is None:
-        return found
+        return frame_set
     frames, split = [], {}
     sequences: dict[str, set[str]] = {}
-    for frame in found.frames:
+    for frame in frame_set.frames:
         folder = next(folder for folder in folders if frame.image.is_relative_to(folder))
         path = frame.image.relative_to(folder).as_posix()
         match = re.search(group_by, path)
@@ -78,34 +80,36 @@ def grouped(found: FrameSet, folders: Sequence[Path], group_by: str | None) -> F
             raise UserError(
                 "dataset.group_by",
                 f"dataset.group_by: {group_by!r} does not match {path}",
-                f"it must match every path below {folder}",
+                f"use a pattern that matches every path below {folder}",
             )
         sequence = next((part for part in match.groups() if part is not None), match[0])
-        own = found.split.get(frame.group, "")
+        own = frame_set.split.get(frame.group, "")
         group = f"{own}/{sequence}" if own else sequence
         sequences.setdefault(sequence, set()).add(own)
         frames.append(replace(frame, group=group))
         if own:
             split[group] = own
-    if torn := [name for name, splits in sequences.items() if len(splits) > 1]:
+    if shared := [name for name, splits in sequences.items() if len(splits) > 1]:
         log.warning(
-            "%s: its own splits share %d sequences (%s), so validation is easier than new scenes",
-            found.root,
-            len(torn),
-            torn[0],
+            "%s: its own splits share %d sequences (%s), so validation is not on new scenes",
+            frame_set.root,
+            len(shared),
+            shared[0],
         )
     frames.sort(key=lambda frame: (frame.group, frame.name))
-    return replace(found, frames=frames, split=dict(sorted(split.items())))
+    return replace(frame_set, frames=frames, split=dict(sorted(split.items())))
 
 
-def _described(about: Path) -> list[str]:
+def _read_description(path: Path) -> list[str]:
     """Names of the X channels in ``rgbx.json``."""
     try:
-        channels = json.loads(about.read_text(encoding="utf-8"))["channels"]
+        channels = json.loads(path.read_text(encoding="utf-8"))["channels"]
         if tuple(channels[: len(COLOURS)]) == COLOURS:
             return [str(name) for name in channels[len(COLOURS) :]]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(
-        "dataset.x", f'{about}: no "channels" that begin with red, green, blue', "mend or remove it"
+        "dataset.x",
+        f'{path}: no "channels" that begin with red, green, blue',
+        "fix or remove it, or set dataset.x=[thermal,event]",
     )

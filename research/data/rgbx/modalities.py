@@ -1,4 +1,4 @@
-"""The file of one modality: a colour picture, or a grey one, or a NumPy array."""
+"""Readers of one modality: a colour image, a grey image, or a NumPy array."""
 
 from __future__ import annotations
 
@@ -15,110 +15,112 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from research.data.frames.frame import SkipFrame
 from research.data.index import inspect_header
 from research.data.readers import decode, to_rgb
-from research.data.rgbx.arrays import Pixels, mapped, not_numbers
+from research.data.rgbx.arrays import Pixels, describe_nans, open_memmap
 from research.utils.errors import DamagedImage
 
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-COLOUR_SLACK = 4
-"""Most levels between the channels of a grey picture: what a JPEG's rounding can put there."""
+MODES_16BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+MAX_CHANNEL_DIFFERENCE = 4
+"""Largest difference between the channels of a grey image, which rounding in JPEG can cause."""
 
 
-class Header(NamedTuple):
-    """What a file says of itself: sides in pixels, and whether it has 16 bits."""
+class ModalityHeader(NamedTuple):
+    """Width and height in pixels, and whether the file has 16 bits."""
 
     width: int
     height: int
-    deep: bool
+    is_16bit: bool
 
 
-def header(path: Path) -> Header:
-    """What is told before the pixels are read.
+def read_modality_header(path: Path) -> ModalityHeader:
+    """Read the header of a file, without its pixels.
 
     Raises:
-        SkipFrame: when the file cannot be used.
+        SkipFrame: if the file cannot be used.
     """
     if path.suffix.lower() == ".npy":
-        array = _array(path)
-        return Header(array.shape[1], array.shape[0], array.itemsize == 2)
+        array = _open_grey_array(path)
+        return ModalityHeader(array.shape[1], array.shape[0], array.itemsize == 2)
     if kind := inspect_header(path):
         raise SkipFrame("invalid", f"{kind.replace('_', ' ')}: replace it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
-            found = Header(*image.size, image.mode in DEEP_MODES)
-            mode, bits, bands = image.mode, _bits(path, image), len(image.getbands())
+            header = ModalityHeader(*image.size, image.mode in MODES_16BIT)
+            mode, bits, bands = image.mode, _bits_per_channel(path, image), len(image.getbands())
     if mode == "F":
-        told = f"float32{not_numbers(np.asarray(_decoded(path)))}"
-        raise SkipFrame("invalid", f"{told}: store whole numbers of 8 or 16 bits")
-    if bits > 8 and not found.deep:  # PIL would read the upper 8 of them and say nothing
-        told = f"{bits} bits in {'three' if bands == 3 else bands} channels"
-        raise SkipFrame("invalid", f"{told}: store it in 16-bit grey, or colours in 8 bits")
-    return found
+        problem = f"float32{describe_nans(np.asarray(_decode(path)))}"
+        raise SkipFrame("invalid", f"{problem}: store whole numbers of 8 or 16 bits")
+    if bits > 8 and not header.is_16bit:  # PIL would silently read the upper 8 of them
+        problem = f"{bits} bits in {'three' if bands == 3 else bands} channels"
+        raise SkipFrame("invalid", f"{problem}: store it in 16-bit grey, or colours in 8 bits")
+    return header
 
 
-def colour(path: Path) -> Pixels:
-    """[H, W, 3]; uint16 only for grey, see ``header`` on deeper colours.
+def read_colour(path: Path) -> Pixels:
+    """Pixels [H, W, 3]; uint16 only for 16-bit grey images.
 
     Raises:
-        SkipFrame: when it cannot be decoded.
+        SkipFrame: if the file cannot be decoded.
     """
-    image = _decoded(path)
-    if image.mode in DEEP_MODES:
-        return np.repeat(_whole(np.asarray(image)), 3, axis=2)
+    image = _decode(path)
+    if image.mode in MODES_16BIT:
+        return np.repeat(_to_uint16(np.asarray(image)), 3, axis=2)
     return np.asarray(to_rgb(image))
 
 
-def grey(path: Path) -> Pixels:
-    """[H, W, 1] of a grey picture, be it stored with three equal channels, or an array.
+def read_grey(path: Path) -> Pixels:
+    """Pixels [H, W, 1] of a grey image, which may have three equal channels, or of an array.
 
     Raises:
-        SkipFrame: when it cannot be decoded, or has colours.
+        SkipFrame: if the file cannot be decoded, or has colours.
     """
     if path.suffix.lower() == ".npy":
-        return np.array(_array(path))
-    image = _decoded(path)
-    if image.mode in DEEP_MODES:
-        return _whole(np.asarray(image))
-    colours = to_rgb(image)
-    spread = np.ptp(np.asarray(colours), axis=2)
-    if spread.max() > COLOUR_SLACK:
-        row, column = np.unravel_index(int(spread.argmax()), spread.shape)
-        where = f"row {row} column {column}"
-        raise SkipFrame("invalid", f"has colours (most at {where}): store it in grey")
-    return np.asarray(colours.convert("L"))[..., None]
+        return np.array(_open_grey_array(path))
+    image = _decode(path)
+    if image.mode in MODES_16BIT:
+        return _to_uint16(np.asarray(image))
+    rgb = to_rgb(image)
+    difference = np.ptp(np.asarray(rgb), axis=2)
+    if difference.max() > MAX_CHANNEL_DIFFERENCE:
+        row, column = np.unravel_index(int(difference.argmax()), difference.shape)
+        position = f"row {row} column {column}"
+        raise SkipFrame("invalid", f"has colours (most at {position}): store it in grey")
+    return np.asarray(rgb.convert("L"))[..., None]
 
 
-def _whole(pixels: Pixels) -> Pixels:
-    """[H, W, 1] uint16 of what PIL holds in 16 or 32 bits."""
+def _to_uint16(pixels: Pixels) -> Pixels:
+    """[H, W, 1] uint16 of an image that PIL stores in 16 or 32 bits."""
     if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
         low, high = pixels.min(), pixels.max()
         raise SkipFrame("invalid", f"values {low} to {high}: store 0 to 65535")
     return pixels.astype(np.uint16)[..., None]
 
 
-def _array(path: Path) -> Pixels:
-    """The array [H, W, 1], uint8 or uint16, of a NumPy file, mapped.
+def _open_grey_array(path: Path) -> Pixels:
+    """The memory-mapped array [H, W, 1] of a NumPy file, uint8 or uint16.
 
     Raises:
-        SkipFrame: when there is none.
+        SkipFrame: if the file is damaged, or has another shape or type.
     """
     try:
-        array = mapped(path)
+        array = open_memmap(path)
     except DamagedImage as error:
-        raise _left_out(error) from None
-    told = "×".join(map(str, array.shape))
+        raise _to_skip_frame(error) from None
+    shape = "×".join(map(str, array.shape))
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 1):
-        raise SkipFrame("invalid", f"shape {told}: store (height, width)")
+        raise SkipFrame("invalid", f"shape {shape}: store (height, width)")
     if array.dtype.name not in ("uint8", "uint16"):
-        raise SkipFrame("invalid", f"{array.dtype.name}{not_numbers(array)}: store uint8 or uint16")
+        raise SkipFrame(
+            "invalid", f"{array.dtype.name}{describe_nans(array)}: store uint8 or uint16"
+        )
     return array.reshape(*array.shape[:2], 1).astype(array.dtype.name, copy=False)
 
 
-def _bits(path: Path, image: Image.Image) -> int:
-    """How many the file has in a channel, where PIL's mode does not tell; otherwise 8."""
+def _bits_per_channel(path: Path, image: Image.Image) -> int:
+    """Bits per channel of PNG, TIFF and PPM files, which PIL's mode does not show; otherwise 8."""
     if isinstance(image, PngImageFile):
         with path.open("rb") as file:
-            return file.read(25)[24]  # of the header, which PIL has found whole
+            return file.read(25)[24]  # the bit depth in the header, which PIL has checked
     if isinstance(image, TiffImageFile):
         return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,))))
     if isinstance(image, PpmImageFile):
@@ -127,12 +129,12 @@ def _bits(path: Path, image: Image.Image) -> int:
     return 8
 
 
-def _decoded(path: Path) -> Image.Image:
+def _decode(path: Path) -> Image.Image:
     try:
         return decode(path)
     except DamagedImage as error:
-        raise _left_out(error) from None
+        raise _to_skip_frame(error) from None
 
 
-def _left_out(error: DamagedImage) -> SkipFrame:
+def _to_skip_frame(error: DamagedImage) -> SkipFrame:
     return SkipFrame("invalid", f"{error.kind.replace('_', ' ')}: replace it")

@@ -1,11 +1,11 @@
-"""Paired folders written as the arrays that training reads.
+"""Writes paired folders as the arrays that training reads.
 
-``OUT/images/**.npy`` [H, W, 3 + X], each put there after its ``OUT/labels/**.txt`` (YOLO; empty
-for a negative), ``OUT/classes.txt`` and, last of all, ``OUT/rgbx.json``, which says what the
-channels are; without it an OUT is unfinished and no data set. ``OUT/.prepared.jsonl`` records every
-finished array with the size and time of the files that it was made of, so that a stopped or
-repeated run makes only what is missing. Every file is put in place whole; arrays and labels that
-are of no frame of the source are removed.
+Files are written in this order: for each frame its label ``OUT/labels/**.txt`` (YOLO; empty for a
+negative), then its array ``OUT/images/**.npy`` [H, W, 3 + X]; ``OUT/classes.txt``; finally
+``OUT/rgbx.json``, which names the channels. Without ``rgbx.json``, OUT is incomplete and cannot be
+used. The ledger ``OUT/.prepared.jsonl`` records every finished array with the size and time of its
+source files, so that a stopped or repeated run writes only what is missing. Every file is written
+atomically; arrays and labels without a frame in the source are removed.
 """
 
 from __future__ import annotations
@@ -27,150 +27,157 @@ from research.data.frames.frame import Frame, FrameSet, RunCounts, SkipFrame
 from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import COLOURS, Pixels
 from research.data.rgbx.layout import DESCRIPTION, LEDGER
-from research.data.rgbx.pairs import Pairs, places
+from research.data.rgbx.paired_folders import PairedFolders, output_stems
 from research.utils.errors import UserError
 from research.utils.files import write_atomic, write_text
 
-AT_ONCE = 64
-"""Frames in flight; what Ctrl-C waits for."""
+CHUNK = 64
+"""Frames submitted to the threads at a time; Ctrl-C waits for them."""
 
 
-class Line(NamedTuple):
-    """A line of the ledger.
+class LedgerEntry(NamedTuple):
+    """A line of the ledger, stored as a JSON list.
 
     Attributes:
-        place: path below ``images``, without suffix.
-        stamp: name, size and time of every file that it is made of, and the type.
-        bytes: size of the array's file; 0 for a frame that could not be made.
-        reason: why not; '' if it could.
+        stem: path below ``images``, without suffix.
+        stamp: whether the array has 16 bits; name, size and time of every source file.
+        bytes: size of the array's file; 0 for a frame that could not be read.
+        reason: why it could not be read; otherwise empty.
     """
 
-    place: str
+    stem: str
     stamp: list[Any]
     bytes: int
     reason: str
 
 
 def pack(
-    found: FrameSet,
-    pairs: Pairs,
+    frame_set: FrameSet,
+    folders: PairedFolders,
     out: Path,
-    judge: Callable[[FrameSet], None],
+    check: Callable[[FrameSet], None],
     workers: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
-    """Write a source, or what is missing of it.
+    """Write the arrays of a source that do not exist yet.
 
     Args:
-        found: the frames that can be used by their headers.
-        pairs: their files.
+        frame_set: frames with usable headers.
+        folders: their files.
         out: a new or empty folder, or one that was prepared from the same source.
-        judge: told the frames again when some of them could not be decoded; may refuse them.
-        workers: threads; null for one a core.
-        progress: told of the frames.
+        check: called with the remaining frames if some of them could not be decoded; may raise.
+        workers: threads; ``None`` for the number of cores.
+        progress: called after each frame.
 
     Returns:
-        what ``rgbx.json`` says: ``channels``, ``dtype``, ``source``, ``format``, ``classes`` (name
-        to boxes) and ``counts``.
+        content of ``rgbx.json``: ``channels``, ``dtype``, ``source``, ``format``, ``classes`` (name
+        to number of boxes) and ``counts``.
 
     Raises:
-        UserError: for a folder with other content or in use, or a disk that is full. What is
-            finished stays, and the next run goes on there.
+        UserError: for a folder with other content or in use, or a full disk. Finished arrays
+            remain, and the next run continues from there.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
-            return _pack(found, pairs, out, judge, workers or os.cpu_count() or 1, progress)
+            workers = workers or os.cpu_count() or 1
+            return _pack(frame_set, folders, out, check, workers, progress)
     except Timeout:
-        raise UserError("out", f"{out}: another process prepares there", "wait for it") from None
+        raise UserError("OUT", f"{out}: another process writes to it", "wait for it") from None
     except OSError as error:
         raise UserError(
-            "out",
+            "OUT",
             f"{out}: {error.strerror or error}",
-            "see to it and run the same command again, what is finished stays",
+            "fix it and run the same command again; finished arrays are kept",
         ) from None
 
 
 def _pack(
-    found: FrameSet,
-    pairs: Pairs,
+    frame_set: FrameSet,
+    folders: PairedFolders,
     out: Path,
-    judge: Callable[[FrameSet], None],
+    check: Callable[[FrameSet], None],
     workers: int,
     progress: ProgressCallback | None,
 ) -> dict[str, Any]:
-    deep = any(pairs.deep[pairs.frame_of(frame.image)] for frame in found.frames)
-    place_of = places(found, pairs)
-    wanted = {place_of[frame.name]: frame for frame in found.frames}
-    known = _known(out, found.root)
-    stamps = {place: _stamp(pairs, frame, deep) for place, frame in wanted.items()}
-    lines = {
-        place: known[place]
-        for place in wanted
-        if place in known
-        and known[place].stamp == stamps[place]
-        and known[place].bytes == _bytes(_array(out, place))
+    is_16bit = any(folders.is_16bit[folders.frame_of(frame.image)] for frame in frame_set.frames)
+    stems = output_stems(frame_set, folders)
+    frames = {stems[frame.name]: frame for frame in frame_set.frames}
+    ledger_entries = _read_ledger(out, frame_set.root)
+    stamps = {stem: _stamp(folders, frame, is_16bit) for stem, frame in frames.items()}
+    entries = {
+        stem: ledger_entries[stem]
+        for stem in frames
+        if stem in ledger_entries
+        and ledger_entries[stem].stamp == stamps[stem]
+        and ledger_entries[stem].bytes == _file_size(_array_path(out, stem))
     }
     (out / DESCRIPTION).unlink(missing_ok=True)
-    _write_ledger(out, found.root, lines)
-    for place, line in lines.items():
-        if not line.reason:
-            _write_label(out, place, wanted[place])
+    _write_ledger(out, frame_set.root, entries)
+    for stem, entry in entries.items():
+        if not entry.reason:
+            _write_label(out, stem, frames[stem])
 
-    def make(place: str) -> Line:
+    def write(stem: str) -> LedgerEntry:
+        path = _array_path(out, stem)
         try:
-            array = pairs.pixels(pairs.frame_of(wanted[place].image), deep)
+            array = folders.pixels(folders.frame_of(frames[stem].image), is_16bit)
         except SkipFrame as reason:
-            _remove(out, place)
-            return Line(place, stamps[place], 0, str(reason))
-        _write_label(out, place, wanted[place])
-        write_atomic(_array(out, place), lambda temporary: _save(temporary, array))
-        return Line(place, stamps[place], _bytes(_array(out, place)), "")
+            path.unlink(missing_ok=True)
+            _label_path(out, stem).unlink(missing_ok=True)
+            return LedgerEntry(stem, stamps[stem], 0, str(reason))
+        _write_label(out, stem, frames[stem])
+        write_atomic(path, lambda temporary: _save(temporary, array))
+        return LedgerEntry(stem, stamps[stem], _file_size(path), "")
 
-    missing = [place for place in wanted if place not in lines]
+    missing = [stem for stem in frames if stem not in entries]
     with (out / LEDGER).open("a", encoding="utf-8") as ledger:
-        for line in _in_threads(make, missing, workers):
-            lines[line.place] = line
-            ledger.write(json.dumps(line) + "\n")
+        for entry in _map_in_threads(write, missing, workers):
+            entries[entry.stem] = entry
+            ledger.write(json.dumps(entry) + "\n")
             ledger.flush()
             if progress is not None:
-                progress("writing arrays", len(lines), len(wanted))
-    _sweep(out, {place for place, line in lines.items() if not line.reason})
-    lost = {wanted[place].name: line.reason for place, line in lines.items() if line.reason}
-    if lost:
-        found = _without(found, lost)
-        judge(found)
-    return _describe(found, pairs, out, deep)
+                progress("writing arrays", len(entries), len(frames))
+    _remove_others(out, {stem for stem, entry in entries.items() if not entry.reason})
+    failed = {frames[stem].name: entry.reason for stem, entry in entries.items() if entry.reason}
+    if failed:
+        frame_set = _drop_failed(frame_set, failed)
+        check(frame_set)
+    return _write_description(frame_set, folders, out, is_16bit)
 
 
-def _in_threads(make: Callable[[str], Line], missing: list[str], workers: int) -> Iterator[Line]:
-    # PIL lets go of the interpreter while it decodes, and files while they are written.
-    todo = iter(missing)
+def _map_in_threads(
+    write: Callable[[str], LedgerEntry], stems: list[str], workers: int
+) -> Iterator[LedgerEntry]:
+    # PIL releases the GIL while it decodes, and NumPy while it writes files.
+    rest = iter(stems)
     pool = ThreadPoolExecutor(workers)
     try:
-        while chunk := list(islice(todo, AT_ONCE)):
-            yield from pool.map(make, chunk)
+        while chunk := list(islice(rest, CHUNK)):
+            yield from pool.map(write, chunk)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _describe(found: FrameSet, pairs: Pairs, out: Path, deep: bool) -> dict[str, Any]:
-    """Class names, and the description."""
-    names = [" ".join(name.split()) or str(index) for index, name in enumerate(found.classes)]
-    _write_if_new(out / "classes.txt", "".join(f"{name}\n" for name in names))
-    boxes = Counter(label for frame in found.frames for label in frame.labels)
+def _write_description(
+    frame_set: FrameSet, folders: PairedFolders, out: Path, is_16bit: bool
+) -> dict[str, Any]:
+    """Write ``classes.txt`` and ``rgbx.json``."""
+    names = [" ".join(name.split()) or str(index) for index, name in enumerate(frame_set.classes)]
+    _write_if_changed(out / "classes.txt", "".join(f"{name}\n" for name in names))
+    boxes = Counter(label for frame in frame_set.frames for label in frame.labels)
     counts = {
-        "frames": len(found.frames),
-        "negatives": sum(not frame.boxes for frame in found.frames),
+        "frames": len(frame_set.frames),
+        "negatives": sum(not frame.boxes for frame in frame_set.frames),
         "boxes": boxes.total(),
-        "left_out_invalid": sum(run.invalid for run in found.runs),
-        "left_out_missing": sum(run.missing_image + run.missing_file for run in found.runs),
+        "left_out_invalid": sum(run.invalid for run in frame_set.runs),
+        "left_out_missing": sum(run.missing_image + run.missing_file for run in frame_set.runs),
     }
     description = {
-        "channels": [*COLOURS, *(name for name in pairs.folders if name != "rgb")],
-        "dtype": "uint16" if deep else "uint8",
-        "source": str(found.root),
-        "format": found.format,
+        "channels": [*COLOURS, *(name for name in folders.folders if name != "rgb")],
+        "dtype": "uint16" if is_16bit else "uint8",
+        "source": str(frame_set.root),
+        "format": frame_set.format,
         "classes": {name: boxes[index] for index, name in enumerate(names)},
         "counts": counts,
     }
@@ -178,116 +185,115 @@ def _describe(found: FrameSet, pairs: Pairs, out: Path, deep: bool) -> dict[str,
     return description
 
 
-def _rows(frame: Frame) -> str:
+def _yolo_rows(frame: Frame) -> str:
     rows = []
     for label, (x0, y0, x1, y1) in zip(frame.labels, frame.boxes, strict=True):
-        centre_and_sides = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
-        rows.append(" ".join([str(label), *(f"{value:.9g}" for value in centre_and_sides)]) + "\n")
+        cxcywh = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+        rows.append(" ".join([str(label), *(f"{value:.9g}" for value in cxcywh)]) + "\n")
     return "".join(rows)
 
 
-def _without(found: FrameSet, lost: Mapping[str, str]) -> FrameSet:
-    """The set after some of its frames could not be decoded; counts are of the whole source."""
-    frames = [frame for frame in found.frames if frame.name not in lost]
+def _drop_failed(frame_set: FrameSet, failed: Mapping[str, str]) -> FrameSet:
+    """The frames that could be decoded, with the counts of the whole source."""
+    frames = [frame for frame in frame_set.frames if frame.name not in failed]
     if not frames:
-        name, reason = next(iter(lost.items()))
-        raise UserError("SOURCE", f"{found.root}: no usable frame", f"the first: {name}: {reason}")
+        name, reason = next(iter(failed.items()))
+        raise UserError(
+            "SOURCE", f"{frame_set.root}: no usable frame, the first problem is {name}: {reason}"
+        )
     empty = sum(not frame.boxes for frame in frames)
-    report = RunCounts(
+    counts = RunCounts(
         "all",
         total=len(frames),
         non_empty=len(frames) - empty,
         empty=empty,
-        missing_image=sum(run.missing_image for run in found.runs),
-        missing_file=sum(run.missing_file for run in found.runs),
-        invalid=sum(run.invalid for run in found.runs) + len(lost),
+        missing_image=sum(run.missing_image for run in frame_set.runs),
+        missing_file=sum(run.missing_file for run in frame_set.runs),
+        invalid=sum(run.invalid for run in frame_set.runs) + len(failed),
     )
-    problems = [f"{name}: {reason}" for name, reason in lost.items()]
-    return replace(found, frames=frames, runs=[report], problems=problems)
+    problems = [f"{name}: {reason}" for name, reason in failed.items()]
+    return replace(frame_set, frames=frames, runs=[counts], problems=problems)
 
 
-def _known(out: Path, source: Path) -> dict[str, Line]:
-    """What is finished, by place.
+def _read_ledger(out: Path, source: Path) -> dict[str, LedgerEntry]:
+    """Finished arrays, by stem.
 
     Raises:
-        UserError: when the folder holds anything that was not prepared from this source.
+        UserError: if the folder contains files that were not prepared from this source.
     """
     try:
         first, *rest = (out / LEDGER).read_text(encoding="utf-8").splitlines()
-        made_of = json.loads(first)["source"]
+        own_source = json.loads(first)["source"]
     except FileNotFoundError:
         if any(path.name != ".lock" for path in out.iterdir()):
-            raise UserError("out", f"{out}: holds other files", "name an empty folder") from None
+            raise UserError("OUT", f"{out}: contains other files", "pass an empty folder") from None
         return {}
     except (ValueError, KeyError, TypeError):
-        made_of, rest = "files that are not known any more", []
-    if made_of != str(source.resolve()):
+        own_source, rest = "an unknown source", []
+    if own_source != str(source.resolve()):
         raise UserError(
-            "out", f"{out}: was prepared from {made_of}", "name another OUT or remove it"
+            "OUT", f"{out}: was prepared from {own_source}", "pass another OUT or remove it"
         )
     for folder, pattern in (("images", ".*.npy.*"), ("labels", ".*.txt.*")):
-        for temporary in (out / folder).rglob(pattern):  # of a run that was killed
+        for temporary in (out / folder).rglob(pattern):  # left by a killed run
             temporary.unlink()
-    lines = {}
-    for text in rest:
+    entries = {}
+    for line in rest:
         try:
-            line = Line(*json.loads(text))
-        except (ValueError, TypeError):  # cut short by a kill
+            entry = LedgerEntry(*json.loads(line))
+        except (ValueError, TypeError):  # a partial line of a killed run
             continue
-        lines[line.place] = line
-    return lines
+        entries[entry.stem] = entry
+    return entries
 
 
-def _write_ledger(out: Path, source: Path, lines: Mapping[str, Line]) -> None:
-    head = {"source": str(source.resolve())}
-    rows = [json.dumps(entry) for entry in (head, *lines.values())]
-    write_text(out / LEDGER, "\n".join(rows) + "\n")
+def _write_ledger(out: Path, source: Path, entries: Mapping[str, LedgerEntry]) -> None:
+    lines = [json.dumps(line) for line in ({"source": str(source.resolve())}, *entries.values())]
+    write_text(out / LEDGER, "\n".join(lines) + "\n")
 
 
-def _stamp(pairs: Pairs, frame: Frame, deep: bool) -> list[Any]:
-    stamp: list[Any] = [deep]
-    for path in pairs.files(pairs.frame_of(frame.image)).values():
+def _stamp(folders: PairedFolders, frame: Frame, is_16bit: bool) -> list[Any]:
+    stamp: list[Any] = [is_16bit]
+    for path in folders.files(folders.frame_of(frame.image)).values():
         stat = path.stat()
-        stamp.append([path.relative_to(pairs.source).as_posix(), stat.st_size, stat.st_mtime_ns])
+        stamp.append([path.relative_to(folders.source).as_posix(), stat.st_size, stat.st_mtime_ns])
     return stamp
 
 
-def _array(out: Path, place: str) -> Path:
-    return out / "images" / f"{place}.npy"
+def _array_path(out: Path, stem: str) -> Path:
+    return out / "images" / f"{stem}.npy"
 
 
-def _label(out: Path, place: str) -> Path:
-    return out / "labels" / f"{place}.txt"
+def _label_path(out: Path, stem: str) -> Path:
+    return out / "labels" / f"{stem}.txt"
 
 
-def _write_label(out: Path, place: str, frame: Frame) -> None:
-    _write_if_new(_label(out, place), _rows(frame))
+def _write_label(out: Path, stem: str, frame: Frame) -> None:
+    _write_if_changed(_label_path(out, stem), _yolo_rows(frame))
 
 
-def _bytes(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _remove(out: Path, place: str) -> None:
-    _array(out, place).unlink(missing_ok=True)
-    _label(out, place).unlink(missing_ok=True)
-
-
-def _sweep(out: Path, finished: Set[str]) -> None:
-    """Removes arrays, then labels, of other places, be they known from an earlier run or not."""
-    for folder, suffix, path_of in (("images", ".npy", _array), ("labels", ".txt", _label)):
-        kept = {path_of(out, place) for place in finished}
+def _remove_others(out: Path, stems: Set[str]) -> None:
+    """Remove the arrays, then the labels, of all other frames, in the ledger or not."""
+    for folder, suffix, to_path in (
+        ("images", ".npy", _array_path),
+        ("labels", ".txt", _label_path),
+    ):
+        finished = {to_path(out, stem) for stem in stems}
         for path in list((out / folder).rglob(f"*{suffix}")):
-            if path not in kept:
+            if path not in finished:
                 path.unlink()
 
 
 def _save(temporary: Path, array: Pixels) -> None:
-    with temporary.open("wb") as file:  # a name would be given the suffix .npy
+    with temporary.open("wb") as file:  # np.save would append .npy to a path
         np.save(file, array)
 
 
-def _write_if_new(path: Path, text: str) -> None:
+def _write_if_changed(path: Path, text: str) -> None:
     try:
         if path.read_text(encoding="utf-8") == text:
             return

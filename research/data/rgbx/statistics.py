@@ -1,55 +1,54 @@
-"""Mean and spread of every channel over training files, measured once and kept."""
+"""Mean and standard deviation of every channel over training files, cached on disk."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from research.data.index import ProgressCallback
-from research.data.rgbx.arrays import RANGES, Form, read_array
+from research.data.rgbx.arrays import RANGES, ArraySpec, read_array
+from research.utils.cache import cached
 from research.utils.errors import DamagedImage, UserError
-from research.utils.files import write_text
 
-RECIPE = 1  # raise it whenever the same files would give other numbers
+VERSION = 1  # increase it whenever the statistics of the same files change
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Of each channel, on a 0…1 scale."""
+    """Mean and standard deviation of each channel, on a 0…1 scale."""
 
     mean: list[float]
     std: list[float]
 
 
 def measure(
-    files: Sequence[Path], form: Form, progress: ProgressCallback | None = None
+    files: Sequence[Path], spec: ArraySpec, progress: ProgressCallback | None = None
 ) -> ChannelStatistics:
-    """Over all pixels of the files, at their own size, in float64; damaged ones are passed over.
+    """Statistics of all pixels of the files, at their own size, in float64; skips damaged files.
 
     Raises:
-        UserError: when not one file can be read.
+        UserError: if no file can be read.
     """
-    count, sums, squares = 0, np.zeros(form.channels), np.zeros(form.channels)
+    count, sums, squares = 0, np.zeros(spec.channels), np.zeros(spec.channels)
     for done, file in enumerate(files, start=1):
         if progress is not None:
             progress("measuring channels", done, len(files))
         try:
-            array = read_array(file, form)
+            array = read_array(file, spec)
         except DamagedImage:
             continue
-        pixels = array.reshape(-1, form.channels).astype(np.float64) / RANGES[form.dtype]
+        pixels = array.reshape(-1, spec.channels).astype(np.float64) / RANGES[spec.dtype]
         count += len(pixels)
         sums += pixels.sum(0)
         squares += np.square(pixels).sum(0)
     if not count:
         raise UserError(
-            "dataset", f"none of {len(files)} training files can be read", f"the first: {files[0]}"
+            "dataset.root",
+            f"none of {len(files)} training files can be read, the first is {files[0]}",
+            "replace the files",
         )
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
@@ -58,29 +57,24 @@ def measure(
 
 def channel_statistics(
     files: Sequence[Path],
-    form: Form,
+    spec: ArraySpec,
     limit: int,
     fingerprint: str,
     cache: Path,
     progress: ProgressCallback | None = None,
 ) -> ChannelStatistics:
-    """The statistics of ``limit`` files, chosen by chance but always the same, or recalled.
+    """Statistics of a fixed random sample of files, measured or loaded from the cache.
 
     Args:
-        files: of the training split.
-        form: of every file.
-        limit: how many are measured.
-        fingerprint: of the data set.
-        cache: folder in which they are kept; other processes that ask meanwhile wait.
-        progress: told meanwhile.
+        files: files of the training split.
+        spec: channels and type of every file.
+        limit: maximum number of files that are measured.
+        fingerprint: fingerprint of the data set.
+        cache: cache folder, see ``cached``.
+        progress: called while files are measured.
     """
     chosen = np.random.default_rng(0).permutation(len(files))[:limit]
-    measured = [files[place] for place in sorted(chosen)]
-    key = {"recipe": RECIPE, "data": fingerprint, "files": len(measured)}
-    digest = sha256(json.dumps(key).encode()).hexdigest()[:16]
-    store = cache / f"rgbx_{digest}.json"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{store}.lock"):
-        if not store.exists():
-            write_text(store, json.dumps(asdict(measure(measured, form, progress)), indent=1))
-    return ChannelStatistics(**json.loads(store.read_text()))
+    sample = [files[index] for index in sorted(chosen)]
+    key = {"channels": VERSION, "data": fingerprint, "files": len(sample)}
+    values = cached(cache, key, lambda: asdict(measure(sample, spec, progress)))
+    return ChannelStatistics(**values)

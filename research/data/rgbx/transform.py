@@ -1,4 +1,4 @@
-"""The device's half of preprocessing for RGB + X frames: normalised floats, and augmentation."""
+"""Device transform of RGB + X frames: conversion to normalised floats, and augmentation."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from research.data.frames.transform import (
 from research.data.rgbx.arrays import COLOURS
 from research.data.transforms import DeviceTransform
 
-COLOUR_CHANNELS = len(COLOURS)
-SMALLEST_STD = 1e-6
-"""Below it a channel counts as constant; a level of 16 bits is 15 times as much, and counts of
-events may be few levels."""
+NUM_COLOURS = len(COLOURS)
+MIN_STD = 1e-6
+"""A channel with a smaller standard deviation counts as constant. A level of 16 bits is 15 times as
+much: channels of event counts may have few levels."""
 
 
 class RgbxAugmentation(FrameAugmentation):
-    """What is drawn anew for every frame of every epoch, alike for all of its channels but light.
+    """Parameters of the random augmentation of RGB + X frames.
+
+    Flips and zoom are the same for all channels of a frame; brightness and contrast change the
+    colours alone.
 
     Args:
         flip: mirror half of the frames.
-        flip_vertical: turn half of them upside down; for scenes without an above and below.
-        zoom: range of the enlargement, about a random place: from 1 on a crop, below 1 the frame
-            shrinks on the mean.
-        brightness: largest change of the colours' mean, on a 0…1 scale, either way.
-        contrast: largest share by which the colours' differences from their mean grow or shrink.
+        flip_vertical: flip half of the frames vertically; for scenes without up and down.
+        zoom: range of the scale, about a random point; below 1 the frame is padded with the mean.
+        brightness: largest change of the colours' mean, up or down, on a 0…1 scale.
+        contrast: largest relative change of the colours' differences from their mean.
         noise: standard deviation of Gaussian noise, in standard deviations of each channel.
-        modality_dropout: probability that a frame loses its colours, or all of its other
-            channels, each in half of the cases.
+        modality_dropout: probability that a frame loses a modality: its colours, or all of its
+            X channels, with equal probability.
     """
 
     def __init__(
@@ -54,15 +56,15 @@ class RgbxAugmentation(FrameAugmentation):
 
 
 class RgbxTransform(DeviceTransform):
-    """Makes normalised floats of uint8 or uint16 frames [B, 3 + X, S, S]; augments in training.
+    """Converts uint8 or uint16 frames [B, 3 + X, S, S] to normalised floats; augments in training.
 
-    An exact 0 is what is not there, which is the channel's mean: the letterbox's bars, a modality
-    that was dropped, what a shrunk frame leaves empty.
+    Pixels without data are exactly 0, the mean of the channel: letterbox padding, dropped
+    modalities, and the padding of a zoom below 1.
 
     Args:
-        mean: of each channel, on a 0…1 scale.
-        std: of each channel, on a 0…1 scale.
-        augmentation: what happens in training; nothing when null.
+        mean: mean of each channel, on a 0…1 scale.
+        std: standard deviation of each channel, on a 0…1 scale.
+        augmentation: augmentation in training, if any.
     """
 
     def __init__(
@@ -72,78 +74,76 @@ class RgbxTransform(DeviceTransform):
         augmentation: RgbxAugmentation | None,
     ) -> None:
         super().__init__()
-        # Of the last batch: a model may meet files of another type than it was trained on.
+        # Type of the last batch: files may have another type than those of training.
         self.dtype = torch.uint8
         self.augmentation = augmentation
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None].clamp(min=SMALLEST_STD))
+        self.register_buffer("std", torch.tensor(std)[:, None, None].clamp(min=MIN_STD))
 
     mean: Tensor
     std: Tensor
 
     def forward(self, batch: DetectionBatch, generator: torch.Generator | None) -> DetectionBatch:
-        change = self.augmentation if self.training else None
+        augmentation = self.augmentation if self.training else None
         self.dtype = batch.inputs.dtype
-        # In place from here on: fresh memory for a batch of frames costs more than the arithmetic.
+        # In place from here on: allocating a batch of frames costs more than the arithmetic.
         images = batch.inputs.float().div_(torch.iinfo(self.dtype).max)
-        there = framed(batch.sizes, images.shape[-1])
-        if change is not None:
-            color_jitter(images[:, :COLOUR_CHANNELS], change, generator, there)
-            images[:, :COLOUR_CHANNELS].clamp_(0, 1)
-        images.sub_(self.mean).div_(self.std).mul_(there[:, None])
+        mask = valid_mask(batch.sizes, images.shape[-1])
+        if augmentation is not None:
+            color_jitter(images[:, :NUM_COLOURS], augmentation, generator, mask)
+            images[:, :NUM_COLOURS].clamp_(0, 1)
+        images.sub_(self.mean).div_(self.std).mul_(mask[:, None])
         batch = replace(batch, inputs=images)
-        if change is None:
+        if augmentation is None:
             return batch
-        if change.modality_dropout:
-            _drop(images, change.modality_dropout, generator)
-        batch = random_flip_zoom(batch, change, generator)
-        if change.noise:
+        if augmentation.modality_dropout:
+            _drop_modalities(images, augmentation.modality_dropout, generator)
+        batch = random_flip_zoom(batch, augmentation, generator)
+        if augmentation.noise:
             noise = noise_like(batch.inputs, generator).mul_(batch.inputs != 0)
-            batch.inputs.add_(noise, alpha=change.noise)
+            batch.inputs.add_(noise, alpha=augmentation.noise)
         return batch
 
     def to_images(self, batch: DetectionBatch) -> list[Tensor]:
-        """The colours, then a grey panel for each other channel.
+        """The colours, then each X channel in grey.
 
-        Those of 16 bits, if the last batch had them, are stretched to their own range, see
-        ``arrays.pictures``.
+        16-bit X channels are stretched to their own range, see ``arrays.to_pil_images``.
         """
-        shares = (batch.inputs * self.std + self.mean).clamp(0, 1)
-        extra = shares[:, COLOUR_CHANNELS:]
+        pixels = (batch.inputs * self.std + self.mean).clamp(0, 1)
+        extra = pixels[:, NUM_COLOURS:]
         if self.dtype != torch.uint8:
             low, high = extra.amin((2, 3), keepdim=True), extra.amax((2, 3), keepdim=True)
             extra = (extra - low) / (high - low).clamp(min=1e-6)
-        planes = [plane[:, None].expand(-1, COLOUR_CHANNELS, -1, -1) for plane in extra.unbind(1)]
+        planes = [plane[:, None].expand(-1, NUM_COLOURS, -1, -1) for plane in extra.unbind(1)]
         return [
-            (panel * 255).round().to(torch.uint8)
-            for panel in (shares[:, :COLOUR_CHANNELS], *planes)
+            (panel * 255).round().to(torch.uint8) for panel in (pixels[:, :NUM_COLOURS], *planes)
         ]
 
 
-def framed(sizes: Tensor, size: int) -> Tensor:
-    """Where letterboxed frames are on their canvas, as ``Letterbox`` has it.
+def valid_mask(sizes: Tensor, size: int) -> Tensor:
+    """Pixels of the canvas that are not letterbox padding, for a whole batch.
 
     Args:
         sizes: [B, 2] height and width of the files.
-        size: side of the canvas.
+        size: side of the canvas in pixels.
 
     Returns:
         [B, size, size] bool, on the device of ``sizes``.
     """
     device = sizes.device
-    # The same steps in the same precision as in Letterbox, for a whole batch; MPS has no float64.
+    # The same steps in the same precision as in Letterbox; MPS has no float64.
     sides = sizes.to("cpu" if device.type == "mps" else device).double()
     scale = (size / sides).amin(1, keepdim=True)
-    placed = (sides * scale + 0.5).floor().clamp(min=1)
-    start = ((size - placed) / 2).floor()[..., None]
-    at = torch.arange(size, device=sides.device)
-    within = ((at >= start) & (at < start + placed[..., None])).to(device)
-    return within[:, 0, :, None] & within[:, 1, None, :]
+    resized = (sides * scale + 0.5).floor().clamp(min=1)
+    start = ((size - resized) / 2).floor()[..., None]
+    position = torch.arange(size, device=sides.device)
+    inside = ((position >= start) & (position < start + resized[..., None])).to(device)
+    return inside[:, 0, :, None] & inside[:, 1, None, :]
 
 
-def _drop(images: Tensor, probability: float, generator: torch.Generator | None) -> None:
-    """Sets the colours, or all other channels, of some frames to 0, in place."""
+def _drop_modalities(images: Tensor, probability: float, generator: torch.Generator | None) -> None:
+    """Set the colours, or all X channels, of random frames to 0, in place."""
     drawn = torch.rand(len(images), generator=generator).to(images.device)
-    colours, others = drawn < probability / 2, (drawn >= probability / 2) & (drawn < probability)
-    images[:, :COLOUR_CHANNELS].mul_(~colours[:, None, None, None])
-    images[:, COLOUR_CHANNELS:].mul_(~others[:, None, None, None])
+    colours, extra = drawn < probability / 2, (drawn >= probability / 2) & (drawn < probability)
+    images[:, :NUM_COLOURS].mul_(~colours[:, None, None, None])
+    images[:, NUM_COLOURS:].mul_(~extra[:, None, None, None])

@@ -19,7 +19,7 @@ from research.data.frames.transform import FrameAugmentation
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
-from research.data.source import NetworkInput
+from research.data.source import NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind
 from research.data.warehouse.manifest import Manifest
@@ -165,8 +165,13 @@ class Warehouse:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def known_classes(self) -> list[str] | None:
-        return Manifest.load(self.path).classes if self.path.exists() else None
+    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+        known = Manifest.load(self.path).classes if look and self.path.exists() else None
+        return {
+            "name": self.name,
+            "classes": expected_classes(model, known, self.kind.usual_classes),
+            "transform": self.kind.expected_transform(model),
+        }
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

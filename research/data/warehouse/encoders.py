@@ -172,7 +172,7 @@ class CoefficientEncoder:
         read = self.reader.read(sample.file, CentreCrop(1.0), np.random.default_rng(0))
         y, cbcr = read.arrays if self.source == "bitstream" else self._dct(read.arrays[0])
         label = np.array(sample.target, dtype=np.int64)
-        return Encoded({"y": y, "cbcr": cbcr, "labels": label}, read.detour)
+        return Encoded({"y": y, "cbcr": cbcr, "labels": label}, read.fallback)
 
     @property
     def selection(self) -> Selection:

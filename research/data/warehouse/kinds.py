@@ -20,13 +20,14 @@ from research.batch import Batch, ClassificationBatch, DetectionBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, covering
 from research.data.block_samples import MCU, BlockCrop, BlockSamples
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import decode, to_rgb
+from research.data.source import IMAGENET_CLASSES, USUAL_BOXES
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.store import Store
@@ -45,10 +46,16 @@ class StoreKind(Protocol):
     Attributes:
         name: the ``kind`` of the manifest.
         model_keys: entries of the store's ``transform`` that a trained model depends on.
+        usual_classes: number of classes where nothing else is known.
     """
 
     name: str
     model_keys: tuple[str, ...]
+    usual_classes: int
+
+    def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """``transform`` of a store that fits the settings, see ``expected_metadata``."""
+        ...
 
     def configure(self, transform: Mapping[str, Any]) -> None:
         """Set the ``transform`` of the store.
@@ -96,19 +103,23 @@ class CoefficientKind:
 
     name = "coefficients"
     model_keys: tuple[str, ...] = ("image_size",)
+    usual_classes = IMAGENET_CLASSES
 
     def __init__(
         self,
         image_size: int | None,
         random_crop: bool,
         random_flip: bool,
-        coefficients: Coefficients,
+        coefficients: CoefficientSpec,
     ) -> None:
         self.image_size = image_size
         self.random_crop = random_crop
         self.random_flip = random_flip
         self.coefficients = replace(coefficients, source="store")
         self.shipped = covering(coefficients.selection)
+
+    def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
 
     def configure(self, transform: Mapping[str, Any]) -> None:
         stored, window = transform["image_size"], transform["window"]
@@ -202,7 +213,7 @@ class StoredRows:
         self.positions = positions
         self.luma, self.chroma = len(shipped.luma), len(shipped.chroma)
 
-    def cut(
+    def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         count, side = len(indices), crop.size // MCU
@@ -232,7 +243,7 @@ class ResidentRows:
         self.cbcr = cbcr[..., : len(shipped.chroma)]
         self.positions = positions
 
-    def cut(
+    def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         device, side = self.y.device, crop.size // MCU
@@ -262,6 +273,7 @@ class FrameKind:
 
     name = "frames"
     model_keys: tuple[str, ...] = ("image_size", "max_boxes")
+    usual_classes = 1
 
     def __init__(
         self,
@@ -272,6 +284,16 @@ class FrameKind:
         self.image_size = image_size
         self.max_boxes = max_boxes
         self.augmentation = augmentation
+
+    def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        if self.image_size is None:
+            raise UserError(
+                "dataset.image_size", "dataset.image_size is that of the store", "set it"
+            )
+        return {
+            "image_size": self.image_size,
+            "max_boxes": model.get("max_boxes") or self.max_boxes or USUAL_BOXES,
+        }
 
     def configure(self, transform: Mapping[str, Any]) -> None:
         for key, value in (("image_size", self.image_size), ("max_boxes", self.max_boxes)):
@@ -351,7 +373,7 @@ class FrameSamples:
         self.store = store
         self.positions = positions
         self.resident = resident
-        self.left_out: dict[str, int] = {}
+        self.skipped: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from research.data.warehouse.checksums import damaged_shards
 from research.data.warehouse.manifest import MANIFEST, REMEDY, SAMPLES, SPLITS, Manifest
 from research.data.warehouse.samples import Samples, class_counts
 from research.utils.errors import UserError
+from research.utils.threads import map_threads
 
 TINY = 4.0
 """In pixels of the canvas; boxes with a smaller side are hard to detect."""
@@ -26,7 +26,6 @@ ABSURD_ASPECT = 20.0
 MAX_LINES = 20
 """Findings of one kind that are listed; the others are counted."""
 
-HASH_BATCH = 256
 COMPARED = {"frames": ("images",), "coefficients": ("y", "cbcr")}
 """Tensors whose equality makes two samples duplicates, by kind of store."""
 
@@ -159,13 +158,7 @@ def _digests(samples: Samples, progress: ProgressCallback | None) -> list[str]:
         return hasher.hexdigest()
 
     positions = samples.positions.tolist()
-    digests: list[str] = []
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(positions), HASH_BATCH):
-            digests += pool.map(digest, positions[start : start + HASH_BATCH])
-            if progress is not None:
-                progress("comparing samples", len(digests), len(positions))
-    return digests
+    return list(map_threads(digest, positions, None, "comparing samples", progress))
 
 
 def _check_boxes(samples: Samples, report: LintReport) -> None:

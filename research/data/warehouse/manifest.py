@@ -6,14 +6,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, with_config
 
 from research.config import stored
+from research.utils.documents import validate
 from research.utils.errors import UserError
 from research.utils.files import write_text
 
@@ -31,6 +33,9 @@ TRANSFORM_KEYS = {
 """Entries of ``transform`` that each kind of store must have."""
 REMEDY = "prepare it again"
 
+SplitName = Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")]
+TensorType = Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -44,8 +49,8 @@ class Shard:
     """
 
     file: str
-    samples: int
-    bytes: int
+    samples: PositiveInt
+    bytes: PositiveInt
     sha256: str
 
 
@@ -62,9 +67,9 @@ class SampleGroup:
     """
 
     name: str
-    start: int
-    stop: int
-    split: str
+    start: NonNegativeInt
+    stop: NonNegativeInt
+    split: SplitName
     report: dict[str, int] = field(default_factory=dict)
 
 
@@ -72,10 +77,11 @@ class SampleGroup:
 class TensorSpec:
     """Type of a tensor, and its shape for one sample."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: TensorType
+    shape: tuple[PositiveInt, ...]
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True)
 class Manifest:
     """One version of a store. The fields have the names of the entries of the file.
@@ -195,29 +201,12 @@ class Manifest:
                 f"{file}: schema {content['schema']}, this version reads up to {SCHEMA}",
                 "update Backbone Lab",
             )
-        try:
-            manifest = cls._read(file.parent, content)
-            problem = manifest._problem()
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError("manifest", f"{file}: {_field(error)}", REMEDY) from None
-        if problem:
+        transform = stored.transform(content.get("transform", {}), str(file))
+        document = {**content, "folder": str(file.parent), "transform": transform}
+        manifest = validate(cls, document, "manifest", file, REMEDY)
+        if problem := manifest._problem():
             raise UserError("manifest", f"{file}: {problem}", REMEDY)
         return manifest
-
-    @classmethod
-    def _read(cls, folder: Path, content: Mapping[str, Any]) -> Self:
-        parts = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
-        parts["transform"] = stored.transform(parts["transform"], str(folder / MANIFEST))
-        unknown = [name for name in content if name not in parts]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is not known")
-        parts["shards"] = [Shard(**shard) for shard in parts["shards"]]
-        parts["groups"] = [SampleGroup(**group) for group in parts["groups"]]
-        parts["tensors"] = {
-            name: TensorSpec(tensor["dtype"], tuple(int(side) for side in tensor["shape"]))
-            for name, tensor in parts["tensors"].items()
-        }
-        return cls(folder, **parts)
 
     def _problem(self) -> str:
         """The first inconsistency, or ''."""
@@ -226,50 +215,23 @@ class Manifest:
             climbs = ".." in parts or len(parts) != 1 or PureWindowsPath(shard.file).anchor
             if climbs or "\\" in shard.file:
                 return f"shard {shard.file!r} is outside the store"
-            if _not_count(shard.samples, 1) or _not_count(shard.bytes, 1):
-                return f"shard {shard.file}: samples and bytes must be counts"
         total = sum(shard.samples for shard in self.shards)
         if self.samples != total:
             return f"samples is {self.samples!r}, the shards hold {total}"
         position = 0
         for group in self.groups:
-            if group.split not in SPLITS:
-                return (
-                    f"group {group.name}: split {group.split!r} is not one of {', '.join(SPLITS)}"
-                )
-            if group.start != position or _not_count(group.stop, position):
+            if group.start != position or group.stop < position:
                 return f"group {group.name}: starts at {group.start}, expected {position}"
             position = group.stop
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
-        names = (self.kind, self.version, *(group.name for group in self.groups))
-        if not isinstance(self.classes, list):
-            return "classes must be a list"
-        if not all(isinstance(name, str) for name in (*names, *self.classes)):
-            return "kind, version, classes and names of groups must be text"
-        numeric: dict[str, Mapping[str, Any]] = {
-            "damage": self.damage,
-            "thresholds": self.thresholds,
-            **{f"group {group.name}": group.report for group in self.groups},
-            **{f"run {name}": report for name, report in self.runs.items()},
-        }
-        for name, counts in numeric.items():
-            if not all(type(count) in (int, float) for count in counts.values()):
-                return f"{name} must be numbers"
-        if not all(isinstance(kind, str) for kind in self.left_out.values()):
-            return "left_out must map names to kinds of damage"
         missing = [key for key in TRANSFORM_KEYS.get(self.kind, ()) if key not in self.transform]
         if missing:
             return f"transform has no {missing[0]}"
         for name, tensor in self.tensors.items():
-            sides = [*tensor.shape, math.prod(tensor.shape)]
-            if tensor.dtype not in DTYPES or not all(0 < side < 2**40 for side in sides):
-                return f"tensor {name}: {tensor.dtype!r} {list(tensor.shape)} is not supported"
+            if math.prod(tensor.shape) >= 2**40:
+                return f"tensor {name}: {list(tensor.shape)} is not supported"
         return ""
-
-
-def _not_count(value: Any, at_least: int) -> bool:
-    return not isinstance(value, int) or isinstance(value, bool) or value < at_least
 
 
 def _find(path: Path) -> Path:
@@ -300,10 +262,4 @@ def _find(path: Path) -> Path:
 def _reason(error: OSError | ValueError | RecursionError) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return f"damaged ({error})"
-
-
-def _field(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"has no {error.args[0]!r}"
     return f"damaged ({error})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -26,9 +25,7 @@ from research.data.warehouse.encoders import (
 )
 from research.data.warehouse.manifest import SCHEMA
 from research.utils.errors import UserError
-
-FILES_AT_ONCE = 512
-"""Files submitted to the thread pool at a time; futures for a million files need much memory."""
+from research.utils.threads import map_threads
 
 
 @dataclass(frozen=True)
@@ -98,14 +95,7 @@ def stamp_files(
     Raises:
         UserError: for a file that cannot be read.
     """
-    stamps: list[FileStamp] = []
-    # Hashing and reading release the GIL: threads are enough.
-    with ThreadPoolExecutor(min(16, 2 * workers)) as pool:
-        for start in range(0, len(samples), FILES_AT_ONCE):
-            stamps += pool.map(_stamp, samples[start : start + FILES_AT_ONCE])
-            if progress is not None:
-                progress("hashing files", len(stamps), len(samples))
-    return stamps
+    return list(map_threads(_stamp, samples, min(16, 2 * workers), "hashing files", progress))
 
 
 def _stamp(sample: SampleSpec) -> FileStamp:
@@ -180,8 +170,8 @@ def plan_folders(folders: ImageFolders, source: Path, encoder: CoefficientEncode
     for split, files in folders.splits.items():
         for file, label in zip(files.files, files.labels, strict=True):
             samples.append(SampleSpec(file.relative_to(source).as_posix(), split, file, label))
-        skipped.update(files.left_out)
-        reports[split] = {f"left_out/{kind}": n for kind, n in sorted(files.left_out.items())}
+        skipped.update(files.skipped)
+        reports[split] = {f"left_out/{kind}": n for kind, n in sorted(files.skipped.items())}
     splits = {split: split for split in folders.splits}
     return BuildPlan(
         encoder, folders.classes, samples, splits, reports, skipped=dict(sorted(skipped.items()))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from research.data.warehouse.checksums import damaged_shards, size_mismatch
 from research.data.warehouse.manifest import REMEDY, Manifest, Shard
+from research.utils.cache import cached_by_file
 from research.utils.errors import UserError
-from research.utils.files import write_text
 
 
 class Store:
@@ -134,29 +132,21 @@ class Store:
 
     def _verify_checksums(self) -> None:
         folder = self.manifest.folder.resolve()
-        key = sha256(str(folder).encode()).hexdigest()[:16]
-        record = self.cache / "verified" / f"{key}.json"
-        known = _read(record) if self.verify == "once" else {}
-        current = {shard.file: _state(folder, shard) for shard in self.manifest.shards}
-        unverified = [
-            shard for shard in self.manifest.shards if known.get(shard.file) != current[shard.file]
-        ]
-        for _, problem in damaged_shards(self.manifest, unverified):
-            raise UserError("manifest", problem, REMEDY)
-        if unverified:
-            write_text(record, json.dumps(current))
+        shards = {shard.file: shard for shard in self.manifest.shards}
+
+        def verify(files: Sequence[str]) -> list[bool]:
+            for _, problem in damaged_shards(self.manifest, [shards[file] for file in files]):
+                raise UserError("manifest", problem, REMEDY)
+            return [True] * len(files)
+
+        if self.verify == "always":
+            verify([*shards])
+        else:
+            stamps = {file: _stamp(folder, shard) for file, shard in shards.items()}
+            cached_by_file(self.cache / "verified", {"verified": str(folder)}, stamps, verify)
 
 
-def _state(folder: Path, shard: Shard) -> list[Any]:
+def _stamp(folder: Path, shard: Shard) -> list[Any]:
     """Expected hash, size and date: unchanged until the file or the manifest changes."""
     stat = (folder / shard.file).stat()
     return [shard.sha256, stat.st_size, stat.st_mtime_ns]
-
-
-def _read(record: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # Without a readable record all shards are verified again.
-        return {}
-    return known if isinstance(known, dict) else {}

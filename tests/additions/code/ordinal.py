@@ -41,8 +41,14 @@ class Ordinal:
     def postprocess(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
         return predictions
 
-    def report(self, folder: Path, objectness: float | None) -> OrdinalWriter:
+    def writer(self, folder: Path) -> OrdinalWriter:
         return OrdinalWriter(folder / "predictions.csv")
+
+    def example_batch(
+        self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
+    ) -> ClassificationBatch:
+        index = torch.arange(count)
+        return ClassificationBatch(index, inputs(count), torch.zeros_like(index))
 
     def metrics(self, device: torch.device) -> OrdinalMetrics:
         return OrdinalMetrics()
@@ -83,7 +89,7 @@ class OrdinalMetrics:
 class OrdinalWriter:
     """``predictions.csv``: a file and its expected class a row."""
 
-    objectness = None
+    score_threshold = None
 
     def __init__(self, table: Path) -> None:
         self.table = table
@@ -98,9 +104,9 @@ class OrdinalWriter:
             csv.writer(file).writerows([("file", "expected_class"), *self.rows])
 
     def add(
-        self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor
+        self, stills: Sequence[Still], images: Sequence[Panels], predictions: Tensor
     ) -> list[Overlay]:
-        texts = [f"{value:.2f}" for value in answers.tolist()]
+        texts = [f"{value:.2f}" for value in predictions.tolist()]
         self.rows += zip((still.name for still in stills), texts, strict=True)
         return [Overlay(text) for text in texts]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import yaml
 from PIL import Image
 
 from research.batch import PairBatch, PhotoBatch
+from research.compression.selection import Selection
 from research.config import compose_config, resolved
+from research.data.coefficients import Coefficients
 from research.data.loader import EpochLoader, SampleKey
-from research.data.pairs import samples as reading
+from research.data.pairs import samples
 from research.data.pairs.samples import PairSamples, read_photo
 from research.data.pairs.source import PhotoPairs
 from research.data.pairs.transform import FeatureTransform, PairTransform
 from research.data.source import NetworkInput
 from research.tasks.ranking_metrics import RankingMetrics
-from research.utils.errors import DamagedImage, UserError
-from tests.conftest import ROOT
+from research.utils.errors import DamagedImage
+from tests.conftest import ROOT, user_error
 
 CPU = torch.device("cpu")
 NETWORK = NetworkInput(48, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 1.0, None)
@@ -32,10 +35,7 @@ Make = Callable[..., PhotoPairs]
 
 
 def write_photos(root: Path, lists: tuple[str, ...] = ("train", "val")) -> Path:
-    """Series of three photos, each more speckled, and better, than the one before.
-
-    In series of an odd number it is the other way round.
-    """
+    """Series of three photos with increasing noise and quality, decreasing in odd series."""
     folder = root / "train_val" / "train_val_imgs"
     folder.mkdir(parents=True)
     rows: dict[str, list[str]] = {"train": [], "val": []}
@@ -43,8 +43,8 @@ def write_photos(root: Path, lists: tuple[str, ...] = ("train", "val")) -> Path:
         rng = np.random.default_rng(series)
         size = ((40, 60), (60, 40), (50, 50))[series % 3]
         for photo in (1, 2, 3):
-            speckles = 30 * (photo if series % 2 == 0 else 4 - photo)
-            grey = 128 + speckles * rng.uniform(-1, 1, (*size, 3))
+            amplitude = 30 * (photo if series % 2 == 0 else 4 - photo)
+            grey = 128 + amplitude * rng.uniform(-1, 1, (*size, 3))
             image = Image.fromarray(grey.astype(np.uint8))
             image.save(folder / f"{series:06d}-{photo:02d}.JPG", quality=95)
         pairs = ("1 2 0.2 3 2", "1 3 0.1 3 1", "2 3 0.25 2 1")
@@ -67,17 +67,17 @@ def photo(root: Path, series: int, number: int) -> Path:
 
 
 def settings(name: str = "phototriage") -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "conf" / "dataset" / f"{name}.yaml").read_text())
-    return found
+    values: dict[str, Any] = yaml.safe_load((ROOT / "conf/dataset" / f"{name}.yaml").read_text())
+    return values
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def made(root: Path, **changed: Any) -> PhotoPairs:
-        given = {key: value for key, value in settings().items() if key != "_target_"}
-        given |= {"root": str(root), "image_size": None, "cache_dir": str(tmp_path / "cache")}
-        given |= {"feature_weights": {}}
-        return PhotoPairs(**{**given, **changed}, network=NETWORK)
+        values = {key: value for key, value in settings().items() if key != "_target_"}
+        values |= {"root": str(root), "image_size": None, "cache_dir": str(tmp_path / "cache")}
+        values |= {"feature_weights": {}, "network": NETWORK}
+        return PhotoPairs(**{**values, **changed})
 
     return made
 
@@ -96,7 +96,7 @@ def batch_of(data: PhotoPairs, split: str, count: int | None = None) -> PairBatc
 
 
 def padded(path: Path, size: int = 48) -> np.ndarray:
-    """[3, size, size]: the long side is the canvas, the mean around it."""
+    """[3, size, size]: the long side fills the canvas, the rest is the mean."""
     image = Image.open(path)
     scale = size / max(image.size)
     inner = [round(side * scale) for side in image.size]
@@ -106,21 +106,21 @@ def padded(path: Path, size: int = 48) -> np.ndarray:
     return np.asarray(canvas).transpose(2, 0, 1)
 
 
-def test_the_yaml_says_what_the_data_set_takes() -> None:
-    taken = set(inspect.signature(PhotoPairs).parameters) - {"network"}
-    assert set(settings()) - {"_target_"} == taken
-    assert set(settings("demo_photos")) - {"defaults"} < taken
+def test_the_yaml_has_the_arguments_of_the_data_set() -> None:
+    arguments = set(inspect.signature(PhotoPairs).parameters) - {"network"}
+    assert set(settings()) - {"_target_"} == arguments
+    assert set(settings("demo_photos")) - {"defaults"} < arguments
 
 
-def test_weights_of_any_feature_are_named_on_the_command_line() -> None:
+def test_weights_of_any_feature_on_the_command_line() -> None:
     words = ["experiment=phototriage_folds", "dataset.feature_weights={clip: a, x.layer4: b}"]
     config = resolved(compose_config(words)[0])
     assert config["dataset"]["feature_weights"] == {"clip": "a", "x.layer4": "b"}
-    usual = resolved(compose_config(words[:1])[0])
-    assert usual["dataset"]["feature_weights"] is None
+    default = resolved(compose_config(words[:1])[0])
+    assert default["dataset"]["feature_weights"] is None
 
 
-def test_a_batch_holds_the_photos_of_its_rows(make: Make, root: Path) -> None:
+def test_a_batch_contains_the_photos_of_its_pairs(make: Make, root: Path) -> None:
     data = prepared(make, root)
     assert data.counts() == {"train": (54, {}), "test": (6, {}), "val": (12, {})}
     batch = batch_of(data, "val")
@@ -130,10 +130,10 @@ def test_a_batch_holds_the_photos_of_its_rows(make: Make, root: Path) -> None:
     assert [data.pairs("val").series[s] for s in batch.series.tolist()[::3]] == [
         f"{series:06d}" for series in (6, 12, 18, 24)
     ]
-    for place, (first, second) in enumerate(batch.photos.tolist()):
-        for side, index in enumerate((first, second)):
+    for row, photos in enumerate(batch.photos.tolist()):
+        for side, index in enumerate(photos):
             path = data.pairs("val").photos[index]
-            assert (batch.inputs[place, side].numpy() == padded(path)).all()
+            assert (batch.inputs[row, side].numpy() == padded(path)).all()
     assert batch.photos[0].tolist() != batch.photos[1].tolist()
     assert [p.name for p in (data.pairs("val").photos[i] for i in batch.photos[2])] == [
         "000006-02.JPG",
@@ -151,30 +151,30 @@ def test_a_photo_is_read_once_a_batch(
         read.append(path)
         return read_photo(path, *rest)
 
-    monkeypatch.setattr(reading, "read_photo", counted)
+    monkeypatch.setattr(samples, "read_photo", counted)
     batch_of(data, "val", 6)
     assert len(read) == len(set(read)) == 6
 
 
-def test_large_jpegs_are_decoded_small_and_small_ones_whole(tmp_path: Path) -> None:
+def test_large_jpegs_are_decoded_at_a_reduced_size(tmp_path: Path) -> None:
     pixels = np.kron(np.random.default_rng(0).uniform(60, 200, (12, 16)), np.ones((20, 20)))
     Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(tmp_path / "a.jpg", quality=95)
     small = read_photo(tmp_path / "a.jpg", lambda size: max(size) / 100)
     assert small.size == (160, 120)
     assert read_photo(tmp_path / "a.jpg", lambda size: max(size) / 400).size == (320, 240)
-    whole = read_photo(tmp_path / "a.jpg").resize(small.size, Image.Resampling.BOX)
-    assert np.abs(np.asarray(whole, float) - np.asarray(small, float)).mean() < 2
+    full = read_photo(tmp_path / "a.jpg").resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(full, float) - np.asarray(small, float)).mean() < 2
 
 
-def test_the_centred_square(make: Make, root: Path) -> None:
+def test_centre_crop(make: Make, root: Path) -> None:
     data = prepared(make, root, fit="crop")
-    seen = batch_of(data, "val", 1).inputs[0, 0].numpy().transpose(1, 2, 0)
+    pixels = batch_of(data, "val", 1).inputs[0, 0].numpy().transpose(1, 2, 0)
     image = Image.open(photo(root, 6, 1))  # 60 wide, 40 high
     square = image.resize((48, 48), Image.Resampling.BILINEAR, box=(10, 0, 50, 40))
-    assert (seen == np.asarray(square)).all()
+    assert (pixels == np.asarray(square)).all()
 
 
-def test_files_of_a_user_look_as_in_validation(make: Make, root: Path) -> None:
+def test_files_are_read_as_in_validation(make: Make, root: Path) -> None:
     data = make(root)
     batch = data.read([photo(root, 1, 2), photo(root, 2, 1)])
     assert isinstance(batch, PhotoBatch)
@@ -185,7 +185,7 @@ def test_files_of_a_user_look_as_in_validation(make: Make, root: Path) -> None:
         data.read([photo(root, 1, 1)])
 
 
-def test_photos_that_cannot_be_used_are_counted_and_told(
+def test_unusable_photos_are_counted_and_reported(
     make: Make, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     photo(root, 1, 1).write_bytes(b"")
@@ -200,48 +200,47 @@ def test_photos_that_cannot_be_used_are_counted_and_told(
         "train": (56, {"empty": 2, "missing_image": 2}),
         "val": (9, {"unknown_series": 3}),
     }
-    told = "\n".join(caplog.messages)
-    assert "val_pairlist.txt row 1: series 000006 has no photo" in told
-    assert "train_pairlist.txt row 4: no file 000002-01" in told
-    assert "000001-01.JPG: empty, cannot be read" in told
-    batch = batch_of(data, "val")  # what no header shows is found where it is read
+    text = "\n".join(caplog.messages)
+    assert "val_pairlist.txt row 1: series 000006 has no photo" in text
+    assert "train_pairlist.txt row 4: no file 000002-01" in text
+    assert "000001-01.JPG: empty, cannot be read" in text
+    batch = batch_of(data, "val")  # damage that the header does not show
     assert len(batch) == 7
     assert batch.skipped in ({"left_out/truncated": 2}, {"left_out/unreadable": 2})
     assert batch.index.tolist() == [2, *range(3, 9)]
-    gone = data.dataset("val", seed=0, train=False, device=CPU).__getitems__([SampleKey(0, 0)])
-    assert gone.inputs.shape == (0, 2, 3, 48, 48)  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"^dataset.audit=error: .*\(and 2 more findings\)$"):
+    empty = data.dataset("val", seed=0, train=False, device=CPU).__getitems__([SampleKey(0, 0)])
+    assert empty.inputs.shape == (0, 2, 3, 48, 48)  # type: ignore[attr-defined]
+    with user_error("dataset.audit", "dataset.audit=error: ", "(and 2 more findings)"):
         prepared(make, root, audit="error")
 
 
-def test_settings_that_leave_nothing(make: Make, root: Path) -> None:
+def test_settings_that_leave_no_pairs(make: Make, root: Path) -> None:
     lists = root / "train_val"
-    with pytest.raises(UserError, match=r"pairs is left in the train split") as e:
+    with user_error("dataset.min_agreement", "train split", "low_agreement"):
         prepared(make, root, min_agreement=0.95, test_fraction=0.3)
-    assert "low_agreement); lower dataset.min_agreement" in str(e.value)
-    with pytest.raises(UserError, match=r"min_reviewers=2: pair lists do not tell how many voted"):
+    with user_error("dataset.min_reviewers", "dataset.min_reviewers=2", "dataset.labels=votes"):
         prepared(make, root, min_reviewers=2)
-    with pytest.raises(UserError, match=r"dataset.labels=votes: give the table in"):
+    with user_error("dataset.votes_file", "set dataset.votes_file=FILE.csv"):
         prepared(make, root, labels="votes")
-    with pytest.raises(UserError, match=r"split=test: .* has train, val; give dataset.test_frac"):
+    with user_error("split", "split=test", "train, val;", "dataset.test_fraction=0.1"):
         batch_of(prepared(make, root, test_fraction=0.0), "test")
     (lists / "val_pairlist.txt").unlink()
-    with pytest.raises(UserError, match=r"no pair in the val split; .* dataset.val_fraction"):
+    with user_error("dataset.val_fraction", root, "val split"):
         prepared(make, root, val_fraction=0.0)
     (lists / "train_pairlist.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"train_pairlist.txt: no pair in it; a row is series"):
+    with user_error("labels", "train_pairlist.txt", "no pairs"):
         prepared(make, root)
 
 
-def test_a_list_of_the_wrong_column_is_refused(make: Make, root: Path) -> None:
+def test_a_list_with_swapped_columns(make: Make, root: Path) -> None:
     file = root / "train_val" / "train_pairlist.txt"
     rows = [line.split() for line in file.read_text().splitlines()]
     file.write_text("".join(f"{s} {a} {b} {r1} {p} {r2}\n" for s, a, b, p, r1, r2 in rows))
-    with pytest.raises(UserError, match=r"train_pairlist.txt row 3: preference 2 is not in 0…1"):
+    with user_error("labels", f"{file} row 3", "preference 2"):
         prepared(make, root)
 
 
-def test_fewer_pairs_and_fewer_series(make: Make, root: Path) -> None:
+def test_limits_and_quick_experiments(make: Make, root: Path) -> None:
     few = prepared(make, root, max_train_images=10, max_val_images=1)
     assert {split: n for split, (n, _) in few.counts().items()} == {
         "train": 10,
@@ -259,35 +258,35 @@ def test_fewer_pairs_and_fewer_series(make: Make, root: Path) -> None:
     assert prepared(make, root).fingerprint() == prepared(make, root).fingerprint()
 
 
-def test_folds_split_all_lists_anew(make: Make, root: Path) -> None:
+def test_folds_of_all_lists(make: Make, root: Path) -> None:
     lists = root / "train_val"
-    # A series of both lists leaks nothing where both are split anew.
+    # Folds merge the lists, so that a series in both lists leaks nothing.
     leak = (lists / "val_pairlist.txt").read_text().splitlines()[0]
     with (lists / "train_pairlist.txt").open("a") as file:
         file.write(f"{leak}\n")
-    tested, held = [], []
+    tests, vals = [], []
     for fold in range(4):
         data = prepared(make, root, folds=4, fold=fold, audit="error")
         assert data.counts() == {"train": (36, {}), "val": (18, {}), "test": (18, {})}
         series = {split: {p.series for p in data.pairs(split).pairs} for split in data.splits}
         assert sum(map(len, series.values())) == len(set().union(*series.values())) == SERIES
-        tested.append(series["test"])
-        held.append(series["val"])
-    assert held == [*tested[1:], tested[0]]
-    assert len(set().union(*tested)) == SERIES
-    # What is asked of a pair moves no series, and a fold may be left with nothing.
+        tests.append(series["test"])
+        vals.append(series["val"])
+    assert vals == [*tests[1:], tests[0]]
+    assert len(set().union(*tests)) == SERIES
+    # The filters move no series to another split, but may leave a split empty.
     strict = prepared(make, root, folds=4, fold=3, min_agreement=0.85)
-    assert {pair.series for pair in strict.pairs("test").pairs} == tested[3]
-    with pytest.raises(UserError, match=r"none of 36 pairs is left in the train split"):
+    assert {pair.series for pair in strict.pairs("test").pairs} == tests[3]
+    with user_error("dataset.min_agreement", "36 pairs", "train split"):
         prepared(make, root, folds=4, min_agreement=0.95)
-    with pytest.raises(UserError, match=r"^dataset.folds=25: there are 24 series"):
+    with user_error("dataset.folds", "25", "24 series"):
         prepared(make, root, folds=25)
 
 
-def test_floors(make: Make, root: Path) -> None:
+def test_baselines(make: Make, root: Path) -> None:
     data = prepared(make, root)
-    told = "pair accuracy 1.0000 of always the second photo, 1.0000 of the sharper photo"
-    assert data.baseline() == told
+    expected = "pair accuracy 1.0000 of always the second photo, 1.0000 of the sharper photo"
+    assert data.baseline() == expected
     metrics = RankingMetrics("soft", [0.5, 1.0])
     metrics.update(torch.zeros(12), batch_of(data, "val"))
     assert metrics.compute()["constant_accuracy"] == 1
@@ -302,8 +301,8 @@ def test_votes(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         for a, b, left, right in ((0, 1, 1, 4), (0, 2, 0, 4), (1, 2, 2, 4))
     ]
     table.write_text("series_id,compareID1,compareID2,LEFT,RIGHT\n" + "".join(rows))
-    given = {"labels": "votes", "votes_file": str(table)}
-    data = prepared(make, root, **given)
+    votes = {"labels": "votes", "votes_file": str(table)}
+    data = prepared(make, root, **votes)
     assert {split: n for split, (n, _) in data.counts().items()} == {
         "train": 60,
         "test": 6,
@@ -311,67 +310,75 @@ def test_votes(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     }
     assert batch_of(data, "val", 3).preference.tolist() == pytest.approx([3 / 11, 1 / 9, 5 / 13])
     assert data.pairs("val").pairs[0].weight == 11
-    agreed = prepared(make, root, **given, min_agreement=0.65, min_reviewers=10)
+    agreed = prepared(make, root, **votes, min_agreement=0.65, min_reviewers=10)
     assert agreed.counts()["train"] == (20, {"few_reviewers": 20, "low_agreement": 20})
     write_photos(tmp_path / "both")
     caplog.set_level(logging.WARNING)
-    turned = [line.split(",") for line in "".join(rows).split()]
+    reordered = [line.split(",") for line in "".join(rows).split()]
     table.write_text(
         "series_id,compareID1,compareID2,LEFT,RIGHT\n"
         + "".join(
-            f"{s},{2 - int(a)},{2 - int(b)},{left},{right}\n" for s, a, b, left, right in turned
+            f"{s},{2 - int(a)},{2 - int(b)},{left},{right}\n" for s, a, b, left, right in reordered
         )
     )
-    prepared(make, tmp_path / "both", **given)
-    assert "its photos are numbered in another order than the files" in caplog.text
+    prepared(make, tmp_path / "both", **votes)
+    assert "the table numbers the photos in another order than the files" in caplog.text
 
 
-def test_choices(make: Make, root: Path) -> None:
-    for key in ("labels", "ties", "fit", "audit"):
-        with pytest.raises(UserError, match=rf"^dataset.{key}=nothing.* allowed: "):
-            make(root, **{key: "nothing"})
+@pytest.mark.parametrize("key", ["labels", "ties", "fit", "audit"])
+def test_invalid_choices(make: Make, root: Path, key: str) -> None:
+    with user_error(f"dataset.{key}", f"dataset.{key}=nothing", "allowed: "):
+        make(root, **{key: "nothing"})
 
 
-def test_what_the_network_sees(make: Make, root: Path) -> None:
+def test_pairs_have_no_coefficients(make: Make, root: Path) -> None:
+    coefficients = Coefficients(Selection((0, 1), (0,)), "pixels", "full", True, 8)
+    with user_error("compression", "set compression=none"):
+        prepared(make, root, network=replace(NETWORK, coefficients=coefficients))
+
+
+def test_inputs_of_the_network(make: Make, root: Path) -> None:
     data = prepared(make, root)
     batch = batch_of(data, "val")
     transform = data.transform().eval()
     assert isinstance(transform, PairTransform)
-    seen = transform(batch, None)
+    normalised = transform(batch, None)
     mean, std = (torch.tensor(part)[:, None, None] for part in (NETWORK.mean, NETWORK.std))
-    torch.testing.assert_close(seen.inputs, (batch.inputs / 255 - mean) / std)
-    assert torch.equal(seen.preference, batch.preference)
-    first, second = transform.to_images(seen)
+    torch.testing.assert_close(normalised.inputs, (batch.inputs / 255 - mean) / std)
+    assert torch.equal(normalised.preference, batch.preference)
+    first, second = transform.to_images(normalised)
     assert torch.equal(first, batch.inputs[:, 0])
     assert torch.equal(second, batch.inputs[:, 1])
     user = transform(data.read([data.pairs("val").photos[i] for i in batch.photos[0]]), None)
-    torch.testing.assert_close(user.inputs, seen.inputs[0])
-    # Bars are the mean, to what a byte can hold of it.
-    assert seen.inputs[0, 0, :, 0].abs().max() < 0.5 / 255 / 0.2 + 1e-5
+    torch.testing.assert_close(user.inputs, normalised.inputs[0])
+    # Padding is the mean, rounded to 8 bits.
+    assert normalised.inputs[0, 0, :, 0].abs().max() < 0.5 / 255 / 0.2 + 1e-5
 
 
-def test_training_swaps_and_mirrors_half(make: Make, root: Path) -> None:
+def test_training_swaps_and_mirrors_half_of_the_pairs(make: Make, root: Path) -> None:
     data = prepared(make, root)
     batch = batch_of(data, "train")
     plain = data.transform().eval()(batch, None).inputs
-    seen = data.transform().train()(batch, torch.Generator().manual_seed(3))
-    turned = (seen.photos != batch.photos).all(1)
-    assert 15 < int(turned.sum()) < 39
+    augmented = data.transform().train()(batch, torch.Generator().manual_seed(3))
+    swapped = (augmented.photos != batch.photos).all(1)
+    assert 15 < int(swapped.sum()) < 39
     assert torch.equal(
-        seen.photos, torch.where(turned[:, None], batch.photos.flip(1), batch.photos)
+        augmented.photos, torch.where(swapped[:, None], batch.photos.flip(1), batch.photos)
     )
-    expected = torch.where(turned, 1 - batch.preference, batch.preference)
-    assert torch.equal(seen.preference, expected)
-    back = torch.where(turned[:, None, None, None, None], seen.inputs.flip(1), seen.inputs)
+    expected = torch.where(swapped, 1 - batch.preference, batch.preference)
+    assert torch.equal(augmented.preference, expected)
+    back = torch.where(
+        swapped[:, None, None, None, None], augmented.inputs.flip(1), augmented.inputs
+    )
     mirrored = (back != plain).flatten(1).any(1)
     assert 15 < int(mirrored.sum()) < 39
     assert torch.equal(back[mirrored], plain[mirrored].flip(-1))  # both photos of a pair
-    assert 0 < int((mirrored & turned).sum()) < int(mirrored.sum())
-    still = PairTransform(NETWORK.mean, NETWORK.std, False, False, data.album).train()
-    assert torch.equal(still(batch, torch.Generator()).inputs, plain)
+    assert 0 < int((mirrored & swapped).sum()) < int(mirrored.sum())
+    fixed = PairTransform(NETWORK.mean, NETWORK.std, False, False, data.photo_index).train()
+    assert torch.equal(fixed(batch, torch.Generator()).inputs, plain)
 
 
-def test_measures_in_place_of_pixels(make: Make, root: Path) -> None:
+def test_features_instead_of_pixels(make: Make, root: Path) -> None:
     torn = photo(root, 6, 1)
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     data = prepared(make, root, features=["quality"])
@@ -384,25 +391,25 @@ def test_measures_in_place_of_pixels(make: Make, root: Path) -> None:
     assert isinstance(transform, FeatureTransform)
     batch = transform.eval()(batch_of(data, "train"), None)
     assert batch.inputs.shape == (54, 2, width)
-    once = {
+    by_photo = {
         int(i): row
         for i, row in zip(batch.photos.flatten(), batch.inputs.flatten(0, 1), strict=True)
     }
-    rows = torch.stack(list(once.values()))
+    rows = torch.stack(list(by_photo.values()))
     torch.testing.assert_close(rows.mean(0), torch.zeros(width), atol=1e-4, rtol=0)
     varying = rows.std(0) > 1e-3
     assert varying.sum() > 4
-    spread = rows.std(0, correction=0)[varying]
-    torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-3, rtol=0)
+    std = rows.std(0, correction=0)[varying]
+    torch.testing.assert_close(std, torch.ones_like(std), atol=1e-3, rtol=0)
     index = int(batch_of(data, "val", 1).photos[0, 1])
     user = data.read([data.pairs("val").photos[index]])
     torch.testing.assert_close(user.inputs[0], batch_of(data, "val", 1).inputs[0, 1])
     trained = transform.train()(batch_of(data, "train"), torch.Generator().manual_seed(0))
-    turned = (trained.photos != batch.photos).all(1)
-    assert torch.equal(trained.inputs[turned], batch.inputs[turned].flip(1))
+    swapped = (trained.photos != batch.photos).all(1)
+    assert torch.equal(trained.inputs[swapped], batch.inputs[swapped].flip(1))
 
 
-def test_a_second_run_computes_no_feature(make: Make, root: Path) -> None:
+def test_a_second_run_computes_only_changed_photos(make: Make, root: Path) -> None:
     computed = []
     for changed in (False, False, True):
         if changed:
@@ -414,9 +421,9 @@ def test_a_second_run_computes_no_feature(make: Make, root: Path) -> None:
 
 
 @pytest.mark.parametrize("features", [None, ["quality"]])
-def test_what_people_see_of_a_batch(make: Make, root: Path, features: list[str] | None) -> None:
+def test_names_and_images_of_a_batch(make: Make, root: Path, features: list[str] | None) -> None:
     data = make(root, features=features)
-    # As in evaluation: the transform is there before the data are.
+    # As in evaluation: the transform is built before the data set is prepared.
     transform = data.transform(measured=False).eval()
     data.prepare(0)
     batch = transform(batch_of(data, "val", 3), None)
@@ -429,27 +436,27 @@ def test_what_people_see_of_a_batch(make: Make, root: Path, features: list[str] 
     first, second = transform.to_images(batch)
     assert torch.equal(first, pixels[:, 0])
     assert torch.equal(second, pixels[:, 1])
-    photo(root, 6, 2).write_bytes(b"")  # pictures end no run
+    photo(root, 6, 2).write_bytes(b"")  # a missing picture must not end the run
     if features is not None:
         first, second = transform.to_images(batch)
         assert (second[0] == 255).all()
         assert torch.equal(second[1], pixels[1, 1])
 
 
-def test_a_model_gets_the_features_that_it_was_trained_on(make: Make, root: Path) -> None:
-    pixels, measures = make(root), make(root, features=["quality"])
+def test_a_model_needs_the_features_that_it_was_trained_on(make: Make, root: Path) -> None:
+    pixels, quality = make(root), make(root, features=["quality"])
     pixels.load_metadata(pixels.metadata())
     assert pixels.metadata()["transform"] == {"image_size": 48, "fit": "pad"}
-    assert measures.check_compatible(measures.metadata()) is None
-    with pytest.raises(UserError, match=r"trained on the features quality, .* asks for pixels"):
-        pixels.load_metadata(measures.metadata())
-    assert "trained on pixels" in str(measures.check_compatible(pixels.metadata()))
-    other = measures.metadata() | {"feature_keys": {"quality": "another"}}
-    assert "computed otherwise" in str(measures.check_compatible(other))
+    assert quality.check_compatible(quality.metadata()) is None
+    with user_error("dataset.features", "features quality", "set dataset.features=[quality]"):
+        pixels.load_metadata(quality.metadata())
+    assert "set dataset.features=null" in str(quality.check_compatible(pixels.metadata()))
+    other = quality.metadata() | {"feature_keys": {"quality": "another"}}
+    assert "dataset.feature_weights" in str(quality.check_compatible(other))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loaded_by_any_number_of_workers(make: Make, root: Path, workers: int) -> None:
+def test_any_number_of_workers(make: Make, root: Path, workers: int) -> None:
     data = prepared(make, root)
     samples = data.dataset("train", seed=1, train=True, device=CPU)
     assert isinstance(samples, PairSamples)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from research.batch import DetectionBatch
 from research.data.frames.frame import BoxXYXY, Frame
 from research.data.frames.letterbox import Letterbox
-from research.data.rgbx.arrays import RANGES, Form
-from research.data.rgbx.samples import stacked
-from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform, framed
+from research.data.rgbx.arrays import RANGES, ArraySpec
+from research.data.rgbx.samples import collate_frames
+from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform, valid_mask
 
 MEAN, STD = [0.1, 0.2, 0.3, 0.4, 0.05], [0.2, 0.25, 0.3, 0.15, 0.1]
 NOTHING = {
@@ -33,14 +33,16 @@ def augmentation(**changed: object) -> RgbxAugmentation:
     return RgbxAugmentation(**{**NOTHING, **changed})  # type: ignore[arg-type]
 
 
-def framed_batch(count: int = 6, dtype: str = "uint8", size: int = 32) -> DetectionBatch:
-    """Noise of several sizes, a box in the middle of each."""
+def make_batch(count: int = 6, dtype: str = "uint8", size: int = 32) -> DetectionBatch:
+    """Noise of several sizes with a box in the middle."""
     rng = np.random.default_rng(0)
     shapes = [(24, 32), (32, 20), (30, 30)]
     arrays = [
         rng.integers(0, RANGES[dtype] + 1, (*shapes[n % 3], 5)).astype(dtype) for n in range(count)
     ]
-    return stacked(arrays, size, Form(5, dtype), [frame((0.25, 0.25, 0.75, 0.75))] * count)
+    return collate_frames(
+        arrays, size, ArraySpec(5, dtype), [frame((0.25, 0.25, 0.75, 0.75))] * count
+    )
 
 
 def frame(*boxes: BoxXYXY) -> Frame:
@@ -49,19 +51,19 @@ def frame(*boxes: BoxXYXY) -> Frame:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=5))
-def test_the_frames_place_on_the_canvas_is_the_letterboxs(sizes: list[tuple[int, int]]) -> None:
+def test_the_valid_mask_is_the_area_of_the_letterbox(sizes: list[tuple[int, int]]) -> None:
     for size in (32, 97, 640):
-        found = framed(torch.tensor(sizes, dtype=torch.int32), size).numpy()
+        mask = valid_mask(torch.tensor(sizes, dtype=torch.int32), size).numpy()
         for row, (height, width) in enumerate(sizes):
             box = Letterbox.of(height, width, size)
             expected = np.zeros((size, size), bool)
             expected[box.pad_y :, box.pad_x :][: box.height, : box.width] = True
-            np.testing.assert_array_equal(found[row], expected)
+            np.testing.assert_array_equal(mask[row], expected)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_evaluation_normalises_and_leaves_the_bars_at_the_mean(dtype: str) -> None:
-    batch = framed_batch(dtype=dtype)
+def test_evaluation_normalises_and_sets_padding_to_0(dtype: str) -> None:
+    batch = make_batch(dtype=dtype)
     before = batch.inputs.clone()
     everything = augmentation(flip=True, zoom=(0.5, 2.0), brightness=0.5, modality_dropout=1.0)
     found = RgbxTransform(MEAN, STD, everything).eval()(batch, None)
@@ -79,110 +81,110 @@ def test_evaluation_normalises_and_leaves_the_bars_at_the_mean(dtype: str) -> No
 
 
 def test_a_constant_channel_stays_finite() -> None:
-    batch = framed_batch()
+    batch = make_batch()
     batch.inputs[:, 4] = 51
     transform = RgbxTransform([*MEAN[:4], 0.2], [*STD[:4], 0.0], None)
     assert transform(batch, None).inputs[:, 4].abs().max() < 1e-3
 
 
-def test_the_range_is_that_of_the_files_that_come() -> None:
-    """A model that was trained on 8 bits meets the same pictures in 16."""
-    shallow = framed_batch()
-    deep = replace(shallow, inputs=(shallow.inputs.int() * 257).to(torch.uint16))
+def test_the_range_is_that_of_the_type_of_the_batch() -> None:
+    """A model that was trained on 8 bits gives the same results in 16 bits."""
+    uint8 = make_batch()
+    uint16 = replace(uint8, inputs=(uint8.inputs.int() * 257).to(torch.uint16))
     transform = RgbxTransform(MEAN, STD, None).eval()
-    expected = transform(shallow, None).inputs
-    torch.testing.assert_close(transform(deep, None).inputs, expected, atol=1e-5, rtol=0)
-    # In turn, so that neither is kept of the other.
-    torch.testing.assert_close(transform(shallow, None).inputs, expected)
+    expected = transform(uint8, None).inputs
+    torch.testing.assert_close(transform(uint16, None).inputs, expected, atol=1e-5, rtol=0)
+    # In turn: the type is not kept from one batch to the next.
+    torch.testing.assert_close(transform(uint8, None).inputs, expected)
 
 
-def test_panels_are_the_pixels_that_went_in() -> None:
-    batch = framed_batch()
+def test_images_are_the_pixels_of_the_input() -> None:
+    batch = make_batch()
     transform = RgbxTransform(MEAN, STD, None).eval()
     colours, thermal, event = transform.to_images(transform(batch, None))
-    there = framed(batch.sizes, 32)[:, None]
-    for panel, pixels in (
+    mask = valid_mask(batch.sizes, 32)[:, None]
+    for image, pixels in (
         (colours, batch.inputs[:, :3]),
         (thermal, batch.inputs[:, [3, 3, 3]]),
         (event, batch.inputs[:, [4, 4, 4]]),
     ):
-        assert panel.dtype == torch.uint8
-        assert torch.equal(panel * there, pixels)
-    narrow = framed_batch(dtype="uint16")
+        assert image.dtype == torch.uint8
+        assert torch.equal(image * mask, pixels)
+    narrow = make_batch(dtype="uint16")
     thermal = torch.from_numpy(narrow.inputs.numpy()[:, 3] // 1000 + 26000)
     narrow.inputs[:, 3] = thermal.to(torch.uint16)
-    seen = transform.to_images(transform(narrow, None))[1].float()
-    assert seen.amax((1, 2, 3)).min() == 255
-    assert seen.amin((1, 2, 3)).max() == 0
+    stretched = transform.to_images(transform(narrow, None))[1].float()
+    assert stretched.amax((1, 2, 3)).min() == 255
+    assert stretched.amin((1, 2, 3)).max() == 0
 
 
 def trained(seed: int = 0, count: int = 6, **changed: object) -> DetectionBatch:
     transform = RgbxTransform(MEAN, STD, augmentation(**changed)).train()
-    return transform(framed_batch(count), torch.Generator().manual_seed(seed))
+    return transform(make_batch(count), torch.Generator().manual_seed(seed))
 
 
-def test_light_changes_in_the_colours_alone() -> None:
+def test_color_jitter_changes_the_colours_alone() -> None:
     plain, found = trained(), trained(brightness=0.2, contrast=0.3)
     assert torch.equal(found.inputs[:, 3:], plain.inputs[:, 3:])
-    there = framed(plain.sizes, 32)[:, None]
-    assert not (found.inputs * ~there).any()
+    mask = valid_mask(plain.sizes, 32)[:, None]
+    assert not (found.inputs * ~mask).any()
     mean, std = (torch.tensor(part[:3])[:, None, None] for part in (MEAN, STD))
-    for old, new, inner in zip(plain.inputs, found.inputs, there, strict=True):
-        before, after = ((image[:3] * std + mean)[:, inner[0]].double() for image in (old, new))
-        between = (after > 1e-6) & (after < 1 - 1e-6)  # not clipped
-        slope, shift = np.polyfit(before[between].numpy(), after[between].numpy(), 1)
+    for old, new, valid in zip(plain.inputs, found.inputs, mask, strict=True):
+        before, after = ((image[:3] * std + mean)[:, valid[0]].double() for image in (old, new))
+        unclipped = (after > 1e-6) & (after < 1 - 1e-6)
+        slope, shift = np.polyfit(before[unclipped].numpy(), after[unclipped].numpy(), 1)
         assert 0.7 - 1e-6 <= slope <= 1.3 + 1e-6
-        np.testing.assert_allclose(after[between], slope * before[between] + shift, atol=1e-4)
+        np.testing.assert_allclose(after[unclipped], slope * before[unclipped] + shift, atol=1e-4)
     assert (found.inputs[:, :3] - plain.inputs[:, :3]).abs().amax((1, 2, 3)).min() > 0.01
 
 
-def test_contrast_turns_about_the_mean_of_the_frame_without_its_bars() -> None:
+def test_contrast_keeps_the_mean_of_the_frame_without_its_padding() -> None:
     pixels = np.random.default_rng(0).integers(100, 150, (16, 32, 5)).astype(np.uint8)
-    batch = stacked([pixels] * 4, 32, Form(5, "uint8"))
-    change = augmentation(contrast=0.5)
-    transform = RgbxTransform([0.0] * 5, [1.0] * 5, change).train()
+    batch = collate_frames([pixels] * 4, 32, ArraySpec(5, "uint8"))
+    augment = augmentation(contrast=0.5)
+    transform = RgbxTransform([0.0] * 5, [1.0] * 5, augment).train()
     found = transform(batch, torch.Generator().manual_seed(3)).inputs[:, :3, 8:24]
-    shares = torch.from_numpy(pixels[..., :3]).permute(2, 0, 1) / 255
-    assert (found - shares).abs().amax((1, 2, 3)).min() > 0.01
-    torch.testing.assert_close(found.mean((1, 2, 3)), shares.mean().expand(4))
+    fractions = torch.from_numpy(pixels[..., :3]).permute(2, 0, 1) / 255
+    assert (found - fractions).abs().amax((1, 2, 3)).min() > 0.01
+    torch.testing.assert_close(found.mean((1, 2, 3)), fractions.mean().expand(4))
 
 
-def test_a_dropped_modality_is_all_at_its_mean() -> None:
+def test_dropped_modalities_are_0() -> None:
     plain, found = trained(count=600), trained(count=600, modality_dropout=0.5)
     colours = found.inputs[:, :3].abs().amax((1, 2, 3)) == 0
-    others = found.inputs[:, 3:].abs().amax((1, 2, 3)) == 0
-    assert not (colours & others).any()
+    extra = found.inputs[:, 3:].abs().amax((1, 2, 3)) == 0
+    assert not (colours & extra).any()
     # Five standard deviations of a binomial of 600.
     assert abs(int(colours.sum()) - 150) < 53
-    assert abs(int(others.sum()) - 150) < 53
+    assert abs(int(extra.sum()) - 150) < 53
     assert torch.equal(found.inputs[~colours, :3], plain.inputs[~colours, :3])
-    assert torch.equal(found.inputs[~others, 3:], plain.inputs[~others, 3:])
+    assert torch.equal(found.inputs[~extra, 3:], plain.inputs[~extra, 3:])
     assert not trained(modality_dropout=1.0).inputs.flatten(2).abs().amax(2).all(1).any()
 
 
-def test_noise_is_of_each_channels_own_size_and_spares_what_is_not_there() -> None:
+def test_noise_has_the_scale_of_each_channel_and_spares_padding() -> None:
     plain, found = trained(60), trained(60, noise=0.1)
     difference = found.inputs - plain.inputs
-    there = framed(plain.sizes, 32)[:, None].expand_as(difference)
-    assert not difference[~there].any()
+    mask = valid_mask(plain.sizes, 32)[:, None].expand_as(difference)
+    assert not difference[~mask].any()
     for channel in range(5):
-        spread = difference[:, channel][there[:, channel]].std()
-        assert spread == pytest.approx(0.1, rel=0.08)
+        std = difference[:, channel][mask[:, channel]].std()
+        assert std == pytest.approx(0.1, rel=0.08)
 
 
-def test_the_generator_decides_and_the_loaders_memory_is_left_alone() -> None:
+def test_augmentation_depends_on_the_generator_and_leaves_the_batch_alone() -> None:
     changed = {"flip": True, "zoom": (0.8, 1.2), "brightness": 0.1, "noise": 0.01}
     changed["modality_dropout"] = 0.3
     one, same, other = trained(1, **changed), trained(1, **changed), trained(2, **changed)
     assert torch.equal(one.inputs, same.inputs)
     assert not torch.equal(one.inputs, other.inputs)
-    batch = framed_batch()
-    kept = batch.inputs.clone(), batch.boxes.clone()
+    batch = make_batch()
+    before = batch.inputs.clone(), batch.boxes.clone()
     RgbxTransform(MEAN, STD, augmentation(**changed)).train()(
         batch, torch.Generator().manual_seed(0)
     )
-    assert torch.equal(batch.inputs, kept[0])
-    assert torch.equal(batch.boxes, kept[1])
+    assert torch.equal(batch.inputs, before[0])
+    assert torch.equal(batch.boxes, before[1])
 
 
 SIDE = st.integers(40, 300)
@@ -190,15 +192,15 @@ CORNER = st.floats(0.2, 0.45)
 
 
 def coordinates(height: int, width: int) -> NDArray[np.uint16]:
-    """Pixels that say where they are: columns in channel 3, rows in channel 4; as shares."""
+    """Pixels that encode their position: x in channel 3, y in channel 4, as fractions."""
     array = np.zeros((height, width, 5), np.uint16)
     array[..., 3] = np.rint((np.arange(width) + 0.5) / width * 65535)
     array[..., 4] = np.rint((np.arange(height) + 0.5)[:, None] / height * 65535)
     return array
 
 
-def looked_up(plane: NDArray[np.float32], x: float, y: float) -> float:
-    """Bilinear, at a place in pixels whose centres are at halves."""
+def interpolate(plane: NDArray[np.float32], x: float, y: float) -> float:
+    """Bilinear interpolation at a position in pixels, whose centres are at halves."""
     column, row = x - 0.5, y - 0.5
     left = int(np.clip(np.floor(column), 0, plane.shape[1] - 2))
     top = int(np.clip(np.floor(row), 0, plane.shape[0] - 2))
@@ -218,7 +220,7 @@ def looked_up(plane: NDArray[np.float32], x: float, y: float) -> float:
     st.booleans(),
     st.integers(0, 2**31),
 )
-def test_boxes_stay_on_the_pixels_that_they_were_on(
+def test_boxes_stay_on_their_pixels(
     height: int,
     width: int,
     size: int,
@@ -227,14 +229,14 @@ def test_boxes_stay_on_the_pixels_that_they_were_on(
     flips: bool,
     seed: int,
 ) -> None:
-    """Through letterbox, resize, flip and zoom or crop, within half a pixel of the file."""
+    """After letterbox, flip and zoom, within half a pixel of the file."""
     if max(height, width) > 3 * min(height, width):
-        height = width  # thinner frames are a few pixels on the canvas, all of them at its edge
+        height = width  # thinner frames are only a few pixels of the canvas
     x0, y0, x1, y1 = corners[0], corners[1], 1 - corners[2], 1 - corners[3]
-    change = augmentation(flip=flips, flip_vertical=flips, zoom=(zoom, zoom))
-    transform = RgbxTransform([0.0] * 5, [1.0] * 5, change).train()
-    form = Form(5, "uint16")
-    batch = stacked([coordinates(height, width)], size, form, [frame((x0, y0, x1, y1))])
+    augment = augmentation(flip=flips, flip_vertical=flips, zoom=(zoom, zoom))
+    transform = RgbxTransform([0.0] * 5, [1.0] * 5, augment).train()
+    spec = ArraySpec(5, "uint16")
+    batch = collate_frames([coordinates(height, width)], size, spec, [frame((x0, y0, x1, y1))])
     found = transform(batch, torch.Generator().manual_seed(seed))
     if not found.mask[0, 0]:
         assert zoom > 1
@@ -242,19 +244,19 @@ def test_boxes_stay_on_the_pixels_that_they_were_on(
     left, top, right, bottom = (found.boxes[0, 0].double().numpy() * size).tolist()
     columns, rows = found.inputs[0, 3].numpy(), found.inputs[0, 4].numpy()
     middle = (left + right) / 2, (top + bottom) / 2
-    across = [looked_up(columns, edge, middle[1]) * width for edge in (left, right)]
-    down = [looked_up(rows, middle[0], edge) * height for edge in (top, bottom)]
-    for edges, seen, low, high, side in (
+    across = [interpolate(columns, edge, middle[1]) * width for edge in (left, right)]
+    down = [interpolate(rows, middle[0], edge) * height for edge in (top, bottom)]
+    for edges, positions, low, high, side in (
         ((left, right), across, x0, x1, width),
         ((top, bottom), down, y0, y1, height),
     ):
         cut = [edge < 1e-3 or edge > size - 1e-3 for edge in edges]
-        came = sorted(zip(seen, cut, strict=True))
-        for (place, is_cut), true in zip(came, (low * side, high * side), strict=True):
-            if is_cut:  # the crop's edge, which lies within what it cut
-                assert low * side - 1 <= place <= high * side + 1
+        ordered = sorted(zip(positions, cut, strict=True))
+        for (position, is_cut), true in zip(ordered, (low * side, high * side), strict=True):
+            if is_cut:  # the edge of the crop, inside the box
+                assert low * side - 1 <= position <= high * side + 1
             else:
-                assert abs(place - true) <= 0.5
+                assert abs(position - true) <= 0.5
 
 
 @settings(max_examples=40, deadline=None)
@@ -266,7 +268,7 @@ def test_boxes_stay_on_the_pixels_that_they_were_on(
     st.booleans(),
     st.integers(0, 2**31),
 )
-def test_a_painted_rectangle_lands_in_its_box(
+def test_boxes_enclose_painted_rectangles(
     height: int,
     width: int,
     margins: tuple[int, int, int, int],
@@ -278,9 +280,9 @@ def test_a_painted_rectangle_lands_in_its_box(
     array = np.zeros((height, width, 4), np.uint8)
     array[y0:y1, x0:x1] = 255
     box = (x0 / width, y0 / height, x1 / width, y1 / height)
-    change = augmentation(flip=flips, zoom=(zoom, zoom))
-    transform = RgbxTransform([0.0] * 4, [1.0] * 4, change).train()
-    batch = stacked([array], 160, Form(4, "uint8"), [frame(box)])
+    augment = augmentation(flip=flips, zoom=(zoom, zoom))
+    transform = RgbxTransform([0.0] * 4, [1.0] * 4, augment).train()
+    batch = collate_frames([array], 160, ArraySpec(4, "uint8"), [frame(box)])
     found = transform(batch, torch.Generator().manual_seed(seed))
     for channel in found.inputs[0]:
         rows, columns = np.nonzero(channel.numpy() > 0.5)

@@ -54,7 +54,7 @@ def make_images(root: Path, images: int = 4) -> tuple[Path, SimpleNamespace]:
         folder = make_folders(root / split, images, seed=seed)
         files = sorted(folder.rglob("*.jpg"))
         labels = [CLASSES.index(file.parent.name) for file in files]
-        splits[split] = SimpleNamespace(files=files, labels=labels, left_out={})
+        splits[split] = SimpleNamespace(files=files, labels=labels, skipped={})
     return root, SimpleNamespace(splits=splits, classes=list(CLASSES))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.fft import dctn
 
-from research.compression.selection import EVERY, stored_order
+from research.compression.selection import ALL_FREQUENCIES, stored_order
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader
 from research.data.warehouse.build import build
@@ -86,7 +86,7 @@ def test_coefficients_are_those_of_the_bitstream_in_stored_order(tmp_path: Path)
     path = tmp_path / "a.jpg"
     picture("spots", 1, (70, 60)).save(path, quality=92, subsampling=2)
     rows = CoefficientEncoder(32, 4, "bitstream").encode(SampleSpec("a", "train", path, 7)).arrays
-    reader = BitstreamReader(32, EVERY)
+    reader = BitstreamReader(32, ALL_FREQUENCIES)
     y, cbcr = reader.read(path, CentreCrop(1.0), np.random.default_rng(0)).arrays
     order = list(stored_order(4))
     np.testing.assert_array_equal(rows["y"], y[..., order])
@@ -131,7 +131,7 @@ def test_a_smaller_window_is_a_prefix_of_a_larger_one(
 
 def test_folders_keep_their_order_names_and_counts(tmp_path: Path) -> None:
     root, folders = make_images(tmp_path / "images", images=2)
-    folders.splits["train"].left_out = {"empty": 2}
+    folders.splits["train"].skipped = {"empty": 2}
     plan = plan_folders(folders, root, CoefficientEncoder(32, 1, "pixels"))
     assert [sample.name for sample in plan.samples[:3]] == [
         "train/bars/000.jpg",

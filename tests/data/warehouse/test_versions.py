@@ -116,7 +116,7 @@ def test_every_setting_of_coefficients_counts(tmp_path: Path) -> None:
     }
     folders.splits["train"].labels[0] = 2
     plans["label"] = plan_images(root, folders)
-    folders.splits["val"].left_out = {"empty": 1}
+    folders.splits["val"].skipped = {"empty": 1}
     plans["left out"] = plan_images(root, folders)
     folders.splits["test"] = folders.splits.pop("val")
     plans["split"] = plan_images(root, folders)

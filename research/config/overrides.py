@@ -1,0 +1,44 @@
+"""Settings as text: Hydra's ``key=value`` and the command line that trains with them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.config.messages import shown
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value``, quoted where needed so that Hydra parses the same value."""
+    return f"{key}={_quoted(value)}"
+
+
+def train_command(
+    overrides: Sequence[str], settings: Mapping[str, Any] | None = None, *, multirun: bool = False
+) -> str:
+    """A command line of ``train.py``, quoted for the shell.
+
+    Args:
+        overrides: ``key=value`` each, as the user typed them.
+        settings: further keys with their values.
+        multirun: with ``-m``.
+    """
+    more = [override(key, value) for key, value in (settings or {}).items()]
+    return shlex.join(["python", "train.py", *["-m"] * multirun, *overrides, *more])
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_quoted(entry)}' for key, entry in value.items())}}}"
+    if not isinstance(value, str):
+        return repr(value) if isinstance(value, float) else shown(value)
+    plain = re.fullmatch(r"[A-Za-z_/][\w./@%+-]*", value)
+    if plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    # Hydra keeps backslashes, except those before a quote.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + "\\'" * bool(match[2]), value)
+    return f"'{escaped}'"

@@ -1,0 +1,27 @@
+"""Keys of CIFAR-10 and CIFAR-100."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from research.config.group_rules import Job
+from research.config.rules import COUNT, TRUTH, Rule, number, whole
+from research.utils.errors import UserError
+
+RULES: dict[str, Rule] = {
+    "classes": Rule("10 or 100", lambda value: value in (10, 100)),
+    "val_images": COUNT,
+    "padding": whole(0),
+    "on_device": TRUTH,
+    "device_budget": number(at_least=0),
+}
+
+
+def faults(job: Job) -> Iterator[UserError]:
+    option, classes = job.choices.get("dataset"), job.settings["dataset"]["classes"]
+    if option in ("cifar10", "cifar100") and option != f"cifar{classes}":
+        yield UserError(
+            "dataset.classes",
+            f"dataset.classes={classes} with dataset={option}: choose dataset=cifar{classes}",
+            "dataset.num_classes checks a number",
+        )

@@ -1,0 +1,48 @@
+"""Keys of image folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from research.compression.rules import BLOCK
+from research.config.group_rules import Job
+from research.config.rules import PATH, Rule, list_of, number, or_null, pair, whole
+from research.utils.errors import UserError
+
+RULES: dict[str, Rule] = {
+    "train_dirs": list_of(PATH),
+    "val_dir": or_null(PATH),
+    "test_dir": PATH,
+    "crop_scale": pair(number(above=0, at_most=1)),
+    "crop_ratio": pair(number(above=0)),
+    "crop_pct": or_null(number(above=0, at_most=1)),
+    "stored_size": whole(16),
+}
+
+
+def faults(job: Job) -> Iterator[UserError]:
+    dataset = job.settings["dataset"]
+    stored, size = dataset["stored_size"], dataset["image_size"]
+    if stored is not None and job.settings["compression"].get("source") != "bitstream":
+        yield UserError(
+            "dataset.stored_size",
+            f"dataset.stored_size={stored} reads files as a store of coefficients would: "
+            "add compression.source=bitstream, or leave it out",
+        )
+    if stored is not None and size is None:
+        yield UserError(
+            "dataset.stored_size",
+            f"dataset.stored_size={stored} needs a size to cut: add dataset.image_size",
+        )
+    elif stored is not None and (stored % BLOCK or stored < size):
+        yield UserError(
+            "dataset.stored_size",
+            f"dataset.stored_size={stored}: expected a multiple of {BLOCK}, at least "
+            f"dataset.image_size={size}",
+        )
+    if not dataset["train_dirs"]:
+        yield UserError(
+            "dataset.train_dirs",
+            f"dataset.train_dirs is required for dataset={job.choices.get('dataset')}: "
+            "add 'dataset.train_dirs=[DIR,DIR]'",
+        )

@@ -1,0 +1,26 @@
+"""Keys of RGB + X arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from research.config.group_rules import Job
+from research.config.rules import COUNT, NAME, REGEX, TEXT, Rule, list_of, one_of, or_null
+from research.utils.errors import UserError
+
+RULES: dict[str, Rule] = {
+    "x": list_of(NAME, least=1),
+    "class_names": list_of(TEXT, least=1),
+    "group_by": or_null(REGEX),
+    "missing_labels": one_of("negative", "error"),
+    "statistics_images": COUNT,
+}
+
+
+def faults(job: Job) -> Iterator[UserError]:
+    if job.settings["dataset"]["root"] is None:
+        yield UserError(
+            "dataset.root",
+            f"dataset.root is required for dataset={job.choices.get('dataset')}: add "
+            "dataset.root=FOLDER, which holds images/ and labels/",
+        )

@@ -1,0 +1,26 @@
+"""Keys of a prepared store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from research.config.group_rules import Job
+from research.config.rules import COUNT, PATH, TRUTH, Rule, number, one_of
+from research.utils.errors import UserError
+
+RULES: dict[str, Rule] = {
+    "manifest": PATH,
+    "max_boxes": COUNT,
+    "verify": one_of("always", "once", "never"),
+    "on_device": TRUTH,
+    "device_budget": number(at_least=0),
+}
+
+
+def faults(job: Job) -> Iterator[UserError]:
+    if job.settings["dataset"]["manifest"] is None:
+        yield UserError(
+            "dataset.manifest",
+            f"dataset.manifest is required for dataset={job.choices.get('dataset')}: add "
+            "dataset.manifest=FOLDER, as python -m research.prepare wrote it",
+        )

@@ -1,0 +1,34 @@
+"""Keys of DenseNets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from research.config.group_rules import Job
+from research.config.options import options
+from research.config.rules import COUNT, Rule, list_of, one_of
+from research.utils.errors import UserError
+
+RULES: dict[str, Rule] = {
+    "block_layers": list_of(COUNT, least=1),
+    "growth_rate": COUNT,
+    "initial_features": COUNT,
+    "stem": one_of("auto", "cifar", "imagenet"),
+}
+
+
+def faults(job: Job) -> Iterator[UserError]:
+    model, option = job.settings["model"], job.choices.get("model")
+    if option in options("model") and model["name"] != option:
+        yield UserError(
+            "model.name",
+            f"model.name={model['name']} with model={option}: choose model={model['name']} for "
+            "another DenseNet",
+        )
+    if job.settings["compile"] and model["memory_efficient"]:
+        yield UserError(
+            "compile",
+            "compile=true with model.memory_efficient=true: a compiled network decides itself what "
+            "it computes again",
+            "leave one of them out",
+        )

@@ -1,0 +1,27 @@
+"""Keys of ``conf/hydra/sweeper/study.yaml``."""
+
+from __future__ import annotations
+
+from research.config.rules import (
+    COUNT,
+    FOLDER_NAME,
+    TEXT,
+    TRUTH,
+    Rule,
+    list_of,
+    number,
+    one_of,
+    or_null,
+    whole,
+)
+
+RULES: dict[str, Rule] = {
+    "study_name": or_null(FOLDER_NAME),
+    "storage": or_null(TEXT),
+    "objectives": list_of(one_of("monitor", "latency_ms", "bytes_per_image"), least=1),
+    "n_trials": or_null(COUNT),
+    "seed": whole(0),
+    "n_jobs": or_null(COUNT),
+    "max_failure_rate": number(at_least=0, at_most=1),
+    "retry_failed": TRUTH,
+}

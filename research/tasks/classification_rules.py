@@ -1,0 +1,9 @@
+"""Keys of classification."""
+
+from __future__ import annotations
+
+from research.config.rules import SHARE, Rule
+
+RULES: dict[str, Rule] = {
+    "label_smoothing": SHARE,
+}

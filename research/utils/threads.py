@@ -1,0 +1,38 @@
+"""Work on many files in threads, for what releases the GIL: reading, decoding, hashing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AT_ONCE: Final = 512
+"""Items submitted to the pool at a time; futures for a million items need much memory."""
+
+
+def map_threads(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    threads: int | None,
+    what: str,
+    progress: Callable[[str, int, int], None] | None,
+) -> Iterator[R]:
+    """``function`` of each item, in the order of the items.
+
+    Args:
+        function: must be safe to call in several threads.
+        items: its arguments.
+        threads: number of threads; ``None`` for the default of ``ThreadPoolExecutor``.
+        what: the work, for ``progress``.
+        progress: called after each item with ``what``, the items done and their number.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(items), AT_ONCE):
+            results = pool.map(function, items[start : start + AT_ONCE])
+            for done, result in enumerate(results, start + 1):
+                yield result
+                if progress is not None:
+                    progress(what, done, len(items))
