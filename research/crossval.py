@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +16,7 @@ from research.utils.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from research.data.pairs.source import PhotoPairs
-    from research.data.warehouse.dataset import Warehouse
-    from research.engine.loop import EvalResult
+    from research.data.folds import FoldResult
 
 USAGE = cli.usage(
     "python -m research.crossval RUN RUN … [key=value …]",
@@ -39,48 +37,19 @@ Options
 RESAMPLES = 10_000
 
 
-class Columns(NamedTuple):
-    """Titles of the table's columns for one type of run.
-
-    Attributes:
-        groups: number of groups, which are resampled whole.
-        units: number of samples that have a value.
-        metric: of the whole test split.
-        values: mean of the run's values.
-        baseline: mean of the baseline's values.
-    """
-
-    groups: str
-    units: str
-    metric: str
-    values: str
-    baseline: str
-
-
-FRAMES = Columns("groups", "frames", "mAP50", "mean IoU", "constant box")
-PAIRS = Columns("series", "pairs", "constant_accuracy", "pair accuracy", "sharper photo")
-
-
 @dataclass(frozen=True)
 class Fold:
     """One run on its own test split.
 
     Attributes:
         run: the run folder.
-        columns: what the numbers are.
         metric: of the whole test split.
-        groups: [n] group of each unit.
-        values: [n] of the run, 0…1: IoU of a frame's best-scored detection with the nearest true
-            box; 1 for a pair whose winner is predicted, 0.5 for a pair left open.
-        baseline: [n] the same of the baseline.
+        result: value and baseline of each sample.
     """
 
     run: Path
-    columns: Columns
     metric: float
-    groups: list[str]
-    values: NDArray[np.float64]
-    baseline: NDArray[np.float64]
+    result: FoldResult
 
 
 def evaluate_fold(
@@ -93,75 +62,24 @@ def evaluate_fold(
     """Evaluate a run on its whole test split, see ``evaluation.load_eval_run``.
 
     Raises:
-        UserError: if the run is neither a detector trained from a warehouse nor a ranking.
+        UserError: if the data set of the run is not ``CrossValidated``.
     """
-    from research.data.pairs.source import PhotoPairs
-    from research.data.warehouse.dataset import Warehouse
+    from research.data.folds import CrossValidated
     from research.engine import predictor
     from research.engine.evaluation import of_predictor
 
     words = [f"device={device}", "max_val_batches=null", *overrides]
     loaded, saved = predictor.load(run, which, words, trust, data=True)
+    evaluated = of_predictor(run, "test", loaded, saved).evaluate("test")
     data = loaded.data
-    frames = isinstance(data, Warehouse) and data.kind.name == "frames"
-    if not frames and not isinstance(data, PhotoPairs):
+    result = data.fold_result(evaluated.totals) if isinstance(data, CrossValidated) else None
+    if result is None:
         raise UserError(
             "RUN",
-            f"{run}: neither a detector trained from a warehouse of frames nor a ranking of photos",
-            "pass runs of one of these types",
+            f"{run}: its data set {data.name} has no baseline to compare with",
+            "pass runs of detectors from a warehouse of frames, or rankings of photos",
         )
-    result = of_predictor(run, "test", loaded, saved).evaluate("test")
-    if isinstance(data, PhotoPairs):
-        return of_pairs(run, data, result)
-    assert isinstance(data, Warehouse)
-    return of_frames(run, data, result)
-
-
-def of_frames(run: Path, data: Warehouse, result: EvalResult) -> Fold:
-    """Frames with objects; the baseline is the best constant box of the training split."""
-    from research.data.frames.constant_box import best_constant_box, constant_iou
-    from research.data.warehouse.kinds import true_boxes
-    from research.tasks.detection import DetectionMetrics
-
-    assert isinstance(result.totals, DetectionMetrics)
-    boxes, mask = true_boxes(data.store, data.positions("test"))
-    has_box = mask.any(1)
-    box = best_constant_box(*true_boxes(data.store, data.positions("train")))
-    groups = [
-        name for name, here in zip(data.groups("test"), has_box.tolist(), strict=True) if here
-    ]
-    return Fold(
-        run,
-        FRAMES,
-        result.metrics[FRAMES.metric],
-        groups,
-        np.array(result.totals.best_iou),
-        constant_iou(box, boxes[has_box], mask[has_box]).double().numpy(),
-    )
-
-
-def of_pairs(run: Path, data: PhotoPairs, result: EvalResult) -> Fold:
-    """Decided pairs; the baseline prefers the sharper photo."""
-    from research.data.pairs.sharpness import measure_sharpness
-    from research.tasks.ranking_metrics import RankingMetrics
-
-    assert isinstance(result.totals, RankingMetrics)
-    pairs, known = result.totals.pairs(), data.pairs("test")
-    files = {photo: known.photos[photo] for photo in np.unique(pairs.photos).tolist()}
-    measured = measure_sharpness([*files.values()], data.cache)
-    first, second = np.array(
-        [[measured[files[photo]] for photo in both] for both in pairs.photos.tolist()]
-    ).T
-    sharper = replace(pairs, logits=first - second).named
-    valid = np.isfinite(sharper)  # no tie of votes, and the sharpness of both photos is known
-    return Fold(
-        run,
-        PAIRS,
-        result.metrics[PAIRS.metric],
-        [known.series[series] for series in pairs.series[valid].tolist()],
-        pairs.named[valid],
-        sharper[valid],
-    )
+    return Fold(run, evaluated.metrics[result.columns.metric], result)
 
 
 def interval(differences: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
@@ -182,18 +100,18 @@ def table(folds: Sequence[Fold]) -> str:
     Raises:
         UserError: if the runs are of two types, or a group is in the test splits of two folds.
     """
-    columns = folds[0].columns
+    columns = folds[0].result.columns
     for fold in folds:
-        if fold.columns != columns:
+        if fold.result.columns != columns:
             raise UserError(
                 "RUN",
                 f"{folds[0].run} is evaluated on {columns.units}, {fold.run} on "
-                f"{fold.columns.units}",
+                f"{fold.result.columns.units}",
                 "pass runs of one type",
             )
     run_of: dict[str, Path] = {}
     for fold in folds:
-        for group in set(fold.groups):
+        for group in set(fold.result.groups):
             if group in run_of:
                 raise UserError(
                     "RUN",
@@ -206,14 +124,17 @@ def table(folds: Sequence[Fold]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for fold in folds:
+        result = fold.result
         lines.append(
-            f"| {fold.run.name} | {len(set(fold.groups))} | {len(fold.values)} "
-            f"| {fold.metric:.3f} | {fold.values.mean():.3f} | {fold.baseline.mean():.3f} "
-            f"| {(fold.values - fold.baseline).mean():+.3f} |"
+            f"| {fold.run.name} | {len(set(result.groups))} | {len(result.values)} "
+            f"| {fold.metric:.3f} | {result.values.mean():.3f} | {result.baseline.mean():.3f} "
+            f"| {(result.values - result.baseline).mean():+.3f} |"
         )
-    values = np.concatenate([fold.values for fold in folds])
-    baseline = np.concatenate([fold.baseline for fold in folds])
-    low, high = interval(values - baseline, [group for fold in folds for group in fold.groups])
+    values = np.concatenate([fold.result.values for fold in folds])
+    baseline = np.concatenate([fold.result.baseline for fold in folds])
+    low, high = interval(
+        values - baseline, [group for fold in folds for group in fold.result.groups]
+    )
     metric = np.mean([fold.metric for fold in folds])
     lines.append(
         f"| all | {len(run_of)} | {len(values)} | {metric:.3f} | {values.mean():.3f} "

@@ -9,7 +9,10 @@ import pytest
 
 from research import crossval, prepare
 from research.config import compose_config
-from research.crossval import FRAMES, PAIRS, Columns, Fold
+from research.crossval import Fold
+from research.data.folds import FoldColumns, FoldResult
+from research.data.pairs.source import PAIRS
+from research.data.warehouse.dataset import FRAMES
 from research.utils.errors import UserError
 from tests.conftest import run
 from tests.data.pairs.test_source import SERIES, write_photos
@@ -21,9 +24,10 @@ def fold(
     groups: list[str],
     values: list[float],
     baseline: list[float],
-    columns: Columns = FRAMES,
+    columns: FoldColumns = FRAMES,
 ) -> Fold:
-    return Fold(Path(name), columns, 0.5, groups, np.array(values), np.array(baseline))
+    result = FoldResult(columns, groups, np.array(values), np.array(baseline))
+    return Fold(Path(name), 0.5, result)
 
 
 def trained(*overrides: str) -> str:

@@ -3,8 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from research.utils.errors import UserError
+
+
+class FoldColumns(NamedTuple):
+    """Titles of the table's columns for one type of run.
+
+    Attributes:
+        groups: number of groups, which are resampled whole.
+        units: number of samples that have a value.
+        metric: of the whole test split.
+        values: mean of the run's values.
+        baseline: mean of the baseline's values.
+    """
+
+    groups: str
+    units: str
+    metric: str
+    values: str
+    baseline: str
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """Predictions for a test split beside a baseline, one value per sample.
+
+    Attributes:
+        columns: titles of the values.
+        groups: [n] group of each sample.
+        values: [n] of the model, 0…1.
+        baseline: [n] of the baseline, 0…1.
+    """
+
+    columns: FoldColumns
+    groups: list[str]
+    values: NDArray[np.float64]
+    baseline: NDArray[np.float64]
+
+
+@runtime_checkable
+class CrossValidated(Protocol):
+    """A data module that compares the results on its test split with a baseline."""
+
+    def fold_result(self, metrics: Any) -> FoldResult | None:
+        """The result of a model on the test split; ``None`` if these data have no baseline.
+
+        Args:
+            metrics: of the task, over the whole split.
+        """
+        ...
 
 
 def fold_splits(sizes: Mapping[str, int], folds: int, fold: int, what: str) -> dict[str, str]:

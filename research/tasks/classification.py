@@ -30,7 +30,7 @@ class Classification:
 
     Args:
         classes: class names, in index order.
-        label_smoothing: mass taken from the true class and spread over all (Szegedy et al.,
+        label_smoothing: probability moved from the true class to all classes (Szegedy et al.,
             2016), 0 <= x < 1; in the training loss only.
     """
 
@@ -77,39 +77,39 @@ class Classification:
         predictions: Tensor,
         panels: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
-        chance, guess = predictions[:SHOWN].softmax(1).max(1)
-        found = {
+        probability, pred = predictions[:SHOWN].softmax(1).max(1)
+        drawn = {
             "confusion_matrix": pictures.confusion_matrix(
                 metrics.confusion.compute().cpu(), self.classes
             ),
             "reliability": pictures.reliability(
                 metrics.counts.cpu().numpy(),
                 metrics.confidence.cpu().numpy(),
-                metrics.right.cpu().numpy(),
+                metrics.correct.cpu().numpy(),
                 metrics.compute()["ece"],
             ),
             "sample_predictions": self._sheet(
-                panels(batch)[0][:SHOWN], batch.labels[:SHOWN], guess, chance
+                panels(batch)[0][:SHOWN], batch.labels[:SHOWN], pred, probability
             ),
         }
         worst = metrics.worst
         if worst is None:
-            found["confident_mistakes"] = pictures.note(f"no mistake in {metrics.samples} samples")
+            drawn["confident_mistakes"] = pictures.note(f"no mistake in {metrics.samples} samples")
         else:
-            shown = worst.batch.to(batch.labels.device)
-            found["confident_mistakes"] = self._sheet(
-                panels(shown)[0], shown.labels, worst.guess, worst.chance
+            mistakes = worst.batch.to(batch.labels.device)
+            drawn["confident_mistakes"] = self._sheet(
+                panels(mistakes)[0], mistakes.labels, worst.pred, worst.probability
             )
-        return found
+        return drawn
 
     def tables(
         self, metrics: ClassificationMetrics, names: Callable[[Any], dict[str, list[str]]]
     ) -> Mapping[str, Rows]:
         """``per_class``: support (true samples), precision, recall and F1 in 0…1.
 
-        A share of nothing is nan: the precision of a class that was never predicted, the recall of
-        one without samples. ``confused`` counts the samples of a class that were taken for
-        ``most_confused_with``, which is empty where none were.
+        Undefined values are NaN: the precision of a class that was never predicted, the recall of
+        one without samples. ``confused`` counts the samples of a class that were predicted as
+        ``most_confused_with``, which is empty if there are none.
         """
         counts = metrics.confusion.compute().cpu()
         rows: list[dict[str, float | int | str]] = []
@@ -123,9 +123,9 @@ class Classification:
                 {
                     "class": name,
                     "support": support,
-                    "precision": _share(hits, predicted),
-                    "recall": _share(hits, support),
-                    "f1": _share(2 * hits, predicted + support),
+                    "precision": _ratio(hits, predicted),
+                    "recall": _ratio(hits, support),
+                    "f1": _ratio(2 * hits, predicted + support),
                     "most_confused_with": self.classes[int(wrong.argmax())] if confused else "",
                     "confused": confused,
                 }
@@ -137,43 +137,43 @@ class Classification:
             logits, labels, reduction=reduction, label_smoothing=self.label_smoothing
         )
 
-    def _sheet(self, pixels: Tensor, labels: Tensor, guess: Tensor, chance: Tensor) -> Image:
+    def _sheet(self, pixels: Tensor, labels: Tensor, pred: Tensor, probability: Tensor) -> Image:
         """Images with the true class, and below it the predicted one and its probability."""
-        triples = list(zip(labels.tolist(), guess.tolist(), chance.tolist(), strict=True))
+        triples = list(zip(labels.tolist(), pred.tolist(), probability.tolist(), strict=True))
         captions = [
-            f"{self.classes[label]}\n{self.classes[said]} {share:.0%}"
-            for label, said, share in triples
+            f"{self.classes[label]}\n{self.classes[pred]} {probability:.0%}"
+            for label, pred, probability in triples
         ]
-        right = [label == said for label, said, _ in triples]
-        return pictures.contact_sheet(pixels.cpu(), captions, right)
+        correct = [label == pred for label, pred, _ in triples]
+        return pictures.contact_sheet(pixels.cpu(), captions, correct)
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Samples that a model got wrong, the most confident first; in main memory.
+    """Wrongly predicted samples, the most confident first; on the CPU.
 
     Attributes:
-        batch: the samples as the model saw them, N of them.
-        guess: [N] int64, the predicted classes.
-        chance: [N] float64 0…1, their probabilities.
+        batch: N samples, as the input of the model.
+        pred: [N] int64, the predicted classes.
+        probability: [N] float64 0…1, of the predicted classes.
     """
 
     batch: ClassificationBatch
-    guess: Tensor
-    chance: Tensor
+    pred: Tensor
+    probability: Tensor
 
 
 class ClassificationMetrics:
-    """``loss``, ``top1`` and ``top5`` (shares of 1) and ``ece`` over every sample; exact sums.
+    """``loss``, ``top1`` and ``top5`` (0…1) and ``ece`` over all samples; exact sums.
 
-    With five classes or fewer, ``top5`` is left out: it could only be 1. ``ece`` is the expected
+    With five classes or fewer there is no ``top5``: it would be 1. ``ece`` is the expected
     calibration error over 15 bins of equal width (Guo et al., 2017), 0…1.
 
     Attributes:
-        counts: [15] samples whose confidence lies in the bin; its lower edge belongs to it.
+        counts: [15] samples per bin of confidence; a bin includes its lower edge.
         confidence: [15] sum of their confidences.
-        right: [15] how many of them were predicted rightly.
-        worst: the most confident mistakes, at most 24; null when there was none.
+        correct: [15] number of correct predictions among them.
+        worst: the most confident mistakes, at most 24; ``None`` if there are none.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
@@ -195,72 +195,72 @@ class ClassificationMetrics:
         self.samples = 0
         self.loss = self._zeros(1)
         self.hits = self._zeros(len(self.ranks))
-        self.counts, self.confidence, self.right = (self._zeros(BINS) for _ in range(3))
+        self.counts, self.confidence, self.correct = (self._zeros(BINS) for _ in range(3))
         self.worst: Mistakes | None = None
 
     def update(self, predictions: Tensor, batch: ClassificationBatch) -> None:
-        """Take in logits [B, C] for a batch of labels [B]."""
+        """Add a batch with its logits [B, C]."""
         labels = batch.labels
         logits = predictions.detach().double()
         self.samples += len(labels)
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
         order = predictions.topk(max(self.ranks), dim=1).indices == labels[:, None]
         self.hits += torch.stack([order[:, :k].sum() for k in self.ranks])
-        chance, guess = logits.softmax(1).max(1)
-        right = guess == labels
-        # What a diverged network says is counted in the lowest bin; its sums are then nan.
-        place = (chance.nan_to_num(0.0) * BINS).long().clamp(max=BINS - 1)
-        within = (place == torch.arange(BINS, device=place.device)[:, None]).double()
+        probability, pred = logits.softmax(1).max(1)
+        correct = pred == labels
+        # NaN of a diverged network counts in the lowest bin; the sums are NaN then.
+        bin_ = (probability.nan_to_num(0.0) * BINS).long().clamp(max=BINS - 1)
+        within = (bin_ == torch.arange(BINS, device=bin_.device)[:, None]).double()
         self.counts += within.sum(1)
-        self.confidence += (within * chance).sum(1)
-        self.right += (within * right).sum(1)
-        self.confusion.update(guess, labels)
-        self._keep_worst(batch, guess, chance, right)
+        self.confidence += (within * probability).sum(1)
+        self.correct += (within * correct).sum(1)
+        self.confusion.update(pred, labels)
+        self._keep_worst(batch, pred, probability, correct)
 
     def compute(self) -> dict[str, float]:
-        """Flat names; empty when no sample was seen."""
+        """Values by name; empty before the first sample."""
         if self.samples == 0:
             return {}
-        loss, *shares = (torch.cat([self.loss, self.hits]) / self.samples).tolist()
-        tops = {f"top{k}": share for k, share in zip(self.ranks, shares, strict=True)}
-        ece = float((self.confidence - self.right).abs().sum()) / self.samples
+        loss, *rates = (torch.cat([self.loss, self.hits]) / self.samples).tolist()
+        tops = {f"top{k}": rate for k, rate in zip(self.ranks, rates, strict=True)}
+        ece = float((self.confidence - self.correct).abs().sum()) / self.samples
         return {"loss": loss, **tops, "ece": ece}
 
     def _keep_worst(
-        self, batch: ClassificationBatch, guess: Tensor, chance: Tensor, right: Tensor
+        self, batch: ClassificationBatch, pred: Tensor, probability: Tensor, correct: Tensor
     ) -> None:
-        floor = 0.0
-        if self.worst is not None and len(self.worst.guess) == SHOWN:
-            floor = float(self.worst.chance[-1])
-        chosen = (~right & (chance > floor)).nonzero()[:, 0]
+        threshold = 0.0
+        if self.worst is not None and len(self.worst.pred) == SHOWN:
+            threshold = float(self.worst.probability[-1])
+        chosen = (~correct & (probability > threshold)).nonzero()[:, 0]
         if not len(chosen):
             return
-        chosen = chosen[chance[chosen].argsort(descending=True, stable=True)[:SHOWN]]
-        found = Mistakes(
+        chosen = chosen[probability[chosen].argsort(descending=True, stable=True)[:SHOWN]]
+        worst = Mistakes(
             batch.map(lambda tensor: tensor[chosen].cpu()),
-            guess[chosen].cpu(),
-            chance[chosen].cpu(),
+            pred[chosen].cpu(),
+            probability[chosen].cpu(),
         )
-        self.worst = found if self.worst is None else _worst_of(self.worst, found)
+        self.worst = worst if self.worst is None else _worst_of(self.worst, worst)
 
     def _zeros(self, count: int) -> Tensor:
-        """Sums on the device, in float64: whole numbers stay exact."""
+        """Sums on the device, in float64: integers stay exact."""
         return torch.zeros(count, dtype=torch.float64, device=self.device)
 
 
 def _worst_of(one: Mistakes, two: Mistakes) -> Mistakes:
-    """The most confident of both; of equals the earlier."""
-    chance = torch.cat([one.chance, two.chance])
-    order = chance.argsort(descending=True, stable=True)[:SHOWN]
-    guess = torch.cat([one.guess, two.guess])
+    """The most confident of both; of equal ones the earlier."""
+    probability = torch.cat([one.probability, two.probability])
+    order = probability.argsort(descending=True, stable=True)[:SHOWN]
+    pred = torch.cat([one.pred, two.pred])
     batch = one.batch.cat(two.batch).map(lambda tensor: tensor[order])
-    return Mistakes(batch, guess[order], chance[order])
+    return Mistakes(batch, pred[order], probability[order])
 
 
 def _single(logits: Tensor) -> Tensor:
-    """Half precisions as float32; what is more precise already stays so."""
+    """Half precision as float32; float32 and float64 unchanged."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _share(part: int, whole: int) -> float:
+def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan

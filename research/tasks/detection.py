@@ -1,4 +1,4 @@
-"""Detection: COCO's average precision, precision and recall, presence, drawn boxes."""
+"""Object detection: losses, COCO metrics, precision and recall, pictures with boxes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from research.tasks.detection_metrics import (
     OBJECT,
     DetectionMetrics,
     Detections,
-    find,
     in_file,
-    judged_frames,
+    split_frames,
+    true_positives,
 )
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
@@ -31,22 +31,22 @@ from research.viz.pictures import Colour
 SHOWN: Final = 12
 CELL: Final = 256
 FEW: Final = 12
-"""So many classes get curves of their own."""
+"""Maximum number of classes with their own curves."""
 
 
 class Detection:
-    """Boxes in letterboxed frames, from a model that speaks as torchvision's detectors do.
+    """Boxes in letterboxed frames, from a model with the interface of torchvision's detectors.
 
-    In training mode ``model(images, targets)`` gives the parts of the loss by name, in evaluation
-    mode ``model(images)`` gives ``Detections`` a frame, boxes as shares of the frame.
+    In training mode ``model(images, targets)`` returns the losses by name, in evaluation mode
+    ``model(images)`` returns ``Detections`` per frame, boxes as fractions of the frame.
 
     Args:
         classes: class names, in index order.
-        class_agnostic: judge boxes alone; for models that tell no classes apart.
-        iou: overlap from which a detection has found a true box, for precision and recall, 0…1.
-        score: detections from this score on count for precision and recall, 0…1.
-        presence: a frame counts as holding an object from this score of a detection on, 0…1.
-        monitor: the metric that picks the best epoch, ``NAME:max`` or ``NAME:min``.
+        class_agnostic: evaluate boxes without their classes.
+        iou: smallest IoU of a match, for precision and recall, 0…1.
+        score: smallest score of detections in precision and recall, and of written boxes, 0…1.
+        presence: smallest score with which a frame counts as having an object, 0…1.
+        monitor: the metric that selects the best epoch, ``NAME:max`` or ``NAME:min``.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class Detection:
         return losses
 
     def predict(self, model: nn.Module, batch: DetectionBatch) -> list[Detections]:
-        """One record a frame, boxes as shares of the letterboxed frame."""
-        found: list[Detections] = model(batch.inputs)
-        return found
+        """A record per frame, boxes as fractions of the letterboxed frame."""
+        detections: list[Detections] = model(batch.inputs)
+        return detections
 
     def postprocess(self, predictions: list[Detections], batch: DetectionBatch) -> list[Detections]:
         """The same with boxes in pixels of the files."""
         size = batch.inputs.shape[-1]
-        answers = []
-        for found, (height, width) in zip(predictions, batch.sizes.tolist(), strict=True):
+        results = []
+        for detections, (height, width) in zip(predictions, batch.sizes.tolist(), strict=True):
             letterbox = Letterbox.of(height, width, size)
-            answers.append({**found, "boxes": in_file(letterbox, found["boxes"])})
-        return answers
+            results.append({**detections, "boxes": in_file(letterbox, detections["boxes"])})
+        return results
 
     def writer(self, folder: Path) -> BoxWriter:
         named = not self.class_agnostic or len(self.classes) == 1
@@ -148,12 +148,17 @@ class Detection:
     def _sheet(
         self, batch: DetectionBatch, predictions: list[Detections], panels: list[Tensor]
     ) -> Image:
-        """Frames, panel by panel, with their true boxes in green and, with scores, those found."""
+        """Frames, one picture per modality, with ground-truth boxes (green) and detections."""
         cells, captions, right = [], [], []
-        frames = judged_frames(batch, predictions, self.class_agnostic)
-        for images, (found, boxes, labels) in zip(zip(*panels, strict=True), frames, strict=False):
-            kept = {name: values[found["scores"] >= self.score] for name, values in found.items()}
-            hits = find(kept, boxes, labels, self.iou)
+        frames = split_frames(batch, predictions, self.class_agnostic)
+        for images, (detections, boxes, labels) in zip(
+            zip(*panels, strict=True), frames, strict=False
+        ):
+            kept = {
+                name: values[detections["scores"] >= self.score]
+                for name, values in detections.items()
+            }
+            hits = true_positives(kept, boxes, labels, self.iou)
             texts = [
                 self._name(label, score)
                 for label, score in zip(
@@ -167,8 +172,8 @@ class Detection:
                 cell = pictures.draw_boxes(
                     cell, (boxes * CELL).tolist(), colours=[pictures.TRUE_BOX]
                 )
-                found_here = (kept["boxes"] * CELL).tolist()
-                drawn.append(pictures.draw_boxes(cell, found_here, texts, colours))
+                predicted = (kept["boxes"] * CELL).tolist()
+                drawn.append(pictures.draw_boxes(cell, predicted, texts, colours))
             cells.append(pictures.side_by_side(drawn))
             captions.append(
                 f"true boxes {len(boxes)}\nright {sum(hits)}, false {len(hits) - sum(hits)}"
@@ -177,7 +182,7 @@ class Detection:
         return pictures.sheet(cells, captions, right, columns=4 if len(panels) == 1 else 2)
 
     def _colours(self, labels: Sequence[int]) -> Sequence[Colour]:
-        """By class; where there is one, the best box has a colour of its own."""
+        """By class; with a single class the best box has its own colour."""
         if self.class_agnostic or len(self.classes) == 1:
             return pictures.PREDICTED_BOXES
         return pictures.class_colours(labels)

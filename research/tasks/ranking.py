@@ -1,4 +1,4 @@
-"""Ranking: which of two photos is better, judged by pairs and by the order within series."""
+"""Pairwise ranking of photos: losses, metrics over pairs and series, pictures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from research.batch import PairBatch, PhotoBatch
 from research.inference.ranking import RankingWriter
+from research.tasks.pair_scores import PairScores, SeriesScores
 from research.tasks.ranking_metrics import RankingMetrics
-from research.tasks.standings import Pairs, Standing
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
@@ -32,13 +32,13 @@ class Ranking:
     ``model.score(inputs)`` gives single photos scores [B]; the higher, the better.
 
     Args:
-        classes: none; photos have no classes.
-        target: ``soft`` learns the share of votes, ``majority`` who won; there ties weigh nothing.
-        bins: edges of agreement in which accuracy is told, rising, in 0.5…1.
-        monitor: the metric that picks the best epoch, ``NAME:max`` or ``NAME:min``.
+        classes: empty; photos have no classes.
+        target: ``soft``: the fraction of votes; ``majority``: the winner, ties have weight 0.
+        bins: bin edges of agreement, increasing, in 0.5…1.
+        monitor: the metric that selects the best epoch, ``NAME:max`` or ``NAME:min``.
 
     Raises:
-        UserError: for edges that are not of that kind, or another target.
+        UserError: for other edges or another target.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Ranking:
         edges = list(bins)
         if len(edges) < 2 or edges != sorted({*edges}) or edges[0] < 0.5 or edges[-1] > 1:
             raise UserError(
-                "task.bins", f"task.bins={edges}: expected two or more rising numbers in 0.5…1"
+                "task.bins", f"task.bins={edges}: expected two or more increasing numbers in 0.5…1"
             )
         self.classes = list(classes)
         self.target = target
@@ -97,8 +97,8 @@ class Ranking:
     ) -> Mapping[str, Rows]:
         """``metrics``, see ``RankingMetrics.intervals``, and ``confident_mistakes``.
 
-        Of a mistake: the sample's place in its split, its names, and preference and probability
-        of the first photo over the second.
+        Columns of a mistake: the sample's index in its split, its names, and preference and
+        predicted probability of the first photo over the second.
         """
         tables: dict[str, Rows] = {"metrics": metrics.intervals()}
         if metrics.worst is not None:
@@ -127,7 +127,7 @@ class Ranking:
             "ranked_series": _ranked(batch, predictions, panels),
         }
         if metrics.worst is None:
-            drawn["confident_mistakes"] = pictures.note("no pair was told wrongly")
+            drawn["confident_mistakes"] = pictures.note("no pair was predicted wrongly")
         else:
             mistakes, logits = metrics.worst
             shown = mistakes.to(batch.inputs.device)
@@ -138,13 +138,13 @@ class Ranking:
 def _ranked(
     batch: PairBatch, predictions: Tensor, panels: Callable[[Any], list[Tensor]]
 ) -> Image.Image:
-    """A batch's series, a row each, best to worst by the model; green where the votes agree."""
+    """A row per series of a batch, from best to worst; green where the votes agree."""
     numbers = [*dict.fromkeys(batch.series.tolist())][:SERIES]
     rows = torch.isin(batch.series, batch.series.new_tensor(numbers))
     batch, predictions = batch.map(lambda tensor: tensor[rows]), predictions[rows]
-    pairs = Pairs.of(predictions, batch)
-    standing = Standing.of(pairs)
-    places = {
+    pairs = PairScores.of(predictions, batch)
+    scores = SeriesScores.of(pairs)
+    cell_of = {
         photo: (side, row)
         for row, both in enumerate(pairs.photos.tolist())
         for side, photo in enumerate(both)
@@ -154,15 +154,15 @@ def _ranked(
     captions: list[str] = []
     right: list[bool | None] = []
     for series in numbers:
-        here = np.nonzero(standing.series == series)[0]
-        order = here[np.argsort(-standing.said[here], kind="stable")][:COLUMNS]
-        voted = np.sort(standing.true[here])[::-1]
-        for place, photo in enumerate(order):
-            side, row = places[int(standing.photo[photo])]
+        here = np.nonzero(scores.series == series)[0]
+        order = here[np.argsort(-scores.pred[here], kind="stable")][:COLUMNS]
+        votes = np.sort(scores.target[here])[::-1]
+        for rank, photo in enumerate(order):
+            side, row = cell_of[int(scores.photo[photo])]
             cells.append(_cell(images[side][row]))
-            true, said = standing.true[photo], standing.said[photo]
-            captions.append(f"{place + 1}. {said:.0%}\nvotes {true:.0%}")
-            right.append(bool(voted[place] == true))
+            target, pred = scores.target[photo], scores.pred[photo]
+            captions.append(f"{rank + 1}. {pred:.0%}\nvotes {target:.0%}")
+            right.append(bool(votes[rank] == target))
         missing = COLUMNS - len(order)
         cells += [Image.new("RGB", (CELL, CELL), "white")] * missing
         captions += [""] * missing
@@ -173,14 +173,14 @@ def _ranked(
 def _mistakes(
     batch: PairBatch, logits: Tensor, panels: Callable[[Any], list[Tensor]]
 ) -> Image.Image:
-    """Pairs, the surest first, with the probability and the share of votes for the left one."""
+    """Pairs with the probability and the votes for the left photo, most confident first."""
     cells = [
         pictures.side_by_side([_cell(first), _cell(second)])
         for first, second in zip(*panels(batch), strict=True)
     ]
     captions = [
-        f"left is better: {chance:.0%}\nvotes {share:.0%}"
-        for chance, share in zip(
+        f"left is better: {probability:.0%}\nvotes {votes:.0%}"
+        for probability, votes in zip(
             logits.double().sigmoid().tolist(), batch.preference.tolist(), strict=True
         )
     ]

@@ -1,4 +1,4 @@
-"""What comparisons of photos are worth: accuracy, calibration, order within series."""
+"""Metrics of pairwise ranking: accuracy, calibration, order within series."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from scipy.special import expit, log_expit
 from torch import Tensor
 
 from research.batch import PairBatch
-from research.tasks.standings import (
+from research.tasks.pair_scores import (
     DECIMALS,
-    Floats,
-    Pairs,
-    Standing,
-    constant,
-    order,
+    Float64s,
+    PairScores,
+    SeriesScores,
+    constant_baseline,
+    series_order,
 )
 from research.tracking.tracker import Rows
 
-CALIBRATED: Final = 10
+CALIBRATION_BINS: Final = 10
 """Bins of the expected calibration error; the winner's probability is 0.5…1."""
-RESAMPLED: Final = 1000
+RESAMPLES: Final = 1000
 INTERVAL: Final = (2.5, 97.5)
 SHOWN: Final = 12
 
 
 class RankingMetrics:
-    """Judges comparisons over all pairs seen, whatever batches they came in; shares of 1.
+    """Metrics over all pairs of a split, independent of the batches; values in 0…1.
 
-    - ``pair_accuracy``: pairs whose winner is named; ties are left out, and a logit of exactly 0
-      is half right. ``accuracy_50_60`` …: the same of the pairs whose agreement, max(p, 1 − p),
-      is at least 0.5 and below 0.6; the last of them includes its upper edge.
-    - ``constant_accuracy``: what always naming the first photo, or always the second, reaches.
-    - ``log_loss``, ``ece``: cross-entropy, and expected calibration error of the named winner's
-      probability in ten bins (Guo et al., 2017), against the share of votes; with ``majority``
-      against who won, ties left out.
-    - ``series_top1``: series whose best photo is named; of several that are best by the model,
-      each counts its share. ``kendall_tau``: mean over series of Kendall's τ-b, 0 where the
-      model tells no photo from another. A photo's place in its series is its mean preference
-      over those that it met, by votes and by the model; series of ties alone are left out.
+    - ``pair_accuracy``: fraction of pairs whose winner is predicted, without ties; a logit of
+      exactly 0 counts as 0.5. ``accuracy_50_60`` …: the same for the pairs whose agreement,
+      max(p, 1 − p), is in [0.5, 0.6); the last bin includes its upper edge.
+    - ``constant_accuracy``: of always predicting the first photo, or always the second.
+    - ``log_loss``, ``ece``: cross-entropy, and expected calibration error of the predicted
+      winner's probability in ten bins (Guo et al., 2017), against the fraction of votes; with
+      ``majority`` against the winner, without ties.
+    - ``series_top1``: series whose best photo is predicted; if several photos have the highest
+      score, their mean. ``kendall_tau``: mean over series of Kendall's τ-b, 0 if all scores of a
+      series are equal. A photo's score is its mean preference in its pairs, by votes and by the
+      model; series in which all votes are tied do not count.
 
-    What is not defined, such as the accuracy of no pair, is NaN.
+    Undefined values, such as the accuracy of no pair, are NaN.
 
     Args:
         target: ``soft`` or ``majority``, see ``Ranking``.
-        bins: edges of agreement, rising, in 0.5…1.
+        bins: bin edges of agreement, increasing, in 0.5…1.
 
     Attributes:
-        worst: the most confident mistakes, at most 12: their batch and logits, in main memory;
-            null when there was none.
+        worst: the most confident mistakes, at most 12: their batch and logits, on the CPU;
+            ``None`` if there are none.
     """
 
     def __init__(self, target: str, bins: Sequence[float]) -> None:
@@ -76,18 +76,19 @@ class RankingMetrics:
         ]
 
     def reset(self) -> None:
-        self.seen: list[Pairs] = []
+        self.seen: list[PairScores] = []
         self.worst: tuple[PairBatch, Tensor] | None = None
 
     def update(self, predictions: Tensor, batch: PairBatch) -> None:
-        """Take in logits [B]."""
-        pairs = Pairs.of(predictions, batch)
+        """Add a batch with its logits [B]."""
+        pairs = PairScores.of(predictions, batch)
         self.seen.append(pairs)
         wrong = np.sign(pairs.logits) * np.sign(pairs.preference - 0.5) < 0
         self._keep_worst(np.nonzero(wrong)[0], batch, predictions.detach().double())
 
-    def pairs(self) -> Pairs:
-        return Pairs(
+    def pairs(self) -> PairScores:
+        """All pairs so far."""
+        return PairScores(
             np.concatenate([part.logits for part in self.seen]),
             np.concatenate([part.preference for part in self.seen]),
             np.concatenate([part.series for part in self.seen]),
@@ -95,28 +96,28 @@ class RankingMetrics:
         )
 
     def compute(self) -> dict[str, float]:
-        """Flat names; empty when no pair was seen."""
+        """Values by name; empty before the first pair."""
         if not any(len(part.logits) for part in self.seen):
             return {}
         pairs = self.pairs()
-        found = self._rates(self._sums(pairs).sum(0))
-        found["constant_accuracy"] = self._rates(self._sums(constant(pairs)).sum(0))[
-            "pair_accuracy"
-        ]
-        return {name: float(found[name]) for name in self.names}
+        metrics = self._rates(self._sums(pairs).sum(0))
+        constant = self._rates(self._sums(constant_baseline(pairs)).sum(0))
+        metrics["constant_accuracy"] = constant["pair_accuracy"]
+        return {name: float(metrics[name]) for name in self.names}
 
     def intervals(self) -> Rows:
-        """Every metric with its 95 % interval by bootstrap over series, and the constant's value.
+        """Every metric with its 95 % bootstrap interval over series, and that of the baseline.
 
-        Percentiles of 1000 draws of as many series as there are; the same draws every time. Of
-        ``ece``, which grows with noise, most of the interval lies above the value.
+        Percentiles of 1000 resamples of the series with a fixed seed. ``ece`` grows with noise:
+        most of its interval lies above the value.
         """
         pairs = self.pairs()
         sums = self._sums(pairs)
-        value, still = self._rates(sums.sum(0)), self._rates(self._sums(constant(pairs)).sum(0))
+        value = self._rates(sums.sum(0))
+        constant = self._rates(self._sums(constant_baseline(pairs)).sum(0))
         count = len(sums)
         chosen = np.random.default_rng(0).multinomial(
-            count, np.full(count, 1 / count), size=RESAMPLED
+            count, np.full(count, 1 / count), size=RESAMPLES
         )
         drawn = self._rates(chosen.astype(np.float64) @ sums)
         rows: list[dict[str, float | int | str]] = []
@@ -129,30 +130,30 @@ class RankingMetrics:
                     "value": float(value[name]),
                     "low": float(low),
                     "high": float(high),
-                    "constant": float(still[name]),
+                    "constant": float(constant[name]),
                     "pairs": int(sums[:, self._counted(name)].sum()),
                     "series": int((sums[:, self._counted(name)] > 0).sum()),
                 }
             )
         return rows
 
-    def reliability(self) -> tuple[Floats, Floats, Floats]:
-        """Bins of the winner's probability over 0…1: pairs, sums of probabilities, and of truth."""
-        truth, weight, confidence, right = self._calibration(self.pairs())
-        place = CALIBRATED + _bin(confidence)
+    def reliability(self) -> tuple[Float64s, Float64s, Float64s]:
+        """Bins of the winner's probability over 0…1: counts, sums of probabilities, of targets."""
+        target, weight, confidence, correct = self._calibration(self.pairs())
+        index = CALIBRATION_BINS + _bin(confidence)
         return tuple(  # type: ignore[return-value]
-            np.bincount(place, values * weight, 2 * CALIBRATED)
-            for values in (np.ones_like(truth), confidence, right)
+            np.bincount(index, values * weight, 2 * CALIBRATION_BINS)
+            for values in (np.ones_like(target), confidence, correct)
         )
 
-    # -- sums by series, and what they make ------------------------------------------------------
+    # -- sums per series, and metrics from them ----------------------------------------------------
 
-    def _sums(self, pairs: Pairs) -> Floats:
-        """[S, K]: of each series, sums in the order in which ``_rates`` takes them."""
-        _, place = np.unique(pairs.series, return_inverse=True)
-        size = int(place.max()) + 1
+    def _sums(self, pairs: PairScores) -> Float64s:
+        """[S, K]: sums per series, in the order of ``_rates``."""
+        _, index = np.unique(pairs.series, return_inverse=True)
+        size = int(index.max()) + 1
         decided = (pairs.preference != 0.5).astype(np.float64)
-        hit = np.where(decided, pairs.named, 0)
+        hit = np.where(decided, pairs.correct, 0)
         agreement = np.round(0.5 + np.abs(pairs.preference - 0.5), DECIMALS)
         inside = np.searchsorted(self.edges, agreement, side="right") - 1
         inside[agreement == self.edges[-1]] = len(self.labels) - 1
@@ -160,62 +161,62 @@ class RankingMetrics:
         for number in range(len(self.labels)):
             here = inside == number
             columns += [decided * here, hit * here]
-        truth, weight, confidence, right = self._calibration(pairs)
+        target, weight, confidence, correct = self._calibration(pairs)
         with np.errstate(invalid="ignore"):  # logits of a diverged network may be infinite
-            loss = -truth * log_expit(pairs.logits) - (1 - truth) * log_expit(-pairs.logits)
+            loss = -target * log_expit(pairs.logits) - (1 - target) * log_expit(-pairs.logits)
             columns += [weight, weight * loss]
         bins = _bin(confidence)
-        columns += [weight * (confidence - right) * (bins == b) for b in range(CALIBRATED)]
-        by_series = np.stack([np.bincount(place, column, size) for column in columns], 1)
-        return np.concatenate([by_series, order(Standing.of(pairs))], 1)
+        columns += [weight * (confidence - correct) * (bins == b) for b in range(CALIBRATION_BINS)]
+        by_series = np.stack([np.bincount(index, column, size) for column in columns], 1)
+        return np.concatenate([by_series, series_order(SeriesScores.of(pairs))], 1)
 
-    def _rates(self, sums: Floats) -> dict[str, Any]:
+    def _rates(self, sums: Float64s) -> dict[str, Any]:
         """The metrics from sums […, K] over some series."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = {
+            metrics = {
                 name: sums[..., self._counted(name) + 1] / sums[..., self._counted(name)]
                 for name in ("pair_accuracy", *self.labels, "log_loss")
             }
             start = self._counted("log_loss")
-            bins = sums[..., start + 2 : start + 2 + CALIBRATED]
-            found["ece"] = np.abs(bins).sum(-1) / sums[..., start]
-            found["series_top1"] = sums[..., -2] / sums[..., -3]
-            found["kendall_tau"] = sums[..., -1] / sums[..., -3]
-        return found
+            bins = sums[..., start + 2 : start + 2 + CALIBRATION_BINS]
+            metrics["ece"] = np.abs(bins).sum(-1) / sums[..., start]
+            metrics["series_top1"] = sums[..., -2] / sums[..., -3]
+            metrics["kendall_tau"] = sums[..., -1] / sums[..., -3]
+        return metrics
 
     def _counted(self, name: str) -> int:
-        """Which column of the sums counts what a metric is a mean of."""
+        """The column of the sums that counts the samples of a metric."""
         if name in ("series_top1", "kendall_tau"):
             return -3
         names = ["pair_accuracy", *self.labels, "log_loss"]
         return 2 * names.index("log_loss" if name == "ece" else name)
 
-    def _calibration(self, pairs: Pairs) -> tuple[Floats, Floats, Floats, Floats]:
-        """Truth and weight of pairs, the named winner's probability, and the truth of that."""
-        truth, weight = pairs.preference, np.ones_like(pairs.preference)
+    def _calibration(self, pairs: PairScores) -> tuple[Float64s, Float64s, Float64s, Float64s]:
+        """Target and weight of pairs, the predicted winner's probability, and its target."""
+        target, weight = pairs.preference, np.ones_like(pairs.preference)
         if self.target == "majority":
-            side = np.sign(truth - 0.5)
-            truth, weight = 0.5 + 0.5 * side, np.abs(side)
+            side = np.sign(target - 0.5)
+            target, weight = 0.5 + 0.5 * side, np.abs(side)
         confidence = expit(np.abs(pairs.logits))
-        return truth, weight, confidence, 0.5 + np.sign(pairs.logits) * (truth - 0.5)
+        return target, weight, confidence, 0.5 + np.sign(pairs.logits) * (target - 0.5)
 
     def _keep_worst(self, wrong: NDArray[np.intp], batch: PairBatch, logits: Tensor) -> None:
         if not len(wrong):
             return
         chosen = torch.from_numpy(wrong).to(logits.device)
         chosen = chosen[logits[chosen].abs().argsort(descending=True, stable=True)[:SHOWN]]
-        found = batch.map(lambda tensor: tensor[chosen.to(tensor.device)].cpu())
-        said = logits[chosen].cpu()
+        worst = batch.map(lambda tensor: tensor[chosen.to(tensor.device)].cpu())
+        logits = logits[chosen].cpu()
         if self.worst is not None:
             before, earlier = self.worst
-            said = torch.cat([earlier, said])
-            order = said.abs().argsort(descending=True, stable=True)[:SHOWN]
-            found = before.cat(found).map(lambda tensor: tensor[order])
-            said = said[order]
-        self.worst = (found, said)
+            logits = torch.cat([earlier, logits])
+            order = logits.abs().argsort(descending=True, stable=True)[:SHOWN]
+            worst = before.cat(worst).map(lambda tensor: tensor[order])
+            logits = logits[order]
+        self.worst = (worst, logits)
 
 
-def _bin(confidence: Floats) -> NDArray[np.int64]:
-    """Of the winner's probability; what a diverged network says is in the lowest."""
-    place = np.nan_to_num((confidence - 0.5) * 2 * CALIBRATED)
-    return np.clip(place.astype(np.int64), 0, CALIBRATED - 1)
+def _bin(confidence: Float64s) -> NDArray[np.int64]:
+    """Bin of the winner's probability; NaN is in the lowest."""
+    index = np.nan_to_num((confidence - 0.5) * 2 * CALIBRATION_BINS)
+    return np.clip(index.astype(np.int64), 0, CALIBRATION_BINS - 1)

@@ -234,9 +234,9 @@ def test_the_most_confident_mistakes_of_the_whole_split_are_kept(blocks: bool) -
     worst = metrics.worst
     assert worst is not None
     assert worst.batch.index.tolist() == expected.tolist()
-    assert worst.guess.tolist() == guess[expected].tolist()
+    assert worst.pred.tolist() == guess[expected].tolist()
     assert worst.batch.labels.tolist() == labels[expected].tolist()
-    assert worst.chance.tolist() == chance[expected].tolist()
+    assert worst.probability.tolist() == chance[expected].tolist()
     seen = worst.batch.inputs.y if blocks else worst.batch.inputs[:, 0]
     assert seen[:, 0, 0].tolist() == expected.tolist()
     if blocks:

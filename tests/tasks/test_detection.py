@@ -21,7 +21,7 @@ from research.batch import DetectionBatch, Targets
 from research.data.transforms import DeviceTransform
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import COCO as AVERAGES
-from research.tasks.detection_metrics import DetectionMetrics, find, match
+from research.tasks.detection_metrics import DetectionMetrics, match, true_positives
 
 CPU = torch.device("cpu")
 NAMES = DeviceTransform().names
@@ -365,7 +365,7 @@ def by_greed(shares: list[list[float]]) -> float:
 def test_no_true_box_is_found_twice(seed: int, iou: float) -> None:
     predictions, data = random_case(seed, count=3, empty=0)
     for one, boxes, mask, labels in zip(predictions, *data.targets, strict=True):
-        hits = find(one, boxes[mask], labels[mask], iou)
+        hits = true_positives(one, boxes[mask], labels[mask], iou)
         assert len(hits) == len(one["boxes"])
         assert sum(hits) <= int(mask.sum())
         assert hits == slow_hits(one, boxes[mask], labels[mask], iou)

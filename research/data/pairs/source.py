@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image
 
 from research.batch import PhotoBatch
 from research.config.cli import choose
+from research.data.folds import FoldColumns, FoldResult
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource
 from research.data.pairs.audit import Audit, audit_photos, audit_sharpness, read_labels
@@ -37,12 +39,13 @@ from research.data.pairs.select import (
     select_pairs,
     subsample,
 )
-from research.data.pairs.sharpness import describe_baselines
+from research.data.pairs.sharpness import describe_baselines, measure_sharpness
 from research.data.pairs.transform import FeatureTransform, PairTransform
 from research.data.source import Demo, NetworkInput
 from research.data.transforms import DeviceTransform
 from research.utils.errors import UserError
 
+PAIRS = FoldColumns("series", "pairs", "constant_accuracy", "pair accuracy", "sharper photo")
 log = logging.getLogger(__name__)
 
 
@@ -234,6 +237,23 @@ class PhotoPairs:
 
     def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
         return self.metadata()
+
+    def fold_result(self, metrics: Any) -> FoldResult:
+        """Accuracy on pairs with a winner; the baseline prefers the sharper photo.
+
+        Args:
+            metrics: of a ranking task, with ``pairs()``.
+        """
+        pairs, known = metrics.pairs(), self.pairs("test")
+        files = {photo: known.photos[photo] for photo in np.unique(pairs.photos).tolist()}
+        measured = measure_sharpness([*files.values()], self.cache)
+        first, second = np.array(
+            [[measured[files[photo]] for photo in both] for both in pairs.photos.tolist()]
+        ).T
+        sharper = replace(pairs, logits=first - second).correct
+        valid = np.isfinite(sharper)  # no tie of votes, and the sharpness of both photos is known
+        series = [known.series[number] for number in pairs.series[valid].tolist()]
+        return FoldResult(PAIRS, series, pairs.correct[valid], sharper[valid])
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {

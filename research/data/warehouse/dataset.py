@@ -14,19 +14,21 @@ from PIL.Image import Image
 from torch import Tensor
 
 from research.batch import Batch
-from research.data.folds import fold_splits
+from research.data.folds import FoldColumns, FoldResult, fold_splits
+from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.transform import FrameAugmentation
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
 from research.data.source import NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
-from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind
+from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind, true_boxes
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
 
 GIB = 2**30
+FRAMES = FoldColumns("groups", "frames", "mAP50", "mean IoU", "constant box")
 Splits = dict[str, NDArray[np.int64]]
 
 
@@ -205,6 +207,25 @@ class Warehouse:
         if not self.report_baseline:
             return None
         return self.kind.baseline(self.store, self.splits["train"], self.splits["val"])
+
+    def fold_result(self, metrics: Any) -> FoldResult | None:
+        """IoU of frames with objects beside that of the best constant box of the training split.
+
+        Args:
+            metrics: of a detection task, with ``best_iou`` of each frame with objects.
+        """
+        if self.kind.name != FrameKind.name:
+            return None
+        boxes, mask = true_boxes(self.store, self.positions("test"))
+        has_box = mask.any(1)
+        box = best_constant_box(*true_boxes(self.store, self.positions("train")))
+        groups = zip(self.groups("test"), has_box.tolist(), strict=True)
+        return FoldResult(
+            FRAMES,
+            [name for name, counts in groups if counts],
+            np.array(metrics.best_iou),
+            constant_iou(box, boxes[has_box], mask[has_box]).double().numpy(),
+        )
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Positions of the samples of a split in the store.

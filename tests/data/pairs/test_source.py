@@ -16,7 +16,7 @@ from PIL import Image
 from research.batch import PairBatch, PhotoBatch
 from research.compression.selection import Selection
 from research.config import compose_config, resolved
-from research.data.coefficients import Coefficients
+from research.data.coefficients import CoefficientSpec
 from research.data.loader import EpochLoader, SampleKey
 from research.data.pairs import samples
 from research.data.pairs.samples import PairSamples, read_photo
@@ -332,7 +332,7 @@ def test_invalid_choices(make: Make, root: Path, key: str) -> None:
 
 
 def test_pairs_have_no_coefficients(make: Make, root: Path) -> None:
-    coefficients = Coefficients(Selection((0, 1), (0,)), "pixels", "full", True, 8)
+    coefficients = CoefficientSpec(Selection((0, 1), (0,)), "pixels", "full", True, 8)
     with user_error("compression", "set compression=none"):
         prepared(make, root, network=replace(NETWORK, coefficients=coefficients))
 
