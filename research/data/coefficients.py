@@ -18,7 +18,7 @@ from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, EpochLoader
 from research.data.transforms import CoefficientTransform
 
-STATISTICS_RECIPE = 1
+STATISTICS_VERSION = 1
 """Increase it when statistics are measured differently, so that cached ones are not used."""
 
 
@@ -61,7 +61,7 @@ class CoefficientSpec:
         if not self.normalised:
             return None
         full_key = {
-            "recipe": STATISTICS_RECIPE,
+            "recipe": STATISTICS_VERSION,
             "source": self.source,
             "range": self.range_,
             "images": self.statistics_images,

@@ -79,13 +79,13 @@ def index_folder(
     stats = dict(sorted(_image_files(root)))
     stamps = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
-    def damage(names: list[str]) -> Iterator[str]:
+    def header_kinds(names: list[str]) -> Iterator[str]:
         threads = min(16, 2 * (os.cpu_count() or 1))
         what = f"reading headers in {root.name}"
         files = [root / name for name in names]
         return map_threads(inspect_header, files, threads, what, progress)
 
-    kinds = cached_by_file(cache, {"index": str(root.resolve())}, stamps, damage)
+    kinds = cached_by_file(cache, {"index": str(root.resolve())}, stamps, header_kinds)
     return {name: Entry(*stamp, kinds[name]) for name, stamp in stamps.items()}
 
 

@@ -24,7 +24,7 @@ from research.data.index import ProgressCallback
 from research.data.once import create_once
 from research.utils.errors import UserError
 
-RECIPE = 1  # raise it whenever the rendered files would change
+VERSION = 1  # increase it whenever the rendered files change
 SPLITS = ("train", "val")
 MANIFEST = "scenes.json"
 TILT = 0.3  # radians
@@ -251,7 +251,7 @@ def render_scenes(
         )
     if seed < 0:
         raise UserError("dataset.demo", f"the seed of the demo scenes is {seed}: give 0 or more")
-    manifest = {"recipe": RECIPE, "seed": seed, "classes": list(CLASSES), **counts}
+    manifest = {"recipe": VERSION, "seed": seed, "classes": list(CLASSES), **counts}
     make = partial(_render, counts=counts, seed=seed, progress=progress)
     return create_once(root, "dataset.demo.root", MANIFEST, manifest, _is_ours, make)
 

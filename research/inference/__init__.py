@@ -1,1 +1,1 @@
-"""What becomes of predictions: files, pictures, tables, the page that plays frames."""
+"""Writers of predictions, and the page that plays frames."""

@@ -1,8 +1,7 @@
-"""A page for this machine's browser, on which frames play with their boxes as they are found.
+"""A local web page that plays frames with their boxes during inference.
 
-It listens on the loopback address alone, answers only those who call it by a name of this machine
-(a page elsewhere could otherwise reach it by a name of its own, DNS rebinding), knows four paths,
-and lets the page load nothing from elsewhere.
+The server listens on the loopback address only and checks the Host header, against DNS rebinding.
+It has four routes, and its content security policy lets the page load nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from research.utils.errors import UserError
 
 ADDRESS: Final = "127.0.0.1"
 NAMES: Final = (ADDRESS, "localhost")
-AT_ONCE: Final = 500
-"""Frames told of in one answer."""
-LARGEST: Final = 1280
-"""Longest side of a frame as it is sent, in pixels."""
+MAX_FRAMES: Final = 500
+"""Frames per response."""
+MAX_SIDE: Final = 1280
+"""Longest side of a frame in the browser, in pixels."""
 
 
 class Player:
-    """Serves the page while the context lasts.
+    """Serves the page; a context manager.
 
-    Frames are kept as JPEGs in a temporary folder, so that their number does not matter.
+    Frames are stored as JPEGs in a temporary folder, so that memory does not grow with them.
 
     Args:
         title: of the page.
-        port: to listen on; 0 takes any that is free.
+        port: to listen on; 0: any free port.
         score_threshold: initial value of the slider, 0…1; ``None`` hides it.
     """
 
@@ -54,7 +53,7 @@ class Player:
         self.page, self.policy = page, _policy(page.decode())
 
     def __enter__(self) -> Self:
-        """Raises UserError when the port is taken."""
+        """Start the server. Raises UserError if the port is in use."""
         handler = type("Handler", (_Handler,), {"player": self})
         try:
             self.server = _Server((ADDRESS, self.port), handler)
@@ -62,7 +61,7 @@ class Player:
             raise UserError(
                 "port",
                 f"port={self.port}: {getattr(error, 'strerror', None) or error}",
-                "give another one, or 0 for any that is free",
+                "set another one, or 0 for any free port",
             ) from None
         self.port = self.server.server_address[1]
         self.scratch = tempfile.TemporaryDirectory(prefix="player_")
@@ -78,44 +77,44 @@ class Player:
     def url(self) -> str:
         return f"http://{ADDRESS}:{self.port}/"
 
-    def show(self, name: str, image: Image, seen: Overlay, milliseconds: float) -> None:
-        """The next frame.
+    def show(self, name: str, image: Image, overlay: Overlay, milliseconds: float) -> None:
+        """Add a frame.
 
         Args:
-            name: what it is called.
+            name: title of the frame.
             image: RGB.
-            seen: what was said of it.
-            milliseconds: that this took.
+            overlay: its predictions.
+            milliseconds: inference time.
         """
         small = image.copy()
-        small.thumbnail((LARGEST, LARGEST))
+        small.thumbnail((MAX_SIDE, MAX_SIDE))
         small.save(self.file(len(self.frames)), "JPEG", quality=85)
         self.frames.append(
             {
                 "name": name,
                 "width": small.width,
                 "height": small.height,
-                "caption": seen.caption,
-                "boxes": [list(box) for box in seen.boxes],
-                "scores": list(seen.scores),
-                "texts": list(seen.texts),
-                "colours": [f"rgb({r}, {g}, {b})" for r, g, b in seen.colours],
+                "caption": overlay.caption,
+                "boxes": [list(box) for box in overlay.boxes],
+                "scores": list(overlay.scores),
+                "texts": list(overlay.texts),
+                "colours": [f"rgb({r}, {g}, {b})" for r, g, b in overlay.colours],
                 "milliseconds": milliseconds,
             }
         )
 
     def finish(self) -> None:
-        """No frame will come after those shown."""
+        """Mark the last frame as added."""
         self.done.set()
 
     def file(self, number: int) -> Path:
         return Path(self.scratch.name) / f"{number}.jpg"
 
-    def tell(self, after: int) -> bytes:
-        """JSON: the frames from number ``after`` on, as many as one answer takes."""
-        # Asked before the frames are counted: done must mean that none is missing.
+    def frames_json(self, after: int) -> bytes:
+        """JSON: at most ``MAX_FRAMES`` frames, from index ``after``."""
+        # Read before the frames are counted: done must mean that none is missing.
         done = self.done.is_set()
-        more = self.frames[after : after + AT_ONCE]
+        more = self.frames[after : after + MAX_FRAMES]
         return json.dumps(
             {
                 "title": self.title,
@@ -130,13 +129,13 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up in the middle of an answer is no error."""
+        """A browser that closes the connection early is no error."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET; anything else is refused by the base class."""
+    """Handles GET; the base class refuses other methods."""
 
     player: Player
     protocol_version = "HTTP/1.1"
@@ -147,33 +146,33 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
         if host not in NAMES:
-            self._answer(403, "text/plain", f"call it {self.player.url}\n".encode())
+            self._respond(403, "text/plain", f"open {self.player.url}\n".encode())
             return
-        for pattern, answer in ROUTES.items():
-            if found := re.fullmatch(pattern, self.path):
-                answer(self, *found.groups())
+        for pattern, respond in ROUTES.items():
+            if match := re.fullmatch(pattern, self.path):
+                respond(self, *match.groups())
                 return
         self._missing()
 
     def _page(self) -> None:
-        self._answer(200, "text/html; charset=utf-8", self.player.page)
+        self._respond(200, "text/html; charset=utf-8", self.player.page)
 
     def _frames(self, after: str) -> None:
-        self._answer(200, "application/json", self.player.tell(int(after)))
+        self._respond(200, "application/json", self.player.frames_json(int(after)))
 
     def _frame(self, number: str) -> None:
         if int(number) < len(self.player.frames):
-            self._answer(200, "image/jpeg", self.player.file(int(number)).read_bytes())
+            self._respond(200, "image/jpeg", self.player.file(int(number)).read_bytes())
         else:
             self._missing()
 
     def _nothing(self) -> None:
-        self._answer(204, "image/x-icon", b"")
+        self._respond(204, "image/x-icon", b"")
 
     def _missing(self) -> None:
-        self._answer(404, "text/plain", b"no such page\n")
+        self._respond(404, "text/plain", b"no such page\n")
 
-    def _answer(self, status: int, kind: str, content: bytes) -> None:
+    def _respond(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
@@ -181,13 +180,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
-        # The next command may well listen on the same port.
+        # The next command may listen on the same port.
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A line a request would bury what the command says."""
+        """No line per request: it would hide the output of the command."""
 
 
 ROUTES: Final[dict[str, Callable[..., None]]] = {
@@ -199,7 +198,7 @@ ROUTES: Final[dict[str, Callable[..., None]]] = {
 
 
 def _policy(page: str) -> str:
-    """Content security: the page's own script and style, and what this server has."""
+    """Content security policy: only the page's own script and style, and this server."""
 
     def own(tag: str) -> str:
         inner = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

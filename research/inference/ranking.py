@@ -1,4 +1,4 @@
-"""Photos in order: the report of rankings."""
+"""Writer of rankings: photos from best to worst."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ COLUMNS: Final = 6
 
 
 class RankingWriter:
-    """Photos from best to worst, ``FOLDER/ranking.csv``, and a contact sheet of the first of them.
+    """Photos from best to worst in ``FOLDER/ranking.csv``, and a contact sheet of the best.
 
-    Photos of one score are in the order of their names; what has no score, because the network
-    gives no numbers, is last.
+    Photos with equal scores are sorted by name; NaN scores are last.
 
     Args:
-        folder: where to; made when all photos were seen.
+        folder: output folder, created after the last photo.
     """
 
     score_threshold: float | None = None
@@ -43,7 +42,7 @@ class RankingWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self.scores or kind is not None:
             return
-        ranked = sorted(self.scores, key=lambda entry: (_place(entry[0]), entry[1]))
+        ranked = sorted(self.scores, key=lambda entry: (_sort_key(entry[0]), entry[1]))
         rows = [
             {"rank": rank, "file": name, "score": f"{score:.6g}"}
             for rank, (score, name) in enumerate(ranked, 1)
@@ -61,24 +60,24 @@ class RankingWriter:
         save(paper, self.folder / SHEET)
 
     def add(
-        self, stills: Sequence[Still], images: Sequence[Panels], answers: Tensor
+        self, stills: Sequence[Still], images: Sequence[Panels], predictions: Tensor
     ) -> list[Overlay]:
-        """``answers``: scores [B]."""
-        seen = []
-        for still, panels, score in zip(stills, images, answers.double().tolist(), strict=True):
+        """``predictions``: scores [B]."""
+        overlays = []
+        for still, panels, score in zip(stills, images, predictions.double().tolist(), strict=True):
             self.scores.append((score, still.name))
-            # A picture is kept only while it is among those that will be shown.
-            if len(self.best) < SHOWN or _place(score) <= _place(self.best[-1][0]):
+            # Only the pictures of the contact sheet stay in memory.
+            if len(self.best) < SHOWN or _sort_key(score) <= _sort_key(self.best[-1][0]):
                 self.best.append((score, still.name, thumbnail(panels[0])))
-                self.best.sort(key=lambda entry: (_place(entry[0]), entry[1]))
+                self.best.sort(key=lambda entry: (_sort_key(entry[0]), entry[1]))
                 del self.best[SHOWN:]
-            seen.append(Overlay(f"score {score:.3f}"))
-        return seen
+            overlays.append(Overlay(f"score {score:.3f}"))
+        return overlays
 
     def summary(self) -> dict[str, Any]:
         if not self.scores:
             return {"photos": 0}
-        best = min(self.scores, key=lambda entry: (_place(entry[0]), entry[1]))
+        best = min(self.scores, key=lambda entry: (_sort_key(entry[0]), entry[1]))
         return {"photos": len(self.scores), "best": best[1]}
 
     def where(self) -> list[str]:
@@ -90,6 +89,6 @@ class RankingWriter:
         ]
 
 
-def _place(score: float) -> float:
-    """For sorting: the highest score first, what is no number last."""
+def _sort_key(score: float) -> float:
+    """For sorting: highest score first, NaN last."""
     return math.inf if math.isnan(score) else -score

@@ -30,7 +30,7 @@ BEST: Final = 5
 
 
 Panels = Sequence[Image.Image]
-"""A still for people: RGB pictures of one size, see ``DataModule.load_image``."""
+"""RGB pictures of one still, of equal size, see ``DataModule.load_image``."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Overlay:
 
     Attributes:
         caption: of the whole still.
-        boxes: xyxy as shares of the still, best first.
-        scores: one a box, 0…1.
-        texts: one a box.
-        colours: one a box, in turn; the last one serves all that remain.
+        boxes: xyxy as fractions of the still, by decreasing score.
+        scores: one per box, 0…1.
+        texts: one per box.
+        colours: one per box; the last one is used for all remaining boxes.
     """
 
     caption: str
@@ -90,17 +90,17 @@ class PredictionWriter(Protocol):
 
 
 class BoxWriter:
-    """Detections as pictures, in COCO's form, and as capture runs, one a group of stills.
+    """Detections as pictures, in COCO format, and as capture runs, one per group of stills.
 
-    ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, its panels side by side;
+    ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, all modalities side by side;
     ``FOLDER/predictions.json`` holds the boxes in pixels of the files; ``FOLDER/GROUP/`` is a run
-    (``images/``, ``labels/`` from ``model``), where there is one class, since its labels name none.
+    (``images/``, ``labels/``), if there is a single class: its labels name none.
 
     Args:
-        folder: where to; made with the first still.
+        folder: output folder, created with the first still.
         score_threshold: boxes of lower scores are neither written nor drawn, 0…1.
-        text: of a box, by its label and score.
-        colours: of boxes, by their labels.
+        text: text of a box, from its label and score.
+        colours: colours of boxes, from their labels.
         classes: class names, in index order.
     """
 
@@ -150,7 +150,7 @@ class BoxWriter:
         relative = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
         named = labels[inside].tolist()
         texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
-        # Best first: those from the threshold on come before all others.
+        # Sorted by score: boxes above the threshold come first.
         count = sum(score >= (self.score_threshold or 0) for score in kept)
         if len(self.coco.classes) == 1:
             native = still.file.suffix.lower() in (".jpg", ".jpeg", ".png")
@@ -198,7 +198,7 @@ class ClassWriter:
     """Classes as a table, ``FOLDER/predictions.csv``, and a contact sheet of the first images.
 
     Args:
-        folder: where to; made with the first still.
+        folder: output folder, created with the first still.
         classes: class names, in index order.
     """
 
@@ -226,7 +226,7 @@ class ClassWriter:
     ) -> list[Overlay]:
         """``predictions``: logits [B, C]."""
         best = predictions.cpu().softmax(1).topk(min(BEST, len(self.classes)), dim=1)
-        rows, seen = [], []
+        rows, overlays = [], []
         for still, panels, probabilities, indices in zip(
             stills, images, best.values.tolist(), best.indices.tolist(), strict=True
         ):
@@ -240,9 +240,9 @@ class ClassWriter:
             if len(self.cells) < SHOWN:
                 self.cells.append(thumbnail(panels[0]))
                 self.captions.append(f"{still.stem[-24:]}\n{caption}")
-            seen.append(Overlay(caption))
+            overlays.append(Overlay(caption))
         self._append(rows)
-        return seen
+        return overlays
 
     def _append(self, rows: list[list[str]]) -> None:
         header = ["file", "class", "score"]
@@ -284,5 +284,5 @@ def save(image: Image.Image, file: Path) -> None:
 
 def failed(file: Path, error: OSError) -> UserError:
     return UserError(
-        "out", f"{file}: {error.strerror or error}", "free space, or give another out=FOLDER"
+        "out", f"{file}: {error.strerror or error}", "free space, or set another out=FOLDER"
     )

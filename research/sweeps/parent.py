@@ -94,11 +94,13 @@ def _tags(summary: Mapping[str, Any]) -> dict[str, str]:
         tags["pareto"] = ", ".join(str(trial["trial"]) for trial in front)
     chosen = [best] if best else front
     if chosen:
-        tags["mlflow.note.content"] = _note(chosen, "best trial" if best else "Pareto front")
+        tags["mlflow.note.content"] = _markdown(
+            chosen, "best trial" if best else "Pareto front"
+        )
     return tags
 
 
-def _note(trials: Sequence[Mapping[str, Any]], title: str) -> str:
+def _markdown(trials: Sequence[Mapping[str, Any]], title: str) -> str:
     """Trials as a Markdown table, which the MLflow UI shows at the top of a run."""
     rows = [{"trial": t["trial"], **t["values"], **t["params"]} for t in trials]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]

@@ -171,7 +171,7 @@ def _choice(value: Any) -> Any:
 # -- figures -----------------------------------------------------------------------------------
 
 
-def _panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+def _subplots(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     width = 7.0 if columns == 1 else 3.6 * columns
     figure = Figure(figsize=(width, (3.8 if columns == 1 else 3.2) * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
@@ -185,7 +185,7 @@ def _history(summary: Summary) -> Figure:
 
     A pruned trial is drawn at its last value, a trial without any value at the bottom.
     """
-    figure, panels = _panels(len(summary["objectives"]), 1)
+    figure, panels = _subplots(len(summary["objectives"]), 1)
     for (axes,), objective in zip(panels, summary["objectives"], strict=True):
         values = finished_values(summary, objective["name"])
         if values:
@@ -220,7 +220,7 @@ def _history(summary: Summary) -> Figure:
 
 def _learning_curves(summary: Summary) -> Figure:
     """The monitored metric over epochs, one curve a trial; unfinished ones end in a cross."""
-    figure, [[axes]] = _panels(1, 1)
+    figure, [[axes]] = _subplots(1, 1)
     best = (summary["best"] or {}).get("trial")
     labelled = set()
     for trial in summary["trials"]:
@@ -262,7 +262,7 @@ def _slices(summary: Summary) -> Figure:
     """Values over each swept key, one row for each objective; choices with their median."""
     keys = list(summary["space"])
     rows = -(-len(keys) // COLUMNS)
-    figure, panels = _panels(rows * len(summary["objectives"]), min(COLUMNS, len(keys)))
+    figure, panels = _subplots(rows * len(summary["objectives"]), min(COLUMNS, len(keys)))
     for number, objective in enumerate(summary["objectives"]):
         cells = [axes for row in panels[number * rows : (number + 1) * rows] for axes in row]
         values = finished_values(summary, objective["name"])

@@ -177,7 +177,7 @@ def test_what_it_serves(player: Player) -> None:
 def test_a_long_list_comes_in_parts_and_ends(
     player: Player, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(player_module, "AT_ONCE", 2)
+    monkeypatch.setattr(player_module, "MAX_FRAMES", 2)
     fill(player, 5)
     player.finish()
     names, done = [], False
@@ -209,7 +209,7 @@ def test_a_name_of_somebody_elses_is_refused(player: Player, host: str) -> None:
     for path in ("/", "/frames.json?after=0", "/frame/0.jpg"):
         status, _, content = request(player, path, host=host)
         assert status == 403
-        assert content == f"call it {player.url}\n".encode()
+        assert content == f"open {player.url}\n".encode()
 
 
 def test_localhost_is_one_of_ours(player: Player) -> None:
@@ -230,7 +230,7 @@ def test_only_this_machine_is_answered(player: Player) -> None:
 
 def test_a_taken_port_is_one_line(player: Player) -> None:
     with (
-        pytest.raises(UserError, match=rf"port={player.port}: .*in use; give another one, or 0"),
+        pytest.raises(UserError, match=rf"port={player.port}: .*in use; set another one, or 0"),
         Player("b", player.port, None),
     ):
         pass

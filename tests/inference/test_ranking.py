@@ -100,7 +100,7 @@ def test_nothing_is_written_where_nothing_was_seen_or_the_work_broke_off(tmp_pat
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="give another out=FOLDER") as caught:
+    with pytest.raises(UserError, match="set another out=FOLDER") as caught:
         write(tmp_path / "file" / "out", [1.0], ["a"], [0], 1)
     assert "\n" not in str(caught.value)
 
