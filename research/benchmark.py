@@ -1,4 +1,4 @@
-"""Speed, side by side in one run: ``python -m research.benchmark NAME [IMAGES…]``."""
+"""Benchmarks of reading, loading and tracking: ``python -m research.benchmark NAME``."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ Options
 )
 
 Pass = Callable[[], int]
-"""Goes over its samples once and says how many there were."""
+"""Processes its samples once and returns their number."""
 
-STORED, CUT = 256, 224
+STORED, CROP = 256, 224
 
 
 def loading(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
-    """From a file to a training sample, by both sources."""
+    """From a file to a training sample, from pixels and from the bitstream."""
     import numpy as np
 
     from research.compression.selection import Selection
@@ -84,8 +84,8 @@ def loading(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     pixels = read(PixelReader(size))
     candidates: dict[str, Pass] = {"pixels": pixels, "pixels (control)": pixels}
     for window in (8, 4, 2):
-        kept = Selection.from_settings(window, "corner")
-        candidates[f"bitstream, window {window}"] = read(BitstreamReader(size, kept))
+        selection = Selection.from_settings(window, "corner")
+        candidates[f"bitstream, window {window}"] = read(BitstreamReader(size, selection))
     return candidates
 
 
@@ -98,19 +98,19 @@ def readers(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     except ImportError:
         raise UserError("NAME", 'readers needs jpeglib: pip install -e ".[dev]"') from None
 
-    def ours(path: Path) -> object:
+    def with_jpegio(path: Path) -> object:
         return jpegio.read(str(path)).coef_arrays
 
-    def other(path: Path) -> object:
+    def with_jpeglib(path: Path) -> object:
         image = jpeglib.read_dct(str(path))
-        # Its planes are read when they are first asked for.
+        # Planes are read on first access.
         return image.Y, image.Cb if image.has_chrominance else None
 
-    first = partial(_each, ours, files)
+    first = partial(_each, with_jpegio, files)
     return {
         "pyjpegio": first,
         "pyjpegio (control)": first,
-        "jpeglib": partial(_each, other, files),
+        "jpeglib": partial(_each, with_jpeglib, files),
     }
 
 
@@ -122,16 +122,16 @@ def store(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     from research.data.warehouse.kinds import StoredRows
     from research.data.warehouse.plan import BuildPlan
 
-    candidates = _timm(files, CUT, 256)
+    candidates = _timm(files, CROP, 256)
     for window in (8, 4):
         items = [SampleSpec(str(n), "all", file, 0) for n, file in enumerate(files)]
         plan = BuildPlan(
             CoefficientEncoder(STORED, window, "bitstream"), ["x"], items, {"all": "train"}
         )
         opened, positions = _prepared(plan, stack)
-        kept = covering(Selection.from_settings(window, "corner"))
-        rows = StoredRows(opened, positions, kept)
-        samples = BlockSamples(rows, [0] * len(positions), BlockCrop(STORED, CUT), 0, random=True)
+        selection = covering(Selection.from_settings(window, "corner"))
+        rows = StoredRows(opened, positions, selection)
+        samples = BlockSamples(rows, [0] * len(positions), BlockCrop(STORED, CROP), 0, random=True)
         candidates[f"store, window {window}"] = _batches(samples, 256, repeats=20)
     return candidates
 
@@ -192,7 +192,7 @@ def _timm(files: list[Path], size: int, batch: int) -> dict[str, Pass]:
 
 
 def _prepared(plan: BuildPlan, stack: ExitStack) -> Any:
-    """A store in a folder that goes when the benchmark ends, and its training positions."""
+    """A store in a temporary folder, and its training positions."""
     from research.data.warehouse.build import build
     from research.data.warehouse.store import Store
 
@@ -204,42 +204,42 @@ def _prepared(plan: BuildPlan, stack: ExitStack) -> Any:
 
 
 def _batches(samples: BatchSource, batch: int, repeats: int) -> Pass:
-    """Epochs of a training loader of ours; several, where one would be over in no time."""
+    """``repeats`` epochs of an ``EpochLoader``, so that a pass takes long enough to be timed."""
     from research.data.loader import EpochLoader
 
     loader = EpochLoader(samples, min(batch, len(samples)), seed=0, train=True)
 
     def several() -> int:
-        return sum(len(found) for epoch in range(repeats) for found in loader.epoch(epoch))
+        return sum(len(batch) for epoch in range(repeats) for batch in loader.epoch(epoch))
 
     return several
 
 
 def measure(candidates: Mapping[str, Pass], rounds: int) -> list[dict[str, Any]]:
-    """Median milliseconds a sample and speeds relative to the first, of interleaved rounds.
+    """Median milliseconds per sample and speeds relative to the first, over interleaved rounds.
 
     Returns:
-        a row a candidate: ``name``, ``ms``, and ``ratio`` as (median, lowest, highest).
+        one row for each candidate: ``name``, ``ms``, and ``ratio`` as (median, lowest, highest).
     """
-    spent: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, candidate in candidates.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             samples = candidate()
             if number:  # the first round fills caches
-                spent[name].append((time.perf_counter() - began) / samples)
-    first = next(iter(spent.values()))
-    found = []
-    for name, took in spent.items():
-        ratios = [a / b for a, b in zip(first, took, strict=True)]
-        found.append(
+                seconds[name].append((time.perf_counter() - start) / samples)
+    first = next(iter(seconds.values()))
+    rows = []
+    for name, times in seconds.items():
+        ratios = [a / b for a, b in zip(first, times, strict=True)]
+        rows.append(
             {
                 "name": name,
-                "ms": 1000 * statistics.median(took),
+                "ms": 1000 * statistics.median(times),
                 "ratio": (statistics.median(ratios), min(ratios), max(ratios)),
             }
         )
-    return found
+    return rows
 
 
 def main(words: list[str]) -> None:

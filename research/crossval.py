@@ -70,15 +70,18 @@ def evaluate_fold(
 
     words = [f"device={device}", "max_val_batches=null", *overrides]
     loaded, saved = predictor.load(run, which, words, trust, data=True)
-    evaluated = of_predictor(run, "test", loaded, saved).evaluate("test")
     data = loaded.data
-    result = data.fold_result(evaluated.totals) if isinstance(data, CrossValidated) else None
+    refusal = UserError(
+        "RUN",
+        f"{run}: its data set {data.name} has no baseline to compare with",
+        "pass runs of detectors from a warehouse of frames, or rankings of photos",
+    )
+    if not isinstance(data, CrossValidated):
+        raise refusal
+    evaluated = of_predictor(run, "test", loaded, saved).evaluate("test")
+    result = data.fold_result(evaluated.totals)
     if result is None:
-        raise UserError(
-            "RUN",
-            f"{run}: its data set {data.name} has no baseline to compare with",
-            "pass runs of detectors from a warehouse of frames, or rankings of photos",
-        )
+        raise refusal
     return Fold(run, evaluated.metrics[result.columns.metric], result)
 
 

@@ -1,4 +1,4 @@
-"""A trained run as an ONNX file: ``python -m research.export RUN [out=FILE]``."""
+"""Export a trained run to ONNX: ``python -m research.export RUN out=FILE``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from research.models.export import ExportForm
 
 TOLERANCE = 1e-3
-"""Largest difference, as a share of the largest output, that passes."""
+"""Largest accepted difference, as a fraction of the largest output."""
 
 BATCHES = (2, 3)
 OLDEST = 18
@@ -61,12 +61,12 @@ class Exported:
     """An ONNX file that was written.
 
     Attributes:
-        file: where.
+        file: the ONNX file.
         opset: its operator set.
-        inputs: their shapes by name; ``batch`` is open.
+        inputs: shape by name; ``batch`` is a dynamic dimension.
         outputs: likewise.
-        difference: largest from the run's own outputs, absolute.
-        relative: the same as a share of the largest output.
+        difference: largest absolute difference from the outputs of the run.
+        relative: the same as a fraction of the largest output.
     """
 
     file: Path
@@ -99,14 +99,14 @@ def export(
 
     Args:
         run: run folder or checkpoint file.
-        out: the file; null: ``model.onnx`` in the run folder or beside the checkpoint.
+        out: the file; None: ``model.onnx`` in the run folder or beside the checkpoint.
         which: ``best`` or ``last`` of a run folder.
-        opset: operator set; null: the exporter's own.
-        trust: names of the user's own that the run's configuration may have.
+        opset: operator set; None: that of the exporter.
+        trust: names of the user's own code that the run's configuration may contain.
 
     Raises:
-        UserError: when packages are missing, the model cannot be exported, or the file's outputs
-            differ by more than ``TOLERANCE``; no file is left then.
+        UserError: if packages are missing, the model cannot be exported, or the outputs of the file
+            differ by more than ``TOLERANCE``; then no file is written.
     """
     try:
         import onnxruntime
@@ -125,14 +125,15 @@ def export(
     coefficients = loaded.config["compression"]["variant"] != "none"
     form = export_form(loaded.model, coefficients=coefficients)
     program = _program(form, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
-    about = {**_about(loaded, saved["data"]), **form.metadata, "run": _name(run)}
+    name = cli.run_dir_of(run).resolve().name
+    metadata = {**_metadata(loaded, saved["data"]), **form.metadata, "run": name}
     program.model.metadata_props.update(
-        {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
+        {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     )
     for node in program.model.graph.all_nodes():
-        # The exporter's notes on each node: traces with the paths of this machine.
+        # Stack traces with the paths of this machine.
         node.metadata_props.clear()
-    found: list[Exported] = []
+    results: list[Exported] = []
 
     def write(temporary: Path) -> None:
         program.save(temporary)
@@ -141,20 +142,20 @@ def export(
             pairs = [
                 pair
                 for count in BATCHES
-                for pair in _both(
+                for pair in _outputs(
                     form.network, session, _random_inputs(loaded, saved["data"], count)
                 )
             ]
         except Exception as error:
-            # onnxruntime's exceptions are not Python's: one for each of its status codes.
+            # onnxruntime has an exception for each of its status codes, without a common base.
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 "RUN", f"{out}: not written, onnxruntime cannot run it ({reason})"
             ) from None
-        found.append(_compared(out, program, session, pairs))
+        results.append(_compared(out, program, session, pairs))
 
     write_atomic(out, write)
-    return found[0]
+    return results[0]
 
 
 def _random_inputs(
@@ -183,9 +184,9 @@ def _program(form: ExportForm, inputs: tuple[Tensor, ...], opset: int | None) ->
 
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), torch.no_grad():
-        # Of no use here: notes on the exporter's own deprecations and renamed axes.
+        # Deprecations and renamed axes inside the exporter.
         warnings.simplefilter("ignore")
-        form.network(*inputs)  # lets networks fill the caches that they keep for evaluation
+        form.network(*inputs)  # fills the caches that networks have in evaluation mode
         try:
             return torch.onnx.export(
                 form.network,
@@ -198,24 +199,24 @@ def _program(form: ExportForm, inputs: tuple[Tensor, ...], opset: int | None) ->
                 verbose=False,
             )
         except Exception as error:
-            # The exporter wraps whatever went wrong in exceptions of its own, pages long.
+            # The exporter wraps the cause in exceptions of several pages.
             cause = error.__cause__ or error
             reason = " ".join(str(cause).split())[:200] or type(cause).__name__
             raise UserError("RUN", f"this model cannot be exported to ONNX ({reason})") from None
 
 
-def _both(
+def _outputs(
     network: nn.Module, session: Any, inputs: tuple[Tensor, ...]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Outputs of the network beside those of the file."""
+    """Pairs of each output of the network and the same output of the file."""
     import torch
 
-    given = zip(session.get_inputs(), inputs, strict=True)
-    theirs = session.run(None, {entry.name: value.numpy() for entry, value in given})
+    entries = zip(session.get_inputs(), inputs, strict=True)
+    exported = session.run(None, {entry.name: value.numpy() for entry, value in entries})
     with torch.no_grad():
-        ours = network(*inputs)
-    ours = [ours] if isinstance(ours, torch.Tensor) else list(ours)
-    return [(a, torch.from_numpy(b)) for a, b in zip(ours, theirs, strict=True)]
+        outputs = network(*inputs)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    return [(a, torch.from_numpy(b)) for a, b in zip(outputs, exported, strict=True)]
 
 
 def _compared(
@@ -228,7 +229,7 @@ def _compared(
             "RUN",
             f"{out}: not written, its outputs differ from the run's by {difference:.1e} "
             f"({relative:.1e} of the largest; allowed {TOLERANCE:.0e})",
-            "try another opset=",
+            "set another opset=",
         )
     return Exported(
         out,
@@ -240,29 +241,29 @@ def _compared(
     )
 
 
-def _about(loaded: Predictor, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a user of the file must know of its inputs and outputs."""
+def _metadata(loaded: Predictor, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of the file: task, classes and preprocessing.
+
+    Args:
+        loaded: the run.
+        data: metadata of its data set.
+    """
     from research.engine import build
 
-    about: dict[str, Any] = {
+    result: dict[str, Any] = {
         "task": str(loaded.config["task"]["_target_"]).rpartition(".")[2].lower(),
         "classes": loaded.classes,
-        "image_size": build.input_size(loaded.config, metadata),
+        "image_size": build.input_size(loaded.config, data),
     }
-    asked = loaded.config["dataset"].get("crop_pct", 1.0)
-    about["crop_pct"] = asked or build.network_input(loaded.config).crop_pct
+    crop_pct = loaded.config["dataset"].get("crop_pct", 1.0)
+    result["crop_pct"] = crop_pct or build.network_input(loaded.config).crop_pct
     for name, value in loaded.transform.state_dict().items():
-        about[name] = value[..., 0, 0].tolist()  # without the image's own axes
+        result[name] = value[..., 0, 0].tolist()  # [C, 1, 1]
     stem = build.stem_spec(loaded.config["compression"])
     if stem is not None:
-        about["range"] = stem.range_
-        about["luma"], about["chroma"] = list(stem.selection.luma), list(stem.selection.chroma)
-    return about
-
-
-def _name(run: Path) -> str:
-    """A run's folder name, also for a file in its ``checkpoints/``."""
-    return cli.run_dir_of(run).resolve().name
+        result["range"] = stem.range_
+        result["luma"], result["chroma"] = list(stem.selection.luma), list(stem.selection.chroma)
+    return result
 
 
 def main(words: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from research import prepare
-from research.config import cli
+from research.config import cli, compose_config
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
@@ -87,6 +88,17 @@ def test_capture_runs_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixtu
         f"python train.py model=tinydet dataset=warehouse dataset.manifest={manifest.path}"
         in output
     )
+
+
+def test_the_advised_commands_are_quoted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("frames", str(make_runs(tmp_path / "runs")), "a store, mine", *SMALL)
+    path = str(Manifest.load(Path("a store, mine")).path)
+    check, train = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert check == ["check:", "python", "-m", "research.prepare", "lint", path]
+    assert train[:3] == ["next:", "python", "train.py"]
+    assert compose_config(train[3:]).config["dataset"]["manifest"] == path
 
 
 def test_splits_can_be_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from research import reproduce
 from research.config import compose_config
 from research.config.overrides import override, train_command
 from research.engine import run, run_folder
+from research.engine.run_record import read_record
 from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal
 from tests.test_train import rows
 
@@ -52,7 +53,7 @@ def environment(folder: Path, **changed: Any) -> None:
 
 def told(folder: Path) -> tuple[list[str], list[str]]:
     """Lines of what is printed, and the commands."""
-    text, steps = reproduce.report(reproduce.read(folder))
+    text, steps = reproduce.report(read_record(folder))
     return [line.strip() for line in text.splitlines()], steps
 
 
@@ -102,7 +103,8 @@ def test_the_environment_has_moved_on(tmp_path: Path) -> None:
     ):
         assert line in lines
     assert (
-        f"commit:     {'f' * 40}; changes in changes.patch; untracked and not kept: new.py" in lines
+        f"commit:     {'f' * 40}; changes in changes.patch; untracked and not saved: new.py"
+        in lines
     )
     checkout, apply, install, command = steps
     assert checkout == f"git checkout {'f' * 40}"
@@ -123,7 +125,7 @@ def test_changes_here_are_to_be_put_aside(tmp_path: Path, monkeypatch: pytest.Mo
     assert told(folder)[1] == ["python train.py seed=0"]
     monkeypatch.setattr(run_folder, "changes", lambda: b"two")
     lines, steps = told(folder)
-    assert "uncommitted changes: others than then" in lines
+    assert "uncommitted changes: not those of the run" in lines
     assert steps[0].startswith("# first commit or stash")
     assert [step.split()[:2] for step in steps[1:]] == [
         ["git", "checkout"], ["git", "apply"], ["python", "train.py"],
@@ -186,7 +188,7 @@ def test_settings_whose_defaults_have_changed_are_written_out(tmp_path: Path) ->
         "settings: model.memory_efficient: (none) → false",
         "with today's files cannot be set: optimizer.gone=1",
         "with today's files new, and at their defaults: model.memory_efficient=false",
-        "device=cuda:3 was given to it; the command takes the first there is",
+        "the run had device=cuda:3; the command uses the first available one",
     ):
         assert line in lines
     again = shlex.split(steps[0])[2:]
@@ -203,9 +205,9 @@ def test_overrides_that_nothing_takes_any_more(tmp_path: Path) -> None:
     folder = described(tmp_path / "r", ["device=cpu"])
     (folder / "overrides.yaml").write_text("[device=cpu, model=alexnet, seed=0]")
     lines, steps = told(folder)
-    assert any(line.startswith("settings: today's conf/ does not take them") for line in lines)
+    assert any(line.startswith("settings: today's conf/ refuses them") for line in lines)
     assert steps == ["python train.py device=cpu model=alexnet seed=0"]
-    assert "device=cpu is as it was; leave it out where this machine has none" in lines
+    assert "device=cpu is that of the run; leave it out on a machine without it" in lines
 
 
 @pytest.mark.usefixtures("still")

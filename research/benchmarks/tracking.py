@@ -1,4 +1,4 @@
-"""What tracking costs a training step: all trackers of ``train.py`` against none."""
+"""Cost of tracking per training step: all trackers of ``train.py`` compared with none."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Progress, Row, Run, Table, Tracker, Trackers
 
 
-class Inside(Tracker):
-    """Hands everything on, and adds up the seconds until it was taken.
+class TimedTracker(Tracker):
+    """Passes all calls to a tracker, and sums their duration in seconds.
 
     Attributes:
-        wall: on the clock.
-        processor: of the thread that trains.
+        wall: wall time.
+        processor: processor time of the training thread.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -34,56 +34,56 @@ class Inside(Tracker):
         self.processor = 0.0
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _timed(self) -> Iterator[None]:
         wall, processor = time.perf_counter(), time.thread_time()
         yield
         self.wall += time.perf_counter() - wall
         self.processor += time.thread_time() - processor
 
     def log(self, table: Table, step: int, row: Row) -> None:
-        with self._counted():
+        with self._timed():
             self.tracker.log(table, step, row)
 
     def progress(self, state: Progress) -> None:
-        with self._counted():
+        with self._timed():
             self.tracker.progress(state)
 
     def flush(self) -> None:
-        with self._counted():
+        with self._timed():
             self.tracker.flush()
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds a training step.
+    """Seconds per training step.
 
     Attributes:
-        wall: on the clock.
-        processor: of all threads together.
-        inside_wall: in the trackers' methods, on the clock.
-        inside: in the trackers' methods, of the processor.
-        beside: of the processor, in other threads than the one that trains.
+        wall: wall time.
+        processor: processor time of all threads.
+        tracker_wall: wall time in the trackers' methods.
+        tracker_processor: processor time in the trackers' methods.
+        other_threads: processor time of all threads except the training thread.
     """
 
     wall: float
     processor: float
-    inside_wall: float
-    inside: float
-    beside: float
+    tracker_wall: float
+    tracker_processor: float
+    other_threads: float
 
 
 def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cost]]:
-    """What training steps cost without trackers, once more without, and with all of ``train.py``.
+    """Costs of training steps without trackers, again without, and with all of ``train.py``.
 
     Args:
-        overrides: settings of the run; its MLflow store is a fresh one.
-        steps: a round, at most an epoch.
-        rounds: after a first one, which is not counted.
+        overrides: settings of the run; its MLflow store is a new one.
+        steps: per round, at most an epoch.
+        rounds: number of rounds, after a first one that is not counted.
     """
     with tempfile.TemporaryDirectory() as scratch:
         store = ["logging=mlflow", f"logging.mlflow.uri=sqlite:///{scratch}/mlflow.db"]
-        asked = [*overrides, "device=cpu", "epochs=1000", f"max_train_batches={steps}", *store]
-        config = compose_config(asked).config
+        words = [*overrides, "device=cpu", "epochs=1000", f"max_train_batches={steps}", *store]
+        config = compose_config(words).config
         experiment = build.experiment(config)
         state = experiment.state
         kinds = {"off": False, "off (control)": False, "on": True}
@@ -92,68 +92,69 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
             for name, on in kinds.items():
                 folder = Path(scratch) / f"{name}_{number}"
                 folder.mkdir()
-                chosen = []
+                enabled: list[Tracker] = []
                 state.epoch = state.step = state.batch = 0
                 state.history.clear()
                 if on:
-                    chosen = [FileTracker(), ConsoleTracker(), SummaryTracker({}, state, None)]
-                    chosen += build.trackers(config)
-                trackers = Trackers(chosen)
-                # A run of its own each time, so that no thread of its trackers outlives the round.
+                    enabled = [FileTracker(), ConsoleTracker(), SummaryTracker({}, state, None)]
+                    enabled += build.trackers(config)
+                trackers = Trackers(enabled)
+                # A new run in each round, so that the threads of its trackers end with the round.
                 trackers.start(Run(folder, name, config, data=("benchmark", "0")))
                 try:
-                    inside = Inside(trackers)
+                    tracker = TimedTracker(trackers)
                     clocks = time.perf_counter, time.process_time, time.thread_time
-                    began = [clock() for clock in clocks]
+                    starts = [clock() for clock in clocks]
                     stats = train_epoch(
                         state,
                         experiment.task,
                         experiment.train,
                         experiment.cfg,
                         experiment.device,
-                        inside,
+                        tracker,
                     )
                     row = {"epoch": 1, "epoch_time_sec": 0.0, "is_best": True, **stats.metrics}
-                    inside.log("epoch", 1, {**row, "timestamp": timestamp()})
-                    inside.flush()
+                    tracker.log("epoch", 1, {**row, "timestamp": timestamp()})
+                    tracker.flush()
                     wall, processor, thread = (
-                        (clock() - then) / state.step
-                        for clock, then in zip(clocks, began, strict=True)
+                        (clock() - start) / state.step
+                        for clock, start in zip(clocks, starts, strict=True)
                     )
                 finally:
                     trackers.finish("FINISHED")
                 if number:  # the first round fills caches
-                    spent = inside.wall / state.step, inside.processor / state.step
+                    spent = tracker.wall / state.step, tracker.processor / state.step
                     costs[name].append(Cost(wall, processor, *spent, processor - thread))
     return costs
 
 
 def report(costs: Mapping[str, list[Cost]]) -> list[str]:
-    """Lines of a table, and what tracking costs in a sentence."""
+    """Lines of a table, and one line with the cost of tracking."""
     first = next(iter(costs.values()))
-    lines = [f"{'':16}{'ms a step':>10}  {'× of off':22}{'ms of processor':>16}  × of off"]
-    for name, found in costs.items():
+    lines = [f"{'':16}{'ms / step':>10}  {'× of off':22}{'ms of processor':>16}  × of off"]
+    for name, values in costs.items():
         lines.append(
-            f"{name:16}{_median(found, 'wall'):10.2f}  {_times(found, first, 'wall'):22}"
-            f"{_median(found, 'processor'):16.2f}  {_times(found, first, 'processor')}"
+            f"{name:16}{_median(values, 'wall'):10.2f}  {_ratios(values, first, 'wall'):22}"
+            f"{_median(values, 'processor'):16.2f}  {_ratios(values, first, 'processor')}"
         )
     on = costs["on"]
-    told = [
-        f"in the trackers {_median(on, 'inside_wall'):.3f} ms",
-        f"{_median(on, 'inside'):.3f} ms of it of processor",
-        f"in their threads {_median(on, 'beside'):.3f} ms of processor",
+    parts = [
+        f"in the trackers {_median(on, 'tracker_wall'):.3f} ms",
+        f"{_median(on, 'tracker_processor'):.3f} ms of it of processor",
+        f"in their threads {_median(on, 'other_threads'):.3f} ms of processor",
     ]
-    own = (_median(on, "inside") + _median(on, "beside")) / _median(first, "processor")
-    lines.append(f"on: {', '.join(told)}, together {own:.2%} of the processor time of a step")
+    total = _median(on, "tracker_processor") + _median(on, "other_threads")
+    fraction = total / _median(first, "processor")
+    lines.append(f"on: {', '.join(parts)}, together {fraction:.2%} of the processor time of a step")
     return lines
 
 
-def _median(costs: list[Cost], which: str) -> float:
-    return 1000 * statistics.median(getattr(cost, which) for cost in costs)
+def _median(costs: list[Cost], field: str) -> float:
+    return 1000 * statistics.median(getattr(cost, field) for cost in costs)
 
 
-def _times(costs: list[Cost], first: list[Cost], which: str) -> str:
+def _ratios(costs: list[Cost], first: list[Cost], field: str) -> str:
     ratios = [
-        getattr(cost, which) / getattr(base, which) for cost, base in zip(costs, first, strict=True)
+        getattr(cost, field) / getattr(base, field) for cost, base in zip(costs, first, strict=True)
     ]
     return f"{statistics.median(ratios):.4f} ({min(ratios):.4f}-{max(ratios):.4f})"

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from research.compression.blocks import Blocks
+from research.compression.rules import SELECTION
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import targets
@@ -223,15 +225,12 @@ def stem_spec(compression: Config) -> StemSpec | None:
     """How the network reads coefficients; None for pixels."""
     if compression["variant"] == "none":
         return None
-    return StemSpec(compression["variant"], selection(compression), compression["range"])
+    selection = _selection(**{name: compression[name] for name in SELECTION})
+    return StemSpec(compression["variant"], selection, compression["range"])
 
 
-def selection(compression: Config) -> Selection:
-    """The selected frequencies of a compression group."""
-    names = ("window_luma", "window_chroma", "count_luma", "count_chroma")
-    return Selection.from_settings(
-        compression["window"], compression["order"], **{name: compression[name] for name in names}
-    )
+# Cached, so that the settings are parsed once and data and stem get the same object.
+_selection = cache(Selection.from_settings)
 
 
 def coefficients(compression: Config) -> CoefficientSpec | None:

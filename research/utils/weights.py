@@ -52,7 +52,7 @@ def read(path: Path, key: str = "checkpoint") -> dict[str, Any]:
     except UnpicklingError:
         raise UserError(
             key,
-            f"{path}: refused, it contains pickled objects that could run code, or is damaged",
+            f"{path}: refused, it holds pickled objects that could run code, or is damaged",
             "use a file of plain tensors",
         ) from None
     except Exception as error:

@@ -50,9 +50,9 @@ def test_every_candidate_trains_the_same_steps_and_one_of_them_is_tracked(
         "on": 1,
     }
     (on,) = costs["on"]
-    assert 0 < on.inside_wall < on.wall
-    assert 0 < on.inside <= on.processor
-    assert costs["off"][0].inside_wall < on.inside_wall
+    assert 0 < on.tracker_wall < on.wall
+    assert 0 < on.tracker_processor <= on.processor
+    assert costs["off"][0].tracker_wall < on.tracker_wall
 
 
 def test_the_cost_of_tracking_is_told_in_ratios_and_as_a_share() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, select_frequencies
 from research.compression.stems import StemSpec
+from research.engine import build
 
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
 FEATURES = VARIANTS[1:]
@@ -125,6 +127,15 @@ def test_only_the_pruned_variant_scales_the_trunk() -> None:
     assert StemSpec("luma_fusion_pruned", ten, "full").trunk_scale == 3 / 8
     none = Selection.from_settings(4, "zigzag", count_luma=0)
     assert StemSpec("luma_fusion_pruned", none, "full").trunk_scale == 1 / 8
+
+
+def test_data_and_stem_get_the_same_selection(small: Callable[..., dict[str, Any]]) -> None:
+    config = small("compression.window=3")
+    spec = build.network_input(config).coefficients
+    stem = build.stem_spec(config["compression"])
+    assert spec is not None
+    assert stem is not None
+    assert spec.selection is stem.selection
 
 
 def test_only_reconstruction_takes_unnormalised_coefficients() -> None:

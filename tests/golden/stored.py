@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "batches"
 class StoredSamples:
     """A split whose samples are the rows of one batch."""
 
-    left_out: Mapping[str, int] = {}
+    skipped: Mapping[str, int] = {}
 
     def __init__(self, rows: Batch) -> None:
         self.rows = rows

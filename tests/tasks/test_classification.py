@@ -145,7 +145,7 @@ def test_calibration_is_torchmetrics(classes: int) -> None:
     assert metrics.compute()["ece"] == pytest.approx(theirs, abs=1e-6)
     assert theirs > 0.01
     assert int(metrics.counts.sum()) == 300
-    assert int(metrics.right.sum()) == round(300 * metrics.compute()["top1"])
+    assert int(metrics.correct.sum()) == round(300 * metrics.compute()["top1"])
 
 
 def test_calibration_by_hand() -> None:

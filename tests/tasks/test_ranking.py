@@ -435,7 +435,7 @@ def test_no_mistake_is_said() -> None:
     ("target", "bins", "says"),
     [
         ("hard", BINS, "task.target=hard: expected one of soft, majority"),
-        ("soft", [0.5], "task.bins=[0.5]: expected two or more rising numbers in 0.5…1"),
+        ("soft", [0.5], "task.bins=[0.5]: expected two or more increasing numbers in 0.5…1"),
         ("soft", [0.7, 0.6], "task.bins=[0.7, 0.6]: expected two"),
         ("soft", [0.4, 1.0], "task.bins=[0.4, 1.0]: expected two"),
     ],

@@ -102,7 +102,7 @@ class NpzSplit:
         labels: [N] class indices.
     """
 
-    left_out: dict[str, int] = {}  # noqa: RUF012
+    skipped: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
