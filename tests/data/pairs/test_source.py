@@ -31,6 +31,8 @@ CPU = torch.device("cpu")
 NETWORK = NetworkInput(48, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 1.0, None)
 FILL = (128, 102, 76)
 SERIES = 24
+DECLARED = {"_target_", "provides"}
+"""Keys of the YAML file that are not arguments."""
 Make = Callable[..., PhotoPairs]
 
 
@@ -74,7 +76,7 @@ def settings(name: str = "phototriage") -> dict[str, Any]:
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def made(root: Path, **changed: Any) -> PhotoPairs:
-        values = {key: value for key, value in settings().items() if key != "_target_"}
+        values = {key: value for key, value in settings().items() if key not in DECLARED}
         values |= {"root": str(root), "image_size": None, "cache_dir": str(tmp_path / "cache")}
         values |= {"feature_weights": {}, "network": NETWORK}
         return PhotoPairs(**{**values, **changed})
@@ -108,7 +110,7 @@ def padded(path: Path, size: int = 48) -> np.ndarray:
 
 def test_the_yaml_has_the_arguments_of_the_data_set() -> None:
     arguments = set(inspect.signature(PhotoPairs).parameters) - {"network"}
-    assert set(settings()) - {"_target_"} == arguments
+    assert set(settings()) - DECLARED == arguments
     assert set(settings("demo_photos")) - {"defaults"} < arguments
 
 
