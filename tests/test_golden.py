@@ -40,7 +40,7 @@ def test_losses_and_metrics(
     name: str, golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = resolved(compose_config(overrides(name))[0])
-    real = build.source(config)
+    real = build.data_module(config)
     monkeypatch.setattr(build, "source", lambda _: stored.load(name, real))
     # The stored batch source still has the former name of this attribute, ``left_out``.
     monkeypatch.setattr(stored.StoredSamples, "skipped", {}, raising=False)

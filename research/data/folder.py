@@ -22,10 +22,10 @@ from research.data.baseline import linear_top1
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
+from research.data.datamodule import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
-from research.data.source import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
 from research.data.splits import (
     Split,
     check_not_empty,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.index import ProgressCallback
-from research.data.once import create_once
+from research.demos.render_once import render_once
 from research.utils.errors import UserError
 
 VERSION = 1  # increase it whenever the rendered files change
@@ -253,7 +253,7 @@ def render_scenes(
         raise UserError("dataset.demo", f"the seed of the demo scenes is {seed}: give 0 or more")
     manifest = {"recipe": VERSION, "seed": seed, "classes": list(CLASSES), **counts}
     make = partial(_render, counts=counts, seed=seed, progress=progress)
-    return create_once(root, "dataset.demo.root", MANIFEST, manifest, _is_ours, make)
+    return render_once(root, "dataset.demo.root", MANIFEST, manifest, _is_ours, make)
 
 
 def _render(

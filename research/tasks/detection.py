@@ -109,7 +109,7 @@ class Detection:
         self, metrics: DetectionMetrics, names: Callable[[Any], dict[str, list[str]]]
     ) -> Mapping[str, Rows]:
         """``per_class`` and ``confusion``, see ``DetectionMetrics``."""
-        return {"per_class": metrics.per_class(), "confusion": metrics.confused()}
+        return {"per_class": metrics.per_class(), "confusion": metrics.confusion_table()}
 
     def pictures(
         self,
@@ -141,8 +141,8 @@ class Detection:
                 },
                 title,
             )
-        if metrics.audit:
-            drawn["matching_audit"] = charts.matching_audit(*np.array(metrics.audit).T)
+        if metrics.matching:
+            drawn["matching_audit"] = charts.matching_audit(*np.array(metrics.matching).T)
         return drawn
 
     def _sheet(
@@ -154,25 +154,25 @@ class Detection:
         for images, (detections, boxes, labels) in zip(
             zip(*panels, strict=True), frames, strict=False
         ):
-            kept = {
+            confident = {
                 name: values[detections["scores"] >= self.score]
                 for name, values in detections.items()
             }
-            hits = true_positives(kept, boxes, labels, self.iou)
+            hits = true_positives(confident, boxes, labels, self.iou)
             texts = [
                 self._name(label, score)
                 for label, score in zip(
-                    kept["labels"].tolist(), kept["scores"].tolist(), strict=True
+                    confident["labels"].tolist(), confident["scores"].tolist(), strict=True
                 )
             ]
-            colours = self._colours(kept["labels"].tolist())
+            colours = self._colours(confident["labels"].tolist())
             drawn = []
             for image in images:
                 cell = pictures.from_pixels(image).resize((CELL, CELL), Resampling.BILINEAR)
                 cell = pictures.draw_boxes(
                     cell, (boxes * CELL).tolist(), colours=[pictures.TRUE_BOX]
                 )
-                predicted = (kept["boxes"] * CELL).tolist()
+                predicted = (confident["boxes"] * CELL).tolist()
                 drawn.append(pictures.draw_boxes(cell, predicted, texts, colours))
             cells.append(pictures.side_by_side(drawn))
             captions.append(

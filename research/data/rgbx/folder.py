@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 
 from research.batch import DetectionBatch
+from research.data.datamodule import USUAL_BOXES, Demo, NetworkInput, expected_classes
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.limits import log_skipped
 from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
@@ -36,7 +37,6 @@ from research.data.rgbx.layout import (
 from research.data.rgbx.samples import ArraySamples, collate_frames
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
-from research.data.source import USUAL_BOXES, Demo, NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError

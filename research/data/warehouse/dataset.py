@@ -14,13 +14,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from research.batch import Batch
+from research.data.datamodule import NetworkInput, expected_classes
 from research.data.folds import FoldColumns, FoldResult, fold_splits
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.transform import FrameAugmentation
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
-from research.data.source import NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind, true_boxes
 from research.data.warehouse.manifest import Manifest

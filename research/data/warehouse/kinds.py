@@ -21,13 +21,13 @@ from research.compression.blocks import Blocks
 from research.compression.selection import Selection, covering
 from research.data.block_samples import MCU, BlockCrop, BlockSamples
 from research.data.coefficients import CoefficientSpec
+from research.data.datamodule import IMAGENET_CLASSES, USUAL_BOXES
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import decode, to_rgb
-from research.data.source import IMAGENET_CLASSES, USUAL_BOXES
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.store import Store

@@ -13,10 +13,10 @@ from PIL.Image import Image
 
 from research.batch import ClassificationBatch
 from research.data.crops import CentreCrop
+from research.data.datamodule import NetworkInput, expected_classes
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import PixelReader, decode, to_rgb
-from research.data.source import NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform, PixelTransform
 from research.utils.errors import UserError
 

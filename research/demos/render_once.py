@@ -14,7 +14,7 @@ from filelock import FileLock
 from research.utils.errors import UserError
 
 
-def create_once(
+def render_once(
     root: Path,
     key: str,
     record_name: str,
