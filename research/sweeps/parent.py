@@ -94,9 +94,7 @@ def _tags(summary: Mapping[str, Any]) -> dict[str, str]:
         tags["pareto"] = ", ".join(str(trial["trial"]) for trial in front)
     chosen = [best] if best else front
     if chosen:
-        tags["mlflow.note.content"] = _markdown(
-            chosen, "best trial" if best else "Pareto front"
-        )
+        tags["mlflow.note.content"] = _markdown(chosen, "best trial" if best else "Pareto front")
     return tags
 
 
