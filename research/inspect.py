@@ -98,7 +98,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
                 "file": str(file),
                 **{n: _psnr(a, b) for n, (a, b) in zip(("Y", "Cb", "Cr"), planes, strict=True)},
                 "RGB": _psnr(original, rebuilt),
-                "detour": sample.fallback,
+                "fallback": sample.fallback,
             }
         )
         energy[0] += y.double().square().mean((0, 2, 3))

@@ -4,29 +4,165 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.compression import rules as compression_rules
 from research.config import cli
 from research.config.overrides import train_command
-from research.data.prepare_options import (
-    OPTIONS,
-    USAGE,
-    CoefficientOptions,
-    FrameOptions,
-    LintOptions,
-    PruneOptions,
-    RgbxOptions,
-    StoreOptions,
-)
+from research.config.rules import COUNT, PATH, SHARE, TEXT, TRUTH, Rule, number, one_of, whole
+from research.data import rules as data_rules
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from research.data.index import ProgressCallback
     from research.data.warehouse.manifest import Manifest
     from research.data.warehouse.plan import BuildPlan
+
+FRACTION = number(at_least=0, at_most=1)
+STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).holds(n) and n % 16 == 0)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Of every kind that reads files in parallel."""
+
+    workers: int | None = cli.option(None, COUNT, "number of processes; one per core by default")
+
+
+@dataclass(frozen=True)
+class StoreOptions(WorkerOptions):
+    """Of every kind that builds a store."""
+
+    seed: int = cli.option(0, whole(0, 2**32 - 1), "seed of the draw")
+    shard_samples: int = cli.option(256, COUNT, "samples per file")
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """Of every kind that reads frames with boxes."""
+
+    max_invalid: int | None = cli.option(None, whole(0), "largest number of invalid frames")
+    max_missing: int | None = cli.option(None, whole(0), "largest number of missing frames")
+    max_empty: int | None = cli.option(None, whole(0), "largest number of empty frames")
+    max_invalid_ratio: float | None = cli.option(None, FRACTION, "the same, as a fraction of all")
+    max_missing_ratio: float | None = cli.option(None, FRACTION, "the same, as a fraction of all")
+    max_empty_ratio: float | None = cli.option(None, FRACTION, "the same, as a fraction of all")
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by option."""
+        values = {name: getattr(self, name) for name in LimitOptions.__annotations__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class FrameOptions(LimitOptions, StoreOptions):
+    """Of ``prepare frames``."""
+
+    size: int = cli.option(384, whole(32), "side of the square frames, in pixels")
+    max_boxes: int = cli.option(16, COUNT, "slots for boxes in a frame")
+    val: float = cli.option(0.2, SHARE, "fraction of the runs (groups) drawn for validation")
+    test: float = cli.option(0.0, SHARE, "fraction of the runs (groups) drawn for the test split")
+    val_runs: tuple[str, ...] = cli.option((), TEXT, "names of these runs instead of a draw: a,b,c")
+    test_runs: tuple[str, ...] = cli.option((), TEXT, "likewise for the test split")
+
+
+@dataclass(frozen=True)
+class CoefficientOptions(StoreOptions):
+    """Of ``prepare coefficients``."""
+
+    image_size: int = cli.option(256, STORED_SIZE, "size of the stored squares, a multiple of 16")
+    window: int = cli.option(
+        8,
+        compression_rules.RULES["window"],
+        "1…8, corner of frequencies; smaller windows can be read from it",
+        key="compression.window",
+    )
+    source: str = cli.option(
+        "bitstream",
+        compression_rules.RULES["source"],
+        "bitstream: the files' own coefficients; pixels: decoded first",
+        key="compression.source",
+    )
+    val: float = cli.option(
+        0.1,
+        data_rules.RULES["val_fraction"],
+        "fraction of each class held out if SOURCE has no val folder",
+    )
+
+
+@dataclass(frozen=True)
+class RgbxOptions(LimitOptions, WorkerOptions):
+    """Of ``prepare rgbx``."""
+
+    rgb: str = cli.option("", TEXT, "name of the folder; by default rgb, visible, vis or images")
+    thermal: str = cli.option("", TEXT, "likewise; by default thermal, infrared, ir or lwir")
+    event: str = cli.option(
+        "", TEXT, "likewise; by default event or events; thermal or event may be missing"
+    )
+    missing_labels: str = cli.option(
+        "negative",
+        one_of("negative", "error"),
+        "a picture without a YOLO file has no objects; error: is refused",
+    )
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Of ``prepare prune``."""
+
+    empty: bool = cli.option(False, TRUTH, "true: leave out empty frames")
+    missing: bool = cli.option(True, TRUTH, "true: leave out frames with missing files")
+    invalid: bool = cli.option(True, TRUTH, "true: leave out frames with invalid labels")
+    runs: tuple[str, ...] = cli.option((), TEXT, "only these runs: a,b,c")
+    not_runs: tuple[str, ...] = cli.option((), TEXT, "without these runs")
+
+
+@dataclass(frozen=True)
+class LintOptions:
+    """Of ``prepare lint``."""
+
+    out: Path | None = cli.option(
+        None, PATH, "folder of its pictures; OUT/lint-v<version> by default"
+    )
+
+
+OPTIONS: dict[str, type[DataclassInstance]] = {
+    "frames": FrameOptions,
+    "coefficients": CoefficientOptions,
+    "rgbx": RgbxOptions,
+    "prune": PruneOptions,
+    "lint": LintOptions,
+}
+"""Dataclass of options by KIND."""
+
+USAGE = cli.usage(
+    "python -m research.prepare KIND SOURCE OUT [key=value …]",
+    """
+KIND
+  frames         SOURCE holds frames with boxes: capture runs, or a VOC, COCO or YOLO folder
+  coefficients   SOURCE holds CLASS/image folders, or train, val and test folders of them
+  rgbx           SOURCE holds a folder of pictures for each modality, and VOC, COCO or YOLO labels
+  prune          copy the capture runs of SOURCE to OUT without unusable frames
+  lint           prepare lint MANIFEST: check a prepared store
+OUT gets a folder v<version>: a hash of data and settings; of rgbx, images/*.npy and labels/*.txt.
+A command that was interrupted resumes when it is run again.
+""",
+    {
+        "\nframes": FrameOptions,
+        "coefficients": CoefficientOptions,
+        "rgbx": RgbxOptions,
+        "frames and rgbx": LimitOptions,
+        "frames and coefficients": StoreOptions,
+        "frames, coefficients and rgbx": WorkerOptions,
+        "prune": PruneOptions,
+        "lint": LintOptions,
+    },
+)
 
 
 def frames(source: Path, out: Path, options: FrameOptions) -> Manifest:

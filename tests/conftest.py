@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,13 +195,13 @@ def prepared(config: dict[str, Any]) -> Any:
     return data
 
 
-def run(config: dict[str, Any], name: str = "test") -> Path:
-    """Train as ``train.py`` does; returns the run folder."""
+def run(config: dict[str, Any], name: str = "test", overrides: Sequence[str] = ()) -> Path:
+    """Train as ``train.py`` does; returns the run folder, which records the overrides."""
     from research.engine import run, run_folder
 
     begin = run.start(config, name)
     with run_folder.run_lock(begin.folder):
-        run.train(config, name, [], begin)
+        run.train(config, name, list(overrides), begin)
     return begin.folder
 
 

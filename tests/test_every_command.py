@@ -23,7 +23,7 @@ from filelock import FileLock
 
 import research
 from research import evaluate
-from research.config import cli, compose_config, resolved
+from research.config import cli, compose_config
 from research.config.options import CONF, option_node, options, read
 from research.data.cifar_files import FAMILIES
 from tests.conftest import run
@@ -170,7 +170,7 @@ class Project:
         with FileLock(self.folder / f"{model}.lock"):
             if not (self.folder / name / "summary.json").exists():
                 words = [*small(model), *data_of(model).words, *SHORT, f"run_dir={name}"]
-                run(resolved(compose_config(words)[0]), model)
+                run(compose_config(words).config, model, words)
         return name
 
 
@@ -338,6 +338,6 @@ def test_other_data(data: str, project: Project, monkeypatch: pytest.MonkeyPatch
     if data == "resident":
         test_cifar.write_binary(project.folder / "cifar", 10)
     words = OTHER_DATA[data] if data in OTHER_DATA else demo_words(data)
-    folder = run(resolved(compose_config([*words, *SHORT])[0]), data)
+    folder = run(compose_config([*words, *SHORT]).config, data)
     result = evaluate.evaluate(folder, "val", "last", "cpu", [])
     assert result["logged"] == pytest.approx(result["metrics"], nan_ok=True)

@@ -42,8 +42,6 @@ def test_losses_and_metrics(
     config = resolved(compose_config(overrides(name))[0])
     real = build.data_module(config)
     monkeypatch.setattr(build, "source", lambda _: stored.load(name, real))
-    # The stored batch source still has the former name of this attribute, ``left_out``.
-    monkeypatch.setattr(stored.StoredSamples, "skipped", {}, raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     experiment = build.experiment(config)

@@ -351,6 +351,6 @@ def _detections(boxes: Tensor, scores: Tensor, nms_iou: float, limit: int) -> De
     boxes = clip_boxes_to_image(boxes, (1, 1))
     valid = remove_small_boxes(boxes, MIN_SIDE)
     boxes, scores = boxes[valid], scores[valid]
-    kept = nms(boxes, scores, nms_iou)[:limit]
-    labels = torch.zeros(len(kept), dtype=torch.int64, device=boxes.device)
-    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels}
+    keep = nms(boxes, scores, nms_iou)[:limit]
+    labels = torch.zeros(len(keep), dtype=torch.int64, device=boxes.device)
+    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels}
