@@ -1,4 +1,4 @@
-"""Keys of a compression, and how it goes with model and data."""
+"""Rules of the keys of ``compression``, and of their combinations with model and data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration: typed schema, checks, and messages of one line. Imports no torch."""
+"""Configuration: schema, rules, checks, command lines, one-line messages. Imports no torch."""
 
 from research.config import targets
 from research.config.checks import check

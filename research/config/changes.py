@@ -1,4 +1,4 @@
-"""A stored configuration under the settings that a user gives for its later use."""
+"""Applies the overrides of a command to the stored configuration of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a composed configuration must fulfil before anything heavy is imported."""
+"""Checks of a composed configuration, before torch is imported."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""The rules of the groups' keys, which stand beside the code that a group builds.
+"""Finds the rules of a group's keys, which are in files next to the code that the group builds.
 
-``_target_: research.data.pairs.source.PhotoPairs`` has rules in ``rules.py`` of each package on
-the way (``research/data``, ``research/data/pairs``) and in ``source_rules.py``, as far as there are
-such files. So has a ``_target_`` of a user's own package. A node inside a group's node, such as
-``dataset.augmentation``, has the nearest of these files alone. A file of rules
-imports no torch and has
+The rules of ``_target_: research.data.pairs.source.PhotoPairs`` are in ``rules.py`` of each package
+in its path (``research/data``, ``research/data/pairs``) and in ``source_rules.py`` next to
+``source.py``; none of these files has to exist. The same holds for a ``_target_`` in a user's own
+package. A nested node with a ``_target_``, such as ``dataset.augmentation``, has only the rules of
+the last existing file of this list. A file of rules imports no torch and defines one or both of
 
-- ``RULES``: what each key may be, by its name in the node, ``policy`` for
+- ``RULES``: the rule of each key, by its name in the node: ``policy`` for
   ``dataset.augmentation.policy``;
-- ``faults(job)``: combinations that cannot be trained, as ``UserError`` to be raised.
+- ``faults(job)``: yields a ``UserError`` for each combination of values that cannot be trained.
 
-Either may be left out. Keys without a rule are of the type of their default in YAML.
+A key without a rule accepts values of the type of its default in YAML.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ OF_GROUPS: Final = {
     "logging": "research.tracking.rules",
     "hydra.sweeper": "research.sweeps.rules",
 }
-"""The rules that hold for every option of a group."""
+"""The module with the rules for all options of a group; it need not exist."""
 LIBRARIES: Final = ("torch", "torchvision", "timm", "mlflow", "optuna", "hydra")
-"""Have no rules of ours; looking for them would import them."""
+"""Packages that have no files of rules; they are not imported to look for some."""
 TARGET: Final = "_target_"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A composed configuration, as rules see it.
+    """A composed configuration, as ``faults`` receives it.
 
     Attributes:
         settings: plain and nested, without declarations.
         choices: the chosen option of each group.
-        overrides: the user's own, ``key=value`` each; ``None`` where they are not known.
-        declared: what the options declare.
-        rules: of every dotted key that has one.
+        overrides: the user's ``key=value`` arguments; ``None`` if they are not known.
+        declared: the declarations of the chosen options.
+        rules: rules by dotted key, from ``group_rules``.
     """
 
     settings: Mapping[str, Any]
@@ -64,21 +64,22 @@ class Job:
 
 
 def group_rules(config: Mapping[str, Any]) -> dict[str, Rule]:
-    """The rule of every dotted key of a configuration's groups that has one.
+    """Rules by dotted key, for all keys of the groups that have one.
 
     Args:
-        config: whose every ``_target_`` has been checked, since rules are imported by its name.
+        config: a configuration whose ``_target_`` names have been checked by ``check_targets``:
+            modules of rules are imported by these names.
     """
-    found: dict[str, Rule] = {}
+    rules_by_key: dict[str, Rule] = {}
     for path, target in _nodes(config):
         for module in _modules(path, target):
             rules: Mapping[str, Rule] = getattr(module, "RULES", {})
-            found |= {f"{path}.{key}": rule for key, rule in rules.items()}
-    return found
+            rules_by_key |= {f"{path}.{key}": rule for key, rule in rules.items()}
+    return rules_by_key
 
 
 def faults(job: Job) -> Iterator[UserError]:
-    """What the rules of the groups find wrong, group by group; each file of rules is asked once."""
+    """All errors of the ``faults`` functions, group by group; each function is called once."""
     modules = [module for path, target in _nodes(job.settings) for module in _modules(path, target)]
     for module in dict.fromkeys(modules):
         if hasattr(module, "faults"):
@@ -86,39 +87,41 @@ def faults(job: Job) -> Iterator[UserError]:
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """The path of every group, and of every node below it that has a ``_target_``, with that."""
+    """Path and ``_target_`` (or None) of every group, and of every nested node that has one."""
     for group in OF_GROUPS:
         node = config.get(group)
         yield group, node.get(TARGET) if isinstance(node, Mapping) else None
-        yield from _below(group, node)
+        yield from _nested(group, node)
 
 
-def _below(path: str, node: Any) -> Iterator[tuple[str, str | None]]:
+def _nested(path: str, node: Any) -> Iterator[tuple[str, str | None]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             if isinstance(value, Mapping):
                 if TARGET in value:
                     yield f"{path}.{name}", value[TARGET]
-                yield from _below(f"{path}.{name}", value)
+                yield from _nested(f"{path}.{name}", value)
 
 
 @lru_cache(maxsize=1024)
 def _modules(path: str, target: str | None) -> tuple[ModuleType, ...]:
-    """The modules of rules for a node, the most general first."""
+    """The existing modules of rules for a node, the most general first."""
     names = [OF_GROUPS[path]] if path in OF_GROUPS else []
     package, _, _ = str(target or "").rpartition(".")
     parts = package.split(".")
     if package and parts[0] not in LIBRARIES:
-        above = [".".join([*parts[: end + 1], "rules"]) for end in range(len(parts))]
-        names += [*(name for name in above if name not in OF_GROUPS.values()), f"{package}_rules"]
+        packages = [".".join([*parts[: end + 1], "rules"]) for end in range(len(parts))]
+        # Those in OF_GROUPS are for the node of the group only, which has them already.
+        names += [name for name in packages if name not in OF_GROUPS.values()]
+        names.append(f"{package}_rules")
     files = [name for name in dict.fromkeys(names) if _exists(name)]
     if path not in OF_GROUPS:
-        files = files[-1:]  # those above are of the group's own node
+        files = files[-1:]  # a nested node has its own keys: general rules do not apply
     return tuple(importlib.import_module(name) for name in files)
 
 
 def _exists(name: str) -> bool:
-    """Whether there is a file of that module; nothing is imported to find out."""
+    """Whether a module exists, without importing it or its parents."""
     first, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(first)

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's exceptions in one line: the key, what is allowed, the remedy."""
+"""One-line messages for exceptions of Hydra and OmegaConf: key, allowed values, what to do."""
 
 from __future__ import annotations
 

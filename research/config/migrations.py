@@ -1,9 +1,9 @@
-"""How names on disk and on the command line have changed from version to version.
+"""Renamed keys, ``_target_`` names, columns and metrics, by version.
 
-A change of a key, of a ``_target_``, or of a column or metric is one entry of ``MIGRATIONS``. It is
-applied to every configuration that is read from a file before that is checked, compared or used, to
-the tables of run folders, and to the words by which a study is recognised. A command line with an
-old key is answered with the new one. An old name must never get another meaning.
+A rename is one entry of ``MIGRATIONS``. It is applied to every configuration that is read from a
+file, before the configuration is checked, compared or used; to the tables of run folders; and to
+the settings that identify a study. For an old key on a command line, the error names the new one.
+An old name must never be used again with another meaning.
 """
 
 from __future__ import annotations

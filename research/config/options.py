@@ -1,4 +1,4 @@
-"""The option files of a ``conf/`` folder, read as they are: no composition, no interpolation."""
+"""Reads single option files of ``conf/``, without composition and interpolation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings as text: Hydra's ``key=value`` and the command line that trains with them."""
+"""Settings as text: ``key=value`` overrides and command lines of ``train.py``."""
 
 from __future__ import annotations
 

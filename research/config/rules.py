@@ -1,4 +1,4 @@
-"""What one key of a configuration, or one option of a command, may be."""
+"""Rules: the allowed values of a configuration key or of a command's option."""
 
 from __future__ import annotations
 

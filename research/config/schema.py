@@ -1,6 +1,6 @@
-"""The run settings with their defaults, and what they may be.
+"""Run settings, the keys at the top of a configuration: defaults, rules and help.
 
-Each setting is a field of ``RunSettings``. What the keys of a group may be stands beside its code,
+Each setting is a field of ``RunSettings``. The rules of the keys of a group are next to its code,
 see ``research.config.group_rules``.
 """
 

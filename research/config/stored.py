@@ -1,9 +1,9 @@
-"""Configurations and metadata out of files: plain values, checked before anything is built.
+"""Validates configurations and metadata that are read from files, before anything is built.
 
-A checkpoint, a weights file, a run folder and a store may come from a stranger. What they say is
-migrated to the names of today and checked like a command line: types, ranges, no other keys, and
-no ``_target_`` but those that ``conf/`` has at that place or the user trusts. The files, folders
-and addresses in them (``places``) count for runs under the user's own ``runs/`` alone.
+A checkpoint, a weights file, a run folder or a store may come from someone else. Its configuration
+is migrated to the current names and checked like a command line: types, ranges, no unknown keys,
+and only ``_target_`` names that ``conf/`` has at the same path or that the user trusts. The files,
+folders and addresses in it (``places``) are used only for runs in the user's own ``runs/``.
 """
 
 from __future__ import annotations

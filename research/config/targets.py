@@ -1,9 +1,8 @@
-"""Which classes and functions ``_target_`` may name, and at which place of a configuration.
+"""The ``_target_`` names that are allowed at each path of a configuration; builds their objects.
 
-Computed from the files of ``conf/``: a name is allowed at the very path at which they have it. The
-user adds names of his own by ``--config-dir`` or ``trust=[…]``, on a command line; a file that is
-read adds none. Everything else stays plain values: nothing is built from a ``_target_`` that stands
-elsewhere.
+A name is allowed at the paths at which the files of ``conf/`` have it. The user adds names of their
+own on a command line, by ``--config-dir`` or ``trust=[…]``; a file that is read adds none. Nothing
+is built from a ``_target_`` at any other path.
 """
 
 from __future__ import annotations

@@ -203,8 +203,8 @@ class Cifar:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        known = self.family.classes if look else None
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        known = self.family.classes if own_classes else None
         return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:

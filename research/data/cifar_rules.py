@@ -1,4 +1,4 @@
-"""Keys of CIFAR-10 and CIFAR-100."""
+"""Rules of the keys of CIFAR-10 and CIFAR-100."""
 
 from __future__ import annotations
 

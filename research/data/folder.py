@@ -223,8 +223,8 @@ class ImageFolders:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        known = self._class_folders() if look else None
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        known = self._class_folders() if own_classes else None
         return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
 
     def _class_folders(self) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Create a folder once and atomically, also from several processes."""
+"""Creates the folder of a demo data set on first use: once, atomically, in one process."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The offline demo data set: rendered scenes in real JPEG files, in the image-folder layout.
 
 The classes differ in shape and texture alone. Colours, brightness, polarity (light on dark or
-dark on light), place, turn, scale and background are drawn independently of the class, so that
-a linear classifier finds little in them. Structures are at least about 1/16 of the short side, and
-no class is another's mirror image: the classes survive flips, random resized crops and the loss of
-the high frequencies of every 8×8 block.
+dark on light), position, rotation, scale and background are drawn independently of the class, so
+that a linear classifier on colours has little to learn from. Structures are at least about 1/16 of
+the short side, and no class is the mirror image of another: classes can still be told apart after
+flips, random resized crops and without the high frequencies of every 8×8 block.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keys of optimizers."""
+"""Rules of the keys of optimizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of DenseNets."""
+"""Rules of the keys of DenseNets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of TinyDet and BigDet."""
+"""Rules of the keys of TinyDet and BigDet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of FastNet."""
+"""Rules of the keys of FastNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of RGB + X detectors."""
+"""Rules of the keys of RGB + X detectors."""
 
 from __future__ import annotations
 

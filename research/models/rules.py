@@ -1,4 +1,4 @@
-"""What every model's keys may be."""
+"""Rules of keys that several models have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of networks of timm."""
+"""Rules of the keys of networks of timm."""
 
 from __future__ import annotations
 

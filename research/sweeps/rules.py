@@ -1,4 +1,4 @@
-"""Keys of ``conf/hydra/sweeper/study.yaml``."""
+"""Rules of the keys of ``conf/hydra/sweeper/study.yaml``."""
 
 from __future__ import annotations
 

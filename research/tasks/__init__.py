@@ -1,1 +1,1 @@
-"""Tasks: what is learnt, and how it is judged."""
+"""Tasks: losses, predictions, metrics and pictures; one module per kind of problem."""

@@ -1,4 +1,4 @@
-"""What every task's keys may be."""
+"""Rules of keys that several tasks have."""
 
 from __future__ import annotations
 

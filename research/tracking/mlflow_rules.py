@@ -1,4 +1,4 @@
-"""Keys of the MLflow tracker."""
+"""Rules of the keys of ``logging.mlflow``."""
 
 from __future__ import annotations
 

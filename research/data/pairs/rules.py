@@ -1,4 +1,4 @@
-"""Keys of photo pairs."""
+"""Rules of the keys of photo pairs."""
 
 from __future__ import annotations
 

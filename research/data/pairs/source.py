@@ -235,7 +235,7 @@ class PhotoPairs:
     def load_image(self, path: Path) -> list[Image]:
         return [read_photo(path)]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
         return self.metadata()
 
     def fold_result(self, metrics: Any) -> FoldResult:

@@ -167,11 +167,11 @@ class Warehouse:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        known = Manifest.load(self.path).classes if look and self.path.exists() else None
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        known = Manifest.load(self.path).classes if own_classes and self.path.exists() else None
         return {
             "name": self.name,
-            "classes": expected_classes(model, known, self.kind.usual_classes),
+            "classes": expected_classes(model, known, self.kind.default_classes),
             "transform": self.kind.expected_transform(model),
         }
 

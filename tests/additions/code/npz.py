@@ -69,8 +69,8 @@ class NpzImages:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        return {"name": self.name, "classes": expected_classes(model, None, usual=10)}
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        return {"name": self.name, "classes": expected_classes(model, None, default=10)}
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(split), {}) for name, split in self.splits.items()}
