@@ -167,8 +167,8 @@ class Mistakes:
 class ClassificationMetrics:
     """``loss``, ``top1`` and ``top5`` (0…1) and ``ece`` over all samples, from float64 sums.
 
-    With five classes or fewer there is no ``top5``, which would always be 1. ``ece`` is the expected
-    calibration error over 15 bins of equal width (Guo et al., 2017), 0…1.
+    With five classes or fewer there is no ``top5``, which would always be 1. ``ece`` is the
+    expected calibration error over 15 bins of equal width (Guo et al., 2017), 0…1.
 
     Attributes:
         counts: [15] number of samples per bin of confidence; a bin includes its lower edge.
