@@ -16,7 +16,7 @@ from research.config.messages import bad_value, explain, no_key
 from research.config.options import DECLARATIONS, options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, rule_for
-from research.config.targets import check_targets
+from research.config.targets import TARGET, check_targets, named, packaged
 from research.utils.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -54,6 +54,7 @@ def check(
         defaults = defaults_of(frozenset(ours.items()))
     check_targets(settings, {*own, *settings["trust"]})
     job = Job(settings, ours, overrides, declared, group_rules(settings))
+    _check_same_targets(settings, defaults)
     _check_node("", settings, defaults, job)
     for fault in _faults(job):
         raise fault
@@ -69,6 +70,18 @@ def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
                 group,
                 f"no {group} {option!r}: it is a part of others. "
                 f"Options: {', '.join(options(group))}",
+            )
+
+
+def _check_same_targets(settings: Settings, defaults: Settings) -> None:
+    """Refuse the ``_target_`` of another option, whose keys are others."""
+    usual = dict(named(defaults))
+    for path, target in named(settings):
+        if target != usual.get(path, target) and target in packaged().get(path, ()):
+            raise UserError(
+                f"{path}.{TARGET}",
+                f"{path}.{TARGET}={target}: that is another option's, which has other keys",
+                f"choose it by {path.partition('.')[0]}=OPTION",
             )
 
 

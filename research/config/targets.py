@@ -95,16 +95,18 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
         ) from error
 
 
+def named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The dotted path of every node that has a ``_target_``, and that name."""
+    for key, value in _marked(config, ""):
+        path, _, word = key.rpartition(".")
+        if word == TARGET:
+            yield path, str(value)
+
+
 def beyond(config: Mapping[str, Any]) -> list[str]:
     """The names in a configuration that are not those of ``conf/`` at their place, sorted."""
-    return sorted(
-        {
-            str(value)
-            for key, value in _marked(config, "")
-            if key.rpartition(".")[2] == TARGET
-            and value not in packaged().get(key.rpartition(".")[0], ())
-        }
-    )
+    names = {name for path, name in named(config) if name not in packaged().get(path, ())}
+    return sorted(names)
 
 
 def packaged() -> Mapping[str, frozenset[str]]:
