@@ -41,7 +41,7 @@ def test_losses_and_metrics(
 ) -> None:
     config = resolved(compose_config(overrides(name))[0])
     real = build.data_module(config)
-    monkeypatch.setattr(build, "source", lambda _: stored.load(name, real))
+    monkeypatch.setattr(build, "data_module", lambda _: stored.load(name, real))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     experiment = build.experiment(config)
