@@ -1,4 +1,4 @@
-"""Creates the folder of a demo data set on first use: once, atomically, in one process."""
+"""Creates the folder of a demo data set on first use, atomically; other processes wait."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Classification:
         metrics: ClassificationMetrics,
         batch: ClassificationBatch,
         predictions: Tensor,
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         probability, pred = predictions[:SHOWN].softmax(1).max(1)
         drawn = {
@@ -90,7 +90,7 @@ class Classification:
                 metrics.compute()["ece"],
             ),
             "sample_predictions": self._sheet(
-                panels(batch)[0][:SHOWN], batch.labels[:SHOWN], pred, probability
+                to_images(batch)[0][:SHOWN], batch.labels[:SHOWN], pred, probability
             ),
         }
         worst = metrics.worst
@@ -99,7 +99,7 @@ class Classification:
         else:
             mistakes = worst.batch.to(batch.labels.device)
             drawn["confident_mistakes"] = self._sheet(
-                panels(mistakes)[0], mistakes.labels, worst.pred, worst.probability
+                to_images(mistakes)[0], mistakes.labels, worst.pred, worst.probability
             )
         return drawn
 

@@ -116,14 +116,14 @@ class Detection:
         metrics: DetectionMetrics,
         batch: DetectionBatch,
         predictions: list[Detections],
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         scores, labels = np.array(metrics.scores), np.array(metrics.labels)
         hits = np.array(metrics.hits, dtype=bool)
         title = f"detections at IoU {self.iou:g} over {metrics.frames} frames"
         drawn = {
             "detections": self._sheet(
-                batch, predictions, [panel[:SHOWN].cpu() for panel in panels(batch)]
+                batch, predictions, [images[:SHOWN].cpu() for images in to_images(batch)]
             ),
             "precision_recall": charts.precision_recall(
                 scores, hits, int(metrics.positives.sum()), title

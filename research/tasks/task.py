@@ -88,7 +88,7 @@ class Task(Protocol):
         metrics: Any,
         batch: Any,
         predictions: Any,
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         """Named images for the tracker.
 
@@ -96,7 +96,7 @@ class Task(Protocol):
             metrics: the metrics over the whole split.
             batch: the first batch of the split, as passed to the model.
             predictions: from ``predict`` for this batch.
-            panels: converts a batch to images, see ``DeviceTransform.to_images``.
+            to_images: converts a batch to images, see ``DeviceTransform.to_images``.
         """
         ...
 

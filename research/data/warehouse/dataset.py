@@ -1,4 +1,4 @@
-"""The data module of prepared stores."""
+"""``Warehouse``: the data module of prepared stores."""
 
 from __future__ import annotations
 
