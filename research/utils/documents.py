@@ -30,7 +30,7 @@ def validate(kind: type[T], document: object, key: str, file: Path, hint: str) -
         UserError: for the first field that is missing, unknown or not valid.
     """
     try:
-        adapter: TypeAdapter[T] = _adapter(kind)
+        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type] # classes are hashable
         return adapter.validate_json(json.dumps(document))
     except ValidationError as error:
         raise UserError(key, f"{file}: {_first_problem(error)}", hint) from None
