@@ -1,8 +1,8 @@
-"""What options declare: ``provides``, ``needs`` and ``accepts`` in their YAML files.
+"""Declarations of options: ``provides``, ``needs`` and ``accepts`` in their YAML files.
 
-A data set and a compression say what they provide, a model and a task what they need of the others
-and provide to them. These words are for checks alone. They are taken out of a configuration before
-anything is built or stored.
+They are lists of words. What a model and a task need must be provided by the data set, the
+compression or the model. Declarations are only checked: they are removed from a configuration
+before anything is built or stored.
 
 ========================  ====================================================================
 ``provides`` of a         words
@@ -14,7 +14,7 @@ compression               ``coefficients`` in place of pixels
 model                     ``logits``, ``detections``, ``preferences``
 ========================  ====================================================================
 
-Other words may be used in option files of one's own.
+Option files of your own may use other words.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Declarations:
     """The words of a configuration.
 
     Attributes:
-        words: of each group and kind of word (``words["model"]["needs"]``), as declared; a kind
-            that an option does not declare is not there.
+        words: by group and kind, such as ``words["model"]["needs"]``; only kinds that the option
+            declares.
     """
 
     words: Mapping[str, Mapping[str, tuple[str, ...]]]
 
     def of(self, group: str, kind: str) -> tuple[str, ...]:
-        """What the option of a group declares; empty where it declares nothing."""
+        """The words of one kind; empty if the option of the group declares none."""
         return self.words.get(group, {}).get(kind, ())
 
     @property
@@ -55,9 +55,9 @@ class Declarations:
         return frozenset(word for group in PROVIDERS for word in self.of(group, "provides"))
 
     def missing(self) -> list[tuple[str, str]]:
-        """Groups with the words that they need and nobody provides.
+        """Pairs of a group and a word that it needs and that is not provided.
 
-        Empty where a data set, compression or model does not declare what it provides.
+        Empty if the data set, compression or model does not declare what it provides.
         """
         if not all("provides" in self.words.get(group, {}) for group in PROVIDERS):
             return []
@@ -65,19 +65,19 @@ class Declarations:
         return [(group, word) for group, word in needs if word not in self.provided]
 
     def superfluous(self) -> bool:
-        """Whether there are coefficients that the model can do nothing with."""
-        taken = (*self.of("model", "needs"), *self.of("model", "accepts"))
-        return COEFFICIENTS in self.of("compression", "provides") and COEFFICIENTS not in taken
+        """Whether there are coefficients although the model reads pixels only."""
+        readable = (*self.of("model", "needs"), *self.of("model", "accepts"))
+        return COEFFICIENTS in self.of("compression", "provides") and COEFFICIENTS not in readable
 
 
 def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], Declarations]:
-    """A configuration without its declarations, and these.
+    """Split a configuration into settings and declarations.
 
     Args:
         config: plain and nested, interpolations resolved.
 
     Raises:
-        UserError: for a declaration that is no list of words.
+        UserError: for a declaration that is not a list of words.
     """
     settings: dict[str, Any] = {}
     words: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -95,7 +95,7 @@ def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], Declarations]:
 def mismatches(
     declared: Declarations, choices: Mapping[str, str | None], settings: Mapping[str, Any]
 ) -> Iterator[UserError]:
-    """A line for every need that is not met, and for coefficients that the model cannot take.
+    """An error for every need that is not met, and for coefficients that the model cannot read.
 
     Args:
         declared: by the options of a configuration.
@@ -105,22 +105,22 @@ def mismatches(
     if declared.superfluous():
         yield UserError(
             "model",
-            f"model={choices.get('model')} takes pixels but "
+            f"model={choices.get('model')} reads pixels but "
             f"compression={choices.get('compression')} makes coefficients",
             "add compression=none",
         )
     for group, word in declared.missing():
-        given = "; ".join(
+        provided = "; ".join(
             f"{provider}={choices.get(provider)} provides {', '.join(words)}"
             for provider in PROVIDERS
             if provider != group and (words := declared.of(provider, "provides"))
         )
-        line = f"{group}={choices.get(group)} needs {word}: {given}"
+        line = f"{group}={choices.get(group)} needs {word}: {provided}"
         yield UserError("model", line, _advice(declared, settings))
 
 
 def _advice(declared: Declarations, settings: Mapping[str, Any]) -> str:
-    """The options of one group under which every need is met."""
+    """Advice: the options of one group with which every need is met."""
     for group in PROVIDERS:
         fitting = []
         for option in options(group):
@@ -137,16 +137,16 @@ def _advice(declared: Declarations, settings: Mapping[str, Any]) -> str:
 def _words(
     group: str, option: str, declared: Declarations, settings: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """What an option would declare in the place of the one that is chosen."""
-    # Conditions may look at any setting or declaration of the other groups.
+    """The declarations of an option, evaluated as if it were chosen in its group."""
+    # Declarations may interpolate settings and declarations of the other groups.
     others = {key: {**settings[key], **words} for key, words in declared.words.items()}
     cfg = OmegaConf.create({**settings, **others, group: read_option(group, option)})
-    found = {}
+    declared_words = {}
     for kind in DECLARATIONS:
         if kind in cfg[group]:
             value = OmegaConf.to_container(cfg[group][kind], resolve=True)
-            found[kind] = _list_of_words(f"{group}.{kind}", value)
-    return found
+            declared_words[kind] = _list_of_words(f"{group}.{kind}", value)
+    return declared_words
 
 
 def _list_of_words(key: str, value: Any) -> tuple[str, ...]:

@@ -1,16 +1,16 @@
-"""The rules of the groups' keys, which stand beside the code that a group builds.
+"""Finds the rules of the groups' keys, which are in files next to the code that a group builds.
 
-``_target_: research.data.pairs.source.PhotoPairs`` has rules in ``rules.py`` of each package on
-the way (``research/data``, ``research/data/pairs``) and in ``source_rules.py``, as far as there are
-such files. So has a ``_target_`` of a user's own package. A node inside a group's node, such as
-``dataset.augmentation``, has the nearest of these files alone. A file of rules
-imports no torch and has
+The rules for ``_target_: research.data.pairs.source.PhotoPairs`` are in ``rules.py`` of each
+package on its path (``research/data``, ``research/data/pairs``) and in ``source_rules.py``, if
+these files exist. The same holds for a ``_target_`` in a user's own package. For a node inside a
+group's node, such as ``dataset.augmentation``, only the last of these files is used. A file of
+rules does not import torch. It defines one or both of
 
-- ``RULES``: what each key may be, by its name in the node, ``policy`` for
+- ``RULES``: rules by the name of the key in its node, such as ``policy`` for
   ``dataset.augmentation.policy``;
-- ``faults(job)``: combinations that cannot be trained, as ``UserError`` to be raised.
+- ``faults(job)``: yields a ``UserError`` for each combination of settings that cannot be trained.
 
-Either may be left out. Keys without a rule are of the type of their default in YAML.
+A key without a rule must have the type of its default in YAML.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ OF_GROUPS: Final = {
     "logging": "research.tracking.rules",
     "hydra.sweeper": "research.sweeps.rules",
 }
-"""The rules that hold for every option of a group."""
+"""Modules with the rules of every option of a group."""
 LIBRARIES: Final = ("torch", "torchvision", "timm", "mlflow", "optuna", "hydra")
-"""Have no rules of ours; looking for them would import them."""
+"""Packages without rule files, which are not imported to search for them."""
 TARGET: Final = "_target_"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A composed configuration, as rules see it.
+    """A composed configuration, as ``faults`` receives it.
 
     Attributes:
         settings: plain and nested, without declarations.
         choices: the chosen option of each group.
-        overrides: the user's own, ``key=value`` each; ``None`` where they are not known.
-        declared: what the options declare.
-        rules: of every dotted key that has one.
+        overrides: the user's own, ``key=value`` each; None if they are not known.
+        declared: declarations of the options.
+        rules: by dotted key.
     """
 
     settings: Mapping[str, Any]
@@ -64,21 +64,22 @@ class Job:
 
 
 def group_rules(config: Mapping[str, Any]) -> dict[str, Rule]:
-    """The rule of every dotted key of a configuration's groups that has one.
+    """The rules of a configuration's groups, by dotted key.
 
     Args:
-        config: whose every ``_target_`` has been checked, since rules are imported by its name.
+        config: its ``_target_`` values must have been checked, since rule files are imported by
+            these names.
     """
-    found: dict[str, Rule] = {}
+    rules: dict[str, Rule] = {}
     for path, target in _nodes(config):
         for module in _modules(path, target):
-            rules: Mapping[str, Rule] = getattr(module, "RULES", {})
-            found |= {f"{path}.{key}": rule for key, rule in rules.items()}
-    return found
+            own: Mapping[str, Rule] = getattr(module, "RULES", {})
+            rules |= {f"{path}.{key}": rule for key, rule in own.items()}
+    return rules
 
 
 def faults(job: Job) -> Iterator[UserError]:
-    """What the rules of the groups find wrong, group by group; each file of rules is asked once."""
+    """The faults of all groups; each file of rules is called once."""
     modules = [module for path, target in _nodes(job.settings) for module in _modules(path, target)]
     for module in dict.fromkeys(modules):
         if hasattr(module, "faults"):
@@ -86,7 +87,7 @@ def faults(job: Job) -> Iterator[UserError]:
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """The path of every group, and of every node below it that has a ``_target_``, with that."""
+    """Path and ``_target_`` of every group, and of every node below it that has a ``_target_``."""
     for group in OF_GROUPS:
         node = config.get(group)
         yield group, node.get(TARGET) if isinstance(node, Mapping) else None
@@ -104,7 +105,7 @@ def _below(path: str, node: Any) -> Iterator[tuple[str, str | None]]:
 
 @lru_cache(maxsize=1024)
 def _modules(path: str, target: str | None) -> tuple[ModuleType, ...]:
-    """The modules of rules for a node, the most general first."""
+    """The modules with the rules of a node, the most general first."""
     names = [OF_GROUPS[path]] if path in OF_GROUPS else []
     package, _, _ = str(target or "").rpartition(".")
     parts = package.split(".")
@@ -113,12 +114,12 @@ def _modules(path: str, target: str | None) -> tuple[ModuleType, ...]:
         names += [*(name for name in above if name not in OF_GROUPS.values()), f"{package}_rules"]
     files = [name for name in dict.fromkeys(names) if _exists(name)]
     if path not in OF_GROUPS:
-        files = files[-1:]  # those above are of the group's own node
+        files = files[-1:]  # the others are for the group's own node
     return tuple(importlib.import_module(name) for name in files)
 
 
 def _exists(name: str) -> bool:
-    """Whether there is a file of that module; nothing is imported to find out."""
+    """Whether the module has a file; imports nothing."""
     first, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(first)

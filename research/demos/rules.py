@@ -1,4 +1,4 @@
-"""Keys of the rendered demo data."""
+"""Rules of the keys of the rendered demo data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of Siamese rankers."""
+"""Rules of the keys of Siamese rankers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tasks: what is learnt, and how it is judged."""
+"""Tasks: losses, predictions, metrics and pictures of each kind of problem."""

@@ -1,4 +1,4 @@
-"""Keys of ranking."""
+"""Rules of the keys of ranking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every task's keys may be."""
+"""Rules of the keys of every task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of the MLflow tracker."""
+"""Rules of the keys of the MLflow tracker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of a prepared store."""
+"""Rules of the keys of a prepared store."""
 
 from __future__ import annotations
 
