@@ -13,10 +13,10 @@ from research.config.compose import defaults_of, our_choices, resolved_with_decl
 from research.config.declarations import mismatches, split
 from research.config.group_rules import Job, faults, group_rules
 from research.config.messages import explain, invalid_value, unknown_key
-from research.config.options import DECLARATIONS, options
+from research.config.options import DECLARATIONS, option_node, options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, rule_for
-from research.config.targets import TARGET, check_targets, named, packaged_targets
+from research.config.targets import TARGET, all_targets, check_targets, packaged_targets
 from research.utils.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -75,14 +75,22 @@ def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
 
 def _check_same_targets(settings: Settings, defaults: Settings) -> None:
     """Refuse the ``_target_`` of another option, whose keys are others."""
-    usual = dict(named(defaults))
-    for path, target in named(settings):
+    usual = dict(all_targets(defaults))
+    for path, target in all_targets(settings):
         if target != usual.get(path, target) and target in packaged_targets().get(path, ()):
+            group = path.partition(".")[0]
+            names = [name for name in options(group) if target in _targets_of(group, name, path)]
             raise UserError(
                 f"{path}.{TARGET}",
-                f"{path}.{TARGET}={target}: that is another option's, which has other keys",
-                f"choose it by {path.partition('.')[0]}=OPTION",
+                f"{path}.{TARGET}={target} belongs to another option, which has other keys",
+                f"choose {group}={'|'.join(names)}",
             )
+
+
+def _targets_of(group: str, option: str, path: str) -> set[str]:
+    """The ``_target_`` that an option has at a path."""
+    node = {group: option_node(group, option)}
+    return {target for place, target in all_targets(node) if place == path}
 
 
 def _check_node(path: str, node: Settings, defaults: Settings, job: Job) -> None:

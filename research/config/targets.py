@@ -92,7 +92,7 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
         ) from error
 
 
-def named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def all_targets(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The dotted path of every node that has a ``_target_``, and that name."""
     for key, value in _special_keys(config, ""):
         path, _, word = key.rpartition(".")
@@ -102,8 +102,8 @@ def named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def user_targets(config: Mapping[str, Any]) -> list[str]:
     """The ``_target_`` names that ``conf/`` does not have at their path, sorted."""
-    names = {name for path, name in named(config) if name not in packaged_targets().get(path, ())}
-    return sorted(names)
+    known = packaged_targets()
+    return sorted({name for path, name in all_targets(config) if name not in known.get(path, ())})
 
 
 def packaged_targets() -> Mapping[str, frozenset[str]]:
@@ -148,7 +148,7 @@ def _refused(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"\w+(\.\w+)+", value):
         return f"{key}={str(value)[:80]!r}: expected a dotted name"
     names = ", ".join(sorted(allowed))
-    choices = f"expected one of {names}" if names else "no object is built at this path"
+    choices = f"conf/ has only {names} there" if names else "no object is built at this path"
     line = f"{key}={value[:80]}: {choices}"
     if value.partition(".")[0] in (*sys.stdlib_module_names, *LIBRARIES):
         return line

@@ -239,7 +239,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "dataset._target_=research.data.warehouse.dataset.Warehouse",
         "dataset=demo dataset._target_=research.data.folder.ImageFolders,"
         "research.data.warehouse.dataset.Warehouse",
-        ["dataset._target_=", "choose it by dataset=OPTION"],
+        ["dataset._target_=", "choose dataset=demo_runs|warehouse"],
     ),
     (
         "optimizer._target_=os.system",
