@@ -16,7 +16,7 @@ from research.config.messages import bad_value, explain, no_key
 from research.config.options import DECLARATIONS, options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, rule_for
-from research.config.targets import TARGET, check_targets, named, packaged
+from research.config.targets import TARGET, check_targets, packaged, target_names
 from research.utils.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -75,8 +75,8 @@ def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
 
 def _check_same_targets(settings: Settings, defaults: Settings) -> None:
     """Refuse the ``_target_`` of another option, whose keys are others."""
-    usual = dict(named(defaults))
-    for path, target in named(settings):
+    usual = dict(target_names(defaults))
+    for path, target in target_names(settings):
         if target != usual.get(path, target) and target in packaged().get(path, ()):
             raise UserError(
                 f"{path}.{TARGET}",

@@ -95,7 +95,7 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
         ) from error
 
 
-def named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def target_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The dotted path of every node that has a ``_target_``, and that name."""
     for key, value in _marked(config, ""):
         path, _, word = key.rpartition(".")
@@ -105,7 +105,7 @@ def named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def beyond(config: Mapping[str, Any]) -> list[str]:
     """The names in a configuration that are not those of ``conf/`` at their place, sorted."""
-    names = {name for path, name in named(config) if name not in packaged().get(path, ())}
+    names = {name for path, name in target_names(config) if name not in packaged().get(path, ())}
     return sorted(names)
 
 
