@@ -33,14 +33,14 @@ def main(cfg: DictConfig) -> float | None:
     """Compose, check, build, fit; returns the best value of the monitored metric."""
     own = HydraConfig.get()
     with exit_on_user_error():
-        check(cfg, own.runtime.choices, own=targets.named_by_user(own.runtime.config_sources))
+        check(cfg, own.runtime.choices, own=targets.config_dir_targets(own.runtime.config_sources))
         # Imported late, so that a mistake is reported before torch is imported.
         from research.engine import run, run_folder
         from research.utils import logs
 
         logs.to_terminal()
         config = resolved(cfg)
-        config["trust"] = targets.beyond(config)
+        config["trust"] = targets.user_targets(config)
         name = config["name"] or own.runtime.choices["model"]
         if own.mode is RunMode.MULTIRUN:
             from research.sweeps import job

@@ -15,7 +15,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from research.config import cli
-from research.config.rules import COUNT, PATH, TRUTH, number, whole
+from research.config.rules import COUNT, FRACTION, PATH, TRUTH, whole
 from research.config.schema import RUN_RULES
 from research.utils.errors import DamagedImage, UserError
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from research.inference.writers import Panels, PredictionWriter
 
 log = logging.getLogger("research.predict")  # as a command, this module is called __main__
-
-FRACTION = number(at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)

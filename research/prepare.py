@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 from research.compression import rules as compression_rules
 from research.config import cli
 from research.config.overrides import train_command
-from research.config.rules import COUNT, PATH, SHARE, TEXT, TRUTH, Rule, number, one_of, whole
+from research.config.rules import (
+    BELOW_ONE,
+    COUNT,
+    FRACTION,
+    PATH,
+    TEXT,
+    TRUTH,
+    Rule,
+    one_of,
+    whole,
+)
 from research.data import rules as data_rules
 from research.utils.errors import UserError
 
@@ -23,8 +33,7 @@ if TYPE_CHECKING:
     from research.data.warehouse.manifest import Manifest
     from research.data.warehouse.plan import BuildPlan
 
-FRACTION = number(at_least=0, at_most=1)
-STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).holds(n) and n % 16 == 0)
+STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).is_valid(n) and n % 16 == 0)
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,8 @@ class FrameOptions(LimitOptions, StoreOptions):
 
     size: int = cli.option(384, whole(32), "side of the square frames, in pixels")
     max_boxes: int = cli.option(16, COUNT, "slots for boxes in a frame")
-    val: float = cli.option(0.2, SHARE, "fraction of the runs (groups) drawn for validation")
-    test: float = cli.option(0.0, SHARE, "fraction of the runs (groups) drawn for the test split")
+    val: float = cli.option(0.2, BELOW_ONE, "fraction of the runs (groups) drawn for validation")
+    test: float = cli.option(0.0, BELOW_ONE, "fraction of the runs (groups) drawn for testing")
     val_runs: tuple[str, ...] = cli.option((), TEXT, "names of these runs instead of a draw: a,b,c")
     test_runs: tuple[str, ...] = cli.option((), TEXT, "likewise for the test split")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from research.config import cli, compose_config
 from research.config.keys import MISSING, differences
-from research.config.messages import shown
+from research.config.messages import format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
 from research.engine.run_record import OWN, RunRecord, read_record
@@ -62,7 +62,7 @@ class ChangedSetting:
 
     def __str__(self) -> str:
         values = (self.recorded, self.current)
-        before, after = ("(none)" if v is MISSING else shown(v) for v in values)
+        before, after = ("(none)" if v is MISSING else format_value(v) for v in values)
         return f"{self.key}: {before} → {after}"
 
 
@@ -131,7 +131,7 @@ def _parts(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return "none" if value in (None, []) else printable(shown(value))
+    return "none" if value in (None, []) else printable(format_value(value))
 
 
 def changed_settings(
@@ -210,8 +210,8 @@ def commands(
 def remarks(record: RunRecord, words: Sequence[str], lost: Sequence[ChangedSetting]) -> list[str]:
     """Remarks on what the commands do not restore."""
     lines = []
-    gone = [f"{s.key}={shown(s.recorded)}" for s in lost if s.recorded is not MISSING]
-    new = [f"{s.key}={shown(s.current)}" for s in lost if s.recorded is MISSING]
+    gone = [f"{s.key}={format_value(s.recorded)}" for s in lost if s.recorded is not MISSING]
+    new = [f"{s.key}={format_value(s.current)}" for s in lost if s.recorded is MISSING]
     if gone:
         lines.append(f"with today's files cannot be set: {', '.join(gone)}")
     if new:

@@ -17,8 +17,10 @@ import yaml
 
 from research.config.compose import composed
 from research.config.group_rules import group_rules
-from research.config.messages import dotted, plain, shown
+from research.config.keys import setting_values
+from research.config.messages import format_value
 from research.config.options import CONF, options
+from research.config.rules import Rule
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, register, rule_for
 from tests.conftest import ROOT
 
@@ -30,26 +32,28 @@ WORD = re.compile(r"([a-z_.]+)=(\S*)")
 def settings() -> Inventory:
     """Every key with its default and what it may be: of a run, and of each option of each group."""
     register()
-    run = {
-        name: f"{shown(RUN_DEFAULTS[name])} ({rule.allowed})" for name, rule in RUN_RULES.items()
-    }
+    run = {name: _default_and_rule(RUN_DEFAULTS[name], rule) for name, rule in RUN_RULES.items()}
     groups = {}
     for group in GROUPS:
         for option in options(group):
-            config = plain(composed([f"{group}={option}"]))
+            config = composed([f"{group}={option}"]).unresolved
             node, rules = config[group], group_rules(config)
             groups[f"{group}={option}"] = {
-                key: f"{shown(value)} ({rule_for(f'{group}.{key}', value, rules).allowed})"
-                for key, value in dotted(node)
+                key: _default_and_rule(value, rule_for(f"{group}.{key}", value, rules))
+                for key, value in setting_values(node).items()
             }
     sweeper = yaml.safe_load((CONF / "hydra/sweeper/study.yaml").read_text())
     keys = {
-        key: f"{shown(value)} ({rule_for(f'hydra.sweeper.{key}', value, group_rules({})).allowed})"
+        key: _default_and_rule(value, rule_for(f"hydra.sweeper.{key}", value, group_rules({})))
         for key, value in sweeper.items()
         if key[0] != "_" and key != "defaults"
     }
     recipes = {group: options(group) for group in OPTIONAL}
     return {"run": run, **groups, "hydra.sweeper": keys, **recipes}
+
+
+def _default_and_rule(value: Any, rule: Rule) -> str:
+    return f"{format_value(value)} ({rule.allowed})"
 
 
 def commands() -> Inventory:

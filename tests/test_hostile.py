@@ -334,7 +334,7 @@ def test_places_in_a_strangers_file_do_not_count(key: str, routes: Routes, proje
             line = one_line_of(lambda: evaluate.main([str(file), "device=cpu", "out=seen"]))
             routes["evaluate"][1](file)
         assert torch.equal(said, expected)
-        assert "it lies outside runs/" in line
+        assert "it is outside runs/" in line
         assert not [event for event in events if "stranger" in event or "socket" in event]
     assert not [*Path("/tmp").glob("stranger_*")]
     shutil.rmtree("seen")

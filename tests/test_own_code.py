@@ -132,7 +132,7 @@ def test_a_name_on_the_command_line_needs_trust(own: Words, train: Train) -> Non
     line = one_line_of(
         lambda: train(*plain, "model._target_=my_models.Gone", "trust=[my_models.Gone]")
     )
-    assert "my_models.Gone: there is no such name to build" in line
+    assert "my_models.Gone: there is no such class or function" in line
 
 
 def test_words_of_hydras_own_are_refused(own: Words, train: Train) -> None:

@@ -147,7 +147,7 @@ def _read(
     names = [name for name in (rows[0] if rows else ()) if name not in NO_CURVES]
     metric, mode = summary["monitor"]
     path = str(folder / "summary.json")
-    config = stored.completed(stored.recorded(summary["configuration"], path))
+    config = stored.with_defaults(stored.unchecked(summary["configuration"], path))
     return RecordedRun(
         folder,
         summary["status"],

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from research.comparison.collect import RecordedRun
-from research.config.messages import shown
+from research.config.messages import format_value
 from research.config.rules import nearest
 from research.utils.errors import UserError
 
@@ -160,7 +160,7 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
     value = settings[key]
     if key.endswith("_target_"):
         return str(value).rpartition(".")[2]
-    return f"{value:.6g}" if isinstance(value, float) else shown(value)
+    return f"{value:.6g}" if isinstance(value, float) else format_value(value)
 
 
 def _exact(run: RecordedRun, key: str) -> str:

@@ -29,7 +29,7 @@ RULES: dict[str, Rule] = {
 
 
 BLOCK = 16
-"""Pixels: an 8×8 block of subsampled chroma."""
+"""Side in pixels of the image region of an 8×8 block of subsampled chroma."""
 
 
 def faults(job: Job) -> Iterator[UserError]:
@@ -53,13 +53,14 @@ def faults(job: Job) -> Iterator[UserError]:
             yield UserError(
                 f"compression.window_{plane}",
                 f"compression.window_{plane}={window} with compression.count_{plane}={count}: "
-                "give one of them, the other null",
+                f"set compression.window_{plane}=null or compression.count_{plane}=null",
             )
         if count is not None and compression["order"] != "zigzag":
             yield UserError(
                 f"compression.count_{plane}",
                 f"compression.count_{plane}={count} with compression.order={compression['order']}: "
-                "a count needs compression.order=zigzag",
+                "a count needs zigzag order",
+                "add compression.order=zigzag",
             )
     try:
         Selection.from_settings(**{name: compression[name] for name in SELECTION})
@@ -68,14 +69,14 @@ def faults(job: Job) -> Iterator[UserError]:
     if compression["source"] == "bitstream" and "bitstream" not in job.declared.provided:
         yield UserError(
             "compression.source",
-            f"compression.source=bitstream with dataset={job.choices.get('dataset')}: these images "
-            "are no JPEG files",
+            f"compression.source=bitstream with dataset={job.choices.get('dataset')}: its images "
+            "are not JPEG files",
             "add compression.source=pixels",
         )
 
 
 def _preset(job: Job) -> Iterator[UserError]:
-    """A model for coefficients without them, or an experiment's compression on one for pixels."""
+    """A model without the coefficients that it needs, or a preset compression that it does not."""
     model, experiment = job.choices.get("model"), job.choices.get("experiment")
     chosen = job.choices.get("compression")
     if model is None:
@@ -84,16 +85,17 @@ def _preset(job: Job) -> Iterator[UserError]:
     needed = COEFFICIENTS in job.declared.of("model", "needs")
     if needed and COEFFICIENTS not in job.declared.provided:
         pixels = model.removesuffix("_compressed")
-        other = f" or use model={pixels}" if pixels in options("model") else ""
+        other = f", or use model={pixels}" if pixels in options("model") else ""
         yield UserError(
             "model",
             f"model={model} reads coefficients but compression={chosen}: "
             f"add compression={preset}{other}",
         )
-    typed = job.overrides is None or any(o.startswith("compression=") for o in job.overrides)
-    if experiment is not None and preset == "none" and chosen != "none" and not typed:
+    overrides = job.overrides
+    by_user = overrides is None or any(o.startswith("compression=") for o in overrides)
+    if experiment is not None and preset == "none" and chosen != "none" and not by_user:
         yield UserError(
             "experiment",
-            f"experiment={experiment} selects compression={chosen} but model={model} is for RGB: "
-            f"add compression=none, or compression={chosen} to have the model read coefficients",
+            f"experiment={experiment} selects compression={chosen} but model={model} reads pixels: "
+            f"add compression=none, or compression={chosen} if the model is to read coefficients",
         )

@@ -12,11 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config.compose import defaults_of, our_choices, resolved_with_declarations
 from research.config.declarations import mismatches, split
 from research.config.group_rules import Job, faults, group_rules
-from research.config.messages import bad_value, explain, no_key
+from research.config.messages import explain, invalid_value, unknown_key
 from research.config.options import DECLARATIONS, options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, rule_for
-from research.config.targets import TARGET, check_targets, packaged, target_names
+from research.config.targets import TARGET, check_targets, packaged_targets, target_names
 from research.utils.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -30,19 +30,19 @@ def check(
     defaults: Settings | None = None,
     own: Collection[str] = (),
 ) -> None:
-    """Refuse what cannot be trained.
+    """Check that a configuration can be trained.
 
     Args:
         cfg: the composed configuration.
         choices: the chosen option of each group, as in ``HydraConfig.get().runtime.choices``.
-        overrides: the user's own overrides, as in ``HydraConfig.get().overrides.task``; they
-            tell a combination that was asked for from one that came about, which is not
-            judged when they are not given.
-        defaults: what ``choices`` alone give, resolved; composed when not given.
-        own: what ``_target_`` may name beside what ``conf/`` and ``trust=`` name.
+        overrides: the user's own overrides, as in ``HydraConfig.get().overrides.task``. With them,
+            an experiment's compression that the user did not choose is checked against the model;
+            without them it is not.
+        defaults: the resolved configuration with ``choices`` and no overrides; composed if None.
+        own: names that ``_target_`` may have in addition to those of ``conf/`` and ``trust=``.
 
     Raises:
-        UserError: naming the key, what is allowed, the nearest match and the remedy.
+        UserError: with the key, the allowed values, the nearest of them and what to do.
     """
     ours = our_choices(choices)
     _check_choices(ours, cfg)
@@ -68,7 +68,7 @@ def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
         if option is not None and option.startswith("_"):
             raise UserError(
                 group,
-                f"no {group} {option!r}: it is a part of others. "
+                f"no {group} {option!r}: it is only a part of other options. "
                 f"Options: {', '.join(options(group))}",
             )
 
@@ -77,7 +77,7 @@ def _check_same_targets(settings: Settings, defaults: Settings) -> None:
     """Refuse the ``_target_`` of another option, whose keys are others."""
     usual = dict(target_names(defaults))
     for path, target in target_names(settings):
-        if target != usual.get(path, target) and target in packaged().get(path, ()):
+        if target != usual.get(path, target) and target in packaged_targets().get(path, ()):
             raise UserError(
                 f"{path}.{TARGET}",
                 f"{path}.{TARGET}={target}: that is another option's, which has other keys",
@@ -91,12 +91,12 @@ def _check_node(path: str, node: Settings, defaults: Settings, job: Job) -> None
             raise UserError(
                 f"{path}{name}",
                 f"{path}{name} was removed but is needed",
-                "give it a value instead",
+                "set it to a value instead",
             )
     for name, value in node.items():
         key = f"{path}{name}"
         if name not in defaults:
-            raise no_key(key, defaults_of(frozenset(job.choices.items())), job.choices)
+            raise unknown_key(key, defaults_of(frozenset(job.choices.items())), job.choices)
         default = defaults[name]
         if isinstance(default, dict) and isinstance(value, dict) and (default or path == ""):
             if key != "tags":
@@ -106,21 +106,21 @@ def _check_node(path: str, node: Settings, defaults: Settings, job: Job) -> None
 
 
 def check_value(key: str, value: Any, default: Any, rules: Mapping[str, Rule]) -> None:
-    """Refuse a value that its key may not have.
+    """Check the value of a key.
 
     Args:
         key: dotted.
         value: of any type.
-        default: the key's default, whose type is right where there is no rule.
+        default: the key's default, whose type the value must have if the key has no rule.
         rules: of the groups' keys.
 
     Raises:
-        UserError: naming the key and what is allowed.
+        UserError: with the key and the allowed values.
     """
     rule = rule_for(key, default, rules)
-    nullable = default is None and not rule.holds(None)
-    if not (rule.holds(value) or (value is None and nullable)):
-        raise bad_value(key, value, rule, nullable=nullable)
+    nullable = default is None and not rule.is_valid(None)
+    if not (rule.is_valid(value) or (value is None and nullable)):
+        raise invalid_value(key, value, rule, nullable=nullable)
 
 
 def _faults(job: Job) -> Iterator[UserError]:
@@ -133,36 +133,36 @@ def _faults(job: Job) -> Iterator[UserError]:
         yield UserError(
             "precision",
             "precision=fp16 with device=cpu: fp16 needs an accelerator",
-            "use bf16 or fp32",
+            "use precision=bf16 or precision=fp32",
         )
     if job.settings["ema_warmup"] and job.settings["ema"] is None:
         yield UserError(
-            "ema_warmup", "ema_warmup=true without ema: add a decay, such as ema=0.9998"
+            "ema_warmup", "ema_warmup=true without ema", "add a decay, such as ema=0.9998"
         )
 
 
 def _declared_faults(job: Job) -> Iterator[UserError]:
-    """What options declare is no setting."""
+    """Overrides of declarations, which are not settings."""
     for text in job.overrides or ():
         key = text.partition("=")[0].lstrip("+~")
         group, _, word = key.partition(".")
         if group in GROUPS and word in DECLARATIONS:
             option = job.choices.get(group)
             yield UserError(
-                key, f"{key} is what conf/{group}/{option}.yaml declares", "leave it out"
+                key,
+                f"{key} is declared in conf/{group}/{option}.yaml and not a setting",
+                "remove it",
             )
 
 
 def _start_faults(settings: Settings) -> Iterator[UserError]:
     resume, init_from = settings["resume"], settings["init_from"]
     if resume not in (None, "auto") and init_from is not None:
-        yield (
-            UserError(
-                "resume",
-                f"resume={resume} with init_from={init_from}: resume goes on with a run, init_from "
-                "starts a new one",
-                "give one of them",
-            )
+        yield UserError(
+            "resume",
+            f"resume={resume} with init_from={init_from}: resume continues a run, init_from starts "
+            "a new one",
+            "set only one of them",
         )
     if resume not in (None, "auto") and not Path(resume).is_dir():
         yield UserError(
@@ -174,5 +174,5 @@ def _start_faults(settings: Settings) -> Iterator[UserError]:
         yield UserError(
             "init_from",
             f"init_from={init_from}: no such file or folder",
-            "give a run folder or a weights file",
+            "set a run folder or a weights file",
         )

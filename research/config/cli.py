@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from research.config.messages import shown
+from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils.errors import UserError
@@ -49,8 +49,8 @@ class Option:
 
     Attributes:
         key: as typed.
-        default: value if the option is not given.
-        rule: which values are allowed; of each part, if the option is a list.
+        default: value if the option is not set.
+        rule: of the value; of each entry if the option is a list.
         help: one line.
         placeholder: shown in the help if there is no default (None or an empty list).
     """
@@ -63,12 +63,12 @@ class Option:
 
     @property
     def is_list(self) -> bool:
-        """True for values separated by commas, ``key=a,b`` or ``key=[a,b]``."""
+        """Whether it has several values, ``key=a,b`` or ``key=[a,b]``."""
         return isinstance(self.default, tuple)
 
     @property
     def default_text(self) -> str:
-        """The default as it would be typed, or the placeholder."""
+        """The default as typed, or the placeholder."""
         if self.default in (None, ()):
             return self.placeholder
         return ",".join(map(_typed, self.default if self.is_list else [self.default]))
@@ -84,15 +84,15 @@ class Option:
         inner = text.removeprefix("[").removesuffix("]")
         parts = [part.strip() for part in inner.split(",") if part.strip()]
         if not parts and self.default:
-            parts = [""]  # refused: such a list may not be empty
+            parts = [""]  # raises the error of the rule: the list may not be empty
         return tuple(self._checked(part, text) for part in parts)
 
     def _checked(self, part: str, text: str) -> Any:
-        """The value of one part of ``text``."""
+        """The value of one entry of ``text``."""
         value = part if self.rule in (TEXT, PATH) else _parsed(part)
         if value is None and self.default is None:
             return None
-        if not self.rule.holds(value):
+        if not self.rule.is_valid(value):
             if self.rule.choices:
                 choose(self.key, part, self.rule.choices)
             several = ", or several separated by commas" if self.is_list else ""
@@ -104,10 +104,10 @@ def option(default: T, rule: Rule, help: str, *, key: str = "", placeholder: str
     """A field of an options dataclass.
 
     Args:
-        default: value if the option is not given; None if the command chooses, a tuple for a list
+        default: value if the option is not set; None if the command chooses, a tuple for a list
             of values separated by commas.
-        rule: which values are allowed; ``TEXT`` and ``PATH`` take the text as it is typed, the
-            value of ``PATH`` is a ``Path``.
+        rule: of the value. Values of ``TEXT`` and ``PATH`` are not parsed as YAML; that of ``PATH``
+            is a ``Path``.
         help: one line.
         key: as typed, if it is not the name of the field.
         placeholder: shown in the help if there is no default (None or an empty list).
@@ -117,7 +117,7 @@ def option(default: T, rule: Rule, help: str, *, key: str = "", placeholder: str
 
 @dataclass(frozen=True)
 class TrustOptions:
-    """Option of every command that builds what the configuration of a run names."""
+    """Option of every command that builds objects from the configuration of a run."""
 
     trust: tuple[str, ...] = option(
         (),
@@ -142,15 +142,16 @@ class RunOptions(CheckpointOptions):
 
 
 def declared(options: type[DataclassInstance]) -> dict[str, Option]:
-    """The options of a dataclass by field name: its own ones first, then those of its bases."""
-    found = {}
-    known = {entry.name: entry for entry in fields(options) if "option" in entry.metadata}
+    """The options of a dataclass by field name: its own first, then those of its bases."""
+    declarations = {}
+    entries = {entry.name: entry for entry in fields(options) if "option" in entry.metadata}
     for base in options.__mro__:
         for name in get_annotations(base):
-            if name in known and name not in found:
-                key, *rest = known[name].metadata["option"]
-                found[name] = Option(key or name, known[name].default, *rest)
-    return found
+            if name in entries and name not in declarations:
+                entry = entries[name]
+                key, *rest = entry.metadata["option"]
+                declarations[name] = Option(key or name, entry.default, *rest)
+    return declarations
 
 
 def parse(
@@ -161,11 +162,11 @@ def parse(
     Args:
         options: dataclass of the command's options.
         words: paths, then ``key=value``.
-        others: prefix of other keys that are allowed, such as ``dataset.``; an empty prefix allows
-            all, None allows none.
+        others: prefix of other allowed keys, such as ``dataset.``; an empty prefix allows all keys,
+            None no others.
 
     Returns:
-        paths; options; the words with other keys.
+        The paths, the options, and the words with other keys.
 
     Raises:
         UserError: for an unknown key, a value that is not allowed, or words in the wrong order.
@@ -200,8 +201,8 @@ def usage(
     Args:
         synopsis: the command and its positional words.
         description: what it does.
-        options: dataclass of its options; or several by heading, of each only its own fields.
-        notes: further text, below the options.
+        options: dataclass of its options; or several by heading, each without inherited fields.
+        notes: more text, below the options.
     """
     if isinstance(options, Mapping):
         tables = [
@@ -254,10 +255,10 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def no_paths(paths: Sequence[str]) -> None:
-    """Check that a command got settings only.
+    """Check that a command line has no paths.
 
     Raises:
-        UserError: if there is a positional word.
+        UserError: for a positional word.
     """
     if paths:
         raise UserError(
@@ -266,10 +267,10 @@ def no_paths(paths: Sequence[str]) -> None:
 
 
 def choose(key: str, value: str, allowed: Sequence[str]) -> str:
-    """``value``, if it is one of ``allowed``.
+    """Return ``value`` if it is one of ``allowed``.
 
     Raises:
-        UserError: naming the nearest and all allowed values.
+        UserError: otherwise, with the nearest and all allowed values.
     """
     if value in allowed:
         return value
@@ -288,7 +289,7 @@ def folder_in_run(run: Path, name: str) -> Path:
     """The folder ``name`` for results in a run folder.
 
     Raises:
-        UserError: if it is a link to a place outside the run folder.
+        UserError: if it is a link that leads outside of the run folder.
     """
     folder = run_dir_of(run)
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
@@ -298,7 +299,7 @@ def folder_in_run(run: Path, name: str) -> Path:
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
-    """Report in one line that results cannot be written.
+    """Raise a ``UserError`` if results cannot be written to ``out``.
 
     Raises:
         UserError: for a full disk, a folder that is a file, or one without write permission.
@@ -312,7 +313,7 @@ def writing_to(out: Path) -> Iterator[None]:
 
 
 def command(usage: str, main: Callable[[list[str]], None]) -> None:
-    """Run a command on ``sys.argv``; a user's mistake is one line and exit status 2."""
+    """Run a command with ``sys.argv``; for a user's mistake print one line, exit with status 2."""
     words = sys.argv[1:]
     if not words or "--help" in words or "-h" in words:
         print(usage.strip())
@@ -327,7 +328,7 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
 
 
 def _parsed(text: str) -> Any:
-    """A value as YAML reads it, and numbers such as ``1e-6``, which YAML reads as text."""
+    """The text parsed as YAML, or as a number such as ``1e-6``, which is text in YAML."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -341,7 +342,7 @@ def _parsed(text: str) -> Any:
 
 
 def _typed(value: Any) -> str:
-    """A default as it would be typed."""
+    """A default as typed on the command line."""
     if isinstance(value, float):
         return re.sub(r"e([+-])0", r"e\1", f"{value:g}")
-    return shown(value)
+    return format_value(value)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config.declarations import split
-from research.config.options import CONF, options
+from research.config.options import CONF, options, without_declarations
 from research.config.schema import GROUPS, OPTIONAL
 from research.utils.errors import UserError
 
@@ -23,8 +23,8 @@ class Composed(NamedTuple):
 
     Attributes:
         cfg: the configuration without Hydra's own node.
-        choices: the option of every group of ours; None where there is none.
-        sweeper: Hydra's node of the sweeper.
+        choices: the chosen option of every group, except Hydra's own; None if none is chosen.
+        sweeper: settings of Hydra's sweeper.
     """
 
     cfg: DictConfig
@@ -36,10 +36,18 @@ class Composed(NamedTuple):
         """The configuration as a plain dictionary, with every interpolation resolved."""
         return resolved(self.cfg)
 
+    @property
+    def unresolved(self) -> dict[str, Any]:
+        """The configuration as a plain dictionary with its interpolations, without declarations."""
+        return {
+            name: without_declarations(value) if isinstance(value, dict) else value
+            for name, value in _to_dict(self.cfg, resolve=False).items()
+        }
+
 
 @contextmanager
 def hydra_ready() -> Iterator[None]:
-    """Hydra initialised on ``conf/``; inside ``hydra.main`` what it set up is used."""
+    """Initialise Hydra with ``conf/``, unless it is initialised already, as in ``hydra.main``."""
     if GlobalHydra.instance().is_initialized():
         yield
     else:
@@ -48,10 +56,10 @@ def hydra_ready() -> Iterator[None]:
 
 
 def composed(overrides: Sequence[str]) -> Composed:
-    """Compose ``conf/config.yaml`` under ``overrides``.
+    """Compose ``conf/config.yaml`` with ``overrides``.
 
     Raises:
-        HydraException: for what cannot be composed; ``messages.explain`` puts it into one line.
+        HydraException: if it cannot be composed; ``messages.explain`` makes one line of it.
     """
     with hydra_ready():
         try:
@@ -59,17 +67,16 @@ def composed(overrides: Sequence[str]) -> Composed:
         except ValueError as error:
             if isinstance(error, OmegaConfBaseException):
                 raise
-            raise _no_name(overrides) or UserError("config", str(error)) from error
+            raise _not_an_option(overrides) or UserError("config", str(error)) from error
     choices = our_choices(cfg.hydra.runtime.choices)
-    sweeper = OmegaConf.to_container(cfg.hydra.sweeper)
-    assert isinstance(sweeper, dict)
+    sweeper = _to_dict(cfg.hydra.sweeper, resolve=False)
     with open_dict(cfg):
         del cfg["hydra"]
-    return Composed(cfg, choices, {str(key): value for key, value in sweeper.items()})
+    return Composed(cfg, choices, sweeper)
 
 
-def _no_name(overrides: Sequence[str]) -> UserError | None:
-    """The error for an option that is no name, such as null or a number."""
+def _not_an_option(overrides: Sequence[str]) -> UserError | None:
+    """The error for an option that is not a name, such as null or a number."""
     for override in overrides:
         group, _, option = override.partition("=")
         if (CONF / group).is_dir() and option not in options(group):
@@ -79,7 +86,7 @@ def _no_name(overrides: Sequence[str]) -> UserError | None:
 
 
 def our_choices(choices: Any) -> dict[str, str | None]:
-    """Hydra's choices, without those of Hydra itself and with one spelling of null."""
+    """Hydra's choices without those of its own groups; None where no option is chosen."""
     return {
         group: None if option in (None, "null") else option
         for group, option in choices.items()
@@ -89,32 +96,39 @@ def our_choices(choices: Any) -> dict[str, str | None]:
 
 @lru_cache(maxsize=256)
 def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
-    """The configuration that ``choices`` of models, data sets and so on alone give."""
+    """The configuration with the chosen options and no other overrides.
+
+    Those of ``OPTIONAL`` groups, which set keys of others, are not applied.
+    """
     chosen = dict(choices)
     overrides = [
         f"{group}={option or 'null'}" for group, option in chosen.items() if group not in OPTIONAL
     ]
     for group in GROUPS:
-        if group not in chosen:  # a list of options was chosen, whose names Hydra does not keep
+        if group not in chosen:  # a list of options was chosen; Hydra does not record their names
             overrides.append(f"{group}=[{','.join(options(group))}]")
     return composed(overrides).config
 
 
 @lru_cache(maxsize=256)
 def choices_of_model(model: str) -> dict[str, str | None]:
-    """The options that ``model=…`` alone selects."""
+    """The chosen options of the command line ``model=…``."""
     return composed([f"model={model}"]).choices
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The settings as plain values: interpolations resolved, without declarations and Hydra."""
+    """The settings as plain values, interpolations resolved, without declarations."""
     return split(resolved_with_declarations(cfg))[0]
 
 
 def resolved_with_declarations(cfg: DictConfig) -> dict[str, Any]:
-    """The same with what the options declare, see ``research.config.declarations``."""
+    """The same with the declarations of the options, see ``research.config.declarations``."""
     if "hydra" in cfg:
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    container = OmegaConf.to_container(cfg, resolve=True)
+    return _to_dict(cfg, resolve=True)
+
+
+def _to_dict(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    container = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from research.config.compose import composed
-from research.config.messages import dotted, plain, shown
+from research.config.keys import setting_values
+from research.config.messages import format_value
 from research.config.options import options
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RunSettings
 
@@ -24,20 +25,21 @@ python train.py experiment=imagenet_resnet34_compressed resume=auto 'dataset.tra
 
 
 def help_text(overrides: list[str]) -> str:
-    """Groups with their options, run settings, and the keys of the groups as chosen."""
+    """Groups with their options, run settings, and the keys of the chosen options."""
     result = composed(overrides)
-    config = plain(result)
+    config = result.unresolved
     lines = [
-        "Train a model. Every setting is written key=value; -m runs every comma-separated one."
+        "Train a model. Settings are written key=value; -m with key=a,b runs a and b, and every "
+        "combination of several keys."
     ]
-    lines += ["", "Groups, chosen by GROUP=OPTION (* as this command line stands):"]
+    lines += ["", "Groups, chosen by GROUP=OPTION (*: chosen by this command line):"]
     for group in (*OPTIONAL, *GROUPS):
         chosen = result.choices.get(group)
         marked = [f"{name}*" if name == chosen else name for name in options(group)]
         lines.append(f"  {group:<12} {', '.join(marked)}")
-    lines += ["", "Run settings: default, meaning, what is allowed:"]
+    lines += ["", "Run settings: default, meaning, allowed values:"]
     lines += _run_settings()
-    lines += ["", "Keys of the groups as they stand (explained in conf/GROUP/OPTION.yaml):"]
+    lines += ["", "Keys of the chosen options (explained in conf/GROUP/OPTION.yaml):"]
     for group in GROUPS:
         lines += _group_keys(group, config[group])
     lines += ["", "Examples:", textwrap.indent(EXAMPLES, "  ").rstrip()]
@@ -50,13 +52,13 @@ def _run_settings() -> Iterator[str]:
         if setting.metadata:
             default: Any = RUN_DEFAULTS[setting.name]
             null = ", or null" if default is None else ""
-            value = shown(default)
+            value = format_value(default)
             allowed = setting.metadata["rule"].allowed
             yield f"  {setting.name:<18} {value:<6} {setting.metadata['help']} ({allowed}{null})"
 
 
 def _group_keys(group: str, node: dict[str, Any]) -> list[str]:
-    pairs = [f"{group}.{key}={shown(value)}" for key, value in dotted(node)]
+    pairs = [f"{group}.{key}={format_value(value)}" for key, value in setting_values(node).items()]
     return textwrap.wrap(
         "  ".join(pairs),
         width=98,

@@ -42,16 +42,16 @@ from research.config.schema import OPTIONAL, register
 from research.utils.errors import UserError
 
 T = TypeVar("T")
-MOST_JOBS = 1000
-"""Grids up to this size are checked whole, larger ones value by value."""
-MOST_VALUES = 1000
-"""So many values of one key are looked at."""
-MOST_OF_A_RANGE = 50
-"""So many of a range's are checked, with both ends, where a grid is not checked whole."""
+MAX_JOBS = 1000
+"""Grids of up to this many jobs are checked job by job, larger ones value by value."""
+MAX_VALUES = 1000
+"""Maximum number of values of one key that are checked."""
+MAX_RANGE_VALUES = 50
+"""Maximum number of values of a range, both ends included, if jobs are not checked one by one."""
 
 
 class _Axis(NamedTuple):
-    """What a key may be, and whether a few of these values stand for all."""
+    """The values of one key, and whether they are a range, of which a sample is enough."""
 
     values: list[Override]
     is_range: bool
@@ -60,11 +60,11 @@ class _Axis(NamedTuple):
 def command_line(main: Callable[[], object]) -> None:
     """Run a ``hydra.main`` function as a command.
 
-    A mistake of the user is printed as ``error: …`` in one line, with exit status 2; an
-    interruption ends with status 130. Every other exception keeps its traceback.
+    A mistake of the user is printed in one line, ``error: …``, with exit status 2; the exit status
+    of an interruption is 130. Every other exception keeps its traceback.
     """
     full_error = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, rather than print and exit itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
     overrides: list[str] = []
     try:
         arguments = _arguments()
@@ -72,9 +72,9 @@ def command_line(main: Callable[[], object]) -> None:
         if arguments.help:
             print(help_text(overrides))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
-            _look(main, overrides)
+            _show_config(main, overrides)
         else:
-            if not _reads_elsewhere(arguments):
+            if not _uses_other_config(arguments):
                 check_jobs(overrides, multirun=arguments.multirun)
             main()
     except KeyboardInterrupt:
@@ -94,7 +94,7 @@ def command_line(main: Callable[[], object]) -> None:
 def exit_on_user_error() -> Iterator[None]:
     """Exit with one line on a user's mistake, before Hydra adds a line of its own.
 
-    Not with -m, where the other jobs continue.
+    With -m the exception is raised, so that the other jobs continue.
     """
     try:
         yield
@@ -112,7 +112,7 @@ def compose_config(overrides: Sequence[str]) -> Composed:
         overrides: ``key=value`` each, as on the command line.
 
     Raises:
-        UserError: for what cannot be composed or does not pass ``check``.
+        UserError: if it cannot be composed or does not pass ``check``.
     """
     register()
     words = list(overrides)
@@ -125,13 +125,13 @@ def compose_config(overrides: Sequence[str]) -> Composed:
 
 
 def check_jobs(overrides: list[str], *, multirun: bool) -> None:
-    """Compose and check every job of the command line, so that none starts before all are right.
+    """Compose and check all jobs of the command line, before the first one starts.
 
-    A grid of at most ``MOST_JOBS`` is checked whole; of a larger one each value with the first of
-    the others, of a long range ``MOST_OF_A_RANGE``. Of an interval both ends are checked.
+    If there are more than ``MAX_JOBS``, each value is checked only with the first values of the
+    other keys, and only ``MAX_RANGE_VALUES`` values of a range. An interval is checked at its ends.
 
     Raises:
-        UserError: for the first job that is not right.
+        UserError: for the first job that is not valid.
         HydraException: for the first job that cannot be composed.
     """
     with hydra_ready():
@@ -140,9 +140,9 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         swept = [override for override in parsed if override.is_sweep_override()]
         multirun = multirun or "hydra.mode=MULTIRUN" in overrides
         if swept and not multirun:
-            composed(overrides)  # which Hydra refuses
+            composed(overrides)  # raises the error for several values without -m
         if multirun:
-            _refuse_what_all_would_share(parsed)
+            _check_shared_settings(parsed)
         for override in swept:
             if override.is_hydra_override():
                 raise UserError(
@@ -154,27 +154,27 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         preset = first.choices.get("sweep")
         if preset is not None and not multirun:
             command = train_command(overrides, multirun=True)
-            raise UserError("sweep", f"sweep={preset} is of many runs: {command}")
+            raise UserError("sweep", f"sweep={preset} is a sweep of many runs", f"run {command}")
         rules = group_rules({})
         for key, value in first.sweeper.items():
             if f"hydra.sweeper.{key}" in rules:
                 check_value(f"hydra.sweeper.{key}", value, value, rules)
         params = first.sweeper.get("params") or {}
-        given = {override.key_or_group for override in parsed}
-        extra = [f"{key}={values}" for key, values in params.items() if key not in given]
+        overridden = {override.key_or_group for override in parsed}
+        extra = [f"{key}={values}" for key, values in params.items() if key not in overridden]
         axes += [_values(override, parser) for override in parser.parse_overrides(extra)]
-        known: dict[tuple[str, ...], dict[str, Any] | None] = {}
+        defaults: dict[tuple[str, ...], dict[str, Any] | None] = {}
         for job in _jobs(axes):
             groups = _composed_lines(job)
-            if groups not in known:
-                known[groups] = _defaults(job, base(groups))
-            _check_job(job, base(groups), known[groups])
+            if groups not in defaults:
+                defaults[groups] = _defaults(job, base(groups))
+            _check_job(job, base(groups), defaults[groups])
 
 
-def _refuse_what_all_would_share(parsed: Sequence[Override]) -> None:
+def _check_shared_settings(parsed: Sequence[Override]) -> None:
     remedies = {
-        "run_dir": "each trial has a folder of its own, below that of hydra.sweeper.study_name",
-        "resume": "a sweep goes on by itself when the same command is given again",
+        "run_dir": "each trial has its own folder, below that of hydra.sweeper.study_name",
+        "resume": "a sweep is resumed by running the same command again",
     }
     for override in parsed:
         if override.key_or_group in remedies:
@@ -185,7 +185,13 @@ def _refuse_what_all_would_share(parsed: Sequence[Override]) -> None:
 
 
 def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | None) -> None:
-    """Check one job: ``base``, composed from its groups, under its other overrides."""
+    """Check one job.
+
+    Args:
+        job: its overrides.
+        base: composed from those that choose groups.
+        defaults: see ``check``.
+    """
     lines = [_line(override) for override in job]
     cfg = copy.deepcopy(base.cfg)
     try:
@@ -198,49 +204,49 @@ def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | N
 
 
 def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:
-    """What values' types are compared with, where ``base`` is composed from groups alone."""
+    """``defaults`` of ``check``; None if ``base`` has other overrides than options of groups."""
     grouped = [override for override in job if _composes(override)]
     pure = all(override.type is OverrideType.CHANGE for override in grouped)
     alone = not any(base.choices.get(group) for group in OPTIONAL)
     return resolved(base.cfg) if pure and alone else None
 
 
-def _look(main: Callable[[], object], overrides: list[str]) -> None:
-    """Let Hydra show the configuration, of which nothing is checked but that it composes."""
+def _show_config(main: Callable[[], object], overrides: list[str]) -> None:
+    """Let Hydra print the configuration, which is composed but not checked."""
     try:
         main()
     except ValueError:
-        composed(overrides)  # puts it into a line of ours
+        composed(overrides)  # raises the same error as one line
         raise
 
 
-def _reads_elsewhere(arguments: Namespace) -> bool:
-    """True if Hydra's own flags name another configuration, which the job alone can check."""
+def _uses_other_config(arguments: Namespace) -> bool:
+    """Whether Hydra's flags select another configuration, which only the job can check."""
     flags = ("config_name", "config_path", "config_dir", "experimental_rerun")
     return any(getattr(arguments, flag) is not None for flag in flags)
 
 
 def _values(override: Override, parser: OverridesParser) -> _Axis:
-    """An override for each value of a sweep; for both ends of an interval."""
+    """An override for each value of a sweep, or for both ends of an interval."""
     key = override.get_key_element()
     value = override.value()
     if not override.is_sweep_override():
         return _Axis([override], False)
-    found: Iterable[Any]
+    swept: Iterable[Any]
     if isinstance(value, IntervalSweep):
-        found = value.start, value.end
+        swept = value.start, value.end
     elif isinstance(value, RangeSweep) and isinstance(whole := value.range(), range):
-        found = _spaced(whole, MOST_VALUES)
+        swept = _evenly_spaced(whole, MAX_VALUES)
     else:
-        found = itertools.islice(override.sweep_string_iterator(), MOST_VALUES)
-    values = parser.parse_overrides([f"{key}={each}" for each in found])
+        swept = itertools.islice(override.sweep_string_iterator(), MAX_VALUES)
+    values = parser.parse_overrides([f"{key}={each}" for each in swept])
     if not values:
-        raise UserError(override.key_or_group, f"{_line(override)}: no value lies between its ends")
+        raise UserError(override.key_or_group, f"{_line(override)}: the range is empty")
     return _Axis(values, isinstance(value, RangeSweep))
 
 
 def _composes(override: Override) -> bool:
-    """True if Hydra must compose for it: a choice of group, or anything but key=value."""
+    """Whether Hydra must compose for it: an option of a group, or anything but key=value."""
     return (
         override.type is not OverrideType.CHANGE
         or override.is_hydra_override()
@@ -257,48 +263,49 @@ def _composed_lines(job: Sequence[Override]) -> tuple[str, ...]:
 
 
 def _jobs(axes: list[_Axis]) -> Iterator[list[Override]]:
-    if math.prod(len(axis.values) for axis in axes) <= MOST_JOBS:
+    if math.prod(len(axis.values) for axis in axes) <= MAX_JOBS:
         yield from map(list, itertools.product(*(axis.values for axis in axes)))
         return
     first = [axis.values[0] for axis in axes]
     for position, axis in enumerate(axes):
-        for value in _spaced(axis.values, MOST_OF_A_RANGE) if axis.is_range else axis.values:
+        sample = _evenly_spaced(axis.values, MAX_RANGE_VALUES) if axis.is_range else axis.values
+        for value in sample:
             yield [*first[:position], value, *first[position + 1 :]]
 
 
-def _spaced(values: Sequence[T], most: int) -> Sequence[T]:
-    """So many values at the most, evenly spaced, the first and the last among them."""
+def _evenly_spaced(values: Sequence[T], most: int) -> Sequence[T]:
+    """At most ``most`` values, evenly spaced, with the first and the last."""
     if len(values) <= most:
         return values
     step = (len(values) - 1) / (most - 1)
-    return [values[round(number * step)] for number in range(most)]
+    return [values[round(index * step)] for index in range(most)]
 
 
 def _arguments() -> Namespace:
-    """The command line, taken apart by Hydra's own parser; an unknown flag in one line."""
-    said = io.StringIO()
+    """The command line, parsed by Hydra's parser."""
+    stderr = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(stderr):
             arguments: Namespace = get_args_parser().parse_intermixed_args()
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise _bad_flag(said.getvalue()) from None
+        raise _bad_flag(stderr.getvalue()) from None
     return arguments
 
 
-def _bad_flag(said: str) -> UserError:
-    found = re.search(r"unrecognized arguments: (\S+)", said)
-    if not found:
-        return UserError("flags", said.strip().rpartition("error: ")[2])
-    flag, _, value = found[1].partition("=")
+def _bad_flag(printed: str) -> UserError:
+    match = re.search(r"unrecognized arguments: (\S+)", printed)
+    if not match:
+        return UserError("flags", printed.strip().rpartition("error: ")[2])
+    flag, _, value = match[1].partition("=")
     close = suggest(flag.lstrip("-").replace("-", "_"))
     like = f"; did you mean {close}={value or '…'}?" if close else ", see --help"
     return UserError(flag, f"unknown flag {flag}", f"settings are written key=value{like}")
 
 
 def _is_mistake(error: InstantiationException) -> bool:
-    """A constructor's own exception is a bug to be seen, unless it is a ``UserError``."""
+    """Whether the user made a mistake; other exceptions of a constructor are bugs."""
     return isinstance(error.__cause__, UserError) or "Error locating target" in str(error)
 
 

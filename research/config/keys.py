@@ -19,6 +19,11 @@ def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield f"{path}{name}", value
 
 
+def setting_values(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Every dotted key with its value, without ``_target_`` and ``_partial_``."""
+    return {k: v for k, v in leaves(node) if not k.rpartition(".")[2].startswith("_")}
+
+
 def differences(
     then: Mapping[str, Any], now: Mapping[str, Any], but: tuple[str, ...]
 ) -> dict[str, tuple[Any, Any]]:
@@ -26,8 +31,8 @@ def differences(
 
     Args:
         then: a configuration; a tuple in it equals a list, as in its file.
-        now: another.
-        but: keys at the top that may differ.
+        now: another one.
+        but: top-level keys that are not compared.
     """
     # Through JSON, so that tuples read back as lists compare equal.
     ours, theirs = (dict(leaves(json.loads(json.dumps(config)))) for config in (then, now))

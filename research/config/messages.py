@@ -14,7 +14,6 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -26,28 +25,29 @@ from yaml import MarkedYAMLError
 
 from research.config.compose import Composed, composed
 from research.config.group_rules import group_rules
+from research.config.keys import setting_values
 from research.config.migrations import current_key
-from research.config.options import option_node, options, without_declarations
+from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, rule_for
 from research.utils.errors import UserError
 
-LONGEST = 200
-"""Characters of a value in a message."""
+MAX_VALUE = 200
+"""Maximum number of characters of a value in a message."""
 HELP = "(python train.py --help lists all keys)"
 
 
 def explain(error: BaseException, overrides: list[str]) -> UserError:
-    """A mistake in the configuration as an error of one line.
+    """The ``UserError`` for an exception from composing or checking a configuration.
 
     Args:
-        error: what Hydra, OmegaConf, the YAML reader or a check raised.
-        overrides: what the user wrote, ``key=value`` each.
+        error: from Hydra, OmegaConf, the YAML reader or a check.
+        overrides: of the user, ``key=value`` each.
     """
     chain = list(_chain(error))
     for cause in chain:
         if isinstance(cause, UserError):
-            # A new one: raised from an error that it caused, the chain would be a circle.
+            # A copy: raising it from an error that it caused would make the chain a cycle.
             return UserError(cause.key, cause.message, cause.hint)
     for cause in chain:
         if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
@@ -58,11 +58,11 @@ def explain(error: BaseException, overrides: list[str]) -> UserError:
         if isinstance(cause, MissingConfigException):
             return _no_option(cause)
         if isinstance(cause, ValidationError):
-            return _bad_value(cause, overrides)
+            return _wrong_type(cause, overrides)
         if isinstance(cause, ConfigKeyError | ConfigAttributeError):
             key = str(cause.full_key or cause.key)
-            context = _context(overrides)
-            return no_key(_written(key, overrides), plain(context), context.choices)
+            base = _base(overrides)
+            return unknown_key(_full_key(key, overrides), base.unresolved, base.choices)
         if isinstance(cause, MissingMandatoryValue):
             key = str(cause.full_key)
             return UserError(key, f"{key} needs a value: add {key}=VALUE")
@@ -74,58 +74,58 @@ def explain(error: BaseException, overrides: list[str]) -> UserError:
     return _composition(chain[0], overrides)
 
 
-def no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> UserError:
-    """The error for a key that ``known``, a configuration as a plain dictionary, does not hold."""
-    return UserError(key, _no_key(key, known, choices))
+def unknown_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> UserError:
+    """The error for a key that ``known``, a configuration as a plain dictionary, does not have."""
+    return UserError(key, _unknown_key(key, known, choices))
 
 
-def _no_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
+def _unknown_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
     if current_key(key) != key:
         return f"{key} is called {current_key(key)} now: write {current_key(key)}=VALUE"
     group, _, rest = key.partition(".")
     option = choices.get(group)
-    keys = _keys(known)
+    keys = list(setting_values(known))
     if rest and group in GROUPS and option is not None:
-        holders = [other for other in options(group) if rest in _keys_in_file(group, other)]
+        having = [other for other in options(group) if rest in _keys_in_file(group, other)]
         experiment = choices.get("experiment")
-        if holders and experiment is not None and key in _keys_in_file("experiment", experiment):
+        if having and experiment is not None and key in _keys_in_file("experiment", experiment):
             return (
                 f"experiment={experiment} sets {key}, which {group}={option} does not have: choose "
-                f"{group}={'|'.join(holders)} or another experiment, or write one of your own"
+                f"{group}={'|'.join(having)} or another experiment, or write your own"
             )
-        if holders:
-            return f"{key}: {group}={option} has no such key; choose {group}={'|'.join(holders)}"
+        if having:
+            return f"{key}: {group}={option} has no such key; choose {group}={'|'.join(having)}"
         own = [name for name in keys if name.startswith(f"{group}.")]
         close = _closest(key, own) or _closest(key, keys)
         listed = ", ".join(name.removeprefix(f"{group}.") for name in own)
         return (
-            f"no key {key!r} in {group}={option}{_mean(close) or '.'} "
+            f"no key {key!r} in {group}={option}{_did_you_mean(close) or '.'} "
             f"Keys: {listed}; a new key is added in conf/{group}/{option}.yaml"
         )
-    return f"no key {key!r}{_mean(_closest(key, [*keys, *GROUPS, *OPTIONAL]))} {HELP}"
+    return f"no key {key!r}{_did_you_mean(_closest(key, [*keys, *GROUPS, *OPTIONAL]))} {HELP}"
 
 
 def suggest(word: str) -> str | None:
-    """The key of the default configuration nearest to ``word``."""
-    return _closest(word, [*_keys(plain(_context([]))), *GROUPS, *OPTIONAL])
+    """The key or group of the default configuration most similar to ``word``."""
+    return _closest(word, [*setting_values(composed([]).unresolved), *GROUPS, *OPTIONAL])
 
 
-def bad_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> UserError:
+def invalid_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> UserError:
     """The error for a value that breaks the rule of its key."""
-    close = nearest(str(value)[:LONGEST], rule.choices)
+    close = nearest(str(value)[:MAX_VALUE], rule.choices)
     null = ", or null" if nullable else ""
-    said = shown(value)
-    if len(said) > LONGEST:
-        said = f"{said[:LONGEST]}…"
-    return UserError(key, f"{key}={said}: expected {rule.allowed}{null}{_mean(close)}")
+    text = format_value(value)
+    if len(text) > MAX_VALUE:
+        text = f"{text[:MAX_VALUE]}…"
+    return UserError(key, f"{key}={text}: expected {rule.allowed}{null}{_did_you_mean(close)}")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it is written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{', '.join(shown(entry) for entry in value)}]"
+        return f"[{', '.join(format_value(entry) for entry in value)}]"
     return str(value)
 
 
@@ -139,7 +139,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _mean(close: str | None) -> str:
+def _did_you_mean(close: str | None) -> str:
     return f"; did you mean {close!r}?" if close else ""
 
 
@@ -150,16 +150,16 @@ def _bad_syntax(error: OverrideParseException) -> UserError:
         message = f"{text!r} is not key=value"
         return UserError(key, message, f"settings are written key=value, such as epochs=5 {HELP}")
     if re.search(r"\s", key):
-        return UserError(key, f"{text!r} is not key=value: the key holds a blank")
+        return UserError(key, f"{text!r} is not key=value: the key contains a space")
+    message = f"{text!r} is not key=value: "
     if any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()")):
-        message = f"{text!r} is not key=value: a bracket is not closed"
-        return UserError(key, message, f"quote lists, '{key}=[a,b]'")
-    return UserError(
-        key,
-        f"{text!r} is not key=value: a value with special characters goes in two quotes, "
-        f"'{key}=\"…\"'",
-        f"lists are written '{key}=[a,b]'",
-    )
+        message += "a bracket is not closed"
+        if not value.startswith(("[", "{")):
+            return UserError(key, message, f"write '{key}=\"…\"'")
+        closed = f" and quote the list, write '{key}={value}]'"
+        return UserError(key, message, f"close it{closed * _takes_list(key, value[1:])}")
+    message += "a value with special characters needs a second pair of quotes"
+    return UserError(key, message, f"write '{key}=\"…\"'")
 
 
 def _no_option(error: MissingConfigException) -> UserError:
@@ -167,81 +167,80 @@ def _no_option(error: MissingConfigException) -> UserError:
     known = [name for name in error.options or () if not name.startswith("_")]
     if not known:
         return UserError(group, _first_line(error))
-    close = _mean(nearest(option, known)) or "."
+    close = _did_you_mean(nearest(option, known)) or "."
     return UserError(group, f"no {group} {option!r}{close} Options: {', '.join(known)}")
 
 
-def _bad_value(error: ValidationError, overrides: list[str]) -> UserError:
+def _wrong_type(error: ValidationError, overrides: list[str]) -> UserError:
     key = str(error.full_key)
     value = next(
         (text.partition("=")[2] for text in reversed(overrides) if _key(text) == key),
-        shown(error.value),
+        format_value(error.value),
     )
     rule = RUN_RULES.get(key)
     if rule is None:
         return UserError(key, f"{key}={value}: {_first_line(error)}")
-    return bad_value(
+    return invalid_value(
         key, value, rule, nullable=RunSettings.__dataclass_fields__[key].default is None
     )
 
 
 def _no_target(error: InstantiationException) -> UserError:
-    found = re.search(r"Error locating target '([^']+)'", str(error))
-    if found:
-        message = f"_target_={found[1]}: there is no such name to build"
+    match = re.search(r"Error locating target '([^']+)'", str(error))
+    if match:
+        message = f"_target_={match[1]}: there is no such class or function"
         return UserError("_target_", message, "check its spelling")
     return UserError("_target_", _first_line(error))
 
 
 def _composition(error: BaseException, overrides: list[str]) -> UserError:
-    """What Hydra says of an override only in prose."""
+    """The error for exceptions of Hydra whose text alone tells the kind."""
     text = str(error)
     quoted = re.search(r"'([^']+)'", text)
     subject = quoted[1] if quoted else ""
     key = _key(subject)
-    if text.startswith("Sweep parameters"):
-        return UserError(key, f"{subject} gives several values: add -m to run each")
-    if text.startswith("Ambiguous value"):
+    if text.startswith(("Sweep parameters", "Ambiguous value")):
         values = subject.partition("=")[2]
-        several = f"{subject} gives several values: add -m to run each"
-        as_list = f", or write a list '{key}=[{values}]'" if _takes_list(key, values) else ""
-        return UserError(key, f"{several}{as_list}")
+        as_list = f"write a list '{key}=[{values}]'"
+        hint = as_list if _takes_list(key, values) else "add -m to run each"
+        return UserError(key, f"{subject} sets several values", hint)
     if text.startswith("Sweeping over Hydra"):
         message = f"{subject or 'hydra.…'}: Hydra's own settings take one value, not several"
         return UserError(key or "hydra", message)
     if text.startswith("Could not append to config. An item"):
-        return UserError(key, f"{subject} is a key already: write {subject}=VALUE, without +")
+        return UserError(key, f"{subject} exists already: write {subject}=VALUE, without +")
     if text.startswith(("Could not append", "Multiple values for", "Could not delete")) or (
         "looks like a config group" in text or text.startswith("Could not override")
     ):
         written = next((o for o in overrides if o.startswith(("+", "~")) or "@" in o), subject)
         key = _key(written)
         message = f"{written!r}: settings are written key=value with no +, ~ or @"
-        return UserError(key, f"{message}{_mean(suggest(key))} {HELP}")
+        return UserError(key, f"{message}{_did_you_mean(suggest(key))} {HELP}")
     return UserError(key, _first_line(error) or type(error).__name__)
 
 
 def _takes_list(key: str, values: str) -> bool:
-    """Whether ``key=[values]`` would be accepted, so that it may be advised."""
-    node: Any = plain(_context([]))
-    rules = group_rules(node)
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return rule_for(key, node, rules).holds(yaml.safe_load(f"[{values}]"))
+    """Whether ``key=[values]`` is allowed, so that a message may advise it."""
+    try:
+        value = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        return False
+    config = composed([]).unresolved
+    return rule_for(key, setting_values(config).get(key), group_rules(config)).is_valid(value)
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _written(key: str, overrides: list[str]) -> str:
-    """The whole key as the user wrote it, of which Hydra names the first unknown part."""
+def _full_key(key: str, overrides: list[str]) -> str:
+    """The key that the user wrote; Hydra reports it up to its first unknown part."""
     keys = [_key(text) for text in overrides]
     return next((name for name in keys if name == key or name.startswith(f"{key}.")), key)
 
 
-def _context(overrides: list[str]) -> Composed:
-    """What is composed from the user's choice of groups alone, or the default."""
+def _base(overrides: list[str]) -> Composed:
+    """The configuration with the user's options of groups alone, or the default one."""
     groups = (*GROUPS, *OPTIONAL)
     chosen = [text for text in overrides if _key(text) in groups and "," not in text]
     try:
@@ -250,31 +249,8 @@ def _context(overrides: list[str]) -> Composed:
         return composed([])
 
 
-def plain(context: Composed) -> dict[str, Any]:
-    """The settings as written, interpolations left alone; without declarations."""
-    container = OmegaConf.to_container(context.cfg, resolve=False)
-    assert isinstance(container, dict)
-    return {
-        str(key): without_declarations(value) if isinstance(value, dict) else value
-        for key, value in container.items()
-    }
-
-
-def dotted(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its value, without those that speak to ``instantiate``."""
-    for name, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from dotted(value, f"{path}{name}.")
-        elif not name.startswith("_"):
-            yield f"{path}{name}", value
-
-
-def _keys(node: Mapping[str, Any]) -> list[str]:
-    return [key for key, _ in dotted(node)]
-
-
 def _closest(key: str, keys: list[str]) -> str | None:
-    """The key whose last part is spelled most like this one's, wherever it stands."""
+    """The key whose last part is most similar to that of ``key``, in any group."""
     last = key.rpartition(".")[2]
     ending = nearest(last, [name.rpartition(".")[2] for name in keys])
     alike = [name for name in keys if name.rpartition(".")[2] == ending]
@@ -282,5 +258,5 @@ def _closest(key: str, keys: list[str]) -> str | None:
 
 
 def _keys_in_file(group: str, option: str) -> set[str]:
-    """The keys in an option's own file and in the parts that it takes from its group."""
-    return set(_keys(option_node(group, option)))
+    """The keys of an option's file and of the files that it includes from its group."""
+    return set(setting_values(option_node(group, option)))

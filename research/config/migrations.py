@@ -18,11 +18,11 @@ class Migration:
     """The names that one version changed.
 
     Attributes:
-        keys: old dotted key of the configuration to the new one.
-        targets: old value of a ``_target_`` to the new one.
-        columns: old name of a column or metric to the new one.
-        added: dotted keys that runs before this version lack, with the value that says what they
-            did; needed only where that is not the default of today.
+        keys: dotted keys of the configuration, old to new.
+        targets: values of ``_target_``, old to new.
+        columns: names of columns and metrics, old to new.
+        added: values of new dotted keys for runs before this version; only if their behaviour
+            differs from the default.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -49,42 +49,42 @@ MIGRATIONS: Final[list[Migration]] = [
         }
     ),
 ]
-"""From version 1 on, one entry a version."""
+"""One entry per version, from version 1 to 2 on."""
 
 VERSION: Final = 1 + len(MIGRATIONS)
-"""Of the names that this code writes."""
+"""Version of the names that this code writes."""
 MONITORS: Final = ("monitor", "task.monitor")
-"""Keys whose value begins with the name of a metric."""
+"""Keys whose value starts with the name of a metric."""
 
 
 def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration under the names of today.
+    """A copy of a configuration with the current names.
 
     Args:
-        config: plain and nested; what has no ``version`` is of version 1. Left as it is.
+        config: plain and nested; of version 1 if it has no ``version``.
     """
-    found = _copied(config)
-    version = found.setdefault("version", 1)
+    result = _copied(config)
+    version = result.setdefault("version", 1)
     known = type(version) is int and 1 <= version <= VERSION
     for step in MIGRATIONS[version - 1 :] if known else ():
         for old, new in step.keys.items():
-            if _has(found, old):
-                _put(found, new, _pop(found, old))
+            if _has(result, old):
+                _put(result, new, _pop(result, old))
         for key, value in step.added.items():
-            if not _has(found, key):
-                _put(found, key, value)
-    _rename_targets(found)
+            if not _has(result, key):
+                _put(result, key, value)
+    _rename_targets(result)
     for key in MONITORS:
-        if _has(found, key) and isinstance(_get(found, key), str):
-            metric, colon, mode = _get(found, key).partition(":")
-            _put(found, key, f"{current_column(metric)}{colon}{mode}")
+        if _has(result, key) and isinstance(_get(result, key), str):
+            metric, colon, mode = _get(result, key).partition(":")
+            _put(result, key, f"{current_column(metric)}{colon}{mode}")
     if known:
-        found["version"] = VERSION
-    return found
+        result["version"] = VERSION
+    return result
 
 
 def current_key(key: str) -> str:
-    """A dotted key of any version, or one below it, as it is called today."""
+    """The current name of a dotted key of any version, also of a key below a renamed one."""
     for step in MIGRATIONS:
         for old, new in step.keys.items():
             if key == old or key.startswith(f"{old}."):
@@ -94,7 +94,7 @@ def current_key(key: str) -> str:
 
 
 def current_word(word: str) -> str:
-    """An override ``key=value`` of any version as it is written today."""
+    """An override ``key=value`` of any version with the current names."""
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
     prefix = key.removesuffix(bare)
@@ -103,14 +103,14 @@ def current_word(word: str) -> str:
 
 
 def current_target(name: str) -> str:
-    """A ``_target_`` of any version as it is called today."""
+    """The current name of a ``_target_`` of any version."""
     for step in MIGRATIONS:
         name = step.targets.get(name, name)
     return name
 
 
 def current_column(name: str) -> str:
-    """A column or metric of any version as it is called today."""
+    """The current name of a column or metric of any version."""
     for step in MIGRATIONS:
         name = step.columns.get(name, name)
     return name
@@ -151,7 +151,7 @@ def _get(config: dict[str, Any], key: str) -> Any:
 
 
 def _pop(config: dict[str, Any], key: str) -> Any:
-    """The value, which is taken out; with the mappings that are empty without it."""
+    """Remove a key, and mappings that are empty without it; returns its value."""
     node = _parent(config, key)
     assert node is not None
     above, _, last = key.rpartition(".")

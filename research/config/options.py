@@ -10,32 +10,32 @@ from omegaconf import OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DECLARATIONS: Final = ("provides", "needs", "accepts")
-"""Keys of an option that are no settings, see ``research.config.declarations``."""
+"""Keys of an option that are not settings, see ``research.config.declarations``."""
 
 
 def options(group: str) -> list[str]:
-    """The options of a group; files that start with an underscore are parts of others."""
+    """The options of a group; files with a leading underscore are only parts of other options."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
 
 
 @lru_cache(maxsize=256)
 def read_option(group: str, option: str) -> dict[str, Any]:
-    """What an option's file says, on top of the parts that it takes from its group.
+    """Content of an option's file, merged over the files that it includes from its group.
 
-    Not to be changed by the caller.
+    The result is cached: do not modify it.
     """
     own = read(CONF / group / f"{option}.yaml")
     parts = own.pop("defaults", ["_self_"])
     if "_self_" not in parts:
         parts = [*parts, "_self_"]
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for part in parts:
-        # Anything but a word overrides the choice of another group.
+        # Entries that are not text override the option of another group.
         if part == "_self_":
-            found = _merged(found, own)
+            merged = _merged(merged, own)
         elif isinstance(part, str):
-            found = _merged(found, read_option(group, part))
-    return found
+            merged = _merged(merged, read_option(group, part))
+    return merged
 
 
 def option_node(group: str, option: str) -> dict[str, Any]:
@@ -44,12 +44,12 @@ def option_node(group: str, option: str) -> dict[str, Any]:
 
 
 def without_declarations(node: dict[str, Any]) -> dict[str, Any]:
-    """The node of a group without what its option declares."""
+    """The node of a group without the declarations of its option."""
     return {key: value for key, value in node.items() if key not in DECLARATIONS}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file as OmegaConf reads it; empty where it holds no mapping."""
+    """Content of a YAML file, interpolations unresolved; empty if it is not a mapping."""
     if not path.is_file():
         return {}
     node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -57,9 +57,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    found = dict(below)
+    merged = dict(below)
     for key, value in above.items():
-        known = found.get(key)
-        both = isinstance(known, dict) and isinstance(value, dict)
-        found[key] = _merged(known, value) if both else value  # type: ignore[arg-type]
-    return found
+        lower = merged.get(key)
+        both = isinstance(lower, dict) and isinstance(value, dict)
+        merged[key] = _merged(lower, value) if both else value  # type: ignore[arg-type]
+    return merged

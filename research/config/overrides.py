@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.config.messages import shown
+from research.config.messages import format_value
 
 
 def override(key: str, value: Any) -> str:
-    """``key=value``, quoted where needed so that Hydra parses the same value."""
+    """``key=value``, quoted if necessary so that Hydra parses the same value."""
     return f"{key}={_quoted(value)}"
 
 
@@ -22,7 +22,7 @@ def train_command(
 
     Args:
         overrides: ``key=value`` each, as the user typed them.
-        settings: further keys with their values.
+        settings: more keys with their values.
         multirun: with ``-m``.
     """
     more = [override(key, value) for key, value in (settings or {}).items()]
@@ -35,10 +35,10 @@ def _quoted(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{_quoted(entry)}' for key, entry in value.items())}}}"
     if not isinstance(value, str):
-        return repr(value) if isinstance(value, float) else shown(value)
+        return repr(value) if isinstance(value, float) else format_value(value)
     plain = re.fullmatch(r"[A-Za-z_/][\w./@%+-]*", value)
     if plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
         return value
-    # Hydra keeps backslashes, except those before a quote.
+    # Hydra keeps backslashes, except before a quote.
     escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + "\\'" * bool(match[2]), value)
     return f"'{escaped}'"

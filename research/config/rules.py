@@ -10,26 +10,27 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-MOST = 2**53
-"""No whole number is larger; up to here floats hold them exactly."""
+MAX_INT = 2**53
+"""Largest whole number; up to here floats represent whole numbers exactly."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What one key may be.
+    """The values that a key may have.
 
     Attributes:
-        allowed: completes "expected …" in messages.
-        holds: true for a value that may stand there; null may where it is the default.
-        choices: the words it chooses from, for the nearest match.
-        place: names files, folders or addresses, which count only where the user gives them
-            himself; see ``research.config.stored``.
+        allowed: description of the values, which completes "expected …" in messages.
+        is_valid: whether a value is allowed. ``check_value`` also allows None for a key whose
+            default is None.
+        choices: the allowed words, from which messages suggest the nearest.
+        is_path: whether values name files, folders or addresses. Those in a file of somebody else
+            are not used, see ``research.config.stored``.
     """
 
     allowed: str
-    holds: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
-    place: bool = False
+    is_path: bool = False
 
 
 def number(
@@ -40,7 +41,7 @@ def number(
     below: float | None = None,
     whole: bool = False,
 ) -> Rule:
-    """A finite number, or a whole one, within limits."""
+    """A finite number within limits; a whole number if ``whole``."""
     limits: list[tuple[str, float | None, Callable[[float, float], bool]]] = [
         ("at least", at_least, lambda value, limit: value >= limit),
         ("above", above, lambda value, limit: value > limit),
@@ -49,19 +50,19 @@ def number(
     ]
     set_limits = [(word, limit, within) for word, limit, within in limits if limit is not None]
 
-    def holds(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             return False
         if isinstance(value, float) and not math.isfinite(value):
             return False
-        if isinstance(value, int) and abs(value) > MOST:
+        if isinstance(value, int) and abs(value) > MAX_INT:
             return False
         return all(within(value, limit) for _, limit, within in set_limits)
 
     words = " and ".join(f"{word} {limit:.15g}" for word, limit, _ in set_limits)
     if at_least is not None and at_most is not None:
         words = f"from {at_least:.15g} to {at_most:.15g}"
-    return Rule(f"{'a whole number' if whole else 'a number'} {words}".rstrip(), holds)
+    return Rule(f"{'a whole number' if whole else 'a number'} {words}".rstrip(), is_valid)
 
 
 def whole(at_least: int, at_most: int | None = None) -> Rule:
@@ -70,7 +71,7 @@ def whole(at_least: int, at_most: int | None = None) -> Rule:
 
 
 def only(value: int) -> Rule:
-    """One number and no other."""
+    """A single number."""
     return Rule(f"{value}", lambda given: type(given) is int and given == value)
 
 
@@ -80,53 +81,53 @@ def one_of(*choices: str) -> Rule:
 
 
 def list_of(
-    rule: Rule, length: int | None = None, *, least: int = 0, increasing: bool = False
+    rule: Rule, length: int | None = None, *, min_length: int = 0, increasing: bool = False
 ) -> Rule:
-    """A list of at least ``least`` entries that follow ``rule``, perhaps strictly increasing."""
+    """A list of entries that follow ``rule``; strictly increasing if ``increasing``."""
 
-    def holds(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         return (
             isinstance(value, list)
             and length in (None, len(value))
-            and len(value) >= least
-            and all(rule.holds(entry) for entry in value)
+            and len(value) >= min_length
+            and all(rule.is_valid(entry) for entry in value)
             and (not increasing or all(a < b for a, b in itertools.pairwise(value)))
         )
 
     count = "a list" if length is None else f"a list of {length}"
     order = "increasing, " if increasing else ""
-    return Rule(f"{count}, {order}each {rule.allowed}", holds, place=rule.place)
+    return Rule(f"{count}, {order}each {rule.allowed}", is_valid, is_path=rule.is_path)
 
 
 def mapping_of(rule: Rule) -> Rule:
-    """A mapping of words to what follows ``rule``."""
+    """A mapping of names to values that follow ``rule``."""
     return Rule(
         f"a mapping {{name: value}}, each value {rule.allowed}",
         lambda value: (
             isinstance(value, dict)
             and all(isinstance(key, str) for key in value)
-            and all(rule.holds(entry) for entry in value.values())
+            and all(rule.is_valid(entry) for entry in value.values())
         ),
-        place=rule.place,
+        is_path=rule.is_path,
     )
 
 
 def pair(rule: Rule) -> Rule:
-    """A range ``[low, high]``, both following ``rule``, low no greater than high."""
+    """A range ``[low, high]`` with low ≤ high, both following ``rule``."""
     both = list_of(rule, 2)
     return Rule(
         f"[low, high] with low ≤ high, each {rule.allowed}",
-        lambda value: both.holds(value) and value[0] <= value[1],
+        lambda value: both.is_valid(value) and value[0] <= value[1],
     )
 
 
 def or_null(rule: Rule) -> Rule:
-    """Allows null even where the default is not null."""
+    """Values that follow ``rule``, and None even if the default is not None."""
     return Rule(
         f"{rule.allowed}, or null",
-        lambda value: value is None or rule.holds(value),
+        lambda value: value is None or rule.is_valid(value),
         rule.choices,
-        rule.place,
+        rule.is_path,
     )
 
 
@@ -139,7 +140,7 @@ def _compiles(text: str) -> bool:
 
 
 def like(default: Any) -> Rule:
-    """Any value of the default's type; anything but a mapping for a null default."""
+    """Any value of the type of ``default``; anything but a mapping if it is None."""
     if default is None:
         return ANYTHING
     if isinstance(default, bool):
@@ -168,12 +169,13 @@ NAME = Rule(
 )
 NOTHING = Rule("null; it is filled in", lambda value: value is None)
 REGEX = Rule("a regular expression", lambda value: isinstance(value, str) and _compiles(value))
-PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()), place=True)
-ADDRESS = Rule("a path or URI", PATH.holds, place=True)
+PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip()), is_path=True)
+ADDRESS = Rule("a path or URI", PATH.is_valid, is_path=True)
 TEXT = Rule("text", lambda value: isinstance(value, str))
 TRUTH = Rule("true or false", lambda value: isinstance(value, bool), ("true", "false"))
 COUNT = whole(1)
-SHARE = number(at_least=0, below=1)
+BELOW_ONE = number(at_least=0, below=1)
+FRACTION = number(at_least=0, at_most=1)
 DEVICE = Rule(
     "one of auto, cpu, cuda, cuda:N, mps",
     lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(value)) is not None,
@@ -183,8 +185,6 @@ MONITOR = Rule(
     "METRIC:max or METRIC:min, such as val/top1:max",
     lambda value: re.fullmatch(r"[^\s:]+:(min|max)", str(value)) is not None,
 )
-
-
 FOLDER_NAME = Rule(
     "a name of letters, digits, -, _ and ., such as windows_2",
     lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) is not None,
@@ -192,6 +192,6 @@ FOLDER_NAME = Rule(
 
 
 def nearest(word: str, words: Sequence[str]) -> str | None:
-    """The closest of ``words``, if one is close."""
-    found = get_close_matches(word, words, n=1, cutoff=0.67)
-    return found[0] if found else None
+    """The word most similar to ``word``; None if none is similar."""
+    matches = get_close_matches(word, words, n=1, cutoff=0.67)
+    return matches[0] if matches else None

@@ -17,13 +17,13 @@ from omegaconf import MISSING, OmegaConf
 
 from research.config.migrations import VERSION
 from research.config.rules import (
+    BELOW_ONE,
     COUNT,
     DEVICE,
     MAPPING,
     MONITOR,
     NAME,
     PATH,
-    SHARE,
     TARGETS,
     TRUTH,
     Rule,
@@ -41,7 +41,7 @@ def _setting(default: Any, meaning: str, rule: Rule) -> Any:
 
 @dataclass
 class RunSettings:
-    """What belongs to a run and to no group; each default is written here alone."""
+    """The settings that belong to no group; their only defaults."""
 
     name: str | None = _setting(None, "name of the run; null: the model's", NAME)
     tags: dict[str, str] = field(
@@ -49,7 +49,7 @@ class RunSettings:
         metadata={"help": "labels for the tracker: tags.paper=a tags.try=b", "rule": MAPPING},
     )
     seed: int = _setting(0, "seed of weights, order, augmentation", whole(0, 2**32 - 1))
-    epochs: int = _setting(4, "passes over the training images", COUNT)
+    epochs: int = _setting(4, "passes over the training set", COUNT)
     device: str = _setting("auto", "where to train; auto: the first accelerator, else cpu", DEVICE)
     precision: str = _setting(
         "fp32", "arithmetic of the forward pass", one_of("fp32", "bf16", "fp16")
@@ -60,56 +60,60 @@ class RunSettings:
     cudnn_benchmark: bool = _setting(
         True, "let cuDNN time its algorithms; off when deterministic", TRUTH
     )
-    accumulate: int = _setting(1, "batches an optimizer step", COUNT)
+    accumulate: int = _setting(1, "batches per optimizer step", COUNT)
     scale_lr: str | None = _setting(
         None,
-        "scale optimizer.lr by batch size · accumulate over scale_lr_batch; null: take it as it is",
+        "scale optimizer.lr by (batch size · accumulate) / scale_lr_batch; null: no scaling",
         one_of("linear", "sqrt"),
     )
-    scale_lr_batch: int = _setting(256, "the batch size that optimizer.lr is meant for", COUNT)
+    scale_lr_batch: int = _setting(256, "the batch size for which optimizer.lr is set", COUNT)
     layer_decay: float | None = _setting(
         None,
-        "each layer's rate as a share of the rate of the layer above it; null: one rate for all",
+        "each layer's rate as a fraction of the rate of the layer above it; null: one rate for all",
         number(above=0, at_most=1),
     )
     lr_backbone: float | None = _setting(
         None,
-        "the backbone's rate as a share of optimizer.lr; null: the same rate",
+        "the backbone's rate as a fraction of optimizer.lr; null: the same rate",
         number(above=0, at_most=1),
     )
     decay_norms: bool = _setting(True, "weight decay on norms and biases too", TRUTH)
     ema: float | None = _setting(
-        None, "decay a step of a moving average of the weights, which is judged; null: none", SHARE
+        None,
+        "decay per step of the moving average of the weights that is evaluated; null: none",
+        BELOW_ONE,
     )
-    ema_warmup: bool = _setting(False, "let the average begin with smaller decays", TRUTH)
+    ema_warmup: bool = _setting(False, "start the moving average with smaller decays", TRUTH)
     grad_clip: float | None = _setting(
         None, "largest gradient norm; null: no clipping", number(above=0)
     )
     patience: int | None = _setting(
-        None, "stop after so many epochs without a better value; null: never", COUNT
+        None, "stop after this many epochs without a better value; null: never", COUNT
     )
     save_every: int = _setting(1, "epochs between the epoch checkpoints", COUNT)
-    keep: int = _setting(3, "how many epoch checkpoints stay", whole(0))
+    keep: int = _setting(3, "how many epoch checkpoints are kept", whole(0))
     monitor: str | None = _setting(
-        None, "metric that picks the best epoch; null: the task's own", MONITOR
+        None, "metric that selects the best epoch; null: the task's own", MONITOR
     )
     log_every: int = _setting(10, "batches between progress lines", COUNT)
-    max_train_batches: int | None = _setting(None, "stop each training epoch after so many", COUNT)
-    max_val_batches: int | None = _setting(None, "stop each validation after so many", COUNT)
+    max_train_batches: int | None = _setting(None, "training batches per epoch; null: all", COUNT)
+    max_val_batches: int | None = _setting(None, "validation batches; null: all", COUNT)
     resume: str | None = _setting(
         None, "auto: the newest unfinished run of this config, or a run folder", PATH
     )
     init_from: str | None = _setting(None, "run folder or weights file to start from", PATH)
-    run_dir: str | None = _setting(None, "folder of the run; null: a fresh one under runs/", PATH)
+    run_dir: str | None = _setting(None, "folder of the run; null: a new one under runs/", PATH)
     trust: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "names of your own code that _target_ may have: trust=[my_models.Net]",
+            "help": "your own classes and functions that _target_ may name: trust=[my_models.Net]",
             "rule": TARGETS,
         },
     )
     version: int = _setting(
-        VERSION, "of the names of settings; of a stored run, by which it is migrated", only(VERSION)
+        VERSION,
+        "version of the settings' names, for migration",
+        only(VERSION),
     )
 
     model: Any = MISSING
@@ -134,9 +138,9 @@ RUN_DEFAULTS: dict[str, Any] = {
 GROUPS: tuple[str, ...] = tuple(
     setting.name for setting in fields(RunSettings) if not setting.metadata
 )
-"""The groups without which no run is complete."""
+"""The groups that every run needs."""
 OPTIONAL = ("experiment", "sweep")
-"""The groups that set keys of others."""
+"""The groups whose options set keys of other groups."""
 
 
 def rule_for(key: str, default: Any, rules: Mapping[str, Rule]) -> Rule:
@@ -144,7 +148,7 @@ def rule_for(key: str, default: Any, rules: Mapping[str, Rule]) -> Rule:
 
     Args:
         key: dotted.
-        default: what stands there when nothing is set.
+        default: the value of the key's option.
         rules: of the groups' keys, see ``research.config.group_rules``.
     """
     return RUN_RULES.get(key) or rules.get(key) or like(default)
@@ -152,9 +156,9 @@ def rule_for(key: str, default: Any, rules: Mapping[str, Rule]) -> Rule:
 
 @cache
 def register() -> None:
-    """Give Hydra the schema on which ``conf/config.yaml`` builds, and ``${if:…}``.
+    """Register the schema on which ``conf/config.yaml`` builds, and the resolver ``${if:…}``.
 
-    ``${if:value,a,b}`` in YAML is ``a`` where the value is neither null nor empty, else ``b``.
+    ``${if:value,a,b}`` in YAML is ``b`` if the value is null or empty, else ``a``.
     """
     OmegaConf.register_resolver("if", lambda value, a, b: a if value else b, replace=True)
     schema = OmegaConf.structured(RunSettings)

@@ -21,22 +21,22 @@ from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
 from research.utils.errors import UserError
 
-DEEPEST: Final = 12
+MAX_DEPTH: Final = 12
 """Levels of nesting."""
-MOST_VALUES: Final = 20_000
-"""Of a configuration, with a value more for every hundred characters of its texts."""
-MOST_KNOWN: Final = 2_000_000
-"""Of metadata and of a history, an epoch of which has about thirty."""
-LONGEST: Final = 10_000
-"""Characters of one text; of a tag, as many as fit."""
+MAX_VALUES: Final = 20_000
+"""In a configuration; every hundred characters of a text count as one more value."""
+MAX_RECORD_VALUES: Final = 2_000_000
+"""In metadata or a history, which has about thirty values per epoch."""
+MAX_TEXT: Final = 10_000
+"""Characters of one text, except tags."""
 TAGS: Final = "tags"
-"""Free words, which nothing reads."""
+"""Free text that no code reads."""
 TRACKERS: Final = "logging"
 CACHE: Final = "runs/cache"
-"""Where data sets keep what they measured, where the folder of a file does not count."""
+"""Value of ``cache_dir`` where the folder that a file names is not used."""
 
 Plain = dict[str, Any]
-NOTHING: Final = object()
+NOT_SET: Final = object()
 
 SCALAR = Rule(
     "a number, text, true, false or null", lambda value: not isinstance(value, dict | list)
@@ -45,13 +45,13 @@ SIZE = whole(1, 2**16)
 METADATA: Final[dict[str, Rule]] = {
     "name": TEXT,
     "classes": list_of(TEXT),
-    "channels": list_of(TEXT, least=3),
+    "channels": list_of(TEXT, min_length=3),
     "dtype": one_of("uint8", "uint16"),
-    "features": or_null(list_of(TEXT, least=1)),
+    "features": or_null(list_of(TEXT, min_length=1)),
     "feature_sizes": mapping_of(SIZE),
     "feature_keys": mapping_of(TEXT),
 }
-"""What a data set says of itself, see ``DataModule.metadata``."""
+"""Metadata of a data set, see ``DataModule.metadata``."""
 TRANSFORM: Final[dict[str, Rule]] = {
     "image_size": SIZE,
     "max_boxes": SIZE,
@@ -60,7 +60,7 @@ TRANSFORM: Final[dict[str, Rule]] = {
     "resize": one_of("letterbox"),
     "fit": one_of("pad", "crop"),
 }
-"""How its samples were made."""
+"""Entry ``transform`` of the metadata: how samples were preprocessed."""
 STATE: Final[dict[str, Rule]] = {
     "epoch": whole(0),
     "step": whole(0),
@@ -69,200 +69,208 @@ STATE: Final[dict[str, Rule]] = {
     "best_epoch": whole(0),
     "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
 }
-"""How far a run has come, see ``research.engine.state.TrainState``."""
+"""Counters and history of a run, see ``research.engine.state.TrainState``."""
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a row of a history has what the summary makes of it."""
-    numbers = ("epoch", "epoch_time_sec")
-    return mapping_of(SCALAR).holds(row) and all(type(row.get(n)) in (int, float) for n in numbers)
+    """Whether a row of a history is flat and has the columns that the summary needs."""
+    if not mapping_of(SCALAR).is_valid(row):
+        return False
+    return all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
 
 
 def configuration(document: Any, where: str, trust: Collection[str] = ()) -> Plain:
-    """A configuration out of a file, under the names of today.
+    """Migrate and validate a configuration from a file.
 
     Args:
-        document: what the file holds.
+        document: content of the file.
         where: the file, for messages.
-        trust: names of the user's own that ``_target_`` may have in it.
+        trust: the user's own names that ``_target_`` may have in it.
 
     Returns:
-        a configuration as ``resolved`` gives it; what it lacks is at its default.
+        A configuration as from ``resolved``; missing settings have their defaults.
 
     Raises:
-        UserError: for anything that may not stand in a configuration.
+        UserError: for anything that a configuration may not contain.
     """
     try:
-        config = completed(migrated(_plain(document)))
+        config = with_defaults(migrated(_plain(document)))
         if config["version"] != VERSION:
             version = str(config["version"])[:40]
             raise UserError(
                 "version", f"version={version}: this code reads up to {VERSION}", "update it"
             )
         check_targets(config, trust)
-        for line in _problems(config, trust):
-            raise UserError("config", line)
+        for error in _problems(config, trust):
+            raise error
     except UserError as error:
-        raise UserError("config", f"{where}: refused, its configuration has {error}") from None
+        raise _refused(error, where, "configuration has") from None
     config["trust"] = sorted(trust)
     return config
 
 
 def metadata(document: Any, where: str, *, foreign: bool = False) -> Plain:
-    """What a data set said of itself, out of a file.
+    """Validate the metadata of a data set from a file.
 
     Args:
-        document: what the file holds.
+        document: content of the file.
         where: the file, for messages.
-        foreign: of a data set that is not ours; other entries are then plain values.
+        foreign: whether the class of the data set is the user's own; other entries are then
+            allowed, as plain values.
 
     Raises:
-        UserError: for an entry that is not known or may not be so.
+        UserError: for an unknown entry or an invalid value.
     """
-    found = _record(document, METADATA | {"transform": mapping_of(SCALAR)}, where, open_=foreign)
+    rules = METADATA | {"transform": mapping_of(SCALAR)}
+    record = _record(document, rules, where, "metadata", allow_unknown=foreign)
     if not foreign:
-        transform(found.get("transform", {}), where)
-    return {"classes": [], **found}
+        transform(record.get("transform", {}), where)
+    return {"classes": [], **record}
 
 
 def transform(document: Any, where: str) -> Plain:
-    """How samples were made, out of a file.
+    """Validate how samples were preprocessed, from a file.
 
     Raises:
-        UserError: for an entry that is not known or may not be so.
+        UserError: for an unknown entry or an invalid value.
     """
-    return _record(document, TRANSFORM, where)
+    return _record(document, TRANSFORM, where, "metadata.transform")
 
 
 def state(document: Any, where: str) -> Plain:
-    """How far a run has come, out of a file; columns are called as today.
+    """Validate counters and history of a run from a file; columns get their current names.
 
     Raises:
-        UserError: for an entry that is not known or may not be so.
+        UserError: for an unknown entry or an invalid value.
     """
-    found = _record(document, STATE, where)
-    rows = [{current_column(k): v for k, v in row.items()} for row in found.get("history", [])]
-    return {**found, "history": rows}
+    record = _record(document, STATE, where, "state")
+    rows = [{current_column(k): v for k, v in row.items()} for row in record.get("history", [])]
+    return {**record, "history": rows}
 
 
-def recorded(document: Any, where: str) -> Plain:
-    """A configuration out of a file under the names of today, to be compared and not to be built.
+def unchecked(document: Any, where: str) -> Plain:
+    """A configuration from a file, migrated but not validated; only to be compared with others.
 
-    It may have settings that are no more.
+    It may contain settings that no longer exist.
 
     Raises:
-        UserError: when it is none.
+        UserError: if it is not a mapping of plain values.
     """
     try:
         return migrated(_plain(document))
     except UserError as error:
-        raise UserError("config", f"{where}: refused, its configuration has {error}") from None
+        raise _refused(error, where, "configuration has") from None
 
 
-def completed(config: Plain) -> Plain:
-    """A configuration in which what it lacks stands at its default.
+def with_defaults(config: Plain) -> Plain:
+    """A copy of a configuration in which missing settings have their defaults.
 
-    A setting that came later is lacking in earlier runs. Where its default is not what these did,
-    the migration says so.
+    Runs of earlier versions lack settings that were added later. If the default differs from what
+    these runs did, the migration adds another value.
     """
-    found = copy.deepcopy(config)
+    result = copy.deepcopy(config)
     for name, default in RUN_DEFAULTS.items():
-        found.setdefault(name, copy.deepcopy(default))
+        result.setdefault(name, copy.deepcopy(default))
     for group in GROUPS:
-        node = found.get(group)
+        node = result.get(group)
         if isinstance(node, dict):
             _fill(node, _shapes(group, node))
-    return found
+    return result
 
 
-def places(config: Mapping[str, Any]) -> dict[str, Any]:
+def paths_in(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every dotted key that names a file, a folder or an address, with its value."""
     rules = group_rules(config)
     return {
         key: value
         for key, value in _leaves(config, "", rules)
-        if value and rule_for(key, None, rules).place
+        if value and rule_for(key, None, rules).is_path
     }
 
 
-def without_places(config: Mapping[str, Any]) -> Plain:
-    """The same configuration without ``places``: no file, no address, nothing to be rendered."""
-    found = copy.deepcopy(dict(config))
-    for key, value in places(found).items():
+def without_paths(config: Mapping[str, Any]) -> Plain:
+    """A copy of a configuration that names no file, no address and no demo data."""
+    result = copy.deepcopy(dict(config))
+    for key, value in paths_in(result).items():
         *parts, last = key.split(".")
-        node = found
+        node = result
         for part in parts:
             node = node[part]
         node[last] = CACHE if last == "cache_dir" else type(value)()
-    if "demo" in found["dataset"]:
-        found["dataset"]["demo"] = None
-    return {**found, "resume": None, "init_from": None, "run_dir": None, TRACKERS: {}}
+    if "demo" in result["dataset"]:
+        result["dataset"]["demo"] = None
+    return {**result, "resume": None, "init_from": None, "run_dir": None, TRACKERS: {}}
 
 
-def _problems(config: Plain, trust: Collection[str]) -> Iterator[str]:
+def _problems(config: Plain, trust: Collection[str]) -> Iterator[UserError]:
+    """An error for each setting that is unknown, missing or invalid; one at most per group."""
     rules = group_rules(config)
     for name, value in config.items():
         if name in RUN_RULES:
-            yield from _wrong(name, value, RUN_DEFAULTS[name], rules)
+            yield from _check(name, value, RUN_DEFAULTS[name], rules)
         elif name not in GROUPS:
-            yield f"{name}, which is no setting"
+            yield _unknown(name)
     for group in GROUPS:
         node = config.get(group)
         if not isinstance(node, dict):
-            yield f"no {group}"
+            yield UserError(group, f"no {group}")
         elif node.get(TARGET) not in trust:
             shapes = _shapes(group, node)
             if not shapes:
-                yield f"{group}, which is none of {', '.join(options(group))}"
-            found = [list(_differing(group, node, shape, trust, rules)) for shape in shapes]
-            yield from min(found, key=len, default=[])[:1]
+                yield UserError(group, f"{group}, which is none of {', '.join(options(group))}")
+            errors = [list(_differences(group, node, shape, trust, rules)) for shape in shapes]
+            yield from min(errors, key=len, default=[])[:1]
 
 
 def _shapes(group: str, node: Plain) -> list[Plain]:
-    """The options of a group that a node may be of: those with the same ``_target_``."""
+    """Settings of the options that a node may come from: those with the same ``_target_``."""
     nodes = [option_node(group, option) for option in options(group)]
     if group == TRACKERS:
-        # Of these there may be several at once.
-        every = {name: value for each in nodes for name, value in each.items()}
-        return [{name: every[name] for name in node if name in every}]
+        # Several trackers may be chosen at once.
+        trackers = {name: value for each in nodes for name, value in each.items()}
+        return [{name: trackers[name] for name in node if name in trackers}]
     return [each for each in nodes if each.get(TARGET) == node.get(TARGET)]
 
 
-def _differing(
+def _differences(
     path: str, node: Plain, shape: Plain, trust: Collection[str], rules: Mapping[str, Rule]
-) -> Iterator[str]:
-    """What a node has that an option of this shape may not have, a line each."""
+) -> Iterator[UserError]:
+    """An error for each setting of a node that is not valid for an option of this shape."""
     for name in shape:
         if name not in node:
-            yield f"no {path}.{name}"
+            yield UserError(f"{path}.{name}", f"no {path}.{name}")
     for name, value in node.items():
         key = f"{path}.{name}"
         if isinstance(value, dict) and value.get(TARGET) in trust:
             continue
         if name not in shape:
-            yield f"{key}, which is no setting"
+            yield _unknown(key)
         elif name.startswith("_"):
             if value != shape[name]:
-                yield f"{key}={value}"
+                yield UserError(key, f"{key}={value}")
         elif isinstance(shape[name], dict) and isinstance(value, dict) and shape[name]:
-            yield from _differing(key, value, shape[name], trust, rules)
+            yield from _differences(key, value, shape[name], trust, rules)
         else:
-            yield from _wrong(key, value, shape[name], rules)
+            yield from _check(key, value, shape[name], rules)
 
 
-def _wrong(key: str, value: Any, default: Any, rules: Mapping[str, Rule]) -> Iterator[str]:
+def _unknown(key: str) -> UserError:
+    return UserError(key, f"{key}, which is not a setting")
+
+
+def _check(key: str, value: Any, default: Any, rules: Mapping[str, Rule]) -> Iterator[UserError]:
     try:
-        # Interpolations and what each option must say are of any type.
-        open_ = isinstance(default, str) and (default == "???" or "${" in default)
-        check_value(key, value, None if open_ else default, rules)
+        # Interpolated and required values (???) may be of any type.
+        any_type = isinstance(default, str) and (default == "???" or "${" in default)
+        check_value(key, value, None if any_type else default, rules)
     except UserError as error:
-        yield str(error)
+        yield error
 
 
 def _fill(node: Plain, shapes: Sequence[Plain]) -> None:
-    """Add the keys that all shapes have with one default."""
+    """Add the missing keys for which all shapes have the same default."""
     for name in dict.fromkeys(name for shape in shapes for name in shape):
-        defaults = [shape.get(name, NOTHING) for shape in shapes]
+        defaults = [shape.get(name, NOT_SET) for shape in shapes]
         first = defaults[0]
         if name not in node:
             if all(default == first for default in defaults) and "${" not in str(first):
@@ -273,69 +281,83 @@ def _fill(node: Plain, shapes: Sequence[Plain]) -> None:
             _fill(node[name], same)
 
 
-def _record(document: Any, rules: Mapping[str, Rule], where: str, *, open_: bool = False) -> Plain:
+def _record(
+    document: Any,
+    rules: Mapping[str, Rule],
+    where: str,
+    section: str,
+    *,
+    allow_unknown: bool = False,
+) -> Plain:
+    """The document as plain values, each checked by its rule; ``section`` is prefixed to keys."""
     try:
-        found = _plain(document, MOST_KNOWN)
-        for name, value in found.items():
-            if name not in rules and not open_:
-                raise UserError("config", f"{name}, which is not known")
-            if name in rules and not rules[name].holds(value):
-                raise UserError(
-                    "config", f"{name}={str(value)[:80]}: expected {rules[name].allowed}"
-                )
+        record = _plain(document, MAX_RECORD_VALUES)
+        for name, value in record.items():
+            if name not in rules and not allow_unknown:
+                raise UserError(name, f"{name}, which is not known")
+            if name in rules and not rules[name].is_valid(value):
+                raise UserError(name, f"{name}={str(value)[:80]}: expected {rules[name].allowed}")
     except UserError as error:
-        raise UserError("config", f"{where}: refused, its metadata have {error}") from None
-    return found
+        raise _refused(error, where, "metadata have", section) from None
+    return record
 
 
-def _plain(document: Any, most: int = MOST_VALUES) -> Plain:
-    """The document, if it is a mapping of plain values; tuples become lists.
+def _refused(error: UserError, where: str, has: str, section: str = "") -> UserError:
+    """The error for a whole file, with the key of the setting or entry that is wrong."""
+    key = ".".join(part for part in (section, error.key) if part) or "config"
+    return UserError(key, f"{where}: refused, its {has} {error.message}", error.hint)
+
+
+def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
+    """The document, if it is a mapping of at most ``most`` plain values; tuples become lists.
 
     Raises:
-        UserError: for other values, interpolations, and what is too large to be a configuration.
+        UserError: for other values, interpolations, and documents that are too large or too deep.
+            The key is empty if the document as a whole is wrong.
     """
     if not isinstance(document, Mapping):
-        raise UserError("config", "no mapping of settings")
+        raise UserError("", "no mapping of settings")
     left = [most]
 
     def copied(node: Any, key: str, depth: int) -> Any:
         left[0] -= 1 + (len(node) // 100 if isinstance(node, str) else 0)
-        if depth > DEEPEST or left[0] < 0:
-            raise UserError("config", f"{key[:80]}: too many values, or too deep")
+        if depth > MAX_DEPTH or left[0] < 0:
+            raise UserError(key, f"{key[:80]}: too many values, or too deep")
         if isinstance(node, Mapping):
             for name in node:
-                if not isinstance(name, str) or len(name) > LONGEST:
-                    raise UserError("config", f"{key}: a key that is no text")
+                if not isinstance(name, str) or len(name) > MAX_TEXT:
+                    raise UserError(key, f"{key}: a key that is not text")
             return {name: copied(v, f"{key}.{name}", depth + 1) for name, v in node.items()}
         if isinstance(node, list | tuple):
-            return [copied(v, f"{key}.{place}", depth + 1) for place, v in enumerate(node)]
+            return [copied(v, f"{key}.{index}", depth + 1) for index, v in enumerate(node)]
         if isinstance(node, str):
-            free = key.startswith(f"{TAGS}.")
-            if "${" in node and not free:
+            is_tag = key.startswith(f"{TAGS}.")
+            if "${" in node and not is_tag:
                 raise UserError(
-                    "config", f"{key}={node[:80]}: an interpolation", "a file holds values"
+                    key, f"{key}={node[:80]}: an interpolation", "files must contain values"
                 )
-            if len(node) > LONGEST and not free:
-                raise UserError("config", f"{key}: a text of {len(node):,} characters")
+            if len(node) > MAX_TEXT and not is_tag:
+                raise UserError(key, f"{key}: a text of {len(node):,} characters")
             return node
         if node is None or type(node) in (bool, int, float):
             return node
-        raise UserError("config", f"{key}: a {type(node).__name__}, no plain value")
+        raise UserError(key, f"{key}: a {type(node).__name__}, not a plain value")
 
-    found: Plain = {}
+    result: Plain = {}
     for name, value in document.items():
         if not isinstance(name, str):
-            raise UserError("config", "a key that is no text")
-        found[name] = copied(value, name, 1)
-    return found
+            raise UserError("", "a key that is not text")
+        result[name] = copied(value, name, 1)
+    return result
 
 
 def _leaves(
     node: Mapping[str, Any], path: str, rules: Mapping[str, Rule]
 ) -> Iterator[tuple[str, Any]]:
+    """As ``keys.leaves``, but mappings whose rule is of paths (feature to file) are values."""
     for name, value in node.items():
         key = f"{path}{name}"
-        if isinstance(value, dict) and value and not rule_for(key, None, rules).place:
+        if isinstance(value, dict) and value and not rule_for(key, None, rules).is_path:
             yield from _leaves(value, f"{key}.", rules)
         else:
             yield key, value

@@ -22,6 +22,6 @@ def faults(job: Job) -> Iterator[UserError]:
     if option in ("cifar10", "cifar100") and option != f"cifar{classes}":
         yield UserError(
             "dataset.classes",
-            f"dataset.classes={classes} with dataset={option}: choose dataset=cifar{classes}",
-            "dataset.num_classes checks a number",
+            f"dataset.classes={classes} with dataset={option}",
+            f"choose dataset=cifar{classes}; dataset.num_classes only checks the number",
         )

@@ -26,13 +26,15 @@ def faults(job: Job) -> Iterator[UserError]:
     if stored is not None and job.settings["compression"].get("source") != "bitstream":
         yield UserError(
             "dataset.stored_size",
-            f"dataset.stored_size={stored} reads files as a store of coefficients would: "
-            "add compression.source=bitstream, or leave it out",
+            f"dataset.stored_size={stored}: reading files like a store of coefficients needs "
+            "coefficients from their bitstream",
+            "add compression.source=bitstream, or remove dataset.stored_size",
         )
     if stored is not None and size is None:
         yield UserError(
-            "dataset.stored_size",
-            f"dataset.stored_size={stored} needs a size to cut: add dataset.image_size",
+            "dataset.image_size",
+            f"dataset.stored_size={stored} needs the size of its crops",
+            "add dataset.image_size=SIZE",
         )
     elif stored is not None and (stored % BLOCK or stored < size):
         yield UserError(

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from research.config.group_rules import Job
 from research.config.rules import (
+    BELOW_ONE,
     COUNT,
     NOTHING,
     PATH,
-    SHARE,
     TRUTH,
     Rule,
     list_of,
@@ -29,11 +29,11 @@ RULES: dict[str, Rule] = {
     "batch_size": COUNT,
     "workers": whole(0),
     "pin_memory": TRUTH,
-    "mean": or_null(list_of(number(), least=3)),
-    "std": or_null(list_of(number(above=0), least=3)),
+    "mean": or_null(list_of(number(), min_length=3)),
+    "std": or_null(list_of(number(above=0), min_length=3)),
     "num_classes": whole(2),
     "val_fraction": number(above=0, below=1),
-    "test_fraction": SHARE,
+    "test_fraction": BELOW_ONE,
     "split_seed": whole(0),
     "folds": whole(3),
     "fold": whole(0),

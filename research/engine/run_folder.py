@@ -171,7 +171,7 @@ def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
         raise UserError(
             "resume", f"{path}: damaged ({one_line(error)})", "use another run"
         ) from None
-    recorded = stored.completed(stored.recorded(document, str(path)))
+    recorded = stored.with_defaults(stored.unchecked(document, str(path)))
     return list(differences(recorded, config, NOT_COMPARED))
 
 

@@ -59,7 +59,7 @@ def read_record(folder: Path, trust: Sequence[str] = ()) -> RunRecord:
     document = _load(path, dict)
     if "seed" not in document:
         raise UserError("RUN", f"{path}: has no seed", "this is not the configuration of a run")
-    config = stored.recorded(document, str(path))
+    config = stored.unchecked(document, str(path))
     _check_names(config, trust, path)
     overrides = _overrides(folder / "overrides.yaml", trust)
     environment = _environment(folder / "environment.json")
@@ -101,7 +101,7 @@ def _overrides(path: Path, trust: Sequence[str]) -> list[str]:
             *above, last = key.split(".")
             if last != targets.TARGET:
                 raise UserError("RUN", f"{path}: refused, {word[:80]!r} is not a setting of a run")
-            _check_names(targets.at(".".join(above), {last: value}), trust, path)
+            _check_names(targets.nested(".".join(above), {last: value}), trust, path)
         if key not in (*OWN, "trust"):
             words.append(word)
     return [*words, f"trust=[{','.join(trust)}]"] if trust else words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from research.config.rules import COUNT, SHARE, Rule, list_of, number, one_of, whole
+from research.config.rules import BELOW_ONE, COUNT, Rule, list_of, number, one_of, whole
 
 RULES: dict[str, Rule] = {
     "warmup_epochs": number(at_least=0),
@@ -11,7 +11,7 @@ RULES: dict[str, Rule] = {
     "step_size": COUNT,
     "milestones": list_of(COUNT, increasing=True),
     "gamma": number(above=0),
-    "pct_start": SHARE,
+    "pct_start": BELOW_ONE,
     "div_factor": number(at_least=1),
     "final_div_factor": number(at_least=1),
     "anneal": one_of("cos", "linear"),

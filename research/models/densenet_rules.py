@@ -10,7 +10,7 @@ from research.config.rules import COUNT, Rule, list_of, one_of
 from research.utils.errors import UserError
 
 RULES: dict[str, Rule] = {
-    "block_layers": list_of(COUNT, least=1),
+    "block_layers": list_of(COUNT, min_length=1),
     "growth_rate": COUNT,
     "initial_features": COUNT,
     "stem": one_of("auto", "cifar", "imagenet"),
@@ -22,13 +22,13 @@ def faults(job: Job) -> Iterator[UserError]:
     if option in options("model") and model["name"] != option:
         yield UserError(
             "model.name",
-            f"model.name={model['name']} with model={option}: choose model={model['name']} for "
-            "another DenseNet",
+            f"model.name={model['name']} with model={option}",
+            f"for another DenseNet choose model={model['name']}",
         )
     if job.settings["compile"] and model["memory_efficient"]:
         yield UserError(
             "compile",
-            "compile=true with model.memory_efficient=true: a compiled network decides itself what "
-            "it computes again",
-            "leave one of them out",
+            "compile=true with model.memory_efficient=true: torch.compile chooses itself which "
+            "activations to recompute",
+            "set one of them to false",
         )

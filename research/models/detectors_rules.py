@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from research.config.rules import COUNT, Rule, number, one_of, whole
+from research.config.rules import COUNT, FRACTION, Rule, number, one_of, whole
 
 RULES: dict[str, Rule] = {
     "width": whole(2),
@@ -12,6 +12,6 @@ RULES: dict[str, Rule] = {
     "lambda_obj": number(at_least=0),
     "lambda_iou": number(at_least=0),
     "lambda_att": number(at_least=0),
-    "ignore_iou": number(at_least=0, at_most=1),
-    "nms_iou": number(at_least=0, at_most=1),
+    "ignore_iou": FRACTION,
+    "nms_iou": FRACTION,
 }

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from research.config.rules import COUNT, PATH, SHARE, Rule, list_of, number, one_of, whole
+from research.config.rules import (
+    BELOW_ONE,
+    COUNT,
+    FRACTION,
+    PATH,
+    Rule,
+    list_of,
+    number,
+    one_of,
+    whole,
+)
 
 RULES: dict[str, Rule] = {
     "pretrained": PATH,
@@ -16,8 +26,8 @@ RULES: dict[str, Rule] = {
     "rois": whole(2),
     "proposals_train": COUNT,
     "proposals": COUNT,
-    "score_threshold": SHARE,
-    "nms_iou": number(at_least=0, at_most=1),
-    "rpn_nms_iou": number(at_least=0, at_most=1),
+    "score_threshold": BELOW_ONE,
+    "nms_iou": FRACTION,
+    "rpn_nms_iou": FRACTION,
     "max_detections": COUNT,
 }

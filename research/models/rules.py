@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from research.config.group_rules import Job
-from research.config.rules import COUNT, NOTHING, PATH, SHARE, TEXT, Rule
+from research.config.rules import BELOW_ONE, COUNT, NOTHING, PATH, TEXT, Rule
 from research.utils.errors import UserError
 
 RULES: dict[str, Rule] = {
@@ -16,9 +16,9 @@ RULES: dict[str, Rule] = {
     "image_size": NOTHING,
     "pretrained": replace(PATH, choices=("timm", "torchvision")),
     "name": TEXT,
-    "dropout": SHARE,
-    "drop_rate": SHARE,
-    "drop_path_rate": SHARE,
+    "dropout": BELOW_ONE,
+    "drop_rate": BELOW_ONE,
+    "drop_path_rate": BELOW_ONE,
 }
 
 
@@ -31,5 +31,5 @@ def faults(job: Job) -> Iterator[UserError]:
         yield UserError(
             "model.pretrained",
             f"model.pretrained={pretrained}: no such file",
-            f"give {', '.join(['a weights file', *sources])} or null",
+            f"set it to {', '.join(['a weights file', *sources])} or null",
         )

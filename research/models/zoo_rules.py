@@ -17,6 +17,6 @@ def faults(job: Job) -> Iterator[UserError]:
     if job.settings["model"]["name"] is None:
         yield UserError(
             "model.name",
-            f"model.name is required for model={job.choices.get('model')}: add model.name=NAME, a "
-            "network of timm such as vit_tiny_patch16_224",
+            f"model.name is required for model={job.choices.get('model')}",
+            "add the name of a timm model, such as model.name=vit_tiny_patch16_224",
         )

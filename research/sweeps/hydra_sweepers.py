@@ -144,7 +144,7 @@ def recorded_study(
     name = sweeper.get("study_name") or study_name(config, search, sweeper)
     study = Study(str(name), None, directions=[each.direction for each in wanted])
     own = resolved(config)
-    own["trust"] = targets.beyond(own)
+    own["trust"] = targets.user_targets(own)
     with study.locked():
         study.describe(search, pruner=None, monitor=monitor, n_trials=total, configuration=own)
     with read_write(config.hydra):

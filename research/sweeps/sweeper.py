@@ -90,7 +90,7 @@ class StudySweeper(Sweeper):
         space = Space.parse(self.params, arguments)
         total = self._total(space)
         config = resolved(self.base)
-        config["trust"] = targets.beyond(config)
+        config["trust"] = targets.user_targets(config)
         study = self._open(space, total, config)
         from research.engine import run
         from research.sweeps import record

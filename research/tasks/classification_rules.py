@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from research.config.rules import SHARE, Rule
+from research.config.rules import BELOW_ONE, Rule
 
 RULES: dict[str, Rule] = {
-    "label_smoothing": SHARE,
+    "label_smoothing": BELOW_ONE,
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from research.config.rules import Rule, number
+from research.config.rules import FRACTION, Rule, number
 
 RULES: dict[str, Rule] = {
     "iou": number(above=0, at_most=1),
-    "score": number(at_least=0, at_most=1),
-    "presence": number(at_least=0, at_most=1),
+    "score": FRACTION,
+    "presence": FRACTION,
 }

@@ -1,4 +1,4 @@
-"""The language of the commands, in process; ``test_commands.py`` runs them for real."""
+"""Command lines of the commands, in this process; ``test_commands.py`` runs them in their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from research import evaluate, inspect, summary
 from research.config import cli
 from research.config.rules import COUNT, DEVICE, PATH, TEXT, TRUTH, number
 from research.utils.errors import UserError
-from tests.conftest import TINY, refusal, run, user_error
+from tests.conftest import TINY, run, user_error
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -28,33 +28,32 @@ def test_paths_first_then_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "key", "message"),
     [
-        (["a", "x=1", "b"], "b: paths come before key=value settings"),
-        (["x=1", "./b=c"], "./b=c: paths come before key=value settings"),
-        (["a", "-v"], "unknown flag -v; settings are written key=value"),
-        (["--split=val"], "unknown flag --split=val; settings are written key=value"),
+        (["a", "x=1", "b"], "b", "b: paths come before"),
+        (["x=1", "./b=c"], "./b=c", "./b=c: paths come before"),
+        (["a", "-v"], "-v", "unknown flag -v"),
+        (["--split=val"], "--split=val", "unknown flag --split=val"),
     ],
 )
-def test_the_wrong_order_and_flags_are_refused(words: list[str], told: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_the_wrong_order_and_flags_are_refused(words: list[str], key: str, message: str) -> None:
+    with user_error(key, message):
         cli.split(words)
-    assert told in str(caught.value)
 
 
 def test_a_command_of_settings_takes_no_path() -> None:
     cli.no_paths([])
-    with user_error("resnet34", "resnet34: settings are written key=value"):
+    with user_error("resnet34", "key=value"):
         cli.no_paths(["resnet34"])
 
 
 def test_a_choice() -> None:
     assert cli.choose("split", "val", ["val", "train"]) == "val"
-    with pytest.raises(UserError, match=r"split=vla; did you mean 'val'.*allowed: val, train"):
+    with user_error("split", "split=vla", "did you mean 'val'", "val, train"):
         cli.choose("split", "vla", ["val", "train"])
-    with pytest.raises(UserError) as caught:
+    with user_error("split", "split=zzz", "val, train") as caught:
         cli.choose("split", "zzz", ["val", "train"])
-    assert str(caught.value) == "split=zzz allowed: val, train"
+    assert "did you mean" not in str(caught.value)
 
 
 def commanded(monkeypatch: pytest.MonkeyPatch, words: list[str], main: Any) -> int | str | None:
@@ -91,52 +90,52 @@ def test_how_a_command_ends(
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "told"),
+    ("command", "words", "key", "message"),
     [
-        (evaluate, ["run", "splt=val"], "no key 'splt'; did you mean 'split'"),
-        (evaluate, ["run", "split=vel"], "split=vel; did you mean 'val'"),
-        (evaluate, ["run", "checkpoint=bst"], "checkpoint=bst; did you mean 'best'"),
-        (evaluate, ["run", "devise=cpu"], "no key 'devise'; did you mean 'device'"),
-        (evaluate, ["split=val"], "pass one RUN"),
-        (evaluate, ["a", "b"], "pass one RUN"),
-        (evaluate, ["nowhere"], "no checkpoint in nowhere"),
-        (inspect, ["out=x"], "pass IMAGES"),
-        (inspect, ["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
-        (inspect, ["nowhere.jpg", "ot=x"], "no key 'ot'; did you mean 'out'"),
-        (inspect, ["data/val", "compresion.window=2"], "did you mean 'compression.window'"),
-        (inspect, ["data/val", "compression.window=9"], "compression.window=9: expected"),
-        (inspect, ["data/val", "model=resnet34"], "nothing to inspect"),
-        (summary, ["modle=resnet34"], "no key 'modle'; did you mean 'model'"),
-        (summary, ["model=resnet34,resnet43"], "no model 'resnet43'; did you mean 'resnet34'"),
-        (summary, ["compression.window=1,9"], "compression.window=9: expected"),
-        (summary, ["resnet34"], "resnet34: settings are written key=value"),
+        (evaluate, ["run", "splt=val"], "splt", "'split'"),
+        (evaluate, ["run", "split=vel"], "split", "'val'"),
+        (evaluate, ["run", "checkpoint=bst"], "checkpoint", "'best'"),
+        (evaluate, ["run", "devise=cpu"], "devise", "'device'"),
+        (evaluate, ["split=val"], "RUN", "one RUN"),
+        (evaluate, ["a", "b"], "RUN", "one RUN"),
+        (evaluate, ["nowhere"], "checkpoint", "nowhere"),
+        (inspect, ["out=x"], "IMAGES", "IMAGES"),
+        (inspect, ["nowhere.jpg"], "IMAGES", "nowhere.jpg"),
+        (inspect, ["nowhere.jpg", "ot=x"], "ot", "'out'"),
+        (inspect, ["data/val", "compresion.window=2"], "compresion.window", "'compression.window'"),
+        (inspect, ["data/val", "compression.window=9"], "compression.window", "from 1 to 8"),
+        (inspect, ["data/val", "model=resnet34"], "compression", "nothing to inspect"),
+        (summary, ["modle=resnet34"], "modle", "'model'"),
+        (summary, ["model=resnet34,resnet43"], "model", "'resnet34'"),
+        (summary, ["compression.window=1,9"], "compression.window", "compression.window=9"),
+        (summary, ["resnet34"], "resnet34", "key=value"),
     ],
 )
-def test_mistakes(small: Compose, command: Any, words: list[str], told: str) -> None:
-    assert told in refusal(command.main, words)
+def test_mistakes(small: Compose, command: Any, words: list[str], key: str, message: str) -> None:
+    with user_error(key, message):
+        command.main(words)
 
 
 def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(small(*TINY, "dataset.max_val_images=6", "tags.a=b"))
     whole = evaluate.evaluate(folder, "val", "best", "cpu", ["dataset.max_val_images=null"])
     assert set(whole["logged"]) == {"loss", "top1", "ece"}
-    assert whole["metrics"] != whole["logged"]  # of 12 images, where the run judged 6
-    for word, told in (
-        ("dataset.batch_sise=3", "did you mean 'dataset.batch_size'"),
-        ("batch_size=3", "did you mean 'dataset.batch_size'"),
-        ("dataset.batch_size=many", "dataset.batch_size=many: expected a whole number"),
-        ("dataset.batch_size=null", "dataset.batch_size=null: expected a whole number"),
+    assert whole["metrics"] != whole["logged"]  # of 12 images; the run used 6
+    for word, message in (
+        ("dataset.batch_sise=3", "'dataset.batch_size'"),
+        ("batch_size=3", "'dataset.batch_size'"),
+        ("dataset.batch_size=many", "a whole number"),
+        ("dataset.batch_size=null", "a whole number"),
         ("dataset.train_dirs=[a", "not YAML"),
-        ("dataset=demo", "the dataset of a run stays"),
-        ("model._target_=os.system", "no key 'model._target_'"),
-        ("compression.window=2", "the weights do not fit this model"),
+        ("dataset=demo", "dataset.KEY=value"),
+        ("model._target_=os.system", "no key"),
         ("dataset.train_dirs=[nowhere]", "nowhere"),
     ):
-        with pytest.raises(UserError) as caught:
+        with user_error(word.partition("=")[0], message):
             evaluate.evaluate(folder, "val", "best", "cpu", [word])
-        assert told in str(caught.value)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="device=tpu: expected one of auto, cpu"):
+    with user_error("checkpoint", "the weights do not fit"):
+        evaluate.evaluate(folder, "val", "best", "cpu", ["compression.window=2"])
+    with user_error("device", "device=tpu", "auto, cpu"):
         evaluate.evaluate(folder, "val", "best", "tpu", [])
     assert capsys.readouterr().out == ""
 
@@ -158,10 +157,10 @@ def test_find_images(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/1.JPG", "b/notes.txt", "a.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = inspect.find_images([str(tmp_path / "a.webp"), str(tmp_path / "b")])
-    assert [path.name for path in found] == ["a.webp", "1.JPG", "2.png"]
+    images = inspect.find_images([str(tmp_path / "a.webp"), str(tmp_path / "b")])
+    assert [path.name for path in images] == ["a.webp", "1.JPG", "2.png"]
     (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match="no image files"):
+    with user_error("IMAGES", "no image files", "c"):
         inspect.find_images([str(tmp_path / "c")])
 
 
@@ -211,7 +210,7 @@ def test_typed_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("fraction=1.5", "fraction=1.5: expected a number from 0 to 1"),
         ("fraction=", "fraction=: expected a number from 0 to 1"),
@@ -226,8 +225,8 @@ def test_typed_options() -> None:
         ("epochs=3", "no key 'epochs'; the options are fraction, rate, most, show, title, out"),
     ],
 )
-def test_options_that_are_refused(word: str, told: str) -> None:
-    with user_error(word.partition("=")[0], told):
+def test_options_that_are_refused(word: str, message: str) -> None:
+    with user_error(word.partition("=")[0], message):
         cli.parse(Options, [word])
 
 

@@ -1,4 +1,4 @@
-"""Every mistake is one line with its remedy, before a job starts; every option composes."""
+"""Every mistake is reported in one line with advice, before a job starts; every option composes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from research.config import command_line, compose_config, register, resolved
+from research.config import check_jobs, command_line, compose_config, register, resolved
 from research.config.compose import Composed
 from research.config.group_rules import group_rules
 from research.config.help import help_text
@@ -29,12 +29,12 @@ from research.utils.errors import UserError
 
 TRAIN = CONF.parent / "train.py"
 COMPRESSED = "experiment=imagenet_resnet34_compressed 'dataset.train_dirs=[a]'"
+FOLDERS = "dataset=imagefolder 'dataset.train_dirs=[a]'"
 ALL_GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 ALL_OPTIONS = [(group, option) for group in ALL_GROUPS for option in options(group)]
 
-# A wrong command line, the same mistake as one value of several under -m (where it can be made
-# there), and what the one line
-# must hold: the key, what is allowed or near, the remedy.
+# A wrong command line; the same mistake as one of several values with -m, if possible; and words of
+# the message: the key, allowed or similar values, what to do.
 MISTAKES: list[tuple[str, str, list[str]]] = [
     # keys
     ("epoch=1", "epoch=1,2", ["no key 'epoch'", "'epochs'"]),
@@ -68,7 +68,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         "dataset=_base",
         "dataset=demo,_base",
-        ["part of others", "demo_rgbx, demo_runs"],
+        ["part of other options", "demo_rgbx, demo_runs"],
     ),
     ("model=null", "model=resnet34,null", ["model=null", "resnet34_compressed"]),
     ("scheduler=7", "scheduler=cosine,7", ["scheduler=7", "cosine, exponential, linear"]),
@@ -102,11 +102,16 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ["scheduler.milestones=[2, 1]", "increasing"],
     ),
     # syntax
-    ("'epochs=[1'", "'epochs=[1' seed=0,1", ["bracket is not closed", "'epochs=[a,b]'"]),
+    ("'epochs=[1'", "'epochs=[1' seed=0,1", ["bracket is not closed", "close it"]),
+    ("'dataset.train_dirs=[a'", "", ["write 'dataset.train_dirs=[a]'"]),
     ("foo", "foo seed=0,1", ["'foo' is not key=value"]),
     ("'dataset.val_dir=a(b'", "'dataset.val_dir=a(b' seed=0,1", ["dataset.val_dir", "bracket"]),
     ("'dataset.val_dir=a)'", "'dataset.val_dir=a)' seed=0,1", ["bracket"]),
-    ("'dataset.val_dir=a:b c{}:'", "'dataset.val_dir=a:b c{}:' seed=0,1", ["in two quotes"]),
+    (
+        "'dataset.val_dir=a:b c{}:'",
+        "'dataset.val_dir=a:b c{}:' seed=0,1",
+        ["second pair of quotes"],
+    ),
     ("'dataset.val_dir=${nope}'", "'dataset.val_dir=a,${nope}'", ["dataset.val_dir", "nope"]),
     ("--epochs=5", "--epochs=5 seed=0,1", ["unknown flag --epochs", "epochs=5"]),
     ("--batch-size 4", "--batch-size 4", ["unknown flag", "dataset.batch_size="]),
@@ -119,7 +124,11 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ["experiment=imagenet_resnet34_compressed", "model=resnet34", "add compression=none"],
     ),
     ("dataset.image_size=72", "dataset.image_size=64,72", ["multiple of 16", "64 or 80"]),
-    ("precision=fp16 device=cpu", "precision=fp32,fp16 device=cpu", ["use bf16 or fp32"]),
+    (
+        "precision=fp16 device=cpu",
+        "precision=fp32,fp16 device=cpu",
+        ["use precision=bf16 or precision=fp32"],
+    ),
     ("compression.count_luma=4", "compression.count_luma=null,4", ["order=zigzag"]),
     (
         "compression.order=zigzag compression.count_luma=4 compression.window_luma=2",
@@ -132,7 +141,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ["count_luma=0", "increase one"],
     ),
     ("dataset=imagefolder", "dataset=demo,imagefolder", ["dataset.train_dirs is required"]),
-    ("resume=. init_from=.", "", ["give one of them"]),
+    ("resume=. init_from=.", "", ["only one of them"]),
     (
         "model=densenet121 model.name=densenet169",
         "model=densenet121 model.name=densenet121,densenet169",
@@ -203,7 +212,11 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "model=siamese_e2e dataset=demo_photos,demo_photo_features",
         ["model=siamese_e2e needs photos", "choose dataset=demo_photos|phototriage"],
     ),
-    ("model.needs=[]", "model.needs=[],[a]", ["model.needs is what conf/model/", "leave it out"]),
+    (
+        "model.needs=[]",
+        "model.needs=[],[a]",
+        ["model.needs is declared in conf/model/", "remove it"],
+    ),
     (
         "experiment=cifar10_densenet121 optimizer=adamw",
         "experiment=cifar10_densenet121 optimizer=sgd,adamw",
@@ -233,8 +246,28 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "optimizer._target_=torch.optim.SGD,os.system",
         ["torch.optim.SGD"],
     ),
+    ("ema_warmup=true", "", ["such as ema=0.9998"]),
+    ("model=timm", "", ["model.name is required", "model.name=vit_tiny_patch16_224"]),
+    ("model=bigdet dataset=warehouse", "", ["dataset.manifest=FOLDER"]),
+    (f"{FOLDERS} dataset.stored_size=256", "", ["add compression.source=bitstream"]),
+    (
+        f"{FOLDERS} dataset.stored_size=256 dataset.image_size=null compression.source=bitstream",
+        "",
+        ["add dataset.image_size=SIZE"],
+    ),
+    (
+        f"{FOLDERS} dataset.augmentation.policy=randaugment compression.source=bitstream",
+        "",
+        ["but only coefficients are read", "add compression.source=pixels"],
+    ),
+    (
+        "model=resnet34_compressed dataset=cifar10 compression.source=bitstream",
+        "",
+        ["not JPEG files", "add compression.source=pixels"],
+    ),
     # several values, in the wrong place
     ("epochs=1,2", "hydra.job.num=1,2", ["1,2"]),
+    ("optimizer=adamw optimizer.betas=0.9,0.99", "", ["a list 'optimizer.betas=[0.9,0.99]'"]),
 ]
 
 
@@ -247,7 +280,7 @@ def _schema() -> None:
 def answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Iterator[Any]:
-    """Gives the one line that a command line is answered with; no job may have started."""
+    """A function from a command line to the line of its error; checks that no job was started."""
 
     def job() -> NoReturn:
         pytest.fail("a job was started")
@@ -272,12 +305,12 @@ def answer(
 
 @pytest.mark.parametrize(("line", "expected"), [(case[0], case[2]) for case in MISTAKES])
 def test_mistake_alone(answer: Any, line: str, expected: list[str]) -> None:
-    told = answer(line)
-    assert [part for part in expected if part not in told] == []
+    printed = answer(line)
+    assert [part for part in expected if part not in printed] == []
 
 
 @pytest.mark.parametrize("line", [case[0] for case in MISTAKES if not case[0].startswith("--")])
-def test_a_mistake_carries_the_key_that_its_line_names(line: str) -> None:
+def test_the_message_contains_the_key_of_the_error(line: str) -> None:
     words = shlex.split(line)
     with pytest.raises(UserError) as caught:
         compose_config(words)
@@ -287,45 +320,101 @@ def test_a_mistake_carries_the_key_that_its_line_names(line: str) -> None:
     assert text == "; ".join(part for part in (caught.value.message, caught.value.hint) if part)
 
 
-def test_what_several_values_are_advised_is_accepted() -> None:
-    """A list is advised only where the key takes one; then it is accepted as it is written."""
+SETTING = re.compile(
+    r"\b(?:add|choose|example|or|set|such as|use|write|write a list) "
+    r"(?:'([\w.]+=[^']+)'|([\w.]+=[^\s;,]+))"
+)
+CHOICES = re.compile(
+    r"(?:Options:|expected one of|allowed:) ([\w./-]+)(?:, [\w./:-]+)*, ([\w./-]+)"
+)
+SIMILAR = re.compile(r"did you mean '([^']+)'")
+REMOVE = re.compile(r"remove (it|[\w.]+)")
+PLACEHOLDERS = {"FOLDER": "folder", "DIR": "a", "SIZE": "64"}
+
+
+def advised(error: UserError, words: list[str]) -> Iterator[list[str]]:
+    """The command lines that the message of an error advises instead of ``words``."""
+    value_of = {_key(word): word.partition("=")[2] for word in words}
+    given, text = value_of.get(error.key, ""), str(error)
+    settings = [quoted or plain for quoted, plain in SETTING.findall(text)]
+    settings += [f"{error.key}={value}" for match in CHOICES.findall(text) for value in match]
+    for similar in SIMILAR.findall(text):
+        is_key = text.startswith("no key")
+        settings.append(f"{similar}={given}" if is_key else f"{error.key}={similar}")
+    for setting in settings:
+        key, _, values = setting.partition("=")
+        for value in values.split("|"):
+            for placeholder, example in {**PLACEHOLDERS, "VALUE": given, "…": given}.items():
+                value = value.replace(placeholder, example)
+            # A word that is not a setting is replaced; otherwise the advised setting is added.
+            wrong = {key, error.key} if text.startswith(("no key", "'")) else {key}
+            yield [*(word for word in words if _key(word) not in wrong), f"{key}={value}"]
+    for removed in REMOVE.findall(text):
+        key = error.key if removed == "it" else removed
+        yield [word for word in words if _key(word) != key]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+@pytest.mark.parametrize("line", [case[0] for case in MISTAKES if not case[0].startswith("--")])
+def test_advice_is_accepted(line: str) -> None:
+    """A command line that follows the advice of a message is not refused for the same key."""
+    words = shlex.split(line)
     with pytest.raises(UserError) as caught:
-        compose_config(["seed=0,1"])
-    assert "[" not in str(caught.value)
-    with pytest.raises(UserError) as caught:
-        compose_config(["optimizer=adamw", "optimizer.betas=0.9,0.99"])
-    advised = re.search(r"'(optimizer\.betas=\[.*\])'", str(caught.value))
-    assert advised is not None
-    compose_config(["optimizer=adamw", advised[1]])
+        compose_config(words)
+    error = caught.value
+    if "add -m" in str(error):
+        check_jobs(words, multirun=True)
+        return
+    lines = list(advised(error, words))
+    assert lines or not re.search(r"\b(add|choose|write) |did you mean|Options", str(error))
+    for other in lines:
+        assert _key_of_error(other) != error.key, f"{other} after {error}"
+
+
+def _key_of_error(words: list[str]) -> str | None:
+    try:
+        compose_config(words)
+    except UserError as error:
+        return error.key
+    return None
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize(("line", "expected"), [(case[1], case[2]) for case in MISTAKES if case[1]])
 def test_mistake_under_multirun(answer: Any, line: str, expected: list[str]) -> None:
-    told = answer(f"-m {line}")
-    assert [part for part in expected if part not in told] == []
+    printed = answer(f"-m {line}")
+    assert [part for part in expected if part not in printed] == []
 
 
 def test_one_bad_point_of_a_large_grid_is_found(answer: Any) -> None:
     # Each value is right with the others' first one: only the whole grid shows it.
-    told = answer(
+    printed = answer(
         "-m model=resnet34 dataset.image_size=64,72 compression=none,block_stem "
         f"seed={','.join(map(str, range(25)))}"
     )
-    assert "dataset.image_size=72 with compression=block_stem" in told
+    assert "dataset.image_size=72 with compression=block_stem" in printed
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("sweep=tpe epochs=3", "python train.py -m sweep=tpe epochs=3"),
-        ("-m seed=0,1 run_dir=out", "run_dir=out with -m: each trial has a folder of its own"),
-        ("-m seed=0,1 resume=auto", "resume=auto with -m: a sweep goes on by itself"),
+        ("-m seed=0,1 run_dir=out", "run_dir=out with -m: each trial has its own folder"),
+        ("-m seed=0,1 resume=auto", "resume=auto with -m: a sweep is resumed by"),
         ("-m sweep=densenet_random", "model.dropout: model=resnet34_compressed has no such key"),
     ],
 )
-def test_what_is_no_sweep(answer: Any, line: str, told: str) -> None:
-    assert told in answer(line)
+def test_mistakes_of_sweeps(answer: Any, line: str, expected: str) -> None:
+    assert expected in answer(line)
+
+
+def test_the_command_that_is_advised_for_a_sweep_is_accepted(answer: Any) -> None:
+    advice = re.search(r"python train\.py -m (.*)", answer("sweep=tpe epochs=3"))
+    assert advice is not None
+    check_jobs(shlex.split(advice[1]), multirun=True)
 
 
 def test_the_last_value_of_a_large_grid_is_checked(answer: Any) -> None:
@@ -347,13 +436,15 @@ def test_no_value_of_a_list_is_left_out(answer: Any) -> None:
 
 
 def test_a_faulty_corner_of_a_small_grid_is_found(answer: Any) -> None:
-    told = answer("-m seed=0,1 dataset.image_size=64,72 model=resnet34 compression=none,block_stem")
-    assert "dataset.image_size=72 with compression=block_stem" in told
+    printed = answer(
+        "-m seed=0,1 dataset.image_size=64,72 model=resnet34 compression=none,block_stem"
+    )
+    assert "dataset.image_size=72 with compression=block_stem" in printed
 
 
 def test_the_sweepers_own_parameters_are_checked(answer: Any) -> None:
-    told = answer("-m 'hydra.sweeper.params={compression.window: \"4,9\"}'")
-    assert "compression.window=9" in told
+    printed = answer("-m 'hydra.sweeper.params={compression.window: \"4,9\"}'")
+    assert "compression.window=9" in printed
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_failure_reaches_the_sweeper(
     [
         (["hydra/sweeper=basic", "optimizer.lr=interval(0.1,0.2)"], "every combination"),
         (["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "seed=0,1"], "maximize"),
-        (["hydra/sweeper=basic", "seed=0,1", "resume=auto"], "goes on by itself"),
+        (["hydra/sweeper=basic", "seed=0,1", "resume=auto"], "is resumed by"),
         (["hydra/sweeper=basc", "seed=0,1"], "basic"),
     ],
 )

@@ -1,3 +1,5 @@
+"""Classification against torchmetrics and formulae by hand."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -37,7 +39,7 @@ def data(classes: int, count: int = 23) -> tuple[Tensor, Tensor]:
     return logits + F.one_hot(labels, classes), labels
 
 
-def measured(metrics: ClassificationMetrics, logits: Tensor, labels: Tensor) -> dict[str, float]:
+def evaluate(metrics: ClassificationMetrics, logits: Tensor, labels: Tensor) -> dict[str, float]:
     # Batches of unequal length: 10, 10 and 3.
     for part, truth in zip(logits.split(10), labels.split(10), strict=True):
         metrics.update(part, batch(truth))
@@ -48,23 +50,23 @@ def measured(metrics: ClassificationMetrics, logits: Tensor, labels: Tensor) -> 
 def test_metrics_are_torchmetrics_over_all_samples(classes: int) -> None:
     logits, labels = data(classes)
     metrics = ClassificationMetrics(classes, CPU)
-    found = measured(metrics, logits, labels)
+    values = evaluate(metrics, logits, labels)
     top1 = MulticlassAccuracy(classes, average="micro")(logits, labels).item()
-    assert found["top1"] == pytest.approx(top1, abs=1e-7)
-    assert 0 < found["top1"] < 1
-    assert found["loss"] == pytest.approx(
+    assert values["top1"] == pytest.approx(top1, abs=1e-7)
+    assert 0 < values["top1"] < 1
+    assert values["loss"] == pytest.approx(
         F.cross_entropy(logits.double(), labels).item(), rel=1e-12
     )
     if classes > 5:
         top5 = MulticlassAccuracy(classes, average="micro", top_k=5)(logits, labels).item()
-        assert found["top5"] == pytest.approx(top5, abs=1e-7)
-        assert found["top5"] > found["top1"]
+        assert values["top5"] == pytest.approx(top5, abs=1e-7)
+        assert values["top5"] > values["top1"]
     top5s = ["top5"] if classes > 5 else []
-    assert metrics.names == list(found) == ["loss", "top1", *top5s, "ece"]
+    assert metrics.names == list(values) == ["loss", "top1", *top5s, "ece"]
 
 
 def test_every_sample_weighs_the_same() -> None:
-    # A mean of batch means would say 2/3.
+    # The mean of batch means would be 2/3.
     logits = torch.tensor([[9.0, 0.0]] * 4)
     metrics = ClassificationMetrics(2, CPU)
     for truth in ([0], [0], [1, 1]):
@@ -74,33 +76,33 @@ def test_every_sample_weighs_the_same() -> None:
 
 def test_the_order_of_batches_does_not_matter_to_the_counts() -> None:
     logits, labels = data(6)
-    one = measured(ClassificationMetrics(6, CPU), logits, labels)
-    two = measured(ClassificationMetrics(6, CPU), logits.flip(0), labels.flip(0))
+    one = evaluate(ClassificationMetrics(6, CPU), logits, labels)
+    two = evaluate(ClassificationMetrics(6, CPU), logits.flip(0), labels.flip(0))
     assert one["top1"] == two["top1"]
     assert one["top5"] == two["top5"]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-12)
 
 
-def test_reset_starts_anew_and_nothing_seen_gives_nothing() -> None:
+def test_reset_and_no_samples() -> None:
     metrics = ClassificationMetrics(6, CPU)
     assert metrics.compute() == {}
     logits, labels = data(6)
-    first = measured(metrics, logits, labels)
+    first = evaluate(metrics, logits, labels)
     metrics.reset()
     assert metrics.compute() == {}
-    assert measured(metrics, logits, labels) == first
+    assert evaluate(metrics, logits, labels) == first
     assert int(metrics.confusion.compute().sum()) == len(labels)
 
 
 def test_confusion_counts_truth_by_row() -> None:
     metrics = ClassificationMetrics(3, CPU)
-    guesses, labels = torch.tensor([0, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 0, 2])
-    metrics.update(F.one_hot(guesses, 3).float(), batch(labels))
+    pred, labels = torch.tensor([0, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 0, 2])
+    metrics.update(F.one_hot(pred, 3).float(), batch(labels))
     assert metrics.confusion.compute().tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
 
 
 class Fixed(nn.Module):
-    """Answers with the logits that it is given."""
+    """A model whose output does not depend on its input."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -120,13 +122,13 @@ def test_the_training_loss_is_smoothed_cross_entropy(smoothing: float) -> None:
     expected = (1 - smoothing) * truth - smoothing * log.mean(1).mean()
     assert list(losses) == ["cross_entropy"]
     torch.testing.assert_close(losses["cross_entropy"], expected)
-    # The metric of the same predictions knows no smoothing.
+    # The validation loss is not smoothed.
     metrics = task.metrics(CPU)
     metrics.update(task.predict(Fixed(logits), batch(labels)), batch(labels))
     assert metrics.compute()["loss"] == pytest.approx(truth.item(), rel=1e-5)
 
 
-def test_half_precision_logits_are_judged_in_full() -> None:
+def test_half_precision_logits_are_evaluated_in_float32() -> None:
     logits, labels = data(6)
     task = Classification([str(n) for n in range(6)], 0.0)
     model = Fixed(logits.bfloat16())
@@ -149,7 +151,7 @@ def test_calibration_is_torchmetrics(classes: int) -> None:
 
 
 def test_calibration_by_hand() -> None:
-    # 60 % sure and right half of the time; certain and right.
+    # Confidence 0.6, correct half of the time; confidence 1, always correct.
     logits = torch.tensor([[0.6, 0.4]] * 4 + [[1.0, 0.0]] * 4).log().clamp(min=-200)
     metrics = ClassificationMetrics(2, CPU)
     metrics.update(logits, batch(torch.tensor([0, 1, 0, 1, 0, 0, 0, 0])))
@@ -157,33 +159,33 @@ def test_calibration_by_hand() -> None:
     assert metrics.counts.tolist() == [0] * 9 + [4] + [0] * 4 + [4]
 
 
-def test_a_network_that_says_nan_is_judged() -> None:
+def test_nan_logits_are_evaluated() -> None:
     metrics = ClassificationMetrics(6, CPU)
     metrics.update(torch.full((3, 6), torch.nan), batch(torch.arange(3)))
-    found = metrics.compute()
-    assert np.isnan(found["loss"])
-    assert np.isnan(found["ece"])
+    values = metrics.compute()
+    assert np.isnan(values["loss"])
+    assert np.isnan(values["ece"])
     assert int(metrics.counts.sum()) == 3
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_for_mixed_labels_is_that_for_soft_targets(smoothing: float) -> None:
+def test_the_loss_of_mixed_labels_is_that_of_soft_targets(smoothing: float) -> None:
     logits, labels = data(6)
     generator = torch.Generator().manual_seed(0)
-    share = torch.rand(len(labels), generator=generator)
-    share[:2] = torch.tensor([0.0, 1.0])
-    mixed = replace(batch(labels), labels_b=labels.flip(0), lam=share)
+    lam = torch.rand(len(labels), generator=generator)
+    lam[:2] = torch.tensor([0.0, 1.0])
+    mixed = replace(batch(labels), labels_b=labels.flip(0), lam=lam)
     task = Classification([str(n) for n in range(6)], smoothing)
-    found = task.losses(Fixed(logits), mixed)["cross_entropy"]
-    soft = share[:, None] * F.one_hot(labels, 6)
-    soft += (1 - share[:, None]) * F.one_hot(labels.flip(0), 6)
+    values = task.losses(Fixed(logits), mixed)["cross_entropy"]
+    soft = lam[:, None] * F.one_hot(labels, 6)
+    soft += (1 - lam[:, None]) * F.one_hot(labels.flip(0), 6)
     expected = F.cross_entropy(logits.double(), soft.double(), label_smoothing=smoothing)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-    # Nothing mixed in: the plain loss.
-    whole = replace(mixed, lam=torch.ones_like(share))
+    assert values.item() == pytest.approx(expected.item(), rel=1e-6)
+    # With lam = 1 it is the loss of the first labels.
+    whole = replace(mixed, lam=torch.ones_like(lam))
     plain = task.losses(Fixed(logits), batch(labels))["cross_entropy"]
     torch.testing.assert_close(task.losses(Fixed(logits), whole)["cross_entropy"], plain)
-    assert abs(found.item() - plain.item()) > 0.01
+    assert abs(values.item() - plain.item()) > 0.01
 
 
 def test_the_table_of_classes_is_torchmetrics() -> None:
@@ -201,14 +203,14 @@ def test_the_table_of_classes_is_torchmetrics() -> None:
     ):
         expected = theirs(6, average="none")(logits, labels).tolist()
         assert [row[name] for row in rows] == pytest.approx(expected, abs=1e-6)
-    guess = logits.argmax(1)
+    pred = logits.argmax(1)
     for label, row in enumerate(rows):
-        wrong = guess[(labels == label) & (guess != label)].bincount(minlength=6)
+        wrong = pred[(labels == label) & (pred != label)].bincount(minlength=6)
         assert row["confused"] == wrong.max()
         assert row["most_confused_with"] == f"class {int(wrong.argmax())}"
 
 
-def test_classes_that_were_never_seen_or_said() -> None:
+def test_classes_without_samples_or_predictions() -> None:
     task = Classification(["a", "b", "c"], 0.0)
     metrics = task.metrics(CPU)
     metrics.update(F.one_hot(torch.tensor([0, 0, 1]), 3).float(), batch(torch.tensor([0, 2, 1])))
@@ -220,7 +222,7 @@ def test_classes_that_were_never_seen_or_said() -> None:
 
 
 @pytest.mark.parametrize("blocks", [False, True])
-def test_the_most_confident_mistakes_of_the_whole_split_are_kept(blocks: bool) -> None:
+def test_the_most_confident_mistakes_of_the_whole_split(blocks: bool) -> None:
     logits, labels = data(6, 400)
     metrics = ClassificationMetrics(6, CPU)
     index = torch.arange(400)
@@ -228,25 +230,25 @@ def test_the_most_confident_mistakes_of_the_whole_split_are_kept(blocks: bool) -
     for rows in index.split(90):
         inputs = Blocks(pixels[rows, 0], pixels[rows, :2, None]) if blocks else pixels[rows]
         metrics.update(logits[rows], ClassificationBatch(index[rows], inputs, labels[rows]))
-    chance, guess = logits.double().softmax(1).max(1)
-    wrong = (guess != labels).nonzero()[:, 0]
-    expected = wrong[chance[wrong].argsort(descending=True)][:24]
+    probability, pred = logits.double().softmax(1).max(1)
+    wrong = (pred != labels).nonzero()[:, 0]
+    expected = wrong[probability[wrong].argsort(descending=True)][:24]
     worst = metrics.worst
     assert worst is not None
     assert worst.batch.index.tolist() == expected.tolist()
-    assert worst.pred.tolist() == guess[expected].tolist()
+    assert worst.pred.tolist() == pred[expected].tolist()
     assert worst.batch.labels.tolist() == labels[expected].tolist()
-    assert worst.probability.tolist() == chance[expected].tolist()
+    assert worst.probability.tolist() == probability[expected].tolist()
     seen = worst.batch.inputs.y if blocks else worst.batch.inputs[:, 0]
     assert seen[:, 0, 0].tolist() == expected.tolist()
     if blocks:
         assert worst.batch.inputs.cbcr[:, 1, 0, 0, 0].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("count", "sure"), [(3, 9), (3, -9), (30, 1)])
-def test_pictures(count: int, sure: int) -> None:
+@pytest.mark.parametrize(("count", "margin"), [(3, 9), (3, -9), (30, 1)])
+def test_pictures(count: int, margin: int) -> None:
     logits, labels = data(6, count)
-    logits += sure * F.one_hot(labels, 6)  # all right, all wrong, some of either
+    logits += margin * F.one_hot(labels, 6)  # all correct, all wrong, mixed
     task = Classification([f"class {n}" for n in range(6)], 0.0)
     metrics = task.metrics(CPU)
     metrics.update(logits, batch(labels))
@@ -254,27 +256,27 @@ def test_pictures(count: int, sure: int) -> None:
     def panels(seen: ClassificationBatch) -> list[Tensor]:
         return [torch.full((len(seen), 3, 16, 16), 77, dtype=torch.uint8)]
 
-    found = task.pictures(metrics, batch(labels), logits, panels)
-    assert set(found) == {
+    values = task.pictures(metrics, batch(labels), logits, panels)
+    assert set(values) == {
         "confusion_matrix", "sample_predictions", "confident_mistakes", "reliability",
     }  # fmt: skip
-    sheet = found["sample_predictions"]
-    # The images stand there, and captions in green for the right and red for the wrong.
+    sheet = values["sample_predictions"]
+    # The images, with green captions for correct and red ones for wrong predictions.
     red, green, _ = np.asarray(sheet).astype(int).transpose(2, 0, 1)
     assert (np.asarray(sheet) == 77).all(2).sum() == min(24, count) * 128 * 128
     right = (logits.argmax(1) == labels)[:24]
     assert (green - red > 60).any() == right.any()
     assert (red - green > 60).any() == (~right).any()
     wrong = int((logits.argmax(1) != labels).sum())
-    mistakes = np.asarray(found["confident_mistakes"])
+    mistakes = np.asarray(values["confident_mistakes"])
     if wrong:
         assert (mistakes == 77).all(2).sum() == min(24, wrong) * 128 * 128
     else:
         assert mistakes.shape[0] < 64  # a line of text
         assert mistakes.min() < 64
-    assert found["confusion_matrix"].width > 100
-    assert found["reliability"].width > 100
+    assert values["confusion_matrix"].width > 100
+    assert values["reliability"].width > 100
 
 
-def test_top1_picks_the_best_epoch() -> None:
+def test_top1_selects_the_best_epoch() -> None:
     assert tuple(Classification.monitor) == ("val/top1", "max")

@@ -1,4 +1,4 @@
-"""Rankings judged against formulae written out slowly, scipy's and torchmetrics'."""
+"""Ranking metrics against slow reference code, scipy and torchmetrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchmetrics.classification import BinaryCalibrationError
 from research.batch import PairBatch, PhotoBatch
 from research.tasks.ranking import Ranking
 from research.tasks.ranking_metrics import RankingMetrics
-from research.utils.errors import UserError
+from tests.conftest import user_error
 
 CPU = torch.device("cpu")
 BINS = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -66,23 +66,25 @@ def swapped(whole: PairBatch) -> PairBatch:
     )
 
 
-def drawn(seed: int, sizes: Sequence[int], share: float = 0.8) -> tuple[Tensor, PairBatch]:
-    """Logits and pairs of series of such sizes, some pairs missing, some ties, in any order."""
+def random_pairs(
+    seed: int, sizes: Sequence[int], fraction: float = 0.8
+) -> tuple[Tensor, PairBatch]:
+    """Logits and shuffled pairs of series of these sizes; some pairs are missing, some are ties."""
     rng = np.random.default_rng(seed)
     rows, start = [], 0
     for number, size in enumerate(sizes):
         pairs = [*combinations(range(start, start + size), 2)]
-        kept = [pair for pair in pairs if rng.random() < share] or pairs[:1]
-        rows += [(rng.integers(0, 101) / 100, number + 7, pair) for pair in kept]
+        chosen = [pair for pair in pairs if rng.random() < fraction] or pairs[:1]
+        rows += [(rng.integers(0, 101) / 100, number + 7, pair) for pair in chosen]
         start += size
-    rows = [rows[place] for place in rng.permutation(len(rows))]
+    rows = [rows[index] for index in rng.permutation(len(rows))]
     logits = torch.from_numpy(rng.normal(0, 2, len(rows)).round(2)).float()
-    found = batch(*([row[column] for row in rows] for column in range(3)))
-    found.preference[rng.random(len(rows)) < 0.1] = 0.5
-    return logits, found
+    pairs = batch(*([row[column] for row in rows] for column in range(3)))
+    pairs.preference[rng.random(len(rows)) < 0.1] = 0.5
+    return logits, pairs
 
 
-def judged(
+def evaluate(
     logits: Tensor, whole: PairBatch, size: int = 10**6, target: str = "soft"
 ) -> RankingMetrics:
     metrics = ranking(target).metrics(CPU)
@@ -96,11 +98,11 @@ def judged(
 
 
 def accuracy(logits: Tensor, preference: Tensor, low: float = 0.5, high: float = 1.1) -> float:
-    shares = preference.double().round(decimals=4).tolist()
+    fractions = preference.double().round(decimals=4).tolist()
     points = [
-        0.5 if said == 0 else float((said > 0) == (share > 0.5))
-        for said, share in zip(logits.tolist(), shares, strict=True)
-        if share != 0.5 and low <= round(max(share, 1 - share), 4) < high
+        0.5 if logit == 0 else float((logit > 0) == (votes > 0.5))
+        for logit, votes in zip(logits.tolist(), fractions, strict=True)
+        if votes != 0.5 and low <= round(max(votes, 1 - votes), 4) < high
     ]
     return sum(points) / len(points)
 
@@ -110,16 +112,16 @@ def orders(logits: Tensor, whole: PairBatch) -> tuple[float, float]:
     tops, taus = [], []
     for series in whole.series.unique().tolist():
         votes: dict[int, list[float]] = {}
-        said: dict[int, list[float]] = {}
+        predicted: dict[int, list[float]] = {}
         for row in (whole.series == series).nonzero()[:, 0].tolist():
             first, second = whole.photos[row].tolist()
-            share, chance = float(whole.preference[row]), float(logits[row].double().sigmoid())
-            votes.setdefault(first, []).append(share)
-            votes.setdefault(second, []).append(1 - share)
-            said.setdefault(first, []).append(chance)
-            said.setdefault(second, []).append(1 - chance)
+            voted, probability = float(whole.preference[row]), float(logits[row].double().sigmoid())
+            votes.setdefault(first, []).append(voted)
+            votes.setdefault(second, []).append(1 - voted)
+            predicted.setdefault(first, []).append(probability)
+            predicted.setdefault(second, []).append(1 - probability)
         true = [round(float(np.mean(votes[photo])), 5) for photo in votes]
-        model = [round(float(np.mean(said[photo])), 8) for photo in votes]
+        model = [round(float(np.mean(predicted[photo])), 8) for photo in votes]
         if len({*true}) == 1:
             continue
         best = [n for n, value in enumerate(model) if value == max(model)]
@@ -130,51 +132,51 @@ def orders(logits: Tensor, whole: PairBatch) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_metrics_are_those_written_out_slowly(seed: int) -> None:
-    logits, whole = drawn(seed, [2] * 30 + [3, 4, 5, 8] * 8)
+def test_metrics_equal_the_reference(seed: int) -> None:
+    logits, whole = random_pairs(seed, [2] * 30 + [3, 4, 5, 8] * 8)
     logits[:3] = 0
-    found = judged(logits, whole, 10).compute()
-    assert list(found) == ranking().metrics(CPU).names == NAMES
-    assert found["pair_accuracy"] == pytest.approx(accuracy(logits, whole.preference))
+    values = evaluate(logits, whole, 10).compute()
+    assert list(values) == ranking().metrics(CPU).names == NAMES
+    assert values["pair_accuracy"] == pytest.approx(accuracy(logits, whole.preference))
     for low in (50, 60, 70, 80, 90):
         high = 1.1 if low == 90 else low / 100 + 0.1
         expected = accuracy(logits, whole.preference, low / 100, high)
-        assert found[f"accuracy_{low}_{low + 10}"] == pytest.approx(expected), low
+        assert values[f"accuracy_{low}_{low + 10}"] == pytest.approx(expected), low
     first = accuracy(torch.ones_like(logits), whole.preference)
-    assert found["constant_accuracy"] == pytest.approx(max(first, 1 - first))
+    assert values["constant_accuracy"] == pytest.approx(max(first, 1 - first))
     expected = F.binary_cross_entropy_with_logits(logits.double(), whole.preference.double())
-    assert found["log_loss"] == pytest.approx(expected.item(), abs=1e-6)
-    assert (found["series_top1"], found["kendall_tau"]) == pytest.approx(orders(logits, whole))
-    assert 0 < found["kendall_tau"] + 1 < 2
+    assert values["log_loss"] == pytest.approx(expected.item(), abs=1e-6)
+    assert (values["series_top1"], values["kendall_tau"]) == pytest.approx(orders(logits, whole))
+    assert 0 < values["kendall_tau"] + 1 < 2
 
 
 def test_calibration_is_torchmetrics() -> None:
-    logits, whole = drawn(3, [3] * 60)
+    logits, whole = random_pairs(3, [3] * 60)
     logits = logits[whole.preference != 0.5]
     whole = part(whole, whole.preference != 0.5)
-    found = judged(logits, whole, target="majority").compute()
+    values = evaluate(logits, whole, target="majority").compute()
     right = ((logits > 0) == (whole.preference > 0.5)).long()
     theirs = BinaryCalibrationError(n_bins=20, norm="l1")(logits.abs().sigmoid(), right)
-    assert found["ece"] == pytest.approx(theirs.item(), abs=1e-6)
+    assert values["ece"] == pytest.approx(theirs.item(), abs=1e-6)
     assert theirs > 0.05
     won = (whole.preference > 0.5).double()
     expected = F.binary_cross_entropy_with_logits(logits.double(), won).item()
-    assert found["log_loss"] == pytest.approx(expected, rel=1e-9)
+    assert values["log_loss"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_calibration_against_the_share_of_votes_by_hand() -> None:
-    # Of what is told with 75 %, votes say 60 % and 70 %; the third pair is told the other way.
+def test_calibration_against_the_fraction_of_votes_by_hand() -> None:
+    # Predicted 0.75 for votes of 0.6 and 0.7; the third pair is predicted the other way round.
     logits = torch.tensor([1.0, 1.0, -1.0]) * math.log(3)
-    found = judged(logits, batch([0.6, 0.7, 0.2], [0, 1, 2], [(0, 1), (2, 3), (4, 5)])).compute()
-    assert found["ece"] == pytest.approx(0.75 - (0.6 + 0.7 + 0.8) / 3)
-    assert found["pair_accuracy"] == 1
+    values = evaluate(logits, batch([0.6, 0.7, 0.2], [0, 1, 2], [(0, 1), (2, 3), (4, 5)])).compute()
+    assert values["ece"] == pytest.approx(0.75 - (0.6 + 0.7 + 0.8) / 3)
+    assert values["pair_accuracy"] == 1
 
 
-def test_the_last_smaller_batch_weighs_what_it_holds() -> None:
-    # A mean of batch means would say 3/4.
+def test_a_smaller_last_batch_is_weighted_by_its_size() -> None:
+    # The mean of batch means would be 3/4.
     whole = batch([0.9] * 3, [0, 1, 2], [(0, 1), (2, 3), (4, 5)])
     logits = torch.tensor([1.0, -1.0, 1.0])
-    assert judged(logits, whole, 2).compute()["pair_accuracy"] == pytest.approx(2 / 3)
+    assert evaluate(logits, whole, 2).compute()["pair_accuracy"] == pytest.approx(2 / 3)
 
 
 @settings(deadline=None, max_examples=40)
@@ -187,14 +189,14 @@ def test_the_last_smaller_batch_weighs_what_it_holds() -> None:
 def test_neither_swaps_nor_batches_nor_their_order_change_a_metric(
     seed: int, sizes: list[int], size: int, target: str
 ) -> None:
-    logits, whole = drawn(seed, sizes)
-    metrics = judged(logits, whole, target=target)
+    logits, whole = random_pairs(seed, sizes)
+    metrics = evaluate(logits, whole, target=target)
     expected, intervals = metrics.compute(), metrics.intervals()
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     for other in (
-        judged(-logits, swapped(whole), target=target),
-        judged(logits, whole, size, target),
-        judged(logits[order], part(whole, order), target=target),
+        evaluate(-logits, swapped(whole), target=target),
+        evaluate(logits, whole, size, target),
+        evaluate(logits[order], part(whole, order), target=target),
     ):
         assert other.compute() == pytest.approx(expected, abs=1e-6, nan_ok=True)
         for one, two in zip(other.intervals(), intervals, strict=True):
@@ -203,16 +205,16 @@ def test_neither_swaps_nor_batches_nor_their_order_change_a_metric(
                 assert one[name] == pytest.approx(two[name], abs=1e-6, nan_ok=True)
 
 
-def test_a_perfect_and_a_blind_ranker() -> None:
-    share = [0.9, 0.7, 0.6, 0.2]
-    whole = batch(share, [0, 0, 0, 1], [(0, 1), (1, 2), (0, 2), (3, 4)])
+def test_a_perfect_and_a_constant_ranker() -> None:
+    votes = [0.9, 0.7, 0.6, 0.2]
+    whole = batch(votes, [0, 0, 0, 1], [(0, 1), (1, 2), (0, 2), (3, 4)])
     logits = torch.logit(whole.preference)
-    perfect = judged(logits, whole).compute()
-    entropy = -np.mean([p * math.log(p) + (1 - p) * math.log(1 - p) for p in share])
+    perfect = evaluate(logits, whole).compute()
+    entropy = -np.mean([p * math.log(p) + (1 - p) * math.log(1 - p) for p in votes])
     assert perfect["log_loss"] == pytest.approx(entropy, abs=1e-6)
     assert perfect["ece"] == pytest.approx(0, abs=1e-6)
     assert [perfect[n] for n in ("pair_accuracy", "series_top1", "kendall_tau")] == [1, 1, 1]
-    blind = judged(torch.zeros(4), whole).compute()
+    blind = evaluate(torch.zeros(4), whole).compute()
     assert blind["log_loss"] == pytest.approx(math.log(2))
     assert blind["pair_accuracy"] == 0.5
     assert blind["series_top1"] == pytest.approx((1 / 3 + 1 / 2) / 2)
@@ -222,23 +224,23 @@ def test_a_perfect_and_a_blind_ranker() -> None:
 
 def test_ties_are_left_out_and_edges_belong_to_the_upper_bin() -> None:
     # 0.7 in single precision is less than 0.7.
-    share = [0.5, 0.7, 0.3, 1.0, 0.0, 0.9]
-    whole = batch(share, range(6), [(2 * n, 2 * n + 1) for n in range(6)])
-    found = judged(torch.tensor([5.0, 1.0, 1.0, 1.0, 1.0, 1.0]), whole).compute()
-    assert found["pair_accuracy"] == pytest.approx(3 / 5)
-    assert found["accuracy_70_80"] == 0.5
-    assert found["accuracy_90_100"] == pytest.approx(2 / 3)
-    assert math.isnan(found["accuracy_50_60"])
-    assert math.isnan(found["accuracy_60_70"])
-    ties = judged(torch.ones(1), part(whole, slice(0, 1))).compute()
+    votes = [0.5, 0.7, 0.3, 1.0, 0.0, 0.9]
+    whole = batch(votes, range(6), [(2 * n, 2 * n + 1) for n in range(6)])
+    values = evaluate(torch.tensor([5.0, 1.0, 1.0, 1.0, 1.0, 1.0]), whole).compute()
+    assert values["pair_accuracy"] == pytest.approx(3 / 5)
+    assert values["accuracy_70_80"] == 0.5
+    assert values["accuracy_90_100"] == pytest.approx(2 / 3)
+    assert math.isnan(values["accuracy_50_60"])
+    assert math.isnan(values["accuracy_60_70"])
+    ties = evaluate(torch.ones(1), part(whole, slice(0, 1))).compute()
     assert math.isnan(ties["pair_accuracy"])
     assert math.isnan(ties["series_top1"])
     assert ties["log_loss"] == pytest.approx(math.log(1 + math.exp(-1)) + 0.5)
 
 
-def test_reset_starts_anew_and_nothing_seen_gives_nothing() -> None:
-    logits, whole = drawn(0, [4] * 5)
-    metrics = judged(logits, whole)
+def test_reset_and_no_pairs() -> None:
+    logits, whole = random_pairs(0, [4] * 5)
+    metrics = evaluate(logits, whole)
     first = metrics.compute()
     metrics.reset()
     assert metrics.compute() == {}
@@ -247,16 +249,16 @@ def test_reset_starts_anew_and_nothing_seen_gives_nothing() -> None:
     assert metrics.compute() == pytest.approx(first, nan_ok=True)
 
 
-def test_a_network_that_says_nan_is_judged() -> None:
-    _, whole = drawn(0, [3] * 10)
-    metrics = judged(torch.full((len(whole),), math.nan), whole)
-    found = metrics.compute()
+def test_nan_logits_are_evaluated() -> None:
+    _, whole = random_pairs(0, [3] * 10)
+    metrics = evaluate(torch.full((len(whole),), math.nan), whole)
+    values = metrics.compute()
     undefined = ("pair_accuracy", "log_loss", "ece", "series_top1", "kendall_tau")
-    assert all(math.isnan(found[name]) for name in undefined)
+    assert all(math.isnan(values[name]) for name in undefined)
     assert {*ranking().tables(metrics, names)} == {"metrics"}
-    endless = judged(torch.full((len(whole),), math.inf), whole).compute()
-    assert endless["pair_accuracy"] == pytest.approx(
-        judged(torch.ones(len(whole)), whole).compute()["pair_accuracy"]
+    infinite = evaluate(torch.full((len(whole),), math.inf), whole).compute()
+    assert infinite["pair_accuracy"] == pytest.approx(
+        evaluate(torch.ones(len(whole)), whole).compute()["pair_accuracy"]
     )
     assert ranking().pictures(metrics, whole, torch.ones(len(whole)), shown)
 
@@ -272,29 +274,29 @@ def test_intervals_of_single_pairs_are_the_binomials() -> None:
     count, right = 400, 280
     whole = batch([0.8] * count, range(count), [(2 * n, 2 * n + 1) for n in range(count)])
     logits = torch.where(torch.arange(count) < right, 1.0, -1.0)
-    row = row_of(judged(logits, whole))
+    row = row_of(evaluate(logits, whole))
     error = 1.96 * math.sqrt(0.7 * 0.3 / count)
     assert row["value"] == pytest.approx(0.7)
     assert (row["low"], row["high"]) == pytest.approx((0.7 - error, 0.7 + error), abs=0.006)
     assert (row["constant"], row["pairs"], row["series"]) == (1.0, count, count)
 
 
-def test_pairs_of_one_series_are_no_independent_evidence() -> None:
+def test_pairs_of_one_series_are_not_independent() -> None:
     count = 60
     logits = torch.where(torch.arange(count) % 3 > 0, 1.0, -1.0)
     once = batch([0.8] * count, range(count), [(2 * n, 2 * n + 1) for n in range(count)])
     often = part(once, torch.arange(count).repeat(5))
-    one, five = row_of(judged(logits, once)), row_of(judged(logits.repeat(5), often))
+    one, five = row_of(evaluate(logits, once)), row_of(evaluate(logits.repeat(5), often))
     assert (five["low"], five["high"]) == pytest.approx((one["low"], one["high"]))
     assert five["pairs"] == 5 * one["pairs"]
     assert one["low"] < 0.6 < 0.72 < one["high"]
 
 
-def test_the_constants_value_stands_beside_every_metric() -> None:
-    logits, whole = drawn(1, [3] * 40)
+def test_every_metric_has_the_value_of_the_constant_baseline() -> None:
+    logits, whole = random_pairs(1, [3] * 40)
     first = ((whole.preference > 0.5).sum() / (whole.preference != 0.5).sum()).item()
-    still = judged(torch.full_like(logits, math.log(first / (1 - first))), whole).compute()
-    for row in judged(logits, whole).intervals():
+    still = evaluate(torch.full_like(logits, math.log(first / (1 - first))), whole).compute()
+    for row in evaluate(logits, whole).intervals():
         assert row["constant"] == pytest.approx(still[str(row["metric"])], abs=1e-6)
         assert row["low"] <= row["value"] <= row["high"]
 
@@ -303,7 +305,7 @@ def test_the_constants_value_stands_beside_every_metric() -> None:
 
 
 class Fixed(nn.Module):
-    """Answers with the logits that it is given; scores by the sum of the inputs."""
+    """A model with constant logits; a photo's score is the sum of its inputs."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -317,16 +319,16 @@ class Fixed(nn.Module):
 
 
 def test_the_soft_loss_is_the_cross_entropy_with_the_votes() -> None:
-    logits, whole = drawn(0, [4] * 10)
+    logits, whole = random_pairs(0, [4] * 10)
     losses = ranking().losses(Fixed(logits), whole)
-    chance, share = logits.double().sigmoid(), whole.preference.double()
-    expected = -(share * chance.log() + (1 - share) * (1 - chance).log()).mean()
+    probability, votes = logits.double().sigmoid(), whole.preference.double()
+    expected = -(votes * probability.log() + (1 - votes) * (1 - probability).log()).mean()
     assert list(losses) == ["preference"]
     assert losses["preference"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_ties_weigh_nothing_for_the_majority() -> None:
-    logits, whole = drawn(0, [4] * 10)
+def test_ties_have_no_weight_in_the_majority_loss() -> None:
+    logits, whole = random_pairs(0, [4] * 10)
     decided = whole.preference != 0.5
     assert 0 < decided.sum() < len(logits)
     model = Fixed(logits)
@@ -341,7 +343,7 @@ def test_ties_weigh_nothing_for_the_majority() -> None:
 
 
 def test_swapping_every_pair_does_not_change_the_loss() -> None:
-    logits, whole = drawn(4, [4] * 10)
+    logits, whole = random_pairs(4, [4] * 10)
     for task in (ranking(), ranking("majority")):
         one = task.losses(Fixed(logits), whole)
         two = task.losses(Fixed(-logits), swapped(whole))
@@ -349,7 +351,7 @@ def test_swapping_every_pair_does_not_change_the_loss() -> None:
 
 
 def test_photos_are_scored_and_pairs_compared() -> None:
-    logits, whole = drawn(0, [4] * 3)
+    logits, whole = random_pairs(0, [4] * 3)
     task, model = ranking(), Fixed(logits.bfloat16())
     assert task.predict(model, whole).dtype == torch.float32
     photos = PhotoBatch(torch.arange(4), torch.arange(12.0).view(4, 3))
@@ -358,31 +360,31 @@ def test_photos_are_scored_and_pairs_compared() -> None:
     assert torch.equal(task.postprocess(scores, photos), scores)
 
 
-# -- for people ----------------------------------------------------------------------------------
+# -- tables and pictures -------------------------------------------------------------------------
 
 
-def test_the_surest_mistakes_are_kept_over_batches() -> None:
-    logits, whole = drawn(5, [4] * 30)
-    metrics = judged(logits, whole, 7)
+def test_the_most_confident_mistakes_over_all_batches() -> None:
+    logits, whole = random_pairs(5, [4] * 30)
+    metrics = evaluate(logits, whole, 7)
     wrong = (logits > 0) != (whole.preference > 0.5)
     wrong &= (logits != 0) & (whole.preference != 0.5)
     assert wrong.sum() > 12
     expected = logits[wrong].abs().sort(descending=True).values[:12]
     assert metrics.worst is not None
-    kept, said = metrics.worst
-    torch.testing.assert_close(said.abs().float(), expected)
+    mistakes, worst_logits = metrics.worst
+    torch.testing.assert_close(worst_logits.abs().float(), expected)
     rows = ranking().tables(metrics, names)["confident_mistakes"]
-    for row, sample in zip(rows, kept.index.tolist(), strict=True):
+    for row, sample in zip(rows, mistakes.index.tolist(), strict=True):
         assert list(row) == ["sample", "first", "preference", "predicted"]
         assert row["sample"] == sample
         assert row["first"] == f"{whole.photos[sample, 0]}.JPG"
         assert row["preference"] == round(whole.preference[sample].item(), 4)
         assert row["predicted"] == pytest.approx(logits[sample].sigmoid().item(), abs=6e-5)
-    torch.testing.assert_close(kept.inputs, whole.inputs[kept.index])
+    torch.testing.assert_close(mistakes.inputs, whole.inputs[mistakes.index])
 
 
 def shown(batch: PairBatch) -> list[Tensor]:
-    """Grey photos, as bright as the first number that stands for them."""
+    """Grey photos; the brightness is the first input value of each."""
     grey = (batch.inputs.flatten(2)[..., 0] * 255).to(torch.uint8)
     return list(grey[..., None, None, None].expand(-1, -1, 3, 8, 8).unbind(1))
 
@@ -399,48 +401,47 @@ def test_series_are_drawn_from_best_to_worst(shape: tuple[int, ...]) -> None:
     inputs = levels.view(3, 2, *[1] * len(shape)).expand(3, 2, *shape)
     whole = replace(whole, inputs=inputs)  # images, or features of them
     logits = torch.tensor([1.0, -2.0, -3.0])
-    drawn = ranking().pictures(judged(logits, whole), whole, logits, shown)
+    drawn = ranking().pictures(evaluate(logits, whole), whole, logits, shown)
     assert {*drawn} == {"reliability", "ranked_series", "confident_mistakes"}
     sheet = np.asarray(drawn["ranked_series"])
     assert [sheet[40, 40 + 136 * n, 0] for n in range(4)] == [229, 25, 127, 255]
-    for place, right in enumerate([True, False, False]):
-        caption = sheet[136:166, 8 + 136 * place : 136 + 136 * place].reshape(-1, 3)
-        red, green, _ = caption.mean(0)  # of the ink, too thin to have its full colour
+    for column, right in enumerate([True, False, False]):
+        caption = sheet[136:166, 8 + 136 * column : 136 + 136 * column].reshape(-1, 3)
+        red, green, _ = caption.mean(0)  # thin letters do not have the full colour
         assert (green > red) == right
         assert min(red, green) < 253
     pair = np.asarray(drawn["confident_mistakes"])
     assert (pair[40, 40, 0], pair[40, 40 + 128, 0]) == (25, 127)
 
 
-def test_of_a_batch_only_what_is_drawn_is_looked_at() -> None:
-    logits, whole = drawn(1, [3] * 30)
-    looked: list[int] = []
+def test_only_the_drawn_photos_of_a_batch_are_rendered() -> None:
+    logits, whole = random_pairs(1, [3] * 30)
+    rendered: list[int] = []
 
     def counted(batch: PairBatch) -> list[Tensor]:
-        looked.append(len(set(batch.photos.flatten().tolist())))
+        rendered.append(len(set(batch.photos.flatten().tolist())))
         return shown(batch)
 
-    ranking().pictures(judged(logits, whole), whole, logits, counted)
-    assert max(looked) == 8 * 3  # photos of eight series; of twelve mistakes no more
+    ranking().pictures(evaluate(logits, whole), whole, logits, counted)
+    assert max(rendered) == 8 * 3  # eight series; twelve mistakes have no more photos
 
 
-def test_no_mistake_is_said() -> None:
+def test_a_split_without_mistakes() -> None:
     few = batch([0.9, 0.5], [0, 0], [(0, 1), (1, 2)])
     right = torch.tensor([1.0, 1.0])
-    found = ranking().pictures(judged(right, few), few, right, shown)["confident_mistakes"]
-    assert found.size[1] == 32
+    values = ranking().pictures(evaluate(right, few), few, right, shown)["confident_mistakes"]
+    assert values.size[1] == 32
 
 
 @pytest.mark.parametrize(
-    ("target", "bins", "says"),
+    ("key", "target", "bins"),
     [
-        ("hard", BINS, "task.target=hard: expected one of soft, majority"),
-        ("soft", [0.5], "task.bins=[0.5]: expected two or more increasing numbers in 0.5…1"),
-        ("soft", [0.7, 0.6], "task.bins=[0.7, 0.6]: expected two"),
-        ("soft", [0.4, 1.0], "task.bins=[0.4, 1.0]: expected two"),
+        ("task.target", "hard", BINS),
+        ("task.bins", "soft", [0.5]),
+        ("task.bins", "soft", [0.7, 0.6]),
+        ("task.bins", "soft", [0.4, 1.0]),
     ],
 )
-def test_settings_that_cannot_be(target: str, bins: list[float], says: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_invalid_settings(key: str, target: str, bins: list[float]) -> None:
+    with user_error(key, target if key == "task.target" else bins):
         Ranking([], target, bins, "val/pair_accuracy:max")
-    assert str(caught.value).startswith(says)

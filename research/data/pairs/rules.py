@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from research.config.rules import (
+    FRACTION,
     PATH,
     TEXT,
     Rule,
@@ -18,11 +19,11 @@ RULES: dict[str, Rule] = {
     "labels": one_of("pairs", "votes"),
     "votes_file": PATH,
     "ties": one_of("drop", "soft"),
-    "min_agreement": number(at_least=0, at_most=1),
+    "min_agreement": FRACTION,
     "min_reviewers": whole(0),
     "quick_experiment": number(above=0, at_most=1),
     "audit": one_of("warn", "error"),
     "fit": one_of("pad", "crop"),
-    "features": list_of(TEXT, least=1),
+    "features": list_of(TEXT, min_length=1),
     "feature_weights": mapping_of(or_null(PATH)),
 }

@@ -9,8 +9,8 @@ from research.config.rules import COUNT, NAME, REGEX, TEXT, Rule, list_of, one_o
 from research.utils.errors import UserError
 
 RULES: dict[str, Rule] = {
-    "x": list_of(NAME, least=1),
-    "class_names": list_of(TEXT, least=1),
+    "x": list_of(NAME, min_length=1),
+    "class_names": list_of(TEXT, min_length=1),
     "group_by": or_null(REGEX),
     "missing_labels": one_of("negative", "error"),
     "statistics_images": COUNT,
