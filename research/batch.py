@@ -1,8 +1,7 @@
-"""Batches: small typed records that travel from the loader to the device.
+"""Batches: dataclasses of tensors, which the loader makes and the device transform converts.
 
-The loader ships compact integers (uint8 or uint16 pixels, int16 coefficients); the device
-transform makes floats of them. A batch also carries what was lost on the way: samples that could
-not be read are simply not in it, and are counted by kind.
+The loader makes integers (uint8 or uint16 pixels, int16 coefficients), the device transform floats.
+A sample that cannot be read is not in its batch; ``skipped`` counts such samples by kind.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from research.compression.blocks import Blocks
 
 @dataclass
 class Batch:
-    """What every task's batch has.
+    """Base class of the batches of all tasks.
 
     Attributes:
-        index: [B] int64, the samples' positions in their data set.
-        inputs: of the network.
-        skipped: samples left out of this batch (``left_out/KIND``) and samples read by a fallback
-            (``fallback/KIND``), by kind.
+        index: [B] int64, indices of the samples in their data set.
+        inputs: input of the network.
+        skipped: counts by kind of samples that could not be read and are not in this batch
+            (``left_out/KIND``), and of samples that were read by a fallback (``fallback/KIND``).
     """
 
     index: Tensor
@@ -36,16 +35,13 @@ class Batch:
         return len(self.index)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same record with ``function`` applied to every tensor in it."""
+        """A copy with ``function`` applied to every tensor."""
         return replace(
             self, **{f.name: _map(getattr(self, f.name), function) for f in fields(self)}
         )
 
     def cat(self, other: Self) -> Self:
-        """The samples of this batch, then those of another one with the same tensors.
-
-        ``skipped`` is that of this batch.
-        """
+        """This batch followed by the samples of another one; ``skipped`` is that of this batch."""
         both = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return replace(self, **{name: _cat(first, second) for name, first, second in both})
 
@@ -58,14 +54,14 @@ class Batch:
 
 @dataclass
 class ClassificationBatch(Batch):
-    """Images, or their coefficients, with one class each.
+    """Images or their DCT coefficients, with one class per image.
 
     Attributes:
         inputs: [B, 3, H, W] pixels (uint8 0…255 from the loader, float after the device
             transform), or ``Blocks``.
         labels: [B] int64 class indices.
-        labels_b: [B] int64 class indices mixed in by mixup or cutmix; null where nothing is mixed.
-        lam: [B] float32 in 0…1, weight of ``labels``; that of ``labels_b`` is the rest.
+        labels_b: [B] int64, second class of each image, from mixup or cutmix; None without them.
+        lam: [B] float32 in 0…1, weight of ``labels``; ``labels_b`` has weight 1 − ``lam``.
     """
 
     inputs: Tensor | Blocks
@@ -75,11 +71,11 @@ class ClassificationBatch(Batch):
 
 
 class Targets(NamedTuple):
-    """True boxes of a batch of frames, in ``M`` slots a frame.
+    """Ground-truth boxes of a batch of frames, padded to ``M`` boxes per frame.
 
     Attributes:
-        boxes: [B, M, 4] float32 xyxy, shares of the frame in 0…1; zero in empty slots.
-        mask: [B, M] bool, true where a slot holds a box.
+        boxes: [B, M, 4] float32 xyxy as fractions of the frame, 0…1; zero in padding.
+        mask: [B, M] bool, True for a box, False for padding.
         labels: [B, M] int64 class indices.
     """
 
@@ -93,9 +89,9 @@ class DetectionBatch(Batch):
     """Square, letterboxed frames with the boxes in them; a frame may have none.
 
     Attributes:
-        inputs: [B, 3 + X, S, S] pixels: red, green, blue, then X more channels where the data
-            have them. uint8 or uint16 from the loader; after the device transform float, 0…1 for
-            frames of a warehouse, normalised for RGB + X.
+        inputs: [B, 3 + X, S, S] pixels: red, green, blue, then X further channels (X may be 0).
+            uint8 or uint16 from the loader, float after the device transform: 0…1 for frames of a
+            warehouse, normalised for RGB + X.
         boxes: see ``Targets``.
         mask: see ``Targets``.
         labels: see ``Targets``.
@@ -115,14 +111,14 @@ class DetectionBatch(Batch):
 
 @dataclass
 class PairBatch(Batch):
-    """Two photos of one series each, and which of them people prefer.
+    """Pairs of photos of the same series, and which of the two people prefer.
 
     Attributes:
         inputs: [B, 2, 3, S, S] pixels (uint8 0…255 from the loader, normalised float after the
             device transform), or [B, 2, D] float32 features.
-        preference: [B] float32 in 0…1, share of the votes for the first; 0.5 is a tie.
+        preference: [B] float32 in 0…1, fraction of the votes for the first photo; 0.5 is a tie.
         series: [B] int64, index into the data set's names of series.
-        photos: [B, 2] int64, indices into the data set's photos.
+        photos: [B, 2] int64, indices into the data set's list of photos.
     """
 
     inputs: Tensor

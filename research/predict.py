@@ -21,8 +21,8 @@ from research.utils.errors import DamagedImage, UserError
 
 if TYPE_CHECKING:
     from research.batch import Batch
+    from research.data.datamodule import DataModule
     from research.data.frames.media import Media, Still
-    from research.data.source import DataModule
     from research.engine.predictor import Predictor
     from research.inference.player import Player
     from research.inference.writers import Panels, PredictionWriter

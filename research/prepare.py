@@ -225,7 +225,7 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
         "test_dir": str(roots["test"]) if "test" in roots else None,
         "val_fraction": options.val,
     }
-    folders = build.source(config)
+    folders = build.data_module(config)
     assert isinstance(folders, ImageFolders)
     folders.prepare(options.seed, _progress())
     encoder = CoefficientEncoder(options.image_size, options.window, options.source)

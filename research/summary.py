@@ -110,7 +110,7 @@ def rows(
     measured, timed = [], []
     chosen = any(key in ("dataset", "experiment") for key, _ in choices)
     for varied, config in combinations:
-        metadata = build.source(config).expected_metadata(config["model"], look=chosen)
+        metadata = build.data_module(config).expected_metadata(config["model"], own_classes=chosen)
         network = build.model(config, metadata)
         measured.append((varied, *measure(network, config, metadata)))
         if latency:

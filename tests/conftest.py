@@ -190,7 +190,7 @@ def prepared(config: dict[str, Any]) -> Any:
     """The data set of a configuration, found and split."""
     from research.engine import build
 
-    data = build.source(config)
+    data = build.data_module(config)
     data.prepare(config["seed"])
     return data
 

@@ -33,7 +33,7 @@ def saved(folder: Path, *overrides: str, metadata: dict[str, Any] | None = None)
     metadata = {"name": "test", "classes": CLASSES, **(metadata or {})}
     network = build.model(config, metadata)
     as_if_trained(network)
-    data = build.source(config)
+    data = build.data_module(config)
     data.load_metadata(metadata)
     header = {
         "config": config,

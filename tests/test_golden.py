@@ -40,8 +40,8 @@ def test_losses_and_metrics(
     name: str, golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = resolved(compose_config(overrides(name))[0])
-    real = build.source(config)
-    monkeypatch.setattr(build, "source", lambda _: stored.load(name, real))
+    real = build.data_module(config)
+    monkeypatch.setattr(build, "data_module", lambda _: stored.load(name, real))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     experiment = build.experiment(config)

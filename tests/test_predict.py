@@ -320,7 +320,7 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "photo.jpg", "out=full"], "out=full: is not empty; set a new folder"),
         (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
         (["none", "photo.jpg"], "no checkpoint in none; pass a run folder"),
-        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it contains pickled objects"),
+        (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),
     ],
 )
 def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> None:

@@ -138,7 +138,7 @@ def test_assignments(
     found: dict[str, dict[str, list[str] | str]] = {}
     for variant in VARIANTS[source.__name__]:
         config = resolved(compose_config([*shared, *variant.split()])[0])
-        data = build.source(config)
+        data = build.data_module(config)
         data.prepare(config["seed"])
         found[variant] = {name: shortened(members(data, name)) for name in data.splits}
     golden(f"splits/{source.__name__}", found)

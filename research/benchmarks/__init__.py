@@ -1,1 +1,1 @@
-"""Speed, measured side by side: ``python -m research.benchmark NAME``."""
+"""Benchmarks of speed: ``python -m research.benchmark NAME``."""

@@ -1,4 +1,4 @@
-"""The DCT coefficients of a batch, as loaders, transforms, stems and stores exchange them."""
+"""``Blocks``: the DCT coefficients of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of the keys of a compression, and its faults with model and data."""
+"""Rules of the keys of ``compression``, and of their combinations with model and data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean and std of every DCT coefficient over a training set, measured once and cached.
+"""Mean and standard deviation of every DCT coefficient over a training set, cached on disk.
 
 Statistics are measured for all 64 frequencies (or all in a store), so that one measurement serves
 every selection.

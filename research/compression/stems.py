@@ -5,7 +5,7 @@ A stem takes ``Blocks``: ``y`` [B, k_luma, H/8, W/8] and ``cbcr`` [B, 2, k_chrom
 [B, C, H/4, W/4] for its first stage. A plane without selected frequencies has no branch, so that
 every parameter is used.
 
-The four variants follow guide 1 (compressed backbones), with 3×3 projections.
+The four variants are described in docs/compression.md; their projections are 3×3 convolutions.
 """
 
 from __future__ import annotations

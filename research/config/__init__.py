@@ -1,14 +1,14 @@
-"""The configuration: typed schema, checks, and messages of one line. Imports no torch."""
+"""Configuration: schema, rules, checks, command lines, one-line messages. Imports no torch."""
 
 from research.config import targets
 from research.config.checks import check
-from research.config.command import (
+from research.config.compose import resolved
+from research.config.hydra_cli import (
     check_jobs,
     command_line,
     compose_config,
     exit_on_user_error,
 )
-from research.config.compose import resolved
 from research.config.messages import explain
 from research.config.options import CONF
 from research.config.schema import RunSettings, register

@@ -1,4 +1,4 @@
-"""Changes of a stored configuration by the user's overrides, for evaluation and prediction."""
+"""Applies the overrides of a command to the stored configuration of a run."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from research.config.compose import defaults_of, our_choices, resolved_with_decl
 from research.config.declarations import mismatches, split
 from research.config.group_rules import Job, faults, group_rules
 from research.config.messages import explain, invalid_value, unknown_key
-from research.config.options import DECLARATIONS, options
+from research.config.options import DECLARATIONS, option_node, options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, rule_for
-from research.config.targets import check_targets
+from research.config.targets import TARGET, check_targets, packaged_targets, target_nodes
 from research.utils.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -54,6 +54,7 @@ def check(
         defaults = defaults_of(frozenset(ours.items()))
     check_targets(settings, {*own, *settings["trust"]})
     job = Job(settings, ours, overrides, declared, group_rules(settings))
+    _check_same_targets(settings, defaults)
     _check_node("", settings, defaults, job)
     for fault in _faults(job):
         raise fault
@@ -69,6 +70,24 @@ def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
                 group,
                 f"no {group} {option!r}: it is only a part of other options. "
                 f"Options: {', '.join(options(group))}",
+            )
+
+
+def _check_same_targets(settings: Settings, defaults: Settings) -> None:
+    """Refuse the ``_target_`` of another option, which has other keys."""
+    usual = dict(target_nodes(defaults))
+    for path, target in target_nodes(settings):
+        if target != usual.get(path, target) and target in packaged_targets().get(path, ()):
+            group = path.partition(".")[0]
+            having = [
+                option
+                for option in options(group)
+                if (path, target) in target_nodes({group: option_node(group, option)})
+            ]
+            raise UserError(
+                f"{path}.{TARGET}",
+                f"{path}.{TARGET}={target}: it belongs to another option, which has other keys",
+                f"choose {group}={'|'.join(having)}",
             )
 
 

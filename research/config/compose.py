@@ -1,4 +1,4 @@
-"""Composition of the configuration outside ``hydra.main``, with Hydra's own loader."""
+"""Composes the configuration with Hydra, outside of ``hydra.main``."""
 
 from __future__ import annotations
 

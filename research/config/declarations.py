@@ -1,8 +1,9 @@
-"""Declarations of options: ``provides``, ``needs`` and ``accepts`` in their YAML files.
+"""Declarations: what the options of groups need of each other, as words in their YAML files.
 
-They are lists of words. What a model and a task need must be provided by the data set, the
-compression or the model. Declarations are only checked: they are removed from a configuration
-before anything is built or stored.
+A data set, a compression and a model list in ``provides`` what they provide; a model and a task
+list in ``needs`` what another group must provide; a model lists in ``accepts`` what it can also
+use. ``split`` removes these lists from a configuration before it is built or stored, and
+``mismatches`` compares them.
 
 ========================  ====================================================================
 ``provides`` of a         words
@@ -10,11 +11,11 @@ before anything is built or stored.
 data set                  targets: ``classes``, ``boxes``, ``pairs``; inputs: ``images`` (RGB),
                           ``channels`` (RGB and more), ``photos`` (two of a pair), ``features``
                           (of photos); ``bitstream``: coefficients can be read from its files
-compression               ``coefficients`` in place of pixels
+compression               ``coefficients`` instead of pixels
 model                     ``logits``, ``detections``, ``preferences``
 ========================  ====================================================================
 
-Option files of your own may use other words.
+A user's own option files may use other words.
 """
 
 from __future__ import annotations
@@ -29,49 +30,52 @@ from research.config.options import DECLARATIONS, options, read_option, without_
 from research.utils.errors import UserError
 
 PROVIDERS: Final = ("dataset", "compression", "model")
-NEEDERS: Final = ("task", "model")
+"""Groups whose options have ``provides``."""
+CONSUMERS: Final = ("task", "model")
+"""Groups whose options have ``needs``."""
 GROUPS: Final = ("dataset", "compression", "model", "task")
 COEFFICIENTS: Final = "coefficients"
 
 
 @dataclass(frozen=True)
 class Declarations:
-    """The words of a configuration.
+    """The declarations of the chosen options.
 
     Attributes:
-        words: by group and kind, such as ``words["model"]["needs"]``; only kinds that the option
-            declares.
+        words: by group and key, such as ``words["model"]["needs"]``; without the keys that an
+            option does not declare.
     """
 
     words: Mapping[str, Mapping[str, tuple[str, ...]]]
 
-    def of(self, group: str, kind: str) -> tuple[str, ...]:
-        """The words of one kind; empty if the option of the group declares none."""
-        return self.words.get(group, {}).get(kind, ())
+    def of(self, group: str, key: str) -> tuple[str, ...]:
+        """The words of a group under ``provides``, ``needs`` or ``accepts``; empty without them."""
+        return self.words.get(group, {}).get(key, ())
 
     @property
     def provided(self) -> frozenset[str]:
-        """Everything that data set, compression and model provide."""
+        """All words that data set, compression and model provide."""
         return frozenset(word for group in PROVIDERS for word in self.of(group, "provides"))
 
     def missing(self) -> list[tuple[str, str]]:
-        """Pairs of a group and a word that it needs and that is not provided.
+        """Pairs of a group and a word that it needs and no group provides.
 
-        Empty if the data set, compression or model does not declare what it provides.
+        Empty if the data set, compression or model does not have ``provides``: it is then not
+        known what it provides.
         """
         if not all("provides" in self.words.get(group, {}) for group in PROVIDERS):
             return []
-        needs = [(group, word) for group in NEEDERS for word in self.of(group, "needs")]
+        needs = [(group, word) for group in CONSUMERS for word in self.of(group, "needs")]
         return [(group, word) for group, word in needs if word not in self.provided]
 
-    def superfluous(self) -> bool:
-        """Whether there are coefficients although the model reads pixels only."""
-        readable = (*self.of("model", "needs"), *self.of("model", "accepts"))
-        return COEFFICIENTS in self.of("compression", "provides") and COEFFICIENTS not in readable
+    def has_unusable_coefficients(self) -> bool:
+        """Whether the compression provides coefficients but the model reads pixels only."""
+        usable = (*self.of("model", "needs"), *self.of("model", "accepts"))
+        return COEFFICIENTS in self.of("compression", "provides") and COEFFICIENTS not in usable
 
 
 def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], Declarations]:
-    """Split a configuration into settings and declarations.
+    """Split a configuration into its settings and its declarations.
 
     Args:
         config: plain and nested, interpolations resolved.
@@ -85,9 +89,9 @@ def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], Declarations]:
         settings[group] = without_declarations(node) if isinstance(node, dict) else node
         if group in GROUPS and isinstance(node, dict):
             words[group] = {
-                kind: _list_of_words(f"{group}.{kind}", node[kind])
-                for kind in DECLARATIONS
-                if kind in node
+                key: _list_of_words(f"{group}.{key}", node[key])
+                for key in DECLARATIONS
+                if key in node
             }
     return settings, Declarations(words)
 
@@ -95,14 +99,14 @@ def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], Declarations]:
 def mismatches(
     declared: Declarations, choices: Mapping[str, str | None], settings: Mapping[str, Any]
 ) -> Iterator[UserError]:
-    """An error for every need that is not met, and for coefficients that the model cannot read.
+    """An error for each missing word, and for coefficients that the model cannot read.
 
     Args:
-        declared: by the options of a configuration.
+        declared: of the chosen options.
         choices: the chosen option of each group.
-        settings: the configuration.
+        settings: the configuration without declarations, see ``split``.
     """
-    if declared.superfluous():
+    if declared.has_unusable_coefficients():
         yield UserError(
             "model",
             f"model={choices.get('model')} reads pixels but "
@@ -110,43 +114,43 @@ def mismatches(
             "add compression=none",
         )
     for group, word in declared.missing():
-        provided = "; ".join(
+        given = "; ".join(
             f"{provider}={choices.get(provider)} provides {', '.join(words)}"
             for provider in PROVIDERS
             if provider != group and (words := declared.of(provider, "provides"))
         )
-        line = f"{group}={choices.get(group)} needs {word}: {provided}"
-        yield UserError("model", line, _advice(declared, settings))
+        line = f"{group}={choices.get(group)} needs {word}: {given}"
+        yield UserError("model", line, _hint(declared, settings))
 
 
-def _advice(declared: Declarations, settings: Mapping[str, Any]) -> str:
-    """Advice: the options of one group with which every need is met."""
+def _hint(declared: Declarations, settings: Mapping[str, Any]) -> str:
+    """Names the options of the first group in which another option would fix all mismatches."""
     for group in PROVIDERS:
-        fitting = []
+        compatible = []
         for option in options(group):
-            other = Declarations(
+            changed = Declarations(
                 {**declared.words, group: _words(group, option, declared, settings)}
             )
-            if not other.missing() and not other.superfluous():
-                fitting.append(option)
-        if fitting:
-            return f"choose {group}={'|'.join(fitting)}"
+            if not changed.missing() and not changed.has_unusable_coefficients():
+                compatible.append(option)
+        if compatible:
+            return f"choose {group}={'|'.join(compatible)}"
     return "choose another model and data set"
 
 
 def _words(
     group: str, option: str, declared: Declarations, settings: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """The declarations of an option, evaluated as if it were chosen in its group."""
-    # Declarations may interpolate settings and declarations of the other groups.
-    others = {key: {**settings[key], **words} for key, words in declared.words.items()}
+    """The declarations of ``option``, if it were chosen in ``group``."""
+    # Interpolations in declarations may refer to settings and declarations of the other groups.
+    others = {name: {**settings[name], **words} for name, words in declared.words.items()}
     cfg = OmegaConf.create({**settings, **others, group: read_option(group, option)})
-    declared_words = {}
-    for kind in DECLARATIONS:
-        if kind in cfg[group]:
-            value = OmegaConf.to_container(cfg[group][kind], resolve=True)
-            declared_words[kind] = _list_of_words(f"{group}.{kind}", value)
-    return declared_words
+    declarations = {}
+    for key in DECLARATIONS:
+        if key in cfg[group]:
+            value = OmegaConf.to_container(cfg[group][key], resolve=True)
+            declarations[key] = _list_of_words(f"{group}.{key}", value)
+    return declarations
 
 
 def _list_of_words(key: str, value: Any) -> tuple[str, ...]:

@@ -1,16 +1,16 @@
-"""Finds the rules of the groups' keys, which are in files next to the code that a group builds.
+"""Finds the rules of a group's keys, which are in files next to the code that the group builds.
 
-The rules for ``_target_: research.data.pairs.source.PhotoPairs`` are in ``rules.py`` of each
-package on its path (``research/data``, ``research/data/pairs``) and in ``source_rules.py``, if
-these files exist. The same holds for a ``_target_`` in a user's own package. For a node inside a
-group's node, such as ``dataset.augmentation``, only the last of these files is used. A file of
-rules does not import torch. It defines one or both of
+The rules of ``_target_: research.data.pairs.source.PhotoPairs`` are in ``rules.py`` of each package
+in its path (``research/data``, ``research/data/pairs``) and in ``source_rules.py`` next to
+``source.py``; none of these files has to exist. The same holds for a ``_target_`` in a user's own
+package. A nested node with a ``_target_``, such as ``dataset.augmentation``, has only the rules of
+the last existing file of this list. A file of rules imports no torch and defines one or both of
 
-- ``RULES``: rules by the name of the key in its node, such as ``policy`` for
+- ``RULES``: the rule of each key, by its name in the node: ``policy`` for
   ``dataset.augmentation.policy``;
-- ``faults(job)``: yields a ``UserError`` for each combination of settings that cannot be trained.
+- ``faults(job)``: yields a ``UserError`` for each combination of values that cannot be trained.
 
-A key without a rule must have the type of its default in YAML.
+A key without a rule accepts values of the type of its default in YAML.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ OF_GROUPS: Final = {
     "logging": "research.tracking.rules",
     "hydra.sweeper": "research.sweeps.rules",
 }
-"""Modules with the rules of every option of a group."""
+"""The module with the rules for all options of a group; it need not exist."""
 LIBRARIES: Final = ("torch", "torchvision", "timm", "mlflow", "optuna", "hydra")
-"""Packages without rule files, which are not imported to search for them."""
+"""Packages that have no files of rules; they are not imported to look for some."""
 TARGET: Final = "_target_"
 
 
@@ -51,9 +51,9 @@ class Job:
     Attributes:
         settings: plain and nested, without declarations.
         choices: the chosen option of each group.
-        overrides: the user's own, ``key=value`` each; None if they are not known.
-        declared: declarations of the options.
-        rules: by dotted key.
+        overrides: the user's ``key=value`` arguments; ``None`` if they are not known.
+        declared: the declarations of the chosen options.
+        rules: rules by dotted key, from ``group_rules``.
     """
 
     settings: Mapping[str, Any]
@@ -64,22 +64,22 @@ class Job:
 
 
 def group_rules(config: Mapping[str, Any]) -> dict[str, Rule]:
-    """The rules of a configuration's groups, by dotted key.
+    """Rules by dotted key, for all keys of the groups that have one.
 
     Args:
-        config: its ``_target_`` values must have been checked, since rule files are imported by
-            these names.
+        config: a configuration whose ``_target_`` names have been checked by ``check_targets``:
+            modules of rules are imported by these names.
     """
-    rules: dict[str, Rule] = {}
+    rules_by_key: dict[str, Rule] = {}
     for path, target in _nodes(config):
         for module in _modules(path, target):
-            own: Mapping[str, Rule] = getattr(module, "RULES", {})
-            rules |= {f"{path}.{key}": rule for key, rule in own.items()}
-    return rules
+            rules: Mapping[str, Rule] = getattr(module, "RULES", {})
+            rules_by_key |= {f"{path}.{key}": rule for key, rule in rules.items()}
+    return rules_by_key
 
 
 def faults(job: Job) -> Iterator[UserError]:
-    """The faults of all groups; each file of rules is called once."""
+    """All errors of the ``faults`` functions, group by group; each function is called once."""
     modules = [module for path, target in _nodes(job.settings) for module in _modules(path, target)]
     for module in dict.fromkeys(modules):
         if hasattr(module, "faults"):
@@ -87,39 +87,41 @@ def faults(job: Job) -> Iterator[UserError]:
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Path and ``_target_`` of every group, and of every node below it that has a ``_target_``."""
+    """Path and ``_target_`` (or None) of every group, and of every nested node that has one."""
     for group in OF_GROUPS:
         node = config.get(group)
         yield group, node.get(TARGET) if isinstance(node, Mapping) else None
-        yield from _below(group, node)
+        yield from _nested(group, node)
 
 
-def _below(path: str, node: Any) -> Iterator[tuple[str, str | None]]:
+def _nested(path: str, node: Any) -> Iterator[tuple[str, str | None]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             if isinstance(value, Mapping):
                 if TARGET in value:
                     yield f"{path}.{name}", value[TARGET]
-                yield from _below(f"{path}.{name}", value)
+                yield from _nested(f"{path}.{name}", value)
 
 
 @lru_cache(maxsize=1024)
 def _modules(path: str, target: str | None) -> tuple[ModuleType, ...]:
-    """The modules with the rules of a node, the most general first."""
+    """The existing modules of rules for a node, the most general first."""
     names = [OF_GROUPS[path]] if path in OF_GROUPS else []
     package, _, _ = str(target or "").rpartition(".")
     parts = package.split(".")
     if package and parts[0] not in LIBRARIES:
-        above = [".".join([*parts[: end + 1], "rules"]) for end in range(len(parts))]
-        names += [*(name for name in above if name not in OF_GROUPS.values()), f"{package}_rules"]
+        packages = [".".join([*parts[: end + 1], "rules"]) for end in range(len(parts))]
+        # Those in OF_GROUPS are for the node of the group only, which has them already.
+        names += [name for name in packages if name not in OF_GROUPS.values()]
+        names.append(f"{package}_rules")
     files = [name for name in dict.fromkeys(names) if _exists(name)]
     if path not in OF_GROUPS:
-        files = files[-1:]  # the others are for the group's own node
+        files = files[-1:]  # a nested node has its own keys: general rules do not apply
     return tuple(importlib.import_module(name) for name in files)
 
 
 def _exists(name: str) -> bool:
-    """Whether the module has a file; imports nothing."""
+    """Whether a module exists, without importing it or its parents."""
     first, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(first)

@@ -1,4 +1,4 @@
-"""The text that ``python train.py --help`` prints."""
+"""The help text of ``python train.py --help``."""
 
 from __future__ import annotations
 

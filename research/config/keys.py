@@ -1,4 +1,4 @@
-"""Nested configurations by dotted key."""
+"""Nested configurations as dotted keys: their values, and the differences of two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-line errors for Hydra's and OmegaConf's exceptions: key, allowed values, what to do."""
+"""One-line messages for exceptions of Hydra and OmegaConf: key, allowed values, what to do."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Migration of names on disk and on the command line from earlier versions.
+"""Renamed keys, ``_target_`` names, columns and metrics, by version.
 
-Changed keys, ``_target_`` values, columns and metrics are listed in ``MIGRATIONS``. They are
-renamed in every configuration that is read from a file, before it is checked, compared or used, in
-the tables of run folders, and in the settings that identify a study. For an old key on the command
-line the error names the new one. An old name must never get another meaning.
+A rename is one entry of ``MIGRATIONS``. It is applied to every configuration that is read from a
+file, before the configuration is checked, compared or used; to the tables of run folders; and to
+the settings that identify a study. For an old key on a command line, the error names the new one.
+An old name must never be used again with another meaning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Option files of ``conf/``, read without composition and interpolation."""
+"""Reads single option files of ``conf/``, without composition and interpolation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings as text: Hydra's ``key=value``, and command lines of ``train.py``."""
+"""Settings as text: ``key=value`` overrides and command lines of ``train.py``."""
 
 from __future__ import annotations
 

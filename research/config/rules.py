@@ -1,4 +1,4 @@
-"""Rules: the values that a key of a configuration or an option of a command may have."""
+"""Rules: the allowed values of a configuration key or of a command's option."""
 
 from __future__ import annotations
 

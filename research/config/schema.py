@@ -1,7 +1,7 @@
-"""The run settings, with defaults and rules.
+"""Run settings, the keys at the top of a configuration: defaults, rules and help.
 
-Each setting is a field of ``RunSettings``. The rules of a group's keys are in the package of its
-code, see ``research.config.group_rules``.
+Each setting is a field of ``RunSettings``. The rules of the keys of a group are next to its code,
+see ``research.config.group_rules``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Validation of configurations and metadata that were read from a file.
+"""Validates configurations and metadata that are read from files, before anything is built.
 
-A checkpoint, a weights file, a run folder or a store may have been written by somebody else. Its
-configuration is migrated to the current names and then checked like a command line: types, ranges,
-no unknown keys, and no ``_target_`` except those that ``conf/`` has at the same path and those in
-``trust``. Files, folders and addresses that it names (``paths_in``) are used only for runs under
-the user's own ``runs/``.
+A checkpoint, a weights file, a run folder or a store may come from someone else. Its configuration
+is migrated to the current names and checked like a command line: types, ranges, no unknown keys,
+and only ``_target_`` names that ``conf/`` has at the same path or that the user trusts. The files,
+folders and addresses in it (``paths_in``) are used only for runs in the user's own ``runs/``.
 """
 
 from __future__ import annotations

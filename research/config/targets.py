@@ -1,8 +1,8 @@
-"""Instantiation of ``_target_`` nodes, limited to allowed names.
+"""The ``_target_`` names that are allowed at each path of a configuration; builds their objects.
 
-A name is allowed at the dotted path at which an option file in ``conf/`` has it. On a command line,
-``--config-dir`` and ``trust=[…]`` allow more names; a configuration in a file cannot allow any.
-A mapping with a ``_target_`` at any other path is an error, never an object.
+A name is allowed at the paths at which the files of ``conf/`` have it. The user adds names of their
+own on a command line, by ``--config-dir`` or ``trust=[…]``; a file that is read adds none. Nothing
+is built from a ``_target_`` at any other path.
 """
 
 from __future__ import annotations
@@ -92,16 +92,18 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
         ) from error
 
 
+def target_nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Dotted path and ``_target_`` of every node that has one."""
+    for key, value in _special_keys(config, ""):
+        path, _, word = key.rpartition(".")
+        if word == TARGET:
+            yield path, str(value)
+
+
 def user_targets(config: Mapping[str, Any]) -> list[str]:
     """The ``_target_`` names that ``conf/`` does not have at their path, sorted."""
-    return sorted(
-        {
-            str(value)
-            for key, value in _special_keys(config, "")
-            if key.rpartition(".")[2] == TARGET
-            and value not in packaged_targets().get(key.rpartition(".")[0], ())
-        }
-    )
+    nodes = target_nodes(config)
+    return sorted({name for path, name in nodes if name not in packaged_targets().get(path, ())})
 
 
 def packaged_targets() -> Mapping[str, frozenset[str]]:

@@ -1,7 +1,8 @@
-"""Augmentation of batches on the device: policies, erasing, mixup, cutmix.
+"""Augmentation of images for classification, on the device: policies, erasing, mixup, cutmix.
 
 It has two stages: the first changes uint8 pixels and is not applied to inputs that are loaded as
-coefficients; the second mixes the network's inputs, pixels or coefficients.
+coefficients; the second mixes the network's inputs, pixels or coefficients. Frames with boxes are
+augmented in ``research.data.frames.transform``, RGB + X frames in ``research.data.rgbx.transform``.
 """
 
 from __future__ import annotations

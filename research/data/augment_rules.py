@@ -1,4 +1,4 @@
-"""Rules of the keys of the augmentation of images."""
+"""Rules of the keys of ``dataset.augmentation``, of images for classification."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from research.data import cifar_files
 from research.data.augment import Augment, Augmentation
 from research.data.cifar_files import SIDE, LabelledImages
 from research.data.crops import CentreCrop, PadCrop
+from research.data.datamodule import IMAGENET_CLASSES, NetworkInput, expected_classes
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import PixelReader, decode, to_rgb
 from research.data.resident import ResidentImages, ResidentSamples, resize
-from research.data.source import IMAGENET_CLASSES, NetworkInput, expected_classes
 from research.data.splits import balanced_subset, check_num_classes
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.utils.errors import UserError
@@ -203,8 +203,8 @@ class Cifar:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        known = self.family.classes if look else None
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        known = self.family.classes if own_classes else None
         return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:

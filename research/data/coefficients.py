@@ -1,4 +1,4 @@
-"""The DCT coefficients that a network takes as input, as a request to a data set."""
+"""``CoefficientSpec``: the DCT coefficients that a network needs from its data set."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ from research.data.baseline import linear_top1
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
+from research.data.datamodule import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
-from research.data.source import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
 from research.data.splits import (
     Split,
     check_not_empty,
@@ -223,8 +223,8 @@ class ImageFolders:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        known = self._class_folders() if look else None
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        known = self._class_folders() if own_classes else None
         return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
 
     def _class_folders(self) -> list[str] | None:

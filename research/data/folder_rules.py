@@ -1,4 +1,4 @@
-"""Rules of the keys of image folders."""
+"""Rules of the keys of image folders: ``dataset=imagefolder`` and the options based on it."""
 
 from __future__ import annotations
 

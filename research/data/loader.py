@@ -1,7 +1,7 @@
 """Data loaders whose order and augmentation depend only on (seed, epoch, index).
 
 Workers have no generator state, so a resumed run gets the same batches as an uninterrupted one,
-with any number of workers.
+with any number of workers. A data set implements ``BatchSource``, which reads the batches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Rules of the keys of every data set."""
+"""Rules of keys that several data sets have.
+
+Rules of one data set are in the ``*_rules.py`` next to it, or in the ``rules.py`` of its package.
+"""
 
 from __future__ import annotations
 

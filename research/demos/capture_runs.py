@@ -24,7 +24,7 @@ from research.data.frames.capture import MANIFEST
 from research.data.frames.frame import BoxXYXY
 from research.data.frames.run_writer import RunWriter
 from research.data.index import ProgressCallback
-from research.data.once import create_once
+from research.demos.render_once import render_once
 from research.utils.errors import UserError
 
 VERSION = 1  # increase it when the rendered files change
@@ -81,7 +81,7 @@ class CaptureDemo:
             "frames": self.frames,
         }
         make = partial(self._make, progress=progress)
-        return create_once(Path(self.root), "dataset.demo.root", RECORD, record, _is_ours, make)
+        return render_once(Path(self.root), "dataset.demo.root", RECORD, record, _is_ours, make)
 
     def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         for number in range(self.runs):

@@ -22,8 +22,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from research.data.index import ProgressCallback
-from research.data.once import create_once
 from research.data.pairs.lists import LISTS, series_name
+from research.demos.render_once import render_once
 from research.utils.errors import UserError
 
 VERSION: Final = 1  # increase it whenever the rendered files change
@@ -93,7 +93,7 @@ class PhotoDemo:
                 )
         record = {"recipe": VERSION, "seed": self.seed, "series": self.series}
         make = partial(self._make, progress=progress)
-        return create_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
+        return render_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
 
     def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         (root / PHOTOS).mkdir(parents=True)

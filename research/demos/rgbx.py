@@ -21,9 +21,9 @@ from PIL import Image
 
 from research.data.frames.frame import BoxXYXY
 from research.data.index import ProgressCallback
-from research.data.once import create_once
 from research.data.rgbx.arrays import COLOURS
 from research.data.rgbx.layout import DESCRIPTION
+from research.demos.render_once import render_once
 from research.utils.errors import UserError
 
 VERSION = 1  # increase it whenever the rendered files change
@@ -86,7 +86,7 @@ class RgbxDemo:
                 )
         record = {"recipe": VERSION, "seed": self.seed, "images": self.images, "size": self.size}
         make = partial(self._make, progress=progress)
-        return create_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
+        return render_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
 
     def _make(self, root: Path, progress: ProgressCallback | None) -> None:
         (root / "images").mkdir(parents=True)

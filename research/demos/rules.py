@@ -1,4 +1,4 @@
-"""Rules of the keys of the rendered demo data."""
+"""Rules of the keys of ``dataset.demo``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The offline demo data set: rendered scenes in real JPEG files, in the image-folder layout.
 
 The classes differ in shape and texture alone. Colours, brightness, polarity (light on dark or
-dark on light), place, turn, scale and background are drawn independently of the class, so that
-a linear classifier finds little in them. Structures are at least about 1/16 of the short side, and
-no class is another's mirror image: the classes survive flips, random resized crops and the loss of
-the high frequencies of every 8×8 block.
+dark on light), position, rotation, scale and background are drawn independently of the class, so
+that a linear classifier on colours has little to learn from. Structures are at least about 1/16 of
+the short side, and no class is the mirror image of another: classes can still be told apart after
+flips, random resized crops and without the high frequencies of every 8×8 block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.index import ProgressCallback
-from research.data.once import create_once
+from research.demos.render_once import render_once
 from research.utils.errors import UserError
 
 VERSION = 1  # increase it whenever the rendered files change
@@ -253,7 +253,7 @@ def render_scenes(
         raise UserError("dataset.demo", f"the seed of the demo scenes is {seed}: give 0 or more")
     manifest = {"recipe": VERSION, "seed": seed, "classes": list(CLASSES), **counts}
     make = partial(_render, counts=counts, seed=seed, progress=progress)
-    return create_once(root, "dataset.demo.root", MANIFEST, manifest, _is_ours, make)
+    return render_once(root, "dataset.demo.root", MANIFEST, manifest, _is_ours, make)
 
 
 def _render(

@@ -1,4 +1,4 @@
-"""The demo store: rendered capture runs, prepared as a store of frames."""
+"""The demo of prepared stores: rendered capture runs, prepared as a store of frames."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ from research.compression.stems import StemSpec
 from research.config import targets
 from research.data.block_samples import MCU
 from research.data.coefficients import CoefficientSpec
+from research.data.datamodule import DataModule, NetworkInput
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
-from research.data.source import DataModule, NetworkInput
 from research.engine import checkpoint
 from research.engine.loop import LoopConfig
 from research.engine.optimizers import parameter_groups, scaled_lr
@@ -78,7 +78,7 @@ def experiment(
     device = select_device(config["device"], config["precision"])
     seed_everything(config["seed"], config["deterministic"])
     torch.backends.cudnn.benchmark = config["cudnn_benchmark"] and not config["deterministic"]
-    data = source(config)
+    data = data_module(config)
     data.prepare(config["seed"], progress)
     task = build_task(config, data.classes)
     network = model(config, data.metadata()).to(device)
@@ -132,8 +132,8 @@ def loop_config(config: Config) -> LoopConfig:
     return LoopConfig(**{name: config[name] for name in LoopConfig.__dataclass_fields__})
 
 
-def source(config: Config) -> DataModule:
-    """The data set; it reads nothing before ``prepare``."""
+def data_module(config: Config) -> DataModule:
+    """The data set; nothing is read from disk before ``DataModule.prepare``."""
     data: DataModule = targets.build(config, "dataset", network=network_input(config))
     return data
 

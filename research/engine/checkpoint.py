@@ -1,4 +1,7 @@
-"""Checkpoint files: written atomically, read with ``weights_only=True`` and validated."""
+"""Checkpoint files: written atomically, read with ``weights_only=True`` and validated.
+
+Their content is ``TrainState.state_dict`` of ``research.engine.state``.
+"""
 
 from __future__ import annotations
 

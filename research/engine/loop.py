@@ -1,4 +1,7 @@
-"""The training loop in plain PyTorch, independent of configuration, trackers and task."""
+"""The training loop in plain PyTorch: ``fit``, ``train_epoch``, ``evaluate``.
+
+It depends neither on the configuration nor on a particular task, data set or tracker.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Settings of the loop; see the run settings of the same names in ``research.config``."""
+    """The run settings that the loop uses, see ``research.config.schema.RunSettings``."""
 
     epochs: int
     seed: int
@@ -47,7 +50,10 @@ class EpochCallback:
     """Called at the end of every epoch; saves and draws, and may stop the run."""
 
     def replay(self, row: dict[str, Any]) -> None:
-        """Called on resume for each earlier epoch: a crash may have prevented its ``__call__``."""
+        """Called on resume with the row of each earlier epoch.
+
+        A crash may have prevented ``__call__`` for the last of them.
+        """
 
     def checkpoint_path(self, epoch: int, loss: float, *, is_best: bool) -> str:
         """Path of this epoch's checkpoint, relative to the run folder; empty if none is saved."""
@@ -89,7 +95,7 @@ def fit(
         is_best = monitor.better(values[monitor.metric], state.best)
         if is_best:
             state.best, state.best_epoch = values[monitor.metric], epoch
-        row: dict[str, Any] = {
+        row: dict[str, Any] = {  # the columns of epoch_metrics.csv
             "epoch": epoch,
             "avg_loss": stats.metrics["train/loss"],
             "total_loss": stats.total_loss,
@@ -124,13 +130,14 @@ def train_epoch(
 ) -> EpochStats:
     """Train the epoch after ``state.epoch``, from batch ``state.batch``.
 
-    A batch with one remaining sample is skipped: batch norm needs more than one.
+    A batch of which one sample remains is skipped, unless ``batch_size`` is 1: batch norm needs
+    more than one sample.
     """
     state.forward.train()
     state.transform.train()
     epoch, lr = state.epoch + 1, math.nan
     batches = _limited(len(loader), cfg.max_train_batches)
-    losses_log = LossLog(tracker, epoch, batches, cfg.log_every, loader.skipped)
+    loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader.skipped)
     remaining = islice(loader.epoch(epoch, state.batch), batches - state.batch)
     for i, batch in enumerate(remaining, start=state.batch):
         state.step += 1
@@ -140,16 +147,17 @@ def train_epoch(
             with autocast(device, cfg.precision):
                 losses = task.losses(state.forward, inputs)
             loss = torch.stack(list(losses.values())).sum()
-            group = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
-            state.scaler.scale(loss / group).backward()
+            # Number of batches in this optimizer step; the last step of an epoch may have fewer.
+            accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
+            state.scaler.scale(loss / accumulated).backward()
         elif len(batch):
             batch.skipped["left_out/alone"] = 1
         if (i + 1) % cfg.accumulate == 0 or i + 1 == batches:
             lr = state.optimizer.param_groups[0]["lr"]
             optimizer_step(state, cfg.grad_clip)
-        losses_log.add(state.step, i, batch, losses)
+        loss_log.add(state.step, i, batch, losses)
         state.batch = i + 1
-    return losses_log.close(lr)
+    return loss_log.close(lr)
 
 
 def optimizer_step(state: TrainState, grad_clip: float | None) -> None:
@@ -174,9 +182,9 @@ class EvalResult:
 
     Attributes:
         metrics: values by name, without the split's prefix.
-        totals: the task's metrics object after the last batch.
-        first: the first batch, as passed to the model, and its predictions.
-        skipped: samples skipped or read by a fallback, by kind.
+        totals: the task's ``Metrics`` over all batches.
+        first: the first non-empty batch, as passed to the model, and its predictions.
+        skipped: counts by kind of samples that were skipped or read by a fallback.
     """
 
     metrics: dict[str, float]

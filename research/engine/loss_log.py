@@ -1,4 +1,4 @@
-"""Losses of the batches of an epoch: rows for the tracker and means of the epoch."""
+"""Losses of an epoch of training: a row per batch for the tracker, and their means."""
 
 from __future__ import annotations
 

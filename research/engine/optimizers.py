@@ -1,4 +1,8 @@
-"""Parameter groups, optimizers of timm and torch by name, scaling of the learning rate."""
+"""Optimizers of timm and torch by name, and their learning rates.
+
+``parameter_groups`` sets the learning rate and weight decay of each layer, ``scaled_lr`` scales the
+learning rate to the batch size.
+"""
 
 from __future__ import annotations
 

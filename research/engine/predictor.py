@@ -12,7 +12,7 @@ from torch import nn
 
 from research.batch import Batch
 from research.config.changes import for_use
-from research.data.source import DataModule
+from research.data.datamodule import DataModule
 from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, run_folder
 from research.engine.build import Config
@@ -122,7 +122,7 @@ def load_predictor(config: Config, saved: Mapping[str, Any]) -> Predictor:
     config = {**config, "model": settings}
     network = build.model(config, saved["data"])
     load_weights(network, checkpoint.weights_of(saved), "checkpoint", "the checkpoint")
-    data = build.source(config)
+    data = build.data_module(config)
     data.load_metadata(saved["data"])
     transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])

@@ -1,4 +1,4 @@
-"""Seeds and states of the random generators; generators for a position in a run."""
+"""Random generators: seeds, states for checkpoints, and a generator per batch."""
 
 from __future__ import annotations
 

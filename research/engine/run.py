@@ -1,4 +1,4 @@
-"""One training run: run folder, resume, trackers, checkpoints, final status."""
+"""One training run: create or resume its folder, train, save checkpoints, record its status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Run folders: create, record what is needed to reproduce a run, find unfinished runs, lock."""
+"""Run folders: creation, locks, and the search for an unfinished run (``resume=auto``).
+
+Also writes what is needed to reproduce a run, see ``describe``.
+"""
 
 from __future__ import annotations
 

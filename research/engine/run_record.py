@@ -1,4 +1,4 @@
-"""The record in a run folder: configuration, overrides and environment; imports no torch."""
+"""Reads the record in a run folder: configuration, overrides, environment. Imports no torch."""
 
 from __future__ import annotations
 

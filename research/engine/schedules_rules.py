@@ -1,4 +1,4 @@
-"""Rules of the keys of learning rate schedules."""
+"""Rules of the keys of learning-rate schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a training run: everything that is stored in a checkpoint."""
+"""``TrainState``: the state of a training run, which is the content of its checkpoints."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class TrainState:
         ema: exponential moving average of the model, or None.
         config: the resolved configuration, stored with the checkpoint.
         metadata: of the data set, see ``DataModule.metadata``; stored with the checkpoint.
-        epoch: epochs done.
-        step: number of batches so far.
-        batch: position in the next epoch, in batches; 0 at the end of an epoch.
+        epoch: number of completed epochs.
+        step: number of training batches so far, over all epochs.
+        batch: number of completed batches in the current epoch; 0 after the end of an epoch.
         best: best value of the monitored metric; None before the first epoch.
         best_epoch: epoch of the best value, from 1; 0 before the first epoch.
         history: one row per epoch.
@@ -80,7 +80,7 @@ class TrainState:
             yield name, getattr(self, name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, numbers, strings and containers."""
+        """The content of a checkpoint: plain tensors, numbers, strings and containers."""
         return {
             **{
                 name: None if part is None else part.state_dict() for name, part in self._stateful()
@@ -96,7 +96,7 @@ class TrainState:
         """Restore everything except ``config`` and ``metadata``, which the current command sets.
 
         Args:
-            saved: from ``state_dict``, as ``checkpoint.load`` returns it.
+            saved: what ``checkpoint.load`` returns for a file written from ``state_dict``.
             folder: run folder, for messages.
 
         Raises:
@@ -142,10 +142,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
 
 
 def _compatible(name: str, own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """``saved`` with missing keys from ``own``: other versions of torch may have other keys.
+    """The entries of ``saved`` that are in ``own``, and those of ``own`` that ``saved`` lacks.
 
-    ``load_state_dict`` of schedulers and scalers accepts any values, so structure and types are
-    checked here.
+    The keys may differ between versions of torch. Structure and types are checked here, because
+    ``load_state_dict`` of schedulers and scalers accepts any values.
     """
     known = {key: value for key, value in saved.items() if key in own}
     incomplete = "last_epoch" in own and "last_epoch" not in known

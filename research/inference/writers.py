@@ -1,6 +1,6 @@
 """Writers of predictions for a user's own images: files in a folder, and overlays for a player.
 
-A task makes the writer that fits it, see ``Task.writer``.
+``python -m research.predict`` uses the writer that the task creates, see ``Task.writer``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The form in which a network is exported: tensors in, tensors out."""
+"""A network as a module whose inputs and outputs are tensors, for export."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One-to-one matching of predicted boxes with true boxes, without gradient.
+"""One-to-one matching of predicted boxes with true boxes for the losses of BigDet.
 
-Both matchers score a pair by its IoU. Ties, such as pairs that do not overlap early in training,
-are decided by the distance of the centres.
+Both matchers score a pair by its IoU, without gradient. Ties, such as pairs that do not overlap
+early in training, are decided by the distance of the centres.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules of the keys of every model."""
+"""Rules of keys that several models have."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tasks: losses, predictions, metrics and pictures of each kind of problem."""
+"""Tasks: losses, predictions, metrics and pictures; one module per kind of problem."""

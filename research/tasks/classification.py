@@ -1,4 +1,4 @@
-"""Classification: cross-entropy, top-1 and top-5, calibration, confusion, the worst mistakes."""
+"""Classification: cross-entropy loss, top-1 and top-5 accuracy, calibration, confusion matrix."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from research.tracking.tracker import Rows
 from research.viz import pictures
 
 SHOWN: Final = 24
+"""Images in a picture."""
 BINS: Final = 15
-"""Of confidence, as Guo et al. (2017) count them."""
+"""Bins of confidence for the calibration error, as in Guo et al. (2017)."""
 
 
 class Classification:
-    """One class an image, from a model that returns logits [B, C].
+    """One class per image, from a model that returns logits [B, C].
 
     Args:
         classes: class names, in index order.
@@ -41,20 +42,20 @@ class Classification:
         self.label_smoothing = label_smoothing
 
     def losses(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
-        logits = _single(model(batch.inputs))
+        logits = _at_least_float32(model(batch.inputs))
         if batch.labels_b is None or batch.lam is None:
             return {"cross_entropy": self._loss(logits, batch.labels, "mean")}
-        # Linear in the target: the loss for the mixed target is the mix of the two losses.
+        # Cross-entropy is linear in the target, so the loss of a mixed target is the weighted mean.
         first = self._loss(logits, batch.labels, "none")
         second = self._loss(logits, batch.labels_b, "none")
         return {"cross_entropy": torch.lerp(second, first, batch.lam).mean()}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
         """Logits [B, C], at least float32."""
-        return _single(model(batch.inputs))
+        return _at_least_float32(model(batch.inputs))
 
     def postprocess(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
-        """The logits as they are."""
+        """Returns the logits unchanged."""
         return predictions
 
     def writer(self, folder: Path) -> ClassWriter:
@@ -63,7 +64,7 @@ class Classification:
     def example_batch(
         self, count: int, inputs: Callable[[int], Any], metadata: Mapping[str, Any]
     ) -> ClassificationBatch:
-        """Every label is 0."""
+        """All labels are 0."""
         index = torch.arange(count)
         return ClassificationBatch(index, inputs(count), torch.zeros_like(index))
 
@@ -75,7 +76,7 @@ class Classification:
         metrics: ClassificationMetrics,
         batch: ClassificationBatch,
         predictions: Tensor,
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         probability, pred = predictions[:SHOWN].softmax(1).max(1)
         drawn = {
@@ -89,7 +90,7 @@ class Classification:
                 metrics.compute()["ece"],
             ),
             "sample_predictions": self._sheet(
-                panels(batch)[0][:SHOWN], batch.labels[:SHOWN], pred, probability
+                to_images(batch)[0][:SHOWN], batch.labels[:SHOWN], pred, probability
             ),
         }
         worst = metrics.worst
@@ -98,7 +99,7 @@ class Classification:
         else:
             mistakes = worst.batch.to(batch.labels.device)
             drawn["confident_mistakes"] = self._sheet(
-                panels(mistakes)[0], mistakes.labels, worst.pred, worst.probability
+                to_images(mistakes)[0], mistakes.labels, worst.pred, worst.probability
             )
         return drawn
 
@@ -150,7 +151,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Wrongly predicted samples, the most confident first; on the CPU.
+    """Wrongly predicted samples by decreasing confidence, on the CPU.
 
     Attributes:
         batch: N samples, as the input of the model.
@@ -164,15 +165,15 @@ class Mistakes:
 
 
 class ClassificationMetrics:
-    """``loss``, ``top1`` and ``top5`` (0…1) and ``ece`` over all samples; exact sums.
+    """``loss``, ``top1`` and ``top5`` (0…1) and ``ece`` over all samples, from float64 sums.
 
-    With five classes or fewer there is no ``top5``: it would be 1. ``ece`` is the expected
-    calibration error over 15 bins of equal width (Guo et al., 2017), 0…1.
+    With five classes or fewer there is no ``top5``, which would always be 1. ``ece`` is the
+    expected calibration error over 15 bins of equal width (Guo et al., 2017), 0…1.
 
     Attributes:
-        counts: [15] samples per bin of confidence; a bin includes its lower edge.
-        confidence: [15] sum of their confidences.
-        correct: [15] number of correct predictions among them.
+        counts: [15] number of samples per bin of confidence; a bin includes its lower edge.
+        confidence: [15] sum of the confidences in each bin.
+        correct: [15] number of correct predictions in each bin.
         worst: the most confident mistakes, at most 24; ``None`` if there are none.
     """
 
@@ -244,12 +245,12 @@ class ClassificationMetrics:
         self.worst = worst if self.worst is None else _worst_of(self.worst, worst)
 
     def _zeros(self, count: int) -> Tensor:
-        """Sums on the device, in float64: integers stay exact."""
+        """Zeros on the device; float64, in which counts are exact."""
         return torch.zeros(count, dtype=torch.float64, device=self.device)
 
 
 def _worst_of(one: Mistakes, two: Mistakes) -> Mistakes:
-    """The most confident of both; of equal ones the earlier."""
+    """The ``SHOWN`` most confident mistakes of both; equally confident ones in the given order."""
     probability = torch.cat([one.probability, two.probability])
     order = probability.argsort(descending=True, stable=True)[:SHOWN]
     pred = torch.cat([one.pred, two.pred])
@@ -257,8 +258,8 @@ def _worst_of(one: Mistakes, two: Mistakes) -> Mistakes:
     return Mistakes(batch, pred[order], probability[order])
 
 
-def _single(logits: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 unchanged."""
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """Converts half precision to float32; leaves float32 and float64 unchanged."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

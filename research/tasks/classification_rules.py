@@ -1,4 +1,4 @@
-"""Rules of the keys of classification."""
+"""Rules of the keys of ``task=classification``."""
 
 from __future__ import annotations
 

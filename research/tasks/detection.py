@@ -109,21 +109,21 @@ class Detection:
         self, metrics: DetectionMetrics, names: Callable[[Any], dict[str, list[str]]]
     ) -> Mapping[str, Rows]:
         """``per_class`` and ``confusion``, see ``DetectionMetrics``."""
-        return {"per_class": metrics.per_class(), "confusion": metrics.confused()}
+        return {"per_class": metrics.per_class(), "confusion": metrics.confusion_table()}
 
     def pictures(
         self,
         metrics: DetectionMetrics,
         batch: DetectionBatch,
         predictions: list[Detections],
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         scores, labels = np.array(metrics.scores), np.array(metrics.labels)
         hits = np.array(metrics.hits, dtype=bool)
         title = f"detections at IoU {self.iou:g} over {metrics.frames} frames"
         drawn = {
             "detections": self._sheet(
-                batch, predictions, [panel[:SHOWN].cpu() for panel in panels(batch)]
+                batch, predictions, [images[:SHOWN].cpu() for images in to_images(batch)]
             ),
             "precision_recall": charts.precision_recall(
                 scores, hits, int(metrics.positives.sum()), title
@@ -141,8 +141,8 @@ class Detection:
                 },
                 title,
             )
-        if metrics.audit:
-            drawn["matching_audit"] = charts.matching_audit(*np.array(metrics.audit).T)
+        if metrics.matching:
+            drawn["matching_audit"] = charts.matching_audit(*np.array(metrics.matching).T)
         return drawn
 
     def _sheet(
@@ -154,25 +154,25 @@ class Detection:
         for images, (detections, boxes, labels) in zip(
             zip(*panels, strict=True), frames, strict=False
         ):
-            kept = {
+            confident = {
                 name: values[detections["scores"] >= self.score]
                 for name, values in detections.items()
             }
-            hits = true_positives(kept, boxes, labels, self.iou)
+            hits = true_positives(confident, boxes, labels, self.iou)
             texts = [
                 self._name(label, score)
                 for label, score in zip(
-                    kept["labels"].tolist(), kept["scores"].tolist(), strict=True
+                    confident["labels"].tolist(), confident["scores"].tolist(), strict=True
                 )
             ]
-            colours = self._colours(kept["labels"].tolist())
+            colours = self._colours(confident["labels"].tolist())
             drawn = []
             for image in images:
                 cell = pictures.from_pixels(image).resize((CELL, CELL), Resampling.BILINEAR)
                 cell = pictures.draw_boxes(
                     cell, (boxes * CELL).tolist(), colours=[pictures.TRUE_BOX]
                 )
-                predicted = (kept["boxes"] * CELL).tolist()
+                predicted = (confident["boxes"] * CELL).tolist()
                 drawn.append(pictures.draw_boxes(cell, predicted, texts, colours))
             cells.append(pictures.side_by_side(drawn))
             captions.append(

@@ -1,4 +1,8 @@
-"""Detection metrics: COCO's averages, precision and recall, presence, confusion matrix."""
+"""Detection metrics: COCO's averages, precision and recall, presence, confusion matrix.
+
+``match_detections`` is the IoU matching of precision, recall and the confusion matrix. The matchers
+of ``research.models.matching`` belong to the training losses; here only ``matching_gap`` uses them.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,7 @@ class DetectionMetrics:
     Attributes:
         classes: the class names; ``object`` alone if class-agnostic.
         confusion: [C + 1, C + 1] counts, rows target and columns prediction, background last.
-            Boxes that ``match`` leaves unmatched are matched again regardless of class.
+            Boxes without a match of their class are matched again regardless of class.
     """
 
     names: Final = [
@@ -112,7 +116,7 @@ class DetectionMetrics:
         self.labels: list[int] = []
         self.hits: list[bool] = []
         self.best_iou: list[float] = []
-        self.audit: list[tuple[float, float]] = []
+        self.matching: list[tuple[float, float]] = []
         self.confusion = torch.zeros([len(self.classes) + 1] * 2, dtype=torch.int64)
 
     def update(self, predictions: list[Detections], batch: DetectionBatch) -> None:
@@ -125,38 +129,42 @@ class DetectionMetrics:
             detections["boxes"] = in_file(letterbox, detections["boxes"])
             boxes = in_file(letterbox, boxes)
             self.coco.update([detections], [{"boxes": boxes, "labels": labels}])
-            self._count(detections, boxes, labels)
+            self._update_counts(detections, boxes, labels)
             if len(boxes):
                 sides = torch.tensor([width, height, width, height])
-                self._audit(detections["boxes"] / sides, boxes / sides)
+                self._update_matching(detections["boxes"] / sides, boxes / sides)
 
-    def _count(self, detections: Detections, boxes: Tensor, labels: Tensor) -> None:
+    def _update_counts(self, detections: Detections, boxes: Tensor, labels: Tensor) -> None:
         self.frames += 1
         self.positives += torch.bincount(labels, minlength=len(self.classes))
-        matches = match(detections, boxes, labels, self.iou)
+        matches = match_detections(detections, boxes, labels, self.iou)
         self.scores.extend(detections["scores"].tolist())
         self.labels.extend(detections["labels"].tolist())
         self.hits.extend(true >= 0 for true in matches)
         # Sorted by score: those that count come first and were matched first.
         count = int((detections["scores"] >= self.score).sum())
-        kept = {name: values[:count] for name, values in detections.items()}
-        self._confuse(kept, boxes, labels, matches[:count])
+        confident = {name: values[:count] for name, values in detections.items()}
+        self._update_confusion(confident, boxes, labels, matches[:count])
         present = bool((detections["scores"] >= self.presence).any())
         self.correct_presence += present == bool(len(boxes))
 
-    def _confuse(
+    def _update_confusion(
         self, detections: Detections, boxes: Tensor, labels: Tensor, matches: list[int]
     ) -> None:
+        """Count the detections and boxes of a frame in ``confusion``.
+
+        ``matches`` is extended by matches between different classes.
+        """
         unmatched = [index for index, true in enumerate(matches) if true < 0]
         free = [true for true in range(len(boxes)) if true not in matches]
         rest = {
             "boxes": detections["boxes"][unmatched],
             "labels": torch.zeros(len(unmatched), dtype=torch.int64),
         }
-        class_agnostic = match(
+        rematched = match_detections(
             rest, boxes[free], torch.zeros(len(free), dtype=torch.int64), self.iou
         )
-        for index, other in zip(unmatched, class_agnostic, strict=True):
+        for index, other in zip(unmatched, rematched, strict=True):
             matches[index] = free[other] if other >= 0 else -1
         background = len(self.classes)
         for label, true in zip(detections["labels"].tolist(), matches, strict=True):
@@ -164,12 +172,13 @@ class DetectionMetrics:
         for true in set(range(len(boxes))) - set(matches):
             self.confusion[labels[true], background] += 1
 
-    def _audit(self, detections: Tensor, boxes: Tensor) -> None:
+    def _update_matching(self, detections: Tensor, boxes: Tensor) -> None:
+        """Add a frame to ``mean_iou`` and ``matching_gap``; boxes are fractions of the image."""
         overlap = box_iou(detections[:1], boxes)
         self.best_iou.append(overlap.max().item() if len(overlap) else 0.0)
         pairs = affinity(boxes[None], detections[None])
         mask = torch.ones(1, len(boxes), dtype=torch.bool)
-        self.audit.append(
+        self.matching.append(
             (
                 total_iou(pairs, greedy(pairs, mask)).item() / len(boxes),
                 total_iou(pairs, hungarian(pairs, mask)).item() / len(boxes),
@@ -184,14 +193,14 @@ class DetectionMetrics:
         hits = [
             hit for hit, score in zip(self.hits, self.scores, strict=True) if score >= self.score
         ]
-        greedy_iou, optimal_iou = np.array(self.audit).reshape(-1, 2).T
+        greedy_iou, optimal_iou = np.array(self.matching).reshape(-1, 2).T
         return {
             **{name: _defined(coco[theirs].item()) for name, theirs in COCO.items()},
             "precision": _ratio(sum(hits), len(hits)),
             "recall": _ratio(sum(hits), int(self.positives.sum())),
             "presence_accuracy": _ratio(self.correct_presence, self.frames),
             "mean_iou": _ratio(sum(self.best_iou), len(self.best_iou)),
-            "matching_gap": _ratio((optimal_iou - greedy_iou).sum(), len(self.audit)),
+            "matching_gap": _ratio((optimal_iou - greedy_iou).sum(), len(self.matching)),
         }
 
     def per_class(self) -> Rows:
@@ -213,7 +222,7 @@ class DetectionMetrics:
             rows.append({"class": name, "boxes": int(self.positives[label]), **values})
         return rows
 
-    def confused(self) -> Rows:
+    def confusion_table(self) -> Rows:
         """``confusion`` as a table."""
         names = [*self.classes, BACKGROUND]
         return [
@@ -222,7 +231,9 @@ class DetectionMetrics:
         ]
 
 
-def match(detections: Detections, boxes: Tensor, labels: Tensor, iou: float) -> list[int]:
+def match_detections(
+    detections: Detections, boxes: Tensor, labels: Tensor, iou: float
+) -> list[int]:
     """Match each detection, by decreasing score, to an unmatched ground-truth box of its class.
 
     Args:
@@ -248,8 +259,8 @@ def match(detections: Detections, boxes: Tensor, labels: Tensor, iou: float) -> 
 
 
 def true_positives(detections: Detections, boxes: Tensor, labels: Tensor, iou: float) -> list[bool]:
-    """Which detections have a match, see ``match``."""
-    return [true >= 0 for true in match(detections, boxes, labels, iou)]
+    """Which detections have a match, see ``match_detections``."""
+    return [true >= 0 for true in match_detections(detections, boxes, labels, iou)]
 
 
 def in_file(letterbox: Letterbox, boxes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rules of the keys of detection."""
+"""Rules of the keys of detection tasks."""
 
 from __future__ import annotations
 

@@ -119,24 +119,24 @@ class Ranking:
         metrics: RankingMetrics,
         batch: PairBatch,
         predictions: Tensor,
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image.Image]:
         """``reliability``, ``ranked_series`` and ``confident_mistakes``."""
         drawn = {
             "reliability": pictures.reliability(*metrics.reliability(), metrics.compute()["ece"]),
-            "ranked_series": _ranked(batch, predictions, panels),
+            "ranked_series": _ranked(batch, predictions, to_images),
         }
         if metrics.worst is None:
             drawn["confident_mistakes"] = pictures.note("no pair was predicted wrongly")
         else:
             mistakes, logits = metrics.worst
             shown = mistakes.to(batch.inputs.device)
-            drawn["confident_mistakes"] = _mistakes(shown, logits, panels)
+            drawn["confident_mistakes"] = _mistakes(shown, logits, to_images)
         return drawn
 
 
 def _ranked(
-    batch: PairBatch, predictions: Tensor, panels: Callable[[Any], list[Tensor]]
+    batch: PairBatch, predictions: Tensor, to_images: Callable[[Any], list[Tensor]]
 ) -> Image.Image:
     """A row per series of a batch, from best to worst; green where the votes agree."""
     numbers = [*dict.fromkeys(batch.series.tolist())][:SERIES]
@@ -149,7 +149,7 @@ def _ranked(
         for row, both in enumerate(pairs.photos.tolist())
         for side, photo in enumerate(both)
     }
-    images = panels(batch)
+    images = to_images(batch)
     cells: list[Image.Image] = []
     captions: list[str] = []
     right: list[bool | None] = []
@@ -171,12 +171,12 @@ def _ranked(
 
 
 def _mistakes(
-    batch: PairBatch, logits: Tensor, panels: Callable[[Any], list[Tensor]]
+    batch: PairBatch, logits: Tensor, to_images: Callable[[Any], list[Tensor]]
 ) -> Image.Image:
     """Pairs with the probability and the votes for the left photo, most confident first."""
     cells = [
         pictures.side_by_side([_cell(first), _cell(second)])
-        for first, second in zip(*panels(batch), strict=True)
+        for first, second in zip(*to_images(batch), strict=True)
     ]
     captions = [
         f"left is better: {probability:.0%}\nvotes {votes:.0%}"

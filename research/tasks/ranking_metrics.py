@@ -1,4 +1,8 @@
-"""Metrics of pairwise ranking: accuracy, calibration, order within series."""
+"""Metrics of pairwise ranking: accuracy, calibration, order within series.
+
+A metric has a name in ``RankingMetrics.names``, sums per series in ``_sums`` and its value in
+``_rates``: bootstrap intervals are computed from resampled sums.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of the keys of ranking."""
+"""Rules of the keys of ``task=ranking``."""
 
 from __future__ import annotations
 

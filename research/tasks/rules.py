@@ -1,4 +1,4 @@
-"""Rules of the keys of every task."""
+"""Rules of keys that several tasks have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of a task: losses, predictions, metrics, pictures of one kind of problem."""
+"""``Task``: the interface of tasks, with losses, predictions, metrics and pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from research.tracking.tracker import Rows
 
 
 class Monitor(NamedTuple):
-    """The metric that picks the best epoch, and which way is better: ``max`` or ``min``."""
+    """The metric that selects the best epoch, and its direction: ``max`` or ``min``."""
 
     metric: str
     mode: str
@@ -27,7 +27,7 @@ class Monitor(NamedTuple):
 
 
 class Metrics(Protocol):
-    """Accumulates over a split; torchmetrics' manner of update, compute, reset.
+    """Metrics over a split, with ``update``, ``compute`` and ``reset`` as in torchmetrics.
 
     ``names`` lists the keys of ``compute`` after at least one sample.
     """
@@ -45,10 +45,10 @@ class Metrics(Protocol):
 class Task(Protocol):
     """Losses, predictions, metrics and pictures of one kind of problem.
 
-    ``losses`` is called in training mode and returns every part by name; the loop sums them.
-    ``predict`` is called in evaluation mode and returns whatever ``metrics().update`` takes.
-    A loss on the validation split is a metric of the task's own, computed from its predictions,
-    so that evaluation needs one forward pass.
+    ``losses`` is called in training mode and returns each term by name; the loop sums them.
+    ``predict`` is called in evaluation mode and returns the input of ``metrics().update``. The
+    validation loss, if there is one, is a metric computed from predictions, so that evaluation
+    needs one forward pass.
     """
 
     monitor: Monitor
@@ -62,7 +62,11 @@ class Task(Protocol):
         ...
 
     def writer(self, folder: Path) -> PredictionWriter:
-        """Writes predictions for a user's own images into ``folder``, made when first needed."""
+        """A writer of predictions for a user's own images.
+
+        Args:
+            folder: output folder, created with the first prediction.
+        """
         ...
 
     def example_batch(
@@ -71,8 +75,8 @@ class Task(Protocol):
         """A batch with valid targets, for commands that need one but no data.
 
         Args:
-            count: samples in the batch.
-            inputs: makes so many inputs of the network.
+            count: number of samples.
+            inputs: returns the given number of network inputs.
             metadata: of the data set, see ``DataModule.metadata``.
         """
         ...
@@ -84,15 +88,15 @@ class Task(Protocol):
         metrics: Any,
         batch: Any,
         predictions: Any,
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         """Named images for the tracker.
 
         Args:
-            metrics: the split's metrics, complete.
-            batch: the first batch of the split, as the model saw it.
+            metrics: the metrics over the whole split.
+            batch: the first batch of the split, as passed to the model.
             predictions: from ``predict`` for this batch.
-            panels: shows a batch's samples, see ``DeviceTransform.to_images``.
+            to_images: converts a batch to images, see ``DeviceTransform.to_images``.
         """
         ...
 
@@ -102,7 +106,7 @@ class Task(Protocol):
         """Named tables for the tracker.
 
         Args:
-            metrics: the split's metrics, complete.
-            names: the names of a batch's samples for a user, see ``DeviceTransform.names``.
+            metrics: the metrics over the whole split.
+            names: names of the samples of a batch, see ``DeviceTransform.names``.
         """
         ...

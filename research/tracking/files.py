@@ -1,4 +1,8 @@
-"""The tracker of every run: CSV tables and pictures in the run folder."""
+"""The tracker of every run: CSV tables and pictures in the run folder.
+
+The columns of a table are the keys of its rows: ``research.engine.loop.fit`` makes the row of an
+epoch, ``research.engine.loss_log`` the row of a batch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of the keys of the MLflow tracker."""
+"""Rules of the keys of ``logging.mlflow``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of trackers: everything that a run records goes through it."""
+"""``Tracker``: the interface of trackers, through which a run records everything."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,9 +30,15 @@ def validate(kind: type[T], document: object, key: str, file: Path, hint: str) -
         UserError: for the first field that is missing, unknown or not valid.
     """
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(document))
+        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type] # classes are hashable
+        return adapter.validate_json(json.dumps(document))
     except ValidationError as error:
         raise UserError(key, f"{file}: {_first_problem(error)}", hint) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Work on many files in threads, for what releases the GIL: reading, decoding, hashing."""
+"""Processes many files in threads, for work that releases the GIL: reading, decoding, hashing."""
 
 from __future__ import annotations
 

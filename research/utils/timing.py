@@ -1,4 +1,4 @@
-"""Timing: synchronized with the device, after warm-up, candidates interleaved."""
+"""Timing of functions: after warm-up, synchronized with the device, candidates alternating."""
 
 from __future__ import annotations
 

@@ -236,6 +236,12 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ["nesterov needs a momentum"],
     ),
     (
+        "dataset._target_=research.data.warehouse.dataset.Warehouse",
+        "dataset=demo dataset._target_=research.data.folder.ImageFolders,"
+        "research.data.warehouse.dataset.Warehouse",
+        ["dataset._target_=", "choose dataset=demo_runs|warehouse"],
+    ),
+    (
         "optimizer._target_=os.system",
         "optimizer._target_=torch.optim.SGD,os.system",
         ["torch.optim.SGD"],

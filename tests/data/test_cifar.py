@@ -306,7 +306,7 @@ def composed() -> dict[str, Any]:
 def opened(seed: int = 0, **changes: Any) -> Cifar:
     """The data set in the working directory, with changes to the keys of its YAML."""
     assert changes.keys() <= composed()["dataset"].keys()
-    data = build.source({**composed(), "dataset": {**composed()["dataset"], **changes}})
+    data = build.data_module({**composed(), "dataset": {**composed()["dataset"], **changes}})
     assert isinstance(data, Cifar)
     data.prepare(seed)
     return data

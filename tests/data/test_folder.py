@@ -12,8 +12,8 @@ import torch
 
 from research.config import compose_config, resolved
 from research.data.augment import Augmentation
+from research.data.datamodule import NetworkInput
 from research.data.folder import ImageFolders
-from research.data.source import NetworkInput
 from research.data.transforms import CoefficientTransform, PixelTransform
 from research.engine import build
 from tests.conftest import user_error
@@ -92,7 +92,7 @@ def test_augmentation_reaches_the_device(folders: Path, compression: str) -> Non
         "dataset.image_size=32",
         "dataset.augmentation.cutmix=0.7",
     ]
-    data = build.source(resolved(compose_config(line)[0]))
+    data = build.data_module(resolved(compose_config(line)[0]))
     data.prepare(0)
     transform = data.transform(measured=False)
     assert isinstance(transform, PixelTransform | CoefficientTransform)

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
@@ -14,7 +12,7 @@ from torchvision import models
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, select_frequencies
 from research.compression.stems import StemSpec
-from research.config.options import CONF
+from research.config.options import option_node
 from research.models.densenet import densenet
 from tests.conftest import as_if_trained
 
@@ -38,18 +36,8 @@ VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
 def configured(option: str, classes: int, size: int = 32, **changes: Any) -> nn.Module:
     """The model of ``conf/model/OPTION.yaml``, filled in as ``build.model`` does."""
     filled = {"num_classes": classes, "image_size": size}
-    return densenet(**{**composed(option), **filled, **changes})
-
-
-@cache
-def composed(option: str) -> dict[str, Any]:
-    """As Hydra merges them, in a hundredth of the time."""
-    parts = [
-        yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
-        for name in ("_densenet", option)
-    ]
-    both = parts[0] | parts[1]
-    return {key: value for key, value in both.items() if key not in ("_target_", "defaults")}
+    settings = {k: v for k, v in option_node("model", option).items() if k != "_target_"}
+    return densenet(**{**settings, **filled, **changes})
 
 
 def tiny(classes: int = 5, **changes: Any) -> nn.Module:

@@ -14,6 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from research.batch import Targets
+from research.config.options import option_node
 from research.models.mit import STEM, VARIANTS
 from research.models.rgbx import RgbxDetector, rgbx_detector
 from tests.conftest import as_if_trained, user_error
@@ -28,10 +29,8 @@ FUSIONS = ("cross_attention", "sum", "concat", "rgb_only", "x_only")
 
 def build(variant: str = "b0", **changed: Any) -> RgbxDetector:
     """A detector of one class with the defaults of the configuration."""
-    settings: Any = OmegaConf.to_container(OmegaConf.load(CONF / "_rgbx.yaml"))
-    settings = {
-        key: value for key, value in settings.items() if key not in ("defaults", "_target_")
-    }
+    settings = option_node("model", "_rgbx")
+    settings = {key: value for key, value in settings.items() if key != "_target_"}
     given = {"name": f"rgbx_mit_{variant}", "num_classes": 1, "x_channels": 2, **changed}
     return rgbx_detector(**{**settings, **given})
 

@@ -21,7 +21,7 @@ from research.batch import DetectionBatch, Targets
 from research.data.transforms import DeviceTransform
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import COCO as AVERAGES
-from research.tasks.detection_metrics import DetectionMetrics, match, true_positives
+from research.tasks.detection_metrics import DetectionMetrics, match_detections, true_positives
 
 CPU = torch.device("cpu")
 NAMES = DeviceTransform().names
@@ -365,7 +365,8 @@ def test_no_ground_truth_box_is_matched_twice(seed: int, iou: float) -> None:
         assert len(hits) == len(one["boxes"])
         assert sum(hits) <= int(mask.sum())
         assert hits == slow_hits(one, boxes[mask], labels[mask], iou)
-        matched = [true for true in match(one, boxes[mask], labels[mask], iou) if true >= 0]
+        pairs = match_detections(one, boxes[mask], labels[mask], iou)
+        matched = [true for true in pairs if true >= 0]
         assert len(set(matched)) == len(matched) == sum(hits)
 
 

@@ -1,1 +1,1 @@
-"""Frames with boxes, from every layout that users bring: builder, checking, writing, rendering."""
+"""Frames with boxes: readers and writers of all formats, letterboxing, augmentation."""

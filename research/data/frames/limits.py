@@ -1,4 +1,4 @@
-"""Limits on the number of unusable frames in a source."""
+"""Limits on the number of skipped frames in a source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of the keys of the augmentation of frames."""
+"""Rules of the keys of ``dataset.augmentation``, of frames with boxes."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from research.batch import PhotoBatch
 from research.config.cli import choose
+from research.data.datamodule import Demo, NetworkInput
 from research.data.folds import FoldColumns, FoldResult
 from research.data.index import ProgressCallback, index_folder
 from research.data.loader import BatchSource
@@ -41,7 +42,6 @@ from research.data.pairs.select import (
 )
 from research.data.pairs.sharpness import describe_baselines, measure_sharpness
 from research.data.pairs.transform import FeatureTransform, PairTransform
-from research.data.source import Demo, NetworkInput
 from research.data.transforms import DeviceTransform
 from research.utils.errors import UserError
 
@@ -235,7 +235,7 @@ class PhotoPairs:
     def load_image(self, path: Path) -> list[Image]:
         return [read_photo(path)]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
         return self.metadata()
 
     def fold_result(self, metrics: Any) -> FoldResult:

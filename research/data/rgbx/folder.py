@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 
 from research.batch import DetectionBatch
+from research.data.datamodule import DEFAULT_MAX_BOXES, Demo, NetworkInput, expected_classes
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.limits import log_skipped
 from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
@@ -36,7 +37,6 @@ from research.data.rgbx.layout import (
 from research.data.rgbx.samples import ArraySamples, collate_frames
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
-from research.data.source import USUAL_BOXES, Demo, NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError
@@ -193,13 +193,13 @@ class RgbxFolder:
         """RGB images of a file: the colours, then each X channel in grey."""
         return to_pil_images(read_array(path, self.spec))
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
         extra = model.get("x_channels") or len(self.x or DEFAULT_NAMES[2])
         return {
             "name": self.name,
-            "classes": expected_classes(model, self._known_classes() if look else None, 1),
+            "classes": expected_classes(model, self._known_classes() if own_classes else None, 1),
             "channels": [*COLOURS, *map(str, range(extra))],
-            "transform": {"max_boxes": USUAL_BOXES},
+            "transform": {"max_boxes": DEFAULT_MAX_BOXES},
         }
 
     def _known_classes(self) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Rules of the keys of RGB + X arrays."""
+"""Rules of the keys of RGB + X arrays; those of their augmentation are in ``transform_rules``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of the keys of the augmentation of RGB + X frames."""
+"""Rules of the keys of ``dataset.augmentation``, of RGB + X frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data module of prepared stores."""
+"""``Warehouse``: the data module of prepared stores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from research.batch import Batch
+from research.data.datamodule import NetworkInput, expected_classes
 from research.data.folds import FoldColumns, FoldResult, fold_splits
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.transform import FrameAugmentation
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import decode, to_rgb
-from research.data.source import NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind, true_boxes
 from research.data.warehouse.manifest import Manifest
@@ -167,11 +167,11 @@ class Warehouse:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        known = Manifest.load(self.path).classes if look and self.path.exists() else None
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        known = Manifest.load(self.path).classes if own_classes and self.path.exists() else None
         return {
             "name": self.name,
-            "classes": expected_classes(model, known, self.kind.usual_classes),
+            "classes": expected_classes(model, known, self.kind.default_classes),
             "transform": self.kind.expected_transform(model),
         }
 

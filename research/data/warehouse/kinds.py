@@ -1,4 +1,4 @@
-"""The kinds of store as batches: coefficients with labels, frames with boxes.
+"""The two kinds of store as batches: coefficients with labels, frames with boxes.
 
 ``configure`` gets the ``transform`` of a store from its manifest, or from a checkpoint of a model
 trained on it. With it, ``read`` preprocesses other files in the same way, without the store.
@@ -21,13 +21,13 @@ from research.compression.blocks import Blocks
 from research.compression.selection import Selection, covering
 from research.data.block_samples import MCU, BlockCrop, BlockSamples
 from research.data.coefficients import CoefficientSpec
+from research.data.datamodule import DEFAULT_MAX_BOXES, IMAGENET_CLASSES
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import decode, to_rgb
-from research.data.source import IMAGENET_CLASSES, USUAL_BOXES
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.store import Store
@@ -46,12 +46,12 @@ class StoreKind(Protocol):
     Attributes:
         name: the ``kind`` of the manifest.
         model_keys: entries of the store's ``transform`` that a trained model depends on.
-        usual_classes: number of classes where nothing else is known.
+        default_classes: number of classes where nothing else is known.
     """
 
     name: str
     model_keys: tuple[str, ...]
-    usual_classes: int
+    default_classes: int
 
     def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """``transform`` of a store that fits the settings, see ``expected_metadata``."""
@@ -103,7 +103,7 @@ class CoefficientKind:
 
     name = "coefficients"
     model_keys: tuple[str, ...] = ("image_size",)
-    usual_classes = IMAGENET_CLASSES
+    default_classes = IMAGENET_CLASSES
 
     def __init__(
         self,
@@ -273,7 +273,7 @@ class FrameKind:
 
     name = "frames"
     model_keys: tuple[str, ...] = ("image_size", "max_boxes")
-    usual_classes = 1
+    default_classes = 1
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ class FrameKind:
             )
         return {
             "image_size": self.image_size,
-            "max_boxes": model.get("max_boxes") or self.max_boxes or USUAL_BOXES,
+            "max_boxes": model.get("max_boxes") or self.max_boxes or DEFAULT_MAX_BOXES,
         }
 
     def configure(self, transform: Mapping[str, Any]) -> None:

@@ -13,10 +13,10 @@ from PIL.Image import Image
 
 from research.batch import ClassificationBatch
 from research.data.crops import CentreCrop
+from research.data.datamodule import NetworkInput, expected_classes
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import PixelReader, decode, to_rgb
-from research.data.source import NetworkInput, expected_classes
 from research.data.transforms import DeviceTransform, PixelTransform
 from research.utils.errors import UserError
 
@@ -69,8 +69,8 @@ class NpzImages:
     def load_image(self, path: Path) -> list[Image]:
         return [to_rgb(decode(path))]
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        return {"name": self.name, "classes": expected_classes(model, None, usual=10)}
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        return {"name": self.name, "classes": expected_classes(model, None, default=10)}
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(split), {}) for name, split in self.splits.items()}

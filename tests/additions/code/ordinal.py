@@ -58,7 +58,7 @@ class Ordinal:
         metrics: OrdinalMetrics,
         batch: ClassificationBatch,
         predictions: Tensor,
-        panels: Callable[[Any], list[Tensor]],
+        to_images: Callable[[Any], list[Tensor]],
     ) -> Mapping[str, Image]:
         return {}
 

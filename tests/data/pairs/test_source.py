@@ -17,12 +17,12 @@ from research.batch import PairBatch, PhotoBatch
 from research.compression.selection import Selection
 from research.config import compose_config, resolved
 from research.data.coefficients import CoefficientSpec
+from research.data.datamodule import NetworkInput
 from research.data.loader import EpochLoader, SampleKey
 from research.data.pairs import samples
 from research.data.pairs.samples import PairSamples, read_photo
 from research.data.pairs.source import PhotoPairs
 from research.data.pairs.transform import FeatureTransform, PairTransform
-from research.data.source import NetworkInput
 from research.tasks.ranking_metrics import RankingMetrics
 from research.utils.errors import DamagedImage
 from tests.conftest import ROOT, user_error

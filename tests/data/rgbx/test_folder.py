@@ -18,12 +18,12 @@ from research.batch import DetectionBatch
 from research.compression.selection import ALL_FREQUENCIES
 from research.config import compose_config, resolved
 from research.data.coefficients import CoefficientSpec
+from research.data.datamodule import NetworkInput
 from research.data.loader import EpochLoader, SampleKey
 from research.data.rgbx import statistics
 from research.data.rgbx.arrays import RANGES
 from research.data.rgbx.folder import RgbxFolder
 from research.data.rgbx.transform import RgbxAugmentation
-from research.data.source import NetworkInput
 from research.engine import build
 from research.utils.errors import DamagedImage
 from tests.conftest import user_error
@@ -522,7 +522,7 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = ["model=rgbx_mit_b0", "dataset=demo_rgbx", "dataset.demo.images=36"]
     config = resolved(compose_config([*overrides, "dataset.demo.size=64"])[0])
-    data = build.source(config)
+    data = build.data_module(config)
     data.prepare(0)
     assert isinstance(data, RgbxFolder)
     assert data.classes == ["pedestrian", "vehicle"]

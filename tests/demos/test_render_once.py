@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from research.data.once import create_once
+from research.demos.render_once import render_once
 from tests.conftest import user_error
 
 RECORD = {"seed": 1, "sizes": [3, 4]}
@@ -26,7 +26,7 @@ def test_it_is_created_once_and_again_for_another_record(tmp_path: Path) -> None
 
     for record in (RECORD, RECORD, {**RECORD, "seed": 2}):
         assert (
-            create_once(root, "dataset.root", "record.json", record, lambda _: True, counted)
+            render_once(root, "dataset.root", "record.json", record, lambda _: True, counted)
             == root
         )
     assert len(made) == 2
@@ -38,12 +38,12 @@ def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "precious").touch()
     with user_error("dataset.root", tmp_path / "root"):
-        create_once(tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: False, make)
+        render_once(tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: False, make)
     assert (tmp_path / "root" / "precious").exists()
 
 
 def test_a_failure_does_not_change_the_folder(tmp_path: Path) -> None:
-    root = create_once(
+    root = render_once(
         tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: True, make
     )
 
@@ -52,7 +52,7 @@ def test_a_failure_does_not_change_the_folder(tmp_path: Path) -> None:
         raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
-        create_once(root, "dataset.root", "record.json", {}, lambda _: True, fail)
+        render_once(root, "dataset.root", "record.json", {}, lambda _: True, fail)
     assert (root / "data").read_text() == "made"
     assert {path.name for path in tmp_path.iterdir()} <= {"root", ".root.lock"}
 
@@ -66,7 +66,7 @@ def test_other_threads_wait_for_the_first(tmp_path: Path) -> None:
         made.append(folder)
 
     def use() -> None:
-        create_once(tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: True, slow)
+        render_once(tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: True, slow)
 
     threads = [threading.Thread(target=use) for _ in range(4)]
     for thread in threads:

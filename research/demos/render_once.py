@@ -1,4 +1,4 @@
-"""Create a folder once and atomically, also from several processes."""
+"""Creates the folder of a demo data set on first use, atomically; other processes wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filelock import FileLock
 from research.utils.errors import UserError
 
 
-def create_once(
+def render_once(
     root: Path,
     key: str,
     record_name: str,

@@ -1,4 +1,9 @@
-"""The command line of ``train.py``: a mistake is reported in one line, before the first job."""
+"""The command line of ``train.py``, and composed configurations for all other commands.
+
+``command_line`` runs the function of ``hydra.main``. Every job is composed and checked before the
+first one starts, and a user's mistake is reported in one line. Options of
+``python -m research.COMMAND`` are in ``cli``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The interface of data sets."""
+"""``DataModule``: the interface of data sets; ``NetworkInput``: what a network needs from one.
+
+Its implementations are the classes that ``conf/dataset`` names as ``_target_``. ``dataset(split)``
+gives an object whose ``__getitems__`` reads batches and counts damaged files in ``batch.skipped``,
+such as ``folder.ImageSamples`` and ``rgbx.samples.ArraySamples``.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +22,15 @@ from research.data.loader import BatchSource
 from research.data.transforms import DeviceTransform
 
 IMAGENET_CLASSES: Final = 1000
-USUAL_BOXES: Final = 16
-"""Slots for boxes in a frame, where no store says otherwise."""
+DEFAULT_MAX_BOXES: Final = 16
+"""Box slots per frame in ``expected_metadata``, if neither model nor data set sets them."""
 
 
 @dataclass(frozen=True)
 class NetworkInput:
     """The input that a network needs from its data set.
 
-    All but ``coefficients`` are defaults for values that the data set's configuration leaves open.
+    ``size``, ``mean``, ``std`` and ``crop_pct`` replace settings of the data set that are None.
 
     Attributes:
         size: side of the square input in pixels.
@@ -47,20 +52,20 @@ class Demo(Protocol):
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names of the files, in index order; empty where they have no classes."""
+        """Class names in index order; empty if the files have no classes."""
         ...
 
     def render(self, progress: ProgressCallback | None = None) -> Path:
-        """Make sure that the files are there; returns their folder.
+        """Render the files unless they exist; returns their folder.
 
         Raises:
-            UserError: when the folder holds something else.
+            UserError: if the folder contains other files.
         """
         ...
 
 
 class DataModule(Protocol):
-    """A data set of any kind: folders, a prepared store, pairs.
+    """Interface of all data sets: image folders, prepared stores, pairs of photos.
 
     The constructor does not access the disk, so that the preprocessing of a trained model is
     available without its data. ``prepare`` reads the data; ``dataset``, ``counts``,
@@ -113,8 +118,8 @@ class DataModule(Protocol):
         """The part of preprocessing that runs on the device.
 
         Args:
-            measured: with statistics of the training split, measured or cached. If False, they
-                are to be loaded from a state dict.
+            measured: set its statistics to those of the training split, which are measured or read
+                from a cache. False if they will be loaded from a state dict.
             progress: called while statistics are measured.
         """
         ...
@@ -128,30 +133,30 @@ class DataModule(Protocol):
         ...
 
     def load_image(self, path: Path) -> list[Image]:
-        """Read a file as RGB images of its own size, to look at.
+        """Read a file as RGB images of its original size, for display.
 
-        RGB files give one; files with further channels give several, the first in colour.
+        One image for an RGB file, one per modality for a file with more channels, RGB first.
 
         Raises:
             DamagedImage: if it cannot be read.
         """
         ...
 
-    def expected_metadata(self, model: Mapping[str, Any], *, look: bool) -> dict[str, Any]:
-        """What ``metadata`` will be as far as it is known before ``prepare``.
+    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
+        """Estimate ``metadata`` before ``prepare``, to build a model without its data.
 
         Args:
-            model: settings of the model, whose ``num_classes``, ``max_boxes`` and ``x_channels``
-                stand for what is not known.
-            look: read the names of classes from files, where there are any.
+            model: settings of the model; its ``num_classes``, ``max_boxes`` and ``x_channels``
+                are used for values that only the data could give.
+            own_classes: use the classes of this data set, read from its files if they exist.
 
         Raises:
-            UserError: for a setting without which nothing is known.
+            UserError: if a required setting is missing.
         """
         ...
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        """Number of samples of each split, and its counts of skipped samples by kind."""
+        """By split: number of samples, and counts of skipped samples by kind."""
         ...
 
     def metadata(self) -> dict[str, Any]:
@@ -176,8 +181,11 @@ class DataModule(Protocol):
 
 
 def expected_classes(
-    model: Mapping[str, Any], known: Sequence[str] | None, usual: int
+    model: Mapping[str, Any], known: Sequence[str] | None, default: int
 ) -> list[str]:
-    """Class names for ``expected_metadata``: as many as model or data have, or ``usual``."""
-    count = model.get("num_classes") or len(known or ()) or usual
+    """Placeholder class names for ``expected_metadata``: "0", "1", and so on.
+
+    Their number is the model's ``num_classes``, else that of ``known``, else ``default``.
+    """
+    count = model.get("num_classes") or len(known or ()) or default
     return [str(label) for label in range(count)]
