@@ -148,7 +148,12 @@ def _refused(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"\w+(\.\w+)+", value):
         return f"{key}={str(value)[:80]!r}: expected a dotted name"
     names = ", ".join(sorted(allowed))
-    choices = f"expected one of {names}" if names else "no object is built at this path"
+    group = path.partition(".")[0]
+    choices = (
+        f"allowed here are {names}, each chosen by {group}=OPTION"
+        if names
+        else "no object is built at this path"
+    )
     line = f"{key}={value[:80]}: {choices}"
     if value.partition(".")[0] in (*sys.stdlib_module_names, *LIBRARIES):
         return line
