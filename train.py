@@ -1,6 +1,6 @@
 """Train one model: ``python train.py model=resnet34_compressed compression.window=4``.
 
-``--help`` lists every group, option and setting; ``-m`` runs a grid of them.
+``--help`` lists all groups, options and settings; ``-m`` trains on a grid of their values.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ for sweeper in (StudySweeper, RecordedBasicSweeper, RecordedOptunaSweeper):
 @hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=("research.*",))
 def main(cfg: DictConfig) -> float | None:
     """Compose, check, build, fit; returns the best value of the monitored metric."""
-    own = HydraConfig.get()
+    hydra_cfg = HydraConfig.get()
     with exit_on_user_error():
-        check(cfg, own.runtime.choices, own=targets.config_dir_targets(own.runtime.config_sources))
+        own = targets.config_dir_targets(hydra_cfg.runtime.config_sources)
+        check(cfg, hydra_cfg.runtime.choices, own=own)
         # Imported late, so that a mistake is reported before torch is imported.
         from research.engine import run, run_folder
         from research.utils import logs
@@ -41,14 +42,14 @@ def main(cfg: DictConfig) -> float | None:
         logs.to_terminal()
         config = resolved(cfg)
         config["trust"] = targets.user_targets(config)
-        name = config["name"] or own.runtime.choices["model"]
-        if own.mode is RunMode.MULTIRUN:
+        name = config["name"] or hydra_cfg.runtime.choices["model"]
+        if hydra_cfg.mode is RunMode.MULTIRUN:
             from research.sweeps import job
 
-            return job.run_trial(own, config, name)
+            return job.run_trial(hydra_cfg, config, name)
         begin = run.start(config, name)
         with run_folder.run_lock(begin.folder), logs.to_file(begin.folder):
-            return run.train(config, name, own.overrides.task, begin).best
+            return run.train(config, name, hydra_cfg.overrides.task, begin).best
 
 
 if __name__ == "__main__":

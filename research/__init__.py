@@ -1,6 +1,6 @@
 """Backbone Lab: vision backbones on pixels and on JPEG DCT coefficients.
 
-``research.load("runs/…")`` gives a trained model with its preprocessing.
+``research.load("runs/…")`` loads a trained model with its preprocessing.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ def load(
     trust: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> Predictor:
-    """A trained model and its preprocessing, ready to predict.
+    """Load a trained model with its preprocessing.
 
-    Of a file that does not lie under ``runs/`` here, only model, task, preprocessing and what is
-    known of the data are used: no file and no address that it names.
+    From a file outside of ``runs/`` in the working directory, only model, task, preprocessing and
+    metadata of the data set are used; files and addresses that it names are not.
 
     Args:
-        run: a run folder (its best checkpoint is taken) or a checkpoint file; a run's
-            ``final.safetensors``, the weights of its last epoch, is one and needs no other file.
+        run: run folder, of which the best checkpoint is loaded, or checkpoint file. The file
+            ``final.safetensors`` of a run contains the weights of the last epoch and everything
+            else that is needed.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        trust: classes and functions of your own that its configuration names, such as
-            ``["my_models.Net"]``; others than those of this project are refused.
-        overrides: settings of the run, ``key=value`` each.
+        trust: your own classes and functions that the configuration may name, such as
+            ``["my_models.Net"]``. Other names that are not from this project are refused.
+        overrides: changed settings of the run, ``key=value`` each.
+
+    Returns:
+        A callable: ``model(paths)`` reads image files and returns the predictions of its task.
 
     Raises:
-        UserError: when there is no checkpoint that can be read, or its configuration is refused.
+        UserError: if no checkpoint can be read, or its configuration is refused.
     """
     from research.engine import predictor
 

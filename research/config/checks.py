@@ -16,7 +16,7 @@ from research.config.messages import explain, invalid_value, unknown_key
 from research.config.options import DECLARATIONS, option_node, options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, rule_for
-from research.config.targets import TARGET, all_targets, check_targets, packaged_targets
+from research.config.targets import TARGET, check_targets, packaged_targets, target_nodes
 from research.utils.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -74,23 +74,21 @@ def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:
 
 
 def _check_same_targets(settings: Settings, defaults: Settings) -> None:
-    """Refuse the ``_target_`` of another option, whose keys are others."""
-    usual = dict(all_targets(defaults))
-    for path, target in all_targets(settings):
+    """Refuse the ``_target_`` of another option, which has other keys."""
+    usual = dict(target_nodes(defaults))
+    for path, target in target_nodes(settings):
         if target != usual.get(path, target) and target in packaged_targets().get(path, ()):
             group = path.partition(".")[0]
-            names = [name for name in options(group) if target in _targets_of(group, name, path)]
+            having = [
+                option
+                for option in options(group)
+                if (path, target) in target_nodes({group: option_node(group, option)})
+            ]
             raise UserError(
                 f"{path}.{TARGET}",
-                f"{path}.{TARGET}={target} belongs to another option, which has other keys",
-                f"choose {group}={'|'.join(names)}",
+                f"{path}.{TARGET}={target}: it belongs to another option, which has other keys",
+                f"choose {group}={'|'.join(having)}",
             )
-
-
-def _targets_of(group: str, option: str, path: str) -> set[str]:
-    """The ``_target_`` that an option has at a path."""
-    node = {group: option_node(group, option)}
-    return {target for place, target in all_targets(node) if place == path}
 
 
 def _check_node(path: str, node: Settings, defaults: Settings, job: Job) -> None:

@@ -3,7 +3,7 @@
 A checkpoint, a weights file, a run folder or a store may come from someone else. Its configuration
 is migrated to the current names and checked like a command line: types, ranges, no unknown keys,
 and only ``_target_`` names that ``conf/`` has at the same path or that the user trusts. The files,
-folders and addresses in it (``places``) are used only for runs in the user's own ``runs/``.
+folders and addresses in it (``paths_in``) are used only for runs in the user's own ``runs/``.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
         ) from error
 
 
-def all_targets(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The dotted path of every node that has a ``_target_``, and that name."""
+def target_nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Dotted path and ``_target_`` of every node that has one."""
     for key, value in _special_keys(config, ""):
         path, _, word = key.rpartition(".")
         if word == TARGET:
@@ -102,8 +102,8 @@ def all_targets(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def user_targets(config: Mapping[str, Any]) -> list[str]:
     """The ``_target_`` names that ``conf/`` does not have at their path, sorted."""
-    known = packaged_targets()
-    return sorted({name for path, name in all_targets(config) if name not in known.get(path, ())})
+    nodes = target_nodes(config)
+    return sorted({name for path, name in nodes if name not in packaged_targets().get(path, ())})
 
 
 def packaged_targets() -> Mapping[str, frozenset[str]]:
@@ -148,7 +148,12 @@ def _refused(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"\w+(\.\w+)+", value):
         return f"{key}={str(value)[:80]!r}: expected a dotted name"
     names = ", ".join(sorted(allowed))
-    choices = f"conf/ has only {names} there" if names else "no object is built at this path"
+    group = path.partition(".")[0]
+    choices = (
+        f"allowed here are {names}, each chosen by {group}=OPTION"
+        if names
+        else "no object is built at this path"
+    )
     line = f"{key}={value[:80]}: {choices}"
     if value.partition(".")[0] in (*sys.stdlib_module_names, *LIBRARIES):
         return line

@@ -70,8 +70,8 @@ def load(
         which: ``best`` or ``last``, of a run folder.
         overrides: changed settings of the run, ``key=value`` each.
         trust: the user's own ``_target_`` names that the configuration may contain.
-        data: whether the data set will be read; a file outside of ``runs/`` does not say where it
-            is.
+        data: whether the data set will be read; its paths in a file outside of ``runs/`` are not
+            used.
 
     Raises:
         UserError: if no checkpoint can be read, or its configuration is refused.

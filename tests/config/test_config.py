@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from research.config import check_jobs, command_line, compose_config, register, resolved
+from research.config import check_jobs, command_line, compose_config, register
 from research.config.compose import Composed
 from research.config.group_rules import group_rules
 from research.config.help import help_text
@@ -389,8 +390,8 @@ def test_mistake_under_multirun(answer: Any, line: str, expected: list[str]) -> 
     assert [part for part in expected if part not in printed] == []
 
 
-def test_one_bad_point_of_a_large_grid_is_found(answer: Any) -> None:
-    # Each value is right with the others' first one: only the whole grid shows it.
+def test_one_invalid_combination_of_a_large_grid_is_found(answer: Any) -> None:
+    # Each value is valid with the first values of the other keys: all jobs must be checked.
     printed = answer(
         "-m model=resnet34 dataset.image_size=64,72 compression=none,block_stem "
         f"seed={','.join(map(str, range(25)))}"
@@ -430,12 +431,12 @@ def test_the_far_end_of_the_longest_range_is_checked(answer: Any) -> None:
     assert "epochs=0" in answer("-m seed=0,1 epochs=range(1100,-1,-1)")
 
 
-def test_no_value_of_a_list_is_left_out(answer: Any) -> None:
+def test_every_value_of_a_list_is_checked(answer: Any) -> None:
     rates = ",".join(["0.1"] * 31 + ["abc"] + ["0.2"] * 29)
     assert "optimizer.lr=abc" in answer(f"-m optimizer.lr={rates} seed=range(0,20)")
 
 
-def test_a_faulty_corner_of_a_small_grid_is_found(answer: Any) -> None:
+def test_one_invalid_combination_of_a_small_grid_is_found(answer: Any) -> None:
     printed = answer(
         "-m seed=0,1 dataset.image_size=64,72 model=resnet34 compression=none,block_stem"
     )
@@ -473,7 +474,7 @@ def test_the_sweepers_own_parameters_are_checked(answer: Any) -> None:
         f"{COMPRESSED} model=resnet34 compression=luma_fusion",
     ],
 )
-def test_what_is_allowed_passes(line: str) -> None:
+def test_valid_command_lines(line: str) -> None:
     words = shlex.split(line)
     cfg, choices, _ = compose_config(words)
     for key, _, text in (word.partition("=") for word in words):
@@ -484,7 +485,7 @@ def test_what_is_allowed_passes(line: str) -> None:
             assert OmegaConf.select(cfg, key) in (value, str(value))
 
 
-READER = {
+MODEL_FOR = {
     "none": "resnet34",
     "detection": "bigdet",
     "single_object": "bigdet",
@@ -497,17 +498,14 @@ READER = {
     "demo_photos": "siamese_e2e",
     "demo_photo_features": "siamese_frozen",
 }
-"""The model for options that the default model does not go with."""
+"""Models for options that do not fit the default model."""
 
 
 @pytest.mark.parametrize(("group", "option"), ALL_OPTIONS)
-def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: str) -> None:
-    lines = [f"{group}={option}"]
-    if option in READER:
-        lines.append(f"model={READER[option]}")
-    cfg, choices, _ = _with_what_is_required(lines)
-    config = resolved(cfg)
-    assert choices[group] == option
+def test_every_option_is_valid_and_its_targets_have_its_keys(group: str, option: str) -> None:
+    composed = _composed_option(group, option)
+    config = composed.config
+    assert composed.choices[group] == option
     assert set(config) == {*RUN_RULES, *GROUPS}
     for node in _targets(config):
         keys = {key for key in node if key not in ("_target_", "_partial_")}
@@ -515,7 +513,12 @@ def test_every_option_passes_and_its_targets_take_its_keys(group: str, option: s
         assert keys <= set(parameters), node["_target_"]
 
 
-def _with_what_is_required(lines: list[str]) -> Composed:
+@cache
+def _composed_option(group: str, option: str) -> Composed:
+    """An option with a model that fits it, and with the keys that it requires."""
+    lines = [f"{group}={option}"]
+    if option in MODEL_FOR:
+        lines.append(f"model={MODEL_FOR[option]}")
     required = {
         "dataset.train_dirs": "[a]",
         "dataset.manifest": "store",
@@ -525,8 +528,7 @@ def _with_what_is_required(lines: list[str]) -> Composed:
     try:
         return compose_config(lines)
     except UserError as error:
-        key = str(error).partition(" is required")[0]
-        return compose_config([*lines, f"{key}={required[key]}"])
+        return compose_config([*lines, f"{error.key}={required[error.key]}"])
 
 
 def _targets(node: Any) -> Iterator[dict[str, Any]]:
@@ -537,13 +539,12 @@ def _targets(node: Any) -> Iterator[dict[str, Any]]:
             yield from _targets(value)
 
 
-def test_no_rule_is_dead() -> None:
-    """Each rule is of a key that some option has, under a ``_target_`` that the rule stands by."""
+def test_every_rule_is_used() -> None:
+    """Each rule is for a key of an option whose ``_target_`` selects the file of the rule."""
     used: set[str] = set()
     ruled = set(group_rules({}))
     for group, option in ALL_OPTIONS:
-        lines = [f"{group}={option}", *([f"model={READER[option]}"] if option in READER else [])]
-        config = _with_what_is_required(lines).config
+        config = _composed_option(group, option).config
         used |= set(_paths(config))
         ruled |= set(group_rules(config))
     assert [key for key in ruled - used if not key.startswith("hydra.")] == []
@@ -579,7 +580,7 @@ def test_a_model_alone_selects_what_fits_it() -> None:
     assert compose_config(["model=resnet34_compressed"])[1]["compression"] == "block_stem"
 
 
-def test_an_experiment_stands_above_the_model_and_below_the_command_line() -> None:
+def test_an_experiment_overrides_the_model_and_the_command_line_overrides_both() -> None:
     line = ["experiment=imagenet_resnet34_compressed", "dataset.train_dirs=[a]", "epochs=3"]
     cfg, choices, _ = compose_config(line)
     assert choices["dataset"] == "imagenet"
@@ -595,7 +596,7 @@ def test_help_lists_groups_settings_and_examples() -> None:
     assert text.count("\n  python train.py") == 6
 
 
-def test_a_mistake_found_by_the_job_is_one_line(
+def test_a_mistake_in_the_job_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def job() -> NoReturn:
@@ -667,7 +668,7 @@ def test_cfg_job_prints_and_runs_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+def test_the_error_for_broken_yaml_has_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "mine.yaml").write_text("lr: 1\nbetas: [1\nmore: 2\n")
     done = _train(f"--config-dir {tmp_path} optimizer=mine", tmp_path)

@@ -369,10 +369,9 @@ def test_no_true_box_is_found_twice(seed: int, iou: float) -> None:
         assert len(hits) == len(one["boxes"])
         assert sum(hits) <= int(mask.sum())
         assert hits == slow_hits(one, boxes[mask], labels[mask], iou)
-        taken = [
-            true for true in match_detections(one, boxes[mask], labels[mask], iou) if true >= 0
-        ]
-        assert len(set(taken)) == len(taken) == sum(hits)
+        pairs = match_detections(one, boxes[mask], labels[mask], iou)
+        matched = [true for true in pairs if true >= 0]
+        assert len(set(matched)) == len(matched) == sum(hits)
 
 
 BOX, OTHER = [0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]
