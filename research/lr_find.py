@@ -146,7 +146,7 @@ def range_test(
     """
     from torch.optim.lr_scheduler import LambdaLR
 
-    from research.engine.loop import train_epoch
+    from research.engine.loop import EpochCallback, train_epoch
 
     state, cfg = experiment.state, experiment.cfg
     optimizer = state.optimizer
@@ -164,9 +164,15 @@ def range_test(
             batches = min(epoch, (steps - collector.before) * cfg.accumulate)
             limits = replace(cfg, log_every=1, max_train_batches=batches)
             train_epoch(
-                state, experiment.task, experiment.train, limits, experiment.device, tracker
+                state,
+                experiment.task,
+                experiment.train,
+                limits,
+                experiment.device,
+                tracker,
+                EpochCallback(),
             )
-            state.epoch, state.batch = state.epoch + 1, 0
+            state.end_epoch()
             collector.before += math.ceil(batches / cfg.accumulate)
     except _Diverged:
         reason = "diverged"

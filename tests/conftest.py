@@ -221,13 +221,19 @@ def train_state(**counters: Any) -> TrainState:
 
 def trained_epoch(built: Experiment, tracker: Tracker | None = None) -> EpochStats:
     """One epoch of training; afterwards ``built.state`` stands at the next."""
-    from research.engine.loop import train_epoch
+    from research.engine.loop import EpochCallback, train_epoch
     from research.tracking.tracker import Tracker
 
     stats = train_epoch(
-        built.state, built.task, built.train, built.cfg, built.device, tracker or Tracker()
+        built.state,
+        built.task,
+        built.train,
+        built.cfg,
+        built.device,
+        tracker or Tracker(),
+        EpochCallback(),
     )
-    built.state.epoch, built.state.batch = built.state.epoch + 1, 0
+    built.state.end_epoch()
     return stats
 
 

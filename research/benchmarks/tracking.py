@@ -12,7 +12,7 @@ from pathlib import Path
 
 from research.config import compose_config
 from research.engine import build
-from research.engine.loop import train_epoch
+from research.engine.loop import EpochCallback, train_epoch
 from research.engine.loss_log import timestamp
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
@@ -93,7 +93,7 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
                 folder = Path(scratch) / f"{name}_{number}"
                 folder.mkdir()
                 enabled: list[Tracker] = []
-                state.epoch = state.step = state.batch = 0
+                state.epoch, state.step, state.samples, state.epoch_losses = 0, 0, 0, {}
                 state.history.clear()
                 if on:
                     enabled = [FileTracker(), ConsoleTracker(), SummaryTracker({}, state, None)]
@@ -112,6 +112,7 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
                         experiment.cfg,
                         experiment.device,
                         tracker,
+                        EpochCallback(),
                     )
                     row = {"epoch": 1, "epoch_time_sec": 0.0, "is_best": True, **stats.metrics}
                     tracker.log("epoch", 1, {**row, "timestamp": timestamp()})

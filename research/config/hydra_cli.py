@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 import re
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,7 +62,7 @@ def command_line(main: Callable[[], object]) -> None:
     """Run a ``hydra.main`` function as a command.
 
     A mistake of the user is printed in one line, ``error: …``, with exit status 2; the exit status
-    of an interruption is 130. Every other exception keeps its traceback.
+    of an interruption is 128 + the number of the signal. Every other exception keeps its traceback.
     """
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
@@ -77,8 +78,9 @@ def command_line(main: Callable[[], object]) -> None:
             if not _uses_other_config(arguments):
                 check_jobs(overrides, multirun=arguments.multirun)
             main()
-    except KeyboardInterrupt:
-        _exit("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        _exit(f"interrupted by {signal.Signals(number).name}", 128 + number)
     except (UserError, HydraException, YAMLError) as error:
         if isinstance(error, InstantiationException) and not _is_mistake(error):
             raise

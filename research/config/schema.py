@@ -31,6 +31,7 @@ from research.config.rules import (
     number,
     one_of,
     only,
+    or_null,
     whole,
 )
 
@@ -91,6 +92,11 @@ class RunSettings:
         None, "stop after this many epochs without a better value; null: never", COUNT
     )
     save_every: int = _setting(1, "epochs between the epoch checkpoints", COUNT)
+    save_every_minutes: float | None = _setting(
+        10.0,
+        "minutes between checkpoints within an epoch; null: only at its end",
+        or_null(number(above=0)),
+    )
     keep: int = _setting(3, "how many epoch checkpoints are kept", whole(0))
     monitor: str | None = _setting(
         None, "metric that selects the best epoch; null: the task's own", MONITOR

@@ -64,7 +64,8 @@ TRANSFORM: Final[dict[str, Rule]] = {
 STATE: Final[dict[str, Rule]] = {
     "epoch": whole(0),
     "step": whole(0),
-    "batch": whole(0),
+    "samples": whole(0),
+    "epoch_losses": Rule("the losses of an epoch", lambda value: _is_losses(value)),
     "best": Rule("a number, or null", lambda value: value is None or type(value) in (int, float)),
     "best_epoch": whole(0),
     "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
@@ -72,11 +73,29 @@ STATE: Final[dict[str, Rule]] = {
 """Counters and history of a run, see ``research.engine.state.TrainState``."""
 
 
+BETWEEN_EPOCHS: Final = {"samples": 0, "epoch_losses": {}}
+"""Entries that checkpoints of earlier versions lack."""
+
+
 def _is_row(row: Any) -> bool:
     """Whether a row of a history is flat and has the columns that the summary needs."""
     if not mapping_of(SCALAR).is_valid(row):
         return False
     return all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
+
+
+def _is_losses(value: Any) -> bool:
+    """Whether it is empty or the ``state_dict`` of a ``LossLog``."""
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    numbers = ("count", "learning_rate", "seconds")
+    sums = mapping_of(Rule("a number", lambda entry: type(entry) in (int, float)))
+    return (
+        value.keys() == {"sums", "skipped", *numbers}
+        and all(type(value[name]) in (int, float) for name in numbers)
+        and sums.is_valid(value["sums"])
+        and mapping_of(whole(0)).is_valid(value["skipped"])
+    )
 
 
 def configuration(document: Any, where: str, trust: Collection[str] = ()) -> Plain:
@@ -143,7 +162,10 @@ def state(document: Any, where: str) -> Plain:
     Raises:
         UserError: for an unknown entry or an invalid value.
     """
-    record = _record(document, STATE, where, "state")
+    if isinstance(document, Mapping):
+        # Earlier checkpoints have ``batch``, always 0: they were written after an epoch.
+        document = {name: value for name, value in document.items() if name != "batch"}
+    record = {**BETWEEN_EPOCHS, **_record(document, STATE, where, "state")}
     rows = [{current_column(k): v for k, v in row.items()} for row in record.get("history", [])]
     return {**record, "history": rows}
 

@@ -6,10 +6,9 @@ It depends neither on the configuration nor on a particular task, data set or tr
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -62,6 +61,12 @@ class EpochCallback:
     def __call__(self, state: TrainState, row: dict[str, Any], result: EvalResult) -> None:
         """Called when ``state`` includes the epoch and its row has been logged."""
 
+    def step(self, state: TrainState, losses: LossLog) -> None:
+        """Called after each optimizer step; may save the state, and raise to end the run."""
+
+    def validation(self, state: TrainState) -> AbstractContextManager[None]:
+        return nullcontext()  # of the validation, during which the state does not change
+
     @property
     def stop(self) -> bool:
         """Whether to stop the run."""
@@ -88,29 +93,30 @@ def fit(
     for past in state.history:
         end_epoch.replay(past)
     while state.epoch < cfg.epochs and not state.stopped_early(cfg.patience) and not end_epoch.stop:
-        start, epoch = time.perf_counter(), state.epoch + 1
-        stats = train_epoch(state, task, train, cfg, device, tracker)
-        result = evaluate(state.eval_model, task, val, state.transform, cfg, device, tracker)
+        epoch = state.epoch + 1
+        start = time.perf_counter() - state.epoch_losses.get("seconds", 0.0)
+        stats = train_epoch(state, task, train, cfg, device, tracker, end_epoch)
+        with end_epoch.validation(state):
+            result = evaluate(state.eval_model, task, val, state.transform, cfg, device, tracker)
         values = {**stats.metrics, **{f"val/{name}": v for name, v in result.metrics.items()}}
+        loss = stats.metrics["train/loss"]
         is_best = monitor.better(values[monitor.metric], state.best)
         if is_best:
             state.best, state.best_epoch = values[monitor.metric], epoch
         row: dict[str, Any] = {  # the columns of epoch_metrics.csv
             "epoch": epoch,
-            "avg_loss": stats.metrics["train/loss"],
+            "avg_loss": loss,
             "total_loss": stats.total_loss,
             "epoch_time_sec": time.perf_counter() - start,
             "learning_rate": stats.learning_rate,
             "is_best": is_best,
-            "checkpoint_path": end_epoch.checkpoint_path(
-                epoch, stats.metrics["train/loss"], is_best=is_best
-            ),
+            "checkpoint_path": end_epoch.checkpoint_path(epoch, loss, is_best=is_best),
             "timestamp": timestamp(),
             **values,
             **{f"train/{kind}": n for kind, n in sorted(stats.skipped.items())},
             **{f"val/{kind}": n for kind, n in sorted(result.skipped.items())},
         }
-        state.epoch, state.batch = epoch, 0
+        state.end_epoch()
         state.history.append(row)
         # The row is logged before the checkpoint is written: on resume, a row without a checkpoint
         # is dropped, but a checkpoint without its row could not be repaired.
@@ -127,19 +133,20 @@ def train_epoch(
     cfg: LoopConfig,
     device: torch.device,
     tracker: Tracker,
+    callback: EpochCallback,
 ) -> EpochStats:
-    """Train the epoch after ``state.epoch``, from batch ``state.batch``.
+    """Train the epoch after ``state.epoch``, from sample ``state.samples`` of its order.
 
     A batch of which one sample remains is skipped, unless ``batch_size`` is 1: batch norm needs
     more than one sample.
     """
     state.forward.train()
     state.transform.train()
-    epoch, lr = state.epoch + 1, math.nan
+    epoch, first = state.epoch + 1, state.samples // loader.batch_size
     batches = _limited(len(loader), cfg.max_train_batches)
     loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader.skipped)
-    remaining = islice(loader.epoch(epoch, state.batch), batches - state.batch)
-    for i, batch in enumerate(remaining, start=state.batch):
+    loss_log.load_state_dict(state.epoch_losses)
+    for i, batch in enumerate(islice(loader.epoch(epoch, first), batches - first), start=first):
         state.step += 1
         losses: dict[str, Tensor] = {}
         if len(batch) > 1 or len(batch) == loader.batch_size:
@@ -152,12 +159,14 @@ def train_epoch(
             state.scaler.scale(loss / accumulated).backward()
         elif len(batch):
             batch.skipped["left_out/alone"] = 1
-        if (i + 1) % cfg.accumulate == 0 or i + 1 == batches:
-            lr = state.optimizer.param_groups[0]["lr"]
-            optimizer_step(state, cfg.grad_clip)
         loss_log.add(state.step, i, batch, losses)
-        state.batch = i + 1
-    return loss_log.close(lr)
+        state.samples += loader.batch_size
+        if (i + 1) % cfg.accumulate == 0 or i + 1 == batches:
+            loss_log.learning_rate = state.optimizer.param_groups[0]["lr"]
+            optimizer_step(state, cfg.grad_clip)
+            callback.step(state, loss_log)
+    state.epoch_losses = loss_log.state_dict()
+    return loss_log.close()
 
 
 def optimizer_step(state: TrainState, grad_clip: float | None) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,8 @@ class LossLog:
         self.log_every = log_every
         self.sums: Counter[str] = Counter()
         self.count = 0
+        self.learning_rate = math.nan
+        self.start = time.perf_counter()
         self.skipped = Counter(skipped)
         self.pending: list[tuple[int, int, dict[str, Tensor]]] = []
         self.samples = 0
@@ -74,9 +77,28 @@ class LossLog:
         if losses:
             self.pending.append((step, i, {name: loss.detach() for name, loss in losses.items()}))
         if (i + 1) % self.log_every == 0 or i + 1 == self.batches:
-            self._write(i)
+            self._write()
+            self._show_progress(i)
 
-    def close(self, learning_rate: float) -> EpochStats:
+    def state_dict(self) -> dict[str, Any]:
+        """The losses of the epoch so far, as plain values; rows that are due later are written."""
+        self._write()
+        return {
+            "sums": dict(self.sums),
+            "count": self.count,
+            "skipped": dict(self.skipped),
+            "learning_rate": self.learning_rate,
+            "seconds": time.perf_counter() - self.start,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict`` of an interrupted epoch; empty: from its start."""
+        if saved:
+            self.sums, self.skipped = Counter(saved["sums"]), Counter(saved["skipped"])
+            self.count, self.learning_rate = saved["count"], saved["learning_rate"]
+            self.start -= saved["seconds"]
+
+    def close(self) -> EpochStats:
         """Means over the batches of the epoch, in all processes.
 
         Raises:
@@ -88,9 +110,9 @@ class LossLog:
         if not count:
             raise no_samples("training", skipped)
         means = {f"train/{name}": total / count for name, total in totals.items()}
-        return EpochStats(means, totals["loss"], learning_rate, skipped)
+        return EpochStats(means, totals["loss"], self.learning_rate, skipped)
 
-    def _write(self, i: int) -> None:
+    def _write(self) -> None:
         rows = [
             {"loss": sum(values), **dict(zip(losses, values, strict=True))}
             for (_, _, losses), values in zip(self.pending, self._read(), strict=True)
@@ -105,12 +127,16 @@ class LossLog:
             self.tracker.log(
                 "batch", step, {**record, "batch_time_sec": seconds, "timestamp": timestamp()}
             )
-        rate = self.samples / max(now - self.since, 1e-9)
-        current = {"loss": rows[-1]["loss"]} if rows else {}
+        self.current = {"loss": rows[-1]["loss"]} if rows else {}
+        self.pending = []
+        self.rate = self.samples / max(now - self.since, 1e-9)
+        self.samples, self.since = 0, now
+
+    def _show_progress(self, i: int) -> None:
+        name = f"train {self.epoch}"
         self.tracker.progress(
-            Progress(f"train {self.epoch}", i + 1, self.batches, rate=rate, metrics=current)
+            Progress(name, i + 1, self.batches, rate=self.rate, metrics=self.current)
         )
-        self.pending, self.samples, self.since = [], 0, now
 
     def _read(self) -> list[list[float]]:
         if not self.pending:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from torch import nn
@@ -16,13 +17,15 @@ from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, run_folder
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
+from research.engine.interrupts import Interrupted, Interrupts
 from research.engine.loop import EpochCallback, EvalResult, fit
+from research.engine.loss_log import LossLog
 from research.engine.state import TrainState
 from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
-from research.tracking.tracker import Progress, Run, Status, Tracker, Trackers
+from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
 from research.utils.errors import UserError
 from research.utils.files import write_text
 from research.viz import pictures
@@ -123,6 +126,8 @@ class EpochEnd(EpochCallback):
         checkpoints: writes the state.
         tracker: receives pictures and tables; flushed after the checkpoint is written.
         pruner: receives the value of ``metric`` of every epoch, and may stop the run.
+        interrupts: signals that end the run after the current step.
+        minutes: between two checkpoints within an epoch; None: only at its end.
     """
 
     def __init__(
@@ -132,12 +137,39 @@ class EpochEnd(EpochCallback):
         checkpoints: Checkpoints,
         tracker: Tracker,
         pruner: Pruner | None,
+        interrupts: Interrupts,
+        minutes: float | None,
     ) -> None:
         self.task = task
         self.metric = metric
         self.checkpoints = checkpoints
         self.tracker = tracker
         self.pruner = pruner
+        self.interrupts = interrupts
+        self.seconds = math.inf if minutes is None else 60 * minutes
+        self.next_save = time.monotonic() + self.seconds
+
+    def step(self, state: TrainState, losses: LossLog) -> None:
+        if self.interrupts.requested or time.monotonic() >= self.next_save:
+            state.epoch_losses = losses.state_dict()
+            self._save(state)
+        self.interrupts.check()
+
+    @contextmanager
+    def validation(self, state: TrainState) -> Iterator[None]:
+        try:
+            with self.interrupts.deferred(False):
+                yield
+        except Interrupted:
+            self._save(state)
+            raise
+
+    def _save(self, state: TrainState, path: str = "", *, is_best: bool = False) -> None:
+        """Write a checkpoint, of an epoch or (without ``path``) within one."""
+        state.tracking = self.tracker.state()
+        self.checkpoints.save(state.state_dict(), path, is_best=is_best)
+        self.tracker.flush()
+        self.next_save = time.monotonic() + self.seconds
 
     @property
     def stop(self) -> bool:
@@ -153,10 +185,9 @@ class EpochEnd(EpochCallback):
     def __call__(self, state: TrainState, row: Mapping[str, Any], result: EvalResult) -> None:
         if row["is_best"]:
             draw(self.task, state.transform, result, self.tracker, state.epoch)
-        state.tracking = self.tracker.state()
-        self.checkpoints.save(state.state_dict(), row["checkpoint_path"], is_best=row["is_best"])
-        self.tracker.flush()
+        self._save(state, row["checkpoint_path"], is_best=row["is_best"])
         self.replay(row)
+        self.interrupts.check()
 
 
 def draw(
@@ -188,61 +219,81 @@ def train(
         pruner: may end the run as ``PRUNED``.
     """
     console = ConsoleTracker()
-
-    def show_progress(what: str, done: int, total: int) -> None:
-        console.progress(Progress(what, done, total, unit="files"))
-
     folder, resumed = begin.folder, begin.last is not None
-    experiment = build.experiment(
-        _without_start_files(config) if resumed else config, show_progress, begin.weights
-    )
-    state, data = experiment.state, experiment.data
-    state.config = config
-    if begin.last is not None:
-        state.load_state_dict(begin.last, folder)
-        log.info("resume: continuing after epoch %d in %s", state.epoch, folder)
-    for content in (begin.last, begin.weights):
-        if content is not None:
-            content.clear()  # copied into the state; the caller's reference would keep the memory
-    source = data.name, data.fingerprint()
-    environment = run_folder.describe(folder, config, overrides, source)
-    tracker = _trackers(config, experiment, console)
-    every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
-    log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
-    run = Run(folder, name, config, every_tag, source, resumed=state.epoch, state=state.tracking)
-    checkpoints = Checkpoints(folder / "checkpoints", config["save_every"], config["keep"])
-    end_epoch = EpochEnd(experiment.task, experiment.monitor.metric, checkpoints, tracker, pruner)
-    status: Status = "FAILED"
-    terminate_as_interrupt()
-    try:
-        tracker.start(run)
-        summary = _model_summary(state.model, experiment.parameters)
-        write_text(folder / "model_summary.txt", summary)
-        fit(
-            state,
-            experiment.task,
-            experiment.train,
-            experiment.val,
-            experiment.monitor,
-            experiment.cfg,
-            experiment.device,
-            tracker,
-            end_epoch,
+    with Interrupts() as interrupts:
+        experiment = _build(config, begin, console)
+        state, data = experiment.state, experiment.data
+        source = data.name, data.fingerprint()
+        environment = run_folder.describe(folder, config, overrides, source)
+        tracker = _trackers(config, experiment, console)
+        every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
+        log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
+        position = Position(state.epoch, state.samples // data.batch_size, state.step)
+        run = Run(folder, name, config, every_tag, source, position, state.tracking)
+        checkpoints = Checkpoints(folder / "checkpoints", config["save_every"], config["keep"])
+        metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
+        end_epoch = EpochEnd(
+            experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
         )
-        _finish_files(folder, state, tracker)
-        status = "PRUNED" if end_epoch.stop else "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        how = f"resume={folder}" if pruner is None else "the command of the sweep"
-        log.info("interrupted after epoch %d; continue with %s", state.epoch, how)
-        raise
-    finally:
-        tracker.finish(status)
-    _log_locations(folder, state, experiment.monitor.metric, tracker)
+        status: Status = "FAILED"
+        try:
+            with interrupts.deferred():
+                tracker.start(run)
+                summary = _model_summary(state.model, experiment.parameters)
+                write_text(folder / "model_summary.txt", summary)
+                fit(
+                    state,
+                    experiment.task,
+                    experiment.train,
+                    experiment.val,
+                    experiment.monitor,
+                    experiment.cfg,
+                    experiment.device,
+                    tracker,
+                    end_epoch,
+                )
+                _finish_files(folder, state, tracker)
+            status = "PRUNED" if end_epoch.stop else "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            how = f"resume={folder}" if pruner is None else "the command of the sweep"
+            log.info("interrupted %s; continue with %s", _position(state), how)
+            raise
+        finally:
+            with interrupts.deferred():
+                tracker.finish(status)
+    _log_locations(folder, state, metric, tracker)
     baseline = data.baseline()
     if baseline is not None:
         log.info("  baseline: %s", baseline)
     return state
+
+
+def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Experiment:
+    """Build what the configuration describes, in the state from which the run starts."""
+
+    def show_progress(what: str, done: int, total: int) -> None:
+        console.progress(Progress(what, done, total, unit="files"))
+
+    resumed = begin.last is not None
+    experiment = build.experiment(
+        _without_start_files(config) if resumed else config, show_progress, begin.weights
+    )
+    state = experiment.state
+    state.config = config
+    if begin.last is not None:
+        state.load_state_dict(begin.last, begin.folder)
+        log.info("resume: continuing %s in %s", _position(state), begin.folder)
+    for content in (begin.last, begin.weights):
+        if content is not None:
+            content.clear()  # copied into the state; the caller's reference would keep the memory
+    return experiment
+
+
+def _position(state: TrainState) -> str:
+    """How far a run is, in words."""
+    after = f"after epoch {state.epoch}"
+    return after if not state.samples else f"{after}, {state.samples} samples of the next"
 
 
 def _without_start_files(config: Config) -> Config:
@@ -319,12 +370,3 @@ def _log_locations(folder: Path, state: TrainState, metric: str, tracker: Tracke
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
-
-
-def terminate_as_interrupt() -> None:
-    """Handle SIGTERM, as sent by schedulers, like Ctrl-C: status KILLED, the run can be resumed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

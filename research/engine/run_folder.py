@@ -31,7 +31,9 @@ from research.utils.files import write_atomic, write_text
 log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
-NOT_COMPARED = ("resume", "epochs", "device", "run_dir", "logging", "trust", "version")
+NOT_COMPARED = (
+    "resume", "epochs", "device", "run_dir", "logging", "trust", "version", "save_every_minutes",
+)  # fmt: skip
 """Settings that may differ when a run is resumed."""
 
 PACKAGES = (

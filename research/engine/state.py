@@ -15,7 +15,7 @@ from research.data.transforms import DeviceTransform
 from research.engine.rng import rng_state, set_rng_state
 from research.utils.errors import UserError, one_line
 
-COUNTERS = ("epoch", "step", "batch", "best", "best_epoch", "history")
+COUNTERS = ("epoch", "step", "samples", "epoch_losses", "best", "best_epoch", "history")
 
 
 @dataclass
@@ -36,7 +36,9 @@ class TrainState:
         metadata: of the data set, see ``DataModule.metadata``; stored with the checkpoint.
         epoch: number of completed epochs.
         step: number of training batches so far, over all epochs.
-        batch: number of completed batches in the current epoch; 0 after the end of an epoch.
+        samples: position in the order of the current epoch; 0 after the end of an epoch.
+        epoch_losses: losses of the current epoch so far, see ``LossLog.state_dict``; empty after
+            the end of an epoch.
         best: best value of the monitored metric; None before the first epoch.
         best_epoch: epoch of the best value, from 1; 0 before the first epoch.
         history: one row per epoch.
@@ -54,7 +56,8 @@ class TrainState:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
-    batch: int = 0
+    samples: int = 0
+    epoch_losses: dict[str, Any] = field(default_factory=dict)
     best: float | None = None
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -69,6 +72,10 @@ class TrainState:
     def eval_model(self) -> nn.Module:
         """``export_model``, or its compiled form, for validation."""
         return self.forward if self.ema is None else self.ema.module
+
+    def end_epoch(self) -> None:
+        """Count the current epoch as completed."""
+        self.epoch, self.samples, self.epoch_losses = self.epoch + 1, 0, {}
 
     def stopped_early(self, patience: int | None) -> bool:
         return patience is not None and self.epoch - self.best_epoch >= patience

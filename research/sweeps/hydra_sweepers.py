@@ -127,14 +127,14 @@ def recorded_study(
     """
     # Imported late: Hydra also creates sweepers to print a configuration.
     from research.config import resolved, targets
-    from research.engine import run
+    from research.engine.interrupts import terminate_as_interrupt
     from research.sweeps import record
     from research.sweeps.objectives import objectives
     from research.sweeps.study import Study, search_settings
     from research.utils import logs
 
     logs.to_terminal()
-    run.terminate_as_interrupt()
+    terminate_as_interrupt()
     monitor = space.monitor(context, config)
     wanted = objectives(["monitor"], monitor)
     sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=True)

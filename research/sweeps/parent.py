@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from research.sweeps import plots
 from research.tracking.files import FileTracker, read_rows
-from research.tracking.tracker import Run, Status, Tracker, Trackers
+from research.tracking.tracker import Position, Run, Status, Tracker, Trackers
 
 ENDED: Final = ("FINISHED", "PRUNED", "FAILED", "KILLED")
 
@@ -39,9 +39,10 @@ def update(
     past = read_rows(folder / "epoch_metrics.csv")
     last = {name: text for name, text in past[-1].items() if text} if past else {}
     row = _row(summary)
-    # 0 would start a new run.
+    # Zeros would start a new run.
     resumed = max(1, int(last["epoch"])) if last else int((folder / "mlflow_run_id").exists())
-    run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=resumed)
+    position = Position(epoch=resumed, step=resumed)
+    run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=position)
     tracker = Trackers([*trackers(), FileTracker()])
     try:
         tracker.start(run)

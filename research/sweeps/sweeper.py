@@ -92,11 +92,11 @@ class StudySweeper(Sweeper):
         config = resolved(self.base)
         config["trust"] = targets.user_targets(config)
         study = self._open(space, total, config)
-        from research.engine import run
+        from research.engine.interrupts import terminate_as_interrupt
         from research.sweeps import record
         from research.sweeps.launching import launch
 
-        run.terminate_as_interrupt()
+        terminate_as_interrupt()
         with record.recorded(study, config):
             with study.locked():
                 failed = record.failed_trials(record.update(study, config))

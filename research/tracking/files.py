@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL.Image import Image
 
 from research.config.migrations import current_column
-from research.tracking.tracker import Row, Rows, Run, Table, Tracker
+from research.tracking.tracker import Position, Row, Rows, Run, Table, Tracker
 from research.utils.files import write_atomic, write_text
 
 
@@ -37,8 +36,8 @@ class FileTracker(Tracker):
         tables: tuple[Table, ...] = ("batch", "epoch")
         for table in tables:
             path = self._path(table)
-            if run.resumed:
-                rows = [row for row in read_rows(path) if _epoch(row) <= run.resumed]
+            if run.resumed.step:
+                rows = [row for row in read_rows(path) if _is_before(row, run.resumed)]
                 if rows:
                     self.columns[table] = list(rows[0])
                     write_text(path, csv_text(self.columns[table], rows))
@@ -82,10 +81,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [{current_column(name): text for name, text in row.items()} for row in complete]
 
 
-def _epoch(row: Mapping[str, str]) -> float:
-    """The epoch of a row; infinity if the row is damaged, so that it is dropped."""
-    text = row.get("epoch", "")
-    return int(text) if text.isdecimal() else math.inf
+def _is_before(row: Mapping[str, str], position: Position) -> bool:
+    """Whether a row was recorded up to ``position``; False for a damaged row."""
+    epoch, batch = row.get("epoch", ""), row.get("batch", "")
+    if not epoch.isdecimal():
+        return False
+    if int(epoch) <= position.epoch:
+        return True
+    within = batch.isdecimal() and int(batch) <= position.batch
+    return int(epoch) == position.epoch + 1 and within
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 from PIL.Image import Image
 
-from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
+from research.tracking.tracker import Position, Row, Rows, Run, Status, Table, Tracker
 from research.utils.files import write_text
 
 log = logging.getLogger(__name__)
@@ -70,16 +70,14 @@ class MLflowTracker(Tracker):
 
     def start(self, run: Run) -> None:
         self.run = run
-        if run.resumed:
+        if run.resumed.step:
             self.run_id = run.state.get("mlflow_run_id", "")
             if not self.run_id and self._run_file.exists():
                 # The MLflow run was created after the checkpoint was written.
                 self.run_id = self._run_file.read_text(encoding="utf-8")
             if self._spool.exists():
                 self.pending = [
-                    record
-                    for record in _lines(self._spool)
-                    if record.get("epoch", 0) <= run.resumed
+                    record for record in _lines(self._spool) if _is_before(record, run.resumed)
                 ]
         self._rewrite_spool()
         self._deliver()
@@ -248,7 +246,7 @@ class MLflowTracker(Tracker):
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             self.monitor = SystemMetricsMonitor(
-                self.run_id, resume_logging=self.run.resumed > 0, tracking_uri=self.uri
+                self.run_id, resume_logging=self.run.resumed.step > 0, tracking_uri=self.uri
             )
             self.monitor.start()
 
@@ -335,6 +333,14 @@ def _lines(spool: Path) -> Iterator[dict[str, Any]]:
             yield record
         else:
             log.warning("%s: an invalid record was dropped", spool)
+
+
+def _is_before(record: Mapping[str, Any], position: Position) -> bool:
+    """Whether a record was made up to ``position``."""
+    if record.get("epoch", 0) <= position.epoch:
+        return True
+    of_batch = all(key.startswith("batch/") for key in record.get("metrics", ()))
+    return of_batch and "metrics" in record and record["step"] <= position.step
 
 
 def _is_record(record: Any) -> bool:

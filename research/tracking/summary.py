@@ -26,34 +26,41 @@ class SummaryTracker(Tracker):
         self.train_state = train_state
         self.patience = patience
         self.run: Run | None = None
+        self.saved: dict[str, Any] = {}
 
     def start(self, run: Run) -> None:
         self.run = run
         # Before the first checkpoint, so that an unfinished run always has a summary.
-        self._write("RUNNING")
+        self.flush()
 
     def flush(self) -> None:
+        # Called after a checkpoint: what is written is what a resumed run would continue from.
+        self.saved = self._counters()
         self._write("RUNNING")
 
     def finish(self, status: Status) -> None:
         self._write(status)
 
-    def _write(self, status: str) -> None:
-        assert self.run is not None
+    def _counters(self) -> dict[str, Any]:
         state = self.train_state
-        folder: Path = self.run.folder
-        summary = {
-            "status": status,
-            "name": self.run.name,
-            **self.info,
+        rows = [{n: row[n] for n in EPOCH_COLUMNS if n in row} for row in state.history]
+        return {
             "epochs_done": state.epoch,
             "stopped_early": state.stopped_early(self.patience),
             "best_epoch": state.best_epoch,
             "best_value": state.best,
             "total_time_sec": sum(row["epoch_time_sec"] for row in state.history),
-            "epochs": [
-                {name: row[name] for name in EPOCH_COLUMNS if name in row} for row in state.history
-            ],
+            "epochs": rows,
+        }
+
+    def _write(self, status: str) -> None:
+        assert self.run is not None
+        folder: Path = self.run.folder
+        summary = {
+            "status": status,
+            "name": self.run.name,
+            **self.info,
+            **self.saved,
             "paths": {
                 "run": str(folder),
                 "best": str(folder / "checkpoints" / "best.pt"),

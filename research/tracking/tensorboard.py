@@ -33,12 +33,12 @@ class TensorBoardTracker(Tracker):
 
     def start(self, run: Run) -> None:
         self.folder = run.folder / "tensorboard"
-        if not run.resumed:
+        if not run.resumed.step:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.batches = int(run.state.get("tensorboard_batches", 0))
-        purge = {"batch": self.batches + 1, "epoch": run.resumed + 1}
-        self._try(lambda: self._open(purge if run.resumed else {}))
-        if not run.resumed:
+        purge = {"batch": self.batches + 1, "epoch": run.resumed.epoch + 1}
+        self._try(lambda: self._open(purge if run.resumed.step else {}))
+        if not run.resumed.step:
             text = yaml.safe_dump(dict(run.config), sort_keys=False)
             self._write("epoch", lambda w: w.add_text("config", f"```yaml\n{text}```", 0))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from PIL.Image import Image
 
@@ -16,6 +16,23 @@ Status = Literal["RUNNING", "FINISHED", "PRUNED", "FAILED", "KILLED"]
 Row = Mapping[str, float | int | str | bool]
 Rows = Sequence[Row]
 """A table of results: rows with the same keys."""
+
+
+class Position(NamedTuple):
+    """How far a run was when its last checkpoint was written.
+
+    Attributes:
+        epoch: completed epochs.
+        batch: completed batches of the next epoch.
+        step: completed batches of all epochs.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+START: Final = Position()
 
 
 @dataclass(frozen=True)
@@ -28,7 +45,7 @@ class Run:
         config: resolved configuration, nested.
         tags: the user's tags, data hash, commit and package versions.
         data: name and quick hash of the data set; None for a run that only groups other runs.
-        resumed: last epoch of the checkpoint that is resumed; 0 for a new run.
+        resumed: position of the checkpoint that is resumed; zeros for a new run.
         state: ``Tracker.state`` of that checkpoint.
     """
 
@@ -37,7 +54,7 @@ class Run:
     config: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
     data: tuple[str, str] | None = None
-    resumed: int = 0
+    resumed: Position = START
     state: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -69,7 +86,7 @@ class Tracker:
     """
 
     def start(self, run: Run) -> None:
-        """Called once. If ``run.resumed`` is n > 0, drop everything recorded after epoch n."""
+        """Called once. In a resumed run, drop everything recorded after ``run.resumed``."""
 
     def log(self, table: Table, step: int, row: Row) -> None:
         """Record a row of ``batch`` (step: batches so far) or ``epoch`` (step: epoch, from 1)."""

@@ -1,0 +1,69 @@
+"""Signals that end a run: the step is finished, the state saved, the exit status 128 + signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Sent by schedulers before a time limit, by Ctrl-C, and when a terminal closes."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised for a signal, whose number is ``args[0]``."""
+
+
+class Interrupts:
+    """Handlers of ``SIGNALS``, while it is used as a context manager.
+
+    A signal raises ``Interrupted`` at once, or at the next ``check`` while ``deferred``. A second
+    signal ends the process at once; files are written atomically, so that it harms nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self.is_deferred = False
+
+    def __enter__(self) -> Interrupts:
+        self.former = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` if there was a signal."""
+        if self.requested:
+            raise Interrupted(self.requested)
+
+    @contextmanager
+    def deferred(self, deferred: bool = True) -> Iterator[None]:
+        """Defer signals to the next ``check``; with False, raise them at once again."""
+        before, self.is_deferred = self.is_deferred, deferred
+        try:
+            if not deferred:
+                self.check()
+            yield
+        finally:
+            self.is_deferred = before
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = number
+        if not self.is_deferred:
+            raise Interrupted(number)
+
+
+def terminate_as_interrupt() -> None:
+    """Handle SIGTERM, as sent by schedulers, like Ctrl-C, in a process that runs no training."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    signal.signal(signal.SIGTERM, interrupt)
