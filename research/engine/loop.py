@@ -143,7 +143,7 @@ def train_epoch(
     state.forward.train()
     state.transform.train()
     epoch, first = state.epoch + 1, state.samples // loader.batch_size
-    batches = _limited(len(loader), cfg.max_train_batches)
+    batches = min(len(loader), cfg.max_train_batches or len(loader))
     loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader.skipped)
     loss_log.load_state_dict(state.epoch_losses)
     for i, batch in enumerate(islice(loader.epoch(epoch, first), batches - first), start=first):
@@ -220,7 +220,7 @@ def evaluate(
     """
     model.eval()
     transform.eval()
-    batches = _limited(len(loader), cfg.max_val_batches)
+    batches = min(len(loader), cfg.max_val_batches or len(loader))
     totals = task.metrics(device)
     first: tuple[Batch, Any] | None = None
     skipped = Counter(loader.skipped)
@@ -256,7 +256,3 @@ def check_monitor(monitor: Monitor, task: Task, device: torch.device) -> None:
     if monitor.metric not in known:
         message = f"monitor: no metric {monitor.metric!r} is logged"
         raise UserError("monitor", message, f"choose one of {', '.join(known)}")
-
-
-def _limited(batches: int, limit: int | None) -> int:
-    return batches if limit is None else min(batches, limit)
