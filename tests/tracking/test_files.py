@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from research.tracking.files import FileTracker
-from research.tracking.tracker import Run
+from research.tracking.tracker import Position, Run
 
 
 def started(folder: Path, resumed: int = 0) -> FileTracker:
     tracker = FileTracker()
-    tracker.start(Run(folder, "run", {}, resumed=resumed))
+    tracker.start(Run(folder, "run", {}, resumed=Position(resumed, step=resumed)))
     return tracker
 
 
@@ -97,3 +97,18 @@ def test_a_later_picture_replaces_an_earlier_one(tmp_path: Path) -> None:
     with Image.open(tmp_path / "pictures" / "confusion_matrix.png") as image:
         assert image.format == "PNG"
         assert np.array(image).max() == np.array(image).min() == 200
+
+
+def test_rows_of_an_interrupted_epoch_are_kept_up_to_its_checkpoint(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    for epoch in (1, 2):
+        for batch in (1, 2, 3):
+            tracker.log("batch", 3 * epoch + batch - 3, {"epoch": epoch, "batch": batch})
+    tracker.log("epoch", 1, {"epoch": 1})
+    tracker.log("epoch", 2, {"epoch": 2})
+    FileTracker().start(Run(tmp_path, "run", {}, resumed=Position(1, batch=2, step=5)))
+    batches = rows(tmp_path / "batch_metrics.csv")
+    assert [(row["epoch"], row["batch"]) for row in batches] == [
+        ("1", "1"), ("1", "2"), ("1", "3"), ("2", "1"), ("2", "2"),
+    ]  # fmt: skip
+    assert [row["epoch"] for row in rows(tmp_path / "epoch_metrics.csv")] == ["1"]

@@ -19,7 +19,7 @@ import pytest
 from research.engine import run as engine_run
 from research.tracking import mlflow as ours
 from research.tracking.mlflow import MLflowTracker
-from research.tracking.tracker import Run
+from research.tracking.tracker import Position, Run
 from tests.conftest import TINY, FirstUse, histories, run
 from tests.mlflow_ui import mlflow_ui
 
@@ -226,7 +226,17 @@ def start(
 ) -> MLflowTracker:
     tracker = MLflowTracker(uri, "ours", system_metrics=False)
     config = {"epochs": epochs, "a": {"b": 1}}
-    tracker.start(Run(folder, "run", config, {"t": "1"}, ("d", "1"), resumed, state or {}))
+    tracker.start(
+        Run(
+            folder,
+            "run",
+            config,
+            {"t": "1"},
+            ("d", "1"),
+            Position(resumed, step=resumed),
+            state or {},
+        )
+    )
     return tracker
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.tracking.tensorboard import TensorBoardTracker
-from research.tracking.tracker import Run
+from research.tracking.tracker import Position, Run
 from tests.conftest import TINY, interrupted_at, run
 
 Compose = Callable[..., dict[str, Any]]
@@ -72,7 +72,9 @@ def test_event_files_of_a_resumed_run_match_the_tables(
 
 def started(folder: Path, resumed: int = 0, **state: str) -> TensorBoardTracker:
     tracker = TensorBoardTracker()
-    tracker.start(Run(folder, "run", {"epochs": 4}, resumed=resumed, state=state))
+    tracker.start(
+        Run(folder, "run", {"epochs": 4}, resumed=Position(resumed, step=resumed), state=state)
+    )
     return tracker
 
 
