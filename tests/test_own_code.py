@@ -128,7 +128,7 @@ def test_a_name_on_the_command_line_needs_trust(own: Words, train: Train) -> Non
     plain = [word for word in own() if word not in ("--config-dir", "options", "logging=lines")]
     plain = [word for word in plain if word != "model=mine"]
     line = one_line_of(lambda: train(*plain, "model=fastnet", "model._target_=my_models.Net"))
-    assert line.endswith("if it is code of yours, add trust=[my_models.Net]")
+    assert line.endswith("if it is your own code, add trust=[my_models.Net]")
     line = one_line_of(
         lambda: train(*plain, "model._target_=my_models.Gone", "trust=[my_models.Gone]")
     )
