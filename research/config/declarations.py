@@ -109,7 +109,7 @@ def mismatches(
     if declared.has_unusable_coefficients():
         yield UserError(
             "model",
-            f"model={choices.get('model')} reads pixels but "
+            f"model={choices.get('model')} takes pixels but "
             f"compression={choices.get('compression')} makes coefficients",
             "add compression=none",
         )

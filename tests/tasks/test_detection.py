@@ -1,4 +1,4 @@
-"""Detection metrics against pycocotools and against slow reference code that loops over boxes."""
+"""Detection metrics against COCO's own tools and against references that loop over boxes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 NAMES = DeviceTransform().names
 SIZE = 384
 MONITOR = "val/mAP50:max"
-Predictions = list[dict[str, Tensor]]
+Found = list[dict[str, Tensor]]
 
 
 def task(**changed: Any) -> Detection:
@@ -44,7 +44,7 @@ def batch(boxes: Tensor, mask: Tensor, labels: Tensor | None = None) -> Detectio
 
 
 def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes in pixels of a file that is wider than high, float64, clipped to it."""
+    """Boxes in pixels of a file that is wider than high, float64, cut off at its edges."""
     height, width = size
     bars = (width - height) / 2
     corners = boxes.double() * width - torch.tensor([0, bars, 0, bars])
@@ -52,7 +52,7 @@ def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def by_frame(
-    predictions: Predictions, data: DetectionBatch
+    predictions: Found, data: DetectionBatch
 ) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
     """Detections, true boxes and their labels, in pixels of the files."""
     return [
@@ -77,7 +77,7 @@ def frames(true: list[list[list[float]]]) -> DetectionBatch:
     return batch(boxes, mask)
 
 
-def detections(*scored: tuple[float, list[float]]) -> dict[str, Tensor]:
+def found(*scored: tuple[float, list[float]]) -> dict[str, Tensor]:
     """One frame's detections, best first."""
     return {
         "boxes": torch.tensor([box for _, box in scored]).view(-1, 4),
@@ -88,8 +88,8 @@ def detections(*scored: tuple[float, list[float]]) -> dict[str, Tensor]:
 
 def random_case(
     seed: int, count: int = 12, classes: int = 3, empty: float = 0.25
-) -> tuple[Predictions, DetectionBatch]:
-    """Frames with 0…5 boxes of all sizes; detections near them, duplicates, misses and false ones.
+) -> tuple[Found, DetectionBatch]:
+    """Frames with 0…5 boxes of all sizes; detections near them, doubled, missed and made up.
 
     The files are as large as the canvas, twice and half as large, all 4:3, so that a quarter of
     the canvas is black.
@@ -108,14 +108,14 @@ def random_case(
         near = np.repeat(boxes[frame, :number], rng.integers(0, 3, number), axis=0)
         near += rng.normal(0, 0.015, near.shape)
         made_up = np.sort(rng.uniform(0, 1, (rng.integers(0, 4), 2, 2)), 1).reshape(-1, 4)
-        pred = np.concatenate([near, made_up]).clip(0, 1)
-        pred = np.concatenate([pred[:, :2], np.maximum(pred[:, 2:], pred[:, :2] + 0.01)], 1)
-        score = -np.sort(-rng.random(len(pred)))
+        said = np.concatenate([near, made_up]).clip(0, 1)
+        said = np.concatenate([said[:, :2], np.maximum(said[:, 2:], said[:, :2] + 0.01)], 1)
+        score = -np.sort(-rng.random(len(said)))
         predictions.append(
             {
-                "boxes": torch.from_numpy(rng.permutation(pred)).float(),
+                "boxes": torch.from_numpy(rng.permutation(said)).float(),
                 "scores": torch.from_numpy(score).float(),
-                "labels": torch.from_numpy(rng.integers(classes, size=len(pred))),
+                "labels": torch.from_numpy(rng.integers(classes, size=len(said))),
             }
         )
     data = batch(*(torch.from_numpy(a) for a in (boxes, mask, labels)))
@@ -123,8 +123,8 @@ def random_case(
     return predictions, data
 
 
-def evaluate_in_batches(
-    metrics: DetectionMetrics, predictions: Predictions, data: DetectionBatch
+def measured(
+    metrics: DetectionMetrics, predictions: Found, data: DetectionBatch
 ) -> dict[str, float]:
     """In two batches."""
     for part in (slice(0, 5), slice(5, None)):
@@ -135,7 +135,7 @@ def evaluate_in_batches(
 
 
 def coco_tools(
-    predictions: Predictions, data: DetectionBatch, *, class_agnostic: bool, only: int | None = None
+    predictions: Found, data: DetectionBatch, *, class_agnostic: bool, only: int | None = None
 ) -> dict[str, float]:
     """COCO's averages by pycocotools, in pixels of the files, xywh; of all classes or of one."""
 
@@ -145,7 +145,7 @@ def coco_tools(
     def category(label: int) -> int:
         return 1 if class_agnostic else label + 1
 
-    truths, results = [], []
+    truths, answers = [], []
     for image, (one, boxes, labels) in enumerate(by_frame(predictions, data), start=1):
         for box, label in zip(xywh(boxes), labels.tolist(), strict=True):
             truths.append(
@@ -161,7 +161,7 @@ def coco_tools(
         for box, score, label in zip(
             xywh(one["boxes"]), one["scores"].tolist(), one["labels"].tolist(), strict=True
         ):
-            results.append(
+            answers.append(
                 {"image_id": image, "category_id": category(label), "bbox": box, "score": score}
             )
     with contextlib.redirect_stdout(io.StringIO()):
@@ -173,13 +173,13 @@ def coco_tools(
             "annotations": truths,
         }
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        judge = COCOeval(coco, coco.loadRes(answers), "bbox")
         if only is not None:
-            evaluation.params.catIds = [only + 1]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(AVERAGES, evaluation.stats.tolist()[:9], strict=True))
+            judge.params.catIds = [only + 1]
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return dict(zip(AVERAGES, judge.stats.tolist()[:9], strict=True))
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
@@ -187,7 +187,7 @@ def coco_tools(
 def test_averages_are_cocos(seed: int, class_agnostic: bool) -> None:
     predictions, data = random_case(seed, count=40)
     metrics = task(class_agnostic=class_agnostic).metrics(CPU)
-    values = evaluate_in_batches(metrics, predictions, data)
+    values = measured(metrics, predictions, data)
     expected = coco_tools(predictions, data, class_agnostic=class_agnostic)
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, abs=1e-6), name
@@ -202,11 +202,11 @@ def test_averages_are_cocos(seed: int, class_agnostic: bool) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_table_of_classes_is_cocos(seed: int) -> None:
     predictions, data = random_case(seed)
-    data.labels[data.labels == 1] = 2  # no true dog, but predicted ones
-    detection = task(class_agnostic=False)
-    metrics = detection.metrics(CPU)
-    evaluate_in_batches(metrics, predictions, data)
-    rows = detection.tables(metrics, NAMES)["per_class"]
+    data.labels[data.labels == 1] = 2  # no true dog, but dogs are found
+    judge = task(class_agnostic=False)
+    metrics = judge.metrics(CPU)
+    measured(metrics, predictions, data)
+    rows = judge.tables(metrics, NAMES)["per_class"]
     assert [row["class"] for row in rows] == ["cat", "dog", "owl"]
     for label, row in enumerate(rows):
         assert row["boxes"] == int((data.labels[data.mask] == label).sum())
@@ -222,10 +222,10 @@ def test_the_table_of_classes_is_cocos(seed: int) -> None:
 
 
 def test_a_class_that_never_occurs_has_a_row() -> None:
-    detection = task(class_agnostic=False)
-    metrics = detection.metrics(CPU)
-    metrics.update([detections((0.9, BOX))], frames([[BOX]]))
-    rows = detection.tables(metrics, NAMES)["per_class"]
+    judge = task(class_agnostic=False)
+    metrics = judge.metrics(CPU)
+    metrics.update([found((0.9, BOX))], frames([[BOX]]))
+    rows = judge.tables(metrics, NAMES)["per_class"]
     assert [(row["boxes"], row["AP"]) for row in rows[:1]] == [(1, pytest.approx(1))]
     assert all(row["boxes"] == 0 and math.isnan(float(row["AP"])) for row in rows[1:])
     # Without class there is one row; without a frame there are rows of nothing.
@@ -238,56 +238,56 @@ def test_a_class_that_never_occurs_has_a_row() -> None:
 def slow_confusion(
     one: dict[str, Tensor], boxes: Tensor, labels: Tensor, iou: float, score: float
 ) -> list[tuple[int, int]]:
-    """(target, prediction) of every box, matched first by class, then regardless of it; 3: none."""
-    chosen = [index for index, value in enumerate(one["scores"].tolist()) if value >= score]
+    """(true, found) of every box: first within the class, then whatever the class; 3: nothing."""
+    said = [place for place, value in enumerate(one["scores"].tolist()) if value >= score]
     free, pairs = set(range(len(boxes))), {}
     for same in (True, False):
-        for index in chosen:
+        for place in said:
             near = [
-                (overlap(one["boxes"][index].tolist(), boxes[true].tolist()), true)
+                (overlap(one["boxes"][place].tolist(), boxes[true].tolist()), true)
                 for true in free
-                if not same or labels[true] == one["labels"][index]
+                if not same or labels[true] == one["labels"][place]
             ]
-            near = [(iou_, true) for iou_, true in near if iou_ >= iou]
-            if index not in pairs and near:
-                pairs[index] = max(near)[1]
-                free.remove(pairs[index])
-    matched = [
-        (int(labels[pairs[index]]) if index in pairs else 3, int(one["labels"][index]))
-        for index in chosen
+            near = [(share, true) for share, true in near if share >= iou]
+            if place not in pairs and near:
+                pairs[place] = max(near)[1]
+                free.remove(pairs[place])
+    found_ = [
+        (int(labels[pairs[place]]) if place in pairs else 3, int(one["labels"][place]))
+        for place in said
     ]
-    return matched + [(int(labels[true]), 3) for true in free]
+    return found_ + [(int(labels[true]), 3) for true in free]
 
 
 @pytest.mark.parametrize(("iou", "score"), [(0.5, 0.3), (0.2, 0.0), (0.5, 0.9)])
 @pytest.mark.parametrize("seed", range(3))
 def test_confusions_are_counted_box_by_box(seed: int, iou: float, score: float) -> None:
     predictions, data = random_case(seed)
-    detection = task(iou=iou, score=score, class_agnostic=False)
-    metrics = detection.metrics(CPU)
-    values = evaluate_in_batches(metrics, predictions, data)
+    judge = task(iou=iou, score=score, class_agnostic=False)
+    metrics = judge.metrics(CPU)
+    values = measured(metrics, predictions, data)
     expected = np.zeros((4, 4), int)
     for one, boxes, labels in by_frame(predictions, data):
         for pair in slow_confusion(one, boxes, labels, iou, score):
             expected[pair] += 1
     assert metrics.confusion.tolist() == expected.tolist()
     assert expected[:3].sum() == int(data.mask.sum())
-    # The true positives of precision and recall are on the diagonal.
+    # What precision and recall call right stands on the diagonal.
     right = expected.trace()
     assert values["precision"] == pytest.approx(right / expected[:, :3].sum())
     assert values["recall"] == pytest.approx(right / expected[:3].sum())
-    rows = detection.tables(metrics, NAMES)["confusion"]
+    rows = judge.tables(metrics, NAMES)["confusion"]
     assert [row["true class"] for row in rows] == ["cat", "dog", "owl", "(background)"]
     assert [list(row.values())[1:] for row in rows] == expected.tolist()
 
 
 def slow_hits(one: dict[str, Tensor], boxes: Tensor, labels: Tensor, iou: float) -> list[bool]:
-    """Each detection, by decreasing score, is matched to the unmatched box with the highest IoU."""
+    """Each detection, best first, takes the free box of its class that it overlaps most."""
     free = list(range(len(boxes)))
     hits = []
-    for box, label in zip(one["boxes"].tolist(), one["labels"].tolist(), strict=True):
-        near = [(overlap(box, boxes[true].tolist()), true) for true in free]
-        near = [(iou_, true) for iou_, true in near if labels[true] == label and iou_ >= iou]
+    for said, label in zip(one["boxes"].tolist(), one["labels"].tolist(), strict=True):
+        near = [(overlap(said, boxes[true].tolist()), true) for true in free]
+        near = [(share, true) for share, true in near if labels[true] == label and share >= iou]
         hits.append(bool(near))
         if near:
             free.remove(max(near)[1])
@@ -305,52 +305,56 @@ def overlap(one: list[float], two: list[float]) -> float:
 @pytest.mark.parametrize("class_agnostic", [True, False])
 @pytest.mark.parametrize(("iou", "score"), [(0.5, 0.3), (0.3, 0.8), (0.75, 0.0)])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_other_metrics_equal_a_loop_over_boxes(
+def test_all_else_is_what_a_loop_over_boxes_says(
     seed: int, iou: float, score: float, class_agnostic: bool
 ) -> None:
     predictions, data = random_case(seed)
     metrics = task(iou=iou, score=score, class_agnostic=class_agnostic).metrics(CPU)
-    values = evaluate_in_batches(metrics, predictions, data)
-    hits, predicted, real, present, best, gaps = 0, 0, 0, 0, [], []
+    values = measured(metrics, predictions, data)
+    hits, said, real, present, best, gaps = 0, 0, 0, 0, [], []
     for one, boxes, labels in by_frame(predictions, data):
         if class_agnostic:
             one["labels"], labels = torch.zeros_like(one["labels"]), torch.zeros_like(labels)
-        chosen = {name: value[one["scores"] >= score] for name, value in one.items()}
-        hits += sum(slow_hits(chosen, boxes, labels, iou))
-        predicted += len(chosen["boxes"])
+        kept = {name: value[one["scores"] >= score] for name, value in one.items()}
+        hits += sum(slow_hits(kept, boxes, labels, iou))
+        said += len(kept["boxes"])
         real += len(boxes)
         present += bool(len(boxes)) == any(value >= 0.5 for value in one["scores"].tolist())
         if len(boxes):
-            ious = [
+            shares = [
                 [overlap(box, other) for other in one["boxes"].tolist()] for box in boxes.tolist()
             ]
-            best.append(max((row[0] for row in ious), default=0.0) if ious[0] else 0.0)
-            gaps.append((optimal_total(ious) - greedy_total(ious)) / len(ious))
-    assert values["precision"] == pytest.approx(hits / predicted)
+            best.append(max((row[0] for row in shares), default=0.0) if shares[0] else 0.0)
+            gaps.append((optimum(shares) - by_greed(shares)) / len(shares))
+    assert values["precision"] == pytest.approx(hits / said)
     assert values["recall"] == pytest.approx(hits / real)
     assert values["presence_accuracy"] == pytest.approx(present / len(predictions))
     assert values["mean_iou"] == pytest.approx(np.mean(best), abs=1e-6)
     assert values["matching_gap"] == pytest.approx(np.mean(gaps), abs=1e-6)
 
 
-def optimal_total(ious: list[list[float]]) -> float:
-    """The highest total over all assignments of rows to columns, or to none."""
-    columns = [*range(len(ious[0])), *[None] * len(ious)]
+def optimum(shares: list[list[float]]) -> float:
+    """The greatest total over every assignment of rows to columns, some of them to none."""
+    columns = [*range(len(shares[0])), *[None] * len(shares)]
     return max(
-        sum(row[column] for row, column in zip(ious, chosen, strict=True) if column is not None)
-        for chosen in set(itertools.permutations(columns, len(ious)))
+        sum(row[column] for row, column in zip(shares, chosen, strict=True) if column is not None)
+        for chosen in set(itertools.permutations(columns, len(shares)))
     )
 
 
-def greedy_total(ious: list[list[float]]) -> float:
+def by_greed(shares: list[list[float]]) -> float:
     pairs = sorted(
-        ((iou, row, column) for row, own in enumerate(ious) for column, iou in enumerate(own)),
+        (
+            (share, row, column)
+            for row, own in enumerate(shares)
+            for column, share in enumerate(own)
+        ),
         reverse=True,
     )
     total, rows, columns = 0.0, set(), set()
-    for iou, row, column in pairs:
+    for share, row, column in pairs:
         if row not in rows and column not in columns:
-            total += iou
+            total += share
             rows.add(row)
             columns.add(column)
     return total
@@ -358,7 +362,7 @@ def greedy_total(ious: list[list[float]]) -> float:
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.99]))
-def test_no_ground_truth_box_is_matched_twice(seed: int, iou: float) -> None:
+def test_no_true_box_is_found_twice(seed: int, iou: float) -> None:
     predictions, data = random_case(seed, count=3, empty=0)
     for one, boxes, mask, labels in zip(predictions, *data.targets, strict=True):
         hits = true_positives(one, boxes[mask], labels[mask], iou)
@@ -373,16 +377,14 @@ def test_no_ground_truth_box_is_matched_twice(seed: int, iou: float) -> None:
 BOX, OTHER = [0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]
 
 
-def evaluate(predictions: Predictions, data: DetectionBatch, **changed: Any) -> dict[str, float]:
+def judged(predictions: Found, data: DetectionBatch, **changed: Any) -> dict[str, float]:
     metrics = task(**changed).metrics(CPU)
     metrics.update(predictions, data)
     return metrics.compute()
 
 
 def test_perfect_detections() -> None:
-    values = evaluate(
-        [detections((0.9, BOX), (0.8, OTHER)), detections()], frames([[BOX, OTHER], []])
-    )
+    values = judged([found((0.9, BOX), (0.8, OTHER)), found()], frames([[BOX, OTHER], []]))
     # Boxes of 115 pixels, two a frame.
     undefined = {"mAP_small", "mAP_medium"}
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
@@ -394,42 +396,42 @@ def test_perfect_detections() -> None:
 
 
 def test_a_second_detection_of_the_same_object_is_false() -> None:
-    values = evaluate([detections((0.9, BOX), (0.8, BOX), (0.7, BOX))], frames([[BOX, OTHER]]))
+    values = judged([found((0.9, BOX), (0.8, BOX), (0.7, BOX))], frames([[BOX, OTHER]]))
     assert values["precision"] == pytest.approx(1 / 3)
     assert values["recall"] == 0.5
 
 
 def test_detections_below_the_score_do_not_count() -> None:
-    values = evaluate([detections((0.3, BOX), (0.29, OTHER))], frames([[BOX, OTHER]]))
+    values = judged([found((0.3, BOX), (0.29, OTHER))], frames([[BOX, OTHER]]))
     assert (values["precision"], values["recall"]) == (1, 0.5)
     assert values["presence_accuracy"] == 0  # from 0.5 on
     assert values["mean_iou"] == pytest.approx(1)  # whatever the score
 
 
-def test_classes_count_unless_class_agnostic() -> None:
-    one, data = detections((0.9, BOX)), frames([[BOX]])
+def test_classes_count_unless_they_are_not_told_apart() -> None:
+    one, data = found((0.9, BOX)), frames([[BOX]])
     data.labels += 2
-    assert evaluate([one], data)["mAP50"] == pytest.approx(1)
-    assert evaluate([one], data, class_agnostic=False)["mAP50"] == 0
-    assert evaluate([one], data, class_agnostic=False)["precision"] == 0
+    assert judged([one], data)["mAP50"] == pytest.approx(1)
+    assert judged([one], data, class_agnostic=False)["mAP50"] == 0
+    assert judged([one], data, class_agnostic=False)["precision"] == 0
     assert (data.labels == 2).all()
     assert (one["labels"] == 0).all()
 
 
-def test_frames_without_objects_have_undefined_metrics() -> None:
-    values = evaluate([detections(), detections((0.9, BOX))], frames([[], []]))
+def test_frames_without_objects_leave_much_undefined() -> None:
+    values = judged([found(), found((0.9, BOX))], frames([[], []]))
     undefined = {*AVERAGES, "recall", "mean_iou", "matching_gap"}
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
     assert values["precision"] == 0
     assert values["presence_accuracy"] == 0.5
     assert list(values) == task().metrics(CPU).names
-    # NaN is never the best value.
+    # The loop never takes it for the best.
     assert not task().monitor.better(values["mAP50"], None)
     assert not task().monitor.better(values["mAP50"], 0.1)
 
 
-def test_no_detections() -> None:
-    values = evaluate([detections(), detections()], frames([[BOX], []]))
+def test_no_detections_find_nothing() -> None:
+    values = judged([found(), found()], frames([[BOX], []]))
     undefined = {"precision", "mAP_small", "mAP_medium"}
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
     rest = {name: value for name, value in values.items() if name not in undefined}
@@ -442,34 +444,34 @@ def test_no_detections() -> None:
     }
 
 
-def test_no_frames_and_reset() -> None:
+def test_nothing_seen_gives_nothing_and_reset_starts_anew() -> None:
     predictions, data = random_case(3)
     metrics = task().metrics(CPU)
     assert metrics.compute() == {}
-    first = evaluate_in_batches(metrics, predictions, data)
+    first = measured(metrics, predictions, data)
     metrics.reset()
     assert metrics.compute() == {}
-    assert evaluate_in_batches(metrics, predictions, data) == first
+    assert measured(metrics, predictions, data) == first
 
 
 def test_recall_of_the_first_ten_and_of_the_first_hundred() -> None:
-    one = detections(*((0.9 - n / 100, OTHER) for n in range(15)), (0.1, BOX))
-    values = evaluate([one], frames([[BOX]]))
+    one = found(*((0.9 - n / 100, OTHER) for n in range(15)), (0.1, BOX))
+    values = judged([one], frames([[BOX]]))
     assert (values["mAR_1"], values["mAR_10"]) == (0, 0)
     assert values["mAR_100"] == pytest.approx(1)
 
 
-def test_more_than_a_hundred_detections() -> None:
-    # COCO counts a hundred, recall at a score counts all; without a warning.
-    one = detections(*((1 - n / 200, OTHER) for n in range(120)), (0.35, BOX))
-    values = evaluate([one], frames([[BOX]]))
+def test_many_detections_are_all_taken() -> None:
+    # COCO looks at a hundred; recall at a score looks at all, without a warning on the way.
+    one = found(*((1 - n / 200, OTHER) for n in range(120)), (0.35, BOX))
+    values = judged([one], frames([[BOX]]))
     assert (values["recall"], values["mAR_100"]) == (1, 0)
 
 
 class Fixed(nn.Module):
-    """A model with constant detections in evaluation mode."""
+    """Answers in evaluation with the detections that it is given."""
 
-    def __init__(self, predictions: Predictions) -> None:
+    def __init__(self, predictions: Found) -> None:
         super().__init__()
         self.predictions = predictions
 
@@ -479,7 +481,7 @@ class Fixed(nn.Module):
         return {"box": images.mean() + targets.boxes.sum(), "objectness": targets.mask.sum()}
 
 
-def test_only_losses_use_the_targets() -> None:
+def test_the_model_is_given_targets_for_losses_alone() -> None:
     predictions, data = random_case(0)
     losses = task().losses(Fixed(predictions), data)
     assert set(losses) == {"box", "objectness"}
@@ -487,20 +489,20 @@ def test_only_losses_use_the_targets() -> None:
     assert task().predict(Fixed(predictions), data) is predictions
 
 
-def test_postprocessed_boxes_are_in_pixels_of_the_files() -> None:
+def test_answers_are_in_pixels_of_the_files() -> None:
     # 384×288 in 384×384: 48 black rows above and below.
     data = frames([[], []])
     data.sizes[1] = torch.tensor([768, 384], dtype=torch.int32)  # half the size, 96 columns
     box = [0.25, 0.125, 0.5, 0.5]
     one, two = task().postprocess(
-        [detections((0.9, box), (0.8, [0.0, 0.0, 1.0, 1.0])), detections((0.9, box))], data
+        [found((0.9, box), (0.8, [0.0, 0.0, 1.0, 1.0])), found((0.9, box))], data
     )
     torch.testing.assert_close(
         one["boxes"], torch.tensor([[96.0, 0, 192, 144], [0, 0, 384, 288]]), atol=1e-3, rtol=0
     )
     torch.testing.assert_close(two["boxes"], torch.tensor([[0.0, 96, 192, 384]]), atol=1e-3, rtol=0)
     assert one["scores"].tolist() == pytest.approx([0.9, 0.8])
-    assert task().postprocess([detections(), detections()], data)[0]["boxes"].shape == (0, 4)
+    assert task().postprocess([found(), found()], data)[0]["boxes"].shape == (0, 4)
 
 
 def panels(*greys: int) -> Any:
@@ -514,10 +516,10 @@ def panels(*greys: int) -> Any:
 @pytest.mark.parametrize("count", [1, 14])
 def test_pictures(count: int, class_agnostic: bool) -> None:
     predictions, data = random_case(5, count=count, empty=0)
-    detection = task(class_agnostic=class_agnostic)
-    metrics = detection.metrics(CPU)
+    judge = task(class_agnostic=class_agnostic)
+    metrics = judge.metrics(CPU)
     metrics.update(predictions, data)
-    drawn = detection.pictures(metrics, data, predictions, panels(77))
+    drawn = judge.pictures(metrics, data, predictions, panels(77))
     always = {"detections", "precision_recall", "confusion_matrix", "matching_audit"}
     assert set(drawn) == always | (set() if class_agnostic else {"precision_recall_per_class"})
     colours = {tuple(colour) for colour in np.asarray(drawn["detections"]).reshape(-1, 3)}
@@ -527,13 +529,11 @@ def test_pictures(count: int, class_agnostic: bool) -> None:
 
 def test_every_panel_of_a_frame_shows_the_same_boxes() -> None:
     data = frames([[BOX]])
-    detection = task()
-    metrics = detection.metrics(CPU)
-    predictions = [detections((0.9, OTHER))]
-    metrics.update(predictions, data)
-    sheet = np.asarray(
-        detection.pictures(metrics, data, predictions, panels(70, 80, 90))["detections"]
-    )
+    judge = task()
+    metrics = judge.metrics(CPU)
+    said = [found((0.9, OTHER))]
+    metrics.update(said, data)
+    sheet = np.asarray(judge.pictures(metrics, data, said, panels(70, 80, 90))["detections"])
     cells = [sheet[8 : 8 + 256, 8 + 256 * n : 8 + 256 * (n + 1)] for n in range(3)]
     for grey, cell in zip((70, 80, 90), cells, strict=True):
         assert (cell == grey).all(-1).mean() > 0.8
@@ -544,13 +544,13 @@ def test_every_panel_of_a_frame_shows_the_same_boxes() -> None:
 
 def test_pictures_of_nothing() -> None:
     data = frames([[], []])
-    detection = task()
-    metrics = detection.metrics(CPU)
-    metrics.update([detections(), detections()], data)
-    drawn = detection.pictures(metrics, data, [detections(), detections()], panels(77))
+    judge = task()
+    metrics = judge.metrics(CPU)
+    metrics.update([found(), found()], data)
+    drawn = judge.pictures(metrics, data, [found(), found()], panels(77))
     assert set(drawn) == {"detections", "precision_recall", "confusion_matrix"}
 
 
-def test_the_monitored_metric_is_a_setting() -> None:
+def test_the_monitored_metric_is_chosen_by_name() -> None:
     assert tuple(task().monitor) == ("val/mAP50", "max")
     assert tuple(task(monitor="train/loss:min").monitor) == ("train/loss", "min")
