@@ -6,6 +6,7 @@ written.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -26,7 +27,7 @@ from research import crossval, evaluate, export, leaderboard, predict, reproduce
 from research.data.warehouse.manifest import Manifest
 from research.engine import checkpoint
 from research.utils.errors import UserError
-from tests.conftest import Train, one_line_of
+from tests.conftest import ROOT, Train, one_line_of
 from tests.test_stored_runs import ASSETS, words_of
 
 NAMES = Path(__file__).with_name("hostile_names.txt").read_text(encoding="utf-8").split()
@@ -146,6 +147,9 @@ def _look_on(event: str, arguments: tuple[Any, ...]) -> None:
         _seen.append(f"{event} {str(arguments)[:200]}")
 
 
+for _rules in sorted((ROOT / "research").rglob("*rules.py")):
+    # Rules of packaged options are imported when the first configuration names one of them.
+    importlib.import_module(".".join(_rules.relative_to(ROOT).with_suffix("").parts))
 sys.addaudithook(_look_on)
 
 

@@ -42,8 +42,8 @@ def check_targets(config: Mapping[str, Any], own: Collection[str] = ()) -> None:
             continue
         if word != TARGET:
             raise UserError(key, f"{key}: not a setting", "arguments are set by their names")
-        allowed = value in packaged_targets().get(path, ()) or value in own
-        if not isinstance(value, str) or not allowed:
+        allowed = {*packaged_targets().get(path, ()), *own}
+        if not isinstance(value, str) or value not in allowed:
             raise UserError(key, _refused(key, value))
 
 

@@ -18,5 +18,5 @@ def faults(job: Job) -> Iterator[UserError]:
         yield UserError(
             "model.name",
             f"model.name is required for model={job.choices.get('model')}",
-            "add the name of a timm model, such as model.name=vit_tiny_patch16_224",
+            "add model.name=NAME of a timm model, such as model.name=vit_tiny_patch16_224",
         )

@@ -330,7 +330,7 @@ CHOICES = re.compile(
 )
 SIMILAR = re.compile(r"did you mean '([^']+)'")
 REMOVE = re.compile(r"remove (it|[\w.]+)")
-PLACEHOLDERS = {"FOLDER": "folder", "DIR": "a", "SIZE": "64"}
+PLACEHOLDERS = {"NAME": "resnet18", "FOLDER": "folder", "DIR": "a", "SIZE": "64"}
 
 
 def advised(error: UserError, words: list[str]) -> Iterator[list[str]]:
