@@ -48,6 +48,8 @@ def main(cfg: DictConfig) -> float | None:
 
             return job.run_trial(hydra_cfg, config, name)
         begin = run.start(config, name)
+        if begin is None:
+            return None
         with run_folder.run_lock(begin.folder), logs.to_file(begin.folder):
             return run.train(config, name, hydra_cfg.overrides.task, begin).best
 

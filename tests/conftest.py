@@ -200,6 +200,7 @@ def run(config: dict[str, Any], name: str = "test", overrides: Sequence[str] = (
     from research.engine import run, run_folder
 
     begin = run.start(config, name)
+    assert begin is not None
     with run_folder.run_lock(begin.folder):
         run.train(config, name, list(overrides), begin)
     return begin.folder

@@ -48,13 +48,19 @@ class Start:
     weights: dict[str, Any] | None = None
 
 
-def start(config: Mapping[str, Any], name: str) -> Start:
+def start(config: Mapping[str, Any], name: str) -> Start | None:
     """Create or resume a run folder and read the files that the run starts from.
+
+    Returns:
+        None if ``resume=auto`` finds in ``run_dir`` that this run is finished.
 
     Raises:
         UserError: if the run to resume has no checkpoint or has different settings, or if a file
             is refused.
     """
+    if config["resume"] == "auto" and _is_done(config):
+        log.info("resume=auto: %s is finished; nothing to do", config["run_dir"])
+        return None
     folder = _resumed(config)
     if folder is not None:
         return resume(folder, config)
@@ -81,6 +87,18 @@ def resume(folder: Path, config: Mapping[str, Any]) -> Start:
             f"pass the run folder, or start a new run with init_from={path}",
         )
     return Start(folder, saved)
+
+
+def _is_done(config: Mapping[str, Any]) -> bool:
+    """Whether ``run_dir`` has this run, and it is finished."""
+    if config["run_dir"] is None:
+        return False
+    folder = Path(config["run_dir"])
+    try:
+        done = run_folder.is_finished(folder, config["epochs"])
+        return done and not run_folder.changed(config, folder)
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False  # `create` and `find_unfinished` say why
 
 
 def _resumed(config: Mapping[str, Any]) -> Path | None:

@@ -49,12 +49,15 @@ LARGEST_PATCH = 2**20
 def create(config: Mapping[str, Any], name: str) -> Path:
     """Create a run folder: ``run_dir``, or ``runs/TIME_NAME``.
 
+    With ``resume=auto``, a run in ``run_dir`` that ended before its first checkpoint starts again.
+
     Raises:
         UserError: if ``run_dir`` already contains a run.
     """
     if config["run_dir"] is not None:
         folder = Path(config["run_dir"])
-        if (folder / "config.yaml").exists():
+        again = config["resume"] == "auto" and not any((folder / "checkpoints").glob("*.pt"))
+        if (folder / "config.yaml").exists() and not (again and not is_locked(folder)):
             raise UserError(
                 "run_dir",
                 f"run_dir: {folder} already contains a run",
@@ -149,15 +152,24 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
         if not (folder / "checkpoints" / "last.pt").exists() or is_locked(folder):
             continue
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            finished = summary["stopped_early"] or summary["epochs_done"] >= epochs
-            resumable = not finished and not changed(config, folder)
+            resumable = not is_finished(folder, epochs) and not changed(config, folder)
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             log.warning("resume=auto ignores %s, which is damaged: %s", folder, one_line(error))
             continue
         if resumable:
             return folder
     return None
+
+
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Whether a run has reached ``epochs`` or its early stop, and has written its final files.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: if its summary is missing or damaged.
+    """
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    reached = summary["stopped_early"] or summary["epochs_done"] >= epochs
+    return reached and summary["status"] in ("FINISHED", "PRUNED")
 
 
 def changed(config: Mapping[str, Any], folder: Path) -> list[str]:

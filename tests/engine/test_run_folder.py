@@ -191,3 +191,42 @@ def test_a_run_in_training_is_not_resumed_by_another_process(small: Compose) -> 
         finally:
             holder.stdin.close()
     assert run_folder.find_unfinished(small(*TINY, "epochs=2"), 2) == folder
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(small: Compose) -> None:
+    config = small(*TINY, "run_dir=r", "resume=auto")
+    folder = run_folder.create(config, "test")
+    run_folder.describe(folder, config, [])
+    assert run(config) == folder
+    assert (folder / "checkpoints" / "final.safetensors").exists()
+
+
+def test_a_finished_run_is_nothing_to_do(small: Compose) -> None:
+    config = small(*TINY, "run_dir=r", "resume=auto")
+    run(config)
+    assert engine_run.start(config, "test") is None
+    with user_error("run_dir", "r already contains a run"):
+        engine_run.start({**config, "seed": 1}, "test")
+    again = engine_run.start({**config, "epochs": 2}, "test")
+    assert again is not None
+    assert again.last is not None
+
+
+def test_a_run_that_ended_after_its_last_checkpoint_is_finished(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(*TINY, "run_dir=r", "resume=auto")
+    with monkeypatch.context() as patch:
+        patch.setattr("research.engine.run._finish_files", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    summary = json.loads(Path("r/summary.json").read_text())
+    assert (summary["status"], summary["epochs_done"]) == ("KILLED", 1)
+    run(config)
+    summary = json.loads(Path("r/summary.json").read_text())
+    assert (summary["status"], summary["epochs_done"]) == ("FINISHED", 1)
+    assert Path("r/checkpoints/final.safetensors").exists()
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
