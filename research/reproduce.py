@@ -13,6 +13,7 @@ from research.config.keys import MISSING, differences
 from research.config.messages import format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
+from research.config.schema import RUN_DEFAULTS
 from research.engine.run_record import OWN, RunRecord, read_record
 from research.utils.errors import UserError, printable
 from research.utils.files import write_text
@@ -137,8 +138,11 @@ def _text(value: Any) -> str:
 def changed_settings(
     recorded: Mapping[str, Any], current: Mapping[str, Any]
 ) -> list[ChangedSetting]:
-    """The settings in which two configurations differ, except ``NOT_COMPARED``."""
-    pairs = differences(recorded, current, NOT_COMPARED)
+    """The settings in which two configurations differ, except ``NOT_COMPARED``.
+
+    Run settings that were added after a run have their defaults in its configuration.
+    """
+    pairs = differences({**RUN_DEFAULTS, **recorded}, current, NOT_COMPARED)
     return [ChangedSetting(key, *values) for key, values in pairs.items()]
 
 

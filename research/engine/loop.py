@@ -159,11 +159,12 @@ def train_epoch(
             state.scaler.scale(loss / accumulated).backward()
         elif len(batch):
             batch.skipped["left_out/alone"] = 1
-        loss_log.add(state.step, i, batch, losses)
-        state.samples += loader.batch_size
-        if (i + 1) % cfg.accumulate == 0 or i + 1 == batches:
+        if steps := (i + 1) % cfg.accumulate == 0 or i + 1 == batches:
             loss_log.learning_rate = state.optimizer.param_groups[0]["lr"]
             optimizer_step(state, cfg.grad_clip)
+        loss_log.add(state.step, i, batch, losses)
+        state.samples += loader.batch_size
+        if steps:
             callback.step(state, loss_log)
     state.epoch_losses = loss_log.state_dict()
     return loss_log.close()
