@@ -624,17 +624,25 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
-def test_an_interruption_ends_with_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("interrupt", "name", "code"),
+    [(KeyboardInterrupt(), "SIGINT", 130), (KeyboardInterrupt(15), "SIGTERM", 143)],
+)
+def test_an_interruption_ends_with_128_and_its_signal(
+    interrupt: KeyboardInterrupt,
+    name: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def job() -> NoReturn:
-        raise KeyboardInterrupt
+        raise interrupt
 
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as stop:
         command_line(job)
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert stop.value.code == code
+    assert capsys.readouterr().err == f"interrupted by {name}\n"
 
 
 @pytest.mark.parametrize(

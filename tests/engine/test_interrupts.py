@@ -132,6 +132,7 @@ def test_checkpoints_within_an_epoch_by_the_clock(
 
 
 def test_deferred_signals() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as handlers:
         with handlers.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -140,7 +141,7 @@ def test_deferred_signals() -> None:
                 raise AssertionError("the signal is raised on entry")
         with pytest.raises(Interrupted):
             handlers.check()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
