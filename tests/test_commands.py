@@ -29,13 +29,17 @@ TRAIN = (sys.executable, str(ROOT / "train.py"))
 
 
 @contextmanager
-def process(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A process in ``folder``, both outputs in pipes; gone afterwards."""
+def process(folder: Path, *words: str, group: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """A process in ``folder``, both outputs in pipes; gone afterwards.
+
+    With ``group`` it leads a process group of its own.
+    """
     started = subprocess.Popen(
         words,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=_hear_ctrl_c,
+        start_new_session=group,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,6 +150,39 @@ def test_kill_9_and_resume_is_exact(training: list[str], tmp_path: Path, store: 
     assert not (parts / "mlflow_spool.jsonl").exists()
 
 
+@pytest.mark.long
+def test_a_signal_to_the_whole_group_is_resumed_exactly(tmp_path: Path) -> None:
+    """A scheduler signals the loader's workers as well."""
+    make_folders(tmp_path / "data" / "train", 10)
+    make_folders(tmp_path / "data" / "val", 2, seed=1)
+    words = [
+        *TRAIN, *SMALL, *TINY, *data_overrides(tmp_path / "data"), "log_every=1", "epochs=3",
+        "dataset.batch_size=2", "dataset.image_size=64", "dataset.workers=2",
+    ]  # fmt: skip
+    with process(tmp_path, *words, "run_dir=whole") as whole:
+        status, _, errors = outcome(whole)
+        assert (status, errors) == (0, "")
+    parts = tmp_path / "parts"
+    with process(tmp_path, *words, "run_dir=parts", group=True) as stopped:
+        wait_for_batch(stopped, parts / "batch_metrics.csv", epoch=2, batch=3)
+        os.killpg(stopped.pid, signal.SIGTERM)
+        status, _, errors = outcome(stopped)
+        assert (status, errors) == (128 + signal.SIGTERM, "interrupted by SIGTERM\n")
+    state = checkpoint.load(parts / "checkpoints" / "last.pt")["state"]
+    assert (state["epoch"], state["samples"] >= 6) == (1, True)
+    with process(tmp_path, *words, "run_dir=parts", "resume=auto") as resumed:
+        status, _, errors = outcome(resumed)
+        assert (status, errors) == (0, "")
+    for table in ("epoch_metrics.csv", "batch_metrics.csv"):
+        assert without_times(parts / table) == without_times(tmp_path / "whole" / table)
+    one, two = (
+        checkpoint.load(folder / "checkpoints" / "last.pt")
+        for folder in (tmp_path / "whole", parts)
+    )
+    for part in ("model", "optimizer", "scheduler", "transform", "rng"):
+        assert_same(one[part], two[part])
+
+
 @pytest.mark.whole
 def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store: str) -> None:
     words = [*training, "epochs=1000"]
@@ -162,9 +199,9 @@ def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store:
             ):
                 pass
             started.send_signal(number)
-        for name, (started, _) in stopped.items():
+        for name, (started, number) in stopped.items():
             status, printed, errors = outcome(started)
-            assert (status, errors) == (130, "interrupted\n")
+            assert (status, errors) == (128 + number, f"interrupted by {number.name}\n")
             assert f"; continue with resume={name}" in printed
             summary = json.loads((tmp_path / name / "summary.json").read_text())
             assert summary["status"] == "KILLED"

@@ -6,8 +6,11 @@ with any number of workers. A data set implements ``BatchSource``, which reads t
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +18,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from research.batch import Batch
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that end a run, see ``research.engine.interrupts``."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class EpochLoader:
             collate_fn=_identity,  # type: ignore[arg-type]
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
             # Otherwise every epoch would advance the global generator, which dropout uses.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -128,6 +134,21 @@ def _identity(batch: Batch) -> Batch:
     return batch
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     # The workers run in parallel: threads within each would compete for the cores.
     torch.set_num_threads(1)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        Thread(target=_obey_main_process, daemon=True).start()
+
+
+def _obey_main_process() -> None:
+    """Ignore signals, except SIGTERM from the main process.
+
+    A scheduler signals all processes of a job, but the main process needs its workers to finish
+    the step. It terminates them when it ends.
+    """
+    while True:
+        info = signal.sigwaitinfo(SIGNALS)
+        if info.si_signo == signal.SIGTERM and info.si_pid == os.getppid():
+            os._exit(0)

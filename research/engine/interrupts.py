@@ -7,10 +7,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Sent by schedulers before a time limit, by Ctrl-C, and when a terminal closes."""
+from research.data.loader import SIGNALS
 
 
 class Interrupted(KeyboardInterrupt):
@@ -22,6 +20,7 @@ class Interrupts:
 
     A signal raises ``Interrupted`` at once, or at the next ``check`` while ``deferred``. A second
     signal ends the process at once; files are written atomically, so that it harms nothing.
+    Ignored signals stay ignored: ``nohup`` ignores SIGHUP, shells ignore SIGINT in the background.
     """
 
     def __init__(self) -> None:
@@ -29,7 +28,8 @@ class Interrupts:
         self.is_deferred = False
 
     def __enter__(self) -> Interrupts:
-        self.former = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        handled = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+        self.former = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -42,12 +42,20 @@ class Interrupts:
             raise Interrupted(self.requested)
 
     @contextmanager
-    def deferred(self, deferred: bool = True) -> Iterator[None]:
-        """Defer signals to the next ``check``; with False, raise them at once again."""
-        before, self.is_deferred = self.is_deferred, deferred
+    def deferred(self) -> Iterator[None]:
+        """Defer signals to the next ``check``."""
+        before, self.is_deferred = self.is_deferred, True
         try:
-            if not deferred:
-                self.check()
+            yield
+        finally:
+            self.is_deferred = before
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Within ``deferred``: raise signals at once, also one that came before."""
+        before, self.is_deferred = self.is_deferred, False
+        try:
+            self.check()
             yield
         finally:
             self.is_deferred = before

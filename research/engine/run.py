@@ -176,7 +176,7 @@ class EpochEnd(EpochCallback):
     @contextmanager
     def validation(self, state: TrainState) -> Iterator[None]:
         try:
-            with self.interrupts.deferred(False):
+            with self.interrupts.immediate():
                 yield
         except Interrupted:
             self._save(state)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from research.engine.interrupts import Interrupted, Interrupts
 from research.engine.run import EpochEnd
 from research.engine.state import TrainState
 from research.tracking.files import read_rows
-from tests.conftest import TINY, run
+from tests.conftest import ROOT, TINY, run
 
 Compose = Callable[..., dict[str, Any]]
 WORDS = (
@@ -137,18 +139,47 @@ def test_deferred_signals() -> None:
         with handlers.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
-            with pytest.raises(Interrupted), handlers.deferred(False):
+            with pytest.raises(Interrupted), handlers.immediate():
                 raise AssertionError("the signal is raised on entry")
         with pytest.raises(Interrupted):
             handlers.check()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(interrupts.os, "_exit", codes.append)
-    with Interrupts() as handlers, handlers.deferred():
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-    assert codes == [128 + signal.SIGTERM]
+IN_A_LONG_STEP = """
+import os, time
+from research.engine.interrupts import Interrupts
+with Interrupts() as handlers, handlers.deferred():
+    print("ready", flush=True)
+    while not handlers.requested:
+        time.sleep(0.01)
+    print("requested", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_a_second_signal_ends_the_process(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_LONG_STEP],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as started:
+        assert started.stdout is not None
+        for line in ("ready\n", "requested\n"):
+            assert started.stdout.readline() == line
+            started.send_signal(number)
+        assert started.wait(timeout=30) == 128 + number
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as handlers:
+            os.kill(os.getpid(), signal.SIGHUP)
+            handlers.check()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
