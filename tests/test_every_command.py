@@ -1,8 +1,8 @@
 """Every command on every model of ``conf/model``, small, trained once on small data of its kind.
 
 A new model needs no entry here: what it is trained on follows from the data set that its YAML
-selects, and what makes it small from its keys. By default one model of each kind of data and of
-input goes through all commands; ``-m whole`` adds all others.
+selects, and what makes it small from its keys. One model of each kind of data and of input goes
+through all commands with ``-m long``; ``-m whole`` adds all others.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tests.conftest import run
 from tests.data import test_cifar
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
 
+pytestmark = pytest.mark.long
 SHORT = (
     "dataset.batch_size=4", "epochs=1", "max_train_batches=1", "max_val_batches=1", "device=cpu",
     "logging=csv", "keep=0",
@@ -272,7 +273,6 @@ def test_commands_that_take_settings(
     check(answer("inspect", photo, *words), refused=compression == "none")
 
 
-@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 @pytest.mark.parametrize("model", MODELS)
 def test_benchmark(model: str, project: Project, answer: Answer) -> None:
@@ -329,7 +329,6 @@ def demo_words(dataset: str) -> list[str]:
 DEMOS = [name for name in options("dataset") if name.startswith("demo")]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("data", [*OTHER_DATA, *DEMOS])
 def test_other_data(data: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms of images, and each demo data set, rendered."""

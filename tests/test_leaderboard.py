@@ -246,6 +246,7 @@ def test_mistakes_are_one_line(
     assert told in refusal(leaderboard.main, words)
 
 
+@pytest.mark.long
 def test_the_old_name_runs_the_command_and_says_so(tmp_path: Path) -> None:
     outcomes = [
         subprocess.run(

@@ -62,6 +62,18 @@ class Job:
     declared: Declarations
     rules: Mapping[str, Rule] = field(default_factory=dict)
 
+    def required(self, key: str, example: str) -> Iterator[UserError]:
+        """An error if a setting without a default is not set.
+
+        Args:
+            key: such as ``dataset.root``.
+            example: the rest of the line after ``add``, with a value that would be accepted.
+        """
+        group, _, name = key.partition(".")
+        if not self.settings[group][name]:
+            option = f"{group}={self.choices.get(group)}"
+            yield UserError(key, f"{key} is required for {option}", f"add {example}")
+
 
 def group_rules(config: Mapping[str, Any]) -> dict[str, Rule]:
     """Rules by dotted key, for all keys of the groups that have one.

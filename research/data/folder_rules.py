@@ -42,9 +42,4 @@ def faults(job: Job) -> Iterator[UserError]:
             f"dataset.stored_size={stored}: expected a multiple of {BLOCK}, at least "
             f"dataset.image_size={size}",
         )
-    if not dataset["train_dirs"]:
-        yield UserError(
-            "dataset.train_dirs",
-            f"dataset.train_dirs is required for dataset={job.choices.get('dataset')}: "
-            "add 'dataset.train_dirs=[DIR,DIR]'",
-        )
+    yield from job.required("dataset.train_dirs", "'dataset.train_dirs=[DIR,DIR]'")

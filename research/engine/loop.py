@@ -46,7 +46,7 @@ class LoopConfig:
 
 
 class EpochCallback:
-    """Called at the end of every epoch; saves and draws, and may stop the run."""
+    """Called at the end of every epoch, and within it; saves, draws, and may stop the run."""
 
     def replay(self, row: dict[str, Any]) -> None:
         """Called on resume with the row of each earlier epoch.
@@ -159,12 +159,13 @@ def train_epoch(
             state.scaler.scale(loss / accumulated).backward()
         elif len(batch):
             batch.skipped["left_out/alone"] = 1
-        if steps := (i + 1) % cfg.accumulate == 0 or i + 1 == batches:
+        is_step = (i + 1) % cfg.accumulate == 0 or i + 1 == batches
+        if is_step:
             loss_log.learning_rate = state.optimizer.param_groups[0]["lr"]
             optimizer_step(state, cfg.grad_clip)
         loss_log.add(state.step, i, batch, losses)
         state.samples += loader.batch_size
-        if steps:
+        if is_step:
             callback.step(state, loss_log)
     state.epoch_losses = loss_log.state_dict()
     return loss_log.close()

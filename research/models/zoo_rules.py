@@ -14,9 +14,6 @@ RULES: dict[str, Rule] = {
 
 
 def faults(job: Job) -> Iterator[UserError]:
-    if job.settings["model"]["name"] is None:
-        yield UserError(
-            "model.name",
-            f"model.name is required for model={job.choices.get('model')}",
-            "add model.name=NAME of a timm model, such as model.name=vit_tiny_patch16_224",
-        )
+    yield from job.required(
+        "model.name", "model.name=NAME of a timm model, such as model.name=vit_tiny_patch16_224"
+    )

@@ -310,17 +310,6 @@ def test_mistake_alone(answer: Any, line: str, expected: list[str]) -> None:
     assert [part for part in expected if part not in printed] == []
 
 
-@pytest.mark.parametrize("line", [case[0] for case in MISTAKES if not case[0].startswith("--")])
-def test_the_message_contains_the_key_of_the_error(line: str) -> None:
-    words = shlex.split(line)
-    with pytest.raises(UserError) as caught:
-        compose_config(words)
-    key, text = caught.value.key, str(caught.value)
-    assert re.fullmatch(r"[\w./@-]+", key)
-    assert key in text
-    assert text == "; ".join(part for part in (caught.value.message, caught.value.hint) if part)
-
-
 SETTING = re.compile(
     r"\b(?:add|choose|example|or|set|such as|use|write|write a list) "
     r"(?:'([\w.]+=[^']+)'|([\w.]+=[^\s;,]+))"
@@ -360,12 +349,15 @@ def _key(word: str) -> str:
 
 
 @pytest.mark.parametrize("line", [case[0] for case in MISTAKES if not case[0].startswith("--")])
-def test_advice_is_accepted(line: str) -> None:
+def test_the_error_names_its_key_and_its_advice_is_accepted(line: str) -> None:
     """A command line that follows the advice of a message is not refused for the same key."""
     words = shlex.split(line)
     with pytest.raises(UserError) as caught:
         compose_config(words)
     error = caught.value
+    assert re.fullmatch(r"[\w./@-]+", error.key)
+    assert error.key in str(error)
+    assert str(error) == "; ".join(part for part in (error.message, error.hint) if part)
     if "add -m" in str(error):
         check_jobs(words, multirun=True)
         return

@@ -78,15 +78,15 @@ def same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_resumed_run_is_the_same_after_any_step(
-    small: Compose, monkeypatch: pytest.MonkeyPatch, number: int
+    small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(small(*WORDS, "run_dir=whole"))
     steps = final(Path("whole"))["scheduler"]["last_epoch"]
     assert steps == 6
     for at in range(1, steps + 1):
         folder = f"stopped_{at}"
+        number = interrupts.SIGNALS[at % len(interrupts.SIGNALS)]
         interrupted(small(*WORDS, f"run_dir={folder}"), monkeypatch, at, number)
         state = checkpoint.load(Path(folder, "checkpoints/last.pt"))["state"]
         assert state["epoch"] < 2
@@ -158,6 +158,7 @@ with Interrupts() as handlers, handlers.deferred():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_a_second_signal_ends_the_process(number: signal.Signals) -> None:
     with subprocess.Popen(

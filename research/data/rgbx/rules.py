@@ -18,9 +18,4 @@ RULES: dict[str, Rule] = {
 
 
 def faults(job: Job) -> Iterator[UserError]:
-    if job.settings["dataset"]["root"] is None:
-        yield UserError(
-            "dataset.root",
-            f"dataset.root is required for dataset={job.choices.get('dataset')}: add "
-            "dataset.root=FOLDER, which holds images/ and labels/",
-        )
+    yield from job.required("dataset.root", "dataset.root=FOLDER, which holds images/ and labels/")

@@ -18,9 +18,6 @@ RULES: dict[str, Rule] = {
 
 
 def faults(job: Job) -> Iterator[UserError]:
-    if job.settings["dataset"]["manifest"] is None:
-        yield UserError(
-            "dataset.manifest",
-            f"dataset.manifest is required for dataset={job.choices.get('dataset')}: add "
-            "dataset.manifest=FOLDER, as python -m research.prepare wrote it",
-        )
+    yield from job.required(
+        "dataset.manifest", "dataset.manifest=FOLDER, as python -m research.prepare wrote it"
+    )
