@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ WORDS = (
     "dataset.augmentation.mixup=0.2", "patience=5", "dataset.batch_size=4", "seed=1",
 )  # fmt: skip
 TIMES = ("epoch_time_sec", "timestamp", "batch_time_sec")
+
+
+@pytest.fixture(autouse=True)
+def nothing_ignored() -> Iterator[None]:
+    """Shells and ``nohup`` start the tests with some signals ignored, which stay so."""
+    former = {number: signal.signal(number, signal.SIG_DFL) for number in interrupts.SIGNALS}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 class Signalled(EpochEnd):
