@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from research.config.compose import composed
+from research.config.compose import composed, config_dir
 from research.config.keys import setting_values
 from research.config.messages import format_value
 from research.config.options import options
@@ -35,7 +35,8 @@ def help_text(overrides: list[str]) -> str:
     lines += ["", "Groups, chosen by GROUP=OPTION (*: chosen by this command line):"]
     for group in (*OPTIONAL, *GROUPS):
         chosen = result.choices.get(group)
-        marked = [f"{name}*" if name == chosen else name for name in options(group)]
+        names = sorted({*options(group), *own_options(group)})
+        marked = [f"{name}*" if name == chosen else name for name in names]
         lines.append(f"  {group:<12} {', '.join(marked)}")
     lines += ["", "Run settings: default, meaning, allowed values:"]
     lines += _run_settings()
@@ -43,8 +44,18 @@ def help_text(overrides: list[str]) -> str:
     for group in GROUPS:
         lines += _group_keys(group, config[group])
     lines += ["", "Examples:", textwrap.indent(EXAMPLES, "  ").rstrip()]
-    lines += ["", "--cfg job prints the whole configuration and runs nothing."]
+    lines += [
+        "",
+        "--cfg job prints the whole configuration and runs nothing.",
+        "--config-dir FOLDER adds options of your own: FOLDER/model/mine.yaml is model=mine.",
+    ]
     return "\n".join(lines)
+
+
+def own_options(group: str) -> list[str]:
+    """The options that ``--config-dir`` adds to a group."""
+    folder = config_dir()
+    return [] if folder is None else [path.stem for path in (folder / group).glob("*.yaml")]
 
 
 def _run_settings() -> Iterator[str]:
