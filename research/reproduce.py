@@ -10,7 +10,7 @@ from typing import Any
 
 from research.config import cli, compose_config
 from research.config.keys import MISSING, differences
-from research.config.messages import format_value
+from research.config.messages import format_change, format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
 from research.config.schema import RUN_DEFAULTS
@@ -62,9 +62,7 @@ class ChangedSetting:
     current: Any
 
     def __str__(self) -> str:
-        values = (self.recorded, self.current)
-        before, after = ("(none)" if v is MISSING else format_value(v) for v in values)
-        return f"{self.key}: {before} → {after}"
+        return format_change(self.key, self.recorded, self.current)
 
 
 def describe(record: RunRecord, patch: Path) -> list[str]:

@@ -201,8 +201,8 @@ def _check_sweeper(sweeper: Mapping[str, Any]) -> None:
             check_value(name, value, value, rules)
     for word, remedy in REMOVED.items():
         group, _, option = word.partition("=")
-        node = sweeper.get(group.rpartition("/")[2]) or {}
-        if str(node.get(TARGET)).endswith(f".raise_{option}_removed"):
+        chosen = sweeper.get(group.rpartition("/")[2]) or {}
+        if str(chosen.get(TARGET)).endswith(f".raise_{option}_removed"):
             raise UserError(group, f"{word}: {remedy}")
 
 

@@ -25,7 +25,7 @@ from yaml import MarkedYAMLError
 
 from research.config.compose import Composed, composed
 from research.config.group_rules import group_rules
-from research.config.keys import setting_values
+from research.config.keys import MISSING, setting_values
 from research.config.migrations import current_key
 from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
@@ -153,6 +153,12 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(format_value(entry) for entry in value)}]"
     return str(value)
+
+
+def format_change(key: str, then: Any, now: Any) -> str:
+    """``KEY: THEN → NOW``; ``keys.MISSING`` stands for no value."""
+    before, after = ("(none)" if v is MISSING else format_value(v) for v in (then, now))
+    return f"{key}: {before} → {after}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
