@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from research.engine.run_folder import is_locked
+from research.sweeps.launchers import JobDied
 from research.sweeps.space import Space
 from research.sweeps.storage import StorageError
 from research.sweeps.study import Claim, Study
@@ -56,14 +57,15 @@ def launch(
         ]
         for claim in claims
     ]
+    before = {claim.number: study.trial(claim.number).user_attrs for claim in claims}
     for claim in claims:
         swept = " ".join(space.overrides(claim.point)[len(space.fixed) :])
         log.info("sweep: trial %d: %s", claim.number, swept)
     try:
         launched = launcher.launch(jobs, initial_job_idx=claims[0].number)
         returns: list[JobReturn] = [JobResult(**vars(result)) for result in launched]
-    except StorageError:
-        raise
+    except UserError:
+        raise  # also a StorageError
     except Exception as error:
         log.error("sweep: the launcher failed", exc_info=error)
         if not any("run" in study.trial(claim.number).user_attrs for claim in claims):
@@ -81,7 +83,7 @@ def launch(
         raise
     else:
         for claim, result in zip(claims, returns, strict=True):
-            _fail_if_unreported(study, claim, result)
+            _fail_if_unreported(study, claim, result, before[claim.number])
         return returns
     finally:
         release(claims)
@@ -93,8 +95,18 @@ def release(claims: Sequence[Claim]) -> None:
         claim.lock.release()
 
 
-def _fail_if_unreported(study: Study, claim: Claim, result: JobReturn) -> None:
-    """Mark a trial as failed whose job raised before it could report anything itself."""
+def _fail_if_unreported(
+    study: Study, claim: Claim, result: JobReturn, before: Mapping[str, Any]
+) -> None:
+    """Mark a trial as failed whose job raised before it could report anything itself.
+
+    Args:
+        study: of the trial.
+        claim: of the trial.
+        result: of the job.
+        before: attributes of the trial before it was launched. If they have changed, a job that
+            died had started: the trial can be resumed.
+    """
     try:
         _ = result.return_value
     except StorageError:
@@ -104,7 +116,9 @@ def _fail_if_unreported(study: Study, claim: Claim, result: JobReturn) -> None:
         with study.locked():
             trial = study.trial(claim.number)
             run = study.run_of(trial)
-            if not trial.state.is_finished() and (run is None or not is_locked(run)):
+            if isinstance(error, JobDied) and trial.user_attrs != before:
+                log.warning("sweep: trial %d: %s", claim.number, one_line(error))
+            elif not trial.state.is_finished() and (run is None or not is_locked(run)):
                 trace = None if isinstance(error, UserError) else error
                 log.error("sweep: a job failed: %s", reason, exc_info=trace)
                 study.fail(claim.number, reason)
