@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
     # samplers
     "sampler.seed": or_null(whole(0, 2**32 - 1)),
     "sampler.n_startup_trials": whole(0, MAX_STARTUP),
-    "sampler.n_ei_candidates": whole(1, MAX_STARTUP),
+    "sampler.n_ei_candidates": whole(1, MAX_POPULATION),
     "sampler.prior_weight": or_null(number(above=0)),
     "sampler.consider_prior": or_null(TRUTH),
     "sampler.consider_magic_clip": or_null(TRUTH),
