@@ -27,8 +27,9 @@ _EPOCHS_OR_AUTO = Rule(
     lambda value: value == "auto" or COUNT.is_valid(value),
     ("auto",),
 )
-_OBJECT = or_null(MAPPING)
-"""An object of Optuna's, as a node with a ``_target_``."""
+_OBJECT = or_null(
+    Rule("a mapping with a _target_", lambda value: MAPPING.is_valid(value) and "_target_" in value)
+)
 _NONE = Rule("null; it is a function or a list of trials of Optuna's", lambda value: value is None)
 _PROBABILITY = number(at_least=0, at_most=1)
 
