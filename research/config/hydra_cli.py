@@ -198,7 +198,7 @@ def _check_sweeper(sweeper: Mapping[str, Any]) -> None:
     for key, value in [*sweeper.items(), *leaves(sweeper)]:
         name = f"{SWEEPER}.{key}"
         if name in rules and not (isinstance(value, str) and "${" in value):
-            check_value(name, value, value, rules)
+            check_value(name, value, False, rules)  # null only where the rule has it
     for word, remedy in REMOVED.items():
         group, _, option = word.partition("=")
         chosen = sweeper.get(group.rpartition("/")[2]) or {}

@@ -24,6 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from research.config import stored
+from research.config.compose import config_dir
 from research.config.keys import differences
 from research.utils.errors import UserError, one_line
 from research.utils.files import write_atomic, write_text
@@ -98,6 +99,7 @@ def describe(
         **environment(),
         "command": sys.argv,
         "folder": str(Path.cwd()),
+        "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
     }
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))

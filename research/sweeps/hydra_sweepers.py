@@ -57,6 +57,13 @@ class RecordedOptunaSweeper(OptunaSweeper):
         from research.sweeps.space import Space
 
         inner: Any = self.sweeper
+        for key in ("n_trials", "n_jobs"):
+            if getattr(inner, key) is None:
+                raise UserError(
+                    f"hydra.sweeper.{key}",
+                    f"hydra.sweeper.{key}=null: hydra/sweeper=optuna needs a number",
+                    f"leave it out, or set hydra.sweeper.{key}=1",
+                )
         space = Space.parse(inner.params or {}, arguments)
         with recorded_study(
             inner.config, inner.hydra_context, space, inner.n_trials, inner.direction

@@ -16,8 +16,8 @@ LATENCY: Final = "latency_ms"
 BYTES: Final = "bytes_per_image"
 ROUNDS: Final = 20
 BLOCK: Final = 8  # pixels
-PLACEHOLDERS: Final = ["a", "b"]
-"""Classes of a task that is built without data."""
+PLACEHOLDERS: Final = [f"class {number}" for number in range(100)]
+"""Classes of a task that is built without data; enough for every metric that needs several."""
 
 
 class Objective(NamedTuple):

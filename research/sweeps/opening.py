@@ -140,7 +140,7 @@ def open_study(
             pruner=None if pruner is None else type(pruner).__name__,
             n_trials=max(n_trials, len(trials)),
         )
-        _restore_trials(study, search.space, [each.name for each in search.objectives])
+        restore_trials(study, search.space, [each.name for each in search.objectives])
     return study
 
 
@@ -167,7 +167,7 @@ class _Summary:
     trials: list[_Entry]
 
 
-def _restore_trials(study: Study, space: Space, names: Sequence[str]) -> None:
+def restore_trials(study: Study, space: Space, names: Sequence[str]) -> None:
     """Add the trials of ``final_summary.json`` that the storage has lost.
 
     Numbers of trials that the summary does not have (they were retried) are filled up with trials

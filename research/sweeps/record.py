@@ -83,7 +83,9 @@ def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") 
         parent_run.update(study.folder, content, trackers, status)
     except Exception as error:
         # The summary is written; a failing plot or tracker must not end a trial or the sweep.
-        log.warning("sweep: the parent run could not be updated", exc_info=error)
+        trace = None if isinstance(error, UserError | OSError) else error
+        line = f"sweep: the parent run could not be updated ({one_line(error)})"
+        log.warning("%s", line, exc_info=trace)
     return content
 
 

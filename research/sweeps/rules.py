@@ -27,8 +27,9 @@ _EPOCHS_OR_AUTO = Rule(
     lambda value: value == "auto" or COUNT.is_valid(value),
     ("auto",),
 )
-_OBJECT = or_null(MAPPING)
-"""An object of Optuna's, as a node with a ``_target_``."""
+_OBJECT = or_null(
+    Rule("a mapping with a _target_", lambda value: MAPPING.is_valid(value) and "_target_" in value)
+)
 _NONE = Rule("null; it is a function or a list of trials of Optuna's", lambda value: value is None)
 _PROBABILITY = number(at_least=0, at_most=1)
 
@@ -48,7 +49,7 @@ RULES: dict[str, Rule] = {
     # samplers
     "sampler.seed": or_null(whole(0, 2**32 - 1)),
     "sampler.n_startup_trials": whole(0, MAX_STARTUP),
-    "sampler.n_ei_candidates": whole(1, MAX_STARTUP),
+    "sampler.n_ei_candidates": whole(1, MAX_POPULATION),
     "sampler.prior_weight": or_null(number(above=0)),
     "sampler.consider_prior": or_null(TRUTH),
     "sampler.consider_magic_clip": or_null(TRUTH),

@@ -166,6 +166,14 @@ class StudySweeper(Sweeper):
                 "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early",
                 "choose hydra/sweeper/pruner=none",
             )
+        points = self.sampler.get("reference_points") or []
+        if any(len(point) != len(self.objectives) for point in points):
+            raise UserError(
+                "hydra.sweeper.sampler.reference_points",
+                f"hydra.sweeper.sampler.reference_points={list(map(list, points))}: each point "
+                f"needs {len(self.objectives)} values, one of each objective",
+                "leave it out",
+            )
         if self.sampler._target_.endswith("CmaEsSampler") and find_spec("cmaes") is None:
             raise UserError(
                 "hydra/sweeper/sampler",
