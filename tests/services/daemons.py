@@ -1,0 +1,326 @@
+"""Real services on loopback: PostgreSQL, MLflow's server, Slurm with one node, Ray.
+
+Everything that they write is in one folder, and all their processes end with their block. None needs
+systemd or root; as root, PostgreSQL runs as the user ``postgres``.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import ROOT
+from tests.mlflow_ui import free_port
+
+PATIENCE = 120.0
+"""Seconds for a service to start."""
+ENDS = 20.0
+"""Seconds for a process to end."""
+BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SLURM = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={controller}
+SlurmdPort={node}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=1,sched_interval=2
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=65536 Gres=gpu:2
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+"""One node with two GPUs that are only counted, so that two jobs with one each run at once."""
+
+
+def commands(section: str) -> list[str]:
+    """The blocks of commands of a section of ``docs/distributed.md``, without ``pip install``."""
+    text = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    body = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    blocks = [re.sub(r"^pip install .*\n", "", each, flags=re.M) for each in BLOCK.findall(body)]
+    assert blocks, section
+    return blocks
+
+
+def wait_until(is_ready: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
+    while not is_ready():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def end_all(processes: Sequence[psutil.Process]) -> None:
+    """End processes, in the end by SIGKILL."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=ENDS)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=ENDS)
+
+
+def started_in(folder: Path) -> list[psutil.Process]:
+    """Processes whose command line names a folder, other than this one."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(str(folder) in w for w in process.cmdline()):
+                found.append(process)
+    return found
+
+
+@dataclass
+class Postgres:
+    """A PostgreSQL server with the user ``lab`` and the databases of the documentation."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PGPASSWORD": self.password}
+
+    @property
+    def ports(self) -> dict[str, str]:
+        """What the addresses of the documentation are in this process."""
+        return {":5432": f":{self.port}"}
+
+    def create(self) -> None:
+        self.folder.mkdir()
+        if os.getuid() == 0:
+            shutil.chown(self.folder, "postgres")
+        self._run("initdb", "--auth-local=trust", "--auth-host=scram-sha-256", "-D", self.data)
+        self.start()
+        (block, _) = commands("PostgreSQL")
+        self._run("bash", "-ec", block)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run(
+            "pg_ctl", "-D", self.data, "-l", self.folder / "log", "-o", options, "-w", "start"
+        )
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def _run(self, *command: str | Path) -> None:
+        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        path = os.pathsep.join([*map(str, binaries[-1:]), os.environ["PATH"]])
+        server = {"PGHOST": str(self.folder), "PGPORT": str(self.port), "PGUSER": _owner()}
+        subprocess.run(
+            command,
+            check=True,
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+            user=_owner(),
+            env={**os.environ, **self.environment, **server, "PATH": path},
+        )
+
+
+def _owner() -> str:
+    """As whom PostgreSQL runs, which refuses to run as root."""
+    return "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[Postgres]:
+    server = Postgres(folder)
+    server.create()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """MLflow's server behind basic authentication.
+
+    Attributes:
+        folder: with the log, the artifacts and the database of users.
+        address: of the server.
+        environment: of a user, for MLflow's clients.
+    """
+
+    folder: Path
+    address: str
+    environment: Mapping[str, str]
+
+
+@contextmanager
+def mlflow_server(
+    folder: Path, backend: str | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Tracking]:
+    """The server of the documentation, with the user of the documentation.
+
+    Args:
+        folder: for all that it writes.
+        backend: URI of the database in place of the documentation's.
+        environment: with what opens it.
+    """
+    folder.mkdir()
+    serve, add_user, _ = commands("A shared tracking server")
+    port = free_port()
+    serve = serve.replace("--port 5000", f"--port {port}")
+    if backend is not None:
+        serve = re.sub(r"postgresql://\S+", lambda _: backend, serve)
+    admin = secrets.token_urlsafe(12)
+    password = secrets.token_urlsafe(12)
+    own = {
+        **os.environ,
+        **(environment or {}),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": admin,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "NEW_PASSWORD": password,
+    }
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["bash", "-ec", serve], cwd=folder, env=own, stdout=log, stderr=log
+        )
+    try:
+        wait_until(
+            lambda: answers(port) or process.poll() is not None, (folder / "log").read_text()
+        )
+        assert process.poll() is None, (folder / "log").read_text()
+        block = add_user.replace(":5000", f":{port}")
+        subprocess.run(["bash", "-ec", block], cwd=folder, env=own, check=True)
+        user = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": password}
+        address = f"http://127.0.0.1:{port}"
+        yield Tracking(folder, address, {"MLFLOW_TRACKING_URI": address, **user})
+    finally:
+        parent = psutil.Process(process.pid)
+        end_all([parent, *parent.children(recursive=True)])
+        process.wait(ENDS)
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[dict[str, str]]:
+    """Slurm with one node; gives the environment in which its commands find it."""
+    for part in ("munge", "state", "spool"):
+        (folder / part).mkdir(parents=True)
+        (folder / part).chmod(0o700)
+    (folder / "munge" / "key").write_bytes(secrets.token_bytes(1024))
+    (folder / "munge" / "key").chmod(0o400)
+    munge = {
+        name: f"--{name}={folder}/munge/{name.split('-')[0]}" for name in ("key-file", "socket")
+    }
+    files = [f"--{name}-file={folder}/munge/{name}" for name in ("pid", "log", "seed")]
+    configuration = folder / "slurm.conf"
+    configuration.write_text(
+        SLURM.format(
+            host=socket.gethostname().split(".")[0],
+            user=pwd.getpwuid(os.getuid()).pw_name,
+            folder=folder,
+            controller=free_port(),
+            node=free_port(),
+        )
+    )
+    (folder / "gres.conf").write_text("Name=gpu Count=2\n")
+    environment = {"SLURM_CONF": str(configuration)}
+    own = {**os.environ, **environment}
+    path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
+    daemons = []
+    try:
+        for command in (
+            ["munged", "--foreground", "--force", *munge.values(), *files],
+            ["slurmctld", "-D", "-f", str(configuration)],
+            ["slurmd", "-D", "-f", str(configuration)],
+        ):
+            program = shutil.which(command[0], path=path)
+            assert program is not None, f"{command[0]} is not installed"
+            with (folder / f"{command[0]}.out").open("w") as log:
+                daemons.append(
+                    subprocess.Popen([program, *command[1:]], env=own, stdout=log, stderr=log)
+                )
+            if command[0] == "munged":
+                wait_until((folder / "munge" / "socket").exists, "munged")
+        wait_until(lambda: "idle" in _output(["sinfo", "-h", "-o", "%T"], own), "slurmd")
+        yield environment
+    finally:
+        subprocess.run(["scancel", "--full", "--user", str(os.getuid())], env=own, check=False)
+        with suppress(AssertionError):
+            wait_until(lambda: not _output(["squeue", "-h"], own), "jobs", ENDS)
+        for daemon in reversed(daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in daemons:
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(ENDS)
+        end_all(started_in(folder))
+
+
+def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    return subprocess.run(
+        command, env=dict(environment), capture_output=True, text=True, check=False
+    ).stdout
+
+
+@contextmanager
+def ray(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Ray as the documentation starts it, with two GPUs that are only counted; gives its address.
+
+    Args:
+        folder: of a short name, since Ray's sockets are below it.
+        environment: of the trials.
+    """
+    port = free_port()
+    start = next(line for line in commands("Sweeps on Ray")[0].splitlines() if "--head" in line)
+    folder.mkdir()
+    own = {
+        **os.environ,
+        **(environment or {}),
+        "RAY_TMPDIR": str(folder),
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 8, "GPU": 2}',
+        "RAY_worker_niceness": "0",
+    }
+    command = start.replace("6379", str(port))
+    try:
+        subprocess.run(
+            ["bash", "-ec", command], env=own, check=True, stdout=subprocess.DEVNULL, cwd=ROOT
+        )
+        yield f"127.0.0.1:{port}"
+    finally:
+        end_all(started_in(folder))
+        shutil.rmtree(folder, ignore_errors=True)
