@@ -245,11 +245,10 @@ class RayLauncher(RemoteLauncher):
         self.settings = _check(settings, self.RULES)
 
     def run(self, jobs: Sequence[RemoteJob]) -> list[JobReturn]:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would be sent to Ray's authors
         import ray
 
         if not ray.is_initialized():
-            ray.init(address=self.settings["address"], log_to_driver=True)
+            self._connect()
         resources = {key: self.settings[key] for key in ("num_cpus", "num_gpus")}
         self._check_resources([each["Resources"] for each in ray.nodes() if each["Alive"]])
         task = ray.remote(max_calls=1, max_retries=0, **resources)(_call)
@@ -261,6 +260,21 @@ class RayLauncher(RemoteLauncher):
                 ray.cancel(each)
             ray.wait(running, num_returns=len(running), timeout=SECONDS_TO_SAVE)
             raise
+
+    def _connect(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sent to Ray's authors
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # of trials, which say similar things
+        import ray
+
+        address = self.settings["address"]
+        try:
+            ray.init(address=address)
+        except Exception as error:
+            raise UserError(
+                "hydra.launcher.address",
+                f"hydra.launcher.address={address}: {one_line(error)}",
+                "ray status says whether it runs; with a token it needs RAY_AUTH_MODE=token",
+            ) from error
 
     def _check_resources(self, machines: Sequence[dict[str, float]]) -> None:
         """Refuse what no machine has; Ray would wait for it for ever."""

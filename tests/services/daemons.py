@@ -1,7 +1,7 @@
 """Real services on loopback: PostgreSQL, MLflow's server, Slurm with one node, Ray.
 
-Everything that they write is in one folder, and all their processes end with their block. None needs
-systemd or root; as root, PostgreSQL runs as the user ``postgres``.
+Everything that they write is in one folder, and all their processes end with their block. None
+needs systemd or root; as root, PostgreSQL runs as the user ``postgres``.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def end_all(processes: Sequence[psutil.Process]) -> None:
 
 
 def started_in(folder: Path) -> list[psutil.Process]:
-    """Processes whose command line names a folder, other than this one."""
+    """Processes whose command line names a folder, other than this one, and their children."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.pid != os.getpid() and any(str(folder) in w for w in process.cmdline()):
-                found.append(process)
-    return found
+                found += [process, *process.children(recursive=True)]
+    return list(dict.fromkeys(found))
 
 
 @dataclass
@@ -298,29 +298,41 @@ def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def ray(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Ray as the documentation starts it, with two GPUs that are only counted; gives its address.
+def ray(
+    folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Ray as the documentation starts it, with two GPUs that are only counted.
 
     Args:
         folder: of a short name, since Ray's sockets are below it.
         environment: of the trials.
+
+    Yields:
+        Its address, and the environment of commands that use it.
     """
     port = free_port()
-    start = next(line for line in commands("Sweeps on Ray")[0].splitlines() if "--head" in line)
+    lines = commands("Sweeps on Ray")[0].splitlines()
+    start = "\n".join(line for line in lines if not line.startswith("python"))
     folder.mkdir()
     own = {
-        **os.environ,
-        **(environment or {}),
+        "HOME": str(folder),  # of the token
+        "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone
+    }
+    of_node = {
         "RAY_TMPDIR": str(folder),
         "RAY_OVERRIDE_RESOURCES": '{"CPU": 8, "GPU": 2}',
         "RAY_worker_niceness": "0",
     }
-    command = start.replace("6379", str(port))
     try:
         subprocess.run(
-            ["bash", "-ec", command], env=own, check=True, stdout=subprocess.DEVNULL, cwd=ROOT
+            ["bash", "-ec", start.replace("6379", str(port))],
+            env={**os.environ, **(environment or {}), **own, **of_node},
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
         )
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", own
     finally:
         end_all(started_in(folder))
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Sweeps of eight trials over Slurm and Ray, recorded on a server, while everything fails once.
 
-``tests/services/run`` starts it. A process is killed; a Slurm job is requeued twice in the middle of
-an epoch; PostgreSQL, which has the studies and the tracking server's runs, is stopped for 30 s.
+``tests/services/run`` starts it. A process is killed; a Slurm job is requeued twice in the middle
+of an epoch; PostgreSQL, which has the studies and the tracking server's runs, is stopped for 30 s.
 Afterwards every trial has finished once, with the weights of an undisturbed sweep, and nothing is
 missing in the study or in MLflow.
 """
@@ -306,12 +306,12 @@ def main() -> None:
                     sweep.stop_database(server, 5)
                     sweep.finish()
                 report("Slurm", sweep, expected, undisturbed.folder, server, user)
-                with ray(base / "r", user) as address:
+                with ray(base / "r", user) as (address, own):
                     on_ray = [
                         *(*remote, "hydra/launcher=ray", "hydra.launcher.num_cpus=1"),
                         f"hydra.launcher.address={address}",
                     ]
-                    with started(base / "b", on_ray, user) as sweep:
+                    with started(base / "b", on_ray, {**user, **own}) as sweep:
                         sweep.kill(1)
                         sweep.stop_database(server, 4)
                         sweep.finish()

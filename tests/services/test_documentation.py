@@ -78,10 +78,10 @@ def test_a_sweep_on_ray_has_one_gpu_for_each_trial(tmp_path: Path, words: list[s
     command = commands("Sweeps on Ray")[0].splitlines()[-1]
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # its sockets need a short name
     try:
-        with ray(folder / "r") as address:
-            command = command.replace("127.0.0.1:6379", address).replace("0,1,2,3", "0,1,2")
-            train(command, tmp_path, [*words, "logging=csv"], {})
+        with ray(folder / "r") as (address, environment):
+            command = command.replace("127.0.0.1:6379", address).replace("0,1,2,3", "0,1")
+            train(command, tmp_path, [*words, "logging=csv"], environment)
     finally:
         shutil.rmtree(folder)
     (summary,) = summaries(tmp_path)
-    assert summary["counts"] == {"FINISHED": 3}
+    assert summary["counts"] == {"FINISHED": 2}
