@@ -12,7 +12,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from operator import call
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +22,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from research.config.checks import check_value
-from research.config.rules import COUNT, TEXT, Rule, number, or_null, whole
 from research.utils.errors import UserError, one_line
 
 SECONDS_BETWEEN_LOOKS: Final = 5.0
@@ -118,25 +115,11 @@ def _died(reason: str) -> JobReturn:
     return result
 
 
-def _check(settings: dict[str, Any], rules: dict[str, Rule]) -> dict[str, Any]:
-    """The settings of a launcher as plain values, checked."""
-    plain = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in settings.items()
-    }
-    named = {f"hydra.launcher.{key}": rule for key, rule in rules.items()}
-    for key in rules:
-        check_value(f"hydra.launcher.{key}", plain[key], plain[key], named)
-    return plain
-
-
-def _require(package: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise UserError(
-            "hydra/launcher",
-            f"hydra/launcher={extra}: the package {package} is not installed",
-            f"pip install -e '.[{extra}]'",
-        )
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that are set, as plain values; ``launchers_rules`` has checked them."""
+    plain = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if value is not None}
 
 
 class SlurmLauncher(RemoteLauncher):
@@ -146,31 +129,19 @@ class SlurmLauncher(RemoteLauncher):
     job resumes its trial; that of any other interrupted job is resumed by the sweep.
     """
 
-    RULES: Final = {
-        "timeout_min": COUNT,
-        "cpus_per_task": or_null(COUNT),
-        "gpus_per_node": or_null(whole(0)),
-        "mem_gb": or_null(number(above=0)),
-        "array_parallelism": COUNT,
-        "signal_delay_s": COUNT,
-        "partition": or_null(TEXT),
-        "submitit_folder": TEXT,
-    }
-
     def __init__(self, **settings: Any) -> None:
-        _require("submitit", "slurm")
-        self.settings = _check(settings, self.RULES)
+        self.settings = _plain(settings)
 
     def run(self, jobs: Sequence[RemoteJob]) -> list[JobReturn]:
         # By default submitit requeues a job on this signal, without letting it save.
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
         import submitit
 
-        settings = {key: value for key, value in self.settings.items() if value is not None}
         generic = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
-        executor = submitit.AutoExecutor(settings.pop("submitit_folder"), cluster="slurm")
+        folder = Path(self.base.hydra.sweep.dir, ".submitit", "%j")
+        executor = submitit.AutoExecutor(folder, cluster="slurm")
         executor.update_parameters(
-            **{key if key in generic else f"slurm_{key}": settings[key] for key in settings},
+            **{key if key in generic else f"slurm_{key}": v for key, v in self.settings.items()},
             nodes=1,
             tasks_per_node=1,
         )
@@ -233,16 +204,8 @@ class RayLauncher(RemoteLauncher):
     Each has a process of its own, which Ray does not start again: the sweep resumes its trial.
     """
 
-    RULES: Final = {
-        "address": or_null(TEXT),
-        "n_jobs": COUNT,
-        "num_cpus": number(at_least=0),
-        "num_gpus": number(at_least=0),
-    }
-
     def __init__(self, **settings: Any) -> None:
-        _require("ray", "ray")
-        self.settings = _check(settings, self.RULES)
+        self.settings = _plain(settings)
 
     def run(self, jobs: Sequence[RemoteJob]) -> list[JobReturn]:
         import ray
@@ -266,7 +229,7 @@ class RayLauncher(RemoteLauncher):
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # of trials, which say similar things
         import ray
 
-        address = self.settings["address"]
+        address = self.settings.get("address")
         try:
             ray.init(address=address)
         except Exception as error:

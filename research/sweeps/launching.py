@@ -57,7 +57,7 @@ def launch(
         ]
         for claim in claims
     ]
-    before = {claim.number: study.trial(claim.number).user_attrs for claim in claims}
+    before = {claim.number: dict(study.trial(claim.number).user_attrs) for claim in claims}
     for claim in claims:
         swept = " ".join(space.overrides(claim.point)[len(space.fixed) :])
         log.info("sweep: trial %d: %s", claim.number, swept)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -204,7 +205,7 @@ def mlflow_server(
     folder.mkdir()
     serve, add_user, _ = commands("A shared tracking server")
     port = free_port()
-    serve = serve.replace("--port 5000", f"--port {port}")
+    serve = serve.replace("--port 5000 --workers 2", f"--port {port} --workers 1")
     if backend is not None:
         serve = re.sub(r"postgresql://\S+", lambda _: backend, serve)
     admin = secrets.token_urlsafe(12)
@@ -214,6 +215,7 @@ def mlflow_server(
         **(environment or {}),
         "MLFLOW_AUTH_ADMIN_PASSWORD": admin,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "NEW_PASSWORD": password,
     }
     with (folder / "log").open("w") as log:
@@ -221,9 +223,7 @@ def mlflow_server(
             ["bash", "-ec", serve], cwd=folder, env=own, stdout=log, stderr=log
         )
     try:
-        wait_until(
-            lambda: answers(port) or process.poll() is not None, (folder / "log").read_text()
-        )
+        wait_until(lambda: answers(port) or process.poll() is not None, "mlflow server")
         assert process.poll() is None, (folder / "log").read_text()
         block = add_user.replace(":5000", f":{port}")
         subprocess.run(["bash", "-ec", block], cwd=folder, env=own, check=True)
@@ -231,8 +231,9 @@ def mlflow_server(
         address = f"http://127.0.0.1:{port}"
         yield Tracking(folder, address, {"MLFLOW_TRACKING_URI": address, **user})
     finally:
-        parent = psutil.Process(process.pid)
-        end_all([parent, *parent.children(recursive=True)])
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(process.pid)
+            end_all([parent, *parent.children(recursive=True)])
         process.wait(ENDS)
 
 
@@ -320,6 +321,7 @@ def ray(
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone
     }
     of_node = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_TMPDIR": str(folder),
         "RAY_OVERRIDE_RESOURCES": '{"CPU": 8, "GPU": 2}',
         "RAY_worker_niceness": "0",

@@ -145,7 +145,7 @@ def started(folder: Path, words: list[str], environment: Mapping[str, str]) -> I
     log = folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), "-m", *SWEEP, *words],
+            [sys.executable, str(ROOT / "train.py"), "-m", *words, *SWEEP],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=output,
