@@ -180,10 +180,12 @@ def _wait(jobs: Iterable[tuple[str, Path]]) -> None:
         queued, now = _queued(), time.monotonic()
         for job, seen in list(waiting.items()):
             number, path = job
-            if path.exists() or now - seen > SECONDS_FOR_RESULT:
+            if path.exists():
                 del waiting[job]
             elif queued is None or number in queued:
                 waiting[job] = now
+            elif now - seen > SECONDS_FOR_RESULT:
+                del waiting[job]
         if waiting:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
