@@ -18,6 +18,7 @@ from research.batch import ClassificationBatch
 from research.inference.writers import ClassWriter
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
+from research.utils.whole_batch import whole_mean
 from research.viz import pictures
 
 SHOWN: Final = 24
@@ -44,11 +45,13 @@ class Classification:
     def losses(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
         logits = _at_least_float32(model(batch.inputs))
         if batch.labels_b is None or batch.lam is None:
-            return {"cross_entropy": self._loss(logits, batch.labels, "mean")}
+            loss = self._loss(logits, batch.labels, "mean")
+            return {"cross_entropy": whole_mean(loss, len(batch))}
         # Cross-entropy is linear in the target, so the loss of a mixed target is the weighted mean.
         first = self._loss(logits, batch.labels, "none")
         second = self._loss(logits, batch.labels_b, "none")
-        return {"cross_entropy": torch.lerp(second, first, batch.lam).mean()}
+        loss = torch.lerp(second, first, batch.lam).mean()
+        return {"cross_entropy": whole_mean(loss, len(batch))}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
         """Logits [B, C], at least float32."""
