@@ -146,6 +146,7 @@ def range_test(
     """
     from torch.optim.lr_scheduler import LambdaLR
 
+    from research.engine import distributed
     from research.engine.loop import EpochCallback, train_epoch
 
     state, cfg = experiment.state, experiment.cfg
@@ -159,13 +160,14 @@ def range_test(
     tracker = Trackers([collector] if console is None else [collector, console])
     epoch = min(len(experiment.train), cfg.max_train_batches or sys.maxsize)
     reason = "the last rate"
+    losses_of = distributed.Losses(experiment.task, state.forward)
     try:
         while collector.before < steps:
             batches = min(epoch, (steps - collector.before) * cfg.accumulate)
             limits = replace(cfg, log_every=1, max_train_batches=batches)
             train_epoch(
                 state,
-                experiment.task,
+                losses_of,
                 experiment.train,
                 limits,
                 experiment.device,

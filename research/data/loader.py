@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from research.batch import Batch
@@ -46,38 +47,70 @@ class BatchSource(Protocol):
     def __getitems__(self, keys: list[SampleKey]) -> Batch: ...
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The part of every epoch that a process reads.
+
+    Attributes:
+        rank: of the process, 0 <= rank < processes.
+        processes: number of processes of the run.
+    """
+
+    rank: int = 0
+    processes: int = 1
+
+    def position(self, batch: int) -> int:
+        """The number of this process's part among the parts of all batches of an epoch."""
+        return batch * self.processes + self.rank
+
+    def part(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's part of ``samples``; parts are consecutive and differ by at most one."""
+        return np.array_split(samples, self.processes)[self.rank]
+
+
 class EpochSampler(Sampler[list[SampleKey]]):
     """Yield the batches of epoch ``epoch``, from batch ``start``, as lists of keys.
 
+    In training every process reads its part of each batch of all processes. In evaluation it reads
+    its part of the split, so that the parts, one after the other, are the whole split.
+
     Args:
         samples: size of the dataset.
-        batch_size: samples per batch.
+        batch_size: samples per batch of one process.
         seed: seed of the run; the order of an epoch is drawn from (seed, epoch).
-        shuffle: draw an order; otherwise samples are in the order of the dataset.
-        drop_last: drop the last batch if it is not full.
+        train: draw an order, and drop the last batch if it is not full but not the only one;
+            otherwise samples are in the order of the dataset.
+        shard: part of this process.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, *, seed: int, shuffle: bool, drop_last: bool
+        self, samples: int, batch_size: int, *, seed: int, train: bool, shard: Shard
     ) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
-        self.shuffle = shuffle
-        self.drop_last = drop_last
+        self.train = train
+        self.shard = shard
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
-        full, rest = divmod(self.samples, self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        if self.train:
+            return max(self.samples > 0, self.samples // (self.batch_size * self.shard.processes))
+        return -(-len(self.shard.part(np.arange(self.samples))) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.arange(self.samples)
-        if self.shuffle:
+        size = self.batch_size
+        if self.train:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+            size *= self.shard.processes
+        else:
+            order = self.shard.part(order)
         for batch in range(self.start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            chosen = order[batch * size : (batch + 1) * size]
+            if self.train:
+                chosen = self.shard.part(chosen)
             yield [SampleKey(self.epoch, int(index)) for index in chosen]
 
 
@@ -93,16 +126,12 @@ class EpochLoader:
         train: bool,
         workers: int = 0,
         pin_memory: bool = False,
+        shard: Shard = Shard(),
     ) -> None:
         self.source = source
         self.batch_size = batch_size
-        self.sampler = EpochSampler(
-            len(source),
-            batch_size,
-            seed=seed,
-            shuffle=train,
-            drop_last=train and len(source) > batch_size,
-        )
+        self.shard = shard
+        self.sampler = EpochSampler(len(source), batch_size, seed=seed, train=train, shard=shard)
         self.loader: DataLoader[Any] = DataLoader(
             source,  # type: ignore[arg-type]
             batch_sampler=self.sampler,
@@ -120,9 +149,15 @@ class EpochLoader:
         return len(self.sampler)
 
     @property
+    def global_batch(self) -> int:
+        """Samples of a batch of all processes."""
+        return self.batch_size * self.shard.processes
+
+    @property
     def skipped(self) -> dict[str, int]:
-        """Counts of samples that are in no epoch, as ``left_out/KIND``."""
-        return {f"left_out/{kind}": count for kind, count in self.source.skipped.items()}
+        """Counts of samples that are in no epoch, as ``left_out/KIND``; of the first process."""
+        found = self.source.skipped if self.shard.rank == 0 else {}
+        return {f"left_out/{kind}": count for kind, count in found.items()}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from batch ``start``."""

@@ -90,12 +90,14 @@ def fit(
         UserError: if the loss is not finite or the monitored metric does not exist.
     """
     check_monitor(monitor, task, device)
+    losses = distributed.parallel(distributed.Losses(task, state.forward))
     for past in state.history:
         end_epoch.replay(past)
     while state.epoch < cfg.epochs and not state.stopped_early(cfg.patience) and not end_epoch.stop:
         epoch = state.epoch + 1
         start = time.perf_counter() - state.epoch_losses.get("seconds", 0.0)
-        stats = train_epoch(state, task, train, cfg, device, tracker, end_epoch)
+        stats = train_epoch(state, losses, train, cfg, device, tracker, end_epoch)
+        distributed.share_buffers(state.model, state.ema)
         with end_epoch.validation(state):
             result = evaluate(state.eval_model, task, val, state.transform, cfg, device, tracker)
         values = {**stats.metrics, **{f"val/{name}": v for name, v in result.metrics.items()}}
@@ -128,7 +130,7 @@ def fit(
 
 def train_epoch(
     state: TrainState,
-    task: Task,
+    task_losses: nn.Module,
     loader: EpochLoader,
     cfg: LoopConfig,
     device: torch.device,
@@ -140,31 +142,36 @@ def train_epoch(
     A batch of which one sample remains is skipped, unless ``batch_size`` is 1: batch norm needs
     more than one sample.
     """
-    state.forward.train()
+    task_losses.train()
     state.transform.train()
-    epoch, first = state.epoch + 1, state.samples // loader.batch_size
+    epoch, first = state.epoch + 1, state.samples // loader.global_batch
     batches = min(len(loader), cfg.max_train_batches or len(loader))
     loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader.skipped)
     loss_log.load_state_dict(state.epoch_losses)
     for i, batch in enumerate(islice(loader.epoch(epoch, first), batches - first), start=first):
         state.step += 1
-        losses: dict[str, Tensor] = {}
-        if len(batch) > 1 or len(batch) == loader.batch_size:
-            inputs = state.transform(batch.to(device), generator_for(cfg.seed, epoch, i))
-            with autocast(device, cfg.precision):
-                losses = task.losses(state.forward, inputs)
-            loss = torch.stack(list(losses.values())).sum()
-            # Number of batches in this optimizer step; the last step of an epoch may have fewer.
-            accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
-            state.scaler.scale(loss / accumulated).backward()
-        elif len(batch):
-            batch.skipped["left_out/alone"] = 1
         is_step = (i + 1) % cfg.accumulate == 0 or i + 1 == batches
+        usable = len(batch) > 1 or len(batch) == loader.batch_size
+        losses: dict[str, Tensor] = {}
+        with distributed.no_sync(task_losses, not is_step):
+            if distributed.announce(len(batch) if usable else 0, is_step and cfg.accumulate > 1):
+                inputs = None
+                if usable:
+                    rng = generator_for(cfg.seed, epoch, loader.shard.position(i))
+                    inputs = state.transform(batch.to(device), rng)
+                with autocast(device, cfg.precision):
+                    losses = task_losses(inputs)
+                loss = torch.stack(list(losses.values())).sum()
+                # Number of batches in this step; the last step of an epoch may have fewer.
+                accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
+                state.scaler.scale(loss / accumulated).backward()
+        if len(batch) and not usable:
+            batch.skipped["left_out/alone"] = 1
         if is_step:
             loss_log.learning_rate = state.optimizer.param_groups[0]["lr"]
             optimizer_step(state, cfg.grad_clip)
         loss_log.add(state.step, i, batch, losses)
-        state.samples += loader.batch_size
+        state.samples += loader.global_batch
         if is_step:
             callback.step(state, loss_log)
     state.epoch_losses = loss_log.state_dict()
@@ -235,7 +242,7 @@ def evaluate(
             totals.update(predictions, inputs)
             first = first or (inputs, predictions)
         tracker.progress(Progress(phase, i + 1, batches))
-    metrics = totals.compute()
+    metrics = distributed.computed(totals)
     counts = {kind: int(n) for kind, n in distributed.summed(skipped).items()}
     if not metrics:
         raise no_samples(phase, counts)

@@ -71,9 +71,9 @@ class LossLog:
         self.since = time.perf_counter()
 
     def add(self, step: int, i: int, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Add batch ``i``; ``losses`` is empty if the batch was skipped."""
+        """Add batch ``i``; ``losses`` is empty if it was skipped in all processes."""
         self.skipped.update(batch.skipped)
-        self.samples += len(batch)
+        self.samples += len(batch) * distributed.count()
         if losses:
             self.pending.append((step, i, {name: loss.detach() for name, loss in losses.items()}))
         if (i + 1) % self.log_every == 0 or i + 1 == self.batches:
@@ -86,7 +86,7 @@ class LossLog:
         return {
             "sums": dict(self.sums),
             "count": self.count,
-            "skipped": dict(self.skipped),
+            "skipped": self._skipped(),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.start,
         }
@@ -94,7 +94,8 @@ class LossLog:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from ``state_dict`` of an interrupted epoch; empty: from its start."""
         if saved:
-            self.sums, self.skipped = Counter(saved["sums"]), Counter(saved["skipped"])
+            self.sums = Counter(saved["sums"])
+            self.skipped = Counter(saved["skipped"] if distributed.is_main() else {})
             self.count, self.learning_rate = saved["count"], saved["learning_rate"]
             self.start -= saved["seconds"]
 
@@ -104,18 +105,18 @@ class LossLog:
         Raises:
             UserError: if every batch was skipped.
         """
-        totals = distributed.summed({**self.sums, "": self.count})
-        count = totals.pop("")
-        skipped = {name: int(n) for name, n in distributed.summed(self.skipped).items()}
-        if not count:
+        skipped = self._skipped()
+        if not self.count:
             raise no_samples("training", skipped)
-        means = {f"train/{name}": total / count for name, total in totals.items()}
-        return EpochStats(means, totals["loss"], self.learning_rate, skipped)
+        means = {f"train/{name}": total / self.count for name, total in self.sums.items()}
+        return EpochStats(means, self.sums["loss"], self.learning_rate, skipped)
+
+    def _skipped(self) -> dict[str, int]:
+        return {name: int(n) for name, n in distributed.summed(self.skipped).items()}
 
     def _write(self) -> None:
         rows = [
-            {"loss": sum(values), **dict(zip(losses, values, strict=True))}
-            for (_, _, losses), values in zip(self.pending, self._read(), strict=True)
+            {"loss": sum(losses.values()), **losses} for losses in distributed.means(self._read())
         ]
         now = time.perf_counter()
         seconds = (now - self.since) / max(1, len(rows))
@@ -138,12 +139,13 @@ class LossLog:
             Progress(name, i + 1, self.batches, rate=self.rate, metrics=self.current)
         )
 
-    def _read(self) -> list[list[float]]:
+    def _read(self) -> list[dict[str, float]]:
+        """The pending losses by name, in one transfer from the device."""
         if not self.pending:
             return []
-        stacked = [torch.stack(list(losses.values())) for _, _, losses in self.pending]
-        values: list[list[float]] = torch.stack(stacked).tolist()
-        return values
+        values = torch.cat([torch.stack([*losses.values()]) for _, _, losses in self.pending])
+        numbers = iter(values.tolist())
+        return [{name: next(numbers) for name in losses} for _, _, losses in self.pending]
 
     def _check(self, row: dict[str, float], batch: int) -> None:
         if not all(math.isfinite(value) for value in row.values()):

@@ -167,10 +167,10 @@ class TinyDet(nn.Module):
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [B, 4] xyxy, presence logits [B], attention logits [B, H, W]; all float32."""
         features = self.trunk(images)
-        grid = _centres(features)
         # In half precision a coordinate would be off by a pixel.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
+            grid = _centres(features)
             attention = self.attend(features)[:, 0]
             weights = attention.flatten(1).softmax(1)
             attended = torch.einsum("bp,bcp->bc", weights, features.flatten(2))
@@ -325,10 +325,10 @@ def _init_head(head: nn.Linear | nn.Conv2d, presence: float) -> None:
 
 
 def _centres(features: Tensor) -> Tensor:
-    """[H·W, 2] float32: x and y of the cells' centres, fractions of the frame, row-major."""
+    """[H·W, 2]: x and y of the cells' centres, fractions of the frame, row-major."""
     height, width = features.shape[-2:]
     y, x = (
-        (torch.arange(count, device=features.device, dtype=torch.float32) + 0.5) / count
+        (torch.arange(count, device=features.device, dtype=features.dtype) + 0.5) / count
         for count in (height, width)
     )
     return torch.cartesian_prod(y, x).flip(1)

@@ -25,6 +25,8 @@ SHOWN: Final = 24
 """Images in a picture."""
 BINS: Final = 15
 """Bins of confidence for the calibration error, as in Guo et al. (2017)."""
+SUMS: Final = ("loss", "hits", "counts", "confidence", "correct")
+"""Attributes of ``ClassificationMetrics`` that are sums over samples."""
 
 
 class Classification:
@@ -181,7 +183,7 @@ class ClassificationMetrics:
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self.confusion = MulticlassConfusionMatrix(classes).to(device)
+        self.confusion = MulticlassConfusionMatrix(classes, sync_on_compute=False).to(device)
         self.classes = classes
         self.device = device
         self.reset()
@@ -230,6 +232,20 @@ class ClassificationMetrics:
         ece = float((self.confidence - self.correct).abs().sum()) / self.samples
         return {"loss": loss, **tops, "ece": ece}
 
+    def state(self) -> dict[str, Any]:
+        """Sums and counts by name; ``confusion`` is the matrix."""
+        sums = {name: getattr(self, name).cpu() for name in SUMS}
+        confusion = self.confusion.confmat.cpu()
+        return {**sums, "confusion": confusion, "samples": self.samples, "worst": self.worst}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add the samples of another ``state``."""
+        for name in SUMS:
+            setattr(self, name, getattr(self, name) + state[name].to(self.device))
+        self.confusion.confmat += state["confusion"].to(self.device)
+        self.samples += state["samples"]
+        self.worst = _worst_of(self.worst, state["worst"])
+
     def _keep_worst(
         self, batch: ClassificationBatch, pred: Tensor, probability: Tensor, correct: Tensor
     ) -> None:
@@ -245,15 +261,17 @@ class ClassificationMetrics:
             pred[chosen].cpu(),
             probability[chosen].cpu(),
         )
-        self.worst = worst if self.worst is None else _worst_of(self.worst, worst)
+        self.worst = _worst_of(self.worst, worst)
 
     def _zeros(self, count: int) -> Tensor:
         """Zeros on the device; float64, in which counts are exact."""
         return torch.zeros(count, dtype=torch.float64, device=self.device)
 
 
-def _worst_of(one: Mistakes, two: Mistakes) -> Mistakes:
+def _worst_of(one: Mistakes | None, two: Mistakes | None) -> Mistakes | None:
     """The ``SHOWN`` most confident mistakes of both; equally confident ones in the given order."""
+    if one is None or two is None:
+        return one or two
     probability = torch.cat([one.probability, two.probability])
     order = probability.argsort(descending=True, stable=True)[:SHOWN]
     pred = torch.cat([one.pred, two.pred])

@@ -43,5 +43,5 @@ def whole_mean(mean: Tensor, count: Tensor | int) -> Tensor:
     """
     if _summed is None:
         return mean
-    own = torch.as_tensor(count, device=mean.device)
+    own = torch.as_tensor(count, dtype=mean.dtype, device=mean.device)
     return mean * (own / whole_batch(own))
