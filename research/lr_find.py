@@ -268,7 +268,7 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
         )
     suggestion = suggest(test)
     write(folder, test, suggestion)
-    batch = config["dataset"]["batch_size"] * config["accumulate"]
+    batch = build.batch_size(config) * config["accumulate"]
     print(f"{count} steps up to {test.rates[-1]:.3g}: {test.end}; batches of {batch}")
     if suggestion.steepest is None or suggestion.tenth is None:
         print("the loss did not decrease: no suggestion")

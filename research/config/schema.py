@@ -68,6 +68,14 @@ class RunSettings:
         one_of("linear", "sqrt"),
     )
     scale_lr_batch: int = _setting(256, "the batch size for which optimizer.lr is set", COUNT)
+    global_batch_size: int | None = _setting(
+        None,
+        "samples of a batch over all processes; null: dataset.batch_size times their number",
+        or_null(COUNT),
+    )
+    sync_batchnorm: bool = _setting(
+        False, "batch norm over the batches of all processes (GPUs only)", TRUTH
+    )
     layer_decay: float | None = _setting(
         None,
         "each layer's rate as a fraction of the rate of the layer above it; null: one rate for all",

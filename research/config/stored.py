@@ -65,6 +65,7 @@ STATE: Final[dict[str, Rule]] = {
     "epoch": whole(0),
     "step": whole(0),
     "samples": whole(0),
+    "global_batch": whole(0),
     "epoch_losses": Rule("the losses of an epoch", lambda value: _is_losses(value)),
     "best": Rule("a number, or null", lambda value: value is None or type(value) in (int, float)),
     "best_epoch": whole(0),
@@ -73,7 +74,7 @@ STATE: Final[dict[str, Rule]] = {
 """Counters and history of a run, see ``research.engine.state.TrainState``."""
 
 
-BETWEEN_EPOCHS: Final = {"samples": 0, "epoch_losses": {}}
+BETWEEN_EPOCHS: Final = {"samples": 0, "global_batch": 0, "epoch_losses": {}}
 """Entries that checkpoints of earlier versions lack."""
 
 

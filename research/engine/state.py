@@ -12,10 +12,13 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from research.data.transforms import DeviceTransform
-from research.engine.rng import rng_state, set_rng_state
+from research.engine import distributed
+from research.engine.rng import rng_state, seed_rank, set_rng_state
 from research.utils.errors import UserError, one_line
 
-COUNTERS = ("epoch", "step", "samples", "epoch_losses", "best", "best_epoch", "history")
+COUNTERS = (
+    "epoch", "step", "samples", "global_batch", "epoch_losses", "best", "best_epoch", "history",
+)  # fmt: skip
 
 
 @dataclass
@@ -37,6 +40,8 @@ class TrainState:
         epoch: number of completed epochs.
         step: number of training batches so far, over all epochs.
         samples: position in the order of the current epoch; 0 after the end of an epoch.
+        global_batch: samples of a batch of all processes; on another number of processes, a run is
+            resumed with the same.
         epoch_losses: losses of the current epoch so far, see ``LossLog.state_dict``; empty after
             the end of an epoch.
         best: best value of the monitored metric; None before the first epoch.
@@ -57,6 +62,7 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     samples: int = 0
+    global_batch: int = 0
     epoch_losses: dict[str, Any] = field(default_factory=dict)
     best: float | None = None
     best_epoch: int = 0
@@ -87,13 +93,18 @@ class TrainState:
             yield name, getattr(self, name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint: plain tensors, numbers, strings and containers."""
+        """The content of a checkpoint: plain tensors, numbers, strings and containers.
+
+        Every process calls it; only that of the main process is complete.
+        """
+        own, *others = distributed.gathered(rng_state()) or [{}]
         return {
             **{
                 name: None if part is None else part.state_dict() for name, part in self._stateful()
             },
             "state": {name: getattr(self, name) for name in COUNTERS},
-            "rng": rng_state(),
+            "rng": own,
+            "rng_of_others": others,
             "tracking": dict(self.tracking),
             "config": self.config,
             "data": self.metadata,
@@ -120,13 +131,20 @@ class TrainState:
             for name in COUNTERS:
                 setattr(self, name, saved["state"][name])
             self.tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
-            set_rng_state(saved["rng"])
+            self._load_rng([saved["rng"], *saved.get("rng_of_others", ())])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UserError(
                 "resume",
                 f"resume={folder}: the last checkpoint is damaged ({one_line(error)})",
                 f"start a new run with init_from={folder}",
             ) from error
+
+    def _load_rng(self, states: list[dict[str, Any]]) -> None:
+        """Restore this process's generators; with another number of processes, seed them anew."""
+        if distributed.is_main() or len(states) == distributed.count():
+            set_rng_state(states[distributed.rank()])
+        else:
+            seed_rank(self.config["seed"], self.step, distributed.rank())
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where: str) -> None:
