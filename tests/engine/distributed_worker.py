@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +84,7 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def samples(count: str, batch_size: str, epochs: str) -> Iterator[Any]:
-    """Indices of the samples of every batch, in the order of the processes."""
-    from research.data.loader import EpochSampler
-
-    for train in (True, False):
-        sampler = EpochSampler(
-            int(count), int(batch_size), seed=3, train=train, shard=distributed.shard()
-        )
-        for epoch in range(int(epochs)):
-            sampler.epoch = epoch
-            own = [[key.index for key in batch] for batch in sampler]
-            yield {"train": train, "epoch": epoch, "parts": distributed.gathered(own)}
-
-
-CHECKS: dict[str, Callable[..., Any]] = {"gradients": gradients, "samples": lambda *a: list(samples(*a))}
+CHECKS: dict[str, Callable[..., Any]] = {"gradients": gradients}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
