@@ -27,7 +27,7 @@ from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
 from research.utils.errors import UserError
-from research.utils.files import write_text
+from research.utils.files import remove_leftovers, write_text
 from research.viz import pictures
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,13 @@ class Start:
     Attributes:
         folder: the run folder; it exists.
         last: content of the checkpoint to resume from; None for a new run.
+        checkpoint: its file.
         weights: content of the file of ``init_from``, for a new run.
     """
 
     folder: Path
     last: dict[str, Any] | None = None
+    checkpoint: Path | None = None
     weights: dict[str, Any] | None = None
 
 
@@ -72,21 +74,23 @@ def resume(folder: Path, config: Mapping[str, Any]) -> Start:
     """Resume the run in ``folder``.
 
     Raises:
-        UserError: if its last checkpoint is refused or contains only weights.
+        UserError: if its last checkpoint is refused or contains only weights, or none is intact.
     """
-    path = checkpoint.find(folder, "last")
-    if not run_folder.is_own(folder) and not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            "resume", f"resume={folder}: {path} is outside this folder", "copy it into the folder"
-        )
-    saved = checkpoint.load(path, config["trust"])
+    for path in checkpoint.paths(folder):
+        if not run_folder.is_own(folder) and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                "resume",
+                f"resume={folder}: {path} is outside this folder",
+                "copy it into the folder",
+            )
+    path, saved = checkpoint.load_newest(folder, config["trust"])
     if "optimizer" not in saved:
         raise UserError(
             "resume",
             f"resume: {path} contains only weights",
             f"pass the run folder, or start a new run with init_from={path}",
         )
-    return Start(folder, saved)
+    return Start(folder, saved, path)
 
 
 def _is_done(config: Mapping[str, Any]) -> bool:
@@ -111,7 +115,8 @@ def _resumed(config: Mapping[str, Any]) -> Path | None:
         if unfinished is None:
             log.info("resume=auto: no unfinished run of this configuration; starting a new one")
         return unfinished
-    last = checkpoint.find(Path(resume_from), "last")
+    run = Path(resume_from)
+    last, *_ = checkpoint.paths(run) or [checkpoint.find(run, "last")]
     folder = last.parent.parent
     # init_from may be omitted: the checkpoint already contains these weights.
     changed = [key for key in run_folder.changed(config, folder) if key != "init_from"]
@@ -238,6 +243,7 @@ def train(
     """
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
+    remove_leftovers(*(folder / name for name in ("", "checkpoints", "pictures", "tables")))
     with Interrupts() as interrupts:
         experiment = _build(config, begin, console)
         state, data = experiment.state, experiment.data
@@ -248,7 +254,9 @@ def train(
         log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
         position = Position(state.epoch, state.samples // data.batch_size, state.step)
         run = Run(folder, name, config, every_tag, source, position, state.tracking)
-        checkpoints = Checkpoints(folder / "checkpoints", config["save_every"], config["keep"])
+        checkpoints = Checkpoints(
+            folder / "checkpoints", config["save_every"], config["keep"], begin.checkpoint
+        )
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
         end_epoch = EpochEnd(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from filelock import FileLock, Timeout
 
 from research.config import stored
 from research.config.keys import differences
+from research.engine import checkpoint
+from research.utils import documents
 from research.utils.errors import UserError, one_line
 from research.utils.files import write_atomic, write_text
 
@@ -144,30 +145,37 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
 
     Runs that are locked by another process are ignored.
     """
-    candidates = sorted(ROOT.glob("*/config.yaml"), key=os.path.getmtime, reverse=True)
+    candidates = sorted(ROOT.glob("*/config.yaml"), key=_changed_at, reverse=True)
     if config["run_dir"] is not None:
         candidates = [Path(config["run_dir"]) / "config.yaml"]
     for path in candidates:
         folder = path.parent
-        if not (folder / "checkpoints" / "last.pt").exists() or is_locked(folder):
-            continue
         try:
-            resumable = not is_finished(folder, epochs) and not changed(config, folder)
+            if not checkpoint.paths(folder) or is_locked(folder):
+                continue
+            if not is_finished(folder, epochs) and not changed(config, folder):
+                checkpoint.check_any_intact(folder)
+                return folder
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             log.warning("resume=auto ignores %s, which is damaged: %s", folder, one_line(error))
-            continue
-        if resumable:
-            return folder
     return None
+
+
+def _changed_at(path: Path) -> float:
+    """Modification time in seconds; 0 for a link that leads nowhere."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
     """Whether a run has reached ``epochs`` or its early stop, and has written its final files.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: if its summary is missing or damaged.
+        UserError, KeyError, TypeError: if its summary is missing or damaged.
     """
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = documents.load(folder / "summary.json", dict, "resume")
     reached = summary["stopped_early"] or summary["epochs_done"] >= epochs
     return reached and summary["status"] in ("FINISHED", "PRUNED")
 
@@ -179,12 +187,7 @@ def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
         UserError: if the run's configuration cannot be read.
     """
     path = folder / "config.yaml"
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            "resume", f"{path}: damaged ({one_line(error)})", "use another run"
-        ) from None
+    document = documents.load(path, dict, "resume")
     recorded = stored.with_defaults(stored.unchecked(document, str(path)))
     return list(differences(recorded, config, NOT_COMPARED))
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from research.config import stored, targets
 from research.config.migrations import current_word
 from research.config.schema import GROUPS
-from research.utils.errors import UserError, one_line
+from research.utils import documents
+from research.utils.errors import UserError
 
 OWN = ("run_dir", "resume", "sweep")
 """Settings of a single run, which are not repeated: its folder, and what started it."""
@@ -56,7 +54,7 @@ def read_record(folder: Path, trust: Sequence[str] = ()) -> RunRecord:
     if not (folder / "config.yaml").exists():
         raise UserError("RUN", f"{folder}: no run here (no config.yaml)", "pass a run folder")
     path = folder / "config.yaml"
-    document = _load(path, dict)
+    document = documents.load(path, dict, "RUN")
     if "seed" not in document:
         raise UserError("RUN", f"{path}: has no seed", "this is not the configuration of a run")
     config = stored.unchecked(document, str(path))
@@ -88,7 +86,7 @@ def _overrides(path: Path, trust: Sequence[str]) -> list[str]:
             a command.
     """
     words = []
-    for word in _load(path, list):
+    for word in documents.load(path, list, "RUN"):
         if not isinstance(word, str):
             raise UserError(
                 "RUN", f"{path}: refused, a {type(word).__name__} is not a setting of a run"
@@ -113,7 +111,7 @@ def _environment(path: Path) -> dict[str, Any]:
     Raises:
         UserError: for an invalid commit, package or version: they become parts of commands.
     """
-    content = _load(path, dict)
+    content = documents.load(path, dict, "RUN")
     parts = {name: content.get(name) or {} for name in ("git", "packages", "hardware")}
     content = {"command": [], "data": None, "folder": "", "python": "", **content}
     data, gpus = content["data"], parts["hardware"].get("gpus", []) if parts["hardware"] else []
@@ -145,28 +143,13 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
-def _load(path: Path, kind: type) -> Any:
-    parse = json.loads if path.suffix == ".json" else yaml.safe_load
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("RUN", f"{path}: missing", "this run cannot be repeated") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError("RUN", f"{path}: damaged ({one_line(error)})", "use another run") from None
-    if not isinstance(content, kind):
-        raise UserError("RUN", f"{path}: damaged (expected a {kind.__name__})", "use another run")
-    return content
-
-
 def _outcome(path: Path) -> str:
     """Status and best value of a ``summary.json``; empty if it cannot be read."""
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = documents.load(path, dict, "RUN")
         if not summary["best_epoch"]:
             return str(summary["status"])
         value, epoch = summary["best_value"], summary["best_epoch"]
         return f"{summary['status']}, best {summary['monitor'][0]} {value:.4f} at epoch {epoch}"
-    except (
-        OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError,
-    ):  # fmt: skip
+    except (UserError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return ""

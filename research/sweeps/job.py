@@ -15,13 +15,13 @@ from typing import Any
 from hydra.utils import instantiate
 from optuna.trial import TrialState
 
-from research.engine import run, run_folder
+from research.engine import checkpoint, run, run_folder
 from research.sweeps import record
 from research.sweeps.devices import exclusive_device
 from research.sweeps.objectives import Objective, measure, monitor
 from research.sweeps.study import FOLDER, Study, checkpoint_time
 from research.utils import logs
-from research.utils.errors import UserError, one_line
+from research.utils.errors import Damaged, UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _open_run(
         if trial.state is not TrialState.RUNNING or running:
             log.info("sweep: trial %d is finished or run by another process", number)
             return None
-        resumes = folder is not None and (folder / "checkpoints" / "last.pt").exists()
+        resumes = folder is not None and _has_checkpoint(folder)
         if folder is not None and resumes:
             changed = ", ".join(run_folder.changed(config, folder)[:5])
             if changed:
@@ -152,6 +152,18 @@ def _open_run(
             reason="",
         )
     return folder, resumes
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether a run can be resumed; damage of all its checkpoints is logged."""
+    if not checkpoint.paths(folder):
+        return False
+    try:
+        checkpoint.check_any_intact(folder)
+    except Damaged as error:
+        log.warning("sweep: %s: the trial starts again in a new folder", error.message)
+        return False
+    return True
 
 
 def _train(

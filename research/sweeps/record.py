@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,8 @@ from research.sweeps import parent as parent_run
 from research.sweeps.space import to_override
 from research.sweeps.study import Study
 from research.tracking.tracker import Status, Tracker
+from research.utils import documents
+from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
 
 log = logging.getLogger(__name__)
@@ -142,14 +143,14 @@ def to_number(value: Any) -> Any:
 
 
 def _run_keys(run: str | None) -> dict[str, Any]:
-    """``RUN_KEYS`` of a run's summary; only its folder if it ended without a summary."""
+    """``RUN_KEYS`` of a run's summary; only its folder if it has none, or a damaged one."""
     if run is None:
         return {}
     try:
-        content = json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = documents.load(Path(run) / "summary.json", dict, "RUN")
+        return {key: content[key] for key in RUN_KEYS}
+    except (UserError, KeyError):
         return {"paths": {"run": run}}
-    return {key: content[key] for key in RUN_KEYS}
 
 
 def _best(study: Study, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

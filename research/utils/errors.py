@@ -25,6 +25,10 @@ class UserError(Exception):
         super().__init__(printable(f"{message}; {hint}" if hint else message))
 
 
+class Damaged(UserError):
+    """A file of a run is missing, or its content is not what was written."""
+
+
 class NotFinite(UserError):
     """A loss is infinite or NaN."""
 

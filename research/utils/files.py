@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+TEMPORARY: Final = re.compile(r"\.(.+\.\w+|mlflow_run_id)\.[a-z0-9_]{8}")
+"""Names of the temporary files of ``write_atomic``, of files with a suffix."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -29,6 +34,20 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(*folders: Path, name: str = "*") -> None:
+    """Remove the temporary files that killed processes left.
+
+    Args:
+        folders: folders, not those below them. The caller holds the lock under which files of this
+            name are written there, so that no living process needs them.
+        name: glob pattern of the files that were written.
+    """
+    for folder in folders:
+        for path in folder.glob(f".{name}.*"):
+            if TEMPORARY.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
 
 
 def to_json(content: Any) -> str:
