@@ -13,8 +13,9 @@ from research.config.keys import MISSING, differences
 from research.config.messages import format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
+from research.config.run_files import OWN
 from research.config.schema import RUN_DEFAULTS
-from research.engine.run_record import OWN, RunRecord, read_record
+from research.engine.run_record import RunRecord, read_record
 from research.utils.errors import UserError, printable
 from research.utils.files import write_text
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from research import lr_find
 from research.batch import Batch
-from research.data.loader import Shard
+from research.data.loader import ProcessShard
 from research.engine.build import Experiment
 from research.engine.loop import LoopConfig
 from research.engine.state import TrainState
@@ -69,7 +69,7 @@ class Batches:
     skipped: dict[str, int]
     batch_size: int = 2
     global_batch: int = 2
-    shard: ClassVar = Shard()
+    shard: ClassVar = ProcessShard()
 
     def __len__(self) -> int:
         return self.count

@@ -32,6 +32,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from research.config import resume
 from research.config.checks import check, check_value
 from research.config.compose import Composed, composed, hydra_ready, resolved
 from research.config.group_rules import group_rules
@@ -58,8 +59,8 @@ class _Axis(NamedTuple):
     is_range: bool
 
 
-def command_line(main: Callable[[], object]) -> None:
-    """Run a ``hydra.main`` function as a command.
+def command_line(main: Callable[..., object]) -> None:
+    """Run a ``hydra.main`` function as a command; for ``resume=RUN`` it receives a ``Resumed``.
 
     A mistake of the user is printed in one line, ``error: …``, with exit status 2; the exit status
     of an interruption is 128 + the number of the signal. Every other exception keeps its traceback.
@@ -70,8 +71,10 @@ def command_line(main: Callable[[], object]) -> None:
     try:
         arguments = _arguments()
         overrides = arguments.overrides
-        if arguments.help:
-            print(help_text(overrides))
+        if resume.run_of(overrides) is not None and not arguments.multirun:
+            _resume(main, arguments)
+        elif arguments.help:
+            print(help_text(composed(overrides)))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
             _show_config(main, overrides)
         else:
@@ -92,6 +95,26 @@ def command_line(main: Callable[[], object]) -> None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
+def _resume(main: Callable[..., object], arguments: Namespace) -> None:
+    """Resume a run, or show its configuration."""
+    for flag in ("config_name", "config_path", "experimental_rerun", "info"):
+        if getattr(arguments, flag) is not None:
+            name = f"--{flag.replace('_', '-')}"
+            message = f"{name} with resume=RUN: the run's own configuration is used"
+            raise UserError(name, message, "remove it; --cfg job prints the configuration")
+    found = resume.compose(arguments.overrides, arguments.config_dir)
+    if arguments.help:
+        print(help_text(found.composed, found.config["resume"]))
+    elif arguments.cfg:
+        shown = OmegaConf.select(found.composed.cfg, arguments.package or "")
+        if shown is None or arguments.cfg != "job":
+            message = f"--cfg {arguments.cfg}: a resumed run has no such configuration"
+            raise UserError("--cfg", message, "use --cfg job")
+        print(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else shown)
+    else:
+        main(found)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with one line on a user's mistake, before Hydra adds a line of its own.
@@ -110,6 +133,8 @@ def exit_on_user_error() -> Iterator[None]:
 def compose_config(overrides: Sequence[str]) -> Composed:
     """Compose and check ``conf/config.yaml`` for a command other than ``train.py``.
 
+    With ``resume=RUN`` it is the configuration of that run, see ``research.config.resume``.
+
     Args:
         overrides: ``key=value`` each, as on the command line.
 
@@ -119,6 +144,8 @@ def compose_config(overrides: Sequence[str]) -> Composed:
     register()
     words = list(overrides)
     try:
+        if resume.run_of(words) is not None:
+            return resume.compose(words).composed
         result = composed(words)
         check(result.cfg, result.choices, words)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:

@@ -48,7 +48,7 @@ class BatchSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Shard:
+class ProcessShard:
     """The part of every epoch that a process reads.
 
     Attributes:
@@ -84,7 +84,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
     """
 
     def __init__(
-        self, samples: int, batch_size: int, *, seed: int, train: bool, shard: Shard
+        self, samples: int, batch_size: int, *, seed: int, train: bool, shard: ProcessShard
     ) -> None:
         self.samples = samples
         self.batch_size = batch_size
@@ -126,7 +126,7 @@ class EpochLoader:
         train: bool,
         workers: int = 0,
         pin_memory: bool = False,
-        shard: Shard = Shard(),
+        shard: ProcessShard = ProcessShard(),
     ) -> None:
         self.source = source
         self.batch_size = batch_size

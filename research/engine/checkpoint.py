@@ -93,22 +93,28 @@ class Checkpoints:
         def write(temporary: Path) -> None:
             torch.save({"format": FORMAT, **content}, temporary)
             if self.newest is not None:
-                _link(self.newest, self.folder / "previous.pt")
+                link(self.newest, self.folder / "previous.pt")
 
         write_atomic(first, write)
         for other in others:
-            _link(first, other)
+            link(first, other)
         self.newest = last
         if first.name.startswith("epoch_"):
-            for old in sorted(self.folder.glob("epoch_*.pt"), key=_epoch_of)[: -self.keep]:
+            for old in sorted(self.folder.glob("epoch_*.pt"), key=epoch_of)[: -self.keep]:
                 old.unlink()
+
+    def drop_after(self, epoch: int) -> None:
+        """Remove the checkpoints of later epochs than ``epoch``, which is resumed."""
+        for path in self.folder.glob("epoch_*.pt"):
+            if epoch_of(path) > epoch:
+                path.unlink()
 
 
 def paths(run: Path) -> list[Path]:
     """The checkpoints from which a run can be resumed, ``last.pt`` first."""
     folder = run / "checkpoints"
     found = ["last.pt", "previous.pt", "best.pt"]
-    found += [path.name for path in sorted(folder.glob("epoch_*.pt"), key=_epoch_of, reverse=True)]
+    found += [path.name for path in sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True)]
     return [folder / name for name in found if os.path.lexists(folder / name)]
 
 
@@ -362,13 +368,16 @@ def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=DTYPES[dtype]).reshape(shape)
 
 
-def _epoch_of(path: Path) -> int:
+def epoch_of(path: Path) -> int:
+    """The epoch in the name of a checkpoint; -1 if there is none."""
     match = re.match(r"epoch_(\d+)_", path.name)
     return int(match.group(1)) if match else -1
 
 
-def _link(source: Path, target: Path) -> None:
-    def link(temporary: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a checkpoint another name; atomic."""
+
+    def make(temporary: Path) -> None:
         temporary.unlink()
         try:
             os.link(source, temporary)
@@ -376,4 +385,4 @@ def _link(source: Path, target: Path) -> None:
             # A disk without hard links (some network and FAT file systems).
             shutil.copyfile(source, temporary)
 
-    write_atomic(target, link)
+    write_atomic(target, make)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from research.batch import Batch
-from research.data.loader import Shard
+from research.data.loader import ProcessShard
 from research.engine.launch import Launch, launch
 from research.tasks.task import Metrics, Task
 from research.utils import whole_batch
@@ -114,9 +114,9 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def shard() -> Shard:
+def shard() -> ProcessShard:
     """The part of the data that this process reads."""
-    return Shard(rank(), count())
+    return ProcessShard(rank(), count())
 
 
 def gathered(value: T) -> list[T]:

@@ -12,9 +12,10 @@ from torch import nn
 
 from research.batch import Batch
 from research.config.changes import for_use
+from research.config.run_files import is_own
 from research.data.datamodule import DataModule
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint, run_folder
+from research.engine import build, checkpoint
 from research.engine.build import Config
 from research.engine.loop import autocast
 from research.engine.state import load_weights
@@ -90,7 +91,7 @@ def of_checkpoint(
         UserError: also if its parts do not fit together, such as a detector and the metadata of a
             classification data set.
     """
-    own = run_folder.is_own(path)
+    own = is_own(path)
     config = for_use(saved["config"], overrides, str(path), own=own, data=data)
     try:
         return load_predictor(config, saved)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from research.engine.checkpoint import Checkpoints
 from research.engine.interrupts import Interrupted, Interrupts
 from research.engine.loop import EpochCallback, EvalResult, fit
 from research.engine.loss_log import LossLog
+from research.engine.resume import Start, check_data, resume, set_back
 from research.engine.state import TrainState
 from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
@@ -31,23 +31,6 @@ from research.utils.files import remove_leftovers, write_text
 from research.viz import pictures
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """The start of a run; the files that it starts from have been read and validated.
-
-    Attributes:
-        folder: the run folder; it exists.
-        last: content of the checkpoint to resume from; None for a new run.
-        checkpoint: its file.
-        weights: content of the file of ``init_from``, for a new run.
-    """
-
-    folder: Path
-    last: dict[str, Any] | None = None
-    checkpoint: Path | None = None
-    weights: dict[str, Any] | None = None
 
 
 def start(config: Mapping[str, Any], name: str) -> Start | None:
@@ -63,34 +46,11 @@ def start(config: Mapping[str, Any], name: str) -> Start | None:
     if config["resume"] == "auto" and _is_done(config):
         log.info("resume=auto: %s is finished; nothing to do", config["run_dir"])
         return None
-    folder = _resumed(config)
-    if folder is not None:
-        return resume(folder, config)
+    run = _resumed(config)
+    if run is not None:
+        return resume(run, config)
     weights = build.start_weights(config)
     return Start(run_folder.create(config, name), weights=weights)
-
-
-def resume(folder: Path, config: Mapping[str, Any]) -> Start:
-    """Resume the run in ``folder``.
-
-    Raises:
-        UserError: if its last checkpoint is refused or contains only weights, or none is intact.
-    """
-    for path in checkpoint.paths(folder):
-        if not run_folder.is_own(folder) and not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                "resume",
-                f"resume={folder}: {path} is outside this folder",
-                "copy it into the folder",
-            )
-    path, saved = checkpoint.load_newest(folder, config["trust"])
-    if "optimizer" not in saved:
-        raise UserError(
-            "resume",
-            f"resume: {path} contains only weights",
-            f"pass the run folder, or start a new run with init_from={path}",
-        )
-    return Start(folder, saved, path)
 
 
 def _is_done(config: Mapping[str, Any]) -> bool:
@@ -99,14 +59,14 @@ def _is_done(config: Mapping[str, Any]) -> bool:
         return False
     folder = Path(config["run_dir"])
     try:
-        done = run_folder.is_finished(folder, config["epochs"])
+        done = run_folder.is_finished(folder, config["epochs"], config["patience"])
         return done and not run_folder.changed(config, folder)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return False  # `create` and `find_unfinished` say why
 
 
 def _resumed(config: Mapping[str, Any]) -> Path | None:
-    """The folder of the run to resume; None for a new run."""
+    """The folder or checkpoint of the run to resume; None for a new run."""
     resume_from = config["resume"]
     if resume_from is None:
         return None
@@ -115,19 +75,7 @@ def _resumed(config: Mapping[str, Any]) -> Path | None:
         if unfinished is None:
             log.info("resume=auto: no unfinished run of this configuration; starting a new one")
         return unfinished
-    run = Path(resume_from)
-    last, *_ = checkpoint.paths(run) or [checkpoint.find(run, "last")]
-    folder = last.parent.parent
-    # init_from may be omitted: the checkpoint already contains these weights.
-    changed = [key for key in run_folder.changed(config, folder) if key != "init_from"]
-    if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            "resume",
-            f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml",
-            f"use the run's settings, or start a new run from its weights with init_from={folder}",
-        )
-    return folder
+    return Path(resume_from)
 
 
 class Pruner(Protocol):
@@ -248,15 +196,20 @@ def train(
         experiment = _build(config, begin, console)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
-        environment = run_folder.describe(folder, config, overrides, source)
+        check_data(begin, source[1])
         tracker = _trackers(config, experiment, console)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", config["save_every"], config["keep"], begin.checkpoint
+        )
+        if begin.earlier is not None:
+            set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
+        if resumed:
+            checkpoints.drop_after(state.epoch)
+        environment = run_folder.describe(folder, config, overrides, source)
         every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
         log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
         position = Position(state.epoch, state.samples // data.batch_size, state.step)
         run = Run(folder, name, config, every_tag, source, position, state.tracking)
-        checkpoints = Checkpoints(
-            folder / "checkpoints", config["save_every"], config["keep"], begin.checkpoint
-        )
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
         end_epoch = EpochEnd(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes

@@ -132,7 +132,10 @@ class TrainState:
                 setattr(self, name, saved["state"][name])
             self.tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
             self._load_rng([saved["rng"], *saved.get("rng_of_others", ())])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except (
+            KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
+            ArithmeticError,
+        ) as error:  # fmt: skip
             raise UserError(
                 "resume",
                 f"resume={folder}: the last checkpoint is damaged ({one_line(error)})",

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from optuna.trial import TrialState
 
 from research.engine import checkpoint, run, run_folder
+from research.engine.resume import Start, resume
 from research.sweeps import record
 from research.sweeps.devices import exclusive_device
 from research.sweeps.objectives import Objective, measure, monitor
@@ -187,7 +188,7 @@ def _train(
             "sweep over models of one task",
         )
     with logs.to_file(folder):
-        begin = run.resume(folder, config) if resumes else run.Start(folder)
+        begin = resume(folder, config) if resumes else Start(folder)
         state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, pruner)
         if pruner.stopped:
             return Outcome("PRUNED", pruner.reason)

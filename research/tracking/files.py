@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL.Image import Image
@@ -79,6 +79,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         # A row cut short by a crash lacks fields; it was never part of a checkpoint.
         complete = [row for row in csv.DictReader(file) if None not in row.values()]
     return [{current_column(name): text for name, text in row.items()} for row in complete]
+
+
+def typed_rows(path: Path) -> Iterator[Row]:
+    """Complete rows of a table with the types that they were recorded with, without empty cells."""
+    for row in read_rows(path):
+        yield {name: _typed(text) for name, text in row.items() if text}
+
+
+def _typed(text: str) -> float | int | str | bool:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def _is_before(row: Mapping[str, str], position: Position) -> bool:

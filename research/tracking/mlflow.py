@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock
 from PIL.Image import Image
 
+from research.tracking.mlflow_resume import changed_settings, earlier_rows
 from research.tracking.tracker import Position, Row, Rows, Run, Status, Table, Tracker
 from research.utils.files import write_text
 
@@ -30,6 +31,8 @@ METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
 """MLflow's limit on a parameter value's length."""
+RUN_FILE = "mlflow_run_id"
+"""File of the run folder with the id of the MLflow run."""
 BATCH_TIME = "batch/batch_time_sec"
 SECONDS_BETWEEN_DELIVERIES = 10.0
 SECONDS_AFTER_FAILURE = 60.0
@@ -82,7 +85,18 @@ class MLflowTracker(Tracker):
         self._rewrite_spool()
         self._deliver()
 
+    def set_back(self, folder: Path) -> None:
+        (folder / RUN_FILE).unlink(missing_ok=True)
+
     def log(self, table: Table, step: int, row: Row) -> None:
+        self._add(self._record(table, step, row))
+        if time.monotonic() >= self.next_delivery:
+            self._deliver()
+
+    def _record(
+        self, table: Table, step: int, row: Row, time_ms: int | None = None
+    ) -> dict[str, Any]:
+        """A row as a record of the spool, of now unless a time is given."""
         numbers = {
             f"batch/{name}" if table == "batch" else name: float(value)
             for name, value in row.items()
@@ -95,9 +109,7 @@ class MLflowTracker(Tracker):
                 numbers.pop(BATCH_TIME, None)
             else:
                 self.batch_time = numbers.get(BATCH_TIME)
-        self._add({"epoch": row["epoch"], "step": step, "time": _now(), "metrics": numbers})
-        if time.monotonic() >= self.next_delivery:
-            self._deliver()
+        return {"epoch": row["epoch"], "step": step, "time": time_ms or _now(), "metrics": numbers}
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for name in images:
@@ -157,7 +169,7 @@ class MLflowTracker(Tracker):
     @property
     def _run_file(self) -> Path:
         assert self.run is not None
-        return self.run.folder / "mlflow_run_id"
+        return self.run.folder / RUN_FILE
 
     def _add(self, record: dict[str, Any]) -> None:
         self.pending.append(record)
@@ -265,19 +277,22 @@ class MLflowTracker(Tracker):
         if opened is None:
             opened = client.create_run(experiment, run_name=self.run.name, tags=self.run.tags)
             self.run_id = opened.info.run_id
+            if self.run.resumed.step:
+                rows = earlier_rows(self.run, self.pending)
+                self.pending[:0] = [self._record(*row) for row in rows]
+                self._rewrite_spool()
             write_text(self._run_file, self.run_id)
+        settings = {k: v[:PARAM_LENGTH] for k, v in _flatten(self.run.config, prefix="")}
         tags = [
             RunTag(key, value)
-            for key, value in self.run.tags.items()
+            for key, value in {**self.run.tags, **changed_settings(settings, opened.data)}.items()
             if opened.data.tags.get(key) != value
         ]
         if tags:
             client.log_batch(self.run_id, tags=tags)
         # Parameters that an earlier, interrupted attempt did not log.
         params = [
-            Param(key, value[:PARAM_LENGTH])
-            for key, value in _flatten(self.run.config, prefix="")
-            if key not in opened.data.params
+            Param(key, value) for key, value in settings.items() if key not in opened.data.params
         ]
         for first in range(0, len(params), PARAMS_PER_REQUEST):
             client.log_batch(self.run_id, params=params[first : first + PARAMS_PER_REQUEST])

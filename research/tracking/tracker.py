@@ -88,6 +88,13 @@ class Tracker:
     def start(self, run: Run) -> None:
         """Called once. In a resumed run, drop everything recorded after ``run.resumed``."""
 
+    def set_back(self, folder: Path) -> None:
+        """Called before ``start`` if the run is set back to an earlier checkpoint.
+
+        The state of that checkpoint is then not passed to ``start``: records of later epochs that
+        cannot be dropped stay what they are, and a new record begins.
+        """
+
     def log(self, table: Table, step: int, row: Row) -> None:
         """Record a row of ``batch`` (step: batches so far) or ``epoch`` (step: epoch, from 1)."""
 
@@ -129,6 +136,10 @@ class Trackers(Tracker):
         for tracker in self.trackers:
             self.started.append(tracker)
             tracker.start(run)
+
+    def set_back(self, folder: Path) -> None:
+        for tracker in self.trackers:
+            tracker.set_back(folder)
 
     def log(self, table: Table, step: int, row: Row) -> None:
         for tracker in self.trackers:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from research.batch import Batch
-from research.data.loader import EpochLoader, EpochSampler, SampleKey, Shard
+from research.data.loader import EpochLoader, EpochSampler, ProcessShard, SampleKey
 
 
 class Numbers:
@@ -107,5 +107,5 @@ def test_skipped_samples_are_counted() -> None:
 def test_the_length_of_a_sampler_is_its_number_of_batches() -> None:
     for count in range(1, 12):
         for train in (True, False):
-            sampler = EpochSampler(count, 4, seed=0, train=train, shard=Shard())
+            sampler = EpochSampler(count, 4, seed=0, train=train, shard=ProcessShard())
             assert len(list(sampler)) == len(sampler)

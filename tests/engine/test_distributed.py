@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data.loader import EpochSampler, Shard
+from research.data.loader import EpochSampler, ProcessShard
 from research.engine import distributed
 from tests.golden.configurations import GOLDEN
 
@@ -58,15 +58,15 @@ def test_one_process_keeps_its_values() -> None:
 def test_parts_are_what_one_process_reads(
     samples: int, batch_size: int, processes: int, epoch: int, train: bool, start: int
 ) -> None:
-    def batches(size: int, shard: Shard) -> list[list[int]]:
+    def batches(size: int, shard: ProcessShard) -> list[list[int]]:
         sampler = EpochSampler(samples, size, seed=3, train=train, shard=shard)
         sampler.epoch = epoch
         sampler.start = start if train else 0
         return [[key.index for key in batch] for batch in sampler]
 
-    parts = [batches(batch_size, Shard(rank, processes)) for rank in range(processes)]
+    parts = [batches(batch_size, ProcessShard(rank, processes)) for rank in range(processes)]
     if train:
-        whole = batches(batch_size * processes, Shard())
+        whole = batches(batch_size * processes, ProcessShard())
         joined = [sum(each, []) for each in zip(*parts, strict=True)]  # noqa: RUF017
         assert joined == whole
         sizes = [len(own) for each in zip(*parts, strict=True) for own in each]

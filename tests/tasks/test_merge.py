@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.batch import Batch
-from research.data.loader import Shard
+from research.data.loader import ProcessShard
 from tests.tasks import test_classification, test_detection, test_ranking
 
 Case = tuple[Callable[[], Any], Any, Batch]
@@ -37,7 +37,7 @@ def ranking(seed: int) -> Case:
     return lambda: test_ranking.ranking().metrics(CPU), logits, pairs
 
 
-def evaluated(case: Case, shard: Shard, size: int) -> Any:
+def evaluated(case: Case, shard: ProcessShard, size: int) -> Any:
     """Metrics of one process's part, in batches of ``size``."""
     make, predictions, samples = case
     metrics = make()
@@ -61,8 +61,10 @@ def test_merged_parts_are_the_whole(
     make: Callable[[int], Case], seed: int, processes: int, size: int
 ) -> None:
     case = make(seed)
-    whole = evaluated(case, Shard(), 101)
-    first, *others = (evaluated(case, Shard(rank, processes), size) for rank in range(processes))
+    whole = evaluated(case, ProcessShard(), 101)
+    first, *others = (
+        evaluated(case, ProcessShard(rank, processes), size) for rank in range(processes)
+    )
     for other in others:
         first.merge(other.state())
     expected, found = whole.compute(), first.compute()

@@ -1,0 +1,346 @@
+"""The configuration of a run that is resumed: its own, with the changes of the command line.
+
+``resume=RUN`` alone is enough: what conf/ says today does not count. Words that choose options
+(``model=…``, ``experiment=…``) and values that the run has are accepted; of the others only those
+whose rule is ``changeable``, the trackers, and where the data are.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from research.config import run_files, stored, targets
+from research.config.changes import WEIGHTS, set_value
+from research.config.checks import check_value, run_faults
+from research.config.cli import run_dir_of
+from research.config.compose import Composed, composed
+from research.config.group_rules import group_rules
+from research.config.keys import MISSING, differences, leaves
+from research.config.messages import HELP, format_value
+from research.config.options import option_node, options
+from research.config.overrides import override, train_command
+from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, register, rule_for
+from research.utils.errors import UserError
+
+Config = dict[str, Any]
+SHOWN: Final = 3
+"""Settings that a message lists."""
+OF_THE_COMMAND: Final = ("resume", "run_dir", "init_from", "trust", "version")
+"""Settings that are not taken from composed configurations."""
+NETWORK: Final = ("model.", "compression.", "task.")
+"""Settings without which the weights of a run do not fit."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that is resumed.
+
+    Attributes:
+        config: its configuration, with the changes of the command line.
+        name: of the run.
+        overrides: of the command line that would train it from the start.
+        choices: the chosen option of each group, as far as they were composed.
+    """
+
+    config: Config
+    name: str
+    overrides: list[str]
+    choices: dict[str, str | None]
+
+    @property
+    def composed(self) -> Composed:
+        """The same, as a configuration that was composed from ``conf/``."""
+        tags = {key: text.replace("${", r"\${") for key, text in self.config["tags"].items()}
+        return Composed(OmegaConf.create({**self.config, "tags": tags}), self.choices, {})
+
+
+def run_of(words: Sequence[str]) -> str | None:
+    """The run that a command line resumes; None without ``resume=``, and for ``resume=auto``."""
+    typed = [word for word in words if word.startswith("resume=")]
+    try:
+        found = _parser().parse_overrides(typed[-1:])
+    except OverrideParseException:
+        return None
+    if not found or found[0].is_sweep_override() or found[0].value() in (None, "", "auto"):
+        return None
+    return str(found[0].value())
+
+
+def compose(words: Sequence[str], config_dir: str | None = None) -> Resumed:
+    """The run of a command line with ``resume=RUN``.
+
+    Args:
+        words: of the command line, ``key=value`` each.
+        config_dir: a folder with options of the user's own.
+
+    Raises:
+        UserError: for a run that cannot be read, or a setting that may not change.
+        HydraException: for words that cannot be composed.
+    """
+    register()
+    run = run_of(words)
+    assert run is not None
+    typed = {each.key_or_group: each for each in _parser().parse_overrides(list(words))}
+    _check_words(typed)
+    folder = _folder(run)
+    names = _own_names(typed, config_dir)
+    before = run_files.configuration(folder, names)
+    is_own = run_files.is_own(folder)
+    recorded = _recorded(folder, names)
+    search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    lines = [_line(each) for key, each in typed.items() if key not in OF_THE_COMMAND]
+    changes, after = _composed_changes(recorded if is_own else [], lines, search)
+    config = copy.deepcopy(before)
+    for key, (_, value) in changes.items():
+        _put(config, key, value)
+    values: Config = {}
+    for key, each in typed.items():
+        if key not in (*GROUPS, *OPTIONAL, *OF_THE_COMMAND):
+            values |= _values(key, each.value())
+    known = {} if after is None else dict(leaves(after.config))
+    rules = group_rules(config)
+    for key, value in values.items():
+        set_value(config, key, known.get(key, value), rules)
+    config["resume"] = run
+    fixed = unchangeable(before, config, moved=True)
+    if fixed:
+        raise _refusal(run, fixed, merged(recorded, lines) if is_own else None)
+    targets.check_targets(config, names)
+    for error in run_faults(config):
+        raise error
+    if not is_own:
+        config = _without_foreign_paths(config, {*values}, run)
+    config["trust"] = targets.user_targets(config)
+    name = config["name"] or run_files.name(folder)
+    return Resumed(config, name, merged(recorded, lines), {} if after is None else after.choices)
+
+
+def unchangeable(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, moved: bool = False
+) -> dict[str, tuple[Any, Any]]:
+    """Both values of every setting that differs and that a resumed run cannot change.
+
+    Args:
+        then: configuration of the run; ``MISSING`` stands for a setting that it lacks.
+        now: the configuration with which it would be resumed, checked.
+        moved: whether its data may be elsewhere.
+    """
+    rules = group_rules(now)
+    fixed = {}
+    for key, pair in differences(then, now, (stored.TRACKERS,)).items():
+        rule = rule_for(key, None, rules)
+        if not (rule.may_change or (moved and rule.is_path and key.startswith("dataset."))):
+            fixed[key] = pair
+    return fixed
+
+
+def merged(words: Sequence[str], more: Sequence[str]) -> list[str]:
+    """The words of two command lines; the second replaces those with the same key."""
+    replaced = {word.partition("=")[0] for word in more}
+    return [*(word for word in words if word.partition("=")[0] not in replaced), *more]
+
+
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _line(word: Override) -> str:
+    return word.input_line or ""
+
+
+def _check_words(typed: Mapping[str, Override]) -> None:
+    """Refuse words that only have a meaning for a new run or a sweep."""
+    for key, word in typed.items():
+        line = _line(word)
+        if word.type is not OverrideType.CHANGE or word.package is not None:
+            message = f"{line!r}: settings are written key=value with no +, ~ or @ {HELP}"
+            raise UserError(key, message)
+        if key.startswith("hydra"):
+            raise UserError(key, f"{line}: no effect with resume=RUN", "remove it")
+        if word.is_sweep_override():
+            composed([line])  # raises the error for several values without -m
+        if key == "sweep" and word.value() is not None:
+            message = f"{line} with resume=RUN: a sweep continues by its own command"
+            raise UserError(key, message, "remove it")
+        if key == "init_from" and word.value() is not None:
+            raise UserError(
+                "resume",
+                f"resume={typed['resume'].value()} with {line}: resume continues a run, init_from "
+                "starts a new one",
+                "set only one of them",
+            )
+
+
+def _folder(run: str) -> Path:
+    """The run folder of ``resume=run``, a folder or a checkpoint."""
+    path = Path(run)
+    folder = run_dir_of(path)
+    if not path.exists():
+        raise UserError(
+            "resume",
+            f"resume={run}: no such run folder or checkpoint",
+            "use resume=auto or a folder under runs/",
+        )
+    if not (folder / "config.yaml").is_file():
+        weights = f"; init_from={run} starts a new run from its weights" if path.is_file() else ""
+        raise UserError(
+            "resume",
+            f"resume={run}: {folder} is no run folder (no config.yaml)",
+            f"use resume=auto or a folder under runs/{weights}",
+        )
+    return folder
+
+
+def _own_names(typed: Mapping[str, Override], config_dir: str | None) -> set[str]:
+    """The ``_target_`` names of the user's own: of ``trust=`` and of ``--config-dir``."""
+    trusted: Any = typed["trust"].value() if "trust" in typed else []
+    check_value("trust", trusted, [], {})
+    if config_dir is None:
+        return {*trusted}
+    if not Path(config_dir).is_dir():
+        raise UserError("--config-dir", f"--config-dir {config_dir}: no such folder")
+    return {*trusted, *targets.targets_of(Path(config_dir).resolve())}
+
+
+def _recorded(folder: Path, names: Collection[str]) -> list[str]:
+    """The overrides of the run; none if they are lost or refused."""
+    try:
+        return run_files.overrides(folder / "overrides.yaml", names)
+    except UserError:
+        return []
+
+
+def _composed_changes(
+    recorded: Sequence[str], typed: Sequence[str], search: Sequence[str]
+) -> tuple[dict[str, tuple[Any, Any]], Composed | None]:
+    """What the typed words change in the configuration that the run's own words give today.
+
+    What has changed in ``conf/`` since cancels out. If the run's own words cannot be composed with
+    them, the comparison is with the default configuration.
+
+    Returns:
+        both values of each setting, and the composed configuration: none if only settings were
+        typed, for which it is not needed.
+
+    Raises:
+        HydraException: if the typed words cannot be composed.
+    """
+    keys = [word.partition("=")[0] for word in typed]
+    if all(key in RUN_RULES or key.startswith("tags.") for key in keys):
+        return {}, None
+    chosen = any(key in (*GROUPS, *OPTIONAL) for key in keys)
+    for words in (recorded, []):
+        try:
+            before = composed([*search, *words]).config
+            after = composed([*search, *merged(words, typed)])
+            found = differences(before, after.config, OF_THE_COMMAND)
+        except (HydraException, OmegaConfBaseException):
+            if chosen and not words:
+                raise
+            continue
+        # Names in this mapping may contain dots.
+        return {k: pair for k, pair in found.items() if f".{WEIGHTS}." not in k}, after
+    return {}, None
+
+
+def _values(key: str, value: Any) -> dict[str, Any]:
+    """The settings of a word: several for ``key={name: value}``."""
+    is_node = isinstance(value, dict) and key != "tags" and not key.endswith(f".{WEIGHTS}")
+    return {f"{key}.{name}": each for name, each in leaves(value)} if is_node else {key: value}
+
+
+def _put(config: Config, key: str, value: Any) -> None:
+    """Set a dotted key, or remove it for ``MISSING``."""
+    *parts, last = key.split(".")
+    node = config
+    for part in parts:
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+        node = node[part]
+    if value is MISSING:
+        node.pop(last, None)
+    else:
+        node[last] = value
+
+
+def _refusal(
+    run: str, fixed: Mapping[str, tuple[Any, Any]], words: Sequence[str] | None
+) -> UserError:
+    """The error for settings that may not change.
+
+    Args:
+        run: as typed.
+        fixed: from ``unchangeable``.
+        words: of the command line that would train a new run like this; None if not known.
+    """
+    other = [key.partition(".")[0] for key in fixed if key.count(".") == 1 and "_target_" in key]
+    keys = [key for key in fixed if "_target_" in key or key.partition(".")[0] not in other]
+    texts = [
+        "{} is {} in the run, {} here".format(
+            key, *("not set" if value is MISSING else format_value(value) for value in fixed[key])
+        )
+        for key in keys[:SHOWN]
+    ]
+    more = f"; and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    hint = "leave out what differs, or train a new run without resume="
+    if not any(key.startswith(NETWORK) for key in fixed):
+        command = f"init_from={run}"
+        if words is not None:
+            command = train_command(words, {"init_from": run})
+        hint = f"leave out what differs, or start a new run from its weights: {command}"
+    return UserError("resume", f"resume={run}: {'; '.join(texts)}{more}", hint)
+
+
+def _without_foreign_paths(config: Config, typed: Collection[str], run: str) -> Config:
+    """The configuration of a run outside of ``runs/``, which may be someone else's.
+
+    Its files, folders and addresses are used only if they were typed or are those of ``conf/``.
+
+    Raises:
+        UserError: if others are needed.
+    """
+    result = copy.deepcopy(config)
+    missing = []
+    for key, value in stored.paths_in(config).items():
+        group, _, rest = key.partition(".")
+        # Neither the file of the first weights nor the folder of the run is needed any more.
+        if key in typed or group not in GROUPS or key == "model.pretrained":
+            continue
+        if value in _packaged_values(group, rest):
+            continue
+        if key.endswith(".cache_dir"):
+            _put(result, key, stored.CACHE)
+        else:
+            missing.append(override(key, value))
+    if missing:
+        raise UserError(
+            "resume",
+            f"resume={run}: it is outside runs/, so files and addresses that it names are not used",
+            f"say where they are: {shlex.join(missing)}",
+        )
+    return {**result, "init_from": None, "run_dir": None}
+
+
+def _packaged_values(group: str, key: str) -> list[Any]:
+    """The values of a key in the options of a group."""
+    found = []
+    for option in options(group):
+        node = OmegaConf.create({group: option_node(group, option)})
+        try:
+            value = OmegaConf.select(node, f"{group}.{key}")
+        except OmegaConfBaseException:
+            continue  # it depends on another group
+        is_node = OmegaConf.is_config(value)
+        found.append(OmegaConf.to_container(value, resolve=True) if is_node else value)
+    return found
