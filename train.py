@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import hydra
@@ -56,15 +57,18 @@ def main(cfg: DictConfig | Resumed) -> float | None:
 
 def train(config: dict[str, Any], name: str, overrides: Sequence[str]) -> float | None:
     """Train or resume one run."""
-    from research.engine import run, run_folder
+    from research.engine import distributed, run, run_folder
     from research.utils import logs
 
-    logs.to_terminal()
-    begin = run.start(config, name)
-    if begin is None:
-        return None
-    with run_folder.run_lock(begin.folder), logs.to_file(begin.folder):
-        return run.train(config, name, overrides, begin).best
+    with distributed.processes(config["device"]):
+        rank = distributed.rank()
+        logs.to_terminal(rank=rank)
+        begin = run.start(config, name)
+        if begin is None:
+            return None
+        lock = run_folder.run_lock(begin.folder) if rank == 0 else nullcontext()
+        with lock, logs.to_file(begin.folder, rank):
+            return run.train(config, name, overrides, begin).best
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ argument. Objects are pickled, between processes of the same run only.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
@@ -173,12 +173,22 @@ def means(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def total(*numbers: int) -> list[int]:
     """Each number summed over all processes."""
+    return _reduced(numbers, dist.ReduceOp.SUM)
+
+
+def _reduced(numbers: Sequence[int], operation: Any) -> list[int]:
     if _Group.control is None:
         return list(numbers)
-    sums = torch.tensor(numbers)
+    values = torch.tensor(numbers, dtype=torch.int64)
     with _connected():
-        dist.all_reduce(sums, group=_Group.control)
-    return sums.tolist()
+        dist.all_reduce(values, operation, group=_Group.control)
+    whole: list[int] = values.tolist()
+    return whole
+
+
+def largest(*numbers: int) -> list[int]:
+    """The largest of each number over all processes."""
+    return _reduced(numbers, dist.ReduceOp.MAX)
 
 
 def announce(samples: int, accumulated: bool) -> bool:

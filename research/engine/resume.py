@@ -18,7 +18,7 @@ from typing import Any, Final
 from research.config.cli import run_dir_of
 from research.config.resume import unchangeable
 from research.config.run_files import is_own
-from research.engine import checkpoint, run_folder
+from research.engine import checkpoint, distributed, run_folder
 from research.engine.checkpoint import Checkpoints
 from research.engine.state import TrainState
 from research.tasks.task import Monitor
@@ -132,7 +132,7 @@ def _is_set_back(path: Path, saved: Mapping[str, Any], trust: Collection[str]) -
 def set_back(
     path: Path, state: TrainState, monitor: Monitor, checkpoints: Checkpoints, tracker: Tracker
 ) -> None:
-    """Make ``path`` the last checkpoint of its run.
+    """Make ``path`` the last checkpoint of its run; every process calls it, the main one writes.
 
     A kill on the way leaves the run as it was, or set back.
 
@@ -144,17 +144,21 @@ def set_back(
         tracker: of the run, before its start.
     """
     folder = checkpoints.folder.parent
-    aside = _keep(folder)
-    best = _best(path, state, monitor)
-    if best is not None:
-        checkpoint.link(best, checkpoints.folder / "best.pt")
-        for name in OF_THE_BEST:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    tracker.set_back(folder)
+    if distributed.is_main():
+        aside = _keep(folder)
+        log.info("resume: back to epoch %d; the run as it was is kept in %s", state.epoch, aside)
+        best = _best(path, state, monitor)
+        if best is not None:
+            checkpoint.link(best, checkpoints.folder / "best.pt")
+            for name in OF_THE_BEST:
+                shutil.rmtree(folder / name, ignore_errors=True)
+        tracker.set_back(folder)
+    state.best, state.best_epoch = distributed.broadcast((state.best, state.best_epoch))
     state.tracking = {}
-    checkpoints.save(state.state_dict(), "", is_best=False)
-    (checkpoints.folder / "final.safetensors").unlink(missing_ok=True)
-    log.info("resume: set back to epoch %d; the run as it was is kept in %s", state.epoch, aside)
+    content = state.state_dict()
+    if distributed.is_main():
+        checkpoints.save(content, "", is_best=False)
+        (checkpoints.folder / "final.safetensors").unlink(missing_ok=True)
 
 
 def _keep(folder: Path) -> Path:

@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint, run_folder
+from research.engine import build, checkpoint, distributed, run_folder
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
 from research.engine.interrupts import Interrupted, Interrupts
@@ -34,6 +35,16 @@ log = logging.getLogger(__name__)
 
 
 def start(config: Mapping[str, Any], name: str) -> Start | None:
+    """As ``_start`` in the main process; the others read the same files."""
+    begin = _start(config, name) if distributed.is_main() else None
+    shared = None if begin is None else replace(begin, last=None, weights=None)
+    shared = distributed.broadcast(shared)
+    if distributed.is_main() or shared is None or shared.checkpoint is None:
+        return begin or shared
+    return replace(shared, last=checkpoint.load(shared.checkpoint, config["trust"]))
+
+
+def _start(config: Mapping[str, Any], name: str) -> Start | None:
     """Create or resume a run folder and read the files that the run starts from.
 
     Returns:
@@ -91,6 +102,8 @@ class Pruner(Protocol):
 class EpochEnd(EpochCallback):
     """At the end of an epoch: draw pictures and tables if it is the best, save, flush the tracker.
 
+    Every process calls it, the main one writes. Signals and saving are decided for all processes.
+
     Args:
         task: draws pictures and tables.
         metric: the monitored metric.
@@ -121,24 +134,32 @@ class EpochEnd(EpochCallback):
         self.next_save = time.monotonic() + self.seconds
 
     def step(self, state: TrainState, losses: LossLog) -> None:
-        if self.interrupts.requested or time.monotonic() >= self.next_save:
+        is_due = distributed.is_main() and time.monotonic() >= self.next_save
+        requested, save = distributed.largest(self.interrupts.requested, is_due)
+        if requested or save:
             state.epoch_losses = losses.state_dict()
-            self._save(state)
-        self.interrupts.check()
+            self._save(self._content(state))
+        if requested:
+            raise Interrupted(requested)
 
     @contextmanager
     def validation(self, state: TrainState) -> Iterator[None]:
+        content = self._content(state)  # before: an interrupted process waits for no other
         try:
             with self.interrupts.immediate():
                 yield
         except Interrupted:
-            self._save(state)
+            self._save(content)
             raise
 
-    def _save(self, state: TrainState, path: str = "", *, is_best: bool = False) -> None:
-        """Write a checkpoint, of an epoch or (without ``path``) within one."""
+    def _content(self, state: TrainState) -> dict[str, Any]:
         state.tracking = self.tracker.state()
-        self.checkpoints.save(state.state_dict(), path, is_best=is_best)
+        return state.state_dict()
+
+    def _save(self, content: dict[str, Any], path: str = "", *, is_best: bool = False) -> None:
+        """Write a checkpoint, of an epoch or (without ``path``) within one."""
+        if distributed.is_main():
+            self.checkpoints.save(content, path, is_best=is_best)
         self.tracker.flush()
         self.next_save = time.monotonic() + self.seconds
 
@@ -154,11 +175,13 @@ class EpochEnd(EpochCallback):
         return self.checkpoints.path_for(epoch, loss, is_best=is_best)
 
     def __call__(self, state: TrainState, row: Mapping[str, Any], result: EvalResult) -> None:
-        if row["is_best"]:
+        if row["is_best"] and distributed.is_main():
             draw(self.task, state.transform, result, self.tracker, state.epoch)
-        self._save(state, row["checkpoint_path"], is_best=row["is_best"])
+        self._save(self._content(state), row["checkpoint_path"], is_best=row["is_best"])
         self.replay(row)
-        self.interrupts.check()
+        (requested,) = distributed.largest(self.interrupts.requested)
+        if requested:
+            raise Interrupted(requested)
 
 
 def draw(
@@ -179,7 +202,7 @@ def train(
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
 ) -> TrainState:
-    """Build, fit and record one run.
+    """Build, fit and record one run; of several processes, the main one records.
 
     Args:
         config: resolved and checked configuration.
@@ -191,25 +214,23 @@ def train(
     """
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
-    remove_leftovers(*(folder / name for name in ("", "checkpoints", "pictures", "tables")))
-    with Interrupts() as interrupts:
+    is_main = distributed.is_main()
+    if is_main:
+        remove_leftovers(*(folder / name for name in ("", "checkpoints", "pictures", "tables")))
+    with Interrupts(repeated=distributed.count() > 1) as interrupts:
         experiment = _build(config, begin, console)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
         check_data(begin, source[1])
-        tracker = _trackers(config, experiment, console)
+        tracker = _trackers(config, experiment, console) if is_main else Tracker()
         checkpoints = Checkpoints(
             folder / "checkpoints", config["save_every"], config["keep"], begin.checkpoint
         )
         if begin.earlier is not None:
             set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
-        if resumed:
+        if resumed and is_main:
             checkpoints.drop_after(state.epoch)
-        environment = run_folder.describe(folder, config, overrides, source)
-        every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
         log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
-        position = Position(state.epoch, state.samples // data.batch_size, state.step)
-        run = Run(folder, name, config, every_tag, source, position, state.tracking)
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
         end_epoch = EpochEnd(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
@@ -217,9 +238,17 @@ def train(
         status: Status = "FAILED"
         try:
             with interrupts.deferred():
-                tracker.start(run)
-                summary = _model_summary(state.model, experiment.parameters)
-                write_text(folder / "model_summary.txt", summary)
+                if is_main:
+                    environment = run_folder.describe(folder, config, overrides, source)
+                    own = {**config["tags"], **(tags or {})}
+                    every_tag = _tags(own, source[1], environment, state.global_batch)
+                    batch = state.samples // state.global_batch
+                    position = Position(state.epoch, batch, state.step)
+                    tracker.start(
+                        Run(folder, name, config, every_tag, source, position, state.tracking)
+                    )
+                    summary = _model_summary(state.model, experiment.parameters)
+                    write_text(folder / "model_summary.txt", summary)
                 fit(
                     state,
                     experiment.task,
@@ -231,7 +260,9 @@ def train(
                     tracker,
                     end_epoch,
                 )
-                _finish_files(folder, state, tracker)
+                content = state.state_dict()
+                if is_main:
+                    _finish_files(folder, state, content, tracker)
             status = "PRUNED" if end_epoch.stop else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -254,10 +285,8 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
     def show_progress(what: str, done: int, total: int) -> None:
         console.progress(Progress(what, done, total, unit="files"))
 
-    resumed = begin.last is not None
-    experiment = build.experiment(
-        _without_start_files(config) if resumed else config, show_progress, begin.weights
-    )
+    with distributed.main_first():  # it prepares the data; the others find them
+        experiment = build.experiment(_to_build(config, begin), show_progress, begin.weights)
     state = experiment.state
     state.config = config
     if begin.last is not None:
@@ -275,8 +304,14 @@ def _position(state: TrainState) -> str:
     return after if not state.samples else f"{after}, {state.samples} samples of the next"
 
 
-def _without_start_files(config: Config) -> Config:
-    """Remove ``init_from`` and ``model.pretrained``: the checkpoint has the weights."""
+def _to_build(config: Config, begin: Start) -> Config:
+    """Of a resumed run: with the same batch over all processes, and without ``init_from`` and
+    ``model.pretrained``, since the checkpoint has the weights.
+    """
+    if begin.last is None:
+        return config
+    whole = begin.last["state"]["global_batch"] or config["global_batch_size"]
+    config = {**config, "global_batch_size": whole}
     pretrained = {"pretrained": None} if "pretrained" in config["model"] else {}
     return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
 
@@ -292,10 +327,14 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
 
 
-def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]) -> dict[str, str]:
+def _tags(
+    own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any], global_batch: int
+) -> dict[str, str]:
     """The user's tags and the versions of data, code and packages."""
     tags = {
         **own,
+        "processes": environment["processes"],
+        "global_batch": global_batch,
         "data_hash": data_hash,
         "git_commit": environment["git"].get("commit", ""),
         "git_changed": environment["git"].get("changed", ""),
@@ -304,8 +343,9 @@ def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]
     return {key: str(value) for key, value in tags.items()}
 
 
-def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
-    content = state.state_dict()
+def _finish_files(
+    folder: Path, state: TrainState, content: Mapping[str, Any], tracker: Tracker
+) -> None:
     header = {name: content[name] for name in ("config", "data", "transform")}
     header["state"] = {**content["state"], "history": state.history[-1:]}
     weights = folder / "checkpoints" / "final.safetensors"
@@ -327,9 +367,16 @@ def _describe(experiment: Experiment) -> str:
     skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
     classes = f"{len(data.classes)} classes, " if data.classes else ""
     return (
-        f"{experiment.parameters:,} parameters on {experiment.device}; "
+        f"{experiment.parameters:,} parameters on {experiment.device}{_processes(experiment)}; "
         f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
     )
+
+
+def _processes(experiment: Experiment) -> str:
+    """The number of processes and their batches, in words; empty for one."""
+    processes, batch = distributed.count(), experiment.train.batch_size
+    whole = experiment.train.global_batch
+    return f", {processes} processes, batches of {processes} × {batch} = {whole}" * (processes > 1)
 
 
 def _model_summary(model: nn.Module, parameters: int) -> str:

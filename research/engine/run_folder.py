@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from research.config import run_files
 from research.config.resume import unchangeable
 from research.config.run_files import ROOT
-from research.engine import checkpoint
+from research.engine import checkpoint, distributed
 from research.utils import documents
 from research.utils.errors import UserError, one_line
 from research.utils.files import write_atomic, write_text
@@ -92,6 +92,7 @@ def describe(
     """
     record = {
         **environment(),
+        "processes": distributed.count(),
         "command": sys.argv,
         "folder": str(Path.cwd()),
         "data": data and {"name": data[0], "hash": data[1]},
