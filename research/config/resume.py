@@ -212,11 +212,13 @@ def _folder(run: str) -> Path:
             "use resume=auto or a folder under runs/",
         )
     if not (folder / "config.yaml").is_file():
-        weights = f"; init_from={run} starts a new run from its weights" if path.is_file() else ""
+        if path.is_dir() and not (path / "checkpoints").exists():
+            hint = "pass a run folder that has checkpoints/last.pt"
+            raise UserError("checkpoint", f"resume={run}: no checkpoint in {path}", hint)
         raise UserError(
             "resume",
-            f"resume={run}: {folder} is no run folder (no config.yaml)",
-            f"use resume=auto or a folder under runs/{weights}",
+            f"resume={run}: no config.yaml in {folder}",
+            f"pass a run folder, or start a new run from the weights with init_from={run}",
         )
     return folder
 
