@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config import run_files, stored, targets
 from research.config.changes import WEIGHTS, set_value
-from research.config.checks import check_value, run_faults
+from research.config.checks import check, check_value, run_faults
 from research.config.cli import run_dir_of
 from research.config.compose import Composed, composed
 from research.config.group_rules import group_rules
@@ -65,6 +65,24 @@ class Resumed:
         return Composed(OmegaConf.create({**self.config, "tags": tags}), self.choices, {})
 
 
+class _Changes(NamedTuple):
+    """What typed words change.
+
+    Attributes:
+        settings: both values of each setting.
+        values: of the settings that were composed.
+        after: the composed configuration; None if only run settings were typed, for which it is
+            not needed.
+        words: the run's own, with which the typed ones were composed; without those of trackers
+            that were replaced.
+    """
+
+    settings: dict[str, tuple[Any, Any]]
+    values: dict[str, Any]
+    after: Composed | None
+    words: list[str] | None
+
+
 def run_of(words: Sequence[str]) -> str | None:
     """The run that a command line resumes; None without ``resume=``, and for ``resume=auto``."""
     typed = [word for word in words if word.startswith("resume=")]
@@ -100,30 +118,31 @@ def compose(words: Sequence[str], config_dir: str | None = None) -> Resumed:
     recorded = _recorded(folder, names)
     search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     lines = [_line(each) for key, each in typed.items() if key not in OF_THE_COMMAND]
-    changes, after = _composed_changes(recorded if is_own else [], lines, search)
-    config = copy.deepcopy(before)
-    for key, (_, value) in changes.items():
+    changes = _composed_changes(before, recorded if is_own else None, lines, search)
+    config, after = copy.deepcopy(before), changes.after
+    for key, (_, value) in changes.settings.items():
         _put(config, key, value)
     values: Config = {}
     for key, each in typed.items():
         if key not in (*GROUPS, *OPTIONAL, *OF_THE_COMMAND):
             values |= _values(key, each.value())
-    known = {} if after is None else dict(leaves(after.config))
     rules = group_rules(config)
     for key, value in values.items():
-        set_value(config, key, known.get(key, value), rules)
+        set_value(config, key, changes.values.get(key, value), rules)
     config["resume"] = run
-    fixed = unchangeable(before, config, moved=True)
-    if fixed:
-        raise _refusal(run, fixed, merged(recorded, lines) if is_own else None)
     targets.check_targets(config, names)
     for error in run_faults(config):
         raise error
+    fixed = unchangeable(before, config, moved=True)
+    if fixed:
+        raise _refusal(run, fixed, changes, lines)
     if not is_own:
         config = _without_foreign_paths(config, {*values}, run)
     config["trust"] = targets.user_targets(config)
     name = config["name"] or run_files.name(folder)
-    return Resumed(config, name, merged(recorded, lines), {} if after is None else after.choices)
+    own = changes.words if changes.words is not None else recorded
+    choices = {} if after is None else after.choices
+    return Resumed(config, name, merged(own or [], lines), choices)
 
 
 def unchangeable(
@@ -193,11 +212,13 @@ def _folder(run: str) -> Path:
             "use resume=auto or a folder under runs/",
         )
     if not (folder / "config.yaml").is_file():
-        weights = f"; init_from={run} starts a new run from its weights" if path.is_file() else ""
+        if path.is_dir() and not (path / "checkpoints").exists():
+            hint = "pass a run folder that has checkpoints/last.pt"
+            raise UserError("checkpoint", f"resume={run}: no checkpoint in {path}", hint)
         raise UserError(
             "resume",
-            f"resume={run}: {folder} is no run folder (no config.yaml)",
-            f"use resume=auto or a folder under runs/{weights}",
+            f"resume={run}: no config.yaml in {folder}",
+            f"pass a run folder, or start a new run from the weights with init_from={run}",
         )
     return folder
 
@@ -213,45 +234,59 @@ def _own_names(typed: Mapping[str, Override], config_dir: str | None) -> set[str
     return {*trusted, *targets.targets_of(Path(config_dir).resolve())}
 
 
-def _recorded(folder: Path, names: Collection[str]) -> list[str]:
-    """The overrides of the run; none if they are lost or refused."""
+def _recorded(folder: Path, names: Collection[str]) -> list[str] | None:
+    """The overrides of the run; None if they are lost or refused."""
     try:
         return run_files.overrides(folder / "overrides.yaml", names)
     except UserError:
-        return []
+        return None
 
 
 def _composed_changes(
-    recorded: Sequence[str], typed: Sequence[str], search: Sequence[str]
-) -> tuple[dict[str, tuple[Any, Any]], Composed | None]:
+    config: Config, recorded: list[str] | None, typed: Sequence[str], search: Sequence[str]
+) -> _Changes:
     """What the typed words change in the configuration that the run's own words give today.
 
-    What has changed in ``conf/`` since cancels out. If the run's own words cannot be composed with
-    them, the comparison is with the default configuration.
+    What has changed in ``conf/`` since cancels out. If the run's own words are not known, or cannot
+    be composed with those typed, an option must be that of the run in every setting.
 
-    Returns:
-        both values of each setting, and the composed configuration: none if only settings were
-        typed, for which it is not needed.
+    Args:
+        config: of the run.
+        recorded: the run's own words, if they are known and may be composed.
+        typed: the words of this command line.
+        search: a word for Hydra's search path, if it is needed.
 
     Raises:
         HydraException: if the typed words cannot be composed.
     """
     keys = [word.partition("=")[0] for word in typed]
     if all(key in RUN_RULES or key.startswith("tags.") for key in keys):
-        return {}, None
-    chosen = any(key in (*GROUPS, *OPTIONAL) for key in keys)
-    for words in (recorded, []):
+        return _Changes({}, {}, None, recorded)
+    chosen = [key for key in keys if key in (*GROUPS, *OPTIONAL)]
+    known = [] if recorded is None else [recorded, _without_trackers(recorded)]
+    choices = [word for word in typed if word.partition("=")[0] in chosen]
+    tries = [*((own, typed) for own in known), (None, typed), (None, choices)]
+    for words, more in tries if chosen else tries[:-1]:
         try:
-            before = composed([*search, *words]).config
-            after = composed([*search, *merged(words, typed)])
-            found = differences(before, after.config, OF_THE_COMMAND)
+            before = composed([*search, *(words or [])]).config
+            after = composed([*search, *merged(words or [], more)])
+            settings = after.config
         except (HydraException, OmegaConfBaseException):
-            if chosen and not words:
+            if more is choices:
                 raise
             continue
+        if words is None:
+            whole = GROUPS if "experiment" in chosen else chosen
+            before |= {group: config[group] for group in whole if group in GROUPS}
+        found = differences(before, settings, OF_THE_COMMAND)
         # Names in this mapping may contain dots.
-        return {k: pair for k, pair in found.items() if f".{WEIGHTS}." not in k}, after
-    return {}, None
+        changes = {k: pair for k, pair in found.items() if f".{WEIGHTS}." not in k}
+        return _Changes(changes, dict(leaves(settings)) if more is typed else {}, after, words)
+    return _Changes({}, {}, None, recorded)
+
+
+def _without_trackers(words: Sequence[str]) -> list[str]:
+    return [word for word in words if not word.startswith(f"{stored.TRACKERS}.")]
 
 
 def _values(key: str, value: Any) -> dict[str, Any]:
@@ -266,23 +301,26 @@ def _put(config: Config, key: str, value: Any) -> None:
     node = config
     for part in parts:
         if not isinstance(node.get(part), dict):
+            if value is MISSING:
+                return
             node[part] = {}
         node = node[part]
-    if value is MISSING:
-        node.pop(last, None)
-    else:
+    if value is not MISSING:
         node[last] = value
+    elif node.pop(last, None) is not None and not node:
+        _put(config, ".".join(parts), MISSING)
 
 
 def _refusal(
-    run: str, fixed: Mapping[str, tuple[Any, Any]], words: Sequence[str] | None
+    run: str, fixed: Mapping[str, tuple[Any, Any]], changes: _Changes, typed: Sequence[str]
 ) -> UserError:
     """The error for settings that may not change.
 
     Args:
         run: as typed.
         fixed: from ``unchangeable``.
-        words: of the command line that would train a new run like this; None if not known.
+        changes: of the typed words.
+        typed: these words.
     """
     other = [key.partition(".")[0] for key in fixed if key.count(".") == 1 and "_target_" in key]
     keys = [key for key in fixed if "_target_" in key or key.partition(".")[0] not in other]
@@ -294,12 +332,22 @@ def _refusal(
     ]
     more = f"; and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     hint = "leave out what differs, or train a new run without resume="
-    if not any(key.startswith(NETWORK) for key in fixed):
-        command = f"init_from={run}"
-        if words is not None:
-            command = train_command(words, {"init_from": run})
-        hint = f"leave out what differs, or start a new run from its weights: {command}"
+    words = [*merged(changes.words or [], typed), override("init_from", run)]
+    fits = not any(key.startswith(NETWORK) for key in fixed)
+    if fits and changes.words is not None and _is_valid(changes.after, words):
+        hint = "leave out what differs, or start a new run from its weights: "
+        hint += train_command(words)
     return UserError("resume", f"resume={run}: {'; '.join(texts)}{more}", hint)
+
+
+def _is_valid(after: Composed | None, words: Sequence[str]) -> bool:
+    """Whether the command line of a new run is accepted; None: only run settings have changed."""
+    try:
+        if after is not None:
+            check(after.cfg, after.choices, words)
+    except UserError:
+        return False
+    return True
 
 
 def _without_foreign_paths(config: Config, typed: Collection[str], run: str) -> Config:
