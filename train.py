@@ -47,6 +47,10 @@ def main(cfg: DictConfig) -> float | None:
             from research.sweeps import job
 
             return job.run_trial(hydra_cfg, config, name)
+        if config["verify_resume"]:
+            from research.engine.verify_resume import verify
+
+            raise SystemExit(verify(config, name))
         begin = run.start(config, name)
         if begin is None:
             return None

@@ -170,7 +170,7 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
             groups = _composed_lines(job)
             if groups not in defaults:
                 defaults[groups] = _defaults(job, base(groups))
-            _check_job(job, base(groups), defaults[groups])
+            _check_job(job, base(groups), defaults[groups], multirun=multirun)
 
 
 def _check_shared_settings(parsed: Sequence[Override]) -> None:
@@ -186,13 +186,16 @@ def _check_shared_settings(parsed: Sequence[Override]) -> None:
             )
 
 
-def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | None) -> None:
+def _check_job(
+    job: list[Override], base: Composed, defaults: dict[str, Any] | None, *, multirun: bool
+) -> None:
     """Check one job.
 
     Args:
         job: its overrides.
         base: composed from those that choose groups.
         defaults: see ``check``.
+        multirun: whether it is a job of -m.
     """
     lines = [_line(override) for override in job]
     cfg = copy.deepcopy(base.cfg)
@@ -203,6 +206,12 @@ def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | N
     except OmegaConfBaseException as error:
         raise explain(error, lines) from error
     check(cfg, base.choices, lines, defaults)
+    if multirun and cfg.verify_resume:
+        raise UserError(
+            "verify_resume",
+            "verify_resume=true with -m: it verifies one configuration",
+            "leave out -m and set each key to one value",
+        )
 
 
 def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:

@@ -107,6 +107,9 @@ class RunSettings:
     resume: str | None = _setting(
         None, "auto: the newest unfinished run of this config, or a run folder", PATH
     )
+    verify_resume: bool = _setting(
+        False, "train a few steps, kill the run at random ones, resume it and compare", TRUTH
+    )
     init_from: str | None = _setting(None, "run folder or weights file to start from", PATH)
     run_dir: str | None = _setting(None, "folder of the run; null: a new one under runs/", PATH)
     trust: list[str] = field(
