@@ -89,8 +89,9 @@ def content(
             str(file) for file in files if file.name[0] != "." and "tfevents" not in file.name
         ),
     }
-    if store is not None:
-        found |= _tracked(*store)
+    run_id = last["tracking"].get("mlflow_run_id")
+    if store is not None and run_id is not None:
+        found |= _tracked(*store, run_id)
     return found
 
 
@@ -166,39 +167,34 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _tracked(uri: str, experiment: str) -> dict[str, Any]:
-    """What an MLflow store has about the runs of an experiment."""
+def _tracked(uri: str, experiment: str, run_id: str) -> dict[str, Any]:
+    """What an MLflow store has about a run, and which others of the experiment did not end."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     runs = [] if known is None else client.search_runs([known.experiment_id])
-    tracked: dict[str, Any] = {
-        "MLflow runs and their status": sorted(run.info.status for run in runs)
+    data = client.get_run(run_id).data
+    metrics = {
+        key: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
+        for key in data.metrics
+        if not key.startswith("system/") and not key.endswith(TIMES)
     }
-    for run in runs[:1]:
-        metrics = {
-            key: [
-                (metric.step, metric.value)
-                for metric in client.get_metric_history(run.info.run_id, key)
-            ]
-            for key in run.data.metrics
-            if not key.startswith("system/") and not key.endswith(TIMES)
-        }
-        tracked |= {
-            # In the order of their steps: a store may return equal times in any order.
-            "MLflow metrics": {key: sorted(rows) for key, rows in sorted(metrics.items())},
-            "MLflow parameters": {
-                key: value
-                for key, value in run.data.params.items()
-                if not key.startswith(OWN_SETTINGS)
-            },
-            "MLflow tags": {
-                key: value for key, value in run.data.tags.items() if key[:7] != "mlflow."
-            },
-            "MLflow artifacts": sorted(_artifacts(client, run.info.run_id, None)),
-        }
-    return tracked
+    return {
+        "MLflow status": {
+            # An attempt that was killed before the first checkpoint is a run of its own.
+            "run" if run.info.run_id == run_id else "other": run.info.status
+            for run in runs
+            if run.info.run_id == run_id or run.info.status not in ("KILLED", "FAILED")
+        },
+        # In the order of their steps: a store may return equal times in any order.
+        "MLflow metrics": {key: sorted(rows) for key, rows in sorted(metrics.items())},
+        "MLflow parameters": {
+            key: value for key, value in data.params.items() if not key.startswith(OWN_SETTINGS)
+        },
+        "MLflow tags": {key: value for key, value in data.tags.items() if key[:7] != "mlflow."},
+        "MLflow artifacts": sorted(_artifacts(client, run_id, None)),
+    }
 
 
 def _artifacts(client: Any, run_id: str, folder: str | None) -> Iterator[str]:

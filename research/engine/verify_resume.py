@@ -138,6 +138,7 @@ def kill_at_change(folder: Path, number: int, where: str) -> None:
 
 def train(config: Config, name: str, kill: Kill | None, saves: Collection[int]) -> None:
     """Start or resume the run in ``run_dir``, in a process of its own."""
+    usual_workers()
     try:
         begin = run.start(config, name)
         if begin is not None:
@@ -162,6 +163,11 @@ def processes(*modules: str) -> ForkServerContext:
         os.environ.clear()
         os.environ.update(before)
     return context
+
+
+def usual_workers() -> None:
+    """Start a loader's workers as every run does, not as this process was started."""
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
 
 
 def in_folder(config: Config, folder: Path) -> tuple[dict[str, Any], tuple[str, str] | None]:
