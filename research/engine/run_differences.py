@@ -35,6 +35,9 @@ PARTS = {
 OWN_SETTINGS = ("run_dir", "resume", "logging.")
 """Parameters in MLflow that differ between the runs that are compared."""
 
+ENVIRONMENT = ("changes.patch", "git_", "version.")
+"""Files and tags about the code, which may be edited meanwhile: a process has its own copy."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -85,9 +88,11 @@ def content(
             {key: summary[key] for key in summary if key not in ("paths", "configuration")}
         ),
         # Temporary files of killed processes and event files of TensorBoard have random names.
-        "files": sorted(
-            str(file) for file in files if file.name[0] != "." and "tfevents" not in file.name
-        ),
+        "files": {
+            str(file): "there"
+            for file in sorted(files)
+            if file.name[0] != "." and "tfevents" not in file.name and file.name not in ENVIRONMENT
+        },
     }
     run_id = last["tracking"].get("mlflow_run_id")
     if store is not None and run_id is not None:
@@ -192,7 +197,11 @@ def _tracked(uri: str, experiment: str, run_id: str) -> dict[str, Any]:
         "MLflow parameters": {
             key: value for key, value in data.params.items() if not key.startswith(OWN_SETTINGS)
         },
-        "MLflow tags": {key: value for key, value in data.tags.items() if key[:7] != "mlflow."},
+        "MLflow tags": {
+            key: value
+            for key, value in data.tags.items()
+            if not key.startswith(("mlflow.", *ENVIRONMENT))
+        },
         "MLflow artifacts": sorted(_artifacts(client, run_id, None)),
     }
 

@@ -34,15 +34,15 @@ from tests.golden.configurations import DATA, FRAMES, GOLDEN, NARROW, PHOTOS, PI
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
 SHARED = (
-    "device=cpu", "logging=mlflow", "epochs=3", "log_every=2", "keep=2", "dataset.batch_size=2",
-    "max_train_batches=12", "max_val_batches=3", "ema=0.9",
+    "device=cpu", "logging=mlflow", "epochs=2", "log_every=2", "keep=1", "dataset.batch_size=2",
+    "max_train_batches=16", "max_val_batches=1", "ema=0.9",
 )  # fmt: skip
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "classification, RGB": (*GOLDEN["rgb"], "dataset.workers=1", "accumulate=2"),
     "classification, DCT": GOLDEN["dct_from_pixels"],
     "classification, DCT from a store": GOLDEN["dct_from_store"],
     "DenseNet": (*NARROW, *PICTURES, "model.dropout=0.2", "scheduler=one_cycle"),
-    "RGB + X": (*GOLDEN["rgbx"], "epochs=3"),
+    "RGB + X": (*GOLDEN["rgbx"], "epochs=2"),
     "ranking, frozen": GOLDEN["ranking_frozen"],
     "ranking, end to end": GOLDEN["ranking"],
     "TinyDet": (*GOLDEN["tinydet"], "optimizer=adamw"),
@@ -52,7 +52,7 @@ FEW = ("DenseNet", "RGB + X", "ranking, frozen", "TinyDet", "BigDet")
 """One system of each task."""
 SAVE_EVERY = 5e-4
 """Minutes between two checkpoints within an epoch: 30 ms."""
-KILLS_OF_A_RUN = 5
+KILLS_OF_A_RUN = 6
 CHANGES = 40
 """Changes of files from the start of a save within an epoch, and in the steps after it."""
 CHANGES_AT_THE_END = 120
