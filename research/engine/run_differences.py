@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from research.engine import checkpoint
@@ -77,7 +76,11 @@ def content(
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     found = {
-        **{name: _without_times(last[part]) for part, name in PARTS.items()},
+        **{
+            name: _without_times(last[part])
+            for part, name in PARTS.items()
+            if last[part] is not None
+        },
         "best.pt": _without_times({part: best[part] for part in ("model", "ema", "state")}),
         "final.safetensors": _without_times({part: final[part] for part in ("model", "state")}),
         **{
@@ -144,9 +147,7 @@ def describe(found: Sequence[Difference]) -> str:
 
 def _tensor_differences(one: Tensor, two: Tensor, where: str) -> Iterator[Difference]:
     if one.dtype != two.dtype or one.shape != two.shape:
-        yield Difference(
-            where, f"{one.dtype} {tuple(one.shape)} / {two.dtype} {tuple(two.shape)}"
-        )
+        yield Difference(where, f"{one.dtype} {tuple(one.shape)} / {two.dtype} {tuple(two.shape)}")
         return
     unequal = (one != two) & ~((one != one) & (two != two))
     count = int(unequal.sum())

@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from research.engine import checkpoint, run, run_folder
+from research.engine import build, checkpoint, run, run_folder
 from research.engine.interrupts import Interrupts
 from research.engine.loss_log import LossLog
 from research.engine.run_differences import Difference, compare, content, describe
@@ -167,7 +167,7 @@ def processes(*modules: str) -> ForkServerContext:
 
 def usual_workers() -> None:
     """Start a loader's workers as every run does, not as this process was started."""
-    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
+    multiprocessing.set_start_method(None, force=True)
 
 
 def in_folder(config: Config, folder: Path) -> tuple[dict[str, Any], tuple[str, str] | None]:
@@ -248,7 +248,7 @@ def _killed(
         where = _wait(process, folder)
         if where is None:
             break
-        log.info("  killed %s; %s", where, _position(folder))
+        log.info("  killed %s; %s", where, _position(folder, config["trust"]))
     log.info("  resumed: finished")
     return content(folder, config["trust"], store)
 
@@ -289,12 +289,12 @@ def _wait(process: ForkServerProcess, folder: Path) -> str | None:
     return record.read_text(encoding="utf-8")
 
 
-def _position(folder: Path) -> str:
+def _position(folder: Path, trust: Collection[str]) -> str:
     """Where the run in ``folder`` will be resumed."""
     last = folder / "checkpoints" / "last.pt"
     if not last.exists():
         return "no checkpoint yet, it starts again"
-    return f"resumed after batch {checkpoint.load(last)['state']['step']}"
+    return f"resumed after batch {checkpoint.load(last, trust)['state']['step']}"
 
 
 def _record(folder: Path) -> Path:
@@ -312,12 +312,13 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _report(which: str, found: Mapping[str, Sequence[Difference]], reasons: Sequence[str]) -> int:
-    """Print a table and the verdict; returns the exit status."""
-    width = max(map(len, found))
-    for name, differences in found.items():
-        log.info("  %-*s  %s", width, name, describe(differences))
-    if not any(found.values()):
+def _report(which: str, found: Mapping[str, Sequence[Difference]], reasons: Iterator[str]) -> int:
+    """Print what is identical, what is not, and the verdict; returns the exit status."""
+    log.info("  identical: %s", ", ".join(name for name in found if not found[name]) or "nothing")
+    different = [describe(differences) for differences in found.values() if differences]
+    for text in different:
+        log.info("  different: %s", text)
+    if not different:
         log.info("verify_resume: identical; a killed run is resumed bit for bit")
         return 0
     if which == "killed":
@@ -334,7 +335,8 @@ def _report(which: str, found: Mapping[str, Sequence[Difference]], reasons: Sequ
 
 def _reasons_of_chance(config: Config) -> Iterator[str]:
     """Why two undisturbed runs may differ."""
-    if config["device"] != "cpu" and not config["deterministic"]:
+    device = build.select_device(config["device"], config["precision"])
+    if device.type != "cpu" and not config["deterministic"]:
         yield "kernels of an accelerator that add in any order: set deterministic=true"
     if config["deterministic"] and config["compile"]:
         yield "kernels that torch.compile chooses by their speed: set compile=false"
@@ -350,7 +352,7 @@ def _reasons_of_resume(config: Config) -> Iterator[str]:
     """Why a resumed run may differ although undisturbed runs are the same."""
     own = ", ".join(config["trust"])
     code = f"your own code ({own})" if own else "code"
-    yield f"{code} whose state is in no parameter or buffer: attributes, buffers with persistent=False"
+    yield f"{code} with state in attributes or buffers with persistent=False: use buffers"
     if config["dataset"].get("workers") != 0:
         yield (
             f"{code} that draws from the global generators in a loader's worker: draw from "

@@ -28,8 +28,7 @@ from research.engine import checkpoint, run, run_folder, verify_resume
 from research.engine.run_differences import compare, content
 from research.engine.verify_resume import Kill, KillingEpochEnd
 from research.tracking import mlflow
-from tests.conftest import ROOT
-from tests.golden.configurations import DATA, FRAMES, GOLDEN, NARROW, PHOTOS, PICTURES
+from tests.golden.configurations import DATA, GOLDEN, NARROW, PICTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
