@@ -37,7 +37,7 @@ SHARED = (
     "max_train_batches=16", "max_val_batches=1", "ema=0.9",
 )  # fmt: skip
 SYSTEMS: dict[str, tuple[str, ...]] = {
-    "classification, RGB": (*GOLDEN["rgb"], "dataset.workers=1", "accumulate=2"),
+    "classification, RGB": (*GOLDEN["fastnet_bf16"], "dataset.workers=1"),
     "classification, DCT": GOLDEN["dct_from_pixels"],
     "classification, DCT from a store": GOLDEN["dct_from_store"],
     "DenseNet": (*NARROW, *PICTURES, "model.dropout=0.2", "scheduler=one_cycle"),
@@ -192,10 +192,11 @@ class Killer:
     def moment(self, done: int) -> Kill:
         """A random one after batch ``done``."""
         chance = self.chance
+        step = chance.randint(done + 1, min(done + 10, self.batches))
         if chance.random() < 0.4:
-            return Kill(chance.randint(done + 1, self.batches))
+            return Kill(step)
         if chance.random() < 0.7:
-            return Kill(chance.randint(done + 1, self.batches), chance.randint(1, CHANGES))
+            return Kill(step, chance.randint(1, CHANGES))
         per_epoch = self.batches // self.epochs
         ends = [batch for batch in range(per_epoch, self.batches + 1, per_epoch) if batch > done]
         return Kill(chance.choice(ends), chance.randint(1, CHANGES_AT_THE_END))
