@@ -59,7 +59,14 @@ def train(config: dict[str, Any], name: str, overrides: Sequence[str]) -> float 
     """Train or resume one run."""
     from research.engine import distributed, run, run_folder
     from research.utils import logs
+    from research.utils.launch import require_one_process
 
+    if config["verify_resume"]:
+        from research.engine.verify_resume import verify
+
+        require_one_process("verify_resume=true")
+        logs.to_terminal()
+        raise SystemExit(verify(config, name))
     with distributed.processes(config["device"]):
         rank = distributed.rank()
         logs.to_terminal(rank=rank)

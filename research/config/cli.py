@@ -28,6 +28,7 @@ from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils.errors import UserError
+from research.utils.launch import require_one_process
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -319,6 +320,7 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
         print(usage.strip())
         raise SystemExit(0 if words else 2)
     try:
+        require_one_process("this command")
         main(words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -42,6 +42,7 @@ from research.config.options import CONF
 from research.config.overrides import train_command
 from research.config.schema import OPTIONAL, register
 from research.utils.errors import UserError
+from research.utils.launch import require_one_process
 
 T = TypeVar("T")
 MAX_JOBS = 1000
@@ -163,6 +164,8 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
         UserError: for the first job that is not valid.
         HydraException: for the first job that cannot be composed.
     """
+    if multirun:
+        require_one_process("a sweep (-m)")
     with hydra_ready():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(overrides)
@@ -197,7 +200,7 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
             groups = _composed_lines(job)
             if groups not in defaults:
                 defaults[groups] = _defaults(job, base(groups))
-            _check_job(job, base(groups), defaults[groups])
+            _check_job(job, base(groups), defaults[groups], multirun=multirun)
 
 
 def _check_shared_settings(parsed: Sequence[Override]) -> None:
@@ -213,13 +216,16 @@ def _check_shared_settings(parsed: Sequence[Override]) -> None:
             )
 
 
-def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | None) -> None:
+def _check_job(
+    job: list[Override], base: Composed, defaults: dict[str, Any] | None, *, multirun: bool
+) -> None:
     """Check one job.
 
     Args:
         job: its overrides.
         base: composed from those that choose groups.
         defaults: see ``check``.
+        multirun: whether it is a job of -m.
     """
     lines = [_line(override) for override in job]
     cfg = copy.deepcopy(base.cfg)
@@ -230,6 +236,12 @@ def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | N
     except OmegaConfBaseException as error:
         raise explain(error, lines) from error
     check(cfg, base.choices, lines, defaults)
+    if multirun and cfg.verify_resume:
+        raise UserError(
+            "verify_resume",
+            "verify_resume=true with -m: it verifies one configuration",
+            "leave out -m and set each key to one value",
+        )
 
 
 def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:

@@ -123,6 +123,9 @@ class RunSettings:
         "settings are used",
         changeable(PATH),
     )
+    verify_resume: bool = _setting(
+        False, "train a few steps, kill the run at random ones, resume it and compare", TRUTH
+    )
     init_from: str | None = _setting(None, "run folder or weights file to start from", PATH)
     run_dir: str | None = _setting(
         None, "folder of the run; null: a new one under runs/", changeable(PATH)

@@ -6,10 +6,12 @@ with any number of workers. A data set implements ``BatchSource``, which reads t
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, Protocol
 
@@ -172,12 +174,21 @@ def _identity(batch: Batch) -> Batch:
 def _start_worker(worker: int) -> None:
     # The workers run in parallel: threads within each would compete for the cores.
     torch.set_num_threads(1)
+    main = multiprocessing.parent_process()
+    assert main is not None
+    Thread(target=_end_with, args=(main,), daemon=True).start()
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        Thread(target=_obey_main_process, daemon=True).start()
+        Thread(target=_obey, args=(main,), daemon=True).start()
 
 
-def _obey_main_process() -> None:
+def _end_with(main: BaseProcess) -> None:
+    """End when the main process is killed, and with it release the lock of the run folder."""
+    main.join()
+    os._exit(0)
+
+
+def _obey(main: BaseProcess) -> None:
     """Ignore signals, except SIGTERM from the main process.
 
     A scheduler signals all processes of a job, but the main process needs its workers to finish
@@ -185,5 +196,5 @@ def _obey_main_process() -> None:
     """
     while True:
         info = signal.sigwaitinfo(SIGNALS)
-        if info.si_signo == signal.SIGTERM and info.si_pid == os.getppid():
+        if info.si_signo == signal.SIGTERM and info.si_pid == main.pid:
             os._exit(0)

@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from research.batch import Batch
 from research.data.loader import ProcessShard
-from research.engine.launch import Launch, launch
 from research.tasks.task import Metrics, Task
 from research.utils import whole_batch
 from research.utils.errors import UserError
+from research.utils.launch import Launch, launch
 
 T = TypeVar("T")
 K = TypeVar("K")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +201,7 @@ def train(
     begin: Start,
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
+    callback: Callable[..., EpochEnd] | None = None,
 ) -> TrainState:
     """Build, fit and record one run; of several processes, the main one records.
 
@@ -211,6 +212,7 @@ def train(
         begin: from ``start``; its folder must be locked by this process.
         tags: for the trackers, in addition to those of the configuration.
         pruner: may end the run as ``PRUNED``.
+        callback: takes the arguments of ``EpochEnd``; None: ``EpochEnd``.
     """
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
@@ -232,7 +234,7 @@ def train(
             checkpoints.drop_after(state.epoch)
         log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
-        end_epoch = EpochEnd(
+        end_epoch = (callback or EpochEnd)(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
         )
         status: Status = "FAILED"

@@ -61,6 +61,8 @@ class MLflowTracker(Tracker):
         self.system_metrics = system_metrics
         self.run: Run | None = None
         self.run_id = ""
+        # The MLflow run of a process that ended before this folder's first checkpoint.
+        self.abandoned = ""
         self.pending: list[dict[str, Any]] = []
         # The last step of each metric that an earlier process delivered.
         self.delivered: dict[str, int] = {}
@@ -82,6 +84,8 @@ class MLflowTracker(Tracker):
                 self.pending = [
                     record for record in _lines(self._spool) if _is_before(record, run.resumed)
                 ]
+        elif self._run_file.exists():
+            self.abandoned = self._run_file.read_text(encoding="utf-8")
         self._rewrite_spool()
         self._deliver()
 
@@ -275,6 +279,7 @@ class MLflowTracker(Tracker):
         assert self.run is not None
         opened = self._reopen(client) if self.run_id else None
         if opened is None:
+            self._end_abandoned(client)
             opened = client.create_run(experiment, run_name=self.run.name, tags=self.run.tags)
             self.run_id = opened.info.run_id
             if self.run.resumed.step:
@@ -301,6 +306,18 @@ class MLflowTracker(Tracker):
             source = json.dumps({"name": name})
             dataset = Dataset(name, digest, source_type="local", source=source)
             client.log_inputs(self.run_id, [DatasetInput(dataset)])
+
+    def _end_abandoned(self, client: Any) -> None:
+        """A killed process could not say that its run has ended; the folder's run starts again."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.abandoned and client.get_run(self.abandoned).info.status == "RUNNING":
+                client.set_terminated(self.abandoned, "KILLED")
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise  # those are of a run that was deleted
+        self.abandoned = ""
 
     def _reopen(self, client: Any) -> Any:
         """The MLflow run that is resumed; None if the store no longer has it."""

@@ -173,6 +173,7 @@ class Trackers(Tracker):
 
     def finish(self, status: Status) -> None:
         with ExitStack() as stack:
-            # Every tracker is finished, even if one before it fails (a full disk).
-            for tracker in reversed(self.started):
+            # Every tracker is finished, even if one before it fails (a full disk). In the reverse
+            # order of their start: the summary says FINISHED when MLflow has everything.
+            for tracker in self.started:
                 stack.callback(tracker.finish, status)

@@ -491,6 +491,21 @@ def test_a_fresh_run_in_an_old_folder_is_a_new_mlflow_run(store: str, tmp_path: 
     assert len(ids) == 2
 
 
+def test_a_run_that_starts_again_ends_the_abandoned_mlflow_run(store: str, tmp_path: Path) -> None:
+    """As a kill before the first checkpoint leaves it; a run that was deleted is no obstacle."""
+    run_ids = []
+    for _ in range(3):
+        tracker = MLflowTracker(store, "again", False)
+        tracker.start(Run(tmp_path, "run", {"epochs": 1}))
+        run_ids.append(tracker.run_id)
+        if len(run_ids) == 2:
+            client(store).delete_run(tracker.run_id)
+    tracker.finish("FINISHED")
+    statuses = [client(store).get_run(run_id).info.status for run_id in run_ids]
+    assert statuses == ["KILLED", "RUNNING", "FINISHED"]
+    assert len(set(run_ids)) == 3
+
+
 def test_many_metrics_are_split_into_requests(store: str, tmp_path: Path) -> None:
     tracker = start(store, tmp_path)
     tracker.next_delivery = float("inf")

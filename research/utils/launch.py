@@ -70,6 +70,25 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     )
 
 
+def require_one_process(what: str) -> None:
+    """Check that this process was launched alone.
+
+    Args:
+        what: what runs in one process, for the message.
+
+    Raises:
+        UserError: if it is one of several.
+    """
+    try:
+        own = launch()
+    except UserError:
+        own = None  # one process in an allocation for several, which only training refuses
+    if own is not None:
+        raise UserError(
+            "launcher", f"{what} runs in one process, not in {own.processes}", "start it alone"
+        )
+
+
 def _torchrun(environ: Mapping[str, str]) -> Launch | None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not environ.get(name)]

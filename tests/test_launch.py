@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from research.engine.launch import Launch, launch
+from research.utils.launch import Launch, launch
 from tests.conftest import user_error
 
 TORCHRUN = {
