@@ -21,11 +21,13 @@ from research.engine.interrupts import Interrupted, Interrupts
 from research.engine.loop import EpochCallback, EvalResult, fit
 from research.engine.loss_log import LossLog
 from research.engine.state import TrainState
+from research.engine.steps import check_weights
 from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
+from research.utils.conditions import explained
 from research.utils.errors import UserError
 from research.utils.files import write_text
 from research.viz import pictures
@@ -184,6 +186,7 @@ class EpochEnd(EpochCallback):
 
     def _save(self, state: TrainState, path: str = "", *, is_best: bool = False) -> None:
         """Write a checkpoint, of an epoch or (without ``path``) within one."""
+        check_weights(state)
         state.tracking = self.tracker.state()
         self.checkpoints.save(state.state_dict(), path, is_best=is_best)
         self.tracker.flush()
@@ -238,7 +241,8 @@ def train(
     """
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
-    with Interrupts() as interrupts:
+    again = f"resume={folder}" if pruner is None else "the command of the sweep"
+    with Interrupts() as interrupts, explained(build.limits(config), again):
         experiment = _build(config, begin, console)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
@@ -274,8 +278,7 @@ def train(
             status = "PRUNED" if end_epoch.stop else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            how = f"resume={folder}" if pruner is None else "the command of the sweep"
-            log.info("interrupted %s; continue with %s", _position(state), how)
+            log.info("interrupted %s; continue with %s", _position(state), again)
             raise
         finally:
             with interrupts.deferred():

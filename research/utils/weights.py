@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from research.utils.conditions import explain
 from research.utils.errors import UserError
 
 SAFETENSORS: Final = ".safetensors"
@@ -56,6 +57,8 @@ def read(path: Path, key: str = "checkpoint") -> dict[str, Any]:
             "use a file of plain tensors",
         ) from None
     except Exception as error:
+        if explain(error) is not None:
+            raise
         # Bytes that are no pickle may make its reader fail in any way.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(key, f"{path}: damaged file ({reason})", "use another file") from None
