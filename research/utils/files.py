@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,13 +46,16 @@ PROBE = 2**16
 def _write_with(write: Callable[[Path], None], temporary: Path) -> None:
     """Call ``write``; if it fails and the disk accepts no more, raise the ``OSError`` for that.
 
-    Writers in C++ (torch, safetensors, onnx) raise exceptions of their own without a reason.
+    Writers in other languages raise exceptions of their own: those in Rust (safetensors) have the
+    number of the system's error in the text, those in C++ (torch, onnx) have no reason.
     """
     try:
         write(temporary)
     except OSError:
         raise
     except Exception as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         try:
             with temporary.open("ab") as file:
                 file.write(bytes(PROBE))
