@@ -259,11 +259,11 @@ def _batch_norm(error: BaseException, around: Circumstances) -> UserError | None
     size = around.settings.get(key)
     image = around.key("image_size") or "dataset.image_size"
     current = "" if size is None else f" with {key}={size} and {image}={around.settings.get(image)}"
-    larger = f"a larger {image}"
+    two = f"{key}=2 with at least two samples"
     return UserError(
         key,
         f"batch norm needs more than one value per channel in training, it has one{current}",
-        f"set {key}=2 or {larger}" if size in (None, 1) else f"set {larger}",
+        f"set {f'{two} or ' if size in (None, 1) else ''}a larger {image}",
     )
 
 
