@@ -10,6 +10,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any, Protocol
@@ -229,6 +230,23 @@ def _start_worker(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         Thread(target=_obey_main_process, daemon=True).start()
+
+
+@contextmanager
+def dead_workers_ignored() -> Iterator[None]:
+    """Ignore workers that end: PyTorch raises an exception wherever the main process then is.
+
+    It does so again whenever another process ends, also while the end of a run is recorded.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    if number is None:
+        yield
+        return
+    former = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, former)
 
 
 def _obey_main_process() -> None:

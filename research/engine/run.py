@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from research.data.loader import dead_workers_ignored
 from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, run_folder
 from research.engine.build import Config, Experiment
@@ -241,7 +242,13 @@ def train(
     """
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
-    again = f"resume={folder}" if pruner is None else "the command of the sweep"
+
+    def again() -> str:
+        if pruner is not None:
+            return "run the command of the sweep again"
+        saved = (folder / "checkpoints" / "last.pt").exists()
+        return f"continue with resume={folder}" if saved else "run the command with resume=auto"
+
     with Interrupts() as interrupts, explained(build.limits(config), again):
         experiment = _build(config, begin, console)
         state, data = experiment.state, experiment.data
@@ -278,10 +285,10 @@ def train(
             status = "PRUNED" if end_epoch.stop else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            log.info("interrupted %s; continue with %s", _position(state), again)
+            log.info("interrupted %s; %s", _position(state), again())
             raise
         finally:
-            with interrupts.deferred():
+            with interrupts.deferred(), dead_workers_ignored():
                 tracker.finish(status)
     _log_locations(folder, state, metric, tracker)
     baseline = data.baseline()

@@ -63,7 +63,7 @@ class Circumstances:
         settings: current values of the settings that matter, by their key on this command line:
             ``dataset.batch_size``, ``accumulate``, ``precision``, ``dataset.image_size``,
             ``dataset.workers``, ``out``.
-        resume: what continues the work, such as ``resume=RUN``; empty if nothing does.
+        resume: how the work goes on, such as ``continue with resume=RUN``; may be empty.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Circumstances:
 
     def then(self, remedy: str) -> str:
         """A remedy, and how to continue after it."""
-        return f"{remedy}, then continue with {self.resume}" if self.resume else remedy
+        return f"{remedy}, then {self.resume}" if self.resume else remedy
 
 
 def explain(
@@ -100,14 +100,16 @@ def explain(
 
 
 @contextmanager
-def explained(settings: Mapping[str, Any], resume: str = "") -> Iterator[None]:
+def explained(
+    settings: Mapping[str, Any], resume: Callable[[], str] = lambda: ""
+) -> Iterator[None]:
     """Raise the ``UserError`` for an everyday condition inside; see ``explain``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        known = explain(error, settings, resume)
+        known = explain(error, settings, resume())
         if known is None:
             raise
         raise known from error
@@ -246,10 +248,9 @@ def _lost_folder(error: BaseException, around: Circumstances) -> UserError | Non
         gone = not _exists(folder)
     if not gone:
         return None
-    again = f"restore it and continue with {around.resume}, or start again" if around.resume else (
-        "restore it or start again"
-    )  # fmt: skip
-    return UserError("disk", f"{folder} was deleted or moved while it was used", again)
+    return UserError(
+        "disk", f"{folder} was deleted or moved while it was used", around.then("restore it")
+    )
 
 
 def _batch_norm(error: BaseException, around: Circumstances) -> UserError | None:

@@ -72,8 +72,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 @pytest.mark.parametrize(
     ("how", "more"),
     [
-        ("loss", ()), ("gradient", ()), ("gradient", ("grad_clip=1.0",)),
-        ("loss", ("ema=0.5", "precision=bf16")),
+        ("loss", ()), ("gradient", ()),
+        pytest.param("gradient", ("grad_clip=1.0",), marks=pytest.mark.long),
+        pytest.param("loss", ("ema=0.5", "precision=bf16"), marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_a_skipped_batch_changes_nothing(
@@ -217,7 +218,13 @@ def test_a_condition_of_the_machine_in_a_worker(
         run(small(*WORDS, "dataset.workers=1"))
 
 
-@pytest.mark.parametrize("where", ["model", "training", "validation"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "training", pytest.param("model", marks=pytest.mark.long),
+        pytest.param("validation", marks=pytest.mark.long),
+    ],
+)  # fmt: skip
 def test_out_of_memory_names_the_settings(
     small: Compose, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -240,6 +247,7 @@ def test_out_of_memory_names_the_settings(
     small(*WORDS, "dataset.batch_size=3", "accumulate=2", "precision=bf16")
 
 
+@pytest.mark.long
 def test_a_deleted_folder(small: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """``checkpoints/`` is made again; without the run folder the run ends and leaves nothing."""
     log = FileTracker.log
@@ -254,6 +262,6 @@ def test_a_deleted_folder(small: Compose, monkeypatch: pytest.MonkeyPatch) -> No
     run(small(*WORDS, "run_dir=run"))
     assert checkpoint.load(Path("run/checkpoints/last.pt"))["state"]["epoch"] == 2
     gone = "lost"
-    with user_error("disk", "lost was deleted or moved", "restore it and continue"):
+    with user_error("disk", "lost was deleted or moved", "restore it, then"):
         run(small(*WORDS, "run_dir=lost"))
     assert not Path("lost").exists()

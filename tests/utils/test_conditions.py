@@ -94,7 +94,7 @@ CONDITIONS: list[tuple[Exception, str, tuple[str, ...]]] = [
     ids=[f"{type(e).__name__}-{e}"[:40] for e, *_ in CONDITIONS],
 )
 def test_a_condition_is_one_line(error: Exception, key: str, words: tuple[str, ...]) -> None:
-    known = explain(error, TRAINING, "resume=runs/x")
+    known = explain(error, TRAINING, "continue with resume=runs/x")
     assert known is not None
     assert known.key == key
     assert known.hint
@@ -103,7 +103,7 @@ def test_a_condition_is_one_line(error: Exception, key: str, words: tuple[str, .
         assert word in str(known)
     wrapped = LookupError("of a library")
     wrapped.__cause__ = error
-    assert str(explain(wrapped, TRAINING, "resume=runs/x")) == str(known)
+    assert str(explain(wrapped, TRAINING, "continue with resume=runs/x")) == str(known)
     # Without settings, as in a command that has none of them, no value is made up.
     plain = explain(error)
     assert plain is not None
