@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from research.config import cli, compose_config
 from research.config.rules import PATH, number, whole
 from research.tracking.tracker import Row, Table, Tracker, Trackers
+from research.utils.conditions import explained
 from research.utils.errors import NotFinite, UserError
 from research.utils.files import write_atomic, write_text
 
@@ -254,11 +255,12 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
         console.progress(Progress(what, done, total, unit="files"))
 
     plain = {**config, "scale_lr": None, "ema": None}
-    experiment = build.experiment(plain, preparing)
-    try:
-        test = range_test(experiment, start, end, steps, console)
-    finally:
-        console.finish("FINISHED")
+    with explained(build.limits(plain)):
+        experiment = build.experiment(plain, preparing)
+        try:
+            test = range_test(experiment, start, end, steps, console)
+        finally:
+            console.finish("FINISHED")
     count = len(test.rates)
     if count < MIN_STEPS:
         raise UserError(

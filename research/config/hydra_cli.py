@@ -41,6 +41,7 @@ from research.config.messages import explain, suggest
 from research.config.options import CONF
 from research.config.overrides import train_command
 from research.config.schema import OPTIONAL, register
+from research.utils import conditions
 from research.utils.errors import UserError
 from research.utils.launch import require_one_process
 
@@ -63,8 +64,9 @@ class _Axis(NamedTuple):
 def command_line(main: Callable[..., object]) -> None:
     """Run a ``hydra.main`` function as a command; for ``resume=RUN`` it receives a ``Resumed``.
 
-    A mistake of the user is printed in one line, ``error: …``, with exit status 2; the exit status
-    of an interruption is 128 + the number of the signal. Every other exception keeps its traceback.
+    A mistake of the user, or an everyday condition of the machine (``research.utils.conditions``),
+    is printed in one line, ``error: …``, with exit status 2; the exit status of an interruption is
+    128 + the number of the signal. Every other exception keeps its traceback.
     """
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
@@ -85,10 +87,8 @@ def command_line(main: Callable[..., object]) -> None:
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         _exit(f"interrupted by {signal.Signals(number).name}", 128 + number)
-    except (UserError, HydraException, YAMLError) as error:
-        if isinstance(error, InstantiationException) and not _is_mistake(error):
-            raise
-        _exit(f"error: {explain(error, overrides)}", 2)
+    except Exception as error:
+        _exit(f"error: {_reported(error, overrides)}", 2)
     finally:
         if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -124,11 +124,10 @@ def exit_on_user_error() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, InstantiationException) as error:
-        mistake = isinstance(error, UserError) or _is_mistake(error)
-        if not mistake or HydraConfig.get().mode is RunMode.MULTIRUN:
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise
-        _exit(f"error: {explain(error, HydraConfig.get().overrides.task)}", 2)
+        _exit(f"error: {_reported(error, HydraConfig.get().overrides.task)}", 2)
 
 
 def compose_config(overrides: Sequence[str]) -> Composed:
@@ -343,6 +342,17 @@ def _bad_flag(printed: str) -> UserError:
     close = suggest(flag.lstrip("-").replace("-", "_"))
     like = f"; did you mean {close}={value or '…'}?" if close else ", see --help"
     return UserError(flag, f"unknown flag {flag}", f"settings are written key=value{like}")
+
+
+def _reported(error: Exception, overrides: list[str]) -> UserError:
+    """The one line for a user's mistake or an everyday condition; raises any other exception."""
+    known = isinstance(error, UserError | HydraException | YAMLError)
+    if known and not (isinstance(error, InstantiationException) and not _is_mistake(error)):
+        return explain(error, overrides)
+    condition = conditions.explain(error)
+    if condition is None:
+        raise error
+    return condition
 
 
 def _is_mistake(error: InstantiationException) -> bool:

@@ -101,6 +101,12 @@ class RunSettings:
     grad_clip: float | None = _setting(
         None, "largest gradient norm; null: no clipping", number(above=0)
     )
+    skip_nonfinite: int = _setting(
+        0,
+        "how many batches or steps of the run are skipped if loss or gradient is not finite; "
+        "0: the run stops",
+        whole(0),
+    )
     patience: int | None = _setting(
         None, "stop after this many epochs without a better value; null: never", changeable(COUNT)
     )

@@ -67,6 +67,7 @@ STATE: Final[dict[str, Rule]] = {
     "samples": whole(0),
     "global_batch": whole(0),
     "epoch_losses": Rule("the losses of an epoch", lambda value: _is_losses(value)),
+    "skips": whole(0),
     "best": Rule("a number, or null", lambda value: value is None or type(value) in (int, float)),
     "best_epoch": whole(0),
     "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
@@ -74,7 +75,7 @@ STATE: Final[dict[str, Rule]] = {
 """Counters and history of a run, see ``research.engine.state.TrainState``."""
 
 
-BETWEEN_EPOCHS: Final = {"samples": 0, "global_batch": 0, "epoch_losses": {}}
+ADDED_TO_STATE: Final = {"samples": 0, "global_batch": 0, "epoch_losses": {}, "skips": 0}
 """Entries that checkpoints of earlier versions lack."""
 
 
@@ -166,7 +167,7 @@ def state(document: Any, where: str) -> Plain:
     if isinstance(document, Mapping):
         # Earlier checkpoints have ``batch``, always 0: they were written after an epoch.
         document = {name: value for name, value in document.items() if name != "batch"}
-    record = {**BETWEEN_EPOCHS, **_record(document, STATE, where, "state")}
+    record = {**ADDED_TO_STATE, **_record(document, STATE, where, "state")}
     rows = [{current_column(k): v for k, v in row.items()} for row in record.get("history", [])]
     return {**record, "history": rows}
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -18,9 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from research.batch import Batch
+from research.utils.conditions import explain
+from research.utils.errors import UserError, one_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that end a run, see ``research.engine.interrupts``."""
@@ -38,7 +43,8 @@ class BatchSource(Protocol):
     """A map-style dataset that reads a whole batch in one call.
 
     ``skipped`` counts, by kind, the samples that were found damaged when files were listed and
-    are not part of the dataset.
+    are not part of the dataset. A source may have a method ``sample_name(index)``, which gives the
+    file of a sample for messages.
     """
 
     @property
@@ -68,6 +74,79 @@ class ProcessShard:
     def part(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's part of ``samples``; parts are consecutive and differ by at most one."""
         return np.array_split(samples, self.processes)[self.rank]
+
+
+@dataclass(frozen=True)
+class ReadFailure:
+    """An exception while a batch was read, sent by a worker in place of the batch.
+
+    Attributes:
+        error: raised in the main process.
+        trace: the worker's traceback.
+    """
+
+    error: Exception
+    trace: str
+
+
+class WorkerTraceback(Exception):
+    """The text of a traceback in a worker, as the cause of the exception in the main process."""
+
+
+class NamingSource:
+    """A ``BatchSource`` whose unexpected exceptions name the sample; damaged files have none.
+
+    PyTorch would raise a worker's exception as another one of the same type, made from a text of
+    many lines. Here it is sent as it is.
+    """
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[SampleKey]) -> Batch | ReadFailure:
+        in_worker = get_worker_info() is not None
+        try:
+            batch = self.source.__getitems__(keys)
+            # Copied here, not by the thread that sends the batch: an error in it would be printed,
+            # and the main process would wait for the batch for ever.
+            return batch.map(Tensor.share_memory_) if in_worker else batch
+        except Exception as error:
+            known = self._known(error, keys)
+            if not in_worker:
+                raise known from (error.__cause__ if known is error else error)
+            trace = "".join(traceback.format_exception(error))
+            return ReadFailure(known, trace)
+
+    def _known(self, error: Exception, keys: list[SampleKey]) -> Exception:
+        """The error itself, if it needs no name; it can be pickled."""
+        condition = None if isinstance(error, UserError) else explain(error)
+        if isinstance(error, UserError) or (condition and type(error).__module__ == "builtins"):
+            return error
+        if condition is not None:
+            return condition
+        # The sample that causes it is found by reading one after the other.
+        failed = next((key for key in keys if not self._is_readable(key)), None)
+        where = f"a batch of {len(keys)} samples" if failed is None else (
+            sample_name(self.source, failed.index)
+        )  # fmt: skip
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        return UserError("dataset", f"{where}: cannot be read ({reason})", "remove or replace it")
+
+    def _is_readable(self, key: SampleKey) -> bool:
+        try:
+            self.source.__getitems__([key])
+        except Exception:
+            return False
+        return True
+
+
+def sample_name(source: BatchSource, index: int) -> str:
+    """The file of a sample, or its number."""
+    name = getattr(source, "sample_name", None)
+    return f"sample {index}" if name is None else str(name(index))
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
@@ -135,7 +214,7 @@ class EpochLoader:
         self.shard = shard
         self.sampler = EpochSampler(len(source), batch_size, seed=seed, train=train, shard=shard)
         self.loader: DataLoader[Any] = DataLoader(
-            source,  # type: ignore[arg-type]
+            NamingSource(source),  # type: ignore[arg-type]
             batch_sampler=self.sampler,
             num_workers=workers,
             collate_fn=_identity,  # type: ignore[arg-type]
@@ -161,10 +240,21 @@ class EpochLoader:
         found = self.source.skipped if self.shard.rank == 0 else {}
         return {f"left_out/{kind}": count for kind, count in found.items()}
 
+    def names(self, index: Tensor) -> list[str]:
+        """The files of samples, or their numbers."""
+        return [sample_name(self.source, i) for i in index.tolist()]
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch ``start``."""
+        """The batches of an epoch, from batch ``start``.
+
+        Raises:
+            UserError: if a sample can be neither read nor skipped as damaged.
+        """
         self.sampler.epoch, self.sampler.start = epoch, start
-        return iter(self.loader)
+        for batch in self.loader:
+            if isinstance(batch, ReadFailure):
+                raise batch.error from WorkerTraceback(batch.trace)
+            yield batch
 
 
 def _identity(batch: Batch) -> Batch:
@@ -180,6 +270,23 @@ def _start_worker(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         Thread(target=_obey, args=(main,), daemon=True).start()
+
+
+@contextmanager
+def dead_workers_ignored() -> Iterator[None]:
+    """Ignore workers that end: PyTorch raises an exception wherever the main process then is.
+
+    It does so again whenever another process ends, also while the end of a run is recorded.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    if number is None:
+        yield
+        return
+    former = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, former)
 
 
 def _end_with(main: BaseProcess) -> None:

@@ -135,6 +135,19 @@ def start_weights(config: Config) -> dict[str, Any] | None:
     return checkpoint.read(checkpoint.find(Path(config["init_from"])), config["trust"])
 
 
+def limits(config: Config) -> dict[str, Any]:
+    """The settings on which the need for memory depends, for ``conditions.explained``."""
+    dataset = config["dataset"]
+    size = dataset.get("image_size") or network_input(config).size
+    return {
+        "dataset.batch_size": dataset["batch_size"],
+        "accumulate": config["accumulate"],
+        "precision": config["precision"],
+        "dataset.image_size": size,
+        "dataset.workers": dataset.get("workers"),
+    }
+
+
 def loop_config(config: Config) -> LoopConfig:
     return LoopConfig(**{name: config[name] for name in LoopConfig.__dataclass_fields__})
 

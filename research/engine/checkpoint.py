@@ -5,6 +5,7 @@ Their content is ``TrainState.state_dict`` of ``research.engine.state``.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -86,6 +87,9 @@ class Checkpoints:
             names.insert(0, "best.pt")
         if Path(path).name.startswith("epoch_"):
             names.insert(0, Path(path).name)
+        if not self.folder.parent.is_dir():
+            # Deleted during the run. `write_atomic` would make a folder without the run's records.
+            raise FileNotFoundError(errno.ENOENT, "deleted", str(self.folder))
         # last.pt, from which a run is resumed, is written last: if it exists, so do the others.
         first, *others = (self.folder / name for name in names)
         last = self.folder / "last.pt"

@@ -191,19 +191,28 @@ def largest(*numbers: int) -> list[int]:
     return _reduced(numbers, dist.ReduceOp.MAX)
 
 
-def announce(samples: int, accumulated: bool) -> bool:
-    """Whether a backward pass is needed for the current batch.
+def announce(samples: int) -> int:
+    """The number of samples of the current batch in all processes.
 
     Counts of the batch are then summed over the processes that have samples of it.
 
     Args:
         samples: number of samples that this process has of it.
-        accumulated: whether gradients of earlier batches are to be averaged with it.
     """
     counts = total(*(samples if each == rank() else 0 for each in range(count())))
     active = tuple(each for each, own in enumerate(counts) if own)
     _Group.active = _group(active) if 0 < len(active) < len(counts) else None
-    return bool(active) or (accumulated and count() > 1)
+    return sum(counts)
+
+
+def is_awaited(is_step: bool, samples: int) -> bool:
+    """Whether a batch without samples is needed, to average the gradients of earlier batches.
+
+    Args:
+        is_step: whether it is the last batch of an optimizer step.
+        samples: whose gradients are in the step so far.
+    """
+    return is_step and samples > 0 and count() > 1
 
 
 @cache

@@ -20,6 +20,7 @@ from research.engine.build import Config
 from research.engine.loop import autocast
 from research.engine.state import load_weights
 from research.tasks.task import Task
+from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
 
 
@@ -98,6 +99,8 @@ def of_checkpoint(
     except UserError:
         raise
     except Exception as error:
+        if explain(error) is not None:
+            raise  # the machine's, not the file's
         if config["trust"]:
             raise  # may be a bug in the user's own code, which needs the traceback
         raise UserError(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from research.data.loader import dead_workers_ignored
 from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, distributed, run_folder
 from research.engine.build import Config, Experiment
@@ -22,11 +23,13 @@ from research.engine.loop import EpochCallback, EvalResult, fit
 from research.engine.loss_log import LossLog
 from research.engine.resume import Start, check_data, resume, set_back
 from research.engine.state import TrainState
+from research.engine.steps import check_weights
 from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
+from research.utils.conditions import explained
 from research.utils.errors import UserError
 from research.utils.files import remove_leftovers, write_text
 from research.viz import pictures
@@ -153,6 +156,7 @@ class EpochEnd(EpochCallback):
             raise
 
     def _content(self, state: TrainState) -> dict[str, Any]:
+        check_weights(state)
         state.tracking = self.tracker.state()
         return state.state_dict()
 
@@ -219,7 +223,15 @@ def train(
     is_main = distributed.is_main()
     if is_main:
         remove_leftovers(*(folder / name for name in ("", "checkpoints", "pictures", "tables")))
-    with Interrupts(repeated=distributed.count() > 1) as interrupts:
+
+    def again() -> str:
+        if pruner is not None:
+            return "run the command of the sweep again"
+        saved = (folder / "checkpoints" / "last.pt").exists()
+        return f"continue with resume={folder}" if saved else "run the command with resume=auto"
+
+    several = distributed.count() > 1
+    with Interrupts(repeated=several) as interrupts, explained(build.limits(config), again):
         experiment = _build(config, begin, console)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
@@ -268,11 +280,10 @@ def train(
             status = "PRUNED" if end_epoch.stop else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            how = f"resume={folder}" if pruner is None else "the command of the sweep"
-            log.info("interrupted %s; continue with %s", _position(state), how)
+            log.info("interrupted %s; %s", _position(state), again())
             raise
         finally:
-            with interrupts.deferred():
+            with interrupts.deferred(), dead_workers_ignored():
                 tracker.finish(status)
     _log_locations(folder, state, metric, tracker)
     baseline = data.baseline()

@@ -14,10 +14,12 @@ from torch import nn
 from research.data.transforms import DeviceTransform
 from research.engine import distributed
 from research.engine.rng import rng_state, seed_rank, set_rng_state
+from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
 
 COUNTERS = (
-    "epoch", "step", "samples", "global_batch", "epoch_losses", "best", "best_epoch", "history",
+    "epoch", "step", "samples", "global_batch", "epoch_losses", "skips", "best", "best_epoch",
+    "history",
 )  # fmt: skip
 
 
@@ -44,6 +46,7 @@ class TrainState:
             resumed with the same.
         epoch_losses: losses of the current epoch so far, see ``LossLog.state_dict``; empty after
             the end of an epoch.
+        skips: number of batches and steps skipped so far, see ``steps.Skips``.
         best: best value of the monitored metric; None before the first epoch.
         best_epoch: epoch of the best value, from 1; 0 before the first epoch.
         history: one row per epoch.
@@ -64,6 +67,7 @@ class TrainState:
     samples: int = 0
     global_batch: int = 0
     epoch_losses: dict[str, Any] = field(default_factory=dict)
+    skips: int = 0
     best: float | None = None
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -136,6 +140,8 @@ class TrainState:
             KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
             ArithmeticError,
         ) as error:  # fmt: skip
+            if explain(error) is not None:
+                raise
             raise UserError(
                 "resume",
                 f"resume={folder}: the last checkpoint is damaged ({one_line(error)})",
@@ -165,6 +171,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
+        if explain(error) is not None:
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(key, f"{where}: the weights do not fit this model ({reason})") from None
 

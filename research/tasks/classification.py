@@ -18,6 +18,7 @@ from research.batch import ClassificationBatch
 from research.inference.writers import ClassWriter
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
+from research.utils.errors import UserError
 from research.utils.whole_batch import whole_mean
 from research.viz import pictures
 
@@ -74,6 +75,9 @@ class Classification:
         return ClassificationBatch(index, inputs(count), torch.zeros_like(index))
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
+        if len(self.classes) < 2:
+            message = f"the data set has only the class {', '.join(self.classes) or 'none'}"
+            raise UserError("dataset", message, "classification needs two: add a folder of images")
         return ClassificationMetrics(len(self.classes), device)
 
     def pictures(

@@ -15,6 +15,7 @@ from PIL.Image import Image
 
 from research.config.migrations import current_column
 from research.tracking.tracker import Position, Row, Rows, Run, Table, Tracker
+from research.utils.conditions import naming
 from research.utils.files import write_atomic, write_text
 
 
@@ -53,7 +54,7 @@ class FileTracker(Tracker):
             rows = read_rows(path) if known else []
             self.columns[table] = known + added
             write_text(path, csv_text(self.columns[table], rows))
-        with path.open("a", newline="", encoding="utf-8") as file:
+        with naming(path), path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns[table], lineterminator="\n").writerow(row)
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:

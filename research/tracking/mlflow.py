@@ -22,6 +22,7 @@ from PIL.Image import Image
 
 from research.tracking.mlflow_resume import changed_settings, earlier_rows
 from research.tracking.tracker import Position, Row, Rows, Run, Status, Table, Tracker
+from research.utils.conditions import naming
 from research.utils.files import write_text
 
 log = logging.getLogger(__name__)
@@ -177,11 +178,11 @@ class MLflowTracker(Tracker):
 
     def _add(self, record: dict[str, Any]) -> None:
         self.pending.append(record)
-        with self._spool.open("a", encoding="utf-8") as file:
+        with naming(self._spool), self._spool.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def _rewrite_spool(self) -> None:
-        if self.pending:
+        if self.pending and self._spool.parent.is_dir():  # else the run folder was deleted
             write_text(self._spool, "".join(json.dumps(record) + "\n" for record in self.pending))
         else:
             self._spool.unlink(missing_ok=True)

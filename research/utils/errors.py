@@ -24,6 +24,9 @@ class UserError(Exception):
         self.hint = hint
         super().__init__(printable(f"{message}; {hint}" if hint else message))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return type(self), (self.key, self.message, self.hint)  # from the loader's workers
+
 
 class Damaged(UserError):
     """A file of a run is missing, or its content is not what was written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -31,17 +31,35 @@ def to_terminal(stream: TextIO | None = None, rank: int = 0) -> None:
 
 @contextmanager
 def to_file(folder: Path, rank: int = 0) -> Iterator[None]:
-    """Log the same lines with dates to ``folder/train.log``; all processes append to it."""
-    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    """Log the same lines with dates to ``folder/train.log``, and the traceback of an exception.
+
+    All processes append to it.
+    """
+    handler = _RunLog(folder / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {_rank(rank)}%(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # Only in the file: the terminal shows one line for a UserError.
+        trace = (type(error), error, error.__traceback__)
+        handler.handle(
+            logging.LogRecord(__name__, logging.ERROR, __file__, 0, "%s", (error,), trace)
+        )
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk
+            handler.close()
 
 
 def _rank(rank: int) -> str:
     """The prefix of the lines of a process; none for the main one."""
     return f"[process {rank}] " if rank else ""
+
+
+class _RunLog(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop lines that the disk does not accept: the run's own files end the run for it."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

@@ -83,7 +83,7 @@ def test_how_a_command_ends(
     assert commanded(monkeypatch, ["a"], mistaken) == 2
     assert capsys.readouterr() == ("", "error: what, where, what to do\n")
     assert commanded(monkeypatch, ["a"], stopped) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "interrupted by SIGINT\n")
     monkeypatch.setattr(sys, "argv", ["command", "a"])
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         cli.command("the usage", broken)
