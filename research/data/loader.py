@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from research.batch import Batch
 from research.utils.conditions import explain
@@ -251,10 +252,25 @@ class EpochLoader:
             UserError: if a sample can be neither read nor skipped as damaged.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
-        for batch in self.loader:
-            if isinstance(batch, ReadFailure):
-                raise batch.error from WorkerTraceback(batch.trace)
-            yield batch
+        try:
+            for batch in self.loader:
+                if isinstance(batch, ReadFailure):
+                    raise batch.error from WorkerTraceback(batch.trace)
+                yield batch
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the workers.
+
+        As long as a worker that was killed is known, PyTorch raises an exception for it whenever
+        any other process ends, wherever the main process then is.
+        """
+        iterator, self.loader._iterator = self.loader._iterator, None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            with _no_handler():
+                iterator._shutdown_workers()
 
 
 def _identity(batch: Batch) -> Batch:
@@ -273,11 +289,8 @@ def _start_worker(worker: int) -> None:
 
 
 @contextmanager
-def dead_workers_ignored() -> Iterator[None]:
-    """Ignore workers that end: PyTorch raises an exception wherever the main process then is.
-
-    It does so again whenever another process ends, also while the end of a run is recorded.
-    """
+def _no_handler() -> Iterator[None]:
+    """Without PyTorch's handler for workers that end."""
     number = getattr(signal, "SIGCHLD", None)  # not on Windows
     if number is None:
         yield

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from research.data.loader import dead_workers_ignored
 from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, distributed, run_folder
 from research.engine.build import Config, Experiment
@@ -283,7 +282,9 @@ def train(
             log.info("interrupted %s; %s", _position(state), again())
             raise
         finally:
-            with interrupts.deferred(), dead_workers_ignored():
+            with interrupts.deferred():
+                for loader in (experiment.train, experiment.val):
+                    loader.close()
                 tracker.finish(status)
     _log_locations(folder, state, metric, tracker)
     baseline = data.baseline()

@@ -158,9 +158,9 @@ def line_of(process: Any) -> str:
     """The one line with which it ends."""
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    (line,) = errors.strip().splitlines()
-    assert line.startswith("error: ")
-    return str(line)
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1, errors
+    return errors
 
 
 def wait_for_steps(folder: Path, process: Any) -> None:
@@ -179,7 +179,7 @@ def test_a_killed_worker(folders: Path, start: Start) -> None:
         if "resource_tracker" not in " ".join(child.cmdline()):
             child.send_signal(signal.SIGKILL)
     line = line_of(process)
-    assert "a worker of the loader was killed by a signal (Killed)" in line
+    assert "a worker of the loader" in line  # was killed, or ended: PyTorch says either
     assert "dataset.workers=0" in line
     assert "continue with resume=run" in line
     assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
@@ -198,28 +198,36 @@ def test_a_folder_deleted_under_a_run(folders: Path, start: Start) -> None:
     assert not folder.exists()
 
 
-LIMITED = """
+NO_MEMORY = """
 import resource
 from research.tasks.classification import Classification
 losses = Classification.losses
 def limited(*arguments):
-    resource.setrlimit(*limit())
+    used = resource.getpagesize() * int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
     return losses(*arguments)
-def limit():
-    return {limit}
 Classification.losses = limited
 """
-"""Sets a limit of the process when the first step begins."""
-MEMORY = (
-    "resource.RLIMIT_AS, (2**26 + resource.getpagesize() * "
-    "int(open('/proc/self/statm').read().split()[0]), resource.RLIM_INFINITY)"
-)
-FILES = "resource.RLIMIT_NOFILE, (3, 3)"
+"""64 MB are left when the first step begins."""
+NO_FILES = """
+import resource
+from research.engine import loop
+train_epoch = loop.train_epoch
+def limited(*arguments):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        return train_epoch(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+loop.train_epoch = limited
+"""
+"""As if all files were open during an epoch."""
 
 
 def test_out_of_memory(folders: Path, start: Start) -> None:
     words = ("run_dir=run", "dataset.image_size=1024", "dataset.batch_size=24")
-    line = line_of(start(*words, before=LIMITED.format(limit=MEMORY)))
+    line = line_of(start(*words, before=NO_MEMORY))
     assert "out of memory with dataset.batch_size=24, accumulate=1, precision=fp32" in line
     assert "set dataset.batch_size=12 accumulate=2 or precision=bf16" in line
     folder = folders.parent / "run"
@@ -228,7 +236,7 @@ def test_out_of_memory(folders: Path, start: Start) -> None:
 
 
 def test_too_many_open_files(folders: Path, start: Start) -> None:
-    line = line_of(start("run_dir=run", before=LIMITED.format(limit=FILES)))
+    line = line_of(start("run_dir=run", before=NO_FILES))
     assert "too many open files" in line
     assert "ulimit -n" in line
     assert read_rows(folders.parent / "run" / "epoch_metrics.csv") == []
