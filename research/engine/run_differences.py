@@ -45,12 +45,12 @@ class Difference:
     Attributes:
         where: dotted.
         text: both values, or how much they differ.
-        amount: largest absolute difference of numbers; infinity for anything else.
+        amount: largest absolute difference of numbers; None for anything else.
     """
 
     where: str
     text: str
-    amount: float = math.inf
+    amount: float | None = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
@@ -141,7 +141,7 @@ def describe(found: Sequence[Difference]) -> str:
     """Differences of one entry in one line."""
     if not found:
         return "identical"
-    worst = max(found, key=lambda difference: difference.amount)
+    worst = max(found, key=lambda each: -1 if each.amount is None else each.amount)
     return str(worst) if len(found) == 1 else f"{len(found)} differences, such as {worst}"
 
 
