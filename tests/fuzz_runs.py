@@ -70,10 +70,7 @@ class Project:
         self.files = {name: Path("kept", name).read_bytes() for name in (*TEXTS, *TABLES)}
         folder = Path("kept/checkpoints")
         self.points = {path.name: path.read_bytes() for path in folder.iterdir()}
-        self.contents = {
-            name: torch.load(folder / name, weights_only=True)
-            for name in ("last.pt", "previous.pt")
-        }
+        self.contents = {name: weights.read(folder / name) for name in ("last.pt", "previous.pt")}
         self.kept_weights = load_file(folder / "final.safetensors")
         with safe_open(folder / "final.safetensors", "pt") as file:
             self.header = json.loads(file.metadata()[checkpoint.METADATA_KEY])
