@@ -163,7 +163,7 @@ def save(page: Page, file: Path) -> None:
 
 def run(folder: Path, *words: str) -> None:
     """A command of this repository in another working directory."""
-    subprocess.run(
+    subprocess.run(  # noqa: S603 - words of this file
         [sys.executable, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -239,7 +239,7 @@ def report(record: RunRecord) -> tuple[str, list[str]]:
 
     now = run_folder.environment()
     patch = record.folder / run_folder.PATCH
-    changes = patch.read_bytes() if patch.exists() else b""
+    changes = patch.read_bytes() if patch.is_file() else b""
     git = record.environment.get("git", {})
     untracked = [state.get("untracked", []) for state in (git, now["git"])]
     same_files = changes == run_folder.changes() and untracked[0] == untracked[1]

@@ -59,7 +59,9 @@ def _parent(runs: Sequence[RecordedRun]) -> str | None:
     """The id of the parent run, if all runs belong to one sweep that has one."""
     folders = {run.folder.resolve().parent for run in runs}
     path = next(iter(folders)) / "mlflow_run_id"
-    return path.read_text(encoding="utf-8").strip() if len(folders) == 1 and path.exists() else None
+    if len(folders) > 1 or not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _client(uri: str) -> Any:

@@ -29,6 +29,7 @@ MAX_RECORD_VALUES: Final = 2_000_000
 """In metadata or a history, which has about thirty values per epoch."""
 MAX_TEXT: Final = 10_000
 """Characters of one text, except tags."""
+MAX_INTEGER: Final = 2**63
 TAGS: Final = "tags"
 """Free text that no code reads."""
 TRACKERS: Final = "logging"
@@ -79,11 +80,17 @@ ADDED_TO_STATE: Final = {"samples": 0, "global_batch": 0, "epoch_losses": {}, "s
 """Entries that checkpoints of earlier versions lack."""
 
 
+TEXT_COLUMNS: Final = {"checkpoint_path", "timestamp"}
+"""Of a row of the history."""
+
+
 def _is_row(row: Any) -> bool:
     """Whether a row of a history is flat and has the columns that the summary needs."""
     if not mapping_of(SCALAR).is_valid(row):
         return False
-    return all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
+    texts = {name for name, value in row.items() if isinstance(value, str)}
+    numbers = all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
+    return numbers and texts <= TEXT_COLUMNS
 
 
 def _is_losses(value: Any) -> bool:
@@ -96,6 +103,7 @@ def _is_losses(value: Any) -> bool:
         value.keys() == {"sums", "skipped", *numbers}
         and all(type(value[name]) in (int, float) for name in numbers)
         and sums.is_valid(value["sums"])
+        and ("loss" in value["sums"] or not value["count"])
         and mapping_of(whole(0)).is_valid(value["skipped"])
     )
 
@@ -349,7 +357,7 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
             raise UserError(key, f"{key[:80]}: too many values, or too deep")
         if isinstance(node, Mapping):
             for name in node:
-                if not isinstance(name, str) or len(name) > MAX_TEXT:
+                if not isinstance(name, str) or len(name) > MAX_TEXT or not is_unicode(name):
                     raise UserError(key, f"{key}: a key that is not text")
             return {name: copied(v, f"{key}.{name}", depth + 1) for name, v in node.items()}
         if isinstance(node, list | tuple):
@@ -362,17 +370,30 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
                 )
             if len(node) > MAX_TEXT and not is_tag:
                 raise UserError(key, f"{key}: a text of {len(node):,} characters")
+            if "\0" in node or not is_unicode(node):
+                raise UserError(key, f"{key}: characters that no text has")
             return node
+        if type(node) is int and abs(node) > MAX_INTEGER:
+            raise UserError(key, f"{key}: a number beyond 2^63")
         if node is None or type(node) in (bool, int, float):
             return node
         raise UserError(key, f"{key}: a {type(node).__name__}, not a plain value")
 
     result: Plain = {}
     for name, value in document.items():
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not is_unicode(name):
             raise UserError("", "a key that is not text")
         result[name] = copied(value, name, 1)
     return result
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _leaves(

@@ -149,7 +149,7 @@ def load_newest(run: Path, trust: Collection[str] = ()) -> tuple[Path, dict[str,
     for path in paths(run):
         with suppress(Damaged):
             content = _load(path, trust)
-            if newest is None or content["state"]["step"] > newest[1]["state"]["step"]:
+            if newest is None or _position(content) > _position(newest[1]):
                 newest = path, content
     if newest is None:
         raise _none_intact(run, damage)
@@ -162,6 +162,10 @@ def load_newest(run: Path, trust: Collection[str] = ()) -> tuple[Path, dict[str,
         state["step"],
     )
     return newest
+
+
+def _position(content: Mapping[str, Any]) -> tuple[int, int]:
+    return content["state"]["step"], content["state"]["epoch"]
 
 
 def check_any_intact(run: Path) -> None:
@@ -326,12 +330,13 @@ def find(run: Path, which: str = "best") -> Path:
         path = run / "checkpoints" / f"{name}.pt"
         if os.path.lexists(path):
             return path
-    missing = Damaged(
+    if paths(run):
+        raise _with_alternative(Damaged("checkpoint", f"no file {path}"), path)
+    raise Damaged(
         "checkpoint",
         f"no checkpoint in {run}",
         f"pass a run folder that has checkpoints/{which}.pt",
     )
-    raise _with_alternative(missing, path)
 
 
 def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) -> None:

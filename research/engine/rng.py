@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+
+NUMPY_WORDS: Final = 624
 
 
 def seed_generators(seed: int) -> None:
@@ -59,11 +62,25 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what ``rng_state`` returned."""
+    """Restore what ``rng_state`` returned.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: for anything else.
+    """
     version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
+    if not all(_is_half(value) for value in (gauss, cached)) or has_gauss not in (0, 1):
+        raise ValueError("the state of the random generators is invalid")
+    # NumPy would read beyond its words.
+    if type(position) is not int or not 0 <= position <= len(keys) == NUMPY_WORDS:
+        raise ValueError("the state of NumPy's random generator is invalid")
+    random.setstate((version, tuple(words), gauss))
     np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _is_half(value: Any) -> bool:
+    """Whether it may be the second of a pair of normal numbers."""
+    return value is None or (type(value) is float and math.isfinite(value))

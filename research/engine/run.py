@@ -304,7 +304,9 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
     state = experiment.state
     state.config = config
     if begin.last is not None:
-        state.load_state_dict(begin.last, begin.folder)
+        loader, most = experiment.train, experiment.cfg.max_train_batches
+        samples = min(len(loader), most or len(loader)) * loader.global_batch
+        state.load_state_dict(begin.last, begin.folder, samples, experiment.monitor.metric)
         log.info("resume: continuing %s in %s", _position(state), begin.folder)
     for content in (begin.last, begin.weights):
         if content is not None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from research.data.transforms import DeviceTransform
-from research.engine import distributed
+from research.engine import distributed, restore
 from research.engine.rng import rng_state, seed_rank, set_rng_state
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
@@ -114,27 +114,38 @@ class TrainState:
             "data": self.metadata,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any], folder: Path) -> None:
+    def load_state_dict(
+        self, saved: Mapping[str, Any], folder: Path, samples: int, metric: str
+    ) -> None:
         """Restore everything except ``config`` and ``metadata``, which the current command sets.
 
         Args:
             saved: what ``checkpoint.load`` returns for a file written from ``state_dict``.
             folder: run folder, for messages.
+            samples: of an epoch of training, rounded up to whole batches.
+            metric: name of the monitored metric.
 
         Raises:
             UserError: if a part is missing or does not fit this model, optimizer or scheduler.
         """
         try:
+            # Before the weights are loaded: this step changes them.
+            optimizer = restore.OptimizerState(self.optimizer)
             for name, part in self._stateful():
                 if isinstance(part, nn.Module):
                     load_weights(part, saved[name], "resume", f"resume={folder}")
-                elif name == "optimizer":
-                    part.load_state_dict(saved[name])
-                elif part is not None:
-                    part.load_state_dict(_compatible(name, part.state_dict(), saved[name]))
+            counters = restore.counters(saved["state"], samples, metric)
+            scheduler = self.scheduler.state_dict()
+            self.optimizer.load_state_dict(optimizer.restored(saved["optimizer"]))
+            self.scheduler.load_state_dict(
+                restore.scheduler_state(scheduler, saved["scheduler"], counters["step"])
+            )
+            self.scaler.load_state_dict(
+                restore.scaler_state(self.scaler.state_dict(), saved["scaler"])
+            )
             for name in COUNTERS:
-                setattr(self, name, saved["state"][name])
-            self.tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
+                setattr(self, name, counters[name])
+            self.tracking = restore.tracking(saved["tracking"])
             self._load_rng([saved["rng"], *saved.get("rng_of_others", ())])
         except (
             KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
@@ -166,8 +177,13 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
         where: source of the weights, for the message.
 
     Raises:
-        UserError: if names or shapes differ.
+        UserError: if names, shapes or kinds of numbers differ.
     """
+    own = network.state_dict()
+    for name in own.keys() & weights.keys():
+        if _kind(own[name]) != _kind(weights[name]):
+            reason = f"{name} is {weights[name].dtype}, not {own[name].dtype}"
+            raise UserError(key, f"{where}: the weights do not fit this model ({reason})")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -177,24 +193,5 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
         raise UserError(key, f"{where}: the weights do not fit this model ({reason})") from None
 
 
-def _compatible(name: str, own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``saved`` that are in ``own``, and those of ``own`` that ``saved`` lacks.
-
-    The keys may differ between versions of torch. Structure and types are checked here, because
-    ``load_state_dict`` of schedulers and scalers accepts any values.
-    """
-    known = {key: value for key, value in saved.items() if key in own}
-    incomplete = "last_epoch" in own and "last_epoch" not in known
-    if incomplete or not _same_structure(known, {key: own[key] for key in known}):
-        raise ValueError(f"{name} has another structure")
-    return {**own, **known}
-
-
-def _same_structure(one: Any, two: Any) -> bool:
-    """Whether two plain values have the same keys, lengths and types of values."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_same_structure(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_same_structure, one, two))
-    numbers = (int, float)
-    return type(one) is type(two) or (type(one) in numbers and type(two) in numbers)
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

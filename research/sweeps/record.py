@@ -106,7 +106,7 @@ def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
 def parent_tag(study: Study) -> dict[str, str]:
     """The tag by which MLflow nests a trial under its sweep; empty without a parent run."""
     file = study.folder / "mlflow_run_id"
-    return {"mlflow.parentRunId": file.read_text("utf-8")} if file.exists() else {}
+    return {"mlflow.parentRunId": file.read_text("utf-8", "replace")} if file.is_file() else {}
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

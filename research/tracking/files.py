@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Final
 
 from PIL.Image import Image
 
@@ -17,6 +21,11 @@ from research.config.migrations import current_column
 from research.tracking.tracker import Position, Row, Rows, Run, Table, Tracker
 from research.utils.conditions import naming
 from research.utils.files import write_atomic, write_text
+
+log = logging.getLogger(__name__)
+
+MAX_LINE: Final = 2**20
+"""Characters of a row; a file without line breaks would be read as a whole."""
 
 
 class FileTracker(Tracker):
@@ -38,10 +47,12 @@ class FileTracker(Tracker):
         for table in tables:
             path = self._path(table)
             if run.resumed.step:
-                rows = [row for row in read_rows(path) if _is_before(row, run.resumed)]
-                if rows:
-                    self.columns[table] = list(rows[0])
-                    write_text(path, csv_text(self.columns[table], rows))
+                rows = (row for row in _rows(path) if _is_before(row, run.resumed))
+                first = next(rows, None)
+                if first is not None:
+                    self.columns[table] = list(first)
+                    kept = partial(_write_rows, list(first), chain([first], rows))
+                    write_atomic(path, kept)
                     continue
             path.unlink(missing_ok=True)
 
@@ -73,13 +84,34 @@ class FileTracker(Tracker):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Complete rows of a table under the current column names; empty if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        # A row cut short by a crash lacks fields; it was never part of a checkpoint.
-        complete = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{current_column(name): text for name, text in row.items()} for row in complete]
+    """Complete rows of a table under the current column names; empty if there is no file.
+
+    Bytes that are not UTF-8 are replaced. Rows after a line that is too long are left out.
+    """
+    return list(_rows(path))
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """The same, row by row: a table of batches may be larger than the memory."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        table = csv.reader(iter(lambda: file.readline(MAX_LINE), ""))
+        try:
+            columns = [current_column(name) for name in next(table, [])]
+            for row in table:
+                # A row cut short by a crash lacks fields; it was never part of a checkpoint.
+                if len(row) == len(columns):
+                    yield dict(zip(columns, row, strict=True))
+        except csv.Error as error:
+            log.warning("%s: the rest of the file is damaged (%s)", path, error)
+
+
+def _write_rows(columns: Sequence[str], rows: Iterable[Mapping[str, object]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def typed_rows(path: Path) -> Iterator[Row]:
@@ -100,12 +132,16 @@ def _typed(text: str) -> float | int | str | bool:
 def _is_before(row: Mapping[str, str], position: Position) -> bool:
     """Whether a row was recorded up to ``position``; False for a damaged row."""
     epoch, batch = row.get("epoch", ""), row.get("batch", "")
-    if not epoch.isdecimal():
+    if not _is_count(epoch):
         return False
     if int(epoch) <= position.epoch:
         return True
-    within = batch.isdecimal() and int(batch) <= position.batch
+    within = _is_count(batch) and int(batch) <= position.batch
     return int(epoch) == position.epoch + 1 and within
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

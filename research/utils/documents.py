@@ -45,7 +45,7 @@ def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> 
         if about.st_size > MAX_BYTES[path.suffix]:
             raise ValueError(f"{about.st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        content = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
     except FileNotFoundError:
         raise Damaged(key, f"{path}: missing", hint) from None
     except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
@@ -53,6 +53,10 @@ def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> 
     if not isinstance(content, kind):
         raise Damaged(key, f"{path}: damaged (expected a {kind.__name__})", hint)
     return content
+
+
+def _from_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
 def validate(kind: type[T], document: object, key: str, file: Path, hint: str) -> T:

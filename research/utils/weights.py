@@ -143,7 +143,7 @@ def _verify(path: Path) -> None:
                 raise ValueError(f"{record.filename} has {record.file_size:,} bytes")
         wrong = file.testzip()
     if wrong is not None:
-        raise ValueError(f"the checksum of {wrong} is wrong")
+        raise ValueError(f"the checksum of {wrong.partition('/')[2]} is wrong")
 
 
 def _owned(node: Any, bytes_left: list[int], values_left: list[int], depth: int = 0) -> Any:
