@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -15,7 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config.declarations import split
 from research.config.options import CONF, options, without_declarations
 from research.config.schema import GROUPS, OPTIONAL
+from research.config.targets import targets_in
 from research.utils.errors import UserError
+
+CONFIG_DIR = "--config-dir"
 
 
 class Composed(NamedTuple):
@@ -45,14 +52,52 @@ class Composed(NamedTuple):
         }
 
 
+COMMAND_LINE = "command-line"
+"""Hydra's name for the source of the options of ``--config-dir``."""
+
+
 @contextmanager
-def hydra_ready() -> Iterator[None]:
-    """Initialise Hydra with ``conf/``, unless it is initialised already, as in ``hydra.main``."""
+def hydra_ready(own: Path | None = None) -> Iterator[None]:
+    """Initialise Hydra with ``conf/``, unless it is initialised already, as in ``hydra.main``.
+
+    Args:
+        own: folder with the user's own options, as ``--config-dir`` names it.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    if own is not None and not own.is_dir():
+        raise UserError(
+            CONFIG_DIR, f"{CONFIG_DIR} {own}: no such folder", "it contains GROUP/OPTION.yaml"
+        )
     if GlobalHydra.instance().is_initialized():
         yield
-    else:
-        with initialize_config_dir(str(CONF), job_name="train"):
-            yield
+        return
+    with initialize_config_dir(str(CONF), job_name="train"):
+        if own is not None:
+            search_path = create_config_search_path(str(CONF))
+            # Where ``hydra.main`` has it: an option of conf/ takes precedence.
+            search_path.prepend(
+                COMMAND_LINE, f"file://{own.resolve()}", SearchPathQuery(provider="schema")
+            )
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("train", search_path)
+        yield
+
+
+def config_dir() -> Path | None:
+    """The folder of ``--config-dir`` with which Hydra is initialised."""
+    if not GlobalHydra.instance().is_initialized():
+        return None
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    return next((Path(each.path) for each in sources if each.provider == COMMAND_LINE), None)
+
+
+def own_targets() -> set[str]:
+    """The ``_target_`` names in the option files of ``--config-dir``."""
+    folder = config_dir()
+    paths = {} if folder is None else targets_in(folder)
+    return {name for names in paths.values() for name in names}
 
 
 def composed(overrides: Sequence[str]) -> Composed:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from research.config.compose import Composed
+from research.config.compose import Composed, config_dir
 from research.config.group_rules import group_rules
 from research.config.keys import setting_values
 from research.config.messages import format_value
@@ -45,7 +45,8 @@ def help_text(result: Composed, run: str | None = None) -> str:
     lines += ["", "Groups, chosen by GROUP=OPTION (*: chosen by this command line):"]
     for group in (*OPTIONAL, *GROUPS):
         chosen = result.choices.get(group)
-        marked = [f"{name}*" if name == chosen else name for name in options(group)]
+        names = sorted({*options(group), *own_options(group)})
+        marked = [f"{name}*" if name == chosen else name for name in names]
         lines.append(f"  {group:<12} {', '.join(marked)}")
     values = "default" if run is None else "value"
     lines += ["", f"Run settings: {values}, meaning, allowed values:"]
@@ -54,8 +55,18 @@ def help_text(result: Composed, run: str | None = None) -> str:
     for group in GROUPS:
         lines += _group_keys(group, config[group])
     lines += ["", "Examples:", textwrap.indent(EXAMPLES, "  ").rstrip()]
-    lines += ["", "--cfg job prints the whole configuration and runs nothing."]
+    lines += [
+        "",
+        "--cfg job prints the whole configuration and runs nothing.",
+        "--config-dir FOLDER adds options of your own: FOLDER/model/mine.yaml is model=mine.",
+    ]
     return "\n".join(lines)
+
+
+def own_options(group: str) -> list[str]:
+    """The options that ``--config-dir`` adds to a group."""
+    folder = config_dir()
+    return [] if folder is None else [path.stem for path in (folder / group).glob("*.yaml")]
 
 
 def _run_settings(values: Mapping[str, Any]) -> Iterator[str]:

@@ -23,6 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from research.config import run_files
+from research.config.compose import config_dir
 from research.config.resume import unchangeable
 from research.config.run_files import ROOT
 from research.engine import checkpoint, distributed
@@ -95,6 +96,7 @@ def describe(
         "processes": distributed.count(),
         "command": sys.argv,
         "folder": str(Path.cwd()),
+        "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
     }
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))

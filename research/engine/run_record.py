@@ -76,12 +76,20 @@ def _environment(path: Path) -> dict[str, Any]:
     """
     content = documents.load(path, dict, "RUN")
     parts = {name: content.get(name) or {} for name in ("git", "packages", "hardware")}
-    content = {"command": [], "data": None, "folder": "", "python": "", **content}
+    content = {
+        "command": [],
+        "config_dir": None,
+        "data": None,
+        "folder": "",
+        "python": "",
+        **content,
+    }
     data, gpus = content["data"], parts["hardware"].get("gpus", []) if parts["hardware"] else []
     valid = {
         **{name: isinstance(part, dict) for name, part in parts.items()},
         "command": _are_texts(content["command"]),
         "data": data is None or (isinstance(data, dict) and {"name", "hash"} <= {*data}),
+        "config_dir": isinstance(content["config_dir"], str | None),
         "folder": isinstance(content["folder"], str),
         "python": isinstance(content["python"], str),
         "gpus": _are_texts(gpus),

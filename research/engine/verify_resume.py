@@ -241,7 +241,7 @@ def _killed(
     """Train a run that is killed ``KILLS`` times; returns its ``content``."""
     own, store = in_folder(config, folder)
     batches = first["counters, losses, history"]["step"]
-    chance = random.Random(config["seed"])
+    chance = random.Random(config["seed"])  # noqa: S311 - moments, not secrets
     saves = frozenset(chance.sample(range(1, batches + 1), (batches + 1) // 2))
     for kill in [*_kills(chance, batches), None]:
         process = context.Process(target=train, args=(own, name, kill, saves))

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from research.utils.errors import UserError
 
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - of the loader's workers; only looked at
 FULL: Final = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",

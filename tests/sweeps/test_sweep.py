@@ -296,7 +296,7 @@ def test_where_the_words_stand_does_not_matter(sweep: Sweep, study_folder: Path)
                 *("seed=0", "hydra/sweeper/pruner=median"),
                 "hydra.sweeper.pruner.n_startup_trials=-1",
             ],
-            "hydra/sweeper/pruner: ",
+            "hydra.sweeper.pruner.n_startup_trials=-1: expected",
         ),
         (["hydra/sweeper/sampler=cmaes", "optimizer.lr=interval(0.1,1.0)"], "pip install cmaes"),
         (["hydra.sweeper.max_failure_rate=2"], "hydra.sweeper.max_failure_rate=2: expected"),
