@@ -11,10 +11,9 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from research.batch import Batch
 from research.utils.conditions import explain
@@ -252,25 +250,20 @@ class EpochLoader:
             UserError: if a sample can be neither read nor skipped as damaged.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
+        iterator = iter(self.loader)
+        _report_dead_workers_here()
         try:
-            for batch in self.loader:
+            for batch in iterator:
                 if isinstance(batch, ReadFailure):
                     raise batch.error from WorkerTraceback(batch.trace)
                 yield batch
-        except Exception:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End the workers.
-
-        As long as a worker that was killed is known, PyTorch raises an exception for it whenever
-        any other process ends, wherever the main process then is.
-        """
-        iterator, self.loader._iterator = self.loader._iterator, None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            with _no_handler():
-                iterator._shutdown_workers()
+        except RuntimeError as error:
+            ends = [worker.exitcode or 0 for worker in getattr(iterator, "_workers", ())]
+            killed = [signal.strsignal(-code) for code in ends if code < 0]
+            if not killed:
+                raise
+            text = f"DataLoader worker (pid unknown) is killed by signal: {killed[0]}."
+            raise RuntimeError(text) from error
 
 
 def _identity(batch: Batch) -> Batch:
@@ -288,18 +281,14 @@ def _start_worker(worker: int) -> None:
         Thread(target=_obey, args=(main,), daemon=True).start()
 
 
-@contextmanager
-def _no_handler() -> Iterator[None]:
-    """Without PyTorch's handler for workers that end."""
-    number = getattr(signal, "SIGCHLD", None)  # not on Windows
-    if number is None:
-        yield
-        return
-    former = signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(number, former)
+def _report_dead_workers_here() -> None:
+    """Let the loader find out, within 5 s, that a worker was killed.
+
+    PyTorch also has a handler that raises an exception wherever the main process is when it
+    happens, and again whenever another process ends: also while the end of the run is recorded.
+    """
+    if hasattr(signal, "SIGCHLD") and current_thread() is main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _end_with(main: BaseProcess) -> None:

@@ -283,8 +283,6 @@ def train(
             raise
         finally:
             with interrupts.deferred():
-                for loader in (experiment.train, experiment.val):
-                    loader.close()
                 tracker.finish(status)
     _log_locations(folder, state, metric, tracker)
     baseline = data.baseline()
