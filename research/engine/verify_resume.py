@@ -199,8 +199,15 @@ def verify(config: Config, name: str) -> int:
         the exit status: 0 if the runs are identical, 1 if they are not.
 
     Raises:
-        UserError: if a process cannot train, or is killed by the system.
+        UserError: under torchrun, or if a process is killed by the system.
+        SystemExit: if a process cannot train; it has printed why.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "verify_resume",
+            "verify_resume=true under torchrun: it verifies one process",
+            "run it as python train.py verify_resume=true",
+        )
     for key in ("resume", "run_dir"):
         if config[key] is not None:
             log.info("%s=%s is not used: verify_resume trains in a new folder", key, config[key])

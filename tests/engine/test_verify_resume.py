@@ -86,6 +86,12 @@ def test_it_is_no_sweep() -> None:
     check_jobs(["verify_resume=false", "seed=0,1"], multirun=True)
 
 
+def test_it_verifies_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with user_error("verify_resume", "torchrun"):
+        verify_resume.verify({}, "test")
+
+
 @pytest.mark.parametrize("change", range(1, 13))
 def test_a_kill_before_each_change_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: int
