@@ -174,6 +174,12 @@ class StudySweeper(Sweeper):
                 f"needs {len(self.objectives)} values, one of each objective",
                 "leave it out",
             )
+        if pruner_name == "HyperbandPruner" and self.pruner.min_resource == "auto":
+            raise UserError(
+                "hydra.sweeper.pruner.min_resource",
+                "hydra.sweeper.pruner.min_resource=auto: only successive_halving takes it",
+                "set a number of epochs",
+            )
         if self.sampler._target_.endswith("CmaEsSampler") and find_spec("cmaes") is None:
             raise UserError(
                 "hydra/sweeper/sampler",
