@@ -74,6 +74,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     # NumPy would read beyond its words.
     if type(position) is not int or not 0 <= position <= len(keys) == NUMPY_WORDS:
         raise ValueError("the state of NumPy's random generator is invalid")
+    if not all(type(word) is int and 0 <= word < 2**32 for word in (*words, *keys)):
+        raise ValueError("the state of the random generators has no numbers of 32 bits")
     random.setstate((version, tuple(words), gauss))
     np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])

@@ -40,6 +40,8 @@ SHARED: Final = 4
 """Size of all tensors over the size of the file, at most: tensors may share their memory."""
 SMALL: Final = 2**20
 """Bytes that tensors may have in any case."""
+BUILTIN: Final = re.compile(rb"c(builtins|__builtin__)\n")
+"""In a pickle: a function such as ``bytearray``, which takes any amount of memory."""
 ENCRYPTED: Final = 1
 FOLDER: Final = 0x10
 
@@ -113,6 +115,8 @@ def _load(path: Path) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _verify(path)
+    elif BUILTIN.search(path.read_bytes()):
+        raise ValueError("it calls a function")
     with warnings.catch_warnings():
         # PyTorch warns of files that are not its own before it refuses them.
         warnings.simplefilter("ignore")
@@ -125,8 +129,8 @@ def _verify(path: Path) -> None:
     """Compare the records of a zip file with their checksums (CRC-32).
 
     Raises:
-        ValueError, BadZipFile: if they differ, or for records as ``torch.save`` writes none, whose
-            size could be any.
+        ValueError, BadZipFile: if they differ, or for what ``torch.save`` does not write and what
+            could take any amount of memory.
     """
     with zipfile.ZipFile(path) as file:
         records = file.infolist()
@@ -141,6 +145,8 @@ def _verify(path: Path) -> None:
                 raise ValueError(f"{record.filename} is a folder")
             if record.filename.endswith("data.pkl") and record.file_size > MAX_PICKLE:
                 raise ValueError(f"{record.filename} has {record.file_size:,} bytes")
+            if record.filename.endswith("data.pkl") and BUILTIN.search(file.read(record)):
+                raise ValueError("it calls a function")
         wrong = file.testzip()
     if wrong is not None:
         raise ValueError(f"the checksum of {wrong.partition('/')[2]} is wrong")
