@@ -20,6 +20,7 @@ from research.config.keys import leaves
 from research.config.migrations import current_column
 from research.config.rules import nearest
 from research.tracking.files import read_rows
+from research.utils import secrets
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ def select(
     sweeps: dict[Path, dict[str, dict[str, float]]] = {}
     for folder in folders:
         try:
-            overrides = [w for w in _yaml(folder / "overrides.yaml") or [] if isinstance(w, str)]
+            words = [w for w in _yaml(folder / "overrides.yaml") or [] if isinstance(w, str)]
+            overrides: list[str] = secrets.redacted(words)
             if experiment and f"experiment={experiment}" not in overrides:
                 continue
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -27,6 +27,7 @@ import yaml
 from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
+from research.utils import secrets
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -314,6 +315,7 @@ def writing_to(out: Path) -> Iterator[None]:
 
 def command(usage: str, main: Callable[[list[str]], None]) -> None:
     """Run a command with ``sys.argv``; for a user's mistake print one line, exit with status 2."""
+    secrets.hide_command_line()
     words = sys.argv[1:]
     if not words or "--help" in words or "-h" in words:
         print(usage.strip())

@@ -19,6 +19,7 @@ from research.config.options import option_node, options
 from research.config.rules import TEXT, Rule, list_of, mapping_of, one_of, or_null, whole
 from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
+from research.utils import secrets
 from research.utils.errors import UserError
 
 MAX_DEPTH: Final = 12
@@ -360,7 +361,7 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
                 )
             if len(node) > MAX_TEXT and not is_tag:
                 raise UserError(key, f"{key}: a text of {len(node):,} characters")
-            return node
+            return secrets.redacted(node)
         if node is None or type(node) in (bool, int, float):
             return node
         raise UserError(key, f"{key}: a {type(node).__name__}, not a plain value")

@@ -14,6 +14,7 @@ import yaml
 from research.config import stored, targets
 from research.config.migrations import current_word
 from research.config.schema import GROUPS
+from research.utils import secrets
 from research.utils.errors import UserError, one_line
 
 OWN = ("run_dir", "resume", "sweep")
@@ -155,7 +156,7 @@ def _load(path: Path, kind: type) -> Any:
         raise UserError("RUN", f"{path}: damaged ({one_line(error)})", "use another run") from None
     if not isinstance(content, kind):
         raise UserError("RUN", f"{path}: damaged (expected a {kind.__name__})", "use another run")
-    return content
+    return secrets.redacted(content)
 
 
 def _outcome(path: Path) -> str:

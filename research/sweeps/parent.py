@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from research.sweeps import plots
 from research.tracking.files import FileTracker, read_rows
+from research.tracking.spool import read_run_id
 from research.tracking.tracker import Position, Run, Status, Tracker, Trackers
 
 ENDED: Final = ("FINISHED", "PRUNED", "FAILED", "KILLED")
@@ -36,11 +37,11 @@ def update(
         the MLflow id of the run, which trials carry as ``mlflow.parentRunId``; ``None`` without
         MLflow or if its store has not been reachable yet.
     """
-    past = read_rows(folder / "epoch_metrics.csv")
+    past = read_rows(folder / "epoch_metrics.csv", epochs=True)
     last = {name: text for name, text in past[-1].items() if text} if past else {}
     row = _row(summary)
     # Zeros would start a new run.
-    resumed = max(1, int(last["epoch"])) if last else int((folder / "mlflow_run_id").exists())
+    resumed = max(1, int(last["epoch"])) if last else int(bool(read_run_id(folder)))
     position = Position(epoch=resumed, step=resumed)
     run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=position)
     tracker = Trackers([*trackers(), FileTracker()])

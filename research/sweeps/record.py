@@ -18,6 +18,7 @@ from research.engine import build
 from research.sweeps import parent as parent_run
 from research.sweeps.space import to_override
 from research.sweeps.study import Study
+from research.tracking.spool import read_run_id
 from research.tracking.tracker import Status, Tracker
 from research.utils.files import to_json, write_text
 
@@ -104,8 +105,8 @@ def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
 
 def parent_tag(study: Study) -> dict[str, str]:
     """The tag by which MLflow nests a trial under its sweep; empty without a parent run."""
-    file = study.folder / "mlflow_run_id"
-    return {"mlflow.parentRunId": file.read_text("utf-8")} if file.exists() else {}
+    run_id = read_run_id(study.folder)
+    return {"mlflow.parentRunId": run_id} if run_id else {}
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from research.config.migrations import current_column, current_key, current_word
 from research.engine.run_folder import ROOT, is_locked
 from research.sweeps.objectives import Objective
 from research.sweeps.space import Point, Space
+from research.utils import secrets
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_text
 
@@ -77,11 +78,19 @@ def open_storage(url: str | None) -> BaseStorage:
         UserError: if the database cannot be opened.
     """
     if url is not None:
+        shown = secrets.hide(url)
+        whole = secrets.reveal(shown)
+        if whole is None:
+            raise UserError(
+                "hydra.sweeper.storage",
+                f"hydra.sweeper.storage={shown}: its password is not stored",
+                "write it in place of ***",
+            )
         try:
-            return optuna.storages.RDBStorage(url)
+            return optuna.storages.RDBStorage(whole)
         except Exception as error:  # Optuna, SQLAlchemy or any database driver
             raise UserError(
-                "hydra.sweeper.storage", f"hydra.sweeper.storage={url}: {one_line(error)}"
+                "hydra.sweeper.storage", f"hydra.sweeper.storage={shown}: {one_line(error)}"
             ) from error
     STORE.parent.mkdir(parents=True, exist_ok=True)
     STORE.touch()
@@ -377,7 +386,7 @@ class Study:
 
 def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
     """A ``study.json`` of any version under current names."""
-    content = dict(description)
+    content = secrets.redacted(dict(description))
     if "space" in content:
         content["space"] = {current_key(key): text for key, text in content["space"].items()}
     if "fixed" in content:
@@ -407,7 +416,7 @@ def search_settings(
         "objectives": [objective._asdict() for objective in wanted],
         "space": space.expressions,
         "fixed": space.identity,
-        "storage": storage or str(STORE),
+        "storage": secrets.hide(storage) if storage else str(STORE),
         "sampler": sampler,
     }
 
