@@ -74,6 +74,7 @@ class MLflowTracker(Tracker):
         self.next_delivery = 0.0
         self.batch_time: float | None = None
         self.monitor: Any = None
+        self.ended = False
 
     # -- the interface -------------------------------------------------------------------------
 
@@ -144,6 +145,7 @@ class MLflowTracker(Tracker):
         return [f"mlflow ui --backend-store-uri {shown}{name}"]
 
     def finish(self, status: Status) -> None:
+        self.ended = True
         if self.monitor is not None:
             self.monitor.finish()
         self._deliver(math.inf)
@@ -292,7 +294,7 @@ class MLflowTracker(Tracker):
     def _watch_machine(self) -> None:
         """Sample the load of the machine; MLflow's thread ends when the store does not answer."""
         assert self.run is not None
-        if not self.system_metrics or self.run.data is None:
+        if not self.system_metrics or self.run.data is None or self.ended:
             return
         if any(thread.name == MONITOR_THREAD for thread in threading.enumerate()):
             return

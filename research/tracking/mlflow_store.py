@@ -236,7 +236,8 @@ def _move_artifacts(database: Path, folder: str) -> None:
                     continue
                 here = database.parent / f"{ARTIFACTS}{below}"
                 there = Path(unquote(urlsplit(old).path) if ":" in old else old)
-                if here.exists() or not there.exists():
+                same_name = Path(above).name == database.resolve().parent.name
+                if here.exists() or (same_name and not there.exists()):
                     connection.execute(update, (f"{folder}{below}", old))
 
 
