@@ -47,16 +47,14 @@ def test_a_run_on_a_dead_server(
 ) -> None:
     secret = f"pw!{random.token_hex(6)}"
     address = dead.replace("://", f"://me:{quote(secret, safe='')}@")
-    settings = (*TINY, "logging=mlflow", "logging.mlflow.system_metrics=false", "tags.a=1")
+    settings = (*TINY, "logging=mlflow", "logging.mlflow.system_metrics=false")
     config = small(*settings, f"logging.mlflow.uri={address}")
     folder = run(config, overrides=[f"logging.mlflow.uri={secrets.hide(address)}"])
     assert config["logging"]["mlflow"]["uri"] == dead.replace("://", "://me:***@")
     assert "does not answer" in caplog.text
     assert holders(tmp_path, secret) == []
     assert not any(form.decode() in caplog.text for form in forms(secret))
-    # The run is resumed with the same address, and with another.
     assert changed(config, folder) == []
-    assert run(small(*settings, f"logging.mlflow.uri={address}", f"resume={folder}")) == folder
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def store_address(uri: str | None) -> str:
     Raises:
         UserError: if the setting comes from a file, without its password.
     """
+    secrets.know_environment()
     address = uri or os.environ.get(secrets.TRACKING_URI) or DEFAULT_URI
     whole = secrets.reveal(secrets.hide(address))
     if whole is None:

@@ -99,6 +99,12 @@ def hide_command_line() -> None:
         _overwrite_arguments()
 
 
+def know_environment() -> None:
+    """Redact the secrets of ``MLFLOW_TRACKING_URI``: MLflow may show it beside another address."""
+    shown, secrets = _split(os.environ.get(TRACKING_URI, ""))
+    _know(shown, secrets)
+
+
 def login(address: str) -> tuple[str, str, str]:
     """A whole HTTP address without its login, the user and the password; empty if it has none."""
     scheme, mark, rest = address.partition("://")
@@ -169,16 +175,21 @@ def _split(url: str) -> tuple[str, list[str]]:
 
 
 def _remember(shown: str, whole: str, secrets: list[str]) -> None:
-    if not _addresses:
-        _redact_logs()
     _addresses[shown] = whole
+    _know(shown, secrets)
+    os.environ[INHERITED] = json.dumps({**_inherited(), **_addresses})
+
+
+def _know(shown: str, secrets: list[str]) -> None:
+    """Redact secrets of an address in everything that is logged from now on."""
+    if secrets:
+        _redact_logs()
     for secret in secrets:
         plain = unquote(secret)
         forms = {secret, plain, unquote_plus(secret), quote(plain, safe=""), quote_plus(plain)}
         forms |= {json.dumps(form)[1:-1] for form in forms} | {repr(form)[1:-1] for form in forms}
         # A word that the address shows as well, such as the name of the user, is no secret.
         _parts.update(form for form in forms if len(form) >= SHORTEST and form not in shown)
-    os.environ[INHERITED] = json.dumps({**_inherited(), **_addresses})
 
 
 def _inherited() -> dict[str, str]:
@@ -195,6 +206,8 @@ def _redact_logs() -> None:
     SQLAlchemy, MLflow and requests put addresses into their messages.
     """
     make = logging.getLogRecordFactory()
+    if getattr(make, "redacts", False):
+        return
 
     def make_redacted(*args: Any, **more: Any) -> logging.LogRecord:
         record = make(*args, **more)
@@ -208,6 +221,7 @@ def _redact_logs() -> None:
             ).rstrip()
         return record
 
+    make_redacted.redacts = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(make_redacted)
     sys.excepthook = lambda _, error, __: _print_redacted(error)
     threading.excepthook = lambda args: _print_redacted(args.exc_value)

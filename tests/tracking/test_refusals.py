@@ -263,6 +263,7 @@ def test_a_deleted_run_is_delivered_when_it_is_restored_and_resumed(
     assert client(store).get_run(tracker.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.long
 def test_a_run_that_is_deleted_for_good_becomes_a_new_one_when_it_is_resumed(
     store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
