@@ -44,7 +44,7 @@ them.
     ReproduceOptions,
 )
 
-NOT_COMPARED = ("device", "trust", "version", *OWN)
+NOT_COMPARED = ("device", "logging", "trust", "version", *OWN)
 """Settings without effect on the result, or that depend on the machine."""
 WHEELS = "https://download.pytorch.org/whl"
 

@@ -17,7 +17,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -44,7 +44,7 @@ from research.config.options import CONF
 from research.config.overrides import train_command
 from research.config.schema import OPTIONAL, register
 from research.config.targets import TARGET
-from research.utils import conditions
+from research.utils import conditions, secrets
 from research.utils.errors import UserError
 from research.utils.launch import require_one_process
 
@@ -71,6 +71,7 @@ def command_line(main: Callable[..., object]) -> None:
     is printed in one line, ``error: …``, with exit status 2; the exit status of an interruption is
     128 + the number of the signal. Every other exception keeps its traceback.
     """
+    secrets.hide_command_line()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
     overrides: list[str] = []
@@ -83,7 +84,7 @@ def command_line(main: Callable[..., object]) -> None:
             _resume(main, arguments)
         elif arguments.help:
             with hydra_ready(own):
-                print(help_text(composed(overrides)))
+                print(secrets.redact(help_text(composed(overrides))))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
             _show_config(main, overrides, own)
         else:
@@ -296,13 +297,17 @@ def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:
 
 
 def _show_config(main: Callable[[], object], overrides: list[str], own: Path | None) -> None:
-    """Let Hydra print the configuration, which is composed but not checked."""
+    """Let Hydra print the configuration, which is composed but not checked; without secrets."""
+    printed = io.StringIO()
     try:
-        main()
+        with redirect_stdout(printed):
+            main()
     except ValueError:
         with hydra_ready(own):
             composed(overrides)  # raises the same error as one line
         raise
+    finally:
+        print(secrets.redact(printed.getvalue()), end="")
 
 
 def _uses_other_config(arguments: Namespace) -> bool:
@@ -406,5 +411,5 @@ def _is_mistake(error: InstantiationException) -> bool:
 
 
 def _exit(line: str, status: int) -> NoReturn:
-    print(" ".join(line.split()), file=sys.stderr)
+    print(secrets.redact(" ".join(line.split())), file=sys.stderr)
     raise SystemExit(status)

@@ -19,6 +19,7 @@ from research.config.options import option_node, options
 from research.config.rules import TEXT, Rule, list_of, mapping_of, one_of, or_null, whole
 from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
+from research.utils import secrets
 from research.utils.errors import UserError
 
 MAX_DEPTH: Final = 12
@@ -372,7 +373,7 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
                 raise UserError(key, f"{key}: a text of {len(node):,} characters")
             if "\0" in node or not is_unicode(node):
                 raise UserError(key, f"{key}: characters that no text has")
-            return node
+            return secrets.redacted(node)
         if type(node) is int and abs(node) > MAX_INTEGER:
             raise UserError(key, f"{key}: a number beyond 2^63")
         if node is None or type(node) in (bool, int, float):

@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from research.engine.run_folder import ROOT
+from research.utils import secrets
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -143,12 +144,15 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
         StorageError: if it cannot be opened.
     """
     if url is not None:
-        name = f"hydra.sweeper.storage={url}"
+        shown = secrets.hide(url)
+        name, whole = f"hydra.sweeper.storage={shown}", secrets.reveal(shown)
+        if whole is None:
+            raise StorageError(name, "its password is not stored", "write it in place of ***")
         options: dict[str, Any] = {"pool_pre_ping": True}
         if url.startswith("sqlite"):
             options = {"connect_args": {"timeout": LOCKED_SECONDS}}
         try:
-            database = optuna.storages.RDBStorage(url, engine_kwargs=options)
+            database = optuna.storages.RDBStorage(whole, engine_kwargs=options)
         except Exception as error:  # of Optuna, SQLAlchemy or any database driver
             raise _failure(name, error) from error
         return GuardedStorage(optuna.storages.get_storage(database), name)

@@ -35,7 +35,8 @@ class TensorBoardTracker(Tracker):
         self.folder = run.folder / "tensorboard"
         if not run.resumed.step:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.batches = int(run.state.get("tensorboard_batches", run.resumed.step))
+        batches = str(run.state.get("tensorboard_batches", ""))[:18]
+        self.batches = int(batches) if batches.isdecimal() else run.resumed.step
         purge = {"batch": self.batches + 1, "epoch": run.resumed.epoch + 1}
         self._try(lambda: self._open(purge if run.resumed.step else {}))
         text = yaml.safe_dump(dict(run.config), sort_keys=False)

@@ -397,7 +397,7 @@ def test_an_interrupted_connect_is_completed(
 
         patch.setattr(MlflowClient, "log_inputs", broken)
         tracker = start(store, tmp_path)
-        assert tracker.client is None
+        assert not tracker.connected
     record(tracker, 1)
     tracker.finish("FINISHED")
     (shown,) = runs_of(store, "ours")
@@ -425,7 +425,7 @@ def test_a_killed_run_resumes_in_the_same_mlflow_run(store: str, tmp_path: Path)
     # `epochs` may be raised on resume; MLflow's parameters cannot change.
     second = start(store, tmp_path, resumed=2, state=state, epochs=8)
     assert second.run_id == first.run_id
-    assert second.pending == []
+    assert len(second.spool) == 0
     for epoch in (3, 4):
         record(second, epoch)
     second.finish("FINISHED")
