@@ -85,6 +85,9 @@ def test_it_trains_resumes_and_is_used_under_trust(own: Words, train: Train) -> 
     assert Path("lines.txt").read_text().count("epoch") == 1
     train(*own("run_dir=runs/mine", "epochs=2", "resume=auto"))
     assert json.loads((run / "summary.json").read_text())["epochs_done"] == 2
+    train("--config-dir", "options", f"resume={run}", "epochs=3")
+    assert json.loads((run / "summary.json").read_text())["epochs_done"] == 3
+    assert "add trust=[my_models." in one_line_of(lambda: train(f"resume={run}", "epochs=4"))
     images = sorted(str(path) for path in Path("data/val").rglob("*.jpg"))[:2]
     model = research.load(run, "cpu", trust=["my_models.Net", "my_models.Head", "my_models.Lines"])
     assert model(images).shape == (2, 3)

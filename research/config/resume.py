@@ -31,9 +31,9 @@ from research.config.messages import HELP, format_value
 from research.config.options import option_node, options
 from research.config.overrides import override, train_command
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, register, rule_for
+from research.config.stored import Plain
 from research.utils.errors import UserError
 
-Config = dict[str, Any]
 SHOWN: Final = 3
 """Settings that a message lists."""
 OF_THE_COMMAND: Final = ("resume", "run_dir", "init_from", "trust", "version")
@@ -53,7 +53,7 @@ class Resumed:
         choices: the chosen option of each group, as far as they were composed.
     """
 
-    config: Config
+    config: Plain
     name: str
     overrides: list[str]
     choices: dict[str, str | None]
@@ -122,7 +122,7 @@ def compose(words: Sequence[str], config_dir: str | None = None) -> Resumed:
     config, after = copy.deepcopy(before), changes.after
     for key, (_, value) in changes.settings.items():
         _put(config, key, value)
-    values: Config = {}
+    values: Plain = {}
     for key, each in typed.items():
         if key not in (*GROUPS, *OPTIONAL, *OF_THE_COMMAND):
             values |= _values(key, each.value())
@@ -243,12 +243,12 @@ def _recorded(folder: Path, names: Collection[str]) -> list[str] | None:
 
 
 def _composed_changes(
-    config: Config, recorded: list[str] | None, typed: Sequence[str], search: Sequence[str]
+    config: Plain, recorded: list[str] | None, typed: Sequence[str], search: Sequence[str]
 ) -> _Changes:
     """What the typed words change in the configuration that the run's own words give today.
 
-    What has changed in ``conf/`` since cancels out. If the run's own words are not known, or cannot
-    be composed with those typed, an option must be that of the run in every setting.
+    What has changed in ``conf/`` since cancels out. An option that is not in the run's own words,
+    or if these are not known, must be that of the run in every setting.
 
     Args:
         config: of the run.
@@ -275,9 +275,9 @@ def _composed_changes(
             if more is choices:
                 raise
             continue
-        if words is None:
-            whole = GROUPS if "experiment" in chosen else chosen
-            before |= {group: config[group] for group in whole if group in GROUPS}
+        new = {word.partition("=")[0] for word in choices if word not in (words or [])}
+        whole = GROUPS if "experiment" in new else new
+        before |= {group: config[group] for group in whole if group in GROUPS}
         found = differences(before, settings, OF_THE_COMMAND)
         # Names in this mapping may contain dots.
         changes = {k: pair for k, pair in found.items() if f".{WEIGHTS}." not in k}
@@ -295,7 +295,7 @@ def _values(key: str, value: Any) -> dict[str, Any]:
     return {f"{key}.{name}": each for name, each in leaves(value)} if is_node else {key: value}
 
 
-def _put(config: Config, key: str, value: Any) -> None:
+def _put(config: Plain, key: str, value: Any) -> None:
     """Set a dotted key, or remove it for ``MISSING``."""
     *parts, last = key.split(".")
     node = config
@@ -350,7 +350,7 @@ def _is_valid(after: Composed | None, words: Sequence[str]) -> bool:
     return True
 
 
-def _without_foreign_paths(config: Config, typed: Collection[str], run: str) -> Config:
+def _without_foreign_paths(config: Plain, typed: Collection[str], run: str) -> Plain:
     """The configuration of a run outside of ``runs/``, which may be someone else's.
 
     Its files, folders and addresses are used only if they were typed or are those of ``conf/``.

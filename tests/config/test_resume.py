@@ -85,8 +85,8 @@ def test_the_words_of_the_run_say_nothing_new(stored: Store) -> None:
 
 @pytest.mark.long
 def test_defaults_that_have_changed_since_do_not_count(stored: Store) -> None:
-    run = stored(*WORDS, optimizer__lr=0.123, precision="bf16")
-    assert changes(run, "optimizer=sgd") == {}
+    run = stored(*WORDS, "optimizer=sgd", optimizer__lr=0.123, precision="bf16")
+    assert changes(run, *WORDS, "optimizer=sgd") == {}
     today = option_node("optimizer", "sgd")["lr"]
     with user_error("resume", f"optimizer.lr is 0.123 in the run, {today} here"):
         compose([f"resume={run}", "optimizer=sgd", f"optimizer.lr={today}"])
