@@ -22,7 +22,7 @@ from research.sweeps.study import Study
 from research.tracking.spool import read_run_id
 from research.tracking.tracker import Status, Tracker
 from research.utils.errors import UserError, one_line
-from research.utils.files import to_json, write_text
+from research.utils.files import remove_leftovers, to_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") 
     content = summary(study)
     if "RUNNING" in content["counts"]:
         status = "RUNNING"
+    remove_leftovers(study.folder, study.folder / "tables")
     write_text(study.folder / SUMMARY, to_json(content))
 
     def trackers() -> Sequence[Tracker]:
