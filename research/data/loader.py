@@ -12,6 +12,7 @@ import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import Thread, current_thread, main_thread
 from typing import Any, Protocol
@@ -250,20 +251,26 @@ class EpochLoader:
             UserError: if a sample can be neither read nor skipped as damaged.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
-        iterator = iter(self.loader)
-        _report_dead_workers_here()
         try:
+            iterator = iter(self.loader)
+            _report_dead_workers_here()
             for batch in iterator:
                 if isinstance(batch, ReadFailure):
                     raise batch.error from WorkerTraceback(batch.trace)
                 yield batch
-        except RuntimeError as error:
-            ends = [worker.exitcode or 0 for worker in getattr(iterator, "_workers", ())]
-            killed = [signal.strsignal(-code) for code in ends if code < 0]
-            if not killed:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch cut short
+            killed = self._killed_worker()
+            if killed is None:
                 raise
-            text = f"DataLoader worker (pid unknown) is killed by signal: {killed[0]}."
-            raise RuntimeError(text) from error
+            raise RuntimeError(f"DataLoader worker (pid {killed[0]}) is killed by signal: "
+                               f"{killed[1]}.") from error  # fmt: skip
+
+    def _killed_worker(self) -> tuple[int | None, str | None] | None:
+        """Process and signal of a worker that was killed, if one was."""
+        workers = getattr(self.loader._iterator, "_workers", [])
+        wait([worker.sentinel for worker in workers], timeout=1)  # it may still be ending
+        killed = [(worker.pid, -(worker.exitcode or 0)) for worker in workers]
+        return next(((pid, signal.strsignal(number)) for pid, number in killed if number > 0), None)
 
 
 def _identity(batch: Batch) -> Batch:
