@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import types
+import urllib.request
 from collections import OrderedDict
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,7 @@ from research.tracking.mlflow import MLflowTracker
 from research.tracking.spool import NAME, REFUSED
 from research.tracking.tracker import Position, Run
 from tests.conftest import histories
+from tests.mlflow_ui import mlflow_ui
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -389,6 +391,20 @@ def test_artifacts_move_with_the_project(
     if how == "copied":
         work_in(project, monkeypatch)
         assert listed(uri, first.run_id) == ["a.txt"]
+
+
+@pytest.mark.long
+def test_the_ui_of_a_moved_project_shows_its_artifacts(project: Path, tmp_path: Path) -> None:
+    uri = "sqlite:///runs/mlflow.db"
+    run_id = record_files(uri, Path("runs/one"), "a.txt").run_id
+    new = project.rename(project.with_name("new"))
+    with mlflow_ui(uri, tmp_path / "ui.log", new) as address:
+        listing = f"{address}/api/2.0/mlflow/artifacts/list?run_id={run_id}"
+        with urllib.request.urlopen(listing) as answer:
+            assert [file["path"] for file in json.load(answer)["files"]] == ["a.txt"]
+        content = f"{address}/get-artifact?path=a.txt&run_uuid={run_id}"
+        with urllib.request.urlopen(content) as answer:
+            assert answer.read() == b"a.txt"
 
 
 def test_artifacts_of_another_place_stay_there(project: Path) -> None:
