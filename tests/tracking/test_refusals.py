@@ -20,11 +20,12 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import databricks_pb2
 
+from research.config import compose_config
 from research.tracking import mlflow_store
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.spool import NAME, REFUSED
 from research.tracking.tracker import Position, Run
-from tests.conftest import histories
+from tests.conftest import histories, user_error
 from tests.mlflow_ui import mlflow_ui
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -320,6 +321,11 @@ def test_the_environment_names_store_and_experiment(
     tracker = MLflowTracker(None, None, False)
     assert tracker.store.shown == "sqlite:///runs/mlflow.db"
     assert tracker.experiment == "backbone-lab"
+
+
+def test_an_address_without_its_password_is_refused_before_training() -> None:
+    with user_error("logging.mlflow.uri", "http://me:***@nowhere", "MLFLOW_TRACKING_URI"):
+        compose_config(["logging.mlflow.uri=http://me:***@nowhere"])
 
 
 # -- a project that is moved ----------------------------------------------------------------------
