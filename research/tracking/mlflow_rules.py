@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from research.config.group_rules import Job
@@ -11,6 +11,7 @@ from research.config.rules import ADDRESS, TEXT, Rule, or_null
 from research.utils import secrets
 from research.utils.errors import UserError
 
+TRACKER: Final = "research.tracking.mlflow.MLflowTracker"
 DEFAULT_URI: Final = "sqlite:///runs/mlflow.db"
 DEFAULT_EXPERIMENT: Final = "backbone-lab"
 
@@ -19,10 +20,12 @@ RULES: dict[str, Rule] = {"uri": or_null(ADDRESS), "experiment": or_null(TEXT)}
 
 def faults(job: Job) -> Iterator[UserError]:
     """An address whose password is not known."""
-    try:
-        store_address(job.settings["logging"]["mlflow"]["uri"])
-    except UserError as error:
-        yield error
+    for node in job.settings["logging"].values():
+        try:
+            if isinstance(node, Mapping) and node.get("_target_") == TRACKER:
+                store_address(node.get("uri"))
+        except UserError as error:
+            yield error
 
 
 def store_address(uri: str | None) -> str:

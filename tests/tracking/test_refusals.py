@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import types
+import urllib.request
 from collections import OrderedDict
 from contextlib import closing
 from pathlib import Path
@@ -19,11 +20,13 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import databricks_pb2
 
+from research.config import compose_config
 from research.tracking import mlflow_store
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.spool import NAME, REFUSED
 from research.tracking.tracker import Position, Run
-from tests.conftest import histories
+from tests.conftest import histories, user_error
+from tests.mlflow_ui import mlflow_ui
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -320,6 +323,11 @@ def test_the_environment_names_store_and_experiment(
     assert tracker.experiment == "backbone-lab"
 
 
+def test_an_address_without_its_password_is_refused_before_training() -> None:
+    with user_error("logging.mlflow.uri", "http://me:***@nowhere", "MLFLOW_TRACKING_URI"):
+        compose_config(["logging.mlflow.uri=http://me:***@nowhere"])
+
+
 # -- a project that is moved ----------------------------------------------------------------------
 
 
@@ -389,6 +397,20 @@ def test_artifacts_move_with_the_project(
     if how == "copied":
         work_in(project, monkeypatch)
         assert listed(uri, first.run_id) == ["a.txt"]
+
+
+@pytest.mark.long
+def test_the_ui_of_a_moved_project_shows_its_artifacts(project: Path, tmp_path: Path) -> None:
+    uri = "sqlite:///runs/mlflow.db"
+    run_id = record_files(uri, Path("runs/one"), "a.txt").run_id
+    new = project.rename(project.with_name("new"))
+    with mlflow_ui(uri, tmp_path / "ui.log", new) as address:
+        listing = f"{address}/api/2.0/mlflow/artifacts/list?run_id={run_id}"
+        with urllib.request.urlopen(listing) as answer:
+            assert [file["path"] for file in json.load(answer)["files"]] == ["a.txt"]
+        content = f"{address}/get-artifact?path=a.txt&run_uuid={run_id}"
+        with urllib.request.urlopen(content) as answer:
+            assert answer.read() == b"a.txt"
 
 
 def test_artifacts_of_another_place_stay_there(project: Path) -> None:
