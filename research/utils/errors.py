@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake in the user's configuration, command line or data, reported in one line.
@@ -23,6 +25,10 @@ class UserError(Exception):
         self.message = message
         self.hint = hint
         super().__init__(printable(f"{message}; {hint}" if hint else message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Launchers send the errors of jobs from other processes.
+        return type(self), (self.key, self.message, self.hint)
 
 
 class NotFinite(UserError):
