@@ -27,7 +27,7 @@ class UserError(Exception):
         super().__init__(printable(redact(f"{message}; {hint}" if hint else message)))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return type(self), (self.key, self.message, self.hint)  # from the loader's workers
+        return type(self), (self.key, self.message, self.hint)  # from workers and jobs
 
 
 class Damaged(UserError):

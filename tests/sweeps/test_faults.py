@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import sqlite3
 import threading
 import time
@@ -289,6 +290,13 @@ def test_a_file_that_is_no_database(sweep: Sweep, study_folder: Path, content: b
     assert "move the file away and run the same command again" in line
     assert not list(study_folder.glob("runs/sweeps/*/"))
     assert Path("studies.db").read_bytes() == content
+
+
+def test_an_error_of_a_job_comes_back_from_another_process() -> None:
+    for error in (UserError("key", "message", "hint"), storage.StorageError("x.db", "locked")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert (again.key, str(again)) == (error.key, str(error))
 
 
 @contextmanager
