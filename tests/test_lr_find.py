@@ -37,6 +37,7 @@ CFG = LoopConfig(
     log_every=10,
     max_train_batches=None,
     max_val_batches=None,
+    skip_nonfinite=0,
 )
 
 

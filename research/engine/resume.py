@@ -146,7 +146,9 @@ def set_back(
     folder = checkpoints.folder.parent
     if distributed.is_main():
         aside = _keep(folder)
-        log.info("resume: back to epoch %d; the run as it was is kept in %s", state.epoch, aside)
+        log.info(
+            "resume: set back to epoch %d; the run as it was is kept in %s", state.epoch, aside
+        )
         best = _best(path, state, monitor)
         if best is not None:
             checkpoint.link(best, checkpoints.folder / "best.pt")

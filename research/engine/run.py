@@ -305,6 +305,7 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
         loader, most = experiment.train, experiment.cfg.max_train_batches
         samples = min(len(loader), most or len(loader)) * loader.global_batch
         state.load_state_dict(begin.last, begin.folder, samples, experiment.monitor.metric)
+        state.global_batch = loader.global_batch  # 0 in checkpoints of earlier versions
         log.info("resume: continuing %s in %s", _position(state), begin.folder)
     for content in (begin.last, begin.weights):
         if content is not None:

@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from research.data.transforms import DeviceTransform
-from research.engine import distributed, restore
+from research.engine import distributed, saved_state
 from research.engine.rng import rng_state, seed_rank, set_rng_state
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
@@ -130,22 +130,22 @@ class TrainState:
         """
         try:
             # Before the weights are loaded: this step changes them.
-            optimizer = restore.OptimizerState(self.optimizer)
+            optimizer = saved_state.OptimizerState(self.optimizer)
             for name, part in self._stateful():
                 if isinstance(part, nn.Module):
                     load_weights(part, saved[name], "resume", f"resume={folder}")
-            counters = restore.counters(saved["state"], samples, metric)
+            counters = saved_state.counters(saved["state"], samples, metric)
             scheduler = self.scheduler.state_dict()
             self.optimizer.load_state_dict(optimizer.restored(saved["optimizer"]))
             self.scheduler.load_state_dict(
-                restore.scheduler_state(scheduler, saved["scheduler"], counters["step"])
+                saved_state.scheduler_state(scheduler, saved["scheduler"], counters["step"])
             )
             self.scaler.load_state_dict(
-                restore.scaler_state(self.scaler.state_dict(), saved["scaler"])
+                saved_state.scaler_state(self.scaler.state_dict(), saved["scaler"])
             )
             for name in COUNTERS:
                 setattr(self, name, counters[name])
-            self.tracking = restore.tracking(saved["tracking"])
+            self.tracking = saved_state.tracking(saved["tracking"])
             self._load_rng([saved["rng"], *saved.get("rng_of_others", ())])
         except (
             KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,

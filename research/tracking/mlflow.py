@@ -271,7 +271,8 @@ class MLflowTracker(Tracker):
     def _end_abandoned(self, client: Any) -> None:
         """A killed process could not say that its run has ended; the folder's run starts again."""
         try:
-            if self.abandoned and client.get_run(self.abandoned).info.status == "RUNNING":
+            about = client.get_run(self.abandoned).info if self.abandoned else None
+            if about and (about.status, about.lifecycle_stage) == ("RUNNING", "active"):
                 client.set_terminated(self.abandoned, "KILLED")
         except Exception as error:
             if not mlflow_store.is_missing(error):
