@@ -14,8 +14,9 @@ from research.config.keys import MISSING, differences
 from research.config.messages import format_change, format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
+from research.config.run_files import OWN
 from research.config.schema import RUN_DEFAULTS
-from research.engine.run_record import OWN, RunRecord, read_record
+from research.engine.run_record import RunRecord, read_record
 from research.utils.errors import UserError, printable
 from research.utils.files import write_text
 
@@ -43,7 +44,7 @@ them.
     ReproduceOptions,
 )
 
-NOT_COMPARED = ("device", "trust", "version", *OWN)
+NOT_COMPARED = ("device", "logging", "trust", "version", *OWN)
 """Settings without effect on the result, or that depend on the machine."""
 WHEELS = "https://download.pytorch.org/whl"
 
@@ -151,7 +152,7 @@ def own_options(record: RunRecord) -> tuple[Path | None, str]:
     A folder that a record from outside ``runs/`` names is not used: a command with
     ``--config-dir`` may build every class in its files.
     """
-    from research.engine.run_folder import is_own
+    from research.config.run_files import is_own
 
     recorded = record.environment["config_dir"] or _flag(record.environment["command"])
     if recorded is None:
@@ -279,7 +280,7 @@ def report(record: RunRecord) -> tuple[str, list[str]]:
 
     now = run_folder.environment()
     patch = record.folder / run_folder.PATCH
-    changes = patch.read_bytes() if patch.exists() else b""
+    changes = patch.read_bytes() if patch.is_file() else b""
     git = record.environment.get("git", {})
     untracked = [state.get("untracked", []) for state in (git, now["git"])]
     same_files = changes == run_folder.changes() and untracked[0] == untracked[1]

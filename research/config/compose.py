@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,15 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config.declarations import split
+from research.config.keys import leaves
 from research.config.options import CONF, options, without_declarations
 from research.config.schema import GROUPS, OPTIONAL
 from research.config.targets import targets_in
+from research.utils import secrets
 from research.utils.errors import UserError
 
 CONFIG_DIR = "--config-dir"
@@ -165,7 +168,7 @@ def choices_of_model(model: str) -> dict[str, str | None]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The settings as plain values, interpolations resolved, without declarations."""
+    """The settings as plain values, interpolations resolved, secrets hidden, no declarations."""
     return split(resolved_with_declarations(cfg))[0]
 
 
@@ -173,7 +176,18 @@ def resolved_with_declarations(cfg: DictConfig) -> dict[str, Any]:
     """The same with the declarations of the options, see ``research.config.declarations``."""
     if "hydra" in cfg:
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return _to_dict(cfg, resolve=True)
+    plain: dict[str, Any] = secrets.hidden(_to_dict(cfg, resolve=True))
+    return plain
+
+
+def without_secrets(cfg: DictConfig) -> DictConfig:
+    """A copy of a configuration, with its interpolations, in which secrets are hidden."""
+    copy: DictConfig = deepcopy(cfg)
+    with read_write(copy), open_dict(copy):
+        for key, value in leaves(_to_dict(copy, resolve=False)):
+            if isinstance(value, str) and secrets.hide(value) != value:
+                OmegaConf.update(copy, key, secrets.hide(value))
+    return copy
 
 
 def _to_dict(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:

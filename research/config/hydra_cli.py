@@ -17,7 +17,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -33,6 +33,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from research.config import resume
 from research.config.checks import check, check_value
 from research.config.compose import Composed, composed, hydra_ready, own_targets, resolved
 from research.config.declarations import Declarations
@@ -44,7 +45,9 @@ from research.config.options import CONF
 from research.config.overrides import train_command
 from research.config.schema import OPTIONAL, register
 from research.config.targets import TARGET
+from research.utils import conditions, secrets
 from research.utils.errors import UserError
+from research.utils.launch import require_one_process
 
 T = TypeVar("T")
 MAX_JOBS = 1000
@@ -62,12 +65,14 @@ class _Axis(NamedTuple):
     is_range: bool
 
 
-def command_line(main: Callable[[], object]) -> None:
-    """Run a ``hydra.main`` function as a command.
+def command_line(main: Callable[..., object]) -> None:
+    """Run a ``hydra.main`` function as a command; for ``resume=RUN`` it receives a ``Resumed``.
 
-    A mistake of the user is printed in one line, ``error: …``, with exit status 2; the exit status
-    of an interruption is 128 + the number of the signal. Every other exception keeps its traceback.
+    A mistake of the user, or an everyday condition of the machine (``research.utils.conditions``),
+    is printed in one line, ``error: …``, with exit status 2; the exit status of an interruption is
+    128 + the number of the signal. Every other exception keeps its traceback.
     """
+    secrets.hide_command_line()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
     overrides: list[str] = []
@@ -76,9 +81,11 @@ def command_line(main: Callable[[], object]) -> None:
         arguments = _arguments()
         overrides = arguments.overrides
         own = Path(arguments.config_dir) if arguments.config_dir is not None else None
-        if arguments.help:
+        if resume.run_of(overrides) is not None and not arguments.multirun:
+            _resume(main, arguments)
+        elif arguments.help:
             with hydra_ready(own):
-                print(help_text(overrides))
+                print(secrets.redact(help_text(composed(overrides))))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
             _show_config(main, overrides, own)
         else:
@@ -88,17 +95,35 @@ def command_line(main: Callable[[], object]) -> None:
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         _exit(f"interrupted by {signal.Signals(number).name}", 128 + number)
-    except (UserError, HydraException, YAMLError) as error:
-        if isinstance(error, InstantiationException) and not _is_mistake(error):
-            raise
+    except Exception as error:
         with hydra_ready(own if own and own.is_dir() else None):
-            line = f"error: {explain(error, overrides)}"
+            line = f"error: {_reported(error, overrides)}"
         _exit(line, 2)
     finally:
         if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _resume(main: Callable[..., object], arguments: Namespace) -> None:
+    """Resume a run, or show its configuration."""
+    for flag in ("config_name", "config_path", "experimental_rerun", "info"):
+        if getattr(arguments, flag) is not None:
+            name = f"--{flag.replace('_', '-')}"
+            message = f"{name} with resume=RUN: the run's own configuration is used"
+            raise UserError(name, message, "remove it; --cfg job prints the configuration")
+    found = resume.compose(arguments.overrides, arguments.config_dir)
+    if arguments.help:
+        print(help_text(found.composed, found.config["resume"]))
+    elif arguments.cfg:
+        shown = OmegaConf.select(found.composed.cfg, arguments.package or "")
+        if shown is None or arguments.cfg != "job":
+            message = f"--cfg {arguments.cfg}: a resumed run has no such configuration"
+            raise UserError("--cfg", message, "use --cfg job")
+        print(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else shown)
+    else:
+        main(found)
 
 
 @contextmanager
@@ -109,15 +134,16 @@ def exit_on_user_error() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, InstantiationException) as error:
-        mistake = isinstance(error, UserError) or _is_mistake(error)
-        if not mistake or HydraConfig.get().mode is RunMode.MULTIRUN:
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise
-        _exit(f"error: {explain(error, HydraConfig.get().overrides.task)}", 2)
+        _exit(f"error: {_reported(error, HydraConfig.get().overrides.task)}", 2)
 
 
 def compose_config(overrides: Sequence[str], own: Path | None = None) -> Composed:
     """Compose and check ``conf/config.yaml`` for a command other than ``train.py``.
+
+    With ``resume=RUN`` it is the configuration of that run, see ``research.config.resume``.
 
     Args:
         overrides: ``key=value`` each, as on the command line.
@@ -128,6 +154,11 @@ def compose_config(overrides: Sequence[str], own: Path | None = None) -> Compose
     """
     register()
     words = list(overrides)
+    if resume.run_of(words) is not None:
+        try:
+            return resume.compose(words, None if own is None else str(own)).composed
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise explain(error, words) from error
     with hydra_ready(own):
         try:
             result = composed(words)
@@ -152,6 +183,8 @@ def check_jobs(overrides: list[str], *, multirun: bool, own: Path | None = None)
         UserError: for the first job that is not valid.
         HydraException: for a command line that cannot be composed.
     """
+    if multirun:
+        require_one_process("a sweep (-m)")
     with hydra_ready(own):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(overrides)
@@ -185,7 +218,7 @@ def check_jobs(overrides: list[str], *, multirun: bool, own: Path | None = None)
             groups = _composed_lines(job)
             if groups not in defaults:
                 defaults[groups] = _defaults(job, base(groups))
-            _check_job(job, base(groups), defaults[groups])
+            _check_job(job, base(groups), defaults[groups], multirun=multirun)
 
 
 def _check_sweeper(sweeper: Mapping[str, Any]) -> None:
@@ -241,13 +274,16 @@ def _composed_job(lines: tuple[str, ...]) -> Composed:
         raise explain(error, list(lines)) from error
 
 
-def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | None) -> None:
+def _check_job(
+    job: list[Override], base: Composed, defaults: dict[str, Any] | None, *, multirun: bool
+) -> None:
     """Check one job.
 
     Args:
         job: its overrides.
         base: composed from those that choose groups.
         defaults: see ``check``.
+        multirun: whether it is a job of -m.
     """
     lines = [_line(override) for override in job]
     cfg = copy.deepcopy(base.cfg)
@@ -258,6 +294,12 @@ def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | N
     except OmegaConfBaseException as error:
         raise explain(error, lines) from error
     check(cfg, base.choices, lines, defaults, own_targets())
+    if multirun and cfg.verify_resume:
+        raise UserError(
+            "verify_resume",
+            "verify_resume=true with -m: it verifies one configuration",
+            "leave out -m and set each key to one value",
+        )
 
 
 def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:
@@ -269,13 +311,17 @@ def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:
 
 
 def _show_config(main: Callable[[], object], overrides: list[str], own: Path | None) -> None:
-    """Let Hydra print the configuration, which is composed but not checked."""
+    """Let Hydra print the configuration, which is composed but not checked; without secrets."""
+    printed = io.StringIO()
     try:
-        main()
+        with redirect_stdout(printed):
+            main()
     except ValueError:
         with hydra_ready(own):
             composed(overrides)  # raises the same error as one line
         raise
+    finally:
+        print(secrets.redact(printed.getvalue()), end="")
 
 
 def _uses_other_config(arguments: Namespace) -> bool:
@@ -362,11 +408,22 @@ def _bad_flag(printed: str) -> UserError:
     return UserError(flag, f"unknown flag {flag}", f"settings are written key=value{like}")
 
 
+def _reported(error: Exception, overrides: list[str]) -> UserError:
+    """The one line for a user's mistake or an everyday condition; raises any other exception."""
+    known = isinstance(error, UserError | HydraException | YAMLError)
+    if known and not (isinstance(error, InstantiationException) and not _is_mistake(error)):
+        return explain(error, overrides)
+    condition = conditions.explain(error)
+    if condition is None:
+        raise error
+    return condition
+
+
 def _is_mistake(error: InstantiationException) -> bool:
     """Whether the user made a mistake; other exceptions of a constructor are bugs."""
     return isinstance(error.__cause__, UserError) or "Error locating target" in str(error)
 
 
 def _exit(line: str, status: int) -> NoReturn:
-    print(" ".join(line.split()), file=sys.stderr)
+    print(secrets.redact(" ".join(line.split())), file=sys.stderr)
     raise SystemExit(status)

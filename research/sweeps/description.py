@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from pydantic import AwareDatetime, ConfigDict, StringConstraints, with_config
 from research.config.migrations import current_column, current_key, current_word
 from research.engine.run_folder import ROOT
 from research.sweeps.identity import Search, format_changes
+from research.utils import documents
 from research.utils.documents import validate
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_text
@@ -93,14 +93,9 @@ def read_json(path: Path) -> Any:
         UserError: if it cannot be read.
         FileNotFoundError: if there is none.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            "hydra.sweeper.study_name", f"{path}: damaged ({one_line(error)})"
-        ) from None
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return documents.load(path, object, "hydra.sweeper.study_name", "use another study")
 
 
 def migrated(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from research.config.compose import without_secrets
+from research.utils import secrets
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +32,15 @@ log = logging.getLogger(__name__)
 
 class RecordedBasicSweeper(BasicSweeper):
     """Hydra's basic sweeper; see ``conf/hydra/sweeper/basic.yaml``."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        super().setup(
+            hydra_context=hydra_context,
+            task_function=task_function,
+            config=without_secrets(config),  # written to multirun.yaml
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         from research.sweeps.space import Space
@@ -53,10 +64,21 @@ class RecordedBasicSweeper(BasicSweeper):
 class RecordedOptunaSweeper(OptunaSweeper):
     """Hydra's Optuna sweeper; see ``conf/hydra/sweeper/optuna.yaml``."""
 
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        super().setup(
+            hydra_context=hydra_context,
+            task_function=task_function,
+            config=without_secrets(config),
+        )
+
     def sweep(self, arguments: list[str]) -> None:
         from research.sweeps.space import Space
 
         inner: Any = self.sweeper
+        if isinstance(inner.storage, str):
+            inner.storage = secrets.reveal(secrets.hide(inner.storage)) or inner.storage
         for key in ("n_trials", "n_jobs"):
             if getattr(inner, key) is None:
                 raise UserError(

@@ -13,12 +13,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import yaml
 from hydra.utils import instantiate
 from optuna.trial import TrialState
 
-from research.config import stored
-from research.engine import run, run_folder
+from research.config import run_files
+from research.engine import checkpoint, run, run_folder
+from research.engine.resume import Start, resume
 from research.sweeps import record
 from research.sweeps.description import FOLDER
 from research.sweeps.devices import exclusive_device
@@ -27,7 +27,7 @@ from research.sweeps.objectives import Objective, measure, monitor
 from research.sweeps.storage import StorageError, outlast
 from research.sweeps.study import Study, checkpoint_time
 from research.utils import logs
-from research.utils.errors import UserError, one_line
+from research.utils.errors import Damaged, UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def _open_run(
             folder = study.run_folder(number, beginnings) if beginnings else None
             if folder is not None and (run_folder.is_locked(folder) or _changed(config, folder)):
                 folder = None
-        resumes = folder is not None and (folder / "checkpoints" / "last.pt").exists()
+        resumes = folder is not None and _has_checkpoint(folder)
         if folder is not None and resumes:
             changed = _changed(config, folder)
             if changed:
@@ -209,13 +209,24 @@ def _open_run(
     return folder, resumes
 
 
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether a run can be resumed; damage of all its checkpoints is logged."""
+    if not checkpoint.paths(folder):
+        return False
+    try:
+        checkpoint.check_any_intact(folder)
+    except Damaged as error:
+        log.warning("sweep: %s: the trial starts again in a new folder", error.message)
+        return False
+    return True
+
+
 def _changed(config: Mapping[str, Any], folder: Path) -> str:
     """How the run in a folder differs from a trial's; empty if it can be resumed."""
     try:
-        document = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        recorded = stored.with_defaults(stored.unchecked(document, str(folder / "config.yaml")))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
-        return f"{folder / 'config.yaml'} is damaged ({one_line(error)})"
+        recorded = run_files.comparable(folder)
+    except UserError as error:
+        return error.message
     return format_changes(changed_settings(recorded, config))
 
 
@@ -240,7 +251,7 @@ def _train(
             "sweep over models of one task",
         )
     with logs.to_file(folder):
-        begin = run.resume(folder, config) if resumes else run.Start(folder)
+        begin = resume(folder, config) if resumes else Start(folder)
         state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, pruner)
         pruner.finish()
         if pruner.stopped:

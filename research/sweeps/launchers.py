@@ -149,7 +149,8 @@ class SlurmLauncher(RemoteLauncher):
         try:
             _wait([(job.job_id, Path(job.paths.result_pickle)) for job in submitted])
         except BaseException:
-            subprocess.run(["scancel", *(job.job_id for job in submitted)], check=False)
+            command = ["scancel", *(job.job_id for job in submitted)]
+            subprocess.run(command, check=False)  # noqa: S603 - our words
             raise
         return [self._result(job) for job in submitted]
 
@@ -194,7 +195,9 @@ def _queued() -> set[str] | None:
     """The user's jobs that wait, run or are requeued; None if Slurm does not answer."""
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        answer = subprocess.run(  # noqa: S603 - our words
+            command, capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return set(answer.stdout.split())

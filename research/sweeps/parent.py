@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from research.sweeps import plots
 from research.tracking.files import FileTracker, read_rows
+from research.tracking.spool import read_run_id
 from research.tracking.tracker import Position, Rows, Run, Status, Tracker, Trackers
-from research.utils.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def update(
     row = _row(summary)
     table = plots.trials_table(summary)
     # Zeros would start a new run.
-    resumed = max(1, int(last["epoch"])) if last else int((folder / "mlflow_run_id").exists())
+    resumed = max(1, int(last["epoch"])) if last else int(bool(read_run_id(folder)))
     position = Position(epoch=resumed, step=resumed)
     run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=position)
     tracker = Trackers([*trackers(), FileTracker()])
@@ -72,12 +72,7 @@ def update(
 
 def _last_row(path: Path) -> dict[str, str]:
     """The values of the last recorded row; empty without one, or if the file is damaged."""
-    try:
-        past = read_rows(path)
-    except (OSError, ValueError, csv.Error) as error:
-        log.warning("sweep: %s is damaged and begins anew (%s)", path, one_line(error))
-        path.unlink(missing_ok=True)
-        return {}
+    past = read_rows(path, epochs=True)
     last = {name: text for name, text in past[-1].items() if text} if past else {}
     epoch = last.get("epoch", "")
     return last if epoch.isdecimal() and len(epoch) < MAX_DIGITS else {}

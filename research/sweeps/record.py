@@ -19,9 +19,10 @@ from research.sweeps.description import SUMMARY, read_json
 from research.sweeps.space import to_override
 from research.sweeps.storage import StorageError
 from research.sweeps.study import Study
+from research.tracking.spool import read_run_id
 from research.tracking.tracker import Status, Tracker
 from research.utils.errors import UserError, one_line
-from research.utils.files import to_json, write_text
+from research.utils.files import remove_leftovers, to_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") 
     content = summary(study)
     if "RUNNING" in content["counts"]:
         status = "RUNNING"
+    remove_leftovers(study.folder, study.folder / "tables")
     write_text(study.folder / SUMMARY, to_json(content))
 
     def trackers() -> Sequence[Tracker]:
@@ -111,11 +113,8 @@ def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
 
 def parent_tag(study: Study) -> dict[str, str]:
     """The tag by which MLflow nests a trial under its sweep; empty without a parent run."""
-    try:
-        text = (study.folder / "mlflow_run_id").read_text("utf-8").strip()
-    except (OSError, ValueError):
-        return {}
-    return {"mlflow.parentRunId": text} if text.isalnum() else {}
+    run_id = read_run_id(study.folder)
+    return {"mlflow.parentRunId": run_id} if run_id else {}
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

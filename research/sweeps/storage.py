@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from research.engine.run_folder import ROOT
+from research.utils import secrets
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -189,14 +190,17 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
         StorageError: if it cannot be opened.
     """
     if url is not None:
-        name = f"{SETTING}{url}"
+        shown = secrets.hide(url)
+        name, whole = f"{SETTING}{shown}", secrets.reveal(shown)
+        if whole is None:
+            raise StorageError(name, "its password is not stored", "write it in place of ***")
         options: dict[str, Any] = {"pool_pre_ping": True}
         if url.startswith("sqlite"):
             options = {"connect_args": {"timeout": LOCKED_SECONDS}}
         if url.startswith("postgresql") and "connect_timeout" not in url:
             options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
         try:
-            database = optuna.storages.RDBStorage(url, engine_kwargs=options)
+            database = optuna.storages.RDBStorage(whole, engine_kwargs=options)
         except Exception as error:  # of Optuna, SQLAlchemy or any database driver
             raise _failure(name, error) from error
         return GuardedStorage(optuna.storages.get_storage(database), name, in_database=True)
@@ -204,7 +208,7 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
         STORE.parent.mkdir(parents=True, exist_ok=True)
         STORE.touch()
         try:
-            journal = _journal()
+            journal = _open_journal()
         except Exception as error:
             if isinstance(error, OSError) or not repair:
                 raise
@@ -218,12 +222,12 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
                 one_line(error),
                 aside,
             )
-            journal = _journal()
+            journal = _open_journal()
     except Exception as error:  # any, while records are replayed
         raise _failure(str(STORE), error) from error
     return GuardedStorage(journal, str(STORE))
 
 
-def _journal() -> JournalStorage:
+def _open_journal() -> JournalStorage:
     lock: Any = JournalLock(STORE)
     return JournalStorage(Journal(str(STORE), lock_obj=lock))

@@ -15,6 +15,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from research.config.compose import without_secrets
+from research.utils import secrets
 from research.utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class StudySweeper(Sweeper):
         self.sampler = sampler
         self.pruner = pruner
         self.study_name = study_name
-        self.storage = storage
+        self.storage = None if storage is None else secrets.hide(storage)
         self.params = {str(key): value for key, value in (params or {}).items()}
         self.objectives = list(objectives)
         self.n_trials = n_trials
@@ -69,7 +71,8 @@ class StudySweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.context, self.task, self.base = hydra_context, task_function, config
+        # Launchers store or send this configuration; each job composes its own.
+        self.context, self.task, self.base = hydra_context, task_function, without_secrets(config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the remaining trials of the study.
@@ -173,6 +176,12 @@ class StudySweeper(Sweeper):
                 f"hydra.sweeper.sampler.reference_points={list(map(list, points))}: each point "
                 f"needs {len(self.objectives)} values, one of each objective",
                 "leave it out",
+            )
+        if pruner_name == "HyperbandPruner" and self.pruner.min_resource == "auto":
+            raise UserError(
+                "hydra.sweeper.pruner.min_resource",
+                "hydra.sweeper.pruner.min_resource=auto: only successive_halving takes it",
+                "set a number of epochs",
             )
         if self.sampler._target_.endswith("CmaEsSampler") and find_spec("cmaes") is None:
             raise UserError(

@@ -88,7 +88,7 @@ def test_failures_are_logged_with_their_reasons_and_the_others_finish(
         "FINISHED", "FAILED", "FAILED", "FINISHED",
     ]  # fmt: skip
     assert first["trials"][1]["reason"] == "RuntimeError: a bug of the model's"
-    assert "allocate" in first["trials"][2]["reason"]
+    assert "out of memory" in first["trials"][2]["reason"]
     assert [trial["status"] for trial in other["trials"]] == ["FAILED", "FINISHED"]
     assert "loss" in other["trials"][0]["reason"]
     assert logged_before[:4] == [0, 0, 1, 2]
