@@ -207,7 +207,7 @@ def mlflow_server(
     port = free_port()
     serve = serve.replace("--port 5000 --workers 2", f"--port {port} --workers 1")
     if backend is not None:
-        serve = re.sub(r"postgresql://\S+", lambda _: backend, serve)
+        serve = re.sub(r"postgresql\S+", lambda _: backend, serve)
     admin = secrets.token_urlsafe(12)
     password = secrets.token_urlsafe(12)
     own = {
@@ -259,7 +259,9 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             node=free_port(),
         )
     )
-    (folder / "gres.conf").write_text("Name=gpu Count=2\n")
+    for gpu in ("gpu0", "gpu1"):
+        (folder / gpu).touch()
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
     environment = {"SLURM_CONF": str(configuration)}
     own = {**os.environ, **environment}
     path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"

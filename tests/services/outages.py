@@ -188,7 +188,7 @@ def gaps(sweep: Sweep, found: Mapping[str, Any]) -> tuple[float, float]:
     during, otherwise = [0.0], [0.0]
     begin, end = sweep.outage
     for trial in found.values():
-        if trial["attempts"] > 1 or "requeued" in str(trial):
+        if trial["attempts"] > 1:
             continue  # between two processes
         times = [
             datetime.fromisoformat(row["timestamp"]).timestamp()
@@ -269,7 +269,8 @@ def report(
             str(n) for n in range(1, EPOCHS + 1)
         ]
     line("MLflow", check_mlflow(sweep, user, found))
-    check_study(f"postgresql://lab@127.0.0.1:{server.port}/studies", server.password, found)
+    url = f"postgresql+psycopg://lab@127.0.0.1:{server.port}/studies"
+    check_study(url, server.password, found)
     line("study in PostgreSQL", "8 trials, every epoch of each, none twice")
     during, otherwise = gaps(sweep, found)
     line(
@@ -279,6 +280,7 @@ def report(
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ["OMP_NUM_THREADS"] = "1"
     base = Path(tempfile.mkdtemp(prefix="svc", dir="/tmp"))
     base.chmod(0o711)  # PostgreSQL's user passes through
@@ -290,7 +292,7 @@ def main() -> None:
             undisturbed.finish()
         expected = trials(undisturbed.folder)
         with postgres(base / "pg") as server:
-            database = f"postgresql://lab@127.0.0.1:{server.port}"
+            database = f"postgresql+psycopg://lab@127.0.0.1:{server.port}"
             with mlflow_server(base / "m", f"{database}/mlflow", server.environment) as tracking:
                 remote = [*words, *TRACKED, f"hydra.sweeper.storage={database}/studies"]
                 user = {**tracking.environment, **server.environment}
