@@ -49,6 +49,7 @@ class Sweep:
         process: of the command.
         log: its output.
         events: what was done to it.
+        restarted: trials that several processes have trained.
         outage: when PostgreSQL was stopped and started.
     """
 
@@ -56,6 +57,7 @@ class Sweep:
     process: subprocess.Popen[str]
     log: Path
     events: list[str] = field(default_factory=list)
+    restarted: set[int] = field(default_factory=set)
     outage: tuple[float, float] = (0.0, 0.0)
 
     def run(self, number: int) -> Path | None:
@@ -99,6 +101,7 @@ class Sweep:
         trainer = self.trainer(number)
         assert trainer is not None
         self.events.append(f"trial {number} killed after {self.batches(number)} batches")
+        self.restarted.add(number)
         trainer.kill()
 
     def requeue(self, number: int, environment: Mapping[str, str]) -> None:
@@ -111,6 +114,7 @@ class Sweep:
         if "SLURM_ARRAY_JOB_ID" in its:
             job = f"{its['SLURM_ARRAY_JOB_ID']}_{its['SLURM_ARRAY_TASK_ID']}"
         self.events.append(f"trial {number} requeued after {self.batches(number)} batches")
+        self.restarted.add(number)
         own = {**os.environ, **environment}
         subprocess.run(["scontrol", "requeue", job], env=own, check=True)
         self.wait(lambda: not trainer.is_running(), "the end of a requeued job")
@@ -188,8 +192,8 @@ def gaps(sweep: Sweep, found: Mapping[str, Any]) -> tuple[float, float]:
     during, otherwise = [0.0], [0.0]
     begin, end = sweep.outage
     for trial in found.values():
-        if trial["attempts"] > 1:
-            continue  # between two processes
+        if trial["trial"] in sweep.restarted:
+            continue
         times = [
             datetime.fromisoformat(row["timestamp"]).timestamp()
             for row in rows(sweep.folder, trial, "batch")
