@@ -32,10 +32,12 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT, SMALL, TINY, data_overrides, make_folders
 from tests.services.daemons import Postgres, mlflow_server, postgres, ray, slurm, wait_until
 
-EPOCHS = 12
+EPOCHS = 30
+BATCHES = 23
+"""Of an epoch."""
 OUTAGE = 30.0
 """Seconds for which PostgreSQL is stopped."""
-SWEEP = ("seed=0,1,2,3", "optimizer.lr=0.01,0.02", f"epochs={EPOCHS}")
+SWEEP = ("seed=0,1,2,3", "optimizer.lr=0.01,0.02", f"epochs={EPOCHS}", "log_every=1")
 TRACKED = ("logging=mlflow", "logging.mlflow.system_metrics=false")
 PATIENCE = 1800.0
 
@@ -87,17 +89,15 @@ class Sweep:
 
         wait_until(ready, what, PATIENCE)
 
-    def wait_for_batches(self, number: int, more: int) -> None:
-        """Until a process trains a trial and has logged more batches."""
+    def wait_for_batches(self, number: int) -> None:
+        """Until a trial is in the middle of another epoch."""
         before = self.batches(number)
-        self.wait(
-            lambda: self.batches(number) >= before + more and self.trainer(number) is not None,
-            f"trial {number}",
-        )
+        goal = (before // BATCHES + 1) * BATCHES + BATCHES // 2
+        self.wait(lambda: self.batches(number) >= goal, f"trial {number}")
 
     def kill(self, number: int) -> None:
         """SIGKILL, in the middle of an epoch."""
-        self.wait_for_batches(number, 20)
+        self.wait_for_batches(number)
         trainer = self.trainer(number)
         assert trainer is not None
         self.events.append(f"trial {number} killed after {self.batches(number)} batches")
@@ -106,7 +106,7 @@ class Sweep:
 
     def requeue(self, number: int, environment: Mapping[str, str]) -> None:
         """``scontrol requeue``, in the middle of an epoch; without Slurm's delay of two minutes."""
-        self.wait_for_batches(number, 20)
+        self.wait_for_batches(number)
         trainer = self.trainer(number)
         assert trainer is not None
         its = trainer.environ()
@@ -120,21 +120,32 @@ class Sweep:
         self.wait(lambda: not trainer.is_running(), "the end of a requeued job")
 
         def started() -> bool:
-            now = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
+            now = ["scontrol", "update", f"jobid={job}", "StartTime=now", "Priority=1000000"]
             subprocess.run(now, env=own, check=False, capture_output=True)
             time.sleep(2)
             return self.trainer(number) is not None
 
         self.wait(started, "a requeued job")
 
-    def stop_database(self, server: Postgres, number: int) -> None:
-        """Stop PostgreSQL while a trial trains."""
-        self.wait_for_batches(number, 5)
+    def stop_database(self, server: Postgres) -> None:
+        """Stop PostgreSQL while a trial trains that has most of its epochs before it."""
+        early = range(1, EPOCHS * BATCHES // 3)
+
+        def training() -> list[int]:
+            begun = [
+                number
+                for number in range(8)
+                if number not in self.restarted and self.batches(number) in early
+            ]
+            return [number for number in begun if self.trainer(number) is not None]
+
+        self.wait(lambda: bool(training()), "a trial that has begun")
+        number = training()[0]
         begin = time.time()
         server.stop()
         time.sleep(OUTAGE)
-        self.outage = begin, time.time()
         server.start()
+        self.outage = begin, time.time()
         self.events.append(f"PostgreSQL stopped for {OUTAGE:.0f} s while trial {number} trained")
 
     def finish(self) -> None:
@@ -308,8 +319,8 @@ def main() -> None:
                 ):
                     sweep.kill(1)
                     sweep.requeue(2, cluster)
+                    sweep.stop_database(server)
                     sweep.requeue(2, cluster)
-                    sweep.stop_database(server, 5)
                     sweep.finish()
                 report("Slurm", sweep, expected, undisturbed.folder, server, user)
                 with ray(base / "r", user) as (address, own):
@@ -319,7 +330,7 @@ def main() -> None:
                     ]
                     with started(base / "b", on_ray, {**user, **own}) as sweep:
                         sweep.kill(1)
-                        sweep.stop_database(server, 4)
+                        sweep.stop_database(server)
                         sweep.finish()
                 report("Ray", sweep, expected, undisturbed.folder, server, user)
     except BaseException:
