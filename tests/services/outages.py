@@ -33,7 +33,7 @@ from tests.conftest import ROOT, SMALL, TINY, data_overrides, make_folders
 from tests.services.daemons import Postgres, mlflow_server, postgres, ray, slurm, wait_until
 
 EPOCHS = 30
-BATCHES = 23
+BATCHES = 22
 """Of an epoch."""
 OUTAGE = 30.0
 """Seconds for which PostgreSQL is stopped."""
@@ -104,8 +104,12 @@ class Sweep:
         self.restarted.add(number)
         trainer.kill()
 
-    def requeue(self, number: int, environment: Mapping[str, str]) -> None:
-        """``scontrol requeue``, in the middle of an epoch; without Slurm's delay of two minutes."""
+    def requeue(self, number: int, environment: Mapping[str, str]) -> Callable[[], None]:
+        """``scontrol requeue``, in the middle of an epoch.
+
+        Returns:
+            waits until the job runs again, without Slurm's delay of two minutes.
+        """
         self.wait_for_batches(number)
         trainer = self.trainer(number)
         assert trainer is not None
@@ -120,12 +124,12 @@ class Sweep:
         self.wait(lambda: not trainer.is_running(), "the end of a requeued job")
 
         def started() -> bool:
-            now = ["scontrol", "update", f"jobid={job}", "StartTime=now", "Priority=1000000"]
+            now = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
             subprocess.run(now, env=own, check=False, capture_output=True)
             time.sleep(2)
             return self.trainer(number) is not None
 
-        self.wait(started, "a requeued job")
+        return lambda: self.wait(started, "a requeued job")
 
     def stop_database(self, server: Postgres) -> None:
         """Stop PostgreSQL while a trial trains that has most of its epochs before it."""
@@ -294,6 +298,50 @@ def report(
     assert during < otherwise + 1, "training has waited for PostgreSQL"
 
 
+def over_slurm(base: Path, words: list[str], server: Postgres, user: Mapping[str, str]) -> Sweep:
+    on_slurm = (
+        *("hydra/launcher=slurm", "hydra.launcher.partition=gpu"),
+        *("hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"),
+    )
+    with (
+        slurm(base / "slurm") as cluster,
+        started(base / "a", [*words, *on_slurm], {**user, **cluster}) as sweep,
+    ):
+        sweep.kill(1)
+        runs_again = sweep.requeue(2, cluster)
+        sweep.stop_database(server)
+        runs_again()
+        sweep.requeue(2, cluster)()
+        sweep.finish()
+    return sweep
+
+
+def over_ray(base: Path, words: list[str], server: Postgres, user: Mapping[str, str]) -> Sweep:
+    with ray(base / "r", user) as (address, own):
+        on_ray = (
+            *("hydra/launcher=ray", "hydra.launcher.num_cpus=1"),
+            f"hydra.launcher.address={address}",
+        )
+        with started(base / "b", [*words, *on_ray], {**user, **own}) as sweep:
+            sweep.kill(1)
+            sweep.stop_database(server)
+            sweep.finish()
+    return sweep
+
+
+def recorded(base: Path, words: list[str], undisturbed: Path) -> None:
+    """Both sweeps, recorded on a server with PostgreSQL; prints what was found."""
+    expected = trials(undisturbed)
+    with postgres(base / "pg") as server:
+        database = f"postgresql+psycopg://lab@127.0.0.1:{server.port}"
+        with mlflow_server(base / "m", f"{database}/mlflow", server.environment) as tracking:
+            words = [*words, *TRACKED, f"hydra.sweeper.storage={database}/studies"]
+            user = {**tracking.environment, **server.environment}
+            for name, run in (("Slurm", over_slurm), ("Ray", over_ray)):
+                sweep = run(base, words, server, user)
+                report(name, sweep, expected, undisturbed, server, user)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -303,36 +351,9 @@ def main() -> None:
     make_folders(base / "data" / "val", 10, seed=1)
     words = [*SMALL, *TINY, *data_overrides(base / "data")]
     try:
-        with started(base / "undisturbed", words, {}) as undisturbed:
-            undisturbed.finish()
-        expected = trials(undisturbed.folder)
-        with postgres(base / "pg") as server:
-            database = f"postgresql+psycopg://lab@127.0.0.1:{server.port}"
-            with mlflow_server(base / "m", f"{database}/mlflow", server.environment) as tracking:
-                remote = [*words, *TRACKED, f"hydra.sweeper.storage={database}/studies"]
-                user = {**tracking.environment, **server.environment}
-                few = ("hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
-                on_slurm = [*remote, "hydra/launcher=slurm", "hydra.launcher.partition=gpu", *few]
-                with (
-                    slurm(base / "slurm") as cluster,
-                    started(base / "a", on_slurm, {**user, **cluster}) as sweep,
-                ):
-                    sweep.kill(1)
-                    sweep.requeue(2, cluster)
-                    sweep.stop_database(server)
-                    sweep.requeue(2, cluster)
-                    sweep.finish()
-                report("Slurm", sweep, expected, undisturbed.folder, server, user)
-                with ray(base / "r", user) as (address, own):
-                    on_ray = [
-                        *(*remote, "hydra/launcher=ray", "hydra.launcher.num_cpus=1"),
-                        f"hydra.launcher.address={address}",
-                    ]
-                    with started(base / "b", on_ray, {**user, **own}) as sweep:
-                        sweep.kill(1)
-                        sweep.stop_database(server)
-                        sweep.finish()
-                report("Ray", sweep, expected, undisturbed.folder, server, user)
+        with started(base / "undisturbed", words, {}) as sweep:
+            sweep.finish()
+        recorded(base, words, base / "undisturbed")
     except BaseException:
         print(f"the files are kept in {base}", file=sys.stderr)
         raise
