@@ -28,7 +28,7 @@ from typing import Any
 from research.engine import build, checkpoint, run, run_folder
 from research.engine.interrupts import Interrupts
 from research.engine.loss_log import LossLog
-from research.engine.run_differences import Difference, compare, content, describe
+from research.engine.run_differences import Mismatch, compare, content, describe
 from research.engine.state import TrainState
 from research.utils import logs
 from research.utils.errors import UserError
@@ -101,7 +101,7 @@ class KillingEpochEnd(run.EpochEnd):
 
 
 def kill_process(folder: Path, where: str) -> None:
-    """Kill this process; ``where`` is what ``Killed.where`` will be."""
+    """Kill this process; ``where`` is told to the parent process."""
     _record(folder).write_text(where, encoding="utf-8")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -224,9 +224,9 @@ def verify(config: Config, name: str) -> int:
         first = _undisturbed(context, config, name, folder / "undisturbed")
         again = compare(first, _undisturbed(context, config, name, folder / "repeated"))
         if any(again.values()):
-            return _report("not killed", again, _reasons_of_chance(config))
+            return _verdict("not killed", again, _reasons_of_chance(config))
         killed = _killed(context, config, name, folder / "killed", first)
-        return _report("killed", compare(first, killed), _reasons_of_resume(config))
+        return _verdict("killed", compare(first, killed), _reasons_of_resume(config))
 
 
 def _undisturbed(
@@ -319,7 +319,7 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _report(which: str, found: Mapping[str, Sequence[Difference]], reasons: Iterator[str]) -> int:
+def _verdict(which: str, found: Mapping[str, Sequence[Mismatch]], reasons: Iterator[str]) -> int:
     """Print what is identical, what is not, and the verdict; returns the exit status."""
     log.info("  identical: %s", ", ".join(name for name in found if not found[name]) or "nothing")
     different = [describe(differences) for differences in found.values() if differences]
