@@ -96,7 +96,7 @@ class Checkpoints:
 
         def write(temporary: Path) -> None:
             torch.save({"format": FORMAT, **content}, temporary)
-            if self.newest is not None:
+            if self.newest is not None and self.newest.exists():
                 link(self.newest, self.folder / "previous.pt")
 
         write_atomic(first, write)
