@@ -19,6 +19,7 @@ from research.config.options import option_node, options
 from research.config.rules import TEXT, Rule, list_of, mapping_of, one_of, or_null, whole
 from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
+from research.utils import secrets
 from research.utils.errors import UserError
 
 MAX_DEPTH: Final = 12
@@ -29,6 +30,7 @@ MAX_RECORD_VALUES: Final = 2_000_000
 """In metadata or a history, which has about thirty values per epoch."""
 MAX_TEXT: Final = 10_000
 """Characters of one text, except tags."""
+MAX_INTEGER: Final = 2**63
 TAGS: Final = "tags"
 """Free text that no code reads."""
 TRACKERS: Final = "logging"
@@ -65,7 +67,9 @@ STATE: Final[dict[str, Rule]] = {
     "epoch": whole(0),
     "step": whole(0),
     "samples": whole(0),
+    "global_batch": whole(0),
     "epoch_losses": Rule("the losses of an epoch", lambda value: _is_losses(value)),
+    "skips": whole(0),
     "best": Rule("a number, or null", lambda value: value is None or type(value) in (int, float)),
     "best_epoch": whole(0),
     "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
@@ -73,15 +77,21 @@ STATE: Final[dict[str, Rule]] = {
 """Counters and history of a run, see ``research.engine.state.TrainState``."""
 
 
-BETWEEN_EPOCHS: Final = {"samples": 0, "epoch_losses": {}}
+ADDED_TO_STATE: Final = {"samples": 0, "global_batch": 0, "epoch_losses": {}, "skips": 0}
 """Entries that checkpoints of earlier versions lack."""
+
+
+TEXT_COLUMNS: Final = {"checkpoint_path", "timestamp"}
+"""Of a row of the history."""
 
 
 def _is_row(row: Any) -> bool:
     """Whether a row of a history is flat and has the columns that the summary needs."""
     if not mapping_of(SCALAR).is_valid(row):
         return False
-    return all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
+    texts = {name for name, value in row.items() if isinstance(value, str)}
+    numbers = all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
+    return numbers and texts <= TEXT_COLUMNS
 
 
 def _is_losses(value: Any) -> bool:
@@ -94,6 +104,7 @@ def _is_losses(value: Any) -> bool:
         value.keys() == {"sums", "skipped", *numbers}
         and all(type(value[name]) in (int, float) for name in numbers)
         and sums.is_valid(value["sums"])
+        and ("loss" in value["sums"] or not value["count"])
         and mapping_of(whole(0)).is_valid(value["skipped"])
     )
 
@@ -165,7 +176,7 @@ def state(document: Any, where: str) -> Plain:
     if isinstance(document, Mapping):
         # Earlier checkpoints have ``batch``, always 0: they were written after an epoch.
         document = {name: value for name, value in document.items() if name != "batch"}
-    record = {**BETWEEN_EPOCHS, **_record(document, STATE, where, "state")}
+    record = {**ADDED_TO_STATE, **_record(document, STATE, where, "state")}
     rows = [{current_column(k): v for k, v in row.items()} for row in record.get("history", [])]
     return {**record, "history": rows}
 
@@ -347,7 +358,7 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
             raise UserError(key, f"{key[:80]}: too many values, or too deep")
         if isinstance(node, Mapping):
             for name in node:
-                if not isinstance(name, str) or len(name) > MAX_TEXT:
+                if not isinstance(name, str) or len(name) > MAX_TEXT or not is_unicode(name):
                     raise UserError(key, f"{key}: a key that is not text")
             return {name: copied(v, f"{key}.{name}", depth + 1) for name, v in node.items()}
         if isinstance(node, list | tuple):
@@ -360,17 +371,30 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
                 )
             if len(node) > MAX_TEXT and not is_tag:
                 raise UserError(key, f"{key}: a text of {len(node):,} characters")
-            return node
+            if "\0" in node or not is_unicode(node):
+                raise UserError(key, f"{key}: characters that no text has")
+            return secrets.redacted(node)
+        if type(node) is int and abs(node) > MAX_INTEGER:
+            raise UserError(key, f"{key}: a number beyond 2^63")
         if node is None or type(node) in (bool, int, float):
             return node
         raise UserError(key, f"{key}: a {type(node).__name__}, not a plain value")
 
     result: Plain = {}
     for name, value in document.items():
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not is_unicode(name):
             raise UserError("", "a key that is not text")
         result[name] = copied(value, name, 1)
     return result
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _leaves(

@@ -39,7 +39,7 @@ ENVIRONMENT = ("changes.patch", "git_", "version.")
 
 
 @dataclass(frozen=True)
-class Mismatch:
+class RunDifference:
     """One place in which two runs differ.
 
     Attributes:
@@ -103,13 +103,13 @@ def content(
     return found
 
 
-def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[Mismatch]]:
+def compare(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[RunDifference]]:
     """The differences of each entry of ``content`` of two runs; none: an empty list."""
     names = dict.fromkeys([*one, *two])
     return {name: list(differences(one.get(name), two.get(name), name)) for name in names}
 
 
-def differences(one: Any, two: Any, where: str) -> Iterator[Mismatch]:
+def differences(one: Any, two: Any, where: str) -> Iterator[RunDifference]:
     """Every place in which two nested values differ; NaN is equal to NaN.
 
     Args:
@@ -124,20 +124,20 @@ def differences(one: Any, two: Any, where: str) -> Iterator[Mismatch]:
             if key in one and key in two:
                 yield from differences(one[key], two[key], f"{where}.{key}")
             else:
-                yield Mismatch(f"{where}.{key}", "missing" if key in one else "added")
+                yield RunDifference(f"{where}.{key}", "missing" if key in one else "added")
     elif isinstance(one, list | tuple) and isinstance(two, list | tuple):
         if len(one) != len(two):
-            yield Mismatch(where, f"{len(one)} entries / {len(two)}")
+            yield RunDifference(where, f"{len(one)} entries / {len(two)}")
         for index, (first, second) in enumerate(zip(one, two, strict=False)):
             yield from differences(first, second, f"{where}[{index}]")
     elif isinstance(one, float) and isinstance(two, float):
         if one != two and not (math.isnan(one) and math.isnan(two)):
-            yield Mismatch(where, f"{one!r} / {two!r}", abs(one - two))
+            yield RunDifference(where, f"{one!r} / {two!r}", abs(one - two))
     elif type(one) is not type(two) or one != two:
-        yield Mismatch(where, f"{one!r:.80} / {two!r:.80}")
+        yield RunDifference(where, f"{one!r:.80} / {two!r:.80}")
 
 
-def describe(found: Sequence[Mismatch]) -> str:
+def describe(found: Sequence[RunDifference]) -> str:
     """Differences of one entry in one line."""
     if not found:
         return "identical"
@@ -145,15 +145,17 @@ def describe(found: Sequence[Mismatch]) -> str:
     return str(worst) if len(found) == 1 else f"{len(found)} differences, such as {worst}"
 
 
-def _tensor_differences(one: Tensor, two: Tensor, where: str) -> Iterator[Mismatch]:
+def _tensor_differences(one: Tensor, two: Tensor, where: str) -> Iterator[RunDifference]:
     if one.dtype != two.dtype or one.shape != two.shape:
-        yield Mismatch(where, f"{one.dtype} {tuple(one.shape)} / {two.dtype} {tuple(two.shape)}")
+        yield RunDifference(
+            where, f"{one.dtype} {tuple(one.shape)} / {two.dtype} {tuple(two.shape)}"
+        )
         return
     unequal = (one != two) & ~((one != one) & (two != two))
     count = int(unequal.sum())
     if count:
         gap = (one.double() - two.double()).abs()[unequal].nan_to_num(math.inf).max().item()
-        yield Mismatch(where, f"{count} of {one.numel()} values, by up to {gap:.2g}", gap)
+        yield RunDifference(where, f"{count} of {one.numel()} values, by up to {gap:.2g}", gap)
 
 
 def _without_times(value: Any) -> Any:

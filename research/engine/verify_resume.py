@@ -28,7 +28,7 @@ from typing import Any
 from research.engine import build, checkpoint, run, run_folder
 from research.engine.interrupts import Interrupts
 from research.engine.loss_log import LossLog
-from research.engine.run_differences import Mismatch, compare, content, describe
+from research.engine.run_differences import RunDifference, compare, content, describe
 from research.engine.state import TrainState
 from research.utils import logs
 from research.utils.errors import UserError
@@ -101,7 +101,7 @@ class KillingEpochEnd(run.EpochEnd):
 
 
 def kill_process(folder: Path, where: str) -> None:
-    """Kill this process; ``where`` is told to the parent process."""
+    """Kill this process; ``where`` is what ``Killed.where`` will be."""
     _record(folder).write_text(where, encoding="utf-8")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -248,7 +248,7 @@ def _killed(
     """Train a run that is killed ``KILLS`` times; returns its ``content``."""
     own, store = in_folder(config, folder)
     batches = first["counters, losses, history"]["step"]
-    chance = random.Random(config["seed"])
+    chance = random.Random(config["seed"])  # noqa: S311 - moments, not secrets
     saves = frozenset(chance.sample(range(1, batches + 1), (batches + 1) // 2))
     for kill in [*_kills(chance, batches), None]:
         process = context.Process(target=train, args=(own, name, kill, saves))
@@ -319,7 +319,9 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _verdict(which: str, found: Mapping[str, Sequence[Mismatch]], reasons: Iterator[str]) -> int:
+def _verdict(
+    which: str, found: Mapping[str, Sequence[RunDifference]], reasons: Iterator[str]
+) -> int:
     """Print what is identical, what is not, and the verdict; returns the exit status."""
     log.info("  identical: %s", ", ".join(name for name in found if not found[name]) or "nothing")
     different = [describe(differences) for differences in found.values() if differences]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from research.batch import Batch
-from research.data.loader import EpochLoader, EpochSampler, SampleKey
+from research.data.loader import EpochLoader, EpochSampler, ProcessShard, SampleKey
 
 
 class Numbers:
@@ -110,8 +110,8 @@ def test_skipped_samples_are_counted() -> None:
 
 def test_the_length_of_a_sampler_is_its_number_of_batches() -> None:
     for count in range(1, 12):
-        for drop in (True, False):
-            sampler = EpochSampler(count, 4, seed=0, shuffle=True, drop_last=drop)
+        for train in (True, False):
+            sampler = EpochSampler(count, 4, seed=0, train=train, shard=ProcessShard())
             assert len(list(sampler)) == len(sampler)
 
 
