@@ -182,7 +182,8 @@ def describe(
     elif known is None and has_trials:
         raise UserError(
             "hydra.sweeper.study_name",
-            f"{folder / DESCRIPTION}: {damage or 'it is missing'}; the search of its trials is not known",
+            f"{folder / DESCRIPTION}: {damage or 'it is missing'}; the search of its trials is not "
+            "known",
             f"choose another hydra.sweeper.study_name, or delete {folder}",
         )
     elif changes:

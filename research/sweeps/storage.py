@@ -156,7 +156,7 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
         STORE.parent.mkdir(parents=True, exist_ok=True)
         STORE.touch()
         try:
-            journal = _journal()
+            journal = _open_journal()
         except Exception as error:
             if isinstance(error, OSError) or not repair:
                 raise
@@ -170,12 +170,12 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
                 one_line(error),
                 aside,
             )
-            journal = _journal()
+            journal = _open_journal()
     except Exception as error:  # any, while records are replayed
         raise _failure(str(STORE), error) from error
     return GuardedStorage(journal, str(STORE))
 
 
-def _journal() -> JournalStorage:
+def _open_journal() -> JournalStorage:
     lock: Any = JournalLock(STORE)
     return JournalStorage(Journal(str(STORE), lock_obj=lock))
