@@ -231,6 +231,7 @@ def edit(path: Path, **content: Any) -> None:
         cached.cache_clear()
 
 
+@pytest.mark.long
 def test_after_an_edit_the_same_words_mean_another_study(
     sweep: Sweep,
     study_folder: Path,
