@@ -42,6 +42,7 @@ from research.config.keys import leaves
 from research.config.messages import REMOVED, SWEEPER, explain, suggest
 from research.config.options import CONF
 from research.config.overrides import train_command
+from research.config.rules import MAPPING, or_null
 from research.config.schema import OPTIONAL, register
 from research.config.targets import TARGET
 from research.utils import conditions, secrets
@@ -55,6 +56,8 @@ MAX_VALUES = 1000
 """Maximum number of values of one key that are checked."""
 MAX_RANGE_VALUES = 50
 """Maximum number of values of a range, both ends included, if jobs are not checked one by one."""
+
+PARAMS = or_null(MAPPING)
 
 
 class _Axis(NamedTuple):
@@ -228,6 +231,7 @@ def _check_sweeper(sweeper: Mapping[str, Any]) -> None:
                 f"{SWEEPER}.{node}={sweeper[node]}: it is no option",
                 f"choose hydra/sweeper/{node}=NAME",
             )
+    check_value(f"{SWEEPER}.params", sweeper.get("params"), {}, {f"{SWEEPER}.params": PARAMS})
     for key, value in [*sweeper.items(), *leaves(sweeper)]:
         name = f"{SWEEPER}.{key}"
         if name in rules and not (isinstance(value, str) and "${" in value):
