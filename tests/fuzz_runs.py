@@ -92,11 +92,11 @@ class Project:
         """Train an epoch; without the commands of Git, and curves are drawn one time in ten."""
         self.resumed, known = self.resumed + 1, self.environment
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(run_folder, "environment", lambda: known))
+            stack.enter_context(mock.patch.object(run_folder, "environment", return_value=known))
             stack.enter_context(mock.patch.object(run_folder, "changes", bytes))
             if self.resumed % 10:
                 small = Image.new("RGB", (8, 8))
-                curves = mock.patch.object(run.pictures, "learning_curves", lambda history: small)
+                curves = mock.patch.object(run.pictures, "learning_curves", return_value=small)
                 stack.enter_context(curves)
             self.train()
 
