@@ -16,7 +16,16 @@ from research.config.checks import check_value
 from research.config.group_rules import group_rules
 from research.config.migrations import VERSION, current_column, migrated
 from research.config.options import option_node, options
-from research.config.rules import TEXT, Rule, list_of, mapping_of, one_of, or_null, whole
+from research.config.rules import (
+    TEXT,
+    Rule,
+    is_unicode,
+    list_of,
+    mapping_of,
+    one_of,
+    or_null,
+    whole,
+)
 from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
 from research.utils.errors import UserError
@@ -78,17 +87,13 @@ BETWEEN_EPOCHS: Final = {"samples": 0, "epoch_losses": {}}
 """Entries that checkpoints of earlier versions lack."""
 
 
-TEXT_COLUMNS: Final = {"checkpoint_path", "timestamp"}
-"""Of a row of the history."""
-
-
 def _is_row(row: Any) -> bool:
     """Whether a row of a history is flat and has the columns that the summary needs."""
     if not mapping_of(SCALAR).is_valid(row):
         return False
     texts = {name for name, value in row.items() if isinstance(value, str)}
     numbers = all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
-    return numbers and texts <= TEXT_COLUMNS
+    return numbers and texts <= {"checkpoint_path", "timestamp"}
 
 
 def _is_losses(value: Any) -> bool:
@@ -356,8 +361,9 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
         if isinstance(node, Mapping):
             for name in node:
                 if not isinstance(name, str) or len(name) > MAX_TEXT or not is_unicode(name):
-                    raise UserError(key, f"{key}: a key that is not text")
-            return {name: copied(v, f"{key}.{name}", depth + 1) for name, v in node.items()}
+                    raise UserError(key, f"{key}: a key that is not text".removeprefix(": "))
+            above = f"{key}." if key else ""
+            return {name: copied(v, f"{above}{name}", depth + 1) for name, v in node.items()}
         if isinstance(node, list | tuple):
             return [copied(v, f"{key}.{index}", depth + 1) for index, v in enumerate(node)]
         if isinstance(node, str):
@@ -377,21 +383,8 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
             return node
         raise UserError(key, f"{key}: a {type(node).__name__}, not a plain value")
 
-    result: Plain = {}
-    for name, value in document.items():
-        if not isinstance(name, str) or not is_unicode(name):
-            raise UserError("", "a key that is not text")
-        result[name] = copied(value, name, 1)
+    result: Plain = copied(document, "", 0)
     return result
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written to a file: it has no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _leaves(
