@@ -182,7 +182,7 @@ def take(folder: Path, out: Path) -> None:
     found = client.search_runs([number])
     parent = next(run.info.run_id for run in found if run.info.run_name == STUDY)
     trials = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent]
-    with mlflow_ui(uri, folder / "ui.log") as address, Page(f"{address}/health") as page:
+    with mlflow_ui(uri, folder / "ui.log", folder) as address, Page(f"{address}/health") as page:
         resize(page)
         go(page, runs_page(address, number), STUDY)
         choose_columns(page, COLUMNS)

@@ -226,7 +226,7 @@ class Project:
             "resume=auto": self.resume_auto,
             "compare": lambda: compare.main([str(RUN), "out=seen"]),
             "reproduce": lambda: reproduce.main([str(RUN), "out=again"]),
-            "sweep": lambda: record._run_keys(str(RUN)),
+            "sweep": lambda: record._run_keys(Path(RUN)),
             "evaluate": lambda: evaluate.main([str(RUN), "device=cpu"]),
         }
         chosen = rng.choices(list(readers), [3, 3, 3, 2, 1, 1])[0]

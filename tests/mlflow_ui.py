@@ -23,8 +23,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_ui(uri: str, log: Path) -> Iterator[str]:
-    """A real ``mlflow ui``; gives its address. All its processes end with the block."""
+def mlflow_ui(uri: str, log: Path, folder: Path | None = None) -> Iterator[str]:
+    """A real ``mlflow ui`` in a folder; gives its address. All its processes end with the block."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
@@ -37,6 +37,7 @@ def mlflow_ui(uri: str, log: Path) -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            cwd=folder,
         )
     try:
         give_up = time.monotonic() + PATIENCE

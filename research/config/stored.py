@@ -28,6 +28,7 @@ from research.config.rules import (
 )
 from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
+from research.utils import secrets
 from research.utils.errors import UserError
 
 MAX_DEPTH: Final = 12
@@ -75,7 +76,9 @@ STATE: Final[dict[str, Rule]] = {
     "epoch": whole(0),
     "step": whole(0),
     "samples": whole(0),
+    "global_batch": whole(0),
     "epoch_losses": Rule("the losses of an epoch", lambda value: _is_losses(value)),
+    "skips": whole(0),
     "best": Rule("a number, or null", lambda value: value is None or type(value) in (int, float)),
     "best_epoch": whole(0),
     "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
@@ -83,7 +86,7 @@ STATE: Final[dict[str, Rule]] = {
 """Counters and history of a run, see ``research.engine.state.TrainState``."""
 
 
-BETWEEN_EPOCHS: Final = {"samples": 0, "epoch_losses": {}}
+ADDED_TO_STATE: Final = {"samples": 0, "global_batch": 0, "epoch_losses": {}, "skips": 0}
 """Entries that checkpoints of earlier versions lack."""
 
 
@@ -178,7 +181,7 @@ def state(document: Any, where: str) -> Plain:
     if isinstance(document, Mapping):
         # Earlier checkpoints have ``batch``, always 0: they were written after an epoch.
         document = {name: value for name, value in document.items() if name != "batch"}
-    record = {**BETWEEN_EPOCHS, **_record(document, STATE, where, "state")}
+    record = {**ADDED_TO_STATE, **_record(document, STATE, where, "state")}
     rows = [{current_column(k): v for k, v in row.items()} for row in record.get("history", [])]
     return {**record, "history": rows}
 
@@ -376,7 +379,7 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
                 raise UserError(key, f"{key}: a text of {len(node):,} characters")
             if "\0" in node or not is_unicode(node):
                 raise UserError(key, f"{key}: characters that no text has")
-            return node
+            return secrets.redacted(node)
         if type(node) is int and abs(node) > MAX_INTEGER:
             raise UserError(key, f"{key}: a number beyond 2^63")
         if node is None or type(node) in (bool, int, float):

@@ -5,6 +5,7 @@ Their content is ``TrainState.state_dict`` of ``research.engine.state``.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -86,29 +87,38 @@ class Checkpoints:
             names.insert(0, "best.pt")
         if Path(path).name.startswith("epoch_"):
             names.insert(0, Path(path).name)
+        if not self.folder.parent.is_dir():
+            # Deleted during the run. `write_atomic` would make a folder without the run's records.
+            raise FileNotFoundError(errno.ENOENT, "deleted", str(self.folder))
         # last.pt, from which a run is resumed, is written last: if it exists, so do the others.
         first, *others = (self.folder / name for name in names)
         last = self.folder / "last.pt"
 
         def write(temporary: Path) -> None:
             torch.save({"format": FORMAT, **content}, temporary)
-            if self.newest is not None:
-                _link(self.newest, self.folder / "previous.pt")
+            if self.newest is not None and self.newest.exists():
+                link(self.newest, self.folder / "previous.pt")
 
         write_atomic(first, write)
         for other in others:
-            _link(first, other)
+            link(first, other)
         self.newest = last
         if first.name.startswith("epoch_"):
-            for old in sorted(self.folder.glob("epoch_*.pt"), key=_epoch_of)[: -self.keep]:
+            for old in sorted(self.folder.glob("epoch_*.pt"), key=epoch_of)[: -self.keep]:
                 old.unlink()
+
+    def drop_after(self, epoch: int) -> None:
+        """Remove the checkpoints of later epochs than ``epoch``, which is resumed."""
+        for path in self.folder.glob("epoch_*.pt"):
+            if epoch_of(path) > epoch:
+                path.unlink()
 
 
 def paths(run: Path) -> list[Path]:
     """The checkpoints from which a run can be resumed, ``last.pt`` first."""
     folder = run / "checkpoints"
     found = ["last.pt", "previous.pt", "best.pt"]
-    found += [path.name for path in sorted(folder.glob("epoch_*.pt"), key=_epoch_of, reverse=True)]
+    found += [path.name for path in sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True)]
     return [folder / name for name in found if os.path.lexists(folder / name)]
 
 
@@ -367,13 +377,16 @@ def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=DTYPES[dtype]).reshape(shape)
 
 
-def _epoch_of(path: Path) -> int:
+def epoch_of(path: Path) -> int:
+    """The epoch in the name of a checkpoint; -1 if there is none."""
     match = re.match(r"epoch_(\d+)_", path.name)
     return int(match.group(1)) if match else -1
 
 
-def _link(source: Path, target: Path) -> None:
-    def link(temporary: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a checkpoint another name; atomic."""
+
+    def make(temporary: Path) -> None:
         temporary.unlink()
         try:
             os.link(source, temporary)
@@ -381,4 +394,4 @@ def _link(source: Path, target: Path) -> None:
             # A disk without hard links (some network and FAT file systems).
             shutil.copyfile(source, temporary)
 
-    write_atomic(target, link)
+    write_atomic(target, make)

@@ -13,18 +13,35 @@ import torch
 NUMPY_WORDS: Final = 624
 
 
-def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; ``deterministic`` selects deterministic algorithms."""
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
     torch.manual_seed(seed)
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy and torch; ``deterministic`` selects deterministic algorithms."""
+    seed_generators(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
 
 
+def seed_rank(seed: int, step: int, rank: int) -> None:
+    """Seed the generators of a process other than the main one, from step ``step``.
+
+    Every process draws its own random numbers, such as those of dropout.
+    """
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(1)
+    seed_generators(int(words[0]))
+
+
 def generator_for(seed: int, epoch: int, batch: int) -> torch.Generator:
     """Generator of the device transform for one batch; depends only on the position in the run.
+
+    Args:
+        batch: number of the batch in the epoch; with several processes, that of its part.
 
     Always on the CPU, so that augmentation does not depend on the device.
     """

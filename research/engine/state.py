@@ -12,11 +12,15 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from research.data.transforms import DeviceTransform
-from research.engine import restore
-from research.engine.rng import rng_state, set_rng_state
+from research.engine import distributed, saved_state
+from research.engine.rng import rng_state, seed_rank, set_rng_state
+from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
 
-COUNTERS = ("epoch", "step", "samples", "epoch_losses", "best", "best_epoch", "history")
+COUNTERS = (
+    "epoch", "step", "samples", "global_batch", "epoch_losses", "skips", "best", "best_epoch",
+    "history",
+)  # fmt: skip
 
 
 @dataclass
@@ -38,8 +42,11 @@ class TrainState:
         epoch: number of completed epochs.
         step: number of training batches so far, over all epochs.
         samples: position in the order of the current epoch; 0 after the end of an epoch.
+        global_batch: samples of a batch of all processes; on another number of processes, a run is
+            resumed with the same.
         epoch_losses: losses of the current epoch so far, see ``LossLog.state_dict``; empty after
             the end of an epoch.
+        skips: number of batches and steps skipped so far, see ``steps.Skips``.
         best: best value of the monitored metric; None before the first epoch.
         best_epoch: epoch of the best value, from 1; 0 before the first epoch.
         history: one row per epoch.
@@ -58,7 +65,9 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     samples: int = 0
+    global_batch: int = 0
     epoch_losses: dict[str, Any] = field(default_factory=dict)
+    skips: int = 0
     best: float | None = None
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -88,13 +97,18 @@ class TrainState:
             yield name, getattr(self, name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint: plain tensors, numbers, strings and containers."""
+        """The content of a checkpoint: plain tensors, numbers, strings and containers.
+
+        Every process calls it; only that of the main process is complete.
+        """
+        own, *others = distributed.gathered(rng_state()) or [{}]
         return {
             **{
                 name: None if part is None else part.state_dict() for name, part in self._stateful()
             },
             "state": {name: getattr(self, name) for name in COUNTERS},
-            "rng": rng_state(),
+            "rng": own,
+            "rng_of_others": others,
             "tracking": dict(self.tracking),
             "config": self.config,
             "data": self.metadata,
@@ -116,29 +130,41 @@ class TrainState:
         """
         try:
             # Before the weights are loaded: this step changes them.
-            optimizer = restore.OptimizerState(self.optimizer)
+            optimizer = saved_state.OptimizerState(self.optimizer)
             for name, part in self._stateful():
                 if isinstance(part, nn.Module):
                     load_weights(part, saved[name], "resume", f"resume={folder}")
-            counters = restore.counters(saved["state"], samples, metric)
+            counters = saved_state.counters(saved["state"], samples, metric)
             scheduler = self.scheduler.state_dict()
             self.optimizer.load_state_dict(optimizer.restored(saved["optimizer"]))
             self.scheduler.load_state_dict(
-                restore.scheduler_state(scheduler, saved["scheduler"], counters["step"])
+                saved_state.scheduler_state(scheduler, saved["scheduler"], counters["step"])
             )
             self.scaler.load_state_dict(
-                restore.scaler_state(self.scaler.state_dict(), saved["scaler"])
+                saved_state.scaler_state(self.scaler.state_dict(), saved["scaler"])
             )
             for name in COUNTERS:
                 setattr(self, name, counters[name])
-            self.tracking = restore.tracking(saved["tracking"])
-            set_rng_state(saved["rng"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            self.tracking = saved_state.tracking(saved["tracking"])
+            self._load_rng([saved["rng"], *saved.get("rng_of_others", ())])
+        except (
+            KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
+            ArithmeticError,
+        ) as error:  # fmt: skip
+            if explain(error) is not None:
+                raise
             raise UserError(
                 "resume",
                 f"resume={folder}: the last checkpoint is damaged ({one_line(error)})",
                 f"start a new run with init_from={folder}",
             ) from error
+
+    def _load_rng(self, states: list[dict[str, Any]]) -> None:
+        """Restore this process's generators; with another number of processes, seed them anew."""
+        if distributed.is_main() or len(states) == distributed.count():
+            set_rng_state(states[distributed.rank()])
+        else:
+            seed_rank(self.config["seed"], self.step, distributed.rank())
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where: str) -> None:
@@ -161,6 +187,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
+        if explain(error) is not None:
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(key, f"{where}: the weights do not fit this model ({reason})") from None
 

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from research.utils import secrets
 from research.utils.errors import Damaged, UserError, one_line
 
 T = TypeVar("T")
@@ -52,7 +53,8 @@ def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> 
         raise Damaged(key, f"{path}: damaged ({one_line(error)})", hint) from None
     if not isinstance(content, kind):
         raise Damaged(key, f"{path}: damaged (expected a {kind.__name__})", hint)
-    return content
+    found: T = secrets.redacted(content)
+    return found
 
 
 def _from_yaml(text: str) -> Any:

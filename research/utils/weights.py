@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from research.utils.conditions import explain
 from research.utils.errors import Damaged, UserError, one_line
 
 SAFETENSORS: Final = ".safetensors"
@@ -97,6 +98,8 @@ def _damage_of(path: Path, key: str) -> Iterator[None]:
             "use a file of plain tensors",
         ) from None
     except Exception as error:
+        if explain(error) is not None:
+            raise
         # Bytes that are no pickle may make its reader fail in any way.
         raise Damaged(
             key, f"{path}: damaged file ({one_line(error)})", "use another file"

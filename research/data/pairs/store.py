@@ -24,6 +24,7 @@ from torch import Tensor
 from research.data.index import ProgressCallback
 from research.data.pairs.extractors import Extractor
 from research.data.readers import decode
+from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError, one_line
 from research.utils.files import remove_leftovers, write_atomic
 
@@ -105,7 +106,9 @@ def _digest(file: Path) -> bytes | str:
             return file_digest(opened, "sha256").digest()
     except FileNotFoundError:
         return "missing"
-    except OSError:
+    except OSError as error:
+        if is_exhausted(error):
+            raise
         return "unreadable"
 
 

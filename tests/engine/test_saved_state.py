@@ -15,7 +15,7 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from research.engine import optimizers
-from research.engine.restore import OptimizerState
+from research.engine.saved_state import OptimizerState
 from research.engine.state import TrainState
 from research.utils.errors import UserError
 from tests.conftest import train_state, user_error
