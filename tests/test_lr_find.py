@@ -36,6 +36,7 @@ CFG = LoopConfig(
     log_every=10,
     max_train_batches=None,
     max_val_batches=None,
+    skip_nonfinite=0,
 )
 
 
@@ -70,6 +71,9 @@ class Batches:
 
     def __len__(self) -> int:
         return self.count
+
+    def names(self, index: torch.Tensor) -> list[str]:
+        return [f"sample {i}" for i in index.tolist()]
 
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
         return iter([Batch(torch.arange(2), None) for _ in range(self.count)])
