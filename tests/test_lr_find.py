@@ -73,7 +73,7 @@ class Batches:
         return self.count
 
     def names(self, index: torch.Tensor) -> list[str]:
-        return [f"sample {i}" for i in index.tolist()]
+        return [str(i) for i in index.tolist()]
 
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
         return iter([Batch(torch.arange(2), None) for _ in range(self.count)])
