@@ -74,7 +74,7 @@ def command_line(main: Callable[..., object]) -> None:
         if resume.run_of(overrides) is not None and not arguments.multirun:
             _resume(main, arguments)
         elif arguments.help:
-            print(help_text(composed(overrides)))
+            print(help_text(overrides))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
             _show_config(main, overrides)
         else:
@@ -104,7 +104,7 @@ def _resume(main: Callable[..., object], arguments: Namespace) -> None:
             raise UserError(name, message, "remove it; --cfg job prints the configuration")
     found = resume.compose(arguments.overrides, arguments.config_dir)
     if arguments.help:
-        print(help_text(found.composed, found.config["resume"]))
+        print(help_text(arguments.overrides, found))
     elif arguments.cfg:
         shown = OmegaConf.select(found.composed.cfg, arguments.package or "")
         if shown is None or arguments.cfg != "job":
