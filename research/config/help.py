@@ -42,8 +42,8 @@ def help_text(overrides: list[str], run: Resumed | None = None) -> str:
     if run is not None:
         rules = {**group_rules(config), **RUN_RULES}
         may = [key for key in setting_values(config) if key in rules and rules[key].may_change]
-        text = f"resume={config['resume']} continues this run with the settings below. These may change: "
-        lines += ["", *textwrap.wrap(f"{text}{', '.join(may)}, logging.", 98)]
+        text = f"resume={config['resume']} continues this run with the settings below. These may "
+        lines += ["", *textwrap.wrap(f"{text}change: {', '.join(may)}, logging.", 98)]
     lines += ["", "Groups, chosen by GROUP=OPTION (*: chosen by this command line):"]
     for group in (*OPTIONAL, *GROUPS):
         chosen = result.choices.get(group)
