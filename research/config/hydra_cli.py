@@ -87,7 +87,7 @@ def command_line(main: Callable[..., object]) -> None:
             _resume(main, arguments)
         elif arguments.help:
             with hydra_ready(own):
-                print(secrets.redact(help_text(composed(overrides))))
+                print(secrets.redact(help_text(overrides)))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
             _show_config(main, overrides, own)
         else:
@@ -117,13 +117,14 @@ def _resume(main: Callable[..., object], arguments: Namespace) -> None:
             raise UserError(name, message, "remove it; --cfg job prints the configuration")
     found = resume.compose(arguments.overrides, arguments.config_dir)
     if arguments.help:
-        print(help_text(found.composed, found.config["resume"]))
+        print(secrets.redact(help_text(arguments.overrides, found)))
     elif arguments.cfg:
         shown = OmegaConf.select(found.composed.cfg, arguments.package or "")
         if shown is None or arguments.cfg != "job":
             message = f"--cfg {arguments.cfg}: a resumed run has no such configuration"
             raise UserError("--cfg", message, "use --cfg job")
-        print(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else shown)
+        text = OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else str(shown)
+        print(secrets.redact(text))
     else:
         main(found)
 

@@ -64,7 +64,7 @@ def test_alone_it_is_the_runs_own(stored: Store) -> None:
     run = stored(*WORDS)
     found = compose([f"resume={run}"])
     assert changes(run) == {}
-    words = ("epochs=9", "seed=2", "dataset.workers=3", "tags.paper=a")
+    words = ("epochs=9", "seed=2", "dataset.workers=3", "tags.paper=a", "tags={paper: a}")
     assert changes(run, *words) == {"epochs": 9, "dataset.workers": 3}
     assert found.name == "its_name"
     assert found.overrides == list(WORDS)
