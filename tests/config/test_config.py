@@ -21,7 +21,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from research.config import check_jobs, command_line, compose_config, register
-from research.config.compose import Composed, composed
+from research.config.compose import Composed
 from research.config.group_rules import group_rules
 from research.config.help import help_text
 from research.config.options import CONF, options, read_option
