@@ -75,6 +75,9 @@ class Batches:
     def __len__(self) -> int:
         return self.count
 
+    def names(self, index: torch.Tensor) -> list[str]:
+        return [str(i) for i in index.tolist()]
+
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
         return iter([Batch(torch.arange(2), None) for _ in range(self.count)])
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from research.config.compose import Composed, config_dir
+from research.config.compose import composed, config_dir
 from research.config.group_rules import group_rules
 from research.config.keys import setting_values
 from research.config.messages import format_value
 from research.config.options import options
+from research.config.resume import Resumed
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, RunSettings
 
 EXAMPLES = """\
@@ -25,13 +26,14 @@ python train.py experiment=imagenet_resnet34_compressed resume=auto 'dataset.tra
 """
 
 
-def help_text(result: Composed, run: str | None = None) -> str:
+def help_text(overrides: list[str], run: Resumed | None = None) -> str:
     """Groups with their options, run settings, and the keys of the chosen options.
 
     Args:
-        result: the composed configuration.
-        run: the run that is resumed; its settings are shown instead of the defaults.
+        overrides: of the command line.
+        run: that the command line resumes; its settings are shown instead of the defaults.
     """
+    result = composed(overrides) if run is None else run.composed
     config = result.unresolved
     lines = [
         "Train a model. Settings are written key=value; -m with key=a,b runs a and b, and every "
@@ -40,8 +42,8 @@ def help_text(result: Composed, run: str | None = None) -> str:
     if run is not None:
         rules = {**group_rules(config), **RUN_RULES}
         may = [key for key in setting_values(config) if key in rules and rules[key].may_change]
-        text = f"resume={run} continues this run with the settings below. These may change: "
-        lines += ["", *textwrap.wrap(f"{text}{', '.join(may)}, logging.", 98)]
+        text = f"resume={config['resume']} continues this run with the settings below. These may "
+        lines += ["", *textwrap.wrap(f"{text}change: {', '.join(may)}, logging.", 98)]
     lines += ["", "Groups, chosen by GROUP=OPTION (*: chosen by this command line):"]
     for group in (*OPTIONAL, *GROUPS):
         chosen = result.choices.get(group)

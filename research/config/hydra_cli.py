@@ -43,6 +43,7 @@ from research.config.keys import leaves
 from research.config.messages import REMOVED, SWEEPER, explain, suggest
 from research.config.options import CONF
 from research.config.overrides import train_command
+from research.config.rules import MAPPING, or_null
 from research.config.schema import OPTIONAL, register
 from research.config.targets import TARGET
 from research.utils import conditions, secrets
@@ -56,6 +57,8 @@ MAX_VALUES = 1000
 """Maximum number of values of one key that are checked."""
 MAX_RANGE_VALUES = 50
 """Maximum number of values of a range, both ends included, if jobs are not checked one by one."""
+
+PARAMS = or_null(MAPPING)
 
 
 class _Axis(NamedTuple):
@@ -85,7 +88,7 @@ def command_line(main: Callable[..., object]) -> None:
             _resume(main, arguments)
         elif arguments.help:
             with hydra_ready(own):
-                print(secrets.redact(help_text(composed(overrides))))
+                print(secrets.redact(help_text(overrides)))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
             _show_config(main, overrides, own)
         else:
@@ -115,13 +118,14 @@ def _resume(main: Callable[..., object], arguments: Namespace) -> None:
             raise UserError(name, message, "remove it; --cfg job prints the configuration")
     found = resume.compose(arguments.overrides, arguments.config_dir)
     if arguments.help:
-        print(help_text(found.composed, found.config["resume"]))
+        print(secrets.redact(help_text(arguments.overrides, found)))
     elif arguments.cfg:
         shown = OmegaConf.select(found.composed.cfg, arguments.package or "")
         if shown is None or arguments.cfg != "job":
             message = f"--cfg {arguments.cfg}: a resumed run has no such configuration"
             raise UserError("--cfg", message, "use --cfg job")
-        print(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else shown)
+        text = OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else str(shown)
+        print(secrets.redact(text))
     else:
         main(found)
 
@@ -231,6 +235,7 @@ def _check_sweeper(sweeper: Mapping[str, Any]) -> None:
                 f"{SWEEPER}.{node}={sweeper[node]}: it is no option",
                 f"choose hydra/sweeper/{node}=NAME",
             )
+    check_value(f"{SWEEPER}.params", sweeper.get("params"), {}, {f"{SWEEPER}.params": PARAMS})
     for key, value in [*sweeper.items(), *leaves(sweeper)]:
         name = f"{SWEEPER}.{key}"
         if name in rules and not (isinstance(value, str) and "${" in value):

@@ -291,7 +291,7 @@ def _without_trackers(words: Sequence[str]) -> list[str]:
 
 def _values(key: str, value: Any) -> dict[str, Any]:
     """The settings of a word: several for ``key={name: value}``."""
-    is_node = isinstance(value, dict) and key != "tags" and not key.endswith(f".{WEIGHTS}")
+    is_node = isinstance(value, dict) and not key.endswith(f".{WEIGHTS}")
     return {f"{key}.{name}": each for name, each in leaves(value)} if is_node else {key: value}
 
 

@@ -202,6 +202,15 @@ FOLDER_NAME = Rule(
 )
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def nearest(word: str, words: Sequence[str]) -> str | None:
     """The word most similar to ``word``; None if none is similar."""
     matches = get_close_matches(word, words, n=1, cutoff=0.67)

@@ -105,7 +105,7 @@ class RunSettings:
         0,
         "how many batches or steps of the run are skipped if loss or gradient is not finite; "
         "0: the run stops",
-        whole(0),
+        changeable(whole(0)),
     )
     patience: int | None = _setting(
         None, "stop after this many epochs without a better value; null: never", changeable(COUNT)

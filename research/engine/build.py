@@ -287,6 +287,25 @@ def loader(
     )
 
 
+def check_batch_size(config: Config) -> None:
+    """Check the batch of a new run before its folder is created.
+
+    Raises:
+        UserError: if ``global_batch_size`` does not divide by the number of processes, or if
+            ``dataset.batch_size`` is another number.
+    """
+    whole, own, each = (
+        config["global_batch_size"], config["dataset"]["batch_size"], batch_size(config)
+    )  # fmt: skip
+    if own not in (whole, each):
+        raise UserError(
+            "dataset.batch_size",
+            f"dataset.batch_size={own}, but global_batch_size={whole} gives each of "
+            f"{distributed.count()} processes {each}",
+            f"set global_batch_size={own * distributed.count()}, or leave dataset.batch_size out",
+        )
+
+
 def batch_size(config: Config) -> int:
     """Samples of a batch of one process.
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.config import stored
+from research.config import stored, stored_state
 from research.utils import weights
 from research.utils.errors import Damaged, UserError
 from research.utils.files import write_atomic
@@ -96,7 +96,7 @@ class Checkpoints:
 
         def write(temporary: Path) -> None:
             torch.save({"format": FORMAT, **content}, temporary)
-            if self.newest is not None:
+            if self.newest is not None and self.newest.exists():
                 link(self.newest, self.folder / "previous.pt")
 
         write_atomic(first, write)
@@ -293,7 +293,7 @@ def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dic
         **state_dicts,
         "config": config,
         "data": stored.metadata(content.get("data"), where, foreign=foreign),
-        "state": stored.state(content.get("state"), where),
+        "state": stored_state.state(content.get("state"), where),
     }
 
 

@@ -146,9 +146,6 @@ def set_back(
     folder = checkpoints.folder.parent
     if distributed.is_main():
         aside = _keep(folder)
-        log.info(
-            "resume: set back to epoch %d; the run as it was is kept in %s", state.epoch, aside
-        )
         best = _best(path, state, monitor)
         if best is not None:
             checkpoint.link(best, checkpoints.folder / "best.pt")
@@ -161,6 +158,9 @@ def set_back(
     if distributed.is_main():
         checkpoints.save(content, "", is_best=False)
         (checkpoints.folder / "final.safetensors").unlink(missing_ok=True)
+        log.info(
+            "resume: set back to epoch %d; the run as it was is kept in %s", state.epoch, aside
+        )
 
 
 def _keep(folder: Path) -> Path:

@@ -62,6 +62,7 @@ def _start(config: Mapping[str, Any], name: str) -> Start | None:
     run = _resumed(config)
     if run is not None:
         return resume(run, config)
+    build.check_batch_size(config)
     weights = build.start_weights(config)
     return Start(run_folder.create(config, name), weights=weights)
 

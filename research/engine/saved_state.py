@@ -142,7 +142,7 @@ def scaler_state(own: Plain, saved: Any) -> Plain:
 
 
 def counters(saved: Plain, samples: int, metric: str) -> Plain:
-    """Counters and history, which ``stored.state`` has checked one by one, if they go together.
+    """Counters and history, which ``stored_state`` has checked one by one, if they go together.
 
     Args:
         saved: of the checkpoint.

@@ -179,6 +179,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
     Raises:
         UserError: if names, shapes or kinds of numbers differ.
     """
+    if not all(isinstance(name, str) and isinstance(w, Tensor) for name, w in weights.items()):
+        raise UserError(key, f"{where}: contains no state dict", "use a dict of tensors")
     own = network.state_dict()
     for name in own.keys() & weights.keys():
         if _kind(own[name]) != _kind(weights[name]):

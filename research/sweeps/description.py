@@ -163,20 +163,25 @@ def describe(
     Raises:
         UserError: if the folder belongs to another search, or to one that is not known.
     """
-    damage = "it is missing"
+    damage, changes = "", {}
     try:
         known = read_description(folder)
+        changes = search.changes(known) if known else {}
     except UserError as error:
         known, damage = None, error.message
-    if known is None and named and has_trials:
-        # Any other name contains the digest of the search that it belongs to.
+    if not named:
+        # The name contains the digest of the search that it belongs to.
+        if changes or damage:
+            log.warning("sweep: %s was damaged and is written anew", folder / DESCRIPTION)
+        known = None if changes else known
+    elif known is None and has_trials:
         raise UserError(
             "hydra.sweeper.study_name",
-            f"{folder / DESCRIPTION}: {damage}; the search of its trials is not known",
+            f"{folder / DESCRIPTION}: {damage or 'it is missing'}; the search of its trials is not "
+            "known",
             f"choose another hydra.sweeper.study_name, or delete {folder}",
         )
-    changes = search.changes(known) if known else {}
-    if changes:
+    elif changes:
         raise UserError(
             "hydra.sweeper.study_name",
             f"hydra.sweeper.study_name={folder.name}: {folder} belongs to another search "

@@ -36,7 +36,6 @@ _PROBABILITY = number(at_least=0, at_most=1)
 RULES: dict[str, Rule] = {
     "study_name": or_null(FOLDER_NAME),
     "storage": or_null(TEXT),
-    "params": or_null(MAPPING),
     "objectives": list_of(one_of("monitor", "latency_ms", "bytes_per_image"), min_length=1),
     "n_trials": or_null(COUNT),
     "seed": whole(0),

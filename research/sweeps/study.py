@@ -167,7 +167,7 @@ class Study:
         Raises:
             StorageError: if it is not what a trial records.
         """
-        file = Path(f"{self.store.name}, trial {trial.number} of {self.name}")
+        file = Path(f"trial {trial.number} of {self.name}")
         try:
             validate(_Attributes, trial.user_attrs, "hydra.sweeper.storage", file, "")
         except UserError as error:

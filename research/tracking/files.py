@@ -135,7 +135,9 @@ def _read(path: Path, *, epochs: bool) -> Iterator[tuple[dict[str, str] | None, 
                 columns = []
                 yield None, head.rstrip(b"\n")
             while line := file.readline(MAX_LINE):
-                if not line.endswith(b"\n") and len(line) < MAX_LINE:
+                if not line.endswith(b"\n"):
+                    if len(line) == MAX_LINE:  # the rest may have no end
+                        yield None, line
                     return
                 fields = _fields(line.rstrip(b"\r\n"))
                 row = dict(zip(columns, fields, strict=False))

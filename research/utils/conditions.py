@@ -35,6 +35,14 @@ REFUSED: Final = {
     errno.ENOTCONN: "the network disk is not connected",
     errno.ENOLCK: "the disk does not support file locks",
 }
+REMEDIES: Final = {
+    errno.EROFS: "make it writable",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.ESTALE: "start again",
+    errno.ENOTCONN: "connect it",
+    errno.ENOLCK: "use another disk",
+}
 OPEN_FILES: Final = (errno.EMFILE, errno.ENFILE)
 EXHAUSTED: Final = (*OPEN_FILES, errno.ENOMEM, errno.ENOSPC)
 """Errors of the machine, whatever file is read."""
@@ -221,7 +229,7 @@ def _disk(error: BaseException, around: Circumstances) -> UserError | None:
     if error.errno in FULL:
         what, remedy = FULL[error.errno], "free space"
     elif error.errno in REFUSED:
-        what, remedy = REFUSED[error.errno], "make it writable"
+        what, remedy = REFUSED[error.errno], REMEDIES.get(error.errno, "check the disk")
     else:
         return None
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None

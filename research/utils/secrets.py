@@ -81,13 +81,26 @@ def redact(text: str) -> str:
     return _redact_urls(text)
 
 
-def redacted(value: Any) -> Any:
-    """A copy of plain values from a file, hidden as by ``hidden`` but not known to ``reveal``."""
+def redacted(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """A copy of plain values from a file, hidden as by ``hidden`` but not known to ``reveal``.
+
+    Args:
+        value: may have the same container at several places, as YAML's aliases make it.
+        seen: copies of containers by their identity.
+    """
     if isinstance(value, str):
         return _split(value)[0] if "://" in value and ADDRESS.match(value) else _redact_urls(value)
-    if isinstance(value, dict):
-        return {key: redacted(entry) for key, entry in value.items()}
-    return [redacted(entry) for entry in value] if isinstance(value, list | tuple) else value
+    if not isinstance(value, dict | list | tuple):
+        return value
+    seen = {} if seen is None else seen
+    if id(value) not in seen:
+        copy: Any = {} if isinstance(value, dict) else []
+        seen[id(value)] = copy
+        if isinstance(value, dict):
+            copy.update((key, redacted(entry, seen)) for key, entry in value.items())
+        else:
+            copy.extend(redacted(entry, seen) for entry in value)
+    return seen[id(value)]
 
 
 def hide_command_line() -> None:

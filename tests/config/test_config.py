@@ -21,7 +21,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from research.config import check_jobs, command_line, compose_config, register
-from research.config.compose import Composed, composed
+from research.config.compose import Composed
 from research.config.group_rules import group_rules
 from research.config.help import help_text
 from research.config.options import CONF, options, read_option
@@ -581,7 +581,7 @@ def test_an_experiment_overrides_the_model_and_the_command_line_overrides_both()
 
 
 def test_help_lists_groups_settings_and_examples() -> None:
-    text = help_text(composed(["compression=luma_fusion"]))
+    text = help_text(["compression=luma_fusion"])
     named = [*RUN_RULES, *ALL_GROUPS, *(option for _, option in ALL_OPTIONS)]
     assert [word for word in named if word not in text] == []
     assert "luma_fusion*" in text

@@ -64,7 +64,7 @@ def _difference(experiment: build.Experiment, rows: Any) -> float:
 
     own = distributed.shard().part(torch.arange(count).numpy())
     averaged = distributed.parallel(losses)
-    distributed.announce(len(own), accumulated=False)
+    distributed.announce(len(own))
     terms = averaged(batch(own) if len(own) else None)
     torch.stack(list(terms.values())).sum().backward()
     together = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

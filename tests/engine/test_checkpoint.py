@@ -285,7 +285,8 @@ WHOLE = arrays(st.sampled_from([np.int64, np.uint8, np.bool_]), array_shapes(max
 def test_the_transform_comes_back_bit_by_bit(tmp_path: Path, values: list[Any]) -> None:
     transform = {str(number): torch.from_numpy(np.array(v)) for number, v in enumerate(values)}
     path = tmp_path / "a.safetensors"
-    header = {"config": CONFIG, "data": {"classes": []}, "state": {}, "transform": transform}
+    state = {"epoch": 0, "step": 0, "best": None, "best_epoch": 0, "history": []}
+    header = {"config": CONFIG, "data": {"classes": []}, "state": state, "transform": transform}
     checkpoint.save_weights(torch.nn.Linear(1, 1), path, header)
     found = checkpoint.load(path)["transform"]
     assert found.keys() == transform.keys()

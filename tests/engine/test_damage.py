@@ -150,9 +150,10 @@ def test_a_damaged_checkpoint_is_answered_by_the_one_before(
 
 
 def damage_in_place(path: Path, at: float = 0.5) -> None:
-    """One wrong bit, in all names of a file."""
+    """64 wrong bytes, more than the padding between two records, in all names of a file."""
     data = bytearray(path.read_bytes())
-    data[int(len(data) * at)] ^= 1
+    start = int(len(data) * at)
+    data[start : start + 64] = bytes(byte ^ 1 for byte in data[start : start + 64])
     with path.open("r+b") as file:
         file.write(data)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
@@ -188,13 +189,19 @@ def test_a_killed_worker(folders: Path, start: Start) -> None:
     assert "is killed by signal" in log
 
 
-def test_a_folder_deleted_under_a_run(folders: Path, start: Start) -> None:
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_folder_deleted_or_moved_under_a_run(folders: Path, start: Start, deletes: bool) -> None:
     folder = folders.parent / "run"
     process = start("run_dir=run", "epochs=9999")
     wait_for_steps(folder, process)
-    while folder.exists():  # a row or a checkpoint may come in between
-        shutil.rmtree(folder, ignore_errors=True)
-    assert "run was deleted or moved while it was used" in line_of(process)
+    if deletes:
+        while folder.exists():  # a row or a checkpoint may come in between
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.rename(folder.with_name("moved"))
+    # While it is being deleted, a folder in it may be gone first.
+    what = r"run(/\w+)?" if deletes else "run"
+    assert re.match(f"error: {what} was deleted or moved while it was used", line_of(process))
     assert not folder.exists()
 
 

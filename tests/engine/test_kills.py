@@ -1,6 +1,6 @@
 """Runs of every task that are killed (SIGKILL) at random moments and resumed, until they are done.
 
-    pytest -m whole -s tests/engine/test_kills.py        # 200 kills, prints a table
+    pytest -m whole tests/engine/test_kills.py        # 207 kills, prints a table
 
 Half of the kills come from outside at random times, the others from inside: after an optimizer
 step, and between any two changes of files while a checkpoint, a row or a picture is written.
@@ -104,11 +104,13 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     different: list[str] = field(default_factory=list)
 
-    def row(self, name: str) -> str:
+    @property
+    def row(self) -> tuple[int, int, int, int]:
+        """Kills; in an epoch after the first checkpoint; in saving; identical."""
         counts = self.counts
         inside = counts["in an epoch"] + counts["in saving"]
         saving = counts["in saving"] + counts["in saving, at its end"]
-        return f"| {name} | {counts['kills']} | {inside} | {saving} | {counts['identical']} |"
+        return counts["kills"], inside, saving, counts["identical"]
 
 
 class Killer:
@@ -226,16 +228,23 @@ def test_killed_runs_are_resumed_bit_for_bit(
     monkeypatch.chdir(tmp_path)
     for name in ("data", "stores"):
         (tmp_path / name).symlink_to(DATA / name)
-    outcomes: dict[str, Outcome] = {}
+    rows, different = [], []
     for number, system in enumerate(systems):
         killer = Killer(SYSTEMS[system], tmp_path / f"system_{number}", random.Random(number))
-        outcome = outcomes[system] = killer.outcome
-        runs = 0
+        outcome, runs = killer.outcome, 0
         while (left := kills - outcome.counts["kills"]) > 0:
             killer.kill_a_run(f"run_{runs}", min(left, KILLS_OF_A_RUN))
             runs += 1
-        with capsys.disabled():
-            print(outcome.row(system), dict(outcome.counts), flush=True)
-            for line in outcome.different:
-                print(line)
-    assert [line for outcome in outcomes.values() for line in outcome.different] == []
+        rows.append(outcome.row)
+        different += outcome.different
+        show(capsys, system, outcome.row)
+    total = tuple(map(sum, zip(*rows, strict=True)))
+    show(capsys, "all", total)
+    assert different == []
+    assert total[0] == total[3] == kills * len(systems)
+    assert kills == 2 or total[1] >= total[0] / 2
+
+
+def show(capsys: pytest.CaptureFixture[str], name: str, row: tuple[int, ...]) -> None:
+    with capsys.disabled():
+        print(f"| {name} | " + " | ".join(map(str, row)) + " |", flush=True)

@@ -383,6 +383,7 @@ def test_nothing_is_trained_again_when_the_storage_is_lost(
 # -- results ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_fewer_trials_than_before_are_nothing_to_do(
     sweep: Sweep, study_folder: Path, caplog: pytest.LogCaptureFixture, fails: list[int]
 ) -> None:

@@ -165,6 +165,21 @@ def test_a_damaged_study_stops_no_other(
         describe(FOLDER / "broken", mine, named=True, has_trials=True, pruner=None, n_trials=4)
 
 
+def test_the_name_of_a_study_says_more_than_its_description(
+    study_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = search()
+    path = FOLDER / name_of(mine) / "study.json"
+    described(path.parent.name, mine)
+    for damaged in (with_value(CONFIG, "epochs", 9), {"model": {"a": "${b}"}}):
+        content = {**json.loads(path.read_text()), "configuration": damaged}
+        path.write_text(json.dumps(content))
+        assert name_of(mine) == path.parent.name
+        assert not mine.changes(described(path.parent.name, mine))
+        assert "was damaged and is written anew" in caplog.text
+        caplog.clear()
+
+
 def test_the_summary_replaces_a_damaged_description(study_folder: Path) -> None:
     known = described("mine", search(), named=True)
     (FOLDER / "mine" / "study.json").rename(FOLDER / "mine" / "final_summary.json")
@@ -216,6 +231,7 @@ def edit(path: Path, **content: Any) -> None:
         cached.cache_clear()
 
 
+@pytest.mark.long
 def test_after_an_edit_the_same_words_mean_another_study(
     sweep: Sweep,
     study_folder: Path,

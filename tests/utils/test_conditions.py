@@ -67,7 +67,7 @@ CONDITIONS: list[tuple[Exception, str, tuple[str, ...]]] = [
     (system(errno.EDQUOT, "a"), "disk", ("quota", "free space")),
     (system(errno.EFBIG, "a"), "disk", ("larger",)),
     (system(errno.EROFS, "a"), "disk", ("read-only", "make it writable")),
-    (system(errno.EACCES, "a"), "disk", ("no permission",)),
+    (system(errno.EACCES, "a"), "disk", ("no permission", "change its permissions")),
     (system(errno.ESTALE, "a"), "disk", ("network",)),
     (system(errno.EIO), "disk", ("input/output",)),
     (system(errno.EMFILE, "a"), "ulimit", ("too many open files", "ulimit -n", "workers=0")),

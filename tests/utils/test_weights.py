@@ -49,7 +49,7 @@ def test_pickled_objects_are_refused_unread(tmp_path: Path) -> None:
     torch.save({"model": STATE, "more": Bomb(mark)}, tmp_path / "a.pt")
     assert "calls a function" in refused(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb(mark)))
-    assert "calls a function" in refused(tmp_path / "b.pt")
+    assert "refused" in refused(tmp_path / "b.pt")
     assert not mark.exists()
 
 
