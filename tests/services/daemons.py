@@ -30,7 +30,19 @@ PATIENCE = 120.0
 """Seconds for a service to start."""
 ENDS = 20.0
 """Seconds for a process to end."""
+PROGRAMS = os.pathsep.join(
+    [
+        *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]),
+        os.environ["PATH"],
+        "/usr/sbin",
+        "/usr/local/sbin",
+    ]
+)
+"""Where Debian puts the programs of the services, as a ``PATH``."""
+PAGE = ROOT / "docs" / "distributed.md"
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INSTALLS = re.compile(r"^pip install .*\n", re.MULTILINE)
+CELL = re.compile(r"^\|.*`((?:python|torchrun|srun) .*)` \|$", re.MULTILINE)
 SLURM = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -59,19 +71,29 @@ SlurmdParameters=config_overrides
 PriorityType=priority/basic
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=65536 Gres=gpu:2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=65536 Gres=gpu:{gpus}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-"""One node with two GPUs that are only counted, so that two jobs with one each run at once."""
+"""One node with GPUs that are only counted, so that as many jobs with one each run at once."""
+
+
+def sections() -> dict[str, list[str]]:
+    """The commands of ``docs/distributed.md`` by section, without ``pip install``.
+
+    Each is a block, or a cell of a table that begins with a program; ``""`` is the top of the page.
+    """
+    text = PAGE.read_text(encoding="utf-8")
+    found = {}
+    for part in f"\n{text}".split("\n## "):
+        title, _, body = part.partition("\n")
+        blocks = [INSTALLS.sub("", each) for each in BLOCK.findall(body)]
+        found[title] = [*CELL.findall(body), *blocks]
+    return {title: each for title, each in found.items() if each}
 
 
 def commands(section: str) -> list[str]:
-    """The blocks of commands of a section of ``docs/distributed.md``, without ``pip install``."""
-    text = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
-    body = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    blocks = [re.sub(r"^pip install .*\n", "", each, flags=re.M) for each in BLOCK.findall(body)]
-    assert blocks, section
-    return blocks
+    """The commands of a section."""
+    return sections()[section]
 
 
 def wait_until(is_ready: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
@@ -121,11 +143,6 @@ class Postgres:
     def environment(self) -> dict[str, str]:
         return {"PGPASSWORD": self.password}
 
-    @property
-    def ports(self) -> dict[str, str]:
-        """What the addresses of the documentation are in this process."""
-        return {":5432": f":{self.port}"}
-
     def create(self) -> None:
         self.folder.mkdir()
         if os.getuid() == 0:
@@ -149,8 +166,6 @@ class Postgres:
         return self.folder / "data"
 
     def _run(self, *command: str | Path) -> None:
-        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-        path = os.pathsep.join([*map(str, binaries[-1:]), os.environ["PATH"]])
         server = {"PGHOST": str(self.folder), "PGPORT": str(self.port), "PGUSER": _owner()}
         subprocess.run(
             command,
@@ -158,7 +173,7 @@ class Postgres:
             cwd="/",
             stdout=subprocess.DEVNULL,
             user=_owner(),
-            env={**os.environ, **self.environment, **server, "PATH": path},
+            env={**os.environ, **self.environment, **server, "PATH": PROGRAMS},
         )
 
 
@@ -239,7 +254,7 @@ def mlflow_server(
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[dict[str, str]]:
+def slurm(folder: Path, *, gpus: int = 2) -> Iterator[dict[str, str]]:
     """Slurm with one node; gives the environment in which its commands find it."""
     for part in ("munge", "state", "spool"):
         (folder / part).mkdir(parents=True)
@@ -258,14 +273,14 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             folder=folder,
             controller=free_port(),
             node=free_port(),
+            gpus=gpus,
         )
     )
-    for gpu in ("gpu0", "gpu1"):
-        (folder / gpu).touch()
-    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
+    for number in range(gpus):
+        (folder / f"gpu{number}").touch()
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{gpus - 1}]\n")
     environment = {"SLURM_CONF": str(configuration)}
     own = {**os.environ, **environment}
-    path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
     daemons = []
     try:
         for command in (
@@ -273,7 +288,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             ["slurmctld", "-D", "-f", str(configuration)],
             ["slurmd", "-D", "-f", str(configuration)],
         ):
-            program = shutil.which(command[0], path=path)
+            program = shutil.which(command[0], path=PROGRAMS)
             assert program is not None, f"{command[0]} is not installed"
             with (folder / f"{command[0]}.out").open("w") as log:
                 daemons.append(
