@@ -15,7 +15,7 @@ from research.engine.run_folder import is_locked
 from research.sweeps.launchers import JobDied
 from research.sweeps.space import Space
 from research.sweeps.storage import StorageError
-from research.sweeps.study import Claim, Study
+from research.sweeps.study import MAX_ATTEMPTS, Claim, Study
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -98,14 +98,16 @@ def release(claims: Sequence[Claim]) -> None:
 def _fail_if_unreported(
     study: Study, claim: Claim, result: JobReturn, before: Mapping[str, Any]
 ) -> None:
-    """Mark a trial as failed whose job raised before it could report anything itself.
+    """Record how a job ended that could not report anything itself.
+
+    A trial whose job raised has failed. One whose job died is launched again, unless jobs have died
+    too often: the job may have been killed, or the machine may be unable to run any.
 
     Args:
         study: of the trial.
         claim: of the trial.
         result: of the job.
-        before: attributes of the trial before it was launched. If they have changed, a job that
-            died had started: the trial can be resumed.
+        before: attributes of the trial before it was launched.
     """
     try:
         _ = result.return_value
@@ -115,10 +117,17 @@ def _fail_if_unreported(
         reason = f"{type(error).__name__}: {one_line(error)}"
         with study.locked():
             trial = study.trial(claim.number)
-            run = study.run_of(trial)
-            if isinstance(error, JobDied) and trial.user_attrs != before:
+            attrs, run = trial.user_attrs, study.run_of(trial)
+            if trial.state.is_finished() or (run is not None and is_locked(run)):
+                return
+            if isinstance(error, JobDied):
                 log.warning("sweep: trial %d: %s", claim.number, one_line(error))
-            elif not trial.state.is_finished() and (run is None or not is_locked(run)):
-                trace = None if isinstance(error, UserError) else error
-                log.error("sweep: a job failed: %s", reason, exc_info=trace)
-                study.fail(claim.number, reason)
+                attempts = attrs.get("attempts", 0) + 1
+                if attrs != before:
+                    return  # the job has counted its attempt
+                if attempts < MAX_ATTEMPTS:
+                    study.set_attrs(claim.number, attempts=attempts)
+                    return
+            trace = None if isinstance(error, UserError | JobDied) else error
+            log.error("sweep: a job failed: %s", reason, exc_info=trace)
+            study.fail(claim.number, reason)

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
 from tests.conftest import ROOT
 from tests.mlflow_ui import free_port
@@ -94,6 +96,17 @@ def sections() -> dict[str, list[str]]:
 def commands(section: str) -> list[str]:
     """The commands of a section."""
     return sections()[section]
+
+
+def needs(*programs: str) -> Any:
+    """Marks a test with daemons of Debian's packages, for ``tests/services/run``."""
+    missing = [name for name in programs if shutil.which(name, path=PROGRAMS) is None]
+    skip = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)}: not installed")
+
+    def mark(test: Any) -> Any:
+        return pytest.mark.services(pytest.mark.whole(skip(test)))
+
+    return mark
 
 
 def wait_until(is_ready: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -66,6 +66,12 @@ class Sweep:
         """The run folder in which a trial has trained last."""
         found = sorted(self.folder.glob(f"runs/sweeps/*/trial_{number:04d}*"))
         return found[-1] if found else None
+
+    def saved(self, number: int) -> Path:
+        """The last checkpoint of a trial."""
+        run = self.run(number)
+        assert run is not None
+        return run / "checkpoints" / "last.pt"
 
     def batches(self, number: int) -> int:
         """Rows of a trial's batches so far."""
@@ -158,13 +164,18 @@ class Sweep:
 
 
 @contextmanager
-def started(folder: Path, words: list[str], environment: Mapping[str, str]) -> Iterator[Sweep]:
+def started(
+    folder: Path,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    sweep: Sequence[str] = SWEEP,
+) -> Iterator[Sweep]:
     """A sweep in a working directory of its own."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     log = folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), "-m", *words, *SWEEP],
+            [sys.executable, str(ROOT / "train.py"), "-m", *words, *sweep],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=output,
@@ -179,6 +190,13 @@ def started(folder: Path, words: list[str], environment: Mapping[str, str]) -> I
             with suppress(subprocess.TimeoutExpired):
                 process.wait(90)
             process.kill()
+
+
+def make_data(base: Path) -> list[str]:
+    """Pictures for ``BATCHES`` in an epoch; gives the settings of a run on them."""
+    make_folders(base / "data" / "train", 60)
+    make_folders(base / "data" / "val", 10, seed=1)
+    return [*SMALL, *TINY, *data_overrides(base / "data")]
 
 
 def trials(folder: Path) -> dict[str, dict[str, Any]]:
@@ -347,9 +365,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     base = Path(tempfile.mkdtemp(prefix="svc", dir="/tmp"))
     base.chmod(0o711)  # PostgreSQL's user passes through
-    make_folders(base / "data" / "train", 60)
-    make_folders(base / "data" / "val", 10, seed=1)
-    words = [*SMALL, *TINY, *data_overrides(base / "data")]
+    words = make_data(base)
     try:
         with started(base / "undisturbed", words, {}) as sweep:
             sweep.finish()

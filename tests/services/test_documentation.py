@@ -18,7 +18,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,9 +25,9 @@ from tests.conftest import ROOT, SMALL, TINY, data_overrides, make_folders
 from tests.mlflow_ui import free_port
 from tests.services.daemons import (
     PAGE,
-    PROGRAMS,
     commands,
     mlflow_server,
+    needs,
     postgres,
     ray,
     sections,
@@ -44,17 +43,6 @@ TESTED = {
     "PostgreSQL": 2,
 }
 """How many commands of each section the tests below run."""
-
-
-def needs(*programs: str) -> Any:
-    """Marks a test with daemons of Debian's packages, for ``tests/services/run``."""
-    missing = [name for name in programs if shutil.which(name, path=PROGRAMS) is None]
-    skip = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)}: not installed")
-
-    def mark(test: Any) -> Any:
-        return pytest.mark.services(pytest.mark.whole(skip(test)))
-
-    return mark
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from research.sweeps.launchers import JobDied
 from research.sweeps.launching import launch
 from research.sweeps.space import Space
 from research.sweeps.storage import GuardedStorage, StorageError
-from research.sweeps.study import Claim, Study
+from research.sweeps.study import MAX_ATTEMPTS, Claim, Study
 from research.utils.errors import UserError
 from tests.conftest import user_error
 
@@ -83,11 +83,11 @@ class FakeLauncher(Launcher):
         return [self.run(initial_job_idx + place) for place in range(len(job_overrides))]
 
 
-def test_a_job_that_died_is_resumed_if_it_had_started() -> None:
+def test_a_job_that_died_is_launched_again() -> None:
     study = opened()
 
     def run(number: int) -> JobReturn:
-        if number == 0:
+        if number == 0:  # after it had counted its attempt
             study.set_attrs(0, attempts=1, reason="")
         if number == 2:
             study.report(2, [1.0])
@@ -98,22 +98,32 @@ def test_a_job_that_died_is_resumed_if_it_had_started() -> None:
 
     launch(FakeLauncher(run), study, SPACE, claims(study, 3))
     states = [trial.state for trial in study.trials()]
-    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.COMPLETE]
-    assert "killed" in study.trial(1).user_attrs["reason"]
-    (again,) = claims(study, 1)
-    assert again.number == 0
+    assert states == [TrialState.RUNNING, TrialState.RUNNING, TrialState.COMPLETE]
+    assert [study.trial(number).user_attrs["attempts"] for number in (0, 1)] == [1, 1]
     # Interrupted: its attempt does not count, and its seconds do.
     attrs = {"attempts": 0, "reason": "interrupted", "seconds": 2.0}
     launch(
         FakeLauncher(lambda number: study.set_attrs(0, **attrs) or launchers._died("status 143")),
         study,
         SPACE,
-        [again],
+        claims(study, 1),
     )
-    assert study.trial(0).state is TrialState.RUNNING
-    # Now it dies before it has started.
-    launch(FakeLauncher(lambda number: launchers._died("node")), study, SPACE, claims(study, 1))
+    assert study.trial(0).user_attrs["attempts"] == 0
+
+
+def test_jobs_that_cannot_start_are_given_up() -> None:
+    study, launched = opened(), 0
+
+    def run(number: int) -> JobReturn:
+        nonlocal launched
+        launched += 1
+        return launchers._died("Slurm job 7_0 ended without a result, see FILE")
+
+    for _ in range(MAX_ATTEMPTS):
+        launch(FakeLauncher(run), study, SPACE, claims(study, 1))
+    assert launched == MAX_ATTEMPTS
     assert study.trial(0).state is TrialState.FAIL
+    assert "see FILE" in study.trial(0).user_attrs["reason"]
 
 
 def test_slurm_jobs_are_waited_for_while_they_are_in_the_queue(
