@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -125,8 +125,15 @@ def _failure(name: str, error: Exception) -> StorageError:
     from sqlalchemy.exc import InterfaceError, OperationalError
 
     server = name.startswith(SETTING) and not name.startswith(f"{SETTING}sqlite")
-    lost = isinstance(error.__cause__ or error, OperationalError | InterfaceError)
+    lost = any(isinstance(each, OperationalError | InterfaceError) for each in _causes(error))
     return StorageError(name, reason, temporary=server and lost)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes: the driver's is that of SQLAlchemy's, which may be that of Optuna's."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 class JournalLock:

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
@@ -189,16 +191,43 @@ class Broken:
     create_new_trial = get_all_trials
 
 
-LOST = OperationalError("SELECT", {}, Exception("connection refused"))
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+LOST = caused(
+    OperationalError("SELECT", {}, Exception("connection refused")),
+    ConnectionError("connection refused"),  # of the driver
+)
 SERVER = "hydra.sweeper.storage=postgresql://lab@host/studies"
 
 
-def test_a_server_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [LOST, caused(StorageInternalError("failed"), LOST)])
+def test_a_server_is_waited_for(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
-    assert GuardedStorage(Broken(LOST, 3), SERVER).get_all_trials() == "trials"
+    assert GuardedStorage(Broken(error, 3), SERVER).get_all_trials() == "trials"
     # What may have happened in spite of the error is not repeated.
     with user_error("hydra.sweeper.storage", "connection refused", "run the same command again"):
-        GuardedStorage(Broken(LOST, 1), SERVER).create_new_trial()
+        GuardedStorage(Broken(error, 1), SERVER).create_new_trial()
+
+
+def test_a_server_that_does_not_answer_when_a_study_is_opened_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors = [LOST, caused(StorageInternalError("failed"), LOST)]
+
+    def connect(url: str, engine_kwargs: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return InMemoryStorage()
+
+    monkeypatch.setattr(storage.optuna.storages, "RDBStorage", connect)
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    url = SERVER.removeprefix(storage.SETTING)
+    opened = storage.outlast(lambda: storage.open_storage(url, repair=False))
+    assert opened.in_database
+    assert not errors
 
 
 @pytest.mark.parametrize(
