@@ -130,7 +130,7 @@ def _failure(name: str, error: Exception) -> StorageError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes: the driver's is that of SQLAlchemy's, which may be that of Optuna's."""
+    """An error and its causes, such as one of Optuna, of SQLAlchemy and of the driver."""
     while error is not None:
         yield error
         error = error.__cause__

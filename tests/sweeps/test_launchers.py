@@ -223,6 +223,7 @@ def test_a_server_that_does_not_answer_when_a_study_is_opened_is_waited_for(
         return InMemoryStorage()
 
     monkeypatch.setattr(storage.optuna.storages, "RDBStorage", connect)
+    monkeypatch.setattr(storage.optuna.storages, "get_storage", lambda database: database)
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     url = SERVER.removeprefix(storage.SETTING)
     opened = storage.outlast(lambda: storage.open_storage(url, repair=False))
