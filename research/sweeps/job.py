@@ -24,6 +24,7 @@ from research.sweeps.description import FOLDER
 from research.sweeps.devices import exclusive_device
 from research.sweeps.identity import changed_settings, format_changes
 from research.sweeps.objectives import Objective, measure, monitor
+from research.sweeps.parent import trial_tags
 from research.sweeps.storage import StorageError, outlast
 from research.sweeps.study import Study, checkpoint_time
 from research.utils import logs
@@ -240,7 +241,7 @@ def _train(
     resumes: bool,
 ) -> Outcome:
     pruner = TrialPruner(study, number, config["epochs"])
-    tags = {"study": study.name, "trial": str(number), **record.parent_tag(study)}
+    tags = trial_tags(study.folder, number)
     description = study.description
     wanted = [Objective(**each) for each in description["objectives"]]
     own = monitor(config)

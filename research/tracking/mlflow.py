@@ -85,6 +85,11 @@ class MLflowTracker(Tracker):
     # -- the interface -------------------------------------------------------------------------
 
     def start(self, run: Run) -> None:
+        self._read(run)
+        self._deliver_aside(SECONDS_TO_START)
+
+    def _read(self, run: Run) -> None:
+        """Read what an earlier process has left in the folder of a run."""
         self.run = run
         self.spool = Spool(run.folder)
         self.delivery = Delivery(self.store, self.spool)
@@ -96,7 +101,17 @@ class MLflowTracker(Tracker):
         else:
             self.abandoned = read_run_id(run.folder)
             self.spool.clear()
-        self._deliver_aside(SECONDS_TO_START)
+
+    def waits(self, folder: Path) -> bool:
+        return (folder / NAME).exists()
+
+    def deliver(self, run: Run, status: Status) -> bool:
+        self.ended, self.connected, self.was_open = True, False, False
+        self._read(run)
+        self._deliver()
+        if self.answers and not self.spool:
+            self._end(status)
+        return not self.spool
 
     def set_back(self, folder: Path) -> None:
         (folder / RUN_ID).unlink(missing_ok=True)
