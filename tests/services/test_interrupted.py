@@ -17,7 +17,7 @@ from tests.services.daemons import needs, ray, slurm, wait_until
 from tests.services.outages import BATCHES, Sweep, make_data, rows, started
 from tests.sweeps.conftest import summaries
 
-EPOCHS = 20
+EPOCHS = 10
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
 RAY = ("hydra/launcher=ray", "hydra.launcher.num_cpus=1")
 TO_SAVE = 60.0
@@ -84,7 +84,7 @@ def test_ctrl_c_in_the_sweep(base: Path, name: str) -> None:
 
 @needs("slurmctld", "munged")
 def test_the_time_limit_of_slurm(base: Path) -> None:
-    epochs = 60
+    epochs = 30
     words = ("seed=0,1", f"epochs={epochs}", "log_every=1", "save_every_minutes=null")
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20")
     with (
