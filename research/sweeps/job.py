@@ -27,6 +27,7 @@ from research.sweeps.objectives import Objective, measure, monitor
 from research.sweeps.parent import trial_tags
 from research.sweeps.storage import StorageError, outlast
 from research.sweeps.study import Study, checkpoint_time
+from research.tracking import spool
 from research.utils import logs
 from research.utils.errors import Damaged, UserError, one_line
 
@@ -197,7 +198,9 @@ def _open_run(
             # A run without a checkpoint starts again in a new folder: nothing is overwritten.
             beginnings = max(beginnings, study.last_beginning(number)) + 1
             run_dir = str(study.run_folder(number, beginnings))
-            folder = run_folder.create({**config, "run_dir": run_dir}, name)
+            earlier, folder = folder, run_folder.create({**config, "run_dir": run_dir}, name)
+            if earlier is not None:
+                spool.hand_on(earlier, folder)
         stack.enter_context(run_folder.run_lock(folder))
         study.set_attrs(
             number,
