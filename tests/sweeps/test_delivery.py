@@ -28,7 +28,7 @@ def stored(uri: str) -> dict[str, Any]:
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     found = {}
     for run_id, run in runs.items():
-        tags = {name: value for name, value in run.data.tags.items() if "mlflow." not in name}
+        tags = {name: value for name, value in run.data.tags.items() if "mlflow" not in name}
         parent = runs.get(run.data.tags.get("mlflow.parentRunId", ""))
         is_trial = parent is not None
         found[f"trial {tags['trial']}" if is_trial else "parent"] = {

@@ -546,8 +546,9 @@ def test_a_kill_before_the_id_of_a_run_is_written(
 
     with monkeypatch.context() as context:
         context.setattr(ours, "write_text", interrupted)
+        killed._read(Run(tmp_path, "run", {}))
         with pytest.raises(KeyboardInterrupt):
-            killed.start(Run(tmp_path, "run", {}))
+            killed._deliver()
     again = start(store, tmp_path, resumed=resumed)
     again.finish("FINISHED")
     found = {shown.info.run_id: shown.info.status for shown in runs_of(store, "ours")}
