@@ -178,7 +178,8 @@ class ClassificationMetrics:
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self.confusion = MulticlassConfusionMatrix(classes).to(device)
+        # Its validation would read the labels back from the device, twice per batch.
+        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
         self.classes = classes
         self.device = device
         self.reset()
