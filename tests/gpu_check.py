@@ -56,16 +56,16 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Attributes of all sections.
+    """Settings of all sections.
 
     Attributes:
         device: ``cuda``, ``cuda:1`` or ``cpu``.
-        out: folder of everything that is written.
+        work: folder of everything that a section writes.
         until: ``time.monotonic()`` after which no check is started.
     """
 
     device: str
-    out: Path
+    work: Path
     until: float
 
     @property
@@ -125,7 +125,6 @@ def main(words: Sequence[str]) -> int:
         return 2
     out = Path(given.get("out") or tempfile.mkdtemp(prefix="gpu_check_")).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(given.get("device", "cuda"), out, time.monotonic() + LIMIT)
     # Before the processes are forked, so that they need not import it again. CUDA is not started
     # here: a forked process could not use it.
     for module in ("research.engine.run", "tests.gpu_training", "tests.gpu_speed"):
@@ -133,7 +132,9 @@ def main(words: Sequence[str]) -> int:
             importlib.import_module(module)
         except ImportError as error:
             print(f"{module}: {error}", file=sys.stderr)
-    results = {name: _in_a_process(name, settings) for name in SECTIONS}
+    with tempfile.TemporaryDirectory(prefix="work_", dir=out) as work:
+        settings = Settings(given.get("device", "cuda"), Path(work), time.monotonic() + LIMIT)
+        results = {name: _in_a_process(name, settings) for name in SECTIONS}
     failed = any(section.failures for section in results.values())
     content = {name: asdict(section) for name, section in results.items()}
     (out / "gpu_check.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -144,8 +145,7 @@ def main(words: Sequence[str]) -> int:
 
 def _in_a_process(name: str, settings: Settings) -> Section:
     print(f"{name}:", flush=True)
-    file = settings.out / f"{name.replace(' ', '_')}.json"
-    file.unlink(missing_ok=True)
+    file = settings.work / f"{name.replace(' ', '_')}.json"
     start = time.monotonic()
     process = multiprocessing.get_context("fork").Process(
         target=_section, args=(SECTIONS[name], settings, file)
@@ -157,7 +157,6 @@ def _in_a_process(name: str, settings: Settings) -> Section:
         process.kill()
         process.join()
     section = Section(**json.loads(file.read_text())) if file.exists() else Section()
-    file.unlink(missing_ok=True)
     if alive or process.exitcode:
         how = "was ended, it took too long" if alive else f"ended with status {process.exitcode}"
         section.failures.append(f"{name}: its process {how}")
@@ -167,8 +166,8 @@ def _in_a_process(name: str, settings: Settings) -> Section:
 
 
 def _section(target: str, settings: Settings, file: Path) -> None:
-    folder = settings.out / "work" / file.stem
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = settings.work / file.stem
+    folder.mkdir()
     os.chdir(folder)  # relative paths, such as runs/, are below it
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(Checks(settings, file))

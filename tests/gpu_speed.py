@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import hydra
 import timm
 import torch
 import torchvision
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from research.batch import Batch
+from research.compression.blocks import Blocks
 from research.config.options import options
 from research.engine import build
 from research.engine.loop import autocast
@@ -83,9 +84,11 @@ def training(words: tuple[str, ...], batch: int, name: str) -> Training:
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
     task = build.build_task(config, metadata["classes"])
-    blank = partial(build.blank_inputs, config, metadata)
-    example = task.example_batch(batch, blank, metadata).to(device)
-    inputs = _noise(example, config["channels_last"])
+
+    def noise(count: int) -> Tensor | Blocks:
+        return _noise(build.blank_inputs(config, metadata, count), config["channels_last"])
+
+    inputs = task.example_batch(batch, noise, metadata).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
 
@@ -103,16 +106,14 @@ def training(words: tuple[str, ...], batch: int, name: str) -> Training:
     return Training(step, forward_backward, device)
 
 
-def _noise(batch: Batch, channels_last: bool) -> Batch:
-    """The batch with inputs of normal noise."""
-
-    def draw(tensor: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn_like(tensor)
-        if channels_last and noise.dim() == 4:
-            noise = noise.contiguous(memory_format=torch.channels_last)
-        return noise
-
-    return replace(batch, inputs=replace(batch, labels=batch.index).map(draw).inputs)
+def _noise(blank: Tensor | Blocks, channels_last: bool) -> Tensor | Blocks:
+    """Normal noise of the shape of inputs."""
+    if isinstance(blank, Blocks):
+        return Blocks(_noise(blank.y, channels_last), _noise(blank.cbcr, channels_last))
+    noise = torch.randn_like(blank)
+    if channels_last and noise.dim() == 4:
+        return noise.contiguous(memory_format=torch.channels_last)
+    return noise
 
 
 def timed(step: Callable[[], None], device: torch.device, steps: int) -> float:
@@ -194,6 +195,7 @@ def matrix_product(checks: Checks) -> None:
 
     def network() -> dict[str, Any]:
         words = ("model=resnet34", *IMAGES, f"dataset.image_size={size}", *BF16)
+        words += ("model.name=resnet10t",) if tiny else ()
         built = training(words, batch, name)
         with FlopCounterMode(display=False) as counter:
             built.forward_backward()

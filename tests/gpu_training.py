@@ -287,7 +287,7 @@ def data(checks: Checks) -> None:
         root = ("dataset=cifar10", "dataset.root=cifar", "dataset.download=false")
         return equal(on_device, on_host, *net, *root, f"dataset.val_images={count // 2}")
 
-    frames = ("dataset=demo_runs", "dataset.demo.runs=6", "dataset.demo.frames=4")
+    frames = ("dataset=demo_runs", "dataset.demo.runs=6", "dataset.demo.frames=5")
     frames += ("dataset.image_size=64",)
     checks.run("folder, pixels", lambda: equal(none, two, *net, *folders))
     checks.run("store of coefficients", coefficients)
