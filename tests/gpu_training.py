@@ -39,7 +39,7 @@ STEADY: dict[str, tuple[str, ...]] = {
 }
 """Without what is drawn on the device, whose generator gives other numbers: dropout, samples of
 anchors and proposals."""
-FLOAT32 = ("precision=fp32", "accumulate=1", "ema=null")
+FLOAT32 = ("precision=fp32", "accumulate=1", "ema=null", "ema_warmup=false")
 VARIANTS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "fp32": ((), 1e-3, 0.05),
     "channels_last": (("channels_last=true",), 1e-3, 0.05),
