@@ -40,13 +40,16 @@ STEADY: dict[str, tuple[str, ...]] = {
 """Without what is drawn on the device, whose generator gives other numbers: dropout, samples of
 anchors and proposals."""
 FLOAT32 = ("precision=fp32", "accumulate=1", "ema=null", "ema_warmup=false")
+EXACT = (1e-4, 5e-3)
+"""Largest differences in float32: other kernels on the CPU differ by 3e-7 and 3e-6."""
 VARIANTS: dict[str, tuple[tuple[str, ...], float, float]] = {
-    "fp32": ((), 1e-3, 0.05),
-    "channels_last": (("channels_last=true",), 1e-3, 0.05),
-    "bf16": (("precision=bf16",), 0.05, 0.2),
-    "fp16": (("precision=fp16",), 0.02, 0.1),
-    "EMA": (("ema=0.9", "ema_warmup=true"), 1e-3, 0.05),
-    "accumulation": (("accumulate=2", "grad_clip=1.0"), 1e-3, 0.05),
+    "fp32": ((), *EXACT),
+    "channels_last": (("channels_last=true",), *EXACT),
+    "bf16": (("precision=bf16",), 0.02, 0.1),
+    # The first steps of fp16 may be left out, until the scale of the gradients is small enough.
+    "fp16": (("precision=fp16",), 0.005, 0.2),
+    "EMA": (("ema=0.9", "ema_warmup=true"), *EXACT),
+    "accumulation": (("accumulate=2", "grad_clip=1.0"), *EXACT),
 }
 """Settings, and the largest relative difference of the first loss and of all losses."""
 TASKS = ("dct_from_store", "tinydet", "rgbx", "ranking_frozen")
@@ -122,9 +125,7 @@ def compiled(checks: Checks) -> None:
     device = f"device={checks.settings.device}"
 
     def check(name: str) -> dict[str, Any]:
-        return compared(
-            golden(name, "compile=true", device), golden(name, "device=cpu"), 1e-3, 0.05
-        )
+        return compared(golden(name, "compile=true", device), golden(name, "device=cpu"), *EXACT)
 
     if not checks.settings.tiny:  # the compiler takes a minute on the CPU
         for name in ("rgb", "dct_from_store", "tinydet", "ranking", "rgbx"):

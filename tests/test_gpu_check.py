@@ -83,11 +83,13 @@ def test_unknown_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.long
 def test_its_tiny_form_on_the_cpu(tmp_path: Path) -> None:
     """Under 40 s of CPU; nothing is written outside of ``out``."""
-    (tmp_path / "cwd").mkdir()
+    for name in ("cwd", "home", "tmp"):
+        (tmp_path / name).mkdir()
     command = [sys.executable, str(ROOT / "tests/gpu_check.py"), "device=cpu"]
     done = subprocess.run(
         [*command, f"out={tmp_path / 'out'}"],
         cwd=tmp_path / "cwd",
+        env={**os.environ, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")},
         capture_output=True,
         text=True,
         check=False,
@@ -97,4 +99,7 @@ def test_its_tiny_form_on_the_cpu(tmp_path: Path) -> None:
     assert content.keys() == gpu_check.SECTIONS.keys() == gpu_check.TITLES.keys()
     empty = {name for name, section in content.items() if not section["rows"]}
     assert empty == {"compile"}
-    assert [*(tmp_path / "cwd").iterdir()] == []
+    written = [path for name in ("cwd", "home", "tmp") for path in (tmp_path / name).rglob("*")]
+    assert written == []
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"gpu_check.json", "gpu_check.md"}
