@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -13,6 +17,7 @@ from omegaconf import DictConfig
 
 from research.config import (
     CONF,
+    Resumed,
     check,
     command_line,
     exit_on_user_error,
@@ -29,29 +34,48 @@ for sweeper in (StudySweeper, RecordedBasicSweeper, RecordedOptunaSweeper):
 
 
 @hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=("research.*",))
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig | Resumed) -> float | None:
     """Compose, check, build, fit; returns the best value of the monitored metric."""
+    if isinstance(cfg, Resumed):
+        return train(cfg.config, cfg.name, cfg.overrides)
     hydra_cfg = HydraConfig.get()
     with exit_on_user_error():
         own = targets.config_dir_targets(hydra_cfg.runtime.config_sources)
         check(cfg, hydra_cfg.runtime.choices, own=own)
-        # Imported late, so that a mistake is reported before torch is imported.
-        from research.engine import run, run_folder
-        from research.utils import logs
-
-        logs.to_terminal()
         config = resolved(cfg)
         config["trust"] = targets.user_targets(config)
         name = config["name"] or hydra_cfg.runtime.choices["model"]
-        if hydra_cfg.mode is RunMode.MULTIRUN:
-            from research.sweeps import job
+        if hydra_cfg.mode is not RunMode.MULTIRUN:
+            return train(config, name, hydra_cfg.overrides.task)
+        # Imported late, so that a mistake is reported before torch is imported.
+        from research.sweeps import job
+        from research.utils import logs
 
-            return job.run_trial(hydra_cfg, config, name)
+        logs.to_terminal()
+        return job.run_trial(hydra_cfg, config, name)
+
+
+def train(config: dict[str, Any], name: str, overrides: Sequence[str]) -> float | None:
+    """Train or resume one run."""
+    from research.engine import distributed, run, run_folder
+    from research.utils import logs
+    from research.utils.launch import require_one_process
+
+    if config["verify_resume"]:
+        from research.engine.verify_resume import verify
+
+        require_one_process("verify_resume=true")
+        logs.to_terminal()
+        raise SystemExit(verify(config, name))
+    with distributed.processes(config["device"]):
+        rank = distributed.rank()
+        logs.to_terminal(rank=rank)
         begin = run.start(config, name)
         if begin is None:
             return None
-        with run_folder.run_lock(begin.folder), logs.to_file(begin.folder):
-            return run.train(config, name, hydra_cfg.overrides.task, begin).best
+        lock = run_folder.run_lock(begin.folder) if rank == 0 else nullcontext()
+        with lock, logs.to_file(begin.folder, rank):
+            return run.train(config, name, overrides, begin).best
 
 
 if __name__ == "__main__":

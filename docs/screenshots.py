@@ -163,7 +163,7 @@ def save(page: Page, file: Path) -> None:
 
 def run(folder: Path, *words: str) -> None:
     """A command of this repository in another working directory."""
-    subprocess.run(
+    subprocess.run(  # noqa: S603 - words of this file
         [sys.executable, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -182,7 +182,7 @@ def take(folder: Path, out: Path) -> None:
     found = client.search_runs([number])
     parent = next(run.info.run_id for run in found if run.info.run_name == STUDY)
     trials = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent]
-    with mlflow_ui(uri, folder / "ui.log") as address, Page(f"{address}/health") as page:
+    with mlflow_ui(uri, folder / "ui.log", folder) as address, Page(f"{address}/health") as page:
         resize(page)
         go(page, runs_page(address, number), STUDY)
         choose_columns(page, COLUMNS)

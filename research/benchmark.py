@@ -268,7 +268,7 @@ def main(words: list[str]) -> None:
     if not paths[1:]:
         raise UserError("NAME", f"{name}: pass IMAGES, files or folders, after it")
     files = find_images(paths[1:])
-    files = sorted(random.Random(0).sample(files, min(options.files, len(files))))
+    files = sorted(random.Random(0).sample(files, min(options.files, len(files))))  # noqa: S311 - no secret
     with ExitStack() as stack:
         candidates = benchmarks[name](files, options.size, stack)
         print(f"{len(files)} files, {options.rounds} rounds, one thread")

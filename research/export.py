@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import cli
 from research.config.rules import PATH, whole
+from research.utils.conditions import explain
 from research.utils.errors import UserError
 from research.utils.files import write_atomic
 
@@ -147,6 +148,8 @@ def export(
                 )
             ]
         except Exception as error:
+            if explain(error) is not None:
+                raise
             # onnxruntime has an exception for each of its status codes, without a common base.
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -201,6 +204,8 @@ def _program(form: ExportForm, inputs: tuple[Tensor, ...], opset: int | None) ->
         except Exception as error:
             # The exporter wraps the cause in exceptions of several pages.
             cause = error.__cause__ or error
+            if explain(error) is not None:
+                raise
             reason = " ".join(str(cause).split())[:200] or type(cause).__name__
             raise UserError("RUN", f"this model cannot be exported to ONNX ({reason})") from None
 

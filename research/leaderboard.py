@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import cli
 from research.config.rules import COUNT, PATH, one_of
-from research.utils.errors import UserError
+from research.utils.errors import Damaged, UserError
 
 if TYPE_CHECKING:
     from research.engine.evaluation import EvalRun
@@ -85,16 +85,18 @@ def evaluate_runs(
     batches: Sequence[int],
     trust: Sequence[str] = (),
 ) -> tuple[list[LeaderboardEntry], Monitor]:
-    """An entry for each run, and the metric by which they are ranked.
+    """An entry for each run, and the metric by which they are ranked; damaged runs are skipped.
 
     Raises:
-        UserError: if the runs are not of one task.
+        UserError: if the runs are not of one task, or all are damaged.
     """
     from research.engine import build
     from research.engine.evaluation import load_eval_run
     from research.utils.timing import median_times
 
-    runs = [load_eval_run(path, split, which, device, overrides, trust) for path in paths]
+    paths, runs = _intact(
+        paths, lambda path: load_eval_run(path, split, which, device, overrides, trust)
+    )
     _check_data(paths, runs)
     metrics = [run.evaluate(split).metrics for run in runs]
     monitor = runs[0].main_metric(metrics[0])
@@ -131,6 +133,22 @@ def evaluate_runs(
         for index, path in enumerate(paths)
     ]
     return entries, monitor
+
+
+def _intact(
+    paths: Sequence[Path], load: Callable[[Path], EvalRun]
+) -> tuple[list[Path], list[EvalRun]]:
+    """The runs that are not damaged; a path that does not exist is a mistake, not damage."""
+    intact, runs = [], []
+    for number, path in enumerate(paths, start=1):
+        try:
+            runs.append(load(path))
+            intact.append(path)
+        except Damaged as error:
+            if not path.exists() or (number == len(paths) and not runs):
+                raise
+            log.warning("skipping %s: %s", path, error)
+    return intact, runs
 
 
 def _check_data(paths: Sequence[Path], runs: Sequence[EvalRun]) -> None:

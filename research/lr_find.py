@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from research.config import cli, compose_config
 from research.config.rules import PATH, number, whole
 from research.tracking.tracker import Row, Table, Tracker, Trackers
+from research.utils.conditions import explained
 from research.utils.errors import NotFinite, UserError
 from research.utils.files import write_atomic, write_text
 
@@ -146,6 +147,7 @@ def range_test(
     """
     from torch.optim.lr_scheduler import LambdaLR
 
+    from research.engine import distributed
     from research.engine.loop import EpochCallback, train_epoch
 
     state, cfg = experiment.state, experiment.cfg
@@ -159,13 +161,14 @@ def range_test(
     tracker = Trackers([collector] if console is None else [collector, console])
     epoch = min(len(experiment.train), cfg.max_train_batches or sys.maxsize)
     reason = "the last rate"
+    losses_of = distributed.Losses(experiment.task, state.forward)
     try:
         while collector.before < steps:
             batches = min(epoch, (steps - collector.before) * cfg.accumulate)
             limits = replace(cfg, log_every=1, max_train_batches=batches)
             train_epoch(
                 state,
-                experiment.task,
+                losses_of,
                 experiment.train,
                 limits,
                 experiment.device,
@@ -252,11 +255,12 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
         console.progress(Progress(what, done, total, unit="files"))
 
     plain = {**config, "scale_lr": None, "ema": None}
-    experiment = build.experiment(plain, preparing)
-    try:
-        test = range_test(experiment, start, end, steps, console)
-    finally:
-        console.finish("FINISHED")
+    with explained(build.limits(plain)):
+        experiment = build.experiment(plain, preparing)
+        try:
+            test = range_test(experiment, start, end, steps, console)
+        finally:
+            console.finish("FINISHED")
     count = len(test.rates)
     if count < MIN_STEPS:
         raise UserError(
@@ -266,7 +270,7 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
         )
     suggestion = suggest(test)
     write(folder, test, suggestion)
-    batch = config["dataset"]["batch_size"] * config["accumulate"]
+    batch = build.batch_size(config) * config["accumulate"]
     print(f"{count} steps up to {test.rates[-1]:.3g}: {test.end}; batches of {batch}")
     if suggestion.steepest is None or suggestion.tenth is None:
         print("the loss did not decrease: no suggestion")

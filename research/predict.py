@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from research.config import cli
 from research.config.rules import COUNT, FRACTION, PATH, TRUTH, whole
 from research.config.schema import RUN_RULES
+from research.utils.conditions import explained
 from research.utils.errors import DamagedImage, UserError
 
 if TYPE_CHECKING:
@@ -258,11 +259,21 @@ def main(words: list[str]) -> None:
     from research.data.frames.media import Media
 
     media = Media(sources, options.max_frames)
-    from research.inference.player import Player
     from research.utils import logs
 
     logs.to_terminal()
     model = _load(run, options, overrides)
+    limits = {"batch_size": options.batch_size, "precision": model.config["precision"], "out": out}
+    with explained(limits):
+        _predict(model, media, out, options, paths)
+
+
+def _predict(
+    model: Predictor, media: Media, out: Path, options: PredictOptions, paths: list[str]
+) -> None:
+    """Predict and write the results, on a local page first with ``show``."""
+    from research.inference.player import Player
+
     writer = model.task.writer(out)
     if not options.show:
         result = predict(model, media, writer, options.batch_size)

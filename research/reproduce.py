@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from research.config import cli, compose_config
+from research.config.compose import CONFIG_DIR
 from research.config.keys import MISSING, differences
-from research.config.messages import format_value
+from research.config.messages import format_change, format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
+from research.config.run_files import OWN
 from research.config.schema import RUN_DEFAULTS
-from research.engine.run_record import OWN, RunRecord, read_record
+from research.engine.run_record import RunRecord, read_record
 from research.utils.errors import UserError, printable
 from research.utils.files import write_text
 
@@ -42,7 +44,7 @@ them.
     ReproduceOptions,
 )
 
-NOT_COMPARED = ("device", "trust", "version", *OWN)
+NOT_COMPARED = ("device", "logging", "trust", "version", *OWN)
 """Settings without effect on the result, or that depend on the machine."""
 WHEELS = "https://download.pytorch.org/whl"
 
@@ -62,9 +64,7 @@ class ChangedSetting:
     current: Any
 
     def __str__(self) -> str:
-        values = (self.recorded, self.current)
-        before, after = ("(none)" if v is MISSING else format_value(v) for v in values)
-        return f"{self.key}: {before} → {after}"
+        return format_change(self.key, self.recorded, self.current)
 
 
 def describe(record: RunRecord, patch: Path) -> list[str]:
@@ -146,10 +146,44 @@ def changed_settings(
     return [ChangedSetting(key, *values) for key, values in pairs.items()]
 
 
+def own_options(record: RunRecord) -> tuple[Path | None, str]:
+    """The folder of ``--config-dir`` with which the run is composed, and a remark about it.
+
+    A folder that a record from outside ``runs/`` names is not used: a command with
+    ``--config-dir`` may build every class in its files.
+    """
+    from research.config.run_files import is_own
+
+    recorded = record.environment["config_dir"] or _flag(record.environment["command"])
+    if recorded is None:
+        return None, ""
+    told = f"the run had --config-dir {recorded}"
+    if not is_own(record.folder):
+        return None, f"{told}, which is not repeated for a run outside runs/"
+    folder = Path(record.environment["folder"], recorded)
+    if not folder.is_dir():
+        return None, f"{told}, which is missing"
+    here = folder.resolve().is_relative_to(Path.cwd())
+    return folder.resolve().relative_to(Path.cwd()) if here else folder, ""
+
+
+def _flag(command: Sequence[str]) -> str | None:
+    """The folder of ``--config-dir`` in a command line; runs of earlier versions have only this."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in (CONFIG_DIR, "-cd"):
+            return (value if equals else following) or None
+    return None
+
+
 def current_overrides(
-    record: RunRecord,
+    record: RunRecord, own: Path | None = None
 ) -> tuple[list[str], list[ChangedSetting], list[ChangedSetting], str]:
     """The overrides that give the run's configuration today.
+
+    Args:
+        record: of the run.
+        own: folder of ``--config-dir``.
 
     Returns:
         the run's own overrides and those for changed defaults; the changed settings; those of them
@@ -160,7 +194,7 @@ def current_overrides(
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={record.config['seed']}")
     try:
-        now = compose_config(words).config
+        now = compose_config(words, own).config
     except UserError as error:
         return words, [], [], str(error)
     changed = changed_settings(record.config, now)
@@ -168,7 +202,7 @@ def current_overrides(
         if setting.recorded is not MISSING and setting.current is not MISSING:
             more = [*words, override(setting.key, setting.recorded)]
             try:
-                now = compose_config(more).config
+                now = compose_config(more, own).config
             except UserError:
                 continue
             words = more
@@ -176,7 +210,13 @@ def current_overrides(
 
 
 def commands(
-    record: RunRecord, now: Mapping[str, Any], words: Sequence[str], patch: Path, *, same: bool
+    record: RunRecord,
+    now: Mapping[str, Any],
+    words: Sequence[str],
+    patch: Path,
+    *,
+    same: bool,
+    own: Path | None = None,
 ) -> list[str]:
     """Shell commands that repeat the run.
 
@@ -186,6 +226,7 @@ def commands(
         words: overrides.
         patch: as in ``describe``.
         same: whether commit and files are the same.
+        own: folder of ``--config-dir``.
     """
     lines = []
     git = record.environment.get("git", {})
@@ -208,7 +249,7 @@ def commands(
         labels = dict.fromkeys(w.rpartition("+")[2] for w in wanted if "+" in w)
         index = [word for label in labels for word in ("--extra-index-url", f"{WHEELS}/{label}")]
         lines.append(shlex.join(["pip", "install", *wanted, *index]))
-    return [*lines, train_command(words)]
+    return [*lines, train_command(words, own=own)]
 
 
 def remarks(record: RunRecord, words: Sequence[str], lost: Sequence[ChangedSetting]) -> list[str]:
@@ -232,13 +273,14 @@ def remarks(record: RunRecord, words: Sequence[str], lost: Sequence[ChangedSetti
 
 def report(record: RunRecord) -> tuple[str, list[str]]:
     """The printed text, and the commands alone."""
-    words, changed, lost, reason = current_overrides(record)
+    own, remark = own_options(record)
+    words, changed, lost, reason = current_overrides(record, own)
     # Imported late: mistakes are reported before torch is imported.
     from research.engine import run_folder
 
     now = run_folder.environment()
     patch = record.folder / run_folder.PATCH
-    changes = patch.read_bytes() if patch.exists() else b""
+    changes = patch.read_bytes() if patch.is_file() else b""
     git = record.environment.get("git", {})
     untracked = [state.get("untracked", []) for state in (git, now["git"])]
     same_files = changes == run_folder.changes() and untracked[0] == untracked[1]
@@ -249,13 +291,13 @@ def report(record: RunRecord) -> tuple[str, list[str]]:
     lines += [f"settings: {setting}" for setting in changed]
     if reason:
         lines.append(f"settings: today's conf/ refuses them ({reason})")
-    steps = commands(record, now, words, patch, same=same)
+    steps = commands(record, now, words, patch, same=same, own=own)
     parts = [
         "\n".join(describe(record, patch)),
         "\n".join(["different now:", *(f"  {printable(line)}" for line in lines or ["nothing"])]),
         "\n".join(["to run it again:", *(f"  {line}" for line in steps)]),
     ]
-    if notes := remarks(record, words, lost):
+    if notes := [*remarks(record, words, lost), *([remark] if remark else [])]:
         parts.append("\n".join(map(printable, notes)))
     return "\n\n".join(parts), steps
 

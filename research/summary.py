@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config
 from research.config.rules import COUNT, DEVICE, TRUTH
+from research.utils.conditions import explained
 from research.utils.timing import median_times, synchronize
 
 if TYPE_CHECKING:
@@ -223,7 +224,9 @@ def _values(text: str) -> list[str]:
 def main(words: list[str]) -> None:
     paths, options, settings = cli.parse(SummaryOptions, words, others="")
     cli.no_paths(paths)
-    print(table(settings, options.latency, options.rounds, options.batch, options.device))
+    with explained({"batch": options.batch} if options.latency else {}):
+        text = table(settings, options.latency, options.rounds, options.batch, options.device)
+    print(text)
 
 
 if __name__ == "__main__":

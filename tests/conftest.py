@@ -222,12 +222,13 @@ def train_state(**counters: Any) -> TrainState:
 
 def trained_epoch(built: Experiment, tracker: Tracker | None = None) -> EpochStats:
     """One epoch of training; afterwards ``built.state`` stands at the next."""
+    from research.engine.distributed import Losses
     from research.engine.loop import EpochCallback, train_epoch
     from research.tracking.tracker import Tracker
 
     stats = train_epoch(
         built.state,
-        built.task,
+        Losses(built.task, built.state.forward),
         built.train,
         built.cfg,
         built.device,

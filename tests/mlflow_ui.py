@@ -23,8 +23,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_ui(uri: str, log: Path) -> Iterator[str]:
-    """A real ``mlflow ui``; gives its address. All its processes end with the block."""
+def mlflow_ui(uri: str, log: Path, folder: Path | None = None) -> Iterator[str]:
+    """A real ``mlflow ui``; gives its address. All its processes end with the block.
+
+    It works in ``folder``, where it also puts artifacts; by default that of the log.
+    """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
@@ -37,6 +40,7 @@ def mlflow_ui(uri: str, log: Path) -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            cwd=folder or log.parent,
         )
     try:
         give_up = time.monotonic() + PATIENCE

@@ -506,7 +506,8 @@ def test_a_tag_may_say_anything(routes: Routes, project: Path) -> None:
 
 
 def test_a_spool_holds_records_alone(tmp_path: Path) -> None:
-    from research.tracking.mlflow import _lines
+    from research.tracking.spool import NAME, Spool
+    from research.tracking.tracker import Position
 
     good = [
         {"epoch": 1, "step": 2, "time": 3, "metrics": {"a": 1.5}},
@@ -517,9 +518,11 @@ def test_a_spool_holds_records_alone(tmp_path: Path) -> None:
         {"file": "/etc/passwd"}, {"file": "a", "folder": "../.."}, {"file": 3},
         {"epoch": 1, "step": 2, "time": 3, "metrics": {"a": "x"}},
     ]  # fmt: skip
-    spool = tmp_path / "spool.jsonl"
-    spool.write_text("".join(json.dumps(line) + "\n" for line in [*bad, *good, *bad]))
-    assert list(_lines(spool)) == good
+    lines = "".join(json.dumps(line) + "\n" for line in [*bad, *good, *bad])
+    (tmp_path / NAME).write_text(lines)
+    spool = Spool(tmp_path)
+    spool.load(Position(1, step=2))
+    assert [*spool.rows, *spool.files] == good
 
 
 HOSTILE_MANIFESTS: dict[str, Any] = {

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from research import lr_find
 from research.batch import Batch
+from research.data.loader import ProcessShard
 from research.engine.build import Experiment
 from research.engine.loop import LoopConfig
 from research.engine.state import TrainState
@@ -36,6 +37,7 @@ CFG = LoopConfig(
     log_every=10,
     max_train_batches=None,
     max_val_batches=None,
+    skip_nonfinite=0,
 )
 
 
@@ -67,9 +69,14 @@ class Batches:
     count: int
     skipped: dict[str, int]
     batch_size: int = 2
+    global_batch: int = 2
+    shard: ClassVar = ProcessShard()
 
     def __len__(self) -> int:
         return self.count
+
+    def names(self, index: torch.Tensor) -> list[str]:
+        return [str(i) for i in index.tolist()]
 
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
         return iter([Batch(torch.arange(2), None) for _ in range(self.count)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 import research
 from research import evaluate, export, leaderboard, predict, reproduce
+from research.config import check_jobs
 from research.utils.errors import UserError
 from tests.conftest import SMALL, Train, data_overrides, one_line_of
 
@@ -83,8 +86,20 @@ def test_it_trains_resumes_and_is_used_under_trust(own: Words, train: Train) -> 
         "my_models.Head", "my_models.Lines", "my_models.Net",
     ]  # fmt: skip
     assert Path("lines.txt").read_text().count("epoch") == 1
+    reproduce.main([str(run), TRUST, "out=again"])
+    command = shlex.split(Path("again/reproduce.sh").read_text().splitlines()[-1])
+    assert command[:4] == ["python", "train.py", "--config-dir", "options"]
+    check_jobs(command[4:], multirun=False, own=Path(command[3]))  # it works when typed
+    shutil.copytree(run, "theirs")
+    reproduce.main(["theirs", TRUST, "out=theirs"])
+    printed = Path("theirs/reproduce.txt").read_text()
+    assert "which is not repeated for a run outside runs/" in printed
+    assert "--config-dir" not in Path("theirs/reproduce.sh").read_text()
     train(*own("run_dir=runs/mine", "epochs=2", "resume=auto"))
     assert json.loads((run / "summary.json").read_text())["epochs_done"] == 2
+    train("--config-dir", "options", f"resume={run}", "epochs=3")
+    assert json.loads((run / "summary.json").read_text())["epochs_done"] == 3
+    assert "add trust=[my_models." in one_line_of(lambda: train(f"resume={run}", "epochs=4"))
     images = sorted(str(path) for path in Path("data/val").rglob("*.jpg"))[:2]
     model = research.load(run, "cpu", trust=["my_models.Net", "my_models.Head", "my_models.Lines"])
     assert model(images).shape == (2, 3)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from research.config import compose_config
-from research.engine import build
+from research.engine import build, distributed
 from research.engine.loop import EpochCallback, train_epoch
 from research.engine.loss_log import timestamp
 from research.tracking.console import ConsoleTracker
@@ -86,6 +86,7 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
         config = compose_config(words).config
         experiment = build.experiment(config)
         state = experiment.state
+        losses = distributed.Losses(experiment.task, state.forward)
         kinds = {"off": False, "off (control)": False, "on": True}
         costs: dict[str, list[Cost]] = {name: [] for name in kinds}
         for number in range(rounds + 1):
@@ -107,7 +108,7 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
                     starts = [clock() for clock in clocks]
                     stats = train_epoch(
                         state,
-                        experiment.task,
+                        losses,
                         experiment.train,
                         experiment.cfg,
                         experiment.device,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import math
 import os
@@ -13,20 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from research.config import cli, stored
 from research.config.keys import leaves
 from research.config.migrations import current_column
 from research.config.rules import nearest
 from research.tracking.files import read_rows
+from research.utils import documents
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
 DAMAGED = (
     OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-    yaml.YAMLError, csv.Error, UserError,
+    UserError,
 )  # fmt: skip
 """Exceptions that reading the files of a damaged run may raise."""
 NOT_SEARCHED = ("checkpoints", "mlflow-artifacts")
@@ -120,10 +117,11 @@ def select(
     sweeps: dict[Path, dict[str, dict[str, float]]] = {}
     for folder in folders:
         try:
-            overrides = [w for w in _yaml(folder / "overrides.yaml") or [] if isinstance(w, str)]
+            words = documents.load(folder / "overrides.yaml", list, "RUN")
+            overrides = [word for word in words if isinstance(word, str)]
             if experiment and f"experiment={experiment}" not in overrides:
                 continue
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            summary = documents.load(folder / "summary.json", dict, "RUN")
             status = str(summary["status"])
             if statuses and status not in statuses:
                 skipped[status] += 1
@@ -191,7 +189,7 @@ def _sweep_costs(sweep: Path) -> dict[str, dict[str, float]]:
     if not path.exists():
         return {}
     try:
-        trials = json.loads(path.read_text(encoding="utf-8")).get("trials", [])
+        trials = documents.load(path, dict, "RUN").get("trials", [])
         return {
             Path(trial["paths"]["run"]).name: trial.get("values", {})
             for trial in trials
@@ -250,7 +248,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))

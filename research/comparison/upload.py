@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from research.comparison.collect import RecordedRun
+from research.tracking.mlflow_rules import experiment_name, store_address
+from research.tracking.mlflow_store import MLflowStore
+from research.tracking.spool import read_run_id
+from research.utils import secrets
 from research.utils.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -34,12 +37,15 @@ def upload(files: Sequence[Path], runs: Sequence[RecordedRun], uri: str) -> str 
     parent = _parent(runs)
     settings = runs[0].settings
     own = all(run.folder.resolve().is_relative_to(RUNS.resolve()) for run in runs)
-    uri = uri or (str(settings.get("logging.mlflow.uri", "")) if parent and own else "")
-    if not uri:
+    if not uri and not (parent and own and "logging.mlflow.uri" in settings):
         return None
+    uri = uri or settings["logging.mlflow.uri"] or ""
     try:
-        client = _client(uri)
-        run = parent or _own(client, str(settings.get("logging.mlflow.experiment", "backbone-lab")))
+        store = MLflowStore(store_address(uri))
+        if store.database is not None and not store.database.exists():
+            raise FileNotFoundError(f"no {store.database}")
+        client = store.client()
+        run = parent or _own(store, client, settings.get("logging.mlflow.experiment"))
         status = "FAILED"
         try:
             for file in files:
@@ -50,7 +56,8 @@ def upload(files: Sequence[Path], runs: Sequence[RecordedRun], uri: str) -> str 
                 client.set_terminated(run, status)
     except Exception as error:
         # The store is an external service, and the files are on disk.
-        log.warning("MLflow at %s: the comparison was not uploaded (%s)", uri, one_line(error))
+        shown = secrets.hide(uri)
+        log.warning("MLflow at %s: the comparison was not uploaded (%s)", shown, one_line(error))
         return None
     return run
 
@@ -58,25 +65,10 @@ def upload(files: Sequence[Path], runs: Sequence[RecordedRun], uri: str) -> str 
 def _parent(runs: Sequence[RecordedRun]) -> str | None:
     """The id of the parent run, if all runs belong to one sweep that has one."""
     folders = {run.folder.resolve().parent for run in runs}
-    path = next(iter(folders)) / "mlflow_run_id"
-    return path.read_text(encoding="utf-8").strip() if len(folders) == 1 and path.exists() else None
+    return (read_run_id(next(iter(folders))) or None) if len(folders) == 1 else None
 
 
-def _client(uri: str) -> Any:
-    # An unreachable server should cost seconds, not the minutes of MLflow's default retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.exists():
-        raise FileNotFoundError(f"no {database}")
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def _own(client: Any, experiment: str) -> str:
+def _own(store: MLflowStore, client: Any, experiment: str | None) -> str:
     """The id of a new run named comparison."""
-    found = client.get_experiment_by_name(experiment)
-    number = found.experiment_id if found else client.create_experiment(experiment)
+    number = store.experiment(client, experiment_name(experiment))
     return str(client.create_run(number, run_name=FOLDER).info.run_id)

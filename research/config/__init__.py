@@ -11,10 +11,12 @@ from research.config.hydra_cli import (
 )
 from research.config.messages import explain
 from research.config.options import CONF
+from research.config.resume import Resumed
 from research.config.schema import RunSettings, register
 
 __all__ = [
     "CONF",
+    "Resumed",
     "RunSettings",
     "check",
     "check_jobs",

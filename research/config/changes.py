@@ -14,12 +14,14 @@ from research.config import stored
 from research.config.checks import check_value
 from research.config.compose import defaults_of
 from research.config.group_rules import group_rules
-from research.config.keys import setting_values
+from research.config.keys import leaves, setting_values
 from research.config.messages import unknown_key
+from research.config.rules import Rule
 from research.config.schema import GROUPS, register
 from research.utils.errors import UserError
 
 Config = Mapping[str, Any]
+TAGS = "tags"
 WEIGHTS = "feature_weights"
 """Key of a data set whose value is a mapping of features to files."""
 
@@ -69,7 +71,7 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
         UserError: for a key that it does not have, or an invalid value.
     """
     register()
-    defaults, rules = setting_values(defaults_of(frozenset())), group_rules(config)
+    rules = group_rules(config)
     result = copy.deepcopy(dict(config))
     for word in overrides:
         key, _, text = word.partition("=")
@@ -85,21 +87,40 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
             raise UserError(
                 key, f"{word!r}: the value is not YAML", "close brackets, quote lists"
             ) from None
-        group, _, rest = key.partition(".")
-        part, _, name = rest.partition(".")
-        if part == WEIGHTS and part in (result.get(group) or {}):
-            if name:  # of a feature, which may contain dots
-                value = {**(result[group][part] or {}), name: value}
-            key = f"{group}.{part}"
-            check_value(key, value, None, rules)
-        else:
-            known = setting_values(result)
-            if key not in known:
-                raise unknown_key(key, result, {})
-            check_value(key, value, defaults.get(key, known[key]), rules)
-        *parts, last = key.split(".")
-        node = result
-        for part in parts:
-            node = node[part]
-        node[last] = value
+        set_value(result, key, value, rules)
     return result
+
+
+def set_value(config: dict[str, Any], key: str, value: Any, rules: Mapping[str, Rule]) -> None:
+    """Set an existing key of a run's configuration.
+
+    Args:
+        config: plain and nested; changed.
+        key: dotted.
+        value: of any type.
+        rules: of the groups' keys.
+
+    Raises:
+        UserError: for a key that it does not have, or an invalid value.
+    """
+    group, _, rest = key.partition(".")
+    part, _, name = rest.partition(".")
+    if group == TAGS and rest:
+        config[TAGS] = {**config[TAGS], rest: str(value)}
+        return
+    if part == WEIGHTS and part in (config.get(group) or {}):
+        if name:  # of a feature, which may contain dots
+            value = {**(config[group][part] or {}), name: value}
+        key = f"{group}.{part}"
+        check_value(key, value, None, rules)
+    else:
+        known = dict(leaves(config))
+        if key not in known:
+            raise unknown_key(key, config, {})
+        default = setting_values(defaults_of(frozenset())).get(key, known[key])
+        check_value(key, value, default, rules)
+    *parts, last = key.split(".")
+    node = config
+    for part in parts:
+        node = node[part]
+    node[last] = value

@@ -135,15 +135,20 @@ def _faults(job: Job) -> Iterator[UserError]:
     yield from faults(job)
     yield from mismatches(job.declared, job.choices, job.settings)
     yield from _start_faults(job.settings)
-    if job.settings["precision"] == "fp16" and job.settings["device"] == "cpu":
+    yield from run_faults(job.settings)
+    if job.settings["ema_warmup"] and job.settings["ema"] is None:
+        yield UserError(
+            "ema_warmup", "ema_warmup=true without ema", "add a decay, such as ema=0.9998"
+        )
+
+
+def run_faults(settings: Settings) -> Iterator[UserError]:
+    """Combinations of settings that cannot be trained, also of a run that is resumed."""
+    if settings["precision"] == "fp16" and settings["device"] == "cpu":
         yield UserError(
             "precision",
             "precision=fp16 with device=cpu: fp16 needs an accelerator",
             "use precision=bf16 or precision=fp32",
-        )
-    if job.settings["ema_warmup"] and job.settings["ema"] is None:
-        yield UserError(
-            "ema_warmup", "ema_warmup=true without ema", "add a decay, such as ema=0.9998"
         )
 
 
@@ -163,19 +168,6 @@ def _declared_faults(job: Job) -> Iterator[UserError]:
 
 def _start_faults(settings: Settings) -> Iterator[UserError]:
     resume, init_from = settings["resume"], settings["init_from"]
-    if resume not in (None, "auto") and init_from is not None:
-        yield UserError(
-            "resume",
-            f"resume={resume} with init_from={init_from}: resume continues a run, init_from starts "
-            "a new one",
-            "set only one of them",
-        )
-    if resume not in (None, "auto") and not Path(resume).is_dir():
-        yield UserError(
-            "resume",
-            f"resume={resume}: no such run folder",
-            "use resume=auto or a folder under runs/",
-        )
     if resume is None and init_from is not None and not Path(init_from).exists():
         yield UserError(
             "init_from",

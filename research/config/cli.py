@@ -12,7 +12,9 @@ A command declares its options as a frozen dataclass whose fields are made by ``
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +29,9 @@ import yaml
 from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
+from research.utils import conditions, secrets
 from research.utils.errors import UserError
+from research.utils.launch import require_one_process
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -307,24 +311,39 @@ def writing_to(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
+        raise conditions.explain(error, {"out": out}) or UserError(
             "out", f"{out}: {error.strerror or error}", "set another out=FOLDER"
         ) from None
 
 
 def command(usage: str, main: Callable[[list[str]], None]) -> None:
-    """Run a command with ``sys.argv``; for a user's mistake print one line, exit with status 2."""
+    """Run a command with ``sys.argv``.
+
+    A mistake of the user, or an everyday condition of the machine (``research.utils.conditions``),
+    is printed in one line, with exit status 2. Every other exception keeps its traceback.
+    """
+    secrets.hide_command_line()
     words = sys.argv[1:]
     if not words or "--help" in words or "-h" in words:
         print(usage.strip())
         raise SystemExit(0 if words else 2)
     try:
+        require_one_process("this command")
         main(words)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the output has ended, as in `… | head`; Python would write to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        print("interrupted by SIGINT", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        known = error if isinstance(error, UserError) else conditions.explain(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _parsed(text: str) -> Any:

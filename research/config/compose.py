@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config.declarations import split
+from research.config.keys import leaves
 from research.config.options import CONF, options, without_declarations
 from research.config.schema import GROUPS, OPTIONAL
+from research.config.targets import targets_in
+from research.utils import secrets
 from research.utils.errors import UserError
+
+CONFIG_DIR = "--config-dir"
 
 
 class Composed(NamedTuple):
@@ -45,14 +55,52 @@ class Composed(NamedTuple):
         }
 
 
+COMMAND_LINE = "command-line"
+"""Hydra's name for the source of the options of ``--config-dir``."""
+
+
 @contextmanager
-def hydra_ready() -> Iterator[None]:
-    """Initialise Hydra with ``conf/``, unless it is initialised already, as in ``hydra.main``."""
+def hydra_ready(own: Path | None = None) -> Iterator[None]:
+    """Initialise Hydra with ``conf/``, unless it is initialised already, as in ``hydra.main``.
+
+    Args:
+        own: folder with the user's own options, as ``--config-dir`` names it.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    if own is not None and not own.is_dir():
+        raise UserError(
+            CONFIG_DIR, f"{CONFIG_DIR} {own}: no such folder", "it contains GROUP/OPTION.yaml"
+        )
     if GlobalHydra.instance().is_initialized():
         yield
-    else:
-        with initialize_config_dir(str(CONF), job_name="train"):
-            yield
+        return
+    with initialize_config_dir(str(CONF), job_name="train"):
+        if own is not None:
+            search_path = create_config_search_path(str(CONF))
+            # Where ``hydra.main`` has it: an option of conf/ takes precedence.
+            search_path.prepend(
+                COMMAND_LINE, f"file://{own.resolve()}", SearchPathQuery(provider="schema")
+            )
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("train", search_path)
+        yield
+
+
+def config_dir() -> Path | None:
+    """The folder of ``--config-dir`` with which Hydra is initialised."""
+    if not GlobalHydra.instance().is_initialized():
+        return None
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    return next((Path(each.path) for each in sources if each.provider == COMMAND_LINE), None)
+
+
+def own_targets() -> set[str]:
+    """The ``_target_`` names in the option files of ``--config-dir``."""
+    folder = config_dir()
+    paths = {} if folder is None else targets_in(folder)
+    return {name for names in paths.values() for name in names}
 
 
 def composed(overrides: Sequence[str]) -> Composed:
@@ -117,7 +165,7 @@ def choices_of_model(model: str) -> dict[str, str | None]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The settings as plain values, interpolations resolved, without declarations."""
+    """The settings as plain values, interpolations resolved, secrets hidden, no declarations."""
     return split(resolved_with_declarations(cfg))[0]
 
 
@@ -125,7 +173,18 @@ def resolved_with_declarations(cfg: DictConfig) -> dict[str, Any]:
     """The same with the declarations of the options, see ``research.config.declarations``."""
     if "hydra" in cfg:
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return _to_dict(cfg, resolve=True)
+    plain: dict[str, Any] = secrets.hidden(_to_dict(cfg, resolve=True))
+    return plain
+
+
+def without_secrets(cfg: DictConfig) -> DictConfig:
+    """A copy of a configuration, with its interpolations, in which secrets are hidden."""
+    copy: DictConfig = deepcopy(cfg)
+    with read_write(copy), open_dict(copy):
+        for key, value in leaves(_to_dict(copy, resolve=False)):
+            if isinstance(value, str) and secrets.hide(value) != value:
+                OmegaConf.update(copy, key, secrets.hide(value))
+    return copy
 
 
 def _to_dict(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:

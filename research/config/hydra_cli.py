@@ -16,9 +16,10 @@ import re
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from hydra._internal.utils import get_args_parser
@@ -32,15 +33,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from research.config import resume
 from research.config.checks import check, check_value
-from research.config.compose import Composed, composed, hydra_ready, resolved
+from research.config.compose import Composed, composed, hydra_ready, own_targets, resolved
 from research.config.group_rules import group_rules
 from research.config.help import help_text
-from research.config.messages import explain, suggest
+from research.config.keys import leaves
+from research.config.messages import REMOVED, SWEEPER, explain, suggest
 from research.config.options import CONF
 from research.config.overrides import train_command
+from research.config.rules import MAPPING, or_null
 from research.config.schema import OPTIONAL, register
+from research.config.targets import TARGET
+from research.utils import conditions, secrets
 from research.utils.errors import UserError
+from research.utils.launch import require_one_process
 
 T = TypeVar("T")
 MAX_JOBS = 1000
@@ -50,6 +57,8 @@ MAX_VALUES = 1000
 MAX_RANGE_VALUES = 50
 """Maximum number of values of a range, both ends included, if jobs are not checked one by one."""
 
+PARAMS = or_null(MAPPING)
+
 
 class _Axis(NamedTuple):
     """The values of one key, and whether they are a range, of which a sample is enough."""
@@ -58,38 +67,66 @@ class _Axis(NamedTuple):
     is_range: bool
 
 
-def command_line(main: Callable[[], object]) -> None:
-    """Run a ``hydra.main`` function as a command.
+def command_line(main: Callable[..., object]) -> None:
+    """Run a ``hydra.main`` function as a command; for ``resume=RUN`` it receives a ``Resumed``.
 
-    A mistake of the user is printed in one line, ``error: …``, with exit status 2; the exit status
-    of an interruption is 128 + the number of the signal. Every other exception keeps its traceback.
+    A mistake of the user, or an everyday condition of the machine (``research.utils.conditions``),
+    is printed in one line, ``error: …``, with exit status 2; the exit status of an interruption is
+    128 + the number of the signal. Every other exception keeps its traceback.
     """
+    secrets.hide_command_line()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
     overrides: list[str] = []
+    own: Path | None = None
     try:
         arguments = _arguments()
         overrides = arguments.overrides
-        if arguments.help:
-            print(help_text(overrides))
+        own = Path(arguments.config_dir) if arguments.config_dir is not None else None
+        if resume.run_of(overrides) is not None and not arguments.multirun:
+            _resume(main, arguments)
+        elif arguments.help:
+            with hydra_ready(own):
+                print(secrets.redact(help_text(overrides)))
         elif arguments.cfg or arguments.info or arguments.shell_completion:
-            _show_config(main, overrides)
+            _show_config(main, overrides, own)
         else:
             if not _uses_other_config(arguments):
-                check_jobs(overrides, multirun=arguments.multirun)
+                check_jobs(overrides, multirun=arguments.multirun, own=own)
             main()
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         _exit(f"interrupted by {signal.Signals(number).name}", 128 + number)
-    except (UserError, HydraException, YAMLError) as error:
-        if isinstance(error, InstantiationException) and not _is_mistake(error):
-            raise
-        _exit(f"error: {explain(error, overrides)}", 2)
+    except Exception as error:
+        with hydra_ready(own if own and own.is_dir() else None):
+            line = f"error: {_reported(error, overrides)}"
+        _exit(line, 2)
     finally:
         if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _resume(main: Callable[..., object], arguments: Namespace) -> None:
+    """Resume a run, or show its configuration."""
+    for flag in ("config_name", "config_path", "experimental_rerun", "info"):
+        if getattr(arguments, flag) is not None:
+            name = f"--{flag.replace('_', '-')}"
+            message = f"{name} with resume=RUN: the run's own configuration is used"
+            raise UserError(name, message, "remove it; --cfg job prints the configuration")
+    found = resume.compose(arguments.overrides, arguments.config_dir)
+    if arguments.help:
+        print(secrets.redact(help_text(arguments.overrides, found)))
+    elif arguments.cfg:
+        shown = OmegaConf.select(found.composed.cfg, arguments.package or "")
+        if shown is None or arguments.cfg != "job":
+            message = f"--cfg {arguments.cfg}: a resumed run has no such configuration"
+            raise UserError("--cfg", message, "use --cfg job")
+        text = OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else str(shown)
+        print(secrets.redact(text))
+    else:
+        main(found)
 
 
 @contextmanager
@@ -100,43 +137,58 @@ def exit_on_user_error() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, InstantiationException) as error:
-        mistake = isinstance(error, UserError) or _is_mistake(error)
-        if not mistake or HydraConfig.get().mode is RunMode.MULTIRUN:
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise
-        _exit(f"error: {explain(error, HydraConfig.get().overrides.task)}", 2)
+        _exit(f"error: {_reported(error, HydraConfig.get().overrides.task)}", 2)
 
 
-def compose_config(overrides: Sequence[str]) -> Composed:
+def compose_config(overrides: Sequence[str], own: Path | None = None) -> Composed:
     """Compose and check ``conf/config.yaml`` for a command other than ``train.py``.
+
+    With ``resume=RUN`` it is the configuration of that run, see ``research.config.resume``.
 
     Args:
         overrides: ``key=value`` each, as on the command line.
+        own: folder with the user's own options, as ``--config-dir`` names it.
 
     Raises:
         UserError: if it cannot be composed or does not pass ``check``.
     """
     register()
     words = list(overrides)
-    try:
-        result = composed(words)
-        check(result.cfg, result.choices, words)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise explain(error, words) from error
+    if resume.run_of(words) is not None:
+        try:
+            return resume.compose(words, None if own is None else str(own)).composed
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise explain(error, words) from error
+    with hydra_ready(own):
+        try:
+            result = composed(words)
+            check(result.cfg, result.choices, words, own=own_targets())
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise explain(error, words) from error
     return result
 
 
-def check_jobs(overrides: list[str], *, multirun: bool) -> None:
+def check_jobs(overrides: list[str], *, multirun: bool, own: Path | None = None) -> None:
     """Compose and check all jobs of the command line, before the first one starts.
 
     If there are more than ``MAX_JOBS``, each value is checked only with the first values of the
     other keys, and only ``MAX_RANGE_VALUES`` values of a range. An interval is checked at its ends.
 
+    Args:
+        overrides: ``key=value`` each.
+        multirun: whether several values are allowed.
+        own: folder of ``--config-dir``.
+
     Raises:
         UserError: for the first job that is not valid.
-        HydraException: for the first job that cannot be composed.
+        HydraException: for a command line that cannot be composed.
     """
-    with hydra_ready():
+    if multirun:
+        require_one_process("a sweep (-m)")
+    with hydra_ready(own):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(overrides)
         swept = [override for override in parsed if override.is_sweep_override()]
@@ -151,16 +203,13 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
                     override.key_or_group, f"{_line(override)}: Hydra's own settings take one value"
                 )
         axes = [_values(override, parser) for override in parsed]
-        base = lru_cache(maxsize=None)(composed)
+        base = lru_cache(maxsize=None)(_composed_job)
         first = base(_composed_lines([axis.values[0] for axis in axes]))
         preset = first.choices.get("sweep")
         if preset is not None and not multirun:
             command = train_command(overrides, multirun=True)
             raise UserError("sweep", f"sweep={preset} is a sweep of many runs", f"run {command}")
-        rules = group_rules({})
-        for key, value in first.sweeper.items():
-            if f"hydra.sweeper.{key}" in rules:
-                check_value(f"hydra.sweeper.{key}", value, value, rules)
+        _check_sweeper(first.sweeper)
         params = first.sweeper.get("params") or {}
         overridden = {override.key_or_group for override in parsed}
         extra = [f"{key}={values}" for key, values in params.items() if key not in overridden]
@@ -170,7 +219,29 @@ def check_jobs(overrides: list[str], *, multirun: bool) -> None:
             groups = _composed_lines(job)
             if groups not in defaults:
                 defaults[groups] = _defaults(job, base(groups))
-            _check_job(job, base(groups), defaults[groups])
+            _check_job(job, base(groups), defaults[groups], multirun=multirun)
+
+
+def _check_sweeper(sweeper: Mapping[str, Any]) -> None:
+    """Check the settings of the sweeper, its sampler and its pruner."""
+    rules = group_rules({})
+    for node in {"sampler", "pruner"} & set(sweeper):
+        if not isinstance(sweeper[node], Mapping) or not sweeper[node].get(TARGET):
+            raise UserError(
+                f"hydra/sweeper/{node}",
+                f"{SWEEPER}.{node}={sweeper[node]}: it is no option",
+                f"choose hydra/sweeper/{node}=NAME",
+            )
+    check_value(f"{SWEEPER}.params", sweeper.get("params"), {}, {f"{SWEEPER}.params": PARAMS})
+    for key, value in [*sweeper.items(), *leaves(sweeper)]:
+        name = f"{SWEEPER}.{key}"
+        if name in rules and not (isinstance(value, str) and "${" in value):
+            check_value(name, value, False, rules)  # null only where the rule has it
+    for word, remedy in REMOVED.items():
+        group, _, option = word.partition("=")
+        chosen = sweeper.get(group.rpartition("/")[2]) or {}
+        if str(chosen.get(TARGET)).endswith(f".raise_{option}_removed"):
+            raise UserError(group, f"{word}: {remedy}")
 
 
 def _check_shared_settings(parsed: Sequence[Override]) -> None:
@@ -186,13 +257,24 @@ def _check_shared_settings(parsed: Sequence[Override]) -> None:
             )
 
 
-def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | None) -> None:
+def _composed_job(lines: tuple[str, ...]) -> Composed:
+    """The configuration of a job's options; a mistake is explained with them."""
+    try:
+        return composed(lines)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, list(lines)) from error
+
+
+def _check_job(
+    job: list[Override], base: Composed, defaults: dict[str, Any] | None, *, multirun: bool
+) -> None:
     """Check one job.
 
     Args:
         job: its overrides.
         base: composed from those that choose groups.
         defaults: see ``check``.
+        multirun: whether it is a job of -m.
     """
     lines = [_line(override) for override in job]
     cfg = copy.deepcopy(base.cfg)
@@ -202,7 +284,13 @@ def _check_job(job: list[Override], base: Composed, defaults: dict[str, Any] | N
                 OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException as error:
         raise explain(error, lines) from error
-    check(cfg, base.choices, lines, defaults)
+    check(cfg, base.choices, lines, defaults, own_targets())
+    if multirun and cfg.verify_resume:
+        raise UserError(
+            "verify_resume",
+            "verify_resume=true with -m: it verifies one configuration",
+            "leave out -m and set each key to one value",
+        )
 
 
 def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:
@@ -213,18 +301,23 @@ def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:
     return resolved(base.cfg) if pure and alone else None
 
 
-def _show_config(main: Callable[[], object], overrides: list[str]) -> None:
-    """Let Hydra print the configuration, which is composed but not checked."""
+def _show_config(main: Callable[[], object], overrides: list[str], own: Path | None) -> None:
+    """Let Hydra print the configuration, which is composed but not checked; without secrets."""
+    printed = io.StringIO()
     try:
-        main()
+        with redirect_stdout(printed):
+            main()
     except ValueError:
-        composed(overrides)  # raises the same error as one line
+        with hydra_ready(own):
+            composed(overrides)  # raises the same error as one line
         raise
+    finally:
+        print(secrets.redact(printed.getvalue()), end="")
 
 
 def _uses_other_config(arguments: Namespace) -> bool:
     """Whether Hydra's flags select another configuration, which only the job can check."""
-    flags = ("config_name", "config_path", "config_dir", "experimental_rerun")
+    flags = ("config_name", "config_path", "experimental_rerun")
     return any(getattr(arguments, flag) is not None for flag in flags)
 
 
@@ -306,11 +399,22 @@ def _bad_flag(printed: str) -> UserError:
     return UserError(flag, f"unknown flag {flag}", f"settings are written key=value{like}")
 
 
+def _reported(error: Exception, overrides: list[str]) -> UserError:
+    """The one line for a user's mistake or an everyday condition; raises any other exception."""
+    known = isinstance(error, UserError | HydraException | YAMLError)
+    if known and not (isinstance(error, InstantiationException) and not _is_mistake(error)):
+        return explain(error, overrides)
+    condition = conditions.explain(error)
+    if condition is None:
+        raise error
+    return condition
+
+
 def _is_mistake(error: InstantiationException) -> bool:
     """Whether the user made a mistake; other exceptions of a constructor are bugs."""
     return isinstance(error.__cause__, UserError) or "Error locating target" in str(error)
 
 
 def _exit(line: str, status: int) -> NoReturn:
-    print(" ".join(line.split()), file=sys.stderr)
+    print(secrets.redact(" ".join(line.split())), file=sys.stderr)
     raise SystemExit(status)

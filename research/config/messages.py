@@ -25,7 +25,7 @@ from yaml import MarkedYAMLError
 
 from research.config.compose import Composed, composed
 from research.config.group_rules import group_rules
-from research.config.keys import setting_values
+from research.config.keys import MISSING, setting_values
 from research.config.migrations import current_key
 from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
@@ -34,7 +34,22 @@ from research.utils.errors import UserError
 
 MAX_VALUE = 200
 """Maximum number of characters of a value in a message."""
+SWEEPER = "hydra.sweeper"
 HELP = "(python train.py --help lists all keys)"
+LAUNCHERS = {
+    "joblib": "-e '.[parallel]'",
+    "slurm": "-e '.[slurm]'",
+    "submitit_slurm": "-e '.[slurm]'",
+    "submitit_local": "-e '.[slurm]'",
+    "ray": "'hydra-ray-launcher>=1.4.0rc3'",
+    "ray_aws": "'hydra-ray-launcher>=1.4.0rc3'",
+}
+"""What ``pip`` installs for each of Hydra's launchers."""
+REMOVED = {
+    "hydra/sweeper/sampler=motpe": "Optuna 4 removed it; choose hydra/sweeper/sampler=tpe, which "
+    "takes several objectives"
+}
+"""Options that packages still list but cannot run, and what to do instead."""
 
 
 def explain(error: BaseException, overrides: list[str]) -> UserError:
@@ -62,6 +77,8 @@ def explain(error: BaseException, overrides: list[str]) -> UserError:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError):
             key = str(cause.full_key or cause.key)
             base = _base(overrides)
+            if key.startswith(f"{SWEEPER}."):
+                return _unknown_sweeper_key(_full_key(key, overrides), base.sweeper)
             return unknown_key(_full_key(key, overrides), base.unresolved, base.choices)
         if isinstance(cause, MissingMandatoryValue):
             key = str(cause.full_key)
@@ -105,6 +122,15 @@ def _unknown_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str |
     return f"no key {key!r}{_did_you_mean(_closest(key, [*keys, *GROUPS, *OPTIONAL]))} {HELP}"
 
 
+def _unknown_sweeper_key(key: str, sweeper: Mapping[str, Any]) -> UserError:
+    nodes = {SWEEPER: sweeper}
+    nodes |= {f"{SWEEPER}.{name}": sweeper.get(name) or {} for name in ("sampler", "pruner")}
+    node = max((name for name in nodes if key.startswith(f"{name}.")), key=len)
+    names = [name for name in nodes[node] if not name.startswith("_")]
+    close = _did_you_mean(nearest(key.removeprefix(f"{node}."), names)) or "."
+    return UserError(key, f"no key {key!r}{close} Keys of {node}: {', '.join(names) or 'none'}")
+
+
 def suggest(word: str) -> str | None:
     """The key or group of the default configuration most similar to ``word``."""
     return _closest(word, [*setting_values(composed([]).unresolved), *GROUPS, *OPTIONAL])
@@ -127,6 +153,12 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(format_value(entry) for entry in value)}]"
     return str(value)
+
+
+def format_change(key: str, then: Any, now: Any) -> str:
+    """``KEY: THEN → NOW``; ``keys.MISSING`` stands for no value."""
+    before, after = ("(none)" if v is MISSING else format_value(v) for v in (then, now))
+    return f"{key}: {before} → {after}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -164,7 +196,11 @@ def _bad_syntax(error: OverrideParseException) -> UserError:
 
 def _no_option(error: MissingConfigException) -> UserError:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
-    known = [name for name in error.options or () if not name.startswith("_")]
+    if group == "hydra/launcher" and option in LAUNCHERS:
+        message = f"{group}={option}: its package is not installed"
+        return UserError(group, message, f"pip install {LAUNCHERS[option]}")
+    names = [name for name in error.options or () if not name.startswith("_")]
+    known = [name for name in names if f"{group}={name}" not in REMOVED]
     if not known:
         return UserError(group, _first_line(error))
     close = _did_you_mean(nearest(option, known)) or "."
@@ -209,6 +245,13 @@ def _composition(error: BaseException, overrides: list[str]) -> UserError:
         return UserError(key or "hydra", message)
     if text.startswith("Could not append to config. An item"):
         return UserError(key, f"{subject} exists already: write {subject}=VALUE, without +")
+    if text.startswith("Could not override") and subject.startswith("hydra/sweeper/"):
+        chosen = next((o for o in overrides if _key(o) == "hydra/sweeper"), "the sweeper")
+        return UserError(
+            subject,
+            f"{subject}: {chosen} has no {subject.rpartition('/')[2]}",
+            "leave it out, or choose hydra/sweeper=study",
+        )
     if text.startswith(("Could not append", "Multiple values for", "Could not delete")) or (
         "looks like a config group" in text or text.startswith("Could not override")
     ):
@@ -242,7 +285,11 @@ def _full_key(key: str, overrides: list[str]) -> str:
 def _base(overrides: list[str]) -> Composed:
     """The configuration with the user's options of groups alone, or the default one."""
     groups = (*GROUPS, *OPTIONAL)
-    chosen = [text for text in overrides if _key(text) in groups and "," not in text]
+    chosen = [
+        text
+        for text in overrides
+        if (_key(text) in groups or _key(text).startswith("hydra/sweeper")) and "," not in text
+    ]
     try:
         return composed(chosen)
     except HydraException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from research.config.messages import format_value
@@ -16,7 +17,11 @@ def override(key: str, value: Any) -> str:
 
 
 def train_command(
-    overrides: Sequence[str], settings: Mapping[str, Any] | None = None, *, multirun: bool = False
+    overrides: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    multirun: bool = False,
+    own: Path | None = None,
 ) -> str:
     """A command line of ``train.py``, quoted for the shell.
 
@@ -24,9 +29,11 @@ def train_command(
         overrides: ``key=value`` each, as the user typed them.
         settings: more keys with their values.
         multirun: with ``-m``.
+        own: folder of ``--config-dir``.
     """
     more = [override(key, value) for key, value in (settings or {}).items()]
-    return shlex.join(["python", "train.py", *["-m"] * multirun, *overrides, *more])
+    flags = [*["-m"] * multirun, *(["--config-dir", str(own)] if own is not None else [])]
+    return shlex.join(["python", "train.py", *flags, *overrides, *more])
 
 
 def _quoted(value: Any) -> str:

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -25,12 +25,23 @@ class Rule:
         choices: the allowed words, from which messages suggest the nearest.
         is_path: whether values name files, folders or addresses. Those in a file of somebody else
             are not used, see ``research.config.stored``.
+        may_change: whether a resumed run may have another value, see ``changeable``.
     """
 
     allowed: str
     is_valid: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
     is_path: bool = False
+    may_change: bool = False
+
+
+def changeable(rule: Rule) -> Rule:
+    """The rule of a key whose value may change when a run is resumed.
+
+    These are how long a run is, where and how fast it is computed, and what is saved, validated and
+    recorded. All others determine its steps: which samples, in which order, with which arithmetic.
+    """
+    return replace(rule, may_change=True)
 
 
 def number(
@@ -189,6 +200,15 @@ FOLDER_NAME = Rule(
     "a name of letters, digits, -, _ and ., such as windows_2",
     lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) is not None,
 )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(word: str, words: Sequence[str]) -> str | None:

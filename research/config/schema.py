@@ -27,6 +27,7 @@ from research.config.rules import (
     TARGETS,
     TRUTH,
     Rule,
+    changeable,
     like,
     number,
     one_of,
@@ -50,16 +51,20 @@ class RunSettings:
         metadata={"help": "labels for the tracker: tags.paper=a tags.try=b", "rule": MAPPING},
     )
     seed: int = _setting(0, "seed of weights, order, augmentation", whole(0, 2**32 - 1))
-    epochs: int = _setting(4, "passes over the training set", COUNT)
-    device: str = _setting("auto", "where to train; auto: the first accelerator, else cpu", DEVICE)
+    epochs: int = _setting(4, "passes over the training set", changeable(COUNT))
+    device: str = _setting(
+        "auto", "where to train; auto: the first accelerator, else cpu", changeable(DEVICE)
+    )
     precision: str = _setting(
         "fp32", "arithmetic of the forward pass", one_of("fp32", "bf16", "fp16")
     )
-    channels_last: bool = _setting(False, "NHWC memory layout", TRUTH)
-    compile: bool = _setting(False, "torch.compile the model", TRUTH)
-    deterministic: bool = _setting(False, "deterministic algorithms only (slower on GPU)", TRUTH)
+    channels_last: bool = _setting(False, "NHWC memory layout", changeable(TRUTH))
+    compile: bool = _setting(False, "torch.compile the model", changeable(TRUTH))
+    deterministic: bool = _setting(
+        False, "deterministic algorithms only (slower on GPU)", changeable(TRUTH)
+    )
     cudnn_benchmark: bool = _setting(
-        True, "let cuDNN time its algorithms; off when deterministic", TRUTH
+        True, "let cuDNN time its algorithms; off when deterministic", changeable(TRUTH)
     )
     accumulate: int = _setting(1, "batches per optimizer step", COUNT)
     scale_lr: str | None = _setting(
@@ -68,6 +73,14 @@ class RunSettings:
         one_of("linear", "sqrt"),
     )
     scale_lr_batch: int = _setting(256, "the batch size for which optimizer.lr is set", COUNT)
+    global_batch_size: int | None = _setting(
+        None,
+        "samples of a batch over all processes; null: dataset.batch_size times their number",
+        or_null(COUNT),
+    )
+    sync_batchnorm: bool = _setting(
+        False, "batch norm over the batches of all processes (GPUs only)", TRUTH
+    )
     layer_decay: float | None = _setting(
         None,
         "each layer's rate as a fraction of the rate of the layer above it; null: one rate for all",
@@ -88,38 +101,52 @@ class RunSettings:
     grad_clip: float | None = _setting(
         None, "largest gradient norm; null: no clipping", number(above=0)
     )
-    patience: int | None = _setting(
-        None, "stop after this many epochs without a better value; null: never", COUNT
+    skip_nonfinite: int = _setting(
+        0,
+        "how many batches or steps of the run are skipped if loss or gradient is not finite; "
+        "0: the run stops",
+        changeable(whole(0)),
     )
-    save_every: int = _setting(1, "epochs between the epoch checkpoints", COUNT)
+    patience: int | None = _setting(
+        None, "stop after this many epochs without a better value; null: never", changeable(COUNT)
+    )
+    save_every: int = _setting(1, "epochs between the epoch checkpoints", changeable(COUNT))
     save_every_minutes: float | None = _setting(
         10.0,
         "minutes between checkpoints within an epoch; null: only at its end",
-        or_null(number(above=0)),
+        changeable(or_null(number(above=0))),
     )
-    keep: int = _setting(3, "how many epoch checkpoints are kept", whole(0))
+    keep: int = _setting(3, "how many epoch checkpoints are kept", changeable(whole(0)))
     monitor: str | None = _setting(
         None, "metric that selects the best epoch; null: the task's own", MONITOR
     )
-    log_every: int = _setting(10, "batches between progress lines", COUNT)
+    log_every: int = _setting(10, "batches between progress lines", changeable(COUNT))
     max_train_batches: int | None = _setting(None, "training batches per epoch; null: all", COUNT)
-    max_val_batches: int | None = _setting(None, "validation batches; null: all", COUNT)
+    max_val_batches: int | None = _setting(None, "validation batches; null: all", changeable(COUNT))
     resume: str | None = _setting(
-        None, "auto: the newest unfinished run of this config, or a run folder", PATH
+        None,
+        "auto: the newest unfinished run of this config; or a run folder or checkpoint, whose "
+        "settings are used",
+        changeable(PATH),
+    )
+    verify_resume: bool = _setting(
+        False, "train a few steps, kill the run at random ones, resume it and compare", TRUTH
     )
     init_from: str | None = _setting(None, "run folder or weights file to start from", PATH)
-    run_dir: str | None = _setting(None, "folder of the run; null: a new one under runs/", PATH)
+    run_dir: str | None = _setting(
+        None, "folder of the run; null: a new one under runs/", changeable(PATH)
+    )
     trust: list[str] = field(
         default_factory=list,
         metadata={
             "help": "your own classes and functions that _target_ may name: trust=[my_models.Net]",
-            "rule": TARGETS,
+            "rule": changeable(TARGETS),
         },
     )
     version: int = _setting(
         VERSION,
         "version of the settings' names, for migration",
-        only(VERSION),
+        changeable(only(VERSION)),
     )
 
     model: Any = MISSING

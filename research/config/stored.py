@@ -14,11 +14,21 @@ from typing import Any, Final
 
 from research.config.checks import check_value
 from research.config.group_rules import group_rules
-from research.config.migrations import VERSION, current_column, migrated
+from research.config.migrations import VERSION, migrated
 from research.config.options import option_node, options
-from research.config.rules import TEXT, Rule, list_of, mapping_of, one_of, or_null, whole
+from research.config.rules import (
+    TEXT,
+    Rule,
+    is_unicode,
+    list_of,
+    mapping_of,
+    one_of,
+    or_null,
+    whole,
+)
 from research.config.schema import GROUPS, RUN_DEFAULTS, RUN_RULES, rule_for
 from research.config.targets import TARGET, check_targets
+from research.utils import secrets
 from research.utils.errors import UserError
 
 MAX_DEPTH: Final = 12
@@ -29,6 +39,7 @@ MAX_RECORD_VALUES: Final = 2_000_000
 """In metadata or a history, which has about thirty values per epoch."""
 MAX_TEXT: Final = 10_000
 """Characters of one text, except tags."""
+MAX_INTEGER: Final = 2**63
 TAGS: Final = "tags"
 """Free text that no code reads."""
 TRACKERS: Final = "logging"
@@ -61,41 +72,6 @@ TRANSFORM: Final[dict[str, Rule]] = {
     "fit": one_of("pad", "crop"),
 }
 """Entry ``transform`` of the metadata: how samples were preprocessed."""
-STATE: Final[dict[str, Rule]] = {
-    "epoch": whole(0),
-    "step": whole(0),
-    "samples": whole(0),
-    "epoch_losses": Rule("the losses of an epoch", lambda value: _is_losses(value)),
-    "best": Rule("a number, or null", lambda value: value is None or type(value) in (int, float)),
-    "best_epoch": whole(0),
-    "history": list_of(Rule("a row of an epoch", lambda row: _is_row(row))),
-}
-"""Counters and history of a run, see ``research.engine.state.TrainState``."""
-
-
-BETWEEN_EPOCHS: Final = {"samples": 0, "epoch_losses": {}}
-"""Entries that checkpoints of earlier versions lack."""
-
-
-def _is_row(row: Any) -> bool:
-    """Whether a row of a history is flat and has the columns that the summary needs."""
-    if not mapping_of(SCALAR).is_valid(row):
-        return False
-    return all(type(row.get(name)) in (int, float) for name in ("epoch", "epoch_time_sec"))
-
-
-def _is_losses(value: Any) -> bool:
-    """Whether it is empty or the ``state_dict`` of a ``LossLog``."""
-    if not isinstance(value, dict) or not value:
-        return value == {}
-    numbers = ("count", "learning_rate", "seconds")
-    sums = mapping_of(Rule("a number", lambda entry: type(entry) in (int, float)))
-    return (
-        value.keys() == {"sums", "skipped", *numbers}
-        and all(type(value[name]) in (int, float) for name in numbers)
-        and sums.is_valid(value["sums"])
-        and mapping_of(whole(0)).is_valid(value["skipped"])
-    )
 
 
 def configuration(document: Any, where: str, trust: Collection[str] = ()) -> Plain:
@@ -123,7 +99,7 @@ def configuration(document: Any, where: str, trust: Collection[str] = ()) -> Pla
         for error in _problems(config, trust):
             raise error
     except UserError as error:
-        raise _refused(error, where, "configuration has") from None
+        raise refused(error, where, "configuration has") from None
     config["trust"] = sorted(trust)
     return config
 
@@ -141,10 +117,10 @@ def metadata(document: Any, where: str, *, foreign: bool = False) -> Plain:
         UserError: for an unknown entry or an invalid value.
     """
     rules = METADATA | {"transform": mapping_of(SCALAR)}
-    record = _record(document, rules, where, "metadata", allow_unknown=foreign)
+    found = record(document, rules, where, "metadata", allow_unknown=foreign)
     if not foreign:
-        transform(record.get("transform", {}), where)
-    return {"classes": [], **record}
+        transform(found.get("transform", {}), where)
+    return {"classes": [], **found}
 
 
 def transform(document: Any, where: str) -> Plain:
@@ -153,21 +129,7 @@ def transform(document: Any, where: str) -> Plain:
     Raises:
         UserError: for an unknown entry or an invalid value.
     """
-    return _record(document, TRANSFORM, where, "metadata.transform")
-
-
-def state(document: Any, where: str) -> Plain:
-    """Validate counters and history of a run from a file; columns get their current names.
-
-    Raises:
-        UserError: for an unknown entry or an invalid value.
-    """
-    if isinstance(document, Mapping):
-        # Earlier checkpoints have ``batch``, always 0: they were written after an epoch.
-        document = {name: value for name, value in document.items() if name != "batch"}
-    record = {**BETWEEN_EPOCHS, **_record(document, STATE, where, "state")}
-    rows = [{current_column(k): v for k, v in row.items()} for row in record.get("history", [])]
-    return {**record, "history": rows}
+    return record(document, TRANSFORM, where, "metadata.transform")
 
 
 def unchecked(document: Any, where: str) -> Plain:
@@ -181,7 +143,7 @@ def unchecked(document: Any, where: str) -> Plain:
     try:
         return migrated(_plain(document))
     except UserError as error:
-        raise _refused(error, where, "configuration has") from None
+        raise refused(error, where, "configuration has") from None
 
 
 def with_defaults(config: Plain) -> Plain:
@@ -303,7 +265,7 @@ def _fill(node: Plain, shapes: Sequence[Plain]) -> None:
             _fill(node[name], same)
 
 
-def _record(
+def record(
     document: Any,
     rules: Mapping[str, Rule],
     where: str,
@@ -313,18 +275,18 @@ def _record(
 ) -> Plain:
     """The document as plain values, each checked by its rule; ``section`` is prefixed to keys."""
     try:
-        record = _plain(document, MAX_RECORD_VALUES)
-        for name, value in record.items():
+        entries = _plain(document, MAX_RECORD_VALUES)
+        for name, value in entries.items():
             if name not in rules and not allow_unknown:
                 raise UserError(name, f"{name}, which is not known")
             if name in rules and not rules[name].is_valid(value):
                 raise UserError(name, f"{name}={str(value)[:80]}: expected {rules[name].allowed}")
     except UserError as error:
-        raise _refused(error, where, "metadata have", section) from None
-    return record
+        raise refused(error, where, "metadata have", section) from None
+    return entries
 
 
-def _refused(error: UserError, where: str, has: str, section: str = "") -> UserError:
+def refused(error: UserError, where: str, has: str, section: str = "") -> UserError:
     """The error for a whole file, with the key of the setting or entry that is wrong."""
     key = ".".join(part for part in (section, error.key) if part) or "config"
     return UserError(key, f"{where}: refused, its {has} {error.message}", error.hint)
@@ -347,9 +309,10 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
             raise UserError(key, f"{key[:80]}: too many values, or too deep")
         if isinstance(node, Mapping):
             for name in node:
-                if not isinstance(name, str) or len(name) > MAX_TEXT:
-                    raise UserError(key, f"{key}: a key that is not text")
-            return {name: copied(v, f"{key}.{name}", depth + 1) for name, v in node.items()}
+                if not isinstance(name, str) or len(name) > MAX_TEXT or not is_unicode(name):
+                    raise UserError(key, f"{key}: a key that is not text".removeprefix(": "))
+            above = f"{key}." if key else ""
+            return {name: copied(v, f"{above}{name}", depth + 1) for name, v in node.items()}
         if isinstance(node, list | tuple):
             return [copied(v, f"{key}.{index}", depth + 1) for index, v in enumerate(node)]
         if isinstance(node, str):
@@ -360,16 +323,16 @@ def _plain(document: Any, most: int = MAX_VALUES) -> Plain:
                 )
             if len(node) > MAX_TEXT and not is_tag:
                 raise UserError(key, f"{key}: a text of {len(node):,} characters")
-            return node
+            if "\0" in node or not is_unicode(node):
+                raise UserError(key, f"{key}: characters that no text has")
+            return secrets.redacted(node)
+        if type(node) is int and abs(node) > MAX_INTEGER:
+            raise UserError(key, f"{key}: a number beyond 2^63")
         if node is None or type(node) in (bool, int, float):
             return node
         raise UserError(key, f"{key}: a {type(node).__name__}, not a plain value")
 
-    result: Plain = {}
-    for name, value in document.items():
-        if not isinstance(name, str):
-            raise UserError("", "a key that is not text")
-        result[name] = copied(value, name, 1)
+    result: Plain = copied(document, "", 0)
     return result
 
 

@@ -135,8 +135,12 @@ def config_dir_targets(sources: Sequence[Any]) -> set[str]:
         sources: Hydra's ``runtime.config_sources``.
     """
     folders = [Path(source.path) for source in sources if source.schema == "file"]
-    own = [targets_in(folder) for folder in folders if folder != CONF]
-    return {name for paths in own for names in paths.values() for name in names}
+    return {name for folder in folders if folder != CONF for name in targets_of(folder)}
+
+
+def targets_of(folder: Path) -> set[str]:
+    """All ``_target_`` names in the option files below a folder."""
+    return {name for names in targets_in(folder).values() for name in names}
 
 
 def _refused(key: str, value: Any) -> str:

@@ -68,6 +68,10 @@ class BlockCrop:
 class BlockRows(Protocol):
     """Images of one size as int16 blocks."""
 
+    def name(self, index: int) -> str:
+        """The file or row of an image, for messages."""
+        ...
+
     def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
@@ -92,6 +96,9 @@ class FileRows:
         self.files = files
         self.reader = reader
         self.file_crop = file_crop
+
+    def name(self, index: int) -> str:
+        return str(self.files[index])
 
     def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
@@ -154,6 +161,9 @@ class BlockSamples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def sample_name(self, index: int) -> str:
+        return self.rows.name(index)
 
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         indices = [key.index for key in keys]

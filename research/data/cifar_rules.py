@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from research.config.group_rules import Job
-from research.config.rules import COUNT, TRUTH, Rule, number, whole
+from research.config.rules import COUNT, TRUTH, Rule, changeable, number, whole
 from research.utils.errors import UserError
 
 RULES: dict[str, Rule] = {
     "classes": Rule("10 or 100", lambda value: value in (10, 100)),
     "val_images": COUNT,
     "padding": whole(0),
-    "on_device": TRUTH,
-    "device_budget": number(at_least=0),
+    "on_device": changeable(TRUTH),
+    "device_budget": changeable(number(at_least=0)),
 }
 
 

@@ -361,6 +361,9 @@ class ImageSamples:
     def skipped(self) -> dict[str, int]:
         return self.split.skipped
 
+    def sample_name(self, index: int) -> str:
+        return str(self.split.files[index])
+
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         samples: list[Sample] = []
         indices: list[int] = []

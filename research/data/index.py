@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from research.compression.jpeg import MIN_SIDE
 from research.utils.cache import cached_by_file
+from research.utils.conditions import is_exhausted
 from research.utils.threads import map_threads
 
 EXTENSIONS = frozenset(
@@ -62,7 +63,9 @@ def inspect_header(path: Path) -> str:
         return "not_an_image"
     except Image.DecompressionBombError:
         return "oversized"
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError) as error:
+        if is_exhausted(error):
+            raise
         return "unreadable"
 
 

@@ -23,6 +23,7 @@ from research.compression.geometry import crop_and_resize, snap_box
 from research.compression.jpeg import MIN_SIDE, Planes, UnsupportedJpeg, read_planes
 from research.compression.selection import Selection
 from research.data.crops import Crop
+from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage
 
 
@@ -72,6 +73,8 @@ def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -
     except Image.DecompressionBombError as error:
         raise DamagedImage("oversized", f"{path}: {error}") from None
     except (OSError, ValueError, SyntaxError) as error:
+        if is_exhausted(error):
+            raise
         kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise DamagedImage(kind, f"{path}: {error}") from None
     if min(width, height) < MIN_SIDE:
@@ -136,6 +139,8 @@ class BitstreamReader:
             pixels = self.pixels.read(path, crop, rng).arrays[0]
             return Sample(self._transform(pixels), error.reason)
         except OSError as error:
+            if is_exhausted(error):
+                raise
             raise DamagedImage("unreadable", f"{path}: {error}") from None
         header = planes.header
         box = snap_box(header, *crop.box(header.height, header.width, rng))

@@ -76,6 +76,9 @@ class ResidentSamples:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def sample_name(self, index: int) -> str:
+        return f"image {int(self.positions[index])}"
+
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         index = torch.tensor([key.index for key in keys], dtype=torch.int64)
         index = index.to(self.images.device, non_blocking=True)

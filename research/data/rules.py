@@ -15,6 +15,7 @@ from research.config.rules import (
     PATH,
     TRUTH,
     Rule,
+    changeable,
     list_of,
     number,
     or_null,
@@ -27,8 +28,8 @@ RGB = ("red", "green", "blue")
 RULES: dict[str, Rule] = {
     "image_size": whole(32),
     "batch_size": COUNT,
-    "workers": whole(0),
-    "pin_memory": TRUTH,
+    "workers": changeable(whole(0)),
+    "pin_memory": changeable(TRUTH),
     "mean": or_null(list_of(number(), min_length=3)),
     "std": or_null(list_of(number(above=0), min_length=3)),
     "num_classes": whole(2),
@@ -39,7 +40,7 @@ RULES: dict[str, Rule] = {
     "fold": whole(0),
     "max_train_images": COUNT,
     "max_val_images": COUNT,
-    "cache_dir": PATH,
+    "cache_dir": changeable(PATH),
     "root": PATH,
     "demo": NOTHING,
 }

@@ -26,7 +26,7 @@ from research.data.datamodule import DataModule, NetworkInput
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
-from research.engine import checkpoint
+from research.engine import checkpoint, distributed
 from research.engine.loop import LoopConfig
 from research.engine.optimizers import parameter_groups, scaled_lr
 from research.engine.rng import seed_everything
@@ -76,6 +76,10 @@ def experiment(
         UserError: for errors that only the data, the device or a file can show.
     """
     device = select_device(config["device"], config["precision"])
+    if config["sync_batchnorm"] and device.type != "cuda":
+        raise UserError(
+            "sync_batchnorm", "sync_batchnorm=true needs GPUs", "set sync_batchnorm=false"
+        )
     seed_everything(config["seed"], config["deterministic"])
     torch.backends.cudnn.benchmark = config["cudnn_benchmark"] and not config["deterministic"]
     data = data_module(config)
@@ -84,10 +88,12 @@ def experiment(
     network = model(config, data.metadata()).to(device)
     if config["init_from"] is not None:
         _init_from(network, weights or start_weights(config), config["init_from"], data)
+    if config["sync_batchnorm"] and distributed.count() > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if config["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
     train = loader(config, data, "train", device, train=True)
-    optimizer = _optimizer(config, network)
+    optimizer = _optimizer(config, network, train.global_batch)
     batches = min(len(train), config["max_train_batches"] or len(train))
     state = TrainState(
         model=network,
@@ -103,6 +109,7 @@ def experiment(
         ema=_ema(config, network),
         config=config,
         metadata=data.metadata(),
+        global_batch=train.global_batch,
     )
     return Experiment(
         state,
@@ -126,6 +133,19 @@ def start_weights(config: Config) -> dict[str, Any] | None:
     if config["init_from"] is None:
         return None
     return checkpoint.read(checkpoint.find(Path(config["init_from"])), config["trust"])
+
+
+def limits(config: Config) -> dict[str, Any]:
+    """The settings on which the need for memory depends, for ``conditions.explained``."""
+    dataset = config["dataset"]
+    size = dataset.get("image_size") or network_input(config).size
+    return {
+        "dataset.batch_size": dataset["batch_size"],
+        "accumulate": config["accumulate"],
+        "precision": config["precision"],
+        "dataset.image_size": size,
+        "dataset.workers": dataset.get("workers"),
+    }
 
 
 def loop_config(config: Config) -> LoopConfig:
@@ -258,12 +278,51 @@ def loader(
         workers = min(8, os.cpu_count() or 1) if on_gpu else 0
     return EpochLoader(
         samples,
-        data.batch_size,
+        batch_size(config),
         seed=config["seed"],
         train=train,
         workers=workers,
         pin_memory=on_gpu if data.pin_memory is None else data.pin_memory,
+        shard=distributed.shard(),
     )
+
+
+def check_batch_size(config: Config) -> None:
+    """Check the batch of a new run before its folder is created.
+
+    Raises:
+        UserError: if ``global_batch_size`` does not divide by the number of processes, or if
+            ``dataset.batch_size`` is another number.
+    """
+    whole, own, each = (
+        config["global_batch_size"], config["dataset"]["batch_size"], batch_size(config)
+    )  # fmt: skip
+    if own not in (whole, each):
+        raise UserError(
+            "dataset.batch_size",
+            f"dataset.batch_size={own}, but global_batch_size={whole} gives each of "
+            f"{distributed.count()} processes {each}",
+            f"set global_batch_size={own * distributed.count()}, or leave dataset.batch_size out",
+        )
+
+
+def batch_size(config: Config) -> int:
+    """Samples of a batch of one process.
+
+    Raises:
+        UserError: if ``global_batch_size`` does not divide by the number of processes.
+    """
+    whole, processes = config["global_batch_size"], distributed.count()
+    if whole is None:
+        own: int = config["dataset"]["batch_size"]
+        return own
+    if whole % processes:
+        raise UserError(
+            "global_batch_size",
+            f"a batch of {whole} samples over all processes does not divide by {processes}",
+            f"start a number of processes that divides {whole}",
+        )
+    return int(whole // processes)
 
 
 def trackers(config: Config) -> list[Tracker]:
@@ -280,6 +339,8 @@ def select_device(name: str, precision: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if name == "cuda" and distributed.count() > 1:
+        device = torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             "device",
@@ -308,8 +369,8 @@ def _init_from(
     log.info("weights from %s", where)
 
 
-def _optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
-    batch = config["dataset"]["batch_size"] * config["accumulate"]
+def _optimizer(config: Config, network: nn.Module, global_batch: int) -> torch.optim.Optimizer:
+    batch = global_batch * config["accumulate"]
     lr = config["optimizer"]["lr"]
     lr = scaled_lr(lr, batch, config["scale_lr"], config["scale_lr_batch"])
     groups = parameter_groups(

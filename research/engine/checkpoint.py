@@ -1,15 +1,19 @@
-"""Checkpoint files: written atomically, read with ``weights_only=True`` and validated.
+"""Checkpoint files: written atomically with checksums, read with ``weights_only=True``, validated.
 
 Their content is ``TrainState.state_dict`` of ``research.engine.state``.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.config import stored
+from research.config import stored, stored_state
 from research.utils import weights
-from research.utils.errors import UserError
+from research.utils.errors import Damaged, UserError
 from research.utils.files import write_atomic
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 DTYPES = {
@@ -33,6 +39,8 @@ DTYPES = {
 """Allowed dtypes of tensors in the metadata."""
 METADATA_KEY = "backbone_lab"
 """Entry of the metadata of ``final.safetensors`` with the rest of the checkpoint, as JSON."""
+CHECKSUM = "sha256"
+"""Entry of the metadata of ``final.safetensors``."""
 
 
 class Checkpoints:
@@ -40,18 +48,24 @@ class Checkpoints:
 
     ``last.pt`` after every epoch, ``best.pt`` when the monitored metric improves, and
     ``epoch_012_loss_0.4321.pt`` every ``save_every`` epochs, of which the newest ``keep`` are kept.
-    One file is written per epoch; the other names are hard links to it if the disk supports them.
+    ``previous.pt`` is what ``last.pt`` was before: if ``last.pt`` is damaged, a run continues from
+    there. One file is written per epoch; the other names are hard links to it if the disk supports
+    them.
 
     Args:
         folder: created if missing.
         save_every: epochs between the ``epoch_*.pt`` checkpoints.
         keep: number of ``epoch_*.pt`` checkpoints to keep.
+        newest: the intact checkpoint from which the run continues; None for a new run.
     """
 
-    def __init__(self, folder: Path, save_every: int, keep: int) -> None:
+    def __init__(
+        self, folder: Path, save_every: int, keep: int, newest: Path | None = None
+    ) -> None:
         self.folder = folder
         self.save_every = save_every
         self.keep = keep
+        self.newest = newest
 
     def path_for(self, epoch: int, loss: float, *, is_best: bool) -> str:
         """The most specific name of this epoch's checkpoint, relative to the run folder."""
@@ -73,15 +87,108 @@ class Checkpoints:
             names.insert(0, "best.pt")
         if Path(path).name.startswith("epoch_"):
             names.insert(0, Path(path).name)
+        if not self.folder.parent.is_dir():
+            # Deleted during the run. `write_atomic` would make a folder without the run's records.
+            raise FileNotFoundError(errno.ENOENT, "deleted", str(self.folder))
         # last.pt, from which a run is resumed, is written last: if it exists, so do the others.
         first, *others = (self.folder / name for name in names)
-        full = {"format": FORMAT, **content}
-        write_atomic(first, lambda temporary: torch.save(full, temporary))
+        last = self.folder / "last.pt"
+
+        def write(temporary: Path) -> None:
+            torch.save({"format": FORMAT, **content}, temporary)
+            if self.newest is not None and self.newest.exists():
+                link(self.newest, self.folder / "previous.pt")
+
+        write_atomic(first, write)
         for other in others:
-            _link(first, other)
+            link(first, other)
+        self.newest = last
         if first.name.startswith("epoch_"):
-            for old in sorted(self.folder.glob("epoch_*.pt"), key=_epoch_of)[: -self.keep]:
+            for old in sorted(self.folder.glob("epoch_*.pt"), key=epoch_of)[: -self.keep]:
                 old.unlink()
+
+    def drop_after(self, epoch: int) -> None:
+        """Remove the checkpoints of later epochs than ``epoch``, which is resumed."""
+        for path in self.folder.glob("epoch_*.pt"):
+            if epoch_of(path) > epoch:
+                path.unlink()
+
+
+def paths(run: Path) -> list[Path]:
+    """The checkpoints from which a run can be resumed, ``last.pt`` first."""
+    folder = run / "checkpoints"
+    found = ["last.pt", "previous.pt", "best.pt"]
+    found += [path.name for path in sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True)]
+    return [folder / name for name in found if os.path.lexists(folder / name)]
+
+
+def load_newest(run: Path, trust: Collection[str] = ()) -> tuple[Path, dict[str, Any]]:
+    """The newest intact checkpoint of a run: ``last.pt``, or the one before it if it is damaged.
+
+    Logs a warning for a damaged ``last.pt``.
+
+    Args:
+        run: a run folder or a file.
+        trust: as for ``load``.
+
+    Returns:
+        the file and its content, as from ``load``.
+
+    Raises:
+        Damaged: if no checkpoint is intact.
+        UserError: if the configuration of the checkpoint is refused.
+    """
+    if run.is_file():
+        return run, load(run, trust)
+    last = run / "checkpoints" / "last.pt"
+    try:
+        return last, _load(last, trust)
+    except Damaged as error:
+        damage = error.message
+    newest: tuple[Path, dict[str, Any]] | None = None
+    for path in paths(run):
+        with suppress(Damaged):
+            content = _load(path, trust)
+            if newest is None or _position(content) > _position(newest[1]):
+                newest = path, content
+    if newest is None:
+        raise _none_intact(run, damage)
+    state = newest[1]["state"]
+    log.warning(
+        "%s; resuming from %s, after epoch %d, step %d: what was trained later is trained again",
+        damage,
+        newest[0],
+        state["epoch"],
+        state["step"],
+    )
+    return newest
+
+
+def _position(content: Mapping[str, Any]) -> tuple[int, int]:
+    return content["state"]["step"], content["state"]["epoch"]
+
+
+def check_any_intact(run: Path) -> None:
+    """Check that a run has a checkpoint with the right checksums.
+
+    Raises:
+        Damaged: if it has none.
+    """
+    damage = "no checkpoints"
+    for path in paths(run):
+        try:
+            return weights.check(path)
+        except Damaged as error:
+            damage = error.message
+    raise _none_intact(run, damage)
+
+
+def _none_intact(run: Path, damage: str) -> Damaged:
+    return Damaged(
+        "checkpoint",
+        f"{run}: none of its checkpoints is intact ({damage})",
+        f"start a new run, or delete {run} to use this folder again",
+    )
 
 
 def load(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
@@ -97,10 +204,26 @@ def load(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
             contains pickled objects (they could run code), or whose configuration or metadata
             does not pass the schema of ``research.config.stored``.
     """
+    try:
+        return _load(path, trust)
+    except Damaged as error:
+        raise _with_alternative(error, path) from None
+
+
+def _load(path: Path, trust: Collection[str]) -> dict[str, Any]:
     content = read(path, trust)
     if "format" not in content:
         raise _not_ours(path)
     return content
+
+
+def _with_alternative(error: Damaged, path: Path) -> Damaged:
+    """The same error, with a hint to another checkpoint of the run if one is intact."""
+    for other in paths(path.parent.parent) if path.parent.name == "checkpoints" else ():
+        with suppress(Damaged):
+            weights.check(other)
+            return Damaged(error.key, error.message, f"use {other}, which is intact")
+    return error
 
 
 def _not_ours(path: Path) -> UserError:
@@ -117,21 +240,36 @@ def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
     Raises: as ``load``, except for files that are not checkpoints of this project.
     """
     content = weights.read(path)
-    text = weights.metadata(path).get(METADATA_KEY)
-    if text is not None:
-        try:
-            header = json.loads(text)
-            _ = header["format"]
-            transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
-        except (
-            ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError,
-            OverflowError,
-        ):  # fmt: skip
-            raise UserError(
-                "checkpoint", f"{path}: damaged file (its metadata)", "use another one"
-            ) from None
-        content = {**header, "transform": transform, "model": content}
+    metadata = weights.metadata(path)
+    if METADATA_KEY in metadata:
+        content = _with_header(content, metadata, path)
     return _checked(content, path, trust) if "format" in content else content
+
+
+def _with_header(
+    tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path
+) -> dict[str, Any]:
+    """The checkpoint in a file of ``save_weights``.
+
+    Raises:
+        Damaged: if it is none, or not the one that was written.
+    """
+    text = metadata[METADATA_KEY]
+    try:
+        header = json.loads(text)
+        _ = header["format"]
+        transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
+        checked = header.pop(CHECKSUM, False) or CHECKSUM in metadata  # earlier files have none
+        if checked and metadata.get(CHECKSUM) != _sha256(tensors, text):
+            raise ValueError("its checksum is wrong")
+    except (
+        ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError,
+        OverflowError,
+    ):  # fmt: skip
+        raise Damaged(
+            "checkpoint", f"{path}: damaged file (its metadata or checksum)", "use another file"
+        ) from None
+    return {**header, "transform": transform, "model": tensors}
 
 
 def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dict[str, Any]:
@@ -155,7 +293,7 @@ def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dic
         **state_dicts,
         "config": config,
         "data": stored.metadata(content.get("data"), where, foreign=foreign),
-        "state": stored.state(content.get("state"), where),
+        "state": stored_state.state(content.get("state"), where),
     }
 
 
@@ -177,22 +315,24 @@ def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(run: Path, which: str = "best") -> Path:
-    """Path of the checkpoint of ``run``.
+    """Path of the checkpoint of ``run``; it need not be intact.
 
     Args:
         run: a run folder or a file.
         which: ``best`` or ``last``, of a run folder; ``last`` if there is no ``best``.
 
     Raises:
-        UserError: if there is none.
+        Damaged: if there is none.
     """
-    if run.is_file():
+    if os.path.isfile(run):  # unlike Path.is_file, False for a folder without permission
         return run
     for name in dict.fromkeys((which, "last")):
         path = run / "checkpoints" / f"{name}.pt"
-        if path.exists():
+        if os.path.lexists(path):
             return path
-    raise UserError(
+    if paths(run):
+        raise _with_alternative(Damaged("checkpoint", f"no file {path}"), path)
+    raise Damaged(
         "checkpoint",
         f"no checkpoint in {run}",
         f"pass a run folder that has checkpoints/{which}.pt",
@@ -212,10 +352,19 @@ def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) 
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     transform = {name: _plain(tensor) for name, tensor in header["transform"].items()}
-    text = json.dumps({"format": FORMAT, **header, "transform": transform})
+    text = json.dumps({"format": FORMAT, CHECKSUM: True, **header, "transform": transform})
     # Other readers of safetensors files expect the "format" of the tensors.
-    metadata = {"format": "pt", METADATA_KEY: text}
+    metadata = {"format": "pt", METADATA_KEY: text, CHECKSUM: _sha256(tensors, text)}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _sha256(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Checksum of tensors and the rest of the checkpoint, hexadecimal."""
+    digest = sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _plain(tensor: Tensor) -> dict[str, Any]:
@@ -228,13 +377,16 @@ def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=DTYPES[dtype]).reshape(shape)
 
 
-def _epoch_of(path: Path) -> int:
+def epoch_of(path: Path) -> int:
+    """The epoch in the name of a checkpoint; -1 if there is none."""
     match = re.match(r"epoch_(\d+)_", path.name)
     return int(match.group(1)) if match else -1
 
 
-def _link(source: Path, target: Path) -> None:
-    def link(temporary: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Give a checkpoint another name; atomic."""
+
+    def make(temporary: Path) -> None:
         temporary.unlink()
         try:
             os.link(source, temporary)
@@ -242,4 +394,4 @@ def _link(source: Path, target: Path) -> None:
             # A disk without hard links (some network and FAT file systems).
             shutil.copyfile(source, temporary)
 
-    write_atomic(target, link)
+    write_atomic(target, make)

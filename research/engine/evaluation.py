@@ -15,6 +15,7 @@ from research.engine.loop import EvalResult, autocast, evaluate
 from research.engine.predictor import Predictor
 from research.tasks.task import Monitor
 from research.tracking.console import ConsoleTracker
+from research.utils.conditions import explained
 from research.utils.errors import UserError
 from research.utils.timing import synchronize
 
@@ -39,16 +40,17 @@ class EvalRun:
     def evaluate(self, phase: str) -> EvalResult:
         """One pass over the split; ``phase`` is its name in progress lines."""
         model, cfg = self.predictor, build.loop_config(self.predictor.config)
-        return evaluate(
-            model.model,
-            model.task,
-            self.loader,
-            model.transform,
-            cfg,
-            model.device,
-            ConsoleTracker(),
-            phase,
-        )
+        with explained(evaluation_limits(model.config)):
+            return evaluate(
+                model.model,
+                model.task,
+                self.loader,
+                model.transform,
+                cfg,
+                model.device,
+                ConsoleTracker(),
+                phase,
+            )
 
     def timed_prediction(self, count: int) -> Callable[[], None]:
         """A function that predicts ``count`` images on the device and synchronizes.
@@ -84,6 +86,11 @@ class EvalRun:
         return Monitor(next((name for name in MAIN if name in metrics), next(iter(metrics))), "max")
 
 
+def evaluation_limits(config: build.Config) -> dict[str, Any]:
+    """``build.limits`` without the settings that only training has."""
+    return {key: value for key, value in build.limits(config).items() if key != "accumulate"}
+
+
 def load_eval_run(
     run: Path,
     split: str,
@@ -112,7 +119,8 @@ def load_eval_run(
 def of_predictor(run: Path, split: str, loaded: Predictor, saved: Mapping[str, Any]) -> EvalRun:
     """The same for a run loaded with ``predictor.load``."""
     config = loaded.config
-    loaded.data.prepare(config["seed"])
+    with explained(evaluation_limits(config)):
+        loaded.data.prepare(config["seed"])
     if loaded.data.classes != loaded.classes:
         raise UserError(
             "dataset",

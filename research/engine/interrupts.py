@@ -21,9 +21,14 @@ class Interrupts:
     A signal raises ``Interrupted`` at once, or at the next ``check`` while ``deferred``. A second
     signal ends the process at once; files are written atomically, so that it harms nothing.
     Ignored signals stay ignored: ``nohup`` ignores SIGHUP, shells ignore SIGINT in the background.
+
+    Args:
+        repeated: whether the same signal may come twice, and is then ignored: a launcher passes on
+            what its processes have received as well. It kills those that do not end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeated: bool = False) -> None:
+        self.repeated = repeated
         self.requested = 0
         self.is_deferred = False
 
@@ -62,6 +67,8 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if self.repeated:
+                return
             os._exit(128 + number)
         self.requested = number
         if not self.is_deferred:

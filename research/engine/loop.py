@@ -20,9 +20,10 @@ from research.batch import Batch
 from research.data.loader import EpochLoader
 from research.data.transforms import DeviceTransform
 from research.engine import distributed
-from research.engine.loss_log import EpochStats, LossLog, no_samples, timestamp
+from research.engine.loss_log import ALONE, EpochStats, LossLog, no_samples, timestamp
 from research.engine.rng import generator_for
 from research.engine.state import TrainState
+from research.engine.steps import Skips, optimizer_step, remedy
 from research.tasks.task import Metrics, Monitor, Task
 from research.tracking.tracker import Progress, Tracker
 from research.utils.errors import UserError
@@ -40,6 +41,7 @@ class LoopConfig:
     accumulate: int
     grad_clip: float | None
     patience: int | None
+    skip_nonfinite: int
     log_every: int
     max_train_batches: int | None
     max_val_batches: int | None
@@ -90,12 +92,14 @@ def fit(
         UserError: if the loss is not finite or the monitored metric does not exist.
     """
     check_monitor(monitor, task, device)
+    losses = distributed.parallel(distributed.Losses(task, state.forward))
     for past in state.history:
         end_epoch.replay(past)
     while state.epoch < cfg.epochs and not state.stopped_early(cfg.patience) and not end_epoch.stop:
         epoch = state.epoch + 1
         start = time.perf_counter() - state.epoch_losses.get("seconds", 0.0)
-        stats = train_epoch(state, task, train, cfg, device, tracker, end_epoch)
+        stats = train_epoch(state, losses, train, cfg, device, tracker, end_epoch)
+        distributed.share_buffers(state.model, state.ema)
         with end_epoch.validation(state):
             result = evaluate(state.eval_model, task, val, state.transform, cfg, device, tracker)
         values = {**stats.metrics, **{f"val/{name}": v for name, v in result.metrics.items()}}
@@ -128,7 +132,7 @@ def fit(
 
 def train_epoch(
     state: TrainState,
-    task: Task,
+    task_losses: nn.Module,
     loader: EpochLoader,
     cfg: LoopConfig,
     device: torch.device,
@@ -140,51 +144,47 @@ def train_epoch(
     A batch of which one sample remains is skipped, unless ``batch_size`` is 1: batch norm needs
     more than one sample.
     """
-    state.forward.train()
+    task_losses.train()
     state.transform.train()
-    epoch, first = state.epoch + 1, state.samples // loader.batch_size
+    epoch, first = state.epoch + 1, state.samples // loader.global_batch
     batches = min(len(loader), cfg.max_train_batches or len(loader))
-    loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader.skipped)
+    advice = remedy(cfg.precision, cfg.grad_clip, cfg.skip_nonfinite)
+    loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader, advice)
     loss_log.load_state_dict(state.epoch_losses)
+    skips = Skips(state, cfg.skip_nonfinite, loss_log.skipped)
     for i, batch in enumerate(islice(loader.epoch(epoch, first), batches - first), start=first):
         state.step += 1
-        losses: dict[str, Tensor] = {}
-        if len(batch) > 1 or len(batch) == loader.batch_size:
-            inputs = state.transform(batch.to(device), generator_for(cfg.seed, epoch, i))
-            with autocast(device, cfg.precision):
-                losses = task.losses(state.forward, inputs)
-            loss = torch.stack(list(losses.values())).sum()
-            # Number of batches in this optimizer step; the last step of an epoch may have fewer.
-            accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
-            state.scaler.scale(loss / accumulated).backward()
-        elif len(batch):
-            batch.skipped["left_out/alone"] = 1
         is_step = (i + 1) % cfg.accumulate == 0 or i + 1 == batches
+        usable = len(batch) > 1 or len(batch) == loader.batch_size
+        losses: dict[str, Tensor] = {}
+        samples = distributed.announce(len(batch) if usable else 0)
+        if samples or distributed.is_awaited(is_step, skips.samples):
+            inputs = None
+            if usable:
+                rng = generator_for(cfg.seed, epoch, loader.shard.position(i))
+                inputs = state.transform(batch.to(device), rng)
+            skips.before_forward()
+            with distributed.no_sync(task_losses, not is_step):
+                with autocast(device, cfg.precision):
+                    losses = task_losses(inputs)
+                loss = torch.stack(list(losses.values())).sum()
+                # Number of batches in this step; the last step of an epoch may have fewer.
+                accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
+                if skips.loss(loss, samples):
+                    losses = {}
+                else:
+                    state.scaler.scale(loss / accumulated).backward()
+        if len(batch) and not usable:
+            batch.skipped[ALONE] = 1
         if is_step:
             loss_log.learning_rate = state.optimizer.param_groups[0]["lr"]
-            optimizer_step(state, cfg.grad_clip)
+            optimizer_step(state, cfg.grad_clip, skips)
         loss_log.add(state.step, i, batch, losses)
-        state.samples += loader.batch_size
+        state.samples += loader.global_batch
         if is_step:
             callback.step(state, loss_log)
     state.epoch_losses = loss_log.state_dict()
     return loss_log.close()
-
-
-def optimizer_step(state: TrainState, grad_clip: float | None) -> None:
-    """One step of the optimizer, the scheduler and the EMA."""
-    if grad_clip is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), grad_clip)
-    scale = state.scaler.get_scale()
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.scaler.get_scale() < scale:
-        return  # fp16 overflow: the optimizer did not step, so scheduler and EMA do not either
-    state.scheduler.step()
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.scheduler.last_epoch)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def evaluate(
             totals.update(predictions, inputs)
             first = first or (inputs, predictions)
         tracker.progress(Progress(phase, i + 1, batches))
-    metrics = totals.compute()
+    metrics = distributed.computed(totals)
     counts = {kind: int(n) for kind, n in distributed.summed(skipped).items()}
     if not metrics:
         raise no_samples(phase, counts)

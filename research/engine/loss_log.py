@@ -8,15 +8,38 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from research.batch import Batch
+from research.data.loader import EpochLoader
 from research.engine import distributed
+from research.engine.steps import not_finite
 from research.tracking.tracker import Progress, Tracker
-from research.utils.errors import NotFinite, UserError
+from research.utils.errors import UserError
+
+ALONE: Final = "left_out/alone"
+"""A batch of one sample, which is skipped."""
+
+
+class Pending(NamedTuple):
+    """Losses of a batch that have not been read from the device.
+
+    Attributes:
+        step: batches so far, over all epochs.
+        batch: in the epoch, from 0.
+        losses: by name.
+        samples: their indices, [B] int64, as the loader gave them.
+        learning_rate: of the last optimizer step.
+    """
+
+    step: int
+    batch: int
+    losses: dict[str, Tensor]
+    samples: Tensor
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,8 @@ class LossLog:
         epoch: from 1.
         batches: number of batches in the epoch.
         log_every: batches between two reads.
-        skipped: samples that are in no batch, by kind.
+        loader: its samples that are in no batch are counted; names samples in errors.
+        remedy: what to do about a loss that is not finite.
     """
 
     def __init__(
@@ -55,7 +79,8 @@ class LossLog:
         epoch: int,
         batches: int,
         log_every: int,
-        skipped: Mapping[str, int],
+        loader: EpochLoader,
+        remedy: str = "",
     ) -> None:
         self.tracker = tracker
         self.epoch = epoch
@@ -65,17 +90,20 @@ class LossLog:
         self.count = 0
         self.learning_rate = math.nan
         self.start = time.perf_counter()
-        self.skipped = Counter(skipped)
-        self.pending: list[tuple[int, int, dict[str, Tensor]]] = []
+        self.loader = loader
+        self.remedy = remedy
+        self.skipped = Counter(loader.skipped)
+        self.pending: list[Pending] = []
         self.samples = 0
         self.since = time.perf_counter()
 
     def add(self, step: int, i: int, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Add batch ``i``; ``losses`` is empty if the batch was skipped."""
+        """Add batch ``i``; ``losses`` is empty if it was skipped in all processes."""
         self.skipped.update(batch.skipped)
-        self.samples += len(batch)
+        self.samples += len(batch) * distributed.count()
         if losses:
-            self.pending.append((step, i, {name: loss.detach() for name, loss in losses.items()}))
+            detached = {name: loss.detach() for name, loss in losses.items()}
+            self.pending.append(Pending(step, i, detached, batch.index, self.learning_rate))
         if (i + 1) % self.log_every == 0 or i + 1 == self.batches:
             self._write()
             self._show_progress(i)
@@ -86,7 +114,7 @@ class LossLog:
         return {
             "sums": dict(self.sums),
             "count": self.count,
-            "skipped": dict(self.skipped),
+            "skipped": self._skipped(),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.start,
         }
@@ -94,7 +122,8 @@ class LossLog:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from ``state_dict`` of an interrupted epoch; empty: from its start."""
         if saved:
-            self.sums, self.skipped = Counter(saved["sums"]), Counter(saved["skipped"])
+            self.sums = Counter(saved["sums"])
+            self.skipped = Counter(saved["skipped"] if distributed.is_main() else {})
             self.count, self.learning_rate = saved["count"], saved["learning_rate"]
             self.start -= saved["seconds"]
 
@@ -104,28 +133,31 @@ class LossLog:
         Raises:
             UserError: if every batch was skipped.
         """
-        totals = distributed.summed({**self.sums, "": self.count})
-        count = totals.pop("")
-        skipped = {name: int(n) for name, n in distributed.summed(self.skipped).items()}
-        if not count:
+        skipped = self._skipped()
+        if not self.count:
             raise no_samples("training", skipped)
-        means = {f"train/{name}": total / count for name, total in totals.items()}
-        return EpochStats(means, totals["loss"], self.learning_rate, skipped)
+        means = {f"train/{name}": total / self.count for name, total in self.sums.items()}
+        return EpochStats(means, self.sums["loss"], self.learning_rate, skipped)
+
+    def _skipped(self) -> dict[str, int]:
+        return {name: int(n) for name, n in distributed.summed(self.skipped).items()}
 
     def _write(self) -> None:
         rows = [
-            {"loss": sum(values), **dict(zip(losses, values, strict=True))}
-            for (_, _, losses), values in zip(self.pending, self._read(), strict=True)
+            {"loss": sum(losses.values()), **losses} for losses in distributed.means(self._read())
         ]
         now = time.perf_counter()
         seconds = (now - self.since) / max(1, len(rows))
-        for (step, batch, _), row in zip(self.pending, rows, strict=True):
-            self._check(row, batch)
+        for each, row in zip(self.pending, rows, strict=True):
+            if not all(map(math.isfinite, row.values())):
+                where = f"step {each.step} (epoch {self.epoch}, batch {each.batch + 1})"
+                names = self.loader.names(each.samples)
+                raise not_finite(row, where, each.learning_rate, names, self.remedy)
             self.sums.update(row)
             self.count += 1
-            record = {"epoch": self.epoch, "batch": batch + 1, **row}
+            record = {"epoch": self.epoch, "batch": each.batch + 1, **row}
             self.tracker.log(
-                "batch", step, {**record, "batch_time_sec": seconds, "timestamp": timestamp()}
+                "batch", each.step, {**record, "batch_time_sec": seconds, "timestamp": timestamp()}
             )
         self.current = {"loss": rows[-1]["loss"]} if rows else {}
         self.pending = []
@@ -138,25 +170,22 @@ class LossLog:
             Progress(name, i + 1, self.batches, rate=self.rate, metrics=self.current)
         )
 
-    def _read(self) -> list[list[float]]:
+    def _read(self) -> list[dict[str, float]]:
+        """The pending losses by name, in one transfer from the device."""
         if not self.pending:
             return []
-        stacked = [torch.stack(list(losses.values())) for _, _, losses in self.pending]
-        values: list[list[float]] = torch.stack(stacked).tolist()
-        return values
-
-    def _check(self, row: dict[str, float], batch: int) -> None:
-        if not all(math.isfinite(value) for value in row.values()):
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-            raise NotFinite(
-                "optimizer.lr",
-                f"the loss is no longer finite at epoch {self.epoch}, batch {batch + 1} ({terms})",
-                "lower optimizer.lr, set grad_clip, or use precision=fp32",
-            )
+        losses = [each.losses for each in self.pending]
+        values = torch.cat([torch.stack([*terms.values()]) for terms in losses])
+        numbers = iter(values.tolist())
+        return [{name: next(numbers) for name in terms} for terms in losses]
 
 
 def no_samples(split: str, skipped: Mapping[str, int]) -> UserError:
     """The error if no sample of a split could be read."""
+    if skipped.get(ALONE) == sum(skipped.values()):
+        message = f"the {split} split has one sample, and batch norm needs two in a batch"
+        hint = "add samples; one alone trains with dataset.batch_size=1 if no map is 1×1"
+        return UserError("dataset", message, hint)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
     message = f"no sample of the {split} split could be read ({kinds})"
     return UserError("dataset", message, "check the files of the data set")

@@ -12,13 +12,15 @@ from torch import nn
 
 from research.batch import Batch
 from research.config.changes import for_use
+from research.config.run_files import is_own
 from research.data.datamodule import DataModule
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint, run_folder
+from research.engine import build, checkpoint
 from research.engine.build import Config
 from research.engine.loop import autocast
 from research.engine.state import load_weights
 from research.tasks.task import Task
+from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
 
 
@@ -90,13 +92,15 @@ def of_checkpoint(
         UserError: also if its parts do not fit together, such as a detector and the metadata of a
             classification data set.
     """
-    own = run_folder.is_own(path)
+    own = is_own(path)
     config = for_use(saved["config"], overrides, str(path), own=own, data=data)
     try:
         return load_predictor(config, saved)
     except UserError:
         raise
     except Exception as error:
+        if explain(error) is not None:
+            raise  # the machine's, not the file's
         if config["trust"]:
             raise  # may be a bug in the user's own code, which needs the traceback
         raise UserError(

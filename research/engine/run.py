@@ -5,50 +5,48 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint, run_folder
+from research.engine import build, checkpoint, distributed, run_folder
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
 from research.engine.interrupts import Interrupted, Interrupts
 from research.engine.loop import EpochCallback, EvalResult, fit
 from research.engine.loss_log import LossLog
+from research.engine.resume import Start, check_data, resume, set_back
 from research.engine.state import TrainState
+from research.engine.steps import check_weights
 from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
+from research.utils.conditions import explained
 from research.utils.errors import UserError
-from research.utils.files import write_text
+from research.utils.files import remove_leftovers, write_text
 from research.viz import pictures
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Start:
-    """The start of a run; the files that it starts from have been read and validated.
-
-    Attributes:
-        folder: the run folder; it exists.
-        last: content of the checkpoint to resume from; None for a new run.
-        weights: content of the file of ``init_from``, for a new run.
-    """
-
-    folder: Path
-    last: dict[str, Any] | None = None
-    weights: dict[str, Any] | None = None
-
-
 def start(config: Mapping[str, Any], name: str) -> Start | None:
+    """As ``_start`` in the main process; the others read the same files."""
+    begin = _start(config, name) if distributed.is_main() else None
+    shared = None if begin is None else replace(begin, last=None, weights=None)
+    shared = distributed.broadcast(shared)
+    if distributed.is_main() or shared is None or shared.checkpoint is None:
+        return begin or shared
+    return replace(shared, last=checkpoint.load(shared.checkpoint, config["trust"]))
+
+
+def _start(config: Mapping[str, Any], name: str) -> Start | None:
     """Create or resume a run folder and read the files that the run starts from.
 
     Returns:
@@ -61,32 +59,12 @@ def start(config: Mapping[str, Any], name: str) -> Start | None:
     if config["resume"] == "auto" and _is_done(config):
         log.info("resume=auto: %s is finished; nothing to do", config["run_dir"])
         return None
-    folder = _resumed(config)
-    if folder is not None:
-        return resume(folder, config)
+    run = _resumed(config)
+    if run is not None:
+        return resume(run, config)
+    build.check_batch_size(config)
     weights = build.start_weights(config)
     return Start(run_folder.create(config, name), weights=weights)
-
-
-def resume(folder: Path, config: Mapping[str, Any]) -> Start:
-    """Resume the run in ``folder``.
-
-    Raises:
-        UserError: if its last checkpoint is refused or contains only weights.
-    """
-    path = checkpoint.find(folder, "last")
-    if not run_folder.is_own(folder) and not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            "resume", f"resume={folder}: {path} is outside this folder", "copy it into the folder"
-        )
-    saved = checkpoint.load(path, config["trust"])
-    if "optimizer" not in saved:
-        raise UserError(
-            "resume",
-            f"resume: {path} contains only weights",
-            f"pass the run folder, or start a new run with init_from={path}",
-        )
-    return Start(folder, saved)
 
 
 def _is_done(config: Mapping[str, Any]) -> bool:
@@ -95,14 +73,14 @@ def _is_done(config: Mapping[str, Any]) -> bool:
         return False
     folder = Path(config["run_dir"])
     try:
-        done = run_folder.is_finished(folder, config["epochs"])
+        done = run_folder.is_finished(folder, config["epochs"], config["patience"])
         return done and not run_folder.changed(config, folder)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return False  # `create` and `find_unfinished` say why
 
 
 def _resumed(config: Mapping[str, Any]) -> Path | None:
-    """The folder of the run to resume; None for a new run."""
+    """The folder or checkpoint of the run to resume; None for a new run."""
     resume_from = config["resume"]
     if resume_from is None:
         return None
@@ -111,18 +89,7 @@ def _resumed(config: Mapping[str, Any]) -> Path | None:
         if unfinished is None:
             log.info("resume=auto: no unfinished run of this configuration; starting a new one")
         return unfinished
-    last = checkpoint.find(Path(resume_from), "last")
-    folder = last.parent.parent
-    # init_from may be omitted: the checkpoint already contains these weights.
-    changed = [key for key in run_folder.changed(config, folder) if key != "init_from"]
-    if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            "resume",
-            f"resume={folder}: {', '.join(changed[:5])}{more} not as in the run's config.yaml",
-            f"use the run's settings, or start a new run from its weights with init_from={folder}",
-        )
-    return folder
+    return Path(resume_from)
 
 
 class Pruner(Protocol):
@@ -137,6 +104,8 @@ class Pruner(Protocol):
 
 class EpochEnd(EpochCallback):
     """At the end of an epoch: draw pictures and tables if it is the best, save, flush the tracker.
+
+    Every process calls it, the main one writes. Signals and saving are decided for all processes.
 
     Args:
         task: draws pictures and tables.
@@ -168,24 +137,33 @@ class EpochEnd(EpochCallback):
         self.next_save = time.monotonic() + self.seconds
 
     def step(self, state: TrainState, losses: LossLog) -> None:
-        if self.interrupts.requested or time.monotonic() >= self.next_save:
+        is_due = distributed.is_main() and time.monotonic() >= self.next_save
+        requested, save = distributed.largest(self.interrupts.requested, is_due)
+        if requested or save:
             state.epoch_losses = losses.state_dict()
-            self._save(state)
-        self.interrupts.check()
+            self._save(self._content(state))
+        if requested:
+            raise Interrupted(requested)
 
     @contextmanager
     def validation(self, state: TrainState) -> Iterator[None]:
+        content = self._content(state)  # before: an interrupted process waits for no other
         try:
             with self.interrupts.immediate():
                 yield
         except Interrupted:
-            self._save(state)
+            self._save(content)
             raise
 
-    def _save(self, state: TrainState, path: str = "", *, is_best: bool = False) -> None:
-        """Write a checkpoint, of an epoch or (without ``path``) within one."""
+    def _content(self, state: TrainState) -> dict[str, Any]:
+        check_weights(state)
         state.tracking = self.tracker.state()
-        self.checkpoints.save(state.state_dict(), path, is_best=is_best)
+        return state.state_dict()
+
+    def _save(self, content: dict[str, Any], path: str = "", *, is_best: bool = False) -> None:
+        """Write a checkpoint, of an epoch or (without ``path``) within one."""
+        if distributed.is_main():
+            self.checkpoints.save(content, path, is_best=is_best)
         self.tracker.flush()
         self.next_save = time.monotonic() + self.seconds
 
@@ -201,11 +179,13 @@ class EpochEnd(EpochCallback):
         return self.checkpoints.path_for(epoch, loss, is_best=is_best)
 
     def __call__(self, state: TrainState, row: Mapping[str, Any], result: EvalResult) -> None:
-        if row["is_best"]:
+        if row["is_best"] and distributed.is_main():
             draw(self.task, state.transform, result, self.tracker, state.epoch)
-        self._save(state, row["checkpoint_path"], is_best=row["is_best"])
+        self._save(self._content(state), row["checkpoint_path"], is_best=row["is_best"])
         self.replay(row)
-        self.interrupts.check()
+        (requested,) = distributed.largest(self.interrupts.requested)
+        if requested:
+            raise Interrupted(requested)
 
 
 def draw(
@@ -225,8 +205,9 @@ def train(
     begin: Start,
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
+    callback: Callable[..., EpochEnd] | None = None,
 ) -> TrainState:
-    """Build, fit and record one run.
+    """Build, fit and record one run; of several processes, the main one records.
 
     Args:
         config: resolved and checked configuration.
@@ -235,30 +216,53 @@ def train(
         begin: from ``start``; its folder must be locked by this process.
         tags: for the trackers, in addition to those of the configuration.
         pruner: may end the run as ``PRUNED``.
+        callback: takes the arguments of ``EpochEnd``; None: ``EpochEnd``.
     """
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
-    with Interrupts() as interrupts:
+    is_main = distributed.is_main()
+    if is_main:
+        remove_leftovers(*(folder / name for name in ("", "checkpoints", "pictures", "tables")))
+
+    def again() -> str:
+        if pruner is not None:
+            return "run the command of the sweep again"
+        saved = (folder / "checkpoints" / "last.pt").exists()
+        return f"continue with resume={folder}" if saved else "run the command with resume=auto"
+
+    several = distributed.count() > 1
+    with Interrupts(repeated=several) as interrupts, explained(build.limits(config), again):
         experiment = _build(config, begin, console)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
-        environment = run_folder.describe(folder, config, overrides, source)
-        tracker = _trackers(config, experiment, console)
-        every_tag = _tags({**config["tags"], **(tags or {})}, source[1], environment)
+        check_data(begin, source[1])
+        tracker = _trackers(config, experiment, console) if is_main else Tracker()
+        checkpoints = Checkpoints(
+            folder / "checkpoints", config["save_every"], config["keep"], begin.checkpoint
+        )
+        if begin.earlier is not None:
+            set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
+        if resumed and is_main:
+            checkpoints.drop_after(state.epoch)
         log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
-        position = Position(state.epoch, state.samples // data.batch_size, state.step)
-        run = Run(folder, name, config, every_tag, source, position, state.tracking)
-        checkpoints = Checkpoints(folder / "checkpoints", config["save_every"], config["keep"])
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
-        end_epoch = EpochEnd(
+        end_epoch = (callback or EpochEnd)(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
         )
         status: Status = "FAILED"
         try:
             with interrupts.deferred():
-                tracker.start(run)
-                summary = _model_summary(state.model, experiment.parameters)
-                write_text(folder / "model_summary.txt", summary)
+                if is_main:
+                    environment = run_folder.describe(folder, config, overrides, source)
+                    own = {**config["tags"], **(tags or {})}
+                    every_tag = _tags(own, source[1], environment, state.global_batch)
+                    batch = state.samples // state.global_batch
+                    position = Position(state.epoch, batch, state.step)
+                    tracker.start(
+                        Run(folder, name, config, every_tag, source, position, state.tracking)
+                    )
+                    summary = _model_summary(state.model, experiment.parameters)
+                    write_text(folder / "model_summary.txt", summary)
                 fit(
                     state,
                     experiment.task,
@@ -270,12 +274,13 @@ def train(
                     tracker,
                     end_epoch,
                 )
-                _finish_files(folder, state, tracker)
+                content = state.state_dict()
+                if is_main:
+                    _finish_files(folder, state, content, tracker)
             status = "PRUNED" if end_epoch.stop else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            how = f"resume={folder}" if pruner is None else "the command of the sweep"
-            log.info("interrupted %s; continue with %s", _position(state), how)
+            log.info("interrupted %s; %s", _position(state), again())
             raise
         finally:
             with interrupts.deferred():
@@ -293,14 +298,15 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
     def show_progress(what: str, done: int, total: int) -> None:
         console.progress(Progress(what, done, total, unit="files"))
 
-    resumed = begin.last is not None
-    experiment = build.experiment(
-        _without_start_files(config) if resumed else config, show_progress, begin.weights
-    )
+    with distributed.main_first():  # it prepares the data; the others find them
+        experiment = build.experiment(_to_build(config, begin), show_progress, begin.weights)
     state = experiment.state
     state.config = config
     if begin.last is not None:
-        state.load_state_dict(begin.last, begin.folder)
+        loader, most = experiment.train, experiment.cfg.max_train_batches
+        samples = min(len(loader), most or len(loader)) * loader.global_batch
+        state.load_state_dict(begin.last, begin.folder, samples, experiment.monitor.metric)
+        state.global_batch = loader.global_batch  # 0 in checkpoints of earlier versions
         log.info("resume: continuing %s in %s", _position(state), begin.folder)
     for content in (begin.last, begin.weights):
         if content is not None:
@@ -314,8 +320,14 @@ def _position(state: TrainState) -> str:
     return after if not state.samples else f"{after}, {state.samples} samples of the next"
 
 
-def _without_start_files(config: Config) -> Config:
-    """Remove ``init_from`` and ``model.pretrained``: the checkpoint has the weights."""
+def _to_build(config: Config, begin: Start) -> Config:
+    """Of a resumed run: with the same batch over all processes, and without ``init_from`` and
+    ``model.pretrained``, since the checkpoint has the weights.
+    """
+    if begin.last is None:
+        return config
+    whole = begin.last["state"]["global_batch"] or config["global_batch_size"]
+    config = {**config, "global_batch_size": whole}
     pretrained = {"pretrained": None} if "pretrained" in config["model"] else {}
     return {**config, "init_from": None, "model": {**config["model"], **pretrained}}
 
@@ -331,10 +343,14 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
 
 
-def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]) -> dict[str, str]:
+def _tags(
+    own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any], global_batch: int
+) -> dict[str, str]:
     """The user's tags and the versions of data, code and packages."""
     tags = {
         **own,
+        "processes": environment["processes"],
+        "global_batch": global_batch,
         "data_hash": data_hash,
         "git_commit": environment["git"].get("commit", ""),
         "git_changed": environment["git"].get("changed", ""),
@@ -343,8 +359,9 @@ def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]
     return {key: str(value) for key, value in tags.items()}
 
 
-def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
-    content = state.state_dict()
+def _finish_files(
+    folder: Path, state: TrainState, content: Mapping[str, Any], tracker: Tracker
+) -> None:
     header = {name: content[name] for name in ("config", "data", "transform")}
     header["state"] = {**content["state"], "history": state.history[-1:]}
     weights = folder / "checkpoints" / "final.safetensors"
@@ -366,9 +383,16 @@ def _describe(experiment: Experiment) -> str:
     skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
     classes = f"{len(data.classes)} classes, " if data.classes else ""
     return (
-        f"{experiment.parameters:,} parameters on {experiment.device}; "
+        f"{experiment.parameters:,} parameters on {experiment.device}{_processes(experiment)}; "
         f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
     )
+
+
+def _processes(experiment: Experiment) -> str:
+    """The number of processes and their batches, in words; empty for one."""
+    processes, batch = distributed.count(), experiment.train.batch_size
+    whole = experiment.train.global_batch
+    return f", {processes} processes, batches of {processes} × {batch} = {whole}" * (processes > 1)
 
 
 def _model_summary(model: nn.Module, parameters: int) -> str:

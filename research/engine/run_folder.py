@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -23,18 +22,16 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from research.config import stored
-from research.config.keys import differences
+from research.config import run_files
+from research.config.compose import config_dir
+from research.config.resume import unchangeable
+from research.config.run_files import ROOT
+from research.engine import checkpoint, distributed
+from research.utils import documents
 from research.utils.errors import UserError, one_line
 from research.utils.files import write_atomic, write_text
 
 log = logging.getLogger(__name__)
-
-ROOT = Path("runs")
-NOT_COMPARED = (
-    "resume", "epochs", "device", "run_dir", "logging", "trust", "version", "save_every_minutes",
-)  # fmt: skip
-"""Settings that may differ when a run is resumed."""
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pyjpegio", "av", "open_clip_torch",
@@ -96,8 +93,10 @@ def describe(
     """
     record = {
         **environment(),
+        "processes": distributed.count(),
         "command": sys.argv,
         "folder": str(Path.cwd()),
+        "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
     }
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
@@ -144,54 +143,59 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
 
     Runs that are locked by another process are ignored.
     """
-    candidates = sorted(ROOT.glob("*/config.yaml"), key=os.path.getmtime, reverse=True)
+    candidates = sorted(ROOT.glob("*/config.yaml"), key=_changed_at, reverse=True)
     if config["run_dir"] is not None:
         candidates = [Path(config["run_dir"]) / "config.yaml"]
     for path in candidates:
         folder = path.parent
-        if not (folder / "checkpoints" / "last.pt").exists() or is_locked(folder):
-            continue
         try:
-            resumable = not is_finished(folder, epochs) and not changed(config, folder)
+            if not checkpoint.paths(folder) or is_locked(folder):
+                continue
+            done = is_finished(folder, epochs, config["patience"])
+            if not done and not changed(config, folder):
+                checkpoint.check_any_intact(folder)
+                return folder
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             log.warning("resume=auto ignores %s, which is damaged: %s", folder, one_line(error))
-            continue
-        if resumable:
-            return folder
     return None
 
 
-def is_finished(folder: Path, epochs: int) -> bool:
+def _changed_at(path: Path) -> float:
+    """Modification time in seconds; 0 for a link that leads nowhere."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def is_finished(folder: Path, epochs: int, patience: int | None) -> bool:
     """Whether a run has reached ``epochs`` or its early stop, and has written its final files.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: if its summary is missing or damaged.
+        UserError, KeyError, TypeError: if its summary is missing or damaged.
     """
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    reached = summary["stopped_early"] or summary["epochs_done"] >= epochs
+    summary = documents.load(folder / "summary.json", dict, "resume")
+    done = summary["epochs_done"]
+    stopped = patience is not None and done - summary["best_epoch"] >= patience
+    reached = stopped or done >= epochs
     return reached and summary["status"] in ("FINISHED", "PRUNED")
 
 
 def changed(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """Dotted keys of the settings that differ between ``config`` and the run in ``folder``.
+    """Dotted keys of settings of the run in ``folder`` that differ and may not when it is resumed.
 
     Raises:
         UserError: if the run's configuration cannot be read.
     """
-    path = folder / "config.yaml"
+    return list(unchangeable(run_files.comparable(folder), config))
+
+
+def data_hash(folder: Path) -> str | None:
+    """The hash of the data with which a run was trained last; None if it is not known."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            "resume", f"{path}: damaged ({one_line(error)})", "use another run"
-        ) from None
-    recorded = stored.with_defaults(stored.unchecked(document, str(path)))
-    return list(differences(recorded, config, NOT_COMPARED))
-
-
-def is_own(path: Path) -> bool:
-    """Whether a file is in the user's ``runs/``, after links are resolved."""
-    return path.resolve().is_relative_to(ROOT.resolve())
+        return str(documents.load(folder / "environment.json", dict, "resume")["data"]["hash"])
+    except (KeyError, TypeError, UserError):
+        return None
 
 
 @contextmanager
@@ -255,7 +259,7 @@ def _git() -> dict[str, Any]:
 
 def _run_git(*words: str) -> bytes:
     command = ["git", "-C", str(Path(__file__).parent), *words]
-    return subprocess.run(command, capture_output=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603 - our words
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -1,7 +1,8 @@
 """Learning-rate schedules, stepped after each optimizer step, with a linear warm-up.
 
 A schedule multiplies the learning rate of each parameter group by a function of the step. The step
-is its only state, so it resumes exactly. Arguments of all schedules:
+is its only state: a run that is resumed has the learning rates of its settings at that step, also
+if ``epochs`` was changed. Arguments of all schedules:
 
     optimizer: its learning rates are scheduled.
     epochs: length of the run.
@@ -14,9 +15,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+
+class Schedule(LambdaLR):
+    """Learning rates as a function of the step, and of nothing that was before it."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the step of ``state_dict``.
+
+        The learning rates in a checkpoint, those of its next step, are replaced by those of this
+        schedule, which may be for another number of epochs.
+        """
+        super().load_state_dict(state_dict)
+        factors = [factor(self.last_epoch) for factor in self.lr_lambdas]
+        self._last_lr = [base * f for base, f in zip(self.base_lrs, factors, strict=True)]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
 
 
 def cosine(
@@ -26,7 +44,7 @@ def cosine(
     warmup_epochs: float,
     warmup_steps: int | None,
     lr_end: float,
-) -> LambdaLR:
+) -> Schedule:
     """Cosine from the initial learning rate after the warm-up to ``lr_end`` (Loshchilov, 2017).
 
     Args:
@@ -50,7 +68,7 @@ def linear(
     warmup_epochs: float,
     warmup_steps: int | None,
     lr_end: float,
-) -> LambdaLR:
+) -> Schedule:
     """Linear decay to ``lr_end``; otherwise as ``cosine``."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
     return _decay(optimizer, warmup, epochs * steps_per_epoch, lr_end, lambda done: 1 - done)
@@ -62,7 +80,7 @@ def constant(
     steps_per_epoch: int,
     warmup_epochs: float,
     warmup_steps: int | None,
-) -> LambdaLR:
+) -> Schedule:
     """The initial learning rate, after the warm-up."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
     return _with_warmup(optimizer, warmup, lambda step: 1.0)
@@ -76,7 +94,7 @@ def step(
     warmup_steps: int | None,
     step_size: int,
     gamma: float,
-) -> LambdaLR:
+) -> Schedule:
     """Multiply by ``gamma`` every ``step_size`` epochs (including the warm-up)."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
     length = step_size * steps_per_epoch
@@ -91,7 +109,7 @@ def multistep(
     warmup_steps: int | None,
     milestones: Sequence[int],
     gamma: float,
-) -> LambdaLR:
+) -> Schedule:
     """Multiply by ``gamma`` after each epoch of ``milestones`` (including the warm-up)."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
     return _with_warmup(
@@ -108,7 +126,7 @@ def exponential(
     warmup_epochs: float,
     warmup_steps: int | None,
     gamma: float,
-) -> LambdaLR:
+) -> Schedule:
     """Multiply by ``gamma`` per epoch after the warm-up, by a fractional power at each step."""
     warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
     return _with_warmup(
@@ -126,7 +144,7 @@ def one_cycle(
     div_factor: float,
     final_div_factor: float,
     anneal: str,
-) -> LambdaLR:
+) -> Schedule:
     """Up to the optimizer's learning rate, then down to almost 0 (Smith and Topin, 2018).
 
     As torch's ``OneCycleLR`` without cycling momentum. A warm-up precedes the cycle, rises to its
@@ -169,7 +187,7 @@ def _decay(
     total: int,
     lr_end: float,
     shape: Callable[[float], float],
-) -> LambdaLR:
+) -> Schedule:
     """From 1 to ``lr_end`` / learning rate, along ``shape``, which decreases from 1 to 0."""
     last = lr_end / optimizer.defaults["lr"]
 
@@ -181,10 +199,10 @@ def _decay(
 
 def _with_warmup(
     optimizer: Optimizer, warmup: int, factor: Callable[[int], float], first: float = 1.0
-) -> LambdaLR:
+) -> Schedule:
     """``factor`` of the step, after a linear warm-up to ``first`` over ``warmup`` steps."""
 
     def scale(step: int) -> float:
         return first * (step + 1) / (warmup + 1) if step < warmup else factor(step)
 
-    return LambdaLR(optimizer, scale)
+    return Schedule(optimizer, scale)

@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from research.data.transforms import DeviceTransform
-from research.engine.rng import rng_state, set_rng_state
+from research.engine import distributed, saved_state
+from research.engine.rng import rng_state, seed_rank, set_rng_state
+from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
 
-COUNTERS = ("epoch", "step", "samples", "epoch_losses", "best", "best_epoch", "history")
+COUNTERS = (
+    "epoch", "step", "samples", "global_batch", "epoch_losses", "skips", "best", "best_epoch",
+    "history",
+)  # fmt: skip
 
 
 @dataclass
@@ -37,8 +42,11 @@ class TrainState:
         epoch: number of completed epochs.
         step: number of training batches so far, over all epochs.
         samples: position in the order of the current epoch; 0 after the end of an epoch.
+        global_batch: samples of a batch of all processes; on another number of processes, a run is
+            resumed with the same.
         epoch_losses: losses of the current epoch so far, see ``LossLog.state_dict``; empty after
             the end of an epoch.
+        skips: number of batches and steps skipped so far, see ``steps.Skips``.
         best: best value of the monitored metric; None before the first epoch.
         best_epoch: epoch of the best value, from 1; 0 before the first epoch.
         history: one row per epoch.
@@ -57,7 +65,9 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     samples: int = 0
+    global_batch: int = 0
     epoch_losses: dict[str, Any] = field(default_factory=dict)
+    skips: int = 0
     best: float | None = None
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -87,46 +97,74 @@ class TrainState:
             yield name, getattr(self, name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint: plain tensors, numbers, strings and containers."""
+        """The content of a checkpoint: plain tensors, numbers, strings and containers.
+
+        Every process calls it; only that of the main process is complete.
+        """
+        own, *others = distributed.gathered(rng_state()) or [{}]
         return {
             **{
                 name: None if part is None else part.state_dict() for name, part in self._stateful()
             },
             "state": {name: getattr(self, name) for name in COUNTERS},
-            "rng": rng_state(),
+            "rng": own,
+            "rng_of_others": others,
             "tracking": dict(self.tracking),
             "config": self.config,
             "data": self.metadata,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any], folder: Path) -> None:
+    def load_state_dict(
+        self, saved: Mapping[str, Any], folder: Path, samples: int, metric: str
+    ) -> None:
         """Restore everything except ``config`` and ``metadata``, which the current command sets.
 
         Args:
             saved: what ``checkpoint.load`` returns for a file written from ``state_dict``.
             folder: run folder, for messages.
+            samples: of an epoch of training, rounded up to whole batches.
+            metric: name of the monitored metric.
 
         Raises:
             UserError: if a part is missing or does not fit this model, optimizer or scheduler.
         """
         try:
+            # Before the weights are loaded: this step changes them.
+            optimizer = saved_state.OptimizerState(self.optimizer)
             for name, part in self._stateful():
                 if isinstance(part, nn.Module):
                     load_weights(part, saved[name], "resume", f"resume={folder}")
-                elif name == "optimizer":
-                    part.load_state_dict(saved[name])
-                elif part is not None:
-                    part.load_state_dict(_compatible(name, part.state_dict(), saved[name]))
+            counters = saved_state.counters(saved["state"], samples, metric)
+            scheduler = self.scheduler.state_dict()
+            self.optimizer.load_state_dict(optimizer.restored(saved["optimizer"]))
+            self.scheduler.load_state_dict(
+                saved_state.scheduler_state(scheduler, saved["scheduler"], counters["step"])
+            )
+            self.scaler.load_state_dict(
+                saved_state.scaler_state(self.scaler.state_dict(), saved["scaler"])
+            )
             for name in COUNTERS:
-                setattr(self, name, saved["state"][name])
-            self.tracking = {str(key): str(value) for key, value in saved["tracking"].items()}
-            set_rng_state(saved["rng"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+                setattr(self, name, counters[name])
+            self.tracking = saved_state.tracking(saved["tracking"])
+            self._load_rng([saved["rng"], *saved.get("rng_of_others", ())])
+        except (
+            KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
+            ArithmeticError,
+        ) as error:  # fmt: skip
+            if explain(error) is not None:
+                raise
             raise UserError(
                 "resume",
                 f"resume={folder}: the last checkpoint is damaged ({one_line(error)})",
                 f"start a new run with init_from={folder}",
             ) from error
+
+    def _load_rng(self, states: list[dict[str, Any]]) -> None:
+        """Restore this process's generators; with another number of processes, seed them anew."""
+        if distributed.is_main() or len(states) == distributed.count():
+            set_rng_state(states[distributed.rank()])
+        else:
+            seed_rank(self.config["seed"], self.step, distributed.rank())
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where: str) -> None:
@@ -139,33 +177,23 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], key: str, where
         where: source of the weights, for the message.
 
     Raises:
-        UserError: if names or shapes differ.
+        UserError: if names, shapes or kinds of numbers differ.
     """
+    if not all(isinstance(name, str) and isinstance(w, Tensor) for name, w in weights.items()):
+        raise UserError(key, f"{where}: contains no state dict", "use a dict of tensors")
+    own = network.state_dict()
+    for name in own.keys() & weights.keys():
+        if _kind(own[name]) != _kind(weights[name]):
+            reason = f"{name} is {weights[name].dtype}, not {own[name].dtype}"
+            raise UserError(key, f"{where}: the weights do not fit this model ({reason})")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
+        if explain(error) is not None:
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(key, f"{where}: the weights do not fit this model ({reason})") from None
 
 
-def _compatible(name: str, own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``saved`` that are in ``own``, and those of ``own`` that ``saved`` lacks.
-
-    The keys may differ between versions of torch. Structure and types are checked here, because
-    ``load_state_dict`` of schedulers and scalers accepts any values.
-    """
-    known = {key: value for key, value in saved.items() if key in own}
-    incomplete = "last_epoch" in own and "last_epoch" not in known
-    if incomplete or not _same_structure(known, {key: own[key] for key in known}):
-        raise ValueError(f"{name} has another structure")
-    return {**own, **known}
-
-
-def _same_structure(one: Any, two: Any) -> bool:
-    """Whether two plain values have the same keys, lengths and types of values."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_same_structure(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_same_structure, one, two))
-    numbers = (int, float)
-    return type(one) is type(two) or (type(one) in numbers and type(two) in numbers)
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

@@ -32,6 +32,7 @@ from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
 from research.models.export import ExportForm
 from research.models.matching import MATCHERS, affinity
 from research.utils.errors import UserError
+from research.utils.whole_batch import whole_batch, whole_mean
 
 STRIDE: Final = 32
 SIZE_PRIOR: Final = 0.25
@@ -167,10 +168,10 @@ class TinyDet(nn.Module):
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [B, 4] xyxy, presence logits [B], attention logits [B, H, W]; all float32."""
         features = self.trunk(images)
-        grid = _centres(features)
         # In half precision a coordinate would be off by a pixel.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
+            grid = _centres(features)
             attention = self.attend(features)[:, 0]
             weights = attention.flatten(1).softmax(1)
             attended = torch.einsum("bp,bcp->bc", weights, features.flatten(2))
@@ -199,9 +200,9 @@ class TinyDet(nn.Module):
         entropy = F.cross_entropy(attention.flatten(1), cell, reduction="none")
         return {
             "box": self.lambda_box * box,
-            "objectness": self.lambda_obj * objectness,
+            "objectness": self.lambda_obj * whole_mean(objectness, len(logits)),
             "giou": self.lambda_iou * giou,
-            "attention": self.lambda_att * (entropy * present).sum() / present.sum().clamp(min=1),
+            "attention": self.lambda_att * (entropy * present).sum() / whole_batch(present.sum()),
         }
 
 
@@ -300,7 +301,8 @@ class BigDet(nn.Module):
         overlaps = (pairs.iou * targets.mask[..., None]).amax(1) > self.ignore_iou
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         counted = entropy * ((target > 0) | ~overlaps)
-        objectness = counted.sum() / matched.sum().clamp(min=len(logits))
+        count = matched.sum()
+        objectness = counted.sum() / whole_batch(count, torch.full_like(count, len(logits)))
         return {
             "box": self.lambda_box * box,
             "objectness": self.lambda_obj * objectness,
@@ -326,10 +328,10 @@ def _init_head(head: nn.Linear | nn.Conv2d, presence: float) -> None:
 
 
 def _centres(features: Tensor) -> Tensor:
-    """[H·W, 2] float32: x and y of the cells' centres, fractions of the frame, row-major."""
+    """[H·W, 2]: x and y of the cells' centres, fractions of the frame, row-major."""
     height, width = features.shape[-2:]
     y, x = (
-        (torch.arange(count, device=features.device, dtype=torch.float32) + 0.5) / count
+        (torch.arange(count, device=features.device, dtype=features.dtype) + 0.5) / count
         for count in (height, width)
     )
     return torch.cartesian_prod(y, x).flip(1)
@@ -343,7 +345,7 @@ def _box_losses(boxes: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, T
         target: [..., 4] xyxy.
         valid: [...] bool.
     """
-    count = valid.sum().clamp(min=1)
+    count = whole_batch(valid.sum())
     distance = (boxes - target).abs().sum(-1)
     giou = giou_loss(boxes, target)
     return (distance * valid).sum() / count, (giou * valid).sum() / count

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -26,6 +27,7 @@ from research.models.dual import DualEncoder
 from research.models.fusion import ONE_STREAM, TWO_STREAMS
 from research.models.mit import STAGES, VARIANTS
 from research.utils.errors import UserError
+from research.utils.whole_batch import whole_mean
 
 PREFIX: Final = "rgbx_mit_"
 STRIDE: Final = 32
@@ -59,13 +61,22 @@ class RgbxDetector(nn.Module):
     """
 
     def __init__(
-        self, encoder: DualEncoder, fpn: nn.Module, rpn: nn.Module, roi_heads: nn.Module
+        self,
+        encoder: DualEncoder,
+        fpn: nn.Module,
+        rpn: RegionProposalNetwork,
+        roi_heads: RoIHeads,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.fpn = fpn
         self.rpn = rpn
         self.roi_heads = roi_heads
+        for part in (rpn, roi_heads):
+            sampler = part.fg_bg_sampler
+            part.fg_bg_sampler = CountingSampler(
+                sampler.batch_size_per_image, sampler.positive_fraction
+            )
 
     def forward(
         self, images: Tensor, targets: Targets | None = None
@@ -88,7 +99,11 @@ class RgbxDetector(nn.Module):
         proposals, rpn_losses = self.rpn(ImageList(images, sizes), pyramid, true)
         detections, roi_losses = self.roi_heads(pyramid, proposals, sizes, true)
         if self.training:
-            return {**roi_losses, **rpn_losses}
+            return {
+                name: whole_mean(loss, part.fg_bg_sampler.count)
+                for part, losses in ((self.roi_heads, roi_losses), (self.rpn, rpn_losses))
+                for name, loss in losses.items()
+            }
         return [
             {"boxes": d["boxes"] / frame, "scores": d["scores"], "labels": d["labels"] - 1}
             for d in detections
@@ -128,6 +143,21 @@ class RgbxDetector(nn.Module):
                 *fusion,
             ],
         }
+
+
+class CountingSampler(BalancedPositiveNegativeSampler):
+    """torchvision's sampler of anchors or proposals, which keeps their number.
+
+    torchvision's losses are means over them.
+
+    Attributes:
+        count: [] sampled in the last batch.
+    """
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = super().__call__(matched_idxs)
+        self.count = torch.stack([mask.sum() for mask in (*positive, *negative)]).sum()
+        return positive, negative
 
 
 class _ProposalHead(RPNHead):

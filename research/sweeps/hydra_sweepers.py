@@ -7,8 +7,6 @@ sweeper, and a job that has finished before is not run again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from research.config.compose import without_secrets
+from research.utils import secrets
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ log = logging.getLogger(__name__)
 
 class RecordedBasicSweeper(BasicSweeper):
     """Hydra's basic sweeper; see ``conf/hydra/sweeper/basic.yaml``."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        super().setup(
+            hydra_context=hydra_context,
+            task_function=task_function,
+            config=without_secrets(config),  # written to multirun.yaml
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         from research.sweeps.space import Space
@@ -55,22 +64,34 @@ class RecordedBasicSweeper(BasicSweeper):
 class RecordedOptunaSweeper(OptunaSweeper):
     """Hydra's Optuna sweeper; see ``conf/hydra/sweeper/optuna.yaml``."""
 
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        super().setup(
+            hydra_context=hydra_context,
+            task_function=task_function,
+            config=without_secrets(config),
+        )
+
     def sweep(self, arguments: list[str]) -> None:
         from research.sweeps.space import Space
 
         inner: Any = self.sweeper
-        space = Space.parse(inner.params or {}, arguments)
-        with recorded_study(inner.config, inner.hydra_context, space, inner.n_trials) as study:
-            (objective,) = study.description["objectives"]
-            name, direction = objective["name"], objective["direction"]
-            if inner.direction not in (None, direction):
+        if isinstance(inner.storage, str):
+            inner.storage = secrets.reveal(secrets.hide(inner.storage)) or inner.storage
+        for key in ("n_trials", "n_jobs"):
+            if getattr(inner, key) is None:
                 raise UserError(
-                    "hydra.sweeper.direction",
-                    f"hydra.sweeper.direction={inner.direction}: the direction of {name} is "
-                    f"{direction}",
-                    "leave it out",
+                    f"hydra.sweeper.{key}",
+                    f"hydra.sweeper.{key}=null: hydra/sweeper=optuna needs a number",
+                    f"leave it out, or set hydra.sweeper.{key}=1",
                 )
-            inner.direction = direction
+        space = Space.parse(inner.params or {}, arguments)
+        with recorded_study(
+            inner.config, inner.hydra_context, space, inner.n_trials, inner.direction
+        ) as study:
+            (objective,) = study.description["objectives"]
+            inner.direction = objective["direction"]
             inner.launcher = RecordingLauncher(inner.launcher, study, space)
             inner.params = None
             super().sweep(space.words)
@@ -115,7 +136,11 @@ class RecordingLauncher:
 
 @contextmanager
 def recorded_study(
-    config: DictConfig, context: HydraContext, space: Space, total: int
+    config: DictConfig,
+    context: HydraContext,
+    space: Space,
+    total: int,
+    direction: str | None = None,
 ) -> Iterator[Study]:
     """Create or reopen the study of a sweep and record how the sweep inside ends.
 
@@ -124,41 +149,51 @@ def recorded_study(
         context: Hydra's.
         space: of the sweep.
         total: number of jobs.
+        direction: that the user has set, if any.
+
+    Raises:
+        UserError: if the direction is not that of the monitored metric.
     """
     # Imported late: Hydra also creates sweepers to print a configuration.
     from research.config import resolved, targets
     from research.engine.interrupts import terminate_as_interrupt
     from research.sweeps import record
-    from research.sweeps.objectives import objectives
-    from research.sweeps.study import Study, search_settings
+    from research.sweeps.identity import digest
+    from research.sweeps.opening import open_study, search_of
     from research.utils import logs
 
     logs.to_terminal()
-    terminate_as_interrupt()
-    monitor = space.monitor(context, config)
-    wanted = objectives(["monitor"], monitor)
     sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(sweeper, dict)
     sampler = str(sweeper["_target_"]).rpartition(".Recorded")[2]
-    search = search_settings(wanted, space, None, sampler)
-    name = sweeper.get("study_name") or study_name(config, search, sweeper)
-    study = Study(str(name), None, directions=[each.direction for each in wanted])
+    # An address may contain a password, of which nothing is to be stored.
+    settings = {key: value for key, value in sweeper.items() if key != "storage"}
+    search = search_of(
+        space, context, config, ["monitor"], storage=None, sampler=sampler, settings=settings
+    )
+    (objective,) = search.objectives
+    if direction not in (None, objective.direction):
+        raise UserError(
+            "hydra.sweeper.direction",
+            f"hydra.sweeper.direction={direction}: the direction of {objective.name} is "
+            f"{objective.direction}",
+            "leave it out",
+        )
+    terminate_as_interrupt()
+    choices = config.hydra.runtime.choices
+    prefix = choices.get("sweep") or choices.get("experiment") or choices["hydra/sweeper"]
+
+    def legacy(known: Mapping[str, Any]) -> str:
+        return f"{prefix}_{digest([known, sweeper], 8)}"
+
+    name = sweeper.get("study_name")
+    study = open_study(search, name and str(name), prefix, legacy, n_trials=total)
     own = resolved(config)
     own["trust"] = targets.user_targets(own)
-    with study.locked():
-        study.describe(search, pruner=None, monitor=monitor, n_trials=total, configuration=own)
     with read_write(config.hydra):
         config.hydra.sweep.dir = str(study.folder)
     with record.recorded(study, own):
         yield study
-
-
-def study_name(config: DictConfig, search: Mapping[str, Any], settings: Any) -> str:
-    """Name of the preset or experiment, and a digest of search and sweeper settings."""
-    choices = config.hydra.runtime.choices
-    digest = hashlib.sha256(json.dumps([search, settings], sort_keys=True).encode())
-    first = choices.get("sweep") or choices.get("experiment") or choices["hydra/sweeper"]
-    return f"{first}_{digest.hexdigest()[:8]}"
 
 
 def _job_return(values: Sequence[float] | None) -> JobReturn:

@@ -15,13 +15,18 @@ from typing import Any
 from hydra.utils import instantiate
 from optuna.trial import TrialState
 
-from research.engine import run, run_folder
+from research.config import run_files
+from research.engine import checkpoint, run, run_folder
+from research.engine.resume import Start, resume
 from research.sweeps import record
+from research.sweeps.description import FOLDER
 from research.sweeps.devices import exclusive_device
+from research.sweeps.identity import changed_settings, format_changes
 from research.sweeps.objectives import Objective, measure, monitor
-from research.sweeps.study import FOLDER, Study, checkpoint_time
+from research.sweeps.storage import StorageError
+from research.sweeps.study import Study, checkpoint_time
 from research.utils import logs
-from research.utils.errors import UserError, one_line
+from research.utils.errors import Damaged, UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -93,16 +98,20 @@ def run_trial(hydra: Any, config: Mapping[str, Any], name: str) -> float | None:
         if opened is None:
             return None
         start = time.perf_counter()
-        outcome = Outcome("KILLED", "interrupted")
+        outcome: Outcome | None = Outcome("KILLED", "interrupted")
         try:
             outcome = _train(study, number, config, name, overrides, *opened)
+        except StorageError:
+            outcome = None  # nothing can be recorded; the same command resumes the trial
+            raise
         except Exception as error:
             outcome = Outcome("FAILED", f"{type(error).__name__}: {one_line(error)}")
             trace = None if isinstance(error, UserError) else error
             log.error("sweep: trial %d failed: %s", number, outcome.reason, exc_info=trace)
             _clear_frames(error)
         finally:
-            _report(study, config, number, outcome, time.perf_counter() - start)
+            if outcome is not None:
+                _report(study, config, number, outcome, time.perf_counter() - start)
     if outcome.status == "FAILED" and not ours:
         raise UserError("trial", outcome.reason)
     return next(iter(outcome.values.values()), None)
@@ -120,26 +129,32 @@ def _open_run(
     with study.locked():
         trial = study.trial(number)
         attrs = trial.user_attrs
-        folder = Path(attrs["run"]) if "run" in attrs else None
-        running = folder is not None and run_folder.is_locked(folder)
+        folder, beginnings = study.run_of(trial), attrs.get("beginnings", 0)
+        running = folder is not None and folder.is_dir() and run_folder.is_locked(folder)
         if trial.state is not TrialState.RUNNING or running:
             log.info("sweep: trial %d is finished or run by another process", number)
             return None
-        resumes = folder is not None and (folder / "checkpoints" / "last.pt").exists()
+        if folder is None:
+            # Runs of this trial of which the storage has lost the record are not overwritten, and
+            # the last of them is resumed if it is the same run.
+            beginnings = study.last_beginning(number)
+            folder = study.run_folder(number, beginnings) if beginnings else None
+            if folder is not None and (run_folder.is_locked(folder) or _changed(config, folder)):
+                folder = None
+        resumes = folder is not None and _has_checkpoint(folder)
         if folder is not None and resumes:
-            changed = ", ".join(run_folder.changed(config, folder)[:5])
+            changed = _changed(config, folder)
             if changed:
                 reason = (
-                    f"{folder} cannot be resumed: {changed} changed since; "
+                    f"{folder} cannot be resumed: {changed}; "
                     "hydra.sweeper.retry_failed=true starts it again"
                 )
                 log.error("sweep: trial %d failed: %s", number, reason)
                 study.fail(number, reason)
                 return None
-        beginnings = attrs.get("beginnings", 0)
         if folder is None or not resumes:
             # A run without a checkpoint starts again in a new folder: nothing is overwritten.
-            beginnings += 1
+            beginnings = max(beginnings, study.last_beginning(number)) + 1
             run_dir = str(study.run_folder(number, beginnings))
             folder = run_folder.create({**config, "run_dir": run_dir}, name)
         stack.enter_context(run_folder.run_lock(folder))
@@ -152,6 +167,27 @@ def _open_run(
             reason="",
         )
     return folder, resumes
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether a run can be resumed; damage of all its checkpoints is logged."""
+    if not checkpoint.paths(folder):
+        return False
+    try:
+        checkpoint.check_any_intact(folder)
+    except Damaged as error:
+        log.warning("sweep: %s: the trial starts again in a new folder", error.message)
+        return False
+    return True
+
+
+def _changed(config: Mapping[str, Any], folder: Path) -> str:
+    """How the run in a folder differs from a trial's; empty if it can be resumed."""
+    try:
+        recorded = run_files.comparable(folder)
+    except UserError as error:
+        return error.message
+    return format_changes(changed_settings(recorded, config))
 
 
 def _train(
@@ -175,7 +211,7 @@ def _train(
             "sweep over models of one task",
         )
     with logs.to_file(folder):
-        begin = run.resume(folder, config) if resumes else run.Start(folder)
+        begin = resume(folder, config) if resumes else Start(folder)
         state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, pruner)
         if pruner.stopped:
             return Outcome("PRUNED", pruner.reason)

@@ -6,7 +6,6 @@ import io
 import logging
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -14,6 +13,7 @@ from hydra.plugins.launcher import Launcher
 
 from research.engine.run_folder import is_locked
 from research.sweeps.space import Space
+from research.sweeps.storage import StorageError
 from research.sweeps.study import Claim, Study
 from research.utils.errors import UserError, one_line
 
@@ -62,6 +62,8 @@ def launch(
     try:
         launched = launcher.launch(jobs, initial_job_idx=claims[0].number)
         returns: list[JobReturn] = [JobResult(**vars(result)) for result in launched]
+    except StorageError:
+        raise
     except Exception as error:
         log.error("sweep: the launcher failed", exc_info=error)
         if not any("run" in study.trial(claim.number).user_attrs for claim in claims):
@@ -95,12 +97,14 @@ def _fail_if_unreported(study: Study, claim: Claim, result: JobReturn) -> None:
     """Mark a trial as failed whose job raised before it could report anything itself."""
     try:
         _ = result.return_value
+    except StorageError:
+        raise  # the trial goes on when the storage works
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         with study.locked():
             trial = study.trial(claim.number)
-            run = trial.user_attrs.get("run")
-            if not trial.state.is_finished() and (run is None or not is_locked(Path(run))):
+            run = study.run_of(trial)
+            if not trial.state.is_finished() and (run is None or not is_locked(run)):
                 trace = None if isinstance(error, UserError) else error
                 log.error("sweep: a job failed: %s", reason, exc_info=trace)
                 study.fail(claim.number, reason)

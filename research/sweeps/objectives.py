@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from research.utils.errors import UserError
+from research.utils.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
 
 MONITOR: Final = "monitor"
 LATENCY: Final = "latency_ms"
 BYTES: Final = "bytes_per_image"
 ROUNDS: Final = 20
 BLOCK: Final = 8  # pixels
+PLACEHOLDERS: Final = [f"class {number}" for number in range(100)]
+"""Classes of a task that is built without data; enough for every metric that needs several."""
 
 
 class Objective(NamedTuple):
@@ -50,6 +55,28 @@ def monitor(config: Any) -> str:
         task = targets.locate("task", config["task"]["_target_"], config["trust"])
         chosen = ":".join(task.monitor)
     return str(chosen)
+
+
+def check_monitor(config: Mapping[str, Any]) -> None:
+    """Check, before the first trial, that trials will log the monitored metric.
+
+    Only a task knows what it logs. It is built with classes that the data may not have, so one that
+    cannot be built this way is checked by its trials.
+
+    Raises:
+        UserError: if they will not.
+    """
+    import torch
+
+    from research.engine import build, loop
+
+    try:
+        task = build.build_task(config, PLACEHOLDERS)
+        task.metrics(torch.device("cpu"))
+    except Exception as error:
+        log.debug("the metrics are not known before the data: %s", one_line(error))
+        return
+    loop.check_monitor(build.monitor(config, task), task, torch.device("cpu"))
 
 
 def measure(

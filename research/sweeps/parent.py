@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +11,13 @@ from typing import Any, Final
 
 from research.sweeps import plots
 from research.tracking.files import FileTracker, read_rows
-from research.tracking.tracker import Position, Run, Status, Tracker, Trackers
+from research.tracking.spool import read_run_id
+from research.tracking.tracker import Position, Rows, Run, Status, Tracker, Trackers
+
+log = logging.getLogger(__name__)
+
+MAX_DIGITS: Final = 10
+"""Of an epoch that is believed."""
 
 ENDED: Final = ("FINISHED", "PRUNED", "FAILED", "KILLED")
 
@@ -36,27 +44,48 @@ def update(
         the MLflow id of the run, which trials carry as ``mlflow.parentRunId``; ``None`` without
         MLflow or if its store has not been reachable yet.
     """
-    past = read_rows(folder / "epoch_metrics.csv")
-    last = {name: text for name, text in past[-1].items() if text} if past else {}
+    last = _last_row(folder / "epoch_metrics.csv")
     row = _row(summary)
+    table = plots.trials_table(summary)
     # Zeros would start a new run.
-    resumed = max(1, int(last["epoch"])) if last else int((folder / "mlflow_run_id").exists())
+    resumed = max(1, int(last["epoch"])) if last else int(bool(read_run_id(folder)))
     position = Position(epoch=resumed, step=resumed)
     run = Run(folder, summary["study"], _config(summary), _tags(summary), resumed=position)
     tracker = Trackers([*trackers(), FileTracker()])
     try:
         tracker.start(run)
-        if any(last.get(name) != str(value) for name, value in row.items()):
-            # Retrying a trial does not increase the number of ended trials.
-            step = max(int(last["epoch"]) + 1 if last else 0, int(row["trials/ended"]))
+        changed = any(last.get(name) != str(value) for name, value in row.items())
+        # Retrying a trial does not increase the number of ended trials.
+        step = max(int(last["epoch"]) + changed if last else 0, int(row["trials/ended"]))
+        if changed:
             tracker.pictures(step, plots.pictures(summary))
-            if summary["trials"]:
-                tracker.tables(step, {"trials": plots.trials_table(summary)})
+        if table and (changed or _is_stale(folder / "tables" / "trials.csv", table)):
+            # A trial that failed again has another number, and the counts are the same.
+            tracker.tables(step, {"trials": table})
+        if changed:
             # The row last, the file tracker last: if the row exists, everything was recorded.
             tracker.log("epoch", step, {"epoch": step, **row})
     finally:
         tracker.finish(status)
     return tracker.state().get("mlflow_run_id")
+
+
+def _last_row(path: Path) -> dict[str, str]:
+    """The values of the last recorded row; empty without one, or if the file is damaged."""
+    past = read_rows(path, epochs=True)
+    last = {name: text for name, text in past[-1].items() if text} if past else {}
+    epoch = last.get("epoch", "")
+    return last if epoch.isdecimal() and len(epoch) < MAX_DIGITS else {}
+
+
+def _is_stale(path: Path, table: Rows) -> bool:
+    """Whether a table has other rows; what it says of running trials does not matter."""
+    try:
+        known = {row["trial"]: row["status"] for row in read_rows(path)}
+    except (OSError, ValueError, KeyError, csv.Error):
+        return True
+    ended = {str(row["trial"]): row["status"] for row in table if row["status"] in ENDED}
+    return known != known | ended or not known.keys() <= {str(row["trial"]) for row in table}
 
 
 def _row(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +15,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from research.engine import build
 from research.sweeps import parent as parent_run
+from research.sweeps.description import SUMMARY, read_json
 from research.sweeps.space import to_override
+from research.sweeps.storage import StorageError
 from research.sweeps.study import Study
+from research.tracking.spool import read_run_id
 from research.tracking.tracker import Status, Tracker
-from research.utils.files import to_json, write_text
+from research.utils.errors import UserError, one_line
+from research.utils.files import remove_leftovers, to_json, write_text
 
 log = logging.getLogger(__name__)
 
-NAME: Final = "final_summary.json"
 STATUS: Final = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "PRUNED",
@@ -73,7 +75,8 @@ def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") 
     content = summary(study)
     if "RUNNING" in content["counts"]:
         status = "RUNNING"
-    write_text(study.folder / NAME, to_json(content))
+    remove_leftovers(study.folder, study.folder / "tables")
+    write_text(study.folder / SUMMARY, to_json(content))
 
     def trackers() -> Sequence[Tracker]:
         return build.trackers(config)
@@ -82,30 +85,36 @@ def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") 
         parent_run.update(study.folder, content, trackers, status)
     except Exception as error:
         # The summary is written; a failing plot or tracker must not end a trial or the sweep.
-        log.warning("sweep: the parent run could not be updated", exc_info=error)
+        trace = None if isinstance(error, UserError | OSError) else error
+        line = f"sweep: the parent run could not be updated ({one_line(error)})"
+        log.warning("%s", line, exc_info=trace)
     return content
 
 
 @contextmanager
 def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
     """Record and log how the sweep inside ended: finished, interrupted or failed."""
-    status: Status = "FAILED"
+    status: Status | None = "FAILED"
     try:
         yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except StorageError:
+        status = None  # nothing can be read; the summary stays as it is
+        raise
     finally:
-        with study.locked():
-            content = update(study, config, status)
-        log_end(study, content)
+        if status is not None:
+            with study.locked():
+                content = update(study, config, status)
+            log_end(study, content)
 
 
 def parent_tag(study: Study) -> dict[str, str]:
     """The tag by which MLflow nests a trial under its sweep; empty without a parent run."""
-    file = study.folder / "mlflow_run_id"
-    return {"mlflow.parentRunId": file.read_text("utf-8")} if file.exists() else {}
+    run_id = read_run_id(study.folder)
+    return {"mlflow.parentRunId": run_id} if run_id else {}
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, 
         "started": None if started is None else started.astimezone().isoformat(timespec="seconds"),
         "seconds": attrs.get("seconds", 0.0),
         "attempts": attrs.get("attempts", 0),
-        **_run_keys(attrs.get("run")),
+        **_run_keys(study.run_of(trial)),
     }
 
 
@@ -141,15 +150,21 @@ def to_number(value: Any) -> Any:
     return value
 
 
-def _run_keys(run: str | None) -> dict[str, Any]:
-    """``RUN_KEYS`` of a run's summary; only its folder if it ended without a summary."""
+def _run_keys(run: Path | None) -> dict[str, Any]:
+    """``RUN_KEYS`` of a run's summary; only its folder if it ended without a valid one."""
     if run is None:
         return {}
+    only_folder = {"paths": {"run": str(run)}}
     try:
-        content = json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
+        content = read_json(run / "summary.json")
+        found = {key: content[key] for key in RUN_KEYS}
+        valid = isinstance(found["paths"], dict) and isinstance(found["epochs_done"], int)
     except FileNotFoundError:
-        return {"paths": {"run": run}}
-    return {key: content[key] for key in RUN_KEYS}
+        return only_folder
+    except (UserError, KeyError, TypeError) as error:
+        log.warning("sweep: %s: damaged (%s)", run / "summary.json", one_line(error))
+        return only_folder
+    return found if valid else only_folder
 
 
 def _best(study: Study, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -181,11 +196,12 @@ def log_end(study: Study, summary: dict[str, Any]) -> None:
     counts = ", ".join(f"{count} {status.lower()}" for status, count in summary["counts"].items())
     log.info("sweep: %s", counts)
     for trial in failed_trials(summary):
-        log.info("  failed:   trial %d: %s", trial["trial"], trial["reason"])
+        folder = trial.get("paths", {}).get("run", "it has no run folder")
+        log.info("  failed:   trial %d: %s (%s)", trial["trial"], trial["reason"], folder)
     for best in [summary["best"], *summary["pareto"]]:
         if best is not None:
             point = " ".join(f"{key}={value}" for key, value in best["params"].items())
             values = ", ".join(f"{name} {value:.4g}" for name, value in best["values"].items())
             log.info("  best:     trial %d, %s: %s", best["trial"], values, point)
-    log.info("  summary:  %s", study.folder / NAME)
+    log.info("  summary:  %s", study.folder / SUMMARY)
     log.info("  compare:  python -m research.compare %s", study.folder)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
+from hydra.errors import HydraException
 from hydra.types import HydraContext
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from omegaconf import DictConfig
@@ -22,13 +23,16 @@ from optuna.distributions import (
 
 from research.utils.errors import UserError, one_line
 
-NOT_COMPARED: Final = ("device=", "logging", "log_every=")
-"""Overrides that may differ when a command continues the study of another command."""
 Point = Mapping[str, Any]
 """A value for every swept key, as Optuna stores it."""
 
 MAX_POINTS: Final = 10_000
 """Larger spaces count as infinite: they are sampled, not enumerated."""
+MAX_COMBINATIONS: Final = 100
+"""Of options of swept groups that are all composed."""
+MAX_EXPRESSION: Final = 10_000
+"""Characters of a stored expression that is parsed."""
+NOT_OF_SEARCH: Final = ("device=", "logging", "log_every=")
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,52 @@ class Space:
 
     @property
     def identity(self) -> list[str]:
-        """The shared overrides that identify a sweep, sorted: all but ``NOT_COMPARED``."""
-        return sorted(word for word in self.fixed if not word.startswith(NOT_COMPARED))
+        """The shared overrides, sorted, without those of where and how a sweep runs."""
+        return sorted(word for word in self.fixed if not word.startswith(NOT_OF_SEARCH))
 
-    def monitor(self, context: HydraContext, base: DictConfig) -> str:
-        """``METRIC:max`` or ``METRIC:min`` of the first point's configuration."""
-        from research.sweeps.objectives import monitor
+    def configurations(self, context: HydraContext, base: DictConfig) -> dict[str, DictConfig]:
+        """The configuration for each combination of the swept options of groups.
 
+        Other keys have their first values. Of many combinations, each option is combined only with
+        the first ones of the other groups.
+
+        Returns:
+            by overrides, such as ``model=a compression=b``; under an empty text if no options are
+            swept.
+        """
         first = {key: _first(axis) for key, axis in self.axes.items()}
-        return monitor(context.config_loader.load_sweep_config(base, self.overrides(first)))
+        loader = context.config_loader
+        options = {
+            key: axis_values(axis) or ()
+            for key, axis in self.axes.items()
+            if loader.get_group_options(key.partition("@")[0])
+        }
+        if math.prod(map(len, options.values())) <= MAX_COMBINATIONS:
+            combinations = [
+                dict(zip(options, each, strict=True))
+                for each in itertools.product(*options.values())
+            ]
+        else:
+            combinations = [{key: v} for key, values in options.items() for v in values]
+        points = [{**first, **chosen} for chosen in combinations]
+        return {
+            " ".join(f"{key}={point[key]}" for key in options): loader.load_sweep_config(
+                base, self.overrides(point)
+            )
+            for point in points
+        }
+
+
+def same_values(then: str, now: str) -> bool:
+    """Whether two expressions of an axis have the same values, such as ``1e-4`` and ``0.0001``."""
+    if then == now:
+        return True
+    if len(then) > MAX_EXPRESSION:
+        return False
+    try:
+        return _parsed(then) == _parsed(now)
+    except HydraException:
+        return False
 
 
 def _first(axis: BaseDistribution) -> Any:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from pydantic import ConfigDict, NonNegativeInt, StringConstraints, with_config
 
-from research.config.migrations import current_column, current_key, current_word
-from research.engine.run_folder import ROOT, is_locked
-from research.sweeps.objectives import Objective
+from research.config.migrations import current_key
+from research.engine.run_folder import is_locked
+from research.sweeps.description import DESCRIPTION, FOLDER, read_description
 from research.sweeps.space import Point, Space
+from research.sweeps.storage import StorageError, open_storage
+from research.utils.documents import validate
 from research.utils.errors import UserError, one_line
-from research.utils.files import to_json, write_text
 
 log = logging.getLogger(__name__)
 
-STORE: Final = ROOT / "studies.journal"
-FOLDER: Final = ROOT / "sweeps"
-DESCRIPTION: Final = "study.json"
 MAX_ATTEMPTS: Final = 3
 """A trial whose process died this often without completing another epoch is failed."""
 CLAIMED: Final = "claimed"
@@ -41,52 +36,24 @@ LOCK_TIMEOUT: Final = 2.0
 """Seconds; `Study.is_alive` of another process holds a lock for an instant."""
 
 
-class JournalLock:
-    """A journal lock that ends with its process; Optuna's own outlive a kill by half a minute."""
-
-    def __init__(self, journal: Path) -> None:
-        self.journal = journal
-        self.lock = FileLock(f"{journal}.lock")
-
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        _drop_partial_line(self.journal)
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
+REPAIR: Final = (
+    "move the storage's file away and run the same command again: trials are restored from "
+    "final_summary.json"
+)
 
 
-def _drop_partial_line(journal: Path) -> None:
-    """Drop a record that was cut short, by a kill or a full disk."""
-    with journal.open("rb+") as file:
-        end = file.seek(0, 2)
-        if end == 0:
-            return
-        file.seek(end - 1)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+@with_config(ConfigDict(extra="allow"))
+@dataclass(frozen=True)
+class _Attributes:
+    """User attributes of a trial."""
 
-
-def open_storage(url: str | None) -> BaseStorage:
-    """The storage of all studies: ``runs/studies.journal``, or the database at ``url``.
-
-    Raises:
-        UserError: if the database cannot be opened.
-    """
-    if url is not None:
-        try:
-            return optuna.storages.RDBStorage(url)
-        except Exception as error:  # Optuna, SQLAlchemy or any database driver
-            raise UserError(
-                "hydra.sweeper.storage", f"hydra.sweeper.storage={url}: {one_line(error)}"
-            ) from error
-    STORE.parent.mkdir(parents=True, exist_ok=True)
-    STORE.touch()
-    lock: Any = JournalLock(STORE)
-    return JournalStorage(JournalFileBackend(str(STORE), lock_obj=lock))
+    run: Annotated[str, StringConstraints(pattern=r"^(.*[/\\])?trial_\d{4,}(_\d+)?$")] | None = None
+    beginnings: NonNegativeInt = 0
+    attempts: int = 0
+    checkpoint: float = 0.0
+    reason: str = ""
+    seconds: float = 0.0
+    retries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,30 +93,29 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.name = name
         self.folder = FOLDER / name
-        self.folder.mkdir(parents=True, exist_ok=True)
         pruner = pruner or optuna.pruners.NopPruner()
         self.sampler = sampler or optuna.samplers.RandomSampler
+        FOLDER.mkdir(parents=True, exist_ok=True)
         with FileLock(FOLDER / ".store.lock"):
             # Databases too: processes would race on the creation of the tables.
-            store = open_storage(url)
+            self.store = open_storage(url, repair=directions is not None)
             if directions is not None:
-                self._delete_if_folder_is_gone(store)
+                self._delete_if_folder_is_gone()
                 optuna.create_study(
-                    storage=store,
+                    storage=self.store,
                     study_name=name,
                     directions=list(directions),  # type: ignore[arg-type]
                     load_if_exists=True,
                 )
-        self.optuna = OptunaStudy(name, store, self.sampler(0), pruner)
+                # After the storage was opened: a start that fails leaves no folder.
+                self.folder.mkdir(exist_ok=True)
+        self.optuna = OptunaStudy(name, self.store, self.sampler(0), pruner)
 
-    def _delete_if_folder_is_gone(self, store: BaseStorage) -> None:
+    def _delete_if_folder_is_gone(self) -> None:
         """Delete the stored study if the user has deleted the sweep's folder."""
-        if self.name not in optuna.get_all_study_names(store):
-            return
-        # In this order: no trial is claimed before the description is written.
-        if OptunaStudy(self.name, store).get_trials(deepcopy=False) and not self.description:
-            log.info("sweep: %s is missing; the study starts again", self.folder / DESCRIPTION)
-            optuna.delete_study(study_name=self.name, storage=store)
+        if not self.folder.exists() and self.name in optuna.get_all_study_names(self.store):
+            log.info("sweep: %s was deleted; the study starts again", self.folder)
+            optuna.delete_study(study_name=self.name, storage=self.store)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -161,33 +127,19 @@ class Study:
 
     @property
     def description(self) -> dict[str, Any]:
-        """``study.json`` under current names; empty before it is written."""
-        path = self.folder / DESCRIPTION
-        return migrated(json.loads(path.read_text("utf-8")) if path.exists() else {})
-
-    def describe(self, search: Mapping[str, Any], **settings: Any) -> None:
-        """Write ``study.json``; a resumed study keeps its first command and start time.
-
-        Args:
-            search: what identifies the study, see ``search_settings``.
-            settings: what may differ each time.
+        """``study.json`` under current names.
 
         Raises:
-            UserError: if the folder belongs to another search.
+            UserError: if it is missing or damaged.
         """
-        known = self.description
-        for key, value in search.items():
-            if known and known[key] != value:
-                raise UserError(
-                    "hydra.sweeper.study_name",
-                    f"hydra.sweeper.study_name={self.name}: {self.folder} belongs to another "
-                    f"search, {key} {json.dumps(known[key])}",
-                    "choose another name",
-                )
-        first = {key: known[key] for key in ("command", "started") if key in known}
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"study": self.name, **search, "command": sys.argv, **settings}
-        write_text(self.folder / DESCRIPTION, to_json({**content, "started": started, **first}))
+        known = read_description(self.folder)
+        if known is None:
+            raise UserError(
+                "hydra.sweeper.study_name",
+                f"{self.folder / DESCRIPTION}: it is missing",
+                "run the sweep's command again, which writes it",
+            )
+        return known
 
     # -- trials ----------------------------------------------------------------------------------
 
@@ -197,18 +149,42 @@ class Study:
         If a process dies while Optuna samples a point, the trial has no values and no claim.
         """
         every = [t for t in self.optuna.get_trials(deepcopy=False) if CLAIMED in t.user_attrs]
+        for trial in every:
+            self._check(trial)
         retried = {trial.user_attrs.get("retries") for trial in every}
         return [trial for trial in every if trial.number not in retried]
 
     def trial(self, number: int) -> FrozenTrial:
-        return self.optuna.get_trials(deepcopy=False)[number]
+        every = self.optuna.get_trials(deepcopy=False)
+        if number >= len(every):
+            raise StorageError(self.store.name, f"it has lost trial {number} of {self.name}")
+        self._check(every[number])
+        return every[number]
+
+    def _check(self, trial: FrozenTrial) -> None:
+        """Check what the storage has of a trial.
+
+        Raises:
+            StorageError: if it is not what a trial records.
+        """
+        file = Path(f"trial {trial.number} of {self.name}")
+        try:
+            validate(_Attributes, trial.user_attrs, "hydra.sweeper.storage", file, "")
+        except UserError as error:
+            raise StorageError(self.store.name, str(error), REPAIR) from None
+        values = [v for v in trial.values or () if isinstance(v, int | float)]
+        ended = trial.state is not TrialState.COMPLETE or len(values) == len(self.optuna.directions)
+        epochs = trial.intermediate_values.items()
+        numbers = all(isinstance(e, int) and isinstance(v, int | float) for e, v in epochs)
+        if not (ended and numbers):
+            raise StorageError(self.store.name, f"{file} is damaged", REPAIR)
 
     @staticmethod
     def point(trial: FrozenTrial) -> Point:
         """A trial's values, under current key names."""
         return {current_key(key): value for key, value in trial.params.items()}
 
-    def _stored_keys(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def stored_keys(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Current keys as this study's storage has them, so that samplers see one axis."""
         every = self.optuna.get_trials(deepcopy=False)
         names = {current_key(key): key for trial in every for key in trial.params}
@@ -228,10 +204,33 @@ class Study:
         """The folder of a trial's run; a trial that was restarted has several."""
         return self.folder / (f"trial_{number:04d}" + (f"_{beginning}" if beginning > 1 else ""))
 
+    @staticmethod
+    def beginning(run: str) -> int:
+        """Which of a trial's run folders this is, from 1.
+
+        Raises:
+            ValueError: if no trial has such a folder.
+        """
+        match = re.fullmatch(r"trial_\d{4,}(?:_(\d{1,4}))?", run)
+        if match is None:
+            raise ValueError(f"{run} is not the folder of a trial")
+        return int(match[1] or 1)
+
+    def run_of(self, trial: FrozenTrial) -> Path | None:
+        """The folder of a trial's last run, which lies in the study's; ``None`` without one."""
+        run = trial.user_attrs.get("run")
+        return None if run is None else self.folder / Path(run).name
+
+    def last_beginning(self, number: int) -> int:
+        """The last of a trial's run folders, from 1; 0 if it has none."""
+        runs = {path.parent.name for path in self.folder.glob(f"trial_{number:04d}*/config.yaml")}
+        own = (run for run in runs if re.fullmatch(rf"trial_{number:04d}(_\d{{1,4}})?", run))
+        return max(map(self.beginning, own), default=0)
+
     def is_alive(self, trial: FrozenTrial) -> bool:
         """Whether a process is running the trial."""
-        run = trial.user_attrs.get("run")
-        if run is not None and is_locked(Path(run)):
+        run = self.run_of(trial)
+        if run is not None and run.is_dir() and is_locked(run):
             return True
         lock = self._lock(trial.number)
         try:
@@ -341,8 +340,8 @@ class Study:
     def _attempts(self, trial: FrozenTrial) -> int:
         """Attempts that died since the trial last wrote a checkpoint."""
         attrs = trial.user_attrs
-        known = attrs.get("checkpoint", 0.0)
-        if "run" in attrs and checkpoint_time(Path(attrs["run"])) > known:
+        run, known = self.run_of(trial), attrs.get("checkpoint", 0.0)
+        if run is not None and checkpoint_time(run) > known:
             self.set_attrs(trial.number, attempts=0)
             return 0
         return int(attrs.get("attempts", 0))
@@ -352,8 +351,8 @@ class Study:
         self.optuna.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
-                params=self._stored_keys(point),
-                distributions=self._stored_keys(space.axes),
+                params=self.stored_keys(point),
+                distributions=self.stored_keys(space.axes),
                 user_attrs={CLAIMED: True, **attrs},
             )
         )
@@ -365,7 +364,17 @@ class Study:
         count = len(self.optuna.get_trials(deepcopy=False))
         own = int(np.random.SeedSequence((seed, count)).generate_state(1)[0])
         self.optuna.sampler = self.sampler(own)
-        trial = self.optuna.ask(self._stored_keys(space.axes))
+        try:
+            trial = self.optuna.ask(self.stored_keys(space.axes))
+        except StorageError:
+            raise
+        except Exception as error:  # of a sampler, for settings that it cannot use here
+            raise UserError(
+                "hydra/sweeper/sampler",
+                f"hydra/sweeper/sampler: {type(self.optuna.sampler).__name__} found no point "
+                f"({one_line(error)})",
+                "change hydra.sweeper.sampler, or choose hydra/sweeper/sampler=random",
+            ) from error
         params = {current_key(key): value for key, value in trial.params.items()}
         if space.size is None or params not in taken:
             trial.set_user_attr(CLAIMED, True)
@@ -373,61 +382,6 @@ class Study:
         self.optuna.tell(trial, state=TrialState.FAIL)
         remaining = self._remaining(space, taken)
         return self._create(space, remaining[own % len(remaining)])
-
-
-def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``study.json`` of any version under current names."""
-    content = dict(description)
-    if "space" in content:
-        content["space"] = {current_key(key): text for key, text in content["space"].items()}
-    if "fixed" in content:
-        content["fixed"] = sorted(current_word(word) for word in content["fixed"])
-    if "objectives" in content:
-        content["objectives"] = [
-            {**each, "name": current_column(each["name"])} for each in content["objectives"]
-        ]
-    if "monitor" in content:
-        metric, _, mode = content["monitor"].rpartition(":")
-        content["monitor"] = f"{current_column(metric)}:{mode}"
-    return content
-
-
-def search_settings(
-    wanted: Sequence[Objective], space: Space, storage: str | None, sampler: str
-) -> dict[str, Any]:
-    """What identifies a study, as in ``study.json``.
-
-    Args:
-        wanted: the objectives.
-        space: of the sweep.
-        storage: URL of the storage; ``None`` for the journal under ``runs/``.
-        sampler: the name of its class.
-    """
-    return {
-        "objectives": [objective._asdict() for objective in wanted],
-        "space": space.expressions,
-        "fixed": space.identity,
-        "storage": storage or str(STORE),
-        "sampler": sampler,
-    }
-
-
-def find_name(search: Mapping[str, Any], name_of: Callable[[Mapping[str, Any]], str]) -> str:
-    """The name of a search's study, which may have started under names of an earlier version.
-
-    Args:
-        search: the search settings.
-        name_of: the name under which a search starts.
-    """
-    for path in sorted(FOLDER.glob(f"*/{DESCRIPTION}")):
-        try:
-            description = json.loads(path.read_text("utf-8"))
-            stored = {key: description[key] for key in search}
-            if migrated(stored) == search and name_of(stored) == path.parent.name:
-                return path.parent.name
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s: ignoring a damaged study (%s)", path, one_line(error))
-    return name_of(search)
 
 
 def checkpoint_time(run: Path) -> float:

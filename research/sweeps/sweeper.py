@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from research.config.compose import without_secrets
+from research.utils import secrets
 from research.utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class StudySweeper(Sweeper):
         self.sampler = sampler
         self.pruner = pruner
         self.study_name = study_name
-        self.storage = storage
+        self.storage = None if storage is None else secrets.hide(storage)
         self.params = {str(key): value for key, value in (params or {}).items()}
         self.objectives = list(objectives)
         self.n_trials = n_trials
@@ -70,7 +71,8 @@ class StudySweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.context, self.task, self.base = hydra_context, task_function, config
+        # Launchers store or send this configuration; each job composes its own.
+        self.context, self.task, self.base = hydra_context, task_function, without_secrets(config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the remaining trials of the study.
@@ -83,6 +85,7 @@ class StudySweeper(Sweeper):
         """
         # Imported late: Hydra also creates sweepers to print a configuration.
         from research.config import resolved, targets
+        from research.sweeps.description import SUMMARY
         from research.sweeps.space import Space
         from research.utils import logs
 
@@ -91,7 +94,7 @@ class StudySweeper(Sweeper):
         total = self._total(space)
         config = resolved(self.base)
         config["trust"] = targets.user_targets(config)
-        study = self._open(space, total, config)
+        study = self._open(space, total)
         from research.engine.interrupts import terminate_as_interrupt
         from research.sweeps import record
         from research.sweeps.launching import launch
@@ -103,20 +106,22 @@ class StudySweeper(Sweeper):
             retry = {trial["trial"] for trial in failed} if self.retry_failed else set()
             _log_start(study, total, retry)
             launcher = self._launcher(study)
+            # A smaller n_trials than before does not undo trials.
+            planned = max(total, len(study.trials()))
             # Failures that are about to be retried do not count.
-            while not self._too_many([f for f in failed if f["trial"] not in retry], total):
+            while not self._too_many([f for f in failed if f["trial"] not in retry], planned):
                 claims = self._claims(study, space, total, retry)
                 if not claims:
                     break
                 launch(launcher, study, space, claims)
                 with study.locked():
                     failed = record.failed_trials(record.summary(study))
-            if self._too_many(failed, total):
+            if self._too_many(failed, planned):
                 raise UserError(
                     "hydra.sweeper.max_failure_rate",
-                    f"{len(failed)} of {total} trials failed, more than "
+                    f"{len(failed)} of {planned} trials failed, more than "
                     f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
-                    f"{failed[-1]['reason']}); see {study.folder / record.NAME}",
+                    f"{failed[-1]['reason']}); see {study.folder / SUMMARY}",
                     "hydra.sweeper.retry_failed=true tries them again",
                 )
 
@@ -150,11 +155,12 @@ class StudySweeper(Sweeper):
         wanted = self.n_trials or (size if self._grid else TRIALS) or TRIALS
         return wanted if size is None else min(wanted, size)
 
-    def _open(self, space: Space, total: int, config: dict[str, Any]) -> Study:
+    def _open(self, space: Space, total: int) -> Study:
         """Create or reopen the study and write its ``study.json``.
 
         Raises:
-            UserError: if a study of that name belongs to another search.
+            UserError: for settings that cannot be used, and if a study of that name belongs to
+                another search.
         """
         pruner_name = self.pruner._target_.rpartition(".")[2]
         if len(self.objectives) > 1 and pruner_name != "NopPruner":
@@ -162,6 +168,20 @@ class StudySweeper(Sweeper):
                 "hydra/sweeper/pruner",
                 "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early",
                 "choose hydra/sweeper/pruner=none",
+            )
+        points = self.sampler.get("reference_points") or []
+        if any(len(point) != len(self.objectives) for point in points):
+            raise UserError(
+                "hydra.sweeper.sampler.reference_points",
+                f"hydra.sweeper.sampler.reference_points={list(map(list, points))}: each point "
+                f"needs {len(self.objectives)} values, one of each objective",
+                "leave it out",
+            )
+        if pruner_name == "HyperbandPruner" and self.pruner.min_resource == "auto":
+            raise UserError(
+                "hydra.sweeper.pruner.min_resource",
+                "hydra.sweeper.pruner.min_resource=auto: only successive_halving takes it",
+                "set a number of epochs",
             )
         if self.sampler._target_.endswith("CmaEsSampler") and find_spec("cmaes") is None:
             raise UserError(
@@ -172,34 +192,43 @@ class StudySweeper(Sweeper):
         # Imported late, with torch, which the checks above do not need.
         from hydra.utils import instantiate
 
+        from research.sweeps.identity import digest
         from research.sweeps.job import PRUNERS
-        from research.sweeps.objectives import objectives
-        from research.sweeps.study import Study, find_name, search_settings
+        from research.sweeps.opening import open_study, search_of
 
         assert self.context is not None
-        monitor = space.monitor(self.context, self.base)
-        wanted = objectives(self.objectives, monitor)
-        try:
+        samplers = self._samplers()
+        with _refused("hydra/sweeper/pruner"):
             pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
-        except Exception as error:  # Optuna's, for an invalid setting
-            raise UserError(
-                "hydra/sweeper/pruner", f"hydra/sweeper/pruner: {one_line(error)}"
-            ) from error
-        sampler = self.sampler._target_.rpartition(".")[2]
-        search = search_settings(wanted, space, self.storage, sampler)
-        name = self.study_name or find_name(search, self._name)
-        study = Study(
-            name, self.storage, self._samplers(), pruner, [each.direction for each in wanted]
+        with _refused("hydra/sweeper/sampler"):
+            samplers(self.seed)
+        sampler = OmegaConf.to_container(self.sampler)
+        search = search_of(
+            space,
+            self.context,
+            self.base,
+            self.objectives,
+            storage=self.storage,
+            sampler=self.sampler._target_.rpartition(".")[2],
+            settings=[self.seed, sampler, self.pruner._target_],
         )
-        with study.locked():
-            study.describe(
-                search,
-                pruner=None if pruner_name == "NopPruner" else pruner_name,
-                monitor=monitor,
-                n_trials=total,
-                configuration=config,
-            )
-        return study
+
+        choices = self.base.hydra.runtime.choices
+        prefix = choices.get("sweep") or choices.get("experiment") or "grid"
+
+        def legacy(known: Mapping[str, Any]) -> str:
+            return f"{prefix}_{digest((known, *search.settings), 8)}"
+
+        return open_study(
+            search,
+            self.study_name,
+            prefix,
+            legacy,
+            url=self.storage,
+            sampler=samplers,
+            pruner=None if pruner_name == "NopPruner" else pruner,
+            n_trials=total,
+        )
 
     def _samplers(self) -> Callable[[int], BaseSampler]:
         from hydra.utils import instantiate
@@ -217,12 +246,6 @@ class StudySweeper(Sweeper):
 
         return make
 
-    def _name(self, search: Mapping[str, Any]) -> str:
-        choices = self.base.hydra.runtime.choices
-        settings = (search, self.seed, OmegaConf.to_container(self.sampler), self.pruner._target_)
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{choices.get('sweep') or choices.get('experiment') or 'grid'}_{digest}"
-
     # -- trials ----------------------------------------------------------------------------------
 
     def _launcher(self, study: Study) -> Launcher:
@@ -230,9 +253,10 @@ class StudySweeper(Sweeper):
         assert self.task is not None
         with read_write(self.base.hydra):
             self.base.hydra.sweep.dir = str(study.folder)
-        return Plugins.instance().instantiate_launcher(
-            config=self.base, hydra_context=self.context, task_function=self.task
-        )
+        with _refused("hydra/launcher"):
+            return Plugins.instance().instantiate_launcher(
+                config=self.base, hydra_context=self.context, task_function=self.task
+            )
 
     @property
     def _parallel(self) -> int:
@@ -257,6 +281,16 @@ class StudySweeper(Sweeper):
         return claims
 
 
+@contextmanager
+def _refused(key: str) -> Iterator[None]:
+    """Explain that Optuna refuses the settings of a sampler or pruner."""
+    try:
+        yield
+    except Exception as error:  # of Optuna, for an invalid setting
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise UserError(key, f"{key}: {one_line(cause)}") from error
+
+
 def _log_start(study: Study, total: int, retry: set[int]) -> None:
     states = [trial.state.name for trial in study.trials()]
     if not states:
@@ -268,13 +302,15 @@ def _log_start(study: Study, total: int, retry: set[int]) -> None:
         "sweep: resuming study %s: %d of %d trials done (%d failed%s), %d unfinished, in %s",
         study.name,
         done,
-        total,
+        max(total, len(states)),
         states.count("FAIL"),
         again,
         states.count("RUNNING"),
         study.folder,
     )
-    if done >= total and not retry:
+    if total < len(states):
+        log.info("sweep: n_trials=%d is less than the trials of earlier commands", total)
+    if done >= max(total, len(states)) and not retry:
         log.info(
             "sweep: nothing left to do; set hydra.sweeper.study_name=NAME to run it again, or a "
             "larger hydra.sweeper.n_trials for more points of an infinite space"

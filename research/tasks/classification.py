@@ -18,12 +18,16 @@ from research.batch import ClassificationBatch
 from research.inference.writers import ClassWriter
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
+from research.utils.errors import UserError
+from research.utils.whole_batch import whole_mean
 from research.viz import pictures
 
 SHOWN: Final = 24
 """Images in a picture."""
 BINS: Final = 15
 """Bins of confidence for the calibration error, as in Guo et al. (2017)."""
+SUMS: Final = ("loss", "hits", "counts", "confidence", "correct")
+"""Attributes of ``ClassificationMetrics`` that are sums over samples."""
 
 
 class Classification:
@@ -44,11 +48,13 @@ class Classification:
     def losses(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
         logits = _at_least_float32(model(batch.inputs))
         if batch.labels_b is None or batch.lam is None:
-            return {"cross_entropy": self._loss(logits, batch.labels, "mean")}
+            loss = self._loss(logits, batch.labels, "mean")
+            return {"cross_entropy": whole_mean(loss, len(batch))}
         # Cross-entropy is linear in the target, so the loss of a mixed target is the weighted mean.
         first = self._loss(logits, batch.labels, "none")
         second = self._loss(logits, batch.labels_b, "none")
-        return {"cross_entropy": torch.lerp(second, first, batch.lam).mean()}
+        loss = torch.lerp(second, first, batch.lam).mean()
+        return {"cross_entropy": whole_mean(loss, len(batch))}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
         """Logits [B, C], at least float32."""
@@ -69,6 +75,9 @@ class Classification:
         return ClassificationBatch(index, inputs(count), torch.zeros_like(index))
 
     def metrics(self, device: torch.device) -> ClassificationMetrics:
+        if len(self.classes) < 2:
+            message = f"the data set has only the class {', '.join(self.classes) or 'none'}"
+            raise UserError("dataset", message, "classification needs two: add a folder of images")
         return ClassificationMetrics(len(self.classes), device)
 
     def pictures(
@@ -179,7 +188,8 @@ class ClassificationMetrics:
 
     def __init__(self, classes: int, device: torch.device) -> None:
         # Its validation would read the labels back from the device, twice per batch.
-        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
+        confusion = MulticlassConfusionMatrix(classes, validate_args=False, sync_on_compute=False)
+        self.confusion = confusion.to(device)
         self.classes = classes
         self.device = device
         self.reset()
@@ -228,6 +238,20 @@ class ClassificationMetrics:
         ece = float((self.confidence - self.correct).abs().sum()) / self.samples
         return {"loss": loss, **tops, "ece": ece}
 
+    def state(self) -> dict[str, Any]:
+        """Sums and counts by name; ``confusion`` is the matrix."""
+        sums = {name: getattr(self, name).cpu() for name in SUMS}
+        confusion = self.confusion.confmat.cpu()
+        return {**sums, "confusion": confusion, "samples": self.samples, "worst": self.worst}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add the samples of another ``state``."""
+        for name in SUMS:
+            setattr(self, name, getattr(self, name) + state[name].to(self.device))
+        self.confusion.confmat += state["confusion"].to(self.device)
+        self.samples += state["samples"]
+        self.worst = _worst_of(self.worst, state["worst"])
+
     def _keep_worst(
         self, batch: ClassificationBatch, pred: Tensor, probability: Tensor, correct: Tensor
     ) -> None:
@@ -243,15 +267,17 @@ class ClassificationMetrics:
             pred[chosen].cpu(),
             probability[chosen].cpu(),
         )
-        self.worst = worst if self.worst is None else _worst_of(self.worst, worst)
+        self.worst = _worst_of(self.worst, worst)
 
     def _zeros(self, count: int) -> Tensor:
         """Zeros on the device; float64, in which counts are exact."""
         return torch.zeros(count, dtype=torch.float64, device=self.device)
 
 
-def _worst_of(one: Mistakes, two: Mistakes) -> Mistakes:
+def _worst_of(one: Mistakes | None, two: Mistakes | None) -> Mistakes | None:
     """The ``SHOWN`` most confident mistakes of both; equally confident ones in the given order."""
+    if one is None or two is None:
+        return one or two
     probability = torch.cat([one.probability, two.probability])
     order = probability.argsort(descending=True, stable=True)[:SHOWN]
     pred = torch.cat([one.pred, two.pred])

@@ -7,7 +7,7 @@ of ``research.models.matching`` belong to the training losses; here only ``match
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +36,11 @@ COCO: Final = {
     "mAR_100": "mar_100",
 }
 """COCO's averages: names here, names in torchmetrics."""
+COUNTED: Final = (
+    "frames", "positives", "correct_presence", "scores", "labels", "hits", "best_iou", "matching",
+    "confusion",
+)  # fmt: skip
+"""Attributes of ``DetectionMetrics`` that are counts or lists over frames."""
 OBJECT: Final = "object"
 """The one class of a class-agnostic evaluation."""
 BACKGROUND: Final = "(background)"
@@ -103,6 +108,7 @@ class DetectionMetrics:
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0, 1, 101).tolist(),
             extended_summary=True,
+            sync_on_compute=False,
         )
         self.coco.warn_on_many_detections = False
         self.reset()
@@ -133,6 +139,19 @@ class DetectionMetrics:
             if len(boxes):
                 sides = torch.tensor([width, height, width, height])
                 self._update_matching(detections["boxes"] / sides, boxes / sides)
+
+    def state(self) -> dict[str, Any]:
+        """Counts and lists by name; ``coco`` has the boxes of all frames."""
+        return {"coco": self.coco.metric_state, **{name: getattr(self, name) for name in COUNTED}}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add the frames of another ``state``."""
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + state[name])
+        for name, frames in state["coco"].items():
+            getattr(self.coco, name).extend(frames)
+        # torchmetrics computes nothing before the first update of its own.
+        self.coco._update_count += state["frames"]
 
     def _update_counts(self, detections: Detections, boxes: Tensor, labels: Tensor) -> None:
         self.frames += 1

@@ -19,6 +19,7 @@ from research.tasks.ranking_metrics import RankingMetrics
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
+from research.utils.whole_batch import whole_batch, whole_mean
 from research.viz import pictures
 
 CELL: Final = 128
@@ -59,11 +60,12 @@ class Ranking:
     def losses(self, model: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
         logits: Tensor = model(batch.inputs).float()
         if self.target == "soft":
-            return {"preference": F.binary_cross_entropy_with_logits(logits, batch.preference)}
+            loss = F.binary_cross_entropy_with_logits(logits, batch.preference)
+            return {"preference": whole_mean(loss, len(batch))}
         decided = (batch.preference != 0.5).float()
         won = (batch.preference > 0.5).float()
         losses = F.binary_cross_entropy_with_logits(logits, won, reduction="none")
-        return {"majority": (losses * decided).sum() / decided.sum().clamp(min=1)}
+        return {"majority": (losses * decided).sum() / whole_batch(decided.sum())}
 
     def predict(self, model: nn.Module, batch: PairBatch | PhotoBatch) -> Tensor:
         """Logits [B] of pairs; scores [B] of single photos."""

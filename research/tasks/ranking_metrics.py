@@ -7,7 +7,7 @@ A metric has a name in ``RankingMetrics.names``, sums per series in ``_sums`` an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -89,6 +89,16 @@ class RankingMetrics:
         self.seen.append(pairs)
         wrong = np.sign(pairs.logits) * np.sign(pairs.preference - 0.5) < 0
         self._keep_worst(np.nonzero(wrong)[0], batch, predictions.detach().double())
+
+    def state(self) -> dict[str, Any]:
+        """All pairs and the most confident mistakes."""
+        return {"seen": self.seen, "worst": self.worst}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add the pairs of another ``state``."""
+        self.seen += state["seen"]
+        if state["worst"] is not None:
+            self._add_worst(*state["worst"])
 
     def pairs(self) -> PairScores:
         """All pairs so far."""
@@ -211,6 +221,9 @@ class RankingMetrics:
         chosen = chosen[logits[chosen].abs().argsort(descending=True, stable=True)[:SHOWN]]
         worst = batch.map(lambda tensor: tensor[chosen.to(tensor.device)].cpu())
         logits = logits[chosen].cpu()
+        self._add_worst(worst, logits)
+
+    def _add_worst(self, worst: PairBatch, logits: Tensor) -> None:
         if self.worst is not None:
             before, earlier = self.worst
             logits = torch.cat([earlier, logits])

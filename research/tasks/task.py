@@ -29,7 +29,8 @@ class Monitor(NamedTuple):
 class Metrics(Protocol):
     """Metrics over a split, with ``update``, ``compute`` and ``reset`` as in torchmetrics.
 
-    ``names`` lists the keys of ``compute`` after at least one sample.
+    ``names`` lists the keys of ``compute`` after at least one sample. The samples of a run on
+    several processes are counted by each, and merged in the order of the split.
     """
 
     @property
@@ -40,6 +41,14 @@ class Metrics(Protocol):
     def compute(self) -> dict[str, float]: ...
 
     def reset(self) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        """What ``merge`` of another process needs, on the CPU."""
+        ...
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add the samples of ``state`` after the own ones."""
+        ...
 
 
 class Task(Protocol):

@@ -56,6 +56,8 @@ class SummaryTracker(Tracker):
     def _write(self, status: str) -> None:
         assert self.run is not None
         folder: Path = self.run.folder
+        if not folder.is_dir():
+            return  # deleted; a folder with nothing but a summary would look like a run
         summary = {
             "status": status,
             "name": self.run.name,

@@ -35,12 +35,14 @@ class TensorBoardTracker(Tracker):
         self.folder = run.folder / "tensorboard"
         if not run.resumed.step:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.batches = int(run.state.get("tensorboard_batches", 0))
+        batches = str(run.state.get("tensorboard_batches", ""))[:18]
+        self.batches = int(batches) if batches.isdecimal() else run.resumed.step
         purge = {"batch": self.batches + 1, "epoch": run.resumed.epoch + 1}
         self._try(lambda: self._open(purge if run.resumed.step else {}))
-        if not run.resumed.step:
-            text = yaml.safe_dump(dict(run.config), sort_keys=False)
-            self._write("epoch", lambda w: w.add_text("config", f"```yaml\n{text}```", 0))
+        text = yaml.safe_dump(dict(run.config), sort_keys=False)
+        self._write(
+            "epoch", lambda w: w.add_text("config", f"```yaml\n{text}```", run.resumed.epoch)
+        )
 
     def log(self, table: Table, step: int, row: Row) -> None:
         def write(writer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,6 +11,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from PIL.Image import Image
 
+from research.utils.errors import one_line
+
+log = logging.getLogger(__name__)
 Table = Literal["batch", "epoch"]
 Status = Literal["RUNNING", "FINISHED", "PRUNED", "FAILED", "KILLED"]
 """State of a run when its process ends; ``RUNNING``: another process may resume it."""
@@ -88,6 +92,13 @@ class Tracker:
     def start(self, run: Run) -> None:
         """Called once. In a resumed run, drop everything recorded after ``run.resumed``."""
 
+    def set_back(self, folder: Path) -> None:
+        """Called before ``start`` if the run is set back to an earlier checkpoint.
+
+        The state of that checkpoint is then not passed to ``start``: records of later epochs that
+        cannot be dropped stay what they are, and a new record begins.
+        """
+
     def log(self, table: Table, step: int, row: Row) -> None:
         """Record a row of ``batch`` (step: batches so far) or ``epoch`` (step: epoch, from 1)."""
 
@@ -130,6 +141,10 @@ class Trackers(Tracker):
             self.started.append(tracker)
             tracker.start(run)
 
+    def set_back(self, folder: Path) -> None:
+        for tracker in self.trackers:
+            tracker.set_back(folder)
+
     def log(self, table: Table, step: int, row: Row) -> None:
         for tracker in self.trackers:
             tracker.log(table, step, row)
@@ -161,7 +176,22 @@ class Trackers(Tracker):
         return [line for tracker in self.trackers for line in tracker.locations()]
 
     def finish(self, status: Status) -> None:
+        """Finish every tracker, even if one before it fails (a full disk).
+
+        Raises:
+            OSError: of a tracker; if the run itself failed it is logged, not to hide the reason.
+        """
         with ExitStack() as stack:
-            # Every tracker is finished, even if one before it fails (a full disk).
-            for tracker in reversed(self.started):
-                stack.callback(tracker.finish, status)
+            # In the reverse order of their start: the summary says FINISHED when MLflow has
+            # everything.
+            for tracker in self.started:
+                stack.callback(_finish, tracker, status)
+
+
+def _finish(tracker: Tracker, status: Status) -> None:
+    try:
+        tracker.finish(status)
+    except OSError as error:
+        if status in ("FINISHED", "PRUNED"):
+            raise
+        log.warning("the status %s was not recorded: %s", status, one_line(error))

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from research.utils.files import write_text
+from research.utils.files import remove_leftovers, write_text
 
 
 def cached(folder: Path, key: object, make: Callable[[], Any]) -> Any:
@@ -85,7 +85,8 @@ def _read(file: Path, key: object) -> Any:
 
 
 def _write(file: Path, key: object, value: Any) -> Any:
-    """Write a value and return it as it will be read."""
+    """Write a value and return it as it will be read; the caller holds the lock of the file."""
+    remove_leftovers(file.parent, name=file.name)
     text = json.dumps({"key": key, "value": value})
     write_text(file, text)
     return json.loads(text)["value"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from research.utils.secrets import redact
+
 
 class UserError(Exception):
     """A mistake in the user's configuration, command line or data, reported in one line.
 
     Commands print it as ``error: MESSAGE; HINT`` and exit with status 2, without a traceback.
-    The text may contain parts of files and command lines, so control characters are replaced and
-    it is cut to ``MAX_LENGTH`` characters.
+    The text may contain parts of files and command lines, so secrets in it are hidden, control
+    characters are replaced and it is cut to ``MAX_LENGTH`` characters.
 
     Attributes:
         key: what the error is about: a configuration key (``dataset.fold``), an option or
@@ -22,7 +24,14 @@ class UserError(Exception):
         self.key = key
         self.message = message
         self.hint = hint
-        super().__init__(printable(f"{message}; {hint}" if hint else message))
+        super().__init__(printable(redact(f"{message}; {hint}" if hint else message)))
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return type(self), (self.key, self.message, self.hint)  # from workers and jobs
+
+
+class Damaged(UserError):
+    """A file of a run is missing, or its content is not what was written."""
 
 
 class NotFinite(UserError):
@@ -54,4 +63,4 @@ def printable(text: str) -> str:
 
 def one_line(error: Exception) -> str:
     """The message of a library's exception in one short line; the class name if it is empty."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return " ".join(redact(str(error)).split())[:160] or type(error).__name__

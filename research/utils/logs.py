@@ -5,37 +5,61 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 
-def to_terminal(stream: TextIO | None = None) -> None:
+def to_terminal(stream: TextIO | None = None, rank: int = 0) -> None:
     """Log INFO of this project and warnings of other libraries; may be called more than once.
 
     Args:
         stream: None: standard output.
+        rank: of this process among those of a run; those after 0 log warnings only.
     """
     root = logging.getLogger()
     if not any(getattr(handler, "ours", False) for handler in root.handlers):
         handler = logging.StreamHandler(stream or sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(logging.Formatter(_rank(rank) + "%(message)s"))
         handler.ours = True  # type: ignore[attr-defined]
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("research").setLevel(logging.INFO)
+    logging.getLogger("research").setLevel(logging.WARNING if rank else logging.INFO)
     # Alembic logs hundreds of INFO lines when an MLflow store is created.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 @contextmanager
-def to_file(folder: Path) -> Iterator[None]:
-    """Log the same lines with dates to ``folder/train.log``."""
-    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+def to_file(folder: Path, rank: int = 0) -> Iterator[None]:
+    """Log the same lines with dates to ``folder/train.log``, and the traceback of an exception.
+
+    All processes append to it.
+    """
+    handler = _RunLog(folder / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {_rank(rank)}%(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # Only in the file: the terminal shows one line for a UserError.
+        trace = (type(error), error, error.__traceback__)
+        handler.handle(
+            logging.LogRecord(__name__, logging.ERROR, __file__, 0, "%s", (error,), trace)
+        )
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk
+            handler.close()
+
+
+def _rank(rank: int) -> str:
+    """The prefix of the lines of a process; none for the main one."""
+    return f"[process {rank}] " if rank else ""
+
+
+class _RunLog(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop lines that the disk does not accept: the run's own files end the run for it."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

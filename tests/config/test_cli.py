@@ -83,7 +83,7 @@ def test_how_a_command_ends(
     assert commanded(monkeypatch, ["a"], mistaken) == 2
     assert capsys.readouterr() == ("", "error: what, where, what to do\n")
     assert commanded(monkeypatch, ["a"], stopped) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "interrupted by SIGINT\n")
     monkeypatch.setattr(sys, "argv", ["command", "a"])
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         cli.command("the usage", broken)
@@ -128,7 +128,7 @@ def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture
         ("dataset.batch_size=null", "a whole number"),
         ("dataset.train_dirs=[a", "not YAML"),
         ("dataset=demo", "dataset.KEY=value"),
-        ("model._target_=os.system", "no key"),
+        ("model._target_=os.system", "allowed here are"),
         ("dataset.train_dirs=[nowhere]", "nowhere"),
     ):
         with user_error(word.partition("=")[0], message):

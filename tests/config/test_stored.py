@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from research.config import stored
+from research.config import stored, stored_state
 from tests.conftest import user_error
 from tests.test_stored_runs import ASSETS
 
@@ -70,6 +70,8 @@ def test_keys_of_metadata(key: str, document: Any) -> None:
 
 def test_keys_of_the_state() -> None:
     with user_error("state.epoch", "epoch=-1"):
-        stored.state({"epoch": -1}, "a.pt")
+        stored_state.state({"epoch": -1}, "a.pt")
     with user_error("state.history", "a row of an epoch"):
-        stored.state({"history": [{"epoch": 1}]}, "a.pt")
+        stored_state.state({"history": [{"epoch": 1}]}, "a.pt")
+    with user_error("state.epoch", "a.pt: refused, its metadata have no epoch"):
+        stored_state.state({"step": 1}, "a.pt")

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from research.batch import Batch
-from research.data.loader import EpochLoader, EpochSampler, SampleKey
+from research.data.loader import EpochLoader, EpochSampler, ProcessShard, SampleKey
 
 
 class Numbers:
@@ -106,6 +110,27 @@ def test_skipped_samples_are_counted() -> None:
 
 def test_the_length_of_a_sampler_is_its_number_of_batches() -> None:
     for count in range(1, 12):
-        for drop in (True, False):
-            sampler = EpochSampler(count, 4, seed=0, shuffle=True, drop_last=drop)
+        for train in (True, False):
+            sampler = EpochSampler(count, 4, seed=0, train=train, shard=ProcessShard())
             assert len(list(sampler)) == len(sampler)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_workers_end_at_once_with_a_killed_main_process() -> None:
+    """They hold copies of its open files, and with them the lock of its run folder."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        batches = iter(loader(8, 2, train=True, workers=2).epoch(0))
+        next(batches)
+        os.write(writable, b"started")
+        time.sleep(60)
+        os._exit(1)
+    os.close(writable)
+    assert os.read(readable, 7) == b"started"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    start = time.monotonic()
+    assert os.read(readable, 1) == b""  # the workers hold the other end of the pipe
+    os.close(readable)
+    assert time.monotonic() - start < 3  # torch looks every 5 s

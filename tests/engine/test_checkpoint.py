@@ -58,9 +58,9 @@ def test_cadence_and_keep(tmp_path: Path) -> None:
     checkpoints = Checkpoints(folder, save_every=2, keep=2)
     told = [save(checkpoints, epoch, is_best=epoch == 3) for epoch in range(1, 10)]
     assert names(folder) == [
-        "best.pt", "epoch_006_loss_0.1667.pt", "epoch_008_loss_0.1250.pt", "last.pt",
+        "best.pt", "epoch_006_loss_0.1667.pt", "epoch_008_loss_0.1250.pt", "last.pt", "previous.pt",
     ]  # fmt: skip
-    assert [epoch_of(folder / name) for name in names(folder)] == [3, 6, 8, 9]
+    assert [epoch_of(folder / name) for name in names(folder)] == [3, 6, 8, 9, 8]
     assert told[:4] == [
         "checkpoints/last.pt",
         "checkpoints/epoch_002_loss_0.5000.pt",
@@ -73,15 +73,16 @@ def test_keep_counts_epochs_not_letters(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, save_every=1, keep=2)
     for epoch in (998, 999, 1000, 1001):
         save(checkpoints, epoch)
-    assert names(tmp_path) == ["epoch_1000_loss_0.0010.pt", "epoch_1001_loss_0.0010.pt", "last.pt"]
+    kept = ["epoch_1000_loss_0.0010.pt", "epoch_1001_loss_0.0010.pt", "last.pt", "previous.pt"]
+    assert names(tmp_path) == kept
 
 
 def test_keep_none(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, save_every=1, keep=0)
     assert save(checkpoints, 1, is_best=True) == f"{tmp_path.name}/best.pt"
     assert save(checkpoints, 2) == f"{tmp_path.name}/last.pt"
-    assert names(tmp_path) == ["best.pt", "last.pt"]
-    assert [epoch_of(tmp_path / name) for name in names(tmp_path)] == [1, 2]
+    assert names(tmp_path) == ["best.pt", "last.pt", "previous.pt"]
+    assert [epoch_of(tmp_path / name) for name in names(tmp_path)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -97,9 +98,9 @@ def test_the_names_of_an_epoch_share_a_file_where_the_disk_can(
     for epoch in (1, 2):
         save(checkpoints, epoch, is_best=True)
     assert names(tmp_path) == [
-        "best.pt", "epoch_001_loss_1.0000.pt", "epoch_002_loss_0.5000.pt", "last.pt",
+        "best.pt", "epoch_001_loss_1.0000.pt", "epoch_002_loss_0.5000.pt", "last.pt", "previous.pt",
     ]  # fmt: skip
-    assert [epoch_of(tmp_path / name) for name in names(tmp_path)] == [2, 1, 2, 2]
+    assert [epoch_of(tmp_path / name) for name in names(tmp_path)] == [2, 1, 2, 2, 1]
     assert (tmp_path / "last.pt").stat().st_nlink == (3 if links else 1)
     # A later epoch leaves what shared its file with the last one as it is.
     save(checkpoints, 3)
@@ -258,7 +259,7 @@ def test_foreign_weights_start_a_run_and_no_more(small: Compose, tmp_path: Path)
 def test_damaged_metadata_is_one_line(tmp_path: Path, about: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"weight": torch.zeros(3)}, path, {checkpoint.METADATA_KEY: about})
-    with user_error("checkpoint", "a.safetensors: damaged file (its metadata)"):
+    with user_error("checkpoint", "a.safetensors: damaged file (its metadata or checksum)"):
         checkpoint.load(path)
     save_file(
         {"weight": torch.zeros(3)},
@@ -284,7 +285,8 @@ WHOLE = arrays(st.sampled_from([np.int64, np.uint8, np.bool_]), array_shapes(max
 def test_the_transform_comes_back_bit_by_bit(tmp_path: Path, values: list[Any]) -> None:
     transform = {str(number): torch.from_numpy(np.array(v)) for number, v in enumerate(values)}
     path = tmp_path / "a.safetensors"
-    header = {"config": CONFIG, "data": {"classes": []}, "state": {}, "transform": transform}
+    state = {"epoch": 0, "step": 0, "best": None, "best_epoch": 0, "history": []}
+    header = {"config": CONFIG, "data": {"classes": []}, "state": state, "transform": transform}
     checkpoint.save_weights(torch.nn.Linear(1, 1), path, header)
     found = checkpoint.load(path)["transform"]
     assert found.keys() == transform.keys()

@@ -1,38 +1,85 @@
-"""Where processes meet: sums over all of them, and over the only one."""
+"""Several processes see what one process sees, each sample once, and take the same step."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research.data.loader import EpochSampler, ProcessShard
 from research.engine import distributed
+from tests.golden.configurations import GOLDEN
 
-SCRIPT = """
-import sys
-import torch.distributed as dist
-from research.engine.distributed import summed
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-print(summed({"loss": 1.5, f"left_out/{rank}": 2}))
-dist.destroy_process_group()
-"""
+WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def test_one_process_keeps_its_sums() -> None:
+def torchrun(processes: int, script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, f"--nproc_per_node={processes}", str(script), *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def checked(processes: int, check: str, out: Path, *words: str) -> Any:
+    """The answer of the main process of ``distributed_worker.py``."""
+    done = torchrun(processes, WORKER, check, str(out), *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_one_process_keeps_its_values() -> None:
     assert distributed.summed({"loss": 1.5, "left_out/empty": 2}) == {
         "loss": 1.5,
         "left_out/empty": 2,
     }
+    assert distributed.gathered("own") == ["own"]
+    assert distributed.broadcast("own") == "own"
+    assert (distributed.rank(), distributed.count()) == (0, 1)
 
 
-def test_two_processes_have_the_same_sums(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    lines = {process.communicate(timeout=120)[0].strip() for process in processes}
-    assert lines == {"{'loss': 3.0, 'left_out/0': 2, 'left_out/1': 2}"}
+@given(
+    samples=st.integers(0, 50),
+    batch_size=st.integers(1, 6),
+    processes=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+    train=st.booleans(),
+    start=st.integers(0, 3),
+)
+def test_parts_are_what_one_process_reads(
+    samples: int, batch_size: int, processes: int, epoch: int, train: bool, start: int
+) -> None:
+    def batches(size: int, shard: ProcessShard) -> list[list[int]]:
+        sampler = EpochSampler(samples, size, seed=3, train=train, shard=shard)
+        sampler.epoch = epoch
+        sampler.start = start if train else 0
+        return [[key.index for key in batch] for batch in sampler]
+
+    parts = [batches(batch_size, ProcessShard(rank, processes)) for rank in range(processes)]
+    if train:
+        whole = batches(batch_size * processes, ProcessShard())
+        joined = [sum(each, []) for each in zip(*parts, strict=True)]  # noqa: RUF017
+        assert joined == whole
+        sizes = [len(own) for each in zip(*parts, strict=True) for own in each]
+        assert not sizes or max(sizes) <= batch_size
+    else:
+        assert [i for part in parts for batch in part for i in batch] == list(range(samples))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.whole)])
+def test_the_first_gradient_is_that_of_one_process_on_the_joined_batch(
+    processes: int, tmp_path: Path
+) -> None:
+    differences = checked(processes, "gradients", tmp_path / "found.json")
+    assert differences.keys() == set(GOLDEN)
+    assert max(differences.values()) < 1e-6, differences

@@ -250,3 +250,35 @@ def test_resumed_exactly(name: str, stop: int) -> None:
     scheduler.load_state_dict(kept[1])
     after = [advance(solver, scheduler) for _ in range(TOTAL - stop)]
     assert before + after == rates(make)
+
+
+@given(
+    st.sampled_from(sorted(OWN)),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 40),
+    st.sampled_from([0.0, 1.0, 1.5, 12.0]),
+    st.sampled_from([0.0, 0.01]),
+)
+@settings(deadline=None, max_examples=60)
+def test_resumed_with_other_epochs(
+    name: str, before: int, after: int, stop: int, warmup: float, lr_end: float
+) -> None:
+    """From the first step on, the rates are those of a run that had the new epochs from its start.
+
+    With the same epochs this holds to the last bit, like everything here.
+    """
+    more = {"lr_end": lr_end} if "lr_end" in OWN[name] else {}
+    solver = optimizer()
+    scheduler = ours(name, warmup, epochs=before, **more)(solver)
+    for _ in range(stop):
+        advance(solver, scheduler)
+    kept = solver.state_dict(), scheduler.state_dict()
+    make = ours(name, warmup, epochs=after, **more)
+    solver = optimizer()
+    scheduler = make(solver)
+    solver.load_state_dict(kept[0])
+    scheduler.load_state_dict(kept[1])
+    assert scheduler.get_last_lr() == [group["lr"] for group in solver.param_groups]
+    steps = stop + 2 * STEPS
+    assert [advance(solver, scheduler) for _ in range(2 * STEPS)] == rates(make, steps)[stop:]

@@ -134,7 +134,6 @@ def use(folder, me):
         time.sleep(0.002)
     os.chdir(folder)
     study = Study("one", None, RandomSampler, directions=["maximize"])
-    study.describe({})
     claim = study.claim_trial(Space.parse({}, ["seed=range(0,8)"]), 8, 0, set(), grid=True)
     run = study.run_folder(claim.number, 1)
     run.mkdir()

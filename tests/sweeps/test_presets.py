@@ -46,7 +46,9 @@ ANY_OTHER = (None, ("model.name=resnet18", *SHORT))
 
 @pytest.mark.whole
 @pytest.mark.parametrize("preset", options("sweep"))
-def test_a_preset_ends_with_its_parent_and_a_right_summary(preset: str, tmp_path: Path) -> None:
+def test_a_preset_ends_with_its_parent_and_a_right_summary(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
     trials, words = PRESETS.get(preset, ANY_OTHER)
@@ -67,6 +69,7 @@ def test_a_preset_ends_with_its_parent_and_a_right_summary(preset: str, tmp_path
         name = summary["objectives"][0]["name"]
         assert summary["best"]["values"][name] == max(value[name] for value in values)
 
+    monkeypatch.chdir(tmp_path)  # paths of artifacts are relative to the project
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (parent,) = client.search_runs(
         [client.get_experiment_by_name("backbone-lab").experiment_id],

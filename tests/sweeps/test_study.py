@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from research.engine import run_folder
 from research.sweeps.job import TrialPruner
 from research.sweeps.space import Space
-from research.sweeps.study import MAX_ATTEMPTS, STORE, Claim, Study
+from research.sweeps.storage import STORE
+from research.sweeps.study import MAX_ATTEMPTS, Claim, Study
 
 pytestmark = pytest.mark.usefixtures("study_folder")
 
@@ -22,9 +23,7 @@ ALL_POINTS = list(SPACE.points())
 
 
 def opened(name: str = "one") -> Study:
-    study = Study(name, None, RandomSampler, directions=["maximize"])
-    study.describe({})
-    return study
+    return Study(name, None, RandomSampler, directions=["maximize"])
 
 
 def claimed(study: Study, total: int = 6, retry: set[int] | None = None) -> Claim:

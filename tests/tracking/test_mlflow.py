@@ -18,8 +18,9 @@ import pytest
 
 from research.engine import run as engine_run
 from research.tracking import mlflow as ours
+from research.tracking.files import FileTracker
 from research.tracking.mlflow import MLflowTracker
-from research.tracking.tracker import Position, Run
+from research.tracking.tracker import Position, Run, Tracker
 from tests.conftest import TINY, FirstUse, histories, run
 from tests.mlflow_ui import mlflow_ui
 
@@ -200,7 +201,7 @@ def lock(store: str) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def record(tracker: MLflowTracker, epoch: int, batches: int = 2) -> None:
+def record(tracker: Tracker, epoch: int, batches: int = 2) -> None:
     """Log the rows of an epoch as the loop does; values depend on epoch and batch."""
     for batch in range(1, batches + 1):
         step = (epoch - 1) * batches + batch
@@ -233,7 +234,7 @@ def start(
             config,
             {"t": "1"},
             ("d", "1"),
-            Position(resumed, step=resumed),
+            Position(resumed, step=2 * resumed),
             state or {},
         )
     )
@@ -397,7 +398,7 @@ def test_an_interrupted_connect_is_completed(
 
         patch.setattr(MlflowClient, "log_inputs", broken)
         tracker = start(store, tmp_path)
-        assert tracker.client is None
+        assert not tracker.connected
     record(tracker, 1)
     tracker.finish("FINISHED")
     (shown,) = runs_of(store, "ours")
@@ -422,17 +423,43 @@ def test_a_killed_run_resumes_in_the_same_mlflow_run(store: str, tmp_path: Path)
     with (tmp_path / SPOOL).open("a") as file:
         file.write('{"epoch": 3, "step": 7, "metr')  # killed while it wrote
 
-    # `epochs` may be raised on resume; MLflow's parameters cannot change.
+    # `epochs` may be raised on resume; MLflow's parameters cannot change, tags can.
     second = start(store, tmp_path, resumed=2, state=state, epochs=8)
     assert second.run_id == first.run_id
-    assert second.pending == []
+    assert len(second.spool) == 0
     for epoch in (3, 4):
         record(second, epoch)
     second.finish("FINISHED")
     (shown,) = runs_of(store, "ours")
     assert shown.info.status == "FINISHED"
     assert histories(client(store), shown.info.run_id) == expected(4)
-    assert shown.data.params["epochs"] == "4"
+    assert (shown.data.params["epochs"], shown.data.tags["resumed.epochs"]) == ("4", "8")
+    start(store, tmp_path, resumed=4, state=state, epochs=4).finish("FINISHED")
+    (shown,) = runs_of(store, "ours")
+    assert shown.data.tags["resumed.epochs"] == "4"
+    assert [key for key in shown.data.tags if key.startswith("resumed.")] == ["resumed.epochs"]
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_run_that_is_set_back_is_a_new_mlflow_run(
+    store: str, dead: str, tmp_path: Path, waiting: bool
+) -> None:
+    """With all rows up to there, from the tables or from the spool: points cannot be deleted."""
+    first = start(dead if waiting else store, tmp_path)
+    tables = FileTracker(tmp_path)
+    for epoch in (1, 2, 3):
+        for tracker in (first, tables):
+            record(tracker, epoch)
+    first.finish("FINISHED")
+    tables.start(Run(tmp_path, "run", {}, resumed=Position(2, step=4)))
+    first.set_back(tmp_path)
+    second = start(store, tmp_path, resumed=2)
+    record(second, 3)
+    second.finish("FINISHED")
+    assert second.run_id != first.run_id
+    assert histories(client(store), second.run_id) == expected(3)
+    if not waiting:
+        assert histories(client(store), first.run_id) == expected(3)
 
 
 def test_pending_records_are_delivered_by_the_resumed_run(
@@ -489,6 +516,21 @@ def test_a_fresh_run_in_an_old_folder_is_a_new_mlflow_run(store: str, tmp_path: 
         ids.add(tracker.run_id)
         assert histories(client(store), tracker.run_id) == expected(1)
     assert len(ids) == 2
+
+
+def test_a_run_that_starts_again_ends_the_abandoned_mlflow_run(store: str, tmp_path: Path) -> None:
+    """As a kill before the first checkpoint leaves it; a run that was deleted is no obstacle."""
+    run_ids = []
+    for _ in range(3):
+        tracker = MLflowTracker(store, "again", False)
+        tracker.start(Run(tmp_path, "run", {"epochs": 1}))
+        run_ids.append(tracker.run_id)
+        if len(run_ids) == 2:
+            client(store).delete_run(tracker.run_id)
+    tracker.finish("FINISHED")
+    statuses = [client(store).get_run(run_id).info.status for run_id in run_ids]
+    assert statuses == ["KILLED", "RUNNING", "FINISHED"]
+    assert len(set(run_ids)) == 3
 
 
 def test_many_metrics_are_split_into_requests(store: str, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from research.tracking.summary import SummaryTracker
-from research.tracking.tracker import Run
+from research.tracking.tracker import Run, Status, Tracker, Trackers
 from tests.conftest import train_state
 
 INFO = {
@@ -79,3 +81,20 @@ def test_the_final_status(tmp_path: Path) -> None:
         tracker.start(Run(tmp_path, "mine", {}))
         tracker.finish(status)
         assert json.loads((tmp_path / "summary.json").read_text())["status"] == status
+
+
+def test_the_other_trackers_finish_first(tmp_path: Path) -> None:
+    """A run whose summary says FINISHED is not resumed, so its records must be delivered before."""
+
+    class Failing(Tracker):
+        def finish(self, status: Status) -> None:
+            told.append(json.loads((tmp_path / "summary.json").read_text())["status"])
+            raise OSError("disk full")
+
+    told: list[str] = []
+    trackers = Trackers([SummaryTracker(INFO, train_state(), patience=None), Failing()])
+    trackers.start(Run(tmp_path, "mine", {}))
+    with pytest.raises(OSError, match="disk full"):
+        trackers.finish("FINISHED")
+    assert told == ["RUNNING"]
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "FINISHED"

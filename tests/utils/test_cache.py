@@ -44,6 +44,17 @@ def test_a_damaged_or_foreign_file_is_replaced(tmp_path: Path, content: str) -> 
     assert cached_by_file(tmp_path, KEY | {"x": 1}, {"f": [1]}, lambda names: [5]) == {"f": 5}
 
 
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    cached(tmp_path, KEY, lambda: 1)
+    (file,) = tmp_path.glob("*.json")
+    file.unlink()
+    left, other = (tmp_path / f".{name}.a1b2c3d4" for name in (file.name, "0123.json"))
+    left.touch()
+    other.touch()  # perhaps of a process that writes another value
+    cached(tmp_path, KEY, lambda: 1)
+    assert (left.exists(), other.exists()) == (False, True)
+
+
 def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
     cached(tmp_path, KEY, lambda: 1)
     (file,) = tmp_path.glob("*.json")

@@ -47,7 +47,7 @@ def refused(file: Path) -> str:
 def test_pickled_objects_are_refused_unread(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     torch.save({"model": STATE, "more": Bomb(mark)}, tmp_path / "a.pt")
-    assert "refused" in refused(tmp_path / "a.pt")
+    assert "calls a function" in refused(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb(mark)))
     assert "refused" in refused(tmp_path / "b.pt")
     assert not mark.exists()

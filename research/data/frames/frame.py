@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from research.data.index import EXTENSIONS, inspect_header
+from research.utils.conditions import is_exhausted
 from research.utils.errors import UserError
 
 BoxXYXY = tuple[float, float, float, float]
@@ -268,6 +269,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"

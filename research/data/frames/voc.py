@@ -25,6 +25,7 @@ from research.data.frames.layout import (
     split_from_name,
     split_from_path,
 )
+from research.utils.conditions import is_exhausted
 
 
 def xml_files(source: Path) -> list[Path]:
@@ -99,8 +100,10 @@ def _xml(file: Path) -> ElementTree.Element:
         content = file.read_bytes()
         if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # nested entities can exhaust memory
             raise SkipFrame("invalid", "defines a DOCTYPE or entities: remove them")
-        return ElementTree.fromstring(content)
+        return ElementTree.fromstring(content)  # noqa: S314 - without entities
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: encoding
         raise SkipFrame("invalid", f"bad XML ({error}): fix it") from None

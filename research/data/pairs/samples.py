@@ -89,6 +89,10 @@ class PairSamples:
     def __len__(self) -> int:
         return len(self.pairs.pairs)
 
+    def sample_name(self, index: int) -> str:
+        pair = self.pairs.pairs[index]
+        return f"{self.pairs.photos[pair.first]} with {self.pairs.photos[pair.second]}"
+
     def __getitems__(self, keys: list[SampleKey]) -> PairBatch:
         loaded: dict[int, Tensor | str] = {}  # a photo can be in several pairs of a batch
         indices: list[int] = []

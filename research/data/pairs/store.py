@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,8 +24,9 @@ from torch import Tensor
 from research.data.index import ProgressCallback
 from research.data.pairs.extractors import Extractor
 from research.data.readers import decode
+from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError, one_line
-from research.utils.files import write_atomic
+from research.utils.files import remove_leftovers, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +106,9 @@ def _digest(file: Path) -> bytes | str:
             return file_digest(opened, "sha256").digest()
     except FileNotFoundError:
         return "missing"
-    except OSError:
+    except OSError as error:
+        if is_exhausted(error):
+            raise
         return "unreadable"
 
 
@@ -190,7 +194,10 @@ def _write_shard(folder: Path, extractor: Extractor, entries: Mapping[bytes, Ten
     # Named by its photos: computing the same photos again replaces a damaged shard.
     shard = folder / f"{sha256(photos.numpy().tobytes()).hexdigest()[:32]}.safetensors"
     content = {"photos": photos, "features": features}
-    write_atomic(shard, lambda path: save_file(content, path, metadata))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        remove_leftovers(folder)
+        write_atomic(shard, lambda path: save_file(content, path, metadata))
 
 
 def _shard_metadata(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from research.compression.jpeg import MIN_SIDE
 from research.data.frames.frame import ImageFiles, SkipFrame
 from research.data.frames.letterbox import Letterbox
+from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError, one_line
 
 COLOURS = ("red", "green", "blue")
@@ -218,6 +219,8 @@ def _as_damaged_image(path: Path) -> Any:
     try:
         yield
     except HEADER_ERRORS as error:
+        if is_exhausted(error):
+            raise
         text = one_line(error)
         kind = "unreadable"
         if path.is_file() and path.stat().st_size == 0:

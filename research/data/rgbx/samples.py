@@ -37,6 +37,9 @@ class ArraySamples:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def sample_name(self, index: int) -> str:
+        return str(self.frames[index].image)
+
     def __getitems__(self, keys: list[SampleKey]) -> DetectionBatch:
         arrays: list[Pixels] = []
         indices: list[int] = []

@@ -213,6 +213,9 @@ class StoredRows:
         self.positions = positions
         self.luma, self.chroma = len(shipped.luma), len(shipped.chroma)
 
+    def name(self, index: int) -> str:
+        return f"row {self.positions[index]} of {self.store.manifest.folder}"
+
     def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
@@ -242,6 +245,9 @@ class ResidentRows:
         self.y = y[..., : len(shipped.luma)]
         self.cbcr = cbcr[..., : len(shipped.chroma)]
         self.positions = positions
+
+    def name(self, index: int) -> str:
+        return f"row {self.positions[index]}"
 
     def crop(
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
@@ -378,6 +384,9 @@ class FrameSamples:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def sample_name(self, index: int) -> str:
+        return f"row {self.positions[index]} of {self.store.manifest.folder}"
 
     def __getitems__(self, keys: list[SampleKey]) -> DetectionBatch:
         index = torch.tensor([key.index for key in keys], dtype=torch.int64)

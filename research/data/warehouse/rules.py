@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from research.config.group_rules import Job
-from research.config.rules import COUNT, PATH, TRUTH, Rule, number, one_of
+from research.config.rules import COUNT, PATH, TRUTH, Rule, changeable, number, one_of
 from research.utils.errors import UserError
 
 RULES: dict[str, Rule] = {
     "manifest": PATH,
     "max_boxes": COUNT,
-    "verify": one_of("always", "once", "never"),
-    "on_device": TRUTH,
-    "device_budget": number(at_least=0),
+    "verify": changeable(one_of("always", "once", "never")),
+    "on_device": changeable(TRUTH),
+    "device_budget": changeable(number(at_least=0)),
 }
 
 

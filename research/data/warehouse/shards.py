@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import threading
 import time
@@ -20,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from research.data.index import ProgressCallback
@@ -203,14 +201,7 @@ def _save(path: Path, tensors: dict[str, NDArray[np.generic]], samples: int) -> 
 
     def write(temporary: Path) -> None:
         nonlocal digest
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            code = int(number[1])
-            raise OSError(code, os.strerror(code), str(path)) from None
+        save_file(tensors, temporary)
         digest = sha256_of(temporary)
 
     write_atomic(path, write)

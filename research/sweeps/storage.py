@@ -1,0 +1,185 @@
+"""The storage of all studies: Optuna's journal under ``runs/``, or a database."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Generator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from research.engine.run_folder import ROOT
+from research.utils import secrets
+from research.utils.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
+
+STORE: Final = ROOT / "studies.journal"
+LOCKED_SECONDS: Final = 60.0
+"""How long a database file that another process has locked is waited for."""
+TAIL: Final = 2**16
+"""Bytes in which the last record of the journal is looked for before the whole file is read."""
+AGAIN: Final = "run the same command again when it works: trials go on from their last checkpoints"
+NOT_A_DATABASE: Final = ("not a database", "malformed", "encrypted")
+"""Words of SQLite about a damaged file."""
+
+
+class StorageError(UserError):
+    """The storage of a study cannot be read or written; the trial at work is not to blame."""
+
+    def __init__(self, name: str, reason: str, hint: str = AGAIN) -> None:
+        super().__init__("hydra.sweeper.storage", f"{name}: {reason}", hint)
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.reason, self.hint)
+
+
+class GuardedStorage:
+    """An Optuna storage whose every failure is a ``StorageError``.
+
+    Args:
+        storage: Optuna's.
+        name: of the file or the setting, for messages.
+    """
+
+    def __init__(self, storage: BaseStorage, name: str) -> None:
+        self._storage = storage
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = getattr(self.__dict__["_storage"], attribute)
+        if not callable(value):
+            return value
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return value(*arguments, **named)
+            except (DuplicatedStudyError, UpdateFinishedTrialError):
+                raise  # answers, not failures
+            except Exception as error:  # of Optuna, SQLAlchemy or any database driver
+                raise _failure(self.name, error) from error
+
+        return call
+
+
+def _failure(name: str, error: Exception) -> StorageError:
+    # Optuna's own message is the same for every failure of a database.
+    reason = one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+    if any(word in reason for word in NOT_A_DATABASE):
+        hint = (
+            "move the file away and run the same command again: trials are restored from "
+            "runs/sweeps/STUDY/final_summary.json"
+        )
+        return StorageError(name, reason, hint)
+    return StorageError(name, reason)
+
+
+class JournalLock:
+    """A journal lock that ends with its process; Optuna's own outlive a kill by half a minute."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.lock = FileLock(f"{journal}.lock")
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        _drop_damaged_end(self.journal)
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def _drop_damaged_end(journal: Path) -> None:
+    """Drop a last record that was cut short, by a kill, a full disk or a power failure."""
+    with journal.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - TAIL))
+        tail = file.read()
+        if end > TAIL and b"\n" not in tail[:-1]:
+            file.seek(0)
+            tail = file.read()
+        if not tail or (tail.endswith(b"\n") and _is_json(tail[:-1].rpartition(b"\n")[2])):
+            return
+        kept = tail[:-1].rpartition(b"\n")
+        file.truncate(end - len(tail) + len(kept[0] + kept[1]))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal, which notices when the file has lost records that were read from it."""
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        read = self._log_number_offset.get(log_number_from, 0)
+        if os.stat(self._file_path).st_size < read:
+            raise ValueError("it has become shorter while it was in use")
+        yield from super().read_logs(log_number_from)
+
+
+def open_storage(url: str | None, *, repair: bool) -> Any:
+    """The storage of all studies: ``runs/studies.journal``, or the database at ``url``.
+
+    Args:
+        url: of the database.
+        repair: whether a damaged journal is set aside for a new one, to which the trials of a study
+            are restored when it is opened.
+
+    Raises:
+        StorageError: if it cannot be opened.
+    """
+    if url is not None:
+        shown = secrets.hide(url)
+        name, whole = f"hydra.sweeper.storage={shown}", secrets.reveal(shown)
+        if whole is None:
+            raise StorageError(name, "its password is not stored", "write it in place of ***")
+        options: dict[str, Any] = {"pool_pre_ping": True}
+        if url.startswith("sqlite"):
+            options = {"connect_args": {"timeout": LOCKED_SECONDS}}
+        try:
+            database = optuna.storages.RDBStorage(whole, engine_kwargs=options)
+        except Exception as error:  # of Optuna, SQLAlchemy or any database driver
+            raise _failure(name, error) from error
+        return GuardedStorage(optuna.storages.get_storage(database), name)
+    try:
+        STORE.parent.mkdir(parents=True, exist_ok=True)
+        STORE.touch()
+        try:
+            journal = _open_journal()
+        except Exception as error:
+            if isinstance(error, OSError) or not repair:
+                raise
+            aside = STORE.with_name(f"{STORE.name}.damaged_{datetime.now():%Y-%m-%d_%H-%M-%S}")
+            os.replace(STORE, aside)
+            STORE.touch()
+            log.warning(
+                "sweep: %s was damaged (%s) and is now %s; the trials of each study are restored "
+                "from its final_summary.json",
+                STORE,
+                one_line(error),
+                aside,
+            )
+            journal = _open_journal()
+    except Exception as error:  # any, while records are replayed
+        raise _failure(str(STORE), error) from error
+    return GuardedStorage(journal, str(STORE))
+
+
+def _open_journal() -> JournalStorage:
+    lock: Any = JournalLock(STORE)
+    return JournalStorage(Journal(str(STORE), lock_obj=lock))

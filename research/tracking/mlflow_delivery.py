@@ -1,0 +1,215 @@
+"""Sends records to an MLflow run; what the store refuses is set aside, and the rest is sent."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from research.tracking import mlflow_store
+from research.tracking.mlflow_store import Gone, MLflowStore
+from research.tracking.spool import REFUSED, Record, Spool
+
+log = logging.getLogger(__name__)
+
+METRICS_PER_REQUEST: Final = 1000
+"""MLflow's limit on one ``log_batch`` call."""
+PARAMS_PER_REQUEST: Final = 100
+"""Of parameters, and of tags."""
+INVALID_NAME = re.compile(r"[^\w/\-. :]", re.ASCII)
+"""A character that MLflow does not allow in names."""
+
+
+class BatchEntry(NamedTuple):
+    """What a request sends of a record.
+
+    Attributes:
+        key: of the metric, tag or parameter.
+        entity: MLflow's object.
+        record: what is set aside if the store refuses it.
+    """
+
+    key: str
+    entity: Any
+    record: Record
+
+
+class Delivery:
+    """Sends the records of a spool.
+
+    Args:
+        store: to which they are sent.
+        spool: from which delivered and refused records are removed.
+
+    Attributes:
+        client: of MLflow, once it is connected.
+        run_id: of the MLflow run; empty before it is created.
+        delivered: the last step of each metric that an earlier process delivered.
+        refused: names of each kind that the store has refused, with the reason; they are not sent
+            again.
+    """
+
+    def __init__(self, store: MLflowStore, spool: Spool) -> None:
+        self.store = store
+        self.spool = spool
+        self.client: Any = None
+        self.run_id = ""
+        self.delivered: dict[str, int] = {}
+        self.refused: dict[tuple[str, str], str] = {}
+        self.said: set[str] = set()
+
+    def rows(self, end: float) -> None:
+        """Send metrics until the spool has no more, or ``time.monotonic()`` is ``end``."""
+        from mlflow.entities import Metric
+
+        rows = self.spool.rows
+        while rows and time.monotonic() < end:
+            entries: list[BatchEntry] = []
+            sent = 0
+            for record in islice(rows, METRICS_PER_REQUEST):
+                if entries and len(entries) + len(record["metrics"]) > METRICS_PER_REQUEST:
+                    break
+                entries += [
+                    BatchEntry(
+                        key,
+                        Metric(key, float(value), record["time"], record["step"]),
+                        {**record, "metrics": {key: value}},
+                    )
+                    for key, value in record["metrics"].items()
+                    if record["step"] > self.delivered.get(key, -1)
+                ]
+                sent += 1
+            # A request that was interrupted (timeout, Ctrl-C) is repeated, even if MLflow
+            # executed it: metrics with the same key, step, time and value are stored once.
+            self.send("metrics", entries)
+            for _ in range(sent):
+                rows.popleft()
+
+    def files(self, end: float) -> None:
+        """Upload files until the spool has no more, or ``time.monotonic()`` is ``end``."""
+        folder, files = self.spool.folder, self.spool.files
+        while files and time.monotonic() < end:
+            record = files[0]
+            path = folder / record["file"]
+            if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+                with self.set_aside("file", record["file"], record):
+                    self.client.log_artifact(self.run_id, str(path), record.get("folder"))
+            del files[0]
+
+    @contextmanager
+    def set_aside(self, kind: str, key: str, record: Record) -> Iterator[None]:
+        """Set the record aside if the store refuses it inside."""
+        try:
+            yield
+        except Exception as error:
+            if not mlflow_store.is_refusal(error):
+                raise
+            self.check_run()
+            self.spool.refuse(record, self._log_reason(kind, key, error))
+
+    def send(self, kind: str, entries: Sequence[BatchEntry]) -> None:
+        """Send entries, without those that the store refuses, which are set aside.
+
+        Args:
+            kind: ``metrics``, ``tags`` or ``params``.
+            entries: any number.
+        """
+        most = METRICS_PER_REQUEST if kind == "metrics" else PARAMS_PER_REQUEST
+        refused: list[BatchEntry] = []
+        for first in range(0, len(entries), most):
+            refused += self._request(kind, entries[first : first + most])
+        # At the end: if the store fails before, all are sent again.
+        for entry in refused:
+            self.spool.refuse(entry.record, self.refused[kind, entry.key])
+
+    def _request(self, kind: str, entries: Sequence[BatchEntry]) -> Iterator[BatchEntry]:
+        """Send entries in one request, or in halves if the store refuses it; yields the refused."""
+        yield from (entry for entry in entries if (kind, entry.key) in self.refused)
+        sent = [entry for entry in entries if (kind, entry.key) not in self.refused]
+        if not sent:
+            return
+        try:
+            self.client.log_batch(self.run_id, **{kind: [entry.entity for entry in sent]})
+        except Exception as error:
+            if not mlflow_store.is_refusal(error):
+                raise
+            self.check_run()
+            if len(sent) == 1:
+                key = sent[0].key
+                self.refused[kind, key] = self._log_reason(kind.removesuffix("s"), key, error)
+                yield sent[0]
+                return
+        else:
+            return
+        half = len(sent) // 2
+        yield from self._request(kind, sent[:half])
+        yield from self._request(kind, sent[half:])
+
+    def _log_reason(self, kind: str, key: str, error: Exception) -> str:
+        """The reason of a refusal, which is logged if it is a new one."""
+        reason = mlflow_store.reason(error)
+        # Every file is refused for the same reason, each name for its own.
+        known = reason if kind == "file" else f"{kind} {key}"
+        if known not in self.said and reason not in self.spool.reasons:
+            hint = mlflow_store.remedy(error)
+            if kind != "file" and INVALID_NAME.search(key):
+                hint = "rename it"
+            log.warning(
+                "MLflow at %s refused %s %r (%s); it is kept in %s%s",
+                self.store.shown, kind, key, reason, self.spool.folder / REFUSED,
+                f"; {hint}" if hint else "",
+            )  # fmt: skip
+        self.said.add(known)
+        return reason
+
+    def check_run(self) -> Any:
+        """The MLflow run.
+
+        Raises:
+            Gone: if it is deleted, or no longer in the store.
+        """
+        run_id, resume = self.run_id, f"resume={self.spool.folder}"
+        try:
+            run = self.client.get_run(run_id)
+        except Exception as error:
+            if not mlflow_store.is_missing(error):
+                raise
+            raise Gone(
+                f"run {run_id} is no longer in the store", f"{resume} records it as a new run"
+            ) from error
+        if run.info.lifecycle_stage != "active":
+            experiment = self.client.get_experiment(run.info.experiment_id)
+            what, command = f"run {run_id}", f"runs restore --run-id {run_id}"
+            if experiment.lifecycle_stage != "active":
+                what = f"experiment {experiment.name!r}"
+                command = f"experiments restore --experiment-id {experiment.experiment_id}"
+            raise Gone(f"{what} was deleted", f"mlflow {command}, then {resume}")
+        return run
+
+    def read_delivered(self, run: Any) -> None:
+        """Read the last step of each metric of a run that is resumed."""
+        self.delivered = {
+            key: max(metric.step for metric in self.client.get_metric_history(self.run_id, key))
+            for key in run.data.metrics
+            if not key.startswith("system/")
+        }
+
+
+def entries_of(kind: str, values: Mapping[str, str]) -> list[BatchEntry]:
+    """Tags or parameters to send.
+
+    Args:
+        kind: ``tag`` or ``param``.
+        values: by name.
+    """
+    from mlflow.entities import Param, RunTag
+
+    entity = RunTag if kind == "tag" else Param
+    return [
+        BatchEntry(key, entity(key, value), {kind: key, "value": value})
+        for key, value in values.items()
+    ]

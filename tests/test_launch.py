@@ -1,0 +1,86 @@
+"""Environments of launchers: honoured, or refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from research.utils.launch import Launch, launch
+from tests.conftest import user_error
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node03",
+    "MASTER_PORT": "29500",
+}
+SRUN = {
+    "SLURM_JOB_ID": "41234",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "node[03-04,7]",
+}
+ONE_TASK = {**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"LANG": "C"},
+        {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "1"},
+        ONE_TASK,
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+)
+def test_one_process(environ: dict[str, str]) -> None:
+    assert launch(environ) is None
+
+
+def test_torchrun() -> None:
+    assert launch(TORCHRUN) == Launch(5, 8, 1, "node03", 29500)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[03-04,7]", "node03"),
+        ("localhost", "localhost"),
+        ("a1,b2", "a1"),
+        ("gpu-[7,9],cpu-3", "gpu-7"),
+    ],
+)
+def test_srun_is_translated(nodes: str, first: str) -> None:
+    own = launch({**SRUN, "SLURM_STEP_NODELIST": nodes})
+    assert own == Launch(5, 8, 1, first, 21234)
+    given = {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}
+    assert launch({**SRUN, **given}) == Launch(5, 8, 1, "head", 4000)
+
+
+def test_torchrun_within_a_task_of_srun_counts() -> None:
+    assert launch({**ONE_TASK, "SLURM_NTASKS": "2", **TORCHRUN}) == launch(TORCHRUN)
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"WORLD_SIZE": "4"}, ("WORLD_SIZE=4", "RANK")),
+        ({"RANK": "0"}, ("RANK=0", "WORLD_SIZE")),
+        ({**TORCHRUN, "MASTER_PORT": ""}, ("MASTER_PORT",)),
+        ({**TORCHRUN, "RANK": "first"}, ("RANK=first", "whole number")),
+        ({"SLURM_NTASKS": "4"}, ("SLURM_NTASKS=4", "one process")),
+        # The script of sbatch, and a shell of salloc, are one process of an allocation for four.
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, ("SLURM_NTASKS=4",)),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, ("SLURM_NTASKS=8",)),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, ("OMPI_COMM_WORLD_SIZE=2", "mpirun")),
+        ({"PMI_SIZE": "2"}, ("PMI_SIZE=2",)),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, ("ACCELERATE_MIXED_PRECISION", "accelerate")),
+        ({**TORCHRUN, "ACCELERATE_USE_FSDP": "true"}, ("ACCELERATE_USE_FSDP",)),
+    ],
+)
+def test_what_would_be_ignored_is_refused(environ: dict[str, str], words: tuple[str, ...]) -> None:
+    with user_error("launcher", *words):
+        launch(environ)
