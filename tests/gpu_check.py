@@ -2,9 +2,9 @@
 
 Trains every task for a few steps in every precision, layout and mode against the CPU, resumes
 runs, keeps stores and CIFAR on the device, and times training. Writes ``gpu_check.json`` and
-``gpu_check.md``, a table for docs/results.md, to a temporary folder by default; nothing is written
-elsewhere. A section runs in a process of its own: one that fails is reported, and the others go on.
-The exit status is 1 if any failed. ``device=cpu`` is a tiny form of the same, for tests.
+``gpu_check.md``, tables for docs/results.md, to a temporary folder by default, and leaves nothing
+else behind. A section runs in a process of its own: one that fails is reported, and the others go
+on. The exit status is 1 if any failed. ``device=cpu`` is a tiny form of the same, for tests.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # instead of tests/
     sys.dont_write_bytecode = True
+MODULES = ("research.engine.run", "timm", "torchmetrics.detection")
+MODULES += ("tests.gpu_training", "tests.gpu_speed")
+"""Imported once, before the processes of the sections are forked."""
+LONGEST = 60
+"""Characters of the path of temporary files: with the rest, a socket of worker processes has at
+most 107, or they would wait for ever."""
 LIMIT = 530.0
 """Seconds after which nothing more is started."""
 GRACE = 60.0
@@ -128,24 +134,25 @@ def main(words: Sequence[str]) -> int:
     if unknown := given.keys() - {"device", "out"}:
         print(f"{', '.join(sorted(unknown))}: expected device=cuda or out=FOLDER", file=sys.stderr)
         return 2
-    out = Path(given.get("out") or tempfile.mkdtemp(prefix="gpu_check_")).resolve()
-    out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="work_", dir=out) as work,
-        patch.dict(os.environ, {name: f"{work}/caches" for name in CACHES}),
-        patch.object(tempfile, "tempdir", f"{work}/caches"),
-    ):
-        Path(work, "caches").mkdir()
-        # Before the processes are forked, so that they need not import it again. CUDA is not
-        # started here: a forked process could not use it.
-        for module in ("research.engine.run", "tests.gpu_training", "tests.gpu_speed"):
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                print(f"{module}: {error}", file=sys.stderr)
-        settings = Settings(given.get("device", "cuda"), Path(work), start + LIMIT)
-        results = {name: _in_a_process(name, settings) for name in SECTIONS}
+    with tempfile.TemporaryDirectory(prefix="gpu_") as work:
+        if len(work) > LONGEST:
+            print(f"TMPDIR: {work} is too long for sockets, set TMPDIR=/tmp", file=sys.stderr)
+            return 2
+        out = Path(given.get("out") or tempfile.mkdtemp(prefix="gpu_check_")).resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        with (
+            patch.dict(os.environ, dict.fromkeys(CACHES, work)),
+            patch.object(tempfile, "tempdir", work),
+        ):
+            # CUDA is not started here: a forked process could not use it.
+            for module in MODULES:
+                try:
+                    importlib.import_module(module)
+                except ImportError as error:
+                    print(f"{module}: {error}", file=sys.stderr)
+            settings = Settings(given.get("device", "cuda"), Path(work), start + LIMIT)
+            results = {name: _in_a_process(name, settings) for name in SECTIONS}
     failed = any(section.failures for section in results.values())
     content = {name: asdict(section) for name, section in results.items()}
     (out / "gpu_check.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -177,7 +184,7 @@ def _in_a_process(name: str, settings: Settings) -> Section:
 
 
 def _section(target: str, settings: Settings, file: Path) -> None:
-    folder = settings.work / file.stem
+    folder = settings.work / f"{file.stem}_files"
     folder.mkdir()
     os.chdir(folder)  # relative paths, such as runs/, are below it
     module, _, function = target.partition(":")

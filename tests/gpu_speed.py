@@ -56,6 +56,8 @@ MODELS: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 """Samples per batch and settings."""
 STEPS, WARM_UP = 20, 5
+FEW = 3
+"""Steps on the CPU."""
 MATRIX = 8192
 """Side of the matrices of the product."""
 
@@ -117,8 +119,8 @@ def _noise(blank: Tensor | Blocks, channels_last: bool) -> Tensor | Blocks:
 
 
 def timed(step: Callable[[], None], device: torch.device, steps: int) -> float:
-    """Seconds of a step."""
-    for _ in range(WARM_UP if steps > 1 else 0):
+    """Seconds of a step, the mean of ``steps``; before them, others are not timed."""
+    for _ in range(min(WARM_UP, steps)):
         step()
     synchronize(device)
     start = time.perf_counter()
@@ -136,13 +138,15 @@ def measured(words: tuple[str, ...], batch: int, device: str, steps: int) -> dic
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(built.device)
     seconds = timed(built.step, built.device, steps)
-    peak = torch.cuda.max_memory_allocated(built.device) / 2**30 if on_gpu else float("nan")
-    return {
+    row = {
         "batch": batch,
+        "steps": steps,
         "ms per step": 1000 * seconds,
         "samples/s": batch / seconds,
-        "peak GiB": peak,
     }
+    if on_gpu:
+        row["peak GiB"] = torch.cuda.max_memory_allocated(built.device) / 2**30
+    return row
 
 
 def speed(checks: Checks) -> None:
@@ -150,7 +154,7 @@ def speed(checks: Checks) -> None:
     device = checks.settings.device
     if checks.settings.tiny:
         words = ("model=fastnet", "model.widths=[8,8,8]", "dataset=cifar10")
-        checks.run("FastNet", partial(measured, words, 2, device, 1))
+        checks.run("FastNet", partial(measured, words, 2, device, FEW))
         return
     for name, (batch, words) in MODELS.items():
         checks.run(name, partial(measured, words, batch, device, STEPS))
@@ -159,7 +163,7 @@ def speed(checks: Checks) -> None:
 def compression(checks: Checks) -> None:
     """RGB and every variant of compression, on the same pictures."""
     tiny, device = checks.settings.tiny, checks.settings.device
-    size, batch, steps = (32, 2, 1) if tiny else (224, 256, STEPS)
+    size, batch, steps = (32, 2, FEW) if tiny else (224, 256, STEPS)
     name = ("model.name=resnet10t",) if tiny else ()
     common = (*IMAGES, f"dataset.image_size={size}", *name, *(() if tiny else BF16))
     rgb: list[float] = []
@@ -183,7 +187,7 @@ def compression(checks: Checks) -> None:
 def matrix_product(checks: Checks) -> None:
     """How much of the rate of a matrix product a ResNet-34 reaches in training, in bf16."""
     tiny, name = checks.settings.tiny, checks.settings.device
-    side, batch, size, steps = (64, 2, 32, 1) if tiny else (MATRIX, 256, 224, STEPS)
+    side, batch, size, steps = (256, 2, 32, FEW) if tiny else (MATRIX, 256, 224, STEPS)
     rates: list[float] = []
 
     def product() -> dict[str, Any]:
@@ -191,7 +195,7 @@ def matrix_product(checks: Checks) -> None:
         one, two = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in "ab")
         seconds = timed(lambda: torch.mm(one, two), device, steps)  # type: ignore[arg-type, return-value]
         rates.append(2 * side**3 / seconds)
-        return {"TFLOP/s": rates[0] / 1e12, "ms": 1000 * seconds}
+        return {"n": steps, "ms": 1000 * seconds, "TFLOP/s": rates[0] / 1e12}
 
     def network() -> dict[str, Any]:
         words = ("model=resnet34", *IMAGES, f"dataset.image_size={size}", *BF16)
@@ -201,10 +205,16 @@ def matrix_product(checks: Checks) -> None:
             built.forward_backward()
         seconds = timed(built.step, built.device, steps)
         rate = counter.get_total_flops() / seconds
-        return {"TFLOP/s": rate / 1e12, "ms": 1000 * seconds, "share": rate / rates[0]}
+        return {
+            "n": steps,
+            "ms": 1000 * seconds,
+            "TFLOP/s": rate / 1e12,
+            "share": rate / rates[0],
+        }
 
     checks.run(f"product of {side} × {side}", product)
-    checks.run(f"ResNet-34, {size} px, batch {batch}", network)
+    network_name = "ResNet-10" if tiny else "ResNet-34"
+    checks.run(f"{network_name}, {size} px, batch {batch}", network)
 
 
 def environment(checks: Checks) -> None:
@@ -226,7 +236,8 @@ def environment(checks: Checks) -> None:
         found = {Path(path).resolve() for path in (shutil.which("nvcc"), *folders) if path}
         lines = {str(path): _last_line([str(path), "--version"]) for path in sorted(found)}
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return {"nvcc": lines or "none", "driver": _last_line(query)}
+        nvcc = "; ".join(f"{path}: {line}" for path, line in lines.items())
+        return {"nvcc": nvcc or "none", "driver": _last_line(query)}
 
     def device() -> dict[str, Any]:
         device = build.select_device(checks.settings.device, "fp32")
@@ -247,6 +258,8 @@ def environment(checks: Checks) -> None:
 def _last_line(command: list[str]) -> str:
     try:
         printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except FileNotFoundError:
+        return "none"
     except (OSError, subprocess.SubprocessError) as error:
         return f"{type(error).__name__}"
     return (printed.stdout.strip().splitlines() or [""])[-1]

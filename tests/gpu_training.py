@@ -232,7 +232,10 @@ def resumed(name: str, device: str) -> dict[str, Any]:
     )
     parts = ("model", "ema", "transform", "optimizer", "scheduler", "scaler", "rng")
     different = [part for part in parts if not same(whole[part], other[part])]
-    row = {"stopped after": f"{stopped['epoch']} epochs, {stopped['samples']} samples"}
+    row = {
+        "stopped after": f"{stopped['epoch']} epochs, {stopped['samples']} samples",
+        "values": sum(tensor.numel() for tensor in whole["model"].values()),
+    }
     return row | ({"failed": f"not the same: {', '.join(different)}"} if different else {})
 
 
