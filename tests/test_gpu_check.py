@@ -103,8 +103,8 @@ class Few(PathFinder):
     @classmethod
     def find_distributions(cls, context):
         for found in super().find_distributions(context):
-            name = found.metadata["Name"].lower().replace("_", "-").replace(".", "-")
-            if name not in {distributions!r}:
+            name = context.name or found.metadata["Name"]
+            if name.lower().replace("_", "-").replace(".", "-") not in {distributions!r}:
                 yield found
 
 sys.meta_path[:] = [Few if finder is PathFinder else finder for finder in sys.meta_path]
