@@ -40,17 +40,17 @@ class Decoder(nn.Module):
         # The 8-bit mantissa of bfloat16 would round a DC of 1000 to a multiple of 4.
         with torch.autocast(y.device.type, enabled=False):
             y, cbcr = self._from_range(y.float(), cbcr.float())
-            luma = block_idct(y, self.luma) + 128
-            chroma = block_idct(cbcr, self.chroma) + 128
+            luma = block_idct(y, self.luma.float()) + 128
+            chroma = block_idct(cbcr, self.chroma.float()) + 128
             return ycbcr_to_rgb(luma, chroma)
 
     def to_range(self, y: Tensor, cbcr: Tensor) -> tuple[Tensor, Tensor]:
         """Convert full-range coefficients to this decoder's range."""
         if self.affine is None:
             return y, cbcr
-        return y * self.affine.scale_y + self.shift, cbcr * self.affine.scale_c
+        return y * self.affine.scale_y + self.shift.to(y.dtype), cbcr * self.affine.scale_c
 
     def _from_range(self, y: Tensor, cbcr: Tensor) -> tuple[Tensor, Tensor]:
         if self.affine is None:
             return y, cbcr
-        return (y - self.shift) / self.affine.scale_y, cbcr / self.affine.scale_c
+        return (y - self.shift.to(y.dtype)) / self.affine.scale_y, cbcr / self.affine.scale_c
