@@ -149,7 +149,7 @@ def site(names: Iterable[str]) -> str:
 
 @pytest.mark.long
 def test_its_tiny_form_on_the_cpu(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """20 s of CPU. It needs few packages; nothing is written outside of ``out``."""
+    """About 20 s of CPU. It needs few packages; nothing is written outside of ``out``."""
     temporary = tmp_path_factory.mktemp("t")  # a short path
     for name in ("cwd", "home", "site"):
         (tmp_path / name).mkdir()
