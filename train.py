@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import hydra
@@ -73,8 +72,8 @@ def train(config: dict[str, Any], name: str, overrides: Sequence[str]) -> float 
         begin = run.start(config, name)
         if begin is None:
             return None
-        lock = run_folder.run_lock(begin.folder) if rank == 0 else nullcontext()
-        with lock, logs.to_file(begin.folder, rank):
+        lock = run_folder.watching if rank else run_folder.run_lock
+        with lock(begin.folder), logs.to_file(begin.folder, rank):
             return run.train(config, name, overrides, begin).best
 
 

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ from research.config.run_files import ROOT
 from research.engine import checkpoint, distributed
 from research.utils import documents
 from research.utils.errors import UserError, one_line
-from research.utils.files import write_atomic, write_text
+from research.utils.files import to_json, write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +216,22 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def watching(folder: Path) -> Iterator[None]:
+    """What the other processes of a run do in place of ``run_lock``: after an error, such as the
+    lost connection to the main process, they write the status that this one could not write.
+    """
+    try:
+        yield
+    except BaseException:
+        # Until the main process has ended, the lock is refused.
+        with suppress(UserError, OSError), run_lock(folder):
+            summary = documents.load(folder / "summary.json", dict, "resume")
+            if summary.get("status") == "RUNNING":
+                write_text(folder / "summary.json", to_json({**summary, "status": "KILLED"}))
+        raise
 
 
 def is_locked(folder: Path) -> bool:

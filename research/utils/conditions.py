@@ -51,6 +51,8 @@ NO_MEMORY = re.compile(
 )
 WANTED = re.compile(r"(?:tried|Unable) to allocate ([\d.]+ [KMGT]iB|\d+ bytes)", re.IGNORECASE)
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:exited|is killed by signal: (.*?)\.)")
+LOST_PROCESS = re.compile(r"/gloo/transport/|ncclRemoteError|remote process exited|SocketImpl")
+"""The connection of several processes, of gloo, NCCL and the store with their addresses."""
 SHARED_FILE = re.compile(r"</torch_\d+_")
 """Shared memory of torch, by which workers send batches."""
 DISTRIBUTIONS: Final = {
@@ -209,6 +211,14 @@ def _worker(error: BaseException, around: Circumstances) -> UserError | None:
     )
 
 
+def _lost_process(error: BaseException, around: Circumstances) -> UserError | None:
+    """The connection to another process of the run was closed."""
+    if not (isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))):
+        return None
+    remedy = around.then("see its error, or its signal in the launcher's report")
+    return UserError("launcher", "another process of this run has ended", remedy)
+
+
 def _open_files(error: BaseException, around: Circumstances) -> UserError | None:
     text = str(error)
     system = isinstance(error, OSError) and error.errno in OPEN_FILES
@@ -326,8 +336,8 @@ def _package(error: BaseException, around: Circumstances) -> UserError | None:
 
 
 RULES: tuple[Callable[[BaseException, Circumstances], UserError | None], ...] = (
-    _shared_memory, _worker, _open_files, _memory, _disk, _lost_folder, _batch_norm, _gpu,
-    _database, _package,
+    _shared_memory, _worker, _open_files, _memory, _lost_process, _disk, _lost_folder, _batch_norm,
+    _gpu, _database, _package,
 )  # fmt: skip
 
 
