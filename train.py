@@ -69,7 +69,7 @@ def train(config: dict[str, Any], name: str, overrides: Sequence[str]) -> float 
     with distributed.processes(config["device"]):
         rank = distributed.rank()
         logs.to_terminal(rank=rank)
-        begin = run.start(config, name)
+        begin = run.start(config, name, overrides)
         if begin is None:
             return None
         lock = run_folder.watching if rank else run_folder.run_lock

@@ -15,6 +15,7 @@ from torch import nn
 
 from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, distributed, run_folder
+from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
 from research.engine.interrupts import Interrupted, Interrupts
@@ -36,9 +37,9 @@ from research.viz import pictures
 log = logging.getLogger(__name__)
 
 
-def start(config: Mapping[str, Any], name: str) -> Start | None:
+def start(config: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Start | None:
     """As ``_start`` in the main process; the others read the same files."""
-    begin = _start(config, name) if distributed.is_main() else None
+    begin = _start(config, name, overrides) if distributed.is_main() else None
     shared = None if begin is None else replace(begin, last=None, weights=None)
     shared = distributed.broadcast(shared)
     if distributed.is_main() or shared is None or shared.checkpoint is None:
@@ -46,7 +47,7 @@ def start(config: Mapping[str, Any], name: str) -> Start | None:
     return replace(shared, last=checkpoint.load(shared.checkpoint, config["trust"]))
 
 
-def _start(config: Mapping[str, Any], name: str) -> Start | None:
+def _start(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Start | None:
     """Create or resume a run folder and read the files that the run starts from.
 
     Returns:
@@ -62,7 +63,7 @@ def _start(config: Mapping[str, Any], name: str) -> Start | None:
     run = _resumed(config)
     if run is not None:
         return resume(run, config)
-    build.check_batch_size(config)
+    check_batch_size(config, overrides)
     weights = build.start_weights(config)
     return Start(run_folder.create(config, name), weights=weights)
 

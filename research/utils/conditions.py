@@ -154,7 +154,8 @@ def _memory(error: BaseException, around: Circumstances) -> UserError | None:
         return None
     gpu = name == "OutOfMemoryError" or "CUDA" in text
     wanted = WANTED.search(text)
-    batch, image = around.key("batch_size", "batch"), around.key("image_size")
+    batch = around.key("batch_size", "batch", "global_batch_size")
+    image = around.key("image_size")
     shown = [f"{key}={around.settings[key]}" for key in around.settings if key in MEMORY_KEYS]
     message = " ".join(
         [
@@ -179,7 +180,8 @@ def _memory(error: BaseException, around: Circumstances) -> UserError | None:
 
 
 MEMORY_KEYS: Final = (
-    "dataset.batch_size", "batch_size", "batch", "accumulate", "precision", "dataset.image_size",
+    "dataset.batch_size", "global_batch_size", "batch_size", "batch", "accumulate", "precision",
+    "dataset.image_size",
 )  # fmt: skip
 
 
@@ -274,7 +276,7 @@ def _lost_folder(error: BaseException, around: Circumstances) -> UserError | Non
 def _batch_norm(error: BaseException, around: Circumstances) -> UserError | None:
     if not (isinstance(error, ValueError) and "more than 1 value per channel" in str(error)):
         return None
-    key = around.key("batch_size") or "dataset.batch_size"
+    key = around.key("batch_size", "global_batch_size") or "dataset.batch_size"
     size = around.settings.get(key)
     image = around.key("image_size") or "dataset.image_size"
     current = "" if size is None else f" with {key}={size} and {image}={around.settings.get(image)}"
