@@ -67,7 +67,7 @@ def processes(device: str) -> Iterator[None]:
             rank=own.rank,
             world_size=own.processes,
         )
-    except dist.DistError as error:  # type: ignore[attr-defined]
+    except dist.DistError as error:
         raise UserError(
             "launcher",
             f"the processes cannot connect to {own.address}:{own.port} ({one_line(error)})",

@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
-
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint, distributed, run_folder
+from research.engine import build, checkpoint, description, distributed, run_folder
 from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
@@ -245,7 +243,12 @@ def train(
             set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
         if resumed and is_main:
             checkpoints.drop_after(state.epoch)
-        log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
+        log.info(
+            "%s: %s, %s",
+            "resuming" if resumed else "training",
+            name,
+            description.describe(experiment),
+        )
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
         end_epoch = (callback or EpochEnd)(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
@@ -256,13 +259,15 @@ def train(
                 if is_main:
                     environment = run_folder.describe(folder, config, overrides, source)
                     own = {**config["tags"], **(tags or {})}
-                    every_tag = _tags(own, source[1], environment, state.global_batch)
+                    every_tag = _tags(
+                        {**own, **description.batch(experiment)}, source[1], environment
+                    )
                     batch = state.samples // state.global_batch
                     position = Position(state.epoch, batch, state.step)
                     tracker.start(
                         Run(folder, name, config, every_tag, source, position, state.tracking)
                     )
-                    summary = _model_summary(state.model, experiment.parameters)
+                    summary = description.model_summary(state.model, experiment.parameters)
                     write_text(folder / "model_summary.txt", summary)
                 fit(
                     state,
@@ -339,19 +344,16 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
         "parameters": experiment.parameters,
         "classes": experiment.data.classes,
         "monitor": list(experiment.monitor),
+        **description.batch(experiment),
     }
     summary = SummaryTracker(info, experiment.state, config["patience"])
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
 
 
-def _tags(
-    own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any], global_batch: int
-) -> dict[str, str]:
+def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]) -> dict[str, str]:
     """The user's tags and the versions of data, code and packages."""
     tags = {
         **own,
-        "processes": environment["processes"],
-        "global_batch": global_batch,
         "data_hash": data_hash,
         "git_commit": environment["git"].get("commit", ""),
         "git_changed": environment["git"].get("changed", ""),
@@ -371,38 +373,6 @@ def _finish_files(
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
         tracker.artifact(folder / file)
-
-
-def _describe(experiment: Experiment) -> str:
-    data = experiment.data
-    counts = ", ".join(f"{samples} {name}" for name, (samples, _) in data.counts().items())
-    skipped = {
-        f"{kind} in {name}": count
-        for name, (_, kinds) in data.counts().items()
-        for kind, count in sorted(kinds.items())
-    }
-    skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
-    classes = f"{len(data.classes)} classes, " if data.classes else ""
-    return (
-        f"{experiment.parameters:,} parameters on {experiment.device}{_processes(experiment)}; "
-        f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
-    )
-
-
-def _processes(experiment: Experiment) -> str:
-    """The number of processes and their batches, in words; empty for one."""
-    processes, batch = distributed.count(), experiment.train.batch_size
-    whole = experiment.train.global_batch
-    return f", {processes} processes, batches of {processes} × {batch} = {whole}" * (processes > 1)
-
-
-def _model_summary(model: nn.Module, parameters: int) -> str:
-    lines = [
-        f"{sum(p.numel() for p in child.parameters()):>12,}  {name}"
-        for name, child in model.named_modules()
-        if name and name.count(".") < 2 and any(True for _ in child.parameters())
-    ]
-    return "\n".join([f"{parameters:>12,}  trainable parameters in total", *lines, "", str(model)])
 
 
 def _log_locations(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:

@@ -38,7 +38,9 @@ def to_file(folder: Path, rank: int = 0) -> Iterator[None]:
     All processes append to it.
     """
     handler = _RunLog(folder / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {process_prefix(rank)}%(message)s"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s {process_prefix(rank)}%(message)s")
+    )
     logging.getLogger().addHandler(handler)
     try:
         yield

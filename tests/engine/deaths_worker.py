@@ -1,48 +1,56 @@
-"""``train.py`` in which a process dies: ``python tests/engine/deaths_worker.py WORD…``.
+"""``train.py`` in which a process may die: ``torchrun … tests/engine/deaths_worker.py WORD…``.
 
-The environment variable ``DEATH`` says how, in which process, and at which call of the losses:
-``kill 1 4``.
+The environment says what happens:
+    ``DEATH``: how, in which process, at which call of the losses (``kill 1 4``), and a file that
+        gets the time; if the file is there, nobody dies.
+    ``ORDER``: the start of the names of files, one a process, with the samples of each call.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from research.engine import distributed
 
-KIND, PROCESS, CALL = (os.environ.get("DEATH") or "none 0 0").split()
+KIND, PROCESS, CALL, TIME = os.environ.get("DEATH", "none 0 0 none").split()
 forward = distributed.Losses.forward
 calls = 0
 
 
-def dying(self: distributed.Losses, batch: Any) -> Any:
+def dying(self: distributed.Losses, batch: Any) -> dict[str, torch.Tensor]:
+    """The losses of the network; or not."""
     global calls
     calls += 1
+    if "ORDER" in os.environ:
+        samples = [] if batch is None else batch.index.tolist()
+        with open(f"{os.environ['ORDER']}.{distributed.rank()}", "a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(samples)}\n")
     losses = forward(self, batch)
-    if distributed.rank() != int(PROCESS) or calls != int(CALL):
-        return losses
-    if KIND == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if KIND == "exception":
-        raise ZeroDivisionError("division by zero")
-    if KIND == "launcher":
-        os.kill(os.getppid(), signal.SIGTERM)
-    if KIND == "infinite":
-        return {name: loss * torch.inf for name, loss in losses.items()}
+    if distributed.rank() == int(PROCESS) and calls == int(CALL) and not Path(TIME).exists():
+        Path(TIME).write_text(str(time.time()), encoding="utf-8")
+        if KIND == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if KIND == "exception":
+            raise ZeroDivisionError("nothing to divide")
+        if KIND == "launcher":
+            os.kill(os.getppid(), signal.SIGTERM)
+        if KIND == "infinite":
+            return {name: loss * torch.inf for name, loss in losses.items()}
     return losses
 
 
 if __name__ == "__main__":
     distributed.Losses.forward = dying  # type: ignore[method-assign]
-    sys.argv[0] = str(ROOT / "train.py")
+    sys.argv[0] = str(Path(__file__).parents[2] / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")
