@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from research.batch import Batch
@@ -63,7 +65,7 @@ def processes(device: str) -> Iterator[None]:
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            init_method=f"tcp://{own.address}:{own.port}" if "RANK" not in os.environ else "env://",
+            store=_store(own),
             rank=own.rank,
             world_size=own.processes,
         )
@@ -82,6 +84,32 @@ def processes(device: str) -> Iterator[None]:
         whole_batch.sum_with(None)
     # Not after an error: the connections close when the process ends, after its error was printed.
     dist.destroy_process_group()
+
+
+def _store(own: Launch) -> dist.Store:
+    """The store in which the processes of this attempt find each other's addresses.
+
+    ``torchrun --max-restarts`` starts the processes again with the store of those that have ended.
+    So the main process chooses a new name, and answers each of the others, which until then may
+    have read an old one.
+    """
+    url = "env://" if "RANK" in os.environ else f"tcp://{own.address}:{own.port}"
+    store, _, _ = next(rendezvous(url, own.rank, own.processes))
+    if own.rank == 0:
+        name = uuid4().hex
+        store.set("name", name)
+        for each in range(1, own.processes):
+            store.set(f"{name}/answer/{each}", store.get(f"{name}/question/{each}"))
+        return dist.PrefixStore(name, store)
+    question = uuid4().hex
+    while True:
+        name = store.get("name").decode()
+        store.set(f"{name}/question/{own.rank}", question)
+        answer = f"{name}/answer/{own.rank}"
+        with suppress(dist.DistStoreError):  # a timeout
+            store.wait([answer], timedelta(seconds=1))
+            if store.get(answer).decode() == question:
+                return dist.PrefixStore(name, store)
 
 
 def _select_gpu(own: Launch, device: str) -> None:
@@ -280,7 +308,12 @@ def parallel(losses: Losses) -> nn.Module:
     """``losses`` with gradients averaged over the processes."""
     if not dist.is_initialized():
         return losses
-    return DistributedDataParallel(losses)
+    averaged = DistributedDataParallel(losses)
+    # After its first backward pass it collects gradients in another order, on which the rounding of
+    # sums depends: a resumed run would differ. So the first pass is one of zeros.
+    averaged(None)[""].backward()
+    averaged.zero_grad(set_to_none=True)
+    return averaged
 
 
 def no_sync(losses: nn.Module, skip: bool) -> AbstractContextManager[Any]:

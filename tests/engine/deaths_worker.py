@@ -31,6 +31,8 @@ calls = 0
 def dying(self: distributed.Losses, batch: Any) -> dict[str, torch.Tensor]:
     """The losses of the network; or not."""
     global calls
+    if batch is None and not calls:
+        return forward(self, batch)  # that of ``distributed.parallel``
     calls += 1
     if "ORDER" in os.environ:
         samples = [] if batch is None else batch.index.tolist()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from research.config import compose_config
 from research.tracking.files import read_rows
@@ -55,10 +54,10 @@ class Job:
 
 
 def job(folder: Path, *words: str, processes: int = PROCESSES, death: str = "") -> Job:
-    """Train on several processes, of which one may die, in the folder above ``folder``.
+    """Train on several processes, of which one may die.
 
     Args:
-        folder: name of the files that tell about the job.
+        folder: of the run, ``PROJECT/runs/NAME``; the command is typed in ``PROJECT``.
         words: options of torchrun, and settings.
         processes: number of processes.
         death: how, in which process, and at which step.
@@ -73,7 +72,7 @@ def job(folder: Path, *words: str, processes: int = PROCESSES, death: str = "") 
     command += [f"--nproc_per_node={processes}", str(WORKER)]
     done = subprocess.run(
         [*command, *(word for word in words if word not in options)],
-        cwd=folder.parent,
+        cwd=folder.parents[1],
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -93,6 +92,7 @@ def job(folder: Path, *words: str, processes: int = PROCESSES, death: str = "") 
 def project(folder: Path) -> Path:
     """A folder with the data of the runs."""
     shutil.copytree(DATA / "data" / "pictures", folder / "data" / "pictures")
+    (folder / "runs").mkdir()
     return folder
 
 
@@ -101,11 +101,10 @@ def damage_one_part(folder: Path) -> None:
     where = [f"dataset.{key}={folder}/data/pictures/{split}" for key, split in SPLITS]
     data = prepared(compose_config([*WORDS, *where]).config)
     samples = data.dataset("train", seed=0, train=True, device=None)
-    order = job(folder / "sound", "run_dir=sound", *WORDS).order
+    order = job(folder / "runs" / "sound", "run_dir=runs/sound", *WORDS).order
     for index in order[1][2:4]:
         path = Path(samples.sample_name(index))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    shutil.rmtree(folder / "sound")
 
 
 SPLITS = (("train_dirs", "train"), ("val_dir", "val"))
@@ -115,7 +114,7 @@ SPLITS = (("train_dirs", "train"), ("val_dir", "val"))
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
     """A run that nobody disturbs, in a folder with the data."""
     folder = project(tmp_path_factory.mktemp("deaths"))
-    return folder, job(folder / "whole", "run_dir=whole", *WORDS)
+    return folder, job(folder / "runs" / "whole", "run_dir=runs/whole", *WORDS)
 
 
 def status(run: Path) -> str:
@@ -133,7 +132,9 @@ def check_lines(done: Job, kind: str, died: int) -> None:
             assert len(done.lines_of(process, "interrupted by SIGTERM")) == 1
         return
     if kind == "infinite":
-        causes = [done.lines_of(process, "error: the loss is no longer") for process in range(3)]
+        causes = [
+            done.lines_of(process, "error: the loss is no longer") for process in range(PROCESSES)
+        ]
         (said,) = {done.lines[number].partition("error: ")[2] for (number,) in causes}
         assert said.count(".jpg") == 2
         return
@@ -171,54 +172,52 @@ def test_a_death(death: str, ending: str, undisturbed: tuple[Path, Job]) -> None
 def test_a_death_among_damaged_samples_of_one_process(tmp_path: Path) -> None:
     folder = project(tmp_path)
     damage_one_part(folder)
-    whole = job(folder / "whole", "run_dir=whole", *WORDS)
+    whole = job(folder / "runs" / "whole", "run_dir=runs/whole", *WORDS)
     assert len(whole.order[1]) == 4
-    rows = read_rows(folder / "whole" / "epoch_metrics.csv")
+    rows = read_rows(folder / "runs" / "whole" / "epoch_metrics.csv")
     assert [int(row["train/left_out/truncated"]) for row in rows] == [2, 2]
     dies(folder, whole, "kill 2 6", "FAILED")
 
 
-def dies(folder: Path, whole: Job, death: str, ending: str) -> None:
+def dies(project: Path, whole: Job, death: str, ending: str) -> None:
     """A job dies, and goes on with 3, 2 and 1 processes."""
     assert whole.status == 0, "\n".join(whole.lines)
     kind, died, _ = death.split()
-    name = death.replace(" ", "_")
-    done = job(folder / name, f"run_dir={name}", *WORDS, death=death)
+    folder = project / "runs" / death.replace(" ", "_")
+    done = job(folder, f"run_dir=runs/{folder.name}", *WORDS, death=death)
     assert done.status != 0
     assert done.seconds < 20
     check_lines(done, kind, int(died))
-    assert status(folder / name) == ending
+    assert status(folder) == ending
     for processes in (3, 2, 1):
-        copy = folder / f"{name}_on_{processes}"
-        shutil.copytree(folder / name, copy)
-        again = job(copy, f"resume={copy.name}", processes=processes)
+        copy = folder.with_name(f"{folder.name}_on_{processes}")
+        shutil.copytree(folder, copy)
+        again = job(copy, f"resume=runs/{copy.name}", processes=processes)
         assert again.status == 0, "\n".join(again.lines)
         assert status(copy) == "FINISHED"
         assert 0 < len(again.order) < len(whole.order)
         assert again.order == whole.order[-len(again.order) :]
         if processes == PROCESSES:
-            assert same(final(copy), final(folder / "whole"))
+            assert same(final(copy), final(folder.with_name("whole")))
     print(f"{death}: ended after {done.seconds:.1f} s as {ending}")
 
 
 @pytest.mark.whole
 def test_the_launcher_starts_the_run_again(undisturbed: tuple[Path, Job]) -> None:
-    folder, _ = undisturbed
-    words = "--max-restarts=2", "run_dir=again", "resume=auto", *WORDS
-    done = job(folder / "again", *words, death="kill 1 6")
+    runs = undisturbed[0] / "runs"
+    words = "--max-restarts=2", "run_dir=runs/again", "resume=auto", *WORDS
+    done = job(runs / "again", *words, death="kill 1 6")
     assert done.status == 0, "\n".join(done.lines)
-    assert status(folder / "again") == "FINISHED"
-    assert same(final(folder / "again"), final(folder / "whole"))
+    assert status(runs / "again") == "FINISHED"
+    assert same(final(runs / "again"), final(runs / "whole"))
 
 
 @pytest.mark.long
 def test_a_killed_process_ends_the_others_in_one_line(tmp_path: Path) -> None:
-    folder = project(tmp_path)
-    done = job(folder / "run", "run_dir=run", *WORDS, processes=2, death="kill 1 6")
+    run = project(tmp_path) / "runs" / "killed"
+    done = job(run, "run_dir=runs/killed", *WORDS, processes=2, death="kill 1 6")
     assert done.status != 0
     assert done.seconds < 20
     assert len(done.lines_of(0, f"{LOST}; see its error")) == 1
     assert "]: Traceback" not in "\n".join(done.lines)
-    assert status(folder / "run") == "FAILED"
-    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
-    assert config["dataset"]["batch_size"] == 2
+    assert status(run) == "FAILED"

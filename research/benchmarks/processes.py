@@ -1,0 +1,192 @@
+"""Training on one and on two processes of the CPU; what the seam costs a single one.
+
+The seam is ``research.engine.distributed``, through which the loop goes with any number of
+processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from research.batch import Batch
+from research.config import compose_config
+from research.engine import build, distributed
+from research.engine.loop import EpochCallback, train_epoch
+from research.tracking.tracker import Tracker
+
+Seconds = Mapping[str, Sequence[float]]
+"""Seconds per sample of each candidate, one a round."""
+
+
+class Steps:
+    """Training steps of a configuration.
+
+    Args:
+        words: of its command line.
+        steps: at most an epoch.
+    """
+
+    def __init__(self, words: Sequence[str], steps: int) -> None:
+        config = compose_config(
+            [*words, "device=cpu", "logging=csv", "epochs=1000", f"max_train_batches={steps}"]
+        ).config
+        with distributed.main_first():
+            self.experiment = build.experiment(config)
+        plain = distributed.Losses(self.experiment.task, self.experiment.state.forward)
+        self.losses = distributed.parallel(plain)
+
+    def seconds(self) -> float:
+        """Train the same steps once more; returns the seconds per sample of this process."""
+        built = self.experiment
+        state = built.state
+        state.epoch, state.samples, state.epoch_losses = 0, 0, {}
+        start, before = time.perf_counter(), state.step
+        train_epoch(
+            state, self.losses, built.train, built.cfg, built.device, Tracker(), EpochCallback()
+        )
+        steps = state.step - before
+        return (time.perf_counter() - start) / (steps * built.train.batch_size)
+
+
+class WithoutSeam(Steps):
+    """The same steps without ``distributed``: nothing is asked for, or exchanged."""
+
+    class Direct(torch.nn.Module):
+        """``Losses`` for a batch that is there."""
+
+        def __init__(self, losses: distributed.Losses) -> None:
+            super().__init__()
+            self.task, self.model = losses.task, losses.model
+
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return self.task.losses(self.model, batch)
+
+    def seconds(self) -> float:
+        assert isinstance(self.losses, distributed.Losses | self.Direct)
+        if isinstance(self.losses, distributed.Losses):
+            self.losses = self.Direct(self.losses)
+        with _replaced(
+            announce=lambda samples: samples,
+            is_awaited=lambda is_step, samples: False,
+            no_sync=lambda losses, skip: nullcontext(),
+            means=lambda rows: rows,
+            summed=dict,
+        ):
+            return super().seconds()
+
+
+@contextmanager
+def _replaced(**functions: Any) -> Iterator[None]:
+    """Functions of ``distributed``, replaced by the simplest that one process needs."""
+    former = {name: getattr(distributed, name) for name in functions}
+    for name, function in functions.items():
+        setattr(distributed, name, function)
+    try:
+        yield
+    finally:
+        for name, function in former.items():
+            setattr(distributed, name, function)
+
+
+def seam(words: Sequence[str], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per sample of one process without the seam, again without, and with it."""
+    without, with_seam = WithoutSeam(words, steps), Steps(words, steps)
+    candidates = {"without the seam": without, "without (control)": without, "with": with_seam}
+    found: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 1):
+        for name, candidate in candidates.items():
+            seconds = candidate.seconds()
+            if number:  # the first round fills caches
+                found[name].append(seconds)
+    return found
+
+
+def throughput(words: Sequence[str], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per sample of one process, again of it, of two that train a run each, and of two
+    that train one run; each process has the batch of ``words``, and one thread.
+    """
+    found: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        alone = [stack.enter_context(_started(words, steps, {}))]
+        apart = [stack.enter_context(_started(words, steps, {})) for _ in range(2)]
+        together = _pair(words, steps, stack)
+        for number in range(rounds + 1):
+            for name, group in (
+                ("1 process", alone), ("1 process (control)", alone),
+                ("2 processes, a run each", apart), ("2 processes, one run", together),
+            ):  # fmt: skip
+                for pipe in group:
+                    pipe.send(True)
+                each = max(pipe.recv() for pipe in group)
+                if number:
+                    found.setdefault(name, []).append(each / len(group))
+    return found
+
+
+def _pair(words: Sequence[str], steps: int, stack: ExitStack) -> list[Connection]:
+    """Two processes of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    each = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    started = [_started(words, steps, environment, wait=False) for environment in each]
+    pipes = [stack.enter_context(process) for process in started]
+    for pipe in pipes:
+        pipe.recv()
+    return pipes
+
+
+@contextmanager
+def _started(
+    words: Sequence[str], steps: int, environment: Mapping[str, str], *, wait: bool = True
+) -> Iterator[Connection]:
+    """A process that trains ``steps`` whenever it is told to, and answers with its seconds."""
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=_train, args=(its, list(words), steps, dict(environment)))
+    process.start()
+    its.close()
+    try:
+        if wait:
+            ours.recv()
+        yield ours
+    finally:
+        ours.close()
+        process.join()
+
+
+def _train(pipe: Connection, words: list[str], steps: int, environment: dict[str, str]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    with distributed.processes("cpu"):
+        trained = Steps(words, steps)
+        pipe.send(True)
+        try:
+            while pipe.recv():
+                pipe.send(trained.seconds())
+        except EOFError:  # the benchmark is done
+            return
+
+
+def report(found: Seconds) -> list[str]:
+    """Lines of a table: samples per second, and the speed relative to the first candidate."""
+    first = next(iter(found.values()))
+    lines = [f"{'':26}{'samples / s':>12}  × of the first (lowest-highest)"]
+    for name, seconds in found.items():
+        ratios = [a / b for a, b in zip(first, seconds, strict=True)]
+        lines.append(
+            f"{name:26}{1 / statistics.median(seconds):12.1f}  {statistics.median(ratios):.4f} "
+            f"({min(ratios):.4f}-{max(ratios):.4f})"
+        )
+    return lines
