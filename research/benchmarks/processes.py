@@ -11,8 +11,8 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -116,10 +116,12 @@ def throughput(words: Sequence[str], steps: int, rounds: int) -> dict[str, list[
     that train one run; each process has the batch of ``words``, and one thread.
     """
     found: dict[str, list[float]] = {}
-    with ExitStack() as stack:
-        alone = [stack.enter_context(_started(words, steps, {}))]
-        apart = [stack.enter_context(_started(words, steps, {})) for _ in range(2)]
-        together = _pair(words, steps, stack)
+    with _workers() as start:
+        alone = [start(words, steps, {})]
+        _answers(alone)  # it has prepared the data
+        apart = [start(words, steps, {}) for _ in range(2)]
+        together = [start(words, steps, environment) for environment in _of_two()]
+        _answers([*apart, *together])
         for number in range(rounds + 1):
             for name, group in (
                 ("1 process", alone), ("1 process (control)", alone),
@@ -127,43 +129,52 @@ def throughput(words: Sequence[str], steps: int, rounds: int) -> dict[str, list[
             ):  # fmt: skip
                 for pipe in group:
                     pipe.send(True)
-                each = max(pipe.recv() for pipe in group)
+                seconds = max(_answers(group))
                 if number:
-                    found.setdefault(name, []).append(each / len(group))
+                    found.setdefault(name, []).append(seconds / len(group))
     return found
 
 
-def _pair(words: Sequence[str], steps: int, stack: ExitStack) -> list[Connection]:
-    """Two processes of one run."""
+def _answers(pipes: Sequence[Connection]) -> list[float]:
+    return [pipe.recv() for pipe in pipes]
+
+
+def _of_two() -> list[dict[str, str]]:
+    """The environments of two processes of one run, as ``torchrun`` would set them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    each = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    started = [_started(words, steps, environment, wait=False) for environment in each]
-    pipes = [stack.enter_context(process) for process in started]
-    for pipe in pipes:
-        pipe.recv()
-    return pipes
+    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+
+
+Start = Callable[[Sequence[str], int, Mapping[str, str]], Connection]
 
 
 @contextmanager
-def _started(
-    words: Sequence[str], steps: int, environment: Mapping[str, str], *, wait: bool = True
-) -> Iterator[Connection]:
-    """A process that trains ``steps`` whenever it is told to, and answers with its seconds."""
+def _workers() -> Iterator[Start]:
+    """Starts processes that train ``steps`` whenever they are told to, and answer with their
+    seconds; before, with 0.
+    """
     context = multiprocessing.get_context("spawn")
-    ours, its = context.Pipe()
-    process = context.Process(target=_train, args=(its, list(words), steps, dict(environment)))
-    process.start()
-    its.close()
+    pipes, started = [], []
+
+    def start(words: Sequence[str], steps: int, environment: Mapping[str, str]) -> Connection:
+        ours, its = context.Pipe()
+        process = context.Process(target=_train, args=(its, list(words), steps, dict(environment)))
+        process.start()
+        its.close()
+        pipes.append(ours)
+        started.append(process)
+        return ours
+
     try:
-        if wait:
-            ours.recv()
-        yield ours
+        yield start
     finally:
-        ours.close()
-        process.join()
+        for pipe in pipes:
+            pipe.close()
+        for process in started:
+            process.join()
 
 
 def _train(pipe: Connection, words: list[str], steps: int, environment: dict[str, str]) -> None:
@@ -171,7 +182,7 @@ def _train(pipe: Connection, words: list[str], steps: int, environment: dict[str
     os.environ.update(environment)
     with distributed.processes("cpu"):
         trained = Steps(words, steps)
-        pipe.send(True)
+        pipe.send(0.0)
         try:
             while pipe.recv():
                 pipe.send(trained.seconds())

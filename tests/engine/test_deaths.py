@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from research.config import compose_config
 from research.tracking.files import read_rows
@@ -98,16 +99,12 @@ def project(folder: Path) -> Path:
 
 def damage_one_part(folder: Path) -> None:
     """Cut the files that the second of three processes reads in the second batch."""
-    where = [f"dataset.{key}={folder}/data/pictures/{split}" for key, split in SPLITS]
-    data = prepared(compose_config([*WORDS, *where]).config)
-    samples = data.dataset("train", seed=0, train=True, device=None)
+    data = prepared(compose_config(WORDS).config)
+    samples = data.dataset("train", seed=0, train=True, device=torch.device("cpu"))
     order = job(folder / "runs" / "sound", "run_dir=runs/sound", *WORDS).order
     for index in order[1][2:4]:
         path = Path(samples.sample_name(index))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-SPLITS = (("train_dirs", "train"), ("val_dir", "val"))
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +166,11 @@ def test_a_death(death: str, ending: str, undisturbed: tuple[Path, Job]) -> None
 
 
 @pytest.mark.whole
-def test_a_death_among_damaged_samples_of_one_process(tmp_path: Path) -> None:
+def test_a_death_among_damaged_samples_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = project(tmp_path)
+    monkeypatch.chdir(folder)
     damage_one_part(folder)
     whole = job(folder / "runs" / "whole", "run_dir=runs/whole", *WORDS)
     assert len(whole.order[1]) == 4
