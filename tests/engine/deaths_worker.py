@@ -3,7 +3,7 @@
 The environment says what happens:
     ``DEATH``: how, in which process, at which call of the losses (``kill 1 4``), and a file that
         gets the time; if the file is there, nobody dies.
-    ``ORDER``: the start of the names of files, one a process, with the samples of each call.
+    ``ORDER``: the start of the names of files, one a process, with the samples of each batch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import runpy
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,23 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from research.batch import Batch
+from research.data.loader import EpochLoader
 from research.engine import distributed
 
 KIND, PROCESS, CALL, TIME = os.environ.get("DEATH", "none 0 0 none").split()
 forward = distributed.Losses.forward
+epoch = EpochLoader.epoch
 calls = 0
+
+
+def recording(self: EpochLoader, *position: int) -> Iterator[Batch]:
+    """The batches of an epoch."""
+    for batch in epoch(self, *position):
+        if self.sampler.train and "ORDER" in os.environ:
+            with open(f"{os.environ['ORDER']}.{self.shard.rank}", "a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(batch.index.tolist())}\n")
+        yield batch
 
 
 def dying(self: distributed.Losses, batch: Any) -> dict[str, torch.Tensor]:
@@ -34,10 +47,6 @@ def dying(self: distributed.Losses, batch: Any) -> dict[str, torch.Tensor]:
     if batch is None and not calls:
         return forward(self, batch)  # that of ``distributed.parallel``
     calls += 1
-    if "ORDER" in os.environ:
-        samples = [] if batch is None else batch.index.tolist()
-        with open(f"{os.environ['ORDER']}.{distributed.rank()}", "a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(samples)}\n")
     losses = forward(self, batch)
     if distributed.rank() == int(PROCESS) and calls == int(CALL) and not Path(TIME).exists():
         Path(TIME).write_text(str(time.time()), encoding="utf-8")
@@ -54,5 +63,6 @@ def dying(self: distributed.Losses, batch: Any) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     distributed.Losses.forward = dying  # type: ignore[method-assign]
+    EpochLoader.epoch = recording  # type: ignore[method-assign]
     sys.argv[0] = str(Path(__file__).parents[2] / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")
