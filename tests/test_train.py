@@ -135,6 +135,9 @@ def assert_same(one: Any, two: Any) -> None:
 def test_resume_auto_takes_only_the_same_unfinished_run(small: Compose) -> None:
     done = run(small("resume=auto"), "first")
     assert run_folder.find_unfinished(small("resume=auto"), epochs=1) is None
+    (done / "mlflow_spool.jsonl").touch()  # records wait: the run is resumed to deliver them
+    assert run_folder.find_unfinished(small("resume=auto"), epochs=1) == done
+    (done / "mlflow_spool.jsonl").unlink()
     assert run_folder.find_unfinished(small("resume=auto", "epochs=2"), epochs=2) == done
     assert run_folder.find_unfinished(small("resume=auto", "epochs=2", "seed=1"), epochs=2) is None
     with run_folder.run_lock(done):

@@ -203,7 +203,7 @@ def _tracked(uri: str, experiment: str, run_id: str) -> dict[str, Any]:
         "MLflow tags": {
             key: value
             for key, value in data.tags.items()
-            if not key.startswith(("mlflow.", *ENVIRONMENT))
+            if not key.startswith(("mlflow.", "mlflow_", *ENVIRONMENT))
         },
         "MLflow artifacts": sorted(_artifacts(client, run_id, None)),
     }

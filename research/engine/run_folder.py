@@ -27,6 +27,7 @@ from research.config.compose import config_dir
 from research.config.resume import unchangeable
 from research.config.run_files import ROOT
 from research.engine import checkpoint, distributed
+from research.tracking import spool
 from research.utils import documents
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_atomic, write_text
@@ -169,7 +170,8 @@ def _changed_at(path: Path) -> float:
 
 
 def is_finished(folder: Path, epochs: int, patience: int | None) -> bool:
-    """Whether a run has reached ``epochs`` or its early stop, and has written its final files.
+    """Whether a run has reached ``epochs`` or its early stop, has written its final files, and no
+    record waits for its store.
 
     Raises:
         UserError, KeyError, TypeError: if its summary is missing or damaged.
@@ -178,7 +180,8 @@ def is_finished(folder: Path, epochs: int, patience: int | None) -> bool:
     done = summary["epochs_done"]
     stopped = patience is not None and done - summary["best_epoch"] >= patience
     reached = stopped or done >= epochs
-    return reached and summary["status"] in ("FINISHED", "PRUNED")
+    ended = summary["status"] in ("FINISHED", "PRUNED")
+    return bool(reached and ended and not (folder / spool.NAME).exists())
 
 
 def changed(config: Mapping[str, Any], folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from research.sweeps.identity import changed_settings, format_changes
 from research.sweeps.objectives import Objective, measure, monitor
 from research.sweeps.storage import StorageError
 from research.sweeps.study import Study, checkpoint_time
+from research.tracking import spool
 from research.utils import logs
 from research.utils.errors import Damaged, UserError, one_line
 
@@ -156,7 +157,9 @@ def _open_run(
             # A run without a checkpoint starts again in a new folder: nothing is overwritten.
             beginnings = max(beginnings, study.last_beginning(number)) + 1
             run_dir = str(study.run_folder(number, beginnings))
-            folder = run_folder.create({**config, "run_dir": run_dir}, name)
+            earlier, folder = folder, run_folder.create({**config, "run_dir": run_dir}, name)
+            if earlier is not None:
+                spool.hand_on(earlier, folder)
         stack.enter_context(run_folder.run_lock(folder))
         study.set_attrs(
             number,

@@ -25,7 +25,17 @@ from research.tracking.mlflow_delivery import Delivery, entries_of
 from research.tracking.mlflow_resume import changed_settings, earlier_rows
 from research.tracking.mlflow_rules import experiment_name, store_address
 from research.tracking.mlflow_store import Gone, MLflowStore, flatten
-from research.tracking.spool import NAME, REFUSED, RUN_ID, Record, Spool, is_run_id, read_run_id
+from research.tracking.spool import (
+    FOLDER_ID,
+    NAME,
+    REFUSED,
+    RUN_ID,
+    Record,
+    Spool,
+    folder_id,
+    is_run_id,
+    read_run_id,
+)
 from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
 from research.utils.files import write_text
 
@@ -67,8 +77,6 @@ class MLflowTracker(Tracker):
         self.run: Run | None = None
         self.spool = Spool(Path())
         self.delivery = Delivery(self.store, self.spool)
-        # The MLflow run of a process that ended before this folder's first checkpoint.
-        self.abandoned = ""
         self.connected = False
         self.was_open = False
         self.answers = False
@@ -91,7 +99,6 @@ class MLflowTracker(Tracker):
             self.delivery.run_id = str(state) if is_run_id(state) else read_run_id(run.folder)
             self.spool.load(run.resumed)
         else:
-            self.abandoned = read_run_id(run.folder)
             self.spool.clear()
         self._deliver()
 
@@ -243,9 +250,9 @@ class MLflowTracker(Tracker):
         assert self.run is not None
         opened = self._reopen(client) if self.run_id else None
         if opened is None:
-            self._end_abandoned(client)
             number = self.store.experiment(client, self.experiment)
-            opened = client.create_run(number, run_name=self.run.name)
+            tags = {FOLDER_ID: self._end_abandoned(client, number)}
+            opened = client.create_run(number, run_name=self.run.name, tags=tags)
             self.delivery.run_id = opened.info.run_id
             if self.run.resumed.step:
                 rows = earlier_rows(self.run, self.spool.rows)
@@ -268,16 +275,19 @@ class MLflowTracker(Tracker):
             with self.delivery.set_aside("data", name, {"data": [name, digest]}):
                 client.log_inputs(self.run_id, [DatasetInput(dataset)])
 
-    def _end_abandoned(self, client: Any) -> None:
-        """A killed process could not say that its run has ended; the folder's run starts again."""
-        try:
-            about = client.get_run(self.abandoned).info if self.abandoned else None
-            if about and (about.status, about.lifecycle_stage) == ("RUNNING", "active"):
-                client.set_terminated(self.abandoned, "KILLED")
-        except Exception as error:
-            if not mlflow_store.is_missing(error):
-                raise
-        self.abandoned = ""
+    def _end_abandoned(self, client: Any, experiment: str) -> str:
+        """End the MLflow runs of this folder whose processes were killed: another one begins.
+
+        Returns:
+            the id of the folder.
+        """
+        assert self.run is not None
+        number, is_old = folder_id(self.run.folder)
+        if is_old:
+            running = f"attributes.status = 'RUNNING' and tags.{FOLDER_ID} = '{number}'"
+            for abandoned in client.search_runs([experiment], running):
+                client.set_terminated(abandoned.info.run_id, "KILLED")
+        return number
 
     def _reopen(self, client: Any) -> Any:
         """The MLflow run that is resumed; None if the store no longer has it.

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from research.tracking.tracker import Position
 from research.utils.errors import one_line
@@ -24,6 +25,8 @@ Record = dict[str, Any]
 NAME: Final = "mlflow_spool.jsonl"
 REFUSED: Final = "mlflow_refused.jsonl"
 RUN_ID: Final = "mlflow_run_id"
+FOLDER_ID: Final = "mlflow_folder_id"
+"""File with the id that all MLflow runs of a run folder have as a tag of this name."""
 LONGEST_LINE: Final = 2**22
 """Bytes; a row with the metrics of ten thousand classes has half a million."""
 KEPT_OF_DAMAGED: Final = 2**16
@@ -184,6 +187,25 @@ def read_run_id(folder: Path) -> str:
     except OSError:
         return ""
     return text if is_run_id(text) else ""
+
+
+def folder_id(folder: Path) -> tuple[str, bool]:
+    """The id of a run folder, which is made at the first call, and whether it was there before."""
+    try:
+        text = (folder / FOLDER_ID).read_bytes()[:1000].decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        text = ""
+    if is_run_id(text):
+        return text, True
+    text = uuid4().hex
+    write_text(folder / FOLDER_ID, text)
+    return text, False
+
+
+def hand_on(earlier: Path, folder: Path) -> None:
+    """Give a new run folder the id of the one that it replaces, whose MLflow run it then ends."""
+    if (earlier / FOLDER_ID).exists():
+        write_text(folder / FOLDER_ID, folder_id(earlier)[0])
 
 
 def is_run_id(text: object) -> bool:

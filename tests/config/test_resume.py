@@ -143,14 +143,15 @@ OTHER: dict[str, Any] = {
     "channels_last": "true", "compile": "true", "deterministic": "true", "cudnn_benchmark": "false",
     "accumulate": 3, "scale_lr": "sqrt", "scale_lr_batch": 7, "layer_decay": 0.5,
     "lr_backbone": 0.5, "decay_norms": "false", "ema": 0.5, "ema_warmup": "true", "grad_clip": 3,
-    "skip_nonfinite": 4, "patience": 4, "save_every": 5, "save_every_minutes": 3, "keep": 9, "monitor": "val/loss:min",
-    "log_every": 7, "max_train_batches": 3, "max_val_batches": 3,
+    "patience": 4, "save_every": 5, "save_every_minutes": 3, "keep": 9, "monitor": "val/loss:min",
+    "log_every": 7, "max_train_batches": 3, "max_val_batches": 3, "skip_nonfinite": 4,
 }  # fmt: skip
 """Another value of each setting of a run."""
 OF_THE_COMMAND = {"resume", "init_from", "run_dir", "trust", "version"}
 MAY_CHANGE = {
     "epochs", "device", "channels_last", "compile", "deterministic", "cudnn_benchmark", "patience",
-    "save_every", "save_every_minutes", "keep", "log_every", "max_val_batches", "skip_nonfinite",
+    "save_every", "save_every_minutes", "keep", "log_every", "max_val_batches",
+    "skip_nonfinite",
 }  # fmt: skip
 
 

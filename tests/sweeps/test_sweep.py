@@ -235,11 +235,14 @@ def test_a_trial_without_a_checkpoint_begins_anew_beside_what_it_left(
 ) -> None:
     interrupt_before_an_epoch(sweep, monkeypatch)
     left = study_folder / summaries(study_folder)[0]["trials"][0]["paths"]["run"]
+    (left / "mlflow_folder_id").write_text("abc")  # by which the MLflow run is found and ended
     files = {path: path.read_bytes() for path in left.glob("*") if path.is_file()}
     sweep("seed=0")
     (summary,) = summaries(study_folder)
     assert summary["counts"] == {"FINISHED": 1}
-    assert summary["trials"][0]["paths"]["run"].endswith("trial_0000_2")
+    new = Path(summary["trials"][0]["paths"]["run"])
+    assert new.name == "trial_0000_2"
+    assert (new / "mlflow_folder_id").read_text() == "abc"
     assert files == {path: path.read_bytes() for path in left.glob("*") if path.is_file()}
 
 

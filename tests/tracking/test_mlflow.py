@@ -441,8 +441,9 @@ def test_a_killed_run_resumes_in_the_same_mlflow_run(store: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("waiting", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
 def test_a_run_that_is_set_back_is_a_new_mlflow_run(
-    store: str, dead: str, tmp_path: Path, waiting: bool
+    store: str, dead: str, tmp_path: Path, waiting: bool, killed: bool
 ) -> None:
     """With all rows up to there, from the tables or from the spool: points cannot be deleted."""
     first = start(dead if waiting else store, tmp_path)
@@ -450,7 +451,10 @@ def test_a_run_that_is_set_back_is_a_new_mlflow_run(
     for epoch in (1, 2, 3):
         for tracker in (first, tables):
             record(tracker, epoch)
-    first.finish("FINISHED")
+    if killed:
+        first._deliver()
+    else:
+        first.finish("FINISHED")
     tables.start(Run(tmp_path, "run", {}, resumed=Position(2, step=4)))
     first.set_back(tmp_path)
     second = start(store, tmp_path, resumed=2)
@@ -460,6 +464,8 @@ def test_a_run_that_is_set_back_is_a_new_mlflow_run(
     assert histories(client(store), second.run_id) == expected(3)
     if not waiting:
         assert histories(client(store), first.run_id) == expected(3)
+        status = client(store).get_run(first.run_id).info.status
+        assert status == ("KILLED" if killed else "FINISHED")
 
 
 def test_pending_records_are_delivered_by_the_resumed_run(
@@ -531,6 +537,25 @@ def test_a_run_that_starts_again_ends_the_abandoned_mlflow_run(store: str, tmp_p
     statuses = [client(store).get_run(run_id).info.status for run_id in run_ids]
     assert statuses == ["KILLED", "RUNNING", "FINISHED"]
     assert len(set(run_ids)) == 3
+
+
+@pytest.mark.parametrize("resumed", [0, 2])
+def test_a_kill_before_the_id_of_a_run_is_written(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: int
+) -> None:
+    killed = MLflowTracker(store, "ours", False)
+
+    def interrupted(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(ours, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            killed.start(Run(tmp_path, "run", {}))
+    again = start(store, tmp_path, resumed=resumed)
+    again.finish("FINISHED")
+    found = {shown.info.run_id: shown.info.status for shown in runs_of(store, "ours")}
+    assert found == {killed.run_id: "KILLED", again.run_id: "FINISHED"}
 
 
 def test_many_metrics_are_split_into_requests(store: str, tmp_path: Path) -> None:
