@@ -17,11 +17,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from research.batch import Batch
 from research.config import compose_config
 from research.engine import build, distributed
 from research.engine.loop import EpochCallback, train_epoch
+from research.tasks.task import Task
 from research.tracking.tracker import Tracker
 
 Seconds = Mapping[str, Sequence[float]]
@@ -61,20 +63,11 @@ class Steps:
 class WithoutSeam(Steps):
     """The same steps without ``distributed``: nothing is asked for, or exchanged."""
 
-    class Direct(torch.nn.Module):
-        """``Losses`` for a batch that is there."""
-
-        def __init__(self, losses: distributed.Losses) -> None:
-            super().__init__()
-            self.task, self.model = losses.task, losses.model
-
-        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-            return self.task.losses(self.model, batch)
+    def __init__(self, words: Sequence[str], steps: int) -> None:
+        super().__init__(words, steps)
+        self.losses = Direct(self.experiment.task, self.experiment.state.forward)
 
     def seconds(self) -> float:
-        assert isinstance(self.losses, distributed.Losses | self.Direct)
-        if isinstance(self.losses, distributed.Losses):
-            self.losses = self.Direct(self.losses)
         with _replaced(
             announce=lambda samples: samples,
             is_awaited=lambda is_step, samples: False,
@@ -83,6 +76,18 @@ class WithoutSeam(Steps):
             summed=dict,
         ):
             return super().seconds()
+
+
+class Direct(nn.Module):
+    """``Losses`` for a batch that is there."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.losses(self.model, batch)
 
 
 @contextmanager

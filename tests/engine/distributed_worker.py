@@ -31,6 +31,7 @@ from tests.golden.configurations import GOLDEN, overrides
 FROZEN = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, DropPath)
 SAMPLES = 7
 """Samples of the joined batch: no multiple of the number of processes."""
+SINGLE = torch.Tensor.float
 EVALUATED = 101
 """Samples of an evaluation."""
 
@@ -103,6 +104,7 @@ def metrics(workers: str) -> dict[str, Any]:
     for name in GOLDEN:
         config = resolved(compose_config([*overrides(name), f"dataset.workers={workers}"])[0])
         config["ema"], config["compile"], config["precision"] = None, False, "fp32"
+        torch.Tensor.float = SINGLE  # type: ignore[method-assign]
         with distributed.main_first():
             experiment = build.experiment(config)
         _in_double(experiment.state)
