@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from research.config import cli
 from research.utils.launch import Launch, launch, require_one_process
-from tests.conftest import user_error
+from tests.conftest import ROOT, one_line_of, user_error
 
 TORCHRUN = {
     "RANK": "5",
@@ -118,3 +121,18 @@ def test_a_command_in_one_process(environ: dict[str, str], words: tuple[str, ...
     require_one_process("predict", ALLOCATION)  # which training refuses
     with user_error("launcher", *words):
         require_one_process("predict", environ)
+
+
+@pytest.mark.parametrize("environ", [TORCHRUN, {"PMI_SIZE": "2"}])
+def test_every_command_refuses_several_processes(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = [path.read_text() for path in (ROOT / "research").glob("*.py")]
+    commands = [text for text in modules if "__main__" in text]
+    assert len(commands) > 10
+    assert all("cli.command(USAGE, main)" in text for text in commands)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["predict", "RUN"])
+    line = one_line_of(lambda: cli.command("usage", lambda words: None))
+    assert next(iter(environ)) in line or "runs in one process, not in 8" in line

@@ -1,10 +1,10 @@
-"""Every data set, read by several processes: the order of one process, and parts without samples."""
+"""Every data set, read by several processes: the order of one; parts without samples."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_a_part_without_samples(name: str) -> None:
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_the_loader_asks_no_source_for_nothing(workers: int) -> None:
     class Source:
-        skipped: dict[str, int] = {}
+        skipped: ClassVar[dict[str, int]] = {}
 
         def __len__(self) -> int:
             return 2
