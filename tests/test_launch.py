@@ -130,7 +130,7 @@ def test_every_command_refuses_several_processes(
     modules = [path.read_text() for path in (ROOT / "research").glob("*.py")]
     commands = [text for text in modules if "__main__" in text]
     assert len(commands) > 10
-    assert all("cli.command(USAGE, main)" in text for text in commands)
+    assert all("cli.command(" in text for text in commands)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["predict", "RUN"])
