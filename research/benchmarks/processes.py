@@ -153,11 +153,11 @@ def _of_two() -> list[dict[str, str]]:
     return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
-Start = Callable[[Sequence[str], int, Mapping[str, str]], Connection]
+StartWorker = Callable[[Sequence[str], int, Mapping[str, str]], Connection]
 
 
 @contextmanager
-def _workers() -> Iterator[Start]:
+def _workers() -> Iterator[StartWorker]:
     """Starts processes that train ``steps`` whenever they are told to, and answer with their
     seconds; before, with 0.
     """

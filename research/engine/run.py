@@ -257,11 +257,10 @@ def train(
         try:
             with interrupts.deferred():
                 if is_main:
-                    environment = run_folder.describe(folder, config, overrides, source)
-                    own = {**config["tags"], **(tags or {})}
-                    every_tag = _tags(
-                        {**own, **description.batch(experiment)}, source[1], environment
+                    environment = run_folder.describe(
+                        folder, config, overrides, source, description.batch(experiment)
                     )
+                    every_tag = run_folder.tags({**config["tags"], **(tags or {})}, environment)
                     batch = state.samples // state.global_batch
                     position = Position(state.epoch, batch, state.step)
                     tracker.start(
@@ -348,18 +347,6 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
     }
     summary = SummaryTracker(info, experiment.state, config["patience"])
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
-
-
-def _tags(own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any]) -> dict[str, str]:
-    """The user's tags and the versions of data, code and packages."""
-    tags = {
-        **own,
-        "data_hash": data_hash,
-        "git_commit": environment["git"].get("commit", ""),
-        "git_changed": environment["git"].get("changed", ""),
-        **{f"version.{name}": version for name, version in environment["packages"].items()},
-    }
-    return {key: str(value) for key, value in tags.items()}
 
 
 def _finish_files(

@@ -26,7 +26,7 @@ from research.config import run_files
 from research.config.compose import config_dir
 from research.config.resume import unchangeable
 from research.config.run_files import ROOT
-from research.engine import checkpoint, distributed
+from research.engine import checkpoint
 from research.tracking import spool
 from research.utils import documents
 from research.utils.errors import UserError, one_line
@@ -39,6 +39,8 @@ PACKAGES = (
     "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna", "mlflow", "torchmetrics",
     "faster-coco-eval", "safetensors", "backbone-lab",
 )  # fmt: skip
+BATCH = ("processes", "global_batch", "lr")
+"""What ``description.batch`` says."""
 PATCH = "changes.patch"
 LARGEST_PATCH = 2**20
 """Bytes; larger patches are not stored."""
@@ -80,6 +82,7 @@ def describe(
     config: Mapping[str, Any],
     overrides: Sequence[str],
     data: tuple[str, str] | None = None,
+    batch: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write configuration, overrides, environment and uncommitted changes.
 
@@ -88,13 +91,14 @@ def describe(
         config: resolved configuration.
         overrides: arguments of the command line.
         data: name and quick hash of the data set.
+        batch: of a run that trains, see ``description.batch``.
 
     Returns:
         The content of ``environment.json``.
     """
     record = {
         **environment(),
-        "processes": distributed.count(),
+        **(batch or {}),
         "command": sys.argv,
         "folder": str(Path.cwd()),
         "config_dir": None if (own := config_dir()) is None else str(own),
@@ -111,6 +115,25 @@ def describe(
     else:
         (folder / PATCH).unlink(missing_ok=True)
     return record
+
+
+def tags(own: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a run for trackers: the user's, and the versions of data, code and packages.
+
+    Args:
+        own: the user's.
+        environment: the content of ``environment.json``.
+    """
+    git = environment["git"]
+    every = {
+        **own,
+        **{name: environment[name] for name in BATCH if name in environment},
+        "data_hash": environment["data"]["hash"],
+        "git_commit": git.get("commit", ""),
+        "git_changed": git.get("changed", ""),
+        **{f"version.{name}": version for name, version in environment["packages"].items()},
+    }
+    return {key: str(value) for key, value in every.items()}
 
 
 def environment() -> dict[str, Any]:
