@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import hydra
@@ -77,11 +76,11 @@ def train(config: dict[str, Any], name: str, overrides: Sequence[str]) -> float 
     with distributed.processes(config["device"]):
         rank = distributed.rank()
         logs.to_terminal(rank=rank)
-        begin = run.start(config, name)
+        begin = run.start(config, name, overrides)
         if begin is None:
             return None
-        lock = run_folder.run_lock(begin.folder) if rank == 0 else nullcontext()
-        with lock, logs.to_file(begin.folder, rank):
+        lock = run_folder.watching if rank else run_folder.run_lock
+        with lock(begin.folder), logs.to_file(begin.folder, rank):
             return run.train(config, name, overrides, begin).best
 
 

@@ -31,7 +31,7 @@ class BenchmarkOptions:
     size: int = cli.option(224, COUNT, "side of the sample in pixels (loading)")
     files: int = cli.option(200, COUNT, "number of files, drawn at random from IMAGES")
     rounds: int = cli.option(7, COUNT, "number of times that each candidate is timed")
-    steps: int = cli.option(100, COUNT, "training steps per round (tracking)")
+    steps: int = cli.option(100, COUNT, "training steps per round (tracking, processes)")
 
 
 USAGE = cli.usage(
@@ -54,6 +54,9 @@ NAME without IMAGES
              system metrics. Start and end of a run are not counted. Prints the ratio of wall time
              and of processor time, and the time spent in the trackers. Every setting of train.py
              may follow
+  processes  the same training steps on one process, on two that train a run each, and on two that
+             train one run, each with one thread and the batch of the configuration; and what
+             the exchange between processes costs a single one that has no other
 Options
 """,
     BenchmarkOptions,
@@ -244,8 +247,9 @@ def measure(candidates: Mapping[str, Pass], rounds: int) -> list[dict[str, Any]]
 
 def main(words: list[str]) -> None:
     benchmarks = {"loading": loading, "readers": readers, "store": store, "frames": frames}
-    names = [*benchmarks, "tracking"]
-    others = "" if words[:1] == ["tracking"] else None
+    of_steps = ["tracking", "processes"]
+    names = [*benchmarks, *of_steps]
+    others = "" if words[:1] and words[0] in of_steps else None
     paths, options, overrides = cli.parse(BenchmarkOptions, words, others)
     if not paths:
         raise UserError("NAME", f"pass a NAME ({', '.join(names)}), then IMAGES if it reads any")
@@ -253,17 +257,14 @@ def main(words: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if name == "tracking":
-        from research.benchmarks import tracking
-
+    if name in of_steps:
         if paths[1:]:
             raise UserError(
-                "NAME", f"{paths[1]}: tracking reads no IMAGES", "settings are written key=value"
+                "NAME", f"{paths[1]}: {name} reads no IMAGES", "settings are written key=value"
             )
         logging.basicConfig(level=logging.INFO)
         print(f"{options.steps} steps, {options.rounds} rounds, one thread", flush=True)
-        costs = tracking.measure(overrides, options.steps, options.rounds)
-        print("\n".join(tracking.report(costs)))
+        _steps(name, overrides, options)
         return
     if not paths[1:]:
         raise UserError("NAME", f"{name}: pass IMAGES, files or folders, after it")
@@ -275,6 +276,21 @@ def main(words: list[str]) -> None:
         for row in measure(candidates, options.rounds):
             median, low, high = row["ratio"]
             print(f"{row['name']:24} {row['ms']:8.4f} ms   {median:7.2f}  ({low:.2f}-{high:.2f})")
+
+
+def _steps(name: str, overrides: list[str], options: BenchmarkOptions) -> None:
+    """A benchmark of training steps."""
+    if name == "tracking":
+        from research.benchmarks import tracking
+
+        costs = tracking.measure(overrides, options.steps, options.rounds)
+        print("\n".join(tracking.report(costs)))
+        return
+    from research.benchmarks import processes
+
+    for measured in (processes.throughput, processes.seam):
+        found = measured(overrides, options.steps, options.rounds)
+        print("\n".join(processes.report(found)), flush=True)
 
 
 if __name__ == "__main__":

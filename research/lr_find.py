@@ -270,7 +270,7 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
         )
     suggestion = suggest(test)
     write(folder, test, suggestion)
-    batch = build.batch_size(config) * config["accumulate"]
+    batch = experiment.train.global_batch * config["accumulate"]
     print(f"{count} steps up to {test.rates[-1]:.3g}: {test.end}; batches of {batch}")
     if suggestion.steepest is None or suggestion.tenth is None:
         print("the loss did not decrease: no suggestion")
@@ -299,9 +299,11 @@ def main(words: list[str]) -> None:
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or composed.choices['model']}"
     folder = options.out or ROOT / stamp
     # Imported late: mistakes are reported before torch is imported.
+    from research.engine.batch_sizes import check_batch_size
     from research.utils import logs
 
     logs.to_terminal()
+    check_batch_size(config, settings)
     find(config, start, end, options.steps, folder)
 
 

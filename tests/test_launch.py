@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from research.utils.launch import Launch, launch
-from tests.conftest import user_error
+from research.config import cli
+from research.utils.launch import Launch, launch, require_one_process
+from tests.conftest import ROOT, one_line_of, user_error
 
 TORCHRUN = {
     "RANK": "5",
@@ -34,6 +37,11 @@ ONE_TASK = {**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PRO
         {"WORLD_SIZE": "1"},
         ONE_TASK,
         {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"PET_NNODES": "1", "LOCAL_RANK": "0"},
+        # The script of sbatch, submitted within a step of eight tasks.
+        {**SRUN, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
+        # torchrun was told to start one process.
+        {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "SLURM_NTASKS": "4"},
     ],
 )
 def test_one_process(environ: dict[str, str]) -> None:
@@ -60,6 +68,10 @@ def test_srun_is_translated(nodes: str, first: str) -> None:
     assert launch({**SRUN, **given}) == Launch(5, 8, 1, "head", 4000)
 
 
+def test_srun_with_a_library_of_mpi_is_srun() -> None:
+    assert launch({**SRUN, "PMI_SIZE": "8"}) == launch(SRUN)
+
+
 def test_torchrun_within_a_task_of_srun_counts() -> None:
     assert launch({**ONE_TASK, "SLURM_NTASKS": "2", **TORCHRUN}) == launch(TORCHRUN)
 
@@ -77,6 +89,12 @@ def test_torchrun_within_a_task_of_srun_counts() -> None:
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, ("SLURM_NTASKS=8",)),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, ("OMPI_COMM_WORLD_SIZE=2", "mpirun")),
         ({"PMI_SIZE": "2"}, ("PMI_SIZE=2",)),
+        ({"SLURM_NTASKS_PER_NODE": "4"}, ("SLURM_NTASKS_PER_NODE=4", "one process")),
+        ({"LOCAL_RANK": "1"}, ("LOCAL_RANK=1", "RANK")),
+        ({"LOCAL_WORLD_SIZE": "2"}, ("LOCAL_WORLD_SIZE=2", "RANK")),
+        ({**TORCHRUN, "RANK": "8"}, ("RANK=8 with WORLD_SIZE=8",)),
+        ({"PET_NNODES": "1:4"}, ("PET_NNODES=1:4", "torchrun")),
+        ({"PET_NPROC_PER_NODE": "gpu"}, ("PET_NPROC_PER_NODE=gpu",)),
         ({"ACCELERATE_MIXED_PRECISION": "no"}, ("ACCELERATE_MIXED_PRECISION", "accelerate")),
         ({**TORCHRUN, "ACCELERATE_USE_FSDP": "true"}, ("ACCELERATE_USE_FSDP",)),
     ],
@@ -84,3 +102,37 @@ def test_torchrun_within_a_task_of_srun_counts() -> None:
 def test_what_would_be_ignored_is_refused(environ: dict[str, str], words: tuple[str, ...]) -> None:
     with user_error("launcher", *words):
         launch(environ)
+
+
+ALLOCATION = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        (TORCHRUN, ("predict runs in one process, not in 8", "start it alone")),
+        (SRUN, ("predict runs in one process, not in 8",)),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, ("mpirun",)),
+        ({"WORLD_SIZE": "2"}, ("WORLD_SIZE=2",)),
+    ],
+)
+def test_a_command_in_one_process(environ: dict[str, str], words: tuple[str, ...]) -> None:
+    require_one_process("predict", {})
+    require_one_process("predict", ALLOCATION)  # which training refuses
+    with user_error("launcher", *words):
+        require_one_process("predict", environ)
+
+
+@pytest.mark.parametrize("environ", [TORCHRUN, {"PMI_SIZE": "2"}])
+def test_every_command_refuses_several_processes(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = [path.read_text() for path in (ROOT / "research").glob("*.py")]
+    commands = [text for text in modules if "__main__" in text]
+    assert len(commands) > 10
+    assert all("cli.command(" in text for text in commands)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["predict", "RUN"])
+    line = one_line_of(lambda: cli.command("usage", lambda words: None))
+    assert next(iter(environ)) in line or "runs in one process, not in 8" in line

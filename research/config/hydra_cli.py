@@ -48,7 +48,7 @@ from research.config.schema import OPTIONAL, register
 from research.config.targets import TARGET
 from research.utils import conditions, secrets
 from research.utils.errors import UserError
-from research.utils.launch import require_one_process
+from research.utils.launch import process_prefix, require_one_process
 
 T = TypeVar("T")
 MAX_JOBS = 1000
@@ -430,5 +430,5 @@ def _is_mistake(error: InstantiationException) -> bool:
 
 
 def _exit(line: str, status: int) -> NoReturn:
-    print(secrets.redact(" ".join(line.split())), file=sys.stderr)
+    print(process_prefix() + secrets.redact(" ".join(line.split())), file=sys.stderr)
     raise SystemExit(status)

@@ -167,7 +167,7 @@ class BlockSamples:
 
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         indices = [key.index for key in keys]
-        corners = self._corners(keys[0].epoch)[indices]
+        corners = self._corners(keys[0].epoch if keys else 0)[indices]
         inputs, positions, skipped = self.rows.crop(indices, self.crop, corners)
         index = torch.tensor(indices, dtype=torch.int64)[positions]
         return ClassificationBatch(index, inputs, self.labels[index], skipped=skipped)

@@ -44,7 +44,8 @@ class BatchSource(Protocol):
 
     ``skipped`` counts, by kind, the samples that were found damaged when files were listed and
     are not part of the dataset. A source may have a method ``sample_name(index)``, which gives the
-    file of a sample for messages.
+    file of a sample for messages. The loader asks for at least one sample: where a process has no
+    part of a batch, it makes an empty one itself.
     """
 
     @property
@@ -107,6 +108,8 @@ class NamingSource:
         return len(self.source)
 
     def __getitems__(self, keys: list[SampleKey]) -> Batch | ReadFailure:
+        if not keys:
+            return Batch(torch.empty(0, dtype=torch.int64), None)
         in_worker = get_worker_info() is not None
         try:
             batch = self.source.__getitems__(keys)

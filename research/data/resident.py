@@ -85,7 +85,8 @@ class ResidentSamples:
         positions = self.positions[index]
         images = self.images[positions]
         if self.crop is not None:
-            images = self.crop.crop(images, self._corners(self.crop, keys[0].epoch)[index])
+            epoch = keys[0].epoch if keys else 0
+            images = self.crop.crop(images, self._corners(self.crop, epoch)[index])
         return ClassificationBatch(index, resize(images, self.size), self.labels[positions])
 
     def _corners(self, crop: PadCrop, epoch: int) -> Tensor:

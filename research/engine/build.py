@@ -27,6 +27,7 @@ from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
 from research.engine import checkpoint, distributed
+from research.engine.batch_sizes import batch_size
 from research.engine.loop import LoopConfig
 from research.engine.optimizers import parameter_groups, scaled_lr
 from research.engine.rng import seed_everything
@@ -139,8 +140,10 @@ def limits(config: Config) -> dict[str, Any]:
     """The settings on which the need for memory depends, for ``conditions.explained``."""
     dataset = config["dataset"]
     size = dataset.get("image_size") or network_input(config).size
+    whole = config["global_batch_size"]
+    batch = {"global_batch_size": whole} if whole else {"dataset.batch_size": dataset["batch_size"]}
     return {
-        "dataset.batch_size": dataset["batch_size"],
+        **batch,
         "accumulate": config["accumulate"],
         "precision": config["precision"],
         "dataset.image_size": size,
@@ -285,44 +288,6 @@ def loader(
         pin_memory=on_gpu if data.pin_memory is None else data.pin_memory,
         shard=distributed.shard(),
     )
-
-
-def check_batch_size(config: Config) -> None:
-    """Check the batch of a new run before its folder is created.
-
-    Raises:
-        UserError: if ``global_batch_size`` does not divide by the number of processes, or if
-            ``dataset.batch_size`` is another number.
-    """
-    whole, own, each = (
-        config["global_batch_size"], config["dataset"]["batch_size"], batch_size(config)
-    )  # fmt: skip
-    if own not in (whole, each):
-        raise UserError(
-            "dataset.batch_size",
-            f"dataset.batch_size={own}, but global_batch_size={whole} gives each of "
-            f"{distributed.count()} processes {each}",
-            f"set global_batch_size={own * distributed.count()}, or leave dataset.batch_size out",
-        )
-
-
-def batch_size(config: Config) -> int:
-    """Samples of a batch of one process.
-
-    Raises:
-        UserError: if ``global_batch_size`` does not divide by the number of processes.
-    """
-    whole, processes = config["global_batch_size"], distributed.count()
-    if whole is None:
-        own: int = config["dataset"]["batch_size"]
-        return own
-    if whole % processes:
-        raise UserError(
-            "global_batch_size",
-            f"a batch of {whole} samples over all processes does not divide by {processes}",
-            f"start a number of processes that divides {whole}",
-        )
-    return int(whole // processes)
 
 
 def trackers(config: Config) -> list[Tracker]:

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from research.batch import Batch
 from research.data.loader import ProcessShard
 from research.tasks.task import Metrics, Task
 from research.utils import whole_batch
-from research.utils.errors import UserError
+from research.utils.errors import UserError, one_line
 from research.utils.launch import Launch, launch
 
 T = TypeVar("T")
@@ -33,10 +35,6 @@ K = TypeVar("K")
 PATIENCE = timedelta(days=7)
 """How long a process waits for another, such as one that prepares data. One that has ended is
 noticed at once, because its connections close."""
-
-
-class LostProcess(UserError):
-    """Another process of the run has ended."""
 
 
 class _Group:
@@ -56,19 +54,27 @@ def processes(device: str) -> Iterator[None]:
         device: the setting ``device``; with GPUs, each process uses that of its local rank.
 
     Raises:
-        UserError: if a launcher is not supported, or there are fewer GPUs than processes.
+        UserError: if a launcher is not supported, the processes do not reach each other, or there
+            are fewer GPUs than processes.
     """
     own = launch()
     if own is None:
         yield
         return
     _select_gpu(own, device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"tcp://{own.address}:{own.port}" if "RANK" not in os.environ else "env://",
-        rank=own.rank,
-        world_size=own.processes,
-    )
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=_store(own),
+            rank=own.rank,
+            world_size=own.processes,
+        )
+    except dist.DistError as error:
+        raise UserError(
+            "launcher",
+            f"the processes cannot connect to {own.address}:{own.port} ({one_line(error)})",
+            "set MASTER_ADDR and MASTER_PORT to a host and a free port that all of them reach",
+        ) from error
     _Group.control = dist.new_group(backend="gloo", timeout=PATIENCE)
     whole_batch.sum_with(_sum)
     try:
@@ -78,6 +84,32 @@ def processes(device: str) -> Iterator[None]:
         whole_batch.sum_with(None)
     # Not after an error: the connections close when the process ends, after its error was printed.
     dist.destroy_process_group()
+
+
+def _store(own: Launch) -> dist.Store:
+    """The store in which the processes of this attempt find each other's addresses.
+
+    ``torchrun --max-restarts`` starts the processes again with the store of those that have ended.
+    So the main process chooses a new name, and answers each of the others, which until then may
+    have read an old one.
+    """
+    url = "env://" if "RANK" in os.environ else f"tcp://{own.address}:{own.port}"
+    store, _, _ = next(rendezvous(url, own.rank, own.processes))
+    if own.rank == 0:
+        name = uuid4().hex
+        store.set("name", name)
+        for each in range(1, own.processes):
+            store.set(f"{name}/answer/{each}", store.get(f"{name}/question/{each}"))
+        return dist.PrefixStore(name, store)
+    question = uuid4().hex
+    while True:
+        name = store.get("name").decode()
+        store.set(f"{name}/question/{own.rank}", question)
+        answer = f"{name}/answer/{own.rank}"
+        with suppress(dist.DistStoreError):  # a timeout
+            store.wait([answer], timedelta(seconds=1))
+            if store.get(answer).decode() == question:
+                return dist.PrefixStore(name, store)
 
 
 def _select_gpu(own: Launch, device: str) -> None:
@@ -120,30 +152,20 @@ def shard() -> ProcessShard:
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all processes, by rank, in the main process; elsewhere an empty list.
-
-    Raises:
-        LostProcess: if another process has ended.
-    """
+    """The values of all processes, by rank, in the main process; elsewhere an empty list."""
     if _Group.control is None:
         return [value]
     values: list[Any] | None = [None] * count() if is_main() else None
-    with _connected():
-        dist.gather_object(value, values, dst=0, group=_Group.control)
+    dist.gather_object(value, values, dst=0, group=_Group.control)
     return values or []
 
 
 def broadcast(value: T) -> T:
-    """The value of the main process.
-
-    Raises:
-        LostProcess: if another process has ended.
-    """
+    """The value of the main process."""
     if _Group.control is None:
         return value
     values = [value]
-    with _connected():
-        dist.broadcast_object_list(values, src=0, group=_Group.control)
+    dist.broadcast_object_list(values, src=0, group=_Group.control)
     return values[0]
 
 
@@ -154,6 +176,11 @@ def summed(values: Mapping[K, float]) -> dict[K, float]:
         for name, value in each.items():
             totals[name] = totals.get(name, 0) + value
     return broadcast(totals)
+
+
+def joined(values: list[T]) -> list[T]:
+    """The lists of all processes, one after the other."""
+    return broadcast([value for own in gathered(values) for value in own])
 
 
 def means(rows: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -180,8 +207,7 @@ def _reduced(numbers: Sequence[int], operation: Any) -> list[int]:
     if _Group.control is None:
         return list(numbers)
     values = torch.tensor(numbers, dtype=torch.int64)
-    with _connected():
-        dist.all_reduce(values, operation, group=_Group.control)
+    dist.all_reduce(values, operation, group=_Group.control)
     whole: list[int] = values.tolist()
     return whole
 
@@ -249,10 +275,9 @@ def share_buffers(*modules: nn.Module | None) -> None:
     """Copy the buffers of the main process, such as batch norm's statistics, to the others."""
     if _Group.control is None:
         return
-    with _connected():
-        for module in modules:
-            for buffer in module.buffers() if module is not None else ():
-                dist.broadcast(buffer, src=0)
+    for module in modules:
+        for buffer in module.buffers() if module is not None else ():
+            dist.broadcast(buffer, src=0)
 
 
 class Losses(nn.Module):
@@ -283,7 +308,12 @@ def parallel(losses: Losses) -> nn.Module:
     """``losses`` with gradients averaged over the processes."""
     if not dist.is_initialized():
         return losses
-    return DistributedDataParallel(losses)
+    averaged = DistributedDataParallel(losses)
+    # After its first backward pass it collects gradients in another order, on which the rounding of
+    # sums depends: a resumed run would differ. So the first pass is one of zeros.
+    averaged(None)[""].backward()
+    averaged.zero_grad(set_to_none=True)
+    return averaged
 
 
 def no_sync(losses: nn.Module, skip: bool) -> AbstractContextManager[Any]:
@@ -296,19 +326,5 @@ def no_sync(losses: nn.Module, skip: bool) -> AbstractContextManager[Any]:
 def _sum(counts: Tensor) -> tuple[Tensor, int]:
     """For ``research.utils.whole_batch``."""
     counts = counts.clone()
-    with _connected():
-        dist.all_reduce(counts, group=_Group.active)
+    dist.all_reduce(counts, group=_Group.active)
     return counts, count()
-
-
-@contextmanager
-def _connected() -> Iterator[None]:
-    """Raises LostProcess for the errors of a connection to a process that has ended."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise LostProcess(
-            "launcher",
-            f"process {rank()}: another process of this run has ended",
-            "see its message; then continue with the same command and resume=auto",
-        ) from error

@@ -88,7 +88,8 @@ class EvalRun:
 
 def evaluation_limits(config: build.Config) -> dict[str, Any]:
     """``build.limits`` without the settings that only training has."""
-    return {key: value for key, value in build.limits(config).items() if key != "accumulate"}
+    limits = build.limits({**config, "global_batch_size": None})
+    return {key: value for key, value in limits.items() if key != "accumulate"}
 
 
 def load_eval_run(
@@ -128,5 +129,6 @@ def of_predictor(run: Path, split: str, loaded: Predictor, saved: Mapping[str, A
             f"{len(loaded.classes)} of {run}",
             "check the dataset settings",
         )
-    loader = build.loader(config, loaded.data, split, loaded.device, train=False)
+    alone = {**config, "global_batch_size": None}  # in one process, dataset.batch_size counts
+    loader = build.loader(alone, loaded.data, split, loaded.device, train=False)
     return EvalRun(loaded, loader, saved)

@@ -37,9 +37,12 @@ class Interrupts:
         self.former = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # One of several processes that ends with an error prints it before the signal ends it that
+        # the launcher sends to all when the first has ended.
+        is_ending = self.repeated and kind is not None
         for number, handler in self.former.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_ending else handler)
 
     def check(self) -> None:
         """Raise ``Interrupted`` if there was a signal."""

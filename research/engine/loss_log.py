@@ -143,15 +143,15 @@ class LossLog:
         return {name: int(n) for name, n in distributed.summed(self.skipped).items()}
 
     def _write(self) -> None:
-        rows = [
-            {"loss": sum(losses.values()), **losses} for losses in distributed.means(self._read())
-        ]
+        own = self._read()
+        rows = [{"loss": sum(losses.values()), **losses} for losses in distributed.means(own)]
         now = time.perf_counter()
         seconds = (now - self.since) / max(1, len(rows))
-        for each, row in zip(self.pending, rows, strict=True):
+        for each, row, losses in zip(self.pending, rows, own, strict=True):
             if not all(map(math.isfinite, row.values())):
                 where = f"step {each.step} (epoch {self.epoch}, batch {each.batch + 1})"
-                names = self.loader.names(each.samples)
+                is_cause = not math.isfinite(sum(losses.values()))
+                names = distributed.joined(self.loader.names(each.samples) if is_cause else [])
                 raise not_finite(row, where, each.learning_rate, names, self.remedy)
             self.sums.update(row)
             self.count += 1

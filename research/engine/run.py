@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
-
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint, distributed, run_folder
+from research.engine import build, checkpoint, description, distributed, run_folder
+from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
 from research.engine.interrupts import Interrupted, Interrupts
@@ -36,9 +35,9 @@ from research.viz import pictures
 log = logging.getLogger(__name__)
 
 
-def start(config: Mapping[str, Any], name: str) -> Start | None:
+def start(config: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Start | None:
     """As ``_start`` in the main process; the others read the same files."""
-    begin = _start(config, name) if distributed.is_main() else None
+    begin = _start(config, name, overrides) if distributed.is_main() else None
     shared = None if begin is None else replace(begin, last=None, weights=None)
     shared = distributed.broadcast(shared)
     if distributed.is_main() or shared is None or shared.checkpoint is None:
@@ -46,7 +45,7 @@ def start(config: Mapping[str, Any], name: str) -> Start | None:
     return replace(shared, last=checkpoint.load(shared.checkpoint, config["trust"]))
 
 
-def _start(config: Mapping[str, Any], name: str) -> Start | None:
+def _start(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Start | None:
     """Create or resume a run folder and read the files that the run starts from.
 
     Returns:
@@ -62,7 +61,7 @@ def _start(config: Mapping[str, Any], name: str) -> Start | None:
     run = _resumed(config)
     if run is not None:
         return resume(run, config)
-    build.check_batch_size(config)
+    check_batch_size(config, overrides)
     weights = build.start_weights(config)
     return Start(run_folder.create(config, name), weights=weights)
 
@@ -244,7 +243,12 @@ def train(
             set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
         if resumed and is_main:
             checkpoints.drop_after(state.epoch)
-        log.info("%s: %s, %s", "resuming" if resumed else "training", name, _describe(experiment))
+        log.info(
+            "%s: %s, %s",
+            "resuming" if resumed else "training",
+            name,
+            description.describe(experiment),
+        )
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
         end_epoch = (callback or EpochEnd)(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
@@ -254,7 +258,7 @@ def train(
             with interrupts.deferred():
                 if is_main:
                     environment = run_folder.describe(
-                        folder, config, overrides, source, state.global_batch
+                        folder, config, overrides, source, description.batch(experiment)
                     )
                     every_tag = run_folder.tags({**config["tags"], **(tags or {})}, environment)
                     batch = state.samples // state.global_batch
@@ -262,7 +266,7 @@ def train(
                     tracker.start(
                         Run(folder, name, config, every_tag, source, position, state.tracking)
                     )
-                    summary = _model_summary(state.model, experiment.parameters)
+                    summary = description.model_summary(state.model, experiment.parameters)
                     write_text(folder / "model_summary.txt", summary)
                 fit(
                     state,
@@ -339,6 +343,7 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
         "parameters": experiment.parameters,
         "classes": experiment.data.classes,
         "monitor": list(experiment.monitor),
+        **description.batch(experiment),
     }
     summary = SummaryTracker(info, experiment.state, config["patience"])
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
@@ -355,38 +360,6 @@ def _finish_files(
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
         tracker.artifact(folder / file)
-
-
-def _describe(experiment: Experiment) -> str:
-    data = experiment.data
-    counts = ", ".join(f"{samples} {name}" for name, (samples, _) in data.counts().items())
-    skipped = {
-        f"{kind} in {name}": count
-        for name, (_, kinds) in data.counts().items()
-        for kind, count in sorted(kinds.items())
-    }
-    skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
-    classes = f"{len(data.classes)} classes, " if data.classes else ""
-    return (
-        f"{experiment.parameters:,} parameters on {experiment.device}{_processes(experiment)}; "
-        f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
-    )
-
-
-def _processes(experiment: Experiment) -> str:
-    """The number of processes and their batches, in words; empty for one."""
-    processes, batch = distributed.count(), experiment.train.batch_size
-    whole = experiment.train.global_batch
-    return f", {processes} processes, batches of {processes} × {batch} = {whole}" * (processes > 1)
-
-
-def _model_summary(model: nn.Module, parameters: int) -> str:
-    lines = [
-        f"{sum(p.numel() for p in child.parameters()):>12,}  {name}"
-        for name, child in model.named_modules()
-        if name and name.count(".") < 2 and any(True for _ in child.parameters())
-    ]
-    return "\n".join([f"{parameters:>12,}  trainable parameters in total", *lines, "", str(model)])
 
 
 def _log_locations(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +26,11 @@ from research.config import run_files
 from research.config.compose import config_dir
 from research.config.resume import unchangeable
 from research.config.run_files import ROOT
-from research.engine import checkpoint, distributed
+from research.engine import checkpoint
 from research.tracking import spool
 from research.utils import documents
 from research.utils.errors import UserError, one_line
-from research.utils.files import write_atomic, write_text
+from research.utils.files import to_json, write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ PACKAGES = (
     "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna", "mlflow", "torchmetrics",
     "faster-coco-eval", "safetensors", "backbone-lab",
 )  # fmt: skip
+BATCH = ("processes", "global_batch", "lr")
+"""What ``description.batch`` says."""
 PATCH = "changes.patch"
 LARGEST_PATCH = 2**20
 """Bytes; larger patches are not stored."""
@@ -80,7 +82,7 @@ def describe(
     config: Mapping[str, Any],
     overrides: Sequence[str],
     data: tuple[str, str] | None = None,
-    global_batch: int | None = None,
+    batch: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write configuration, overrides, environment and uncommitted changes.
 
@@ -89,15 +91,14 @@ def describe(
         config: resolved configuration.
         overrides: arguments of the command line.
         data: name and quick hash of the data set.
-        global_batch: samples of a batch over all processes.
+        batch: of a run that trains, see ``description.batch``.
 
     Returns:
         The content of ``environment.json``.
     """
     record = {
         **environment(),
-        "processes": distributed.count(),
-        "global_batch": global_batch,
+        **(batch or {}),
         "command": sys.argv,
         "folder": str(Path.cwd()),
         "config_dir": None if (own := config_dir()) is None else str(own),
@@ -126,8 +127,7 @@ def tags(own: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, st
     git = environment["git"]
     every = {
         **own,
-        "processes": environment["processes"],
-        "global_batch": environment["global_batch"],
+        **{name: environment[name] for name in BATCH if name in environment},
         "data_hash": environment["data"]["hash"],
         "git_commit": git.get("commit", ""),
         "git_changed": git.get("changed", ""),
@@ -242,6 +242,22 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def watching(folder: Path) -> Iterator[None]:
+    """What the other processes of a run do in place of ``run_lock``: after an error, such as the
+    lost connection to the main process, they write the status that this one could not write.
+    """
+    try:
+        yield
+    except BaseException:
+        # Until the main process has ended, the lock is refused.
+        with suppress(UserError, OSError), run_lock(folder):
+            summary = documents.load(folder / "summary.json", dict, "resume")
+            if summary.get("status") == "RUNNING":
+                write_text(folder / "summary.json", to_json({**summary, "status": "KILLED"}))
+        raise
 
 
 def is_locked(folder: Path) -> bool:

@@ -51,6 +51,8 @@ NO_MEMORY = re.compile(
 )
 WANTED = re.compile(r"(?:tried|Unable) to allocate ([\d.]+ [KMGT]iB|\d+ bytes)", re.IGNORECASE)
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:exited|is killed by signal: (.*?)\.)")
+LOST_PROCESS = re.compile(r"/gloo/transport/|ncclRemoteError|remote process exited|SocketImpl")
+"""The connection of several processes, of gloo, NCCL and the store with their addresses."""
 SHARED_FILE = re.compile(r"</torch_\d+_")
 """Shared memory of torch, by which workers send batches."""
 DISTRIBUTIONS: Final = {
@@ -152,7 +154,8 @@ def _memory(error: BaseException, around: Circumstances) -> UserError | None:
         return None
     gpu = name == "OutOfMemoryError" or "CUDA" in text
     wanted = WANTED.search(text)
-    batch, image = around.key("batch_size", "batch"), around.key("image_size")
+    batch = around.key("batch_size", "batch", "global_batch_size")
+    image = around.key("image_size")
     shown = [f"{key}={around.settings[key]}" for key in around.settings if key in MEMORY_KEYS]
     message = " ".join(
         [
@@ -177,7 +180,8 @@ def _memory(error: BaseException, around: Circumstances) -> UserError | None:
 
 
 MEMORY_KEYS: Final = (
-    "dataset.batch_size", "batch_size", "batch", "accumulate", "precision", "dataset.image_size",
+    "dataset.batch_size", "global_batch_size", "batch_size", "batch", "accumulate", "precision",
+    "dataset.image_size",
 )  # fmt: skip
 
 
@@ -207,6 +211,14 @@ def _worker(error: BaseException, around: Circumstances) -> UserError | None:
         f"a worker of the loader {how}; if memory ran out, the system killed it",
         around.then(f"set {fewer} for less memory"),
     )
+
+
+def _lost_process(error: BaseException, around: Circumstances) -> UserError | None:
+    """The connection to another process of the run was closed."""
+    if not (isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))):
+        return None
+    remedy = around.then("see its error, or its signal in the launcher's report")
+    return UserError("launcher", "another process of this run has ended", remedy)
 
 
 def _open_files(error: BaseException, around: Circumstances) -> UserError | None:
@@ -264,7 +276,7 @@ def _lost_folder(error: BaseException, around: Circumstances) -> UserError | Non
 def _batch_norm(error: BaseException, around: Circumstances) -> UserError | None:
     if not (isinstance(error, ValueError) and "more than 1 value per channel" in str(error)):
         return None
-    key = around.key("batch_size") or "dataset.batch_size"
+    key = around.key("batch_size", "global_batch_size") or "dataset.batch_size"
     size = around.settings.get(key)
     image = around.key("image_size") or "dataset.image_size"
     current = "" if size is None else f" with {key}={size} and {image}={around.settings.get(image)}"
@@ -326,8 +338,8 @@ def _package(error: BaseException, around: Circumstances) -> UserError | None:
 
 
 RULES: tuple[Callable[[BaseException, Circumstances], UserError | None], ...] = (
-    _shared_memory, _worker, _open_files, _memory, _disk, _lost_folder, _batch_norm, _gpu,
-    _database, _package,
+    _shared_memory, _worker, _open_files, _memory, _lost_process, _disk, _lost_folder, _batch_norm,
+    _gpu, _database, _package,
 )  # fmt: skip
 
 

@@ -18,8 +18,12 @@ OTHER_LAUNCHERS = {
     "PMI_SIZE": "mpiexec",
     "MV2_COMM_WORLD_SIZE": "mpirun",
     "JSM_NAMESPACE_SIZE": "jsrun",
+    "FLUX_JOB_SIZE": "flux run",
+    "HOROVOD_SIZE": "horovodrun",
 }
 """Variables with the number of processes, of launchers that are not supported."""
+FOR_TORCHRUN = ("PET_NNODES", "PET_NPROC_PER_NODE")
+"""Options of torchrun, set by clusters; other processes would ignore them."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,90 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     Raises:
         UserError: for variables of a launcher that would be ignored.
     """
-    for name, launcher in OTHER_LAUNCHERS.items():
-        if _number(environ, name) > 1 and "RANK" not in environ:
-            raise _refused(f"{name}={environ[name]}: {launcher} is not supported", "torchrun")
+    own = _one_of_several(environ)
+    if own is None and (several := _allocated(environ)):
+        raise _refused(f"{several}, but this is one process", "srun")
+    return own
+
+
+def require_one_process(what: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Check that this process was launched alone, perhaps in an allocation for several.
+
+    Args:
+        what: what runs in one process, for the message.
+        environ: of the process.
+
+    Raises:
+        UserError: if it is one of several, or may be.
+    """
+    own = _one_of_several(environ)
+    if own is not None:
+        raise UserError(
+            "launcher", f"{what} runs in one process, not in {own.processes}", "start it alone"
+        )
+
+
+def process_prefix(rank: int | None = None) -> str:
+    """The prefix of the lines of a process; none for the main one.
+
+    Args:
+        rank: of the process; None: as it was launched.
+    """
+    if rank is None:
+        try:
+            own = _one_of_several(os.environ)
+        except UserError:
+            own = None
+        rank = 0 if own is None else own.rank
+    return f"[process {rank}] " if rank else ""
+
+
+def _one_of_several(environ: Mapping[str, str]) -> Launch | None:
+    """This process among those of ``torchrun`` or ``srun``; None if it is the only one."""
     accelerate = sorted(name for name in environ if name.startswith("ACCELERATE_"))
     if accelerate:
         raise _refused(f"{accelerate[0]} is set: accelerate's settings are not used", "torchrun")
-    if "RANK" in environ or _number(environ, "WORLD_SIZE") > 1:
+    if "RANK" in environ or _number(environ, "LOCAL_RANK") or any(
+        _number(environ, name) > 1 for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    ):  # fmt: skip
         return _torchrun(environ)
-    tasks = _number(environ, "SLURM_NTASKS")
-    if tasks <= 1:
+    step = _srun(environ)
+    if step is not None:
+        return step
+    for name, launcher in OTHER_LAUNCHERS.items():
+        if _number(environ, name) > 1:
+            raise _refused(f"{name}={environ[name]}: {launcher} is not supported", "torchrun")
+    for name in FOR_TORCHRUN:
+        if environ.get(name, "1") != "1":
+            raise _refused(f"{name}={environ[name]} is set, but not used by python", "torchrun")
+    return None
+
+
+def _torchrun(environ: Mapping[str, str]) -> Launch | None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not environ.get(name)]
+    if missing:
+        present = next(name for name in (*names, "LOCAL_WORLD_SIZE") if name in environ)
+        raise _refused(
+            f"{present}={environ[present]} is set, but {', '.join(missing)} is not", "torchrun"
+        )
+    rank, processes, local_rank = (_number(environ, name) for name in names[:3])
+    if rank >= processes:
+        raise _refused(f"RANK={rank} with WORLD_SIZE={processes}", "torchrun")
+    if processes == 1:
         return None
-    if _number(environ, "SLURM_STEP_NUM_TASKS") != tasks or "SLURM_PROCID" not in environ:
-        raise _refused(f"SLURM_NTASKS={tasks}, but this is one process", "srun")
+    return Launch(
+        rank, processes, local_rank, environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
+    )
+
+
+def _srun(environ: Mapping[str, str]) -> Launch | None:
+    """A task of a step with several. A script of ``sbatch`` may have the variables of the step in
+    which it was submitted, but its own ``SLURM_NTASKS``.
+    """
+    tasks = _number(environ, "SLURM_STEP_NUM_TASKS")
+    if tasks <= 1 or tasks != _number(environ, "SLURM_NTASKS") or "SLURM_PROCID" not in environ:
+        return None
     job = _number(environ, "SLURM_JOB_ID")
     return Launch(
         rank=_number(environ, "SLURM_PROCID"),
@@ -70,39 +145,15 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     )
 
 
-def require_one_process(what: str) -> None:
-    """Check that this process was launched alone.
-
-    Args:
-        what: what runs in one process, for the message.
-
-    Raises:
-        UserError: if it is one of several.
+def _allocated(environ: Mapping[str, str]) -> str:
+    """The variable of a Slurm allocation for several tasks, with its value; empty if there is none,
+    or if ``torchrun`` started this process.
     """
-    try:
-        own = launch()
-    except UserError:
-        own = None  # one process in an allocation for several, which only training refuses
-    if own is not None:
-        raise UserError(
-            "launcher", f"{what} runs in one process, not in {own.processes}", "start it alone"
-        )
-
-
-def _torchrun(environ: Mapping[str, str]) -> Launch | None:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if not environ.get(name)]
-    if missing:
-        present = next(name for name in names if name in environ)
-        raise _refused(
-            f"{present}={environ[present]} is set, but {', '.join(missing)} is not", "torchrun"
-        )
-    rank, processes, local_rank = (_number(environ, name) for name in names[:3])
-    if processes == 1:
-        return None
-    return Launch(
-        rank, processes, local_rank, environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
-    )
+    names = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+    name = next((name for name in names if name in environ), "")
+    if "RANK" in environ or not name or _number(environ, name) <= 1:
+        return ""
+    return f"{name}={environ[name]}"
 
 
 def _refused(problem: str, launcher: str) -> UserError:

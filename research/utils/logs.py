@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from research.utils.launch import process_prefix
+
 
 def to_terminal(stream: TextIO | None = None, rank: int = 0) -> None:
     """Log INFO of this project and warnings of other libraries; may be called more than once.
@@ -20,7 +22,7 @@ def to_terminal(stream: TextIO | None = None, rank: int = 0) -> None:
     root = logging.getLogger()
     if not any(getattr(handler, "ours", False) for handler in root.handlers):
         handler = logging.StreamHandler(stream or sys.stdout)
-        handler.setFormatter(logging.Formatter(_rank(rank) + "%(message)s"))
+        handler.setFormatter(logging.Formatter(process_prefix(rank) + "%(message)s"))
         handler.ours = True  # type: ignore[attr-defined]
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
@@ -36,7 +38,9 @@ def to_file(folder: Path, rank: int = 0) -> Iterator[None]:
     All processes append to it.
     """
     handler = _RunLog(folder / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {_rank(rank)}%(message)s"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s {process_prefix(rank)}%(message)s")
+    )
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -51,11 +55,6 @@ def to_file(folder: Path, rank: int = 0) -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
         with suppress(OSError):  # a full disk
             handler.close()
-
-
-def _rank(rank: int) -> str:
-    """The prefix of the lines of a process; none for the main one."""
-    return f"[process {rank}] " if rank else ""
 
 
 class _RunLog(logging.FileHandler):

@@ -11,14 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import DropPath
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from research.batch import Batch
 from research.config import compose_config, resolved
+from research.data.loader import EpochLoader, ProcessShard, SampleKey
 from research.engine import build, distributed
+from research.engine.loop import evaluate
+from research.tracking.tracker import Tracker
 from research.utils import whole_batch
 from tests.golden import stored
 from tests.golden.configurations import GOLDEN, overrides
@@ -26,10 +31,17 @@ from tests.golden.configurations import GOLDEN, overrides
 FROZEN = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, DropPath)
 SAMPLES = 7
 """Samples of the joined batch: no multiple of the number of processes."""
+SINGLE = torch.Tensor.float
+EVALUATED = 101
+"""Samples of an evaluation."""
 
 
-def gradients() -> dict[str, Any]:
-    """Largest relative difference of the first gradient from one process, by configuration."""
+def gradients(*empty: str) -> dict[str, Any]:
+    """Largest relative difference of the first gradient from one process, by configuration.
+
+    Args:
+        empty: each a number of processes that have no sample, as if theirs were damaged.
+    """
     found = {}
     for name in GOLDEN:
         config = resolved(compose_config(overrides(name))[0])
@@ -41,20 +53,21 @@ def gradients() -> dict[str, Any]:
         build.data_module = lambda _, data=data: data  # type: ignore[assignment,misc]
         experiment = build.experiment(config)
         build.data_module = build_data
-        found[name] = _difference(experiment, data.splits["train"])
+        found[name] = max(
+            _difference(experiment, data.splits["train"], int(number)) for number in empty
+        )
     return found
 
 
-def _difference(experiment: build.Experiment, rows: Any) -> float:
+def _difference(experiment: build.Experiment, rows: Any, empty: int) -> float:
     state = experiment.state
-    # Conversions to single precision within models are to float64 here.
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign,assignment]
-    model = state.model.double()
+    _in_double(state)
+    model = state.model
     model.train()
     for module in model.modules():
         if isinstance(module, FROZEN):
             module.eval()
-    transform = state.transform.double().eval()
+    transform = state.transform.eval()
     losses = distributed.Losses(experiment.task, model)
     count = min(SAMPLES, len(rows))
 
@@ -62,7 +75,10 @@ def _difference(experiment: build.Experiment, rows: Any) -> float:
         chosen = torch.as_tensor(index)
         return transform(rows.map(lambda tensor: tensor[chosen]), None).map(_double)
 
-    own = distributed.shard().part(torch.arange(count).numpy())
+    own = np.arange(0)
+    if distributed.rank() >= empty:
+        rest = ProcessShard(distributed.rank() - empty, distributed.count() - empty)
+        own = rest.part(np.arange(count))
     averaged = distributed.parallel(losses)
     distributed.announce(len(own))
     terms = averaged(batch(own) if len(own) else None)
@@ -74,17 +90,93 @@ def _difference(experiment: build.Experiment, rows: Any) -> float:
     terms = losses(batch(torch.arange(count)))
     torch.stack(list(terms.values())).sum().backward()
     whole_batch.sum_with(distributed._sum)
-    alone = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert together.keys() == alone.keys()
+    alone = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    # A process without samples gives all parameters a gradient, also those that no loss uses.
+    unused = {name for name in together if name not in alone}
+    assert all(not together[name].any() for name in unused), unused
     largest = max(float(grad.abs().max()) for grad in alone.values())
     return max(float((together[n] - alone[n]).abs().max()) for n in alone) / largest
+
+
+def metrics(workers: str) -> dict[str, Any]:
+    """Metrics and counts of ``EVALUATED`` samples of every configuration, in all processes
+    together and in one, read from the data of the configuration.
+    """
+    found = {}
+    for name in GOLDEN:
+        config = resolved(compose_config([*overrides(name), f"dataset.workers={workers}"])[0])
+        config["ema"], config["compile"], config["precision"] = None, False, "fp32"
+        torch.Tensor.float = SINGLE  # type: ignore[method-assign]
+        with distributed.main_first():
+            experiment = build.experiment(config)
+        _in_double(experiment.state)
+        together = _evaluated(experiment, distributed.shard(), int(workers))
+        group, distributed._Group.control = distributed._Group.control, None
+        alone = _evaluated(experiment, ProcessShard(), int(workers))
+        distributed._Group.control = group
+        found[name] = together, alone
+    return found
+
+
+def _evaluated(experiment: build.Experiment, shard: ProcessShard, workers: int) -> Any:
+    config = experiment.state.config
+    source = experiment.data.dataset(
+        "val", seed=config["seed"], train=False, device=experiment.device
+    )
+    loader = EpochLoader(Repeated(source), 4, seed=0, train=False, workers=workers, shard=shard)
+    state = experiment.state
+    transform: Any = Doubled(state.transform)
+    result = evaluate(
+        state.model, experiment.task, loader, transform, experiment.cfg, experiment.device,
+        Tracker(),
+    )  # fmt: skip
+    return {**result.metrics, **result.skipped}
+
+
+class Repeated:
+    """A split of ``EVALUATED`` samples: those of ``source``, again and again."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.skipped = source.skipped
+
+    def __len__(self) -> int:
+        return EVALUATED
+
+    def __getitems__(self, keys: list[SampleKey]) -> Batch:
+        count = len(self.source)
+        batch: Batch = self.source.__getitems__(
+            [SampleKey(key.epoch, key.index % count) for key in keys]
+        )
+        batch.index = torch.tensor([key.index for key in keys])
+        return batch
+
+
+class Doubled(nn.Module):
+    """A transform to double precision."""
+
+    def __init__(self, transform: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, batch: Batch, generator: None) -> Batch:
+        transformed: Batch = self.transform(batch, generator)
+        return transformed.map(_double)
+
+
+def _in_double(state: Any) -> None:
+    """Compute in float64; also where a model converts to single precision."""
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign,assignment]
+    state.model.double()
+    state.transform.double()
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-CHECKS: dict[str, Callable[..., Any]] = {"gradients": gradients}
+CHECKS: dict[str, Callable[..., Any]] = {"gradients": gradients, "metrics": metrics}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

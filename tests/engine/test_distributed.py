@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from research.data.loader import EpochSampler, ProcessShard
 from research.engine import distributed
-from tests.golden.configurations import GOLDEN
+from tests.golden.configurations import DATA, GOLDEN
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def torchrun(processes: int, script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    processes: int, script: Path, *words: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
         [*command, f"--nproc_per_node={processes}", str(script), *words],
@@ -27,12 +29,13 @@ def torchrun(processes: int, script: Path, *words: str) -> subprocess.CompletedP
         text=True,
         timeout=600,
         check=False,
+        cwd=cwd,
     )
 
 
-def checked(processes: int, check: str, out: Path, *words: str) -> Any:
+def checked(processes: int, check: str, out: Path, *words: str, cwd: Path | None = None) -> Any:
     """The answer of the main process of ``distributed_worker.py``."""
-    done = torchrun(processes, WORKER, check, str(out), *words)
+    done = torchrun(processes, WORKER, check, str(out), *words, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text(encoding="utf-8"))
 
@@ -76,10 +79,33 @@ def test_parts_are_what_one_process_reads(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.whole)])
+@pytest.mark.parametrize(
+    ("processes", "empty"),
+    [(2, "0"), pytest.param(3, "012", marks=pytest.mark.whole)],
+)
 def test_the_first_gradient_is_that_of_one_process_on_the_joined_batch(
-    processes: int, tmp_path: Path
+    processes: int, empty: str, tmp_path: Path
 ) -> None:
-    differences = checked(processes, "gradients", tmp_path / "found.json")
+    differences = checked(processes, "gradients", tmp_path / "found.json", *empty)
     assert differences.keys() == set(GOLDEN)
     assert max(differences.values()) < 1e-6, differences
+
+
+COUNTED = ("top1", "top5", "pair_accuracy")
+"""Metrics that are counts divided by counts."""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (3, 0), (3, 2)])
+def test_metrics_are_those_of_one_process(processes: int, workers: int, tmp_path: Path) -> None:
+    for name in ("data", "stores"):
+        (tmp_path / name).symlink_to(DATA / name)
+    out = tmp_path / "found.json"
+    found = checked(processes, "metrics", out, str(workers), cwd=tmp_path)
+    assert found.keys() == set(GOLDEN)
+    for name, (together, alone) in found.items():
+        assert together.keys() == alone.keys()
+        for key, value in alone.items():
+            exact = key in COUNTED or "/" in key or "mAP" in key or "mAR" in key
+            close = {"rel": 0, "abs": 0} if exact else {"rel": 1e-6}
+            assert together[key] == pytest.approx(value, **close, nan_ok=True), (name, key)

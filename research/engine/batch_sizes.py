@@ -1,0 +1,55 @@
+"""The batch of each process: ``dataset.batch_size``, or its part of ``global_batch_size``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.engine import distributed
+from research.utils.errors import UserError
+
+Config = Mapping[str, Any]
+
+
+def check_batch_size(config: Config, overrides: Sequence[str]) -> None:
+    """Check the batch of a new run before its folder is created.
+
+    Args:
+        config: resolved and checked.
+        overrides: arguments of the command line. A ``dataset.batch_size`` that is not among them is
+            a default, which ``global_batch_size`` replaces.
+
+    Raises:
+        UserError: if ``global_batch_size`` does not divide by the number of processes, or if
+            ``dataset.batch_size`` is another number.
+    """
+    whole, own, each = (
+        config["global_batch_size"], config["dataset"]["batch_size"], batch_size(config)
+    )  # fmt: skip
+    is_typed = any(text.startswith("dataset.batch_size=") for text in overrides)
+    if is_typed and own not in (whole, each):
+        raise UserError(
+            "dataset.batch_size",
+            f"dataset.batch_size={own}, but global_batch_size={whole} gives each of "
+            f"{distributed.count()} processes {each}",
+            f"set global_batch_size={own * distributed.count()}, or leave dataset.batch_size out",
+        )
+
+
+def batch_size(config: Config) -> int:
+    """Samples of a batch of one process.
+
+    Raises:
+        UserError: if ``global_batch_size`` does not divide by the number of processes.
+    """
+    whole, processes = config["global_batch_size"], distributed.count()
+    if whole is None:
+        own: int = config["dataset"]["batch_size"]
+        return own
+    if whole % processes:
+        raise UserError(
+            "global_batch_size",
+            f"a batch of {whole} samples over all processes does not divide by {processes}",
+            f"start a number of processes that divides {whole}",
+        )
+    return int(whole // processes)

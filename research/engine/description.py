@@ -1,0 +1,53 @@
+"""What a run says about itself: in its first line, its summary and the tags of trackers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from research.engine import distributed
+from research.engine.build import Experiment
+
+
+def batch(experiment: Experiment) -> dict[str, Any]:
+    """The batch over all processes, and the learning rate to which ``scale_lr`` scales for it."""
+    return {
+        "processes": distributed.count(),
+        "global_batch": experiment.train.global_batch,
+        "lr": experiment.state.optimizer.defaults["lr"],
+    }
+
+
+def describe(experiment: Experiment) -> str:
+    """Model, device, batch and data, in one line."""
+    data = experiment.data
+    counts = ", ".join(f"{samples} {name}" for name, (samples, _) in data.counts().items())
+    skipped = {
+        f"{kind} in {name}": count
+        for name, (_, kinds) in data.counts().items()
+        for kind, count in sorted(kinds.items())
+    }
+    skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
+    classes = f"{len(data.classes)} classes, " if data.classes else ""
+    return (
+        f"{experiment.parameters:,} parameters on {experiment.device}{_processes(experiment)}; "
+        f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
+    )
+
+
+def _processes(experiment: Experiment) -> str:
+    """The number of processes and their batches, in words; empty for one."""
+    processes, train = distributed.count(), experiment.train
+    each = f"{processes} × {train.batch_size} = {train.global_batch}"
+    return f", {processes} processes, batches of {each}" * (processes > 1)
+
+
+def model_summary(model: nn.Module, parameters: int) -> str:
+    """Parameters of the outer modules, and PyTorch's description of all."""
+    lines = [
+        f"{sum(p.numel() for p in child.parameters()):>12,}  {name}"
+        for name, child in model.named_modules()
+        if name and name.count(".") < 2 and any(True for _ in child.parameters())
+    ]
+    return "\n".join([f"{parameters:>12,}  trainable parameters in total", *lines, "", str(model)])
