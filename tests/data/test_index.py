@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from research.data import index
-from research.data.index import Entry, index_folder, inspect_header
+from research.data.image_files import inspect_header
+from research.data.index import Entry, index_folder
 from tests.conftest import make_folders, picture
 
 

@@ -15,7 +15,8 @@ from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, select_frequencies
 from research.data.crops import CentreCrop, Crop, CropBox, RandomResizedCrop
-from research.data.readers import BitstreamReader, PixelReader, Reader, decode
+from research.data.image_files import decode
+from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.utils.errors import DamagedImage
 from tests.conftest import picture

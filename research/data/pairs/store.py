@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from research.data.image_files import decode
 from research.data.index import ProgressCallback
 from research.data.pairs.extractors import Extractor
-from research.data.readers import decode
 from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError, one_line
 from research.utils.files import remove_leftovers, write_atomic
