@@ -90,6 +90,7 @@ DECODER_ERRORS: Final = (
     zlib.error,
 )
 """Exceptions of PIL for damaged files."""
+TAG: Final = "upright, by range, on white"
 _JPEG: Final = b"\xff\xd8"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA: Final = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -154,6 +155,18 @@ def read_header(path: Path) -> PictureHeader:
         return PictureHeader(
             *size, orientation, mode, bits, len(image.getbands()), _has_alpha(image)
         )
+
+
+def reading_tag(path: Path) -> str:
+    """How a file is read, if not by its stored pixels alone; '' if it is, or if it is damaged.
+
+    Part of the keys of what is made of pictures and stored: earlier versions ignored orientation,
+    transparency and ranges, and had the same keys for all other files.
+    """
+    try:
+        return "" if read_header(path).is_plain else TAG
+    except DamagedImage:
+        return ""
 
 
 def inspect_header(path: Path) -> str:

@@ -7,7 +7,6 @@ import struct
 from typing import Final
 
 from PIL import Image
-from PIL.ExifTags import Base
 
 UPRIGHT: Final = 1
 _TURNS: Final = {
@@ -20,18 +19,8 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _XMP = re.compile(rb"tiff:Orientation(?:=\"|>)([1-8])")
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    struct.error,
-)
-"""Exceptions of PIL for damaged EXIF data."""
+_TAG: Final = 0x0112
+_TYPES: Final = {1: "B", 3: "H", 4: "I"}
 
 
 def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
@@ -44,17 +33,30 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
         exif: an EXIF block, with or without ``Exif\\0\\0`` before it; may be empty.
         xmp: an XMP packet; may be empty.
     """
-    value: object = None
-    if exif:
-        try:
-            tags = Image.Exif()
-            tags.load(exif)
-            value = tags.get(Base.Orientation)
-        except _DAMAGED:
-            value = None
+    try:
+        value = _find_tag(exif.removeprefix(b"Exif\0\0"))
+    except struct.error:  # ends too early
+        value = None
     if value is None and (match := _XMP.search(xmp)):
         value = int(match[1])
-    return value if isinstance(value, int) and UPRIGHT <= value <= 8 else UPRIGHT
+    return value if value is not None and UPRIGHT <= value <= 8 else UPRIGHT
+
+
+def _find_tag(block: bytes) -> int | None:
+    """The value of the orientation in the first directory of a TIFF structure, if it is there."""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return None
+    version, start = struct.unpack_from(f"{order}HI", block, 2)
+    if version != 42:
+        return None
+    (entries,) = struct.unpack_from(f"{order}H", block, start)
+    for position in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind, count = struct.unpack_from(f"{order}HHI", block, position)
+        if tag == _TAG and kind in _TYPES and count == 1:
+            (value,) = struct.unpack_from(order + _TYPES[kind], block, position + 8)
+            return int(value)
+    return None
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:

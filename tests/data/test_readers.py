@@ -167,7 +167,6 @@ def test_images_of_any_mode_are_read_as_rgb(tmp_path: Path, make: Callable[[], R
         "LA": (image.convert("LA"), {}),
         "RGBA": (image.convert("RGBA"), {}),
         "P": (palette, {}),
-        "P, transparent": (palette, {"transparency": bytes([0, 128])}),
         "16 bits": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
     }
     image.convert("RGB").save(tmp_path / "rgb.png")

@@ -301,7 +301,7 @@ def to_float_with_nan(path: Path) -> None:
 
 
 def to_float_tiff(path: Path) -> None:
-    Image.fromarray(np.ones(SIZE[::-1], np.float32)).save(path.with_suffix(".tif"))
+    Image.fromarray(np.full(SIZE[::-1], 70_000, np.float32)).save(path.with_suffix(".tif"))
     path.unlink()
 
 
@@ -368,7 +368,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("rgb/b.png", lambda p: p.write_bytes(b""), "invalid", "rgb/b.png: empty"),
     ("thermal/b.png", to_float_with_nan, "invalid",
      "thermal/b.npy: float32, 2 NaN, the first at row 3 column 4: store uint8"),
-    ("thermal/b.png", to_float_tiff, "invalid", "thermal/b.tif: float32, without NaN: store whole"),
+    ("thermal/b.png", to_float_tiff, "invalid", "thermal/b.tif: float32, values from 70000 to"),
     ("thermal/b.png", to_two_channels, "invalid",
      "thermal/b.npy: shape 20×40×2: store (height, width)"),
     ("thermal/b.png", to_truncated_array, "invalid", "thermal/b.npy: truncated: replace it"),
