@@ -26,7 +26,7 @@ from research.data.datamodule import IMAGENET_CLASSES, Demo, NetworkInput, expec
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback, content_hash, index_folder
-from research.data.listing import list_folders, log_files
+from research.data.listing import PassedOver, list_folders, log_files
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample
 from research.data.splits import (
@@ -140,6 +140,7 @@ class ImageFolders:
             self.train_crop = RandomResizedCrop((low, high), (narrow, wide))
         self.classes: list[str] = []
         self.splits: dict[str, Split] = {}
+        self.passed_over = PassedOver()
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         """Index the folders, determine the classes and the splits.
@@ -154,6 +155,7 @@ class ImageFolders:
         """
         if self.demo is not None:
             self.demo.render(progress)
+        self.passed_over = PassedOver()
         keys = dict.fromkeys(("train", "val"), "dataset.train_dirs")
         roots = [self._index(root, keys["train"], progress) for root in self.train_dirs]
         self.classes = common_classes(self.train_dirs, roots, keys["train"])
@@ -301,6 +303,7 @@ class ImageFolders:
         index = {name: entry.damage for name, entry in entries.items() if "/" in name}
         for name in sorted(entries.keys() - index.keys()):
             passed_over.add("outside a class folder", name)
+        self.passed_over.update(passed_over)
         log_files(root, index, passed_over)
         if not index:
             raise UserError(

@@ -126,10 +126,19 @@ def list_files(root: Path, suffixes: Set[str]) -> Listing:
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Names of the folders directly in a folder that are not passed over, sorted."""
-    return sorted(
-        path.name for path in folder.iterdir() if not passed_over_kind(path.name) and path.is_dir()
-    )
+    """Names of the folders directly in a folder that are not passed over, sorted.
+
+    Without links to one of them, or to the folder itself or one above it.
+    """
+    paths = [path for path in folder.iterdir() if not passed_over_kind(path.name) and path.is_dir()]
+    known = {_identity(os.stat(each)) for each in (folder, *folder.resolve().parents)}
+    names = []
+    for path in sorted(paths, key=lambda path: (path.is_symlink(), path.name)):
+        identity = _identity(os.stat(path))
+        if identity not in known:
+            names.append(path.name)
+        known.add(identity)
+    return sorted(names)
 
 
 def log_files(root: Path, found: Mapping[str, str], passed_over: PassedOver) -> None:
