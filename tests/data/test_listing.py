@@ -47,7 +47,7 @@ def composed() -> dict[str, Any]:
     return config
 
 
-def image_folders(root: Path, cache_dir: Path) -> ImageFolders:
+def image_folders(root: Path, cache_dir: Path, network: NetworkInput = NETWORK) -> ImageFolders:
     config = composed()
     augmentation = {key: config["augmentation"][key] for key in Augmentation.__dataclass_fields__}
     changes: dict[str, Any] = {
@@ -56,7 +56,7 @@ def image_folders(root: Path, cache_dir: Path) -> ImageFolders:
         "augmentation": Augmentation(**augmentation),
     }
     values = {key: value for key, value in config.items() if key != "_target_"}
-    data = ImageFolders(**{**values, **changes}, network=NETWORK)
+    data = ImageFolders(**{**values, **changes}, network=network)
     data.prepare(0)
     return data
 
