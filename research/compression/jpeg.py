@@ -25,7 +25,7 @@ from research.compression.jpeg_header import (
     FRAMES,
     SOS,
     Header,
-    check_frames,
+    check_markers,
     check_size,
     read_header,
     segments,
@@ -117,8 +117,8 @@ def read_planes(path: str | os.PathLike[str]) -> Planes:
     """Read the coefficients of all components of a file.
 
     Raises:
-        DamagedImage: as ``read_header``, ``check_size`` and ``check_frames``; also ``truncated`` if
-            the end marker is missing, and ``unreadable`` if libjpeg fails.
+        DamagedImage: as ``read_header``, ``check_size`` and ``check_markers``; also ``truncated``
+            if the end marker is missing, and ``unreadable`` if libjpeg fails.
         UnsupportedJpeg: if the coefficients cannot be used, see ``unsupported_reason``.
     """
     import jpegio
@@ -130,7 +130,7 @@ def read_planes(path: str | os.PathLike[str]) -> Planes:
     if reason is not None:
         raise UnsupportedJpeg(reason)
     parts = list(segments(data))
-    check_frames(parts)
+    check_markers(parts)
     if parts[-1][0] != EOI:
         raise DamagedImage("truncated", "no end-of-image marker")
     tables = _tables(parts)

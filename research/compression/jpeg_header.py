@@ -23,6 +23,9 @@ MAX_PIXELS = 178_956_970
 MIN_SIDE = 8
 """Shortest side in pixels that is read: one block."""
 
+MAX_SCANS = 100
+"""Most scans of a file that is read; encoders write about ten."""
+
 Coding = Literal["huffman", "arithmetic", "lossless"]
 Color = Literal["grey", "ycbcr", "rgb", "cmyk"]
 
@@ -138,21 +141,27 @@ def check_size(header: Header, size: int) -> None:
         raise DamagedImage("oversized", f"the header claims {claimed} in {size} bytes")
 
 
-def check_frames(markers: Iterable[tuple[int, bytes]]) -> None:
-    """Refuse a second frame header: decoders stop there, or take its size for that of the image.
+def check_markers(markers: Iterable[tuple[int, bytes]]) -> None:
+    """Refuse a second frame header, and more scans than encoders write.
+
+    Decoders stop at a second header, or take its size for that of the image; each scan passes over
+    the whole image, however few bytes it has.
 
     Args:
         markers: see ``segments``; damage in them ends the search.
 
     Raises:
-        DamagedImage: ``unreadable`` for a second frame header.
+        DamagedImage: ``unreadable``.
     """
-    frames = 0
+    frames = scans = 0
     with suppress(DamagedImage):
         for marker, _ in markers:
             frames += marker in FRAMES or marker in _HIERARCHICAL
+            scans += marker == SOS
     if frames > 1:
         raise DamagedImage("unreadable", "two frame headers")
+    if scans > MAX_SCANS:
+        raise DamagedImage("unreadable", f"{scans} scans")
 
 
 def is_complete(data: bytes) -> bool:

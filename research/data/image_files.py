@@ -91,6 +91,8 @@ DECODER_ERRORS: Final = (
 )
 """Exceptions of PIL for damaged files."""
 TAG: Final = "upright, by range, on white"
+JPEG_MODES: Final = {1: "L", 3: "RGB", 4: "CMYK"}
+"""Mode of PIL by number of components."""
 _JPEG: Final = b"\xff\xd8"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA: Final = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -141,6 +143,10 @@ def read_header(path: Path) -> PictureHeader:
             ``value_range`` (see ``wide_to_16bit``), ``truncated`` or ``unreadable``.
     """
     with _as_damaged_image(path), path.open("rb") as file:
+        if (jpeg := _read_jpeg_header(file, path.stat().st_size)) is not None:
+            size = upright_size(jpeg.width, jpeg.height, jpeg.orientation)
+            mode = JPEG_MODES[jpeg.components]
+            return PictureHeader(*size, jpeg.orientation, mode, 8, jpeg.components, False)
         image = _open(file, path.stat().st_size)
         size, mode, bits = image.size, image.mode, bits_per_channel(image)
         orientation = _orientation(image)
@@ -192,9 +198,10 @@ def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -
     """
     with _as_damaged_image(path):
         data = path.read_bytes()
-        image = _open(io.BytesIO(data), len(data))
-        if data.startswith(_JPEG):
-            jpeg_header.check_frames(jpeg_header.segments(data))
+        file = io.BytesIO(data)
+        if _read_jpeg_header(file, len(data)) is not None:
+            jpeg_header.check_markers(jpeg_header.segments(data))
+        image = _open(file, len(data))
         if on_open is not None:
             on_open(image)
         image.load()
@@ -210,11 +217,6 @@ def _open(file: BinaryIO, size: int) -> Image.Image:
         file: at its beginning.
         size: its bytes.
     """
-    head = file.read(len(_PNG))
-    if head.startswith(_JPEG):
-        file.seek(0)
-        _check_jpeg(file, size)
-    file.seek(0)
     image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if min(width, height) < MIN_SIDE:
@@ -227,15 +229,23 @@ def _open(file: BinaryIO, size: int) -> Image.Image:
     return image
 
 
-def _check_jpeg(file: BinaryIO, size: int) -> None:
+def _read_jpeg_header(file: BinaryIO, size: int) -> jpeg_header.Header | None:
+    """The checked header of a JPEG, ``None`` of another file; ``file`` stays at its beginning."""
     data = file.read(HEAD)
+    if not data.startswith(_JPEG):
+        file.seek(0)
+        return None
     try:
         header = jpeg_header.read_header(data)
     except DamagedImage as error:
         if error.kind != "truncated" or len(data) == size:
             raise
         header = jpeg_header.read_header(data + file.read())
+    file.seek(0)
+    if header.precision != 8:
+        raise DamagedImage("unreadable", f"a JPEG of {header.precision} bits")
     jpeg_header.check_size(header, size)
+    return header
 
 
 def _orientation(image: Image.Image) -> int:

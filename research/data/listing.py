@@ -159,7 +159,7 @@ def log_files(root: Path, found: Mapping[str, str], passed_over: PassedOver) -> 
 
 def describe_files(used: int, passed_over: PassedOver, left_out: Counter[str] | None = None) -> str:
     """The number of pictures that are used, and of all others by kind, in words."""
-    parts = [f"{used} pictures used"]
+    parts = [f"{used} picture{'s' * (used != 1)} used"]
     if passed_over.counts:
         parts.append(str(passed_over))
     if left_out:

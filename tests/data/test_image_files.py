@@ -358,6 +358,21 @@ def test_a_second_frame_header_is_damage_for_both_readers(tmp_path: Path, name: 
         assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_endless_scans_is_not_decoded(tmp_path: Path) -> None:
+    data = jpeg((96, 96), progressive=True)
+    scans = [match.start() for match in re.finditer(rb"\xff\xda", data)]
+    last = data[scans[-1] : -2]
+    path = tmp_path / "a.jpg"
+    for times, fits in ((1, True), (5000, False)):
+        path.write_bytes(data[:-2] + (times - 1) * last + data[-2:])
+        for reader in (PixelReader(32), BitstreamReader(32, ALL_FREQUENCIES)):
+            verdict = fuzz.judged(partial(read_or_refuse, path, reader))
+            assert not verdict.failed
+            if not fits:
+                with pytest.raises(DamagedImage, match="scans"):
+                    reader.read(path, CentreCrop(1.0), np.random.default_rng(0))
+
+
 def test_a_thumbnail_is_no_second_frame(tmp_path: Path) -> None:
     exif = jpeg((16, 16))
     body = b"Exif\0\0II*\0\x08\0\0\0\0\0" + exif

@@ -215,7 +215,7 @@ def test_commands_pass_over_the_same_files(
     kinds = {"hidden": 1, "system": 1, "HEIC": 1, "linked again": 1}
     assert media.passed_over.counts == kinds
     assert find_images([str(tmp_path)]) == [tmp_path / "a" / "1.jpg"]
-    assert "1 pictures used, 4 passed over" in capsys.readouterr().out
+    assert "1 picture used, 4 passed over" in capsys.readouterr().out
 
 
 # -- any tree -------------------------------------------------------------------------------------
