@@ -149,14 +149,14 @@ def read_header(path: Path) -> PictureHeader:
             return PictureHeader(*size, jpeg.orientation, mode, 8, jpeg.components, False)
         image = _open(file, path.stat().st_size)
         size, mode, bits = image.size, image.mode, bits_per_channel(image)
-        orientation = _orientation(image)
+        orientation, is_upright = _orientation(image), _has_upright_size(image)
         if isinstance(image, PngImageFile) and _has_late_metadata(file):
             image.load()
             orientation = _orientation(image)
         if is_wide(image.mode) and not has_declared_range(image):
             image.load()
             wide_to_16bit(image)
-        if not _has_upright_size(image):
+        if not is_upright:
             size = upright_size(*size, orientation)
         return PictureHeader(
             *size, orientation, mode, bits, len(image.getbands()), _has_alpha(image)
@@ -194,7 +194,8 @@ def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -
         on_open: called with the opened image before its pixels are read, for example to draft it.
 
     Raises:
-        DamagedImage: if the file is not a complete image, see ``read_header``.
+        DamagedImage: if the file is not a complete image, see ``read_header``; ``transparent`` if
+            nothing is visible.
     """
     with _as_damaged_image(path):
         data = path.read_bytes()
@@ -205,6 +206,8 @@ def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -
         if on_open is not None:
             on_open(image)
         image.load()
+        if _is_invisible(image):
+            raise DamagedImage("transparent", "every pixel is transparent")
         # PIL has turned TIFF files already.
         orientation = UPRIGHT if isinstance(image, TiffImageFile) else _orientation(image)
         return upright(wide_to_16bit(image), orientation)
@@ -282,6 +285,12 @@ def _has_late_metadata(file: BinaryIO) -> bool:
         file.seek(length + 4, io.SEEK_CUR)
     file.seek(position)
     return late
+
+
+def _is_invisible(image: Image.Image) -> bool:
+    """Whether nothing is visible: often an alpha channel that a program did not fill."""
+    bands = image.getbands()
+    return bands[-1] in ("A", "a") and image.getchannel(bands[-1]).getextrema() == (0, 0)
 
 
 def _has_alpha(image: Image.Image) -> bool:

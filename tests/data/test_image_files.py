@@ -228,6 +228,15 @@ def test_transparent_pixels_are_shown_on_white(tmp_path: Path) -> None:
     )
 
 
+def test_an_invisible_picture_is_damaged(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    for name in ("a.png", "a.tif", "a.webp"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        with pytest.raises(DamagedImage) as caught:
+            decode(tmp_path / name)
+        assert caught.value.kind == "transparent"
+
+
 def test_a_transparent_colour_is_white(tmp_path: Path) -> None:
     image = Image.fromarray(np.resize(np.uint8([0, 9]), (16, 16)))
     image.save(tmp_path / "l.png", transparency=9)

@@ -17,7 +17,9 @@ from research.compression.dct import block_idct
 from research.compression.geometry import upright
 from research.compression.jpeg import Planes, UnsupportedJpeg, read_planes
 from research.compression.selection import ALL_FREQUENCIES, Selection, select_frequencies
+from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, RandomResizedCrop
+from research.data.datamodule import NetworkInput
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import image_size
 from research.data.image_files import decode, read_header
@@ -26,8 +28,10 @@ from research.data.pairs.samples import SquareResize, read_photo
 from research.data.readers import BitstreamReader, PixelReader
 from research.data.rgbx.modalities import read_colour, read_grey, read_modality_header
 from research.data.warehouse.encoders import CoefficientEncoder, FrameEncoder, SampleSpec
+from research.inspect import inspect
 from tests.conftest import picture
 from tests.data.tagged import tag
+from tests.data.test_listing import image_folders
 
 RANDOM = RandomResizedCrop((0.08, 1.0), (0.75, 1.3333))
 SELECTION = Selection(select_frequencies(4, "corner"), select_frequencies(4, "corner")[:4])
@@ -310,8 +314,8 @@ def test_modalities_are_turned_too(tmp_path: Path, orientation: int) -> None:
     thermal = np.random.default_rng(0).integers(0, 65536, (24, 40)).astype(np.uint16)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for suffix in ("png", "tif"):
-        Image.fromarray(thermal).save(tmp_path / f"a.{suffix}", exif=exif)
+    for suffix, kind in (("png", np.uint16), ("tif", np.uint16), ("tif", np.float32)):
+        Image.fromarray(thermal.astype(kind)).save(tmp_path / f"a.{suffix}", exif=exif)
         grey = read_grey(tmp_path / f"a.{suffix}")[..., 0]
         np.testing.assert_array_equal(grey, turned_pixels(thermal, orientation))
         assert read_modality_header(tmp_path / f"a.{suffix}") == (*grey.shape[::-1], True)
@@ -323,3 +327,46 @@ def test_full_selection_is_available_for_turned_files(tmp_path: Path) -> None:
         tagged, CentreCrop(1.0), np.random.default_rng(0)
     )
     assert [array.shape for array in sample.arrays] == [(4, 4, 64), (2, 2, 2, 64)]
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["pixels", "bitstream"])
+def test_commands_see_the_turned_picture(tmp_path: Path, source: str) -> None:
+    """What ``predict`` reads, in classification, and what ``inspect`` measures."""
+    stored = picture_file(tmp_path, (64, 64))
+    pairs = []
+    for orientation in ORIENTATIONS:
+        tagged = tag(stored, tmp_path / f"tagged_{orientation}.jpg", orientation)
+        if source == "bitstream":
+            plain = write_turned(stored, tmp_path / f"plain_{orientation}.jpg", orientation)
+        else:
+            plain = tmp_path / f"plain_{orientation}.png"
+            turned = turned_pixels(np.asarray(Image.open(stored)), orientation)
+            Image.fromarray(turned).save(plain)
+        pairs.append((tagged, plain))
+    both = [path for pair in pairs for path in pair]
+    rows = inspect(
+        both, tmp_path / "out", ["dataset.image_size=64", f"compression.source={source}"]
+    )
+    for found, right in zip(rows[::2], rows[1::2], strict=True):
+        assert found["fallback"] == right["fallback"] == ""
+        assert [found[key] for key in ("Y", "Cb", "Cr", "RGB")] == [
+            right[key] for key in ("Y", "Cb", "Cr", "RGB")
+        ]
+    for folder in ("a", "b"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for name in ("1.jpg", "2.jpg"):
+            (tmp_path / "set" / folder / name).write_bytes(stored.read_bytes())
+    spec = CoefficientSpec(ALL_FREQUENCIES, source, "full", False, 8)
+    network = NetworkInput(32, (0.5,) * 3, (0.5,) * 3, 0.9, spec)
+    data = image_folders(tmp_path / "set", tmp_path / "cache", network)
+    inputs = data.read(both).inputs
+    tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    for tensor in tensors:
+        assert torch.equal(tensor[::2], tensor[1::2])
+    shown = [np.asarray(data.load_image(path)[0]) for path in both]
+    if source == "pixels":
+        for a, b in zip(shown[::2], shown[1::2], strict=True):
+            np.testing.assert_array_equal(a, b)
