@@ -28,7 +28,7 @@ from research.utils.cache import SETTLED, file_stamp
 from tests.conftest import settle
 from tests.data.test_listing import image_folders
 
-GREY = CoefficientSpec(ALL_FREQUENCIES, "pixels", "full", True, 8)
+GREY = CoefficientSpec(ALL_FREQUENCIES, "full", "pixels", True, 8)
 SLOW = pytest.param(True, id="a moment later")
 FAST = pytest.param(False, id="at once")
 

@@ -359,7 +359,7 @@ def test_commands_see_the_turned_picture(tmp_path: Path, source: str) -> None:
         (tmp_path / "set" / folder).mkdir(parents=True)
         for name in ("1.jpg", "2.jpg"):
             (tmp_path / "set" / folder / name).write_bytes(stored.read_bytes())
-    spec = CoefficientSpec(ALL_FREQUENCIES, source, "full", False, 8)
+    spec = CoefficientSpec(ALL_FREQUENCIES, "full", source, False, 8)
     network = NetworkInput(32, (0.5,) * 3, (0.5,) * 3, 0.9, spec)
     data = image_folders(tmp_path / "set", tmp_path / "cache", network)
     inputs = data.read(both).inputs

@@ -26,7 +26,7 @@ from research.data.frames.yolo import read_yolo, yolo_folders
 from research.data.rgbx import pack as packing
 from research.data.rgbx.arrays import ARRAY_FILES
 from research.data.rgbx.paired_folders import PairedFolders, find_folders
-from tests.conftest import user_error
+from tests.conftest import settle, user_error
 
 SIZE = (40, 20)
 BOX = (0.25, 0.5, 0.75, 1.0)
@@ -73,6 +73,7 @@ def read(
 
 
 def pack(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    settle()
     frame_set, folders = read(source)
     settings = {"check": lambda _: None, "workers": 2, **settings}
     return packing.pack(frame_set, folders, out, **settings)
