@@ -26,11 +26,18 @@ from research.config import (
     targets,
 )
 from research.sweeps.hydra_sweepers import RecordedBasicSweeper, RecordedOptunaSweeper
+from research.sweeps.launchers import RayLauncher, SlurmLauncher
 from research.sweeps.sweeper import StudySweeper
 
 register()
-for sweeper in (StudySweeper, RecordedBasicSweeper, RecordedOptunaSweeper):
-    Plugins.instance().register(sweeper)
+for plugin in (
+    StudySweeper,
+    RecordedBasicSweeper,
+    RecordedOptunaSweeper,
+    SlurmLauncher,
+    RayLauncher,
+):
+    Plugins.instance().register(plugin)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=("research.*",))

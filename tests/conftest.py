@@ -353,8 +353,8 @@ while len(list(folder.parent.glob("user_*/ready"))) < 2:
     time.sleep(0.005)
 tracker = MLflowTracker(sys.argv[2], "first use", False)
 tracker.start(Run(folder, "run", {"epochs": 1}))
-print(tracker.run_id)
 tracker.finish("FINISHED")
+print(tracker.run_id)
 """
     started = [
         subprocess.Popen(

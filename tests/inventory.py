@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from research.config.compose import composed
-from research.config.group_rules import group_rules
+from research.config.group_rules import LAUNCHER, group_rules
 from research.config.keys import setting_values
 from research.config.messages import format_value
 from research.config.options import CONF, options
@@ -48,8 +48,17 @@ def settings() -> Inventory:
         for key, value in sweeper.items()
         if key[0] != "_" and key != "defaults"
     }
+    launchers = {}
+    for path in sorted((CONF / "hydra/launcher").glob("*.yaml")):
+        node = yaml.safe_load(path.read_text())
+        rules = group_rules({LAUNCHER: node})
+        launchers[f"{LAUNCHER}={path.stem}"] = {
+            key: _default_and_rule(value, rule_for(f"{LAUNCHER}.{key}", value, rules))
+            for key, value in node.items()
+            if key[0] != "_"
+        }
     recipes = {group: options(group) for group in OPTIONAL}
-    return {"run": run, **groups, "hydra.sweeper": keys, **recipes}
+    return {"run": run, **groups, "hydra.sweeper": keys, **launchers, **recipes}
 
 
 def _default_and_rule(value: Any, rule: Rule) -> str:

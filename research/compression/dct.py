@@ -69,15 +69,22 @@ def block_dct(plane: Tensor, basis: Tensor | None = None) -> Tensor:
     return (to_blocks(plane) @ basis.T).movedim(-1, -3)
 
 
-def block_idct(coefficients: Tensor) -> Tensor:
+def block_idct(coefficients: Tensor, basis: Tensor | None = None) -> Tensor:
     """Planes [..., H, W] from coefficients [..., 64, H/8, W/8]; inverse of ``block_dct``.
 
+    Args:
+        coefficients: float.
+        basis: rows of ``dct_basis`` of the coefficients, [k, 64], if there are k instead of 64.
+
     Raises:
-        ValueError: if there are not 64 coefficients.
+        ValueError: if there are not as many coefficients as rows.
     """
-    if coefficients.shape[-3] != 64:
-        raise ValueError(f"the inverse needs 64 coefficients, not {coefficients.shape[-3]}")
-    basis = dct_basis(coefficients.dtype).to(coefficients.device)
+    if basis is None:
+        basis = dct_basis(coefficients.dtype).to(coefficients.device)
+    if coefficients.shape[-3] != len(basis):
+        raise ValueError(
+            f"the inverse needs {len(basis)} coefficients, not {coefficients.shape[-3]}"
+        )
     return from_blocks(coefficients.movedim(-3, -1) @ basis)
 
 

@@ -224,7 +224,7 @@ def flip_signs(frequencies: tuple[int, ...]) -> NDArray[np.int16]:
 
 def flip_channels(coefficients: Tensor, frequencies: tuple[int, ...]) -> Tensor:
     """Horizontal flip of channel-major coefficients [..., len(frequencies), rows, cols]."""
-    signs = torch.from_numpy(flip_signs(frequencies)).to(coefficients)
+    signs = torch.from_numpy(flip_signs(frequencies)).to(coefficients, non_blocking=True)
     return coefficients.flip(-1) * signs[:, None, None]
 
 

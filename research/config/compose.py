@@ -35,11 +35,13 @@ class Composed(NamedTuple):
         cfg: the configuration without Hydra's own node.
         choices: the chosen option of every group, except Hydra's own; None if none is chosen.
         sweeper: settings of Hydra's sweeper.
+        launcher: settings of Hydra's launcher.
     """
 
     cfg: DictConfig
     choices: dict[str, str | None]
     sweeper: dict[str, Any]
+    launcher: dict[str, Any]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -118,9 +120,10 @@ def composed(overrides: Sequence[str]) -> Composed:
             raise _not_an_option(overrides) or UserError("config", str(error)) from error
     choices = our_choices(cfg.hydra.runtime.choices)
     sweeper = _to_dict(cfg.hydra.sweeper, resolve=False)
+    launcher = _to_dict(cfg.hydra.launcher, resolve=False)
     with open_dict(cfg):
         del cfg["hydra"]
-    return Composed(cfg, choices, sweeper)
+    return Composed(cfg, choices, sweeper, launcher)
 
 
 def _not_an_option(overrides: Sequence[str]) -> UserError | None:

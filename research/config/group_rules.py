@@ -28,6 +28,7 @@ from research.config.declarations import Declarations
 from research.config.rules import Rule
 from research.utils.errors import UserError
 
+LAUNCHER: Final = "hydra.launcher"
 OF_GROUPS: Final = {
     "model": "research.models.rules",
     "dataset": "research.data.rules",
@@ -37,6 +38,7 @@ OF_GROUPS: Final = {
     "task": "research.tasks.rules",
     "logging": "research.tracking.rules",
     "hydra.sweeper": "research.sweeps.rules",
+    LAUNCHER: "research.sweeps.launcher_rules",
 }
 """The module with the rules for all options of a group; it need not exist."""
 LIBRARIES: Final = ("torch", "torchvision", "timm", "mlflow", "optuna", "hydra")
@@ -92,7 +94,12 @@ def group_rules(config: Mapping[str, Any]) -> dict[str, Rule]:
 
 def faults(job: Job) -> Iterator[UserError]:
     """All errors of the ``faults`` functions, group by group; each function is called once."""
-    modules = [module for path, target in _nodes(job.settings) for module in _modules(path, target)]
+    modules = [
+        module
+        for path, target in _nodes(job.settings)
+        if path in job.settings or path not in OF_GROUPS
+        for module in _modules(path, target)
+    ]
     for module in dict.fromkeys(modules):
         if hasattr(module, "faults"):
             yield from module.faults(job)

@@ -36,7 +36,8 @@ from yaml import YAMLError
 from research.config import resume
 from research.config.checks import check, check_value
 from research.config.compose import Composed, composed, hydra_ready, own_targets, resolved
-from research.config.group_rules import group_rules
+from research.config.declarations import Declarations
+from research.config.group_rules import LAUNCHER, Job, faults, group_rules
 from research.config.help import help_text
 from research.config.keys import leaves
 from research.config.messages import REMOVED, SWEEPER, explain, suggest
@@ -210,6 +211,8 @@ def check_jobs(overrides: list[str], *, multirun: bool, own: Path | None = None)
             command = train_command(overrides, multirun=True)
             raise UserError("sweep", f"sweep={preset} is a sweep of many runs", f"run {command}")
         _check_sweeper(first.sweeper)
+        if multirun:
+            _check_launcher(first)
         params = first.sweeper.get("params") or {}
         overridden = {override.key_or_group for override in parsed}
         extra = [f"{key}={values}" for key, values in params.items() if key not in overridden]
@@ -242,6 +245,17 @@ def _check_sweeper(sweeper: Mapping[str, Any]) -> None:
         chosen = sweeper.get(group.rpartition("/")[2]) or {}
         if str(chosen.get(TARGET)).endswith(f".raise_{option}_removed"):
             raise UserError(group, f"{word}: {remedy}")
+
+
+def _check_launcher(composed: Composed) -> None:
+    """Check the settings of the launcher, and that its package is installed."""
+    settings = {LAUNCHER: composed.launcher}
+    rules = group_rules(settings)
+    for key, value in composed.launcher.items():
+        if f"{LAUNCHER}.{key}" in rules:
+            check_value(f"{LAUNCHER}.{key}", value, False, rules)
+    for fault in faults(Job(settings, composed.choices, None, Declarations({}))):
+        raise fault
 
 
 def _check_shared_settings(parsed: Sequence[Override]) -> None:

@@ -38,10 +38,8 @@ SWEEPER = "hydra.sweeper"
 HELP = "(python train.py --help lists all keys)"
 LAUNCHERS = {
     "joblib": "-e '.[parallel]'",
-    "slurm": "-e '.[slurm]'",
-    "submitit_slurm": "-e '.[slurm]'",
-    "submitit_local": "-e '.[slurm]'",
-    "ray": "'hydra-ray-launcher>=1.4.0rc3'",
+    "submitit_slurm": "'hydra-submitit-launcher>=1.4.0rc3'",
+    "submitit_local": "'hydra-submitit-launcher>=1.4.0rc3'",
     "ray_aws": "'hydra-ray-launcher>=1.4.0rc3'",
 }
 """What ``pip`` installs for each of Hydra's launchers."""

@@ -62,7 +62,7 @@ class Resumed:
     def composed(self) -> Composed:
         """The same, as a configuration that was composed from ``conf/``."""
         tags = {key: text.replace("${", r"\${") for key, text in self.config["tags"].items()}
-        return Composed(OmegaConf.create({**self.config, "tags": tags}), self.choices, {})
+        return Composed(OmegaConf.create({**self.config, "tags": tags}), self.choices, {}, {})
 
 
 class _Changes(NamedTuple):

@@ -83,7 +83,8 @@ class Augmentation:
         if not (self.mixup or self.cutmix):
             return batch
         rng, count = _numpy_generator(generator), len(batch)
-        partner = torch.from_numpy(rng.permutation(count)).to(batch.labels.device)
+        device = batch.labels.device
+        partner = torch.from_numpy(rng.permutation(count)).to(device, non_blocking=True)
         cut = rng.random(count) < (0.5 if self.mixup and self.cutmix else bool(self.cutmix))
         alpha = np.where(cut, self.cutmix, self.mixup)
         lam = rng.beta(alpha, alpha)
@@ -91,8 +92,9 @@ class Augmentation:
         rows, columns = _grid_size(batch.inputs)
         edges = _cutmix_boxes(np.where(cut, lam, 1), rows, columns, rng)
         mixup_lam = torch.from_numpy(np.where(cut, 1, lam).astype(np.float32))
-        outside = ~box_mask(torch.from_numpy(edges).to(batch.labels.device), rows, columns)
-        weight = mixup_lam.to(outside.device)[:, None, None] * outside
+        boxes = torch.from_numpy(edges).to(device, non_blocking=True)
+        weight = mixup_lam.to(device, non_blocking=True)[:, None, None]
+        weight = weight * ~box_mask(boxes, rows, columns)
         return replace(
             batch,
             inputs=_blend(batch.inputs, partner, weight),
@@ -160,11 +162,11 @@ def _erase(
     h, w = np.where(chosen, h[first], 0), np.where(chosen, w[first], 0)
     top = np.floor(rng.random(count) * (height - h + 1))
     left = np.floor(rng.random(count) * (width - w + 1))
-    edges = torch.from_numpy(np.stack([top, left, top + h, left + w], 1)).to(images.device)
+    edges = torch.from_numpy(np.stack([top, left, top + h, left + w], 1))
+    inside = box_mask(edges.to(images.device, non_blocking=True), height, width)
     colour = torch.tensor([round(255 * value) for value in fill], dtype=torch.uint8)
-    return torch.where(
-        box_mask(edges, height, width)[:, None], colour.to(images.device)[:, None, None], images
-    )
+    colour = colour.to(images.device, non_blocking=True)[:, None, None]
+    return torch.where(inside[:, None], colour, images)
 
 
 def _cutmix_boxes(

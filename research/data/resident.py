@@ -81,7 +81,7 @@ class ResidentSamples:
 
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         index = torch.tensor([key.index for key in keys], dtype=torch.int64)
-        index = index.to(self.images.device)
+        index = index.to(self.images.device, non_blocking=True)
         positions = self.positions[index]
         images = self.images[positions]
         if self.crop is not None:
@@ -91,7 +91,7 @@ class ResidentSamples:
     def _corners(self, crop: PadCrop, epoch: int) -> Tensor:
         if self.drawn is None or self.drawn[0] != epoch:
             corners = torch.from_numpy(crop.corners(self.seed, epoch, len(self)))
-            self.drawn = epoch, corners.to(self.images.device)
+            self.drawn = epoch, corners.to(self.images.device, non_blocking=True)
         return self.drawn[1]
 
 

@@ -30,7 +30,8 @@ class DeviceTransform(nn.Module):
     """Transforms a loaded batch to the input of a model, on the device.
 
     Random operations are applied in training mode only and use the given generator, so that they
-    depend only on the position in the run.
+    depend only on the position in the run. They are drawn on the CPU and copied with
+    ``non_blocking=True``: otherwise the host would wait until the device has finished its queue.
     """
 
     def forward(self, batch: Any, generator: torch.Generator | None) -> Any:
@@ -126,10 +127,12 @@ class CoefficientTransform(DeviceTransform):
         self.augment = augment
         self.selection = selection
         shipped = shipped or selection
-        self.luma_index = _positions(selection.luma, shipped.luma)
-        self.chroma_index = _positions(selection.chroma, shipped.chroma)
         self.decoder = Decoder(selection, range_)
         luma, chroma = list(selection.luma), list(selection.chroma)
+        luma_index = _positions(selection.luma, shipped.luma)
+        chroma_index = _positions(selection.chroma, shipped.chroma)
+        self.register_buffer("luma_index", luma_index, persistent=False)
+        self.register_buffer("chroma_index", chroma_index, persistent=False)
         self.register_buffer("luma_basis", dct_basis()[luma], persistent=False)
         self.register_buffer("chroma_basis", dct_basis()[chroma], persistent=False)
         zero, one = torch.zeros, torch.ones
@@ -149,6 +152,8 @@ class CoefficientTransform(DeviceTransform):
     y_std: Tensor
     cbcr_mean: Tensor
     cbcr_std: Tensor
+    luma_index: Tensor | None
+    chroma_index: Tensor | None
     luma_basis: Tensor
     chroma_basis: Tensor
 
@@ -196,11 +201,13 @@ class CoefficientTransform(DeviceTransform):
         )
 
 
-def _positions(selected: tuple[int, ...], shipped: tuple[int, ...]) -> list[int] | None:
+def _positions(selected: tuple[int, ...], shipped: tuple[int, ...]) -> Tensor | None:
     """Positions of the selected frequencies among the shipped ones; ``None`` if they are equal."""
-    return None if selected == shipped else [shipped.index(frequency) for frequency in selected]
+    if selected == shipped:
+        return None
+    return torch.tensor([shipped.index(frequency) for frequency in selected], dtype=torch.int64)
 
 
 def bernoulli(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """[count] bool, each True with probability 1/2."""
-    return (torch.rand(count, generator=generator) < 0.5).to(device)
+    return (torch.rand(count, generator=generator) < 0.5).to(device, non_blocking=True)

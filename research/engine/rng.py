@@ -23,8 +23,9 @@ def seed_generators(seed: int) -> None:
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seed Python, NumPy and torch; ``deterministic`` selects deterministic algorithms."""
     seed_generators(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Set in any case: torch reads it once, at the first matrix product of the process on a GPU, and
+    # a later run of the process may be deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
 
 

@@ -253,9 +253,10 @@ def train(
         try:
             with interrupts.deferred():
                 if is_main:
-                    environment = run_folder.describe(folder, config, overrides, source)
-                    own = {**config["tags"], **(tags or {})}
-                    every_tag = _tags(own, source[1], environment, state.global_batch)
+                    environment = run_folder.describe(
+                        folder, config, overrides, source, state.global_batch
+                    )
+                    every_tag = run_folder.tags({**config["tags"], **(tags or {})}, environment)
                     batch = state.samples // state.global_batch
                     position = Position(state.epoch, batch, state.step)
                     tracker.start(
@@ -341,22 +342,6 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
     }
     summary = SummaryTracker(info, experiment.state, config["patience"])
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
-
-
-def _tags(
-    own: Mapping[str, Any], data_hash: str, environment: Mapping[str, Any], global_batch: int
-) -> dict[str, str]:
-    """The user's tags and the versions of data, code and packages."""
-    tags = {
-        **own,
-        "processes": environment["processes"],
-        "global_batch": global_batch,
-        "data_hash": data_hash,
-        "git_commit": environment["git"].get("commit", ""),
-        "git_changed": environment["git"].get("changed", ""),
-        **{f"version.{name}": version for name, version in environment["packages"].items()},
-    }
-    return {key: str(value) for key, value in tags.items()}
 
 
 def _finish_files(

@@ -80,6 +80,7 @@ def describe(
     config: Mapping[str, Any],
     overrides: Sequence[str],
     data: tuple[str, str] | None = None,
+    global_batch: int | None = None,
 ) -> dict[str, Any]:
     """Write configuration, overrides, environment and uncommitted changes.
 
@@ -88,6 +89,7 @@ def describe(
         config: resolved configuration.
         overrides: arguments of the command line.
         data: name and quick hash of the data set.
+        global_batch: samples of a batch over all processes.
 
     Returns:
         The content of ``environment.json``.
@@ -95,6 +97,7 @@ def describe(
     record = {
         **environment(),
         "processes": distributed.count(),
+        "global_batch": global_batch,
         "command": sys.argv,
         "folder": str(Path.cwd()),
         "config_dir": None if (own := config_dir()) is None else str(own),
@@ -111,6 +114,26 @@ def describe(
     else:
         (folder / PATCH).unlink(missing_ok=True)
     return record
+
+
+def tags(own: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a run for trackers: the user's, and the versions of data, code and packages.
+
+    Args:
+        own: the user's.
+        environment: the content of ``environment.json``.
+    """
+    git = environment["git"]
+    every = {
+        **own,
+        "processes": environment["processes"],
+        "global_batch": environment["global_batch"],
+        "data_hash": environment["data"]["hash"],
+        "git_commit": git.get("commit", ""),
+        "git_changed": git.get("changed", ""),
+        **{f"version.{name}": version for name, version in environment["packages"].items()},
+    }
+    return {key: str(value) for key, value in every.items()}
 
 
 def environment() -> dict[str, Any]:

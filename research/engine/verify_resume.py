@@ -110,7 +110,7 @@ def kill_at_change(folder: Path, number: int, where: str) -> None:
     """Kill this process before its ``number``-th change of a file next to or in ``folder``.
 
     Python's audit events report each file that is created, renamed, linked or removed. Renaming
-    counts twice: the first time the new content is cut in half, as if it had not been written yet.
+    counts twice: the first time new content is cut in half, as if it had not been written yet.
     """
     watched = f"{folder.parent}{os.sep}"
     left = number
@@ -127,7 +127,8 @@ def kill_at_change(folder: Path, number: int, where: str) -> None:
         name = file.removeprefix(watched).removeprefix(f"{folder.name}{os.sep}")
         left -= 1
         if left == 0 and event == "os.rename":
-            os.truncate(path, os.path.getsize(path) // 2)
+            if os.stat(path).st_nlink == 1:  # else it is another name of a file that is complete
+                os.truncate(path, os.path.getsize(path) // 2)
             kill_process(folder, f"{where}, while {name} is written")
         left -= event == "os.rename"
         if left == 0:

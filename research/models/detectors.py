@@ -23,7 +23,6 @@ from torchvision.ops import (
     Conv2dNormActivation,
     box_convert,
     clip_boxes_to_image,
-    generalized_box_iou_loss,
     nms,
     remove_small_boxes,
 )
@@ -40,6 +39,8 @@ SIZE_PRIOR: Final = 0.25
 """Width and height of every box before training, as a fraction of the frame."""
 CELL_PRIOR: Final = 0.01
 """BigDet's objectness before training (Lin et al., 2017): most cells are empty."""
+EPSILON: Final = 1e-7
+"""Added to divisors, which are areas; that of torchvision's losses."""
 MIN_SIDE: Final = 1e-4
 """Shortest side of a box, as a fraction of the frame; thinner boxes are dropped."""
 
@@ -193,8 +194,9 @@ class TinyDet(nn.Module):
         box, giou = _box_losses(boxes, target, present)
         objectness = F.binary_cross_entropy_with_logits(logits, present.float())
         height, width = attention.shape[-2:]
-        column, row = ((target[:, :2] + target[:, 2:]) / 2 * target.new_tensor([width, height])).T
-        cell = row.long().clamp(max=height - 1) * width + column.long().clamp(max=width - 1)
+        x, y = ((target[:, :2] + target[:, 2:]) / 2).T
+        column = (x * width).long().clamp(max=width - 1)
+        cell = (y * height).long().clamp(max=height - 1) * width + column
         entropy = F.cross_entropy(attention.flatten(1), cell, reduction="none")
         return {
             "box": self.lambda_box * box,
@@ -275,10 +277,11 @@ class BigDet(nn.Module):
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, P, 4] xyxy and objectness logits [B, P] of all P cells; float32."""
         outputs = self.head(self.neck(self.trunk(images))).float()
-        cell = 1 / outputs.new_tensor([outputs.shape[3], outputs.shape[2]])
+        height, width = outputs.shape[-2:]
         grid = _centres(outputs)
         outputs = outputs.flatten(2).mT
-        centre = grid + outputs[..., :2].tanh() * cell
+        x, y = outputs[..., :2].tanh().unbind(-1)
+        centre = grid + torch.stack([x / width, y / height], -1)
         box = torch.cat([centre, outputs[..., 2:4].sigmoid()], 2)
         return box_convert(box, "cxcywh", "xyxy"), outputs[..., 4]
 
@@ -344,8 +347,28 @@ def _box_losses(boxes: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, T
     """
     count = whole_batch(valid.sum())
     distance = (boxes - target).abs().sum(-1)
-    giou = generalized_box_iou_loss(boxes, target)
+    giou = giou_loss(boxes, target)
     return (distance * valid).sum() / count, (giou * valid).sum() / count
+
+
+def giou_loss(boxes: Tensor, target: Tensor) -> Tensor:
+    """1 − GIoU (Rezatofighi et al., 2019) of each pair of boxes [..., 4] xyxy, [...] in 0…2.
+
+    Equal to torchvision's ``generalized_box_iou_loss``, which indexes by a mask, so that the host
+    waits for the device in every step.
+    """
+    low, high = torch.minimum(boxes, target), torch.maximum(boxes, target)
+    overlap = low[..., 2:] - high[..., :2]
+    intersection = _area(overlap).where((overlap > 0).all(-1), 0)
+    union = _area(boxes[..., 2:] - boxes[..., :2]) + _area(target[..., 2:] - target[..., :2])
+    union = union - intersection
+    hull = _area(high[..., 2:] - low[..., :2])
+    return 1 - intersection / (union + EPSILON) + (hull - union) / (hull + EPSILON)
+
+
+def _area(sides: Tensor) -> Tensor:
+    """[...] from [..., 2]; the derivative of ``prod`` would count its zeros on the host."""
+    return sides[..., 0] * sides[..., 1]
 
 
 def _detections(boxes: Tensor, scores: Tensor, nms_iou: float, limit: int) -> Detections:

@@ -61,8 +61,8 @@ def greedy(pairs: Affinity, mask: Tensor) -> Tensor:
     matches = torch.full((frames, slots), -1, device=mask.device)
     iou = pairs.iou.masked_fill(~mask[..., None], -1)
     frame = torch.arange(frames, device=mask.device)
-    rounds = min(int(mask.sum(1).max()), count) if mask.numel() else 0
-    for _ in range(rounds):
+    # As many rounds as slots: to stop after the last true box, the host would wait for the device.
+    for _ in range(min(slots, count)):
         best = iou.flatten(1).amax(1)
         tied = iou == best[:, None, None]
         # argmin returns the first of equal minima: the lower true index, then prediction index.
@@ -85,7 +85,7 @@ def hungarian(pairs: Affinity, mask: Tensor) -> Tensor:
         (slots,) = valid.nonzero()
         rows, predictions = linear_sum_assignment(score[frame, slots], maximize=True)
         matches[frame, torch.from_numpy(slots[rows])] = torch.from_numpy(predictions)
-    return matches.to(mask.device)
+    return matches.to(mask.device, non_blocking=True)
 
 
 MATCHERS: Final[Mapping[str, Callable[[Affinity, Tensor], Tensor]]] = {

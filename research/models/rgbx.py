@@ -91,7 +91,7 @@ class RgbxDetector(nn.Module):
         # Anchors take the features' dtype; in half precision coordinates would be off by pixels.
         pyramid = {level: features.float() for level, features in pyramid.items()}
         sizes = [(int(size[0]), int(size[1]))] * len(images)
-        frame = torch.tensor([size[1], size[0]] * 2, device=images.device)
+        frame = torch.tensor([size[1], size[0]] * 2).to(images.device, non_blocking=True)
         true = None
         if self.training:
             assert targets is not None, "training needs targets"

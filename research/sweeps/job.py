@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from hydra.utils import instantiate
@@ -23,7 +24,8 @@ from research.sweeps.description import FOLDER
 from research.sweeps.devices import exclusive_device
 from research.sweeps.identity import changed_settings, format_changes
 from research.sweeps.objectives import Objective, measure, monitor
-from research.sweeps.storage import StorageError
+from research.sweeps.parent import trial_tags
+from research.sweeps.storage import StorageError, outlast
 from research.sweeps.study import Study, checkpoint_time
 from research.tracking import spool
 from research.utils import logs
@@ -32,12 +34,18 @@ from research.utils.errors import Damaged, UserError, one_line
 log = logging.getLogger(__name__)
 
 PRUNERS = ("optuna.pruners.*",)
+SECONDS_FOR_STORAGE = 0.5
+"""For which training waits for a database after an epoch."""
 STUDY_SWEEPER = "research.sweeps.sweeper.StudySweeper"
 """The sweeper whose storage and pruner a trial uses; Hydra's own sweepers have neither."""
 
 
 class TrialPruner:
-    """Reports every epoch to the study, whose pruner may stop the trial before the last epoch."""
+    """Reports every epoch to the study, whose pruner may stop the trial before the last epoch.
+
+    Training does not wait for a database that does not answer: the values are reported later, and
+    the pruner is asked again after the next epoch.
+    """
 
     stopped = False
 
@@ -46,18 +54,51 @@ class TrialPruner:
         self.epochs = epochs
         self.trial = study.resume_trial(number)
         self.reason = ""
+        self.values: dict[int, float] = {}
+        self.reporting: Thread | None = None
 
     def epoch(self, epoch: int, value: float) -> None:
         if self.stopped or len(self.study.optuna.directions) > 1:
             return
-        reported = self.study.trial(self.trial.number).intermediate_values
-        if epoch not in reported:
-            self.trial.report(value, epoch)
-        elif epoch < max(reported):
-            return  # reported, and passed by the pruner, before a crash
-        if epoch < self.epochs and self.trial.should_prune():
+        self.values[epoch] = value
+        wait = self._report_aside if self.study.store.in_database else self._report
+        if wait(epoch):
             self.stopped = True
             self.reason = f"{type(self.study.optuna.pruner).__name__} at epoch {epoch}"
+
+    def finish(self) -> None:
+        """Report what could not be reported in training."""
+        if self.reporting is not None:
+            self.reporting.join()
+        if self.values:
+            self._report(max(self.values))
+
+    def _report(self, epoch: int) -> bool:
+        """Report the values up to an epoch; whether the pruner stops the trial there."""
+        reported = self.study.trial(self.trial.number).intermediate_values
+        for each, value in sorted(self.values.copy().items()):
+            if each not in reported:
+                self.trial.report(value, each)
+        if epoch in reported and epoch < max(reported):
+            return False  # passed by the pruner, before a crash
+        return epoch < self.epochs and bool(self.trial.should_prune())
+
+    def _report_aside(self, epoch: int) -> bool:
+        """The same in a thread; false if it takes longer than training may wait."""
+        if self.reporting is not None and self.reporting.is_alive():
+            return False
+        answers: list[bool] = []
+
+        def report() -> None:
+            try:
+                answers.append(self._report(epoch))
+            except StorageError as error:
+                log.warning("sweep: trial %d: epoch %d: %s", self.trial.number, epoch, error)
+
+        self.reporting = Thread(target=report, daemon=True)
+        self.reporting.start()
+        self.reporting.join(SECONDS_FOR_STORAGE)
+        return any(answers)
 
 
 @dataclass(frozen=True)
@@ -89,7 +130,7 @@ def run_trial(hydra: Any, config: Mapping[str, Any], name: str) -> float | None:
     if ours:
         pruner = instantiate(hydra.sweeper.pruner, _execution_whitelist_=PRUNERS)
         storage = hydra.sweeper.storage
-    study = Study(Path(hydra.sweep.dir).name, storage, pruner=pruner)
+    study = outlast(lambda: Study(Path(hydra.sweep.dir).name, storage, pruner=pruner))
     number = int(hydra.sweep.subdir.rpartition("_")[2])
     overrides = list(hydra.overrides.task)
     with ExitStack() as stack:
@@ -203,7 +244,7 @@ def _train(
     resumes: bool,
 ) -> Outcome:
     pruner = TrialPruner(study, number, config["epochs"])
-    tags = {"study": study.name, "trial": str(number), **record.parent_tag(study)}
+    tags = trial_tags(study.folder, number)
     description = study.description
     wanted = [Objective(**each) for each in description["objectives"]]
     own = monitor(config)
@@ -216,6 +257,7 @@ def _train(
     with logs.to_file(folder):
         begin = resume(folder, config) if resumes else Start(folder)
         state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, pruner)
+        pruner.finish()
         if pruner.stopped:
             return Outcome("PRUNED", pruner.reason)
         for metric in ("train/loss", "val/loss", own.rpartition(":")[0]):
@@ -245,7 +287,9 @@ def _report(
             case "KILLED":
                 # An interruption does not count as a failed attempt.
                 study.set_attrs(number, attempts=attrs["attempts"] - 1, reason=outcome.reason)
-        record.update(study, config)
+        if outcome.status != "KILLED":
+            # Schedulers give an interrupted job little time; the sweep records how it ends.
+            record.update(study, config)
     values = ", ".join(f"{name} {value:.4g}" for name, value in outcome.values.items())
     details = "".join(f" ({text})" for text in (values, outcome.reason) if text)
     log.info("sweep: trial %d %s%s", number, outcome.status.lower(), details)

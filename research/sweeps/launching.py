@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -12,9 +12,10 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from research.engine.run_folder import is_locked
+from research.sweeps.launchers import JobDied
 from research.sweeps.space import Space
 from research.sweeps.storage import StorageError
-from research.sweeps.study import Claim, Study
+from research.sweeps.study import MAX_ATTEMPTS, Claim, Study
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -56,14 +57,15 @@ def launch(
         ]
         for claim in claims
     ]
+    before = {claim.number: dict(study.trial(claim.number).user_attrs) for claim in claims}
     for claim in claims:
         swept = " ".join(space.overrides(claim.point)[len(space.fixed) :])
         log.info("sweep: trial %d: %s", claim.number, swept)
     try:
         launched = launcher.launch(jobs, initial_job_idx=claims[0].number)
         returns: list[JobReturn] = [JobResult(**vars(result)) for result in launched]
-    except StorageError:
-        raise
+    except UserError:
+        raise  # also a StorageError
     except Exception as error:
         log.error("sweep: the launcher failed", exc_info=error)
         if not any("run" in study.trial(claim.number).user_attrs for claim in claims):
@@ -81,7 +83,7 @@ def launch(
         raise
     else:
         for claim, result in zip(claims, returns, strict=True):
-            _fail_if_unreported(study, claim, result)
+            _fail_if_unreported(study, claim, result, before[claim.number])
         return returns
     finally:
         release(claims)
@@ -93,8 +95,20 @@ def release(claims: Sequence[Claim]) -> None:
         claim.lock.release()
 
 
-def _fail_if_unreported(study: Study, claim: Claim, result: JobReturn) -> None:
-    """Mark a trial as failed whose job raised before it could report anything itself."""
+def _fail_if_unreported(
+    study: Study, claim: Claim, result: JobReturn, before: Mapping[str, Any]
+) -> None:
+    """Record how a job ended that could not report anything itself.
+
+    A trial whose job raised has failed. One whose job died is launched again, unless jobs have died
+    too often: the job may have been killed, or the machine may be unable to run any.
+
+    Args:
+        study: of the trial.
+        claim: of the trial.
+        result: of the job.
+        before: attributes of the trial before it was launched.
+    """
     try:
         _ = result.return_value
     except StorageError:
@@ -103,8 +117,17 @@ def _fail_if_unreported(study: Study, claim: Claim, result: JobReturn) -> None:
         reason = f"{type(error).__name__}: {one_line(error)}"
         with study.locked():
             trial = study.trial(claim.number)
-            run = study.run_of(trial)
-            if not trial.state.is_finished() and (run is None or not is_locked(run)):
-                trace = None if isinstance(error, UserError) else error
-                log.error("sweep: a job failed: %s", reason, exc_info=trace)
-                study.fail(claim.number, reason)
+            attrs, run = trial.user_attrs, study.run_of(trial)
+            if trial.state.is_finished() or (run is not None and is_locked(run)):
+                return
+            if isinstance(error, JobDied):
+                log.warning("sweep: trial %d: %s", claim.number, one_line(error))
+                attempts = attrs.get("attempts", 0) + 1
+                if attrs != before:
+                    return  # the job has counted its attempt
+                if attempts < MAX_ATTEMPTS:
+                    study.set_attrs(claim.number, attempts=attempts)
+                    return
+            trace = None if isinstance(error, UserError | JobDied) else error
+            log.error("sweep: a job failed: %s", reason, exc_info=trace)
+            study.fail(claim.number, reason)

@@ -70,6 +70,18 @@ def update(
     return tracker.state().get("mlflow_run_id")
 
 
+def trial_tags(folder: Path, number: int) -> dict[str, str]:
+    """The tags of a trial's run, by which MLflow nests it under its sweep if that has a run.
+
+    Args:
+        folder: of the study.
+        number: of the trial.
+    """
+    run_id = read_run_id(folder)
+    tags = {"study": folder.name, "trial": str(number)}
+    return {**tags, "mlflow.parentRunId": run_id} if run_id else tags
+
+
 def _last_row(path: Path) -> dict[str, str]:
     """The values of the last recorded row; empty without one, or if the file is damaged."""
     past = read_rows(path, epochs=True)

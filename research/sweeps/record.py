@@ -15,18 +15,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from research.engine import build
 from research.sweeps import parent as parent_run
+from research.sweeps.delivery import PATIENCE, EndedRun, deliver
 from research.sweeps.description import SUMMARY, read_json
 from research.sweeps.space import to_override
 from research.sweeps.storage import StorageError
 from research.sweeps.study import Study
-from research.tracking.spool import read_run_id
 from research.tracking.tracker import Status, Tracker
 from research.utils.errors import UserError, one_line
 from research.utils.files import remove_leftovers, to_json, write_text
 
 log = logging.getLogger(__name__)
 
-STATUS: Final = {
+STATUS: Final[dict[TrialState, Status]] = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "PRUNED",
     TrialState.FAIL: "FAILED",
@@ -96,7 +96,11 @@ def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
     """Record and log how the sweep inside ended: finished, interrupted or failed."""
     status: Status | None = "FAILED"
     try:
+        with study.locked():
+            update(study, config)
+        _deliver(study, config, 0)
         yield
+        _deliver(study, config, PATIENCE)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -111,10 +115,19 @@ def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
             log_end(study, content)
 
 
-def parent_tag(study: Study) -> dict[str, str]:
-    """The tag by which MLflow nests a trial under its sweep; empty without a parent run."""
-    run_id = read_run_id(study.folder)
-    return {"mlflow.parentRunId": run_id} if run_id else {}
+def _deliver(study: Study, config: Mapping[str, Any], patience: float) -> None:
+    """Deliver records of ended trials that a tracker's store did not accept when they ended."""
+    ended = [
+        EndedRun(run, trial.number, STATUS[trial.state])
+        for trial in study.trials()
+        if trial.state.is_finished() and (run := study.run_of(trial)) is not None
+    ]
+
+    def create_parent() -> None:
+        with study.locked():
+            update(study, config)
+
+    deliver(ended, config, create_parent, patience)
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

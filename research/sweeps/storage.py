@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import optuna
 from filelock import FileLock
@@ -21,39 +22,76 @@ from research.utils import secrets
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 STORE: Final = ROOT / "studies.journal"
 LOCKED_SECONDS: Final = 60.0
 """How long a database file that another process has locked is waited for."""
+CONNECT_SECONDS: Final = 10
+"""Of PostgreSQL, whose client would wait for minutes for a machine that is not there."""
 TAIL: Final = 2**16
 """Bytes in which the last record of the journal is looked for before the whole file is read."""
+PATIENCE: Final = 600.0
+"""Seconds for which a database server that does not answer is waited for."""
 AGAIN: Final = "run the same command again when it works: trials go on from their last checkpoints"
+SETTING: Final = "hydra.sweeper.storage="
 NOT_A_DATABASE: Final = ("not a database", "malformed", "encrypted")
 """Words of SQLite about a damaged file."""
 
 
 class StorageError(UserError):
-    """The storage of a study cannot be read or written; the trial at work is not to blame."""
+    """The storage of a study cannot be read or written; the trial at work is not to blame.
 
-    def __init__(self, name: str, reason: str, hint: str = AGAIN) -> None:
+    Attributes:
+        temporary: whether it is a server that does not answer, and may do so later.
+    """
+
+    def __init__(
+        self, name: str, reason: str, hint: str = AGAIN, *, temporary: bool = False
+    ) -> None:
         super().__init__("hydra.sweeper.storage", f"{name}: {reason}", hint)
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.temporary = name, reason, temporary
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name, self.reason, self.hint)
 
 
+def outlast(call: Callable[[], T]) -> T:
+    """The result of a call, which is repeated while a database server does not answer.
+
+    Raises:
+        StorageError: if it has not answered for ``PATIENCE``, or for another failure.
+    """
+    end, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            result = call()
+        except StorageError as error:
+            if not error.temporary or time.monotonic() > end:
+                raise
+            if not said:
+                log.warning("sweep: %s does not answer (%s); waiting", error.name, error.reason)
+            said = True
+            time.sleep(1)
+        else:
+            if said:
+                log.warning("sweep: the storage answers again")
+            return result
+
+
 class GuardedStorage:
-    """An Optuna storage whose every failure is a ``StorageError``.
+    """An Optuna storage whose every failure is a ``StorageError``; a server is waited for.
 
     Args:
         storage: Optuna's.
         name: of the file or the setting, for messages.
+        in_database: whether it is a database, which may be busy or unreachable.
     """
 
-    def __init__(self, storage: BaseStorage, name: str) -> None:
+    def __init__(self, storage: BaseStorage, name: str, *, in_database: bool = False) -> None:
         self._storage = storage
         self.name = name
+        self.in_database = in_database
 
     def __getattr__(self, attribute: str) -> Any:
         value = getattr(self.__dict__["_storage"], attribute)
@@ -68,7 +106,11 @@ class GuardedStorage:
             except Exception as error:  # of Optuna, SQLAlchemy or any database driver
                 raise _failure(self.name, error) from error
 
-        return call
+        def call_patiently(*arguments: Any, **named: Any) -> Any:
+            return outlast(lambda: call(*arguments, **named))
+
+        # A trial whose creation is not known to have failed would be created twice.
+        return call if attribute == "create_new_trial" else call_patiently
 
 
 def _failure(name: str, error: Exception) -> StorageError:
@@ -80,7 +122,18 @@ def _failure(name: str, error: Exception) -> StorageError:
             "runs/sweeps/STUDY/final_summary.json"
         )
         return StorageError(name, reason, hint)
-    return StorageError(name, reason)
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    server = name.startswith(SETTING) and not name.startswith(f"{SETTING}sqlite")
+    lost = any(isinstance(each, OperationalError | InterfaceError) for each in _causes(error))
+    return StorageError(name, reason, temporary=server and lost)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes, such as one of Optuna, of SQLAlchemy and of the driver."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 class JournalLock:
@@ -145,17 +198,19 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
     """
     if url is not None:
         shown = secrets.hide(url)
-        name, whole = f"hydra.sweeper.storage={shown}", secrets.reveal(shown)
+        name, whole = f"{SETTING}{shown}", secrets.reveal(shown)
         if whole is None:
             raise StorageError(name, "its password is not stored", "write it in place of ***")
         options: dict[str, Any] = {"pool_pre_ping": True}
         if url.startswith("sqlite"):
             options = {"connect_args": {"timeout": LOCKED_SECONDS}}
+        if url.startswith("postgresql") and "connect_timeout" not in url:
+            options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
         try:
             database = optuna.storages.RDBStorage(whole, engine_kwargs=options)
         except Exception as error:  # of Optuna, SQLAlchemy or any database driver
             raise _failure(name, error) from error
-        return GuardedStorage(optuna.storages.get_storage(database), name)
+        return GuardedStorage(optuna.storages.get_storage(database), name, in_database=True)
     try:
         STORE.parent.mkdir(parents=True, exist_ok=True)
         STORE.touch()

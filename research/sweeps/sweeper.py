@@ -102,7 +102,7 @@ class StudySweeper(Sweeper):
         terminate_as_interrupt()
         with record.recorded(study, config):
             with study.locked():
-                failed = record.failed_trials(record.update(study, config))
+                failed = record.failed_trials(record.summary(study))
             retry = {trial["trial"] for trial in failed} if self.retry_failed else set()
             _log_start(study, total, retry)
             launcher = self._launcher(study)

@@ -187,7 +187,9 @@ class ClassificationMetrics:
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self.confusion = MulticlassConfusionMatrix(classes, sync_on_compute=False).to(device)
+        # Its validation would read the labels back from the device, twice per batch.
+        confusion = MulticlassConfusionMatrix(classes, validate_args=False, sync_on_compute=False)
+        self.confusion = confusion.to(device)
         self.classes = classes
         self.device = device
         self.reset()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Mapping
@@ -45,8 +44,11 @@ PARAM_LENGTH = 6000
 """MLflow's limit on a parameter value's length."""
 BATCH_TIME = "batch/batch_time_sec"
 SECONDS_BETWEEN_DELIVERIES = 10.0
-SECONDS_PER_DELIVERY = 5.0
-"""After which the rest of a long spool waits for the next delivery, during training."""
+SECONDS_FOR_DELIVERY = 0.2
+"""For which training waits for a delivery, which then goes on beside it."""
+SECONDS_TO_START = 5.0
+"""The same of the first delivery, which connects."""
+DELIVERY_THREAD = "MLflowDelivery"
 SECONDS_AFTER_FAILURE = 60.0
 """Doubled after each failure in a row."""
 MOST_SECONDS_AFTER_FAILURE = 600.0
@@ -86,10 +88,16 @@ class MLflowTracker(Tracker):
         self.batch_time: float | None = None
         self.monitor: Any = None
         self.ended = False
+        self.delivering: threading.Thread | None = None
 
     # -- the interface -------------------------------------------------------------------------
 
     def start(self, run: Run) -> None:
+        self._read(run)
+        self._deliver_aside(SECONDS_TO_START)
+
+    def _read(self, run: Run) -> None:
+        """Read what an earlier process has left in the folder of a run."""
         self.run = run
         self.spool = Spool(run.folder)
         self.delivery = Delivery(self.store, self.spool)
@@ -100,7 +108,17 @@ class MLflowTracker(Tracker):
             self.spool.load(run.resumed)
         else:
             self.spool.clear()
+
+    def waits(self, folder: Path) -> bool:
+        return (folder / NAME).exists()
+
+    def deliver(self, run: Run, status: Status) -> bool:
+        self.ended, self.connected, self.was_open = True, False, False
+        self._read(run)
         self._deliver()
+        if self.answers and not self.spool:
+            self._end(status)
+        return not self.spool
 
     def set_back(self, folder: Path) -> None:
         (folder / RUN_ID).unlink(missing_ok=True)
@@ -140,8 +158,9 @@ class MLflowTracker(Tracker):
         self.spool.add({"file": str(relative), "folder": folder})
 
     def flush(self) -> None:
-        if time.monotonic() >= self.next_delivery:
-            self._deliver()
+        is_delivering = self.delivering is not None and self.delivering.is_alive()
+        if time.monotonic() >= self.next_delivery and not is_delivering:
+            self._deliver_aside(SECONDS_FOR_DELIVERY)
 
     @property
     def run_id(self) -> str:
@@ -164,9 +183,11 @@ class MLflowTracker(Tracker):
 
     def finish(self, status: Status) -> None:
         self.ended = True
+        if self.delivering is not None:
+            self.delivering.join()
         if self.monitor is not None:
             self.monitor.finish()
-        self._deliver(math.inf)
+        self._deliver()
         if self.answers and status != "RUNNING":
             self._end(status)
         if self.spool or not (self.run_id or self.spool.refused):
@@ -184,22 +205,24 @@ class MLflowTracker(Tracker):
 
     # -- delivery ------------------------------------------------------------------------------
 
-    def _deliver(self, seconds: float = SECONDS_PER_DELIVERY) -> None:
-        """Send waiting records; if the store fails, keep them in the spool and try again later.
+    def _deliver_aside(self, seconds: float) -> None:
+        """Deliver in a thread, for which training waits no longer than this."""
+        self.delivering = threading.Thread(target=self._deliver, name=DELIVERY_THREAD, daemon=True)
+        self.delivering.start()
+        self.delivering.join(seconds)
 
-        Args:
-            seconds: after which the rest waits for the next delivery.
-        """
-        end, waiting, self.answers = time.monotonic() + seconds, len(self.spool), False
+    def _deliver(self) -> None:
+        """Send waiting records; if the store fails, keep them in the spool and try again later."""
+        self.answers = False
         try:
             if self.connected:
                 self.store.probe()
             else:
                 self._connect()
             self._watch_machine()
-            self.delivery.rows(end)
+            self.delivery.rows()
             self.answers = True
-            self.delivery.files(end)
+            self.delivery.files()
         except Gone as gone:
             self.connected = False
             self._say_once(
@@ -217,7 +240,7 @@ class MLflowTracker(Tracker):
                 log.info("MLflow at %s accepts records again", self.store.shown)
             self.problem, self.failures = "", 0
             self.next_delivery = time.monotonic() + SECONDS_BETWEEN_DELIVERIES
-        if len(self.spool) != waiting:
+        if self.spool.is_stale:
             self.spool.save()
 
     def _wait(self) -> None:

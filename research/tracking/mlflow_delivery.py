@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from research.tracking import mlflow_store
@@ -62,15 +60,15 @@ class Delivery:
         self.refused: dict[tuple[str, str], str] = {}
         self.said: set[str] = set()
 
-    def rows(self, end: float) -> None:
-        """Send metrics until the spool has no more, or ``time.monotonic()`` is ``end``."""
+    def rows(self) -> None:
+        """Send the metrics that wait; training may add others meanwhile."""
         from mlflow.entities import Metric
 
-        rows = self.spool.rows
-        while rows and time.monotonic() < end:
+        waiting = len(self.spool.rows)
+        while waiting:
             entries: list[BatchEntry] = []
             sent = 0
-            for record in islice(rows, METRICS_PER_REQUEST):
+            for record in self.spool.first_rows(min(waiting, METRICS_PER_REQUEST)):
                 if entries and len(entries) + len(record["metrics"]) > METRICS_PER_REQUEST:
                     break
                 entries += [
@@ -86,19 +84,19 @@ class Delivery:
             # A request that was interrupted (timeout, Ctrl-C) is repeated, even if MLflow
             # executed it: metrics with the same key, step, time and value are stored once.
             self.send("metrics", entries)
-            for _ in range(sent):
-                rows.popleft()
+            self.spool.drop_rows(sent)
+            waiting -= sent
 
-    def files(self, end: float) -> None:
-        """Upload files until the spool has no more, or ``time.monotonic()`` is ``end``."""
-        folder, files = self.spool.folder, self.spool.files
-        while files and time.monotonic() < end:
-            record = files[0]
+    def files(self) -> None:
+        """Upload the files that wait."""
+        folder = self.spool.folder
+        for _ in range(len(self.spool.files)):
+            record = self.spool.first_file()
             path = folder / record["file"]
             if path.exists() and path.resolve().is_relative_to(folder.resolve()):
                 with self.set_aside("file", record["file"], record):
                     self.client.log_artifact(self.run_id, str(path), record.get("folder"))
-            del files[0]
+            self.spool.drop_file()
 
     @contextmanager
     def set_aside(self, kind: str, key: str, record: Record) -> Iterator[None]:

@@ -11,7 +11,9 @@ import logging
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from threading import RLock
 from typing import Any, Final
 from uuid import uuid4
 
@@ -38,6 +40,8 @@ LARGEST: Final = 2**63 - 1
 class Spool:
     """Records that wait for a store, on disk as soon as they are added.
 
+    A thread may deliver them while another adds more.
+
     Args:
         folder: the run folder.
 
@@ -46,6 +50,7 @@ class Spool:
         files: files of the run folder to upload.
         refused: number of records that this process has set aside.
         reasons: for which an earlier process has set records aside.
+        is_stale: whether the file has records that do not wait any more.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,6 +60,9 @@ class Spool:
         self.refused = 0
         self.reasons: set[str] = set()
         self.on_disk = True
+        self.is_stale = False
+        self.lock = RLock()
+        self.uploading = 0
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.files)
@@ -77,6 +85,7 @@ class Spool:
         damaged = 0
         self.rows.clear()
         self.files.clear()
+        self.uploading = 0
         for name in (REFUSED, NAME):
             for line in _lines(self.folder / name):
                 record = _parsed(line)
@@ -107,26 +116,56 @@ class Spool:
 
     def take_back(self) -> None:
         """Let the records wait again that were set aside."""
-        if self.refused and self.save():
-            self.refused = 0
-            self.load(Position(LARGEST, LARGEST, LARGEST))
+        with self.lock:
+            if self.refused and self.save():
+                self.refused = 0
+                self.load(Position(LARGEST, LARGEST, LARGEST))
 
     def add(self, record: Record) -> None:
         """Add a record of this run, and write it."""
-        if self._append(record):
-            # What a full disk has kept out before is written with it.
-            self.on_disk = self._extend(NAME, [record]) if self.on_disk else self.save()
+        with self.lock:
+            if self._append(record):
+                # What a full disk has kept out before is written with it.
+                self.on_disk = self._extend(NAME, [record]) if self.on_disk else self.save()
 
     def add_first(self, records: Sequence[Record]) -> None:
         """Add metrics that go before those that wait."""
-        self.rows.extendleft(reversed(records))
-        self.save()
+        with self.lock:
+            self.rows.extendleft(reversed(records))
+            self.save()
+
+    def first_rows(self, most: int) -> list[Record]:
+        """The metrics that have waited for the longest, of at most ``most`` steps."""
+        with self.lock:
+            return list(islice(self.rows, most))
+
+    def drop_rows(self, count: int) -> None:
+        """Forget the first ``count`` of them, which are delivered."""
+        with self.lock:
+            self.is_stale = True
+            for _ in range(count):
+                self.rows.popleft()
+
+    def first_file(self) -> Record:
+        """The file that has waited for the longest; if it changes now, it is added again."""
+        with self.lock:
+            self.uploading = 1
+            return self.files[0]
+
+    def drop_file(self) -> None:
+        """Forget it, since it is delivered."""
+        with self.lock:
+            self.is_stale = True
+            self.uploading = 0
+            del self.files[0]
 
     def save(self) -> bool:
         """Write the records that still wait; whether that was possible."""
-        lines = (json.dumps(record) for record in [*self.rows, *self.files])
-        self.on_disk = self._write(self.folder / NAME, lines)
-        return self.on_disk
+        with self.lock:
+            lines = (json.dumps(record) for record in [*self.rows, *self.files])
+            self.on_disk = self._write(self.folder / NAME, lines)
+            self.is_stale = not self.on_disk
+            return self.on_disk
 
     def refuse(self, record: Record, reason: str) -> None:
         """Set a record aside."""
@@ -134,9 +173,11 @@ class Spool:
 
     def refuse_all(self, reason: str) -> None:
         """Set everything aside that waits."""
-        if self._refuse([*self.rows, *self.files], reason):
-            self.rows.clear()
-            self.files.clear()
+        with self.lock:
+            if self._refuse([*self.rows, *self.files], reason):
+                self.is_stale = True
+                self.rows.clear()
+                self.files.clear()
 
     def _refuse(self, records: Sequence[Record], reason: str) -> bool:
         self.refused += len(records)
@@ -148,7 +189,7 @@ class Spool:
         if "file" not in record:
             self.rows.append(record)
             return True
-        if record in self.files:
+        if record in self.files[self.uploading :]:
             return False
         self.files.append(record)
         return True

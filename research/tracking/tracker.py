@@ -128,6 +128,17 @@ class Tracker:
     def finish(self, status: Status) -> None:
         """Called once, also when the run failed."""
 
+    def waits(self, folder: Path) -> bool:
+        """Whether records of the run in this folder could not be delivered when it ended."""
+        return False
+
+    def deliver(self, run: Run, status: Status) -> bool:
+        """Deliver records of a run that has ended; whether none waits any more.
+
+        Instead of ``start`` and ``finish``; may be called again, for this or another run.
+        """
+        return True
+
 
 class Trackers(Tracker):
     """Forwards every call to several trackers."""

@@ -84,3 +84,13 @@ def test_mixed_precision_does_not_round_the_image() -> None:
         decoded = decoder(y, cbcr)
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded, decoder(y, cbcr))
+
+
+@pytest.mark.parametrize("range_", ["full", "studio"])
+def test_a_decoder_of_a_double_network_computes_in_float32(range_: str) -> None:
+    decoder = Decoder(Selection(ALL[:10], ALL[:3]), range_)
+    y, cbcr = coefficients(images())
+    y, cbcr = decoder.to_range(y[:, :10], cbcr[:, :, :3])
+    decoded = decoder(y, cbcr)
+    assert torch.equal(decoder.double()(y.double(), cbcr.double()), decoded)
+    assert decoder.to_range(y.half(), cbcr.half())[0].dtype == torch.float16

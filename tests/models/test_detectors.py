@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from research.batch import Targets
-from research.models.detectors import BigDet, TinyDet
+from research.models.detectors import BigDet, TinyDet, giou_loss
 from research.models.matching import affinity, greedy
 from tests.conftest import user_error
 
@@ -178,6 +180,21 @@ def test_big_losses_are_those_of_a_loop_over_boxes() -> None:
     assert float(losses["box"]) == pytest.approx(2 * distance / matched, rel=1e-5)
     assert float(losses["objectness"]) == pytest.approx(3 * entropy / matched, rel=1e-5)
     assert float(losses["giou"]) == pytest.approx(5 * giou / matched, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 4), min_size=8, max_size=64))
+def test_giou_is_that_of_torchvision_and_so_is_its_gradient(corners: list[int]) -> None:
+    """Boxes on a coarse grid: equal, apart, touching, without area, with corners the wrong way."""
+    pairs = torch.tensor(corners[: len(corners) // 8 * 8]).view(-1, 2, 4) / 4
+    found, expected = (pairs.clone().requires_grad_() for _ in range(2))
+    values = giou_loss(found[:, 0], found[:, 1])
+    theirs = generalized_box_iou_loss(expected[:, 0], expected[:, 1])
+    torch.testing.assert_close(values, theirs, rtol=1e-6, atol=1e-6)
+    values.sum().backward()
+    theirs.sum().backward()
+    assert found.grad is not None
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_tiny_learns_the_largest_box_of_frames_that_have_one() -> None:

@@ -20,6 +20,7 @@ from optuna.samplers import RandomSampler
 from research.config import compose_config
 from research.sweeps import job, record
 from research.sweeps.opening import open_study
+from research.sweeps.parent import trial_tags
 from research.sweeps.study import Study
 from research.utils.errors import UserError
 from tests.conftest import SMALL
@@ -84,7 +85,7 @@ def restart() -> None:
     """What a sweep does with the files of a study before it trains."""
     study = opened()
     with record.recorded(study, CONFIG):
-        record.parent_tag(study)
+        trial_tags(study.folder, 0)
         claim = study.claim_trial(SEARCH.space, 6, 0, {1}, grid=True)
         if claim is None:
             return

@@ -104,7 +104,8 @@ def color_jitter(
             ``None`` for images without padding.
     """
     if augmentation.brightness or augmentation.contrast:
-        drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device) * 2 - 1
+        drawn = torch.rand(2, len(images), 1, 1, 1, generator=generator) * 2 - 1
+        drawn = drawn.to(images.device, non_blocking=True)
         mean = images.mean((1, 2, 3), keepdim=True)
         if valid_mask is not None:
             mean /= valid_mask[:, None].float().mean((1, 2, 3), keepdim=True)
@@ -114,7 +115,7 @@ def color_jitter(
 
 def noise_like(images: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise of the shape of ``images``."""
-    return torch.randn(images.shape, generator=generator).to(images.device)
+    return torch.randn(images.shape, generator=generator).to(images.device, non_blocking=True)
 
 
 def _mirror(batch: DetectionBatch, chosen: Tensor, axis: int) -> DetectionBatch:
@@ -132,7 +133,7 @@ def _zoom(
 ) -> DetectionBatch:
     """Map a point x of the frame to s·x + t, with s and t drawn for each frame; clip boxes."""
     count, device = len(batch), batch.inputs.device
-    drawn = torch.rand(3, count, generator=generator).to(device)
+    drawn = torch.rand(3, count, generator=generator).to(device, non_blocking=True)
     scale = zoom[0] + (zoom[1] - zoom[0]) * drawn[0]
     # With s > 1 the frame stays filled; with s < 1 it stays complete.
     shift = drawn[1:].T * (1 - scale)[:, None]

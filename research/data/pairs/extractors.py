@@ -178,8 +178,9 @@ class NetworkExtractor:
         return self.embed([self.preprocess(photo) for photo in photos])
 
     def _build(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):  # leaves the global generator of the run alone
-            torch.manual_seed(SEED)
+        # Leaves the global generators of the run alone; torch.manual_seed would set those of GPUs.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(SEED)
             network = self.spec.build()
         if self.weights is not None:
             load_weights(network, self.weights, self.name)

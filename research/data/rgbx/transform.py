@@ -143,7 +143,7 @@ def valid_mask(sizes: Tensor, size: int) -> Tensor:
 
 def _drop_modalities(images: Tensor, probability: float, generator: torch.Generator | None) -> None:
     """Set the colours, or all X channels, of random frames to 0, in place."""
-    drawn = torch.rand(len(images), generator=generator).to(images.device)
+    drawn = torch.rand(len(images), generator=generator).to(images.device, non_blocking=True)
     colours, extra = drawn < probability / 2, (drawn >= probability / 2) & (drawn < probability)
     images[:, :NUM_COLOURS].mul_(~colours[:, None, None, None])
     images[:, NUM_COLOURS:].mul_(~extra[:, None, None, None])

@@ -254,8 +254,9 @@ class ResidentRows:
         self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         device, side = self.y.device, crop.size // MCU
-        samples = torch.from_numpy(self.positions[indices]).to(device)[:, None, None]
-        starts = torch.from_numpy(corners).to(device)
+        samples = torch.from_numpy(self.positions[indices]).to(device, non_blocking=True)
+        samples = samples[:, None, None]
+        starts = torch.from_numpy(corners).to(device, non_blocking=True)
         luma, chroma = torch.arange(2 * side, device=device), torch.arange(side, device=device)
         y = self.y[
             samples,
@@ -396,7 +397,7 @@ class FrameSamples:
             if self.resident is None:
                 return self.store.gather(name, positions.tolist())
             whole = self.resident(name)
-            return whole[torch.from_numpy(positions).to(whole.device)]
+            return whole[torch.from_numpy(positions).to(whole.device, non_blocking=True)]
 
         # Stored as [H, W, 3]: the permuted view is channels_last.
         return DetectionBatch(

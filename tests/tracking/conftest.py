@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from research.tracking import mlflow
+
+
+@pytest.fixture(autouse=True)
+def _deliveries_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would depend on the machine what a store has when."""
+    for name in ("SECONDS_FOR_DELIVERY", "SECONDS_TO_START"):
+        monkeypatch.setattr(mlflow, name, 60.0)
