@@ -47,7 +47,8 @@ def wide_to_16bit(image: Image.Image) -> Image.Image:
     """A wide image as 16-bit grey with the full range 0…65535; other images as they are.
 
     Values of 16-bit files count from 0 to 65535, those of 12-bit TIFF files from 0 to 4095. Floats
-    and 32-bit integers are read as 0…1, 0…255 or 0…65535, the smallest range that contains them.
+    and 32-bit integers are read as 0…1, 0…255 or 0…65535, the smallest range that contains them;
+    values that exceed 1 or 255, but by less than the double, are in none.
 
     Args:
         image: as loaded from a file, so that its range is known.
@@ -119,6 +120,8 @@ def _smallest_range(pixels: NDArray[Any]) -> int:
     for largest in RANGES:
         if low >= 0 and high <= largest:
             return largest
+        if high < 2 * largest:  # exceeds this range a little, and would be black in the next one
+            break
     allowed = ", ".join(f"0 to {largest}" for largest in RANGES[:-1]) + f" or 0 to {RANGES[-1]}"
     nans = int(np.isnan(pixels).sum()) if pixels.dtype.kind == "f" else 0
     found = f"{nans} NaN" if nans else f"values from {low:g} to {high:g}"

@@ -128,6 +128,8 @@ def test_floats_stored_from_8_bits_come_back(tmp_path: Path) -> None:
     [
         (np.float32([-0.5, 1]), "float32, values from -0.5 to 1: store 0 to 1, 0 to 255 or"),
         (np.float32([0, 65536]), "values from 0 to 65536"),
+        (np.float32([0, 1.25]), "values from 0 to 1.25"),
+        (np.int32([0, 300]), "values from 0 to 300"),
         (np.float32([0, np.nan]), "128 NaN"),
         (np.float32([0, np.inf]), "to inf"),
         (np.int32([0, 70_000]), "int32, values from 0 to 70000"),

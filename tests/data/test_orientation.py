@@ -332,6 +332,7 @@ def test_full_selection_is_available_for_turned_files(tmp_path: Path) -> None:
 # -- commands -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["pixels", "bitstream"])
 def test_commands_see_the_turned_picture(tmp_path: Path, source: str) -> None:
     """What ``predict`` reads, in classification, and what ``inspect`` measures."""
