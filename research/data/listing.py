@@ -213,15 +213,17 @@ class _Walk:
                 self.passed_over.add(LOOP, name)
                 continue
             self.folders.add(identity)
+            inside = []
             for entry in entries:
                 inner = f"{name}/{entry.name}" if name else entry.name
                 why = kind or passed_over_kind(entry.name)
                 if entry.is_symlink():
                     self.links.append((inner, why))
                 elif entry.is_dir():
-                    pending.append((entry.path, inner, why))
+                    inside.append((entry.path, inner, why))
                 else:
                     self.file(inner, why or ("" if entry.is_file() else SPECIAL))
+            pending += reversed(inside)  # the first one is next
 
     def file(self, name: str, kind: str) -> None:
         suffix = os.path.splitext(name)[1]
