@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def own_options(record: RunRecord) -> tuple[Path | None, str]:
 
 def _flag(command: Sequence[str]) -> str | None:
     """The folder of ``--config-dir`` in a command line; runs of earlier versions have only this."""
-    for word, following in zip(command, [*command[1:], ""], strict=True):
+    for word, following in pairwise([*command, ""]):
         flag, equals, value = word.partition("=")
         if flag in (CONFIG_DIR, "-cd"):
             return (value if equals else following) or None

@@ -135,7 +135,8 @@ def _other(value: Any, rng: random.Random, pickled: bool) -> Any:
         ]  # fmt: skip
         return rng.choice(near)()
     if type(value) in (int, float) and rng.random() < 0.5:
-        return rng.choice([value + 1, value - 1, -value, value * 1000, str(value), float(value)])
+        decimal = float(value) if abs(value) < 1e300 else math.inf
+        return rng.choice([value + 1, value - 1, -value, value * 1000, str(value), decimal])
     if isinstance(value, dict | list) and rng.random() < 0.3:
         return rng.choice([[value], {"a": value}, list(value)[:1], len(value)])
     kinds = [PLAIN, PLAIN, PICKLED, tensors()] if pickled else [PLAIN]

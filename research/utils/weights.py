@@ -208,7 +208,14 @@ def state_dict(path: Path, key: str) -> dict[str, Tensor]:
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
-    state = {_clean(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if unnamed := [name for name in tensors if not isinstance(name, str)]:
+        raise UserError(
+            key,
+            f"{path}: the tensor {unnamed[0]!r:.60} has a name that is no text",
+            "use a file with a state dict",
+        )
+    state = {_clean(name): value for name, value in tensors.items()}
     if not state:
         raise UserError(key, f"{path}: contains no tensors", "use a file with a state dict")
     return state
