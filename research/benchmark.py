@@ -164,9 +164,9 @@ def _each(candidate: Callable[[Path], object], files: list[Path]) -> int:
 
 def _timm(files: list[Path], size: int, batch: int) -> dict[str, Pass]:
     """timm's training loader on files: decode, random resized crop, flip, normalise, collate."""
-    from PIL import Image
     from timm.data import create_loader
     from torch.utils.data import Dataset
+    from torchvision.datasets.folder import pil_loader
 
     class Files(Dataset[Any]):
         transform: Any = None
@@ -175,7 +175,7 @@ def _timm(files: list[Path], size: int, batch: int) -> dict[str, Pass]:
             return len(files)
 
         def __getitem__(self, index: int) -> tuple[Any, int]:
-            return self.transform(Image.open(files[index]).convert("RGB")), 0
+            return self.transform(pil_loader(files[index])), 0
 
     loader = create_loader(
         Files(),

@@ -146,12 +146,15 @@ def find_images(paths: list[str]) -> list[Path]:
     Raises:
         UserError: if a path does not exist or there is no image file.
     """
-    from research.data.index import EXTENSIONS
+    from research.data.image_files import EXTENSIONS
+    from research.data.listing import describe_files, list_files
 
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            listing = list_files(path, EXTENSIONS)
+            files += listing.paths
+            print(f"{path}: {describe_files(len(listing.names), listing.passed_over)}")
         elif path.exists():
             files.append(path)
         else:

@@ -106,7 +106,7 @@ def predict(
     Raises:
         UserError: if no frame can be read.
     """
-    from research.data.frames.limits import log_skipped
+    from research.data.listing import describe_files, log_skipped
     from research.tracking.console import ConsoleTracker
     from research.tracking.tracker import Progress
     from research.utils.timing import synchronize
@@ -138,6 +138,7 @@ def predict(
         first = f"; the first: {problems[0]}" if problems else ""
         counts = f" ({_format_counts(skipped)})" if skipped else ""
         raise UserError("SOURCE", f"no frame could be read{counts}{first}")
+    log.info("%s", describe_files(frames, media.passed_over, Counter(skipped)))
     log_skipped(problems)
     missing = media.expected - frames - sum(skipped.values())
     if missing > 1 + MISSING_FRAMES * media.expected:
@@ -146,6 +147,7 @@ def predict(
     return {
         "frames": frames,
         "damage": dict(skipped),
+        "passed_over": dict(media.passed_over.counts),
         "seconds": seconds,
         "frames_per_second": frames / seconds,
         "latency_ms": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from research.data.warehouse.plan import BuildPlan
 
 STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).is_valid(n) and n % 16 == 0)
+
+
+log = logging.getLogger("research.prepare")  # as a command, this module is called __main__
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,8 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
         raise UserError(
             "SOURCE", f"{source}: has {', '.join(roots)} but no train folder of classes"
         )
+    if beside := sorted({path.name for path in source.iterdir()} - {*roots}) if roots else []:
+        log.info("%s: passed over beside %s: %s", source, ", ".join(roots), ", ".join(beside))
     config = compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"]).config
     config["dataset"] |= {
         "train_dirs": [str(roots.get("train", source))],
@@ -327,7 +333,9 @@ def _progress() -> ProgressCallback:
 
 def _has_subfolders(root: Path) -> bool:
     """True for a folder of classes; a class that is named train contains images instead."""
-    return root.is_dir() and any(child.is_dir() for child in root.iterdir())
+    from research.data.listing import list_folders
+
+    return root.is_dir() and bool(list_folders(root))
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from research.config import command_line, compose_config, resolved
+from research.utils.cache import SETTLED
 from research.utils.errors import UserError
 from tests.mlflow_ui import free_port
 
@@ -143,6 +145,11 @@ def make_folders(root: Path, images: int, *, seed: int = 0, suffix: str = ".jpg"
             options = {"quality": 90, "subsampling": number % 3} if suffix == ".jpg" else {}
             image.save(folder / f"{number:03d}{suffix}", **options)
     return root
+
+
+def settle() -> None:
+    """Wait until files that were written just now have stamps that can be trusted."""
+    time.sleep(SETTLED / 1e9 + 0.005)
 
 
 @pytest.fixture

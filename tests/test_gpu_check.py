@@ -17,9 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests import gpu_check
+from tests import gpu_check, gpu_speed, gpu_training
 from tests.conftest import ROOT
-from tests.gpu_check import Checks
+from tests.gpu_check import Checks, Settings
 
 
 def good(checks: Checks) -> None:
@@ -149,7 +149,7 @@ def site(names: Iterable[str]) -> str:
 
 @pytest.mark.long
 def test_its_tiny_form_on_the_cpu(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """20 s of CPU. It needs few packages; nothing is written outside of ``out``."""
+    """About 20 s of CPU. It needs few packages; nothing is written outside of ``out``."""
     temporary = tmp_path_factory.mktemp("t")  # a short path
     for name in ("cwd", "home", "site"):
         (tmp_path / name).mkdir()
@@ -178,6 +178,41 @@ def test_its_tiny_form_on_the_cpu(tmp_path: Path, tmp_path_factory: pytest.TempP
     assert [path for folder in folders_left for path in folder.rglob("*")] == []
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"gpu_check.json", "gpu_check.md"}
+
+
+class Whole(Settings):
+    """On the CPU, but not tiny."""
+
+    tiny = False  # type: ignore[assignment]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("name", "checks"), [("losses", 60), ("waits", 11), ("resume", 6), ("data", 8)]
+)
+def test_all_of_its_checks_on_the_cpu(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    checks: int,
+) -> None:
+    """Those that need no GPU: not fp16, compilation and the times of large batches."""
+    monkeypatch.delitem(gpu_training.VARIANTS, "fp16")
+    work = tmp_path_factory.mktemp("w")
+    monkeypatch.setattr(tempfile, "tempdir", str(work))
+    section = gpu_check._in_a_process(name, Whole("cpu", work, time.monotonic() + 900))
+    assert section.failures == []
+    assert len(section.rows) == checks
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", gpu_speed.MODELS)
+def test_every_measured_network_takes_a_step(name: str) -> None:
+    _, words = gpu_speed.MODELS[name]
+    small = ["dataset.image_size=64" for word in words if "image_size" in word]
+    row = gpu_speed.measured((*words, "precision=fp32", "channels_last=false", *small), 2, "cpu", 1)
+    assert row["steps"] == 1
+    assert row["samples/s"] > 0
 
 
 def test_a_folder_too_long_for_sockets_is_refused(

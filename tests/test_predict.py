@@ -262,7 +262,8 @@ def test_what_only_another_reader_dislikes_is_left_out_too(here: Path) -> None:
             return [path.stem for path in paths]
 
     from research.data.frames.media import Media
-    from research.data.readers import decode, to_rgb
+    from research.data.image_files import decode
+    from research.data.image_modes import to_rgb
 
     for number in range(4):
         picture("bars", number).save(here / f"{number}.jpg")

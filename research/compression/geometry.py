@@ -1,4 +1,4 @@
-"""Crop, resize and mirror images in the DCT domain, without decoding pixels.
+"""Crop, resize, turn and mirror images in the DCT domain, without decoding pixels.
 
 A plane X of coefficients is resized as Y = M_h · X · M_wᵀ with M = blockDCT · R · blockIDCT, where
 R is the resize matrix of one dimension. DCT, resize and IDCT are linear, so the result equals that
@@ -9,16 +9,19 @@ Crops are aligned to MCUs: 8 luma pixels, or 16 in a direction in which chroma i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from research.compression.jpeg import Header, Planes
+from research.compression.jpeg import Plane, Planes, UnsupportedJpeg
+from research.compression.jpeg_header import Header
 from research.compression.selection import Selection
+from research.utils.exif import UPRIGHT
 
 Floats = NDArray[np.float32]
 
@@ -26,6 +29,20 @@ Floats = NDArray[np.float32]
 # OpenBLAS uses several threads for products of more multiplications than this. In loader workers,
 # which occupy all cores already, those threads wait for each other: up to 20 times slower.
 _MAX_MULTIPLICATIONS = 4 * 65536
+
+
+TURNS: Final = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+"""By EXIF orientation: whether the stored image is transposed, then mirrored left to right, then
+flipped top to bottom."""
 
 
 class BlockBox(NamedTuple):
@@ -106,6 +123,48 @@ def _apply(bands: list[Band], plane: Floats) -> Floats:
             columns = slice(first, first + step)
             np.matmul(matrix, plane[start:stop, columns], out=out[:, columns])
     return product.reshape(-1, width)
+
+
+def upright(planes: Planes) -> Planes:
+    """An image turned as its orientation says, without loss.
+
+    Transposing a block transposes its coefficients; mirroring it negates the odd frequencies of
+    that direction. A mirrored side must be whole MCUs: otherwise its partly filled blocks would lie
+    before the first pixel.
+
+    Raises:
+        UnsupportedJpeg: ``turned``, if a side that is mirrored is no multiple of the MCU.
+    """
+    header = planes.header
+    if header.orientation == UPRIGHT:
+        return planes
+    transposed, mirrored, flipped = TURNS[header.orientation]
+    across, down = header.subsampling
+    width, height = header.width % (8 * across), header.height % (8 * down)
+    if transposed:
+        width, height = height, width
+    if (mirrored and width) or (flipped and height):
+        raise UnsupportedJpeg("turned")
+    turned = [_turn(plane, transposed, mirrored, flipped) for plane in planes.planes]
+    if transposed:
+        sampling = tuple((v, h) for h, v in header.sampling)
+        width, height = header.height, header.width
+        header = replace(header, width=width, height=height, sampling=sampling)
+    return Planes(replace(header, orientation=UPRIGHT), tuple(turned))
+
+
+def _turn(plane: Plane, transposed: bool, mirrored: bool, flipped: bool) -> Plane:
+    quantised, table = plane.quantised, plane.table
+    if transposed:
+        quantised, table = quantised.T, table.T
+    rows, cols = quantised.shape[0] // 8, quantised.shape[1] // 8
+    blocks = quantised.reshape(rows, 8, cols, 8)
+    signs = 1 - 2 * (np.arange(8, dtype=np.int32) % 2)
+    if mirrored:
+        blocks = blocks[:, :, ::-1] * signs
+    if flipped:
+        blocks = blocks[::-1] * signs[:, None, None]
+    return Plane(np.ascontiguousarray(blocks.reshape(8 * rows, 8 * cols)), table)
 
 
 def snap_box(header: Header, top: float, left: float, height: float, width: float) -> BlockBox:

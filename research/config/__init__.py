@@ -3,12 +3,8 @@
 from research.config import targets
 from research.config.checks import check
 from research.config.compose import resolved
-from research.config.hydra_cli import (
-    check_jobs,
-    command_line,
-    compose_config,
-    exit_on_user_error,
-)
+from research.config.hydra_cli import command_line, compose_config, exit_on_user_error
+from research.config.jobs import check_jobs
 from research.config.messages import explain
 from research.config.options import CONF
 from research.config.resume import Resumed

@@ -20,9 +20,11 @@ from research.data.augment import Augment, Augmentation
 from research.data.cifar_files import SIDE, LabelledImages
 from research.data.crops import CentreCrop, PadCrop
 from research.data.datamodule import IMAGENET_CLASSES, NetworkInput, expected_classes
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
-from research.data.readers import PixelReader, decode, to_rgb
+from research.data.readers import PixelReader
 from research.data.resident import ResidentImages, ResidentSamples, resize
 from research.data.splits import balanced_subset, check_num_classes
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform

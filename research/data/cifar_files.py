@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from research.utils.errors import UserError
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
+from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
 
@@ -248,18 +249,17 @@ def _read_png(folder: Path, family: Family) -> dict[str, LabelledImages]:
 
     def rows(path: Path, images: int) -> NDArray[np.uint8]:
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-                if (width, height) != (SIDE * SIDE, images):
-                    raise UserError(
-                        "dataset.root",
-                        f"{path}: {width}×{height} px, expected {SIDE * SIDE}×{images}, one image "
-                        "per row",
-                        REPLACE,
-                    )
-                return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError("dataset.root", f"{path}: {error}", REPLACE) from None
+            image = to_rgb(decode(path))
+        except DamagedImage as error:
+            raise UserError("dataset.root", str(error), REPLACE) from None
+        if image.size != (SIDE * SIDE, images):
+            raise UserError(
+                "dataset.root",
+                f"{path}: {image.width}×{image.height} px, expected {SIDE * SIDE}×{images}, one "
+                "image per row",
+                REPLACE,
+            )
+        return np.asarray(image)
 
     parts = {}
     for split in family.png_files:

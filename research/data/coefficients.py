@@ -40,6 +40,11 @@ class CoefficientSpec:
     normalised: bool
     statistics_images: int
 
+    def measured(self, samples: BatchSource) -> list[int]:
+        """Indices of the samples on which ``statistics`` measures, in order."""
+        loader, batches = self._measured_batches(samples)
+        return [key.index for batch in islice(loader.sampler, batches) for key in batch]
+
     def statistics(
         self,
         samples: BatchSource,
@@ -54,7 +59,8 @@ class CoefficientSpec:
             samples: the training split with validation crops; only read if there are no cached
                 statistics.
             shipped: the frequencies in ``samples``: all 64, or those in a prepared store.
-            key: what the statistics depend on besides this record: data, image size, resize rule.
+            key: what the statistics depend on besides this record: content of the measured samples,
+                image size, resize rule.
             cache: folder of cached statistics.
             progress: called while measuring.
         """
@@ -71,14 +77,18 @@ class CoefficientSpec:
             full_key["frequencies"] = [shipped.luma, shipped.chroma]
 
         def blocks() -> Iterator[Blocks]:
-            # Shuffled, because folders are sorted by class.
-            batches = EpochLoader(samples, min(64, len(samples)), seed=0, train=True)
+            loader, total = self._measured_batches(samples)
             transform = CoefficientTransform(shipped, self.range_, None, flip=False).eval()
-            total = min(len(batches), math.ceil(self.statistics_images / batches.batch_size))
-            for done, batch in enumerate(islice(batches.epoch(0), total), start=1):
+            for done, batch in enumerate(islice(loader.epoch(0), total), start=1):
                 if progress is not None:
                     progress("measuring DCT statistics", done, total)
                 if len(batch):
                     yield transform(batch.to(torch.device("cpu")), None).inputs
 
         return statistics.cached(cache, full_key, lambda: statistics.measure(blocks(), shipped))
+
+    def _measured_batches(self, samples: BatchSource) -> tuple[EpochLoader, int]:
+        """A loader, and the number of its first batches that are measured."""
+        # Shuffled, because folders are sorted by class.
+        loader = EpochLoader(samples, min(64, len(samples)), seed=0, train=True)
+        return loader, min(len(loader), math.ceil(self.statistics_images / loader.batch_size))

@@ -23,9 +23,12 @@ from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.datamodule import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
-from research.data.index import ProgressCallback, index_folder
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
+from research.data.index import ProgressCallback, content_hash, index_folder
+from research.data.listing import PassedOver, list_folders, log_files
 from research.data.loader import BatchSource, EpochLoader, SampleKey
-from research.data.readers import BitstreamReader, PixelReader, Reader, Sample, decode, to_rgb
+from research.data.readers import BitstreamReader, PixelReader, Reader, Sample
 from research.data.splits import (
     Split,
     check_not_empty,
@@ -137,6 +140,7 @@ class ImageFolders:
             self.train_crop = RandomResizedCrop((low, high), (narrow, wide))
         self.classes: list[str] = []
         self.splits: dict[str, Split] = {}
+        self.passed_over = PassedOver()
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         """Index the folders, determine the classes and the splits.
@@ -151,6 +155,7 @@ class ImageFolders:
         """
         if self.demo is not None:
             self.demo.render(progress)
+        self.passed_over = PassedOver()
         keys = dict.fromkeys(("train", "val"), "dataset.train_dirs")
         roots = [self._index(root, keys["train"], progress) for root in self.train_dirs]
         self.classes = common_classes(self.train_dirs, roots, keys["train"])
@@ -228,13 +233,7 @@ class ImageFolders:
         return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
 
     def _class_folders(self) -> list[str] | None:
-        folders = {
-            folder.name
-            for root in self.train_dirs
-            if root.is_dir()
-            for folder in root.iterdir()
-            if folder.is_dir() and not folder.name.startswith(".")
-        }
+        folders = {name for root in self.train_dirs if root.is_dir() for name in list_folders(root)}
         return sorted(folders) or (None if self.demo is None else list(self.demo.classes))
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
@@ -283,6 +282,8 @@ class ImageFolders:
         self, spec: CoefficientSpec, progress: ProgressCallback | None
     ) -> Statistics | None:
         """Statistics of all 64 frequencies over the training split with validation crops."""
+        if not spec.normalised:
+            return None
         split, reader = self.splits["train"], self._reader(ALL_FREQUENCIES)
         crop = f"bilinear, centre crop {self.eval_crop.pct}"
         samples: BatchSource = ImageSamples(split, reader, self.eval_crop, seed=0)
@@ -290,24 +291,26 @@ class ImageFolders:
             crop = f"centre blocks of {self.block_crop.stored}"
             rows = FileRows(split.files, reader, self.eval_crop)
             samples = BlockSamples(rows, split.labels, self.block_crop, seed=0, random=False)
-        key = {"data": self.fingerprint(), "image_size": self.image_size, "resize": crop}
+        measured = [split.files[index] for index in spec.measured(samples)]
+        content = content_hash(measured, self.cache, progress)
+        key = {"content": content, "image_size": self.image_size, "resize": crop}
         return spec.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
 
     def _index(self, root: Path, key: str, progress: ProgressCallback | None) -> dict[str, str]:
         if not root.is_dir():
             raise UserError(key, f"{key}: no folder {root}", "set the folder of the class folders")
-        entries = index_folder(root, self.cache, progress)
+        entries, passed_over = index_folder(root, self.cache, progress)
         index = {name: entry.damage for name, entry in entries.items() if "/" in name}
+        for name in sorted(entries.keys() - index.keys()):
+            passed_over.add("outside a class folder", name)
+        self.passed_over.update(passed_over)
+        log_files(root, index, passed_over)
         if not index:
             raise UserError(
                 key, f"{key}: {root} has no CLASS/IMAGE files", "use one sub-folder per class"
             )
         classes = {class_of(name) for name in index}
-        empty = sorted(
-            folder.name
-            for folder in root.iterdir()
-            if folder.is_dir() and folder.name not in classes and not folder.name.startswith(".")
-        )
+        empty = [name for name in list_folders(root) if name not in classes]
         if empty:
             raise UserError(
                 key,

@@ -1,39 +1,24 @@
-"""A cached index of the image headers in a folder tree.
+"""A cached index of the image files in a folder tree, and hashes of their content.
 
-Files are identified by name, size and modification time; only new or changed files are opened.
+Files are identified by name, size and times; only new or changed files are opened.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-
-from research.compression.jpeg import MIN_SIDE
-from research.utils.cache import cached_by_file
+from research.data.image_files import EXTENSIONS, inspect_header
+from research.data.listing import PassedOver, list_files
+from research.utils.cache import cached_by_file, file_stamp
 from research.utils.conditions import is_exhausted
 from research.utils.threads import map_threads
 
-EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".ppm",
-        ".pgm",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".gif",
-    ]
-)
+VERSION: Final = 2
+"""Increase it when headers are judged differently, so that cached kinds are not used."""
 ProgressCallback = Callable[[str, int, int], None]
 """Called with (what, done, total) during long operations."""
 
@@ -46,56 +31,83 @@ class Entry(NamedTuple):
     damage: str
 
 
-def inspect_header(path: Path) -> str:
-    """The kind of damage that the header shows, or '' if the image can be opened.
+class Index(NamedTuple):
+    """The image files of a folder tree.
 
-    Kinds: ``empty``, ``not_an_image``, ``oversized`` (more pixels than PIL's limit against
-    decompression bombs), ``too_small`` (a side under 8 px), ``unreadable``.
+    Attributes:
+        entries: by path relative to the folder, sorted.
+        passed_over: all other files.
     """
-    if path.stat().st_size == 0:
-        return "empty"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return "too_small" if min(image.size) < MIN_SIDE else ""
-    except UnidentifiedImageError:
-        return "not_an_image"
-    except Image.DecompressionBombError:
-        return "oversized"
-    except (OSError, ValueError, SyntaxError) as error:
-        if is_exhausted(error):
-            raise
-        return "unreadable"
+
+    entries: dict[str, Entry]
+    passed_over: PassedOver
 
 
-def index_folder(
-    root: Path, cache: Path, progress: ProgressCallback | None = None
-) -> dict[str, Entry]:
-    """All image files below ``root``, by relative path, sorted.
+def index_folder(root: Path, cache: Path, progress: ProgressCallback | None = None) -> Index:
+    """All image files below ``root``, see ``list_files``.
 
     Args:
         root: the folder.
         cache: folder of cached indexes, see ``cached_by_file``.
         progress: called while headers are read.
     """
-    stats = dict(sorted(_image_files(root)))
-    stamps = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    listing = list_files(root, EXTENSIONS)
+    stats = {name: os.stat(root / name) for name in listing.names}
+    stamps = {name: file_stamp(stat) for name, stat in stats.items()}
 
     def header_kinds(names: list[str]) -> Iterator[str]:
-        threads = min(16, 2 * (os.cpu_count() or 1))
         what = f"reading headers in {root.name}"
         files = [root / name for name in names]
-        return map_threads(inspect_header, files, threads, what, progress)
+        return map_threads(inspect_header, files, _threads(), what, progress)
 
-    kinds = cached_by_file(cache, {"index": str(root.resolve())}, stamps, header_kinds)
-    return {name: Entry(*stamp, kinds[name]) for name, stamp in stamps.items()}
+    key = {"index": str(root.resolve()), "version": VERSION}
+    kinds = cached_by_file(cache, key, stamps, header_kinds)
+    entries = {
+        name: Entry(stat.st_size, stat.st_mtime_ns, kinds[name]) for name, stat in stats.items()
+    }
+    return Index(entries, listing.passed_over)
 
 
-def _image_files(root: Path) -> Iterable[tuple[str, os.stat_result]]:
-    for folder, _, files in os.walk(root, followlinks=True):
-        for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS:
-                path = os.path.join(folder, file)
-                if os.path.exists(path):
-                    yield os.path.relpath(path, root), os.stat(path)
+def content_hash(
+    files: Sequence[Path], cache: Path, progress: ProgressCallback | None = None
+) -> str:
+    """Hash of the content of files, in their order; files that cannot be read count as such.
+
+    It is the key for what is measured on pictures: neither a name, nor a size, nor a time shows
+    whether pixels are the same. Unchanged files are not read again.
+
+    Args:
+        files: the files.
+        cache: hashes of single files are stored in its folder ``contents``.
+        progress: called while files are read.
+    """
+    paths = [str(file.parent.resolve() / file.name) for file in files]
+    stamps = {path: _stamp(path) for path in paths}
+
+    def hashes(stale: list[str]) -> Iterator[str]:
+        return map_threads(_hash, stale, _threads(), "hashing files", progress)
+
+    key = {"contents": sorted({os.path.dirname(path) for path in paths})}
+    known = cached_by_file(cache / "contents", key, stamps, hashes)
+    return sha256("".join(known[path] for path in paths).encode()).hexdigest()[:32]
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        return file_stamp(os.stat(path))
+    except OSError:
+        return []
+
+
+def _hash(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        if is_exhausted(error):
+            raise
+        return "unreadable"
+
+
+def _threads() -> int:
+    return min(16, 2 * (os.cpu_count() or 1))

@@ -6,23 +6,22 @@ crop, resize. Both readers use the same crop boxes; a ``BitstreamReader`` aligns
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, dct_basis, rgb_to_ycbcr
-from research.compression.geometry import crop_and_resize, snap_box
-from research.compression.jpeg import MIN_SIDE, Planes, UnsupportedJpeg, read_planes
+from research.compression.geometry import crop_and_resize, snap_box, upright
+from research.compression.jpeg import Planes, UnsupportedJpeg, read_planes, require_jpegio
 from research.compression.selection import Selection
 from research.data.crops import Crop
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
 from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage
 
@@ -46,48 +45,6 @@ class Reader(Protocol):
     def read(self, path: Path, crop: Crop, rng: np.random.Generator) -> Sample: ...
 
     def stack(self, samples: list[Sample]) -> torch.Tensor | Blocks: ...
-
-
-def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -> Image.Image:
-    """Decode a file in its own PIL mode.
-
-    Args:
-        path: the file.
-        on_open: called with the opened image before its pixels are read, for example to draft it.
-
-    Raises:
-        DamagedImage: if the file is not a complete image.
-    """
-    try:
-        with warnings.catch_warnings():
-            # PIL warns about damaged metadata in files whose pixels are intact.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(path.read_bytes()))
-            width, height = image.size
-            if on_open is not None:
-                on_open(image)
-            image.load()
-    except UnidentifiedImageError:
-        kind = "empty" if path.stat().st_size == 0 else "not_an_image"
-        raise DamagedImage(kind, f"{path}: not an image file") from None
-    except Image.DecompressionBombError as error:
-        raise DamagedImage("oversized", f"{path}: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        if is_exhausted(error):
-            raise
-        kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise DamagedImage(kind, f"{path}: {error}") from None
-    if min(width, height) < MIN_SIDE:
-        raise DamagedImage("too_small", f"{path}: {width}x{height} px")
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL would clip 16-bit values at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if "transparency" in image.info:  # the same colours without PIL's warning about palettes
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 class PixelReader:
@@ -118,7 +75,8 @@ class BitstreamReader:
     """Reads the quantised coefficients of JPEG files; crops and resizes in the DCT domain.
 
     Files without usable coefficients (another format, CMYK, 12 bit, …) are decoded to pixels and
-    transformed; ``Sample.fallback`` is the reason.
+    transformed; ``Sample.fallback`` is the reason. Turned images are turned block by block, see
+    ``geometry.upright``.
 
     Args:
         size: side of the square result in pixels, a multiple of 16.
@@ -126,6 +84,7 @@ class BitstreamReader:
     """
 
     def __init__(self, size: int, selection: Selection) -> None:
+        require_jpegio()
         self.size = size
         self.selection = selection
         self.pixels = PixelReader(size)
@@ -136,12 +95,19 @@ class BitstreamReader:
         try:
             planes = self._planes(path)
         except UnsupportedJpeg as error:
-            pixels = self.pixels.read(path, crop, rng).arrays[0]
-            return Sample(self._transform(pixels), error.reason)
+            fallback = error.reason
+        except DamagedImage as error:
+            raise DamagedImage(error.kind, f"{path}: {error}") from None
         except OSError as error:
             if is_exhausted(error):
                 raise
             raise DamagedImage("unreadable", f"{path}: {error}") from None
+        else:
+            return self._crop(planes, crop, rng)
+        pixels = self.pixels.read(path, crop, rng).arrays[0]
+        return Sample(self._transform(pixels), fallback)
+
+    def _crop(self, planes: Planes, crop: Crop, rng: np.random.Generator) -> Sample:
         header = planes.header
         box = snap_box(header, *crop.box(header.height, header.width, rng))
         y, cbcr = crop_and_resize(planes, box, self.size, self.selection)
@@ -162,7 +128,7 @@ class BitstreamReader:
             signature = file.read(2)
         if signature and signature != b"\xff\xd8":
             raise UnsupportedJpeg("not_jpeg")
-        return read_planes(path)
+        return upright(read_planes(path))
 
     def _transform(self, pixels: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
         rgb = torch.from_numpy(pixels.astype(np.float32))[None]

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock
 
 from research.utils.files import remove_leftovers, write_text
+
+SETTLED: Final = 20_000_000
+"""Nanoseconds after which a change of a file gives it another time: more than a tick of the clock
+that file systems use."""
+
+
+def file_stamp(stat: os.stat_result) -> list[int]:
+    """What changes with the content of a file: size, and time of modification and of change.
+
+    Programs can set the time of modification, as copies do, but not the time of change. A file that
+    was changed just now could be changed again at the same time of the clock: its stamp equals no
+    other, so that it is read again the next time.
+    """
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    now = time.time_ns()
+    return stamp if abs(now - stat.st_ctime_ns) > SETTLED else [*stamp, now]
 
 
 def cached(folder: Path, key: object, make: Callable[[], Any]) -> Any:
@@ -47,7 +65,7 @@ def cached_by_file(
     Args:
         folder: where the values are.
         key: what the values depend on beside the file, as JSON.
-        stamps: by file what changes with its content, such as size and time, as JSON.
+        stamps: by file what changes with its content, see ``file_stamp``, as JSON.
         make: gives the values of these files in the same order, as JSON.
     """
     file = _file(folder, key)

@@ -22,7 +22,8 @@ from research.compression.geometry import (
     resize_operator,
     snap_box,
 )
-from research.compression.jpeg import Header, read_planes
+from research.compression.jpeg import read_planes
+from research.compression.jpeg_header import Header
 from research.compression.selection import Selection, select_frequencies
 
 MakeJpeg = Callable[..., Path]

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.compression.dct import block_idct
-from research.compression.jpeg import (
+from research.compression.jpeg import UnsupportedJpeg, read_planes
+from research.compression.jpeg_header import (
     MAX_PIXELS,
-    UnsupportedJpeg,
     is_complete,
     read_header,
-    read_planes,
     unsupported_reason,
 )
 from research.utils.errors import DamagedImage

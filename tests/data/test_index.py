@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 
 from research.data import index
-from research.data.index import Entry, index_folder, inspect_header
-from tests.conftest import make_folders, picture
+from research.data.image_files import inspect_header
+from research.data.index import Entry
+from tests.conftest import make_folders, picture, settle
+
+
+def index_folder(root: Path, cache: Path, *progress: index.ProgressCallback) -> dict[str, Entry]:
+    """The entries of the index, of files that were not written just now."""
+    settle()
+    return index.index_folder(root, cache, *progress).entries
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, select_frequencies
 from research.data.crops import CentreCrop, Crop, CropBox, RandomResizedCrop
-from research.data.readers import BitstreamReader, PixelReader, Reader, decode
+from research.data.image_files import decode
+from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.utils.errors import DamagedImage
 from tests.conftest import picture
@@ -166,7 +167,6 @@ def test_images_of_any_mode_are_read_as_rgb(tmp_path: Path, make: Callable[[], R
         "LA": (image.convert("LA"), {}),
         "RGBA": (image.convert("RGBA"), {}),
         "P": (palette, {}),
-        "P, transparent": (palette, {"transparency": bytes([0, 128])}),
         "16 bits": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
     }
     image.convert("RGB").save(tmp_path / "rgb.png")

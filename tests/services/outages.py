@@ -269,7 +269,8 @@ def check_mlflow(sweep: Sweep, environment: Mapping[str, str], found: Mapping[st
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    (study,) = {path.name for path in sweep.folder.glob("runs/sweeps/*")}
+    (summary,) = sweep.folder.glob("runs/sweeps/*/final_summary.json")
+    study = summary.parent.name
     experiment = client.get_experiment_by_name("backbone-lab")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], f"tags.study = '{study}'")

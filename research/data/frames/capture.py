@@ -34,7 +34,8 @@ from research.data.frames.frame import (
     read_json,
     safe_relative_path,
 )
-from research.data.index import EXTENSIONS, ProgressCallback
+from research.data.image_files import EXTENSIONS
+from research.data.index import ProgressCallback
 from research.utils.documents import validate
 from research.utils.errors import UserError
 

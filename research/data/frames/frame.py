@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
-
-from research.data.index import EXTENSIONS, inspect_header
+from research.data.image_files import EXTENSIONS, read_header
+from research.data.listing import PassedOver
 from research.utils.conditions import is_exhausted
-from research.utils.errors import UserError
+from research.utils.errors import DamagedImage, UserError
 
 BoxXYXY = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the image, in [0, 1]; x0 < x1 and y0 < y1."""
@@ -98,6 +96,7 @@ class FrameSet:
         runs: counts of each run, or of each other part where the source has no runs.
         problems: one line for each skipped entry: file, problem, remedy.
         split: group → ``train``, ``val`` or ``test``, for the groups that the source assigns.
+        passed_over: files in its folders of images that are no images.
     """
 
     root: Path
@@ -107,6 +106,7 @@ class FrameSet:
     runs: list[RunCounts]
     problems: list[str]
     split: dict[str, str]
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
 
 class SkipFrame(Exception):
@@ -129,6 +129,11 @@ class FrameSetBuilder:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     frames: dict[str, Frame] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+    def pass_over(self, folder: Path, files: PassedOver) -> None:
+        """Count the files below a folder of images that are no images."""
+        self.passed_over.update(files.below(self.relative(folder)))
 
     def ensure_part(self, name: str) -> None:
         """Add a part of the source with zero counts, unless it is known."""
@@ -186,7 +191,9 @@ class FrameSetBuilder:
             for name, count in sorted(self.counts.items())
         ]
         frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
-        return FrameSet(self.root, form, classes, frames, reports, self.problems, split)
+        return FrameSet(
+            self.root, form, classes, frames, reports, self.problems, split, self.passed_over
+        )
 
 
 def is_number(value: object) -> bool:
@@ -226,7 +233,7 @@ def normalize_box(values: object, width: float, height: float, slack: float, key
 
 
 def image_size(image: Path) -> tuple[int, int]:
-    """Width and height of an image file in pixels, read from its header.
+    """Width and height of an upright image in pixels, read from its header.
 
     Raises:
         SkipFrame: if the file does not exist or is not an image.
@@ -235,14 +242,15 @@ def image_size(image: Path) -> tuple[int, int]:
         raise SkipFrame(
             "missing_file", f"its image {image.name} does not exist: restore or prune it"
         )
-    if kind := inspect_header(image):
-        raise SkipFrame(
-            "invalid", f"its image {image.name} is {kind.replace('_', ' ')}: replace it"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(image) as opened:
-            return opened.size
+    try:
+        header = read_header(image)
+    except DamagedImage as error:
+        if error.kind == "value_range":
+            reason = str(error).removeprefix(f"{image}: ")
+            raise SkipFrame("invalid", f"its image {image.name} has {reason}") from None
+        kind = error.kind.replace("_", " ")
+        raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it") from None
+    return header.width, header.height
 
 
 IMAGE_FILES = ImageFiles(EXTENSIONS, image_size)

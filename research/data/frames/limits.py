@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from research.data.frames.frame import FrameSet
+from research.data.listing import describe_files, log_skipped
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
-
-MAX_LOGGED = 10
-"""Skipped frames that are logged one by one."""
-
-
-def log_skipped(problems: Sequence[str]) -> None:
-    """Log the first ``MAX_LOGGED`` skipped frames, and the number of the others."""
-    for problem in problems[:MAX_LOGGED]:
-        log.warning("left out: %s", problem)
-    if len(problems) > MAX_LOGGED:
-        log.warning("left out: … and %d more", len(problems) - MAX_LOGGED)
 
 
 def check_limits(frames: FrameSet, limits: Mapping[str, float]) -> None:
@@ -39,6 +29,7 @@ def check_limits(frames: FrameSet, limits: Mapping[str, float]) -> None:
         "empty": sum(run.empty for run in frames.runs),
     }
     total = sum(run.seen for run in frames.runs)
+    log.info("%s: %s", frames.root, describe_files(len(frames.frames), frames.passed_over))
     log_skipped(frames.problems)
     for kind, count in counts.items():
         for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / total)):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.data.frames.capture import run_folders
-from research.data.index import EXTENSIONS, inspect_header
+from research.data.image_files import EXTENSIONS, inspect_header
+from research.data.listing import PassedOver, list_files
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Media:
 
     Args:
         sources: image files and arrays, folders with images at any depth (or, without images, with
-            arrays), capture runs, folders of capture runs, video files. Hidden files in folders
-            are ignored.
+            arrays), capture runs, folders of capture runs, video files. ``list_files`` says which
+            files in folders are passed over.
         max_frames: largest number of stills; ``None`` for all.
 
     Attributes:
@@ -66,6 +67,7 @@ class Media:
         skipped: counts of unreadable videos, packets and video frames, by kind. Images are not
             opened here.
         problems: one line for each video that cannot be opened.
+        passed_over: files in folders that are no images.
 
     Raises:
         UserError: for a source that does not exist or has no image, or if none can be opened.
@@ -75,12 +77,13 @@ class Media:
         self.max_frames = max_frames
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
+        self.passed_over = PassedOver()
         self._groups = _Unique()
         self._stems = _Unique()
         lengths: list[int] = []
         self._sources: list[_Source] = []
         for source in sources:
-            for part in _expand(source):
+            for part in _expand(source, self.passed_over):
                 try:
                     lengths.append(
                         len(part.files) if part.video is None else _frame_count(part.video)
@@ -168,8 +171,8 @@ class _Unique:
         return name
 
 
-def _expand(source: Path) -> list[_Source]:
-    """The groups of images and the video of one source."""
+def _expand(source: Path, passed_over: PassedOver) -> list[_Source]:
+    """The groups of images and the video of one source; other files are counted."""
     if not source.exists():
         raise UserError("SOURCE", f"{source}: no such file or folder")
     if not source.is_dir():
@@ -178,10 +181,7 @@ def _expand(source: Path) -> list[_Source]:
         return [_Source(source.stem, source.parent, video=source)]
     runs = run_folders(source)
     roots = {run: run / "images" for run in runs} or {source: source}
-    files_in = {
-        folder: _files_below(root, EXTENSIONS) or _files_below(root, {ARRAY})
-        for folder, root in roots.items()
-    }
+    files_in = {folder: _files_below(root, passed_over) for folder, root in roots.items()}
     parts = [
         _Source(folder.resolve().name.lstrip(".") or SINGLE_FILES, roots[folder], files)
         for folder, files in files_in.items()
@@ -195,14 +195,13 @@ def _expand(source: Path) -> list[_Source]:
     return parts
 
 
-def _files_below(root: Path, suffixes: Set[str]) -> list[Path]:
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(word.startswith(".") for word in path.relative_to(root).parts)
-        and path.is_file()
-    )
+def _files_below(root: Path, passed_over: PassedOver) -> list[Path]:
+    """The images below a folder; its arrays, if it has no image."""
+    listing = list_files(root, EXTENSIONS)
+    if not listing.names:
+        listing = list_files(root, {ARRAY})
+    passed_over.update(listing.passed_over)
+    return listing.paths
 
 
 def _open(video: Path) -> InputContainer:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from PIL import Image
 
 from research.data.frames.capture import MANIFEST, SCHEMA_VERSION
+from research.data.image_files import read_header
 from research.utils.errors import UserError
 
 MAX_FRAMES = 100_000  # file names have five digits
@@ -99,7 +100,7 @@ class RunWriter:
 
         Args:
             image: an image, which is encoded, or a JPEG or PNG file, which is copied.
-            boxes: normalised xyxy, each x0 < x1 and y0 < y1 in [0, 1].
+            boxes: of the upright image, normalised xyxy, each x0 < x1 and y0 < y1 in [0, 1].
             source: origin of the boxes.
             confidences: a number in [0, 1] for each box; ``None`` for 1.
             overlay: the image with boxes drawn, written as a PNG file.
@@ -194,8 +195,8 @@ def _labels(
 def _size(image: Image.Image | Path) -> tuple[int, int]:
     if isinstance(image, Image.Image):
         return image.size
-    with Image.open(image) as opened:
-        return opened.size
+    header = read_header(image)
+    return header.width, header.height
 
 
 def _encoded(image: Image.Image, suffix: str, options: dict[str, Any]) -> bytes:

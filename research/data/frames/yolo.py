@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -25,6 +25,7 @@ from research.data.frames.layout import (
     split_from_name,
     split_from_path,
 )
+from research.data.listing import list_files
 from research.utils.errors import UserError
 
 
@@ -67,8 +68,12 @@ def read_yolo(
     classes = read_class_names(source) if class_names is None else list(class_names)
     parts = {}
     for images, labels in folders.items():
-        orphans = {path for path in labels.rglob("*.txt") if path.name != "classes.txt"}
-        for image in _images(images, files):
+        texts = list_files(labels, {".txt"})
+        builder.pass_over(labels, texts.passed_over)
+        orphans = {path for path in texts.paths if path.name != "classes.txt"}
+        listing = list_files(images, files.suffixes)
+        builder.pass_over(images, listing.passed_over)
+        for image in listing.paths:
             name = builder.relative(image)
             file = (labels / image.relative_to(images)).with_suffix(".txt")
             orphans.discard(file)
@@ -149,9 +154,3 @@ def read_class_names(source: Path) -> list[str]:
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             return [line.strip() for line in lines if line.strip()]
     return []
-
-
-def _images(folder: Path, files: ImageFiles) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in files.suffixes and not path.name.startswith("."):
-            yield path

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from research.data.image_modes import to_rgb
 from research.data.pairs.networks import (
     FeatureSpec,
     feature_size,
@@ -23,7 +24,6 @@ from research.data.pairs.networks import (
     load_weights,
 )
 from research.data.pairs.quality import QUALITY, quality_vector
-from research.data.readers import to_rgb
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)

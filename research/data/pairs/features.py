@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from research.data.image_files import decode
 from research.data.index import ProgressCallback
 from research.data.pairs.extractors import build_extractor
 from research.data.pairs.store import extract_features
-from research.data.readers import decode
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)

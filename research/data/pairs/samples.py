@@ -14,9 +14,10 @@ from torch import Tensor
 
 from research.batch import PairBatch
 from research.data.frames.letterbox import Letterbox
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
 from research.data.loader import SampleKey
 from research.data.pairs.lists import Pair, PairSet
-from research.data.readers import decode, to_rgb
 from research.utils.errors import DamagedImage
 
 

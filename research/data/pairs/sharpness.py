@@ -13,7 +13,7 @@ from research.data.index import ProgressCallback
 from research.data.pairs.lists import TIE, Pair, PairSet
 from research.data.pairs.quality import laplacian_variance
 from research.data.pairs.samples import read_photo
-from research.utils.cache import cached_by_file
+from research.utils.cache import cached_by_file, file_stamp
 from research.utils.errors import DamagedImage
 from research.utils.threads import map_threads
 
@@ -68,12 +68,11 @@ def measure_sharpness(
 
     Args:
         files: photos.
-        cache: values are stored in its folder ``sharpness``, by path, size and time of a file.
+        cache: values are stored in its folder ``sharpness``, by path, size and times of a file.
         progress: called while photos are measured.
     """
     paths = {file: str(file.parent.resolve() / file.name) for file in files}
-    stats = {paths[file]: file.stat() for file in files}
-    stamps = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+    stamps = {paths[file]: file_stamp(file.stat()) for file in files}
 
     def measure(stale: list[str]) -> Iterator[float]:
         stale_files = [Path(path) for path in stale]

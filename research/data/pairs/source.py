@@ -20,6 +20,7 @@ from research.config.cli import choose
 from research.data.datamodule import Demo, NetworkInput
 from research.data.folds import FoldColumns, FoldResult
 from research.data.index import ProgressCallback, index_folder
+from research.data.listing import log_files
 from research.data.loader import BatchSource
 from research.data.pairs.audit import Audit, audit_photos, audit_sharpness, read_labels
 from research.data.pairs.features import FeatureSet, feature_statistics
@@ -186,8 +187,13 @@ class PhotoPairs:
         )
         selection = select_pairs(lists, self.split_config)
         folder = find_photo_folder(self.root)
-        index = index_folder(folder, self.cache, progress)
-        files = {photo: folder / name for photo, name in photo_names(folder, index).items()}
+        index, passed_over = index_folder(folder, self.cache, progress)
+        names = photo_names(folder, index)
+        files = {photo: folder / name for photo, name in names.items()}
+        for name in sorted(index.keys() - set(names.values())):
+            passed_over.add("without a photo number", name)
+        used = {name: index[name].damage for name in names.values()}
+        log_files(folder, used, passed_over)
         damaged = {folder / name: entry.damage for name, entry in index.items() if entry.damage}
         self.skipped = selection.skipped
         self.splits, missing = resolve_files(selection.rows, files, damaged, self.skipped)

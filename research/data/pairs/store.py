@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from research.data.image_files import decode, reading_tag
 from research.data.index import ProgressCallback
 from research.data.pairs.extractors import Extractor
-from research.data.readers import decode
 from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError, one_line
 from research.utils.files import remove_leftovers, write_atomic
@@ -100,10 +100,12 @@ def extract_features(
 
 
 def _digest(file: Path) -> bytes | str:
-    """SHA-256 of a file, or the kind of damage."""
+    """SHA-256 of a file, and of how it is read; or the kind of damage."""
     try:
         with file.open("rb") as opened:
-            return file_digest(opened, "sha256").digest()
+            digest = file_digest(opened, "sha256")
+        digest.update(reading_tag(file).encode())
+        return digest.digest()
     except FileNotFoundError:
         return "missing"
     except OSError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from research.compression.jpeg import MIN_SIDE
+from research.compression.jpeg_header import MIN_SIDE
 from research.data.frames.frame import ImageFiles, SkipFrame
 from research.data.frames.letterbox import Letterbox
 from research.utils.conditions import is_exhausted

@@ -15,9 +15,9 @@ from PIL.Image import Image
 from research.batch import DetectionBatch
 from research.data.datamodule import DEFAULT_MAX_BOXES, Demo, NetworkInput, expected_classes
 from research.data.frames.frame import Frame, FrameSet
-from research.data.frames.limits import log_skipped
 from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
 from research.data.index import ProgressCallback
+from research.data.listing import describe_files, log_skipped
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import (
     COLOURS,
@@ -154,6 +154,8 @@ class RgbxFolder:
         frame_set = read_yolo(
             self.root, folders, collector.files, self.missing_labels == "error", self.class_names
         )
+        used = describe_files(len(frame_set.frames), frame_set.passed_over)
+        log.info("%s: %s", self.root, used)
         log_skipped(frame_set.problems)
         spec = collector.common_spec()
         self.dtype, self.channels = spec.dtype, channel_names(self.root, spec, self.x)
@@ -321,9 +323,8 @@ class RgbxFolder:
                 )
         if mean is None or std is None:
             files = [frame.image for frame in self.frames("train")]
-            cache = self.cache / "statistics"
             measured = channel_statistics(
-                files, self.spec, self.statistics_images, self.fingerprint(), cache, progress
+                files, self.spec, self.statistics_images, self.cache, progress
             )
             mean, std = mean or measured.mean, std or measured.std
         return list(mean), list(std)

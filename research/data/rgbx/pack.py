@@ -3,7 +3,7 @@
 Files are written in this order: for each frame its label ``OUT/labels/**.txt`` (YOLO; empty for a
 negative), then its array ``OUT/images/**.npy`` [H, W, 3 + X]; ``OUT/classes.txt``; finally
 ``OUT/rgbx.json``, which names the channels. Without ``rgbx.json``, OUT is incomplete and cannot be
-used. The ledger ``OUT/.prepared.jsonl`` records every finished array with the size and time of its
+used. The ledger ``OUT/.prepared.jsonl`` records every finished array with the size and times of its
 source files, so that a stopped or repeated run writes only what is missing. Every file is written
 atomically; arrays and labels without a frame in the source are removed.
 """
@@ -28,6 +28,7 @@ from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import COLOURS, Pixels
 from research.data.rgbx.layout import DESCRIPTION, LEDGER
 from research.data.rgbx.paired_folders import PairedFolders, output_stems
+from research.utils.cache import file_stamp
 from research.utils.errors import UserError
 from research.utils.files import write_atomic, write_text
 
@@ -40,7 +41,7 @@ class LedgerEntry(NamedTuple):
 
     Attributes:
         stem: path below ``images``, without suffix.
-        stamp: whether the array has 16 bits; name, size and time of every source file.
+        stamp: whether the array has 16 bits; name, size and times of every source file.
         bytes: size of the array's file; 0 for a frame that could not be read.
         reason: why it could not be read; otherwise empty.
     """
@@ -256,7 +257,7 @@ def _stamp(folders: PairedFolders, frame: Frame, is_16bit: bool) -> list[Any]:
     stamp: list[Any] = [is_16bit]
     for path in folders.files(folders.frame_of(frame.image)).values():
         stat = path.stat()
-        stamp.append([path.relative_to(folders.source).as_posix(), stat.st_size, stat.st_mtime_ns])
+        stamp.append([path.relative_to(folders.source).as_posix(), *file_stamp(stat)])
     return stamp
 
 

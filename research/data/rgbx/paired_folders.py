@@ -16,7 +16,9 @@ import numpy as np
 from research.data.frames.annotations import read_annotated
 from research.data.frames.frame import FrameSet, ImageFiles, RunCounts, SkipFrame
 from research.data.frames.layout import split_from_name, split_from_path
-from research.data.index import EXTENSIONS
+from research.data.image_files import EXTENSIONS
+from research.data.image_modes import UINT8_TO_UINT16
+from research.data.listing import PassedOver, list_files
 from research.data.rgbx.arrays import Pixels
 from research.data.rgbx.modalities import read_colour, read_grey, read_modality_header
 from research.utils.errors import UserError
@@ -27,9 +29,6 @@ FOLDERS = {
     "event": ("event", "events"),
 }
 """Folder names of each modality, case-insensitive; the first one that exists is used."""
-
-UINT8_TO_UINT16 = 257
-"""Factor from 8 to 16 bits: 255 becomes 65535."""
 
 LABELS = "labels/*.txt (YOLO), Annotations/*.xml (VOC) or annotations/*.json (COCO)"
 
@@ -84,6 +83,7 @@ class PairedFolders:
         folders: modality to the name of its folder, ``rgb`` first.
         paths: modality to frame to files; more than one file is reported by ``files``.
         is_16bit: whether a file of a usable frame has 16 bits, by frame.
+        passed_over: files in the folders that are no images.
     """
 
     def __init__(self, source: Path, folders: Mapping[str, str]) -> None:
@@ -91,6 +91,7 @@ class PairedFolders:
         self.folders = dict(folders)
         self.paths: dict[str, dict[str, list[Path]]] = {name: {} for name in folders}
         self.is_16bit: dict[str, bool] = {}
+        self.passed_over = PassedOver()
         self._frames: dict[Path, str] = {}
         self._labelled: dict[str, Path] = {}
         for top in _top_folders(source):
@@ -205,12 +206,15 @@ class PairedFolders:
 
     def _index(self, modality: str, top: Path, folder: Path) -> None:
         suffixes = EXTENSIONS if modality == "rgb" else EXTENSIONS | {".npy"}
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in suffixes and not path.name.startswith("."):
-                inner = top.relative_to(self.source) / path.relative_to(folder)
-                frame = (inner.parent / path.stem).as_posix()
-                self.paths[modality].setdefault(frame, []).append(path)
-                self._frames[path] = frame
+        if not folder.is_dir():
+            return
+        listing = list_files(folder, suffixes)
+        self.passed_over.update(listing.passed_over.below(self._name(folder)))
+        for path in listing.paths:
+            inner = top.relative_to(self.source) / path.relative_to(folder)
+            frame = (inner.parent / path.stem).as_posix()
+            self.paths[modality].setdefault(frame, []).append(path)
+            self._frames[path] = frame
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.source).as_posix()
@@ -239,7 +243,7 @@ class PairedFolders:
             problems += [f"{name}: {problem}" for name in unpaired]
             if unpaired:
                 runs.append(RunCounts(self.folders[modality], 0, 0, 0, 0, len(unpaired), 0))
-        return replace(frame_set, problems=problems, runs=runs)
+        return replace(frame_set, problems=problems, runs=runs, passed_over=self.passed_over)
 
 
 def output_stems(frame_set: FrameSet, folders: PairedFolders) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from research.data.index import ProgressCallback
+from research.data.index import ProgressCallback, content_hash
 from research.data.rgbx.arrays import RANGES, ArraySpec, read_array
 from research.utils.cache import cached
 from research.utils.errors import DamagedImage, UserError
@@ -59,7 +59,6 @@ def channel_statistics(
     files: Sequence[Path],
     spec: ArraySpec,
     limit: int,
-    fingerprint: str,
     cache: Path,
     progress: ProgressCallback | None = None,
 ) -> ChannelStatistics:
@@ -69,12 +68,12 @@ def channel_statistics(
         files: files of the training split.
         spec: channels and type of every file.
         limit: maximum number of files that are measured.
-        fingerprint: fingerprint of the data set.
-        cache: cache folder, see ``cached``.
+        cache: cache folder, see ``cached`` and ``content_hash``.
         progress: called while files are measured.
     """
     chosen = np.random.default_rng(0).permutation(len(files))[:limit]
     sample = [files[index] for index in sorted(chosen)]
-    key = {"channels": VERSION, "data": fingerprint, "files": len(sample)}
-    values = cached(cache, key, lambda: asdict(measure(sample, spec, progress)))
+    content = content_hash(sample, cache, progress)
+    key = {"channels": VERSION, "content": content, "type": spec.dtype}
+    values = cached(cache / "statistics", key, lambda: asdict(measure(sample, spec, progress)))
     return ChannelStatistics(**values)

@@ -18,9 +18,10 @@ from research.data.datamodule import NetworkInput, expected_classes
 from research.data.folds import FoldColumns, FoldResult, fold_splits
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.transform import FrameAugmentation
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
-from research.data.readers import decode, to_rgb
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind, true_boxes
 from research.data.warehouse.manifest import Manifest

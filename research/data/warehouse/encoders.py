@@ -16,7 +16,9 @@ from research.compression.blocks import Blocks
 from research.compression.selection import Selection, stored_order
 from research.data.crops import CentreCrop
 from research.data.frames.letterbox import Letterbox
-from research.data.readers import BitstreamReader, PixelReader, Reader, decode, to_rgb
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
+from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.data.warehouse.manifest import TensorSpec
 

@@ -25,9 +25,10 @@ from research.data.datamodule import DEFAULT_MAX_BOXES, IMAGENET_CLASSES
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
-from research.data.readers import decode, to_rgb
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.store import Store

@@ -15,6 +15,7 @@ import numpy as np
 from research.config.cli import choose
 from research.data.folder import ImageFolders
 from research.data.frames.frame import FrameSet
+from research.data.image_files import reading_tag
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.encoders import (
@@ -54,11 +55,21 @@ class BuildPlan:
 
 
 class FileStamp(NamedTuple):
-    """Hash of a file, with the size and time that show cheaply whether it has changed since."""
+    """Hash of a file, with the size and times that show cheaply whether it has changed since.
+
+    Attributes:
+        sha256: of the content.
+        bytes: size.
+        modified_ns: time of modification.
+        changed_ns: time of change, which programs cannot set.
+        reading: see ``reading_tag``.
+    """
 
     sha256: str
     bytes: int
     modified_ns: int
+    changed_ns: int
+    reading: str
 
 
 def version_of(plan: BuildPlan, stamps: Sequence[FileStamp]) -> str:
@@ -78,7 +89,9 @@ def version_of(plan: BuildPlan, stamps: Sequence[FileStamp]) -> str:
     }
     digest = sha256(_canonical(content))
     for sample, stamp in zip(plan.samples, stamps, strict=True):
-        digest.update(_canonical([sample.name, sample.group, stamp.sha256, sample.target]))
+        reading = [stamp.reading] if stamp.reading else []
+        record = [sample.name, sample.group, stamp.sha256, sample.target, *reading]
+        digest.update(_canonical(record))
     return digest.hexdigest()[:16]
 
 
@@ -101,7 +114,8 @@ def stamp_files(
 def _stamp(sample: SampleSpec) -> FileStamp:
     try:
         stat = sample.file.stat()
-        return FileStamp(sha256_of(sample.file), stat.st_size, stat.st_mtime_ns)
+        digest, reading = sha256_of(sample.file), reading_tag(sample.file)
+        return FileStamp(digest, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, reading)
     except OSError as error:
         raise UserError(
             "SOURCE",

@@ -189,7 +189,7 @@ def _write_shard(job: ShardJob) -> ShardResult:
 def _check_unchanged(file: Path, stamp: FileStamp) -> None:
     with suppress(OSError):
         stat = file.stat()
-        if (stat.st_size, stat.st_mtime_ns) == stamp[1:]:
+        if (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) == stamp[1:4]:
             return
     raise UserError(
         "SOURCE", f"{file}: changed while it was prepared", "run the same command again"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from research.data.warehouse.checksums import damaged_shards, size_mismatch
 from research.data.warehouse.manifest import REMEDY, Manifest, Shard
-from research.utils.cache import cached_by_file
+from research.utils.cache import cached_by_file, file_stamp
 from research.utils.errors import UserError
 
 
@@ -147,6 +147,6 @@ class Store:
 
 
 def _stamp(folder: Path, shard: Shard) -> list[Any]:
-    """Expected hash, size and date: unchanged until the file or the manifest changes."""
+    """Expected hash, size and times: unchanged until the file or the manifest changes."""
     stat = (folder / shard.file).stat()
-    return [shard.sha256, stat.st_size, stat.st_mtime_ns]
+    return [shard.sha256, *file_stamp(stat)]

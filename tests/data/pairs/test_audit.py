@@ -20,6 +20,7 @@ from research.data.pairs.audit import (
 )
 from research.data.pairs.lists import Pair, PairRow, PairSet
 from research.data.pairs.sharpness import describe_baselines, measure_sharpness, sharper_wins
+from tests.conftest import settle
 
 RNG = np.random.default_rng(0)
 QUALITY = RNG.permutation(3 * 80).reshape(80, 3) / 240
@@ -200,6 +201,7 @@ def test_sharpness_is_measured_once(
     mine = [tmp_path / path.name for path in photos[:3]]
     for path, source in zip(mine, photos, strict=False):
         path.write_bytes(source.read_bytes())
+    settle()
     first = measure_sharpness(mine, tmp_path / "cache")
     measured: list[Path] = []
     original = sharpness._sharpness

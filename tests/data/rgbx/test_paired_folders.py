@@ -26,7 +26,7 @@ from research.data.frames.yolo import read_yolo, yolo_folders
 from research.data.rgbx import pack as packing
 from research.data.rgbx.arrays import ARRAY_FILES
 from research.data.rgbx.paired_folders import PairedFolders, find_folders
-from tests.conftest import user_error
+from tests.conftest import settle, user_error
 
 SIZE = (40, 20)
 BOX = (0.25, 0.5, 0.75, 1.0)
@@ -73,6 +73,7 @@ def read(
 
 
 def pack(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    settle()
     frame_set, folders = read(source)
     settings = {"check": lambda _: None, "workers": 2, **settings}
     return packing.pack(frame_set, folders, out, **settings)
@@ -301,7 +302,7 @@ def to_float_with_nan(path: Path) -> None:
 
 
 def to_float_tiff(path: Path) -> None:
-    Image.fromarray(np.ones(SIZE[::-1], np.float32)).save(path.with_suffix(".tif"))
+    Image.fromarray(np.full(SIZE[::-1], 70_000, np.float32)).save(path.with_suffix(".tif"))
     path.unlink()
 
 
@@ -368,7 +369,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("rgb/b.png", lambda p: p.write_bytes(b""), "invalid", "rgb/b.png: empty"),
     ("thermal/b.png", to_float_with_nan, "invalid",
      "thermal/b.npy: float32, 2 NaN, the first at row 3 column 4: store uint8"),
-    ("thermal/b.png", to_float_tiff, "invalid", "thermal/b.tif: float32, without NaN: store whole"),
+    ("thermal/b.png", to_float_tiff, "invalid", "thermal/b.tif: float32, values from 70000 to"),
     ("thermal/b.png", to_two_channels, "invalid",
      "thermal/b.npy: shape 20×40×2: store (height, width)"),
     ("thermal/b.png", to_truncated_array, "invalid", "thermal/b.npy: truncated: replace it"),

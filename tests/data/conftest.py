@@ -1,0 +1,5 @@
+"""Fixtures shared by the tests of data."""
+
+from tests.compression.conftest import make_jpeg
+
+__all__ = ["make_jpeg"]
