@@ -82,7 +82,7 @@ def test_a_store_is_waited_for(
     for number in (0, 1):
         folder = tmp_path / f"trial_{number:04d}"
         folder.mkdir()
-        run_folder.describe(folder, config, [], ("data", "abc"), 8)
+        run_folder.describe(folder, config, [], ("data", "abc"), {"global_batch": 8})
         runs.append(EndedRun(folder, number, "PRUNED"))
     store, pauses = Store(), []
     monkeypatch.setattr(delivery.build, "trackers", lambda config: [store])
@@ -111,7 +111,7 @@ def test_a_run_that_cannot_be_delivered_is_left_out(
     config = {**small(), "trust": []}
     folder = tmp_path / "trial_0001"
     folder.mkdir()
-    run_folder.describe(folder, config, [], ("data", "abc"), 8)
+    run_folder.describe(folder, config, [], ("data", "abc"), {"global_batch": 8})
     store = Store()
     monkeypatch.setattr(delivery.build, "trackers", lambda config: [store])
     with ExitStack() as stack:
