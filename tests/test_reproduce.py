@@ -77,6 +77,8 @@ def test_nothing_is_different(tmp_path: Path) -> None:
     assert f"commit:     {COMMIT}" in lines
     assert "data:       demo, hash abc" in lines
     assert f"started in: {Path.cwd()}" in lines
+    environment(folder, command=[], config_dir=None)
+    assert told(folder)[1] == steps
 
 
 @pytest.mark.usefixtures("still")

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from research.utils import weights
 from research.utils.errors import UserError
+from tests.conftest import user_error
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
 
@@ -84,3 +85,9 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
     assert weights.metadata(tmp_path / "a.safetensors") == {}
     assert weights.metadata(tmp_path / "b.safetensors") == {"format": "pt", "note": "ä"}
     assert weights.metadata(tmp_path / "c.pt") == {}
+
+
+def test_a_tensor_without_a_name_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3), 5: torch.zeros(3)}, tmp_path / "a.pt")
+    with user_error("model.pretrained", "a.pt: the tensor 5 has a name that is no text"):
+        weights.state_dict(tmp_path / "a.pt", "model.pretrained")
