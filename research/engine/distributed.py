@@ -309,7 +309,7 @@ def parallel(losses: Losses) -> nn.Module:
     """``losses`` with gradients averaged over the processes."""
     if not dist.is_initialized():
         return losses
-    # PyTorch warns in every run with depthwise convolutions; copying their small gradients is cheap.
+    # Of depthwise convolutions, in every run; to copy their small gradients costs little.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     averaged = DistributedDataParallel(losses)
     # After its first backward pass it collects gradients in another order, on which the rounding of
