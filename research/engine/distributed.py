@@ -9,6 +9,7 @@ argument. Objects are pickled, between processes of the same run only.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -308,6 +309,8 @@ def parallel(losses: Losses) -> nn.Module:
     """``losses`` with gradients averaged over the processes."""
     if not dist.is_initialized():
         return losses
+    # Of depthwise convolutions, in every run; to copy their small gradients costs little.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     averaged = DistributedDataParallel(losses)
     # After its first backward pass it collects gradients in another order, on which the rounding of
     # sums depends: a resumed run would differ. So the first pass is one of zeros.
