@@ -263,17 +263,17 @@ def check_study(url: str, password: str, found: Mapping[str, Any]) -> None:
     optuna.delete_study(study_name=name, storage=url)
 
 
-def check_mlflow(sweep: Sweep, environment: Mapping[str, str], found: Mapping[str, Any]) -> str:
+def check_mlflow(
+    experiment: str, sweep: Sweep, environment: Mapping[str, str], found: Mapping[str, Any]
+) -> str:
     """One parent, eight children, every metric of every row once; gives a line."""
     os.environ.update(environment)
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    (summary,) = sweep.folder.glob("runs/sweeps/*/final_summary.json")
-    study = summary.parent.name
-    experiment = client.get_experiment_by_name("backbone-lab")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"tags.study = '{study}'")
+    shown = client.get_experiment_by_name(experiment)
+    assert shown is not None
+    runs = client.search_runs([shown.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.info.run_id != parent.info.run_id]
     assert len(children) == 8
@@ -319,7 +319,7 @@ def report(
         assert [row["epoch"] for row in rows(sweep.folder, trial, "epoch")] == [
             str(n) for n in range(1, EPOCHS + 1)
         ]
-    line("MLflow", check_mlflow(sweep, user, found))
+    line("MLflow", check_mlflow(name, sweep, user, found))
     url = f"postgresql+psycopg://lab@127.0.0.1:{server.port}/studies"
     check_study(url, server.password, found)
     line("study in PostgreSQL", "8 trials, every epoch of each, none twice")
@@ -369,7 +369,8 @@ def recorded(base: Path, words: list[str], undisturbed: Path) -> None:
             words = [*words, *TRACKED, f"hydra.sweeper.storage={database}/studies"]
             user = {**tracking.environment, **server.environment}
             for name, run in (("Slurm", over_slurm), ("Ray", over_ray)):
-                sweep = run(base, words, server, user)
+                own = [*words, f"logging.mlflow.experiment={name}"]
+                sweep = run(base, own, server, user)
                 report(name, sweep, expected, undisturbed, server, user)
 
 
