@@ -468,7 +468,7 @@ def test_the_sweepers_own_parameters_are_checked(answer: Any) -> None:
 )
 def test_valid_command_lines(line: str) -> None:
     words = shlex.split(line)
-    cfg, choices, _ = compose_config(words)
+    cfg, choices, *_ = compose_config(words)
     for key, _, text in (word.partition("=") for word in words):
         if key in choices:
             assert choices[key] == text
@@ -574,7 +574,7 @@ def test_a_model_alone_selects_what_fits_it() -> None:
 
 def test_an_experiment_overrides_the_model_and_the_command_line_overrides_both() -> None:
     line = ["experiment=imagenet_resnet34_compressed", "dataset.train_dirs=[a]", "epochs=3"]
-    cfg, choices, _ = compose_config(line)
+    cfg, choices, *_ = compose_config(line)
     assert choices["dataset"] == "imagenet"
     assert cfg.precision == "bf16"
     assert cfg.epochs == 3
