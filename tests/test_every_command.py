@@ -1,8 +1,8 @@
 """Every command on every model of ``conf/model``, small, trained once on small data of its kind.
 
 A new model needs no entry here: what it is trained on follows from the data set that its YAML
-selects, and what makes it small from its keys. One model of each kind of data and of input goes
-through all commands with ``-m long``; ``-m whole`` adds all others.
+selects, and what makes it small from its keys. One model of each kind of data and of input is
+trained, and some go through all commands, with ``-m long``; ``-m whole`` adds all others.
 """
 
 from __future__ import annotations
@@ -157,6 +157,11 @@ def parameters() -> list[Any]:
 
 
 MODELS = parameters()
+COMMAND_MODELS = [
+    pytest.param(*each.values, marks=[] if each.values[0] in CHOSEN else pytest.mark.whole)
+    for each in MODELS
+]
+"""For the commands, which treat the models of a task alike."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ def test_every_model_has_a_variant() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", COMMAND_MODELS)
 def test_a_command_on_a_run(
     model: str, command: str, project: Project, answer: Answer, tmp_path: Path
 ) -> None:
@@ -248,7 +253,7 @@ def test_a_command_on_a_run(
     assert bool(written) == (not refused and command not in PRINTED)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", COMMAND_MODELS)
 def test_predict(model: str, project: Project, answer: Answer, tmp_path: Path) -> None:
     """From the run folder, and from the one file that can be handed on."""
     name = project.run_of(model)
@@ -259,7 +264,7 @@ def test_predict(model: str, project: Project, answer: Answer, tmp_path: Path) -
         assert json.loads((out / "summary.json").read_text())["frames"] == 2
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", COMMAND_MODELS)
 def test_commands_that_take_settings(
     model: str, project: Project, answer: Answer, tmp_path: Path
 ) -> None:
@@ -274,7 +279,7 @@ def test_commands_that_take_settings(
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", COMMAND_MODELS)
 def test_benchmark(model: str, project: Project, answer: Answer) -> None:
     words = [*small(model), *data_of(model).words, "dataset.batch_size=4", "device=cpu"]
     check(answer("benchmark", "tracking", "rounds=1", "steps=2", *words), refused=False)

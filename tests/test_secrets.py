@@ -79,7 +79,7 @@ def test_a_mistake_is_reported_without_it(words: list[str], tmp_path: Path) -> N
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_a_run_and_a_sweep_on_a_real_server(folders: Path, tmp_path: Path) -> None:
     secret, other = f"pw!{random.token_hex(6)}", f"pw{random.token_hex(6)}"
     (tmp_path / "work").mkdir()

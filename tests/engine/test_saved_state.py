@@ -182,7 +182,9 @@ FEW = [("torch", "SGD"), ("torch", "AdamW"), ("timm", "lamb"), ("timm", "adan")]
     ("library", "name"),
     [*FEW, *(pytest.param(*each, marks=pytest.mark.long) for each in EVERY if each not in FEW)],
 )
-@pytest.mark.parametrize("steps", [0, 1, 7])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(0, marks=pytest.mark.whole), 1, pytest.param(7, marks=pytest.mark.whole)]
+)
 def test_an_optimizer_goes_on_exactly(library: str, name: str, steps: int) -> None:
     def make(model: nn.Module) -> torch.optim.Optimizer:
         groups = optimizers.parameter_groups(model, False, None, None, 0.01)
