@@ -140,7 +140,7 @@ def test_from_a_folder_of_the_user(kind: str, project: Path, train: Train) -> No
             assert len((project / "seen/predictions.csv").read_text().splitlines()) == 2
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ALL)
 def test_in_the_repository(kind: str, project: Path) -> None:
     """New files in a copy of the repository; ``python train.py`` takes them as they are."""
@@ -156,7 +156,7 @@ def test_in_the_repository(kind: str, project: Path) -> None:
     assert after.keys() - before.keys() == addition.sources().keys()
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_all_in_one_run_of_the_repository_and_in_its_tests(project: Path) -> None:
     """The six together; and the tests whose tables come from ``conf/`` need no edit either."""
     copy = project / "copy"

@@ -100,7 +100,7 @@ def mlflow_runs(store: str) -> dict[str, Any]:
     return {entry.info.run_name: entry for entry in client.search_runs([experiment])}
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_kill_9_and_resume_is_exact(training: list[str], tmp_path: Path, store: str) -> None:
     from mlflow import MlflowClient
 

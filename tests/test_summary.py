@@ -19,12 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
 COMMAND = "python -m research.summary "
 QUICK = ("compression/luma_fusion_pruned.md", "warehouse.md")
-"""Pages whose tables take seconds to print again."""
-SLOW = ("compression/reconstruction.md", "densenet.md")
-"""Pages whose tables take half a minute."""
-
-
-SPEED = dict.fromkeys(SLOW, pytest.mark.whole)
+"""Pages whose tables take seconds to print again; the others take up to half a minute."""
 
 
 def documented() -> list[Any]:
@@ -37,7 +32,7 @@ def documented() -> list[Any]:
             if body.startswith(COMMAND) and table:
                 line = text[: fence.start()].count("\n") + 1
                 name = str(page.relative_to(DOCS))
-                marks = [] if name in QUICK else [SPEED.get(name, pytest.mark.long)]
+                marks = [] if name in QUICK else [pytest.mark.whole]
                 words = shlex.split(body)[3:]
                 found.append(pytest.param(words, table, id=f"{name}:{line}", marks=marks))
     return found

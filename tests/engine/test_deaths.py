@@ -212,7 +212,7 @@ def test_the_launcher_starts_the_run_again(undisturbed: tuple[Path, Job]) -> Non
     assert same(final(runs / "again"), final(runs / "whole"))
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_a_killed_process_ends_the_others_in_one_line(tmp_path: Path) -> None:
     run = project(tmp_path) / "runs" / "killed"
     done = job(run, "run_dir=runs/killed", *WORDS, processes=2, death="kill 1 6")

@@ -123,7 +123,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> str:
     return "\n".join(record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.long
+@pytest.mark.whole
 def test_a_run_of_this_project_is_resumed_bit_for_bit(
     small: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,7 +156,7 @@ class Net(nn.Module):
 """
 
 
-@pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("chance", "verdict"), [("false", "different; the resumed run"), ("true", "not deterministic")]
 )
