@@ -38,7 +38,13 @@ def saved(folder: Path, *overrides: str, metadata: dict[str, Any] | None = None)
     header = {
         "config": config,
         "data": metadata,
-        "state": {"epoch": 1, "step": 1, "history": [{"epoch": 1, "epoch_time_sec": 0.5}]},
+        "state": {
+            "epoch": 1,
+            "step": 1,
+            "best": 0.5,
+            "best_epoch": 1,
+            "history": [{"epoch": 1, "epoch_time_sec": 0.5}],
+        },
         "transform": data.transform(measured=False).state_dict(),
     }
     path = folder / "a_run" / "checkpoints" / "final.safetensors"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
-from tests.conftest import ROOT, user_error
+from tests.conftest import ROOT, settle, user_error
 from tests.data.warehouse.conftest import flip_bit, rewrite, rows_of
 
 Tensors = dict[str, NDArray[Any]]
@@ -172,6 +172,7 @@ def test_once_reads_nothing_the_second_time(
         return original(file, name)
 
     monkeypatch.setattr("hashlib.file_digest", watched)
+    settle()
     store = Store(frame_store, "once", cache)
     store.open()
     store.open()
