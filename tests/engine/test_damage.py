@@ -128,7 +128,7 @@ DAMAGE: dict[str, Callable[[], object]] = {
     "a folder": LAST.mkdir,
     "a link to nothing": lambda: LAST.symlink_to("nowhere"),
     "a link to itself": lambda: LAST.symlink_to("last.pt"),
-    "huge": lambda: os.truncate(os.open(LAST, os.O_CREAT | os.O_RDWR), 2**33),
+    "huge": lambda: os.truncate(os.open(LAST, os.O_CREAT | os.O_RDWR), 2**30),
 }
 
 
