@@ -122,8 +122,8 @@ def store(files: list[Path], size: int, stack: ExitStack) -> dict[str, Pass]:
     from research.compression.selection import Selection, covering
     from research.data.block_samples import BlockCrop, BlockSamples
     from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
-    from research.data.warehouse.kinds import StoredRows
     from research.data.warehouse.plan import BuildPlan
+    from research.data.warehouse.rows import StoredRows
 
     candidates = _timm(files, CROP, 256)
     for window in (8, 4):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -223,12 +224,7 @@ def train(
     if is_main:
         remove_leftovers(*(folder / name for name in ("", "checkpoints", "pictures", "tables")))
 
-    def again() -> str:
-        if pruner is not None:
-            return "run the command of the sweep again"
-        saved = (folder / "checkpoints" / "last.pt").exists()
-        return f"continue with resume={folder}" if saved else "run the command with resume=auto"
-
+    again = partial(_how_to_continue, folder, is_trial=pruner is not None)
     several = distributed.count() > 1
     with Interrupts(repeated=several) as interrupts, explained(build.limits(config), again):
         experiment = _build(config, begin, console)
@@ -243,12 +239,8 @@ def train(
             set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
         if resumed and is_main:
             checkpoints.drop_after(state.epoch)
-        log.info(
-            "%s: %s, %s",
-            "resuming" if resumed else "training",
-            name,
-            description.describe(experiment),
-        )
+        about = description.describe(experiment)
+        log.info("%s: %s, %s", "resuming" if resumed else "training", name, about)
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
         end_epoch = (callback or EpochEnd)(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
@@ -257,17 +249,8 @@ def train(
         try:
             with interrupts.deferred():
                 if is_main:
-                    environment = run_folder.describe(
-                        folder, config, overrides, source, description.batch(experiment)
-                    )
-                    every_tag = run_folder.tags({**config["tags"], **(tags or {})}, environment)
-                    batch = state.samples // state.global_batch
-                    position = Position(state.epoch, batch, state.step)
-                    tracker.start(
-                        Run(folder, name, config, every_tag, source, position, state.tracking)
-                    )
-                    summary = description.model_summary(state.model, experiment.parameters)
-                    write_text(folder / "model_summary.txt", summary)
+                    own = {**config["tags"], **(tags or {})}
+                    _record_start(folder, name, overrides, own, source, experiment, tracker)
                 fit(
                     state,
                     experiment.task,
@@ -317,6 +300,33 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
         if content is not None:
             content.clear()  # copied into the state; the caller's reference would keep the memory
     return experiment
+
+
+def _how_to_continue(folder: Path, *, is_trial: bool) -> str:
+    """What to do after an error or an interruption, in words."""
+    if is_trial:
+        return "run the command of the sweep again"
+    saved = (folder / "checkpoints" / "last.pt").exists()
+    return f"continue with resume={folder}" if saved else "run the command with resume=auto"
+
+
+def _record_start(
+    folder: Path,
+    name: str,
+    overrides: Sequence[str],
+    own_tags: Mapping[str, Any],
+    source: tuple[str, str],
+    experiment: Experiment,
+    tracker: Tracker,
+) -> None:
+    """Describe the run in its folder, and start the tracker where the run starts."""
+    state, batch = experiment.state, description.batch(experiment)
+    environment = run_folder.describe(folder, state.config, overrides, source, batch)
+    tags = run_folder.tags(own_tags, environment)
+    position = Position(state.epoch, state.samples // state.global_batch, state.step)
+    tracker.start(Run(folder, name, state.config, tags, source, position, state.tracking))
+    summary = description.model_summary(state.model, experiment.parameters)
+    write_text(folder / "model_summary.txt", summary)
 
 
 def _position(state: TrainState) -> str:

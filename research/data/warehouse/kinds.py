@@ -13,12 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from research.batch import Batch, ClassificationBatch, DetectionBatch
 from research.compression.blocks import Blocks
-from research.compression.selection import Selection, covering
+from research.compression.selection import covering
 from research.data.block_samples import MCU, BlockCrop, BlockSamples
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import DEFAULT_MAX_BOXES, IMAGENET_CLASSES
@@ -31,11 +30,9 @@ from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
+from research.data.warehouse.rows import Positions, ResidentRows, StoredRows
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
-
-Positions = NDArray[np.int64]
-
 
 ResidentTensors = Callable[[str], Tensor]
 """Returns a whole tensor of the store, by name, in the memory of one device."""
@@ -198,76 +195,6 @@ class CoefficientKind:
 
     def baseline(self, store: Store, train: Positions, val: Positions) -> str | None:
         return None
-
-
-class StoredRows:
-    """Crops copied from the mapped files.
-
-    Args:
-        store: the store; mapped in the process that reads.
-        positions: positions of the samples in the store.
-        shipped: frequencies to copy, a prefix of the stored ones.
-    """
-
-    def __init__(self, store: Store, positions: Positions, shipped: Selection) -> None:
-        self.store = store
-        self.positions = positions
-        self.luma, self.chroma = len(shipped.luma), len(shipped.chroma)
-
-    def name(self, index: int) -> str:
-        return f"row {self.positions[index]} of {self.store.manifest.folder}"
-
-    def crop(
-        self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
-    ) -> tuple[Blocks, list[int], dict[str, int]]:
-        count, side = len(indices), crop.size // MCU
-        y = np.empty((count, 2 * side, 2 * side, self.luma), np.int16)
-        cbcr = np.empty((count, 2, side, side, self.chroma), np.int16)
-        rows, luma, chroma = self.store.rows, self.luma, self.chroma
-        crops = zip(self.positions[indices].tolist(), corners.tolist(), strict=True)
-        for index, (position, (top, left)) in enumerate(crops):
-            bottom, right = top + side, left + side
-            y[index] = rows("y", position)[2 * top : 2 * bottom, 2 * left : 2 * right, :luma]
-            cbcr[index] = rows("cbcr", position)[:, top:bottom, left:right, :chroma]
-        return Blocks(torch.from_numpy(y), torch.from_numpy(cbcr)), list(range(count)), {}
-
-
-class ResidentRows:
-    """The same crops of whole tensors on a device, with one gather per tensor.
-
-    Args:
-        y: [N, H/8, W/8, 64] or fewer frequencies.
-        cbcr: [N, 2, H/16, W/16, 64] or fewer.
-        positions: positions of the samples in them.
-        shipped: frequencies to copy, a prefix of the stored ones.
-    """
-
-    def __init__(self, y: Tensor, cbcr: Tensor, positions: Positions, shipped: Selection) -> None:
-        self.y = y[..., : len(shipped.luma)]
-        self.cbcr = cbcr[..., : len(shipped.chroma)]
-        self.positions = positions
-
-    def name(self, index: int) -> str:
-        return f"row {self.positions[index]}"
-
-    def crop(
-        self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
-    ) -> tuple[Blocks, list[int], dict[str, int]]:
-        device, side = self.y.device, crop.size // MCU
-        samples = torch.from_numpy(self.positions[indices]).to(device, non_blocking=True)
-        samples = samples[:, None, None]
-        starts = torch.from_numpy(corners).to(device, non_blocking=True)
-        luma, chroma = torch.arange(2 * side, device=device), torch.arange(side, device=device)
-        y = self.y[
-            samples,
-            (2 * starts[:, :1] + luma)[:, :, None],
-            (2 * starts[:, 1:] + luma)[:, None, :],
-        ]
-        rows = (starts[:, :1] + chroma)[:, None, :, None]
-        columns = (starts[:, 1:] + chroma)[:, None, None, :]
-        plane = torch.arange(2, device=device)[:, None, None]
-        cbcr = self.cbcr[samples[..., None], plane, rows, columns]
-        return Blocks(y, cbcr), list(range(len(indices))), {}
 
 
 class FrameKind:
