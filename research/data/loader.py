@@ -11,6 +11,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -255,7 +256,8 @@ class EpochLoader:
         """
         self.sampler.epoch, self.sampler.start = epoch, start
         try:
-            iterator = iter(self.loader)
+            with _signals_blocked():  # the workers are started with this mask
+                iterator = iter(self.loader)
             _report_dead_workers_here()
             for batch in iterator:
                 if isinstance(batch, ReadFailure):
@@ -285,10 +287,24 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     main = multiprocessing.parent_process()
     assert main is not None
-    Thread(target=_end_with, args=(main,), daemon=True).start()
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        # Before any thread: a signal goes to a thread that does not block it.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         Thread(target=_obey, args=(main,), daemon=True).start()
+    Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Keep ``SIGNALS`` pending: a child that is started here cannot be ended by them."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _report_dead_workers_here() -> None:

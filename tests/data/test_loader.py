@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -134,3 +137,27 @@ def test_workers_end_at_once_with_a_killed_main_process() -> None:
     assert os.read(readable, 1) == b""  # the workers hold the other end of the pipe
     os.close(readable)
     assert time.monotonic() - start < 3  # torch looks every 5 s
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_workers_outlive_signals_to_the_job_at_any_time() -> None:
+    """Also those that reach a worker before it has started, and every one of its threads."""
+    child = os.fork()
+    if child == 0:
+        rounds = 0
+        try:
+            for seed in range(8):
+                batches = loader(8, 2, train=True, workers=2, seed=seed)
+                rounds += sum(len(epoch(batches, number)) for number in range(3))
+        finally:
+            os._exit(0 if rounds == 8 * 3 * 4 else 1)
+    sent, ended = 0, (0, 0)
+    numbers = itertools.cycle((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT))
+    while ended == (0, 0):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for worker in psutil.Process(child).children():
+                worker.send_signal(next(numbers))
+                sent += 1
+        ended = os.waitpid(child, os.WNOHANG)
+    assert sent > 100
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
