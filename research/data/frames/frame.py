@@ -47,6 +47,8 @@ class Frame:
         group: the run, folder or sequence; a group is never divided between splits.
         boxes: empty for a frame without objects.
         labels: for every box, an index into ``FrameSet.classes``.
+        ignored: for every box, True for an area that is neither an object nor background (COCO
+            ``iscrowd`` or ``ignore``, VOC ``difficult``); empty if there is none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Frame:
     group: str
     boxes: tuple[BoxXYXY, ...]
     labels: tuple[int, ...]
+    ignored: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
