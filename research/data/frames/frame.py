@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from research.data import texts
 from research.data.image_files import EXTENSIONS, read_header
 from research.data.listing import PassedOver
-from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError
 
 BoxXYXY = tuple[float, float, float, float]
@@ -265,6 +264,8 @@ def safe_relative_path(text: str) -> PurePosixPath:
     Raises:
         SkipFrame: if the path is absolute or leaves the folder.
     """
+    if problem := texts.name_problem(text):
+        raise SkipFrame("invalid", f"image {_short(text)} {problem}: fix it")
     path = PurePosixPath(text.replace("\\", "/"))  # may be written on Windows
     if path.is_absolute() or ".." in path.parts or text[1:2] == ":":
         raise SkipFrame("invalid", f"image {_short(text)} is outside the folder: use a path in it")
@@ -275,19 +276,12 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        SkipFrame: if it is not valid JSON.
+        SkipFrame: if it cannot be read, or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        if is_exhausted(error):
-            raise
-        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise SkipFrame("invalid", f"bad JSON at {where} ({error.msg}): fix or prune it") from None
-    except (ValueError, RecursionError):  # not UTF-8, too many digits, nested too deeply
-        raise SkipFrame("invalid", "bad JSON: fix or prune it") from None
+        return texts.read_json(path)
+    except texts.BadText as error:
+        raise SkipFrame("invalid", str(error)) from None
 
 
 def _short(value: object) -> str:

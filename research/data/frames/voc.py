@@ -21,11 +21,10 @@ from research.data.frames.frame import (
 from research.data.frames.layout import (
     ALL,
     build_frame_set,
-    parse_number,
     split_from_name,
     split_from_path,
 )
-from research.utils.conditions import is_exhausted
+from research.data.texts import BadText, parse_number, read_xml
 
 
 def xml_files(source: Path) -> list[Path]:
@@ -97,16 +96,9 @@ def _voc_objects(
 
 def _xml(file: Path) -> ElementTree.Element:
     try:
-        content = file.read_bytes()
-        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # nested entities can exhaust memory
-            raise SkipFrame("invalid", "defines a DOCTYPE or entities: remove them")
-        return ElementTree.fromstring(content)  # noqa: S314 - without entities
-    except OSError as error:
-        if is_exhausted(error):
-            raise
-        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: encoding
-        raise SkipFrame("invalid", f"bad XML ({error}): fix it") from None
+        return read_xml(file)
+    except BadText as error:
+        raise SkipFrame("invalid", str(error)) from None
 
 
 def _image_folders(source: Path, images: str | None) -> list[Path]:
