@@ -147,7 +147,7 @@ def parse_number(text: str | None) -> float | None:
 
 
 def name_key(name: str) -> str:
-    """The name in the form in which names are compared: letter case and Unicode form are ignored."""
+    """The form in which names are compared: without letter case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

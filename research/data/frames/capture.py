@@ -120,15 +120,22 @@ def read_capture(source: Path) -> FrameSet:
             or no usable frame.
     """
     builder = FrameSetBuilder(source)
+    remarks = builder.remarks
+    remarks.names = "the format"
     for run in _require_runs(source):
         read_manifest(run)
+        remarks.labels.add(builder.relative(run / MANIFEST))
+        overlays = f"{builder.relative(run / 'overlays')}/"
+        shown = [each for each in builder.listing.names if each.startswith(overlays)]
+        remarks.passed_over.update(dict.fromkeys(shown, "overlay"))
         name = run_name(run, source)
         builder.ensure_part(name)
         labels = read_labels(run)
         for label in labels:
             where = builder.relative(label.file)
+            remarks.labels.add(where)
             if label.problem or label.image is None:
-                builder.skip(name, where, SkipFrame(label.state, label.problem))
+                builder.skip(name, where, SkipFrame(label.state, label.problem), label.image)
                 continue
             image = builder.relative(label.image)
             classes = (0,) * len(label.boxes)

@@ -18,7 +18,8 @@ from research.data.frames.frame import (
     read_json,
     safe_relative_path,
 )
-from research.data.frames.layout import build_frame_set, split_from_name
+from research.data.frames.layout import build_frame_set, splits_from_files
+from research.data.frames.reading import and_join
 from research.utils.errors import UserError
 
 
@@ -65,10 +66,15 @@ def read_coco(
         UserError: for invalid categories, or no usable frame.
     """
     builder = FrameSetBuilder(source)
+    builder.remarks.labels.update(builder.relative(file) for file in documents)
+    builder.remarks.names = and_join(sorted(map(builder.relative, documents)))
     classes: list[str] = []
     parts = {}
+    names = {file: _part_name(file) for file in documents}
+    splits = splits_from_files(list(names.values()))
+    builder.remarks.split = f"the names of {and_join(sorted(splits))}" if splits else ""
     for file, document in documents.items():
-        part = file.stem if file.stem != "_annotations.coco" else file.parent.name
+        part = names[file]
         categories = _coco_categories(file, document["categories"])
         classes += [name for name in dict.fromkeys(categories.values()) if name not in classes]
         class_of = {key: classes.index(name) for key, name in categories.items()}
@@ -83,9 +89,14 @@ def read_coco(
                 builder.skip(part, where, reason)
                 continue
             builder.add(part, where, frame)
-            if split := split_from_name(part):
+            if split := splits.get(part):
                 parts[frame.name] = split
     return build_frame_set(builder, "coco", classes, parts)
+
+
+def _part_name(file: Path) -> str:
+    """The stem of an annotation file, or its folder where all have one name."""
+    return file.parent.name if file.stem in ("_annotations.coco", "coco") else file.stem
 
 
 def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from research.data import texts
+from research.data.frames.reading import WITHOUT_PICTURE, Reading, Remarks
 from research.data.image_files import EXTENSIONS, read_header
-from research.data.listing import PassedOver
+from research.data.listing import Listing, list_files
 from research.utils.errors import DamagedImage, UserError
 
 BoxXYXY = tuple[float, float, float, float]
@@ -98,7 +100,7 @@ class FrameSet:
         runs: counts of each run, or of each other part where the source has no runs.
         problems: one line for each skipped entry: file, problem, remedy.
         split: group → ``train``, ``val`` or ``test``, for the groups that the source assigns.
-        passed_over: files in its folders of images that are no images.
+        reading: what every file below the source counts as; ``None`` if it was not read from files.
     """
 
     root: Path
@@ -108,7 +110,7 @@ class FrameSet:
     runs: list[RunCounts]
     problems: list[str]
     split: dict[str, str]
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    reading: Reading | None = None
 
 
 class SkipFrame(Exception):
@@ -116,11 +118,13 @@ class SkipFrame(Exception):
 
     Attributes:
         kind: ``missing_image``, ``missing_file`` or ``invalid``.
+        brief: the reason in a few words, by which files are counted.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, brief: str = "") -> None:
         super().__init__(message)
         self.kind = kind
+        self.brief = brief or kind.replace("_", " ")
 
 
 @dataclass
@@ -130,12 +134,15 @@ class FrameSetBuilder:
     root: Path
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     frames: dict[str, Frame] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    remarks: Remarks = field(default_factory=Remarks)
+    skipped: list[tuple[str, SkipFrame, str]] = field(default_factory=list)
 
-    def pass_over(self, folder: Path, files: PassedOver) -> None:
-        """Count the files below a folder of images that are no images."""
-        self.passed_over.update(files.below(self.relative(folder)))
+    @cached_property
+    def listing(self) -> Listing:
+        """All files below the source."""
+        return list_files(self.root, None)
 
     def ensure_part(self, name: str) -> None:
         """Add a part of the source with zero counts, unless it is known."""
@@ -155,14 +162,29 @@ class FrameSetBuilder:
             )
             return
         self.ensure_part(part)
-        self.frames[frame.name] = frame
+        self.frames[frame.name], self.parts[frame.name] = frame, part
         self.counts[part]["non_empty" if frame.boxes else "empty"] += 1
 
-    def skip(self, part: str, where: str, reason: SkipFrame) -> None:
-        """Count an entry that cannot be used, and record why."""
+    def skip(self, part: str, where: str, reason: SkipFrame, image: Path | None = None) -> None:
+        """Count an entry that cannot be used, and record why.
+
+        Args:
+            part: the run, split or annotation file that it belongs to.
+            where: label file (and row) that describes it.
+            reason: why it cannot be used.
+            image: its image, if that is known.
+        """
         self.ensure_part(part)
         self.counts[part][reason.kind] += 1
         self.problems.append(f"{where}: {reason}")
+        self.skipped.append((where, reason, self.relative(image) if image else ""))
+
+    def drop(self, name: str, reason: SkipFrame) -> None:
+        """Leave out a frame that was added."""
+        frame = self.frames.pop(name)
+        part = self.parts.pop(name)
+        self.counts[part]["non_empty" if frame.boxes else "empty"] -= 1
+        self.skip(part, name, reason, frame.image)
 
     def relative(self, path: Path) -> str:
         """``path`` relative to the source: the name of a frame, and how problems name files."""
@@ -193,9 +215,30 @@ class FrameSetBuilder:
             for name, count in sorted(self.counts.items())
         ]
         frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
-        return FrameSet(
-            self.root, form, classes, frames, reports, self.problems, split, self.passed_over
-        )
+        self._leave_out()
+        reading = Reading(form, self.remarks, self.listing, set(self.frames), len(self.frames))
+        return FrameSet(self.root, form, classes, frames, reports, self.problems, split, reading)
+
+    def _leave_out(self) -> None:
+        """Find the files of the entries that cannot be used.
+
+        That is the image, or the images with the stem of the label file; else the label file.
+        """
+        names = set(self.listing.names)
+        stems: dict[str, list[str]] = {}
+        for name in self.listing.names:
+            if PurePosixPath(name).suffix.lower() in EXTENSIONS and name not in self.frames:
+                stems.setdefault(PurePosixPath(name).stem, []).append(name)
+        for where, reason, image in self.skipped:
+            if image in names:
+                self.remarks.left_out.setdefault(image, reason.brief)
+            elif where in names:
+                images = stems.get(PurePosixPath(where).stem, [])
+                if reason.kind != "invalid" or not images:
+                    kind = reason.brief if reason.kind == "invalid" else WITHOUT_PICTURE
+                    self.remarks.left_out.setdefault(where, kind)
+                for name in images if reason.kind == "invalid" else []:
+                    self.remarks.left_out.setdefault(name, reason.brief)
 
 
 def is_number(value: object) -> bool:
@@ -249,9 +292,11 @@ def image_size(image: Path) -> tuple[int, int]:
     except DamagedImage as error:
         if error.kind == "value_range":
             reason = str(error).removeprefix(f"{image}: ")
-            raise SkipFrame("invalid", f"its image {image.name} has {reason}") from None
+            raise SkipFrame(
+                "invalid", f"its image {image.name} has {reason}", "value range"
+            ) from None
         kind = error.kind.replace("_", " ")
-        raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it") from None
+        raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it", kind) from None
     return header.width, header.height
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from research.data.frames.frame import (
     IMAGE_FILES,
@@ -21,10 +22,13 @@ from research.data.frames.frame import (
 from research.data.frames.layout import (
     ALL,
     build_frame_set,
+    keep_split_frames,
     split_from_name,
-    split_from_path,
+    splits_from_folders,
 )
-from research.data.texts import BadText, parse_number, read_xml
+from research.data.frames.reading import and_join
+from research.data.texts import BadText, parse_number, read_lines, read_xml
+from research.utils.errors import UserError
 
 
 def xml_files(source: Path) -> list[Path]:
@@ -34,6 +38,14 @@ def xml_files(source: Path) -> list[Path]:
         if files := sorted((source / folder).glob(pattern)):
             return [file for file in files if not file.name.startswith(".")]
     return []
+
+
+def is_annotation(file: Path) -> bool:
+    """Whether an XML file holds an annotation; other programs write XML files too."""
+    try:
+        return _xml(file).tag == "annotation"
+    except SkipFrame:
+        return False
 
 
 def read_voc(
@@ -52,6 +64,8 @@ def read_voc(
         UserError: for no usable frame.
     """
     builder = FrameSetBuilder(source)
+    builder.remarks.names = "the XML files"
+    builder.remarks.labels.update(builder.relative(file) for file in documents)
     names_of: dict[str, list[str]] = {}
     folders = _image_folders(source, images)
     for file in documents:
@@ -69,7 +83,7 @@ def read_voc(
     for name, frame in builder.frames.items():
         labels = tuple(index[class_name] for class_name in names_of[name])
         builder.frames[name] = replace(frame, labels=labels)
-    return build_frame_set(builder, "voc", classes, _voc_split(source, builder))
+    return build_frame_set(builder, "voc", classes, _voc_split(builder))
 
 
 def _voc_objects(
@@ -84,7 +98,7 @@ def _voc_objects(
         class_name = (item.findtext("name") or "").strip()
         if not class_name:
             raise SkipFrame("invalid", f"object {row} has no name: add its class")
-        edges = [
+        edges: list[Any] = [
             parse_number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
         ]
         if None not in edges:
@@ -131,18 +145,47 @@ def _voc_image(
     raise SkipFrame("missing_file", f"its image {name} does not exist: restore or remove it")
 
 
-def _voc_split(source: Path, builder: FrameSetBuilder) -> dict[str, str]:
+def _voc_split(builder: FrameSetBuilder) -> dict[str, str]:
     """Frame name → split, from the lists in ``ImageSets``, else from the folders of the images."""
-    listed = {}
-    for split in ("train", "val", "test"):
-        for folder in ("ImageSets/Main", "ImageSets"):
-            file = source / folder / f"{split}.txt"
-            if file.is_file():
-                words = file.read_text(encoding="utf-8", errors="replace").split()
-                listed.update(dict.fromkeys(words, split))
-                break
-    paths = {name: PurePosixPath(name) for name in builder.frames}
-    if listed:
-        return {name: listed[path.stem] for name, path in paths.items() if path.stem in listed}
-    parts = {name: split_from_path(path.parent.parts) for name, path in paths.items()}
-    return {name: part for name, part in parts.items() if part}
+    by_folder, folders = splits_from_folders(builder.frames)
+    declared: dict[str, set[str]] = {}
+    lists: list[str] = []
+    for folder in ("ImageSets/Main", "ImageSets", "imageSets"):
+        for word, split in (("train", "train"), ("val", "val"), ("test", "test")):
+            name = f"{folder}/{word}.txt"
+            if name in builder.listing.names and not any(word in each for each in lists):
+                lists.append(name)
+                _read_list(builder, name, split, declared)
+    builder.remarks.labels.update(lists)
+    builder.remarks.split = and_join(lists) if lists else folders
+    if not lists:
+        return by_folder
+    for name, split in by_folder.items():
+        if declared.get(name):
+            declared[name].add(split)  # in two splits, unless list and folder agree
+    return keep_split_frames(builder, declared, and_join(lists), others=True)
+
+
+def _read_list(
+    builder: FrameSetBuilder, name: str, split: str, declared: dict[str, set[str]]
+) -> None:
+    """Add the frames that a list names: by stem, or by path without suffix."""
+    try:
+        lines = read_lines(builder.root / name)
+    except BadText as error:
+        raise UserError("labels", f"{builder.root / name}: {error}") from None
+    known: dict[str, list[str]] = {}
+    for frame in builder.frames:
+        parts = PurePosixPath(frame).with_suffix("").parts
+        for start in range(len(parts)):
+            known.setdefault("/".join(parts[start:]), []).append(frame)
+    skipped = {PurePosixPath(where).stem for where, _, _ in builder.skipped}
+    for number, line in enumerate(lines, start=1):
+        words = [line.strip(), line.strip().partition(" ")[0]]
+        words += [str(PurePosixPath(word).with_suffix("")) for word in words if word]
+        frames = next((known[word] for word in words if word in known), [])
+        for frame in frames:
+            declared.setdefault(frame, set()).add(split)
+        if words[0] and not frames and PurePosixPath(words[0]).stem not in skipped:
+            problem = f"{words[0][:60]} has no label file and image: restore it or remove the line"
+            builder.skip(ALL, f"{name} line {number}", SkipFrame("missing_file", problem))
