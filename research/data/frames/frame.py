@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from research.data import texts
 from research.data.image_files import EXTENSIONS, read_header
 from research.data.listing import PassedOver
-from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError
 from research.utils.exif import UPRIGHT
 
@@ -253,7 +251,7 @@ class FrameSetBuilder:
         ]
         alike: dict[str, str] = {}
         for name in classes:
-            if (other := alike.setdefault(fold(name).strip(), name)) != name:
+            if (other := alike.setdefault(texts.name_key(name).strip(), name)) != name:
                 text = "classes whose names differ only in letter case, spaces or Unicode form"
                 self.note(text, f"{shorten(other)} and {shorten(name)}")
         frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
@@ -349,6 +347,8 @@ def safe_relative_path(text: str) -> PurePosixPath:
     Raises:
         SkipFrame: if the path is absolute or leaves the folder.
     """
+    if problem := texts.name_problem(text):
+        raise SkipFrame("invalid", f"image {shorten(text)} {problem}: fix it")
     path = PurePosixPath(text.replace("\\", "/"))  # may be written on Windows
     if path.is_absolute() or ".." in path.parts or text[1:2] == ":":
         raise SkipFrame("invalid", f"image {shorten(text)} is outside the folder: use a path in it")
@@ -359,19 +359,12 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        SkipFrame: if it is not valid JSON.
+        SkipFrame: if it cannot be read, or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        if is_exhausted(error):
-            raise
-        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise SkipFrame("invalid", f"bad JSON at {where} ({error.msg}): fix or prune it") from None
-    except (ValueError, RecursionError):  # not UTF-8, too many digits, nested too deeply
-        raise SkipFrame("invalid", "bad JSON: fix or prune it") from None
+        return texts.read_json(path)
+    except texts.BadText as error:
+        raise SkipFrame("invalid", str(error)) from None
 
 
 def shorten(value: object) -> str:
@@ -382,11 +375,6 @@ def shorten(value: object) -> str:
 def short_name(name: object) -> str:
     """The name of a file as part of a message: on one line, at most 60 characters."""
     return _cut(repr(str(name))[1:-1])
-
-
-def fold(name: str) -> str:
-    """A name without its letter case and Unicode form."""
-    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _cut(text: str) -> str:

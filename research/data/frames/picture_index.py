@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path, PurePosixPath
 
-from research.data.frames.frame import FrameSetBuilder, SkipFrame, fold, short_name
+from research.data.frames.frame import FrameSetBuilder, SkipFrame, short_name
 from research.data.listing import list_files
+from research.data.texts import name_key
 
 UNNAMED = "not in any annotation file"
 SPELLING = "image found under a name that differs in letter case or Unicode form"
@@ -42,8 +43,8 @@ class PictureIndex:
             if suffix.lower() in suffixes:
                 self._names.add(name)
                 self._stems.setdefault(stem, []).append(name)
-                self._folded.setdefault(fold(name), []).append(name)
-                self._folded_stems.setdefault(fold(stem), []).append(name)
+                self._folded.setdefault(name_key(name), []).append(name)
+                self._folded_stems.setdefault(name_key(stem), []).append(name)
             elif name not in read:
                 builder.passed_over.add(suffix[1:].upper(), name)
         self._unnamed = set(self._names)
@@ -57,14 +58,17 @@ class PictureIndex:
             return self.of_stem(folders, str(path))
         inner = self._join(folders, path)
         exact = [name for each in inner if (name := self._exact(each))]
-        found = exact or [name for each in inner for name in self._folded.get(fold(each), ())]
-        return list(dict.fromkeys(found))
+        keys = [] if exact else map(name_key, inner)
+        alike = [name for key in keys for name in self._folded.get(key, ())]
+        return list(dict.fromkeys(exact + alike))
 
     def of_stem(self, folders: Iterable[Path], stem: str) -> list[str]:
         """The images of this path without suffix below any of the folders."""
         inner = self._join(folders, PurePosixPath(stem))
         exact = [name for each in inner for name in self._stems.get(each, ())]
-        found = exact or [name for each in inner for name in self._folded_stems.get(fold(each), ())]
+        found = exact or [
+            name for each in inner for name in self._folded_stems.get(name_key(each), ())
+        ]
         return list(dict.fromkeys(found))
 
     def choose(self, names: Sequence[str], path: PurePosixPath, where: str) -> Path:
@@ -87,7 +91,7 @@ class PictureIndex:
         if len(names) > 1:
             found = " and ".join(map(short_name, names[:2]))
             raise SkipFrame("invalid", f"its image may be {found}: rename or remove one")
-        if not names[0].endswith(str(path)) and fold(str(path)) in fold(names[0]):
+        if not names[0].endswith(str(path)) and name_key(str(path)) in name_key(names[0]):
             self.builder.note(SPELLING, where)
         return self.builder.root / names[0]
 

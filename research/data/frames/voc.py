@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
-import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from xml.parsers import expat
 
 from research.data.frames.declared_size import (
     SizeMatch,
@@ -31,27 +28,19 @@ from research.data.frames.frame import (
 from research.data.frames.layout import (
     ALL,
     build_frame_set,
-    parse_number,
     split_from_name,
     split_from_path,
 )
 from research.data.frames.picture_index import PictureIndex
 from research.data.listing import list_files, list_folders
+from research.data.texts import BadText, parse_number, read_xml
 from research.utils.conditions import is_exhausted
 
 IMAGE_FOLDERS = ("jpegimages", "images")
 """Names of the folder of images, in lower case."""
 OTHER_NAME = "names an image that does not exist, the one with the name of the XML file is read"
-MISLABELLED = "declares another encoding than UTF-8, is UTF-8"
 SIDES = ("width", "height")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
-ENCODINGS = ("iso", "cp", "gb", "big5", "euc", "shift", "koi8", "mac", "utf-")
-"""Beginnings of Python's names of the encodings that are read."""
 HEAD = 4096
 """Bytes in which a file beside images must have its first element to be an annotation."""
 
@@ -83,10 +72,11 @@ def xml_files(source: Path) -> list[Path]:
     placed = [name for name in listing.names if name.lower().startswith("annotations/")]
     if placed:
         return sorted(source / name for name in placed)
-    return [path for path in listing.paths if _is_annotation(path)]
+    return [path for path in listing.paths if is_annotation(path)]
 
 
-def _is_annotation(path: Path) -> bool:
+def is_annotation(path: Path) -> bool:
+    """Whether an XML file holds an annotation; other programs write XML files too."""
     try:
         with path.open("rb") as file:
             return b"<annotation" in file.read(HEAD).replace(b"\0", b"")  # also in UTF-16
@@ -118,7 +108,7 @@ def read_voc(
     for file in documents:
         where = builder.relative(file)
         try:
-            root = _xml(builder, file)
+            root = _xml(file)
             image = _voc_image(builder, pictures, file, root, folders)
             declared = [parse_side(root.findtext(f"size/{key}"), f"size/{key}") for key in SIDES]
             match = match_size((declared[0], declared[1]), files.size(image), files.scale_boxes)
@@ -148,7 +138,7 @@ def _voc_objects(root: ElementTree.Element) -> list[tuple[str, list[Any], bool]]
         class_name = (item.findtext("name") or "").strip()
         if not class_name:
             raise SkipFrame("invalid", f"object {row} has no name: add its class")
-        edges = [parse_number(item.findtext(f"bndbox/{key}")) for key in CORNERS]
+        edges: list[Any] = [parse_number(item.findtext(f"bndbox/{key}")) for key in CORNERS]
         if None not in edges:
             edges[:2] = [edge - 1 for edge in edges[:2]]
         ignored = parse_flag(item.findtext("difficult"), f"object {row} difficult")
@@ -174,52 +164,11 @@ def _boxes(
     return boxes
 
 
-def _xml(builder: FrameSetBuilder, file: Path) -> ElementTree.Element:
+def _xml(file: Path) -> ElementTree.Element:
     try:
-        text, is_mislabelled = _decode(file.read_bytes())
-        tree = ElementTree.TreeBuilder()
-        parser = expat.ParserCreate()
-        parser.StartElementHandler = tree.start
-        parser.EndElementHandler = tree.end
-        parser.CharacterDataHandler = tree.data
-        parser.StartDoctypeDeclHandler = _refuse_doctype
-        parser.Parse(text, True)
-        root = tree.close()
-    except OSError as error:
-        if is_exhausted(error):
-            raise
-        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
-    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: encoding
-        raise SkipFrame("invalid", f"bad XML ({error}): fix it") from None
-    if is_mislabelled:
-        builder.note(MISLABELLED, builder.relative(file))
-    return root
-
-
-def _refuse_doctype(*_: object) -> None:
-    # Nested entities can exhaust memory.
-    raise SkipFrame("invalid", "defines a DOCTYPE or entities: remove them")
-
-
-def _decode(content: bytes) -> tuple[str, bool]:
-    """The text of an XML file, and whether its declaration names a wrong encoding.
-
-    A byte order mark counts first. Text beyond ASCII that is valid UTF-8 is UTF-8: in another
-    encoding, such bytes are a coincidence.
-    """
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if content.startswith(mark):
-            return content[len(mark) :].decode(encoding), False
-    match = re.match(rb"""\s*<\?xml[^>]*\sencoding=["']([A-Za-z0-9._-]{1,40})["']""", content)
-    declared = codecs.lookup(match[1].decode()).name if match else "utf-8"
-    if declared not in ("utf-8", "ascii"):
-        try:
-            return content.decode("utf-8"), not content.isascii()
-        except UnicodeDecodeError:
-            if not declared.startswith(ENCODINGS):
-                raise LookupError(f"encoding {declared}") from None
-            return content.decode(declared), False
-    return content.decode("utf-8"), False
+        return read_xml(file)
+    except BadText as error:
+        raise SkipFrame("invalid", str(error)) from None
 
 
 def _image_folders(source: Path, images: str | None) -> list[Path]:

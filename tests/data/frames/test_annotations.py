@@ -109,7 +109,7 @@ def test_voc_lists_define_the_split(tmp_path: Path) -> None:
     [
         ("<annotation>", "invalid", "bad XML"),
         ("", "invalid", "bad XML"),
-        ('<?xml version="1.0" encoding="nonsense"?><a/>', "invalid", "bad XML"),
+        ('<?xml version="1.0" encoding="nonsense"?><a/>', "invalid", "encoding nonsense"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "invalid", "DOCTYPE"),
         (voc(("", 1, 1, 9, 9)), "invalid", "object 0 has no name"),
         (voc(("cat", 9, 1, 1, 9)), "invalid", "object 0 bndbox [8, 0, 1, 9] is inverted"),
