@@ -66,6 +66,8 @@ class Frame:
         labels: for every box, an index into ``FrameSet.classes``.
         ignored: for every box, True for an area that is neither an object nor background (COCO
             ``iscrowd`` or ``ignore``, VOC ``difficult``); empty if there is none.
+        areas: for every box, the area that its source declares, as a fraction of the image's, where
+            that is not the area of the box (COCO: of the object's outline); empty otherwise.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Frame:
     boxes: tuple[BoxXYXY, ...]
     labels: tuple[int, ...]
     ignored: tuple[bool, ...] = ()
+    areas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
