@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,7 @@ from research.data.frames.declared_size import (
 )
 from research.data.frames.frame import (
     IMAGE_FILES,
+    BoxXYXY,
     Frame,
     FrameSet,
     FrameSetBuilder,
@@ -41,6 +43,7 @@ from research.utils.errors import UserError
 
 ROBOFLOW = "_annotations.coco.json"
 POLYGONS = "boxes around polygons, as their bbox is missing"
+NO_AREAS = "areas that are no numbers of pixels, those of the boxes are used"
 DIFFERENT = "bbox and segmentation differ, bbox is used"
 
 
@@ -215,7 +218,7 @@ def _file_name(item: dict[str, Any]) -> PurePosixPath:
 
 def _frame(builder: FrameSetBuilder, entry: _Entry, as_stored: bool | None) -> Frame:
     pixels = entry.match.pixels(as_stored)
-    boxes, labels, ignored = [], [], []
+    boxes, labels, ignored, areas = [], [], [], []
     for row, item in entry.annotations:
         key = f"annotations[{row}]"
         boxes.append(_box(builder, item, pixels, f"{entry.where} {key}", key))
@@ -228,6 +231,7 @@ def _frame(builder: FrameSetBuilder, entry: _Entry, as_stored: bool | None) -> F
         # An area of several objects, or one that the benchmark does not judge.
         flags = [parse_flag(item.get(name), f"{key}.{name}") for name in ("iscrowd", "ignore")]
         ignored.append(any(flags))
+        areas.append(_area(builder, item, pixels, f"{entry.where} {key}"))
     if boxes:
         entry.match.note(builder, pixels, entry.where)
     return Frame(
@@ -237,12 +241,35 @@ def _frame(builder: FrameSetBuilder, entry: _Entry, as_stored: bool | None) -> F
         tuple(boxes),
         tuple(labels),
         tuple(ignored) if any(ignored) else (),
+        _other_areas(boxes, areas),
     )
+
+
+def _area(
+    builder: FrameSetBuilder, item: dict[str, Any], pixels: BoxPixels, where: str
+) -> float | None:
+    """The declared area as a fraction of the image; ``None`` if it is missing, 0 or no area."""
+    area = item.get("area")
+    if area is None or area == 0:
+        return None
+    if not is_number(area) or area < 0:
+        builder.note(NO_AREAS, where)
+        return None
+    width, height = pixels.size
+    return float(area / (width * height))
+
+
+def _other_areas(boxes: Sequence[BoxXYXY], areas: Sequence[float | None]) -> tuple[float, ...]:
+    """The declared areas, else those of the boxes; empty if they are the same."""
+    own = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
+    known = [size if area is None else area for area, size in zip(areas, own, strict=True)]
+    same = all(isclose(a, b, rel_tol=1e-6) for a, b in zip(known, own, strict=True))
+    return () if same else tuple(known)
 
 
 def _box(
     builder: FrameSetBuilder, item: dict[str, Any], pixels: BoxPixels, where: str, key: str
-) -> tuple[float, float, float, float]:
+) -> BoxXYXY:
     """The box of an annotation: of ``bbox``, else around its polygons."""
     edges, outline = item.get("bbox"), _outline(item.get("segmentation"))
     if edges in (None, []) and outline is not None:
