@@ -91,7 +91,9 @@ class PictureIndex:
         if len(names) > 1:
             found = " and ".join(map(short_name, names[:2]))
             raise SkipFrame("invalid", f"its image may be {found}: rename or remove one")
-        if not names[0].endswith(str(path)) and name_key(str(path)) in name_key(names[0]):
+        said = str(path)
+        exact = names[0].endswith(said) or os.path.splitext(names[0])[0].endswith(said)
+        if not exact and name_key(said) in name_key(names[0]):  # not so if it is behind a link
             self.builder.note(SPELLING, where)
         return self.builder.root / names[0]
 

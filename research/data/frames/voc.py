@@ -193,7 +193,7 @@ def _voc_image(
     inner = file.parent.relative_to(builder.root).parts[1:]
     candidates = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
     text, where = (root.findtext("filename") or "").strip(), builder.relative(file)
-    path = safe_relative_path(text) if text else PurePosixPath(f"{file.stem}.jpg")
+    path = safe_relative_path(text) if text else PurePosixPath(file.stem)
     alike = pictures.of_stem(candidates[:1], file.stem) or pictures.of_stem(candidates, file.stem)
     if not text:
         return pictures.choose(alike, path, where)
