@@ -127,7 +127,10 @@ def read_xml(path: Path) -> ElementTree.Element:
     """
     content = _read(path, MAX_TEXT)
     declared = _XML_ENCODING.match(content)
-    text = _decode(content, declared[1].decode("ascii", "replace") if declared else "utf-8")
+    encoding = declared[1].decode("ascii", "replace") if declared else "utf-8"
+    text = _decode(content, encoding)
+    if not encoding.lower().startswith("utf") and not content.isascii() and _is_utf8(content):
+        raise BadText(f"declares the encoding {encoding}, is UTF-8: correct its declaration")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:  # nested entities can exhaust memory
         raise BadText("defines a DOCTYPE or entities: remove them")
     try:
@@ -176,6 +179,15 @@ def _read(path: Path, limit: int) -> bytes:
         if is_exhausted(error):
             raise
         raise BadText(f"cannot be read ({error.strerror}): fix it") from None
+
+
+def _is_utf8(content: bytes) -> bool:
+    """Whether bytes are valid UTF-8: beyond ASCII, those of other encodings are by chance only."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decode(content: bytes, encoding: str = "utf-8") -> str:

@@ -7,7 +7,7 @@ The groups of a capture source are its runs. For groups in the other formats see
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from research.data.frames.capture import read_capture, run_folders
@@ -27,11 +27,14 @@ TOLERANCE = 1e-3
 """Largest difference of boxes that are the same in two formats, as a fraction of the image."""
 
 
-def read_frames(source: Path, form: str = AUTO, data_yaml: str = "") -> FrameSet:
+def read_frames(
+    source: Path, scale_boxes: bool = False, form: str = AUTO, data_yaml: str = ""
+) -> FrameSet:
     """Read the frames of ``source``, whose format is recognised by its files.
 
     Args:
         source: the folder.
+        scale_boxes: see ``ImageFiles``.
         form: ``capture``, ``voc``, ``coco`` or ``yolo``; ``auto`` to recognise it.
         data_yaml: see ``declared.read_declared``.
 
@@ -43,8 +46,9 @@ def read_frames(source: Path, form: str = AUTO, data_yaml: str = "") -> FrameSet
         raise UserError("SOURCE", f"{source}: no such folder", f"pass {LAYOUTS}")
     readers: dict[str, Callable[[], FrameSet]] = {}
     if form == "capture" or (form == AUTO and run_folders(source)):
-        readers["capture"] = lambda: read_capture(source)
-    readers |= _annotation_readers(source, form, Options(data_yaml=data_yaml), bool(readers))
+        readers["capture"] = lambda: read_capture(source, scale_boxes)
+    options = Options(files=replace(IMAGE_FILES, scale_boxes=scale_boxes), data_yaml=data_yaml)
+    readers |= _annotation_readers(source, form, options, bool(readers))
     if readers:
         return _read_one(source, readers)
     if form != AUTO:
@@ -144,7 +148,8 @@ def _read_one(source: Path, readers: Mapping[str, Callable[[], FrameSet]]) -> Fr
                 f"{source}: has labels as {formats}, and they differ: {difference}",
                 f"choose {choices}",
             )
-        assert first.reading is not None and other.reading is not None
+        assert first.reading is not None
+        assert other.reading is not None
         remarks = first.reading.remarks
         remarks.labels |= other.reading.remarks.labels
         remarks.note("other formats, which agree", FORMATS[other.format])

@@ -15,7 +15,8 @@ from posixpath import normpath
 from typing import Any, Final
 
 from research.data import texts
-from research.data.frames.frame import FrameSetBuilder, SkipFrame
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.frame import SkipFrame
 from research.data.frames.layout import ALL, SPLITS, NameIndex
 from research.data.frames.reading import and_join
 from research.data.listing import list_files

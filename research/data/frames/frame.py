@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from research.data import texts
-from research.data.frames.reading import WITHOUT_PICTURE, Reading, Remarks
+from research.data.frames.reading import Reading
 from research.data.image_files import EXTENSIONS, read_header
-from research.data.listing import Listing, list_files
-from research.utils.errors import DamagedImage, UserError
+from research.data.listing import PassedOver
+from research.utils.errors import DamagedImage
+from research.utils.exif import UPRIGHT
 
 BoxXYXY = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the image, in [0, 1]; x0 < x1 and y0 < y1."""
 
 
+class ImageSize(NamedTuple):
+    """Size of an image.
+
+    Attributes:
+        width: of the upright image, in pixels.
+        height: of the upright image, in pixels.
+        orientation: how the stored image is turned, 1…8 as in EXIF.
+    """
+
+    width: int
+    height: int
+    orientation: int = UPRIGHT
+
+
 @dataclass(frozen=True)
 class ImageFiles:
-    """Which files of a source are images.
+    """Which files of a source are images, and how their sizes are compared.
 
     Attributes:
         suffixes: file name suffixes in lower case.
-        size: returns width and height of a file in pixels; raises ``SkipFrame`` for a file that
-            cannot be used.
+        size: returns the size of a file; raises ``SkipFrame`` for a file that cannot be used.
+        scale_boxes: scale the boxes of images whose size is not the declared one, instead of
+            leaving them out.
     """
 
     suffixes: frozenset[str]
-    size: Callable[[Path], tuple[int, int]]
+    size: Callable[[Path], ImageSize]
+    scale_boxes: bool = False
 
 
 NORMALISED_SLACK = 1e-4  # four decimals are the fewest that tools write
@@ -50,6 +66,8 @@ class Frame:
         labels: for every box, an index into ``FrameSet.classes``.
         ignored: for every box, True for an area that is neither an object nor background (COCO
             ``iscrowd`` or ``ignore``, VOC ``difficult``); empty if there is none.
+        areas: for every box, the area that its source declares, as a fraction of the image's, where
+            that is not the area of the box (COCO: of the object's outline); empty otherwise.
     """
 
     name: str
@@ -58,6 +76,7 @@ class Frame:
     boxes: tuple[BoxXYXY, ...]
     labels: tuple[int, ...]
     ignored: tuple[bool, ...] = ()
+    areas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,8 +86,8 @@ class RunCounts:
     Attributes:
         name: name of the run.
         total: usable frames, ``non_empty + empty``.
-        non_empty: frames with at least one box.
-        empty: frames without a box.
+        non_empty: frames with at least one box, of an object or of an ignored area.
+        empty: frames without any box: these alone are negatives.
         missing_image: labels that name no image.
         missing_file: labels whose image file does not exist.
         invalid: labels or images that cannot be read, and labels with an invalid box.
@@ -112,6 +131,16 @@ class FrameSet:
     split: dict[str, str]
     reading: Reading | None = None
 
+    @property
+    def passed_over(self) -> PassedOver:
+        """Files below the source that are not read."""
+        return PassedOver() if self.reading is None else self.reading.passed_over
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each way in which entries were read that is not the plain one."""
+        return [] if self.reading is None else self.reading.notes
+
 
 class SkipFrame(Exception):
     """Raised for a frame that cannot be used.
@@ -127,120 +156,6 @@ class SkipFrame(Exception):
         self.brief = brief or kind.replace("_", " ")
 
 
-@dataclass
-class FrameSetBuilder:
-    """Collects the frames, counts and problems of a source while it is read."""
-
-    root: Path
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    frames: dict[str, Frame] = field(default_factory=dict)
-    parts: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    remarks: Remarks = field(default_factory=Remarks)
-    skipped: list[tuple[str, SkipFrame, str]] = field(default_factory=list)
-
-    @cached_property
-    def listing(self) -> Listing:
-        """All files below the source."""
-        return list_files(self.root, None)
-
-    def ensure_part(self, name: str) -> None:
-        """Add a part of the source with zero counts, unless it is known."""
-        self.counts.setdefault(name, Counter())
-
-    def add(self, part: str, where: str, frame: Frame) -> None:
-        """Add a usable frame; a second frame of the same image is skipped.
-
-        Args:
-            part: the run, split or annotation file that it belongs to.
-            where: label file (and row) that describes it, for problems.
-            frame: the frame.
-        """
-        if frame.name in self.frames:
-            self.skip(
-                part, where, SkipFrame("invalid", f"{frame.name} has boxes elsewhere already")
-            )
-            return
-        self.ensure_part(part)
-        self.frames[frame.name], self.parts[frame.name] = frame, part
-        self.counts[part]["non_empty" if frame.boxes else "empty"] += 1
-
-    def skip(self, part: str, where: str, reason: SkipFrame, image: Path | None = None) -> None:
-        """Count an entry that cannot be used, and record why.
-
-        Args:
-            part: the run, split or annotation file that it belongs to.
-            where: label file (and row) that describes it.
-            reason: why it cannot be used.
-            image: its image, if that is known.
-        """
-        self.ensure_part(part)
-        self.counts[part][reason.kind] += 1
-        self.problems.append(f"{where}: {reason}")
-        self.skipped.append((where, reason, self.relative(image) if image else ""))
-
-    def drop(self, name: str, reason: SkipFrame) -> None:
-        """Leave out a frame that was added."""
-        frame = self.frames.pop(name)
-        part = self.parts.pop(name)
-        self.counts[part]["non_empty" if frame.boxes else "empty"] -= 1
-        self.skip(part, name, reason, frame.image)
-
-    def relative(self, path: Path) -> str:
-        """``path`` relative to the source: the name of a frame, and how problems name files."""
-        return path.relative_to(self.root).as_posix()
-
-    def build(self, form: str, classes: list[str], split: dict[str, str]) -> FrameSet:
-        """The set of all frames added so far.
-
-        Raises:
-            UserError: if no frame is usable.
-        """
-        if not self.frames:
-            skipped = sum(count.total() for count in self.counts.values())
-            first = f"; the first: {self.problems[0]}" if self.problems else ""
-            raise UserError(
-                "SOURCE", f"{self.root} ({form}): no usable frame, {skipped} left out{first}"
-            )
-        reports = [
-            RunCounts(
-                name=name,
-                total=count["non_empty"] + count["empty"],
-                non_empty=count["non_empty"],
-                empty=count["empty"],
-                missing_image=count["missing_image"],
-                missing_file=count["missing_file"],
-                invalid=count["invalid"],
-            )
-            for name, count in sorted(self.counts.items())
-        ]
-        frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
-        self._leave_out()
-        reading = Reading(form, self.remarks, self.listing, set(self.frames), len(self.frames))
-        return FrameSet(self.root, form, classes, frames, reports, self.problems, split, reading)
-
-    def _leave_out(self) -> None:
-        """Find the files of the entries that cannot be used.
-
-        That is the image, or the images with the stem of the label file; else the label file.
-        """
-        names = set(self.listing.names)
-        stems: dict[str, list[str]] = {}
-        for name in self.listing.names:
-            if PurePosixPath(name).suffix.lower() in EXTENSIONS and name not in self.frames:
-                stems.setdefault(PurePosixPath(name).stem, []).append(name)
-        for where, reason, image in self.skipped:
-            if image in names:
-                self.remarks.left_out.setdefault(image, reason.brief)
-            elif where in names:
-                images = stems.get(PurePosixPath(where).stem, [])
-                if reason.kind != "invalid" or not images:
-                    kind = reason.brief if reason.kind == "invalid" else WITHOUT_PICTURE
-                    self.remarks.left_out.setdefault(where, kind)
-                for name in images if reason.kind == "invalid" else []:
-                    self.remarks.left_out.setdefault(name, reason.brief)
-
-
 def is_number(value: object) -> bool:
     """True for a finite number in the range of coordinates."""
     return (
@@ -248,6 +163,22 @@ def is_number(value: object) -> bool:
         and not isinstance(value, bool)
         and abs(value) < LARGEST_NUMBER
     )
+
+
+def parse_flag(value: object, key: str) -> bool:
+    """A flag from a file: 0, 1, true or false, also as text; False if it is missing or empty.
+
+    Raises:
+        SkipFrame: for anything else.
+    """
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word is None or word == "":
+        return False
+    if isinstance(word, bool | int | float | str):
+        for flags, flag in (((0, "0", "false"), False), ((1, "1", "true"), True)):
+            if word in flags:
+                return flag
+    raise SkipFrame("invalid", f"{key} is {shorten(value)}: expected 0 or 1")
 
 
 def normalize_box(values: object, width: float, height: float, slack: float, key: str) -> BoxXYXY:
@@ -265,7 +196,7 @@ def normalize_box(values: object, width: float, height: float, slack: float, key
             image.
     """
     if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(is_number, values)):
-        raise SkipFrame("invalid", f"{key} is {_short(values)}: expected four finite numbers")
+        raise SkipFrame("invalid", f"{key} is {shorten(values)}: expected four finite numbers")
     x0, y0, x1, y1 = values
     text = f"{key} [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
     if x0 >= x1 or y0 >= y1:
@@ -277,15 +208,16 @@ def normalize_box(values: object, width: float, height: float, slack: float, key
     return left / width, top / height, right / width, bottom / height
 
 
-def image_size(image: Path) -> tuple[int, int]:
-    """Width and height of an upright image in pixels, read from its header.
+def image_size(image: Path) -> ImageSize:
+    """Size of an image, read from its header.
 
     Raises:
         SkipFrame: if the file does not exist or is not an image.
     """
-    if not image.is_file():
+    if not os.path.isfile(image):  # Path.is_file raises for names that are too long
         raise SkipFrame(
-            "missing_file", f"its image {image.name} does not exist: restore or prune it"
+            "missing_file",
+            f"its image {short_name(image.name)} does not exist: restore or prune it",
         )
     try:
         header = read_header(image)
@@ -297,7 +229,7 @@ def image_size(image: Path) -> tuple[int, int]:
             ) from None
         kind = error.kind.replace("_", " ")
         raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it", kind) from None
-    return header.width, header.height
+    return ImageSize(header.width, header.height, header.orientation)
 
 
 IMAGE_FILES = ImageFiles(EXTENSIONS, image_size)
@@ -310,10 +242,10 @@ def safe_relative_path(text: str) -> PurePosixPath:
         SkipFrame: if the path is absolute or leaves the folder.
     """
     if problem := texts.name_problem(text):
-        raise SkipFrame("invalid", f"image {_short(text)} {problem}: fix it")
+        raise SkipFrame("invalid", f"image {shorten(text)} {problem}: fix it")
     path = PurePosixPath(text.replace("\\", "/"))  # may be written on Windows
     if path.is_absolute() or ".." in path.parts or text[1:2] == ":":
-        raise SkipFrame("invalid", f"image {_short(text)} is outside the folder: use a path in it")
+        raise SkipFrame("invalid", f"image {shorten(text)} is outside the folder: use a path in it")
     return path
 
 
@@ -329,6 +261,15 @@ def read_json(path: Path) -> Any:
         raise SkipFrame("invalid", str(error)) from None
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def shorten(value: object) -> str:
+    """A value from a file as JSON would show it: on one line, at most 60 characters."""
+    return _cut(repr(value))
+
+
+def short_name(name: object) -> str:
+    """The name of a file as part of a message: on one line, at most 60 characters."""
+    return _cut(repr(str(name))[1:-1])
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from research.data.frames.frame import FrameSet, FrameSetBuilder, SkipFrame
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.frame import FrameSet, SkipFrame
 from research.data.frames.reading import and_join
 from research.data.texts import name_key
 

@@ -16,7 +16,9 @@ def log_reading(frames: FrameSet) -> None:
     """Log how a source was read, and examples of the files that are passed over."""
     if frames.reading is None:
         return
-    log.info("%s: %s", frames.root, frames.reading)
+    log.info("%s: %s", frames.root, frames.reading.line)
+    for note in frames.reading.notes:
+        log.warning("%s: %s", frames.root, note)
     if frames.reading.passed_over.counts:
         log.info(
             "%s: passed over, for example: %s", frames.root, frames.reading.passed_over.details()

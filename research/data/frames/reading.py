@@ -120,7 +120,18 @@ class Reading:
         used = self.pictures - pictures.keys()
         return replace(self, remarks=remarks, pictures=used, frames=self.frames - len(pictures))
 
-    def __str__(self) -> str:
+    @property
+    def notes(self) -> list[str]:
+        """One line for each way in which entries were read that is not the plain one."""
+        remarks = self.remarks
+        return [
+            f"{what}: {count}, the first {remarks.examples[what]}"
+            for what, count in remarks.notes.items()
+        ]
+
+    @property
+    def line(self) -> str:
+        """How the source was read, without the notes."""
         remarks = self.remarks
         names = f"names from {remarks.names}" if remarks.names else "classes by number"
         split = f"split from {remarks.split}" if remarks.split else "no split"
@@ -136,12 +147,10 @@ class Reading:
             parts.append(f"{len(negatives)} without label kept as negatives")
         if self.left_out:
             parts.append(f"{self.left_out.total()} left out ({_reasons(self.left_out)})")
-        notes = [
-            f"{what}: {count}, for example {remarks.examples[what]}"
-            for what, count in remarks.notes.items()
-        ]
-        line = f"read as {FORMATS[self.format]}: {names}, {split}; {', '.join(parts)}"
-        return "; ".join([line, *notes])
+        return f"read as {FORMATS[self.format]}: {names}, {split}; {', '.join(parts)}"
+
+    def __str__(self) -> str:
+        return "; ".join([self.line, *self.notes])
 
 
 def and_join(words: Collection[str]) -> str:

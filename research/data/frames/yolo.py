@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
+from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.declared import NAME_FILES, NONE, Declared, read_declared
 from research.data.frames.frame import (
     IMAGE_FILES,
     Frame,
     FrameSet,
-    FrameSetBuilder,
     ImageFiles,
     SkipFrame,
 )
@@ -240,7 +240,6 @@ class _Reader:
             return
         for what, count in (
             ("polygons read as the boxes around them", rows.polygons),
-            ("repeated rows", rows.repeated),
             ("rows with keypoints, which are not read", rows.keypoints),
         ):
             if count:

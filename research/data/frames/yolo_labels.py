@@ -51,14 +51,12 @@ class Rows:
         boxes: boxes.
         labels: class numbers.
         polygons: number of boxes that are written as polygons.
-        repeated: number of rows that are written twice.
         keypoints: number of rows with keypoints.
     """
 
     boxes: list[BoxXYXY] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     polygons: int = 0
-    repeated: int = 0
     keypoints: int = 0
 
 
@@ -175,13 +173,11 @@ def read_rows(path: Path, classes: int, keypoints: int = 0) -> Rows:
         lines = texts.read_lines(path)
     except BadText as error:
         raise SkipFrame("invalid", str(error), "unreadable label file") from None
-    rows, seen = Rows(), set()
+    rows = Rows()
     for row, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
-        rows.repeated += tuple(words) in seen  # kept: a store made from one keeps its boxes
-        seen.add(tuple(words))
         label, numbers = _row(row, line, words, classes)
         if keypoints and len(numbers) == 4 + keypoints:
             numbers = numbers[:4]
