@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from research.data.frames.frame import FrameSet
 from research.data.rgbx.arrays import COLOURS, ArraySpec
+from research.data.texts import BadText, read_json
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -100,13 +100,23 @@ def group_by_sequence(
     return replace(frame_set, frames=frames, split=dict(sorted(split.items())))
 
 
+def source_reading(root: Path) -> str:
+    """How the source of a prepared folder was read; empty if that is not recorded."""
+    try:
+        document = read_json(root / DESCRIPTION)
+    except BadText:
+        return ""
+    reading = document.get("reading") if isinstance(document, dict) else None
+    return reading if isinstance(reading, str) else ""
+
+
 def _read_description(path: Path) -> list[str]:
     """Names of the X channels in ``rgbx.json``."""
     try:
-        channels = json.loads(path.read_text(encoding="utf-8"))["channels"]
+        channels = read_json(path)["channels"]
         if tuple(channels[: len(COLOURS)]) == COLOURS:
             return [str(name) for name in channels[len(COLOURS) :]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadText, KeyError, TypeError):
         pass
     raise UserError(
         "dataset.x",
