@@ -22,7 +22,6 @@ from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.data.warehouse.manifest import TensorSpec
 
-
 OPTIONAL = {"ignored": "uint8", "areas": "float32"}
 """Tensors that a store of frames has only if its source needs them, with their types."""
 
