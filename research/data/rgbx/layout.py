@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from research.data.frames.frame import FrameSet
+from research.data.frames.frame import NORMALISED_SLACK, FrameSet, SkipFrame, normalize_box
 from research.data.rgbx.arrays import COLOURS, ArraySpec
 from research.data.texts import BadText, read_json
-from research.utils.errors import UserError
+from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,43 @@ def group_by_sequence(
         )
     frames.sort(key=lambda frame: (frame.group, frame.name))
     return replace(frame_set, frames=frames, split=dict(sorted(split.items())))
+
+
+def add_ignored(frame_set: FrameSet) -> FrameSet:
+    """Add the ignore regions in ``rgbx.json`` to the frames of a prepared folder.
+
+    ``"ignored": {STEM: [[class, [x0, y0, x1, y1]], …]}``: boxes as fractions of the array, by its
+    path below ``images/`` without suffix.
+
+    Raises:
+        UserError: if they are not valid.
+    """
+    path = frame_set.root / DESCRIPTION
+    try:
+        regions = read_json(path).get("ignored", {})
+    except (BadText, AttributeError):
+        return frame_set  # channel_names refuses a damaged file
+    frames = []
+    try:
+        for frame in frame_set.frames:
+            stem = Path(frame.name).with_suffix("").as_posix().removeprefix("images/")
+            rows = [(label, box) for label, box in regions.get(stem, ())]
+            known = range(len(frame_set.classes))
+            if any(type(label) is not int or label not in known for label, _ in rows):
+                raise SkipFrame("invalid", f"{stem}: a class that is none of {len(known)}")
+            boxes = [normalize_box(box, 1, 1, NORMALISED_SLACK, stem) for _, box in rows]
+            if rows:
+                flags = (False,) * len(frame.boxes) + (True,) * len(rows)
+                labels = *frame.labels, *(label for label, _ in rows)
+                frame = replace(frame, boxes=(*frame.boxes, *boxes), labels=labels, ignored=flags)
+            frames.append(frame)
+    except (SkipFrame, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            "dataset.root",
+            f"{path}: invalid ignore regions ({one_line(error)})",
+            "run python -m research.prepare rgbx again",
+        ) from None
+    return replace(frame_set, frames=frames)
 
 
 def _read_description(path: Path) -> list[str]:
