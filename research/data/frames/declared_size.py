@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.frame import (
     PIXEL_SLACK,
     BoxXYXY,
-    FrameSetBuilder,
     ImageSize,
     SkipFrame,
     is_number,

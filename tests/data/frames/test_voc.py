@@ -49,7 +49,7 @@ def test_the_named_picture_is_compared_with_the_name_of_the_file(tmp_path: Path)
         "Annotations/a.xml: names b.jpg, but JPEGImages/a.jpg has its name: correct filename"
     ]
     assert "names an image that does not exist" in found.notes[0]
-    assert found.passed_over.counts == {"not in any annotation file": 2}
+    assert found.passed_over.counts == {"not in any annotation file": 1}
     # One that alone exists is read.
     found = read_frames(source(tmp_path / "two", "b.jpg", a=other))
     assert pixel_boxes(found) == {"JPEGImages/b.jpg": [BOX]}
