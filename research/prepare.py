@@ -73,7 +73,18 @@ class LimitOptions:
 
 
 @dataclass(frozen=True)
-class FrameOptions(LimitOptions, StoreOptions):
+class BoxOptions(LimitOptions):
+    """Of every kind that reads boxes in pixels."""
+
+    scale_boxes: bool = cli.option(
+        False,
+        TRUTH,
+        "true: scale the boxes of pictures that are not of their declared size; left out otherwise",
+    )
+
+
+@dataclass(frozen=True)
+class FrameOptions(BoxOptions, StoreOptions):
     """Of ``prepare frames``."""
 
     size: int = cli.option(384, whole(32), "side of the square frames, in pixels")
@@ -109,7 +120,7 @@ class CoefficientOptions(StoreOptions):
 
 
 @dataclass(frozen=True)
-class RgbxOptions(LimitOptions, WorkerOptions):
+class RgbxOptions(BoxOptions, WorkerOptions):
     """Of ``prepare rgbx``."""
 
     rgb: str = cli.option("", TEXT, "name of the folder; by default rgb, visible, vis or images")
@@ -170,6 +181,7 @@ A command that was interrupted resumes when it is run again.
         "coefficients": CoefficientOptions,
         "rgbx": RgbxOptions,
         "frames and rgbx": LimitOptions,
+        "boxes of frames and rgbx": BoxOptions,
         "frames and coefficients": StoreOptions,
         "frames, coefficients and rgbx": WorkerOptions,
         "prune": PruneOptions,
@@ -189,7 +201,7 @@ def frames(source: Path, out: Path, options: FrameOptions) -> Manifest:
     from research.data.warehouse.encoders import FrameEncoder
     from research.data.warehouse.plan import assign_splits, plan_frames
 
-    frame_set = read_frames(source)
+    frame_set = read_frames(source, options.scale_boxes)
     limits = options.limits()
     check_limits(frame_set, limits)
     splits = assign_splits(
@@ -250,7 +262,7 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> None:
     from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
     folders = PairedFolders(source, find_folders(source, asdict(options)))
-    frame_set = folders.read(options.missing_labels == "error")
+    frame_set = folders.read(options.missing_labels == "error", options.scale_boxes)
     check = partial(check_limits, limits=options.limits())
     check(frame_set)
     record = pack(frame_set, folders, out, check, options.workers, _progress())

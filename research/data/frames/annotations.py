@@ -6,6 +6,7 @@ The groups of a capture source are its runs. For groups in the other formats see
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from research.data.frames.capture import read_capture, run_folders
@@ -21,10 +22,14 @@ LAYOUTS = (
 )
 
 
-def read_frames(source: Path) -> FrameSet:
+def read_frames(source: Path, scale_boxes: bool = False) -> FrameSet:
     """Read the frames of ``source``, whose format is recognised by its files.
 
     Formats are tried in this order: capture runs, VOC, YOLO, COCO.
+
+    Args:
+        source: the folder.
+        scale_boxes: see ``ImageFiles``.
 
     Raises:
         UserError: if the folder does not exist, has no known format, or has no usable frame.
@@ -32,8 +37,8 @@ def read_frames(source: Path) -> FrameSet:
     if not source.is_dir():
         raise UserError("SOURCE", f"{source}: no such folder", f"pass {LAYOUTS}")
     if run_folders(source):
-        return read_capture(source)
-    if frames := read_annotated(source):
+        return read_capture(source, scale_boxes)
+    if frames := read_annotated(source, files=replace(IMAGE_FILES, scale_boxes=scale_boxes)):
         return frames
     raise UserError("SOURCE", f"{source}: no frames with boxes found in it", f"pass {LAYOUTS}")
 

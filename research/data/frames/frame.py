@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
+from research.data import texts
 from research.data.image_files import EXTENSIONS, read_header
 from research.data.listing import PassedOver
-from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError
+from research.utils.exif import UPRIGHT
 
 BoxXYXY = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the image, in [0, 1]; x0 < x1 and y0 < y1."""
 
 
+class ImageSize(NamedTuple):
+    """Size of an image.
+
+    Attributes:
+        width: of the upright image, in pixels.
+        height: of the upright image, in pixels.
+        orientation: how the stored image is turned, 1…8 as in EXIF.
+    """
+
+    width: int
+    height: int
+    orientation: int = UPRIGHT
+
+
 @dataclass(frozen=True)
 class ImageFiles:
-    """Which files of a source are images.
+    """Which files of a source are images, and how their sizes are compared.
 
     Attributes:
         suffixes: file name suffixes in lower case.
-        size: returns width and height of a file in pixels; raises ``SkipFrame`` for a file that
-            cannot be used.
+        size: returns the size of a file; raises ``SkipFrame`` for a file that cannot be used.
+        scale_boxes: scale the boxes of images whose size is not the declared one, instead of
+            leaving them out.
     """
 
     suffixes: frozenset[str]
-    size: Callable[[Path], tuple[int, int]]
+    size: Callable[[Path], ImageSize]
+    scale_boxes: bool = False
 
 
 NORMALISED_SLACK = 1e-4  # four decimals are the fewest that tools write
@@ -69,8 +86,8 @@ class RunCounts:
     Attributes:
         name: name of the run.
         total: usable frames, ``non_empty + empty``.
-        non_empty: frames with at least one box.
-        empty: frames without a box.
+        non_empty: frames with at least one box, of an object or of an ignored area.
+        empty: frames without any box: these alone are negatives.
         missing_image: labels that name no image.
         missing_file: labels whose image file does not exist.
         invalid: labels or images that cannot be read, and labels with an invalid box.
@@ -103,6 +120,8 @@ class FrameSet:
         problems: one line for each skipped entry: file, problem, remedy.
         split: group → ``train``, ``val`` or ``test``, for the groups that the source assigns.
         passed_over: files in its folders of images that are no images.
+        notes: one line for each way in which entries were read that is not the plain one, with
+            their number and the first of them.
     """
 
     root: Path
@@ -113,6 +132,7 @@ class FrameSet:
     problems: list[str]
     split: dict[str, str]
     passed_over: PassedOver = field(default_factory=PassedOver)
+    notes: list[str] = field(default_factory=list)
 
 
 class SkipFrame(Exception):
@@ -136,6 +156,8 @@ class FrameSetBuilder:
     frames: dict[str, Frame] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     passed_over: PassedOver = field(default_factory=PassedOver)
+    _noted: dict[str, list[str]] = field(default_factory=dict)
+    _origins: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def pass_over(self, folder: Path, files: PassedOver) -> None:
         """Count the files below a folder of images that are no images."""
@@ -145,22 +167,56 @@ class FrameSetBuilder:
         """Add a part of the source with zero counts, unless it is known."""
         self.counts.setdefault(name, Counter())
 
-    def add(self, part: str, where: str, frame: Frame) -> None:
-        """Add a usable frame; a second frame of the same image is skipped.
+    def note(self, text: str, where: str) -> None:
+        """Record how an entry was read, where that is not the plain way."""
+        self._noted.setdefault(text, []).append(where)
+
+    def add(self, part: str, where: str, frame: Frame) -> bool:
+        """Add a usable frame.
+
+        An image that is described twice is used once if both have the same boxes; otherwise both
+        are skipped, because neither is known to be right.
 
         Args:
             part: the run, split or annotation file that it belongs to.
             where: label file (and row) that describes it, for problems.
             frame: the frame.
+
+        Returns:
+            whether the image is used.
         """
-        if frame.name in self.frames:
-            self.skip(
-                part, where, SkipFrame("invalid", f"{frame.name} has boxes elsewhere already")
-            )
-            return
+        if frame.name in self._origins:
+            known = self.frames.get(frame.name)
+            if known is None or _content(known) != _content(frame):
+                self.reject(frame.name, part, where, "with other boxes")
+                return False
+            self.note("described again with the same boxes, used once", where)
+            return True
         self.ensure_part(part)
         self.frames[frame.name] = frame
+        self._origins[frame.name] = part, where
+        if len(set(_content(frame))) < len(frame.boxes):
+            self.note("two equal boxes of one class in an image, both kept", where)
         self.counts[part]["non_empty" if frame.boxes else "empty"] += 1
+        return True
+
+    def reject(self, name: str, part: str, where: str, how: str) -> None:
+        """Skip a frame that two entries describe differently, and remove it if it was added.
+
+        Args:
+            name: the frame's name.
+            part: the part of the second entry.
+            where: the second entry.
+            how: in what they differ.
+        """
+        first_part, first = self._origins[name]
+        entries = [(part, where, first)]
+        if frame := self.frames.pop(name, None):
+            self.counts[first_part]["non_empty" if frame.boxes else "empty"] -= 1
+            entries.insert(0, (first_part, first, where))
+        for own_part, own, other in entries:
+            text = f"{name} is also described by {other}, {how}: remove one of the two"
+            self.skip(own_part, own, SkipFrame("invalid", text))
 
     def skip(self, part: str, where: str, reason: SkipFrame) -> None:
         """Count an entry that cannot be used, and record why."""
@@ -196,9 +252,18 @@ class FrameSetBuilder:
             )
             for name, count in sorted(self.counts.items())
         ]
+        alike: dict[str, str] = {}
+        for name in classes:
+            if (other := alike.setdefault(texts.name_key(name).strip(), name)) != name:
+                text = "classes whose names differ only in letter case, spaces or Unicode form"
+                self.note(text, f"{shorten(other)} and {shorten(name)}")
         frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
+        notes = [
+            f"{text}: {len(entries)}, the first {entries[0]}"
+            for text, entries in self._noted.items()
+        ]
         return FrameSet(
-            self.root, form, classes, frames, reports, self.problems, split, self.passed_over
+            self.root, form, classes, frames, reports, self.problems, split, self.passed_over, notes
         )
 
 
@@ -209,6 +274,22 @@ def is_number(value: object) -> bool:
         and not isinstance(value, bool)
         and abs(value) < LARGEST_NUMBER
     )
+
+
+def parse_flag(value: object, key: str) -> bool:
+    """A flag from a file: 0, 1, true or false, also as text; False if it is missing or empty.
+
+    Raises:
+        SkipFrame: for anything else.
+    """
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word is None or word == "":
+        return False
+    if isinstance(word, bool | int | float | str):
+        for flags, flag in (((0, "0", "false"), False), ((1, "1", "true"), True)):
+            if word in flags:
+                return flag
+    raise SkipFrame("invalid", f"{key} is {shorten(value)}: expected 0 or 1")
 
 
 def normalize_box(values: object, width: float, height: float, slack: float, key: str) -> BoxXYXY:
@@ -226,7 +307,7 @@ def normalize_box(values: object, width: float, height: float, slack: float, key
             image.
     """
     if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(is_number, values)):
-        raise SkipFrame("invalid", f"{key} is {_short(values)}: expected four finite numbers")
+        raise SkipFrame("invalid", f"{key} is {shorten(values)}: expected four finite numbers")
     x0, y0, x1, y1 = values
     text = f"{key} [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
     if x0 >= x1 or y0 >= y1:
@@ -238,15 +319,16 @@ def normalize_box(values: object, width: float, height: float, slack: float, key
     return left / width, top / height, right / width, bottom / height
 
 
-def image_size(image: Path) -> tuple[int, int]:
-    """Width and height of an upright image in pixels, read from its header.
+def image_size(image: Path) -> ImageSize:
+    """Size of an image, read from its header.
 
     Raises:
         SkipFrame: if the file does not exist or is not an image.
     """
-    if not image.is_file():
+    if not os.path.isfile(image):  # Path.is_file raises for names that are too long
         raise SkipFrame(
-            "missing_file", f"its image {image.name} does not exist: restore or prune it"
+            "missing_file",
+            f"its image {short_name(image.name)} does not exist: restore or prune it",
         )
     try:
         header = read_header(image)
@@ -256,7 +338,7 @@ def image_size(image: Path) -> tuple[int, int]:
             raise SkipFrame("invalid", f"its image {image.name} has {reason}") from None
         kind = error.kind.replace("_", " ")
         raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it") from None
-    return header.width, header.height
+    return ImageSize(header.width, header.height, header.orientation)
 
 
 IMAGE_FILES = ImageFiles(EXTENSIONS, image_size)
@@ -268,9 +350,11 @@ def safe_relative_path(text: str) -> PurePosixPath:
     Raises:
         SkipFrame: if the path is absolute or leaves the folder.
     """
+    if problem := texts.name_problem(text):
+        raise SkipFrame("invalid", f"image {shorten(text)} {problem}: fix it")
     path = PurePosixPath(text.replace("\\", "/"))  # may be written on Windows
     if path.is_absolute() or ".." in path.parts or text[1:2] == ":":
-        raise SkipFrame("invalid", f"image {_short(text)} is outside the folder: use a path in it")
+        raise SkipFrame("invalid", f"image {shorten(text)} is outside the folder: use a path in it")
     return path
 
 
@@ -278,21 +362,28 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        SkipFrame: if it is not valid JSON.
+        SkipFrame: if it cannot be read, or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        if is_exhausted(error):
-            raise
-        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise SkipFrame("invalid", f"bad JSON at {where} ({error.msg}): fix or prune it") from None
-    except (ValueError, RecursionError):  # not UTF-8, too many digits, nested too deeply
-        raise SkipFrame("invalid", "bad JSON: fix or prune it") from None
+        return texts.read_json(path)
+    except texts.BadText as error:
+        raise SkipFrame("invalid", str(error)) from None
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def shorten(value: object) -> str:
+    """A value from a file as JSON would show it: on one line, at most 60 characters."""
+    return _cut(repr(value))
+
+
+def short_name(name: object) -> str:
+    """The name of a file as part of a message: on one line, at most 60 characters."""
+    return _cut(repr(str(name))[1:-1])
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _content(frame: Frame) -> list[tuple[BoxXYXY, int, bool]]:
+    ignored = frame.ignored or (False,) * len(frame.boxes)
+    return sorted(zip(frame.boxes, frame.labels, ignored, strict=True))

@@ -30,6 +30,8 @@ def check_limits(frames: FrameSet, limits: Mapping[str, float]) -> None:
     }
     total = sum(run.seen for run in frames.runs)
     log.info("%s: %s", frames.root, describe_files(len(frames.frames), frames.passed_over))
+    for note in frames.notes:
+        log.warning("%s: %s", frames.root, note)
     log_skipped(frames.problems)
     for kind, count in counts.items():
         for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / total)):

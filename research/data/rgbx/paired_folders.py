@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from research.data.frames.annotations import read_annotated
-from research.data.frames.frame import FrameSet, ImageFiles, RunCounts, SkipFrame
+from research.data.frames.frame import FrameSet, ImageFiles, ImageSize, RunCounts, SkipFrame
 from research.data.frames.layout import split_from_name, split_from_path
 from research.data.image_files import EXTENSIONS
 from research.data.image_modes import UINT8_TO_UINT16
@@ -98,24 +98,25 @@ class PairedFolders:
             for modality, name in folders.items():
                 self._index(modality, top, top / name)
 
-    def read(self, require_labels: bool) -> FrameSet:
+    def read(self, require_labels: bool, scale_boxes: bool = False) -> FrameSet:
         """The frames whose files are all usable, according to their headers.
 
         Args:
             require_labels: refuse images without labels; otherwise they are negatives in a YOLO
                 source, and are skipped in the other formats.
+            scale_boxes: see ``ImageFiles``.
 
         Raises:
             UserError: for missing labels, or no usable frame.
         """
-        files = ImageFiles(EXTENSIONS, self.size)
+        files = ImageFiles(EXTENSIONS, self.size, scale_boxes)
         frame_set = read_annotated(self.source, self.folders["rgb"], files, require_labels)
         if frame_set is None:
             raise UserError("SOURCE", f"{self.source}: no labels found in it", f"add {LABELS}")
         return self._add_unpaired(frame_set, require_labels)
 
-    def size(self, image: Path) -> tuple[int, int]:
-        """Width and height of a frame in pixels, from the headers of all its files.
+    def size(self, image: Path) -> ImageSize:
+        """Size of a frame, from the headers of all its files.
 
         Args:
             image: any one of them.
@@ -141,7 +142,7 @@ class PairedFolders:
                 )
                 raise SkipFrame("invalid", f"sizes differ, {sizes}: align the two")
         self.is_16bit[frame] = any(header.is_16bit for header in headers.values())
-        return headers[first][:2]
+        return ImageSize(*headers[first][:2], headers[first].orientation)
 
     def frame_of(self, image: Path) -> str:
         """The frame that a file belongs to.
