@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from research.data.frames.frame import NORMALISED_SLACK, FrameSet, SkipFrame, normalize_box
+from research.data.frames.frame import (
+    NORMALISED_SLACK,
+    Frame,
+    FrameSet,
+    SkipFrame,
+    normalize_box,
+)
 from research.data.rgbx.arrays import COLOURS, ArraySpec
 from research.data.texts import BadText, read_json
 from research.utils.errors import UserError, one_line
@@ -110,29 +117,16 @@ def add_ignored(frame_set: FrameSet) -> FrameSet:
         UserError: if they are not valid.
     """
     path = frame_set.root / DESCRIPTION
+    if not path.is_file():
+        return frame_set
     try:
         regions = read_json(path).get("ignored", {})
-    except (BadText, AttributeError):
-        return frame_set  # channel_names refuses a damaged file
-    frames = []
-    try:
-        for frame in frame_set.frames:
-            stem = Path(frame.name).with_suffix("").as_posix().removeprefix("images/")
-            rows = [(label, box) for label, box in regions.get(stem, ())]
-            known = range(len(frame_set.classes))
-            if any(type(label) is not int or label not in known for label, _ in rows):
-                raise SkipFrame("invalid", f"{stem}: a class that is none of {len(known)}")
-            boxes = [normalize_box(box, 1, 1, NORMALISED_SLACK, stem) for _, box in rows]
-            if rows:
-                flags = (False,) * len(frame.boxes) + (True,) * len(rows)
-                labels = *frame.labels, *(label for label, _ in rows)
-                frame = replace(frame, boxes=(*frame.boxes, *boxes), labels=labels, ignored=flags)
-            frames.append(frame)
-    except (SkipFrame, AttributeError, TypeError, ValueError) as error:
+        frames = [_with_regions(frame, regions, frame_set.classes) for frame in frame_set.frames]
+    except (BadText, SkipFrame, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             "dataset.root",
-            f"{path}: invalid ignore regions ({one_line(error)})",
-            "run python -m research.prepare rgbx again",
+            f"{path}: its ignore regions cannot be read ({one_line(error)})",
+            "run the same python -m research.prepare rgbx command again",
         ) from None
     return replace(frame_set, frames=frames)
 
@@ -145,6 +139,24 @@ def source_reading(root: Path) -> str:
         return ""
     reading = document.get("reading") if isinstance(document, dict) else None
     return reading if isinstance(reading, str) else ""
+
+
+def _with_regions(
+    frame: Frame, regions: Mapping[str, Sequence[Any]], classes: Sequence[str]
+) -> Frame:
+    stem = Path(frame.name).with_suffix("").as_posix().removeprefix("images/")
+    rows = [(label, box) for label, box in regions.get(stem, ())]
+    if any(type(label) is not int or label not in range(len(classes)) for label, _ in rows):
+        raise SkipFrame("invalid", f"{stem}: a class that is none of {len(classes)}")
+    boxes = [normalize_box(box, 1, 1, NORMALISED_SLACK, stem) for _, box in rows]
+    if not rows:
+        return frame
+    return replace(
+        frame,
+        boxes=(*frame.boxes, *boxes),
+        labels=(*frame.labels, *(label for label, _ in rows)),
+        ignored=(False,) * len(frame.boxes) + (True,) * len(rows),
+    )
 
 
 def _read_description(path: Path) -> list[str]:
