@@ -26,7 +26,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,11 +254,16 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def limit_memory(more: int = MEMORY) -> None:
+@contextmanager
+def limited_memory(more: int = MEMORY) -> Iterator[None]:
     """Allow this process the address space that it has and ``more`` bytes, not more."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + more
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def seeds(first: int, count: int) -> Iterator[tuple[int, random.Random]]:
@@ -294,21 +299,21 @@ def campaign(
     intact()  # imports libraries
     usual = intact()
     say(intact=usual)
-    limit_memory()
     before, outcomes, longest = peak(), Counter[str](), 0.0
     start = time.time()
-    for seed, rng in seeds(first, count):
-        say(seed=seed)
-        faulthandler.dump_traceback_later(HANG, exit=True)
-        name, read = case(rng)
-        verdict = judged(read, usual.get(name.rpartition(": ")[2], 0.5))
-        faulthandler.cancel_dump_traceback_later()
-        outcomes["failed" if verdict.failed else verdict.outcome] += 1
-        longest = max(longest, verdict.seconds)
-        if verdict.failed:
-            say(failed=seed, case=name, **vars(verdict))
-    memory, seconds = (peak() - before) // 2**20, round(time.time() - start)
-    intact()  # in what memory is left
+    with limited_memory():
+        for seed, rng in seeds(first, count):
+            say(seed=seed)
+            faulthandler.dump_traceback_later(HANG, exit=True)
+            name, read = case(rng)
+            verdict = judged(read, usual.get(name.rpartition(": ")[2], 0.5))
+            faulthandler.cancel_dump_traceback_later()
+            outcomes["failed" if verdict.failed else verdict.outcome] += 1
+            longest = max(longest, verdict.seconds)
+            if verdict.failed:
+                say(failed=seed, case=name, **vars(verdict))
+        memory, seconds = (peak() - before) // 2**20, round(time.time() - start)
+        intact()  # in what memory is left
     say(inputs=count, **outcomes, longest=round(longest, 2), memory=memory, seconds=seconds)
 
 
