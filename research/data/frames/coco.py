@@ -44,6 +44,7 @@ from research.utils.errors import UserError
 
 IN_FOLDERS = ("_annotations.coco.json", "coco.json")
 """Names of annotation files in folders of images: Roboflow's, FLIR's."""
+SMALL = "boxes of less than a pixel: are they fractions?"
 POLYGONS = "boxes around polygons, as their bbox is missing"
 NO_AREAS = "areas that are no numbers of pixels, those of the boxes are used"
 DIFFERENT = "bbox and segmentation differ, bbox is used"
@@ -290,6 +291,8 @@ def _box(
     if isinstance(edges, list) and len(edges) == 4 and all(map(is_number, edges)):
         x, y, width, height = edges
         edges = [x, y, x + width, y + height]
+        if max(abs(width), abs(height)) < 1:
+            builder.note(SMALL, where)
         slack = max(2.0, 0.1 * max(width, height))
         if outline and any(abs(a - b) > slack for a, b in zip(edges, outline, strict=True)):
             builder.note(DIFFERENT, where)

@@ -26,6 +26,7 @@ from research.data.frames.frame import (
     parse_flag,
     safe_relative_path,
     short_name,
+    shorten,
 )
 from research.data.frames.layout import (
     ALL,
@@ -47,6 +48,7 @@ OTHER_NAME = "names an image that does not exist, the one with the name of the X
 SIDES = ("width", "height")
 XYWH = ("x", "y", "w", "h")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+FROM_ZERO = "coordinates that count from 0, where VOC counts from 1: boxes may begin a pixel early"
 HEAD = 4096
 """Bytes in which a file beside images must have its first element to be an annotation."""
 
@@ -120,7 +122,7 @@ def read_voc(
         try:
             root = _xml(file)
             image = _voc_image(builder, pictures, file, root, folders, files.key)
-            declared = [parse_side(root.findtext(f"size/{key}"), f"size/{key}") for key in SIDES]
+            declared = [parse_side(_text(root, f"size/{key}"), f"size/{key}") for key in SIDES]
             match = match_size((declared[0], declared[1]), files.size(image), files.scale_boxes)
             entries.append(_Entry(where, image, match, _voc_objects(root)))
         except SkipFrame as reason:
@@ -145,15 +147,15 @@ def read_voc(
 def _voc_objects(root: ElementTree.Element) -> list[tuple[str, list[Any], bool]]:
     objects = []
     for row, item in enumerate(root.iter("object")):
-        class_name = (item.findtext("name") or "").strip()
+        class_name = _text(item, "name") or ""
         if not class_name:
             raise SkipFrame("invalid", f"object {row} has no name: add its class")
-        edges: list[Any] = [parse_number(item.findtext(f"bndbox/{key}")) for key in CORNERS]
+        edges: list[Any] = [parse_number(_text(item, f"bndbox/{key}")) for key in CORNERS]
         if None not in edges:
             edges[:2] = [edge - 1 for edge in edges[:2]]
         elif edges == [None] * 4:
-            edges = _from_sides([parse_number(item.findtext(f"bndbox/{key}")) for key in XYWH])
-        ignored = parse_flag(item.findtext("difficult"), f"object {row} difficult")
+            edges = _from_sides([parse_number(_text(item, f"bndbox/{key}")) for key in XYWH])
+        ignored = parse_flag(_text(item, "difficult"), f"object {row} difficult")
         objects.append((class_name, edges, ignored))
     return objects
 
@@ -181,7 +183,22 @@ def _boxes(
         return None
     if boxes:
         entry.match.note(builder, pixels, entry.where)
+    if any(min(edges[:2]) < 0 for _, edges, _ in entry.objects):
+        builder.note(FROM_ZERO, entry.where)
     return boxes
+
+
+def _text(item: ElementTree.Element, path: str) -> str | None:
+    """The text of an element below another, without spaces around it; ``None`` if it is missing.
+
+    Raises:
+        SkipFrame: for several elements that differ.
+    """
+    found = list(dict.fromkeys((each.text or "").strip() for each in item.findall(path)))
+    if len(found) > 1:
+        both = f"{shorten(found[0])} and {shorten(found[1])}"
+        raise SkipFrame("invalid", f"{item.tag} has two of {path}, {both}: remove one")
+    return found[0] if found else None
 
 
 def _xml(file: Path) -> ElementTree.Element:
@@ -213,7 +230,7 @@ def _voc_image(
     # Image folders have the subfolders of Annotations.
     inner = file.parent.relative_to(builder.root).parts[1:]
     candidates = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
-    text, where = (root.findtext("filename") or "").strip(), builder.relative(file)
+    text, where = _text(root, "filename") or "", builder.relative(file)
     path = safe_relative_path(text) if text else PurePosixPath(file.stem)
     alike = pictures.of_stem(candidates[:1], file.stem) or pictures.of_stem(candidates, file.stem)
     if not alike and key is not None:

@@ -33,6 +33,7 @@ from research.data.rgbx.layout import (
     DEFAULT_NAMES,
     DESCRIPTION,
     LEDGER,
+    add_ignored,
     channel_names,
     group_by_sequence,
     source_reading,
@@ -179,6 +180,7 @@ class RgbxFolder:
                 "add labels, or set dataset.class_names=[a,b]",
             )
         self.classes = frame_set.classes
+        frame_set = add_ignored(frame_set)
         reason = self.model_metadata and self.check_compatible(self.model_metadata)
         if reason:
             raise UserError("dataset.root", reason)
@@ -266,7 +268,7 @@ class RgbxFolder:
             for frame in frames:
                 size = frame.image.stat().st_size
                 content = split, frame.name, size, frame.boxes, frame.labels
-                digest.update(repr(content).encode())
+                digest.update(repr(content + frame.ignored).encode())
                 digest.update(read_chunks(frame.image))
         return digest.hexdigest()[:16]
 
