@@ -1,4 +1,4 @@
-"""Reading, grouping and labelling of recorded runs."""
+"""SourceSummary, grouping and labelling of recorded runs."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def _voc_image(
         text = ""  # where pictures of several modalities are nested, the name tells little
     if not text:
         return pictures.choose(alike, path, where)
-    named = pictures.named(candidates[:1], path) or pictures.named(candidates, path)
+    named = pictures.of_path(candidates[:1], path) or pictures.of_path(candidates, path)
     if named and alike and named[0] not in alike:
         raise SkipFrame(
             "invalid",

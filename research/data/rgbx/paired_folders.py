@@ -16,7 +16,7 @@ import numpy as np
 from research.data.frames.annotations import AUTO, Options, read_annotated
 from research.data.frames.frame import FrameSet, ImageFiles, ImageSize, RunCounts, SkipFrame
 from research.data.frames.layout import split_from_name, split_from_path
-from research.data.frames.reading import WITHOUT_LABEL, Reading
+from research.data.frames.reading import WITHOUT_LABEL, SourceSummary
 from research.data.image_files import EXTENSIONS
 from research.data.image_modes import UINT8_TO_UINT16
 from research.data.listing import list_files, list_folders
@@ -247,7 +247,7 @@ class PairedFolders:
         reading = self._account(frame_set, frame_set.reading)
         return replace(frame_set, problems=problems, runs=runs, reading=reading)
 
-    def _account(self, frame_set: FrameSet, reading: Reading) -> Reading:
+    def _account(self, frame_set: FrameSet, reading: SourceSummary) -> SourceSummary:
         """The reading with the pictures of all modalities."""
         remarks = reading.remarks
         used = {self.frame_of(frame.image) for frame in frame_set.frames}

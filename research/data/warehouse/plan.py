@@ -15,7 +15,7 @@ import numpy as np
 from research.config.cli import choose
 from research.data.folder import ImageFolders
 from research.data.frames.frame import Frame, FrameSet
-from research.data.frames.reading import Reading
+from research.data.frames.reading import SourceSummary
 from research.data.image_files import reading_tag
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
@@ -55,7 +55,7 @@ class BuildPlan:
     runs: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
-    reading: Reading | None = None
+    reading: SourceSummary | None = None
 
 
 class FileStamp(NamedTuple):
