@@ -184,7 +184,7 @@ def _entries(
                 builder.note("image listed again in its file, used once", where)
                 continue
             path = _file_name(item)
-            found = pictures.named(folders, path)
+            found = pictures.of_path(folders, path)
             # A folder that the user names takes precedence over others with a file of the name.
             image = pictures.choose(found[:1] if images else found, path, where)
             declared = (

@@ -44,7 +44,7 @@ class PictureIndex:
                 self._folded_stems.setdefault(name_key(stem), []).append(name)
         self._unnamed = set(self._names)
 
-    def named(self, folders: Iterable[Path], path: PurePosixPath) -> list[str]:
+    def of_path(self, folders: Iterable[Path], path: PurePosixPath) -> list[str]:
         """The images of this path below any of the folders, in their order.
 
         A path without a suffix of images stands for an image with any of them.

@@ -218,7 +218,7 @@ def _voc_image(
     alike = pictures.of_stem(candidates[:1], file.stem) or pictures.of_stem(candidates, file.stem)
     if not text:
         return pictures.choose(alike, path, where)
-    named = pictures.named(candidates[:1], path) or pictures.named(candidates, path)
+    named = pictures.of_path(candidates[:1], path) or pictures.of_path(candidates, path)
     if named and alike and named[0] not in alike:
         raise SkipFrame(
             "invalid",
