@@ -120,9 +120,14 @@ def add_ignored(frame_set: FrameSet) -> FrameSet:
     if not path.is_file():
         return frame_set
     try:
-        regions = read_json(path).get("ignored", {})
+        description = read_json(path)
+    except BadText as error:
+        log.warning("%s: %s; no ignore regions are read", path, error)
+        return frame_set
+    regions = description.get("ignored", {}) if isinstance(description, dict) else {}
+    try:
         frames = [_with_regions(frame, regions, frame_set.classes) for frame in frame_set.frames]
-    except (BadText, SkipFrame, AttributeError, TypeError, ValueError) as error:
+    except (SkipFrame, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             "dataset.root",
             f"{path}: its ignore regions cannot be read ({one_line(error)})",

@@ -165,7 +165,7 @@ class Manifest:
             raise UserError("manifest", f"{path}: {_reason(error)}", REMEDY) from None
         if hashlib.sha256(data).hexdigest() != self.index_sha256:
             raise UserError("manifest", f"{path}: damaged (SHA-256)", REMEDY)
-        records = [json.loads(line) for line in data.splitlines()]
+        records = [_record(path, row, line) for row, line in enumerate(data.splitlines(), 1)]
         if len(records) != self.samples:
             raise UserError(
                 "manifest",
@@ -236,6 +236,19 @@ class Manifest:
             if math.prod(tensor.shape) >= 2**40:
                 return f"tensor {name}: {list(tensor.shape)} is not supported"
         return ""
+
+
+def _record(path: Path, row: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError("manifest", f"{path} row {row}: {_reason(error)}", REMEDY) from None
+    if not isinstance(record, dict):
+        raise UserError("manifest", f"{path} row {row}: expected an object", REMEDY)
+    for key in ("name", "group", "sha256"):
+        if not isinstance(record.get(key), str):
+            raise UserError("manifest", f"{path} row {row}: has no text {key!r}", REMEDY)
+    return record
 
 
 def _find(path: Path) -> Path:
