@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from research.data.frames.builder import FrameSetBuilder
@@ -43,6 +43,7 @@ class PictureIndex:
                 self._folded.setdefault(name_key(name), []).append(name)
                 self._folded_stems.setdefault(name_key(stem), []).append(name)
         self._unnamed = set(self._names)
+        self._keys: dict[str, str] | None = None
 
     def of_path(self, folders: Iterable[str], path: PurePosixPath) -> list[str]:
         """The images of this path below any of the folders, in their order.
@@ -67,6 +68,15 @@ class PictureIndex:
             name for each in inner for name in self._folded_stems.get(name_key(each), ())
         ]
         return list(dict.fromkeys(found))
+
+    def of_key(self, key: Callable[[str], str], stem: str) -> list[str]:
+        """The first image whose path without suffix has the same key; see ``ImageFiles``."""
+        if self._keys is None:
+            self._keys = {}
+            for each, names in self._stems.items():
+                self._keys.setdefault(key(each), names[0])
+        found = self._keys.get(key(stem))
+        return [] if found is None else [found]
 
     def choose(self, names: Sequence[str], path: PurePosixPath, where: str) -> Path:
         """The one image that an entry names.
