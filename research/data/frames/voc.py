@@ -229,7 +229,8 @@ def _voc_image(
     """The image of an XML file: the one that it names, which has its stem if such a one exists."""
     # Image folders have the subfolders of Annotations.
     inner = file.parent.relative_to(builder.root).parts[1:]
-    candidates = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
+    places = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
+    candidates = list(map(builder.relative, places))
     text, where = _text(root, "filename") or "", builder.relative(file)
     path = safe_relative_path(text) if text else PurePosixPath(file.stem)
     alike = pictures.of_stem(candidates[:1], file.stem) or pictures.of_stem(candidates, file.stem)
