@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from research.data.warehouse.manifest import Manifest
     from research.data.warehouse.plan import BuildPlan
 
+FORMATS = ("auto", "capture", "voc", "coco", "yolo")
 STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).is_valid(n) and n % 16 == 0)
 
 
@@ -53,6 +54,18 @@ class StoreOptions(WorkerOptions):
 
     seed: int = cli.option(0, whole(0, 2**32 - 1), "seed of the draw")
     shard_samples: int = cli.option(256, COUNT, "samples per file")
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Of every kind that reads frames with boxes."""
+
+    format: str = cli.option("auto", one_of(*FORMATS), "format of the labels in SOURCE")
+    data_yaml: str = cli.option(
+        "",
+        TEXT,
+        "file in SOURCE that declares names and splits (YAML, obj.data); none: no such file",
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class BoxOptions(LimitOptions):
 
 
 @dataclass(frozen=True)
-class FrameOptions(BoxOptions, StoreOptions):
+class FrameOptions(LabelOptions, BoxOptions, StoreOptions):
     """Of ``prepare frames``."""
 
     size: int = cli.option(384, whole(32), "side of the square frames, in pixels")
@@ -120,7 +133,7 @@ class CoefficientOptions(StoreOptions):
 
 
 @dataclass(frozen=True)
-class RgbxOptions(BoxOptions, WorkerOptions):
+class RgbxOptions(LabelOptions, BoxOptions, WorkerOptions):
     """Of ``prepare rgbx``."""
 
     rgb: str = cli.option("", TEXT, "name of the folder; by default rgb, visible, vis or images")
@@ -180,7 +193,8 @@ A command that was interrupted resumes when it is run again.
         "\nframes": FrameOptions,
         "coefficients": CoefficientOptions,
         "rgbx": RgbxOptions,
-        "frames and rgbx": LimitOptions,
+        "frames and rgbx": LabelOptions,
+        "limits of frames and rgbx": LimitOptions,
         "boxes of frames and rgbx": BoxOptions,
         "frames and coefficients": StoreOptions,
         "frames, coefficients and rgbx": WorkerOptions,
@@ -201,7 +215,9 @@ def frames(source: Path, out: Path, options: FrameOptions) -> Manifest:
     from research.data.warehouse.encoders import FrameEncoder
     from research.data.warehouse.plan import assign_splits, plan_frames
 
-    frame_set = read_frames(source, options.scale_boxes)
+    frame_set = read_frames(
+        source, options.scale_boxes, form=options.format, data_yaml=options.data_yaml
+    )
     limits = options.limits()
     check_limits(frame_set, limits)
     splits = assign_splits(
@@ -262,7 +278,12 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> None:
     from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
     folders = PairedFolders(source, find_folders(source, asdict(options)))
-    frame_set = folders.read(options.missing_labels == "error", options.scale_boxes)
+    frame_set = folders.read(
+        options.missing_labels == "error",
+        options.scale_boxes,
+        form=options.format,
+        data_yaml=options.data_yaml,
+    )
     check = partial(check_limits, limits=options.limits())
     check(frame_set)
     record = pack(frame_set, folders, out, check, options.workers, _progress())

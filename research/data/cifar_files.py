@@ -84,6 +84,8 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+MAX_BYTES = 2**28
+"""The largest of the published files has 170 MB; reading a larger one would take long."""
 REPLACE = "remove it, and copy or download it again"
 _IMAGES = {"train": 50_000, "test": 10_000}
 FAMILIES = {
@@ -315,6 +317,8 @@ def _require_file(folder: Path, name: str) -> None:
 def _check_md5(path: Path, expected: str) -> None:
     from torchvision.datasets.utils import calculate_md5
 
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError("dataset.root", f"{path}: {size:,} bytes, expected fewer", REPLACE)
     actual = calculate_md5(path)
     if actual != expected:
         raise UserError(

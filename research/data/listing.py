@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from research.utils.conditions import is_exhausted
+from research.utils.errors import printable
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ LOOP: Final = "linked again"
 BROKEN: Final = "broken link"
 SPECIAL: Final = "no regular file"
 CLOSED: Final = "unreadable folder"
+NO_TEXT: Final = "unreadable name"
 OTHER_SUFFIX: Final = "other"
 SYSTEM_NAMES: Final = frozenset(
     [
@@ -60,7 +62,7 @@ class PassedOver:
 
     def add(self, kind: str, name: str) -> None:
         self.counts[kind] += 1
-        self.examples.setdefault(kind, name)
+        self.examples.setdefault(kind, printable(name))
 
     def update(self, other: PassedOver) -> None:
         """Add the files of another folder."""
@@ -102,9 +104,15 @@ class Listing:
 
 
 def passed_over_kind(name: str) -> str:
-    """Why a file or folder of this name is never read: ``hidden``, ``system``, or ''."""
+    """Why a file or folder of this name is never read, or ''.
+
+    ``hidden``, ``system``, or ``unreadable name``: its bytes are no text, so that no record of it
+    can be written.
+    """
     if name.startswith("."):
         return HIDDEN
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        return NO_TEXT
     return SYSTEM if name.lower() in SYSTEM_NAMES else ""
 
 
@@ -170,7 +178,7 @@ def describe_files(used: int, passed_over: PassedOver, left_out: Counter[str] | 
 def log_skipped(problems: Sequence[str]) -> None:
     """Log the first ``MAX_LOGGED`` files that are left out, and the number of the others."""
     for problem in problems[:MAX_LOGGED]:
-        log.warning("left out: %s", problem)
+        log.warning("left out: %s", printable(problem))
     if len(problems) > MAX_LOGGED:
         log.warning("left out: … and %d more", len(problems) - MAX_LOGGED)
 

@@ -21,13 +21,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.capture_boxes import read_boxes
 from research.data.frames.declared_size import SCALED
 from research.data.frames.frame import (
     BoxXYXY,
     Frame,
     FrameSet,
-    FrameSetBuilder,
     SkipFrame,
     image_size,
     read_json,
@@ -129,25 +129,26 @@ def read_capture(source: Path, scale_boxes: bool = False) -> FrameSet:
             or no usable frame.
     """
     builder = FrameSetBuilder(source)
-    listing = list_files(source, EXTENSIONS | {".json"})
-    builder.passed_over.update(listing.passed_over)
-    unread = set(listing.names)
+    remarks = builder.remarks
+    remarks.names = "the format"
+    unread = {name for name in builder.listing.names if _is_image(name)}
     runs = _require_runs(source)
     for run in runs:
         read_manifest(run)
         name = run_name(run, source)
         builder.ensure_part(name)
         labels = read_labels(run, scale_boxes)
-        unread.discard(builder.relative(run / MANIFEST))
+        remarks.labels.add(builder.relative(run / MANIFEST))
         for label in labels:
             where = builder.relative(label.file)
             # The image of a damaged label is left out with it.
             described = [label.image] if label.image else _own_images(run, label)
-            unread -= {where, *map(builder.relative, described)}
+            unread -= set(map(builder.relative, described))
+            remarks.labels.add(where)
             if label.is_scaled:
                 builder.note(SCALED, where)
             if label.problem or label.image is None:
-                builder.skip(name, where, SkipFrame(label.state, label.problem))
+                builder.skip(name, where, SkipFrame(label.state, label.problem), label.image)
                 continue
             image = builder.relative(label.image)
             classes = (0,) * len(label.boxes)
@@ -162,16 +163,14 @@ def read_capture(source: Path, scale_boxes: bool = False) -> FrameSet:
     for folder in [source / name for name in list_folders(source)] if runs != [source] else []:
         if (folder / "labels").is_dir() and folder not in runs:
             builder.problems.append(f"{folder.name}: no {MANIFEST}: left out; restore it")
-    for name in sorted(unread):
-        builder.passed_over.add(_unread_kind(PurePosixPath(name)), name)
+    for name in unread:
+        is_overlay = PurePosixPath(name).parent.name == "overlays"
+        remarks.passed_over[name] = "overlay" if is_overlay else UNNAMED
     return builder.build("capture", [CLASS], {})
 
 
-def _unread_kind(path: PurePosixPath) -> str:
-    """Why a file of a run is passed over."""
-    if path.parent.name == "overlays":
-        return "overlay"
-    return path.suffix[1:].upper() if path.suffix.lower() == ".json" else UNNAMED
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
 def run_name(run: Path, source: Path) -> str:

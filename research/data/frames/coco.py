@@ -8,6 +8,7 @@ from math import isclose
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.coco_tables import (
     Annotations,
     class_tables,
@@ -27,7 +28,6 @@ from research.data.frames.frame import (
     BoxXYXY,
     Frame,
     FrameSet,
-    FrameSetBuilder,
     ImageFiles,
     SkipFrame,
     is_number,
@@ -36,12 +36,15 @@ from research.data.frames.frame import (
     safe_relative_path,
     shorten,
 )
-from research.data.frames.layout import build_frame_set, split_from_name
+from research.data.frames.layout import build_frame_set, splits_from_files
 from research.data.frames.picture_index import PictureIndex
+from research.data.frames.reading import and_join
 from research.data.listing import list_files
 from research.utils.errors import UserError
 
-ROBOFLOW = "_annotations.coco.json"
+IN_FOLDERS = ("_annotations.coco.json", "coco.json")
+"""Names of annotation files in folders of images: Roboflow's, FLIR's."""
+SMALL = "boxes of less than a pixel: are they fractions?"
 POLYGONS = "boxes around polygons, as their bbox is missing"
 NO_AREAS = "areas that are no numbers of pixels, those of the boxes are used"
 DIFFERENT = "bbox and segmentation differ, bbox is used"
@@ -81,7 +84,7 @@ def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
             places[0].append(source / name)
         elif not folders:
             places[1].append(source / name)
-        elif len(folders) == 1 and last == ROBOFLOW:
+        elif len(folders) == 1 and last in IN_FOLDERS:
             places[2].append(source / name)
     files = [file for place in places for file in place]
     # The archive of COCO also has captions and keypoints of the same images.
@@ -136,13 +139,16 @@ def read_coco(
         entries += _entries(builder, pictures, files, file, document, images, tables[file])
     as_stored = boxes_are_stored(entry.match for entry in entries)
     parts: dict[str, str] = {}
+    splits = splits_from_files({_part_name(file) for file in documents})
+    builder.remarks.names = and_join(sorted(map(builder.relative, documents)))
+    builder.remarks.split = f"the names of {and_join(sorted(splits))}" if splits else ""
     for entry in entries:
         try:
             frame = _frame(builder, entry, as_stored)
         except SkipFrame as reason:
-            builder.skip(entry.part, entry.where, reason)
+            builder.skip(entry.part, entry.where, reason, entry.image)
             continue
-        split = split_from_name(entry.part)
+        split = splits.get(entry.part, "")
         if split and parts.get(frame.name, split) != split:
             builder.reject(frame.name, entry.part, entry.where, "in another split")
         elif builder.add(entry.part, entry.where, frame) and split:
@@ -162,7 +168,7 @@ def _entries(
     classes: Mapping[str, int],
 ) -> list[_Entry]:
     """The images of a document that have a usable file of the declared size."""
-    part = file.stem if file.name != ROBOFLOW else file.parent.name
+    part = _part_name(file)
     folders = _image_folders(builder.root, file, part, images)
     name = builder.relative(file)
     rows = group_images(document["images"])
@@ -171,6 +177,7 @@ def _entries(
     builder.ensure_part(part)
     for row, item in enumerate(document["images"]):
         where = f"{name} images[{row}]"
+        image: Path | None = None
         try:
             key, first = _image_id(item, row, rows)
             if first != row:
@@ -186,10 +193,15 @@ def _entries(
             )
             match = match_size(declared, files.size(image), files.scale_boxes)
         except SkipFrame as reason:
-            builder.skip(part, where, reason)
+            builder.skip(part, where, reason, image)
             continue
         entries.append(_Entry(part, where, image, match, annotations[key], classes))
     return entries
+
+
+def _part_name(file: Path) -> str:
+    """The stem of an annotation file, or its folder where all have one name."""
+    return file.parent.name if file.name in IN_FOLDERS else file.stem
 
 
 def _image_id(item: object, row: int, rows: Mapping[str, list[tuple[int, Any]]]) -> tuple[str, int]:
@@ -279,6 +291,8 @@ def _box(
     if isinstance(edges, list) and len(edges) == 4 and all(map(is_number, edges)):
         x, y, width, height = edges
         edges = [x, y, x + width, y + height]
+        if max(abs(width), abs(height)) < 1:
+            builder.note(SMALL, where)
         slack = max(2.0, 0.1 * max(width, height))
         if outline and any(abs(a - b) > slack for a, b in zip(edges, outline, strict=True)):
             builder.note(DIFFERENT, where)

@@ -7,7 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from research.data.frames.frame import FrameSetBuilder, SkipFrame, shorten
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.frame import SkipFrame, shorten
 from research.utils.errors import UserError
 
 Annotations = list[tuple[int, dict[str, Any]]]

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.frame import (
     PIXEL_SLACK,
     BoxXYXY,
-    FrameSetBuilder,
     ImageSize,
     SkipFrame,
     is_number,
@@ -85,6 +85,7 @@ class SizeMatch:
                     "invalid",
                     "its boxes may belong to the image before or after its EXIF orientation, and "
                     "the source has both: store the image upright",
+                    "boxes before or after the turn",
                 )
             return self.stored if as_stored else self.upright
         pixels = self.upright or self.stored
@@ -137,10 +138,10 @@ def match_size(declared: Size, size: ImageSize, scale_boxes: bool) -> SizeMatch:
     swapped = (size.height, size.width)
     looks_turned = _same_shape(declared, swapped) and not _same_shape(declared, upright)
     if stored != swapped and (looks_turned or declared == swapped):
-        raise SkipFrame("invalid", f"{text}: turned after it was labelled, restore it")
+        raise SkipFrame("invalid", f"{text}: turned after it was labelled, restore it", text)
     if not scale_boxes or 0 in declared:
         remedy = "restore the image, or scale its boxes with scale_boxes=true"
-        raise SkipFrame("invalid", f"{text}: {remedy if all(declared) else 'fix the size'}")
+        raise SkipFrame("invalid", f"{text}: {remedy if all(declared) else 'fix the size'}", text)
     fits = _same_shape(declared, upright), turn != UPRIGHT and _same_shape(declared, stored)
     if not any(fits):
         fits = True, turn != UPRIGHT

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from research.data import texts
+from research.data.frames.reading import Reading
 from research.data.image_files import EXTENSIONS, read_header
 from research.data.listing import PassedOver
-from research.utils.errors import DamagedImage, UserError
+from research.utils.errors import DamagedImage
 from research.utils.exif import UPRIGHT
 
 BoxXYXY = tuple[float, float, float, float]
@@ -119,9 +119,7 @@ class FrameSet:
         runs: counts of each run, or of each other part where the source has no runs.
         problems: one line for each skipped entry: file, problem, remedy.
         split: group → ``train``, ``val`` or ``test``, for the groups that the source assigns.
-        passed_over: files in its folders of images that are no images.
-        notes: one line for each way in which entries were read that is not the plain one, with
-            their number and the first of them.
+        reading: what every file below the source counts as; ``None`` if it was not read from files.
     """
 
     root: Path
@@ -131,8 +129,17 @@ class FrameSet:
     runs: list[RunCounts]
     problems: list[str]
     split: dict[str, str]
-    passed_over: PassedOver = field(default_factory=PassedOver)
-    notes: list[str] = field(default_factory=list)
+    reading: Reading | None = None
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """Files below the source that are not read."""
+        return PassedOver() if self.reading is None else self.reading.passed_over
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each way in which entries were read that is not the plain one."""
+        return [] if self.reading is None else self.reading.notes
 
 
 class SkipFrame(Exception):
@@ -140,131 +147,13 @@ class SkipFrame(Exception):
 
     Attributes:
         kind: ``missing_image``, ``missing_file`` or ``invalid``.
+        brief: the reason in a few words, by which files are counted.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, brief: str = "") -> None:
         super().__init__(message)
         self.kind = kind
-
-
-@dataclass
-class FrameSetBuilder:
-    """Collects the frames, counts and problems of a source while it is read."""
-
-    root: Path
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    frames: dict[str, Frame] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    passed_over: PassedOver = field(default_factory=PassedOver)
-    _noted: dict[str, list[str]] = field(default_factory=dict)
-    _origins: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    def pass_over(self, folder: Path, files: PassedOver) -> None:
-        """Count the files below a folder of images that are no images."""
-        self.passed_over.update(files.below(self.relative(folder)))
-
-    def ensure_part(self, name: str) -> None:
-        """Add a part of the source with zero counts, unless it is known."""
-        self.counts.setdefault(name, Counter())
-
-    def note(self, text: str, where: str) -> None:
-        """Record how an entry was read, where that is not the plain way."""
-        self._noted.setdefault(text, []).append(where)
-
-    def add(self, part: str, where: str, frame: Frame) -> bool:
-        """Add a usable frame.
-
-        An image that is described twice is used once if both have the same boxes; otherwise both
-        are skipped, because neither is known to be right.
-
-        Args:
-            part: the run, split or annotation file that it belongs to.
-            where: label file (and row) that describes it, for problems.
-            frame: the frame.
-
-        Returns:
-            whether the image is used.
-        """
-        if frame.name in self._origins:
-            known = self.frames.get(frame.name)
-            if known is None or _content(known) != _content(frame):
-                self.reject(frame.name, part, where, "with other boxes")
-                return False
-            self.note("described again with the same boxes, used once", where)
-            return True
-        self.ensure_part(part)
-        self.frames[frame.name] = frame
-        self._origins[frame.name] = part, where
-        if len(set(_content(frame))) < len(frame.boxes):
-            self.note("two equal boxes of one class in an image, both kept", where)
-        self.counts[part]["non_empty" if frame.boxes else "empty"] += 1
-        return True
-
-    def reject(self, name: str, part: str, where: str, how: str) -> None:
-        """Skip a frame that two entries describe differently, and remove it if it was added.
-
-        Args:
-            name: the frame's name.
-            part: the part of the second entry.
-            where: the second entry.
-            how: in what they differ.
-        """
-        first_part, first = self._origins[name]
-        entries = [(part, where, first)]
-        if frame := self.frames.pop(name, None):
-            self.counts[first_part]["non_empty" if frame.boxes else "empty"] -= 1
-            entries.insert(0, (first_part, first, where))
-        for own_part, own, other in entries:
-            text = f"{name} is also described by {other}, {how}: remove one of the two"
-            self.skip(own_part, own, SkipFrame("invalid", text))
-
-    def skip(self, part: str, where: str, reason: SkipFrame) -> None:
-        """Count an entry that cannot be used, and record why."""
-        self.ensure_part(part)
-        self.counts[part][reason.kind] += 1
-        self.problems.append(f"{where}: {reason}")
-
-    def relative(self, path: Path) -> str:
-        """``path`` relative to the source: the name of a frame, and how problems name files."""
-        return path.relative_to(self.root).as_posix()
-
-    def build(self, form: str, classes: list[str], split: dict[str, str]) -> FrameSet:
-        """The set of all frames added so far.
-
-        Raises:
-            UserError: if no frame is usable.
-        """
-        if not self.frames:
-            skipped = sum(count.total() for count in self.counts.values())
-            first = f"; the first: {self.problems[0]}" if self.problems else ""
-            raise UserError(
-                "SOURCE", f"{self.root} ({form}): no usable frame, {skipped} left out{first}"
-            )
-        reports = [
-            RunCounts(
-                name=name,
-                total=count["non_empty"] + count["empty"],
-                non_empty=count["non_empty"],
-                empty=count["empty"],
-                missing_image=count["missing_image"],
-                missing_file=count["missing_file"],
-                invalid=count["invalid"],
-            )
-            for name, count in sorted(self.counts.items())
-        ]
-        alike: dict[str, str] = {}
-        for name in classes:
-            if (other := alike.setdefault(texts.name_key(name).strip(), name)) != name:
-                text = "classes whose names differ only in letter case, spaces or Unicode form"
-                self.note(text, f"{shorten(other)} and {shorten(name)}")
-        frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
-        notes = [
-            f"{text}: {len(entries)}, the first {entries[0]}"
-            for text, entries in self._noted.items()
-        ]
-        return FrameSet(
-            self.root, form, classes, frames, reports, self.problems, split, self.passed_over, notes
-        )
+        self.brief = brief or kind.replace("_", " ")
 
 
 def is_number(value: object) -> bool:
@@ -335,9 +224,11 @@ def image_size(image: Path) -> ImageSize:
     except DamagedImage as error:
         if error.kind == "value_range":
             reason = str(error).removeprefix(f"{image}: ")
-            raise SkipFrame("invalid", f"its image {image.name} has {reason}") from None
+            raise SkipFrame(
+                "invalid", f"its image {image.name} has {reason}", "value range"
+            ) from None
         kind = error.kind.replace("_", " ")
-        raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it") from None
+        raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it", kind) from None
     return ImageSize(header.width, header.height, header.orientation)
 
 
@@ -382,8 +273,3 @@ def short_name(name: object) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _content(frame: Frame) -> list[tuple[BoxXYXY, int, bool]]:
-    ignored = frame.ignored or (False,) * len(frame.boxes)
-    return sorted(zip(frame.boxes, frame.labels, ignored, strict=True))

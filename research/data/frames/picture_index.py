@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path, PurePosixPath
 
-from research.data.frames.frame import FrameSetBuilder, SkipFrame, short_name
-from research.data.listing import list_files
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.frame import SkipFrame, short_name
 from research.data.texts import name_key
 
 UNNAMED = "not in any annotation file"
@@ -22,7 +22,7 @@ class PictureIndex:
     Args:
         builder: collects what is passed over, and notes.
         suffixes: of images, in lower case.
-        documents: the label files that are read; all others are passed over.
+        documents: the label files that are read.
     """
 
     def __init__(
@@ -30,23 +30,18 @@ class PictureIndex:
     ) -> None:
         self.builder = builder
         self._suffixes = suffixes
-        read = {builder.relative(file) for file in documents}
-        kinds = {PurePosixPath(name).suffix.lower() for name in read}
-        listing = list_files(builder.root, suffixes | kinds)
+        builder.remarks.labels.update(builder.relative(file) for file in documents)
         self._names: set[str] = set()
         self._stems: dict[str, list[str]] = {}
         self._folded: dict[str, list[str]] = {}
         self._folded_stems: dict[str, list[str]] = {}
-        builder.passed_over.update(listing.passed_over)
-        for name in listing.names:
+        for name in builder.listing.names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in suffixes:
                 self._names.add(name)
                 self._stems.setdefault(stem, []).append(name)
                 self._folded.setdefault(name_key(name), []).append(name)
                 self._folded_stems.setdefault(name_key(stem), []).append(name)
-            elif name not in read:
-                builder.passed_over.add(suffix[1:].upper(), name)
         self._unnamed = set(self._names)
 
     def named(self, folders: Iterable[Path], path: PurePosixPath) -> list[str]:
@@ -99,8 +94,7 @@ class PictureIndex:
 
     def pass_over_unnamed(self) -> None:
         """Count the images that no label file names."""
-        for name in sorted(self._unnamed):
-            self.builder.passed_over.add(UNNAMED, name)
+        self.builder.remarks.passed_over.update(dict.fromkeys(self._unnamed, UNNAMED))
 
     def _join(self, folders: Iterable[Path], path: PurePosixPath) -> list[str]:
         relative = [PurePosixPath(self.builder.relative(folder)) for folder in folders]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.declared_size import (
     SizeMatch,
     boxes_are_stored,
@@ -18,29 +19,33 @@ from research.data.frames.frame import (
     BoxXYXY,
     Frame,
     FrameSet,
-    FrameSetBuilder,
     ImageFiles,
     SkipFrame,
     parse_flag,
     safe_relative_path,
     short_name,
+    shorten,
 )
 from research.data.frames.layout import (
     ALL,
     build_frame_set,
+    keep_split_frames,
     split_from_name,
-    split_from_path,
+    splits_from_folders,
 )
 from research.data.frames.picture_index import PictureIndex
+from research.data.frames.reading import and_join
 from research.data.listing import list_files, list_folders
-from research.data.texts import BadText, parse_number, read_xml
+from research.data.texts import BadText, parse_number, read_lines, read_xml
 from research.utils.conditions import is_exhausted
+from research.utils.errors import UserError
 
 IMAGE_FOLDERS = ("jpegimages", "images")
 """Names of the folder of images, in lower case."""
 OTHER_NAME = "names an image that does not exist, the one with the name of the XML file is read"
 SIDES = ("width", "height")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+FROM_ZERO = "coordinates that count from 0, where VOC counts from 1: boxes may begin a pixel early"
 HEAD = 4096
 """Bytes in which a file beside images must have its first element to be an annotation."""
 
@@ -102,19 +107,20 @@ def read_voc(
         UserError: for no usable frame.
     """
     builder = FrameSetBuilder(source)
+    builder.remarks.names = "the XML files"
     pictures = PictureIndex(builder, files.suffixes, documents)
     folders = _image_folders(source, images)
     entries = []
     for file in documents:
-        where = builder.relative(file)
+        where, image = builder.relative(file), None
         try:
             root = _xml(file)
             image = _voc_image(builder, pictures, file, root, folders)
-            declared = [parse_side(root.findtext(f"size/{key}"), f"size/{key}") for key in SIDES]
+            declared = [parse_side(_text(root, f"size/{key}"), f"size/{key}") for key in SIDES]
             match = match_size((declared[0], declared[1]), files.size(image), files.scale_boxes)
             entries.append(_Entry(where, image, match, _voc_objects(root)))
         except SkipFrame as reason:
-            builder.skip(ALL, where, reason)
+            builder.skip(ALL, where, reason, image)
     pictures.pass_over_unnamed()
     as_stored = boxes_are_stored(entry.match for entry in entries)
     boxes = {entry.where: _boxes(builder, entry, as_stored) for entry in entries}
@@ -129,19 +135,19 @@ def read_voc(
             name = builder.relative(entry.image)
             frame = Frame(name, entry.image, "", found, labels, ignored if any(ignored) else ())
             builder.add(ALL, entry.where, frame)
-    return build_frame_set(builder, "voc", sorted(names), _voc_split(source, builder))
+    return build_frame_set(builder, "voc", sorted(names), _voc_split(builder))
 
 
 def _voc_objects(root: ElementTree.Element) -> list[tuple[str, list[Any], bool]]:
     objects = []
     for row, item in enumerate(root.iter("object")):
-        class_name = (item.findtext("name") or "").strip()
+        class_name = _text(item, "name") or ""
         if not class_name:
             raise SkipFrame("invalid", f"object {row} has no name: add its class")
-        edges: list[Any] = [parse_number(item.findtext(f"bndbox/{key}")) for key in CORNERS]
+        edges: list[Any] = [parse_number(_text(item, f"bndbox/{key}")) for key in CORNERS]
         if None not in edges:
             edges[:2] = [edge - 1 for edge in edges[:2]]
-        ignored = parse_flag(item.findtext("difficult"), f"object {row} difficult")
+        ignored = parse_flag(_text(item, "difficult"), f"object {row} difficult")
         objects.append((class_name, edges, ignored))
     return objects
 
@@ -157,11 +163,26 @@ def _boxes(
             for row, (_, edges, _) in enumerate(entry.objects)
         )
     except SkipFrame as reason:
-        builder.skip(ALL, entry.where, reason)
+        builder.skip(ALL, entry.where, reason, entry.image)
         return None
     if boxes:
         entry.match.note(builder, pixels, entry.where)
+    if any(min(edges[:2]) < 0 for _, edges, _ in entry.objects):
+        builder.note(FROM_ZERO, entry.where)
     return boxes
+
+
+def _text(item: ElementTree.Element, path: str) -> str | None:
+    """The text of an element below another, without spaces around it; ``None`` if it is missing.
+
+    Raises:
+        SkipFrame: for several elements that differ.
+    """
+    found = list(dict.fromkeys((each.text or "").strip() for each in item.findall(path)))
+    if len(found) > 1:
+        both = f"{shorten(found[0])} and {shorten(found[1])}"
+        raise SkipFrame("invalid", f"{item.tag} has two of {path}, {both}: remove one")
+    return found[0] if found else None
 
 
 def _xml(file: Path) -> ElementTree.Element:
@@ -192,7 +213,7 @@ def _voc_image(
     # Image folders have the subfolders of Annotations.
     inner = file.parent.relative_to(builder.root).parts[1:]
     candidates = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
-    text, where = (root.findtext("filename") or "").strip(), builder.relative(file)
+    text, where = _text(root, "filename") or "", builder.relative(file)
     path = safe_relative_path(text) if text else PurePosixPath(file.stem)
     alike = pictures.of_stem(candidates[:1], file.stem) or pictures.of_stem(candidates, file.stem)
     if not text:
@@ -208,18 +229,47 @@ def _voc_image(
     return pictures.choose(named or alike, path, where)
 
 
-def _voc_split(source: Path, builder: FrameSetBuilder) -> dict[str, str]:
+def _voc_split(builder: FrameSetBuilder) -> dict[str, str]:
     """Frame name → split, from the lists in ``ImageSets``, else from the folders of the images."""
-    listed = {}
-    for split in ("train", "val", "test"):
-        for folder in ("ImageSets/Main", "ImageSets"):
-            file = source / folder / f"{split}.txt"
-            if file.is_file():
-                words = file.read_text(encoding="utf-8", errors="replace").split()
-                listed.update(dict.fromkeys(words, split))
-                break
-    paths = {name: PurePosixPath(name) for name in builder.frames}
-    if listed:
-        return {name: listed[path.stem] for name, path in paths.items() if path.stem in listed}
-    parts = {name: split_from_path(path.parent.parts) for name, path in paths.items()}
-    return {name: part for name, part in parts.items() if part}
+    by_folder, folders = splits_from_folders(builder.frames)
+    declared: dict[str, set[str]] = {}
+    lists: list[str] = []
+    for folder in ("ImageSets/Main", "ImageSets", "imageSets"):
+        for word, split in (("train", "train"), ("val", "val"), ("test", "test")):
+            name = f"{folder}/{word}.txt"
+            if name in builder.listing.names and not any(word in each for each in lists):
+                lists.append(name)
+                _read_list(builder, name, split, declared)
+    builder.remarks.labels.update(lists)
+    builder.remarks.split = and_join(lists) if lists else folders
+    if not lists:
+        return by_folder
+    for name, split in by_folder.items():
+        if declared.get(name):
+            declared[name].add(split)  # in two splits, unless list and folder agree
+    return keep_split_frames(builder, declared, and_join(lists), others=True)
+
+
+def _read_list(
+    builder: FrameSetBuilder, name: str, split: str, declared: dict[str, set[str]]
+) -> None:
+    """Add the frames that a list names: by stem, or by path without suffix."""
+    try:
+        lines = read_lines(builder.root / name)
+    except BadText as error:
+        raise UserError("labels", f"{builder.root / name}: {error}") from None
+    known: dict[str, list[str]] = {}
+    for frame in builder.frames:
+        parts = PurePosixPath(frame).with_suffix("").parts
+        for start in range(len(parts)):
+            known.setdefault("/".join(parts[start:]), []).append(frame)
+    skipped = {PurePosixPath(where).stem for where, _, _ in builder.skipped}
+    for number, line in enumerate(lines, start=1):
+        words = [line.strip(), line.strip().partition(" ")[0]]
+        words += [str(PurePosixPath(word).with_suffix("")) for word in words if word]
+        frames = next((known[word] for word in words if word in known), [])
+        for frame in frames:
+            declared.setdefault(frame, set()).add(split)
+        if words[0] and not frames and PurePosixPath(words[0]).stem not in skipped:
+            problem = f"{words[0][:60]} has no label file and image: restore it or remove the line"
+            builder.skip(ALL, f"{name} line {number}", SkipFrame("missing_file", problem))

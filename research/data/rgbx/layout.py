@@ -136,6 +136,16 @@ def add_ignored(frame_set: FrameSet) -> FrameSet:
     return replace(frame_set, frames=frames)
 
 
+def source_reading(root: Path) -> str:
+    """How the source of a prepared folder was read; empty if that is not recorded."""
+    try:
+        document = read_json(root / DESCRIPTION)
+    except BadText:
+        return ""
+    reading = document.get("reading") if isinstance(document, dict) else None
+    return reading if isinstance(reading, str) else ""
+
+
 def _with_regions(
     frame: Frame, regions: Mapping[str, Sequence[Any]], classes: Sequence[str]
 ) -> Frame:

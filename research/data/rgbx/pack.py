@@ -187,6 +187,7 @@ def _write_description(
         "format": frame_set.format,
         "classes": {name: boxes[index] for index, name in enumerate(names)},
         "counts": counts,
+        "reading": str(frame_set.reading),
     }
     if regions:
         description["ignored"] = regions
@@ -228,7 +229,8 @@ def _drop_failed(frame_set: FrameSet, failed: Mapping[str, str]) -> FrameSet:
         invalid=sum(run.invalid for run in frame_set.runs) + len(failed),
     )
     problems = [f"{name}: {reason}" for name, reason in failed.items()]
-    return replace(frame_set, frames=frames, runs=[counts], problems=problems)
+    reading = frame_set.reading and frame_set.reading.leave_out(dict.fromkeys(failed, "unreadable"))
+    return replace(frame_set, frames=frames, runs=[counts], problems=problems, reading=reading)
 
 
 def _read_ledger(out: Path, source: Path) -> dict[str, LedgerEntry]:

@@ -15,6 +15,7 @@ import numpy as np
 from research.config.cli import choose
 from research.data.folder import ImageFolders
 from research.data.frames.frame import Frame, FrameSet
+from research.data.frames.reading import Reading
 from research.data.image_files import reading_tag
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
@@ -43,6 +44,7 @@ class BuildPlan:
         runs: counts of each run of the source, for the manifest.
         skipped: samples skipped so far, by kind.
         thresholds: the limits that the source was checked against.
+        reading: how the source was read, if it has frames.
     """
 
     encoder: SampleEncoder
@@ -53,6 +55,7 @@ class BuildPlan:
     runs: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    reading: Reading | None = None
 
 
 class FileStamp(NamedTuple):
@@ -166,6 +169,7 @@ def plan_frames(
         {group: splits[group] for group in sorted(splits)},
         runs=runs,
         thresholds=dict(thresholds),
+        reading=frame_set.reading,
     )
 
 

@@ -247,6 +247,11 @@ def test_a_box_is_compared_with_its_polygon(tmp_path: Path) -> None:
     assert "bbox and segmentation differ, bbox is used: 1" in found.notes[0]
 
 
+def test_fractions_for_pixels_are_noted(tmp_path: Path) -> None:
+    found = read_one(tmp_path, [A], [{"image_id": 7, "bbox": [0.2, 0.1, 0.4, 0.2]}])
+    assert "boxes of less than a pixel" in found.notes[0]
+
+
 # Files
 
 

@@ -70,6 +70,7 @@ def test_boxes_of_resized_pictures_are_left_out_or_scaled(
     sizes = f"size declared {declared[0]}×{declared[1]}, is {real[0]}×{real[1]}"
     assert sizes in found.problems[0]
     assert "scale_boxes=true" in found.problems[0]
+    assert f"1 left out ({sizes})" in str(found.reading)
     found = read(tmp_path, scale_boxes=True)
     assert pixel_boxes(found) == {"images/a.png": [scaled], "images/b.png": [BOX]}
     assert found.problems == []

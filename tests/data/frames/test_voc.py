@@ -49,7 +49,7 @@ def test_the_named_picture_is_compared_with_the_name_of_the_file(tmp_path: Path)
         "Annotations/a.xml: names b.jpg, but JPEGImages/a.jpg has its name: correct filename"
     ]
     assert "names an image that does not exist" in found.notes[0]
-    assert found.passed_over.counts == {"not in any annotation file": 2}
+    assert found.passed_over.counts == {"not in any annotation file": 1}
     # One that alone exists is read.
     found = read_frames(source(tmp_path / "two", "b.jpg", a=other))
     assert pixel_boxes(found) == {"JPEGImages/b.jpg": [BOX]}
@@ -166,3 +166,33 @@ def test_another_encoding_than_the_declared_one_is_one_line(tmp_path: Path) -> N
         assert [frame.name for frame in found.frames] == ["JPEGImages/b.jpg"]
         assert len(found.problems) == 1
         assert found.problems[0].startswith("Annotations/a.xml: ")
+
+
+@pytest.mark.parametrize(
+    ("tag", "first", "second"),
+    [
+        ("filename", "a.jpg", "b.jpg"),
+        ("size", "<width>100</width><height>50</height>", "<width>50</width><height>100</height>"),
+        ("object/name", "cat", "dog"),
+        ("object/difficult", "0", "1"),
+        ("object/bndbox/xmin", "21", "1"),
+    ],
+)
+def test_an_element_that_is_declared_twice_is_compared(
+    tmp_path: Path, tag: str, first: str, second: str
+) -> None:
+    *_, name = tag.split("/")
+    text = voc({"difficult": 0}, filename="a.jpg", size=(100, 50))
+    one, two = f"<{name}>{first}</{name}>", f"<{name}>{second}</{name}>"
+    assert one in text
+    found = read_frames(source(tmp_path, b=voc(), a=text.replace(one, one + one)))
+    assert pixel_boxes(found) == {"JPEGImages/a.jpg": [BOX], "JPEGImages/b.jpg": []}
+    found = read_frames(source(tmp_path, a=text.replace(one, one + two)))
+    assert pixel_boxes(found) == {"JPEGImages/b.jpg": []}
+    assert "has two of" in found.problems[0]
+
+
+def test_coordinates_from_zero_are_noted(tmp_path: Path) -> None:
+    found = read_frames(source(tmp_path, a=voc({"box": (-1, 5, 20, 20)})))
+    assert pixel_boxes(found) == {"JPEGImages/a.jpg": [(0, 5, 19, 20)]}
+    assert "coordinates that count from 0" in found.notes[0]
