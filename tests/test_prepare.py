@@ -209,7 +209,7 @@ def test_ignore_regions_of_pairs_are_kept(tmp_path: Path) -> None:
     config = compose_config([*words, "dataset.image_size=64"]).config
     data = prepared(config)
     found = {}
-    for split in ("train", "val"):
+    for split in data.splits:
         samples = data.dataset(split, seed=0, train=False, device=torch.device("cpu"))
         batch = samples.__getitems__([SampleKey(0, index) for index in range(len(samples))])
         none = torch.zeros_like(batch.mask)
