@@ -1,0 +1,130 @@
+"""Checks of boxes and classes that are valid one by one, and still suspicious."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from research.data.frames.letterbox import Letterbox
+from research.data.warehouse.samples import Samples, class_counts
+
+SAME_BOX: Final = 0.99
+"""IoU from which two boxes of one class are the same object."""
+WHOLE: Final = 0.99
+"""Fraction of the picture from which a box covers all of it."""
+UNLIKE: Final = 0.2
+"""Largest usual distance of the class frequencies of two splits (total variation, 0 … 1), beyond
+twice what chance makes of it."""
+FEW: Final = 30
+"""Boxes or samples of a split, with fewer of which its class frequencies say nothing."""
+CHUNK: Final = 1 << 22
+"""Most pairs of boxes that are compared at once."""
+
+Boxes = NDArray[np.float64]
+
+
+def image_areas(samples: Samples) -> Boxes:
+    """[N, 4] where the image of each frame is in its letterbox: xyxy in pixels."""
+    side = samples.manifest.transform["image_size"]
+    areas = np.zeros((len(samples.positions), 4))
+    for index, (height, width) in enumerate(samples.all("sizes").tolist()):
+        box = Letterbox.of(max(1, height), max(1, width), side)
+        areas[index] = (box.pad_x, box.pad_y, box.pad_x + box.width, box.pad_y + box.height)
+    return areas
+
+
+def duplicate_boxes(samples: Samples) -> Iterator[str]:
+    """Boxes of one class that are the same, or overlap by an IoU of ``SAME_BOX``."""
+    boxes, objects = _objects(samples)
+    labels = samples.all("labels")
+    slots = boxes.shape[1]
+    several = np.flatnonzero(objects.sum(1) > 1)
+    step = max(1, CHUNK // slots**2)
+    for start in range(0, len(several), step):
+        chosen = several[start : start + step]
+        overlap = _pairwise_iou(boxes[chosen])
+        both = objects[chosen, :, None] & objects[chosen, None, :]
+        same_class = labels[chosen, :, None] == labels[chosen, None, :]
+        found = both & same_class & (overlap > SAME_BOX) & np.triu(np.ones((slots, slots), bool), 1)
+        for frame, first, second in zip(*(part.tolist() for part in found.nonzero()), strict=True):
+            name = samples.class_name(int(labels[chosen[frame], first]))
+            yield (
+                f"{samples.where(samples.positions[chosen[frame]])} box {second}: the same {name} "
+                f"as box {first} (IoU {overlap[frame, first, second]:.3f})"
+            )
+
+
+def whole_picture_boxes(samples: Samples) -> Iterator[str]:
+    """Boxes that cover the whole picture: often a placeholder of a labelling tool."""
+    boxes, objects = _objects(samples)
+    side, labels = samples.manifest.transform["image_size"], samples.all("labels")
+    areas = image_areas(samples)[:, None]
+    pixels = boxes * side
+    low = np.maximum(pixels[..., :2], areas[..., :2])
+    high = np.minimum(pixels[..., 2:], areas[..., 2:])
+    covered = (high - low).clip(0).prod(-1)
+    whole = objects & (covered >= WHOLE * (areas[..., 2:] - areas[..., :2]).prod(-1))
+    for index, slot in zip(*(part.tolist() for part in whole.nonzero()), strict=True):
+        name = samples.class_name(int(labels[index, slot]))
+        yield (
+            f"{samples.where(samples.positions[index])} box {slot}: {name} covers the whole picture"
+        )
+
+
+def unusable_classes(samples: Samples) -> Iterator[str]:
+    """Classes that are only in training, so that nothing evaluates them, or have one sample."""
+    counts = class_counts(samples)
+    unit = "box" if samples.manifest.kind == "frames" else "sample"
+    others = [split for split in counts if split != "train"]
+    for label, name in enumerate(samples.manifest.classes):
+        total = sum(int(by_class[label]) for by_class in counts.values())
+        where = [split for split, by_class in counts.items() if by_class[label]]
+        if total == 1:
+            yield f"class {name}: one {unit} in all, in {where[0]}"
+        elif where == ["train"] and others:
+            yield f"class {name}: none in {' and '.join(others)}, so that nothing evaluates it"
+
+
+def unlike_splits(samples: Samples) -> Iterator[str]:
+    """Splits whose classes are distributed otherwise than in training."""
+    counts = class_counts(samples)
+    train = counts.pop("train", np.zeros(0))
+    for split, by_class in counts.items():
+        if min(train.sum(), by_class.sum()) < FEW:
+            continue
+        known, found = train / train.sum(), by_class / by_class.sum()
+        distance = np.abs(known - found).sum() / 2
+        spread = known * (1 - known) * (1 / train.sum() + 1 / by_class.sum())
+        chance = np.sqrt(2 / np.pi * spread).sum() / 2
+        if distance <= UNLIKE + 2 * chance:
+            continue
+        most = int(np.abs(known - found).argmax())
+        yield (
+            f"{split}: its classes are distributed otherwise than in train, most of all "
+            f"{samples.manifest.classes[most]} ({known[most]:.0%} of train, {found[most]:.0%} of "
+            f"{split})"
+        )
+
+
+def _objects(samples: Samples) -> tuple[Boxes, NDArray[np.bool_]]:
+    """[N, M, 4] boxes, and [N, M] which of them are valid boxes of objects."""
+    boxes = samples.all("boxes").astype(np.float64)
+    objects = samples.all("mask") > 0
+    if "ignored" in samples.manifest.tensors:
+        objects &= samples.all("ignored") == 0
+    objects &= np.isfinite(boxes).all(-1) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    return np.where(objects[..., None], boxes, 0), objects
+
+
+def _pairwise_iou(boxes: Boxes) -> NDArray[Any]:
+    """[N, M, M] of boxes [N, M, 4]."""
+    one, other = boxes[:, :, None], boxes[:, None]
+    low = np.maximum(one[..., :2], other[..., :2])
+    high = np.minimum(one[..., 2:], other[..., 2:])
+    shared = (high - low).clip(0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    union = area[:, :, None] + area[:, None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
