@@ -75,7 +75,7 @@ class PassedOver:
         return PassedOver(self.counts, examples)
 
     def __str__(self) -> str:
-        kinds = f" ({_by_kind(self.counts)})" if self.counts else ""
+        kinds = f" ({by_kind(self.counts)})" if self.counts else ""
         return f"{self.counts.total()} passed over{kinds}"
 
     def details(self) -> str:
@@ -116,7 +116,7 @@ def passed_over_kind(name: str) -> str:
     return SYSTEM if name.lower() in SYSTEM_NAMES else ""
 
 
-def list_files(root: Path, suffixes: Set[str]) -> Listing:
+def list_files(root: Path, suffixes: Set[str] | None) -> Listing:
     """Find the files below a folder, at any depth.
 
     Each real file is listed once, however many links lead to it: a link to a file or folder that is
@@ -125,7 +125,7 @@ def list_files(root: Path, suffixes: Set[str]) -> Listing:
 
     Args:
         root: the folder.
-        suffixes: the suffixes to list, in lower case, such as ``.jpg``.
+        suffixes: the suffixes to list, in lower case, such as ``.jpg``; ``None`` for all.
     """
     walk = _Walk(root, suffixes)
     walk.folder(root, "", "")
@@ -171,7 +171,7 @@ def describe_files(used: int, passed_over: PassedOver, left_out: Counter[str] | 
     if passed_over.counts:
         parts.append(str(passed_over))
     if left_out:
-        parts.append(f"{left_out.total()} left out ({_by_kind(left_out)})")
+        parts.append(f"{left_out.total()} left out ({by_kind(left_out)})")
     return ", ".join(parts)
 
 
@@ -189,7 +189,7 @@ class _Walk:
     So a file has its real name, and a link to it is the one that is passed over.
     """
 
-    def __init__(self, root: Path, suffixes: Set[str]) -> None:
+    def __init__(self, root: Path, suffixes: Set[str] | None) -> None:
         self.root = root
         self.suffixes = suffixes
         self.names: list[str] = []
@@ -235,8 +235,9 @@ class _Walk:
 
     def file(self, name: str, kind: str) -> None:
         suffix = os.path.splitext(name)[1]
-        if kind or suffix.lower() not in self.suffixes:
-            self.passed_over.add(kind or _suffix_kind(suffix), name)
+        listed = self.suffixes is None or suffix.lower() in self.suffixes
+        if kind or not listed:
+            self.passed_over.add(kind or suffix_kind(suffix), name)
         else:
             self.names.append(name)
 
@@ -268,7 +269,8 @@ class _Walk:
             known.add(identity)
 
 
-def _by_kind(counts: Counter[str]) -> str:
+def by_kind(counts: Counter[str]) -> str:
+    """Counts in words, the largest first: ``2 hidden, 1 HEIC``."""
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
@@ -276,6 +278,7 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _suffix_kind(suffix: str) -> str:
+def suffix_kind(suffix: str) -> str:
+    """A suffix as a kind of files that are passed over, such as ``HEIC``."""
     kind = suffix[1:].upper()
     return kind if kind.isalnum() and len(kind) <= 12 else OTHER_SUFFIX

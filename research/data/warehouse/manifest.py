@@ -104,6 +104,7 @@ class Manifest:
             kind.
         thresholds: limits that the source was checked against.
         index_sha256: hash of ``samples.jsonl``.
+        reading: how the source was read; empty in stores of earlier versions.
     """
 
     folder: Path
@@ -121,6 +122,7 @@ class Manifest:
     left_out: dict[str, str]
     thresholds: dict[str, float]
     index_sha256: str
+    reading: str = ""
 
     @property
     def path(self) -> Path:
@@ -177,6 +179,8 @@ class Manifest:
     def save(self) -> None:
         content = asdict(self)
         del content["folder"]
+        if not self.reading:
+            del content["reading"]
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
     @classmethod

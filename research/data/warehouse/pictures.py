@@ -105,10 +105,14 @@ def box_sizes(boxes: NDArray[Any]) -> Image.Image:
 def _frame(samples: Samples, position: int) -> Image.Image:
     store = samples.store
     image = Image.fromarray(store.rows("images", position).copy()).resize((CELL, CELL))
-    filled = store.rows("mask", position) > 0
-    boxes = store.rows("boxes", position)[filled]
-    boxes = boxes[np.isfinite(boxes).all(1)] * CELL
-    return pictures.draw_boxes(image, boxes.tolist(), colours=(pictures.TRUE_BOX,))
+    boxes = store.rows("boxes", position)
+    finite = np.isfinite(boxes).all(1)
+    row = np.searchsorted(samples.positions, position)
+    objects, ignored = (
+        (boxes[shown[row] & finite] * CELL).tolist() for shown in (samples.objects, samples.ignored)
+    )
+    image = pictures.draw_ignored(image, ignored)
+    return pictures.draw_boxes(image, objects, colours=(pictures.TRUE_BOX,))
 
 
 def _caption(samples: Samples, position: int) -> str:
