@@ -20,7 +20,7 @@ UNLIKE: Final = 0.2
 twice what chance makes of it."""
 FEW: Final = 30
 """Boxes or samples of a split, with fewer of which its class frequencies say nothing."""
-CHUNK: Final = 1 << 22
+CHUNK: Final = 1 << 20
 """Most pairs of boxes that are compared at once."""
 
 Boxes = NDArray[np.float64]
@@ -40,21 +40,20 @@ def duplicate_boxes(samples: Samples) -> Iterator[str]:
     """Boxes of one class that are the same, or overlap by an IoU of ``SAME_BOX``."""
     boxes, objects = _objects(samples)
     labels = samples.all("labels")
-    slots = boxes.shape[1]
-    several = np.flatnonzero(objects.sum(1) > 1)
-    step = max(1, CHUNK // slots**2)
-    for start in range(0, len(several), step):
-        chosen = several[start : start + step]
-        overlap = _pairwise_iou(boxes[chosen])
-        both = objects[chosen, :, None] & objects[chosen, None, :]
-        same_class = labels[chosen, :, None] == labels[chosen, None, :]
-        found = both & same_class & (overlap > SAME_BOX) & np.triu(np.ones((slots, slots), bool), 1)
-        for frame, first, second in zip(*(part.tolist() for part in found.nonzero()), strict=True):
-            name = samples.class_name(int(labels[chosen[frame], first]))
-            yield (
-                f"{samples.where(samples.positions[chosen[frame]])} box {second}: the same {name} "
-                f"as box {first} (IoU {overlap[frame, first, second]:.3f})"
-            )
+    for index in np.flatnonzero(objects.sum(1) > 1).tolist():
+        slots = np.flatnonzero(objects[index])
+        own, classes = boxes[index, slots], labels[index, slots]
+        step = max(1, CHUNK // len(slots))
+        for start in range(0, len(slots), step):
+            overlap = _overlaps(own[start : start + step], own)
+            same = classes[start : start + step, None] == classes
+            earlier = np.tri(len(overlap), len(slots), start - 1, dtype=bool)
+            for row, first in np.argwhere(same & earlier & (overlap > SAME_BOX)).tolist():
+                yield (
+                    f"{samples.where(samples.positions[index])} box {slots[start + row]}: the same "
+                    f"{samples.class_name(int(classes[first]))} as box {slots[first]} "
+                    f"(IoU {overlap[row, first]:.3f})"
+                )
 
 
 def whole_picture_boxes(samples: Samples) -> Iterator[str]:
@@ -112,19 +111,16 @@ def unlike_splits(samples: Samples) -> Iterator[str]:
 def _objects(samples: Samples) -> tuple[Boxes, NDArray[np.bool_]]:
     """[N, M, 4] boxes, and [N, M] which of them are valid boxes of objects."""
     boxes = samples.all("boxes").astype(np.float64)
-    objects = samples.all("mask") > 0
-    if "ignored" in samples.manifest.tensors:
-        objects &= samples.all("ignored") == 0
+    objects = samples.objects.copy()
     objects &= np.isfinite(boxes).all(-1) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
     return np.where(objects[..., None], boxes, 0), objects
 
 
-def _pairwise_iou(boxes: Boxes) -> NDArray[Any]:
-    """[N, M, M] of boxes [N, M, 4]."""
-    one, other = boxes[:, :, None], boxes[:, None]
-    low = np.maximum(one[..., :2], other[..., :2])
-    high = np.minimum(one[..., 2:], other[..., 2:])
-    shared = (high - low).clip(0).prod(-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    union = area[:, :, None] + area[:, None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+def _overlaps(boxes: Boxes, others: Boxes) -> NDArray[Any]:
+    """[N, M] IoU of boxes [N, 4] with others [M, 4]."""
+    x0, y0, x1, y1 = boxes.T[..., None]
+    left, top, right, bottom = others.T
+    width = (np.minimum(x1, right) - np.maximum(x0, left)).clip(0)
+    shared = width * (np.minimum(y1, bottom) - np.maximum(y0, top)).clip(0)
+    areas = (right - left) * (bottom - top)
+    return np.asarray(shared / ((x1 - x0) * (y1 - y0) + areas - shared))

@@ -71,7 +71,7 @@ def near_duplicates(samples: Samples, progress: ProgressCallback | None = None) 
         for one, other, bits in nearest(hashes[mine], hashes[earlier]):
             first, second = known[earlier[other]], known[mine[one]]
             pair = pictures[[first, second]].reshape(2, -1).astype(np.float64)
-            if np.corrcoef(pair)[0, 1] < CORRELATION:
+            if np.asarray(np.corrcoef(pair))[0, 1] < CORRELATION:
                 continue
             positions = samples.positions[[first, second]].tolist()
             if not _is_same(samples, *positions):
