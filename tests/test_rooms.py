@@ -36,7 +36,7 @@ FORMER_COMMANDS = {"judge"}
 VOCABULARY = {
     "": (
         "ABSENT Album BatchJournal Canvas DataSource FeatureLook Form Item Judge Judged Key "
-        "LeftOut Lost Made Part Parts PhotoLook Plan SourceSummary Recipe Report Rules Selected Stamp "
+        "LeftOut Lost Made Part Parts PhotoLook Plan Reading Recipe Report Rules Selected Stamp "
         "Standing State Then Trained Watch answer busy claim damage deep detour excuse facts "
         "floor going hold home journal judge judged kept leave mapped misfit move named "
         "objectness occupied panels place placed recall relight restore said share spread "

@@ -1,4 +1,4 @@
-"""SourceSummary, grouping and labelling of recorded runs."""
+"""Reading, grouping and labelling of recorded runs."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ print(read(32, 128) - before)
 
 
 def test_memory_does_not_grow_with_the_store(frame_store: Manifest, tmp_path: Path) -> None:
-    """SourceSummary 18 MiB of rows leaves less than 2 MiB of memory of its own behind."""
+    """Reading 18 MiB of rows leaves less than 2 MiB of memory of its own behind."""
     side, samples = 256, 128
     folder = tmp_path / "large"
     folder.mkdir()
