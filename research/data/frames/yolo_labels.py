@@ -118,25 +118,29 @@ def _match_spelled(rest: dict[str, str], free: dict[str, str], matches: Matches)
 def _find_near(rest: Mapping[str, str], free: Mapping[str, str], matches: Matches) -> None:
     """Leave out images whose label file may be misspelled."""
     by_form: dict[tuple[str, object], list[str]] = {}
+    anywhere: dict[object, list[str]] = {}
     by_numbers: dict[tuple[str, object], list[str]] = {}
     for label, stem in free.items():
         folder, name = _parts(stem)
         inner, suffix = PurePosixPath(name).with_suffix("").name, PurePosixPath(name).suffix
         for each in (name, inner) if suffix in SUFFIXES else (name,):  # a.jpg.txt
             by_form.setdefault((folder, _form(each)), []).append(label)
+            anywhere.setdefault(_form(each), []).append(label)
         by_numbers.setdefault((folder, _numbers(name)), []).append(label)
     for image, stem in rest.items():
         folder, name = _parts(stem)
-        folders = {folder, ""} if folder else {each for each, _ in by_form}
-        found = [label for each in folders for label in by_form.get((each, _form(name)), [])]
+        form = _form(name)
+        if folder:
+            found = by_form.get((folder, form), []) + by_form.get(("", form), [])
+        else:
+            found = anywhere.get(form, [])
         if not found:
             alike = by_numbers.get((folder, _numbers(name)), [])[:MAX_COMPARED]
             found = [label for label in alike if _is_alike(name, _parts(free[label])[1])]
         if found:
-            label = found[0]
-            problem = f"has no label file of its name, but {label} is nearly that: rename it"
+            problem = f"has no label file of its name, but {found[0]} is nearly that: rename it"
             matches.problems[image] = (problem, "label file of nearly its name")
-            matches.near.add(label)
+            matches.near.add(found[0])
 
 
 def _parts(stem: str) -> tuple[str, str]:

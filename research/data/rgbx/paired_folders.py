@@ -266,9 +266,12 @@ class PairedFolders:
             complete = all(self.paths[modality].get(frame) for modality in self.folders)
             default = WITHOUT_LABEL if complete else missing
             remarks.left_out.setdefault(name, reasons.get(frame, default))
-        for frame, name in self._renamed:
+        renamed = list(self._renamed)
+        if self._rgb_folder() is None:
+            renamed += [(frame, self._name(path)) for path, frame in self._frames.items()]
+        for frame, name in renamed:
             if frame in used:
-                remarks.note("names that differ by the word of the modality", f"{name} of {frame}")
+                remarks.note("pictures paired by a part of their path", f"{name} as {frame}")
         return replace(reading, pictures=pictures)
 
 

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from research.data.frames.frame import FrameSet
+from research.data.frames.yolo import read_yolo, yolo_folders
+from research.data.rgbx.arrays import ARRAY_FILES
 from research.data.rgbx.modality_names import find_folders as folders_of
 from research.data.rgbx.modality_names import without_last_word
+from research.data.rgbx.pack import pack
 from research.data.rgbx.paired_folders import PairedFolders, find_folders
 from tests.conftest import user_error
 
@@ -192,6 +195,23 @@ def test_names_that_differ_by_a_word(tmp_path: Path, names: tuple[str, ...]) -> 
     for frame, files in found.items():
         number = "001" if "001" in frame else "002"
         assert files == {"rgb": names[0].format(number), "thermal": names[1].format(number)}
+
+
+def test_such_pairs_are_packed_and_said(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    for split, number in (("train", "1"), ("train", "2"), ("val", "3")):
+        save(source, *(f"images/{split}/{number}_{word}.png" for word in ("rgb", "ir")))
+        text(source, {f"labels/{split}/{number}.txt": YOLO})
+    found, folders = read(source)
+    assert found.notes == [
+        "pictures paired by a part of their path: 6, the first images/train/1_rgb.png as "
+        "images/train/1"
+    ]
+    record = pack(found, folders, out, lambda _: None, workers=1)
+    assert record["reading"] == str(found.reading)
+    again = read_yolo(out, yolo_folders(out), ARRAY_FILES)
+    assert sorted(again.split.values()) == ["train", "val"]
+    assert [frame.boxes for frame in again.frames] == [(BOX,)] * 3
 
 
 def test_frames_that_are_not_complete_are_counted(tmp_path: Path) -> None:
