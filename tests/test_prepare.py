@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import shlex
@@ -22,6 +23,7 @@ from research.config import cli, compose_config
 from research.data.loader import SampleKey
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
+from research.engine import build
 from research.utils.errors import UserError
 from tests.conftest import ROOT, make_folders, picture, prepared, user_error
 
@@ -91,6 +93,40 @@ def test_capture_runs_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixtu
         f"python train.py model=tinydet dataset=warehouse dataset.manifest={manifest.path}"
         in output
     )
+
+
+def test_the_reading_is_printed_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    for number in range(4):
+        save = source / f"images/{number}.jpg"
+        save.parent.mkdir(parents=True, exist_ok=True)
+        picture("spots", number, (64, 48)).save(save)
+        (source / "labels").mkdir(exist_ok=True)
+        (source / f"labels/{number}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (source / "images/3.jpg").write_bytes(b"")
+    (source / "data.yaml").write_text("names: [cat]\n")
+    (source / "old.yaml").write_text("names: [dog]\n")
+    (source / "old.xml").write_text("<annotation><filename>images/0.jpg</filename></annotation>")
+    with user_error("format", "VOC and YOLO", "format=voc or format=yolo"):
+        run("frames", str(source), "out", *SMALL)
+    with user_error("data_yaml", "data_yaml=data.yaml or data_yaml=old.yaml"):
+        run("frames", str(source), "out", *SMALL, "format=yolo")
+    run("frames", str(source), "out", *SMALL, "format=yolo", "data_yaml=data.yaml")
+    manifest = Manifest.load(Path("out"))
+    line = (
+        "read as YOLO: names from data.yaml, no split; 3 pictures used, 5 label files, "
+        "2 passed over (1 XML, 1 YAML), 1 left out (empty)"
+    )
+    assert manifest.reading == line
+    assert f"{source}: {line}" in capsys.readouterr().out
+    assert manifest.samples == 3
+    words = ["model=tinydet", "dataset=warehouse", f"dataset.manifest={manifest.path}"]
+    with caplog.at_level(logging.INFO):
+        data = build.data_module(compose_config([*words, "device=cpu"]).config)
+        data.prepare(0)
+    assert f"{manifest.folder}: {line}" in caplog.messages
 
 
 def test_the_advised_commands_are_quoted(
