@@ -12,7 +12,7 @@ from torch import Tensor
 from research.data.image_files import decode
 from research.data.index import ProgressCallback
 from research.data.pairs.extractors import build_extractor
-from research.data.pairs.store import extract_features
+from research.data.pairs.feature_store import extract_features
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -6,19 +6,17 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from research.data.frames.frame import FrameSet
 from research.data.rgbx.arrays import COLOURS, ArraySpec
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "rgbx.json"
-"""Description of a prepared folder; ``python -m research.prepare rgbx`` writes it last."""
+"""Names the channels of a folder of arrays."""
 LEDGER = ".prepared.jsonl"
-"""Arrays that ``python -m research.prepare rgbx`` has finished."""
+"""In a folder that an earlier version prepared, which wrote ``DESCRIPTION`` last."""
 DEFAULT_NAMES = {1: ["thermal"], 2: ["thermal", "event"]}
 """Default names of the X channels, by their number."""
 
@@ -56,48 +54,40 @@ def channel_names(root: Path, spec: ArraySpec, x: Sequence[str] | None) -> list[
 
 
 def group_by_sequence(
-    frame_set: FrameSet, folders: Sequence[Path], group_by: str | None
-) -> FrameSet:
-    """Group frames by sequence; a sequence in two splits becomes two groups.
+    where: Path, paths: Sequence[str], splits: Sequence[str], group_by: str
+) -> list[str]:
+    """The sequence of each frame; one in two splits of the source becomes two.
 
     Args:
-        frame_set: the frames as read.
-        folders: folders of images; paths below them are searched.
+        where: the data set, for messages.
+        paths: path of each frame below its folder of images; it is searched.
+        splits: split of each frame in the source; '' if the source has none.
         group_by: see ``RgbxFolder``.
 
     Raises:
         UserError: for a path that does not match.
     """
-    if group_by is None:
-        return frame_set
-    frames, split = [], {}
+    groups = []
     sequences: dict[str, set[str]] = {}
-    for frame in frame_set.frames:
-        folder = next(folder for folder in folders if frame.image.is_relative_to(folder))
-        path = frame.image.relative_to(folder).as_posix()
+    for path, own in zip(paths, splits, strict=True):
         match = re.search(group_by, path)
         if match is None:
             raise UserError(
                 "dataset.group_by",
                 f"dataset.group_by: {group_by!r} does not match {path}",
-                f"use a pattern that matches every path below {folder}",
+                f"use a pattern that matches every path in {where}",
             )
         sequence = next((part for part in match.groups() if part is not None), match[0])
-        own = frame_set.split.get(frame.group, "")
-        group = f"{own}/{sequence}" if own else sequence
+        groups.append(f"{own}/{sequence}" if own else sequence)
         sequences.setdefault(sequence, set()).add(own)
-        frames.append(replace(frame, group=group))
-        if own:
-            split[group] = own
-    if shared := [name for name, splits in sequences.items() if len(splits) > 1]:
+    if shared := [name for name, found in sequences.items() if len(found) > 1]:
         log.warning(
             "%s: its own splits share %d sequences (%s), so validation is not on new scenes",
-            frame_set.root,
+            where,
             len(shared),
             shared[0],
         )
-    frames.sort(key=lambda frame: (frame.group, frame.name))
-    return replace(frame_set, frames=frames, split=dict(sorted(split.items())))
+    return groups
 
 
 def _read_description(path: Path) -> list[str]:

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-
-import numpy as np
+from pathlib import Path
 
 from research.data.frames.annotations import read_annotated
 from research.data.frames.frame import FrameSet, ImageFiles, RunCounts, SkipFrame
-from research.data.frames.layout import split_from_name, split_from_path
+from research.data.frames.layout import split_from_name
 from research.data.image_files import EXTENSIONS
-from research.data.image_modes import UINT8_TO_UINT16
 from research.data.listing import PassedOver, list_files
-from research.data.rgbx.arrays import Pixels
-from research.data.rgbx.modalities import read_colour, read_grey, read_modality_header
+from research.data.rgbx.modalities import read_modality_header
 from research.utils.errors import UserError
 
 FOLDERS = {
@@ -177,33 +173,6 @@ class PairedFolders:
             files[modality] = paths[0]
         return files
 
-    def pixels(self, frame: str, as_16bit: bool) -> Pixels:
-        """The frame as one array [H, W, 3 + X]: RGB, then one channel for each other modality.
-
-        Args:
-            frame: the frame.
-            as_16bit: convert to uint16, where 8-bit values v become 257·v; otherwise uint8.
-
-        Raises:
-            SkipFrame: for a file that cannot be decoded, or is not grey where it must be.
-        """
-        planes = []
-        for modality, path in self.files(frame).items():
-            try:
-                planes.append(read_colour(path) if modality == "rgb" else read_grey(path))
-            except SkipFrame as reason:
-                raise SkipFrame(reason.kind, f"{self._name(path)}: {reason}") from None
-        if as_16bit:
-            planes = [
-                plane.astype(np.uint16) * UINT8_TO_UINT16 if plane.itemsize == 1 else plane
-                for plane in planes
-            ]
-        if len({(plane.shape[:2], plane.dtype) for plane in planes}) > 1:
-            raise SkipFrame(
-                "invalid", "its files changed while they were read: run the command again"
-            )
-        return np.concatenate(planes, axis=2)
-
     def _index(self, modality: str, top: Path, folder: Path) -> None:
         suffixes = EXTENSIONS if modality == "rgb" else EXTENSIONS | {".npy"}
         if not folder.is_dir():
@@ -244,30 +213,6 @@ class PairedFolders:
             if unpaired:
                 runs.append(RunCounts(self.folders[modality], 0, 0, 0, 0, len(unpaired), 0))
         return replace(frame_set, problems=problems, runs=runs, passed_over=self.passed_over)
-
-
-def output_stems(frame_set: FrameSet, folders: PairedFolders) -> dict[str, str]:
-    """Frame name to its path in a prepared data set, without suffix.
-
-    That is the path in the source, below a folder of the split if only a list defines the split.
-
-    Raises:
-        UserError: if two frames have the same path.
-    """
-    names: dict[str, str] = {}
-    for frame in frame_set.frames:
-        stem = folders.frame_of(frame.image)
-        split = frame_set.split.get(frame.group, "")
-        if split and split != split_from_path(PurePosixPath(stem).parent.parts):
-            stem = f"{split}/{stem}"
-        if other := names.get(stem):
-            raise UserError(
-                "SOURCE",
-                f"{frame_set.root}: {other} and {frame.name} both become {stem}",
-                "rename one of them",
-            )
-        names[stem] = frame.name
-    return {name: stem for stem, name in names.items()}
 
 
 def _top_folders(source: Path) -> list[Path]:

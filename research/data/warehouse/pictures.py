@@ -12,6 +12,7 @@ from PIL import Image
 
 from research.compression.decoder import Decoder
 from research.compression.selection import Selection, stored_order
+from research.data.rgbx.arrays import to_pil_images
 from research.data.warehouse.lint import TINY
 from research.data.warehouse.samples import Samples, class_counts
 from research.viz import pictures
@@ -28,6 +29,8 @@ MAX_NAMES = 60
 
 def draw(samples: Samples) -> dict[str, Image.Image]:
     """Pictures of a store by name: class balance, samples, and box centres and sizes of frames."""
+    if samples.manifest.kind == "features":
+        return {}
     drawn = {"class_balance": class_balance(samples)}
     if not len(samples.positions):
         return drawn
@@ -44,7 +47,8 @@ def draw(samples: Samples) -> dict[str, Image.Image]:
     else:
         cells = [_decoded(samples, position) for position in chosen]
     captions = [_caption(samples, position) for position in chosen]
-    drawn["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=6)
+    columns = max(1, 6 * CELL // cells[0].width)
+    drawn["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=columns)
     return drawn
 
 
@@ -102,12 +106,19 @@ def box_sizes(boxes: NDArray[Any]) -> Image.Image:
 
 
 def _frame(samples: Samples, position: int) -> Image.Image:
+    """A frame with its boxes; of several channels, RGB and each other one side by side."""
     store = samples.store
-    image = Image.fromarray(store.rows("images", position).copy()).resize((CELL, CELL))
+    array = store.rows("images", position)
+    panels = to_pil_images(array) if array.shape[2] > 3 else [Image.fromarray(array.copy())]
     filled = store.rows("mask", position) > 0
     boxes = store.rows("boxes", position)[filled]
-    boxes = boxes[np.isfinite(boxes).all(1)] * CELL
-    return pictures.draw_boxes(image, boxes.tolist(), colours=(pictures.TRUE_BOX,))
+    boxes = (boxes[np.isfinite(boxes).all(1)] * CELL).tolist()
+    return pictures.side_by_side(
+        [
+            pictures.draw_boxes(panel.resize((CELL, CELL)), boxes, colours=(pictures.TRUE_BOX,))
+            for panel in panels
+        ]
+    )
 
 
 def _decoded(samples: Samples, position: int) -> Image.Image:
