@@ -121,8 +121,10 @@ class RgbxOptions(LimitOptions, WorkerOptions):
         one_of("negative", "error"),
         "a picture without a YOLO file has no objects; error: is refused",
     )
-    size: int = cli.option(640, whole(32), "side of the square frames, in pixels")
-    shard_samples: int = cli.option(64, COUNT, "samples per file")
+    size: int | None = cli.option(
+        None, whole(32), "side of the square frames, in pixels; by default that of dataset=rgbx"
+    )
+    shard_samples: int | None = cli.option(None, COUNT, "samples per file; by default 128 MiB")
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> Manifest:
     Raises:
         UserError: for an unusable source, a limit that is exceeded, or a full disk.
     """
+    from research.config import compose_config
     from research.data.frames.limits import check_limits
     from research.data.rgbx import sources
     from research.data.rgbx.paired_folders import PairedFolders, find_folders
@@ -258,7 +261,9 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> Manifest:
         found = sources.read_pictures(folders, require_labels)
     limits = options.limits()
     check_limits(found.frame_set, limits)
-    return _build(sources.plan_channels(found, options.size, limits), out, options)
+    read = compose_config(["model=rgbx_mit_b0", "dataset=rgbx", "dataset.root=."])
+    size = options.size or read.config["dataset"]["image_size"]
+    return _build(sources.plan_channels(found, size, limits), out, options)
 
 
 def prune(source: Path, out: Path, options: PruneOptions) -> None:

@@ -31,7 +31,7 @@ from research.data.rgbx.arrays import (
     to_pil_images,
 )
 from research.data.rgbx.layout import DEFAULT_NAMES, channel_names, group_by_sequence
-from research.data.rgbx.sources import SHARD_SAMPLES, plan_channels, read_arrays
+from research.data.rgbx.sources import plan_channels, read_arrays
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
 from research.data.transforms import DeviceTransform
@@ -316,7 +316,7 @@ class RgbxFolder:
         own = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:16]
         plan = plan_channels(source, self.image_size, {})
         out = self.cache / "stores" / own
-        return build(plan, out, shard_samples=SHARD_SAMPLES, progress=progress, cache=self.cache)
+        return build(plan, out, progress=progress, cache=self.cache)
 
     def _split(self) -> None:
         """Set ``splits``; all frames of a group are in the same split."""

@@ -42,7 +42,7 @@ def channel_names(root: Path, spec: ArraySpec, x: Sequence[str] | None) -> list[
         raise UserError(
             "dataset.x",
             f"{root}: {spec}, and no names of the {count} after red, green and blue",
-            "set dataset.x=[thermal,event,…]",
+            f'list all as "channels" in {description}, or set dataset.x=[thermal,event,…]',
         )
     if len(names) != count or len({*COLOURS, *names}) != spec.channels:
         raise UserError(

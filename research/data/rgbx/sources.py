@@ -17,9 +17,6 @@ from research.data.rgbx.paired_folders import PairedFolders
 from research.data.warehouse.plan import BuildPlan, plan_frames
 from research.utils.errors import UserError
 
-SHARD_SAMPLES = 64
-"""Samples in a shard: 126 MB of five channels at 640 px in 8 bits."""
-
 
 class RgbxSource(NamedTuple):
     """The frames of a source.
@@ -96,7 +93,7 @@ def read_arrays(
         raise UserError(
             "dataset.class_names",
             f"{root}: no label file has a box, and there is no classes.txt",
-            "add labels, or set dataset.class_names=[a,b]",
+            "add labels or classes.txt, or set dataset.class_names=[a,b]",
         )
 
     def path(frame: Frame) -> str:

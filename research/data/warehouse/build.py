@@ -32,12 +32,15 @@ from research.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 
+SHARD_BYTES = 2**27
+"""Of a shard by default: each process holds one in memory."""
+
 
 def build(
     plan: BuildPlan,
     out: Path,
     *,
-    shard_samples: int = 256,
+    shard_samples: int | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
     cache: Path | None = None,
@@ -47,7 +50,7 @@ def build(
     Args:
         plan: what to write.
         out: folder of the versions; locked, other builds in it wait.
-        shard_samples: samples in a shard.
+        shard_samples: samples in a shard; ``None`` for 128 MiB, at most 256.
         workers: number of processes; ``None`` for one per core.
         progress: called with the numbers of files hashed and samples written.
         cache: folder of what is known of unchanged files: hashes of the source, intact shards;
@@ -58,6 +61,9 @@ def build(
             readable sample, or a full disk. Finished shards are kept for the next build.
     """
     workers = workers or os.cpu_count() or 1
+    if shard_samples is None:
+        row = sum(tensor.bytes for tensor in plan.encoder.tensors().values())
+        shard_samples = max(1, min(256, SHARD_BYTES // row))
     stamps = stamp_files(plan.samples, workers, progress, cache)
     version = version_of(plan, stamps)
     final = out / f"v{version}"

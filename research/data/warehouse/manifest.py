@@ -81,6 +81,11 @@ class TensorSpec:
     dtype: TensorType
     shape: tuple[PositiveInt, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Size for one sample."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 @with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True)

@@ -350,7 +350,7 @@ def test_names_of_channels_and_classes(make: Make, tmp_path: Path) -> None:
     four = write_set(tmp_path / "four", SEQUENCES, channels=4)
     assert prepared(make, four).channels[3:] == ["thermal"]
     seven = write_set(tmp_path / "seven", SEQUENCES, channels=7)
-    with user_error("dataset.x", "7 channels of uint8", "set dataset.x=[thermal,event,…]"):
+    with user_error("dataset.x", "7 channels of uint8", "or set dataset.x=[thermal,event,…]"):
         prepared(make, seven)
     assert prepared(make, seven, x=list("abcd")).transform().mean.shape == (7, 1, 1)
 
@@ -398,7 +398,7 @@ def test_folders_without_images_or_boxes(make: Make, tmp_path: Path) -> None:
     with user_error("dataset.root", tmp_path, "images/", "labels/"):
         prepared(make, tmp_path)
     root = write_set(tmp_path / "set", SEQUENCES, label="")
-    with user_error("dataset.class_names", root, "set dataset.class_names=[a,b]"):
+    with user_error("dataset.class_names", root, "or set dataset.class_names=[a,b]"):
         prepared(make, root)
 
 
