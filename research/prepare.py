@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from research.data.warehouse.manifest import Manifest
     from research.data.warehouse.plan import BuildPlan
 
+FORMATS = ("auto", "capture", "voc", "coco", "yolo")
 STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).is_valid(n) and n % 16 == 0)
 
 
@@ -55,6 +56,18 @@ class StoreOptions(WorkerOptions):
 
 
 @dataclass(frozen=True)
+class LabelOptions:
+    """Of every kind that reads frames with boxes."""
+
+    format: str = cli.option("auto", one_of(*FORMATS), "format of the labels in SOURCE")
+    data_yaml: str = cli.option(
+        "",
+        TEXT,
+        "file in SOURCE that declares names and splits (YAML, obj.data); none: no such file",
+    )
+
+
+@dataclass(frozen=True)
 class LimitOptions:
     """Of every kind that reads frames with boxes."""
 
@@ -72,7 +85,18 @@ class LimitOptions:
 
 
 @dataclass(frozen=True)
-class FrameOptions(LimitOptions, StoreOptions):
+class BoxOptions(LimitOptions):
+    """Of every kind that reads boxes in pixels."""
+
+    scale_boxes: bool = cli.option(
+        False,
+        TRUTH,
+        "true: scale the boxes of pictures that are not of their declared size; left out otherwise",
+    )
+
+
+@dataclass(frozen=True)
+class FrameOptions(LabelOptions, BoxOptions, StoreOptions):
     """Of ``prepare frames``."""
 
     size: int = cli.option(384, whole(32), "side of the square frames, in pixels")
@@ -108,7 +132,7 @@ class CoefficientOptions(StoreOptions):
 
 
 @dataclass(frozen=True)
-class RgbxOptions(LimitOptions, WorkerOptions):
+class RgbxOptions(LabelOptions, BoxOptions, WorkerOptions):
     """Of ``prepare rgbx``."""
 
     rgb: str = cli.option("", TEXT, "name of the folder; by default rgb, visible, vis or images")
@@ -173,7 +197,9 @@ A command that was interrupted resumes when it is run again.
         "\nframes": FrameOptions,
         "coefficients": CoefficientOptions,
         "rgbx": RgbxOptions,
-        "frames and rgbx": LimitOptions,
+        "frames and rgbx": LabelOptions,
+        "limits of frames and rgbx": LimitOptions,
+        "boxes of frames and rgbx": BoxOptions,
         "frames and coefficients": StoreOptions,
         "frames, coefficients and rgbx": WorkerOptions,
         "prune": PruneOptions,
@@ -193,7 +219,9 @@ def frames(source: Path, out: Path, options: FrameOptions) -> Manifest:
     from research.data.warehouse.encoders import FrameEncoder
     from research.data.warehouse.plan import assign_splits, plan_frames
 
-    frame_set = read_frames(source)
+    frame_set = read_frames(
+        source, options.scale_boxes, form=options.format, data_yaml=options.data_yaml
+    )
     limits = options.limits()
     check_limits(frame_set, limits)
     splits = assign_splits(
@@ -254,11 +282,14 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> Manifest:
     from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
     require_labels = options.missing_labels == "error"
-    if sources.holds_arrays(source):
-        found = sources.read_arrays(source, None, None, require_labels)
+    if options.format in ("auto", "yolo") and sources.holds_arrays(source):
+        found = sources.read_arrays(source, None, None, require_labels, options.data_yaml)
     else:
         folders = PairedFolders(source, find_folders(source, asdict(options)))
-        found = sources.read_pictures(folders, require_labels)
+        frame_set = folders.read(
+            require_labels, options.scale_boxes, form=options.format, data_yaml=options.data_yaml
+        )
+        found = sources.of_pictures(folders, frame_set)
     limits = options.limits()
     check_limits(found.frame_set, limits)
     read = compose_config(["model=rgbx_mit_b0", "dataset=rgbx", "dataset.root=."])

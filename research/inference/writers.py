@@ -144,11 +144,9 @@ class BoxWriter:
     def _add(self, still: Still, panels: Panels, detections: dict[str, Tensor]) -> Overlay:
         image = panels[0]
         boxes, scores, labels = (detections[key].cpu() for key in ("boxes", "scores", "labels"))
-        # A box in the border of a letterbox is empty in pixels of the file.
-        inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-        pixels, kept = boxes[inside].double(), scores[inside].tolist()
+        pixels, kept = boxes.double(), scores.tolist()
         relative = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
-        named = labels[inside].tolist()
+        named = labels.tolist()
         texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
         # Sorted by score: boxes above the threshold come first.
         count = sum(score >= (self.score_threshold or 0) for score in kept)

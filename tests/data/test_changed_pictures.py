@@ -20,7 +20,7 @@ from research.data.index import content_hash, index_folder
 from research.data.pairs.feature_store import _digest
 from research.data.pairs.sharpness import measure_sharpness
 from research.data.rgbx.paired_folders import PairedFolders
-from research.data.rgbx.sources import plan_channels, read_arrays, read_pictures
+from research.data.rgbx.sources import of_pictures, plan_channels, read_arrays
 from research.data.rgbx.statistics import channel_statistics
 from research.data.warehouse.build import build
 from research.data.warehouse.store import Store
@@ -147,7 +147,7 @@ def test_packed_arrays(tmp_path: Path) -> None:
             write(source / folder / "1.bmp", grey)
         settle()
         folders = PairedFolders(source, {"rgb": "rgb", "thermal": "thermal"})
-        plan = plan_channels(read_pictures(folders, require_labels=False), 32, {})
+        plan = plan_channels(of_pictures(folders, folders.read(require_labels=False)), 32, {})
         store = Store(build(plan, out, workers=1, cache=tmp_path / "cache"))
         assert store.rows("images", 0).mean() == grey
 

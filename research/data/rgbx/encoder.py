@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,15 @@ class ChannelEncoder(FrameEncoder):
         dtype: ``uint8`` or ``uint16``.
     """
 
-    channels: tuple[str, ...]
-    dtype: str
+    channels: tuple[str, ...] = field(kw_only=True)
+    dtype: str = field(kw_only=True)
 
     @property
     def spec(self) -> ArraySpec:
         return ArraySpec(len(self.channels), self.dtype)
 
     def transform(self) -> dict[str, Any]:
-        return {**asdict(self), "channels": list(self.channels), "resize": "letterbox"}
+        return {**super().transform(), "channels": list(self.channels), "dtype": self.dtype}
 
     def tensors(self) -> dict[str, TensorSpec]:
         images = TensorSpec(self.dtype, (self.image_size, self.image_size, len(self.channels)))

@@ -16,10 +16,11 @@ from PIL.Image import Image
 
 from research.batch import DetectionBatch
 from research.data.datamodule import DEFAULT_MAX_BOXES, Demo, NetworkInput, expected_classes
+from research.data.frames.declared import read_class_names
 from research.data.frames.frame import Frame
-from research.data.frames.yolo import read_class_names
+from research.data.frames.limits import log_reading
 from research.data.index import ProgressCallback
-from research.data.listing import describe_files, log_skipped
+from research.data.listing import log_skipped
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import (
     COLOURS,
@@ -256,7 +257,7 @@ class RgbxFolder:
             for frame in (self.frames[name] for name in names):
                 size = frame.image.stat().st_size
                 content = split, frame.name, size, frame.boxes, frame.labels
-                digest.update(repr(content).encode())
+                digest.update(repr(content + frame.ignored).encode())
                 digest.update(read_chunks(frame.image))
         return digest.hexdigest()[:16]
 
@@ -307,10 +308,15 @@ class RgbxFolder:
 
     def _store_arrays(self, progress: ProgressCallback | None) -> Manifest:
         """Write the store of a folder of arrays, or load it if they are unchanged."""
-        source = read_arrays(self.root, self.x, self.class_names, self.missing_labels == "error")
+        try:
+            labels = self.missing_labels == "error"
+            source = read_arrays(self.root, self.x, self.class_names, labels)
+        except UserError as error:
+            if error.key != "data_yaml":
+                raise
+            raise UserError("dataset.root", error.message, "fix or remove one of them") from None
         frame_set = source.frame_set
-        used = describe_files(len(frame_set.frames), frame_set.passed_over)
-        log.info("%s: %s", self.root, used)
+        log_reading(frame_set)
         log_skipped(frame_set.problems)
         self.frames = {frame.name: frame for frame in frame_set.frames}
         own = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:16]

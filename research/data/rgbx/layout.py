@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from research.data.rgbx.arrays import COLOURS, ArraySpec
+from research.data.texts import BadText, read_json
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -93,10 +93,10 @@ def group_by_sequence(
 def _read_description(path: Path) -> list[str]:
     """Names of the X channels in ``rgbx.json``."""
     try:
-        channels = json.loads(path.read_text(encoding="utf-8"))["channels"]
+        channels = read_json(path)["channels"]
         if tuple(channels[: len(COLOURS)]) == COLOURS:
             return [str(name) for name in channels[len(COLOURS) :]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadText, KeyError, TypeError):
         pass
     raise UserError(
         "dataset.x",

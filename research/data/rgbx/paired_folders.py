@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from research.data.frames.annotations import read_annotated
-from research.data.frames.frame import FrameSet, ImageFiles, RunCounts, SkipFrame
+from research.data.frames.annotations import AUTO, Options, read_annotated
+from research.data.frames.frame import FrameSet, ImageFiles, ImageSize, RunCounts, SkipFrame
 from research.data.frames.layout import split_from_name
 from research.data.image_files import EXTENSIONS
-from research.data.listing import PassedOver, list_files
+from research.data.listing import list_files
 from research.data.rgbx.modalities import read_modality_header
 from research.utils.errors import UserError
 
@@ -79,7 +79,6 @@ class PairedFolders:
         folders: modality to the name of its folder, ``rgb`` first.
         paths: modality to frame to files; more than one file is reported by ``files``.
         is_16bit: whether a file of a usable frame has 16 bits, by frame.
-        passed_over: files in the folders that are no images.
     """
 
     def __init__(self, source: Path, folders: Mapping[str, str]) -> None:
@@ -87,31 +86,40 @@ class PairedFolders:
         self.folders = dict(folders)
         self.paths: dict[str, dict[str, list[Path]]] = {name: {} for name in folders}
         self.is_16bit: dict[str, bool] = {}
-        self.passed_over = PassedOver()
         self._frames: dict[Path, str] = {}
         self._labelled: dict[str, Path] = {}
         for top in _top_folders(source):
             for modality, name in folders.items():
                 self._index(modality, top, top / name)
 
-    def read(self, require_labels: bool) -> FrameSet:
+    def read(
+        self,
+        require_labels: bool,
+        scale_boxes: bool = False,
+        form: str = AUTO,
+        data_yaml: str = "",
+    ) -> FrameSet:
         """The frames whose files are all usable, according to their headers.
 
         Args:
             require_labels: refuse images without labels; otherwise they are negatives in a YOLO
                 source, and are skipped in the other formats.
+            scale_boxes: see ``ImageFiles``.
+            form: see ``read_frames``.
+            data_yaml: see ``read_frames``.
 
         Raises:
             UserError: for missing labels, or no usable frame.
         """
-        files = ImageFiles(EXTENSIONS, self.size)
-        frame_set = read_annotated(self.source, self.folders["rgb"], files, require_labels)
+        files = ImageFiles(EXTENSIONS, self.size, scale_boxes)
+        options = Options(self.folders["rgb"], files, require_labels, data_yaml)
+        frame_set = read_annotated(self.source, form, options)
         if frame_set is None:
             raise UserError("SOURCE", f"{self.source}: no labels found in it", f"add {LABELS}")
         return self._add_unpaired(frame_set, require_labels)
 
-    def size(self, image: Path) -> tuple[int, int]:
-        """Width and height of a frame in pixels, from the headers of all its files.
+    def size(self, image: Path) -> ImageSize:
+        """Size of a frame, from the headers of all its files.
 
         Args:
             image: any one of them.
@@ -137,7 +145,7 @@ class PairedFolders:
                 )
                 raise SkipFrame("invalid", f"sizes differ, {sizes}: align the two")
         self.is_16bit[frame] = any(header.is_16bit for header in headers.values())
-        return headers[first][:2]
+        return ImageSize(*headers[first][:2], headers[first].orientation)
 
     def frame_of(self, image: Path) -> str:
         """The frame that a file belongs to.
@@ -178,7 +186,6 @@ class PairedFolders:
         if not folder.is_dir():
             return
         listing = list_files(folder, suffixes)
-        self.passed_over.update(listing.passed_over.below(self._name(folder)))
         for path in listing.paths:
             inner = top.relative_to(self.source) / path.relative_to(folder)
             frame = (inner.parent / path.stem).as_posix()
@@ -212,7 +219,13 @@ class PairedFolders:
             problems += [f"{name}: {problem}" for name in unpaired]
             if unpaired:
                 runs.append(RunCounts(self.folders[modality], 0, 0, 0, 0, len(unpaired), 0))
-        return replace(frame_set, problems=problems, runs=runs, passed_over=self.passed_over)
+        pictures = {
+            self._name(path)
+            for frame in frame_set.frames
+            for path in self.files(self.frame_of(frame.image)).values()
+        }
+        reading = frame_set.reading and replace(frame_set.reading, pictures=pictures)
+        return replace(frame_set, problems=problems, runs=runs, reading=reading)
 
 
 def _top_folders(source: Path) -> list[Path]:

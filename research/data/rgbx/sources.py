@@ -36,13 +36,8 @@ class RgbxSource(NamedTuple):
     files: Callable[[Frame], tuple[Path, ...]]
 
 
-def read_pictures(folders: PairedFolders, require_labels: bool) -> RgbxSource:
-    """The frames of a source with a folder of images for each modality.
-
-    Raises:
-        UserError: see ``PairedFolders.read``.
-    """
-    frame_set = folders.read(require_labels)
+def of_pictures(folders: PairedFolders, frame_set: FrameSet) -> RgbxSource:
+    """A source with a folder of images for each modality, and its frames."""
     names = {frame.name: folders.frame_of(frame.image) for frame in frame_set.frames}
     is_16bit = any(folders.is_16bit[name] for name in names.values())
     return RgbxSource(
@@ -60,7 +55,11 @@ def holds_arrays(root: Path) -> bool:
 
 
 def read_arrays(
-    root: Path, x: Sequence[str] | None, class_names: Sequence[str] | None, require_labels: bool
+    root: Path,
+    x: Sequence[str] | None,
+    class_names: Sequence[str] | None,
+    require_labels: bool,
+    data_yaml: str = "",
 ) -> RgbxSource:
     """The frames of a folder of arrays with YOLO labels.
 
@@ -69,6 +68,7 @@ def read_arrays(
         x: see ``RgbxFolder``.
         class_names: see ``RgbxFolder``.
         require_labels: refuse arrays without a label file.
+        data_yaml: see ``read_declared``.
 
     Raises:
         UserError: for a folder without arrays, arrays of different channels, or no class.
@@ -87,7 +87,7 @@ def read_arrays(
             "set the folder that has, or make a store with python -m research.prepare rgbx",
         )
     collector = HeaderCollector()
-    frame_set = read_yolo(root, folders, collector.files, require_labels, class_names)
+    frame_set = read_yolo(root, folders, collector.files, require_labels, class_names, data_yaml)
     spec = collector.common_spec()
     if not frame_set.classes:
         raise UserError(
@@ -97,7 +97,8 @@ def read_arrays(
         )
 
     def path(frame: Frame) -> str:
-        folder = next(folder for folder in folders if frame.image.is_relative_to(folder))
+        own = (folder for folder in folders if frame.image.is_relative_to(folder))
+        folder = next(own, root)
         return frame.image.relative_to(folder).as_posix()
 
     names = channel_names(root, spec, x)
@@ -116,7 +117,7 @@ def plan_channels(source: RgbxSource, image_size: int, limits: Mapping[str, floa
     """
     frame_set = source.frame_set
     slots = max(1, *(len(frame.boxes) for frame in frame_set.frames), 1)
-    encoder = ChannelEncoder(image_size, slots, tuple(source.channels), source.dtype)
+    encoder = ChannelEncoder(image_size, slots, channels=tuple(source.channels), dtype=source.dtype)
     groups = {frame.group for frame in frame_set.frames}
     splits = {group: frame_set.split.get(group, "train") for group in groups}
     plan = plan_frames(frame_set, encoder, splits, limits)

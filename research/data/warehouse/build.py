@@ -213,6 +213,7 @@ def _write_manifest(
         left_out=skipped,
         thresholds=plan.thresholds,
         index_sha256=digest.hexdigest(),
+        reading="" if plan.reading is None else str(plan.reading.leave_out(skipped)),
     ).save()
 
 

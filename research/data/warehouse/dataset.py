@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from research.utils.errors import UserError
 GIB = 2**30
 FRAMES = FoldColumns("groups", "frames", "mAP50", "mean IoU", "constant box")
 Splits = dict[str, NDArray[np.int64]]
+
+log = logging.getLogger(__name__)
 
 
 class StoreDemo(Protocol):
@@ -127,6 +130,8 @@ class Warehouse:
                 f"prepare them with python -m research.prepare {self.kind.name}",
             )
         self.manifest = manifest
+        if manifest.reading:
+            log.info("%s: %s", manifest.folder, manifest.reading)
         reason = self.loaded_metadata and self.check_compatible(self.loaded_metadata)
         if reason:
             raise UserError("dataset.manifest", reason)

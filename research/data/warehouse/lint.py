@@ -174,6 +174,10 @@ def _check_boxes(samples: Samples, report: LintReport) -> None:
     empty = ~filled
     prefix = np.sort(filled, axis=1)[:, ::-1]
     odd = (mask > 1) | (filled != prefix) | (empty & ((boxes != 0).any(-1) | (labels != 0)))
+    odd |= empty & samples.ignored
+    if "areas" in samples.manifest.tensors:
+        areas = samples.all("areas")
+        odd |= np.where(filled, ~(np.isfinite(areas) & (areas >= 0)), areas != 0)
     numbers = np.nan_to_num(boxes.astype(np.float64), posinf=0, neginf=0)
     x0, y0, x1, y1 = np.moveaxis(numbers, -1, 0)
     width, height = x1 - x0, y1 - y0
@@ -311,12 +315,15 @@ def _summarize(samples: Samples, report: LintReport) -> None:
             )
         report.notes.append(note)
     if manifest.kind == "frames":
-        mask, boxes = samples.all("mask") > 0, samples.boxes()
-        per_frame = Counter(mask.sum(1).tolist())
+        objects, boxes = samples.objects, samples.boxes()
+        per_frame = Counter(objects.sum(1).tolist())
         report.notes.append(
-            f"boxes per frame: at most {max(per_frame, default=0)} of {mask.shape[1]} slots; "
+            f"boxes per frame: at most {max(per_frame, default=0)} of {objects.shape[1]} slots; "
             + ", ".join(f"{n} with {count}" for count, n in sorted(per_frame.items()))
         )
+        if regions := int(samples.ignored.sum()):
+            frames = int(samples.ignored.any(1).sum())
+            report.notes.append(f"ignore regions: {regions} in {frames} frames")
         if len(boxes):
             sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(0))
             low, middle, high = np.quantile(sides, [0.05, 0.5, 0.95])

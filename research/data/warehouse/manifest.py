@@ -110,6 +110,7 @@ class Manifest:
             kind.
         thresholds: limits that the source was checked against.
         index_sha256: hash of ``samples.jsonl``.
+        reading: how the source was read; empty in stores of earlier versions.
     """
 
     folder: Path
@@ -127,6 +128,7 @@ class Manifest:
     left_out: dict[str, str]
     thresholds: dict[str, float]
     index_sha256: str
+    reading: str = ""
 
     @property
     def path(self) -> Path:
@@ -169,7 +171,7 @@ class Manifest:
             raise UserError("manifest", f"{path}: {_reason(error)}", REMEDY) from None
         if hashlib.sha256(data).hexdigest() != self.index_sha256:
             raise UserError("manifest", f"{path}: damaged (SHA-256)", REMEDY)
-        records = [json.loads(line) for line in data.splitlines()]
+        records = [_record(path, row, line) for row, line in enumerate(data.splitlines(), 1)]
         if len(records) != self.samples:
             raise UserError(
                 "manifest",
@@ -181,6 +183,8 @@ class Manifest:
     def save(self) -> None:
         content = asdict(self)
         del content["folder"]
+        if not self.reading:
+            del content["reading"]
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -253,6 +257,19 @@ def is_store(path: Path) -> bool:
     """Whether a path is a manifest, the folder of a version, or a folder of versions."""
     patterns = (MANIFEST, f"v*/{MANIFEST}", ".building-*")
     return path.is_file() or any(True for pattern in patterns for _ in path.glob(pattern))
+
+
+def _record(path: Path, row: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError("manifest", f"{path} row {row}: {_reason(error)}", REMEDY) from None
+    if not isinstance(record, dict):
+        raise UserError("manifest", f"{path} row {row}: expected an object", REMEDY)
+    for key in ("name", "group", "sha256"):
+        if not isinstance(record.get(key), str):
+            raise UserError("manifest", f"{path} row {row}: has no text {key!r}", REMEDY)
+    return record
 
 
 def _find(path: Path) -> Path:

@@ -110,14 +110,15 @@ def _frame(samples: Samples, position: int) -> Image.Image:
     store = samples.store
     array = store.rows("images", position)
     panels = to_pil_images(array) if array.shape[2] > 3 else [Image.fromarray(array.copy())]
-    filled = store.rows("mask", position) > 0
-    boxes = store.rows("boxes", position)[filled]
-    boxes = (boxes[np.isfinite(boxes).all(1)] * CELL).tolist()
+    boxes = store.rows("boxes", position)
+    finite = np.isfinite(boxes).all(1)
+    row = np.searchsorted(samples.positions, position)
+    objects, ignored = (
+        (boxes[shown[row] & finite] * CELL).tolist() for shown in (samples.objects, samples.ignored)
+    )
+    drawn = (pictures.draw_ignored(panel.resize((CELL, CELL)), ignored) for panel in panels)
     return pictures.side_by_side(
-        [
-            pictures.draw_boxes(panel.resize((CELL, CELL)), boxes, colours=(pictures.TRUE_BOX,))
-            for panel in panels
-        ]
+        [pictures.draw_boxes(panel, objects, colours=(pictures.TRUE_BOX,)) for panel in drawn]
     )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,11 +15,13 @@ import numpy as np
 
 from research.config.cli import choose
 from research.data.folder import ImageFolders
-from research.data.frames.frame import FrameSet
+from research.data.frames.frame import Frame, FrameSet
+from research.data.frames.reading import Reading
 from research.data.image_files import reading_tag
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.encoders import (
+    OPTIONAL,
     CoefficientEncoder,
     FrameEncoder,
     SampleEncoder,
@@ -45,6 +47,7 @@ class BuildPlan:
         skipped: samples skipped so far, by kind.
         thresholds: the limits that the source was checked against.
         may_be_empty: whether a split without a readable sample is accepted.
+        reading: how the source was read, if it has frames.
     """
 
     encoder: SampleEncoder
@@ -56,6 +59,7 @@ class BuildPlan:
     skipped: dict[str, int] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     may_be_empty: bool = False
+    reading: Reading | None = None
 
 
 class FileStamp(NamedTuple):
@@ -192,14 +196,10 @@ def plan_frames(
             f"set max_boxes={len(fullest.boxes)} (no frame has more)",
         )
     samples = [
-        SampleSpec(
-            frame.name,
-            frame.group,
-            frame.image,
-            {"boxes": [list(box) for box in frame.boxes], "labels": list(frame.labels)},
-        )
-        for frame in frames
+        SampleSpec(frame.name, frame.group, frame.image, _target_of(frame)) for frame in frames
     ]
+    needed = {name for sample in samples for name in sample.target}
+    encoder = replace(encoder, optional=tuple(name for name in OPTIONAL if name in needed))
     runs = {}
     for run in frame_set.runs:
         counts = asdict(run)
@@ -211,7 +211,21 @@ def plan_frames(
         {group: splits[group] for group in sorted(splits)},
         runs=runs,
         thresholds=dict(thresholds),
+        reading=frame_set.reading,
     )
+
+
+def _target_of(frame: Frame) -> dict[str, list[Any]]:
+    """What is stored of the boxes of a frame; part of the version, so nothing without content."""
+    target: dict[str, list[Any]] = {
+        "boxes": [list(box) for box in frame.boxes],
+        "labels": list(frame.labels),
+    }
+    if any(frame.ignored):
+        target["ignored"] = list(frame.ignored)
+    if frame.areas:
+        target["areas"] = list(frame.areas)
+    return target
 
 
 def plan_folders(folders: ImageFolders, source: Path, encoder: CoefficientEncoder) -> BuildPlan:

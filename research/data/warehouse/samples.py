@@ -56,20 +56,32 @@ class Samples:
         """[positions] True for samples of a split."""
         return np.asarray(self.splits[self.positions] == SPLITS.index(split))
 
+    @cached_property
+    def ignored(self) -> NDArray[np.bool_]:
+        """[positions, M] True for the ignore regions of frames."""
+        if "ignored" in self.manifest.tensors:
+            return np.asarray(self.all("ignored") > 0)
+        return np.zeros(self.all("mask").shape, bool)
+
+    @cached_property
+    def objects(self) -> NDArray[np.bool_]:
+        """[positions, M] True for the boxes of objects in frames."""
+        return np.asarray((self.all("mask") > 0) & ~self.ignored)
+
     def boxes(self) -> NDArray[np.float64]:
-        """[N, 4] all finite boxes: xyxy, fractions of the frame."""
-        boxes = self.all("boxes")[self.all("mask") > 0].astype(np.float64)
+        """[N, 4] all finite boxes of objects: xyxy, fractions of the frame."""
+        boxes = self.all("boxes")[self.objects].astype(np.float64)
         return boxes[np.isfinite(boxes).all(1)]
 
     @cached_property
     def valid_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Labels of all boxes (of frames) or samples, and their indices into ``positions``.
+        """Labels of all objects (of frames) or samples, and their indices into ``positions``.
 
         Labels outside the range of classes are left out.
         """
         labels = self.all("labels")
         if self.manifest.kind == "frames":
-            indices, slots = np.nonzero(self.all("mask"))
+            indices, slots = np.nonzero(self.objects)
             labels = labels[indices, slots]
         else:
             indices = np.arange(len(labels))
@@ -78,7 +90,7 @@ class Samples:
 
 
 def class_counts(samples: Samples) -> dict[str, NDArray[np.int64]]:
-    """Number of boxes (of frames) or samples of each class [classes], by split."""
+    """Number of objects (of frames) or samples of each class [classes], by split."""
     labels, indices = samples.valid_labels
     return {
         split: np.bincount(

@@ -18,9 +18,11 @@ from PIL import Image
 from research.data.frames.frame import FrameSet
 from research.data.frames.letterbox import Letterbox
 from research.data.frames.limits import check_limits
+from research.data.loader import SampleKey
 from research.data.rgbx.paired_folders import PairedFolders, find_folders
-from research.data.rgbx.sources import plan_channels, read_pictures
+from research.data.rgbx.sources import of_pictures, plan_channels
 from research.data.warehouse.build import build
+from research.data.warehouse.kinds import FrameSamples
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.plan import BuildPlan
 from research.data.warehouse.store import Store
@@ -74,7 +76,7 @@ def read(
 def plan_of(source: Path, **limits: float) -> BuildPlan:
     """A store at the width of the images: nothing is resized."""
     folders = PairedFolders(source, find_folders(source, {}))
-    return plan_channels(read_pictures(folders, require_labels=False), SIZE[0], limits)
+    return plan_channels(of_pictures(folders, folders.read(require_labels=False)), SIZE[0], limits)
 
 
 def pack(source: Path, out: Path, **limits: float) -> Manifest:
@@ -484,6 +486,7 @@ def test_images_without_labels_are_negatives_or_an_error(tmp_path: Path) -> None
     assert [frame.boxes for frame in read(source)[0].frames] == [(BOX,), ()]
     with user_error("labels", "rgb/b.png", "labels/b.txt"):
         read(source, require_labels=True)
+    shutil.rmtree(source / "labels")
     as_voc(source)
     (source / "Annotations/b.xml").unlink()
     found, _ = read(source)
@@ -496,6 +499,24 @@ def test_images_without_labels_are_negatives_or_an_error(tmp_path: Path) -> None
     assert pack(source, tmp_path / "out").runs["rgb"]["missing_file"] == 1
     with user_error("SOURCE", "rgb/b.png", "no labels"):
         read(source, require_labels=True)
+
+
+def test_ignore_regions_are_stored(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    shutil.rmtree(source / "labels")
+    as_coco(source)
+    file = source / "annotations/instances.json"
+    document = json.loads(file.read_text())
+    crowd = {"id": 9, "image_id": 1, "category_id": 4, "bbox": [0, 0, 9, 9], "iscrowd": 1}
+    document["annotations"].append(crowd)
+    text(file, json.dumps(document))
+    manifest = pack(source, tmp_path / "out")
+    store = Store(manifest, "always")
+    assert store.whole("ignored").tolist() == [[0], [1]]
+    batch = FrameSamples(store, np.arange(2)).__getitems__([SampleKey(0, 0), SampleKey(0, 1)])
+    assert batch.mask.tolist() == [[True], [False]]
+    assert batch.ignored is not None
+    assert batch.ignored.tolist() == [[False], [True]]
 
 
 def test_a_frame_with_two_sets_of_boxes(tmp_path: Path) -> None:
