@@ -301,7 +301,7 @@ class Capture(Frames):
                 label = {
                     "polyp_id": 1,
                     "bbox_px": [4, 6, 20, 18],
-                    "bbox_norm": [0.1, 0.2, 0.5, 0.5],
+                    "bbox_norm": [4 / 40, 6 / 36, 20 / 40, 18 / 36],
                 }
                 document = {
                     "frame_id": n, "image": f"images/frame_0000{n}.jpg", "image_present": True,

@@ -119,8 +119,8 @@ def read_planes(path: str | os.PathLike[str]) -> Planes:
     """Read the coefficients of all components of a file.
 
     Raises:
-        DamagedImage: as ``check_file``, ``read_header``, ``check_size`` and ``check_markers``; also ``truncated``
-            if the end marker is missing, and ``unreadable`` if libjpeg fails.
+        DamagedImage: as ``check_file``, ``read_header``, ``check_size`` and ``check_markers``; also
+            ``truncated`` if the end marker is missing, and ``unreadable`` if libjpeg fails.
         UnsupportedJpeg: if the coefficients cannot be used, see ``unsupported_reason``.
     """
     import jpegio

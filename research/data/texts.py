@@ -28,6 +28,8 @@ MAX_JSON: Final = 2**31
 """Bytes; the annotations of COCO have 450 MB."""
 MAX_YAML: Final = 2**16
 """Bytes; reading YAML takes up to 15 microseconds a byte."""
+MAX_DEPTH: Final = 64
+"""Of a YAML file."""
 MAX_LINE: Final = 2**16
 """Characters of a line in a list or a label file."""
 MAX_NAME: Final = 255
@@ -111,6 +113,8 @@ def read_yaml(path: Path) -> Any:
         BadText: see ``read_text``; also for a file that is not valid YAML.
     """
     text = read_text(path, MAX_YAML)
+    if _yaml_depth(text) > MAX_DEPTH:  # the time of reading grows with its square
+        raise BadText("bad YAML (nested too deeply): fix it")
     try:
         return parse_yaml(text)
     except RecursionError:
@@ -165,6 +169,19 @@ def name_problem(path: str) -> str:
     if max(map(len, parts)) > MAX_NAME or len(path) > MAX_PATH:
         return "is longer than file systems allow"
     return ""
+
+
+def _yaml_depth(text: str) -> int:
+    """At least the depth of nested lists and mappings."""
+    depth = deepest = 0
+    for char in text:
+        if char in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in "]}":
+            depth -= 1
+    marks = re.findall(r"^(?:\s*[-?:]\s)+", text, re.MULTILINE)
+    return max(deepest, *(len(re.findall(r"[-?:]", mark)) for mark in marks), 0)
 
 
 def _read(path: Path, limit: int) -> bytes:

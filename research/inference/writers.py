@@ -19,6 +19,7 @@ from research.data.frames.coco_writer import CocoWriter
 from research.data.frames.media import Still
 from research.data.frames.run_writer import RunWriter
 from research.utils.errors import UserError
+from research.utils.spreadsheets import cell
 from research.viz import pictures
 
 BOXED: Final = "boxed"
@@ -250,7 +251,8 @@ class ClassWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh = not self.table.exists()
             with self.table.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([header, *rows] if fresh else rows)
+                cells = [list(map(cell, row)) for row in rows]
+                csv.writer(file).writerows([header, *cells] if fresh else cells)
         except OSError as error:
             raise failed(self.table, error) from None
 

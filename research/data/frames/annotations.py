@@ -15,7 +15,7 @@ from research.data.frames.coco import coco_documents, read_coco
 from research.data.frames.frame import IMAGE_FILES, FrameSet, ImageFiles
 from research.data.frames.reading import FORMATS, and_join
 from research.data.frames.voc import is_annotation, read_voc, xml_files
-from research.data.frames.yolo import has_labels, read_yolo, yolo_folders
+from research.data.frames.yolo import has_labels, nested_folders, read_yolo, yolo_folders
 from research.utils.errors import UserError
 
 LAYOUTS = (
@@ -103,13 +103,16 @@ def _annotation_readers(
         options: how it is read.
         others: whether it has labels in another format.
     """
-    images, files = options.images, options.files
+    images, files, required = options.images, options.files, options.require_labels
     readers: dict[str, Callable[[], FrameSet]] = {}
     if form in (AUTO, "voc") and (documents := xml_files(source)):
         readers["voc"] = lambda: read_voc(source, documents, images, files)
-    if form in (AUTO, "yolo") and (folders := yolo_folders(source, images or "images")):
+    folders = yolo_folders(source, images or "images") if form in (AUTO, "yolo") else {}
+    if not folders and files.key is not None and form in (AUTO, "yolo"):
+        folders = nested_folders(source)
+    if folders:
         readers["yolo"] = lambda: read_yolo(
-            source, folders, files, options.require_labels, data_yaml=options.data_yaml
+            source, folders, files, required and not several, data_yaml=options.data_yaml
         )
     try:
         coco_files = coco_documents(source) if form in (AUTO, "coco") else {}

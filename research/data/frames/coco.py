@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose
+from math import isclose, isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -169,7 +169,7 @@ def _entries(
 ) -> list[_Entry]:
     """The images of a document that have a usable file of the declared size."""
     part = _part_name(file)
-    folders = _image_folders(builder.root, file, part, images)
+    folders = list(map(builder.relative, _image_folders(builder.root, file, part, images)))
     name = builder.relative(file)
     rows = group_images(document["images"])
     annotations = group_annotations(builder, part, name, document["annotations"], rows)
@@ -184,7 +184,7 @@ def _entries(
                 builder.note("image listed again in its file, used once", where)
                 continue
             path = _file_name(item)
-            found = pictures.named(folders, path)
+            found = pictures.of_path(folders, path)
             # A folder that the user names takes precedence over others with a file of the name.
             image = pictures.choose(found[:1] if images else found, path, where)
             declared = (
@@ -309,10 +309,12 @@ def _outline(segmentation: object) -> list[float] | None:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return None
         numbers += polygon
-    if not all(map(is_number, numbers)):
+    # There may be a hundred million of them: not each is passed to is_number.
+    if not set(map(type, numbers)) <= {int, float}:
         return None
     x, y = numbers[::2], numbers[1::2]
-    return [min(x), min(y), max(x), max(y)]
+    outline = [min(x), min(y), max(x), max(y)]
+    return outline if all(map(is_number, outline)) and isfinite(sum(numbers)) else None
 
 
 def _image_folders(source: Path, file: Path, part: str, images: str | None) -> list[Path]:

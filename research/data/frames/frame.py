@@ -42,11 +42,14 @@ class ImageFiles:
         size: returns the size of a file; raises ``SkipFrame`` for a file that cannot be used.
         scale_boxes: scale the boxes of images whose size is not the declared one, instead of
             leaving them out.
+        key: what the paths of a picture and of its label, without suffix, have in common, where
+            the folders do not tell; ``None`` where they do.
     """
 
     suffixes: frozenset[str]
     size: Callable[[Path], ImageSize]
     scale_boxes: bool = False
+    key: Callable[[str], str] | None = None
 
 
 NORMALISED_SLACK = 1e-4  # four decimals are the fewest that tools write

@@ -103,10 +103,9 @@ def split_from_name(word: str) -> str:
 
     ``train`` for ``train``, ``train2017``, ``instances_train2017``; not for ``train_station``.
     """
-    words = [part for part in re.split(r"[\W_]+", word.lower()) if part and part not in NEUTRAL]
-    if len(words) != 1:
-        return ""
-    return SPLITS.get(re.sub(r"(19|20)\d\d$", "", words[0]), "")
+    parts = [re.sub(r"(19|20)\d\d$", "", part) for part in re.split(r"[\W_]+", word.lower())]
+    words = [part for part in parts if part and part not in NEUTRAL]
+    return SPLITS.get(words[0], "") if len(words) == 1 else ""
 
 
 def splits_from_files(stems: Collection[str]) -> dict[str, str]:

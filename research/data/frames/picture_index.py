@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from research.data.frames.builder import FrameSetBuilder
@@ -43,28 +43,40 @@ class PictureIndex:
                 self._folded.setdefault(name_key(name), []).append(name)
                 self._folded_stems.setdefault(name_key(stem), []).append(name)
         self._unnamed = set(self._names)
+        self._keys: dict[str, str] | None = None
 
-    def named(self, folders: Iterable[Path], path: PurePosixPath) -> list[str]:
+    def of_path(self, folders: Iterable[str], path: PurePosixPath) -> list[str]:
         """The images of this path below any of the folders, in their order.
 
-        A path without a suffix of images stands for an image with any of them.
+        A path without a suffix of images stands for an image with any of them. Folders are
+        relative to the source, as ``builder.relative`` names them.
         """
         if path.suffix.lower() not in self._suffixes:
             return self.of_stem(folders, str(path))
-        inner = self._join(folders, path)
-        exact = [name for each in inner if (name := self._exact(each))]
+        inner = _join(folders, str(path))
+        exact = [each for each in inner if each in self._names]
+        exact = exact or [name for each in inner if (name := self._behind_link(each))]
         keys = [] if exact else map(name_key, inner)
         alike = [name for key in keys for name in self._folded.get(key, ())]
         return list(dict.fromkeys(exact + alike))
 
-    def of_stem(self, folders: Iterable[Path], stem: str) -> list[str]:
+    def of_stem(self, folders: Iterable[str], stem: str) -> list[str]:
         """The images of this path without suffix below any of the folders."""
-        inner = self._join(folders, PurePosixPath(stem))
+        inner = _join(folders, stem)
         exact = [name for each in inner for name in self._stems.get(each, ())]
         found = exact or [
             name for each in inner for name in self._folded_stems.get(name_key(each), ())
         ]
         return list(dict.fromkeys(found))
+
+    def of_key(self, key: Callable[[str], str], stem: str) -> list[str]:
+        """The first image whose path without suffix has the same key; see ``ImageFiles``."""
+        if self._keys is None:
+            self._keys = {}
+            for each, names in self._stems.items():
+                self._keys.setdefault(key(each), names[0])
+        found = self._keys.get(key(stem))
+        return [] if found is None else [found]
 
     def choose(self, names: Sequence[str], path: PurePosixPath, where: str) -> Path:
         """The one image that an entry names.
@@ -96,16 +108,15 @@ class PictureIndex:
         """Count the images that no label file names."""
         self.builder.remarks.passed_over.update(dict.fromkeys(self._unnamed, UNNAMED))
 
-    def _join(self, folders: Iterable[Path], path: PurePosixPath) -> list[str]:
-        relative = [PurePosixPath(self.builder.relative(folder)) for folder in folders]
-        return [(folder / path).as_posix() for folder in relative]
-
-    def _exact(self, name: str) -> str:
-        if name in self._names:
-            return name
+    def _behind_link(self, name: str) -> str:
+        """The image that a path leads to which is no image of the listing; '' if there is none."""
         path = self.builder.root / name
         if not os.path.exists(path):  # False for any name that the file system does not take
             return ""
-        root = os.path.realpath(self.builder.root)  # a link, or a file that is passed over
+        root = os.path.realpath(self.builder.root)
         real = os.path.relpath(os.path.realpath(path), root).replace(os.sep, "/")
         return real if real in self._names else ""
+
+
+def _join(folders: Iterable[str], path: str) -> list[str]:
+    return [path if folder == "." else f"{folder}/{path}" for folder in folders]

@@ -137,7 +137,7 @@ class Reading:
         split = f"split from {remarks.split}" if remarks.split else "no split"
         used = f"{self.used} picture{'s' * (self.used != 1)} used"
         if self.frames != self.used:
-            used += f" in {self.frames} frames"
+            used += f" in {self.frames} frame{'s' * (self.frames != 1)}"
         parts = [used]
         if self.labels:
             parts.append(f"{self.labels} label file{'s' * (self.labels != 1)}")

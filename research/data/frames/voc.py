@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from research.data.frames import bbgt
 from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.declared_size import (
     SizeMatch,
@@ -44,6 +46,7 @@ IMAGE_FOLDERS = ("jpegimages", "images")
 """Names of the folder of images, in lower case."""
 OTHER_NAME = "names an image that does not exist, the one with the name of the XML file is read"
 SIDES = ("width", "height")
+XYWH = ("x", "y", "w", "h")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 FROM_ZERO = "coordinates that count from 0, where VOC counts from 1: boxes may begin a pixel early"
 HEAD = 4096
@@ -71,13 +74,16 @@ def xml_files(source: Path) -> list[Path]:
     """The annotation files of a source, sorted.
 
     Those in a folder ``Annotations``; if there is none, the XML files with an element
-    ``annotation``, at any depth: some tools write them beside the images.
+    ``annotation``, at any depth: some tools write them beside the images. If there is none of
+    those either, the text files of KAIST.
     """
     listing = list_files(source, {".xml"})
     placed = [name for name in listing.names if name.lower().startswith("annotations/")]
     if placed:
         return sorted(source / name for name in placed)
-    return [path for path in listing.paths if is_annotation(path)]
+    found = [path for path in listing.paths if is_annotation(path)]
+    texts = list_files(source, {".txt"}).paths if not found else []
+    return found or [path for path in texts if bbgt.is_annotation(path)]
 
 
 def is_annotation(path: Path) -> bool:
@@ -107,7 +113,7 @@ def read_voc(
         UserError: for no usable frame.
     """
     builder = FrameSetBuilder(source)
-    builder.remarks.names = "the XML files"
+    builder.remarks.names = "the annotation files"
     pictures = PictureIndex(builder, files.suffixes, documents)
     folders = _image_folders(source, images)
     entries = []
@@ -115,7 +121,7 @@ def read_voc(
         where, image = builder.relative(file), None
         try:
             root = _xml(file)
-            image = _voc_image(builder, pictures, file, root, folders)
+            image = _voc_image(builder, pictures, file, root, folders, files.key)
             declared = [parse_side(_text(root, f"size/{key}"), f"size/{key}") for key in SIDES]
             match = match_size((declared[0], declared[1]), files.size(image), files.scale_boxes)
             entries.append(_Entry(where, image, match, _voc_objects(root)))
@@ -147,9 +153,19 @@ def _voc_objects(root: ElementTree.Element) -> list[tuple[str, list[Any], bool]]
         edges: list[Any] = [parse_number(_text(item, f"bndbox/{key}")) for key in CORNERS]
         if None not in edges:
             edges[:2] = [edge - 1 for edge in edges[:2]]
+        elif edges == [None] * 4:
+            edges = _from_sides([parse_number(_text(item, f"bndbox/{key}")) for key in XYWH])
         ignored = parse_flag(_text(item, "difficult"), f"object {row} difficult")
         objects.append((class_name, edges, ignored))
     return objects
+
+
+def _from_sides(values: list[Any]) -> list[Any]:
+    """Corners of a box that is written as in KAIST: left, top, width and height, from 0."""
+    if None in values:
+        return [None] * 4
+    x, y, width, height = values
+    return [x, y, x + width, y + height]
 
 
 def _boxes(
@@ -187,7 +203,7 @@ def _text(item: ElementTree.Element, path: str) -> str | None:
 
 def _xml(file: Path) -> ElementTree.Element:
     try:
-        return read_xml(file)
+        return bbgt.read(file) if file.suffix.lower() == ".txt" else read_xml(file)
     except BadText as error:
         raise SkipFrame("invalid", str(error)) from None
 
@@ -208,17 +224,22 @@ def _voc_image(
     file: Path,
     root: ElementTree.Element,
     folders: list[Path],
+    key: Callable[[str], str] | None,
 ) -> Path:
     """The image of an XML file: the one that it names, which has its stem if such a one exists."""
     # Image folders have the subfolders of Annotations.
     inner = file.parent.relative_to(builder.root).parts[1:]
-    candidates = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
+    places = [folders[0].joinpath(*inner), *folders] if folders else [file.parent]
+    candidates = list(map(builder.relative, places))
     text, where = _text(root, "filename") or "", builder.relative(file)
     path = safe_relative_path(text) if text else PurePosixPath(file.stem)
     alike = pictures.of_stem(candidates[:1], file.stem) or pictures.of_stem(candidates, file.stem)
+    if not alike and key is not None:
+        alike = pictures.of_key(key, PurePosixPath(where).with_suffix("").as_posix())
+        text = ""  # where pictures of several modalities are nested, the name tells little
     if not text:
         return pictures.choose(alike, path, where)
-    named = pictures.named(candidates[:1], path) or pictures.named(candidates, path)
+    named = pictures.of_path(candidates[:1], path) or pictures.of_path(candidates, path)
     if named and alike and named[0] not in alike:
         raise SkipFrame(
             "invalid",

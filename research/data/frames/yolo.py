@@ -6,11 +6,11 @@ are in one folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from research.data.frames.builder import FrameSetBuilder
-from research.data.frames.declared import NAME_FILES, NONE, Declared, read_declared
+from research.data.frames.declared import NAME_FILES, Declared, read_declared
 from research.data.frames.frame import (
     IMAGE_FILES,
     Frame,
@@ -26,6 +26,7 @@ from research.data.frames.layout import (
     splits_from_folders,
 )
 from research.data.frames.reading import WITHOUT_PICTURE, and_join
+from research.data.frames.split_lists import NONE
 from research.data.frames.yolo_labels import LABEL, Matches, Rows, match_labels, read_rows
 from research.data.image_files import EXTENSIONS
 from research.data.listing import Listing, list_files
@@ -75,6 +76,13 @@ def _beside(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.parent.iterdir() if path.name.lower() == LABELS and path.is_dir()
     )
+
+
+def nested_folders(source: Path) -> dict[Path, Path]:
+    """The source itself, for labels that a key finds, if it has a folder of labels at any depth."""
+    names = list_files(source, {LABEL}).names
+    nested = any(LABELS in map(str.lower, PurePosixPath(name).parts[:-1]) for name in names)
+    return {source: source} if nested else {}
 
 
 def has_labels(folders: Mapping[Path, Path]) -> bool:
@@ -147,7 +155,7 @@ def _split(builder: FrameSetBuilder, declared: Declared) -> dict[str, str]:
         builder.remarks.split = folders
         return by_folder
     builder.remarks.split = declared.split_from
-    for name, splits in declared.splits.items():
+    for name, splits in sorted(declared.splits.items()):
         folder = by_folder.get(name)
         if folder and splits != {folder} and not declared.chosen:
             raise UserError(
@@ -186,6 +194,9 @@ class _Reader:
         builder = self.builder
         found = self._below(images, self.files.suffixes)
         texts = self._below(labels, {LABEL})
+        if self.files.key is not None:
+            texts = {name: self.files.key(stem) for name, stem in texts.items()}
+            found = self._one_each(found, self.files.key)
         matches = match_labels(found, texts)
         self.images |= found.keys()
         for name in found:
@@ -212,6 +223,13 @@ class _Reader:
             if not known and path.name not in NAME_FILES:
                 found[name] = path.with_suffix("").as_posix().removeprefix(inside)
         return found
+
+    def _one_each(self, images: Mapping[str, str], key: Callable[[str], str]) -> dict[str, str]:
+        """One image of each key; the others of a key are of other modalities."""
+        chosen: dict[str, str] = {}
+        for name, stem in images.items():
+            chosen.setdefault(key(stem), name)
+        return {name: each for each, name in chosen.items()}
 
     def _read_image(self, name: str, labels: Path, matches: Matches) -> None:
         builder, image = self.builder, self.builder.root / name

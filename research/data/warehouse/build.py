@@ -180,6 +180,8 @@ def _write_manifest(
                     continue
                 stored[sample.group] += 1
                 record = {"name": sample.name, "group": sample.group, "sha256": stamp.sha256}
+                if stamp.reading:
+                    record["reading"] = stamp.reading
                 line = json.dumps(record | plan.encoder.index_entry(sample)).encode() + b"\n"
                 digest.update(line)
                 file.write(line)

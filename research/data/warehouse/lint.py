@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research.data.frames.letterbox import Letterbox
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import damaged_shards
+from research.data.warehouse.lint_labels import (
+    duplicate_boxes,
+    image_areas,
+    unlike_splits,
+    unusable_classes,
+    whole_picture_boxes,
+)
+from research.data.warehouse.lint_pictures import near_duplicates, readings
 from research.data.warehouse.manifest import MANIFEST, REMEDY, SAMPLES, SPLITS, Manifest
 from research.data.warehouse.samples import Samples, class_counts
 from research.utils.errors import UserError
@@ -28,6 +35,8 @@ MAX_LINES = 20
 
 COMPARED = {"frames": ("images",), "coefficients": ("y", "cbcr"), "features": ("features",)}
 """Tensors whose equality makes two samples duplicates, by kind of store."""
+PICTURES = ("frames", "coefficients")
+"""Kinds whose samples can be seen."""
 
 
 @dataclass
@@ -66,14 +75,21 @@ def lint(
     samples = Samples(manifest, records, set(damaged))
     _check_groups(samples, report)
     _check_duplicates(samples, report, progress)
+    if manifest.kind in PICTURES:
+        _extend(report.warnings, near_duplicates(samples, progress))
     if manifest.kind == "frames":
         _check_boxes(samples, report)
+        _extend(report.warnings, duplicate_boxes(samples))
+        _extend(report.warnings, whole_picture_boxes(samples))
     if "sums" in manifest.tensors:
         _check_channels(samples, report)
     if manifest.kind == "features":
         _check_features(samples, report)
     else:
         _check_classes(samples, report)
+        if not damaged:  # otherwise classes may be where nothing can be read
+            _extend(report.warnings, unusable_classes(samples))
+            _extend(report.warnings, unlike_splits(samples))
     _summarize(samples, report)
     return report, samples
 
@@ -219,11 +235,7 @@ def _check_boxes(samples: Samples, report: LintReport) -> None:
 
 def _on_image(samples: Samples, boxes: NDArray[Any], side: int) -> NDArray[np.bool_]:
     """[N, M] True for boxes inside their image (to a pixel), not in the padding beside it."""
-    areas = np.zeros((len(boxes), 1, 4))
-    for index, (height, width) in enumerate(samples.all("sizes").tolist()):
-        letterbox = Letterbox.of(max(1, height), max(1, width), side)
-        left, top = letterbox.pad_x - 1, letterbox.pad_y - 1
-        areas[index, 0] = (left, top, left + letterbox.width + 2, top + letterbox.height + 2)
+    areas = image_areas(samples)[:, None] + [-1, -1, 1, 1]
     pixels = boxes * side
     low, high = pixels[..., :2] >= areas[..., :2], pixels[..., 2:] <= areas[..., 2:]
     return np.asarray((low & high).all(-1))
@@ -331,6 +343,7 @@ def _summarize(samples: Samples, report: LintReport) -> None:
                 f"box side (square root of the area), fraction of the frame: median {middle:.3f}, "
                 f"5 % under {low:.3f}, 5 % over {high:.3f}"
             )
+    report.notes += readings(samples)
     skipped = ", ".join(f"{count} {kind}" for kind, count in manifest.damage.items())
     if skipped:
         report.notes.append(f"left out while the store was prepared: {skipped}")

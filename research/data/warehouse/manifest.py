@@ -161,6 +161,8 @@ class Manifest:
     def records(self) -> list[dict[str, Any]]:
         """The lines of ``samples.jsonl``: name, group, sha256 of the file, boxes or label.
 
+        Also ``reading``, if a file was not read by its stored pixels alone (see ``reading_tag``).
+
         Raises:
             UserError: if the file is missing or damaged.
         """

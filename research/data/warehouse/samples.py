@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from research.compression.decoder import Decoder
+from research.compression.selection import Selection, stored_order
 from research.data.warehouse.manifest import SPLITS, Manifest
 from research.data.warehouse.store import Store
 
@@ -47,6 +50,11 @@ class Samples:
         record = self.records[position]
         name = record.get("file", record["name"])
         return f"{self.manifest.shards[shard].file} row {row} ({name})"
+
+    def class_name(self, label: int) -> str:
+        """Name of a class, also if a label is not one."""
+        classes = self.manifest.classes
+        return classes[label] if 0 <= label < len(classes) else f"label {label}"
 
     def all(self, name: str) -> NDArray[Any]:
         """One tensor of all readable samples, in the order of ``positions``."""
@@ -87,6 +95,25 @@ class Samples:
             indices = np.arange(len(labels))
         valid = (labels >= 0) & (labels < len(self.manifest.classes))
         return labels[valid], indices[valid]
+
+
+def decoded(samples: Samples, position: int) -> NDArray[np.uint8]:
+    """[3, H, W] RGB of one sample of a store of coefficients."""
+    y, cbcr = (
+        torch.from_numpy(samples.store.rows(name, position).astype(np.float32))
+        for name in ("y", "cbcr")
+    )
+    rgb = _decoder(samples.manifest.transform["window"])(
+        y.permute(2, 0, 1)[None], cbcr.permute(0, 3, 1, 2)[None]
+    )[0]
+    pixels: NDArray[np.uint8] = rgb.round().clamp(0, 255).to(torch.uint8).numpy()
+    return pixels
+
+
+@cache
+def _decoder(window: int) -> Decoder:
+    order = stored_order(window)
+    return Decoder(Selection(order, order), "full")
 
 
 def class_counts(samples: Samples) -> dict[str, NDArray[np.int64]]:
