@@ -19,7 +19,12 @@ from research.data import cifar_files
 from research.data.augment import Augment, Augmentation
 from research.data.cifar_files import SIDE, LabelledImages
 from research.data.crops import CentreCrop, PadCrop
-from research.data.datamodule import IMAGENET_CLASSES, NetworkInput, expected_classes
+from research.data.datamodule import (
+    IMAGENET_CLASSES,
+    DataModule,
+    NetworkInput,
+    expected_classes,
+)
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback
@@ -37,7 +42,7 @@ Splits = dict[str, tuple[str, NDArray[np.int64]]]
 """For each split, the part of its images (``train`` or ``test``) and their indices in it."""
 
 
-class Cifar:
+class Cifar(DataModule):
     """32×32 images of 10 or 100 classes: 50,000 for training, 10,000 for testing.
 
     The validation split is held out of the training images and does not depend on the seed of the
@@ -61,9 +66,6 @@ class Cifar:
         mean: mean of RGB on a 0…1 scale, for pixels; ``None``: the network's own.
         std: standard deviation of RGB on a 0…1 scale; ``None``: the network's own.
         augmentation: further augmentation of training images, on the device.
-        batch_size: samples per batch, in training and validation.
-        workers: number of loader processes; ``None`` for 0, as for images on the device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         on_device: keep the images in device memory; ``None``: if they fit ``device_budget``.
         device_budget: in GiB.
         max_train_images: train on at most this many images, balanced over the classes.
@@ -89,9 +91,6 @@ class Cifar:
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         augmentation: Augmentation,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         on_device: bool | None,
         device_budget: float,
         max_train_images: int | None,
@@ -113,9 +112,6 @@ class Cifar:
         self.mean = list(mean or network.mean)
         self.std = list(std or network.std)
         self.augment = Augment(augmentation, self.mean)
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.on_device = on_device
         self.device_budget = device_budget
         self.max_images = {"train": max_train_images, "val": max_val_images}
@@ -167,13 +163,20 @@ class Cifar:
         if split not in self.splits:
             raise UserError("split", f"split={split}: this data set has {', '.join(self.splits)}")
         part, indices = self.splits[split]
-        if self.parts[part].stays_on(device):
-            self.pin_memory = False
-            self.workers = self.workers if device.type == "cpu" else 0
-        self.workers = self.workers or 0
         crop = self.crop if train else None
         images, labels = self.parts[part].to(device)
         return ResidentSamples(images, labels, indices, crop, self.image_size, seed)
+
+    def loading(
+        self, device: torch.device, workers: int | None, pin_memory: bool | None
+    ) -> tuple[int, bool]:
+        """No processes unless they are asked for: no files are read."""
+        workers = workers or 0
+        if device.type == "cpu":
+            return workers, False
+        if self.parts["train"].stays_on(device):
+            return 0, False
+        return super().loading(device, workers, pin_memory)
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None

@@ -7,6 +7,8 @@ such as ``folder.ImageSamples`` and ``rgbx.samples.ArraySamples``.
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +66,8 @@ class Demo(Protocol):
         ...
 
 
-class DataModule(Protocol):
-    """Interface of all data sets: image folders, prepared stores, pairs of photos.
+class DataModule(ABC):
+    """Base of all data sets: image folders, prepared stores, pairs of photos.
 
     The constructor does not access the disk, so that the preprocessing of a trained model is
     available without its data. ``prepare`` reads the data; ``dataset``, ``counts``,
@@ -74,18 +76,13 @@ class DataModule(Protocol):
 
     Attributes:
         name: name in the tracker.
-        batch_size: samples per batch.
-        workers: number of loader processes; ``None`` chooses by device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         classes: class names in index order; empty before ``prepare``.
     """
 
     name: str
-    batch_size: int
-    workers: int | None
-    pin_memory: bool | None
     classes: list[str]
 
+    @abstractmethod
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         """Find (or create) the data and determine classes and splits.
 
@@ -96,8 +93,8 @@ class DataModule(Protocol):
         Raises:
             UserError: if there is nothing to train on, or the data do not match the settings.
         """
-        ...
 
+    @abstractmethod
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split as batches, with training or validation crops.
 
@@ -110,8 +107,23 @@ class DataModule(Protocol):
         Raises:
             UserError: if the data set has no such split.
         """
-        ...
 
+    def loading(
+        self, device: torch.device, workers: int | None, pin_memory: bool | None
+    ) -> tuple[int, bool]:
+        """Number of loader processes, and whether batches are page-locked.
+
+        Args:
+            device: of the model.
+            workers: setting of the run; ``None`` chooses by device.
+            pin_memory: the same.
+        """
+        on_gpu = device.type == "cuda"
+        if workers is None:
+            workers = min(8, os.cpu_count() or 1) if on_gpu else 0
+        return workers, on_gpu if pin_memory is None else pin_memory
+
+    @abstractmethod
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
@@ -122,16 +134,16 @@ class DataModule(Protocol):
                 from a cache. False if they will be loaded from a state dict.
             progress: called while statistics are measured.
         """
-        ...
 
+    @abstractmethod
     def read(self, paths: Sequence[Path]) -> Batch:
         """Read files with validation preprocessing as one batch without targets.
 
         Raises:
             DamagedImage: for a file that cannot be read.
         """
-        ...
 
+    @abstractmethod
     def load_image(self, path: Path) -> list[Image]:
         """Read a file as RGB images of its original size, for display.
 
@@ -140,8 +152,8 @@ class DataModule(Protocol):
         Raises:
             DamagedImage: if it cannot be read.
         """
-        ...
 
+    @abstractmethod
     def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
         """Estimate ``metadata`` before ``prepare``, to build a model without its data.
 
@@ -153,31 +165,30 @@ class DataModule(Protocol):
         Raises:
             UserError: if a required setting is missing.
         """
-        ...
 
+    @abstractmethod
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         """By split: number of samples, and counts of skipped samples by kind."""
-        ...
 
+    @abstractmethod
     def metadata(self) -> dict[str, Any]:
         """Metadata for checkpoints: ``name``, ``classes``, how a store was prepared."""
-        ...
 
+    @abstractmethod
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Load the metadata of a checkpoint, so that ``read`` and ``transform`` need no data."""
-        ...
 
+    @abstractmethod
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         """Why a model trained on data with this metadata cannot use this data set, or ``None``."""
-        ...
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Short hash of the data."""
-        ...
 
+    @abstractmethod
     def baseline(self) -> str | None:
         """Validation metrics of a trivial predictor as text; ``None`` if not configured."""
-        ...
 
 
 def expected_classes(

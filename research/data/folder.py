@@ -22,7 +22,13 @@ from research.data.baseline import linear_top1
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
-from research.data.datamodule import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
+from research.data.datamodule import (
+    IMAGENET_CLASSES,
+    DataModule,
+    Demo,
+    NetworkInput,
+    expected_classes,
+)
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback, content_hash, index_folder
@@ -46,7 +52,7 @@ from research.utils.errors import DamagedImage, UserError
 log = logging.getLogger(__name__)
 
 
-class ImageFolders:
+class ImageFolders(DataModule):
     """Classification data in folders with one sub-folder per class.
 
     Several training roots either have the same classes or no class in common (a data set divided
@@ -60,9 +66,6 @@ class ImageFolders:
         val_fraction: fraction of the training images to hold out if ``val_dir`` is ``None``.
         num_classes: required number of classes; ``None`` for any.
         image_size: side of the square network input, in pixels; ``None``: the network's own.
-        batch_size: samples per batch, in training and validation.
-        workers: number of loader processes; ``None`` chooses by device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         random_crop: random resized crops in training instead of the validation crop.
         random_flip: flip half of the training images (on the device).
         crop_scale: range of a random crop's area as a fraction of the image.
@@ -91,9 +94,6 @@ class ImageFolders:
         val_fraction: float,
         num_classes: int | None,
         image_size: int | None,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         random_crop: bool,
         random_flip: bool,
         crop_scale: Sequence[float],
@@ -117,9 +117,6 @@ class ImageFolders:
         self.val_fraction = val_fraction
         self.num_classes = num_classes
         self.image_size = image_size or network.size
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.random_flip = random_flip
         self.mean = list(mean or network.mean)
         self.std = list(std or network.std)

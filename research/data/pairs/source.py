@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from research.batch import PhotoBatch
 from research.config.cli import choose
-from research.data.datamodule import Demo, NetworkInput
+from research.data.datamodule import DataModule, Demo, NetworkInput
 from research.data.folds import FoldColumns, FoldResult
 from research.data.index import ProgressCallback, index_folder
 from research.data.listing import log_files
@@ -50,7 +50,7 @@ PAIRS = FoldColumns("series", "pairs", "constant_accuracy", "pair accuracy", "sh
 log = logging.getLogger(__name__)
 
 
-class PhotoPairs:
+class PhotoPairs(DataModule):
     """Photo series in the layout of PhotoTriage, with pair lists or the table of votes.
 
     The photos are ``ROOT/train_val/train_val_imgs/SSSSSS-PP.JPG``, the lists
@@ -75,9 +75,6 @@ class PhotoPairs:
         image_size: side of the square network input in pixels; ``None`` for the network's own.
         fit: ``pad`` resizes the long side to ``image_size`` and pads with the mean; ``crop`` uses
             the centred square.
-        batch_size: pairs in a batch, in training and validation.
-        workers: loader processes; ``None`` chooses by device.
-        pin_memory: use page-locked memory; ``None`` chooses by device.
         swap: swap the photos of half of the training pairs.
         random_flip: mirror half of the training pairs.
         mean: RGB means on a 0…1 scale; ``None`` for the network's own.
@@ -110,9 +107,6 @@ class PhotoPairs:
         quick_experiment: float | None,
         image_size: int | None,
         fit: str,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         swap: bool,
         random_flip: bool,
         mean: Sequence[float] | None,
@@ -143,9 +137,6 @@ class PhotoPairs:
         )
         self.image_size = image_size or network.size
         self.fit = choose("dataset.fit", fit, ("pad", "crop"))
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.swap = swap
         self.random_flip = random_flip
         self.mean = list(mean or network.mean)

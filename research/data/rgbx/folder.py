@@ -13,7 +13,13 @@ import torch
 from PIL.Image import Image
 
 from research.batch import DetectionBatch
-from research.data.datamodule import DEFAULT_MAX_BOXES, Demo, NetworkInput, expected_classes
+from research.data.datamodule import (
+    DEFAULT_MAX_BOXES,
+    DataModule,
+    Demo,
+    NetworkInput,
+    expected_classes,
+)
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
 from research.data.index import ProgressCallback
@@ -44,7 +50,7 @@ from research.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 
-class RgbxFolder:
+class RgbxFolder(DataModule):
     """``ROOT/images/**/*.npy`` [H, W, 3 + X] with ``ROOT/labels/**/*.txt``, optionally by split.
 
     Frames without boxes are used as negatives.
@@ -57,9 +63,6 @@ class RgbxFolder:
         class_names: class names in index order; ``None`` for those of ``classes.txt`` or a YAML
             file, or else the class numbers.
         image_size: side of the square network input in pixels; ``None`` for the network's own.
-        batch_size: samples in a batch, in training and validation.
-        workers: loader processes; ``None`` chooses by device.
-        pin_memory: use page-locked memory; ``None`` chooses by device.
         val_fraction: fraction of the groups for validation, if the folder has no validation split.
         test_fraction: fraction of the groups for testing, if the folder has no splits; 0 for none.
         split_seed: seed of these draws.
@@ -84,9 +87,6 @@ class RgbxFolder:
         x: Sequence[str] | None,
         class_names: Sequence[str] | None,
         image_size: int | None,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         val_fraction: float,
         test_fraction: float,
         split_seed: int,
@@ -107,9 +107,6 @@ class RgbxFolder:
         self.x = x
         self.class_names = class_names
         self.image_size = image_size or network.size
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.fractions = val_fraction, test_fraction
         self.split_seed = split_seed
         self.group_by = group_by

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from research.batch import Batch
-from research.data.datamodule import NetworkInput, expected_classes
+from research.data.datamodule import DataModule, NetworkInput, expected_classes
 from research.data.folds import FoldColumns, FoldResult, fold_splits
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.transform import FrameAugmentation
@@ -41,7 +41,7 @@ class StoreDemo(Protocol):
         ...
 
 
-class Warehouse:
+class Warehouse(DataModule):
     """A prepared store as data module: coefficients for a compressed network, frames otherwise.
 
     Args:
@@ -49,9 +49,6 @@ class Warehouse:
         manifest: a ``manifest.json``, the folder of a version, or a folder of versions.
         image_size: see ``CoefficientKind`` and ``FrameKind``.
         max_boxes: see ``FrameKind``.
-        batch_size: samples per batch, in training and validation.
-        workers: loader processes; ``None`` chooses by device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         random_crop: see ``CoefficientKind``.
         random_flip: see ``CoefficientKind``.
         augmentation: see ``FrameKind``.
@@ -76,9 +73,6 @@ class Warehouse:
         manifest: str,
         image_size: int | None,
         max_boxes: int | None,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         random_crop: bool,
         random_flip: bool,
         augmentation: FrameAugmentation | None,
@@ -96,9 +90,6 @@ class Warehouse:
     ) -> None:
         self.name = name
         self.path = Path(manifest)
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.verify = verify
         self.on_device = on_device
         self.device_budget = device_budget
@@ -152,8 +143,15 @@ class Warehouse:
         positions, resident = self.positions(split), None
         if self._fits_on(device):
             resident = partial(self._resident, device)
-            self.workers, self.pin_memory = 0, False
         return self.kind.dataset(self.store, positions, seed, train=train, resident=resident)
+
+    def loading(
+        self, device: torch.device, workers: int | None, pin_memory: bool | None
+    ) -> tuple[int, bool]:
+        """As of every data set; no processes and no page-locking for a store on the device."""
+        if self._fits_on(device):
+            return 0, False
+        return super().loading(device, workers, pin_memory)
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
@@ -251,8 +249,10 @@ class Warehouse:
     def _fits_on(self, device: torch.device) -> bool:
         if self.on_device is not None:
             return self.on_device
+        if device.type == "cpu":
+            return False
         size = sum(shard.bytes for shard in self.manifest.shards)
-        return device.type != "cpu" and size <= self.device_budget * GIB
+        return size <= self.device_budget * GIB
 
     def _resident(self, device: torch.device, name: str) -> Tensor:
         if (name, device) not in self.resident:
