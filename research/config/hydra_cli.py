@@ -202,5 +202,6 @@ def _is_mistake(error: InstantiationException) -> bool:
 
 
 def _exit(line: str, status: int) -> NoReturn:
-    print(process_prefix() + secrets.redact(" ".join(line.split())), file=sys.stderr)
+    text = process_prefix() + secrets.redact(" ".join(line.split()))
+    sys.stderr.write(f"{text}\n")  # at once: other processes of the run write to the same terminal
     raise SystemExit(status)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 from research.batch import Batch
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
+
+LONGEST_SOCKET = 107
+"""Characters in the path of a Unix socket, through which workers send batches."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that end a run, see ``research.engine.interrupts``."""
@@ -213,6 +217,8 @@ class EpochLoader:
         pin_memory: bool = False,
         shard: ProcessShard = ProcessShard(),
     ) -> None:
+        if workers:
+            _check_temporary_folder()
         self.source = source
         self.batch_size = batch_size
         self.shard = shard
@@ -280,6 +286,18 @@ class EpochLoader:
 
 def _identity(batch: Batch) -> Batch:
     return batch
+
+
+def _check_temporary_folder() -> None:
+    """Refuse a path with which a worker would fail in a thread, and the run wait for ever."""
+    folder = tempfile.gettempdir()
+    most = LONGEST_SOCKET - len("/pymp-12345678/listener-12345678")
+    if (length := len(os.fsencode(folder))) > most:
+        raise UserError(
+            "TMPDIR",
+            f"{folder}: {length} bytes, workers of the loader can use at most {most}",
+            "set TMPDIR=/tmp, or dataset.workers=0",
+        )
 
 
 def _start_worker(worker: int) -> None:

@@ -4,7 +4,9 @@ import contextlib
 import itertools
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,6 +15,7 @@ import torch
 
 from research.batch import Batch
 from research.data.loader import EpochLoader, EpochSampler, ProcessShard, SampleKey
+from tests.conftest import user_error
 
 
 class Numbers:
@@ -161,3 +164,19 @@ def test_workers_outlive_signals_to_the_job_at_any_time() -> None:
         ended = os.waitpid(child, os.WNOHANG)
     assert sent > 100
     assert os.waitstatus_to_exitcode(ended[1]) == 0
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 75)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert indices(loader(4, 2, train=False), 0) == [0, 1, 2, 3]
+    with user_error("TMPDIR", str(folder), "at most 75"):
+        loader(4, 2, train=False, workers=1)
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        longest = Path(short) / ("y" * (75 - len(short) - 1))
+        longest.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(longest))
+        assert indices(loader(4, 2, train=False, workers=1), 0) == [0, 1, 2, 3]
