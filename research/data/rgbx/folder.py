@@ -6,20 +6,13 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
 from PIL.Image import Image
 
 from research.batch import DetectionBatch
-from research.data.datamodule import (
-    DEFAULT_MAX_BOXES,
-    DataModule,
-    Demo,
-    NetworkInput,
-    expected_classes,
-)
+from research.data.datamodule import DEFAULT_MAX_BOXES, Common, DataModule, Demo
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
 from research.data.index import ProgressCallback
@@ -43,6 +36,7 @@ from research.data.rgbx.layout import (
 from research.data.rgbx.samples import ArraySamples, collate_frames
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
+from research.data.splits import evenly_spaced, split_named
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError
@@ -56,7 +50,6 @@ class RgbxFolder(DataModule):
     Frames without boxes are used as negatives.
 
     Args:
-        name: name of the data set in the tracker.
         root: the folder.
         x: names of the channels after red, green and blue; ``None`` for those of ``rgbx.json``, or
             else thermal, or thermal and event.
@@ -73,16 +66,15 @@ class RgbxFolder(DataModule):
         std: standard deviation of each channel on a 0…1 scale; ``None`` to measure it.
         statistics_images: maximum number of training files that are measured.
         augmentation: augmentation of training frames, on the device.
-        max_train_images: maximum number of training frames, evenly spaced.
-        max_val_images: maximum number of validation frames, evenly spaced.
-        cache_dir: folder for measured statistics.
         demo: renders the frames first, if any.
-        network: input that the network expects.
+        common: see ``Common``.
     """
+
+    splits: dict[str, list[Frame]]
+    default_classes = 1
 
     def __init__(
         self,
-        name: str,
         root: str,
         x: Sequence[str] | None,
         class_names: Sequence[str] | None,
@@ -96,17 +88,14 @@ class RgbxFolder(DataModule):
         std: Sequence[float] | None,
         statistics_images: int,
         augmentation: RgbxAugmentation,
-        max_train_images: int | None,
-        max_val_images: int | None,
-        cache_dir: str,
         demo: Demo | None,
-        network: NetworkInput,
+        **common: Unpack[Common],
     ) -> None:
-        self.name = name
+        super().__init__(**common)
         self.root = Path(root)
         self.x = x
         self.class_names = class_names
-        self.image_size = image_size or network.size
+        self.image_size = image_size or self.network.size
         self.fractions = val_fraction, test_fraction
         self.split_seed = split_seed
         self.group_by = group_by
@@ -114,24 +103,13 @@ class RgbxFolder(DataModule):
         self.mean, self.std = mean, std
         self.statistics_images = statistics_images
         self.augmentation = augmentation
-        self.max_images = {"train": max_train_images, "val": max_val_images}
-        self.cache = Path(cache_dir)
         self.demo = demo
-        self.network = network
-        self.classes: list[str] = []
         self.channels: list[str] = []
         self.dtype = "uint8"
-        self.model_metadata: Mapping[str, Any] | None = None
-        self.splits: dict[str, list[Frame]] = {}
         self.skipped: dict[str, int] = {}
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
-        if self.network.coefficients is not None:
-            raise UserError(
-                "compression",
-                f"dataset={self.name} has no DCT coefficients",
-                "set compression=none",
-            )
+        self.refuse_coefficients()
         if self.demo is not None:
             self.demo.render(progress)
         if (self.root / LEDGER).exists() and not (self.root / DESCRIPTION).exists():
@@ -163,17 +141,16 @@ class RgbxFolder(DataModule):
                 "add labels, or set dataset.class_names=[a,b]",
             )
         self.classes = frame_set.classes
-        reason = self.model_metadata and self.check_compatible(self.model_metadata)
-        if reason:
-            raise UserError("dataset.root", reason)
+        self.check_loaded("dataset.root")
         for kind in ("missing_image", "missing_file", "invalid"):
             if count := sum(getattr(run, kind) for run in frame_set.runs):
                 self.skipped[kind] = count
         self._split(group_by_sequence(frame_set, list(folders), self.group_by))
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
-        skipped = self.skipped if split == "train" else {}
-        return ArraySamples(self.frames(split), self.image_size, self.spec, skipped)
+        return ArraySamples(
+            self.frames(split), self.image_size, self.spec, self.skipped_samples(split)
+        )
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
@@ -195,38 +172,32 @@ class RgbxFolder(DataModule):
     def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
         extra = model.get("x_channels") or len(self.x or DEFAULT_NAMES[2])
         return {
-            "name": self.name,
-            "classes": expected_classes(model, self._known_classes() if own_classes else None, 1),
+            **super().expected_metadata(model, own_classes=own_classes),
             "channels": [*COLOURS, *map(str, range(extra))],
             "transform": {"max_boxes": DEFAULT_MAX_BOXES},
         }
 
-    def _known_classes(self) -> list[str] | None:
+    def known_classes(self) -> Sequence[str] | None:
         if self.class_names is not None:
             return list(self.class_names)
         return read_class_names(self.root) or (
             None if self.demo is None else list(self.demo.classes)
         )
 
-    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        return {
-            split: (len(frames), self.skipped if split == "train" else {})
-            for split, frames in self.splits.items()
-        }
+    def skipped_samples(self, split: str) -> Mapping[str, int]:
+        return self.skipped if split == "train" else {}
 
     def metadata(self) -> dict[str, Any]:
         return {
-            "name": self.name,
-            "classes": self.classes,
+            **super().metadata(),
             "channels": self.channels,
             "dtype": self.dtype,
             "transform": {"image_size": self.image_size},
         }
 
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.classes, self.channels = list(metadata["classes"]), list(metadata["channels"])
-        self.dtype = metadata["dtype"]
-        self.model_metadata = metadata
+        super().load_metadata(metadata)
+        self.channels, self.dtype = list(metadata["channels"]), metadata["dtype"]
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         theirs = list(metadata.get("channels", COLOURS))
@@ -254,9 +225,6 @@ class RgbxFolder(DataModule):
                 digest.update(read_chunks(frame.image))
         return digest.hexdigest()[:16]
 
-    def baseline(self) -> str | None:
-        return None
-
     @property
     def spec(self) -> ArraySpec:
         """Required channels and type of every file."""
@@ -268,13 +236,8 @@ class RgbxFolder(DataModule):
         Raises:
             UserError: if the data set has no such split.
         """
-        if split not in self.splits:
-            raise UserError(
-                "split",
-                f"split={split}: {self.root} has {', '.join(self.splits)}",
-                f"add a folder {split}/ to it, or train with dataset.test_fraction=0.1",
-            )
-        return self.splits[split]
+        advice = "add a folder test/ to it, or train with dataset.test_fraction=0.1"
+        return split_named(self.splits, split, self.root, advice)
 
     def _split(self, frame_set: FrameSet) -> None:
         """Set ``splits``; all frames of a group are in the same split."""
@@ -295,12 +258,9 @@ class RgbxFolder(DataModule):
             ) from None
         for split in ("train", "val", "test"):
             frames = [frame for frame in frame_set.frames if splits[frame.group] == split]
-            limit = self.max_images.get(split)
-            if limit is not None and limit < len(frames):
-                chosen = np.linspace(0, len(frames) - 1, limit).round().astype(int)
-                frames = [frames[index] for index in chosen]
+            chosen = evenly_spaced(len(frames), self.max_images.get(split))
             if frames:
-                self.splits[split] = frames
+                self.splits[split] = [frames[index] for index in chosen]
         log.info(
             "%s: %s frames in %d sequences",
             self.root,
