@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import shlex
@@ -27,6 +26,7 @@ from research.config.help import help_text
 from research.config.options import CONF, options, read_option
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils.errors import UserError
+from tests.conftest import arguments
 
 TRAIN = CONF.parent / "train.py"
 COMPRESSED = "experiment=imagenet_resnet34_compressed 'dataset.train_dirs=[a]'"
@@ -501,8 +501,7 @@ def test_every_option_is_valid_and_its_targets_have_its_keys(group: str, option:
     assert set(config) == {*RUN_RULES, *GROUPS}
     for node in _targets(config):
         keys = {key for key in node if key not in ("_target_", "_partial_")}
-        parameters = inspect.signature(get_object(node["_target_"])).parameters
-        assert keys <= set(parameters), node["_target_"]
+        assert keys <= arguments(get_object(node["_target_"])), node["_target_"]
 
 
 @cache

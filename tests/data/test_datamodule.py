@@ -16,18 +16,9 @@ from hypothesis import strategies as st
 from research.config.options import option_node, options
 from research.data.datamodule import Common, DataModule
 from research.data.splits import evenly_spaced, split_named
-from tests.conftest import user_error
+from tests.conftest import arguments, user_error
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
-def arguments(of: type) -> set[str]:
-    """The arguments of a constructor, with those that it passes on to its bases."""
-    found: set[str] = set()
-    for base in of.__mro__:
-        if "__init__" in vars(base) and issubclass(base, DataModule) and base is not DataModule:
-            found |= set(inspect.signature(base.__init__).parameters) - {"self", "common"}
-    return found | set(Common.__annotations__)
 
 
 @pytest.mark.parametrize("option", options("dataset"))
