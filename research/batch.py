@@ -71,17 +71,20 @@ class ClassificationBatch(Batch):
 
 
 class Targets(NamedTuple):
-    """Ground-truth boxes of a batch of frames, padded to ``M`` boxes per frame.
+    """Ground-truth boxes and ignore regions of a batch of frames, padded to ``M`` per frame.
 
     Attributes:
         boxes: [B, M, 4] float32 xyxy as fractions of the frame, 0…1; zero in padding.
-        mask: [B, M] bool, True for a box, False for padding.
+        mask: [B, M] bool, True for the box of an object, False for padding and ignore regions.
         labels: [B, M] int64 class indices.
+        ignored: [B, M] bool, True for an ignore region: neither an object nor background; None if
+            the data set has none.
     """
 
     boxes: Tensor
     mask: Tensor
     labels: Tensor
+    ignored: Tensor | None = None
 
 
 @dataclass
@@ -96,6 +99,9 @@ class DetectionBatch(Batch):
         mask: see ``Targets``.
         labels: see ``Targets``.
         sizes: [B, 2] int32 height and width of the frames before they were letterboxed.
+        ignored: see ``Targets``.
+        areas: [B, M] float32 areas in pixels of the files, by which COCO's metrics sort boxes into
+            small, medium and large; 0 in padding. None: those of the boxes.
     """
 
     inputs: Tensor
@@ -103,10 +109,12 @@ class DetectionBatch(Batch):
     mask: Tensor
     labels: Tensor
     sizes: Tensor
+    ignored: Tensor | None = field(default=None, kw_only=True)
+    areas: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def targets(self) -> Targets:
-        return Targets(self.boxes, self.mask, self.labels)
+        return Targets(self.boxes, self.mask, self.labels, self.ignored)
 
 
 @dataclass

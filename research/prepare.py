@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from research.data.warehouse.manifest import Manifest
     from research.data.warehouse.plan import BuildPlan
 
+FORMATS = ("auto", "capture", "voc", "coco", "yolo")
 STORED_SIZE = Rule("a multiple of 16, at least 32", lambda n: whole(32).is_valid(n) and n % 16 == 0)
 
 
@@ -56,6 +57,18 @@ class StoreOptions(WorkerOptions):
 
 
 @dataclass(frozen=True)
+class LabelOptions:
+    """Of every kind that reads frames with boxes."""
+
+    format: str = cli.option("auto", one_of(*FORMATS), "format of the labels in SOURCE")
+    data_yaml: str = cli.option(
+        "",
+        TEXT,
+        "file in SOURCE that declares names and splits (YAML, obj.data); none: no such file",
+    )
+
+
+@dataclass(frozen=True)
 class LimitOptions:
     """Of every kind that reads frames with boxes."""
 
@@ -73,7 +86,18 @@ class LimitOptions:
 
 
 @dataclass(frozen=True)
-class FrameOptions(LimitOptions, StoreOptions):
+class BoxOptions(LimitOptions):
+    """Of every kind that reads boxes in pixels."""
+
+    scale_boxes: bool = cli.option(
+        False,
+        TRUTH,
+        "true: scale the boxes of pictures that are not of their declared size; left out otherwise",
+    )
+
+
+@dataclass(frozen=True)
+class FrameOptions(LabelOptions, BoxOptions, StoreOptions):
     """Of ``prepare frames``."""
 
     size: int = cli.option(384, whole(32), "side of the square frames, in pixels")
@@ -109,7 +133,7 @@ class CoefficientOptions(StoreOptions):
 
 
 @dataclass(frozen=True)
-class RgbxOptions(LimitOptions, WorkerOptions):
+class RgbxOptions(LabelOptions, BoxOptions, WorkerOptions):
     """Of ``prepare rgbx``."""
 
     rgb: str = cli.option("", TEXT, "name of the folder; by default rgb, visible, vis or images")
@@ -169,7 +193,9 @@ A command that was interrupted resumes when it is run again.
         "\nframes": FrameOptions,
         "coefficients": CoefficientOptions,
         "rgbx": RgbxOptions,
-        "frames and rgbx": LimitOptions,
+        "frames and rgbx": LabelOptions,
+        "limits of frames and rgbx": LimitOptions,
+        "boxes of frames and rgbx": BoxOptions,
         "frames and coefficients": StoreOptions,
         "frames, coefficients and rgbx": WorkerOptions,
         "prune": PruneOptions,
@@ -189,7 +215,9 @@ def frames(source: Path, out: Path, options: FrameOptions) -> Manifest:
     from research.data.warehouse.encoders import FrameEncoder
     from research.data.warehouse.plan import assign_splits, plan_frames
 
-    frame_set = read_frames(source)
+    frame_set = read_frames(
+        source, options.scale_boxes, form=options.format, data_yaml=options.data_yaml
+    )
     limits = options.limits()
     check_limits(frame_set, limits)
     splits = assign_splits(
@@ -250,7 +278,12 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> None:
     from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
     folders = PairedFolders(source, find_folders(source, asdict(options)))
-    frame_set = folders.read(options.missing_labels == "error")
+    frame_set = folders.read(
+        options.missing_labels == "error",
+        options.scale_boxes,
+        form=options.format,
+        data_yaml=options.data_yaml,
+    )
     check = partial(check_limits, limits=options.limits())
     check(frame_set)
     record = pack(frame_set, folders, out, check, options.workers, _progress())

@@ -1,23 +1,32 @@
 """Mutations of files, and a judge of what is made of them; for tests of any reader of files.
 
 ``documents`` changes the structure of plain values and tensors, ``octets`` the bytes of a file,
-``pickles`` the pickle in a file of ``torch.save`` with its checksums made right again. ``judged``
-runs a reader and reports a traceback, too much time or too much memory.
+``pickles`` the pickle in a file of ``torch.save`` with its checksums made right again; changes to
+other files are in ``fuzz_files``. ``judged`` runs a reader and reports a traceback, too much time
+or too much memory; ``campaign`` does so for many inputs.
 """
 
 from __future__ import annotations
 
 import copy
+import faulthandler
 import io
+import json
+import logging
 import math
+import os
 import random
 import resource
 import struct
+import subprocess
+import sys
 import time
 import traceback
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +39,10 @@ SECONDS = 2.0
 """Of processor time for one input, beyond what the reader needs for an intact one."""
 MEMORY = 512 * 2**20
 """Bytes beyond what the process had."""
+HANG = 60
+"""Seconds of a clock after which a process ends with its traceback: a reader waits for ever."""
+
+Reader = Callable[[], object]
 
 NUMBERS: list[Any] = [
     0, 1, -1, 2, 3, 255, 2**31, 2**63, -(2**63), 2**64, 10**30, 10**400, 0.0, -0.0, 0.5, -1e-9,
@@ -241,14 +254,85 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def limit_memory(more: int = MEMORY) -> None:
+@contextmanager
+def limited_memory(more: int = MEMORY) -> Iterator[None]:
     """Allow this process the address space that it has and ``more`` bytes, not more."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + more
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def seeds(first: int, count: int) -> Iterator[tuple[int, random.Random]]:
     """Numbers, and the generator of each."""
     for seed in range(first, first + count):
         yield seed, random.Random(seed)
+
+
+def campaign(
+    case: Callable[[random.Random], tuple[str, Reader]],
+    intact: Callable[[], Mapping[str, float]],
+    first: int,
+    count: int,
+) -> None:
+    """Judge many inputs in a process of its own, and print a JSON object a line.
+
+    The objects are the seed before each input, what came of it if it failed, and at the end the
+    counts, the longest time and the memory.
+
+    Args:
+        case: makes an input and a reader of it, named ``KIND: READER``.
+        intact: runs all readers on intact input, which they must accept; seconds by READER.
+        first: the first seed.
+        count: number of seeds.
+    """
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    out = os.fdopen(os.dup(1), "w")
+
+    def say(**words: Any) -> None:
+        print(json.dumps(words), file=out, flush=True)
+
+    intact()  # imports libraries
+    usual = intact()
+    say(intact=usual)
+    before, outcomes, longest = peak(), Counter[str](), 0.0
+    start = time.time()
+    with limited_memory():
+        for seed, rng in seeds(first, count):
+            say(seed=seed)
+            faulthandler.dump_traceback_later(HANG, exit=True)
+            name, read = case(rng)
+            verdict = judged(read, usual.get(name.rpartition(": ")[2], 0.5))
+            faulthandler.cancel_dump_traceback_later()
+            outcomes["failed" if verdict.failed else verdict.outcome] += 1
+            longest = max(longest, verdict.seconds)
+            if verdict.failed:
+                say(failed=seed, case=name, **vars(verdict))
+        memory, seconds = (peak() - before) // 2**20, round(time.time() - start)
+        intact()  # in what memory is left
+    say(inputs=count, **outcomes, longest=round(longest, 2), memory=memory, seconds=seconds)
+
+
+def run(module: str, *words: str) -> tuple[dict[str, Any], str]:
+    """Run a campaign in a process; returns its last object, and its failures as text.
+
+    Args:
+        module: its ``main`` calls ``campaign``.
+        words: arguments of the module.
+    """
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, (lines[-1:], done.stderr[-2000:])
+    return lines[-1], "\n".join(str(line) for line in lines if "case" in line)

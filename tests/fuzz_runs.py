@@ -1,23 +1,17 @@
 """Changed checkpoints, weights and run folders, read by every command; a process of its own.
 
-``python -m tests.fuzz_runs FIRST COUNT`` prints a JSON object a line: the seed before each input,
-and what came of it if it failed; at the end the counts, the longest time and the memory.
+``python -m tests.fuzz_runs FIRST COUNT`` prints what ``fuzz.campaign`` does.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import random
 import shutil
 import sys
 import tempfile
-import time
-import warnings
-from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -35,6 +29,7 @@ from research.engine import build, checkpoint, run, run_folder
 from research.sweeps import record
 from research.utils import weights
 from tests import fuzz
+from tests.fuzz import Reader
 from tests.test_train import assert_same
 
 ASSETS = Path(__file__).parent / "assets" / "runs_v1"
@@ -50,7 +45,6 @@ WORDS = (
 IMAGE = Path("data/pictures/test/bars/000.jpg")
 TEXTS = ("summary.json", "config.yaml", "overrides.yaml", "environment.json")
 TABLES = ("epoch_metrics.csv", "batch_metrics.csv")
-Reader = Callable[[], object]
 
 
 class Project:
@@ -249,32 +243,9 @@ def intact(project: Project) -> dict[str, float]:
 
 
 def main(first: int, count: int) -> None:
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    out = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
-        intact(project)  # imports libraries
-        usual = intact(project)
-        print(json.dumps({"intact": usual}), file=out, flush=True)
-        fuzz.limit_memory()
-        before, outcomes, longest = fuzz.peak(), Counter[str](), 0.0
-        start = time.time()
-        for seed, rng in fuzz.seeds(first, count):
-            print(json.dumps({"seed": seed}), file=out, flush=True)
-            case, read = project.case(rng)
-            verdict = fuzz.judged(read, usual.get(case.partition(": ")[2], 0.5))
-            outcomes["failed" if verdict.failed else verdict.outcome] += 1
-            longest = max(longest, verdict.seconds)
-            if verdict.failed:
-                line = {"failed": seed, "case": case, **vars(verdict)}
-                print(json.dumps(line), file=out, flush=True)
-        told = {
-            "inputs": count, **outcomes, "longest": round(longest, 2),
-            "memory": (fuzz.peak() - before) // 2**20, "seconds": round(time.time() - start),
-        }  # fmt: skip
-        intact(project)  # in what memory is left
-        print(json.dumps(told), file=out, flush=True)
+        fuzz.campaign(project.case, lambda: intact(project), first, count)
         os.chdir("/")
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +22,8 @@ from research.sweeps import record
 from research.utils import documents, weights
 from research.utils.errors import Damaged
 from tests import fuzz
-from tests.conftest import ROOT, user_error
+from tests.conftest import user_error
+from tests.fuzz_files import ALIASES, DOCUMENTS, MADE
 from tests.test_stored_runs import ASSETS, words_of
 
 
@@ -33,21 +31,11 @@ from tests.test_stored_runs import ASSETS, words_of
 @pytest.mark.parametrize("first", range(0, 10_000, 1000))
 def test_ten_thousand_changed_files(first: int) -> None:
     """Of checkpoints, weights and run folders, by every reader; the figures are in SECURITY.md."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz_runs", str(first), "1000"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0, (lines[-1], done.stderr[-2000:])
-    failed = [line for line in lines if "failed" in line and "case" in line]
-    assert not failed, "\n".join(map(str, failed))
-    print(lines[-1])
-    assert lines[-1]["inputs"] == 1000
-    assert lines[-1]["memory"] < 512
+    last, failed = fuzz.run("tests.fuzz_runs", str(first), "1000")
+    assert not failed, failed
+    print(last)
+    assert last["inputs"] == 1000
+    assert last["memory"] < 512
 
 
 # -- checkpoints made to do harm ------------------------------------------------------------------
@@ -142,25 +130,12 @@ def test_a_harmless_one_is_read(tmp_path: Path) -> None:
 
 # -- documents ------------------------------------------------------------------------------------
 
-BOMB = "a: &a {x: 1}\n" + "".join(
-    f"{b}: &{b} {{<<: [{','.join([f'*{a}'] * 9)}]}}\n"
-    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
-ALIASES = BOMB.replace("<<: ", "y: ")
-TEXT: dict[str, bytes] = {
-    "nothing": b"", "no text": b"\xff\xfe\x00" * 30, "NUL": b"a: \0", "another kind": b"[1, 2]",
-    "merges": BOMB.encode(), "deep": b"[" * 1100, "deep mappings": b'{"a":' * 1100,
-    "a tag": b"a: !!python/object/apply:os.system [x]", "no date": b"a: 9999-99-99",
-    "digits": b'{"a": ' + b"1" * 9000 + b"}", "large": b'{"a": "' + b"x" * 2**24 + b'"}',
-    "itself": b"&a [*a]",
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
-@pytest.mark.parametrize("text", TEXT)
+@pytest.mark.parametrize("text", DOCUMENTS)
 def test_a_harmful_document_is_one_line(text: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
-    path.write_bytes(TEXT[text])
+    path.write_bytes(DOCUMENTS[text])
     verdict = fuzz.judged(lambda: documents.load(path, dict, "RUN"))
     assert verdict.outcome == "refused", verdict
     assert f"{path}: damaged (" in verdict.where
@@ -185,16 +160,6 @@ def instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], objec
     return change
 
 
-def huge(path: Path) -> None:
-    with path.open("w") as file:
-        file.truncate(2**33)
-
-
-MADE: dict[str, Callable[[Path], object]] = {
-    "missing": lambda path: None, "a pipe": os.mkfifo, "a folder": Path.mkdir, "empty": Path.touch,
-    "a link to nothing": lambda path: path.symlink_to("nowhere"),
-    "a link to itself": lambda path: path.symlink_to(path.name), "huge": huge,
-}  # fmt: skip
 NAMES = (
     "config.yaml",
     "summary.json",
@@ -204,11 +169,12 @@ NAMES = (
     ".lock",
 )
 BROKEN: dict[str, Callable[[Path], object]] = {
+    **{f"{name}: missing": instead(name, lambda path: None) for name in NAMES},
     **{f"{name}: {how}": instead(name, make) for name in NAMES for how, make in MADE.items()},
     **{
         f"{name}: {text}": rewrite(name, content)
         for name in ("config.yaml", "summary.json")
-        for text, content in {**TEXT, "aliases": ALIASES.encode()}.items()
+        for text, content in {**DOCUMENTS, "aliases": ALIASES.encode()}.items()
         if len(content) < 2**20 and text not in ("another kind", "digits", "no date")
     },
     "a summary of nothing": rewrite("summary.json", b"{}"),

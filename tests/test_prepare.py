@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from research import prepare
 from research.config import cli, compose_config
+from research.data.loader import SampleKey
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
+from research.engine import build
 from research.utils.errors import UserError
-from tests.conftest import ROOT, make_folders, picture, user_error
+from tests.conftest import ROOT, make_folders, picture, prepared, user_error
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +93,40 @@ def test_capture_runs_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixtu
         f"python train.py model=tinydet dataset=warehouse dataset.manifest={manifest.path}"
         in output
     )
+
+
+def test_the_reading_is_printed_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    for number in range(4):
+        save = source / f"images/{number}.jpg"
+        save.parent.mkdir(parents=True, exist_ok=True)
+        picture("spots", number, (64, 48)).save(save)
+        (source / "labels").mkdir(exist_ok=True)
+        (source / f"labels/{number}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (source / "images/3.jpg").write_bytes(b"")
+    (source / "data.yaml").write_text("names: [cat]\n")
+    (source / "old.yaml").write_text("names: [dog]\n")
+    (source / "old.xml").write_text("<annotation><filename>images/0.jpg</filename></annotation>")
+    with user_error("format", "VOC and YOLO", "format=voc or format=yolo"):
+        run("frames", str(source), "out", *SMALL)
+    with user_error("data_yaml", "data_yaml=data.yaml or data_yaml=old.yaml"):
+        run("frames", str(source), "out", *SMALL, "format=yolo")
+    run("frames", str(source), "out", *SMALL, "format=yolo", "data_yaml=data.yaml")
+    manifest = Manifest.load(Path("out"))
+    line = (
+        "read as YOLO: names from data.yaml, no split; 3 pictures used, 5 label files, "
+        "2 passed over (1 XML, 1 YAML), 1 left out (empty)"
+    )
+    assert manifest.reading == line
+    assert f"{source}: {line}" in capsys.readouterr().out
+    assert manifest.samples == 3
+    words = ["model=tinydet", "dataset=warehouse", f"dataset.manifest={manifest.path}"]
+    with caplog.at_level(logging.INFO):
+        data = build.data_module(compose_config([*words, "device=cpu"]).config)
+        data.prepare(0)
+    assert f"{manifest.folder}: {line}" in caplog.messages
 
 
 def test_the_advised_commands_are_quoted(
@@ -177,6 +216,57 @@ def test_paired_folders_become_arrays(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(UserError, match="visible"):
         run("rgbx", "pairs", "other", "thermal=visible")
     assert not Path("other").exists()
+
+
+def test_ignore_regions_of_pairs_are_kept(tmp_path: Path) -> None:
+    """From COCO through the arrays and their ``rgbx.json`` to a batch."""
+    make_pairs(tmp_path / "pairs")
+    shutil.rmtree("pairs/labels")
+    Path("pairs/classes.txt").unlink()
+    rows = [(0, 2, [16, 12, 32, 24], 1), (1, 2, [0, 0, 16, 24], 0), (1, 1, [32, 0, 32, 48], 1)]
+    document = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(4)],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "car"}],
+        "annotations": [
+            {"id": at, "image_id": n, "category_id": c, "bbox": b, "iscrowd": crowd}
+            for at, (n, c, b, crowd) in enumerate(rows)
+        ],
+    }
+    Path("pairs/annotations.json").write_text(json.dumps(document))
+    run("rgbx", "pairs", "out", "workers=1")
+    assert Path("out/labels/0.txt").read_text() == ""
+    assert Path("out/labels/1.txt").read_text().split() == ["1", "0.125", "0.25", "0.25", "0.5"]
+    record = json.loads(Path("out/rgbx.json").read_text())
+    assert record["ignored"] == {"0": [[1, [0.25, 0.25, 0.75, 0.75]]], "1": [[0, [0.5, 0, 1, 1]]]}
+    assert record["classes"] == {"person": 0, "car": 1}
+    assert record["counts"]["negatives"] == 2
+
+    words = ["dataset=rgbx", "dataset.root=out", "model=rgbx_mit_b0", "dataset.val_fraction=0.5"]
+    config = compose_config([*words, "dataset.image_size=64"]).config
+    data = prepared(config)
+    found = {}
+    for split in data.splits:
+        samples = data.dataset(split, seed=0, train=False, device=torch.device("cpu"))
+        batch = samples.__getitems__([SampleKey(0, index) for index in range(len(samples))])
+        none = torch.zeros_like(batch.mask)
+        kinds = [batch.mask, none if batch.ignored is None else batch.ignored]
+        for row, frame in enumerate(data.frames(split)):
+            found[frame.image.stem] = [
+                [(int(batch.labels[row, slot]), batch.boxes[row, slot].tolist()) for slot in slots]
+                for slots in (kind[row].nonzero()[:, 0].tolist() for kind in kinds)
+            ]
+    # 64×48 in 64×64: bars of 8 rows.
+    assert found["0"] == [[], [(1, [0.25, 0.3125, 0.75, 0.6875])]]
+    assert found["1"] == [[(1, [0, 0.125, 0.25, 0.5])], [(0, [0.5, 0.125, 1, 0.875])]]
+    assert found["2"] == found["3"] == [[], []]
+    version = data.fingerprint()
+    record["ignored"]["1"] = []
+    Path("out/rgbx.json").write_text(json.dumps(record))
+    assert prepared(config).fingerprint() != version
+    record["ignored"]["1"] = [[7, [0, 0, 1, 1]]]
+    Path("out/rgbx.json").write_text(json.dumps(record))
+    with user_error("dataset.root", "rgbx.json", "ignore regions", "prepare rgbx"):
+        prepared(config)
 
 
 @pytest.mark.parametrize(

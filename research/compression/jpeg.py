@@ -23,8 +23,10 @@ from research.compression.jpeg_header import (
     DQT,
     EOI,
     FRAMES,
+    MAX_BYTES,
     SOS,
     Header,
+    check_file,
     check_markers,
     check_size,
     read_header,
@@ -117,15 +119,18 @@ def read_planes(path: str | os.PathLike[str]) -> Planes:
     """Read the coefficients of all components of a file.
 
     Raises:
-        DamagedImage: as ``read_header``, ``check_size`` and ``check_markers``; also ``truncated``
-            if the end marker is missing, and ``unreadable`` if libjpeg fails.
+        DamagedImage: as ``check_file``, ``read_header``, ``check_size`` and ``check_markers``; also
+            ``truncated`` if the end marker is missing, and ``unreadable`` if libjpeg fails.
         UnsupportedJpeg: if the coefficients cannot be used, see ``unsupported_reason``.
     """
     import jpegio
 
-    data = Path(path).read_bytes()
+    path = Path(path)
+    size = check_file(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES)
     header = read_header(data)
-    check_size(header, len(data))
+    check_size(header, size)
     reason = unsupported_reason(header)
     if reason is not None:
         raise UnsupportedJpeg(reason)

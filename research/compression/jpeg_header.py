@@ -8,10 +8,12 @@ References are to ITU-T T.81 (JPEG) and T.871 (JFIF).
 from __future__ import annotations
 
 import re
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from research.utils.errors import DamagedImage
@@ -22,6 +24,9 @@ MAX_PIXELS = 178_956_970
 
 MIN_SIDE = 8
 """Shortest side in pixels that is read: one block."""
+
+MAX_BYTES = 2**28
+"""Largest file that is read: 1.5 bytes for each of ``MAX_PIXELS``."""
 
 MAX_SCANS = 100
 """Most scans of a file that is read; encoders write about ten."""
@@ -127,6 +132,20 @@ def read_header(data: bytes) -> Header:
     return replace(_header(*frame, jfif, transform), orientation=read_orientation(exif, xmp))
 
 
+def check_file(path: Path) -> int:
+    """Size of a picture file in bytes.
+
+    Raises:
+        DamagedImage: ``unreadable`` for a pipe, a device or a folder: opening a pipe would block,
+            and reading some devices would never end.
+        OSError: if there is no such file.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise DamagedImage("unreadable", "not a regular file")
+    return about.st_size
+
+
 def check_size(header: Header, size: int) -> None:
     """Compare what a header claims with the size of the file in bytes.
 
@@ -134,8 +153,11 @@ def check_size(header: Header, size: int) -> None:
     G.1.2.1), so that a decoder need not allocate a large image for a small file.
 
     Raises:
-        DamagedImage: ``oversized`` if the file is too short for the blocks that are claimed.
+        DamagedImage: ``oversized`` if the file is too short for the blocks that are claimed, or has
+            more than ``MAX_BYTES``.
     """
+    if size > MAX_BYTES:
+        raise DamagedImage("oversized", f"a JPEG of {size:,} bytes")
     if header.coding == "huffman" and _blocks(header) > 8 * size:
         claimed = f"{header.width}×{header.height} px"
         raise DamagedImage("oversized", f"the header claims {claimed} in {size} bytes")

@@ -6,7 +6,6 @@ pickles are loaded. The binary version and the PNG version contain numbers only.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tarfile
@@ -23,12 +22,14 @@ from numpy.typing import NDArray
 
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
+from research.data.texts import BadText, read_json
 from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
+LARGEST_LABEL = 2**31
 PNG_LABELS = {"train": "train_lables.json", "test": "test_lables.json"}
 """The published files are spelled like this."""
 
@@ -83,6 +84,8 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+MAX_BYTES = 2**28
+"""The largest of the published files has 170 MB; reading a larger one would take long."""
 REPLACE = "remove it, and copy or download it again"
 _IMAGES = {"train": 50_000, "test": 10_000}
 FAMILIES = {
@@ -273,11 +276,13 @@ def _read_png(folder: Path, family: Family) -> dict[str, LabelledImages]:
 
 def _json_labels(path: Path) -> NDArray[np.int64]:
     try:
-        labels = json.loads(path.read_text())
-        if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-            raise ValueError("expected a list of integers")
-    except ValueError as error:
+        labels = read_json(path)
+    except BadText as error:
         raise UserError("dataset.root", f"{path}: {error}", REPLACE) from None
+    if not isinstance(labels, list) or not all(
+        type(label) is int and abs(label) < LARGEST_LABEL for label in labels
+    ):
+        raise UserError("dataset.root", f"{path}: expected a list of integers", REPLACE)
     return np.array(labels, np.int64)
 
 
@@ -312,6 +317,8 @@ def _require_file(folder: Path, name: str) -> None:
 def _check_md5(path: Path, expected: str) -> None:
     from torchvision.datasets.utils import calculate_md5
 
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError("dataset.root", f"{path}: {size:,} bytes, expected fewer", REPLACE)
     actual = calculate_md5(path)
     if actual != expected:
         raise UserError(

@@ -142,12 +142,12 @@ def read_header(path: Path) -> PictureHeader:
             than a file of this size can contain), ``too_small`` (a side under ``MIN_SIDE``),
             ``value_range`` (see ``wide_to_16bit``), ``truncated`` or ``unreadable``.
     """
-    with _as_damaged_image(path), path.open("rb") as file:
-        if (jpeg := _read_jpeg_header(file, path.stat().st_size)) is not None:
+    with _opened(path) as (file, file_size):
+        if (jpeg := _read_jpeg_header(file, file_size)) is not None:
             size = upright_size(jpeg.width, jpeg.height, jpeg.orientation)
             mode = JPEG_MODES[jpeg.components]
             return PictureHeader(*size, jpeg.orientation, mode, 8, jpeg.components, False)
-        image = _open(file, path.stat().st_size)
+        image = _open(file, file_size)
         size, mode, bits = image.size, image.mode, bits_per_channel(image)
         orientation, is_upright = _orientation(image), _has_upright_size(image)
         if isinstance(image, PngImageFile) and _has_late_metadata(file):
@@ -197,12 +197,12 @@ def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -
         DamagedImage: if the file is not a complete image, see ``read_header``; ``transparent`` if
             nothing is visible.
     """
-    with _as_damaged_image(path):
-        data = path.read_bytes()
-        file = io.BytesIO(data)
-        if _read_jpeg_header(file, len(data)) is not None:
+    with _opened(path) as (file, size):
+        if _read_jpeg_header(file, size) is not None:
+            data = file.read()
             jpeg_header.check_markers(jpeg_header.segments(data))
-        image = _open(file, len(data))
+            file = io.BytesIO(data)
+        image = _open(file, size)
         if on_open is not None:
             on_open(image)
         image.load()
@@ -295,6 +295,15 @@ def _is_invisible(image: Image.Image) -> bool:
 
 def _has_alpha(image: Image.Image) -> bool:
     return "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBA", "RGBa")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file and its size in bytes; what fails within is ``DamagedImage``."""
+    with _as_damaged_image(path):
+        size = jpeg_header.check_file(path)
+        with path.open("rb") as file:
+            yield file, size
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from research.utils.conditions import is_exhausted
+from research.utils.errors import printable
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ LOOP: Final = "linked again"
 BROKEN: Final = "broken link"
 SPECIAL: Final = "no regular file"
 CLOSED: Final = "unreadable folder"
+NO_TEXT: Final = "unreadable name"
 OTHER_SUFFIX: Final = "other"
 SYSTEM_NAMES: Final = frozenset(
     [
@@ -60,7 +62,7 @@ class PassedOver:
 
     def add(self, kind: str, name: str) -> None:
         self.counts[kind] += 1
-        self.examples.setdefault(kind, name)
+        self.examples.setdefault(kind, printable(name))
 
     def update(self, other: PassedOver) -> None:
         """Add the files of another folder."""
@@ -73,7 +75,7 @@ class PassedOver:
         return PassedOver(self.counts, examples)
 
     def __str__(self) -> str:
-        kinds = f" ({_by_kind(self.counts)})" if self.counts else ""
+        kinds = f" ({by_kind(self.counts)})" if self.counts else ""
         return f"{self.counts.total()} passed over{kinds}"
 
     def details(self) -> str:
@@ -102,13 +104,19 @@ class Listing:
 
 
 def passed_over_kind(name: str) -> str:
-    """Why a file or folder of this name is never read: ``hidden``, ``system``, or ''."""
+    """Why a file or folder of this name is never read, or ''.
+
+    ``hidden``, ``system``, or ``unreadable name``: its bytes are no text, so that no record of it
+    can be written.
+    """
     if name.startswith("."):
         return HIDDEN
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        return NO_TEXT
     return SYSTEM if name.lower() in SYSTEM_NAMES else ""
 
 
-def list_files(root: Path, suffixes: Set[str]) -> Listing:
+def list_files(root: Path, suffixes: Set[str] | None) -> Listing:
     """Find the files below a folder, at any depth.
 
     Each real file is listed once, however many links lead to it: a link to a file or folder that is
@@ -117,7 +125,7 @@ def list_files(root: Path, suffixes: Set[str]) -> Listing:
 
     Args:
         root: the folder.
-        suffixes: the suffixes to list, in lower case, such as ``.jpg``.
+        suffixes: the suffixes to list, in lower case, such as ``.jpg``; ``None`` for all.
     """
     walk = _Walk(root, suffixes)
     walk.folder(root, "", "")
@@ -163,14 +171,14 @@ def describe_files(used: int, passed_over: PassedOver, left_out: Counter[str] | 
     if passed_over.counts:
         parts.append(str(passed_over))
     if left_out:
-        parts.append(f"{left_out.total()} left out ({_by_kind(left_out)})")
+        parts.append(f"{left_out.total()} left out ({by_kind(left_out)})")
     return ", ".join(parts)
 
 
 def log_skipped(problems: Sequence[str]) -> None:
     """Log the first ``MAX_LOGGED`` files that are left out, and the number of the others."""
     for problem in problems[:MAX_LOGGED]:
-        log.warning("left out: %s", problem)
+        log.warning("left out: %s", printable(problem))
     if len(problems) > MAX_LOGGED:
         log.warning("left out: … and %d more", len(problems) - MAX_LOGGED)
 
@@ -181,7 +189,7 @@ class _Walk:
     So a file has its real name, and a link to it is the one that is passed over.
     """
 
-    def __init__(self, root: Path, suffixes: Set[str]) -> None:
+    def __init__(self, root: Path, suffixes: Set[str] | None) -> None:
         self.root = root
         self.suffixes = suffixes
         self.names: list[str] = []
@@ -227,8 +235,9 @@ class _Walk:
 
     def file(self, name: str, kind: str) -> None:
         suffix = os.path.splitext(name)[1]
-        if kind or suffix.lower() not in self.suffixes:
-            self.passed_over.add(kind or _suffix_kind(suffix), name)
+        listed = self.suffixes is None or suffix.lower() in self.suffixes
+        if kind or not listed:
+            self.passed_over.add(kind or suffix_kind(suffix), name)
         else:
             self.names.append(name)
 
@@ -260,7 +269,8 @@ class _Walk:
             known.add(identity)
 
 
-def _by_kind(counts: Counter[str]) -> str:
+def by_kind(counts: Counter[str]) -> str:
+    """Counts in words, the largest first: ``2 hidden, 1 HEIC``."""
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
@@ -268,6 +278,7 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _suffix_kind(suffix: str) -> str:
+def suffix_kind(suffix: str) -> str:
+    """A suffix as a kind of files that are passed over, such as ``HEIC``."""
     kind = suffix[1:].upper()
     return kind if kind.isalnum() and len(kind) <= 12 else OTHER_SUFFIX

@@ -19,6 +19,7 @@ from research.data.frames.coco_writer import CocoWriter
 from research.data.frames.media import Still
 from research.data.frames.run_writer import RunWriter
 from research.utils.errors import UserError
+from research.utils.spreadsheets import cell
 from research.viz import pictures
 
 BOXED: Final = "boxed"
@@ -144,11 +145,9 @@ class BoxWriter:
     def _add(self, still: Still, panels: Panels, detections: dict[str, Tensor]) -> Overlay:
         image = panels[0]
         boxes, scores, labels = (detections[key].cpu() for key in ("boxes", "scores", "labels"))
-        # A box in the border of a letterbox is empty in pixels of the file.
-        inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-        pixels, kept = boxes[inside].double(), scores[inside].tolist()
+        pixels, kept = boxes.double(), scores.tolist()
         relative = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
-        named = labels[inside].tolist()
+        named = labels.tolist()
         texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
         # Sorted by score: boxes above the threshold come first.
         count = sum(score >= (self.score_threshold or 0) for score in kept)
@@ -252,7 +251,8 @@ class ClassWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh = not self.table.exists()
             with self.table.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([header, *rows] if fresh else rows)
+                cells = [list(map(cell, row)) for row in rows]
+                csv.writer(file).writerows([header, *cells] if fresh else cells)
         except OSError as error:
             raise failed(self.table, error) from None
 

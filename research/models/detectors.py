@@ -30,7 +30,7 @@ from torchvision.ops import (
 from research.batch import Targets
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
 from research.models.export import ExportForm
-from research.models.matching import MATCHERS, affinity
+from research.models.matching import MATCHERS, affinity, lies_in
 from research.utils.errors import UserError
 from research.utils.whole_batch import whole_batch, whole_mean
 
@@ -124,7 +124,8 @@ class TinyDet(nn.Module):
     offset is the box's centre. The attention-weighted features, concatenated with the frame's mean
     features, predict offset, size and presence. If a frame has several true boxes, the largest is
     the target. The attention has a loss of its own, the cross-entropy of the cell that holds the
-    centre: trained through the box loss alone it takes several times as many epochs.
+    centre: trained through the box loss alone it takes several times as many epochs. A frame with
+    ignore regions but no true box has no loss: its presence is unknown.
 
     Args:
         width: channels at stride 4, even.
@@ -192,7 +193,15 @@ class TinyDet(nn.Module):
         largest = sides.prod(-1).where(targets.mask, -1).argmax(1)
         target = targets.boxes[torch.arange(len(boxes), device=boxes.device), largest]
         box, giou = _box_losses(boxes, target, present)
-        objectness = F.binary_cross_entropy_with_logits(logits, present.float())
+        known: int | Tensor = len(logits)
+        if targets.ignored is None:
+            objectness = F.binary_cross_entropy_with_logits(logits, present.float())
+        else:
+            counted = present | ~targets.ignored.any(1)
+            known = counted.sum()
+            objectness = F.binary_cross_entropy_with_logits(
+                logits, present.float(), counted.float(), reduction="sum"
+            ) / known.clamp(min=1)
         height, width = attention.shape[-2:]
         x, y = ((target[:, :2] + target[:, 2:]) / 2).T
         column = (x * width).long().clamp(max=width - 1)
@@ -200,7 +209,7 @@ class TinyDet(nn.Module):
         entropy = F.cross_entropy(attention.flatten(1), cell, reduction="none")
         return {
             "box": self.lambda_box * box,
-            "objectness": self.lambda_obj * whole_mean(objectness, len(logits)),
+            "objectness": self.lambda_obj * whole_mean(objectness, known),
             "giou": self.lambda_iou * giou,
             "attention": self.lambda_att * (entropy * present).sum() / whole_batch(present.sum()),
         }
@@ -213,8 +222,9 @@ class BigDet(nn.Module):
     cell of the cell's centre, its sides are any fraction of the frame. True boxes are matched
     one-to-one with the cells' boxes, see ``research.models.matching``. Matched cells learn the box
     and objectness 1, other cells objectness 0; unmatched cells whose box overlaps a true box by
-    more than ``ignore_iou`` are ignored (Redmon & Farhadi, 2018, §2.1). In evaluation the best
-    ``max_boxes`` cells after non-maximum suppression are returned.
+    more than ``ignore_iou`` are ignored (Redmon & Farhadi, 2018, §2.1), and so are those whose box
+    lies in an ignore region (``matching.lies_in``). In evaluation the best ``max_boxes`` cells
+    after non-maximum suppression are returned.
 
     Args:
         width: channels at stride 4, even.
@@ -299,6 +309,8 @@ class BigDet(nn.Module):
 
         target = torch.zeros_like(logits).scatter_add(1, index, matched.to(logits.dtype))
         overlaps = (pairs.iou * targets.mask[..., None]).amax(1) > self.ignore_iou
+        if targets.ignored is not None:
+            overlaps |= lies_in(boxes, targets.boxes, targets.ignored)
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         counted = entropy * ((target > 0) | ~overlaps)
         count = matched.sum()

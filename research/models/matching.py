@@ -1,4 +1,4 @@
-"""One-to-one matching of predicted boxes with true boxes for the losses of BigDet.
+"""Matching of predicted boxes with true boxes, one-to-one, and with ignore regions.
 
 Both matchers score a pair by its IoU, without gradient. Ties, such as pairs that do not overlap
 early in training, are decided by the distance of the centres.
@@ -17,6 +17,10 @@ from torchvision.ops import box_iou
 
 DISTANCE_WEIGHT: Final = 1e-9
 """Weight of the centres' distance in ``hungarian``, so small that it only breaks ties of IoU."""
+
+COVERED: Final = 0.5
+"""Share of a prediction's area from which it lies in an ignore region: COCO's overlap with a crowd
+at its lowest threshold. Such a prediction is not background in a loss."""
 
 
 class Affinity(NamedTuple):
@@ -93,6 +97,38 @@ MATCHERS: Final[Mapping[str, Callable[[Affinity, Tensor], Tensor]]] = {
     "hungarian": hungarian,
 }
 """Matchers by the value of ``model.matching``."""
+
+
+@torch.no_grad()
+def coverage(boxes: Tensor, regions: Tensor) -> Tensor:
+    """[P, R] share of the area of each box that is inside each region, 0…1.
+
+    That is the overlap by which COCO compares detections with crowds (``iscrowd``; pycocotools'
+    ``maskUtils.iou``). It is 0 for boxes without area and for NaN.
+
+    Args:
+        boxes: [..., P, 4] xyxy.
+        regions: [..., R, 4] xyxy.
+    """
+    boxes, regions = boxes[..., :, None, :], regions[..., None, :, :]
+    low = torch.maximum(boxes[..., :2], regions[..., :2])
+    high = torch.minimum(boxes[..., 2:], regions[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    return (shared / area).nan_to_num(0, 0, 0)
+
+
+def lies_in(boxes: Tensor, regions: Tensor, mask: Tensor) -> Tensor:
+    """[..., P] bool, True for boxes at least ``COVERED`` of which is inside one region.
+
+    Of boxes that reach beyond the frame, such as anchors, the part in it counts.
+
+    Args:
+        boxes: [..., P, 4] xyxy, fractions of the frame.
+        regions: [..., R, 4] xyxy, fractions of the frame.
+        mask: [..., R] bool, True where a slot holds an ignore region.
+    """
+    return ((coverage(boxes.clamp(0, 1), regions) >= COVERED) & mask[..., None, :]).any(-1)
 
 
 def total_iou(pairs: Affinity, matches: Tensor) -> Tensor:

@@ -18,13 +18,14 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from research.batch import Targets
 from research.models.detectors import MIN_SIDE, Detections
 from research.models.dual import DualEncoder
 from research.models.fusion import ONE_STREAM, TWO_STREAMS
+from research.models.matching import lies_in
 from research.models.mit import STAGES, VARIANTS
 from research.utils.errors import UserError
 from research.utils.whole_batch import whole_mean
@@ -51,7 +52,8 @@ class RgbxDetector(nn.Module):
     ``loss_box_reg``, ``loss_objectness``, ``loss_rpn_box_reg``), in evaluation mode
     ``model(images)`` one dict per frame: ``boxes`` [n, 4] xyxy, fractions of the frame,
     ``scores`` [n] and ``labels`` [n] from 0, sorted by score. True boxes thinner than 1e-4 of the
-    frame are ignored.
+    frame are left out. Negative anchors and proposals in an ignore region (``matching.lies_in``)
+    are not sampled, as in Detectron's crowd filter (Girshick et al., 2018).
 
     Args:
         encoder: frames to feature maps at strides 4, 8, 16 and 32.
@@ -97,10 +99,12 @@ class RgbxDetector(nn.Module):
             assert targets is not None, "training needs targets"
             true = _as_torchvision(targets, frame)
         proposals, rpn_losses = self.rpn(ImageList(images, sizes), pyramid, true)
+        if true is not None and targets is not None and targets.ignored is not None:
+            proposals = [_outside(*each) for each in zip(proposals, true, strict=True)]
         detections, roi_losses = self.roi_heads(pyramid, proposals, sizes, true)
         if self.training:
             return {
-                name: whole_mean(loss, part.fg_bg_sampler.count)
+                name: _mean_of(loss, part.fg_bg_sampler.count)
                 for part, losses in ((self.roi_heads, roi_losses), (self.rpn, rpn_losses))
                 for name, loss in losses.items()
             }
@@ -158,6 +162,19 @@ class CountingSampler(BalancedPositiveNegativeSampler):
         positive, negative = super().__call__(matched_idxs)
         self.count = torch.stack([mask.sum() for mask in (*positive, *negative)]).sum()
         return positive, negative
+
+
+class _ProposalNetwork(RegionProposalNetwork):
+    """torchvision's, but negative anchors in an ignore region belong to no sample."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        labels, matched = super().assign_targets_to_anchors(anchors, targets)
+        for label, boxes, target in zip(labels, anchors, targets, strict=True):
+            if "ignored" in target:
+                label[_inside(boxes, target) & (label == 0)] = -1
+        return labels, matched
 
 
 class _ProposalHead(RPNHead):
@@ -255,7 +272,7 @@ def _proposal_network(
 ) -> RegionProposalNetwork:
     anchors = tuple((size,) for size in anchor_sizes)
     counts = {"training": proposals_train, "testing": proposals}
-    return RegionProposalNetwork(
+    return _ProposalNetwork(
         AnchorGenerator(anchors, (RATIOS,) * len(anchors)),
         _ProposalHead(channels, len(RATIOS)),
         **RPN_MATCHING,
@@ -294,7 +311,30 @@ def _as_torchvision(targets: Targets, frame: Tensor) -> list[dict[str, Tensor]]:
     sides = targets.boxes[..., 2:] - targets.boxes[..., :2]
     # The box targets are logarithms of sides; one loss that is not finite ends the run.
     valid = targets.mask & (sides > MIN_SIDE).all(-1)
-    return [
+    true = [
         {"boxes": boxes[mask] * frame, "labels": labels[mask] + 1}
         for boxes, labels, mask in zip(targets.boxes, targets.labels, valid, strict=True)
     ]
+    if targets.ignored is not None:
+        for target, boxes, ignored in zip(true, targets.boxes, targets.ignored, strict=True):
+            target |= {"regions": boxes, "ignored": ignored, "frame": frame}
+    return true
+
+
+def _inside(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """[n] bool, True for boxes [n, 4] in pixels that lie in an ignore region of their frame."""
+    return lies_in(boxes / target["frame"], target["regions"], target["ignored"])
+
+
+def _outside(proposals: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """The proposals of a frame, without those in an ignore region that are no positive sample."""
+    overlap = box_iou(target["boxes"], proposals) >= ROI_MATCHING["fg_iou_thresh"]
+    return proposals[~_inside(proposals, target) | overlap.any(0)]
+
+
+def _mean_of(mean: Tensor, count: Tensor) -> Tensor:
+    """``whole_mean`` of a loss that torchvision divides by ``count``; 0 without a sample.
+
+    There is none if the frames are ignore regions from edge to edge.
+    """
+    return whole_mean(mean.where(count > 0, 0), count)

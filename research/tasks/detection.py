@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from research.batch import DetectionBatch
 from research.data.frames.letterbox import Letterbox
 from research.inference.writers import BoxWriter
-from research.tasks.detection_metrics import (
-    BACKGROUND,
-    OBJECT,
-    DetectionMetrics,
+from research.tasks.detection_metrics import BACKGROUND, OBJECT, DetectionMetrics
+from research.tasks.judged_frames import (
     Detections,
+    JudgedFrame,
     in_file,
+    select,
     split_frames,
-    true_positives,
 )
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
@@ -75,12 +74,12 @@ class Detection:
         return detections
 
     def postprocess(self, predictions: list[Detections], batch: DetectionBatch) -> list[Detections]:
-        """The same with boxes in pixels of the files."""
+        """The same with boxes in pixels of the files, without those that have no area there."""
         size = batch.inputs.shape[-1]
         results = []
         for detections, (height, width) in zip(predictions, batch.sizes.tolist(), strict=True):
             letterbox = Letterbox.of(height, width, size)
-            results.append({**detections, "boxes": in_file(letterbox, detections["boxes"])})
+            results.append(in_file(letterbox, detections))
         return results
 
     def writer(self, folder: Path) -> BoxWriter:
@@ -148,17 +147,16 @@ class Detection:
     def _sheet(
         self, batch: DetectionBatch, predictions: list[Detections], panels: list[Tensor]
     ) -> Image:
-        """Frames, one picture per modality, with ground-truth boxes (green) and detections."""
+        """Frames, one picture per modality: ground-truth boxes (green), ignore regions (grey
+        dashes) and detections.
+        """
         cells, captions, right = [], [], []
-        frames = split_frames(batch, predictions, self.class_agnostic)
-        for images, (detections, boxes, labels) in zip(
-            zip(*panels, strict=True), frames, strict=False
-        ):
-            confident = {
-                name: values[detections["scores"] >= self.score]
-                for name, values in detections.items()
-            }
-            hits = true_positives(confident, boxes, labels, self.iou)
+        shown = batch.map(lambda tensor: tensor[:SHOWN])
+        frames = split_frames(shown, predictions[:SHOWN], self.class_agnostic)
+        for images, frame in zip(zip(*panels, strict=True), frames, strict=True):
+            confident = select(frame.detections, frame.detections["scores"] >= self.score)
+            _, matches = frame.matched(confident, self.iou)
+            hits = [true >= 0 for true in matches]
             texts = [
                 self._name(label, score)
                 for label, score in zip(
@@ -169,16 +167,16 @@ class Detection:
             drawn = []
             for image in images:
                 cell = pictures.from_pixels(image).resize((CELL, CELL), Resampling.BILINEAR)
-                cell = pictures.draw_boxes(
-                    cell, (boxes * CELL).tolist(), colours=[pictures.TRUE_BOX]
-                )
-                predicted = (confident["boxes"] * CELL).tolist()
+                cell = pictures.draw_ignored(cell, _in_cell(frame, frame.regions))
+                true = _in_cell(frame, frame.boxes)
+                cell = pictures.draw_boxes(cell, true, colours=[pictures.TRUE_BOX])
+                predicted = _in_cell(frame, confident["boxes"])
                 drawn.append(pictures.draw_boxes(cell, predicted, texts, colours))
             cells.append(pictures.side_by_side(drawn))
             captions.append(
-                f"true boxes {len(boxes)}\nright {sum(hits)}, false {len(hits) - sum(hits)}"
+                f"true boxes {len(frame.boxes)}\nright {sum(hits)}, false {len(hits) - sum(hits)}"
             )
-            right.append(sum(hits) == len(hits) == len(boxes))
+            right.append(sum(hits) == len(hits) == len(frame.boxes))
         return pictures.sheet(cells, captions, right, columns=4 if len(panels) == 1 else 2)
 
     def _colours(self, labels: Sequence[int]) -> Sequence[Colour]:
@@ -189,3 +187,10 @@ class Detection:
 
     def _name(self, label: int, score: float) -> str:
         return f"{score:.2f}" if self.class_agnostic else f"{self.classes[label]} {score:.2f}"
+
+
+def _in_cell(frame: JudgedFrame, boxes: Tensor) -> list[list[float]]:
+    """Boxes in pixels of the file as boxes in pixels of a cell of the sheet."""
+    fractions = (boxes / frame.sides).numpy()
+    cell: list[list[float]] = (frame.letterbox.boxes(fractions) * CELL).tolist()
+    return cell

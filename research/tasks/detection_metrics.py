@@ -1,7 +1,7 @@
 """Detection metrics: COCO's averages, precision and recall, presence, confusion matrix.
 
-``match_detections`` is the IoU matching of precision, recall and the confusion matrix. The matchers
-of ``research.models.matching`` belong to the training losses; here only ``matching_gap`` uses them.
+The matchers of ``research.models.matching`` belong to the training losses; here only
+``matching_gap`` uses them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_iou
 
 from research.batch import DetectionBatch
-from research.data.frames.letterbox import Letterbox
 from research.models.matching import affinity, greedy, hungarian, total_iou
+from research.tasks.judged_frames import (
+    Detections,
+    JudgedFrame,
+    match_detections,
+    select,
+    split_frames,
+)
 from research.tracking.tracker import Rows
-
-Detections = dict[str, Tensor]
-"""Of one frame, by decreasing score: ``boxes`` [n, 4] xyxy, ``scores`` [n], ``labels`` [n]."""
 
 COCO: Final = {
     "mAP": "map",
@@ -34,11 +37,14 @@ COCO: Final = {
     "mAR_1": "mar_1",
     "mAR_10": "mar_10",
     "mAR_100": "mar_100",
+    "mAR_small": "mar_small",
+    "mAR_medium": "mar_medium",
+    "mAR_large": "mar_large",
 }
 """COCO's averages: names here, names in torchmetrics."""
 COUNTED: Final = (
-    "frames", "positives", "correct_presence", "scores", "labels", "hits", "best_iou", "matching",
-    "confusion",
+    "frames", "positives", "known_presence", "correct_presence", "scores", "labels", "hits",
+    "best_iou", "matching", "confusion",
 )  # fmt: skip
 """Attributes of ``DetectionMetrics`` that are counts or lists over frames."""
 OBJECT: Final = "object"
@@ -49,12 +55,19 @@ BACKGROUND: Final = "(background)"
 class DetectionMetrics:
     """Metrics over all frames of a split; values in 0…1.
 
-    Boxes are compared in pixels of the files, without the letterbox and clipped to the image.
+    Boxes are compared in pixels of the files, without the letterbox and clipped to the image;
+    detections without area in the image do not count (``in_file``).
+
+    Ignore regions are judged as COCO judges crowds: they are no objects, and a detection that is
+    matched to no object counts neither as right nor as wrong if a region of its class contains it,
+    by the share of the detection's area. Frames with regions alone have no presence.
 
     - ``mAP``, ``mAP50``, ``mAP75``: COCO's average precision over IoU 0.50:0.95, at 0.50, at 0.75;
       ``mAP_small``, ``mAP_medium``, ``mAP_large``: of boxes of up to 32², 96² and more square
-      pixels of the files; ``mAR_1``, ``mAR_10``, ``mAR_100``: COCO's average recall with at most so
-      many detections per frame.
+      pixels of the files (by the areas of a COCO source, if it declares others than the boxes');
+      ``mAR_1``, ``mAR_10``, ``mAR_100``: COCO's average recall with at most so many detections per
+      frame; ``mAR_small``, ``mAR_medium``, ``mAR_large``: by area, with at most 100. These are the
+      12 numbers of pycocotools.
     - ``precision``, ``recall``: of detections with at least ``score``. By decreasing score, each
       is matched to the unmatched ground-truth box with the highest IoU of at least ``iou``; a
       second detection of the same object is a false positive.
@@ -117,7 +130,7 @@ class DetectionMetrics:
         self.coco.reset()
         self.frames = 0
         self.positives = torch.zeros(len(self.classes), dtype=torch.int64)
-        self.correct_presence = 0
+        self.known_presence = self.correct_presence = 0
         self.scores: list[float] = []
         self.labels: list[int] = []
         self.hits: list[bool] = []
@@ -127,18 +140,12 @@ class DetectionMetrics:
 
     def update(self, predictions: list[Detections], batch: DetectionBatch) -> None:
         """Add a batch with the detections of its frames."""
-        frames = split_frames(batch, predictions, self.class_agnostic)
-        for (detections, boxes, labels), (height, width) in zip(
-            frames, batch.sizes.tolist(), strict=True
-        ):
-            letterbox = Letterbox.of(height, width, batch.inputs.shape[-1])
-            detections["boxes"] = in_file(letterbox, detections["boxes"])
-            boxes = in_file(letterbox, boxes)
-            self.coco.update([detections], [{"boxes": boxes, "labels": labels}])
-            self._update_counts(detections, boxes, labels)
-            if len(boxes):
-                sides = torch.tensor([width, height, width, height])
-                self._update_matching(detections["boxes"] / sides, boxes / sides)
+        for frame in split_frames(batch, predictions, self.class_agnostic):
+            self.coco.update([frame.detections], [frame.coco_target()])
+            detections, matches = frame.matched(frame.detections, self.iou)
+            self._update_counts(detections, frame, matches)
+            if len(frame.boxes):
+                self._update_matching(detections["boxes"] / frame.sides, frame.boxes / frame.sides)
 
     def state(self) -> dict[str, Any]:
         """Counts and lists by name; ``coco`` has the boxes of all frames."""
@@ -153,19 +160,24 @@ class DetectionMetrics:
         # torchmetrics computes nothing before the first update of its own.
         self.coco._update_count += state["frames"]
 
-    def _update_counts(self, detections: Detections, boxes: Tensor, labels: Tensor) -> None:
+    def _update_counts(
+        self, detections: Detections, frame: JudgedFrame, matches: list[int]
+    ) -> None:
+        """Count a frame; ``detections`` are those that count, with their matches."""
+        boxes, labels = frame.boxes, frame.labels
         self.frames += 1
         self.positives += torch.bincount(labels, minlength=len(self.classes))
-        matches = match_detections(detections, boxes, labels, self.iou)
         self.scores.extend(detections["scores"].tolist())
         self.labels.extend(detections["labels"].tolist())
         self.hits.extend(true >= 0 for true in matches)
         # Sorted by score: those that count come first and were matched first.
         count = int((detections["scores"] >= self.score).sum())
-        confident = {name: values[:count] for name, values in detections.items()}
+        confident = select(detections, slice(count))
         self._update_confusion(confident, boxes, labels, matches[:count])
-        present = bool((detections["scores"] >= self.presence).any())
-        self.correct_presence += present == bool(len(boxes))
+        if len(boxes) or not len(frame.regions):
+            present = bool((detections["scores"] >= self.presence).any())
+            self.known_presence += 1
+            self.correct_presence += present == bool(len(boxes))
 
     def _update_confusion(
         self, detections: Detections, boxes: Tensor, labels: Tensor, matches: list[int]
@@ -217,7 +229,7 @@ class DetectionMetrics:
             **{name: _defined(coco[theirs].item()) for name, theirs in COCO.items()},
             "precision": _ratio(sum(hits), len(hits)),
             "recall": _ratio(sum(hits), int(self.positives.sum())),
-            "presence_accuracy": _ratio(self.correct_presence, self.frames),
+            "presence_accuracy": _ratio(self.correct_presence, self.known_presence),
             "mean_iou": _ratio(sum(self.best_iou), len(self.best_iou)),
             "matching_gap": _ratio((optimal_iou - greedy_iou).sum(), len(self.matching)),
         }
@@ -248,66 +260,6 @@ class DetectionMetrics:
             {"true class": name, **dict(zip(names, row, strict=True))}
             for name, row in zip(names, self.confusion.tolist(), strict=True)
         ]
-
-
-def match_detections(
-    detections: Detections, boxes: Tensor, labels: Tensor, iou: float
-) -> list[int]:
-    """Match each detection, by decreasing score, to an unmatched ground-truth box of its class.
-
-    Args:
-        detections: of one frame, by decreasing score; ``boxes`` and ``labels``.
-        boxes: [m, 4] ground-truth boxes, xyxy.
-        labels: [m] their classes.
-        iou: smallest IoU of a match.
-
-    Returns:
-        indices of ground-truth boxes, -1 without a match.
-    """
-    overlap = box_iou(detections["boxes"], boxes)
-    overlap = overlap.masked_fill(detections["labels"][:, None] != labels, -1)
-    matches = []
-    for row in overlap:
-        best = int(row.argmax()) if len(boxes) else -1
-        if best >= 0 and row[best].item() >= iou:
-            overlap[:, best] = -1
-            matches.append(best)
-        else:
-            matches.append(-1)
-    return matches
-
-
-def true_positives(detections: Detections, boxes: Tensor, labels: Tensor, iou: float) -> list[bool]:
-    """Which detections have a match, see ``match_detections``."""
-    return [true >= 0 for true in match_detections(detections, boxes, labels, iou)]
-
-
-def in_file(letterbox: Letterbox, boxes: Tensor) -> Tensor:
-    """Boxes in pixels of the file.
-
-    Args:
-        letterbox: of the file.
-        boxes: [n, 4] xyxy as fractions of the letterboxed frame.
-    """
-    return torch.from_numpy(letterbox.inverse(boxes.float().cpu().numpy())).to(boxes.device)
-
-
-def split_frames(
-    batch: DetectionBatch, predictions: list[Detections], class_agnostic: bool
-) -> list[tuple[Detections, Tensor, Tensor]]:
-    """Per frame, on the CPU: detections, ground-truth boxes, their classes."""
-    boxes, mask, labels = (tensor.cpu() for tensor in batch.targets)
-    frames = []
-    for detections, box, real, label in zip(predictions, boxes, mask, labels, strict=True):
-        detections = {name: values.cpu() for name, values in detections.items()}
-        true = label[real]
-        if class_agnostic:
-            detections["labels"], true = (
-                torch.zeros_like(detections["labels"]),
-                torch.zeros_like(true),
-            )
-        frames.append((detections, box[real], true))
-    return frames
 
 
 def _labels(coco: dict[str, Any]) -> list[int]:

@@ -22,6 +22,7 @@ from research.tracking.tracker import Position, Row, Rows, Run, Table, Tracker
 from research.utils.conditions import naming
 from research.utils.errors import one_line
 from research.utils.files import write_atomic, write_text
+from research.utils.spreadsheets import cell
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class FileTracker(Tracker):
             self.columns[table] = known + added
             write_text(path, csv_text(self.columns[table], rows))
         with naming(path), path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns[table], lineterminator="\n").writerow(row)
+            writer = csv.DictWriter(file, self.columns[table], lineterminator="\n")
+            writer.writerow({name: cell(value) for name, value in row.items()})
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for name, image in images.items():
@@ -194,9 +196,9 @@ def _is_before(row: Mapping[str, str], position: Position) -> bool:
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows as CSV with a header; missing values are empty."""
+    """Rows as CSV with a header; missing values are empty, and no cell is a formula."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: cell(name) for name in columns})
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()

@@ -46,7 +46,7 @@ def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> 
         if about.st_size > MAX_BYTES[path.suffix]:
             raise ValueError(f"{about.st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
+        content = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError:
         raise Damaged(key, f"{path}: missing", hint) from None
     except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
@@ -57,7 +57,12 @@ def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> 
     return found
 
 
-def _from_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML, without tags and merge keys.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError, OverflowError: if it is not valid.
+    """
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 

@@ -71,3 +71,22 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
     """Width and height of an image of this stored size when it is turned."""
     return (height, width) if orientation >= 5 else (width, height)
+
+
+def upright_box(
+    box: tuple[float, float, float, float], orientation: int
+) -> tuple[float, float, float, float]:
+    """A box of the stored image as a box of the upright one.
+
+    Args:
+        box: x0, y0, x1, y1 as fractions of the stored image.
+        orientation: 1…8 as in EXIF.
+    """
+    x0, y0, x1, y1 = box
+    if orientation >= 5:
+        x0, y0, x1, y1 = y0, x0, y1, x1
+    if orientation in (2, 3, 6, 7):
+        x0, x1 = 1 - x1, 1 - x0
+    if orientation in (3, 4, 7, 8):
+        y0, y1 = 1 - y1, 1 - y0
+    return x0, y0, x1, y1

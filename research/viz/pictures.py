@@ -22,6 +22,9 @@ CAPTION_COLOURS: dict[bool | None, Colour] = {
 }
 """Of correct, incorrect and other images."""
 TRUE_BOX: Colour = (0, 200, 83)
+IGNORED_BOX: Colour = (160, 160, 160)
+DASH = 4
+"""Pixels of a dash, and of the gap after it, in the outline of an ignore region."""
 PREDICTED_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
 """Of the first box and of all others, as in guide 5; used if there is one class."""
 CLASS_COLOURS: tuple[Colour, ...] = (
@@ -241,6 +244,29 @@ def draw_boxes(
             y = top - int(y1) if top >= y1 else top + 2
             draw.rectangle((x + x0, y + y0, x + x1, y + y1), fill=colour)
             draw.text((x, y), captions[index], fill="black")
+    return image
+
+
+def draw_ignored(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
+    """A copy of the image with ignore regions, outlined by dashes of two pixels.
+
+    Args:
+        image: RGB.
+        boxes: N boxes, xyxy in pixels of the image, clipped to it.
+    """
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    for box in boxes:
+        left, right = _span(box[0], box[2], image.width)
+        top, bottom = _span(box[1], box[3], image.height)
+        for x in range(left, right + 1, 2 * DASH):
+            for y in (top, max(top, bottom - 1)):
+                stop = min(x + DASH - 1, right), min(y + 1, bottom)
+                draw.rectangle((x, y, *stop), fill=IGNORED_BOX)
+        for y in range(top, bottom + 1, 2 * DASH):
+            for x in (left, max(left, right - 1)):
+                stop = min(x + 1, right), min(y + DASH - 1, bottom)
+                draw.rectangle((x, y, *stop), fill=IGNORED_BOX)
     return image
 
 

@@ -123,7 +123,6 @@ def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture
     assert whole["metrics"] != whole["logged"]  # of 12 images; the run used 6
     for word, message in (
         ("dataset.batch_sise=3", "'batch_size'"),
-        ("dataset.batch_size=3", "write batch_size="),
         ("batch_sise=3", "'batch_size'"),
         ("batch_size=many", "a whole number"),
         ("batch_size=null", "a whole number"),

@@ -193,16 +193,20 @@ def test_copies_of_notebooks_are_no_frames(tmp_path: Path) -> None:
     ]
     assert all(frame.boxes for frame in frames.frames)
     assert frames.problems == []
-    assert frames.passed_over.counts == {"hidden": 2, "system": 1, "HEIC": 1}
-    assert frames.passed_over.examples["HEIC"] == "images/0.heic"
+    assert frames.reading is not None
+    assert frames.reading.passed_over.counts == {"hidden": 2, "system": 1, "HEIC": 1}
+    assert frames.reading.passed_over.examples["HEIC"] == "images/0.heic"
 
 
 def test_modalities_pass_over_the_same_files(tmp_path: Path) -> None:
+    write(tmp_path, "labels/none.md")
     for folder in ("rgb", "thermal"):
         write(tmp_path, f"{folder}/1.png", f"{folder}/.ipynb_checkpoints/1.png", f"{folder}/x.txt")
     folders = PairedFolders(tmp_path, {"rgb": "rgb", "thermal": "thermal"})
     assert folders.paths["rgb"] == {"1": [tmp_path / "rgb" / "1.png"]}
-    assert folders.passed_over.counts == {"hidden": 2, "TXT": 2}
+    reading = folders.read(False).reading
+    assert reading is not None
+    assert reading.passed_over.counts == {"hidden": 2, "TXT": 2, "MD": 1}
 
 
 def test_commands_pass_over_the_same_files(

@@ -239,7 +239,7 @@ def test_an_empty_frame_does_not_change_the_box_losses(make: Any) -> None:
     images, targets = scenes(4, most=1)  # the last one is empty
     outputs = model.raw_outputs(images)
     whole = model._losses(*outputs, targets)
-    part = model._losses(*(s[:3] for s in outputs), Targets(*(t[:3] for t in targets)))
+    part = model._losses(*(s[:3] for s in outputs), Targets(*(t[:3] for t in targets[:3])))
     torch.testing.assert_close(whole["box"], part["box"])
     torch.testing.assert_close(whole["giou"], part["giou"])
 

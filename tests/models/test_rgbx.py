@@ -173,7 +173,7 @@ def test_losses_are_torchvisions() -> None:
     model.rpn.head.register_forward_pre_hook(lambda *_: torch.manual_seed(3) and None)
     theirs = [
         {"boxes": boxes[mask] * 96, "labels": labels[mask] + 1}
-        for boxes, mask, labels in zip(*true, strict=True)
+        for boxes, mask, labels in zip(*true[:3], strict=True)
     ]
     expected = torchvisions(model, (96, 96)).train()(list(images), theirs)
     result = model.train()(images, true)

@@ -21,7 +21,8 @@ from research.batch import DetectionBatch, Targets
 from research.data.transforms import DeviceTransform
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import COCO as AVERAGES
-from research.tasks.detection_metrics import DetectionMetrics, match_detections, true_positives
+from research.tasks.detection_metrics import DetectionMetrics
+from research.tasks.judged_frames import match_detections
 
 CPU = torch.device("cpu")
 NAMES = DeviceTransform().names
@@ -54,17 +55,22 @@ def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def by_frame(
     predictions: Found, data: DetectionBatch
 ) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
-    """Detections, true boxes and their labels, in pixels of the files."""
+    """Detections that have an area, true boxes and their labels, in pixels of the files."""
     return [
         (
-            {**one, "boxes": in_pixels(one["boxes"], size)},
+            with_area({**one, "boxes": in_pixels(one["boxes"], size)}),
             in_pixels(boxes[mask], size),
             labels[mask],
         )
         for one, boxes, mask, labels, size in zip(
-            predictions, *data.targets, data.sizes.tolist(), strict=True
+            predictions, *data.targets[:3], data.sizes.tolist(), strict=True
         )
     ]
+
+
+def with_area(one: dict[str, Tensor]) -> dict[str, Tensor]:
+    sides = one["boxes"][:, 2:] - one["boxes"][:, :2]
+    return {name: values[sides.amin(1) > 0.01] for name, values in one.items()}
 
 
 def frames(true: list[list[list[float]]]) -> DetectionBatch:
@@ -179,7 +185,7 @@ def coco_tools(
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    return dict(zip(AVERAGES, judge.stats.tolist()[:9], strict=True))
+    return dict(zip(AVERAGES, judge.stats.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
@@ -364,12 +370,12 @@ def by_greed(shares: list[list[float]]) -> float:
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.99]))
 def test_no_true_box_is_found_twice(seed: int, iou: float) -> None:
     predictions, data = random_case(seed, count=3, empty=0)
-    for one, boxes, mask, labels in zip(predictions, *data.targets, strict=True):
-        hits = true_positives(one, boxes[mask], labels[mask], iou)
+    for one, boxes, mask, labels in zip(predictions, *data.targets[:3], strict=True):
+        pairs = match_detections(one, boxes[mask], labels[mask], iou)
+        hits = [true >= 0 for true in pairs]
         assert len(hits) == len(one["boxes"])
         assert sum(hits) <= int(mask.sum())
         assert hits == slow_hits(one, boxes[mask], labels[mask], iou)
-        pairs = match_detections(one, boxes[mask], labels[mask], iou)
         matched = [true for true in pairs if true >= 0]
         assert len(set(matched)) == len(matched) == sum(hits)
 
@@ -386,7 +392,7 @@ def judged(predictions: Found, data: DetectionBatch, **changed: Any) -> dict[str
 def test_perfect_detections() -> None:
     values = judged([found((0.9, BOX), (0.8, OTHER)), found()], frames([[BOX, OTHER], []]))
     # Boxes of 115 pixels, two a frame.
-    undefined = {"mAP_small", "mAP_medium"}
+    undefined = {f"{name}_{size}" for name in ("mAP", "mAR") for size in ("small", "medium")}
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
     names = set(values) - {"matching_gap", "mAR_1"} - undefined
     assert all(values[name] == pytest.approx(1) for name in names)
@@ -432,7 +438,8 @@ def test_frames_without_objects_leave_much_undefined() -> None:
 
 def test_no_detections_find_nothing() -> None:
     values = judged([found(), found()], frames([[BOX], []]))
-    undefined = {"precision", "mAP_small", "mAP_medium"}
+    undefined = {f"{name}_{size}" for name in ("mAP", "mAR") for size in ("small", "medium")}
+    undefined |= {"precision"}
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
     rest = {name: value for name, value in values.items() if name not in undefined}
     assert rest == {

@@ -29,6 +29,9 @@ def classification(seed: int) -> Case:
 
 def detection(seed: int) -> Case:
     predictions, frames = test_detection.random_case(seed, count=101)
+    drawn = torch.rand(frames.mask.shape, generator=torch.Generator().manual_seed(seed))
+    frames.ignored = frames.mask & (drawn < 0.3)
+    frames.mask &= ~frames.ignored
     return lambda: test_detection.task().metrics(CPU), predictions, frames
 
 

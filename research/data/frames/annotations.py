@@ -6,63 +6,185 @@ The groups of a capture source are its runs. For groups in the other formats see
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from research.data.frames.capture import read_capture, run_folders
 from research.data.frames.coco import coco_documents, read_coco
 from research.data.frames.frame import IMAGE_FILES, FrameSet, ImageFiles
-from research.data.frames.voc import read_voc, xml_files
-from research.data.frames.yolo import read_yolo, yolo_folders
+from research.data.frames.reading import FORMATS, and_join
+from research.data.frames.voc import is_annotation, read_voc, xml_files
+from research.data.frames.yolo import has_labels, nested_folders, read_yolo, yolo_folders
 from research.utils.errors import UserError
 
 LAYOUTS = (
     "a capture run (run_manifest.json) or a folder of runs; VOC (Annotations/*.xml, JPEGImages/); "
     "YOLO (images/, labels/*.txt, classes.txt or data.yaml); COCO (*.json or annotations/*.json)"
 )
+AUTO = "auto"
+TOLERANCE = 1e-3
+"""Largest difference of boxes that are the same in two formats, as a fraction of the image."""
 
 
-def read_frames(source: Path) -> FrameSet:
+def read_frames(
+    source: Path, scale_boxes: bool = False, form: str = AUTO, data_yaml: str = ""
+) -> FrameSet:
     """Read the frames of ``source``, whose format is recognised by its files.
 
-    Formats are tried in this order: capture runs, VOC, YOLO, COCO.
+    Args:
+        source: the folder.
+        scale_boxes: see ``ImageFiles``.
+        form: ``capture``, ``voc``, ``coco`` or ``yolo``; ``auto`` to recognise it.
+        data_yaml: see ``declared.read_declared``.
 
     Raises:
-        UserError: if the folder does not exist, has no known format, or has no usable frame.
+        UserError: if the folder does not exist, has no known format or two that disagree, or has
+            no usable frame.
     """
     if not source.is_dir():
         raise UserError("SOURCE", f"{source}: no such folder", f"pass {LAYOUTS}")
-    if run_folders(source):
-        return read_capture(source)
-    if frames := read_annotated(source):
-        return frames
+    readers: dict[str, Callable[[], FrameSet]] = {}
+    if form == "capture" or (form == AUTO and run_folders(source)):
+        readers["capture"] = lambda: read_capture(source, scale_boxes)
+    options = Options(files=replace(IMAGE_FILES, scale_boxes=scale_boxes), data_yaml=data_yaml)
+    readers |= _annotation_readers(source, form, options, bool(readers))
+    if readers:
+        return _read_one(source, readers)
+    if form != AUTO:
+        raise UserError("format", f"format={form}: {source} has no labels as {FORMATS[form]}")
     raise UserError("SOURCE", f"{source}: no frames with boxes found in it", f"pass {LAYOUTS}")
 
 
-def read_annotated(
-    source: Path,
-    images: str | None = None,
-    files: ImageFiles = IMAGE_FILES,
-    require_labels: bool = False,
-) -> FrameSet | None:
+@dataclass(frozen=True)
+class Options:
+    """How an annotated folder is read.
+
+    Attributes:
+        images: name of its folders of images; ``None`` for the names that each format uses.
+        files: which files are images.
+        require_labels: treat an image without a YOLO label file as an error, not as empty.
+        data_yaml: see ``declared.read_declared``.
+    """
+
+    images: str | None = None
+    files: ImageFiles = IMAGE_FILES
+    require_labels: bool = False
+    data_yaml: str = ""
+
+
+def read_annotated(source: Path, form: str, options: Options) -> FrameSet | None:
     """Read the frames of a folder in VOC, YOLO or COCO format.
 
     Args:
         source: the folder.
-        images: name of its folders of images; ``None`` for the names that each format uses.
-        files: which files are images.
-        require_labels: treat an image without a YOLO label file as an error, not as empty.
+        form: ``voc``, ``yolo`` or ``coco``; ``auto`` to recognise it.
+        options: how it is read.
 
     Returns:
         the frames, or ``None`` if the folder has none of the formats.
 
     Raises:
-        UserError: for no usable frame, a damaged COCO file, or a required label file that is
-            missing.
+        UserError: for two formats that disagree, no usable frame, a damaged COCO file, or a
+            required label file that is missing.
     """
-    if documents := xml_files(source):
-        return read_voc(source, documents, images, files)
-    if folders := yolo_folders(source, images or "images"):
-        return read_yolo(source, folders, files, require_labels)
-    if coco_files := coco_documents(source):
-        return read_coco(source, coco_files, images, files)
-    return None
+    readers = _annotation_readers(source, form, options)
+    return _read_one(source, readers) if readers else None
+
+
+def _annotation_readers(
+    source: Path, form: str, options: Options, others: bool = False
+) -> dict[str, Callable[[], FrameSet]]:
+    """Readers of the formats that a folder has, by format.
+
+    Args:
+        source: the folder.
+        form: see ``read_frames``.
+        options: how it is read.
+        others: whether it has labels in another format.
+    """
+    images, files, required = options.images, options.files, options.require_labels
+    readers: dict[str, Callable[[], FrameSet]] = {}
+    if form in (AUTO, "voc") and (documents := xml_files(source)):
+        readers["voc"] = lambda: read_voc(source, documents, images, files)
+    folders = yolo_folders(source, images or "images") if form in (AUTO, "yolo") else {}
+    if not folders and files.key is not None and form in (AUTO, "yolo"):
+        folders = nested_folders(source)
+    if folders:
+        readers["yolo"] = lambda: read_yolo(
+            source, folders, files, required and not several, data_yaml=options.data_yaml
+        )
+    try:
+        coco_files = coco_documents(source) if form in (AUTO, "coco") else {}
+    except UserError:
+        if not readers and not others:
+            raise
+        coco_files = {}  # a file beside labels in another format, which is counted as passed over
+    if coco_files:
+        readers["coco"] = lambda: read_coco(source, coco_files, images, files)
+    several = others or len(readers) > 1
+    if several and "voc" in readers and not any(map(is_annotation, documents)):
+        del readers["voc"]
+    if several and "yolo" in readers and not has_labels(folders):
+        del readers["yolo"]
+    return readers
+
+
+def _read_one(source: Path, readers: Mapping[str, Callable[[], FrameSet]]) -> FrameSet:
+    """Read the frames of a folder; if it has several formats, they are compared."""
+    frame_sets = {}
+    formats = and_join([FORMATS[form] for form in readers])
+    choices = " or ".join(f"format={form}" for form in readers)
+    for form, read in readers.items():
+        try:
+            frame_sets[form] = read()
+        except UserError as error:
+            if len(readers) == 1:
+                raise
+            message = f"{source}: has labels as {formats}; as {FORMATS[form]}, {error.message}"
+            raise UserError("format", message, f"choose {choices}") from None
+    first, *others = frame_sets.values()
+    for other in others:
+        if difference := _difference(first, other):
+            raise UserError(
+                "format",
+                f"{source}: has labels as {formats}, and they differ: {difference}",
+                f"choose {choices}",
+            )
+        assert first.reading is not None
+        assert other.reading is not None
+        remarks = first.reading.remarks
+        remarks.labels |= other.reading.remarks.labels
+        remarks.note("other formats, which agree", FORMATS[other.format])
+    return first
+
+
+def _difference(one: FrameSet, other: FrameSet) -> str:
+    """The first difference between the labels of two formats, or ''.
+
+    Every image that one of them has a label for must be known to the other.
+    """
+    frames = [{frame.name: frame for frame in each.frames} for each in (one, other)]
+    labelled, known = [], []
+    for each, by_name in zip((one, other), frames, strict=True):
+        assert each.reading is not None
+        labelled.append(by_name.keys() - each.reading.remarks.negatives)
+        known.append(labelled[-1] | each.reading.remarks.left_out.keys())
+    if lacking := (labelled[0] - known[1]) | (labelled[1] - known[0]):
+        counts = " and ".join(
+            f"{len(names)} images in {FORMATS[each.format]}"
+            for each, names in zip((one, other), labelled, strict=True)
+        )
+        return f"labels of {counts}, {min(lacking)} in one alone"
+    for name in sorted(labelled[0] & labelled[1]):
+        objects = [
+            sorted((each.classes[label], box) for label, box in zip(f.labels, f.boxes, strict=True))
+            for each, f in zip((one, other), (frames[0][name], frames[1][name]), strict=True)
+        ]
+        if [found[0] for found in objects[0]] != [found[0] for found in objects[1]] or any(
+            abs(edge - same) > TOLERANCE
+            for (_, box), (_, same_box) in zip(*objects, strict=True)
+            for edge, same in zip(box, same_box, strict=True)
+        ):
+            return f"{name} has other boxes or classes"
+    return ""

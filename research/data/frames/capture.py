@@ -16,34 +16,36 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.capture_boxes import read_boxes
+from research.data.frames.declared_size import SCALED
 from research.data.frames.frame import (
-    NORMALISED_SLACK,
-    PIXEL_SLACK,
     BoxXYXY,
     Frame,
     FrameSet,
-    FrameSetBuilder,
     SkipFrame,
     image_size,
-    normalize_box,
     read_json,
     safe_relative_path,
+    shorten,
 )
+from research.data.frames.picture_index import UNNAMED
 from research.data.image_files import EXTENSIONS
 from research.data.index import ProgressCallback
+from research.data.listing import list_files, list_folders
 from research.utils.documents import validate
 from research.utils.errors import UserError
 
 MANIFEST = "run_manifest.json"
 SCHEMA_VERSION = 1
 CLASS = "polyp"
-LABEL_LISTS = ("labels", "polyp_labels")
 REPORT = "prune_report.json"
+NAME = re.compile(r"frame_\d{5}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class LabelFile:
         image: the image that it names, if the run has such a file.
         boxes: empty unless ``non_empty``.
         problem: what is wrong and how to fix it, or ''.
+        is_scaled: whether its boxes in pixels are those of another size than the image has.
     """
 
     file: Path
@@ -86,6 +89,7 @@ class LabelFile:
     image: Path | None
     boxes: tuple[BoxXYXY, ...] = ()
     problem: str = ""
+    is_scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,26 +113,42 @@ def run_folders(source: Path) -> list[Path]:
     """The capture runs in ``source``, sorted; ``source`` itself if it is a run."""
     if (source / MANIFEST).is_file():
         return [source]
-    return sorted(path.parent for path in source.glob(f"[!.]*/{MANIFEST}"))
+    folders = [source / name for name in list_folders(source)]
+    return [folder for folder in folders if (folder / MANIFEST).is_file()]
 
 
-def read_capture(source: Path) -> FrameSet:
+def read_capture(source: Path, scale_boxes: bool = False) -> FrameSet:
     """Read and validate all runs of ``source``.
+
+    Args:
+        source: a run, or a folder of runs.
+        scale_boxes: see ``read_labels``.
 
     Raises:
         UserError: for a source without runs, a run manifest that is damaged or of a newer schema,
             or no usable frame.
     """
     builder = FrameSetBuilder(source)
-    for run in _require_runs(source):
+    remarks = builder.remarks
+    remarks.names = "the format"
+    unread = {name for name in builder.listing.names if _is_image(name)}
+    runs = _require_runs(source)
+    for run in runs:
         read_manifest(run)
         name = run_name(run, source)
         builder.ensure_part(name)
-        labels = read_labels(run)
+        labels = read_labels(run, scale_boxes)
+        remarks.labels.add(builder.relative(run / MANIFEST))
         for label in labels:
             where = builder.relative(label.file)
+            # The image of a damaged label is left out with it.
+            described = [label.image] if label.image else _own_images(run, label)
+            unread -= set(map(builder.relative, described))
+            remarks.labels.add(where)
+            if label.is_scaled:
+                builder.note(SCALED, where)
             if label.problem or label.image is None:
-                builder.skip(name, where, SkipFrame(label.state, label.problem))
+                builder.skip(name, where, SkipFrame(label.state, label.problem), label.image)
                 continue
             image = builder.relative(label.image)
             classes = (0,) * len(label.boxes)
@@ -140,10 +160,17 @@ def read_capture(source: Path) -> FrameSet:
                 f"{unlabelled[0]}: left out; write an empty list of labels for an image without "
                 "objects"
             )
-    for folder in sorted(source.glob("[!.]*/labels")):
-        if not (folder.parent / MANIFEST).is_file() and not (source / MANIFEST).is_file():
-            builder.problems.append(f"{folder.parent.name}: no {MANIFEST}: left out; restore it")
+    for folder in [source / name for name in list_folders(source)] if runs != [source] else []:
+        if (folder / "labels").is_dir() and folder not in runs:
+            builder.problems.append(f"{folder.name}: no {MANIFEST}: left out; restore it")
+    for name in unread:
+        is_overlay = PurePosixPath(name).parent.name == "overlays"
+        remarks.passed_over[name] = "overlay" if is_overlay else UNNAMED
     return builder.build("capture", [CLASS], {})
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
 def run_name(run: Path, source: Path) -> str:
@@ -174,26 +201,39 @@ def read_manifest(run: Path) -> RunManifest:
     return validate(RunManifest, document, "SOURCE", path, remedy)
 
 
-def read_labels(run: Path) -> list[LabelFile]:
-    """Read and validate all label files of a run, sorted by name."""
+def read_labels(run: Path, scale_boxes: bool = False) -> list[LabelFile]:
+    """Read and validate all label files of a run, sorted by name.
+
+    Args:
+        run: its folder.
+        scale_boxes: accept boxes whose pixels and fractions fit to another size of the image.
+    """
     first_labels: dict[Path, Path] = {}
     labels = []
-    for file in sorted((run / "labels").glob("[!.]*.json")):
+    folder = run / "labels"
+    names = list_files(folder, {".json"}).names if folder.is_dir() else []
+    for file in [folder / name for name in names if "/" not in name]:
         image: Path | None = None
         try:
-            if not re.fullmatch(r"frame_\d{5}\.json", file.name):
+            if not NAME.fullmatch(file.stem) or file.suffix != ".json":
                 raise SkipFrame(
                     "invalid", "not named frame_00000.json, with five digits: rename it"
                 )
             document = read_json(file)
             image = _image(run, document)
+            size = image_size(image)
+            if NAME.fullmatch(image.stem) and image.stem != file.stem:
+                raise SkipFrame(
+                    "invalid", f"names the image of {image.stem}.json: correct image or drop it"
+                )
             first = first_labels.setdefault(image, file)
             if first != file:
                 raise SkipFrame("invalid", f"names the image of {first.name}: drop one of the two")
-            boxes = _boxes(document, *image_size(image))
-            labels.append(LabelFile(file, "non_empty" if boxes else "empty", image, boxes))
+            boxes, is_scaled = read_boxes(document, size, scale_boxes)
+            state = "non_empty" if boxes else "empty"
+            labels.append(LabelFile(file, state, image, boxes, is_scaled=is_scaled))
         except SkipFrame as reason:
-            existing = image if image is not None and image.is_file() else None
+            existing = image if image is not None and os.path.isfile(image) else None
             labels.append(LabelFile(file, reason.kind, existing, (), str(reason)))
     return labels
 
@@ -203,35 +243,10 @@ def _image(run: Path, document: object) -> Path:
         raise SkipFrame("invalid", "expected a JSON object: fix or prune it")
     name = document.get("image")
     if not isinstance(name, str | None):
-        raise SkipFrame("invalid", f"image is {name!r}: expected a path in the run")
+        raise SkipFrame("invalid", f"image is {shorten(name)}: expected a path in the run")
     if not (name or "").strip() or document.get("image_present", True) is False:
         raise SkipFrame("missing_image", "names no image: drop it with prepare prune missing=true")
     return run / safe_relative_path(str(name))
-
-
-def _boxes(document: dict[str, Any], width: int, height: int) -> tuple[BoxXYXY, ...]:
-    """The boxes of a label file; an entry without a box is an object out of view.
-
-    If an entry has pixels and fractions, both are checked and the fractions are used: they remain
-    valid after images have been resized.
-    """
-    key = next((key for key in LABEL_LISTS if key in document), None)
-    entries = None if key is None else document[key]
-    if not isinstance(entries, list):
-        raise SkipFrame("invalid", f"{key or 'labels'} is not a list: fix or prune it")
-    boxes = []
-    for row, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise SkipFrame("invalid", f"{key}[{row}] is not a JSON object: fix or prune it")
-        fractions, pixels = entry.get("bbox_norm"), entry.get("bbox_px")
-        box = None
-        if pixels is not None:
-            box = normalize_box(pixels, width, height, PIXEL_SLACK, f"{key}[{row}].bbox_px")
-        if fractions is not None:
-            box = normalize_box(fractions, 1, 1, NORMALISED_SLACK, f"{key}[{row}].bbox_norm")
-        if box is not None:
-            boxes.append(box)
-    return tuple(boxes)
 
 
 def prune(
@@ -346,10 +361,14 @@ def _require_runs(source: Path) -> list[Path]:
 
 def _unlabelled(run: Path, labels: Collection[LabelFile]) -> list[str]:
     """Names of the images in ``images/`` without a label file."""
-    labelled = {label.image for label in labels} | {
-        run / "images" / f"{label.file.stem}{suffix}" for label in labels for suffix in EXTENSIONS
-    }
-    images = sorted((run / "images").glob("[!.]*"))
-    return [
-        path.name for path in images if path.suffix.lower() in EXTENSIONS and path not in labelled
-    ]
+    labelled = {label.image for label in labels}
+    labelled |= {image for label in labels for image in _own_images(run, label)}
+    if not (run / "images").is_dir():
+        return []
+    images = list_files(run / "images", EXTENSIONS)
+    return [name for name in images.names if images.root / name not in labelled]
+
+
+def _own_images(run: Path, label: LabelFile) -> list[Path]:
+    """The paths of images of the same name as a label file."""
+    return [run / "images" / f"{label.file.stem}{suffix}" for suffix in EXTENSIONS]

@@ -2,48 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose, isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.coco_tables import (
+    Annotations,
+    class_tables,
+    group_annotations,
+    group_images,
+    to_id,
+)
+from research.data.frames.declared_size import (
+    BoxPixels,
+    SizeMatch,
+    boxes_are_stored,
+    match_size,
+    parse_side,
+)
 from research.data.frames.frame import (
     IMAGE_FILES,
-    PIXEL_SLACK,
+    BoxXYXY,
     Frame,
     FrameSet,
-    FrameSetBuilder,
     ImageFiles,
     SkipFrame,
     is_number,
-    normalize_box,
+    parse_flag,
     read_json,
     safe_relative_path,
+    shorten,
 )
-from research.data.frames.layout import build_frame_set, split_from_name
+from research.data.frames.layout import build_frame_set, splits_from_files
+from research.data.frames.picture_index import PictureIndex
+from research.data.frames.reading import and_join
+from research.data.listing import list_files
 from research.utils.errors import UserError
+
+IN_FOLDERS = ("_annotations.coco.json", "coco.json")
+"""Names of annotation files in folders of images: Roboflow's, FLIR's."""
+SMALL = "boxes of less than a pixel: are they fractions?"
+POLYGONS = "boxes around polygons, as their bbox is missing"
+NO_AREAS = "areas that are no numbers of pixels, those of the boxes are used"
+DIFFERENT = "bbox and segmentation differ, bbox is used"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image of a document.
+
+    Attributes:
+        part: name of the document, see ``FrameSetBuilder.add``.
+        where: the document and the row.
+        image: the file.
+        match: its declared size against the real one.
+        annotations: of the image.
+        classes: category id → index of the class.
+    """
+
+    part: str
+    where: str
+    image: Path
+    match: SizeMatch
+    annotations: Annotations
+    classes: Mapping[str, int]
 
 
 def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
     """The annotation files of a source and their contents.
 
     Raises:
-        UserError: for a file that is not valid JSON.
+        UserError: for a file that is not valid JSON, or the only one if it has no annotations.
     """
-    patterns = ("annotations/*.json", "*.json", "[!.]*/_annotations.coco.json")
-    files = [file for pattern in patterns for file in sorted(source.glob(pattern))]
+    places: tuple[list[Path], ...] = [], [], []
+    for name in list_files(source, {".json"}).names:
+        *folders, last = PurePosixPath(name).parts
+        if [folder.lower() for folder in folders] == ["annotations"]:
+            places[0].append(source / name)
+        elif not folders:
+            places[1].append(source / name)
+        elif len(folders) == 1 and last in IN_FOLDERS:
+            places[2].append(source / name)
+    files = [file for place in places for file in place]
     # The archive of COCO also has captions and keypoints of the same images.
     files = [file for file in files if file.name.startswith("instances_")] or files
-    documents, problems = {}, []
+    documents, problems, unlabelled = {}, [], []
     for file in files:
         try:
             document = read_json(file)
         except SkipFrame as reason:
             problems.append(f"{file}: {reason}")
             continue
-        keys = ("images", "annotations", "categories")
-        if isinstance(document, dict) and all(isinstance(document.get(key), list) for key in keys):
+        if not isinstance(document, dict):
+            continue
+        lists = [isinstance(document.get(key), list) for key in ("images", "categories")]
+        if all(lists) and isinstance(document.get("annotations"), list):
             documents[file] = document
+        elif all(lists):
+            unlabelled.append(file)
     if problems:  # without this error the split would be missing silently
         raise UserError("labels", problems[0])
+    if unlabelled and not documents:
+        raise UserError(
+            "labels",
+            f"{unlabelled[0]}: no list of annotations",
+            "add it, as [] for images without objects",
+        )
     return documents
 
 
@@ -65,86 +132,189 @@ def read_coco(
         UserError: for invalid categories, or no usable frame.
     """
     builder = FrameSetBuilder(source)
-    classes: list[str] = []
-    parts = {}
+    pictures = PictureIndex(builder, files.suffixes, documents)
+    classes, tables = class_tables(builder, documents)
+    entries: list[_Entry] = []
     for file, document in documents.items():
-        part = file.stem if file.stem != "_annotations.coco" else file.parent.name
-        categories = _coco_categories(file, document["categories"])
-        classes += [name for name in dict.fromkeys(categories.values()) if name not in classes]
-        class_of = {key: classes.index(name) for key, name in categories.items()}
-        rows = _coco_rows(builder, part, file, document)
-        folders = _image_folders(source, file, part, images)
-        builder.ensure_part(part)
-        for row, entry in enumerate(document["images"]):
-            where = f"{builder.relative(file)} images[{row}]"
-            try:
-                frame = _coco_frame(builder, folders, files, entry, rows, class_of)
-            except SkipFrame as reason:
-                builder.skip(part, where, reason)
-                continue
-            builder.add(part, where, frame)
-            if split := split_from_name(part):
-                parts[frame.name] = split
+        entries += _entries(builder, pictures, files, file, document, images, tables[file])
+    as_stored = boxes_are_stored(entry.match for entry in entries)
+    parts: dict[str, str] = {}
+    splits = splits_from_files({_part_name(file) for file in documents})
+    builder.remarks.names = and_join(sorted(map(builder.relative, documents)))
+    builder.remarks.split = f"the names of {and_join(sorted(splits))}" if splits else ""
+    for entry in entries:
+        try:
+            frame = _frame(builder, entry, as_stored)
+        except SkipFrame as reason:
+            builder.skip(entry.part, entry.where, reason, entry.image)
+            continue
+        split = splits.get(entry.part, "")
+        if split and parts.get(frame.name, split) != split:
+            builder.reject(frame.name, entry.part, entry.where, "in another split")
+        elif builder.add(entry.part, entry.where, frame) and split:
+            parts[frame.name] = split
+    pictures.pass_over_unnamed()
+    parts = {name: split for name, split in parts.items() if name in builder.frames}
     return build_frame_set(builder, "coco", classes, parts)
 
 
-def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
-    try:
-        categories = {int(entry["id"]): str(entry["name"]) for entry in entries}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            "labels", f"{file}: every entry of categories needs an id and a name"
-        ) from None
-    return dict(sorted(categories.items()))
-
-
-def _coco_rows(
-    builder: FrameSetBuilder, part: str, file: Path, document: dict[str, Any]
-) -> dict[object, list[tuple[int, dict[str, Any]]]]:
-    """Annotations by image id; those of unknown images are skipped and counted."""
-    rows: dict[object, list[tuple[int, dict[str, Any]]]] = {
-        entry["id"]: []
-        for entry in document["images"]
-        if isinstance(entry, dict) and isinstance(entry.get("id"), int | str)
-    }
-    for row, entry in enumerate(document["annotations"]):
-        key = entry.get("image_id") if isinstance(entry, dict) else None
-        if not isinstance(key, int | str) or key not in rows:
-            reason = SkipFrame("invalid", f"belongs to no image ({key!r}): fix or remove it")
-            builder.skip(part, f"{builder.relative(file)} annotations[{row}]", reason)
-        else:
-            rows[key].append((row, entry))
-    return rows
-
-
-def _coco_frame(
+def _entries(
     builder: FrameSetBuilder,
-    folders: list[Path],
+    pictures: PictureIndex,
     files: ImageFiles,
-    entry: Any,
-    rows: dict[object, list[tuple[int, dict[str, Any]]]],
-    classes: dict[int, int],
-) -> Frame:
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
+    file: Path,
+    document: dict[str, Any],
+    images: str | None,
+    classes: Mapping[str, int],
+) -> list[_Entry]:
+    """The images of a document that have a usable file of the declared size."""
+    part = _part_name(file)
+    folders = list(map(builder.relative, _image_folders(builder.root, file, part, images)))
+    name = builder.relative(file)
+    rows = group_images(document["images"])
+    annotations = group_annotations(builder, part, name, document["annotations"], rows)
+    entries = []
+    builder.ensure_part(part)
+    for row, item in enumerate(document["images"]):
+        where = f"{name} images[{row}]"
+        image: Path | None = None
+        try:
+            key, first = _image_id(item, row, rows)
+            if first != row:
+                builder.note("image listed again in its file, used once", where)
+                continue
+            path = _file_name(item)
+            found = pictures.of_path(folders, path)
+            # A folder that the user names takes precedence over others with a file of the name.
+            image = pictures.choose(found[:1] if images else found, path, where)
+            declared = (
+                parse_side(item.get("width"), "width"),
+                parse_side(item.get("height"), "height"),
+            )
+            match = match_size(declared, files.size(image), files.scale_boxes)
+        except SkipFrame as reason:
+            builder.skip(part, where, reason, image)
+            continue
+        entries.append(_Entry(part, where, image, match, annotations[key], classes))
+    return entries
+
+
+def _part_name(file: Path) -> str:
+    """The stem of an annotation file, or its folder where all have one name."""
+    return file.parent.name if file.name in IN_FOLDERS else file.stem
+
+
+def _image_id(item: object, row: int, rows: Mapping[str, list[tuple[int, Any]]]) -> tuple[str, int]:
+    """The id of an image, and the first row that describes the same image."""
+    if not isinstance(item, dict) or item.get("id") is None:
         raise SkipFrame("invalid", "has no id: add one")
-    name = entry.get("file_name")
+    key = to_id(item["id"])
+    if key is None:
+        raise SkipFrame("invalid", f"id is {shorten(item['id'])}: expected a number or a text")
+    first, *others = rows[key]
+    for other in others:
+        if other[1] != first[1]:
+            twin = other if first[0] == row else first
+            raise SkipFrame(
+                "invalid", f"has the id of images[{twin[0]}], {key}: give each an id of its own"
+            )
+    return key, first[0]
+
+
+def _file_name(item: dict[str, Any]) -> PurePosixPath:
+    name = item.get("file_name")
     if not isinstance(name, str) or not name.strip():
         raise SkipFrame("missing_image", "names no file: set file_name or remove it")
-    image = _coco_image(folders, safe_relative_path(name))
-    width, height = files.size(image)
-    boxes, labels = [], []
-    for row, item in rows[entry["id"]]:
-        if item.get("iscrowd"):  # a region of several objects
-            continue
+    return safe_relative_path(name)
+
+
+def _frame(builder: FrameSetBuilder, entry: _Entry, as_stored: bool | None) -> Frame:
+    pixels = entry.match.pixels(as_stored)
+    boxes, labels, ignored, areas = [], [], [], []
+    for row, item in entry.annotations:
         key = f"annotations[{row}]"
-        edges = item.get("bbox")
-        if isinstance(edges, list) and len(edges) == 4 and all(map(is_number, edges)):
-            edges = [edges[0], edges[1], edges[0] + edges[2], edges[1] + edges[3]]
-        boxes.append(normalize_box(edges, width, height, PIXEL_SLACK, f"{key}.bbox as corners"))
-        if item.get("category_id") not in classes:
-            raise SkipFrame("invalid", f"{key}: category {item.get('category_id')!r} is not listed")
-        labels.append(classes[item["category_id"]])
-    return Frame(builder.relative(image), image, "", tuple(boxes), tuple(labels))
+        boxes.append(_box(builder, item, pixels, f"{entry.where} {key}", key))
+        category = to_id(item.get("category_id"))
+        if category is None or category not in entry.classes:
+            raise SkipFrame(
+                "invalid", f"{key}: category {shorten(item.get('category_id'))} is not listed"
+            )
+        labels.append(entry.classes[category])
+        # An area of several objects, or one that the benchmark does not judge.
+        flags = [parse_flag(item.get(name), f"{key}.{name}") for name in ("iscrowd", "ignore")]
+        ignored.append(any(flags))
+        areas.append(_area(builder, item, pixels, f"{entry.where} {key}"))
+    if boxes:
+        entry.match.note(builder, pixels, entry.where)
+    return Frame(
+        builder.relative(entry.image),
+        entry.image,
+        "",
+        tuple(boxes),
+        tuple(labels),
+        tuple(ignored) if any(ignored) else (),
+        _other_areas(boxes, areas),
+    )
+
+
+def _area(
+    builder: FrameSetBuilder, item: dict[str, Any], pixels: BoxPixels, where: str
+) -> float | None:
+    """The declared area as a fraction of the image; ``None`` if it is missing, 0 or no area."""
+    area = item.get("area")
+    if area is None or area == 0:
+        return None
+    if not is_number(area) or area < 0:
+        builder.note(NO_AREAS, where)
+        return None
+    width, height = pixels.size
+    return float(area / (width * height))
+
+
+def _other_areas(boxes: Sequence[BoxXYXY], areas: Sequence[float | None]) -> tuple[float, ...]:
+    """The declared areas, else those of the boxes; empty if they are the same."""
+    own = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
+    known = [size if area is None else area for area, size in zip(areas, own, strict=True)]
+    same = all(isclose(a, b, rel_tol=1e-6) for a, b in zip(known, own, strict=True))
+    return () if same else tuple(known)
+
+
+def _box(
+    builder: FrameSetBuilder, item: dict[str, Any], pixels: BoxPixels, where: str, key: str
+) -> BoxXYXY:
+    """The box of an annotation: of ``bbox``, else around its polygons."""
+    edges, outline = item.get("bbox"), _outline(item.get("segmentation"))
+    if edges in (None, []) and outline is not None:
+        box = pixels.normalize(outline, f"{key}.segmentation")
+        builder.note(POLYGONS, where)
+        return box
+    if isinstance(edges, list) and len(edges) == 4 and all(map(is_number, edges)):
+        x, y, width, height = edges
+        edges = [x, y, x + width, y + height]
+        if max(abs(width), abs(height)) < 1:
+            builder.note(SMALL, where)
+        slack = max(2.0, 0.1 * max(width, height))
+        if outline and any(abs(a - b) > slack for a, b in zip(edges, outline, strict=True)):
+            builder.note(DIFFERENT, where)
+    return pixels.normalize(edges, f"{key}.bbox as corners")
+
+
+def _outline(segmentation: object) -> list[float] | None:
+    """Corners of the box around polygons [[x, y, x, y, …], …]; ``None`` for anything else."""
+    if not isinstance(segmentation, list) or not segmentation:
+        return None
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    numbers: list[float] = []
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            return None
+        numbers += polygon
+    # There may be a hundred million of them: not each is passed to is_number.
+    if not set(map(type, numbers)) <= {int, float}:
+        return None
+    x, y = numbers[::2], numbers[1::2]
+    outline = [min(x), min(y), max(x), max(y)]
+    return outline if all(map(is_number, outline)) and isfinite(sum(numbers)) else None
 
 
 def _image_folders(source: Path, file: Path, part: str, images: str | None) -> list[Path]:
@@ -155,10 +325,3 @@ def _image_folders(source: Path, file: Path, part: str, images: str | None) -> l
     if images:  # named folders take precedence over others with a file of the same name
         folders = [file.parent / inner, source / word / inner, *folders[::-1]]
     return folders
-
-
-def _coco_image(folders: list[Path], name: PurePosixPath) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise SkipFrame("missing_file", f"its image {name} does not exist: restore or remove it")

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
+from research.data import texts
+from research.data.frames.reading import Reading
 from research.data.image_files import EXTENSIONS, read_header
 from research.data.listing import PassedOver
-from research.utils.conditions import is_exhausted
-from research.utils.errors import DamagedImage, UserError
+from research.utils.errors import DamagedImage
+from research.utils.exif import UPRIGHT
 
 BoxXYXY = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the image, in [0, 1]; x0 < x1 and y0 < y1."""
 
 
+class ImageSize(NamedTuple):
+    """Size of an image.
+
+    Attributes:
+        width: of the upright image, in pixels.
+        height: of the upright image, in pixels.
+        orientation: how the stored image is turned, 1…8 as in EXIF.
+    """
+
+    width: int
+    height: int
+    orientation: int = UPRIGHT
+
+
 @dataclass(frozen=True)
 class ImageFiles:
-    """Which files of a source are images.
+    """Which files of a source are images, and how their sizes are compared.
 
     Attributes:
         suffixes: file name suffixes in lower case.
-        size: returns width and height of a file in pixels; raises ``SkipFrame`` for a file that
-            cannot be used.
+        size: returns the size of a file; raises ``SkipFrame`` for a file that cannot be used.
+        scale_boxes: scale the boxes of images whose size is not the declared one, instead of
+            leaving them out.
+        key: what the paths of a picture and of its label, without suffix, have in common, where
+            the folders do not tell; ``None`` where they do.
     """
 
     suffixes: frozenset[str]
-    size: Callable[[Path], tuple[int, int]]
+    size: Callable[[Path], ImageSize]
+    scale_boxes: bool = False
+    key: Callable[[str], str] | None = None
 
 
 NORMALISED_SLACK = 1e-4  # four decimals are the fewest that tools write
@@ -49,6 +69,8 @@ class Frame:
         labels: for every box, an index into ``FrameSet.classes``.
         ignored: for every box, True for an area that is neither an object nor background (COCO
             ``iscrowd`` or ``ignore``, VOC ``difficult``); empty if there is none.
+        areas: for every box, the area that its source declares, as a fraction of the image's, where
+            that is not the area of the box (COCO: of the object's outline); empty otherwise.
     """
 
     name: str
@@ -57,6 +79,7 @@ class Frame:
     boxes: tuple[BoxXYXY, ...]
     labels: tuple[int, ...]
     ignored: tuple[bool, ...] = ()
+    areas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,8 +89,8 @@ class RunCounts:
     Attributes:
         name: name of the run.
         total: usable frames, ``non_empty + empty``.
-        non_empty: frames with at least one box.
-        empty: frames without a box.
+        non_empty: frames with at least one box, of an object or of an ignored area.
+        empty: frames without any box: these alone are negatives.
         missing_image: labels that name no image.
         missing_file: labels whose image file does not exist.
         invalid: labels or images that cannot be read, and labels with an invalid box.
@@ -99,7 +122,7 @@ class FrameSet:
         runs: counts of each run, or of each other part where the source has no runs.
         problems: one line for each skipped entry: file, problem, remedy.
         split: group → ``train``, ``val`` or ``test``, for the groups that the source assigns.
-        passed_over: files in its folders of images that are no images.
+        reading: what every file below the source counts as; ``None`` if it was not read from files.
     """
 
     root: Path
@@ -109,7 +132,17 @@ class FrameSet:
     runs: list[RunCounts]
     problems: list[str]
     split: dict[str, str]
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    reading: Reading | None = None
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """Files below the source that are not read."""
+        return PassedOver() if self.reading is None else self.reading.passed_over
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each way in which entries were read that is not the plain one."""
+        return [] if self.reading is None else self.reading.notes
 
 
 class SkipFrame(Exception):
@@ -117,86 +150,13 @@ class SkipFrame(Exception):
 
     Attributes:
         kind: ``missing_image``, ``missing_file`` or ``invalid``.
+        brief: the reason in a few words, by which files are counted.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, brief: str = "") -> None:
         super().__init__(message)
         self.kind = kind
-
-
-@dataclass
-class FrameSetBuilder:
-    """Collects the frames, counts and problems of a source while it is read."""
-
-    root: Path
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    frames: dict[str, Frame] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    passed_over: PassedOver = field(default_factory=PassedOver)
-
-    def pass_over(self, folder: Path, files: PassedOver) -> None:
-        """Count the files below a folder of images that are no images."""
-        self.passed_over.update(files.below(self.relative(folder)))
-
-    def ensure_part(self, name: str) -> None:
-        """Add a part of the source with zero counts, unless it is known."""
-        self.counts.setdefault(name, Counter())
-
-    def add(self, part: str, where: str, frame: Frame) -> None:
-        """Add a usable frame; a second frame of the same image is skipped.
-
-        Args:
-            part: the run, split or annotation file that it belongs to.
-            where: label file (and row) that describes it, for problems.
-            frame: the frame.
-        """
-        if frame.name in self.frames:
-            self.skip(
-                part, where, SkipFrame("invalid", f"{frame.name} has boxes elsewhere already")
-            )
-            return
-        self.ensure_part(part)
-        self.frames[frame.name] = frame
-        self.counts[part]["non_empty" if frame.boxes else "empty"] += 1
-
-    def skip(self, part: str, where: str, reason: SkipFrame) -> None:
-        """Count an entry that cannot be used, and record why."""
-        self.ensure_part(part)
-        self.counts[part][reason.kind] += 1
-        self.problems.append(f"{where}: {reason}")
-
-    def relative(self, path: Path) -> str:
-        """``path`` relative to the source: the name of a frame, and how problems name files."""
-        return path.relative_to(self.root).as_posix()
-
-    def build(self, form: str, classes: list[str], split: dict[str, str]) -> FrameSet:
-        """The set of all frames added so far.
-
-        Raises:
-            UserError: if no frame is usable.
-        """
-        if not self.frames:
-            skipped = sum(count.total() for count in self.counts.values())
-            first = f"; the first: {self.problems[0]}" if self.problems else ""
-            raise UserError(
-                "SOURCE", f"{self.root} ({form}): no usable frame, {skipped} left out{first}"
-            )
-        reports = [
-            RunCounts(
-                name=name,
-                total=count["non_empty"] + count["empty"],
-                non_empty=count["non_empty"],
-                empty=count["empty"],
-                missing_image=count["missing_image"],
-                missing_file=count["missing_file"],
-                invalid=count["invalid"],
-            )
-            for name, count in sorted(self.counts.items())
-        ]
-        frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
-        return FrameSet(
-            self.root, form, classes, frames, reports, self.problems, split, self.passed_over
-        )
+        self.brief = brief or kind.replace("_", " ")
 
 
 def is_number(value: object) -> bool:
@@ -206,6 +166,22 @@ def is_number(value: object) -> bool:
         and not isinstance(value, bool)
         and abs(value) < LARGEST_NUMBER
     )
+
+
+def parse_flag(value: object, key: str) -> bool:
+    """A flag from a file: 0, 1, true or false, also as text; False if it is missing or empty.
+
+    Raises:
+        SkipFrame: for anything else.
+    """
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word is None or word == "":
+        return False
+    if isinstance(word, bool | int | float | str):
+        for flags, flag in (((0, "0", "false"), False), ((1, "1", "true"), True)):
+            if word in flags:
+                return flag
+    raise SkipFrame("invalid", f"{key} is {shorten(value)}: expected 0 or 1")
 
 
 def normalize_box(values: object, width: float, height: float, slack: float, key: str) -> BoxXYXY:
@@ -223,7 +199,7 @@ def normalize_box(values: object, width: float, height: float, slack: float, key
             image.
     """
     if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(is_number, values)):
-        raise SkipFrame("invalid", f"{key} is {_short(values)}: expected four finite numbers")
+        raise SkipFrame("invalid", f"{key} is {shorten(values)}: expected four finite numbers")
     x0, y0, x1, y1 = values
     text = f"{key} [{x0:g}, {y0:g}, {x1:g}, {y1:g}]"
     if x0 >= x1 or y0 >= y1:
@@ -235,25 +211,28 @@ def normalize_box(values: object, width: float, height: float, slack: float, key
     return left / width, top / height, right / width, bottom / height
 
 
-def image_size(image: Path) -> tuple[int, int]:
-    """Width and height of an upright image in pixels, read from its header.
+def image_size(image: Path) -> ImageSize:
+    """Size of an image, read from its header.
 
     Raises:
         SkipFrame: if the file does not exist or is not an image.
     """
-    if not image.is_file():
+    if not os.path.isfile(image):  # Path.is_file raises for names that are too long
         raise SkipFrame(
-            "missing_file", f"its image {image.name} does not exist: restore or prune it"
+            "missing_file",
+            f"its image {short_name(image.name)} does not exist: restore or prune it",
         )
     try:
         header = read_header(image)
     except DamagedImage as error:
         if error.kind == "value_range":
             reason = str(error).removeprefix(f"{image}: ")
-            raise SkipFrame("invalid", f"its image {image.name} has {reason}") from None
+            raise SkipFrame(
+                "invalid", f"its image {image.name} has {reason}", "value range"
+            ) from None
         kind = error.kind.replace("_", " ")
-        raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it") from None
-    return header.width, header.height
+        raise SkipFrame("invalid", f"its image {image.name} is {kind}: replace it", kind) from None
+    return ImageSize(header.width, header.height, header.orientation)
 
 
 IMAGE_FILES = ImageFiles(EXTENSIONS, image_size)
@@ -265,9 +244,11 @@ def safe_relative_path(text: str) -> PurePosixPath:
     Raises:
         SkipFrame: if the path is absolute or leaves the folder.
     """
+    if problem := texts.name_problem(text):
+        raise SkipFrame("invalid", f"image {shorten(text)} {problem}: fix it")
     path = PurePosixPath(text.replace("\\", "/"))  # may be written on Windows
     if path.is_absolute() or ".." in path.parts or text[1:2] == ":":
-        raise SkipFrame("invalid", f"image {_short(text)} is outside the folder: use a path in it")
+        raise SkipFrame("invalid", f"image {shorten(text)} is outside the folder: use a path in it")
     return path
 
 
@@ -275,21 +256,23 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        SkipFrame: if it is not valid JSON.
+        SkipFrame: if it cannot be read, or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        if is_exhausted(error):
-            raise
-        raise SkipFrame("invalid", f"cannot be read ({error.strerror}): fix it") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise SkipFrame("invalid", f"bad JSON at {where} ({error.msg}): fix or prune it") from None
-    except (ValueError, RecursionError):  # not UTF-8, too many digits, nested too deeply
-        raise SkipFrame("invalid", "bad JSON: fix or prune it") from None
+        return texts.read_json(path)
+    except texts.BadText as error:
+        raise SkipFrame("invalid", str(error)) from None
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def shorten(value: object) -> str:
+    """A value from a file as JSON would show it: on one line, at most 60 characters."""
+    return _cut(repr(value))
+
+
+def short_name(name: object) -> str:
+    """The name of a file as part of a message: on one line, at most 60 characters."""
+    return _cut(repr(str(name))[1:-1])
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -4,19 +4,66 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Final
 
-from research.data.frames.frame import FrameSet, FrameSetBuilder
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.frame import FrameSet, SkipFrame
+from research.data.frames.reading import and_join
+from research.data.texts import name_key
 
 ALL = "all"
 """Name of the only part of a source that is not divided into parts."""
+SPLITS: Final = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Words that name a split."""
+NEUTRAL: Final = frozenset(
+    [
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "pictures",
+        "frames",
+        "labels",
+        "label",
+        "annotations",
+        "annotation",
+        "instances",
+        "person",
+        "keypoints",
+        "captions",
+        "coco",
+        "voc",
+        "yolo",
+        "set",
+        "split",
+        "data",
+        "dataset",
+        "dev",
+        "info",
+        "rgb",
+        "visible",
+        "thermal",
+        "infrared",
+        "lwir",
+        "video",
+    ]
+)
+"""Words that may stand beside one, as in ``instances_train2017`` and ``images_rgb_val``."""
 
 
 def build_frame_set(
-    builder: FrameSetBuilder, form: str, classes: list[str], parts: dict[str, str]
+    builder: FrameSetBuilder, form: str, classes: list[str], parts: Mapping[str, str]
 ) -> FrameSet:
     """Assign groups to the frames, and splits to the groups.
 
@@ -31,8 +78,10 @@ def build_frame_set(
         classes: class names.
         parts: frame name → split, for the frames that the source assigns to a split.
     """
+    parts = {name: part for name, part in parts.items() if name in builder.frames}
     if len(set(parts.values())) < 2:
         parts = {}  # a source with only train/ has no split of its own: validation data are drawn
+        builder.remarks.split = ""
     folders: dict[str, set[str]] = {}
     for name in builder.frames:
         folders.setdefault(str(PurePosixPath(name).parent), set()).add(parts.get(name, ""))
@@ -50,9 +99,32 @@ def build_frame_set(
 
 
 def split_from_name(word: str) -> str:
-    """``train``, ``val`` or ``test`` for names like ``valid``, ``instances_train2017``; else ''."""
-    match = re.search(r"(?:^|[^a-z])(train|val|test)(?:id|idation|ing)?(?:[^a-z]|$)", word.lower())
-    return match[1] if match else ""
+    """The split that a whole name stands for, else ''.
+
+    ``train`` for ``train``, ``train2017``, ``instances_train2017``; not for ``train_station``.
+    """
+    parts = [re.sub(r"(19|20)\d\d$", "", part) for part in re.split(r"[\W_]+", word.lower())]
+    words = [part for part in parts if part and part not in NEUTRAL]
+    return SPLITS.get(words[0], "") if len(words) == 1 else ""
+
+
+def splits_from_files(stems: Collection[str]) -> dict[str, str]:
+    """The splits of annotation files, by stem.
+
+    Also of names that differ only in a split, such as ``street_train`` and ``street_val``.
+    """
+    splits = {stem: split_from_name(stem) for stem in stems}
+    alike: dict[tuple[str, ...], dict[str, str]] = {}
+    for stem in stems:
+        words = re.split(r"[\W_]+", stem.lower())
+        found = [word for word in words if split_from_name(word)]
+        if len(found) == 1:
+            rest = tuple("" if word == found[0] else word for word in words)
+            alike.setdefault(rest, {})[stem] = split_from_name(found[0])
+    for same in alike.values():
+        if len(set(same.values())) > 1:
+            splits.update(same)
+    return {stem: split for stem, split in splits.items() if split}
 
 
 def split_from_path(folders: Iterable[str]) -> str:
@@ -60,9 +132,64 @@ def split_from_path(folders: Iterable[str]) -> str:
     return next(filter(None, map(split_from_name, folders)), "")
 
 
-def parse_number(text: str | None) -> Any:
-    """The text as a float, or None if it is not a number."""
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+def splits_from_folders(names: Iterable[str]) -> tuple[dict[str, str], str]:
+    """The split of each image whose folder names one, and which folders do, in words."""
+    parts, found = {}, set()
+    for name in names:
+        for folder in PurePosixPath(name).parent.parts:
+            if split := split_from_name(folder):
+                parts[name] = split
+                found.add(folder)
+                break
+    folders = f"the folder{'s' * (len(found) > 1)} {and_join(sorted(found))}" if found else ""
+    return parts, folders
+
+
+def keep_split_frames(
+    builder: FrameSetBuilder,
+    declared: Mapping[str, Collection[str]],
+    where: str,
+    others: bool = False,
+) -> dict[str, str]:
+    """Frame name → split; frames in two splits, or in none, are left out.
+
+    Args:
+        builder: the frames.
+        declared: the splits that a declaration gives to each image.
+        where: the declaration, for messages.
+        others: keep frames in no split.
+    """
+    parts = {}
+    for name in list(builder.frames):
+        splits = sorted(declared.get(name, ()))
+        if len(splits) == 1:
+            parts[name] = splits[0]
+            continue
+        if not splits and others:
+            builder.remarks.note("images in no list, kept as if there were none", name)
+            continue
+        if splits:
+            problem = f"is in {and_join(splits)} of {where}: keep it in one"
+            reason = SkipFrame("invalid", problem, "in two splits")
+        else:
+            problem = f"is in no split of {where}: add it to one, or remove it"
+            reason = SkipFrame("invalid", problem, "in no split")
+        builder.drop(name, reason)
+    return parts
+
+
+class NameIndex:
+    """Finds files by name: as they are written, else in another letter case or Unicode form."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = set(names)
+        self._by_key: dict[str, list[str]] = {}
+        for name in self.names:
+            self._by_key.setdefault(name_key(name), []).append(name)
+
+    def find(self, name: str) -> str:
+        """The file, or '' if there is none or more than one."""
+        if name in self.names:
+            return name
+        found = self._by_key.get(name_key(name), [])
+        return found[0] if len(found) == 1 else ""

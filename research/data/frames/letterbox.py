@@ -87,9 +87,13 @@ class Letterbox:
         Returns:
             [N, 4] xyxy in pixels of the source image, clipped to it.
         """
-        source = np.array([self.source_width, self.source_height] * 2, dtype=np.float64)
         fractions = (boxes * self.size - self._offset()) / self._extent()
-        return np.clip(fractions * source, 0, source).astype(boxes.dtype)
+        return np.clip(fractions * self.sides, 0, self.sides).astype(boxes.dtype)
+
+    @property
+    def sides(self) -> NDArray[np.float64]:
+        """[4] width, height, width, height of the source image in pixels."""
+        return np.array([self.source_width, self.source_height] * 2, dtype=np.float64)
 
     def _extent(self) -> NDArray[np.float64]:
         return np.array([self.width, self.height] * 2, dtype=np.float64)

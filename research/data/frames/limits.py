@@ -6,10 +6,23 @@ import logging
 from collections.abc import Mapping
 
 from research.data.frames.frame import FrameSet
-from research.data.listing import describe_files, log_skipped
+from research.data.listing import log_skipped
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def log_reading(frames: FrameSet) -> None:
+    """Log how a source was read, and examples of the files that are passed over."""
+    if frames.reading is None:
+        return
+    log.info("%s: %s", frames.root, frames.reading.line)
+    for note in frames.reading.notes:
+        log.warning("%s: %s", frames.root, note)
+    if frames.reading.passed_over.counts:
+        log.info(
+            "%s: passed over, for example: %s", frames.root, frames.reading.passed_over.details()
+        )
 
 
 def check_limits(frames: FrameSet, limits: Mapping[str, float]) -> None:
@@ -29,7 +42,7 @@ def check_limits(frames: FrameSet, limits: Mapping[str, float]) -> None:
         "empty": sum(run.empty for run in frames.runs),
     }
     total = sum(run.seen for run in frames.runs)
-    log.info("%s: %s", frames.root, describe_files(len(frames.frames), frames.passed_over))
+    log_reading(frames)
     log_skipped(frames.problems)
     for kind, count in counts.items():
         for key, value in ((f"max_{kind}", count), (f"max_{kind}_ratio", count / total)):

@@ -13,7 +13,8 @@ from research.batch import DetectionBatch
 from research.data.transforms import DeviceTransform, bernoulli
 
 MIN_VISIBLE = 0.25
-"""Boxes are dropped if a smaller fraction of their area remains in the frame after the zoom."""
+"""Boxes are dropped if a smaller fraction of their area remains in the frame after the zoom; of
+ignore regions any remaining part is kept."""
 
 
 class FrameAugmentation:
@@ -124,7 +125,8 @@ def _mirror(batch: DetectionBatch, chosen: Tensor, axis: int) -> DetectionBatch:
     mirrored = batch.boxes.clone()
     mirrored[..., axis] = 1 - batch.boxes[..., axis + 2]
     mirrored[..., axis + 2] = 1 - batch.boxes[..., axis]
-    boxes = torch.where((chosen[:, None] & batch.mask)[..., None], mirrored, batch.boxes)
+    filled = _filled(batch)
+    boxes = torch.where((chosen[:, None] & filled)[..., None], mirrored, batch.boxes)
     return replace(batch, inputs=images, boxes=boxes)
 
 
@@ -146,8 +148,16 @@ def _zoom(
     moved = batch.boxes * scale[:, None, None] + shift.repeat(1, 2)[:, None]
     clipped = moved.clamp(0, 1)
     visible = _area(clipped) > MIN_VISIBLE * _area(moved)
-    mask = batch.mask & visible
-    return replace(batch, inputs=images, boxes=clipped * mask[..., None], mask=mask)
+    batch = replace(batch, inputs=images, mask=batch.mask & visible)
+    if batch.ignored is not None:
+        # What remains of an ignore region is still not background.
+        batch = replace(batch, ignored=batch.ignored & (_area(clipped) > 0))
+    return replace(batch, boxes=clipped * _filled(batch)[..., None])
+
+
+def _filled(batch: DetectionBatch) -> Tensor:
+    """[B, M] slots with the box of an object or an ignore region."""
+    return batch.mask if batch.ignored is None else batch.mask | batch.ignored
 
 
 def _area(boxes: Tensor) -> Tensor:

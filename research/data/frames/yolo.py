@@ -1,47 +1,97 @@
-"""YOLO reader: one text file per image; rows are "class cx cy width height" in fractions."""
+"""YOLO reader: one text file per image; rows are "class cx cy width height" in fractions.
+
+Images are in folders ``images``, labels in folders ``labels`` beside them, at any depth; or both
+are in one folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
-import yaml
-
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.declared import NAME_FILES, Declared, read_declared
 from research.data.frames.frame import (
     IMAGE_FILES,
-    NORMALISED_SLACK,
-    BoxXYXY,
     Frame,
     FrameSet,
-    FrameSetBuilder,
     ImageFiles,
     SkipFrame,
-    normalize_box,
 )
 from research.data.frames.layout import (
     ALL,
     build_frame_set,
-    parse_number,
-    split_from_name,
+    keep_split_frames,
     split_from_path,
+    splits_from_folders,
 )
-from research.data.listing import list_files
+from research.data.frames.reading import WITHOUT_PICTURE, and_join
+from research.data.frames.split_lists import NONE
+from research.data.frames.yolo_labels import LABEL, Matches, Rows, match_labels, read_rows
+from research.data.image_files import EXTENSIONS
+from research.data.listing import Listing, list_files
 from research.utils.errors import UserError
 
+LABELS = "labels"
 
-def yolo_folders(source: Path, images: str = "images") -> dict[Path, Path]:
-    """Folders of images and of their labels, in the source or in a folder for each split.
+
+def yolo_folders(
+    source: Path, images: str = "images", listing: Listing | None = None
+) -> dict[Path, Path]:
+    """Folders of images and of their labels; empty if the source has no labels in YOLO format.
+
+    Without folders ``images`` and ``labels``, both are the source if an image has a text file of
+    its name beside it.
 
     Args:
         source: root folder of the source.
-        images: name of the folders of images.
+        images: name of the folders of images, in any letter case.
+        listing: all files below the source, if they are known.
     """
-    folders = [source, *sorted(path for path in source.glob("[!.]*") if split_from_name(path.name))]
-    return {
-        folder / images: folder / "labels"
-        for folder in folders
-        if (folder / images).is_dir() and (folder / "labels").is_dir()
+    names = (listing or list_files(source, None)).names
+    folders: dict[Path, Path] = {}
+    parents = {parent for name in names for parent in PurePosixPath(name).parents}
+    for parent in sorted(parents):
+        if parent.name.lower() == images.lower():
+            labels = next(iter(_beside(source / parent)), None)
+            if labels is not None:
+                folders[source / parent] = labels
+    folders = {  # images/images is one folder of images
+        folder: labels
+        for folder, labels in folders.items()
+        if not any(other in folder.parents for other in folders)
     }
+    if folders or images != "images":
+        return folders
+    stems = {name[: -len(LABEL)] for name in names if name.lower().endswith(LABEL)}
+    flat = any(
+        PurePosixPath(name).with_suffix("").as_posix() in stems
+        for name in names
+        if PurePosixPath(name).suffix.lower() in EXTENSIONS
+    )
+    return {source: source} if flat else {}
+
+
+def _beside(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.parent.iterdir() if path.name.lower() == LABELS and path.is_dir()
+    )
+
+
+def nested_folders(source: Path) -> dict[Path, Path]:
+    """The source itself, for labels that a key finds, if it has a folder of labels at any depth."""
+    names = list_files(source, {LABEL}).names
+    nested = any(LABELS in map(str.lower, PurePosixPath(name).parts[:-1]) for name in names)
+    return {source: source} if nested else {}
+
+
+def has_labels(folders: Mapping[Path, Path]) -> bool:
+    """Whether there is a label file in the folders of labels."""
+    return any(
+        path.name not in NAME_FILES
+        for labels in folders.values()
+        for path in list_files(labels, {LABEL}).paths
+    )
 
 
 def read_yolo(
@@ -50,6 +100,7 @@ def read_yolo(
     files: ImageFiles = IMAGE_FILES,
     require_labels: bool = False,
     class_names: Sequence[str] | None = None,
+    data_yaml: str = "",
 ) -> FrameSet:
     """Read the frames of a source in YOLO format.
 
@@ -59,98 +110,170 @@ def read_yolo(
         files: which files are images.
         require_labels: treat an image without a label file as an error, not as empty.
         class_names: class names; ``None`` for those of the source.
+        data_yaml: see ``read_declared``.
 
     Raises:
-        UserError: for invalid class names, no usable frame, or a required label file that is
-            missing.
+        UserError: for invalid class names, declarations that disagree, no usable frame, or a
+            required label file that is missing.
     """
     builder = FrameSetBuilder(source)
-    classes = read_class_names(source) if class_names is None else list(class_names)
-    parts = {}
-    for images, labels in folders.items():
-        texts = list_files(labels, {".txt"})
-        builder.pass_over(labels, texts.passed_over)
-        orphans = {path for path in texts.paths if path.name != "classes.txt"}
-        listing = list_files(images, files.suffixes)
-        builder.pass_over(images, listing.passed_over)
-        for image in listing.paths:
-            name = builder.relative(image)
-            file = (labels / image.relative_to(images)).with_suffix(".txt")
-            orphans.discard(file)
-            part = split_from_path(PurePosixPath(name).parent.parts) or ALL
-            try:
-                files.size(image)
-                if require_labels and not file.is_file():
-                    raise UserError(
-                        "labels",
-                        f"{image}: has no label file {file}",
-                        "add it (empty for a negative)",
-                    )
-                # In YOLO format an image without objects may have no label file.
-                rows = _yolo_rows(file, len(classes)) if file.is_file() else []
-            except SkipFrame as reason:
-                where = file if file.is_file() else image
-                builder.skip(part, builder.relative(where), reason)
-                continue
-            boxes = tuple(box for _, box in rows)
-            frame = Frame(name, image, "", boxes, tuple(number for number, _ in rows))
-            builder.add(part, name, frame)
-            if part != ALL:
-                parts[name] = part
-        for file in sorted(orphans):
-            part = split_from_path(file.relative_to(source).parts[:-1]) or ALL
-            missing = SkipFrame("missing_file", "its image does not exist: restore or remove it")
-            builder.skip(part, builder.relative(file), missing)
+    declared = read_declared(builder, data_yaml, files.suffixes, class_names is None)
+    classes = declared.names if class_names is None else list(class_names)
+    remarks = builder.remarks
+    remarks.names = "dataset.class_names" if class_names is not None else declared.names_from
+    remarks.labels |= declared.files
+    reader = _Reader(builder, declared, files, len(classes), require_labels)
+    for images, labels in _with_declared(source, folders, declared).items():
+        reader.read_folder(images, labels)
+    for name in builder.listing.names:
+        if PurePosixPath(name).suffix.lower() in files.suffixes and name not in reader.images:
+            remarks.passed_over[name] = "outside images"
     if not classes:
         largest = max(
             (max(frame.labels, default=-1) for frame in builder.frames.values()), default=-1
         )
         classes = [str(number) for number in range(largest + 1)]
-    return build_frame_set(builder, "yolo", classes, parts)
+    return build_frame_set(builder, "yolo", classes, _split(builder, declared))
 
 
-def _yolo_rows(file: Path, classes: int) -> list[tuple[int, BoxXYXY]]:
-    rows = []
-    for row, line in enumerate(file.read_text("utf-8", "replace").splitlines(), start=1):
-        words = line.split()
-        if not words:
-            continue
-        numbers = [parse_number(word) for word in words]
-        if len(words) != 5 or None in numbers or not words[0].isdecimal():
-            raise SkipFrame("invalid", f"row {row} is {line[:50]!r}: expected class cx cy w h")
-        number = int(words[0])
-        if classes and number >= classes:
-            raise SkipFrame("invalid", f"row {row}: class {number} of {classes}: name or fix it")
-        x, y, width, height = numbers[1:]
-        edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-        rows.append((number, normalize_box(edges, 1, 1, NORMALISED_SLACK, f"row {row}")))
-    return rows
+def _with_declared(
+    source: Path, folders: Mapping[Path, Path], declared: Declared
+) -> dict[Path, Path]:
+    """The folders, and those of declared images outside them, with labels beside the images."""
+    found = dict(folders)
+    for name in declared.splits:
+        path = source / name
+        if not any(folder in path.parents for folder in found):
+            found[path.parent] = path.parent
+    return found
 
 
-def read_class_names(source: Path) -> list[str]:
-    """Class names from ``names`` of a YAML file (list or mapping of indices), or from a text file.
-
-    Raises:
-        UserError: for a YAML file that cannot be read, or indices that are not 0, 1, ….
-    """
-    for file in sorted([*source.glob("*.yaml"), *source.glob("*.yml")]):
-        try:
-            document = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+def _split(builder: FrameSetBuilder, declared: Declared) -> dict[str, str]:
+    """Frame name → split: as declared, else as the folders of the images say."""
+    by_folder, folders = splits_from_folders(builder.frames)
+    if not declared.splits:
+        builder.remarks.split = folders
+        return by_folder
+    builder.remarks.split = declared.split_from
+    for name, splits in sorted(declared.splits.items()):
+        folder = by_folder.get(name)
+        if folder and splits != {folder} and not declared.chosen:
             raise UserError(
-                "labels", f"{file}: bad YAML ({str(error).splitlines()[0]}): fix it"
-            ) from None
-        names = document.get("names") if isinstance(document, dict) else None
-        if isinstance(names, dict):
-            if sorted(names, key=str) != sorted(range(len(names)), key=str):
+                "data_yaml",
+                f"{builder.root / name}: its folder is of {folder}, but it is in "
+                f"{and_join(sorted(splits))} of {declared.split_from}",
+                f"fix one of them, or go by the folders with data_yaml={NONE}",
+            )
+    return keep_split_frames(builder, declared.splits, declared.split_from)
+
+
+class _Reader:
+    """Adds the frames of folders to a builder.
+
+    Attributes:
+        images: the images seen so far.
+    """
+
+    def __init__(
+        self,
+        builder: FrameSetBuilder,
+        declared: Declared,
+        files: ImageFiles,
+        classes: int,
+        require_labels: bool,
+    ) -> None:
+        self.builder = builder
+        self.declared = declared
+        self.files = files
+        self.classes = classes
+        self.require_labels = require_labels
+        self.images: set[str] = set()
+
+    def read_folder(self, images: Path, labels: Path) -> None:
+        """Add the frames of a folder of images."""
+        builder = self.builder
+        found = self._below(images, self.files.suffixes)
+        texts = self._below(labels, {LABEL})
+        if self.files.key is not None:
+            texts = {name: self.files.key(stem) for name, stem in texts.items()}
+            found = self._one_each(found, self.files.key)
+        matches = match_labels(found, texts)
+        self.images |= found.keys()
+        for name in found:
+            self._read_image(name, labels, matches)
+        for label in sorted(matches.near):
+            builder.remarks.left_out.setdefault(label, "label file of nearly its name")
+        for label in matches.orphans:
+            if images == labels and not self._has_boxes(label):
+                continue  # a note among images, not labels
+            missing = "its image does not exist: restore or remove it"
+            builder.skip(
+                self._part(label), label, SkipFrame("missing_file", missing, WITHOUT_PICTURE)
+            )
+
+    def _below(self, folder: Path, suffixes: Set[str]) -> dict[str, str]:
+        """File → its path below a folder, without suffix."""
+        inside = "" if folder == self.builder.root else f"{self.builder.relative(folder)}/"
+        found = {}
+        for name in self.builder.listing.names:
+            path = PurePosixPath(name)
+            if not name.startswith(inside) or path.suffix.lower() not in suffixes:
+                continue
+            known = name in self.images or name in self.declared.files
+            if not known and path.name not in NAME_FILES:
+                found[name] = path.with_suffix("").as_posix().removeprefix(inside)
+        return found
+
+    def _one_each(self, images: Mapping[str, str], key: Callable[[str], str]) -> dict[str, str]:
+        """One image of each key; the others of a key are of other modalities."""
+        chosen: dict[str, str] = {}
+        for name, stem in images.items():
+            chosen.setdefault(key(stem), name)
+        return {name: each for each, name in chosen.items()}
+
+    def _read_image(self, name: str, labels: Path, matches: Matches) -> None:
+        builder, image = self.builder, self.builder.root / name
+        part, label = self._part(name), matches.label.get(name)
+        if label is not None:
+            builder.remarks.labels.add(label)
+        try:
+            if name in matches.problems:
+                raise SkipFrame("invalid", *matches.problems[name])
+            self.files.size(image)
+            if label is None and self.require_labels:
                 raise UserError(
-                    "labels", f"{file}: names must number the classes 0 to {len(names) - 1}"
+                    "labels",
+                    f"{image}: has no label file {labels / image.stem}{LABEL}",
+                    "add it (empty for a negative)",
                 )
-            return [str(names[number]) for number in range(len(names))]
-        if isinstance(names, list):
-            return [str(name) for name in names]
-    for file in (source / "classes.txt", source / "labels" / "classes.txt", source / "obj.names"):
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    return []
+            rows = Rows()  # In YOLO format an image without objects may have no label file.
+            if label is not None:
+                rows = read_rows(builder.root / label, self.classes, self.declared.keypoints)
+        except SkipFrame as reason:
+            builder.skip(part, label or name, reason, image)
+            return
+        builder.add(part, name, Frame(name, image, "", tuple(rows.boxes), tuple(rows.labels)))
+        if label is None:
+            builder.remarks.negatives.add(name)
+            return
+        for what, count in (
+            ("polygons read as the boxes around them", rows.polygons),
+            ("rows with keypoints, which are not read", rows.keypoints),
+        ):
+            if count:
+                builder.remarks.note(what, label, count)
+        if name in matches.spelled:
+            builder.remarks.note("label files spelled otherwise", f"{label} of {name}")
+
+    def _has_boxes(self, label: str) -> bool:
+        try:
+            return bool(read_rows(self.builder.root / label, 0).boxes)
+        except SkipFrame:
+            return False
+
+    def _part(self, name: str) -> str:
+        """The split of an image or label file, for counts."""
+        declared = self.declared.splits.get(name, set())
+        if len(declared) == 1:
+            return next(iter(declared))
+        return split_from_path(PurePosixPath(name).parent.parts) or ALL

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from research.data.index import Entry
+from research.data.texts import BadText, parse_number, read_lines
 from research.utils.errors import UserError
 
 COLUMNS = ("series", "photo1", "photo2", "preference", "rank1", "rank2")
@@ -122,8 +122,7 @@ def read_pair_list(file: Path) -> list[PairRow]:
     Raises:
         UserError: for an unreadable or empty file, or an invalid row.
     """
-    text = _read_text(file, "labels")
-    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line.split()) for number, line in enumerate(_read_lines(file, "labels"), 1)]
     rows = [_parse_row(f"{file} row {number}", cells) for number, cells in lines if cells]
     if not rows:
         raise UserError("labels", f"{file}: contains no pairs", f"a row is {' '.join(COLUMNS)}")
@@ -147,7 +146,7 @@ def read_votes(file: Path) -> list[PairRow]:
     Raises:
         UserError: for an unreadable or empty file, missing columns, or an invalid row.
     """
-    reader = csv.DictReader(_read_text(file, "dataset.votes_file").splitlines())
+    reader = csv.DictReader(_read_lines(file, "dataset.votes_file"))
     missing = [name for name in VOTE_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(
@@ -155,7 +154,10 @@ def read_votes(file: Path) -> list[PairRow]:
             f"{file} row 1: no column {', '.join(missing)}",
             f"a table of votes has {', '.join(VOTE_COLUMNS)}",
         )
-    rows = [_parse_votes(f"{file} row {reader.line_num}", cells) for cells in reader]
+    try:
+        rows = [_parse_votes(f"{file} row {reader.line_num}", cells) for cells in reader]
+    except csv.Error as error:
+        raise UserError("labels", f"{file} row {reader.line_num}: {error}", "fix it") from None
     if not rows:
         raise UserError(
             "labels", f"{file}: contains no votes", f"a row is {', '.join(VOTE_COLUMNS)}"
@@ -265,11 +267,8 @@ def _pool(group: Sequence[PairRow]) -> PairRow:
 def _parse_numbers(location: str, names: Sequence[str], cells: Sequence[str]) -> list[float]:
     values = []
     for name, cell in zip(names, cells, strict=True):
-        try:
-            value = float(cell)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
+        value = parse_number(cell)
+        if value is None:
             raise UserError("labels", f"{location}: {name} is {cell!r}", "expected a number")
         values.append(value)
     return values
@@ -277,7 +276,7 @@ def _parse_numbers(location: str, names: Sequence[str], cells: Sequence[str]) ->
 
 def _integers(location: str, names: Sequence[str], values: Sequence[float]) -> list[int]:
     for name, value in zip(names, values, strict=True):
-        if not value.is_integer() or value < 0:
+        if not value.is_integer() or not 0 <= value < 2**53:
             raise UserError("labels", f"{location}: {name} is {value:g}", "expected a whole number")
     return [int(value) for value in values]
 
@@ -289,8 +288,8 @@ def _check_different(location: str, first: int, second: int) -> None:
         )
 
 
-def _read_text(file: Path, key: str) -> str:
+def _read_lines(file: Path, key: str) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(key, f"{file}: cannot be read ({error})", "a text file is needed") from None
+        return read_lines(file)
+    except BadText as error:
+        raise UserError(key, f"{file}: {error}") from None

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from research.compression.jpeg_header import MIN_SIDE
-from research.data.frames.frame import ImageFiles, SkipFrame
+from research.data.frames.frame import ImageFiles, ImageSize, SkipFrame
 from research.data.frames.letterbox import Letterbox
 from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError, one_line
@@ -83,10 +83,10 @@ def read_array_header(path: Path) -> ArrayHeader:
     return ArrayHeader(height, width, ArraySpec(channels, array.dtype.name))
 
 
-def array_size(path: Path) -> tuple[int, int]:
+def array_size(path: Path) -> ImageSize:
     """Width and height in pixels, see ``read_array_header``."""
     header = read_array_header(path)
-    return header.width, header.height
+    return ImageSize(header.width, header.height)
 
 
 ARRAY_FILES = ImageFiles(frozenset({".npy"}), array_size)
@@ -104,10 +104,10 @@ class HeaderCollector:
         self.headers: dict[Path, ArrayHeader] = {}
         self.files = ImageFiles(ARRAY_FILES.suffixes, self._size)
 
-    def _size(self, path: Path) -> tuple[int, int]:
+    def _size(self, path: Path) -> ImageSize:
         header = read_array_header(path)
         self.headers[path] = header
-        return header.width, header.height
+        return ImageSize(header.width, header.height)
 
     def common_spec(self) -> ArraySpec:
         """Channels and type of all files.

@@ -13,10 +13,12 @@ from PIL.Image import Image
 
 from research.batch import DetectionBatch
 from research.data.datamodule import DEFAULT_MAX_BOXES, Common, DataModule, Demo
+from research.data.frames.declared import read_class_names
 from research.data.frames.frame import Frame, FrameSet
-from research.data.frames.yolo import read_class_names, read_yolo, yolo_folders
+from research.data.frames.limits import log_reading
+from research.data.frames.yolo import read_yolo, yolo_folders
 from research.data.index import ProgressCallback
-from research.data.listing import describe_files, log_skipped
+from research.data.listing import log_skipped
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import (
     COLOURS,
@@ -30,8 +32,10 @@ from research.data.rgbx.layout import (
     DEFAULT_NAMES,
     DESCRIPTION,
     LEDGER,
+    add_ignored,
     channel_names,
     group_by_sequence,
+    source_reading,
 )
 from research.data.rgbx.samples import ArraySamples, collate_frames
 from research.data.rgbx.statistics import channel_statistics
@@ -126,11 +130,21 @@ class RgbxFolder(DataModule):
                 "set the folder that has, or make one with python -m research.prepare rgbx",
             )
         collector = HeaderCollector()
-        frame_set = read_yolo(
-            self.root, folders, collector.files, self.missing_labels == "error", self.class_names
-        )
-        used = describe_files(len(frame_set.frames), frame_set.passed_over)
-        log.info("%s: %s", self.root, used)
+        try:
+            frame_set = read_yolo(
+                self.root,
+                folders,
+                collector.files,
+                self.missing_labels == "error",
+                self.class_names,
+            )
+        except UserError as error:
+            if error.key != "data_yaml":
+                raise
+            raise UserError("dataset.root", error.message, "fix or remove one of them") from None
+        if source := source_reading(self.root):
+            log.info("%s: prepared from a source %s", self.root, source)
+        log_reading(frame_set)
         log_skipped(frame_set.problems)
         spec = collector.common_spec()
         self.dtype, self.channels = spec.dtype, channel_names(self.root, spec, self.x)
@@ -141,6 +155,7 @@ class RgbxFolder(DataModule):
                 "add labels, or set dataset.class_names=[a,b]",
             )
         self.classes = frame_set.classes
+        frame_set = add_ignored(frame_set)
         self.check_loaded("dataset.root")
         for kind in ("missing_image", "missing_file", "invalid"):
             if count := sum(getattr(run, kind) for run in frame_set.runs):
@@ -221,7 +236,7 @@ class RgbxFolder(DataModule):
             for frame in frames:
                 size = frame.image.stat().st_size
                 content = split, frame.name, size, frame.boxes, frame.labels
-                digest.update(repr(content).encode())
+                digest.update(repr(content + frame.ignored).encode())
                 digest.update(read_chunks(frame.image))
         return digest.hexdigest()[:16]
 

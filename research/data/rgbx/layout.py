@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from research.data.frames.frame import FrameSet
+from research.data.frames.frame import (
+    NORMALISED_SLACK,
+    Frame,
+    FrameSet,
+    SkipFrame,
+    normalize_box,
+)
 from research.data.rgbx.arrays import COLOURS, ArraySpec
-from research.utils.errors import UserError
+from research.data.texts import BadText, read_json
+from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +107,70 @@ def group_by_sequence(
     return replace(frame_set, frames=frames, split=dict(sorted(split.items())))
 
 
+def add_ignored(frame_set: FrameSet) -> FrameSet:
+    """Add the ignore regions in ``rgbx.json`` to the frames of a prepared folder.
+
+    ``"ignored": {STEM: [[class, [x0, y0, x1, y1]], …]}``: boxes as fractions of the array, by its
+    path below ``images/`` without suffix.
+
+    Raises:
+        UserError: if they are not valid.
+    """
+    path = frame_set.root / DESCRIPTION
+    if not path.is_file():
+        return frame_set
+    try:
+        description = read_json(path)
+    except BadText as error:
+        log.warning("%s: %s; no ignore regions are read", path, error)
+        return frame_set
+    regions = description.get("ignored", {}) if isinstance(description, dict) else {}
+    try:
+        frames = [_with_regions(frame, regions, frame_set.classes) for frame in frame_set.frames]
+    except (SkipFrame, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            "dataset.root",
+            f"{path}: its ignore regions cannot be read ({one_line(error)})",
+            "run the same python -m research.prepare rgbx command again",
+        ) from None
+    return replace(frame_set, frames=frames)
+
+
+def source_reading(root: Path) -> str:
+    """How the source of a prepared folder was read; empty if that is not recorded."""
+    try:
+        document = read_json(root / DESCRIPTION)
+    except BadText:
+        return ""
+    reading = document.get("reading") if isinstance(document, dict) else None
+    return reading if isinstance(reading, str) else ""
+
+
+def _with_regions(
+    frame: Frame, regions: Mapping[str, Sequence[Any]], classes: Sequence[str]
+) -> Frame:
+    stem = Path(frame.name).with_suffix("").as_posix().removeprefix("images/")
+    rows = [(label, box) for label, box in regions.get(stem, ())]
+    if any(type(label) is not int or label not in range(len(classes)) for label, _ in rows):
+        raise SkipFrame("invalid", f"{stem}: a class that is none of {len(classes)}")
+    boxes = [normalize_box(box, 1, 1, NORMALISED_SLACK, stem) for _, box in rows]
+    if not rows:
+        return frame
+    return replace(
+        frame,
+        boxes=(*frame.boxes, *boxes),
+        labels=(*frame.labels, *(label for label, _ in rows)),
+        ignored=(False,) * len(frame.boxes) + (True,) * len(rows),
+    )
+
+
 def _read_description(path: Path) -> list[str]:
     """Names of the X channels in ``rgbx.json``."""
     try:
-        channels = json.loads(path.read_text(encoding="utf-8"))["channels"]
+        channels = read_json(path)["channels"]
         if tuple(channels[: len(COLOURS)]) == COLOURS:
             return [str(name) for name in channels[len(COLOURS) :]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadText, KeyError, TypeError):
         pass
     raise UserError(
         "dataset.x",

@@ -13,17 +13,19 @@ from research.data.image_files import decode, read_header
 from research.data.image_modes import WIDE_16BIT, to_rgb
 from research.data.rgbx.arrays import Pixels, describe_nans, open_memmap
 from research.utils.errors import DamagedImage
+from research.utils.exif import UPRIGHT
 
 MAX_CHANNEL_DIFFERENCE = 4
 """Largest difference between the channels of a grey image, which rounding in JPEG can cause."""
 
 
 class ModalityHeader(NamedTuple):
-    """Width and height of the upright image in pixels, and whether it has 16 bits."""
+    """Width and height of the upright image in pixels, whether it has 16 bits, its orientation."""
 
     width: int
     height: int
     is_16bit: bool
+    orientation: int
 
 
 def read_modality_header(path: Path) -> ModalityHeader:
@@ -34,7 +36,7 @@ def read_modality_header(path: Path) -> ModalityHeader:
     """
     if path.suffix.lower() == ".npy":
         array = _open_grey_array(path)
-        return ModalityHeader(array.shape[1], array.shape[0], array.itemsize == 2)
+        return ModalityHeader(array.shape[1], array.shape[0], array.itemsize == 2, UPRIGHT)
     try:
         header = read_header(path)
     except DamagedImage as error:
@@ -43,7 +45,7 @@ def read_modality_header(path: Path) -> ModalityHeader:
         count = "three" if header.channels == 3 else header.channels
         problem = f"{header.bits} bits in {count} channels"
         raise SkipFrame("invalid", f"{problem}: store it in 16-bit grey, or colours in 8 bits")
-    return ModalityHeader(header.width, header.height, header.is_wide)
+    return ModalityHeader(header.width, header.height, header.is_wide, header.orientation)
 
 
 def read_colour(path: Path) -> Pixels:

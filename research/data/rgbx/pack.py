@@ -2,10 +2,11 @@
 
 Files are written in this order: for each frame its label ``OUT/labels/**.txt`` (YOLO; empty for a
 negative), then its array ``OUT/images/**.npy`` [H, W, 3 + X]; ``OUT/classes.txt``; finally
-``OUT/rgbx.json``, which names the channels. Without ``rgbx.json``, OUT is incomplete and cannot be
-used. The ledger ``OUT/.prepared.jsonl`` records every finished array with the size and times of its
-source files, so that a stopped or repeated run writes only what is missing. Every file is written
-atomically; arrays and labels without a frame in the source are removed.
+``OUT/rgbx.json``, which names the channels and holds the ignore regions, for which YOLO has no row.
+Without ``rgbx.json``, OUT is incomplete and cannot be used. The ledger ``OUT/.prepared.jsonl``
+records every finished array with the size and times of its source files, so that a stopped or
+repeated run writes only what is missing. Every file is written atomically; arrays and labels
+without a frame in the source are removed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from research.data.frames.frame import Frame, FrameSet, RunCounts, SkipFrame
+from research.data.frames.frame import BoxXYXY, Frame, FrameSet, RunCounts, SkipFrame
 from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import COLOURS, Pixels
 from research.data.rgbx.layout import DESCRIPTION, LEDGER
@@ -144,7 +145,7 @@ def _pack(
     if failed:
         frame_set = _drop_failed(frame_set, failed)
         check(frame_set)
-    return _write_description(frame_set, folders, out, is_16bit)
+    return _write_description(frame_set, folders, out, is_16bit, stems)
 
 
 def _map_in_threads(
@@ -161,12 +162,17 @@ def _map_in_threads(
 
 
 def _write_description(
-    frame_set: FrameSet, folders: PairedFolders, out: Path, is_16bit: bool
+    frame_set: FrameSet,
+    folders: PairedFolders,
+    out: Path,
+    is_16bit: bool,
+    stems: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write ``classes.txt`` and ``rgbx.json``."""
+    """Write ``classes.txt`` and ``rgbx.json``; ``stems`` by frame name."""
     names = [" ".join(name.split()) or str(index) for index, name in enumerate(frame_set.classes)]
     _write_if_changed(out / "classes.txt", "".join(f"{name}\n" for name in names))
-    boxes = Counter(label for frame in frame_set.frames for label in frame.labels)
+    boxes = Counter(label for frame in frame_set.frames for label, _ in _rows(frame, ignored=False))
+    regions = {stems[f.name]: rows for f in frame_set.frames if (rows := _rows(f, ignored=True))}
     counts = {
         "frames": len(frame_set.frames),
         "negatives": sum(not frame.boxes for frame in frame_set.frames),
@@ -174,21 +180,31 @@ def _write_description(
         "left_out_invalid": sum(run.invalid for run in frame_set.runs),
         "left_out_missing": sum(run.missing_image + run.missing_file for run in frame_set.runs),
     }
-    description = {
+    description: dict[str, Any] = {
         "channels": [*COLOURS, *(name for name in folders.folders if name != "rgb")],
         "dtype": "uint16" if is_16bit else "uint8",
         "source": str(frame_set.root),
         "format": frame_set.format,
         "classes": {name: boxes[index] for index, name in enumerate(names)},
         "counts": counts,
+        "reading": str(frame_set.reading),
     }
+    if regions:
+        description["ignored"] = regions
     write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return description
 
 
+def _rows(frame: Frame, *, ignored: bool) -> list[tuple[int, BoxXYXY]]:
+    """Class and box of the objects of a frame, or of its ignore regions."""
+    flags = frame.ignored or (False,) * len(frame.boxes)
+    rows = zip(frame.labels, frame.boxes, flags, strict=True)
+    return [(label, box) for label, box, flag in rows if flag == ignored]
+
+
 def _yolo_rows(frame: Frame) -> str:
     rows = []
-    for label, (x0, y0, x1, y1) in zip(frame.labels, frame.boxes, strict=True):
+    for label, (x0, y0, x1, y1) in _rows(frame, ignored=False):
         cxcywh = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
         rows.append(" ".join([str(label), *(f"{value:.9g}" for value in cxcywh)]) + "\n")
     return "".join(rows)
@@ -213,7 +229,8 @@ def _drop_failed(frame_set: FrameSet, failed: Mapping[str, str]) -> FrameSet:
         invalid=sum(run.invalid for run in frame_set.runs) + len(failed),
     )
     problems = [f"{name}: {reason}" for name, reason in failed.items()]
-    return replace(frame_set, frames=frames, runs=[counts], problems=problems)
+    reading = frame_set.reading and frame_set.reading.leave_out(dict.fromkeys(failed, "unreadable"))
+    return replace(frame_set, frames=frames, runs=[counts], problems=problems, reading=reading)
 
 
 def _read_ledger(out: Path, source: Path) -> dict[str, LedgerEntry]:

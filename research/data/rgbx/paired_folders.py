@@ -1,77 +1,41 @@
 """Sources with one folder of images per modality: RGB, thermal, events.
 
-The folders are at the top of the source or in its train, val and test folders. The files of a frame
-have the same path below the folders, except for the suffix, and the same size in pixels. Labels are
-in VOC, YOLO or COCO format.
+The folders may be at any depth. The files of a frame have the same path without them, except for
+the suffix and a word of the modality, and the same size in pixels. Labels are in VOC, YOLO or COCO
+format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from research.data.frames.annotations import read_annotated
-from research.data.frames.frame import FrameSet, ImageFiles, RunCounts, SkipFrame
+from research.data.frames.annotations import AUTO, Options, read_annotated
+from research.data.frames.frame import FrameSet, ImageFiles, ImageSize, RunCounts, SkipFrame
 from research.data.frames.layout import split_from_name, split_from_path
+from research.data.frames.reading import WITHOUT_LABEL, Reading
 from research.data.image_files import EXTENSIONS
 from research.data.image_modes import UINT8_TO_UINT16
-from research.data.listing import PassedOver, list_files
+from research.data.listing import list_files, list_folders
+from research.data.rgbx import modality_names
 from research.data.rgbx.arrays import Pixels
 from research.data.rgbx.modalities import read_colour, read_grey, read_modality_header
+from research.data.rgbx.modality_names import ModalityNames, join, pair_by_last_word
+from research.data.texts import BadText, read_json
 from research.utils.errors import UserError
 
-FOLDERS = {
-    "rgb": ("rgb", "visible", "vis", "images"),
-    "thermal": ("thermal", "infrared", "ir", "lwir"),
-    "event": ("event", "events"),
-}
-"""Folder names of each modality, case-insensitive; the first one that exists is used."""
-
 LABELS = "labels/*.txt (YOLO), Annotations/*.xml (VOC) or annotations/*.json (COCO)"
+PAIRS = "rgb_to_thermal_vid_map.json"
+"""FLIR's file of pairs: name of an RGB picture → name of a thermal picture."""
+ALL_SUFFIXES = EXTENSIONS | {".npy"}
 
 
 def find_folders(source: Path, named: Mapping[str, str | None]) -> dict[str, str]:
-    """Name of the folder of each modality that the source has.
-
-    Args:
-        source: folder of the source.
-        named: modality to folder name set by the user, if any.
-
-    Raises:
-        UserError: for a named folder that does not exist or is used twice, no folder of RGB
-            images, or no folder of another modality.
-    """
-    existing = sorted({path.name for top in _top_folders(source) for path in top.glob("[!.]*/")})
-    folders: dict[str, str] = {}
-    for modality, names in FOLDERS.items():
-        name = named.get(modality)
-        if name and name not in existing:
-            raise UserError(
-                modality,
-                f"{modality}={name}: no such folder in {source}",
-                f"it has {_join(existing)}",
-            )
-        matches = [folder for word in names for folder in existing if folder.lower() == word]
-        if folder := name or next(iter(matches), None):
-            if folder in folders.values():
-                raise UserError(
-                    modality,
-                    f"{source}: {folder} is used for two modalities",
-                    f"set {modality}=FOLDER",
-                )
-            folders[modality] = folder
-    for required in (["rgb"], ["thermal", "event"]):
-        if not folders.keys() & required:
-            options = " or ".join(f"{modality}=FOLDER" for modality in required)
-            raise UserError(
-                required[0],
-                f"{source}: no folder {_join(n for key in required for n in FOLDERS[key])}",
-                f"it has {_join(existing)}: set {options}",
-            )
-    return folders
+    """Name of the folders of each modality, see ``modality_names.find_folders``."""
+    return modality_names.find_folders(source, list_files(source, ALL_SUFFIXES).names, named)
 
 
 class PairedFolders:
@@ -83,7 +47,6 @@ class PairedFolders:
         folders: modality to the name of its folder, ``rgb`` first.
         paths: modality to frame to files; more than one file is reported by ``files``.
         is_16bit: whether a file of a usable frame has 16 bits, by frame.
-        passed_over: files in the folders that are no images.
     """
 
     def __init__(self, source: Path, folders: Mapping[str, str]) -> None:
@@ -91,31 +54,40 @@ class PairedFolders:
         self.folders = dict(folders)
         self.paths: dict[str, dict[str, list[Path]]] = {name: {} for name in folders}
         self.is_16bit: dict[str, bool] = {}
-        self.passed_over = PassedOver()
         self._frames: dict[Path, str] = {}
         self._labelled: dict[str, Path] = {}
-        for top in _top_folders(source):
-            for modality, name in folders.items():
-                self._index(modality, top, top / name)
+        self._names = ModalityNames(folders, _listed_pairs(source))
+        self._renamed: list[tuple[str, str]] = []
+        self._index()
 
-    def read(self, require_labels: bool) -> FrameSet:
+    def read(
+        self,
+        require_labels: bool,
+        scale_boxes: bool = False,
+        form: str = AUTO,
+        data_yaml: str = "",
+    ) -> FrameSet:
         """The frames whose files are all usable, according to their headers.
 
         Args:
             require_labels: refuse images without labels; otherwise they are negatives in a YOLO
                 source, and are skipped in the other formats.
+            scale_boxes: see ``ImageFiles``.
+            form: see ``read_frames``.
+            data_yaml: see ``read_frames``.
 
         Raises:
             UserError: for missing labels, or no usable frame.
         """
-        files = ImageFiles(EXTENSIONS, self.size)
-        frame_set = read_annotated(self.source, self.folders["rgb"], files, require_labels)
+        files = ImageFiles(EXTENSIONS, self.size, scale_boxes, self._label_key())
+        options = Options(self._rgb_folder(), files, require_labels, data_yaml)
+        frame_set = read_annotated(self.source, form, options)
         if frame_set is None:
             raise UserError("SOURCE", f"{self.source}: no labels found in it", f"add {LABELS}")
         return self._add_unpaired(frame_set, require_labels)
 
-    def size(self, image: Path) -> tuple[int, int]:
-        """Width and height of a frame in pixels, from the headers of all its files.
+    def size(self, image: Path) -> ImageSize:
+        """Size of a frame, from the headers of all its files.
 
         Args:
             image: any one of them.
@@ -141,7 +113,7 @@ class PairedFolders:
                 )
                 raise SkipFrame("invalid", f"sizes differ, {sizes}: align the two")
         self.is_16bit[frame] = any(header.is_16bit for header in headers.values())
-        return headers[first][:2]
+        return ImageSize(*headers[first][:2], headers[first].orientation)
 
     def frame_of(self, image: Path) -> str:
         """The frame that a file belongs to.
@@ -154,7 +126,7 @@ class PairedFolders:
         if not image.is_file():
             text = f"its image {self._name(image)} does not exist: restore it"
             raise SkipFrame("missing_file", text)
-        folders = _join(self.folders.values())
+        folders = join(self.folders.values())
         raise SkipFrame(
             "invalid", f"its image {self._name(image)} is in none of {folders}: move it"
         )
@@ -204,26 +176,55 @@ class PairedFolders:
             )
         return np.concatenate(planes, axis=2)
 
-    def _index(self, modality: str, top: Path, folder: Path) -> None:
-        suffixes = EXTENSIONS if modality == "rgb" else EXTENSIONS | {".npy"}
-        if not folder.is_dir():
-            return
-        listing = list_files(folder, suffixes)
-        self.passed_over.update(listing.passed_over.below(self._name(folder)))
-        for path in listing.paths:
-            inner = top.relative_to(self.source) / path.relative_to(folder)
-            frame = (inner.parent / path.stem).as_posix()
-            self.paths[modality].setdefault(frame, []).append(path)
-            self._frames[path] = frame
+    def _index(self) -> None:
+        """Assign all pictures to frames."""
+        found: dict[str, dict[str, list[Path]]] = {modality: {} for modality in self.folders}
+        for path in list_files(self.source, ALL_SUFFIXES).paths:
+            modality, frame = self._names.classify(self._name(path))
+            if modality and (modality != "rgb" or path.suffix.lower() in EXTENSIONS):
+                found[modality].setdefault(frame, []).append(path)
+        renamed = pair_by_last_word(found)
+        for modality, frames in found.items():
+            for name, paths in frames.items():
+                frame = renamed.get((modality, name), name)
+                self.paths[modality].setdefault(frame, []).extend(paths)
+                self._frames.update(dict.fromkeys(paths, frame))
+                if frame != name:
+                    self._renamed.append((frame, self._name(paths[0])))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.source).as_posix()
 
+    def _rgb_folder(self) -> str | None:
+        """Name of the folder of RGB pictures; ``None`` if it has no single one."""
+        folder = self.folders["rgb"]
+        return None if folder.startswith("*") else folder
+
+    def _label_key(self) -> Callable[[str], str] | None:
+        """How labels are found that are not below the folder of labels as pictures are.
+
+        ``None`` if the formats find them: the folder of RGB pictures is at the top, or in those of
+        the splits, and the names of all modalities are the same.
+        """
+        folder = self._rgb_folder()
+        splits = [name for name in list_folders(self.source) if split_from_name(name)]
+        tops = [self.source, *(self.source / name for name in splits)]
+        if folder and not self._renamed and any((top / folder).is_dir() for top in tops):
+            return None
+        return self._key
+
+    def _key(self, stem: str) -> str:
+        return self._names.label_key(stem)
+
     def _add_unpaired(self, frame_set: FrameSet, require_labels: bool) -> FrameSet:
         """The frame set with the problems of files that belong to no frame."""
+        assert frame_set.reading is not None
+        remarks = frame_set.reading.remarks
         problems, runs = list(frame_set.problems), list(frame_set.runs)
+        described = {self._frames.get(self.source / name) for name in remarks.left_out}
+        described |= {self.frame_of(frame.image) for frame in frame_set.frames}
         unlabelled = [
-            paths[0] for frame, paths in self.paths["rgb"].items() if frame not in self._labelled
+            paths[0] for frame, paths in self.paths["rgb"].items() if frame not in described
         ]
         if unlabelled and require_labels:
             raise UserError("SOURCE", f"{unlabelled[0]}: has no labels", "add them, or remove it")
@@ -243,7 +244,54 @@ class PairedFolders:
             problems += [f"{name}: {problem}" for name in unpaired]
             if unpaired:
                 runs.append(RunCounts(self.folders[modality], 0, 0, 0, 0, len(unpaired), 0))
-        return replace(frame_set, problems=problems, runs=runs, passed_over=self.passed_over)
+        reading = self._account(frame_set, frame_set.reading)
+        return replace(frame_set, problems=problems, runs=runs, reading=reading)
+
+    def _account(self, frame_set: FrameSet, reading: Reading) -> Reading:
+        """The reading with the pictures of all modalities."""
+        remarks = reading.remarks
+        used = {self.frame_of(frame.image) for frame in frame_set.frames}
+        reasons = {
+            self._frames[self.source / name]: reason
+            for name, reason in remarks.left_out.items()
+            if self.source / name in self._frames
+        }
+        pictures = set()
+        for path, frame in self._frames.items():
+            name = self._name(path)
+            if frame in used:
+                pictures.add(name)
+                continue
+            missing = "without an image of each modality"
+            complete = all(self.paths[modality].get(frame) for modality in self.folders)
+            default = WITHOUT_LABEL if complete else missing
+            remarks.left_out.setdefault(name, reasons.get(frame, default))
+        for frame, name in self._renamed:
+            if frame in used:
+                remarks.note("names that differ by the word of the modality", f"{name} of {frame}")
+        return replace(reading, pictures=pictures)
+
+
+def _listed_pairs(source: Path) -> dict[str, str]:
+    """Stem of a thermal picture → stem of the RGB picture, if the source lists its pairs.
+
+    Raises:
+        UserError: if the list cannot be read.
+    """
+    file = source / PAIRS
+    if not file.is_file():
+        return {}
+    try:
+        document = read_json(file)
+    except BadText as error:
+        raise UserError("labels", f"{file}: {error}") from None
+    if not isinstance(document, dict) or not all(
+        isinstance(name, str) for name in document.values()
+    ):
+        raise UserError("labels", f"{file}: expected RGB name → thermal name", "fix or remove it")
+    return {
+        PurePosixPath(thermal).stem: PurePosixPath(rgb).stem for rgb, thermal in document.items()
+    }
 
 
 def output_stems(frame_set: FrameSet, folders: PairedFolders) -> dict[str, str]:
@@ -268,11 +316,3 @@ def output_stems(frame_set: FrameSet, folders: PairedFolders) -> dict[str, str]:
             )
         names[stem] = frame.name
     return {name: stem for stem, name in names.items()}
-
-
-def _top_folders(source: Path) -> list[Path]:
-    return [source, *sorted(path for path in source.glob("[!.]*/") if split_from_name(path.name))]
-
-
-def _join(names: Iterable[str]) -> str:
-    return ", ".join(names) or "nothing"

@@ -33,6 +33,7 @@ class ArraySamples:
         self.size = size
         self.spec = spec
         self.skipped = dict(skipped)
+        self.has_ignored = any(any(frame.ignored) for frame in frames)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -53,6 +54,8 @@ class ArraySamples:
             indices.append(key.index)
         frames = [self.frames[index] for index in indices]
         batch = collate_frames(arrays, self.size, self.spec, frames)
+        if not self.has_ignored:  # of all batches of a split, or of none
+            batch.ignored = None
         batch.index = torch.tensor(indices, dtype=torch.int64)
         batch.skipped = dict(skipped)
         return batch
@@ -73,7 +76,7 @@ def collate_frames(
     slots = max([1, *(len(frame.boxes) for frame in frames or ())])
     inputs = np.zeros((count, spec.channels, size, size), spec.dtype)
     boxes, mask = np.zeros((count, slots, 4), np.float32), np.zeros((count, slots), bool)
-    labels = np.zeros((count, slots), np.int64)
+    labels, ignored = np.zeros((count, slots), np.int64), np.zeros((count, slots), bool)
     sizes = np.array([array.shape[:2] for array in arrays], np.int32).reshape(-1, 2)
     for row, array in enumerate(arrays):
         inputs[row] = letterbox(array, size)
@@ -82,7 +85,8 @@ def collate_frames(
         height, width = array.shape[:2]
         own = np.array(frames[row].boxes, dtype=np.float64)
         boxes[row, : len(own)] = Letterbox.of(height, width, size).boxes(own)
-        mask[row, : len(own)] = True
         labels[row, : len(own)] = frames[row].labels
+        ignored[row, : len(frames[row].ignored)] = frames[row].ignored
+        mask[row, : len(own)] = ~ignored[row, : len(own)]
     tensors = (torch.from_numpy(part) for part in (inputs, boxes, mask, labels, sizes))
-    return DetectionBatch(torch.arange(count), *tensors)
+    return DetectionBatch(torch.arange(count), *tensors, ignored=torch.from_numpy(ignored))

@@ -169,6 +169,8 @@ def _write_manifest(
                     continue
                 stored[sample.group] += 1
                 record = {"name": sample.name, "group": sample.group, "sha256": stamp.sha256}
+                if stamp.reading:
+                    record["reading"] = stamp.reading
                 line = json.dumps(record | plan.encoder.index_entry(sample)).encode() + b"\n"
                 digest.update(line)
                 file.write(line)
@@ -202,6 +204,7 @@ def _write_manifest(
         left_out=skipped,
         thresholds=plan.thresholds,
         index_sha256=digest.hexdigest(),
+        reading="" if plan.reading is None else str(plan.reading.leave_out(skipped)),
     ).save()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from research.utils.errors import UserError
 GIB = 2**30
 FRAMES = FoldColumns("groups", "frames", "mAP50", "mean IoU", "constant box")
 Splits = dict[str, NDArray[np.int64]]
+
+log = logging.getLogger(__name__)
 
 
 class StoreDemo(Protocol):
@@ -106,6 +109,8 @@ class Warehouse(DataModule):
                 f"prepare them with python -m research.prepare {self.kind.name}",
             )
         self.manifest = manifest
+        if manifest.reading:
+            log.info("%s: %s", manifest.folder, manifest.reading)
         self.check_loaded("dataset.manifest")
         self.kind.configure(manifest.transform)
         self.classes = manifest.classes

@@ -22,6 +22,9 @@ from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.data.warehouse.manifest import TensorSpec
 
+OPTIONAL = {"ignored": "uint8", "areas": "float32"}
+"""Tensors that a store of frames has only if its source needs them, with their types."""
+
 
 @dataclass(frozen=True)
 class SampleSpec:
@@ -87,22 +90,26 @@ class FrameEncoder:
 
     Tensors of a sample: ``images`` uint8 [S, S, 3] RGB, ``boxes`` float32 [M, 4] xyxy as fractions
     of the canvas, ``mask`` uint8 [M] (1 for a slot with a box; slots are filled from the first
-    on), ``labels`` int64 [M], ``sizes`` int32 [2] height and width of the source image.
+    on), ``labels`` int64 [M], ``sizes`` int32 [2] height and width of the source image. Only if a
+    frame of the source has any: ``ignored`` uint8 [M] (1 for an ignore region), ``areas`` float32
+    [M] declared areas in pixels of the source image (see ``Frame``; otherwise those of the boxes).
 
     Attributes:
         image_size: S, side of the canvas in pixels.
         max_boxes: M, slots for boxes in a frame.
+        optional: names in ``OPTIONAL`` of the tensors that the source needs.
     """
 
     image_size: int
     max_boxes: int
+    optional: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         return "frames"
 
     def transform(self) -> dict[str, Any]:
-        return {**asdict(self), "resize": "letterbox"}
+        return {"image_size": self.image_size, "max_boxes": self.max_boxes, "resize": "letterbox"}
 
     def tensors(self) -> dict[str, TensorSpec]:
         size, slots = self.image_size, self.max_boxes
@@ -112,10 +119,13 @@ class FrameEncoder:
             "mask": TensorSpec("uint8", (slots,)),
             "labels": TensorSpec("int64", (slots,)),
             "sizes": TensorSpec("int32", (2,)),
+            **{name: TensorSpec(OPTIONAL[name], (slots,)) for name in self.optional},
         }
 
     def index_entry(self, sample: SampleSpec) -> dict[str, Any]:
-        return {"boxes": len(sample.target["boxes"])}
+        ignored = sum(sample.target.get("ignored", ()))
+        counts = {"boxes": len(sample.target["boxes"]) - ignored}
+        return {**counts, "ignored": ignored} if ignored else counts
 
     def encode(self, sample: SampleSpec) -> Encoded:
         image = to_rgb(decode(sample.file))
@@ -124,11 +134,17 @@ class FrameEncoder:
         slots = {
             name: np.zeros(tensor.shape, tensor.dtype)
             for name, tensor in self.tensors().items()
-            if name in ("boxes", "mask", "labels")
+            if name not in ("images", "sizes")
         }
         slots["boxes"][: len(boxes)] = letterbox.boxes(boxes)
         slots["mask"][: len(boxes)] = 1
         slots["labels"][: len(boxes)] = sample.target["labels"]
+        if "ignored" in slots:
+            slots["ignored"][: len(boxes)] = sample.target.get("ignored", 0)
+        if "areas" in slots:
+            own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+            declared = np.array(sample.target.get("areas", own), dtype=np.float64)
+            slots["areas"][: len(boxes)] = declared * (image.width * image.height)
         sizes = np.array([image.height, image.width], dtype=np.int32)
         return Encoded({"images": letterbox.image(image), "sizes": sizes, **slots})
 

@@ -288,9 +288,12 @@ class FrameKind:
 
 
 def true_boxes(store: Store, positions: Positions) -> tuple[Tensor, Tensor]:
-    """Boxes [N, M, 4] and mask [N, M] bool of the frames at ``positions``."""
+    """Boxes [N, M, 4] and mask of the objects [N, M] bool of the frames at ``positions``."""
     indices = positions.tolist()
-    return store.gather("boxes", indices), store.gather("mask", indices).bool()
+    mask = store.gather("mask", indices).bool()
+    if "ignored" in store.manifest.tensors:
+        mask &= ~store.gather("ignored", indices).bool()
+    return store.gather("boxes", indices), mask
 
 
 class FrameSamples:
@@ -326,12 +329,19 @@ class FrameSamples:
             whole = self.resident(name)
             return whole[torch.from_numpy(positions).to(whole.device, non_blocking=True)]
 
+        known = self.store.manifest.tensors
+        mask, ignored = rows("mask").bool(), None
+        if "ignored" in known:
+            ignored = rows("ignored").bool()
+            mask &= ~ignored
         # Stored as [H, W, 3]: the permuted view is channels_last.
         return DetectionBatch(
             index,
             rows("images").permute(0, 3, 1, 2),
             rows("boxes"),
-            rows("mask").bool(),
+            mask,
             rows("labels"),
             rows("sizes"),
+            ignored=ignored,
+            areas=rows("areas") if "areas" in known else None,
         )

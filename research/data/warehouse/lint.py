@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research.data.frames.letterbox import Letterbox
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import damaged_shards
+from research.data.warehouse.lint_labels import (
+    duplicate_boxes,
+    image_areas,
+    unlike_splits,
+    unusable_classes,
+    whole_picture_boxes,
+)
+from research.data.warehouse.lint_pictures import near_duplicates, readings
 from research.data.warehouse.manifest import MANIFEST, REMEDY, SAMPLES, SPLITS, Manifest
 from research.data.warehouse.samples import Samples, class_counts
 from research.utils.errors import UserError
@@ -66,9 +73,16 @@ def lint(
     samples = Samples(manifest, records, set(damaged))
     _check_groups(samples, report)
     _check_duplicates(samples, report, progress)
+    if manifest.kind in COMPARED:
+        _extend(report.warnings, near_duplicates(samples, progress))
     if manifest.kind == "frames":
         _check_boxes(samples, report)
+        _extend(report.warnings, duplicate_boxes(samples))
+        _extend(report.warnings, whole_picture_boxes(samples))
     _check_classes(samples, report)
+    if not damaged:  # otherwise classes may be where nothing can be read
+        _extend(report.warnings, unusable_classes(samples))
+        _extend(report.warnings, unlike_splits(samples))
     _summarize(samples, report)
     return report, samples
 
@@ -168,6 +182,10 @@ def _check_boxes(samples: Samples, report: LintReport) -> None:
     empty = ~filled
     prefix = np.sort(filled, axis=1)[:, ::-1]
     odd = (mask > 1) | (filled != prefix) | (empty & ((boxes != 0).any(-1) | (labels != 0)))
+    odd |= empty & samples.ignored
+    if "areas" in samples.manifest.tensors:
+        areas = samples.all("areas")
+        odd |= np.where(filled, ~(np.isfinite(areas) & (areas >= 0)), areas != 0)
     numbers = np.nan_to_num(boxes.astype(np.float64), posinf=0, neginf=0)
     x0, y0, x1, y1 = np.moveaxis(numbers, -1, 0)
     width, height = x1 - x0, y1 - y0
@@ -209,11 +227,7 @@ def _check_boxes(samples: Samples, report: LintReport) -> None:
 
 def _on_image(samples: Samples, boxes: NDArray[Any], side: int) -> NDArray[np.bool_]:
     """[N, M] True for boxes inside their image (to a pixel), not in the padding beside it."""
-    areas = np.zeros((len(boxes), 1, 4))
-    for index, (height, width) in enumerate(samples.all("sizes").tolist()):
-        letterbox = Letterbox.of(max(1, height), max(1, width), side)
-        left, top = letterbox.pad_x - 1, letterbox.pad_y - 1
-        areas[index, 0] = (left, top, left + letterbox.width + 2, top + letterbox.height + 2)
+    areas = image_areas(samples)[:, None] + [-1, -1, 1, 1]
     pixels = boxes * side
     low, high = pixels[..., :2] >= areas[..., :2], pixels[..., 2:] <= areas[..., 2:]
     return np.asarray((low & high).all(-1))
@@ -253,12 +267,15 @@ def _summarize(samples: Samples, report: LintReport) -> None:
             f"most {by_class.max()} ({manifest.classes[by_class.argmax()]}), total {by_class.sum()}"
         )
     if manifest.kind == "frames":
-        mask, boxes = samples.all("mask") > 0, samples.boxes()
-        per_frame = Counter(mask.sum(1).tolist())
+        objects, boxes = samples.objects, samples.boxes()
+        per_frame = Counter(objects.sum(1).tolist())
         report.notes.append(
-            f"boxes per frame: at most {max(per_frame, default=0)} of {mask.shape[1]} slots; "
+            f"boxes per frame: at most {max(per_frame, default=0)} of {objects.shape[1]} slots; "
             + ", ".join(f"{n} with {count}" for count, n in sorted(per_frame.items()))
         )
+        if regions := int(samples.ignored.sum()):
+            frames = int(samples.ignored.any(1).sum())
+            report.notes.append(f"ignore regions: {regions} in {frames} frames")
         if len(boxes):
             sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(0))
             low, middle, high = np.quantile(sides, [0.05, 0.5, 0.95])
@@ -266,6 +283,7 @@ def _summarize(samples: Samples, report: LintReport) -> None:
                 f"box side (square root of the area), fraction of the frame: median {middle:.3f}, "
                 f"5 % under {low:.3f}, 5 % over {high:.3f}"
             )
+    report.notes += readings(samples)
     skipped = ", ".join(f"{count} {kind}" for kind, count in manifest.damage.items())
     if skipped:
         report.notes.append(f"left out while the store was prepared: {skipped}")

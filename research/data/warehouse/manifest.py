@@ -104,6 +104,7 @@ class Manifest:
             kind.
         thresholds: limits that the source was checked against.
         index_sha256: hash of ``samples.jsonl``.
+        reading: how the source was read; empty in stores of earlier versions.
     """
 
     folder: Path
@@ -121,6 +122,7 @@ class Manifest:
     left_out: dict[str, str]
     thresholds: dict[str, float]
     index_sha256: str
+    reading: str = ""
 
     @property
     def path(self) -> Path:
@@ -153,6 +155,8 @@ class Manifest:
     def records(self) -> list[dict[str, Any]]:
         """The lines of ``samples.jsonl``: name, group, sha256 of the file, boxes or label.
 
+        Also ``reading``, if a file was not read by its stored pixels alone (see ``reading_tag``).
+
         Raises:
             UserError: if the file is missing or damaged.
         """
@@ -163,7 +167,7 @@ class Manifest:
             raise UserError("manifest", f"{path}: {_reason(error)}", REMEDY) from None
         if hashlib.sha256(data).hexdigest() != self.index_sha256:
             raise UserError("manifest", f"{path}: damaged (SHA-256)", REMEDY)
-        records = [json.loads(line) for line in data.splitlines()]
+        records = [_record(path, row, line) for row, line in enumerate(data.splitlines(), 1)]
         if len(records) != self.samples:
             raise UserError(
                 "manifest",
@@ -175,6 +179,8 @@ class Manifest:
     def save(self) -> None:
         content = asdict(self)
         del content["folder"]
+        if not self.reading:
+            del content["reading"]
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -232,6 +238,19 @@ class Manifest:
             if math.prod(tensor.shape) >= 2**40:
                 return f"tensor {name}: {list(tensor.shape)} is not supported"
         return ""
+
+
+def _record(path: Path, row: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError("manifest", f"{path} row {row}: {_reason(error)}", REMEDY) from None
+    if not isinstance(record, dict):
+        raise UserError("manifest", f"{path} row {row}: expected an object", REMEDY)
+    for key in ("name", "group", "sha256"):
+        if not isinstance(record.get(key), str):
+            raise UserError("manifest", f"{path} row {row}: has no text {key!r}", REMEDY)
+    return record
 
 
 def _find(path: Path) -> Path:

@@ -10,10 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.compression.decoder import Decoder
-from research.compression.selection import Selection, stored_order
 from research.data.warehouse.lint import TINY
-from research.data.warehouse.samples import Samples, class_counts
+from research.data.warehouse.samples import Samples, class_counts, decoded
 from research.viz import pictures
 
 CONTACT_SHEET = 36
@@ -42,7 +40,10 @@ def draw(samples: Samples) -> dict[str, Image.Image]:
         drawn |= {"box_centres": box_centres(boxes), "box_sizes": box_sizes(boxes * side)}
         cells = [_frame(samples, position) for position in chosen]
     else:
-        cells = [_decoded(samples, position) for position in chosen]
+        cells = [
+            pictures.from_pixels(torch.from_numpy(decoded(samples, position))).resize((CELL, CELL))
+            for position in chosen
+        ]
     captions = [_caption(samples, position) for position in chosen]
     drawn["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=6)
     return drawn
@@ -104,30 +105,20 @@ def box_sizes(boxes: NDArray[Any]) -> Image.Image:
 def _frame(samples: Samples, position: int) -> Image.Image:
     store = samples.store
     image = Image.fromarray(store.rows("images", position).copy()).resize((CELL, CELL))
-    filled = store.rows("mask", position) > 0
-    boxes = store.rows("boxes", position)[filled]
-    boxes = boxes[np.isfinite(boxes).all(1)] * CELL
-    return pictures.draw_boxes(image, boxes.tolist(), colours=(pictures.TRUE_BOX,))
-
-
-def _decoded(samples: Samples, position: int) -> Image.Image:
-    order = stored_order(samples.manifest.transform["window"])
-    y, cbcr = (
-        torch.from_numpy(samples.store.rows(name, position).astype(np.float32))
-        for name in ("y", "cbcr")
+    boxes = store.rows("boxes", position)
+    finite = np.isfinite(boxes).all(1)
+    row = np.searchsorted(samples.positions, position)
+    objects, ignored = (
+        (boxes[shown[row] & finite] * CELL).tolist() for shown in (samples.objects, samples.ignored)
     )
-    decoder = Decoder(Selection(order, order), "full")
-    rgb = decoder(y.permute(2, 0, 1)[None], cbcr.permute(0, 3, 1, 2)[None])[0]
-    image = pictures.from_pixels(rgb.round().clamp(0, 255).to(torch.uint8))
-    return image.resize((CELL, CELL))
+    image = pictures.draw_ignored(image, ignored)
+    return pictures.draw_boxes(image, objects, colours=(pictures.TRUE_BOX,))
 
 
 def _caption(samples: Samples, position: int) -> str:
     group = next(g for g in samples.manifest.groups if g.start <= position < g.stop)
     label = ""
     if samples.manifest.kind != "frames":
-        index = int(samples.store.rows("labels", position))
-        valid = 0 <= index < len(samples.manifest.classes)
-        label = samples.manifest.classes[index] if valid else f"label {index}"
+        label = samples.class_name(int(samples.store.rows("labels", position)))
     name = samples.records[position]["name"]
     return f"{group.split} {label or group.name}\n{name[-30:]}"

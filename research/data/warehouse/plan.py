@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from research.config.cli import choose
 from research.data.folder import ImageFolders
-from research.data.frames.frame import FrameSet
+from research.data.frames.frame import Frame, FrameSet
+from research.data.frames.reading import Reading
 from research.data.image_files import reading_tag
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.encoders import (
+    OPTIONAL,
     CoefficientEncoder,
     FrameEncoder,
     SampleEncoder,
@@ -42,6 +44,7 @@ class BuildPlan:
         runs: counts of each run of the source, for the manifest.
         skipped: samples skipped so far, by kind.
         thresholds: the limits that the source was checked against.
+        reading: how the source was read, if it has frames.
     """
 
     encoder: SampleEncoder
@@ -52,6 +55,7 @@ class BuildPlan:
     runs: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    reading: Reading | None = None
 
 
 class FileStamp(NamedTuple):
@@ -150,14 +154,10 @@ def plan_frames(
             f"set max_boxes={len(fullest.boxes)} (no frame has more)",
         )
     samples = [
-        SampleSpec(
-            frame.name,
-            frame.group,
-            frame.image,
-            {"boxes": [list(box) for box in frame.boxes], "labels": list(frame.labels)},
-        )
-        for frame in frames
+        SampleSpec(frame.name, frame.group, frame.image, _target_of(frame)) for frame in frames
     ]
+    needed = {name for sample in samples for name in sample.target}
+    encoder = replace(encoder, optional=tuple(name for name in OPTIONAL if name in needed))
     runs = {}
     for run in frame_set.runs:
         counts = asdict(run)
@@ -169,7 +169,21 @@ def plan_frames(
         {group: splits[group] for group in sorted(splits)},
         runs=runs,
         thresholds=dict(thresholds),
+        reading=frame_set.reading,
     )
+
+
+def _target_of(frame: Frame) -> dict[str, list[Any]]:
+    """What is stored of the boxes of a frame; part of the version, so nothing without content."""
+    target: dict[str, list[Any]] = {
+        "boxes": [list(box) for box in frame.boxes],
+        "labels": list(frame.labels),
+    }
+    if any(frame.ignored):
+        target["ignored"] = list(frame.ignored)
+    if frame.areas:
+        target["areas"] = list(frame.areas)
+    return target
 
 
 def plan_folders(folders: ImageFolders, source: Path, encoder: CoefficientEncoder) -> BuildPlan:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from research.compression.decoder import Decoder
+from research.compression.selection import Selection, stored_order
 from research.data.warehouse.manifest import SPLITS, Manifest
 from research.data.warehouse.store import Store
 
@@ -47,6 +50,11 @@ class Samples:
         name = self.records[position]["name"]
         return f"{self.manifest.shards[shard].file} row {row} ({name})"
 
+    def class_name(self, label: int) -> str:
+        """Name of a class, also if a label is not one."""
+        classes = self.manifest.classes
+        return classes[label] if 0 <= label < len(classes) else f"label {label}"
+
     def all(self, name: str) -> NDArray[Any]:
         """One tensor of all readable samples, in the order of ``positions``."""
         return self.store.gather(name, self.positions.tolist()).numpy()
@@ -55,20 +63,32 @@ class Samples:
         """[positions] True for samples of a split."""
         return np.asarray(self.splits[self.positions] == SPLITS.index(split))
 
+    @cached_property
+    def ignored(self) -> NDArray[np.bool_]:
+        """[positions, M] True for the ignore regions of frames."""
+        if "ignored" in self.manifest.tensors:
+            return np.asarray(self.all("ignored") > 0)
+        return np.zeros(self.all("mask").shape, bool)
+
+    @cached_property
+    def objects(self) -> NDArray[np.bool_]:
+        """[positions, M] True for the boxes of objects in frames."""
+        return np.asarray((self.all("mask") > 0) & ~self.ignored)
+
     def boxes(self) -> NDArray[np.float64]:
-        """[N, 4] all finite boxes: xyxy, fractions of the frame."""
-        boxes = self.all("boxes")[self.all("mask") > 0].astype(np.float64)
+        """[N, 4] all finite boxes of objects: xyxy, fractions of the frame."""
+        boxes = self.all("boxes")[self.objects].astype(np.float64)
         return boxes[np.isfinite(boxes).all(1)]
 
     @cached_property
     def valid_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Labels of all boxes (of frames) or samples, and their indices into ``positions``.
+        """Labels of all objects (of frames) or samples, and their indices into ``positions``.
 
         Labels outside the range of classes are left out.
         """
         labels = self.all("labels")
         if self.manifest.kind == "frames":
-            indices, slots = np.nonzero(self.all("mask"))
+            indices, slots = np.nonzero(self.objects)
             labels = labels[indices, slots]
         else:
             indices = np.arange(len(labels))
@@ -76,8 +96,27 @@ class Samples:
         return labels[valid], indices[valid]
 
 
+def decoded(samples: Samples, position: int) -> NDArray[np.uint8]:
+    """[3, H, W] RGB of one sample of a store of coefficients."""
+    y, cbcr = (
+        torch.from_numpy(samples.store.rows(name, position).astype(np.float32))
+        for name in ("y", "cbcr")
+    )
+    rgb = _decoder(samples.manifest.transform["window"])(
+        y.permute(2, 0, 1)[None], cbcr.permute(0, 3, 1, 2)[None]
+    )[0]
+    pixels: NDArray[np.uint8] = rgb.round().clamp(0, 255).to(torch.uint8).numpy()
+    return pixels
+
+
+@cache
+def _decoder(window: int) -> Decoder:
+    order = stored_order(window)
+    return Decoder(Selection(order, order), "full")
+
+
 def class_counts(samples: Samples) -> dict[str, NDArray[np.int64]]:
-    """Number of boxes (of frames) or samples of each class [classes], by split."""
+    """Number of objects (of frames) or samples of each class [classes], by split."""
     labels, indices = samples.valid_labels
     return {
         split: np.bincount(

@@ -12,6 +12,7 @@ from research.data.frames.annotations import read_frames
 from research.data.frames.capture import MANIFEST, prune, read_capture
 from research.data.frames.run_writer import RunWriter
 from tests.conftest import user_error
+from tests.data.frames.drawn import draw, means, pixel_boxes
 
 SIZE = (64, 48)
 
@@ -456,3 +457,72 @@ def test_a_full_disk_is_one_line_and_the_run_stays_readable(
         infer()
     found = read_frames(tmp_path / "run")
     assert (len(found.frames), found.problems) == (1, [])
+
+
+# What is declared twice
+
+
+def half(**changes: Any) -> dict[str, Any]:
+    """A box whose pixels are those of a picture of twice the size."""
+    return entry(bbox_px=[32, 24, 96, 72], **changes)
+
+
+def test_pixels_and_fractions_of_a_resized_picture_differ(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [label(), label(polyp_labels=[half()])])
+    found = read_capture(run)
+    assert [frame.name for frame in found.frames] == ["images/frame_00000.jpg"]
+    assert "fit to 128×96, the image is 64×48" in found.problems[0]
+    found = read_capture(run, scale_boxes=True)
+    assert [frame.boxes for frame in found.frames] == [((0.25, 0.25, 0.75, 0.75),)] * 2
+    assert found.problems == []
+    assert "boxes scaled" in found.notes[0]
+
+
+@pytest.mark.parametrize("scale_boxes", [False, True])
+@pytest.mark.parametrize("pixels", [[30, 12, 60, 36], [10, 12, 20, 36], [48, 12, 16, 36]])
+def test_pixels_and_fractions_of_other_boxes_are_no_label(
+    tmp_path: Path, pixels: list[int], scale_boxes: bool
+) -> None:
+    run = write_run(tmp_path / "run", [label(), label(polyp_labels=[entry(bbox_px=pixels)])])
+    found = read_capture(run, scale_boxes)
+    assert [frame.name for frame in found.frames] == ["images/frame_00000.jpg"]
+    assert "bbox_px" in found.problems[0]
+
+
+def test_two_lists_of_labels_are_compared(tmp_path: Path) -> None:
+    same, other = label(labels=[entry()]), label(labels=[])
+    found = read_capture(write_run(tmp_path / "run", [same, other, label(labels=None)]))
+    assert [frame.name for frame in found.frames] == ["images/frame_00000.jpg"]
+    assert "labels and polyp_labels have other boxes" in found.problems[0]
+    assert "labels is not a list" in found.problems[1]
+
+
+def test_a_label_of_another_frame_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [label(image="images/frame_00001.jpg"), label()])
+    found = read_capture(run)
+    assert [frame.name for frame in found.frames] == ["images/frame_00001.jpg"]
+    assert len(found.problems) == 1
+    assert "frame_00000.json: names the image of frame_00001.json" in found.problems[0]
+    assert found.passed_over.counts == {"not in any annotation file": 1}
+
+
+def test_boxes_of_turned_frames_lie_on_the_object(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [label(), label()])
+    for number, orientation in enumerate((1, 6)):
+        path = run / f"images/frame_0000{number}.jpg"
+        draw(path, SIZE, [(16, 12, 32, 24)], orientation)
+    found = read_capture(run)
+    assert pixel_boxes(found) == {frame.name: [(16, 12, 32, 24)] for frame in found.frames}
+    assert all(abs(mean[0] - 228) <= 2 for mean in means(found))
+
+
+def test_every_file_of_a_run_is_used_or_counted(tree: Path) -> None:
+    Image.new("RGB", SIZE).save(tree / "run_b/images/other.png")
+    (tree / "run_b/images/.hidden.png").write_bytes(b"x")
+    (tree / "run_b/notes.txt").write_text("x")
+    (tree / "prune_report.json").write_text("{}")
+    found = read_capture(tree)
+    # The pictures of damaged labels are left out with them.
+    assert found.passed_over.counts == {
+        "overlay": 2, "hidden": 1, "TXT": 1, "JSON": 1, "not in any annotation file": 1,
+    }  # fmt: skip

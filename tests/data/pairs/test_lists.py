@@ -112,6 +112,8 @@ def test_votes_of_both_orders_are_pooled(tmp_path: Path) -> None:
         (HEAD + "5,0,5-1.JPG,1,5-2.JPG,-1,1,1,0\n", ("row 2", "LEFT is -1")),
         (HEAD + "5,0,5-1.JPG,1,5-3.JPG,1,1,2,0\n", ("compareFile2=5-3.JPG", "photo 2 of series 5")),
         (HEAD, ("some.txt", "no votes")),
+        (HEAD + '5,"' + ("x" * 60_000 + "\n") * 3, ("some.txt row", "field larger")),
+        (HEAD + "5,1e300,5-2.JPG,1,5-2.JPG,1,1,2,0\n", ("row 2", "compareID1 is 1e+300")),
         (HEAD + "5,1,5-2.JPG,1,5-2.JPG,1,1,2,0\n", ("row 2", "photo 2", "itself")),
     ],
 )
@@ -122,8 +124,8 @@ def test_invalid_tables_of_votes(tmp_path: Path, text: str, words: tuple[str, ..
 
 def test_unreadable_files(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
-    file.write_bytes(b"\xff\xfe\x00\x80")
-    with user_error("labels", file, "cannot be read"):
+    file.write_bytes(b"5 1 2 \x80")
+    with user_error("labels", file, "is not UTF-8 (line 1)"):
         read_pair_list(file)
     with user_error("dataset.votes_file", "gone.csv", "cannot be read"):
         read_votes(tmp_path / "gone.csv")

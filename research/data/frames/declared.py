@@ -1,0 +1,270 @@
+"""What files of a YOLO source declare: class names and splits.
+
+``data.yaml`` (or another YAML file) has ``names``, ``nc``, ``path``, ``train``, ``val`` and
+``test``: each a folder, a list file, or several of them. ``obj.data`` of darknet has ``names``,
+``classes``, ``train`` and ``valid``. ``classes.txt`` and ``obj.names`` have names alone,
+``train.txt`` and ``val.txt`` beside them splits alone. What is declared twice is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from research.data import texts
+from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.layout import SPLITS
+from research.data.frames.reading import and_join
+from research.data.frames.split_lists import NONE, Description, ListReader
+from research.data.listing import list_files
+from research.data.texts import BadText
+from research.utils.errors import UserError
+
+NAME_FILES: Final = ("classes.txt", "obj.names")
+LIST_FILES: Final = ("train.txt", "val.txt", "valid.txt", "test.txt")
+FIRST: Final = ("data.yaml", "data.yml")
+
+
+@dataclass
+class Declared:
+    """What a source declares.
+
+    Attributes:
+        names: class names; empty if none are declared.
+        names_from: the file.
+        splits: image → splits that contain it; empty if none are declared.
+        split_from: the files, in words.
+        files: files that were read.
+        chosen: whether the user named the file, so that it is not compared with others.
+        keypoints: see ``Description``.
+    """
+
+    names: list[str] = field(default_factory=list)
+    names_from: str = ""
+    splits: dict[str, set[str]] = field(default_factory=dict)
+    split_from: str = ""
+    files: set[str] = field(default_factory=set)
+    chosen: bool = False
+    keypoints: int = 0
+
+
+def read_declared(
+    builder: FrameSetBuilder, data_yaml: str, images: frozenset[str], class_names: bool = True
+) -> Declared:
+    """Read what the files of a source declare.
+
+    Args:
+        builder: of the source; lines of lists without an image are counted in it.
+        data_yaml: the file to use, relative to the source; ``none`` for no YAML file and no
+            ``obj.data``; '' for all, which are compared.
+        images: suffixes of images, in lower case.
+        class_names: whether class names are read.
+
+    Raises:
+        UserError: for a file that cannot be read or is not valid, or two that disagree.
+    """
+    names = builder.listing.names
+    declared = Declared(chosen=bool(data_yaml))
+    descriptions = _descriptions(builder.root, names, data_yaml)
+    if class_names:
+        _read_names_of(builder.root, names, descriptions, declared)
+    declared.keypoints = next((each.keypoints for each in descriptions if each.keypoints), 0)
+    finder = ListReader(builder, images)
+    found = [(each, finder.read(each)) for each in descriptions if each.entries]
+    for each, splits in found[1:]:
+        if splits != found[0][1]:
+            raise UserError(
+                "data_yaml",
+                f"{builder.root}: {found[0][0].file} and {each.file} declare different splits",
+                f"choose {_choices(found[0][0].file, each.file, NONE)}",
+            )
+    if found:
+        description, declared.splits = found[0]
+        declared.split_from = _describe_entries(description)
+        declared.files |= {each.file for each, _ in found}
+    elif listed := [name for name in LIST_FILES if name in names and finder.is_list(name)]:
+        lists: dict[str, list[str]] = {SPLITS[name.removesuffix(".txt")]: [name] for name in listed}
+        declared.splits = finder.read(Description("", [], "", lists))
+        declared.split_from = and_join(listed)
+    declared.files |= finder.files
+    finder.count_missing()
+    return declared
+
+
+def read_class_names(source: Path) -> list[str]:
+    """The class names that the files of a source declare; empty if there are none.
+
+    Raises:
+        UserError: for a file that cannot be read, names that are not numbered 0, 1, …, or two
+            files that disagree.
+    """
+    names = list_files(source, None).names
+    declared = Declared()
+    _read_names_of(source, names, _descriptions(source, names, ""), declared)
+    return declared.names
+
+
+def _read_names_of(
+    source: Path, names: Sequence[str], descriptions: Sequence[Description], declared: Declared
+) -> None:
+    """Set the class names to those of the descriptions and text files, which are compared."""
+    found = [(each.file, each.names) for each in descriptions if each.names]
+    if not (found and declared.chosen):
+        files = [name for name in names if PurePosixPath(name).name in NAME_FILES]
+        found += [(name, classes) for name in files if (classes := _read_names(source / name))]
+    _compare_names(found)
+    if found:
+        declared.names_from, declared.names = found[0]
+        declared.files |= {file for file, _ in found}
+
+
+def is_description(name: str) -> bool:
+    """Whether a file may declare the names and splits of a source."""
+    path = PurePosixPath(name)
+    if len(path.parts) == 1:
+        return path.suffix.lower() in (".yaml", ".yml", ".data")
+    return path.suffix.lower() == ".data" and path.parts[:-1] == ("data",)
+
+
+def _descriptions(source: Path, names: Sequence[str], data_yaml: str) -> list[Description]:
+    if data_yaml == NONE:
+        return []
+    if data_yaml:
+        if data_yaml not in names:
+            raise UserError(
+                "data_yaml", f"data_yaml={data_yaml}: no such file in {source}", "name one in it"
+            )
+        files = [data_yaml]
+    else:
+        files = [name for name in names if is_description(name)]
+        files.sort(key=lambda name: (name.lower() not in FIRST, name))
+    read = [_read_description(source / name, name) for name in files]
+    return [each for each in read if each and (each.names or each.entries)]
+
+
+def _read_description(path: Path, name: str) -> Description | None:
+    try:
+        if path.suffix.lower() == ".data":
+            return _read_darknet(path, name)
+        document = texts.read_yaml(path)
+    except BadText as error:
+        raise UserError(
+            "labels", f"{path}: {error}", f"or read without it: data_yaml={NONE}"
+        ) from None
+    if not isinstance(document, dict):
+        return None
+    entries: dict[str, list[str]] = {}
+    for key, split in SPLITS.items():
+        value = document.get(key)
+        if value is None or value == "":
+            continue
+        listed = value if isinstance(value, list) else [value]
+        if not all(isinstance(each, str) for each in listed):
+            raise UserError("labels", f"{path}: {key}: expected a path or a list of paths")
+        entries[split] = entries.get(split, []) + listed
+    names = _yaml_names(path, document)
+    where = document.get("path")
+    return Description(
+        name, names, where if isinstance(where, str) else "", entries, _keypoints(document)
+    )
+
+
+def _yaml_names(path: Path, document: dict[Any, Any]) -> list[str]:
+    names = document.get("names")
+    if names is None:
+        return []
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise UserError(
+                "labels", f"{path}: names must number the classes 0 to {len(names) - 1}", "fix it"
+            )
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not all(
+        isinstance(name, str | int | float) and str(name).strip() for name in names
+    ):
+        raise UserError("labels", f"{path}: names: expected a list of words", "fix it")
+    _check_count(path, "nc", document.get("nc"), names)
+    return [str(name).strip() for name in names]
+
+
+def _check_count(path: Path, key: str, count: object, names: Sequence[object]) -> None:
+    if count is not None and count != len(names):
+        raise UserError(
+            "labels",
+            f"{path}: {key} is {str(count)[:20]}, but there are {len(names)} names",
+            f"fix it, or read without it: data_yaml={NONE}",
+        )
+
+
+def _keypoints(document: dict[Any, Any]) -> int:
+    """Numbers after the box, of ``kpt_shape: [points, numbers of each]``."""
+    shape = document.get("kpt_shape")
+    if isinstance(shape, list) and len(shape) == 2 and all(type(each) is int for each in shape):
+        return max(0, shape[0]) * max(0, shape[1])
+    return 0
+
+
+def _read_darknet(path: Path, name: str) -> Description | None:
+    """Read ``obj.data``: lines ``key = value``."""
+    values = {}
+    for line in texts.read_lines(path):
+        key, equals, value = line.partition("#")[0].partition("=")
+        if equals:
+            values[key.strip().lower()] = value.strip()
+    entries = {SPLITS[key]: [value] for key, value in values.items() if key in SPLITS and value}
+    names: list[str] = []
+    if file := values.get("names"):
+        folders = [path.parent, path.parent.parent]
+        parts = PurePosixPath(file.replace("\\", "/"))
+        tried = [folder / parts for folder in folders] + [path.parent / parts.name]
+        if not texts.name_problem(file):
+            found = next((each for each in tried if each.is_file()), None)
+            names = _read_names(found) if found else []
+        count = texts.parse_number(values.get("classes"))
+        if names and count is not None:
+            _check_count(path, "classes", count, names)
+    return Description(name, names, "", entries)
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in texts.read_lines(path) if line.strip()]
+    except BadText as error:
+        raise UserError("labels", f"{path}: {error}") from None
+
+
+def _compare_names(found: Sequence[tuple[str, list[str]]]) -> None:
+    for file, names in found[1:]:
+        first, expected = found[0]
+        if names == expected:
+            continue
+        differ = next(
+            (n for n, pair in enumerate(zip(expected, names, strict=False)) if pair[0] != pair[1]),
+            min(len(names), len(expected)),
+        )
+        one, other = (
+            repr(each[differ]) if differ < len(each) else "not named" for each in (expected, names)
+        )
+        raise UserError(
+            "data_yaml",
+            f"class {differ} is {one} in {first}, and {other} in {file}",
+            f"fix or remove one of them, or choose {_choices(first, file)}"
+            if is_description(first)
+            else "fix or remove one of them",
+        )
+
+
+def _choices(*files: str) -> str:
+    words = [file if is_description(file) else NONE for file in files]
+    return " or ".join(f"data_yaml={word}" for word in dict.fromkeys(words))
+
+
+def _describe_entries(description: Description) -> str:
+    entries = description.entries
+    flat = [entry for paths in entries.values() for entry in paths]
+    if all(entry.lower().endswith(".txt") for entry in flat):
+        return f"{and_join(flat)} of {description.file}"
+    splits = ", ".join(f"{split}: {and_join(paths)}" for split, paths in entries.items())
+    return f"{description.file} ({splits})"
