@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from research.batch import DetectionBatch
-from research.data.datamodule import DEFAULT_MAX_BOXES, Demo, NetworkInput, expected_classes
+from research.data.datamodule import DEFAULT_MAX_BOXES, Common, DataModule, Demo
 from research.data.frames.declared import read_class_names
 from research.data.frames.frame import Frame
 from research.data.frames.limits import log_reading
@@ -35,6 +35,7 @@ from research.data.rgbx.layout import DEFAULT_NAMES, channel_names, group_by_seq
 from research.data.rgbx.sources import plan_channels, read_arrays
 from research.data.rgbx.statistics import channel_statistics
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
+from research.data.splits import evenly_spaced, split_named
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.build import build
 from research.data.warehouse.kinds import FrameSamples
@@ -46,7 +47,7 @@ from research.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 
-class RgbxFolder:
+class RgbxFolder(DataModule):
     """A store that ``python -m research.prepare rgbx`` wrote, or a folder of arrays.
 
     Arrays are ``ROOT/images/**/*.npy`` [H, W, 3 + X] with ``ROOT/labels/**/*.txt``, optionally by
@@ -54,7 +55,6 @@ class RgbxFolder:
     they change. Frames without boxes are used as negatives.
 
     Args:
-        name: name of the data set in the tracker.
         root: the store or the folder.
         x: names of the channels after red, green and blue; ``None`` for those of the store or of
             ``rgbx.json``, or else thermal, or thermal and event.
@@ -62,9 +62,6 @@ class RgbxFolder:
             ``classes.txt`` or a YAML file, or else the class numbers.
         image_size: side of the square network input in pixels, that of the store; ``None`` for the
             network's own.
-        batch_size: samples in a batch, in training and validation.
-        workers: loader processes; ``None`` chooses by device.
-        pin_memory: use page-locked memory; ``None`` chooses by device.
         val_fraction: fraction of the groups for validation, if the folder has no validation split.
         test_fraction: fraction of the groups for testing, if the folder has no splits; 0 for none.
         split_seed: seed of these draws.
@@ -75,23 +72,19 @@ class RgbxFolder:
         std: standard deviation of each channel on a 0…1 scale; ``None`` to measure it.
         statistics_images: maximum number of training frames that are measured.
         augmentation: augmentation of training frames, on the device.
-        max_train_images: maximum number of training frames, evenly spaced.
-        max_val_images: maximum number of validation frames, evenly spaced.
-        cache_dir: folder for the store of a folder of arrays, and the list of verified shards.
         demo: renders the frames first, if any.
-        network: input that the network expects.
+        common: see ``Common``.
     """
+
+    splits: dict[str, NDArray[np.int64]]
+    default_classes = 1
 
     def __init__(
         self,
-        name: str,
         root: str,
         x: Sequence[str] | None,
         class_names: Sequence[str] | None,
         image_size: int | None,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         val_fraction: float,
         test_fraction: float,
         split_seed: int,
@@ -101,20 +94,14 @@ class RgbxFolder:
         std: Sequence[float] | None,
         statistics_images: int,
         augmentation: RgbxAugmentation,
-        max_train_images: int | None,
-        max_val_images: int | None,
-        cache_dir: str,
         demo: Demo | None,
-        network: NetworkInput,
+        **common: Unpack[Common],
     ) -> None:
-        self.name = name
+        super().__init__(**common)
         self.root = Path(root)
         self.x = x
         self.class_names = class_names
-        self.image_size = image_size or network.size
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
+        self.image_size = image_size or self.network.size
         self.fractions = val_fraction, test_fraction
         self.split_seed = split_seed
         self.group_by = group_by
@@ -122,26 +109,15 @@ class RgbxFolder:
         self.mean, self.std = mean, std
         self.statistics_images = statistics_images
         self.augmentation = augmentation
-        self.max_images = {"train": max_train_images, "val": max_val_images}
-        self.cache = Path(cache_dir)
         self.demo = demo
-        self.network = network
-        self.classes: list[str] = []
         self.channels: list[str] = []
         self.dtype = "uint8"
-        self.model_metadata: Mapping[str, Any] | None = None
-        self.splits: dict[str, NDArray[np.int64]] = {}
         self.skipped: dict[str, int] = {}
         self.records: list[dict[str, Any]] = []
         self.frames: dict[str, Frame] = {}  # of a folder of arrays, by name
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
-        if self.network.coefficients is not None:
-            raise UserError(
-                "compression",
-                f"dataset={self.name} has no DCT coefficients",
-                "set compression=none",
-            )
+        self.refuse_coefficients()
         if self.demo is not None:
             self.demo.render(progress)
         manifest = self._load_store() if is_store(self.root) else self._store_arrays(progress)
@@ -158,9 +134,7 @@ class RgbxFolder:
                 f"{', '.join(manifest.classes)}",
                 "name all of them, or leave it out",
             )
-        reason = self.model_metadata and self.check_compatible(self.model_metadata)
-        if reason:
-            raise UserError("dataset.root", reason)
+        self.check_loaded("dataset.root")
         skipped = Counter(manifest.damage)
         for run in manifest.runs.values():
             skipped.update(
@@ -170,7 +144,7 @@ class RgbxFolder:
         self._split()
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
-        skipped = self.skipped if split == "train" else {}
+        skipped = self.skipped_samples(split)
         return FrameSamples(self.store, self.positions(split), skipped=skipped)
 
     def transform(
@@ -193,13 +167,12 @@ class RgbxFolder:
     def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
         extra = model.get("x_channels") or len(self.x or DEFAULT_NAMES[2])
         return {
-            "name": self.name,
-            "classes": expected_classes(model, self._known_classes() if own_classes else None, 1),
+            **super().expected_metadata(model, own_classes=own_classes),
             "channels": [*COLOURS, *map(str, range(extra))],
             "transform": {"max_boxes": DEFAULT_MAX_BOXES},
         }
 
-    def _known_classes(self) -> list[str] | None:
+    def known_classes(self) -> Sequence[str] | None:
         if self.class_names is not None:
             return list(self.class_names)
         if is_store(self.root):
@@ -208,25 +181,20 @@ class RgbxFolder:
             None if self.demo is None else list(self.demo.classes)
         )
 
-    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        return {
-            split: (len(positions), self.skipped if split == "train" else {})
-            for split, positions in self.splits.items()
-        }
+    def skipped_samples(self, split: str) -> Mapping[str, int]:
+        return self.skipped if split == "train" else {}
 
     def metadata(self) -> dict[str, Any]:
         return {
-            "name": self.name,
-            "classes": self.classes,
+            **super().metadata(),
             "channels": self.channels,
             "dtype": self.dtype,
             "transform": {"image_size": self.image_size},
         }
 
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.classes, self.channels = list(metadata["classes"]), list(metadata["channels"])
-        self.dtype = metadata["dtype"]
-        self.model_metadata = metadata
+        super().load_metadata(metadata)
+        self.channels, self.dtype = list(metadata["channels"]), metadata["dtype"]
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         theirs = list(metadata.get("channels", COLOURS))
@@ -261,9 +229,6 @@ class RgbxFolder:
                 digest.update(read_chunks(frame.image))
         return digest.hexdigest()[:16]
 
-    def baseline(self) -> str | None:
-        return None
-
     @property
     def spec(self) -> ArraySpec:
         """Required channels and type of every file."""
@@ -282,13 +247,8 @@ class RgbxFolder:
         Raises:
             UserError: if the data set has no such split.
         """
-        if split not in self.splits:
-            raise UserError(
-                "split",
-                f"split={split}: {self.root} has {', '.join(self.splits)}",
-                f"add a folder {split}/ to it, or train with dataset.test_fraction=0.1",
-            )
-        return self.splits[split]
+        advice = "add a folder test/ to it, or train with dataset.test_fraction=0.1"
+        return split_named(self.splits, split, self.root, advice)
 
     def _load_store(self) -> Manifest:
         manifest = Manifest.load(self.root)
@@ -352,11 +312,9 @@ class RgbxFolder:
         order = sorted(range(len(records)), key=lambda at: (groups[at], records[at]["name"]))
         for split in ("train", "val", "test"):
             positions = np.array([at for at in order if splits[groups[at]] == split], np.int64)
-            limit = self.max_images.get(split)
-            if limit is not None and limit < len(positions):
-                positions = positions[np.linspace(0, len(positions) - 1, limit).round().astype(int)]
             if len(positions):
-                self.splits[split] = positions
+                chosen = evenly_spaced(len(positions), self.max_images.get(split))
+                self.splits[split] = positions[chosen]
         log.info(
             "%s: %s frames in %d sequences",
             self.root,
