@@ -63,6 +63,7 @@ class SourceSummary:
         listing: all files below the source.
         pictures: the pictures that are used.
         frames: number of samples; there are several pictures in one if each modality has its own.
+        partners: frame → its pictures, where there are several.
     """
 
     format: str
@@ -70,6 +71,7 @@ class SourceSummary:
     listing: Listing
     pictures: Set[str]
     frames: int
+    partners: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @cached_property
     def _counts(self) -> tuple[int, PassedOver, Counter[str]]:
@@ -114,11 +116,15 @@ class SourceSummary:
         """The same without pictures that turned out to be damaged.
 
         Args:
-            pictures: name and kind of damage of each.
+            pictures: name of the frame and kind of damage of each.
         """
-        damaged = {name: kind.replace("_", " ") for name, kind in pictures.items()}
+        damaged = {
+            each: kind.replace("_", " ")
+            for name, kind in pictures.items()
+            for each in self.partners.get(name, [name])
+        }
         remarks = replace(self.remarks, left_out={**self.remarks.left_out, **damaged})
-        used = self.pictures - pictures.keys()
+        used = self.pictures - damaged.keys()
         return replace(self, remarks=remarks, pictures=used, frames=self.frames - len(pictures))
 
     @property

@@ -264,6 +264,8 @@ class RgbxFolder(DataModule):
                 f"dataset.image_size={self.image_size}: {manifest.path} was prepared with {size}",
                 f"set dataset.image_size={size}, or prepare it again with size={self.image_size}",
             )
+        if manifest.reading:
+            log.info("%s: %s", manifest.folder, manifest.reading)
         return manifest
 
     def _store_arrays(self, progress: ProgressCallback | None) -> Manifest:

@@ -241,7 +241,13 @@ class PairedFolders:
         for frame, name in renamed:
             if frame in used:
                 remarks.note("pictures paired by a part of their path", f"{name} as {frame}")
-        return replace(reading, pictures=pictures)
+        partners = {
+            frame.name: [
+                self._name(path) for path in self.files(self.frame_of(frame.image)).values()
+            ]
+            for frame in frame_set.frames
+        }
+        return replace(reading, pictures=pictures, partners=partners)
 
 
 def _listed_pairs(source: Path) -> dict[str, str]:

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from research.data.frames.frame import FrameSet
-from research.data.frames.yolo import read_yolo, yolo_folders
-from research.data.rgbx.arrays import ARRAY_FILES
 from research.data.rgbx.modality_names import find_folders as folders_of
 from research.data.rgbx.modality_names import without_last_word
-from research.data.rgbx.pack import pack
 from research.data.rgbx.paired_folders import PairedFolders, find_folders
+from research.data.rgbx.sources import of_pictures, plan_channels
+from research.data.warehouse.build import build
 from tests.conftest import user_error
 
 SIZE = (40, 20)
@@ -207,11 +206,25 @@ def test_such_pairs_are_packed_and_said(tmp_path: Path) -> None:
         "pictures paired by a part of their path: 6, the first images/train/1_rgb.png as "
         "images/train/1"
     ]
-    record = pack(found, folders, out, lambda _: None, workers=1)
-    assert record["reading"] == str(found.reading)
-    again = read_yolo(out, yolo_folders(out), ARRAY_FILES)
-    assert sorted(again.split.values()) == ["train", "val"]
-    assert [frame.boxes for frame in again.frames] == [(BOX,)] * 3
+    manifest = build(plan_channels(of_pictures(folders, found), SIZE[0], {}), out, workers=1)
+    assert manifest.reading == str(found.reading)
+    assert {name: len(manifest.split(name)) for name in manifest.splits} == {"train": 2, "val": 1}
+    assert [record["boxes"] for record in manifest.records()] == [1, 1, 1]
+
+
+def test_a_damaged_frame_is_left_out_with_all_its_pictures(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for number in range(3):
+        save(source, f"rgb/{number}.png", f"thermal/{number}.png")
+        text(source, {f"labels/{number}.txt": YOLO})
+    whole = (source / "thermal/1.png").read_bytes()
+    (source / "thermal/1.png").write_bytes(whole[:-30])
+    found, folders = read(source)
+    manifest = build(
+        plan_channels(of_pictures(folders, found), 64, {}), tmp_path / "out", workers=1
+    )
+    assert manifest.samples == 2
+    assert "4 pictures used in 2 frames, 3 label files, 2 left out (truncated)" in manifest.reading
 
 
 def test_frames_that_are_not_complete_are_counted(tmp_path: Path) -> None:
