@@ -196,3 +196,13 @@ def test_coordinates_from_zero_are_noted(tmp_path: Path) -> None:
     found = read_frames(source(tmp_path, a=voc({"box": (-1, 5, 20, 20)})))
     assert pixel_boxes(found) == {"JPEGImages/a.jpg": [(0, 5, 19, 20)]}
     assert "coordinates that count from 0" in found.notes[0]
+
+
+@pytest.mark.parametrize("line", [".", "/", "..", "./", "x/..", "//", " . "])
+def test_a_line_of_a_list_that_names_nothing_is_counted(tmp_path: Path, line: str) -> None:
+    source(tmp_path, a=voc({}), b=voc())
+    write(tmp_path / "ImageSets/Main/train.txt", f"a\n{line}\n")
+    write(tmp_path / "ImageSets/Main/val.txt", "b\n")
+    found = read_frames(tmp_path)
+    assert len(found.frames) == 2
+    assert "ImageSets/Main/train.txt line 2" in found.problems[0]
