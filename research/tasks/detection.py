@@ -107,8 +107,12 @@ class Detection:
     def tables(
         self, metrics: DetectionMetrics, names: Callable[[Any], dict[str, list[str]]]
     ) -> Mapping[str, Rows]:
-        """``per_class`` and ``confusion``, see ``DetectionMetrics``."""
-        return {"per_class": metrics.per_class(), "confusion": metrics.confusion_table()}
+        """``coco``, ``per_class`` and ``confusion``, see ``DetectionMetrics``."""
+        return {
+            "coco": metrics.coco_table(),
+            "per_class": metrics.per_class(),
+            "confusion": metrics.confusion_table(),
+        }
 
     def pictures(
         self,

@@ -37,11 +37,15 @@ COCO: Final = {
     "mAR_1": "mar_1",
     "mAR_10": "mar_10",
     "mAR_100": "mar_100",
+}
+"""COCO's averages: names here, names in torchmetrics."""
+TWELVE: Final = {
+    **COCO,
     "mAR_small": "mar_small",
     "mAR_medium": "mar_medium",
     "mAR_large": "mar_large",
 }
-"""COCO's averages: names here, names in torchmetrics."""
+"""The 12 numbers of pycocotools, in its order."""
 COUNTED: Final = (
     "frames", "positives", "known_presence", "correct_presence", "scores", "labels", "hits",
     "best_iou", "matching", "confusion",
@@ -66,8 +70,7 @@ class DetectionMetrics:
       ``mAP_small``, ``mAP_medium``, ``mAP_large``: of boxes of up to 32², 96² and more square
       pixels of the files (by the areas of a COCO source, if it declares others than the boxes');
       ``mAR_1``, ``mAR_10``, ``mAR_100``: COCO's average recall with at most so many detections per
-      frame; ``mAR_small``, ``mAR_medium``, ``mAR_large``: by area, with at most 100. These are the
-      12 numbers of pycocotools.
+      frame. ``coco_table`` has them and the recall by area.
     - ``precision``, ``recall``: of detections with at least ``score``. By decreasing score, each
       is matched to the unmatched ground-truth box with the highest IoU of at least ``iou``; a
       second detection of the same object is a false positive.
@@ -252,6 +255,15 @@ class DetectionMetrics:
                 }
             rows.append({"class": name, "boxes": int(self.positives[label]), **values})
         return rows
+
+    def coco_table(self) -> Rows:
+        """The 12 numbers of pycocotools, a row each, with the number of frames and of objects."""
+        coco = self.coco.compute() if self.frames else {}
+        counts = {"frames": self.frames, "boxes": int(self.positives.sum())}
+        return [
+            {"metric": name, "value": _defined(coco[theirs].item() if coco else -1.0), **counts}
+            for name, theirs in TWELVE.items()
+        ]
 
     def confusion_table(self) -> Rows:
         """``confusion`` as a table."""

@@ -22,6 +22,7 @@ from research.batch import DetectionBatch
 from research.config import compose_config
 from research.data.frames.annotations import read_frames
 from research.data.loader import SampleKey
+from research.data.transforms import DeviceTransform
 from research.data.warehouse.build import build
 from research.data.warehouse.encoders import FrameEncoder
 from research.data.warehouse.kinds import FrameSamples
@@ -29,7 +30,8 @@ from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.plan import plan_frames
 from research.data.warehouse.store import Store
 from research.tasks.detection import Detection
-from research.tasks.detection_metrics import COCO as AVERAGES
+from research.tasks.detection_metrics import TWELVE
+from research.tracking.files import typed_rows
 from tests.conftest import run
 
 CPU = torch.device("cpu")
@@ -146,7 +148,7 @@ def pycocotools(
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    return dict(zip(AVERAGES, judge.stats.tolist(), strict=True))
+    return dict(zip(TWELVE, judge.stats.tolist(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,10 @@ def test_evaluation_has_the_numbers_of_pycocotools(
         part = data.map(lambda tensor, start=start: tensor[start : start + 7])  # type: ignore[misc]
         metrics.update(predictions[start : start + 7], part)
     values = metrics.compute()
+    for row in task.tables(metrics, DeviceTransform().names)["coco"]:
+        assert row["metric"] not in values or row["value"] == values[row["metric"]]
+        assert (row["frames"], row["boxes"]) == (48, int(data.mask.sum()))
+        values[row["metric"]] = row["value"]
     delivered = task.postprocess(predictions, data)
     expected = pycocotools(source, names, delivered, agnostic=agnostic)
     for name, value in expected.items():
@@ -332,7 +338,9 @@ def test_the_command_evaluates_as_pycocotools_does_what_load_delivers(
     ]).config  # fmt: skip
     folder = run(config)
     words = ["dataset.manifest=store"]
-    metrics = evaluate.evaluate(folder, "val", "best", "cpu", words)["metrics"]
+    metrics = evaluate.evaluate(folder, "val", "best", "cpu", words, tmp_path / "out")["metrics"]
+    for row in typed_rows(tmp_path / "out" / "tables" / "coco.csv"):
+        metrics[row["metric"]] = row["value"]
     chosen = manifest.split("val").tolist()
     names = [manifest.records()[position]["name"] for position in chosen]
     results = research.load(folder, "cpu")([source / name for name in names])
