@@ -98,6 +98,10 @@ SEEDS: dict[str, tuple[str, Change]] = {
     "a long name in COCO": text("coco", TRAIN, b"a.jpg", LONG + b".jpg"),
     "NUL in a name in COCO": text("coco", TRAIN, b"a.jpg", rb"a\u0000.jpg"),
     "half a character in COCO": text("coco", TRAIN, b"a.jpg", rb"\ud800.jpg"),
+    "an id of many digits": text(
+        "coco", TRAIN, b'"id": 1, "name"', b'"id": 1%s, "name"' % (b"0" * 400)
+    ),
+    "a dot in a list of VOC": text("voc", "ImageSets/Main/train.txt", b"a\n", b"a\n.\n"),
     "a long name in VOC": text("voc", "Annotations/a.xml", b"a.jpg", LONG),
     "a long name in a capture run": text(
         "capture", "run_1/labels/frame_00000.json", b"images/frame_00000.jpg", LONG

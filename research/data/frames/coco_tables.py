@@ -19,9 +19,9 @@ def to_id(value: object) -> str | None:
     """An id as text, the same for 7, 7.0 and "7"; ``None`` for what is no number or text."""
     if isinstance(value, str):
         return value.strip() or None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        return None
-    return str(int(value) if value == int(value) else value)
+    if isinstance(value, float) and isfinite(value):
+        return str(int(value) if value == int(value) else value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def class_tables(

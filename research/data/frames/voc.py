@@ -287,7 +287,8 @@ def _read_list(
     skipped = {PurePosixPath(where).stem for where, _, _ in builder.skipped}
     for number, line in enumerate(lines, start=1):
         words = [line.strip(), line.strip().partition(" ")[0]]
-        words += [str(PurePosixPath(word).with_suffix("")) for word in words if word]
+        paths = [PurePosixPath(word) for word in words]
+        words += [str(path.with_suffix("")) for path in paths if path.name]
         frames = next((known[word] for word in words if word in known), [])
         for frame in frames:
             declared.setdefault(frame, set()).add(split)
