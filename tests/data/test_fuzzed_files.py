@@ -13,10 +13,11 @@ import pytest
 from research.compression.jpeg import read_planes
 from research.data.image_files import decode, read_header
 from research.data.listing import list_files, list_folders
-from tests import fuzz, fuzz_data
+from tests import fuzz, fuzz_data, fuzz_stores
 from tests.conftest import user_error
-from tests.fuzz_data import PARSERS, harmful_archive, harmful_pickle
+from tests.fuzz_data import PARSERS
 from tests.fuzz_files import MADE, Tree, segments
+from tests.fuzz_stores import harmful_archive, harmful_pickle
 
 Change = Callable[[Tree], Tree]
 
@@ -30,7 +31,7 @@ def test_a_hundred_changed_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fuzz_data.Jpeg, "first", 1.0)  # the others take half a second
-    monkeypatch.setattr(fuzz_data.Frozen, "first", 1.0)
+    monkeypatch.setattr(fuzz_stores.Frozen, "first", 1.0)
     made = PARSERS[parser](tmp_path)
     first = next(iter(made.readers().values()))
     made.write(made.tree)
