@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDY = "windows"
 SWEEP = (
     *("model=resnet34_compressed", "model.name=resnet18", "compression=luma_fusion", "name=demo"),
-    *("compression.window=1,4", "seed=0,1,2", "epochs=3", "device=cpu", "dataset.batch_size=16"),
+    *("compression.window=1,4", "seed=0,1,2", "epochs=3", "device=cpu", "batch_size=16"),
     *("dataset.demo.train_images=360", "dataset.demo.val_images=180", "optimizer.lr=0.02"),
     *("logging.mlflow.system_metrics=false", f"hydra.sweeper.study_name={STUDY}"),
 )

@@ -35,7 +35,7 @@ USAGE = cli.usage(
     "python -m research.evaluate RUN [key=value …]",
     "RUN is a run folder or a checkpoint file.",
     EvaluateOptions,
-    "Any setting of the run may follow, such as dataset.test_dir=FOLDER or dataset.batch_size=64.",
+    "Any setting of the run may follow, such as dataset.test_dir=FOLDER or batch_size=64.",
 )
 
 

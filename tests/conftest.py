@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ SMALL = (
     "dataset=imagefolder",
     "model.name=resnet18",
     "dataset.image_size=32",
-    "dataset.batch_size=8",
+    "batch_size=8",
     "epochs=1",
     "device=cpu",
     "logging=csv",
@@ -422,6 +423,18 @@ def one_line_of(act: Callable[[], object]) -> str:
         raise AssertionError("it was not refused")
     assert "\n" not in line
     return line
+
+
+def arguments(of: Callable[..., object]) -> set[str]:
+    """Names of the arguments of a function or class, with those of ``**common: Unpack[…]``."""
+    found = set()
+    for name, parameter in inspect.signature(of).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            unpacked = get_type_hints(of.__init__ if isinstance(of, type) else of).get(name)
+            found |= {key for each in get_args(unpacked) for key in each.__annotations__}
+        else:
+            found.add(name)
+    return found
 
 
 def histories(client: Any, run_id: str) -> dict[str, list[tuple[int, float]]]:

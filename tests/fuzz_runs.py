@@ -35,8 +35,8 @@ from tests.test_train import assert_same
 ASSETS = Path(__file__).parent / "assets" / "runs_v1"
 RUN = Path("runs/fuzzed")
 WORDS = (
-    "dataset=imagefolder", "dataset.train_dirs=[data/pictures/train]", "dataset.workers=0",
-    "dataset.val_dir=data/pictures/val", "dataset.image_size=32", "dataset.batch_size=12",
+    "dataset=imagefolder", "dataset.train_dirs=[data/pictures/train]", "workers=0",
+    "dataset.val_dir=data/pictures/val", "dataset.image_size=32", "batch_size=12",
     "model=densenet_bc_40_12", "model.block_layers=[1,1]", "model.growth_rate=4", "device=cpu",
     "model.initial_features=8",
     "logging=csv", "optimizer=adamw", "epochs=2", "ema=0.9", "scheduler.warmup_epochs=0",

@@ -287,14 +287,14 @@ def data(checks: Checks) -> None:
     scenes = Scenes("scenes", count, count // 2, 0)
     scenes.render()
     device = f"device={checks.settings.device}"
-    common = (device, "deterministic=true", "logging=csv", "epochs=1", "dataset.batch_size=8")
+    common = (device, "deterministic=true", "logging=csv", "epochs=1", "batch_size=8")
     common += ("max_train_batches=4", "max_val_batches=1")
     folders = ("dataset=imagefolder", "dataset.train_dirs=[scenes/train]")
     folders += ("dataset.val_dir=scenes/val", "dataset.image_size=64")
     narrow = ("model=resnet34_compressed", "model.name=resnet10t", "compression.window=4")
     net = ("model=fastnet", "model.widths=[8,16,16]")
     on_device, on_host = "dataset.on_device=true", "dataset.on_device=false"
-    none, two = "dataset.workers=0", "dataset.workers=2"
+    none, two = "workers=0", "workers=2"
 
     def equal(one: str, other: str, *words: str) -> dict[str, Any]:
         config = composed([*common, *words, one])
@@ -333,7 +333,7 @@ def data(checks: Checks) -> None:
     features = ("model=siamese_frozen", "dataset=demo_photo_features", "dataset.demo.series=20")
     checks.run("features", lambda: equal(none, two, *features))
     rgbx = ("model=rgbx_mit_b0", "dataset=demo_rgbx", "dataset.demo.images=48")
-    checks.run("RGB + X", lambda: equal(none, two, *rgbx, "dataset.batch_size=2"))
+    checks.run("RGB + X", lambda: equal(none, two, *rgbx, "batch_size=2"))
 
 
 def write_cifar(root: Path, scenes: Path, train: int) -> None:

@@ -58,6 +58,11 @@ def settings() -> Inventory:
             if key[0] != "_"
         }
     recipes = {group: options(group) for group in OPTIONAL}
+    batch_sizes = {
+        option: str(composed([f"dataset={option}"]).config["batch_size"])
+        for option in options("dataset")
+    }
+    groups["batch_size of dataset"] = batch_sizes
     return {"run": run, **groups, "hydra.sweeper": keys, **launchers, **recipes}
 
 

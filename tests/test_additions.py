@@ -27,7 +27,7 @@ from tests.conftest import ROOT, Train, data_overrides, picture
 
 ADDITIONS = ROOT / "tests/additions"
 SHORT = (
-    "dataset.batch_size=4", "epochs=1", "max_train_batches=2", "max_val_batches=2", "device=cpu",
+    "batch_size=4", "epochs=1", "max_train_batches=2", "max_val_batches=2", "device=cpu",
 )  # fmt: skip
 FOLDERS = ("dataset=imagefolder", "dataset.image_size=32")
 NETWORK = ("model=fastnet", "model.widths=[4,8,8]")

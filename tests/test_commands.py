@@ -86,7 +86,7 @@ def training(tmp_path: Path, store: str) -> list[str]:
     logging = ("logging=mlflow", f"logging.mlflow.uri={store}")
     return [
         *TRAIN, *SMALL, *TINY, *data_overrides(tmp_path / "data"), *logging,
-        "logging.mlflow.system_metrics=false", "log_every=1", "dataset.batch_size=2",
+        "logging.mlflow.system_metrics=false", "log_every=1", "batch_size=2",
         "dataset.image_size=64", "optimizer=adamw", "optimizer.lr=0.001", "model.drop_rate=0.3",
         "epochs=4",
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_signal_to_the_whole_group_is_resumed_exactly(tmp_path: Path) -> None:
     make_folders(tmp_path / "data" / "val", 2, seed=1)
     words = [
         *TRAIN, *SMALL, *TINY, *data_overrides(tmp_path / "data"), "log_every=1", "epochs=3",
-        "dataset.batch_size=2", "dataset.image_size=64", "dataset.workers=2",
+        "batch_size=2", "dataset.image_size=64", "workers=2",
     ]  # fmt: skip
     with process(tmp_path, *words, "run_dir=whole") as whole:
         status, _, errors = outcome(whole)

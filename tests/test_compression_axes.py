@@ -204,7 +204,7 @@ def test_each_variant_overfits_32_images(
                 "compression.window=4",
                 "model.name=resnet18",
                 "dataset.image_size=64",
-                "dataset.batch_size=16",
+                "batch_size=16",
                 "dataset.random_crop=false",
                 "dataset.random_flip=false",
                 "optimizer=adamw",

@@ -32,7 +32,7 @@ from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
 
 pytestmark = pytest.mark.long
 SHORT = (
-    "dataset.batch_size=4", "epochs=1", "max_train_batches=1", "max_val_batches=1", "device=cpu",
+    "batch_size=4", "epochs=1", "max_train_batches=1", "max_val_batches=1", "device=cpu",
     "logging=csv", "keep=0",
 )  # fmt: skip
 SMALL: dict[str, Any] = {
@@ -281,7 +281,7 @@ def test_commands_that_take_settings(
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 @pytest.mark.parametrize("model", COMMAND_MODELS)
 def test_benchmark(model: str, project: Project, answer: Answer) -> None:
-    words = [*small(model), *data_of(model).words, "dataset.batch_size=4", "device=cpu"]
+    words = [*small(model), *data_of(model).words, "batch_size=4", "device=cpu"]
     check(answer("benchmark", "tracking", "rounds=1", "steps=2", *words), refused=False)
 
 

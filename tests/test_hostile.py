@@ -96,7 +96,7 @@ def _cases() -> Iterator[Hostile]:
         "model.widths": [[0], -1, 0, 2.5, "wide", None, {"a": 1}, 10**400],
         "epochs": [-1, "all", None, 1.5, float("nan")],
         "device": ["evil", 3, None], "precision": ["fp8"], "version": [0, -1, 9, "1", None, True],
-        "dataset.batch_size": [0, "many"], "dataset.image_size": ["big", 1, 10**9 + 0.5],
+        "batch_size": [0, "many"], "dataset.image_size": ["big", 1, 10**9 + 0.5],
         "dataset.train_dirs": ["x", [3], [None]], "optimizer.lr": ["x", -1, None],
         "compression.variant": ["all"], "trust": ["os.system"], "tags": [[1], "x"],
         "model.name_of_nothing": [1], "a": ["b"], "task.label_smoothing": [2, "x"],

@@ -16,7 +16,7 @@ from tests import inventory
 from tests.conftest import Golden, Train
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
 
-SHORT = ("device=cpu", "epochs=2", "keep=1", "dataset.batch_size=4", "max_train_batches=2")
+SHORT = ("device=cpu", "epochs=2", "keep=1", "batch_size=4", "max_train_batches=2")
 TASKS = {
     "classification": ("model=fastnet", "model.widths=[4,8,8]", *PICTURES),
     "single_object": ("model=tinydet", "model.width=4", *FRAMES),

@@ -73,7 +73,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Detectors:
         folders = [
             run(compose_config([
                 f"model={name}", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
-                "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv",
+                "batch_size=3", "epochs=1", "device=cpu", "logging=csv",
                 f"run_dir={root / name}",
             ]).config)
             for name in ("tinydet", "bigdet")
@@ -153,7 +153,7 @@ def test_what_is_written_can_be_prepared_and_trained_on(detectors: Detectors, he
     prepare.main(["frames", "seen", "store", "size=64", "val_runs=run_1", "workers=1"])
     config = compose_config([
         "model=tinydet", "model.width=4", "dataset=warehouse", "dataset.manifest=store",
-        "dataset.batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
+        "batch_size=3", "epochs=1", "device=cpu", "logging=csv", "run_dir=again",
     ]).config  # fmt: skip
     assert (run(config) / "checkpoints" / "best.pt").exists()
 

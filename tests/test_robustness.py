@@ -265,7 +265,7 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
     settings = [
         "model=rgbx_mit_b0", "model.fpn_channels=16", "model.representation_size=32",
         "model.proposals=20", "dataset.root=scenes", "dataset.demo.images=24",
-        "dataset.image_size=64", "dataset.batch_size=2", "max_train_batches=1",
+        "dataset.image_size=64", "batch_size=2", "max_train_batches=1",
         "dataset.max_val_images=4", "epochs=1", "device=cpu", "logging=csv", "run_dir=r",
     ]  # fmt: skip
     run(compose_config(settings).config)

@@ -14,6 +14,7 @@ import yaml
 
 import research
 from research import compare, evaluate, leaderboard, predict, prepare, reproduce
+from research.config.migrations import current_word
 from research.data.warehouse.manifest import Manifest
 from research.tracking.files import read_rows
 from tests.assets import skeleton
@@ -54,9 +55,8 @@ def expected() -> dict[str, Any]:
 
 
 def words_of(run: Path) -> list[str]:
-    """The run's own command line."""
-    found: list[str] = yaml.safe_load((run / "overrides.yaml").read_text())
-    return found
+    """The run's own command line, with the keys as they are called now."""
+    return [current_word(word) for word in yaml.safe_load((run / "overrides.yaml").read_text())]
 
 
 def plain(said: Any) -> Any:
@@ -146,7 +146,7 @@ def test_a_half_done_sweep_goes_on(project: Path, train: Train) -> None:
     (study,) = (project / "runs/sweeps").iterdir()
     command = json.loads((study / "study.json").read_text())["command"]
     done = [(study / f"trial_000{n}/summary.json").read_text() for n in (0, 1)]
-    train(*command[1:])
+    train(*map(current_word, command[1:]))
     assert [path.name for path in (project / "runs/sweeps").iterdir() if path.is_dir()] == [
         study.name
     ]

@@ -238,7 +238,7 @@ def damage_folder(folder: Path) -> None:
 def test_damaged_files_are_counted_by_kind(small: Compose, source: str) -> None:
     damage_folder(Path("data/train/bars"))
     # 26 files survive the index; the batch size divides them, so that each is read every epoch.
-    folder = run(small("epochs=2", f"compression.source={source}", "dataset.batch_size=13"))
+    folder = run(small("epochs=2", f"compression.source={source}", "batch_size=13"))
     for row in rows(folder / "epoch_metrics.csv"):
         counts = {key: row[key] for key in row if key.startswith(("train/left", "train/fall"))}
         assert counts == {
@@ -272,7 +272,7 @@ def test_nothing_readable_ends_in_one_line(small: Compose, tmp_path: Path) -> No
 def test_order_and_augmentation_do_not_depend_on_workers(small: Compose) -> None:
     batches = []
     for workers in (0, 2):
-        config = small(f"dataset.workers={workers}")
+        config = small(f"workers={workers}")
         data = prepared(config)
         loader = build.loader(config, data, "train", torch.device("cpu"), train=True)
         batches.append([(b.index, b.inputs) for b in loader.epoch(3)])  # type: ignore[attr-defined]
@@ -288,7 +288,7 @@ def test_accumulation_equals_the_large_batch(small: Compose) -> None:
     states = []
     for batch, accumulate in ((24, 1), (6, 4)):
         config = small(
-            f"dataset.batch_size={batch}",
+            f"batch_size={batch}",
             f"accumulate={accumulate}",
             "grad_clip=0.5",
             "dataset.random_crop=false",

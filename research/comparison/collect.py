@@ -13,7 +13,7 @@ from typing import Any
 
 from research.config import cli, stored
 from research.config.keys import leaves
-from research.config.migrations import current_column
+from research.config.migrations import current_column, current_word
 from research.config.rules import nearest
 from research.tracking.files import read_rows
 from research.utils import documents
@@ -118,7 +118,7 @@ def select(
     for folder in folders:
         try:
             words = documents.load(folder / "overrides.yaml", list, "RUN")
-            overrides = [word for word in words if isinstance(word, str)]
+            overrides = [current_word(word) for word in words if isinstance(word, str)]
             if experiment and f"experiment={experiment}" not in overrides:
                 continue
             summary = documents.load(folder / "summary.json", dict, "RUN")

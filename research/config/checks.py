@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config.compose import defaults_of, our_choices, resolved_with_declarations
 from research.config.declarations import mismatches, split
 from research.config.group_rules import Job, faults, group_rules
-from research.config.messages import explain, invalid_value, unknown_key
+from research.config.messages import explain, invalid_value, renamed_key, unknown_key
+from research.config.migrations import current_key
 from research.config.options import DECLARATIONS, option_node, options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, rule_for
@@ -101,6 +102,8 @@ def _check_node(path: str, node: Settings, defaults: Settings, job: Job) -> None
             )
     for name, value in node.items():
         key = f"{path}{name}"
+        if current_key(key) != key:
+            raise renamed_key(key, job.overrides or ())
         if name not in defaults:
             raise unknown_key(key, defaults_of(frozenset(job.choices.items())), job.choices)
         default = defaults[name]

@@ -3,7 +3,8 @@
 A data set, a compression and a model list in ``provides`` what they provide; a model and a task
 list in ``needs`` what another group must provide; a model lists in ``accepts`` what it can also
 use. ``split`` removes these lists from a configuration before it is built or stored, and
-``mismatches`` compares them.
+``mismatches`` compares them. A data set also declares ``default_batch_size``, the default of the
+setting ``batch_size`` with this data set.
 
 ========================  ====================================================================
 ``provides`` of a         words
@@ -26,7 +27,7 @@ from typing import Any, Final
 
 from omegaconf import OmegaConf
 
-from research.config.options import DECLARATIONS, options, read_option, without_declarations
+from research.config.options import WORDS, options, read_option, without_declarations
 from research.utils.errors import UserError
 
 PROVIDERS: Final = ("dataset", "compression", "model")
@@ -89,9 +90,7 @@ def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], Declarations]:
         settings[group] = without_declarations(node) if isinstance(node, dict) else node
         if group in GROUPS and isinstance(node, dict):
             words[group] = {
-                key: _list_of_words(f"{group}.{key}", node[key])
-                for key in DECLARATIONS
-                if key in node
+                key: _list_of_words(f"{group}.{key}", node[key]) for key in WORDS if key in node
             }
     return settings, Declarations(words)
 
@@ -146,7 +145,7 @@ def _words(
     others = {name: {**settings[name], **words} for name, words in declared.words.items()}
     cfg = OmegaConf.create({**settings, **others, group: read_option(group, option)})
     declarations = {}
-    for key in DECLARATIONS:
+    for key in WORDS:
         if key in cfg[group]:
             value = OmegaConf.to_container(cfg[group][key], resolve=True)
             declarations[key] = _list_of_words(f"{group}.{key}", value)

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from research.config.compose import composed, config_dir
 from research.config.group_rules import group_rules
 from research.config.keys import setting_values
 from research.config.messages import format_value
-from research.config.options import options
+from research.config.options import DEFAULT_BATCH_SIZE, options
 from research.config.resume import Resumed
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, RunSettings
 
@@ -52,7 +54,9 @@ def help_text(overrides: list[str], run: Resumed | None = None) -> str:
         lines.append(f"  {group:<12} {', '.join(marked)}")
     values = "default" if run is None else "value"
     lines += ["", f"Run settings: {values}, meaning, allowed values:"]
-    lines += _run_settings(RUN_DEFAULTS if run is None else config)
+    key = f"dataset.{DEFAULT_BATCH_SIZE}"
+    batch = OmegaConf.select(result.cfg, key, default=RUN_DEFAULTS["batch_size"])
+    lines += _run_settings({**RUN_DEFAULTS, "batch_size": batch} if run is None else config)
     lines += ["", "Keys of the chosen options (explained in conf/GROUP/OPTION.yaml):"]
     for group in GROUPS:
         lines += _group_keys(group, config[group])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -91,12 +91,26 @@ def explain(error: BaseException, overrides: list[str]) -> UserError:
 
 def unknown_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> UserError:
     """The error for a key that ``known``, a configuration as a plain dictionary, does not have."""
+    if current_key(key) != key:
+        return renamed_key(key, [key])
     return UserError(key, _unknown_key(key, known, choices))
 
 
+def renamed_key(key: str, overrides: Sequence[str]) -> UserError:
+    """The error for a key of an earlier version.
+
+    Args:
+        key: dotted.
+        overrides: of the command line; if the key is not among them, an option's file sets it.
+    """
+    new = current_key(key)
+    if any(_key(text) == key for text in overrides):
+        return UserError(key, f"{key} is called {new} now: write {new}=VALUE")
+    message = f"{key} is called {new} now, and an option's YAML file sets it"
+    return UserError(key, message, f"remove it there and set {new}=VALUE")
+
+
 def _unknown_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
-    if current_key(key) != key:
-        return f"{key} is called {current_key(key)} now: write {current_key(key)}=VALUE"
     group, _, rest = key.partition(".")
     option = choices.get(group)
     keys = list(setting_values(known))

@@ -48,6 +48,8 @@ MIGRATIONS: Final[list[Migration]] = [
             "research.data.warehouse.demo.DemoStore": "research.demos.store.DemoStore",
         }
     ),
+    # 2 → 3: how batches are loaded is a setting of the run, not of the data set.
+    Migration(keys={f"dataset.{key}": key for key in ("batch_size", "workers", "pin_memory")}),
 ]
 """One entry per version, from version 1 to 2 on."""
 

@@ -9,7 +9,9 @@ from typing import Any, Final
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-DECLARATIONS: Final = ("provides", "needs", "accepts")
+WORDS: Final = ("provides", "needs", "accepts")
+DEFAULT_BATCH_SIZE: Final = "default_batch_size"
+DECLARATIONS: Final = (*WORDS, DEFAULT_BATCH_SIZE)
 """Keys of an option that are not settings, see ``research.config.declarations``."""
 
 

@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from research.config.migrations import VERSION
+from research.config.options import DEFAULT_BATCH_SIZE
 from research.config.rules import (
     BELOW_ONE,
     COUNT,
@@ -66,6 +67,9 @@ class RunSettings:
     cudnn_benchmark: bool = _setting(
         True, "let cuDNN time its algorithms; off when deterministic", changeable(TRUTH)
     )
+    batch_size: int = _setting(
+        32, "samples per batch of one process; the default is the data set's", COUNT
+    )
     accumulate: int = _setting(1, "batches per optimizer step", COUNT)
     scale_lr: str | None = _setting(
         None,
@@ -75,8 +79,16 @@ class RunSettings:
     scale_lr_batch: int = _setting(256, "the batch size for which optimizer.lr is set", COUNT)
     global_batch_size: int | None = _setting(
         None,
-        "samples of a batch over all processes; null: dataset.batch_size times their number",
+        "samples of a batch over all processes; null: batch_size times their number",
         or_null(COUNT),
+    )
+    workers: int | None = _setting(
+        None,
+        "DataLoader worker processes; null: chosen by device, 0 if no files are read",
+        changeable(whole(0)),
+    )
+    pin_memory: bool | None = _setting(
+        None, "page-locked batches; null: chosen by device", changeable(TRUTH)
     )
     sync_batchnorm: bool = _setting(
         False, "batch norm over the batches of all processes (GPUs only)", TRUTH
@@ -191,9 +203,11 @@ def rule_for(key: str, default: Any, rules: Mapping[str, Rule]) -> Rule:
 def register() -> None:
     """Register the schema on which ``conf/config.yaml`` builds, and the resolver ``${if:…}``.
 
-    ``${if:value,a,b}`` in YAML is ``b`` if the value is null or empty, else ``a``.
+    ``${if:value,a,b}`` in YAML is ``b`` if the value is null or empty, else ``a``. The default of
+    ``batch_size`` is the one that the data set declares, if it does.
     """
     OmegaConf.register_resolver("if", lambda value, a, b: a if value else b, replace=True)
     schema = OmegaConf.structured(RunSettings)
+    schema.batch_size = f"${{oc.select:dataset.{DEFAULT_BATCH_SIZE},{RunSettings.batch_size}}}"
     OmegaConf.set_struct(schema.tags, False)  # so that tags.any=thing may be written
     ConfigStore.instance().store(name="schema", node=schema, replace=True)

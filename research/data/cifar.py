@@ -6,28 +6,25 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from research.batch import ClassificationBatch
 from research.compression.selection import ALL_FREQUENCIES
+from research.compression.statistics import Statistics
 from research.data import cifar_files
-from research.data.augment import Augment, Augmentation
 from research.data.cifar_files import SIDE, LabelledImages
+from research.data.classification import ClassificationData, CommonImages
+from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, PadCrop
-from research.data.datamodule import IMAGENET_CLASSES, NetworkInput, expected_classes
-from research.data.image_files import decode
-from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import PixelReader
 from research.data.resident import ResidentImages, ResidentSamples, resize
-from research.data.splits import balanced_subset, check_num_classes
-from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
+from research.data.splits import balanced_subset, check_num_classes, split_named
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,93 +34,55 @@ Splits = dict[str, tuple[str, NDArray[np.int64]]]
 """For each split, the part of its images (``train`` or ``test``) and their indices in it."""
 
 
-class Cifar:
+class Cifar(ClassificationData):
     """32×32 images of 10 or 100 classes: 50,000 for training, 10,000 for testing.
 
     The validation split is held out of the training images and does not depend on the seed of the
     run, so that runs with different seeds are comparable. The test images are the ``test`` split.
 
     Args:
-        name: name in the tracker.
         root: folder with the files, in any of the layouts of ``cifar_files.read``.
         download: download them if they are missing.
         classes: 10 or 100.
-        num_classes: required number of classes; ``None`` for any.
         val_images: number of training images to hold out, balanced over the classes.
         split_seed: seed of the held-out images and of the subsets ``max_train_images`` and
             ``max_val_images``.
         full_train: train on all training images and validate on the test set (the protocol of He
             et al., 2016, and Huang et al., 2017).
-        image_size: side of the network's input in pixels; images are resized if it is not 32.
         padding: zeros on each side before a random crop.
         random_crop: random crops in training.
-        random_flip: flip half of the training images (on the device).
-        mean: mean of RGB on a 0…1 scale, for pixels; ``None``: the network's own.
-        std: standard deviation of RGB on a 0…1 scale; ``None``: the network's own.
-        augmentation: further augmentation of training images, on the device.
-        batch_size: samples per batch, in training and validation.
-        workers: number of loader processes; ``None`` for 0, as for images on the device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         on_device: keep the images in device memory; ``None``: if they fit ``device_budget``.
         device_budget: in GiB.
-        max_train_images: train on at most this many images, balanced over the classes.
-        max_val_images: the same for validation.
-        cache_dir: folder for DCT statistics.
-        network: the input of the network.
+        common: see ``CommonImages``.
     """
+
+    splits: Splits
 
     def __init__(
         self,
-        name: str,
         root: str,
         download: bool,
         classes: int,
-        num_classes: int | None,
         val_images: int,
         split_seed: int,
         full_train: bool,
-        image_size: int,
         padding: int,
         random_crop: bool,
-        random_flip: bool,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        augmentation: Augmentation,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         on_device: bool | None,
         device_budget: float,
-        max_train_images: int | None,
-        max_val_images: int | None,
-        cache_dir: str,
-        network: NetworkInput,
+        **common: Unpack[CommonImages],
     ) -> None:
-        self.name = name
+        super().__init__(**common)
         self.root = Path(root)
         self.download = download
         self.family = cifar_files.FAMILIES[classes]
-        self.num_classes = num_classes
         self.val_images = val_images
         self.split_seed = split_seed
         self.full_train = full_train
-        self.image_size = image_size
         self.crop = PadCrop(padding) if random_crop and padding else None
-        self.random_flip = random_flip
-        self.mean = list(mean or network.mean)
-        self.std = list(std or network.std)
-        self.augment = Augment(augmentation, self.mean)
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.on_device = on_device
         self.device_budget = device_budget
-        self.max_images = {"train": max_train_images, "val": max_val_images}
-        self.cache = Path(cache_dir)
-        self.coefficients = network.coefficients
-        self.classes: list[str] = []
         self.parts: dict[str, ResidentImages] = {}
-        self.splits: Splits = {}
         self.digest = ""
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
@@ -159,39 +118,21 @@ class Cifar:
             )
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
-        """One split, with random crops in training.
-
-        Raises:
-            UserError: if the data set has no such split.
-        """
-        if split not in self.splits:
-            raise UserError("split", f"split={split}: this data set has {', '.join(self.splits)}")
-        part, indices = self.splits[split]
-        if self.parts[part].stays_on(device):
-            self.pin_memory = False
-            self.workers = self.workers if device.type == "cpu" else 0
-        self.workers = self.workers or 0
-        crop = self.crop if train else None
+        part, indices = split_named(self.splits, split, "this data set", "")
         images, labels = self.parts[part].to(device)
+        crop = self.crop if train else None
         return ResidentSamples(images, labels, indices, crop, self.image_size, seed)
 
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
-        spec = self.coefficients
-        if spec is None:
-            return PixelTransform(self.mean, self.std, self.random_flip, self.augment)
-        statistics = None
-        if measured:
-            part, indices = self.splits["train"]
-            images, labels = self.parts[part].to(torch.device("cpu"))
-            samples = ResidentSamples(images, labels, indices, None, self.image_size, seed=0)
-            key = {"data": self.digest, "image_size": self.image_size, "resize": f"from {SIDE}"}
-            cache = self.cache / "statistics"
-            statistics = spec.statistics(samples, ALL_FREQUENCIES, key, cache, progress)
-        return CoefficientTransform(
-            spec.selection, spec.range_, statistics, self.random_flip, augment=self.augment
-        )
+    def loading(
+        self, device: torch.device, workers: int | None, pin_memory: bool | None
+    ) -> tuple[int, bool]:
+        """No processes unless they are asked for: no files are read."""
+        workers = workers or 0
+        if device.type == "cpu":
+            return workers, False
+        if self.parts["train"].stays_on(device):
+            return 0, False
+        return super().loading(device, workers, pin_memory)
 
     def read(self, paths: Sequence[Path]) -> ClassificationBatch:
         """Read images, centre-cropped to squares and resized to 32 px first; every label is -1."""
@@ -202,31 +143,22 @@ class Cifar:
             index, resize(inputs, self.image_size), torch.full_like(index, -1)
         )
 
-    def load_image(self, path: Path) -> list[Image]:
-        return [to_rgb(decode(path))]
-
-    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
-        known = self.family.classes if own_classes else None
-        return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
-
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         return {name: (len(indices), {}) for name, (_, indices) in self.splits.items()}
 
-    def metadata(self) -> dict[str, Any]:
-        return {"name": self.name, "classes": self.classes}
-
-    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.classes = list(metadata["classes"])
-
-    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
-        return None
+    def known_classes(self) -> Sequence[str] | None:
+        return self.family.classes
 
     def fingerprint(self) -> str:
         """Hash of all pixels and of the splits; the same for every layout of the files."""
         return self.digest
 
-    def baseline(self) -> str | None:
-        return None
+    def _statistics(
+        self, spec: CoefficientSpec, progress: ProgressCallback | None
+    ) -> Statistics | None:
+        samples = self.dataset("train", seed=0, train=False, device=torch.device("cpu"))
+        key = {"data": self.digest, "image_size": self.image_size, "resize": f"from {SIDE}"}
+        return spec.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
 
     def _split(self, parts: Mapping[str, LabelledImages]) -> Splits:
         labels = parts["train"].labels

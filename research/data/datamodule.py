@@ -2,24 +2,29 @@
 
 Its implementations are the classes that ``conf/dataset`` names as ``_target_``. ``dataset(split)``
 gives an object whose ``__getitems__`` reads batches and counts damaged files in ``batch.skipped``,
-such as ``folder.ImageSamples`` and ``rgbx.samples.ArraySamples``.
+such as ``folder.ImageSamples`` and ``warehouse.kinds.FrameSamples``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypedDict, Unpack
 
 import torch
 from PIL.Image import Image
 
 from research.batch import Batch
 from research.data.coefficients import CoefficientSpec
+from research.data.image_files import decode
+from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.transforms import DeviceTransform
+from research.utils.errors import UserError
 
 IMAGENET_CLASSES: Final = 1000
 DEFAULT_MAX_BOXES: Final = 16
@@ -64,8 +69,26 @@ class Demo(Protocol):
         ...
 
 
-class DataModule(Protocol):
-    """Interface of all data sets: image folders, prepared stores, pairs of photos.
+class Common(TypedDict):
+    """The arguments of every data set; ``conf/dataset/_common.yaml`` has their defaults.
+
+    Attributes:
+        name: name in the tracker.
+        max_train_images: train on at most this many samples; ``None`` for all.
+        max_val_images: the same for validation.
+        cache_dir: folder for small results that are computed once, see ``research.utils.cache``.
+        network: the input of the network.
+    """
+
+    name: str
+    max_train_images: int | None
+    max_val_images: int | None
+    cache_dir: str
+    network: NetworkInput
+
+
+class DataModule(ABC):
+    """Base of all data sets: image folders, prepared stores, pairs of photos.
 
     The constructor does not access the disk, so that the preprocessing of a trained model is
     available without its data. ``prepare`` reads the data; ``dataset``, ``counts``,
@@ -74,18 +97,28 @@ class DataModule(Protocol):
 
     Attributes:
         name: name in the tracker.
-        batch_size: samples per batch.
-        workers: number of loader processes; ``None`` chooses by device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         classes: class names in index order; empty before ``prepare``.
+        splits: the samples of each split, of any type that has a length.
+        default_classes: their number in ``expected_metadata`` if nothing else sets it.
+        max_images: maximum number of samples by split; ``None`` for all.
+        cache: folder for small results.
+        network: the input of the network.
+        model_metadata: of the checkpoint that was loaded, if any.
     """
 
-    name: str
-    batch_size: int
-    workers: int | None
-    pin_memory: bool | None
-    classes: list[str]
+    splits: Mapping[str, Sized]
+    default_classes: int = IMAGENET_CLASSES
 
+    def __init__(self, **common: Unpack[Common]) -> None:
+        self.name = common["name"]
+        self.max_images = {"train": common["max_train_images"], "val": common["max_val_images"]}
+        self.cache = Path(common["cache_dir"])
+        self.network = common["network"]
+        self.classes: list[str] = []
+        self.splits = {}
+        self.model_metadata: Mapping[str, Any] | None = None
+
+    @abstractmethod
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         """Find (or create) the data and determine classes and splits.
 
@@ -96,8 +129,8 @@ class DataModule(Protocol):
         Raises:
             UserError: if there is nothing to train on, or the data do not match the settings.
         """
-        ...
 
+    @abstractmethod
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         """One split as batches, with training or validation crops.
 
@@ -110,8 +143,8 @@ class DataModule(Protocol):
         Raises:
             UserError: if the data set has no such split.
         """
-        ...
 
+    @abstractmethod
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
     ) -> DeviceTransform:
@@ -122,15 +155,33 @@ class DataModule(Protocol):
                 from a cache. False if they will be loaded from a state dict.
             progress: called while statistics are measured.
         """
-        ...
 
+    @abstractmethod
     def read(self, paths: Sequence[Path]) -> Batch:
         """Read files with validation preprocessing as one batch without targets.
 
         Raises:
             DamagedImage: for a file that cannot be read.
         """
-        ...
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Short hash of the data."""
+
+    def loading(
+        self, device: torch.device, workers: int | None, pin_memory: bool | None
+    ) -> tuple[int, bool]:
+        """Number of loader processes, and whether batches are page-locked.
+
+        Args:
+            device: of the model.
+            workers: setting of the run; ``None`` chooses by device.
+            pin_memory: the same.
+        """
+        on_gpu = device.type == "cuda"
+        if workers is None:
+            workers = min(8, os.cpu_count() or 1) if on_gpu else 0
+        return workers, on_gpu if pin_memory is None else pin_memory
 
     def load_image(self, path: Path) -> list[Image]:
         """Read a file as RGB images of its original size, for display.
@@ -140,7 +191,11 @@ class DataModule(Protocol):
         Raises:
             DamagedImage: if it cannot be read.
         """
-        ...
+        return [to_rgb(decode(path))]
+
+    def known_classes(self) -> Sequence[str] | None:
+        """Class names as far as they are known before ``prepare``, for ``expected_metadata``."""
+        return None
 
     def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
         """Estimate ``metadata`` before ``prepare``, to build a model without its data.
@@ -153,39 +208,60 @@ class DataModule(Protocol):
         Raises:
             UserError: if a required setting is missing.
         """
-        ...
+        known = self.known_classes() if own_classes else None
+        count = model.get("num_classes") or len(known or ()) or self.default_classes
+        return {"name": self.name, "classes": [str(label) for label in range(count)]}
+
+    def skipped_samples(self, split: str) -> Mapping[str, int]:
+        """Counts of the samples of a split that were left out, by kind."""
+        return {}
 
     def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
         """By split: number of samples, and counts of skipped samples by kind."""
-        ...
+        return {
+            split: (len(samples), dict(self.skipped_samples(split)))
+            for split, samples in self.splits.items()
+        }
 
     def metadata(self) -> dict[str, Any]:
         """Metadata for checkpoints: ``name``, ``classes``, how a store was prepared."""
-        ...
+        return {"name": self.name, "classes": self.classes}
 
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Load the metadata of a checkpoint, so that ``read`` and ``transform`` need no data."""
-        ...
+        self.classes = list(metadata["classes"])
+        self.model_metadata = metadata
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         """Why a model trained on data with this metadata cannot use this data set, or ``None``."""
-        ...
+        return None
 
-    def fingerprint(self) -> str:
-        """Short hash of the data."""
-        ...
+    def check_loaded(self, key: str) -> None:
+        """Check the prepared data against the metadata that were loaded.
+
+        Args:
+            key: the configuration key that names the data.
+
+        Raises:
+            UserError: if the model of these metadata cannot use them.
+        """
+        reason = self.model_metadata and self.check_compatible(self.model_metadata)
+        if reason:
+            raise UserError(key, reason)
+
+    def refuse_coefficients(self) -> None:
+        """Refuse a network on DCT coefficients, for data sets that have none.
+
+        Raises:
+            UserError: for such a network.
+        """
+        if self.network.coefficients is not None:
+            raise UserError(
+                "compression",
+                f"dataset={self.name} has no DCT coefficients",
+                "set compression=none",
+            )
 
     def baseline(self) -> str | None:
         """Validation metrics of a trivial predictor as text; ``None`` if not configured."""
-        ...
-
-
-def expected_classes(
-    model: Mapping[str, Any], known: Sequence[str] | None, default: int
-) -> list[str]:
-    """Placeholder class names for ``expected_metadata``: "0", "1", and so on.
-
-    Their number is the model's ``num_classes``, else that of ``known``, else ``default``.
-    """
-    count = model.get("num_classes") or len(known or ()) or default
-    return [str(label) for label in range(count)]
+        return None

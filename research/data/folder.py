@@ -7,24 +7,21 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
-from PIL.Image import Image
 
 from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import ALL_FREQUENCIES, Selection, covering
 from research.compression.statistics import Statistics
-from research.data.augment import Augment, Augmentation
 from research.data.baseline import linear_top1
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
+from research.data.classification import ClassificationData, CommonImages
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
-from research.data.datamodule import IMAGENET_CLASSES, Demo, NetworkInput, expected_classes
-from research.data.image_files import decode
-from research.data.image_modes import to_rgb
+from research.data.datamodule import Demo
 from research.data.index import ProgressCallback, content_hash, index_folder
 from research.data.listing import PassedOver, list_folders, log_files
 from research.data.loader import BatchSource, EpochLoader, SampleKey
@@ -38,108 +35,70 @@ from research.data.splits import (
     common_classes,
     format_names,
     hold_out,
+    split_named,
     subsample,
 )
-from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
 
 
-class ImageFolders:
+class ImageFolders(ClassificationData):
     """Classification data in folders with one sub-folder per class.
 
     Several training roots either have the same classes or no class in common (a data set divided
     by images or by classes); anything else is an error.
 
     Args:
-        name: name in the tracker.
         train_dirs: training roots.
         val_dir: validation root; ``None``: a random fraction of the training images.
         test_dir: test root, only used by ``evaluate split=test``.
         val_fraction: fraction of the training images to hold out if ``val_dir`` is ``None``.
-        num_classes: required number of classes; ``None`` for any.
-        image_size: side of the square network input, in pixels; ``None``: the network's own.
-        batch_size: samples per batch, in training and validation.
-        workers: number of loader processes; ``None`` chooses by device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         random_crop: random resized crops in training instead of the validation crop.
-        random_flip: flip half of the training images (on the device).
         crop_scale: range of a random crop's area as a fraction of the image.
         crop_ratio: range of a random crop's width / height.
         crop_pct: side of the validation crop as a fraction of the short side; ``None``: the
             network's own.
-        mean: mean of RGB on a 0…1 scale, for pixels; ``None``: the network's own.
-        std: standard deviation of RGB on a 0…1 scale; ``None``: the network's own.
-        augmentation: further augmentation of training images, on the device.
-        max_train_images: train on at most this many images, balanced over the classes.
-        max_val_images: the same for validation.
-        cache_dir: folder for the index of headers and for DCT statistics.
         linear_baseline: after training, fit and print a linear classifier on colours.
         stored_size: read every file as in a prepared store of this image size and crop its
             blocks; ``None`` crops the image itself.
         demo: renders the folders first, for demo data sets.
-        network: the input of the network.
+        common: see ``CommonImages``.
     """
+
+    splits: dict[str, Split]
 
     def __init__(
         self,
-        name: str,
         train_dirs: Sequence[str],
         val_dir: str | None,
         test_dir: str | None,
         val_fraction: float,
-        num_classes: int | None,
-        image_size: int | None,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         random_crop: bool,
-        random_flip: bool,
         crop_scale: Sequence[float],
         crop_ratio: Sequence[float],
         crop_pct: float | None,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        augmentation: Augmentation,
-        max_train_images: int | None,
-        max_val_images: int | None,
-        cache_dir: str,
         linear_baseline: bool,
         stored_size: int | None,
         demo: Demo | None,
-        network: NetworkInput,
+        **common: Unpack[CommonImages],
     ) -> None:
-        self.name = name
+        super().__init__(**common)
         self.train_dirs = [Path(path) for path in train_dirs]
         self.val_dir = None if val_dir is None else Path(val_dir)
         self.test_dir = None if test_dir is None else Path(test_dir)
         self.val_fraction = val_fraction
-        self.num_classes = num_classes
-        self.image_size = image_size or network.size
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
-        self.random_flip = random_flip
-        self.mean = list(mean or network.mean)
-        self.std = list(std or network.std)
-        self.augment = Augment(augmentation, self.mean)
-        self.max_images = {"train": max_train_images, "val": max_val_images, "test": None}
-        self.cache = Path(cache_dir)
         self.linear_baseline = linear_baseline
         self.demo = demo
-        self.coefficients = network.coefficients
         self.random_crop = random_crop
         self.block_crop = None if stored_size is None else BlockCrop(stored_size, self.image_size)
-        crop_pct = network.crop_pct if crop_pct is None else crop_pct
+        crop_pct = self.network.crop_pct if crop_pct is None else crop_pct
         self.eval_crop = CentreCrop(crop_pct if self.block_crop is None else 1.0)
         self.train_crop: Crop = self.eval_crop
         if random_crop:
             low, high = crop_scale
             narrow, wide = crop_ratio
             self.train_crop = RandomResizedCrop((low, high), (narrow, wide))
-        self.classes: list[str] = []
-        self.splits: dict[str, Split] = {}
         self.passed_over = PassedOver()
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
@@ -173,23 +132,12 @@ class ImageFolders:
             self.splits["test"] = self._eval_split(self.test_dir, keys["test"], progress)
         for name, split in self.splits.items():
             check_not_empty(name, split, keys[name])
-            limit = self.max_images[name]
+            limit = self.max_images.get(name)
             if limit is not None and limit < len(split.files):
                 self.splits[name] = subsample(split, limit, seed)
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
-        """One split, with training or validation crops.
-
-        Raises:
-            UserError: if the data set has no such split.
-        """
-        if split not in self.splits:
-            raise UserError(
-                "split",
-                f"split={split}: this data set has {', '.join(self.splits)}",
-                "set dataset.test_dir=FOLDER" if split == "test" else "",
-            )
-        files = self.splits[split]
+        files = split_named(self.splits, split, "this data set", "set dataset.test_dir=FOLDER")
         if self.block_crop is not None:
             rows = FileRows(files.files, self._reader(), self.eval_crop)
             random = train and self.random_crop
@@ -198,23 +146,6 @@ class ImageFolders:
             )
         crop = self.train_crop if train else self.eval_crop
         return ImageSamples(files, self._reader(), crop, seed)
-
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
-        if self.coefficients is None:
-            return PixelTransform(self.mean, self.std, self.random_flip, self.augment)
-        statistics = None
-        if measured:
-            statistics = self._statistics(self.coefficients, progress)
-        return CoefficientTransform(
-            self.coefficients.selection,
-            self.coefficients.range_,
-            statistics,
-            self.random_flip,
-            self._shipped(self.coefficients),
-            self.augment,
-        )
 
     def read(self, paths: Sequence[Path]) -> ClassificationBatch:
         """Read images with validation crops; every label is -1."""
@@ -225,28 +156,12 @@ class ImageFolders:
         index = torch.arange(len(paths))
         return ClassificationBatch(index, inputs, torch.full_like(index, -1))
 
-    def load_image(self, path: Path) -> list[Image]:
-        return [to_rgb(decode(path))]
-
-    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
-        known = self._class_folders() if own_classes else None
-        return {"name": self.name, "classes": expected_classes(model, known, IMAGENET_CLASSES)}
-
-    def _class_folders(self) -> list[str] | None:
+    def known_classes(self) -> Sequence[str] | None:
         folders = {name for root in self.train_dirs if root.is_dir() for name in list_folders(root)}
         return sorted(folders) or (None if self.demo is None else list(self.demo.classes))
 
-    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        return {name: (len(split.files), split.skipped) for name, split in self.splits.items()}
-
-    def metadata(self) -> dict[str, Any]:
-        return {"name": self.name, "classes": self.classes}
-
-    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.classes = list(metadata["classes"])
-
-    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
-        return None
+    def skipped_samples(self, split: str) -> Mapping[str, int]:
+        return self.splits[split].skipped
 
     def baseline(self) -> str | None:
         """Validation top-1 of a linear classifier on colours, see ``linear_top1``."""

@@ -296,7 +296,7 @@ def _check_temporary_folder() -> None:
         raise UserError(
             "TMPDIR",
             f"{folder}: {length} bytes, workers of the loader can use at most {most}",
-            "set TMPDIR=/tmp, or dataset.workers=0",
+            "set TMPDIR=/tmp, or workers=0",
         )
 
 

@@ -13,7 +13,6 @@ from research.config.rules import (
     COUNT,
     NOTHING,
     PATH,
-    TRUTH,
     Rule,
     changeable,
     list_of,
@@ -27,9 +26,6 @@ RGB = ("red", "green", "blue")
 
 RULES: dict[str, Rule] = {
     "image_size": whole(32),
-    "batch_size": COUNT,
-    "workers": changeable(whole(0)),
-    "pin_memory": changeable(TRUTH),
     "mean": or_null(list_of(number(), min_length=3)),
     "std": or_null(list_of(number(above=0), min_length=3)),
     "num_classes": whole(2),

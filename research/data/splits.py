@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from research.utils.errors import UserError
+
+SplitT = TypeVar("SplitT")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,34 @@ class Split:
     files: list[Path]
     labels: list[int]
     skipped: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def split_named(splits: Mapping[str, SplitT], split: str, where: object, no_test: str) -> SplitT:
+    """One split of a data set.
+
+    Args:
+        splits: all of them.
+        split: its name.
+        where: the data set, for messages.
+        no_test: how to get a test split.
+
+    Raises:
+        UserError: if the data set has no such split.
+    """
+    if split in splits:
+        return splits[split]
+    message = f"split={split}: {where} has {', '.join(splits)}"
+    raise UserError("split", message, no_test if split == "test" else "")
+
+
+def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
+    """Indices of at most ``limit`` of ``count`` samples, with the first and the last."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.linspace(0, count - 1, limit).round().astype(np.int64)
 
 
 def class_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The batch of each process: ``dataset.batch_size``, or its part of ``global_batch_size``."""
+"""The batch of each process: ``batch_size``, or its part of ``global_batch_size``."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def check_batch_size(config: Config, overrides: Sequence[str]) -> None:
 
     Args:
         config: resolved and checked.
-        overrides: arguments of the command line. A ``dataset.batch_size`` that is not among them is
+        overrides: arguments of the command line. A ``batch_size`` that is not among them is
             a default, which ``global_batch_size`` replaces.
 
     Raises:
         UserError: if ``global_batch_size`` does not divide by the number of processes, or if
-            ``dataset.batch_size`` is another number.
+            ``batch_size`` is another number.
     """
     whole, own, each = (
-        config["global_batch_size"], config["dataset"]["batch_size"], batch_size(config)
+        config["global_batch_size"], config["batch_size"], batch_size(config)
     )  # fmt: skip
-    is_typed = any(text.startswith("dataset.batch_size=") for text in overrides)
+    is_typed = any(text.startswith("batch_size=") for text in overrides)
     if is_typed and own not in (whole, each):
         raise UserError(
-            "dataset.batch_size",
-            f"dataset.batch_size={own}, but global_batch_size={whole} gives each of "
+            "batch_size",
+            f"batch_size={own}, but global_batch_size={whole} gives each of "
             f"{distributed.count()} processes {each}",
-            f"set global_batch_size={own * distributed.count()}, or leave dataset.batch_size out",
+            f"set global_batch_size={own * distributed.count()}, or leave batch_size out",
         )
 
 
@@ -44,7 +44,7 @@ def batch_size(config: Config) -> int:
     """
     whole, processes = config["global_batch_size"], distributed.count()
     if whole is None:
-        own: int = config["dataset"]["batch_size"]
+        own: int = config["batch_size"]
         return own
     if whole % processes:
         raise UserError(

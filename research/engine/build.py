@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -141,13 +140,13 @@ def limits(config: Config) -> dict[str, Any]:
     dataset = config["dataset"]
     size = dataset.get("image_size") or network_input(config).size
     whole = config["global_batch_size"]
-    batch = {"global_batch_size": whole} if whole else {"dataset.batch_size": dataset["batch_size"]}
+    batch = {"global_batch_size": whole} if whole else {"batch_size": config["batch_size"]}
     return {
         **batch,
         "accumulate": config["accumulate"],
         "precision": config["precision"],
         "dataset.image_size": size,
-        "dataset.workers": dataset.get("workers"),
+        "workers": config["workers"],
     }
 
 
@@ -275,17 +274,14 @@ def loader(
 ) -> EpochLoader:
     """The batches of one split."""
     samples = data.dataset(split, seed=config["seed"], train=train, device=device)
-    on_gpu = device.type == "cuda"
-    workers = data.workers
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1) if on_gpu else 0
+    workers, pin_memory = data.loading(device, config["workers"], config["pin_memory"])
     return EpochLoader(
         samples,
         batch_size(config),
         seed=config["seed"],
         train=train,
         workers=workers,
-        pin_memory=on_gpu if data.pin_memory is None else data.pin_memory,
+        pin_memory=pin_memory,
         shard=distributed.shard(),
     )
 

@@ -129,6 +129,6 @@ def of_predictor(run: Path, split: str, loaded: Predictor, saved: Mapping[str, A
             f"{len(loaded.classes)} of {run}",
             "check the dataset settings",
         )
-    alone = {**config, "global_batch_size": None}  # in one process, dataset.batch_size counts
+    alone = {**config, "global_batch_size": None}  # in one process, batch_size counts
     loader = build.loader(alone, loaded.data, split, loaded.device, train=False)
     return EvalRun(loaded, loader, saved)

@@ -184,7 +184,7 @@ def no_samples(split: str, skipped: Mapping[str, int]) -> UserError:
     """The error if no sample of a split could be read."""
     if skipped.get(ALONE) == sum(skipped.values()):
         message = f"the {split} split has one sample, and batch norm needs two in a batch"
-        hint = "add samples; one alone trains with dataset.batch_size=1 if no map is 1×1"
+        hint = "add samples; one alone trains with batch_size=1 if no map is 1×1"
         return UserError("dataset", message, hint)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
     message = f"no sample of the {split} split could be read ({kinds})"

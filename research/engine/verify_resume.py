@@ -292,7 +292,7 @@ def _wait(process: ForkServerProcess, folder: Path) -> str | None:
         raise UserError(
             "verify_resume",
             "verify_resume: the training process was killed by the system",
-            "it may lack memory: set a smaller dataset.batch_size",
+            "it may lack memory: set a smaller batch_size",
         )
     return record.read_text(encoding="utf-8")
 
@@ -363,7 +363,7 @@ def _reasons_of_resume(config: Config) -> Iterator[str]:
     own = ", ".join(config["trust"])
     code = f"your own code ({own})" if own else "code"
     yield f"{code} with state in attributes or buffers with persistent=False: use buffers"
-    if config["dataset"].get("workers") != 0:
+    if config["workers"] != 0:
         yield (
             f"{code} that draws from the global generators in a loader's worker: draw from "
             "(seed, epoch, index), as docs/adding.md says"

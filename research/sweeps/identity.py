@@ -29,8 +29,8 @@ Changes = dict[str, tuple[Any, Any]]
 NOT_COMPARED: Final = frozenset(
     {
         "name", "tags", "device", "logging", "log_every", "save_every", "save_every_minutes",
-        "keep", "resume", "run_dir", "trust", "version", "monitor", "dataset.workers",
-        "dataset.pin_memory", "dataset.cache_dir", "dataset.on_device", "dataset.device_budget",
+        "keep", "resume", "run_dir", "trust", "version", "monitor", "workers",
+        "pin_memory", "dataset.cache_dir", "dataset.on_device", "dataset.device_budget",
         "dataset.verify", "dataset.download",
     }
 )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from research.config.migrations import current_key
 from research.tracking.files import typed_rows
 from research.tracking.tracker import Row, Run, Table
 
@@ -57,12 +58,14 @@ def changed_settings(settings: Mapping[str, str], recorded: Any) -> dict[str, st
         settings: now.
         recorded: ``data`` of the MLflow run.
     """
+    # Of a run of an earlier version, some have their former names.
+    params = {current_key(key): value for key, value in recorded.params.items()} | recorded.params
     return {
         f"{RESUMED}{key}": value[:TAG_LENGTH]
         for key, value in settings.items()
-        if key in recorded.params
+        if key in params
         and key not in OF_THE_COMMAND
-        and (recorded.params[key] != value or f"{RESUMED}{key}" in recorded.tags)
+        and (params[key] != value or f"{RESUMED}{key}" in recorded.tags)
     }
 
 

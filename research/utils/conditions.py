@@ -71,8 +71,8 @@ class Circumstances:
 
     Attributes:
         settings: current values of the settings that matter, by their key on this command line:
-            ``dataset.batch_size``, ``accumulate``, ``precision``, ``dataset.image_size``,
-            ``dataset.workers``, ``out``.
+            ``batch_size``, ``accumulate``, ``precision``, ``dataset.image_size``,
+            ``workers``, ``out``.
         resume: how the work goes on, such as ``continue with resume=RUN``; may be empty.
     """
 
@@ -180,8 +180,7 @@ def _memory(error: BaseException, around: Circumstances) -> UserError | None:
 
 
 MEMORY_KEYS: Final = (
-    "dataset.batch_size", "global_batch_size", "batch_size", "batch", "accumulate", "precision",
-    "dataset.image_size",
+    "batch_size", "global_batch_size", "batch", "accumulate", "precision", "dataset.image_size",
 )  # fmt: skip
 
 
@@ -193,9 +192,9 @@ def _shared_memory(error: BaseException, around: Circumstances) -> UserError | N
         return None
     space = f" ({_space(SHARED_MEMORY)})" if SHARED_MEMORY.exists() else ""
     return UserError(
-        "dataset.workers",
+        "workers",
         f"{SHARED_MEMORY} is full{space}, through which workers send their batches",
-        around.then("set dataset.workers=0, or enlarge it (docker run --shm-size=8g)"),
+        around.then("set workers=0, or enlarge it (docker run --shm-size=8g)"),
     )
 
 
@@ -204,10 +203,10 @@ def _worker(error: BaseException, around: Circumstances) -> UserError | None:
     if dead is None:
         return None
     how = f"was killed by a signal ({dead[1]})" if dead[1] else "ended unexpectedly"
-    workers = around.settings.get("dataset.workers") or 0
-    fewer = f"dataset.workers={workers // 2}" if workers > 1 else "dataset.workers=0"
+    workers = around.settings.get("workers") or 0
+    fewer = f"workers={workers // 2}" if workers > 1 else "workers=0"
     return UserError(
-        "dataset.workers",
+        "workers",
         f"a worker of the loader {how}; if memory ran out, the system killed it",
         around.then(f"set {fewer} for less memory"),
     )
@@ -227,7 +226,7 @@ def _open_files(error: BaseException, around: Circumstances) -> UserError | None
     torch = isinstance(error, RuntimeError) and ("Too many open files" in text or "ancdata" in text)
     if not (system or torch):
         return None
-    fewer = " or set dataset.workers=0" if around.settings.get("dataset.workers") else ""
+    fewer = " or set workers=0" if around.settings.get("workers") else ""
     return UserError(
         "ulimit",
         "too many open files for the limit of this process",
@@ -276,7 +275,7 @@ def _lost_folder(error: BaseException, around: Circumstances) -> UserError | Non
 def _batch_norm(error: BaseException, around: Circumstances) -> UserError | None:
     if not (isinstance(error, ValueError) and "more than 1 value per channel" in str(error)):
         return None
-    key = around.key("batch_size", "global_batch_size") or "dataset.batch_size"
+    key = around.key("batch_size", "global_batch_size") or "batch_size"
     size = around.settings.get(key)
     image = around.key("image_size") or "dataset.image_size"
     current = "" if size is None else f" with {key}={size} and {image}={around.settings.get(image)}"

@@ -60,12 +60,12 @@ def test_the_user_must_set_the_paths_of_a_foreign_file(name: str, paths: set[str
 
 def test_only_existing_keys_and_valid_values() -> None:
     then = config("tinydet")
-    assert changed(then, ["dataset.batch_size=3"])["dataset"]["batch_size"] == 3
-    assert then["dataset"]["batch_size"] == 8
+    assert changed(then, ["batch_size=3"])["batch_size"] == 3
+    assert then["batch_size"] == 8
     wrong = {
         "model=bigdet": "model.KEY=value",
         "dataset.gone=1": "no key",
-        "dataset.batch_size=0": "at least 1",
+        "batch_size=0": "at least 1",
         "dataset.root=[": "not YAML",
     }
     for word, message in wrong.items():

@@ -122,10 +122,10 @@ def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture
     assert set(whole["logged"]) == {"loss", "top1", "ece"}
     assert whole["metrics"] != whole["logged"]  # of 12 images; the run used 6
     for word, message in (
-        ("dataset.batch_sise=3", "'dataset.batch_size'"),
-        ("batch_size=3", "'dataset.batch_size'"),
-        ("dataset.batch_size=many", "a whole number"),
-        ("dataset.batch_size=null", "a whole number"),
+        ("dataset.batch_sise=3", "'batch_size'"),
+        ("batch_sise=3", "'batch_size'"),
+        ("batch_size=many", "a whole number"),
+        ("batch_size=null", "a whole number"),
         ("dataset.train_dirs=[a", "not YAML"),
         ("dataset=demo", "dataset.KEY=value"),
         ("model._target_=os.system", "allowed here are"),
@@ -143,7 +143,7 @@ def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture
 def test_evaluate_prints_json_alone(small: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(small(*TINY))
     capsys.readouterr()
-    evaluate.main([str(folder), "device=cpu", "split=train", "dataset.batch_size=5"])
+    evaluate.main([str(folder), "device=cpu", "split=train", "batch_size=5"])
     result = json.loads(capsys.readouterr().out)
     assert result["split"] == "train"
     assert result["epoch"] == 1
@@ -231,7 +231,7 @@ def test_options_that_are_refused(word: str, message: str) -> None:
 
 
 def test_settings_of_the_configuration_are_handed_on() -> None:
-    words = ["title=a", "dataset.batch_size=3", "epochs=1"]
+    words = ["title=a", "dataset.fold=3", "epochs=1"]
     _, options, rest = cli.parse(Options, words, others="")
     assert (options.title, rest) == ("a", words[1:])
     with user_error("epochs", "split.names, device and dataset.KEY"):

@@ -24,8 +24,10 @@ from tests.conftest import Train, user_error
 from tests.test_stored_runs import ASSETS, project, words_of  # noqa: F401 - a fixture
 
 Migrate = Callable[..., None]
-CONFIG: dict[str, Any] = yaml.safe_load((ASSETS / "runs/classification/config.yaml").read_text())
-KEYS = sorted(key for key, _ in leaves(CONFIG) if "_target_" not in key)
+CONFIG: dict[str, Any] = migrations.migrated(
+    yaml.safe_load((ASSETS / "runs/classification/config.yaml").read_text())
+)
+KEYS = sorted(key for key, _ in leaves(CONFIG) if "_target_" not in key and key != "version")
 FASTNET = "research.models.fastnet.FastNet"
 
 
@@ -55,7 +57,7 @@ def renamed(config: dict[str, Any], new: str, old: str) -> dict[str, Any]:
 def test_any_key_can_be_renamed(monkeypatch: pytest.MonkeyPatch, key: str, where: str) -> None:
     today = stored.configuration(CONFIG, "here")
     old = f"{where}old_{key.rpartition('.')[2]}"
-    then = renamed(CONFIG, key, old)
+    then = {**renamed(CONFIG, key, old), "version": 1}
     with pytest.raises(UserError) as caught:
         stored.configuration(then, "here")
     assert caught.value.key in (key, old, old.partition(".")[0], key.partition(".")[0])
@@ -170,6 +172,7 @@ def test_a_sweep_with_old_names_is_resumed(
     """The study's folder, its storage and its trials contain optimizer.rate for optimizer.lr."""
     (study,) = (project / "runs/sweeps").iterdir()
     command = json.loads((study / "study.json").read_text())["command"][1:]
+    command = [migrations.current_word(word) for word in command]
     journal = project / "runs/studies.journal"
     for path in (study / "study.json", journal, study / "final_summary.json"):
         path.write_text(path.read_text().replace("optimizer.lr", "optimizer.rate"))

@@ -64,8 +64,8 @@ def test_alone_it_is_the_runs_own(stored: Store) -> None:
     run = stored(*WORDS)
     found = compose([f"resume={run}"])
     assert changes(run) == {}
-    words = ("epochs=9", "seed=2", "dataset.workers=3", "tags.paper=a", "tags={paper: a}")
-    assert changes(run, *words) == {"epochs": 9, "dataset.workers": 3}
+    words = ("epochs=9", "seed=2", "workers=3", "tags.paper=a", "tags={paper: a}")
+    assert changes(run, *words) == {"epochs": 9, "workers": 3}
     assert found.name == "its_name"
     assert found.overrides == list(WORDS)
     assert changes(run / "checkpoints/last.pt") == {}
@@ -101,7 +101,7 @@ REFUSED = {
     "seed=1 grad_clip=1 ema=0.9 precision=bf16 monitor=val/loss:min": "and 2 more",
 }
 MORE_REFUSED = {
-    "dataset.batch_size=7 accumulate=2": "accumulate is 1 in the run, 2 here; dataset.batch_size",
+    "batch_size=7 accumulate=2": "batch_size is 128 in the run, 7 here; accumulate",
     "experiment=cifar10_fast": "precision is fp32 in the run, bf16 here",
     "dataset=cifar100 dataset.root=data": "dataset.name is cifar10 in the run, cifar100 here",
     "scheduler=step": "scheduler._target_ is research.engine.schedules.cosine in the run",
@@ -144,6 +144,7 @@ OTHER: dict[str, Any] = {
     "accumulate": 3, "scale_lr": "sqrt", "scale_lr_batch": 7, "layer_decay": 0.5,
     "lr_backbone": 0.5, "decay_norms": "false", "ema": 0.5, "ema_warmup": "true", "grad_clip": 3,
     "patience": 4, "save_every": 5, "save_every_minutes": 3, "keep": 9, "monitor": "val/loss:min",
+    "batch_size": 7, "workers": 2, "pin_memory": "true",
     "log_every": 7, "max_train_batches": 3, "max_val_batches": 3, "skip_nonfinite": 4,
 }  # fmt: skip
 """Another value of each setting of a run."""
@@ -151,7 +152,7 @@ OF_THE_COMMAND = {"resume", "init_from", "run_dir", "trust", "version"}
 MAY_CHANGE = {
     "epochs", "device", "channels_last", "compile", "deterministic", "cudnn_benchmark", "patience",
     "save_every", "save_every_minutes", "keep", "log_every", "max_val_batches",
-    "skip_nonfinite",
+    "skip_nonfinite", "workers", "pin_memory",
 }  # fmt: skip
 
 
@@ -322,7 +323,7 @@ def test_the_configuration_is_shown(
     assert f"resume={run} continues this run" in said
     assert "model.growth_rate=8" in said
     assert "  epochs             7 " in said
-    for key in (*MAY_CHANGE, "dataset.workers", "logging"):
+    for key in (*MAY_CHANGE, "logging"):
         assert key in said.partition("Groups")[0]
     for flags in (["--cfg", "hydra"], ["--info"], ["--config-name", "x"]):
         with pytest.raises(SystemExit):

@@ -298,7 +298,7 @@ def composed() -> dict[str, Any]:
         "dataset=cifar10",
         "dataset.root=data",
         "dataset.val_images=40",
-        "dataset.batch_size=8",
+        "batch_size=8",
     ]
     return resolved(compose_config(base)[0])
 
@@ -444,12 +444,13 @@ def test_images_stay_on_the_device_within_the_budget(
         return self.images, self.labels
 
     monkeypatch.setattr(ResidentImages, "to", to)
-    data = opened(on_device=on_device, device_budget=budget, workers=2)
+    data = opened(on_device=on_device, device_budget=budget)
     gpu = torch.device("cuda")
     data.dataset("train", seed=0, train=True, device=gpu)
     assert devices == [gpu]
     assert data.parts["train"].stays_on(gpu) is stays
-    assert (data.workers, data.pin_memory) == ((0, False) if stays else (2, None))
+    assert data.loading(gpu, 2, None) == ((0, False) if stays else (2, True))
+    assert data.loading(gpu, None, True) == (0, not stays)
     assert data.parts["train"].stays_on(CPU)
 
 
@@ -459,7 +460,8 @@ def test_nothing_is_copied_on_the_cpu() -> None:
     samples = data.dataset("train", seed=0, train=True, device=CPU)
     assert isinstance(samples, ResidentSamples)
     assert samples.images.data_ptr() == data.parts["train"].images.data_ptr()
-    assert data.workers == 0
+    assert data.loading(CPU, None, None) == (0, False)
+    assert data.loading(CPU, 2, True) == (2, False)
     images = data.parts["test"].images.numpy()
     resident = ResidentImages(images, np.zeros(TEST, np.int64), on_device=False)
     assert resident.to(torch.device("cuda"))[0].device == CPU
@@ -490,7 +492,7 @@ def test_it_trains_evaluates_and_predicts_without_the_data(
         "dataset=cifar10",
         "dataset.root=data",
         "dataset.val_images=40",
-        "dataset.batch_size=8",
+        "batch_size=8",
         "epochs=1",
         "device=cpu",
         "logging=csv",

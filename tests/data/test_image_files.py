@@ -540,8 +540,8 @@ def test_pixels_need_no_pyjpegio(folders: Path) -> None:
         f"dataset.train_dirs=[{folders / 'train'}]",
         f"dataset.cache_dir={folders / 'cache'}",
         "dataset.image_size=32",
-        "dataset.batch_size=4",
-        "dataset.workers=0",
+        "batch_size=4",
+        "workers=0",
         "device=cpu",
     ]
     done = subprocess.run(

@@ -163,7 +163,7 @@ def test_hidden_folders_are_no_classes(tmp_path: Path, caplog: pytest.LogCapture
         "1 outside a class folder), 1 left out (1 empty)"
     ) in caplog.messages
     assert f"left out: {tmp_path / 'set' / 'dog' / 'empty.jpg'}: empty" in caplog.messages
-    assert data._class_folders() == ["cat", "dog"]
+    assert data.known_classes() == ["cat", "dog"]
 
 
 def test_a_loop_of_links_adds_no_picture(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def metrics(workers: str) -> dict[str, Any]:
     """
     found = {}
     for name in GOLDEN:
-        config = resolved(compose_config([*overrides(name), f"dataset.workers={workers}"])[0])
+        config = resolved(compose_config([*overrides(name), f"workers={workers}"])[0])
         config["ema"], config["compile"], config["precision"] = None, False, "fp32"
         torch.Tensor.float = SINGLE  # type: ignore[method-assign]
         with distributed.main_first():

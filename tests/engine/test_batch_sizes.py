@@ -1,4 +1,4 @@
-"""``dataset.batch_size`` is per process; ``global_batch_size`` is that of all."""
+"""``batch_size`` is per process; ``global_batch_size`` is that of all."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Compose = Callable[..., dict[str, Any]]
         (4, (), 8),
         (1, ("global_batch_size=12",), 12),  # 8 is a default here, which it replaces
         (4, ("global_batch_size=12",), 3),
-        (4, ("global_batch_size=12", "dataset.batch_size=3"), 3),
-        (4, ("global_batch_size=12", "dataset.batch_size=12"), 3),
+        (4, ("global_batch_size=12", "batch_size=3"), 3),
+        (4, ("global_batch_size=12", "batch_size=12"), 3),
     ],
 )
 def test_the_batch_of_a_process(
@@ -43,8 +43,8 @@ def test_the_batch_of_a_process(
     [
         (("global_batch_size=10",), "global_batch_size", "does not divide by 4"),
         (
-            ("global_batch_size=12", "dataset.batch_size=4"),
-            "dataset.batch_size",
+            ("global_batch_size=12", "batch_size=4"),
+            "batch_size",
             "set global_batch_size=16",
         ),
     ],
@@ -62,7 +62,7 @@ def test_the_learning_rate_follows_the_batch_of_all_processes(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guide 3: one process with 64 samples trains at 0.1, four processes at 0.4."""
-    guide = ("dataset.batch_size=64", "optimizer.lr=0.1", "scale_lr=linear", "scale_lr_batch=64")
+    guide = ("batch_size=64", "optimizer.lr=0.1", "scale_lr=linear", "scale_lr_batch=64")
     for processes, rate in ((1, 0.1), (4, 0.4)):
         with monkeypatch.context() as patch:
             patch.setattr(distributed, "count", lambda count=processes: count)

@@ -22,7 +22,7 @@ from tests.conftest import TINY, run, trained_epoch, user_error
 from tests.engine.test_interrupts import same
 
 Compose = Callable[..., dict[str, Any]]
-WORDS = (*TINY, "epochs=2", "scheduler=cosine", "dataset.batch_size=6", "log_every=3", "keep=0")
+WORDS = (*TINY, "epochs=2", "scheduler=cosine", "batch_size=6", "log_every=3", "keep=0")
 CPU = torch.device("cpu")
 
 
@@ -155,9 +155,9 @@ def test_weights_that_are_not_finite_are_not_saved(
 
 
 def test_a_batch_too_small_for_its_norm(small: Compose) -> None:
-    with user_error("dataset.batch_size", "batch norm", "dataset.batch_size=1", "at least two"):
-        run(small(*TINY, "dataset.batch_size=1"))
-    with user_error("dataset", "one sample", "dataset.batch_size=1"):
+    with user_error("batch_size", "batch norm", "batch_size=1", "at least two"):
+        run(small(*TINY, "batch_size=1"))
+    with user_error("dataset", "one sample", "batch_size=1"):
         run(small(*TINY, "dataset.max_train_images=1"))
 
 
@@ -198,7 +198,7 @@ def test_an_exception_while_reading_names_the_file(
 
     monkeypatch.setattr(ImageSamples, "__getitems__", broken)
     with user_error("dataset", "005.jpg: cannot be read (ZeroDivisionError: of the reader)") as e:
-        run(small(*TINY, f"dataset.workers={workers}"))
+        run(small(*TINY, f"workers={workers}"))
     cause = e.value.__cause__
     assert "in broken" in str(cause) or isinstance(cause, ZeroDivisionError)
 
@@ -213,9 +213,9 @@ def test_a_condition_of_the_machine_in_a_worker(
         raise error
 
     monkeypatch.setattr(Path, "read_bytes", exhausted)
-    key = "ulimit" if isinstance(error, OSError) else "dataset.batch_size"
-    with user_error(key, "dataset.workers=0" if key == "ulimit" else "dataset.batch_size=6"):
-        run(small(*WORDS, "dataset.workers=1"))
+    key = "ulimit" if isinstance(error, OSError) else "batch_size"
+    with user_error(key, "workers=0" if key == "ulimit" else "batch_size=6"):
+        run(small(*WORDS, "workers=1"))
 
 
 @pytest.mark.parametrize(
@@ -238,13 +238,13 @@ def test_out_of_memory_names_the_settings(
     }
     monkeypatch.setattr(target[where], full)
     with user_error(
-        "dataset.batch_size", "dataset.batch_size=6, accumulate=1, precision=fp32, dataset.image_si"
-        "ze=32", "set dataset.batch_size=3 accumulate=2 or precision=bf16",
+        "batch_size", "batch_size=6, accumulate=1, precision=fp32, dataset.image_si"
+        "ze=32", "set batch_size=3 accumulate=2 or precision=bf16",
     ):  # fmt: skip
         run(small(*WORDS, "run_dir=run"))
     # The advice is accepted.
     monkeypatch.undo()
-    small(*WORDS, "dataset.batch_size=3", "accumulate=2", "precision=bf16")
+    small(*WORDS, "batch_size=3", "accumulate=2", "precision=bf16")
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ from tests.golden import stored
 from tests.golden.configurations import DATA, GOLDEN, overrides
 
 ONE_STEP = ("device=cuda", "epochs=1", "max_train_batches=1", "max_val_batches=1", "log_every=100")
-ONE_STEP += ("dataset.workers=0", "dataset.pin_memory=false")
+ONE_STEP += ("workers=0", "pin_memory=false")
 LOG = "research.engine.loss_log.LossLog._read"
 """The loop's only read: of the losses, every ``log_every`` batches."""
 ONCE = (
@@ -376,7 +376,7 @@ def test_cifar_on_the_device(
     monkeypatch.setitem(FAMILIES, 10, few)
     write_binary(tmp_path, 10)
     words = ("model=fastnet", "model.widths=[8,8,8]", "dataset=cifar10", f"dataset.root={tmp_path}")
-    words += ("dataset.val_images=50", "dataset.batch_size=20", "dataset.image_size=48")
+    words += ("dataset.val_images=50", "batch_size=20", "dataset.image_size=48")
     config = resolved(compose_config([*ONE_STEP, "logging=csv", *words])[0])
     trained = train(config, cuda, monkeypatch)
     assert trained.experiment.train.source.images.device == CUDA

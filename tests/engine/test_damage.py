@@ -92,7 +92,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     make_folders(root / "data" / "train", 4)
     make_folders(root / "data" / "val", 2, seed=1)
     words = [*SMALL, *data_overrides(root / "data"), *TINY, "epochs=2", "save_every_minutes=1e-9"]
-    words += ["dataset.batch_size=6", "run_dir=runs/a", "keep=2"]
+    words += ["batch_size=6", "run_dir=runs/a", "keep=2"]
     config = resolved(compose_config(words)[0])
     before = Path.cwd()
     os.chdir(root)

@@ -27,7 +27,7 @@ WORKER = Path(__file__).with_name("deaths_worker.py")
 PROCESSES = 3
 WORDS = (
     *NARROW, *PICTURES, "device=cpu", "logging=csv", "epochs=2", "log_every=2", "ema=0.9",
-    "model.dropout=0.2", "dataset.batch_size=2", "save_every_minutes=0.001",
+    "model.dropout=0.2", "batch_size=2", "save_every_minutes=0.001",
 )  # fmt: skip
 LOST = "error: another process of this run has ended"
 

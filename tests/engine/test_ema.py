@@ -24,7 +24,7 @@ def test_the_average_follows_its_formula(
     small: Compose, monkeypatch: pytest.MonkeyPatch, warmup: bool
 ) -> None:
     average = (f"ema={DECAY}", f"ema_warmup={str(warmup).lower()}")
-    built = build.experiment(small(*TINY, *average, "accumulate=2", "dataset.batch_size=4"))
+    built = build.experiment(small(*TINY, *average, "accumulate=2", "batch_size=4"))
     model, steps = built.state.model, []
 
     def step(*args: Any) -> None:
@@ -68,7 +68,7 @@ def test_a_step_that_fp16_skips_steps_nothing_else(
     small: Compose, monkeypatch: pytest.MonkeyPatch, overflows: set[int]
 ) -> None:
     """Gradients of some steps overflow: model, schedule and average stay as they were."""
-    built = build.experiment(small(*TINY, f"ema={DECAY}", "dataset.batch_size=4"))
+    built = build.experiment(small(*TINY, f"ema={DECAY}", "batch_size=4"))
     parts = built.state
     parts.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     assert parts.ema is not None

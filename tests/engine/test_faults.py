@@ -30,7 +30,7 @@ from tests.engine.test_interrupts import final, rows, same
 
 pytestmark = pytest.mark.long
 Compose = Callable[..., dict[str, Any]]
-WORDS = (*TINY, "epochs=2", "scheduler=cosine", "ema=0.9", "dataset.batch_size=4", "log_every=2")
+WORDS = (*TINY, "epochs=2", "scheduler=cosine", "ema=0.9", "batch_size=4", "log_every=2")
 
 
 @pytest.fixture
@@ -174,14 +174,14 @@ def wait_for_steps(folder: Path, process: Any) -> None:
 
 def test_a_killed_worker(folders: Path, start: Start) -> None:
     folder = folders.parent / "run"
-    process = start("run_dir=run", "epochs=9999", "dataset.workers=1")
+    process = start("run_dir=run", "epochs=9999", "workers=1")
     wait_for_steps(folder, process)
     for child in psutil.Process(process.pid).children():  # of training and of validation
         if "resource_tracker" not in " ".join(child.cmdline()):
             child.send_signal(signal.SIGKILL)
     line = line_of(process)
     assert "a worker of the loader was killed by a signal (Killed)" in line
-    assert "dataset.workers=0" in line
+    assert "workers=0" in line
     assert "continue with resume=run" in line
     assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
     log = (folder / "train.log").read_text()
@@ -233,10 +233,10 @@ loop.train_epoch = limited
 
 
 def test_out_of_memory(folders: Path, start: Start) -> None:
-    words = ("run_dir=run", "dataset.image_size=1024", "dataset.batch_size=24")
+    words = ("run_dir=run", "dataset.image_size=1024", "batch_size=24")
     line = line_of(start(*words, before=NO_MEMORY))
-    assert "out of memory with dataset.batch_size=24, accumulate=1, precision=fp32" in line
-    assert "set dataset.batch_size=12 accumulate=2 or precision=bf16" in line
+    assert "out of memory with batch_size=24, accumulate=1, precision=fp32" in line
+    assert "set batch_size=12 accumulate=2 or precision=bf16" in line
     folder = folders.parent / "run"
     assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
     assert "Traceback" in (folder / "train.log").read_text()
@@ -252,9 +252,9 @@ def test_too_many_open_files(folders: Path, start: Start) -> None:
 def test_a_full_shared_memory(disk: Path, start: Start) -> None:
     """In a mount namespace whose /dev/shm has 1 MB; without an error the run would wait."""
     process = start(
-        "run_dir=run", "dataset.workers=1", "dataset.image_size=512",
+        "run_dir=run", "workers=1", "dataset.image_size=512",
         mounting="mount -t tmpfs -o size=1m tmpfs /dev/shm",
     )  # fmt: skip
     line = line_of(process)
     assert "/dev/shm is full" in line
-    assert "dataset.workers=0" in line
+    assert "workers=0" in line

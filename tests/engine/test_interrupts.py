@@ -23,7 +23,7 @@ from tests.conftest import ROOT, TINY, run
 Compose = Callable[..., dict[str, Any]]
 WORDS = (
     *TINY, "epochs=2", "accumulate=2", "ema=0.9", "scheduler=cosine", "log_every=3",
-    "dataset.augmentation.mixup=0.2", "patience=5", "dataset.batch_size=4", "seed=1",
+    "dataset.augmentation.mixup=0.2", "patience=5", "batch_size=4", "seed=1",
 )  # fmt: skip
 TIMES = ("epoch_time_sec", "timestamp", "batch_time_sec")
 

@@ -33,11 +33,11 @@ from tests.golden.configurations import DATA, GOLDEN, NARROW, PICTURES
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
 SHARED = (
-    "device=cpu", "logging=mlflow", "epochs=2", "log_every=2", "keep=1", "dataset.batch_size=2",
+    "device=cpu", "logging=mlflow", "epochs=2", "log_every=2", "keep=1", "batch_size=2",
     "max_train_batches=16", "max_val_batches=1", "ema=0.9",
 )  # fmt: skip
 SYSTEMS: dict[str, tuple[str, ...]] = {
-    "classification, RGB": (*GOLDEN["fastnet_bf16"], "dataset.workers=1"),
+    "classification, RGB": (*GOLDEN["fastnet_bf16"], "workers=1"),
     "classification, DCT": GOLDEN["dct_from_pixels"],
     "classification, DCT from a store": GOLDEN["dct_from_store"],
     "DenseNet": (*NARROW, *PICTURES, "model.dropout=0.2", "scheduler=one_cycle"),

@@ -123,7 +123,7 @@ def test_a_run_resumes_only_with_its_own_settings(small: Compose) -> None:
     before = (folder / "config.yaml").read_text()
     for changes, said in (
         (["optimizer.lr=0.5"], "optimizer.lr is 0.02 in the run, 0.5 here"),
-        (["seed=1", "dataset.batch_size=4"], "dataset.batch_size is 8 in the run, 4 here"),
+        (["seed=1", "batch_size=4"], "batch_size is 8 in the run, 4 here"),
         (["optimizer=adamw"], "optimizer._target_ is torch.optim.SGD in the run"),
         (["compression=block_stem"], "compression.variant is luma_fusion_pruned in the run"),
     ):

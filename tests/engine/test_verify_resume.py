@@ -22,7 +22,7 @@ from tests.conftest import TINY, run, user_error
 
 Compose = Callable[..., dict[str, Any]]
 NAN = float("nan")
-SHORT = (*TINY, "dataset.batch_size=4", "epochs=9", "ema=0.9")
+SHORT = (*TINY, "batch_size=4", "epochs=9", "ema=0.9")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_run_of_this_project_is_resumed_bit_for_bit(
     small: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    config = small(*SHORT, "resume=auto", "run_dir=mine", "dataset.workers=1")
+    config = small(*SHORT, "resume=auto", "run_dir=mine", "workers=1")
     assert verify_resume.verify(config, "test") == 0
     said = lines(caplog)
     assert "run_dir=mine is not used" in said
@@ -172,7 +172,7 @@ def test_what_it_finds_in_code_of_ones_own(
     monkeypatch.syspath_prepend(str(tmp_path))
     caplog.set_level(logging.INFO)
     words = ("model=resnet34", "model.name=resnet10t", "trust=[own_net.Net]")
-    config = small(*words, "dataset.batch_size=4")
+    config = small(*words, "batch_size=4")
     model = {"_target_": "own_net.Net", "num_classes": None, "chance": chance == "true"}
     assert verify_resume.verify({**config, "model": model}, "test") == 1
     said = lines(caplog)

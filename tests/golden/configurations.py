@@ -39,13 +39,13 @@ GOLDEN: dict[str, tuple[str, ...]] = {
     "fastnet_bf16": (
         "model=fastnet", "model.widths=[16,32,32]", *PICTURES, "ema=0.9", "ema_warmup=true",
         "dataset.augmentation.mixup=0.4", "accumulate=2", "grad_clip=1.0", "precision=bf16",
-        "dataset.batch_size=2", "scale_lr=linear", "optimizer.lr=2.0",
+        "batch_size=2", "scale_lr=linear", "optimizer.lr=2.0",
     ),
     "bigdet": ("model=bigdet", "model.width=8", *FRAMES, "model.matching=hungarian"),
     "tinydet": ("model=tinydet", "model.width=8", *FRAMES),
     "rgbx": (
         "model=rgbx_mit_b0", "model.fpn_channels=16", "model.representation_size=16",
-        "dataset=rgbx", "dataset.root=data/rgbx", "dataset.image_size=64", "dataset.batch_size=2",
+        "dataset=rgbx", "dataset.root=data/rgbx", "dataset.image_size=64", "batch_size=2",
         "dataset.group_by='seq(\\d+)_'", "dataset.augmentation.modality_dropout=0.3", "epochs=3",
         "optimizer.lr=1e-5", "scheduler=multistep", "scheduler.milestones=[1]",
     ),
@@ -59,7 +59,7 @@ GOLDEN: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 SHARED = ("device=cpu", "logging=csv", "epochs=2", "log_every=1", "keep=0", "seed=3")
-SHARED += ("dataset.batch_size=4",)
+SHARED += ("batch_size=4",)
 STEPS = 5
 """Optimizer steps an epoch."""
 VALIDATED = 12

@@ -20,7 +20,7 @@ def main(names: list[str]) -> None:
         config = resolved(compose_config([*overrides(name), "dataset.cache_dir=/tmp/cache"])[0])
         data = build.data_module(config)
         data.prepare(config["seed"])
-        train = STEPS * config["dataset"]["batch_size"] * config["accumulate"]
+        train = STEPS * config["batch_size"] * config["accumulate"]
         stored.save(name, data, {"train": train, "val": VALIDATED}, config["seed"])
 
 

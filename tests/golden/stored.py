@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from research import batch as batches
 from research.batch import Batch
 from research.compression.blocks import Blocks
+from research.data.datamodule import DataModule
 from research.data.loader import SampleKey
 
 FOLDER = Path(__file__).parent / "batches"
@@ -60,6 +61,9 @@ class StoredData:
 
     def dataset(self, split: str, **_: Any) -> StoredSamples:
         return StoredSamples(self.splits[split])
+
+    def loading(self, *settings: Any) -> tuple[int, bool]:
+        return DataModule.loading(self.real, *settings)
 
     def transform(self, **_: Any) -> Any:
         transform = self.real.transform(measured=False)

@@ -51,7 +51,7 @@ TESTED = {
 def words(tmp_path: Path) -> list[str]:
     make_folders(tmp_path / "data" / "train", 12)
     make_folders(tmp_path / "data" / "val", 3, seed=1)
-    own = [*SMALL, *TINY[1:], *data_overrides(tmp_path / "data"), "dataset.batch_size=2"]
+    own = [*SMALL, *TINY[1:], *data_overrides(tmp_path / "data"), "batch_size=2"]
     return [word for word in own if not word.startswith("logging")]
 
 

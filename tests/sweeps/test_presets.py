@@ -17,7 +17,7 @@ from tests.sweeps.conftest import summaries
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
 SHORT = (
-    "epochs=2", "max_train_batches=3", "max_val_batches=2", "dataset.batch_size=16",
+    "epochs=2", "max_train_batches=3", "max_val_batches=2", "batch_size=16",
     "dataset.image_size=32", "logging.mlflow.system_metrics=false", "device=cpu",
     "dataset.demo.train_images=64", "dataset.demo.val_images=32",
 )  # fmt: skip
@@ -26,7 +26,7 @@ RGBX = (
     "experiment=demo_rgbx", "layer_decay=null",
     "model.rois=16", "model.rpn_samples=16", "model.proposals=20", "model.proposals_train=40",
     "model.representation_size=32", "model.fpn_channels=16", "dataset=demo_rgbx", "epochs=1",
-    "max_train_batches=1", "max_val_batches=1", "dataset.image_size=64", "dataset.batch_size=2",
+    "max_train_batches=1", "max_val_batches=1", "dataset.image_size=64", "batch_size=2",
     "logging.mlflow.system_metrics=false", "device=cpu", "dataset.demo.images=26",
 )  # fmt: skip
 PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -328,7 +328,7 @@ def test_the_command_evaluates_as_pycocotools_does_what_load_delivers(
     manifest = stored(source, tmp_path / "store", 64)
     config = compose_config([
         "model=bigdet", "model.width=8", "dataset=warehouse", "dataset.manifest=store",
-        "dataset.batch_size=8", "epochs=2", "device=cpu", "logging=csv", "run_dir=run",
+        "batch_size=8", "epochs=2", "device=cpu", "logging=csv", "run_dir=run",
     ]).config  # fmt: skip
     folder = run(config)
     words = ["dataset.manifest=store"]

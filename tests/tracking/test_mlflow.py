@@ -77,7 +77,7 @@ def test_a_real_server_shows_a_real_run(
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     api = "/api/2.0/mlflow"
     with server(store, tmp_path / "ui.log") as ask:
-        settings = ("epochs=3", "log_every=1", "tags.paper=mine", "dataset.batch_size=4")
+        settings = ("epochs=3", "log_every=1", "tags.paper=mine", "batch_size=4")
         folder = run(small(*on_store(store), "logging.mlflow.system_metrics=true", *settings))
 
         experiments = ask(f"{api}/experiments/search", {"max_results": 100})["experiments"]

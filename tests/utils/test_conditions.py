@@ -24,8 +24,8 @@ from research.utils.files import write_atomic, write_text
 from tests.conftest import user_error
 
 TRAINING = {
-    "dataset.batch_size": 64, "accumulate": 1, "precision": "fp32", "dataset.image_size": 224,
-    "dataset.workers": 8,
+    "batch_size": 64, "accumulate": 1, "precision": "fp32", "dataset.image_size": 224,
+    "workers": 8,
 }  # fmt: skip
 CPU_MEMORY = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
@@ -51,17 +51,17 @@ def system(code: int, file: str | None = None) -> OSError:
 
 
 CONDITIONS: list[tuple[Exception, str, tuple[str, ...]]] = [
-    (torch.OutOfMemoryError(GPU_MEMORY), "dataset.batch_size",
-     ("GPU", "2.00 GiB", "dataset.batch_size=64, accumulate=1, precision=fp32, dataset.image_size"
-      "=224", "set dataset.batch_size=32 accumulate=2 or precision=bf16 or a smaller dataset.ima")),
-    (RuntimeError(CPU_MEMORY), "dataset.batch_size", ("out of memory", "4000000000 bytes")),
-    (MemoryError(), "dataset.batch_size", ("out of memory", "dataset.batch_size=32")),
+    (torch.OutOfMemoryError(GPU_MEMORY), "batch_size",
+     ("GPU", "2.00 GiB", "batch_size=64, accumulate=1, precision=fp32, dataset.image_size"
+      "=224", "set batch_size=32 accumulate=2 or precision=bf16 or a smaller dataset.ima")),
+    (RuntimeError(CPU_MEMORY), "batch_size", ("out of memory", "4000000000 bytes")),
+    (MemoryError(), "batch_size", ("out of memory", "batch_size=32")),
     (np._core._exceptions._ArrayMemoryError((10**9,), np.dtype("f8")),  # type: ignore[attr-defined]
-     "dataset.batch_size", ("7.45 GiB",)),
-    (RuntimeError("std::bad_alloc"), "dataset.batch_size", ("out of memory",)),
+     "batch_size", ("7.45 GiB",)),
+    (RuntimeError("std::bad_alloc"), "batch_size", ("out of memory",)),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-     "dataset.batch_size", ("GPU",)),
-    (system(errno.ENOMEM), "dataset.batch_size", ("out of memory",)),
+     "batch_size", ("GPU",)),
+    (system(errno.ENOMEM), "batch_size", ("out of memory",)),
     (system(errno.ENOSPC, "runs/x/last.pt"), "disk",
      ("runs/x/last.pt", "disk is full", "free", "then continue with resume=runs/x")),
     (system(errno.EDQUOT, "a"), "disk", ("quota", "free space")),
@@ -74,12 +74,12 @@ CONDITIONS: list[tuple[Exception, str, tuple[str, ...]]] = [
     (RuntimeError("received 0 items of ancdata"), "ulimit", ("too many open files",)),
     (system(errno.ENOENT, "/gone/run/batch_metrics.csv"), "disk", ("/gone/run was deleted",)),
     (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "TMPDIR", ("/tmp",)),
-    (RuntimeError(KILLED), "dataset.workers", ("killed by a signal (Killed)", "workers=4")),
-    (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "dataset.workers",
+    (RuntimeError(KILLED), "workers", ("killed by a signal (Killed)", "workers=4")),
+    (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "workers",
      ("ended unexpectedly", "continue with resume=runs/x")),
-    (RuntimeError(BUS), "dataset.workers", ("/dev/shm is full", "dataset.workers=0")),
-    (RuntimeError(SHARED), "dataset.workers", ("/dev/shm is full", "--shm-size")),
-    (ValueError(NORM), "dataset.batch_size", ("batch norm", "dataset.batch_size=64")),
+    (RuntimeError(BUS), "workers", ("/dev/shm is full", "workers=0")),
+    (RuntimeError(SHARED), "workers", ("/dev/shm is full", "--shm-size")),
+    (ValueError(NORM), "batch_size", ("batch norm", "batch_size=64")),
     (RuntimeError("CUDA error: no kernel image is available for execution on the device"),
      "device", ("no code for this GPU", "device=cpu")),
     (sqlite3.OperationalError("database or disk is full"), "database", ("full", "free space")),
@@ -131,9 +131,9 @@ def test_other_exceptions_are_passed_on(error: Exception) -> None:
         ({"batch_size": 8, "precision": "bf16"}, "set batch_size=4"),
         ({"batch_size": 1, "precision": "fp32"}, "set precision=bf16"),
         ({"batch": 1}, "free memory, or use a larger machine"),
-        ({"dataset.batch_size": 3, "accumulate": 4}, "set dataset.batch_size=2 accumulate=8"),
-        ({"dataset.batch_size": 2, "accumulate": 1}, "free memory, or use a larger machine"),
-        ({"dataset.batch_size": 1, "dataset.image_size": 64}, "set a smaller dataset.image_size"),
+        ({"batch_size": 3, "accumulate": 4}, "set batch_size=2 accumulate=8"),
+        ({"batch_size": 2, "accumulate": 1}, "free memory, or use a larger machine"),
+        ({"batch_size": 1, "dataset.image_size": 64}, "set a smaller dataset.image_size"),
     ],
 )
 def test_what_helps_against_a_lack_of_memory(settings: dict[str, Any], hint: str) -> None:
@@ -224,12 +224,12 @@ def test_the_log_has_the_traceback_and_the_terminal_has_not(
     with (
         pytest.raises(UserError),
         logs.to_file(tmp_path),
-        explained({"dataset.batch_size": 4, "accumulate": 1}),
+        explained({"batch_size": 4, "accumulate": 1}),
     ):
         raise MemoryError("inner")
     text = (tmp_path / "train.log").read_text()
     assert "MemoryError: inner" in text
-    assert "ERROR out of memory with dataset.batch_size=4" in text
+    assert "ERROR out of memory with batch_size=4" in text
     assert capsys.readouterr().err == ""
 
 

@@ -99,6 +99,9 @@ class PairSet:
     pairs: Sequence[Pair]
     series: Sequence[str]
 
+    def __len__(self) -> int:
+        return len(self.pairs)
+
 
 def series_name(number: int) -> str:
     return f"{number:06d}"

@@ -12,6 +12,7 @@ import numpy as np
 from research.data.folds import fold_splits
 from research.data.pairs.audit import MissingFiles, leaking_series
 from research.data.pairs.lists import TIE, Pair, PairRow, PairSet, pool_rows, series_name
+from research.data.splits import evenly_spaced
 from research.data.warehouse.plan import assign_splits
 from research.utils.errors import UserError
 
@@ -169,9 +170,7 @@ def drop_damaged(pair_set: PairSet, damaged: Mapping[Path, str], skipped: Counte
 
 def subsample(pair_set: PairSet, limit: int | None) -> PairSet:
     """At most ``limit`` of the pairs, evenly spaced."""
-    if limit is None or limit >= len(pair_set.pairs):
-        return pair_set
-    indices = np.linspace(0, len(pair_set.pairs) - 1, limit).round().astype(int)
+    indices = evenly_spaced(len(pair_set.pairs), limit)
     return replace(pair_set, pairs=[pair_set.pairs[index] for index in indices])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from research.batch import PhotoBatch
 from research.config.cli import choose
-from research.data.datamodule import Demo, NetworkInput
+from research.data.datamodule import Common, DataModule, Demo
 from research.data.folds import FoldColumns, FoldResult
 from research.data.index import ProgressCallback, index_folder
 from research.data.listing import log_files
@@ -43,6 +43,7 @@ from research.data.pairs.select import (
 )
 from research.data.pairs.sharpness import describe_baselines, measure_sharpness
 from research.data.pairs.transform import FeatureTransform, PairTransform
+from research.data.splits import split_named
 from research.data.transforms import DeviceTransform
 from research.utils.errors import UserError
 
@@ -50,7 +51,7 @@ PAIRS = FoldColumns("series", "pairs", "constant_accuracy", "pair accuracy", "sh
 log = logging.getLogger(__name__)
 
 
-class PhotoPairs:
+class PhotoPairs(DataModule):
     """Photo series in the layout of PhotoTriage, with pair lists or the table of votes.
 
     The photos are ``ROOT/train_val/train_val_imgs/SSSSSS-PP.JPG``, the lists
@@ -58,7 +59,6 @@ class PhotoPairs:
     ``series photo1 photo2 preference rank1 rank2``. All pairs of a series are in the same split.
 
     Args:
-        name: name of the data set in the tracker.
         root: the folder.
         labels: ``pairs`` for the pair lists, ``votes`` for the table of votes.
         votes_file: the table of votes, CSV.
@@ -75,9 +75,6 @@ class PhotoPairs:
         image_size: side of the square network input in pixels; ``None`` for the network's own.
         fit: ``pad`` resizes the long side to ``image_size`` and pads with the mean; ``crop`` uses
             the centred square.
-        batch_size: pairs in a batch, in training and validation.
-        workers: loader processes; ``None`` chooses by device.
-        pin_memory: use page-locked memory; ``None`` chooses by device.
         swap: swap the photos of half of the training pairs.
         random_flip: mirror half of the training pairs.
         mean: RGB means on a 0…1 scale; ``None`` for the network's own.
@@ -85,17 +82,15 @@ class PhotoPairs:
         features: names of the features that replace the pixels, see ``build_extractor``; ``None``
             for pixels.
         feature_weights: feature name to file of weights; ``None`` for random weights.
-        cache_dir: folder for headers, features, and measured sharpness.
         audit: findings of the audit are warnings (``warn``) or an error (``error``).
-        max_train_images: maximum number of training pairs, evenly spaced.
-        max_val_images: maximum number of validation pairs, evenly spaced.
         demo: renders the photos first, if any.
-        network: input that the network expects.
+        common: see ``Common``.
     """
+
+    splits: dict[str, PairSet]
 
     def __init__(
         self,
-        name: str,
         root: str,
         labels: str,
         votes_file: str | None,
@@ -110,23 +105,17 @@ class PhotoPairs:
         quick_experiment: float | None,
         image_size: int | None,
         fit: str,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         swap: bool,
         random_flip: bool,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         features: Sequence[str] | None,
         feature_weights: Mapping[str, str | None] | None,
-        cache_dir: str,
         audit: str,
-        max_train_images: int | None,
-        max_val_images: int | None,
         demo: Demo | None,
-        network: NetworkInput,
+        **common: Unpack[Common],
     ) -> None:
-        self.name = name
+        super().__init__(**common)
         self.root = Path(root)
         self.labels = choose("dataset.labels", labels, ("pairs", "votes"))
         self.votes_file = None if votes_file is None else Path(votes_file)
@@ -141,25 +130,17 @@ class PhotoPairs:
             fold,
             quick_experiment,
         )
-        self.image_size = image_size or network.size
+        self.image_size = image_size or self.network.size
         self.fit = choose("dataset.fit", fit, ("pad", "crop"))
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.swap = swap
         self.random_flip = random_flip
-        self.mean = list(mean or network.mean)
-        self.std = list(std or network.std)
-        self.cache = Path(cache_dir)
+        self.mean = list(mean or self.network.mean)
+        self.std = list(std or self.network.std)
         self.strict = choose("dataset.audit", audit, ("warn", "error")) == "error"
-        self.max_images = {"train": max_train_images, "val": max_val_images}
         self.demo = demo
-        self.network = network
         self.features = None
         if features is not None:
             self.features = FeatureSet(features, feature_weights, self.cache)
-        self.classes: list[str] = []
-        self.splits: dict[str, PairSet] = {}
         self.skipped: dict[str, Counter[str]] = {}
         fill = [round(255 * mean) for mean in self.mean] if self.fit == "pad" else None
         self.resize = SquareResize(self.image_size, fill)
@@ -168,12 +149,7 @@ class PhotoPairs:
         self.audit = Audit()
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
-        if self.network.coefficients is not None:
-            raise UserError(
-                "compression",
-                f"dataset={self.name} has no DCT coefficients",
-                "set compression=none",
-            )
+        self.refuse_coefficients()
         if self.demo is not None:
             self.demo.render(progress)
         self.audit = Audit()
@@ -261,16 +237,12 @@ class PhotoPairs:
         series = [known.series[number] for number in pairs.series[valid].tolist()]
         return FoldResult(PAIRS, series, pairs.correct[valid], sharper[valid])
 
-    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        return {
-            split: (len(pairs.pairs), dict(self.skipped[split]))
-            for split, pairs in self.splits.items()
-        }
+    def skipped_samples(self, split: str) -> Mapping[str, int]:
+        return self.skipped[split]
 
     def metadata(self) -> dict[str, Any]:
         return {
-            "name": self.name,
-            "classes": [],
+            **super().metadata(),
             "transform": {"image_size": self.image_size, "fit": self.fit},
             "features": None if self.features is None else list(self.features.sizes),
             "feature_sizes": {} if self.features is None else self.features.sizes,
@@ -318,13 +290,8 @@ class PhotoPairs:
         Raises:
             UserError: if the data set has no such split.
         """
-        if split not in self.splits:
-            raise UserError(
-                "split",
-                f"split={split}: {self.root} has {', '.join(self.splits)}",
-                "train with dataset.test_fraction=0.1 or dataset.folds=5",
-            )
-        return self.splits[split]
+        advice = "train with dataset.test_fraction=0.1 or dataset.folds=5"
+        return split_named(self.splits, split, self.root, advice)
 
     def _finish_audit(self, progress: ProgressCallback | None) -> None:
         """Audit sharpness, then log the findings or raise the first."""
@@ -341,12 +308,7 @@ class PhotoPairs:
 
     def _extract(self, features: FeatureSet, progress: ProgressCallback | None) -> None:
         """Compute the features of all photos, and drop the pairs of damaged photos."""
-        photos = self.splits["train"].photos
-        features.prepare(photos, progress)
-        usable = [index for index, photo in enumerate(photos) if photo not in features.damaged]
-        self.feature_rows = torch.full((len(photos), sum(features.sizes.values())), torch.nan)
-        if usable:
-            self.feature_rows[usable] = features.rows(usable)
+        self.feature_rows = features.prepare(self.splits["train"].photos, progress)
         for split, part in self.splits.items():
             self.splits[split] = drop_damaged(part, features.damaged, self.skipped[split])
 

@@ -6,23 +6,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 from research.batch import Batch
-from research.data.datamodule import NetworkInput, expected_classes
+from research.data.datamodule import Common, DataModule
 from research.data.folds import FoldColumns, FoldResult, fold_splits
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.transform import FrameAugmentation
-from research.data.image_files import decode
-from research.data.image_modes import to_rgb
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
+from research.data.splits import evenly_spaced, split_named
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.kinds import CoefficientKind, FrameKind, StoreKind, true_boxes
 from research.data.warehouse.manifest import Manifest
@@ -44,17 +42,13 @@ class StoreDemo(Protocol):
         ...
 
 
-class Warehouse:
+class Warehouse(DataModule):
     """A prepared store as data module: coefficients for a compressed network, frames otherwise.
 
     Args:
-        name: name of the data set in the tracker.
         manifest: a ``manifest.json``, the folder of a version, or a folder of versions.
         image_size: see ``CoefficientKind`` and ``FrameKind``.
         max_boxes: see ``FrameKind``.
-        batch_size: samples per batch, in training and validation.
-        workers: loader processes; ``None`` chooses by device.
-        pin_memory: page-locked batches; ``None`` chooses by device.
         random_crop: see ``CoefficientKind``.
         random_flip: see ``CoefficientKind``.
         augmentation: see ``FrameKind``.
@@ -65,23 +59,18 @@ class Warehouse:
         folds: number of folds of cross-validation, of similar size and with groups undivided;
             ``None`` keeps the splits of the manifest.
         fold: the fold that is the test split; the next fold is the validation split.
-        max_train_images: keep at most this many training samples, evenly spaced.
-        max_val_images: the same for validation.
-        cache_dir: folder of cached results: verified shards, DCT statistics.
         baseline: report the result of a constant prediction after training.
         demo: creates the store on first use, for demo data sets.
-        network: input of the network: coefficients, or else frames.
+        common: see ``Common``.
     """
+
+    splits: Splits
 
     def __init__(
         self,
-        name: str,
         manifest: str,
         image_size: int | None,
         max_boxes: int | None,
-        batch_size: int,
-        workers: int | None,
-        pin_memory: bool | None,
         random_crop: bool,
         random_flip: bool,
         augmentation: FrameAugmentation | None,
@@ -90,33 +79,23 @@ class Warehouse:
         device_budget: float,
         folds: int | None,
         fold: int,
-        max_train_images: int | None,
-        max_val_images: int | None,
-        cache_dir: str,
         baseline: bool,
         demo: StoreDemo | None,
-        network: NetworkInput,
+        **common: Unpack[Common],
     ) -> None:
-        self.name = name
+        super().__init__(**common)
         self.path = Path(manifest)
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin_memory = pin_memory
         self.verify = verify
         self.on_device = on_device
         self.device_budget = device_budget
         self.folds = folds
         self.fold = fold
-        self.max_images = {"train": max_train_images, "val": max_val_images}
-        self.cache = Path(cache_dir)
         self.report_baseline = baseline
         self.demo = demo
         self.kind: StoreKind = FrameKind(image_size, max_boxes, augmentation)
-        if network.coefficients is not None:
-            self.kind = CoefficientKind(image_size, random_crop, random_flip, network.coefficients)
-        self.classes: list[str] = []
-        self.loaded_metadata: Mapping[str, Any] | None = None
-        self.splits: Splits = {}
+        if (coefficients := self.network.coefficients) is not None:
+            self.kind = CoefficientKind(image_size, random_crop, random_flip, coefficients)
+        self.default_classes = self.kind.default_classes
         self.resident: dict[tuple[str, torch.device], Tensor] = {}
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
@@ -132,19 +111,15 @@ class Warehouse:
         self.manifest = manifest
         if manifest.reading:
             log.info("%s: %s", manifest.folder, manifest.reading)
-        reason = self.loaded_metadata and self.check_compatible(self.loaded_metadata)
-        if reason:
-            raise UserError("dataset.manifest", reason)
+        self.check_loaded("dataset.manifest")
         self.kind.configure(manifest.transform)
         self.classes = manifest.classes
         self.store = Store(manifest, self.verify, self.cache)
         self.store.open()
-        self.splits = _split(manifest, self.folds, self.fold)
-        for split, limit in self.max_images.items():
-            positions = self.splits.get(split)
-            if positions is not None and limit is not None and limit < len(positions):
-                chosen = np.linspace(0, len(positions) - 1, limit).round().astype(np.int64)
-                self.splits[split] = positions[chosen]
+        self.splits = {
+            split: positions[evenly_spaced(len(positions), self.max_images.get(split))]
+            for split, positions in _split(manifest, self.folds, self.fold).items()
+        }
         for split in ("train", "val"):
             if not len(self.splits.get(split, ())):
                 raise UserError(
@@ -157,8 +132,15 @@ class Warehouse:
         positions, resident = self.positions(split), None
         if self._fits_on(device):
             resident = partial(self._resident, device)
-            self.workers, self.pin_memory = 0, False
         return self.kind.dataset(self.store, positions, seed, train=train, resident=resident)
+
+    def loading(
+        self, device: torch.device, workers: int | None, pin_memory: bool | None
+    ) -> tuple[int, bool]:
+        """As of every data set; no processes and no page-locking for a store on the device."""
+        if self._fits_on(device):
+            return 0, False
+        return super().loading(device, workers, pin_memory)
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
@@ -170,30 +152,22 @@ class Warehouse:
     def read(self, paths: Sequence[Path]) -> Batch:
         return self.kind.read(paths)
 
-    def load_image(self, path: Path) -> list[Image]:
-        return [to_rgb(decode(path))]
+    def known_classes(self) -> Sequence[str] | None:
+        return Manifest.load(self.path).classes if self.path.exists() else None
 
     def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
-        known = Manifest.load(self.path).classes if own_classes and self.path.exists() else None
-        return {
-            "name": self.name,
-            "classes": expected_classes(model, known, self.kind.default_classes),
-            "transform": self.kind.expected_transform(model),
-        }
+        expected = super().expected_metadata(model, own_classes=own_classes)
+        return {**expected, "transform": self.kind.expected_transform(model)}
 
-    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        return {
-            split: (len(positions), self.manifest.damage if split == "train" else {})
-            for split, positions in self.splits.items()
-        }
+    def skipped_samples(self, split: str) -> Mapping[str, int]:
+        return self.manifest.damage if split == "train" else {}
 
     def metadata(self) -> dict[str, Any]:
-        return {"name": self.name, "classes": self.classes, "transform": self.manifest.transform}
+        return {**super().metadata(), "transform": self.manifest.transform}
 
     def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.classes = list(metadata["classes"])
+        super().load_metadata(metadata)
         self.kind.configure(metadata["transform"])
-        self.loaded_metadata = metadata
 
     def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
         ours, theirs = self.manifest.transform, metadata.get("transform", {})
@@ -239,13 +213,8 @@ class Warehouse:
         Raises:
             UserError: if the data set has no such split.
         """
-        if split not in self.splits:
-            raise UserError(
-                "split",
-                f"split={split}: {self.manifest.path} has {', '.join(self.splits)}",
-                "prepare it again with test=0.1, or set dataset.folds=5",
-            )
-        return self.splits[split]
+        advice = "prepare it again with test=0.1, or set dataset.folds=5"
+        return split_named(self.splits, split, self.manifest.path, advice)
 
     def groups(self, split: str) -> list[str]:
         """The group of each sample of a split."""
@@ -256,8 +225,10 @@ class Warehouse:
     def _fits_on(self, device: torch.device) -> bool:
         if self.on_device is not None:
             return self.on_device
+        if device.type == "cpu":
+            return False
         size = sum(shard.bytes for shard in self.manifest.shards)
-        return device.type != "cpu" and size <= self.device_budget * GIB
+        return size <= self.device_budget * GIB
 
     def _resident(self, device: torch.device, name: str) -> Tensor:
         if (name, device) not in self.resident:

@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
-from PIL.Image import Image
 
 from research.batch import ClassificationBatch
 from research.data.crops import CentreCrop
-from research.data.datamodule import NetworkInput, expected_classes
+from research.data.datamodule import Common, DataModule
 from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
-from research.data.readers import PixelReader, decode, to_rgb
+from research.data.readers import PixelReader
+from research.data.splits import split_named
 from research.data.transforms import DeviceTransform, PixelTransform
 from research.utils.errors import UserError
 
 
-class NpzImages:
+class NpzImages(DataModule):
     """``ROOT/SPLIT.npz`` with ``images`` [N, S, S, 3] uint8, ``labels`` [N] and ``classes`` [C].
 
     Args:
-        name: what the tracker calls the data set.
         root: folder of ``train.npz`` and ``val.npz``.
         image_size: side S in pixels; ``None``: the network's own.
-        batch_size: samples a batch.
-        network: what the network asks for.
+        common: see ``Common``.
     """
 
-    workers = pin_memory = None
+    splits: dict[str, NpzSplit]
 
-    def __init__(
-        self, name: str, root: str, image_size: int | None, batch_size: int, network: NetworkInput
-    ) -> None:
-        self.name, self.root, self.batch_size = name, Path(root), batch_size
-        self.image_size = image_size or network.size
-        self.network = network
-        self.classes: list[str] = []
-        self.splits: dict[str, NpzSplit] = {}
+    def __init__(self, root: str, image_size: int | None, **common: Unpack[Common]) -> None:
+        super().__init__(**common)
+        self.root = Path(root)
+        self.image_size = image_size or self.network.size
 
     def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
         for file in sorted(self.root.glob("*.npz")):
@@ -52,9 +46,7 @@ class NpzImages:
             raise UserError("dataset.root", f"dataset.root={self.root}: no train.npz and val.npz")
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
-        if split not in self.splits:
-            raise UserError("split", f"split={split}: choose one of {', '.join(self.splits)}")
-        return self.splits[split]
+        return split_named(self.splits, split, self.root, "add test.npz")
 
     def transform(
         self, *, measured: bool = True, progress: ProgressCallback | None = None
@@ -66,32 +58,11 @@ class NpzImages:
         images = reader.stack([reader.read(path, crop, rng) for path in paths])
         return ClassificationBatch(torch.arange(len(paths)), images, torch.full((len(paths),), -1))
 
-    def load_image(self, path: Path) -> list[Image]:
-        return [to_rgb(decode(path))]
-
-    def expected_metadata(self, model: Mapping[str, Any], *, own_classes: bool) -> dict[str, Any]:
-        return {"name": self.name, "classes": expected_classes(model, None, default=10)}
-
-    def counts(self) -> dict[str, tuple[int, dict[str, int]]]:
-        return {name: (len(split), {}) for name, split in self.splits.items()}
-
-    def metadata(self) -> dict[str, Any]:
-        return {"name": self.name, "classes": self.classes}
-
-    def load_metadata(self, metadata: Mapping[str, Any]) -> None:
-        self.classes = list(metadata["classes"])
-
-    def check_compatible(self, metadata: Mapping[str, Any]) -> str | None:
-        return None
-
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for split in self.splits.values():
             digest.update(split.images.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-    def baseline(self) -> str | None:
-        return None
 
 
 class NpzSplit:

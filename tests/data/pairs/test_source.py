@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from research.batch import PairBatch, PhotoBatch
 from research.compression.selection import Selection
 from research.config import compose_config, resolved
+from research.config.options import option_node
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import NetworkInput
 from research.data.loader import EpochLoader, SampleKey
@@ -25,13 +24,13 @@ from research.data.pairs.source import PhotoPairs
 from research.data.pairs.transform import FeatureTransform, PairTransform
 from research.tasks.ranking_metrics import RankingMetrics
 from research.utils.errors import DamagedImage
-from tests.conftest import ROOT, user_error
+from tests.conftest import user_error
 
 CPU = torch.device("cpu")
 NETWORK = NetworkInput(48, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 1.0, None)
 FILL = (128, 102, 76)
 SERIES = 24
-DECLARED = {"_target_", "provides"}
+DECLARED = {"_target_"}
 """Keys of the YAML file that are not arguments."""
 Make = Callable[..., PhotoPairs]
 
@@ -69,8 +68,7 @@ def photo(root: Path, series: int, number: int) -> Path:
 
 
 def settings(name: str = "phototriage") -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load((ROOT / "conf/dataset" / f"{name}.yaml").read_text())
-    return values
+    return option_node("dataset", name)
 
 
 @pytest.fixture
@@ -106,12 +104,6 @@ def padded(path: Path, size: int = 48) -> np.ndarray:
     resized = image.resize((inner[0], inner[1]), Image.Resampling.BILINEAR)
     canvas.paste(resized, ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return np.asarray(canvas).transpose(2, 0, 1)
-
-
-def test_the_yaml_has_the_arguments_of_the_data_set() -> None:
-    arguments = set(inspect.signature(PhotoPairs).parameters) - {"network"}
-    assert set(settings()) - DECLARED == arguments
-    assert set(settings("demo_photos")) - {"defaults"} < arguments
 
 
 def test_weights_of_any_feature_on_the_command_line() -> None:

@@ -46,7 +46,7 @@ def small_store(config: dict[str, Any], manifest: Path, *overrides: str) -> dict
         "dataset=warehouse",
         f"dataset.manifest={manifest}",
         "dataset.image_size=32",
-        "dataset.batch_size=8",
+        "batch_size=8",
         f"dataset.cache_dir={config['dataset']['cache_dir']}",
         "epochs=1",
         "device=cpu",
@@ -118,7 +118,7 @@ def test_zigzag_is_picked_out_on_the_device(from_store: Compose) -> None:
 
 def test_kept_on_the_device_gives_the_same(from_store: Compose) -> None:
     mapped = epoch(from_store(), "train")
-    kept = epoch(from_store("dataset.on_device=true", "dataset.workers=2"), "train")
+    kept = epoch(from_store("dataset.on_device=true", "workers=2"), "train")
     for a, b in zip(mapped, kept, strict=True):
         assert torch.equal(a.inputs.y, b.inputs.y)
         assert torch.equal(a.inputs.cbcr, b.inputs.cbcr)
@@ -126,7 +126,7 @@ def test_kept_on_the_device_gives_the_same(from_store: Compose) -> None:
 
 
 def test_workers_do_not_matter(from_store: Compose) -> None:
-    alone, helped = (epoch(from_store(f"dataset.workers={n}"), "train", 2) for n in (0, 2))
+    alone, helped = (epoch(from_store(f"workers={n}"), "train", 2) for n in (0, 2))
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.inputs.y, b.inputs.y)
 
