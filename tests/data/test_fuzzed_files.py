@@ -13,10 +13,11 @@ import pytest
 from research.compression.jpeg import read_planes
 from research.data.image_files import decode, read_header
 from research.data.listing import list_files, list_folders
-from tests import fuzz, fuzz_data
+from tests import fuzz, fuzz_data, fuzz_stores
 from tests.conftest import user_error
-from tests.fuzz_data import PARSERS, harmful_archive, harmful_pickle
+from tests.fuzz_data import PARSERS
 from tests.fuzz_files import MADE, Tree, segments
+from tests.fuzz_stores import harmful_archive, harmful_pickle
 
 Change = Callable[[Tree], Tree]
 
@@ -30,7 +31,7 @@ def test_a_hundred_changed_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fuzz_data.Jpeg, "first", 1.0)  # the others take half a second
-    monkeypatch.setattr(fuzz_data.Frozen, "first", 1.0)
+    monkeypatch.setattr(fuzz_stores.Frozen, "first", 1.0)
     made = PARSERS[parser](tmp_path)
     first = next(iter(made.readers().values()))
     made.write(made.tree)
@@ -98,6 +99,10 @@ SEEDS: dict[str, tuple[str, Change]] = {
     "a long name in COCO": text("coco", TRAIN, b"a.jpg", LONG + b".jpg"),
     "NUL in a name in COCO": text("coco", TRAIN, b"a.jpg", rb"a\u0000.jpg"),
     "half a character in COCO": text("coco", TRAIN, b"a.jpg", rb"\ud800.jpg"),
+    "an id of many digits": text(
+        "coco", TRAIN, b'"id": 1, "name"', b'"id": 1%s, "name"' % (b"0" * 400)
+    ),
+    "a dot in a list of VOC": text("voc", "ImageSets/Main/train.txt", b"a\n", b"a\n.\n"),
     "a long name in VOC": text("voc", "Annotations/a.xml", b"a.jpg", LONG),
     "a long name in a capture run": text(
         "capture", "run_1/labels/frame_00000.json", b"images/frame_00000.jpg", LONG
