@@ -6,7 +6,6 @@ import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +42,14 @@ log = logging.getLogger("research.prepare")  # as a command, this module is call
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Of every kind that reads files in parallel."""
+    """Of every kind that builds a store."""
 
     workers: int | None = cli.option(None, COUNT, "number of processes; one per core by default")
 
 
 @dataclass(frozen=True)
 class StoreOptions(WorkerOptions):
-    """Of every kind that builds a store."""
+    """Of the kinds that draw splits."""
 
     seed: int = cli.option(0, whole(0, 2**32 - 1), "seed of the draw")
     shard_samples: int = cli.option(256, COUNT, "samples per file")
@@ -146,6 +145,10 @@ class RgbxOptions(LabelOptions, BoxOptions, WorkerOptions):
         one_of("negative", "error"),
         "a picture without a YOLO file has no objects; error: is refused",
     )
+    size: int | None = cli.option(
+        None, whole(32), "side of the square frames, in pixels; by default that of dataset=rgbx"
+    )
+    shard_samples: int | None = cli.option(None, COUNT, "samples per file; by default 128 MiB")
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,11 @@ USAGE = cli.usage(
 KIND
   frames         SOURCE holds frames with boxes: capture runs, or a VOC, COCO or YOLO folder
   coefficients   SOURCE holds CLASS/image folders, or train, val and test folders of them
-  rgbx           SOURCE holds a folder of pictures for each modality, and VOC, COCO or YOLO labels
+  rgbx           SOURCE holds a folder of pictures for each modality, and VOC, COCO or YOLO labels;
+                 or arrays in images/*.npy, and labels/*.txt
   prune          copy the capture runs of SOURCE to OUT without unusable frames
   lint           prepare lint MANIFEST: check a prepared store
-OUT gets a folder v<version>: a hash of data and settings; of rgbx, images/*.npy and labels/*.txt.
+OUT gets a folder v<version>: a hash of data and settings.
 A command that was interrupted resumes when it is run again.
 """,
     {
@@ -266,34 +270,31 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
     return _build(plan_folders(folders, source, encoder), out, options)
 
 
-def rgbx(source: Path, out: Path, options: RgbxOptions) -> None:
-    """Pack frames whose modalities are in separate folders into one array each.
+def rgbx(source: Path, out: Path, options: RgbxOptions) -> Manifest:
+    """Store letterboxed frames of RGB and further channels with boxes.
 
     Raises:
-        UserError: for an unusable source, a limit that is exceeded, an OUT with other content, or
-            a full disk.
+        UserError: for an unusable source, a limit that is exceeded, or a full disk.
     """
+    from research.config import compose_config
     from research.data.frames.limits import check_limits
-    from research.data.rgbx.pack import pack
+    from research.data.rgbx import sources
     from research.data.rgbx.paired_folders import PairedFolders, find_folders
 
-    folders = PairedFolders(source, find_folders(source, asdict(options)))
-    frame_set = folders.read(
-        options.missing_labels == "error",
-        options.scale_boxes,
-        form=options.format,
-        data_yaml=options.data_yaml,
-    )
-    check = partial(check_limits, limits=options.limits())
-    check(frame_set)
-    record = pack(frame_set, folders, out, check, options.workers, _progress())
-    counts = dict(record["counts"])
-    print(f"prepared: {out}")
-    print(f"  {counts.pop('frames')} frames of {' '.join(record['channels'])}, {record['dtype']}")
-    print(f"  {counts.pop('boxes')} boxes: {_format_counts(record['classes'])}")
-    print(f"  {_format_counts({key.replace('_', ' '): count for key, count in counts.items()})}")
-    settings = {"model": "rgbx_mit_b0", "dataset": "rgbx", "dataset.root": str(out)}
-    print(f"next:     {train_command([], settings)}")
+    require_labels = options.missing_labels == "error"
+    if options.format in ("auto", "yolo") and sources.holds_arrays(source):
+        found = sources.read_arrays(source, None, None, require_labels, options.data_yaml)
+    else:
+        folders = PairedFolders(source, find_folders(source, asdict(options)))
+        frame_set = folders.read(
+            require_labels, options.scale_boxes, form=options.format, data_yaml=options.data_yaml
+        )
+        found = sources.of_pictures(folders, frame_set)
+    limits = options.limits()
+    check_limits(found.frame_set, limits)
+    read = compose_config(["model=rgbx_mit_b0", "dataset=rgbx", "dataset.root=."])
+    size = options.size or read.config["dataset"]["image_size"]
+    return _build(sources.plan_channels(found, size, limits), out, options)
 
 
 def prune(source: Path, out: Path, options: PruneOptions) -> None:
@@ -344,7 +345,7 @@ def lint(path: Path, out: Path | None) -> bool:
     return not report.errors
 
 
-def _build(plan: BuildPlan, out: Path, options: StoreOptions) -> Manifest:
+def _build(plan: BuildPlan, out: Path, options: StoreOptions | RgbxOptions) -> Manifest:
     from research.data.warehouse.build import build
 
     return build(
@@ -388,6 +389,10 @@ def _print_summary(manifest: Manifest) -> None:
         window = manifest.transform["window"]
         model = {"model": "resnet34_compressed", "compression.window": window}
     settings = {**model, "dataset": "warehouse", "dataset.manifest": str(manifest.path)}
+    if channels := manifest.transform.get("channels"):
+        print(f"  {' '.join(channels)}, {manifest.transform['dtype']}")
+        settings = {"model": "rgbx_mit_b0", "dataset": "rgbx", "dataset.root": str(manifest.folder)}
+        settings["dataset.image_size"] = manifest.transform["image_size"]
     print(f"check:    python -m research.prepare lint {shlex.quote(str(manifest.path))}")
     print(f"next:     {train_command([], settings)}")
 
@@ -419,7 +424,7 @@ def main(words: list[str]) -> None:
     elif isinstance(options, CoefficientOptions):
         _print_summary(coefficients(source, out, options))
     elif isinstance(options, RgbxOptions):
-        rgbx(source, out, options)
+        _print_summary(rgbx(source, out, options))
     elif isinstance(options, PruneOptions):
         prune(source, out, options)
 

@@ -198,19 +198,25 @@ def make_pairs(root: Path, frames: int = 4) -> Path:
     return root
 
 
-def test_paired_folders_become_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paired_folders_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pairs(tmp_path / "pairs")
-    run("rgbx", "pairs", "out", "workers=1")
+    run("rgbx", "pairs", "out", "workers=1", "size=64")
     output = capsys.readouterr().out
-    assert "prepared: out\n  4 frames of red green blue thermal, uint8\n" in output
-    assert "  3 boxes: 3 person, 0 car\n  1 negatives, 0 left out invalid, 0 left out mi" in output
+    manifest = Manifest.load(Path("out"))
+    assert f"prepared: {manifest.folder}\n  train 4 samples of 4 groups\n" in output
+    assert "  red green blue thermal, uint8\n" in output
     assert "1 of 4 frames are empty, kept as negatives" in output
-    assert "next:     python train.py model=rgbx_mit_b0 dataset=rgbx dataset.root=out" in output
-    array = np.load("out/images/2.npy")
-    np.testing.assert_array_equal(array[..., :3], Image.open("pairs/visible/2.png"))
-    np.testing.assert_array_equal(array[..., 3], Image.open("pairs/infrared/2.png"))
-    assert Path("out/labels/0.txt").read_text() == ""
-    assert Path("out/labels/1.txt").read_text().split() == ["0", "0.5", "0.5", "0.25", "0.5"]
+    command = f"model=rgbx_mit_b0 dataset=rgbx dataset.root={manifest.folder}"
+    assert f"next:     python train.py {command} dataset.image_size=64\n" in output
+    image = Store(manifest).rows("images", 2)[8:56]
+    np.testing.assert_array_equal(image[..., :3], Image.open("pairs/visible/2.png"))
+    np.testing.assert_array_equal(image[..., 3], Image.open("pairs/infrared/2.png"))
+    run("lint", "out")
+    output = capsys.readouterr().out
+    assert "most 3 (person), total 3" in output
+    assert "0 errors, 1 warnings" in output  # no car
+    with Image.open(f"out/lint-{manifest.folder.name}/samples.png") as sheet:
+        assert sheet.width > 2 * 192
     with user_error("labels", "visible/0.png"):
         run("rgbx", "pairs", "other", "missing_labels=error")
     with pytest.raises(UserError, match="visible"):
@@ -272,7 +278,7 @@ def test_ignore_regions_of_pairs_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
-        ("max_invalid=1", "max_invalid=1: 2 of 8 frames in pairs are invalid (2)"),
+        ("max_invalid=1", "max_invalid=1: 2 of 8 frames are invalid (2), 1 of them found when"),
         ("max_invalid_ratio=0.2", "max_invalid_ratio=0.2: 2 of 8"),
         ("max_missing=0", "max_missing=0: 1 of 8"),
         ("max_empty_ratio=0.1", "max_empty_ratio=0.1: 1 of 8 frames in pairs are empty"),
@@ -289,15 +295,15 @@ def test_limits_apply_to_pairs(
     file.write_bytes(file.read_bytes()[:-99])
     with user_error(limit.partition("=")[0], words):
         run("rgbx", "pairs", "out", "workers=1", limit)
-    assert not Path("out/rgbx.json").exists()
+    assert not [*Path(".").glob("out/v*")]
     enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=2")
     run("rgbx", "pairs", "out", "workers=1", enough)
     output = capsys.readouterr().out
     assert "left out: labels/3.txt: its thermal image infrared/3.* does not exist" in output
     assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in output
-    assert "left out: visible/5.png: infrared/5.png: truncated: replace it" in output
-    assert "  5 frames of red" in output
-    assert "1 negatives, 2 left out invalid, 1 left out missing" in output
+    assert "left out: visible/5.png: pairs/infrared/5.png: " in output
+    assert "  train 5 samples of" in output
+    assert "  left out 1 truncated\n" in output
 
 
 def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

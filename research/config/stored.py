@@ -70,6 +70,9 @@ TRANSFORM: Final[dict[str, Rule]] = {
     "source": one_of("pixels", "bitstream"),
     "resize": one_of("letterbox"),
     "fit": one_of("pad", "crop"),
+    "channels": list_of(TEXT, min_length=3),
+    "dtype": one_of("uint8", "uint16"),
+    **dict.fromkeys(("feature", "key", "network", "preprocessing", "weights"), TEXT),
 }
 """Entry ``transform`` of the metadata: how samples were preprocessed."""
 

@@ -2,7 +2,7 @@
 
 Its implementations are the classes that ``conf/dataset`` names as ``_target_``. ``dataset(split)``
 gives an object whose ``__getitems__`` reads batches and counts damaged files in ``batch.skipped``,
-such as ``folder.ImageSamples`` and ``rgbx.samples.ArraySamples``.
+such as ``folder.ImageSamples`` and ``warehouse.kinds.FrameSamples``.
 """
 
 from __future__ import annotations

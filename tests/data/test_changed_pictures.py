@@ -17,12 +17,13 @@ from research.compression.selection import ALL_FREQUENCIES
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import NetworkInput
 from research.data.index import content_hash, index_folder
+from research.data.pairs.feature_store import _digest
 from research.data.pairs.sharpness import measure_sharpness
-from research.data.pairs.store import _digest
-from research.data.rgbx.arrays import ArraySpec
-from research.data.rgbx.pack import pack
 from research.data.rgbx.paired_folders import PairedFolders
+from research.data.rgbx.sources import of_pictures, plan_channels, read_arrays
 from research.data.rgbx.statistics import channel_statistics
+from research.data.warehouse.build import build
+from research.data.warehouse.store import Store
 from research.utils import cache
 from research.utils.cache import SETTLED, file_stamp
 from tests.conftest import settle
@@ -87,9 +88,12 @@ def test_statistics_are_read_again_for_the_same_content(
 
 
 @pytest.mark.parametrize("later", [SLOW, FAST])
-def test_channel_statistics(tmp_path: Path, later: bool) -> None:
+def test_the_store_of_arrays(tmp_path: Path, later: bool) -> None:
     """One byte outside of what ``fingerprint`` looks at, and all bytes."""
-    path, spec = tmp_path / "a.npy", ArraySpec(4, "uint8")
+    path, label = tmp_path / "set/images/a.npy", tmp_path / "set/labels/a.txt"
+    for file in (path, label):
+        file.parent.mkdir(parents=True)
+    label.write_text("0 0.5 0.5 0.5 0.5")
     means = []
     array = np.full((64, 64, 4), 29, np.uint8)
     np.save(path, array)
@@ -101,7 +105,9 @@ def test_channel_statistics(tmp_path: Path, later: bool) -> None:
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         if later:
             settle()
-        means.append(channel_statistics([path], spec, 5, tmp_path / "cache").mean[0])
+        plan = plan_channels(read_arrays(tmp_path / "set", None, None, False), 32, {})
+        store = Store(build(plan, tmp_path / "out", workers=1, cache=tmp_path / "cache"))
+        means.append(channel_statistics(store, [0], 5).mean[0])
         assert means[-1] == pytest.approx(array[..., 0].mean() / 255)
     assert len({*means}) == 3
 
@@ -141,8 +147,9 @@ def test_packed_arrays(tmp_path: Path) -> None:
             write(source / folder / "1.bmp", grey)
         settle()
         folders = PairedFolders(source, {"rgb": "rgb", "thermal": "thermal"})
-        pack(folders.read(False), folders, out, check=lambda _: None, workers=1)
-        assert np.load(out / "images" / "1.npy").mean() == grey
+        plan = plan_channels(of_pictures(folders, folders.read(require_labels=False)), 32, {})
+        store = Store(build(plan, out, workers=1, cache=tmp_path / "cache"))
+        assert store.rows("images", 0).mean() == grey
 
 
 def test_stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

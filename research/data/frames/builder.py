@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from research.data import texts
 from research.data.frames.frame import BoxXYXY, Frame, FrameSet, RunCounts, SkipFrame, shorten
-from research.data.frames.reading import WITHOUT_PICTURE, Reading, Remarks
+from research.data.frames.reading import WITHOUT_PICTURE, Remarks, SourceSummary
 from research.data.image_files import EXTENSIONS
 from research.data.listing import Listing, list_files
 from research.utils.errors import UserError
@@ -144,7 +144,9 @@ class FrameSetBuilder:
                 self.note(text, f"{shorten(other)} and {shorten(name)}")
         frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
         self._leave_out()
-        reading = Reading(form, self.remarks, self.listing, set(self.frames), len(self.frames))
+        reading = SourceSummary(
+            form, self.remarks, self.listing, set(self.frames), len(self.frames)
+        )
         return FrameSet(self.root, form, classes, frames, reports, self.problems, split, reading)
 
     def _leave_out(self) -> None:

@@ -34,6 +34,7 @@ from research.data.frames.frame import (
     parse_flag,
     read_json,
     safe_relative_path,
+    short_name,
     shorten,
 )
 from research.data.frames.layout import build_frame_set, splits_from_files
@@ -216,7 +217,8 @@ def _image_id(item: object, row: int, rows: Mapping[str, list[tuple[int, Any]]])
         if other[1] != first[1]:
             twin = other if first[0] == row else first
             raise SkipFrame(
-                "invalid", f"has the id of images[{twin[0]}], {key}: give each an id of its own"
+                "invalid",
+                f"has the id of images[{twin[0]}], {short_name(key)}: give each an id of its own",
             )
     return key, first[0]
 

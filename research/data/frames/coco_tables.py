@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from research.data.frames.builder import FrameSetBuilder
-from research.data.frames.frame import SkipFrame, shorten
+from research.data.frames.frame import SkipFrame, short_name, shorten
 from research.utils.errors import UserError
 
 Annotations = list[tuple[int, dict[str, Any]]]
@@ -19,9 +19,9 @@ def to_id(value: object) -> str | None:
     """An id as text, the same for 7, 7.0 and "7"; ``None`` for what is no number or text."""
     if isinstance(value, str):
         return value.strip() or None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        return None
-    return str(int(value) if value == int(value) else value)
+    if isinstance(value, float) and isfinite(value):
+        return str(int(value) if value == int(value) else value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def class_tables(
@@ -68,7 +68,8 @@ def _categories(builder: FrameSetBuilder, file: Path, entries: list[Any]) -> dic
     counts: dict[str, str] = {}
     for key, name in names.items():
         if (other := counts.setdefault(name, key)) != key:
-            where = f"{builder.relative(file)} ids {other} and {key} ({shorten(name)})"
+            ids = f"ids {short_name(other)} and {short_name(key)} ({shorten(name)})"
+            where = f"{builder.relative(file)} {ids}"
             builder.note("categories of one name, read as one class", where)
     return dict(sorted(names.items(), key=lambda item: _order(item[0])))
 
@@ -88,7 +89,7 @@ def _difference(first: dict[str, str], other: dict[str, str]) -> str:
         return f"{shorten(missing[0])} is only in the {place}"
     for key in sorted(first.keys() & other.keys()):
         if first[key] != other[key]:
-            return f"{key} is {shorten(first[key])} and {shorten(other[key])}"
+            return f"{short_name(key)} is {shorten(first[key])} and {shorten(other[key])}"
     return "their ids" if first.keys() != other.keys() else ""
 
 

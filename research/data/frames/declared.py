@@ -163,7 +163,8 @@ def _read_description(path: Path, name: str) -> Description | None:
         listed = value if isinstance(value, list) else [value]
         if not all(isinstance(each, str) for each in listed):
             raise UserError("labels", f"{path}: {key}: expected a path or a list of paths")
-        entries[split] = entries.get(split, []) + listed
+        if paths := [each.strip() for each in listed if each.strip()]:
+            entries[split] = entries.get(split, []) + paths
     names = _yaml_names(path, document)
     where = document.get("path")
     return Description(

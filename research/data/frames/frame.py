@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from research.data import texts
-from research.data.frames.reading import Reading
+from research.data.frames.reading import SourceSummary
 from research.data.image_files import EXTENSIONS, read_header
 from research.data.listing import PassedOver
 from research.utils.errors import DamagedImage
@@ -132,7 +132,7 @@ class FrameSet:
     runs: list[RunCounts]
     problems: list[str]
     split: dict[str, str]
-    reading: Reading | None = None
+    reading: SourceSummary | None = None
 
     @property
     def passed_over(self) -> PassedOver:

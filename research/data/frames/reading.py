@@ -51,7 +51,7 @@ class Remarks:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SourceSummary:
     """How a source was read; ``str()`` is the line that is printed.
 
     Used pictures, label files, files passed over and files left out are together all files below
@@ -106,10 +106,11 @@ class Reading:
         return self._counts[1]
 
     @property
-    def left_out(self) -> Counter[str]:
+    def omitted(self) -> Counter[str]:
+        """Number of pictures and label files that are left out, by reason."""
         return self._counts[2]
 
-    def leave_out(self, pictures: Mapping[str, str]) -> Reading:
+    def leave_out(self, pictures: Mapping[str, str]) -> SourceSummary:
         """The same without pictures that turned out to be damaged.
 
         Args:
@@ -145,8 +146,8 @@ class Reading:
             parts.append(str(self.passed_over))
         if negatives := remarks.negatives & self.pictures:
             parts.append(f"{len(negatives)} without label kept as negatives")
-        if self.left_out:
-            parts.append(f"{self.left_out.total()} left out ({_reasons(self.left_out)})")
+        if self.omitted:
+            parts.append(f"{self.omitted.total()} left out ({_reasons(self.omitted)})")
         return f"read as {FORMATS[self.format]}: {names}, {split}; {', '.join(parts)}"
 
     def __str__(self) -> str:

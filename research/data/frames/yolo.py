@@ -27,7 +27,7 @@ from research.data.frames.layout import (
 )
 from research.data.frames.reading import WITHOUT_PICTURE, and_join
 from research.data.frames.split_lists import NONE
-from research.data.frames.yolo_labels import LABEL, Matches, Rows, match_labels, read_rows
+from research.data.frames.yolo_labels import LABEL, LabelRows, Matches, match_labels, read_rows
 from research.data.image_files import EXTENSIONS
 from research.data.listing import Listing, list_files
 from research.utils.errors import UserError
@@ -246,7 +246,7 @@ class _Reader:
                     f"{image}: has no label file {labels / image.stem}{LABEL}",
                     "add it (empty for a negative)",
                 )
-            rows = Rows()  # In YOLO format an image without objects may have no label file.
+            rows = LabelRows()  # In YOLO format an image without objects may have no label file.
             if label is not None:
                 rows = read_rows(builder.root / label, self.classes, self.declared.keypoints)
         except SkipFrame as reason:

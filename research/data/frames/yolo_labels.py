@@ -44,7 +44,7 @@ class Matches:
 
 
 @dataclass
-class Rows:
+class LabelRows:
     """The rows of a label file.
 
     Attributes:
@@ -158,7 +158,7 @@ def _is_alike(one: str, other: str) -> bool:
     return matcher.quick_ratio() >= ALIKE and matcher.ratio() >= ALIKE
 
 
-def read_rows(path: Path, classes: int, keypoints: int = 0) -> Rows:
+def read_rows(path: Path, classes: int, keypoints: int = 0) -> LabelRows:
     """Read a label file: rows of a class and a box, or a class and a polygon.
 
     Args:
@@ -173,7 +173,7 @@ def read_rows(path: Path, classes: int, keypoints: int = 0) -> Rows:
         lines = texts.read_lines(path)
     except BadText as error:
         raise SkipFrame("invalid", str(error), "unreadable label file") from None
-    rows = Rows()
+    rows = LabelRows()
     for row, line in enumerate(lines, start=1):
         words = line.split()
         if not words:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Extractor(Protocol):
         name: name in the configuration.
         size: length of a feature.
         key: hexadecimal cache key; extractors whose features can differ have different keys.
+        specification: what the key stands for, in words.
     """
 
     name: str
@@ -51,6 +52,9 @@ class Extractor(Protocol):
 
     @property
     def key(self) -> str: ...
+
+    @property
+    def specification(self) -> dict[str, str]: ...
 
     def preprocess(self, photo: Photo) -> Tensor:
         """Preprocess one photo; thread-safe."""
@@ -116,6 +120,7 @@ class QualityExtractor:
     name = "quality"
     size = len(QUALITY)
     key = sha256(repr(("quality", QUALITY, VERSION)).encode()).hexdigest()[:32]
+    specification: ClassVar[dict[str, str]] = {"network": " ".join(QUALITY)}
 
     def preprocess(self, photo: Photo) -> Tensor:
         return torch.from_numpy(quality_vector(np.asarray(_to_rgb(photo))))
@@ -146,13 +151,18 @@ class NetworkExtractor:
 
     @cached_property
     def key(self) -> str:
+        parts = *self.specification.values(), "float32", VERSION
+        return sha256(repr(parts).encode()).hexdigest()[:32]
+
+    @cached_property
+    def specification(self) -> dict[str, str]:
         if self.weights is None:
             weights = f"random {SEED} of torch {torch.__version__}"
         else:
             with self.weights.open("rb") as file:
                 weights = file_digest(file, "sha256").hexdigest()
-        parts = self.spec.architecture, self.spec.transform, weights, "float32", VERSION
-        return sha256(repr(parts).encode()).hexdigest()[:32]
+        spec = self.spec
+        return {"network": spec.architecture, "preprocessing": spec.transform, "weights": weights}
 
     def preprocess(self, photo: Photo) -> Tensor:
         return self.spec.preprocess(_to_rgb(photo))

@@ -12,7 +12,7 @@ from torch import Tensor
 from research.data.image_files import decode
 from research.data.index import ProgressCallback
 from research.data.pairs.extractors import build_extractor
-from research.data.pairs.store import extract_features
+from research.data.pairs.feature_store import extract_features
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,6 @@ class FeatureSet:
         self.extractors = [build_extractor(name, files[name], device) for name in names]
         self.damaged: dict[Path, str] = {}
         self.extracted: dict[str, int] = {}
-        self._files: list[Path] = []
-        self._table = torch.empty(0, 0)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -103,38 +101,20 @@ class FeatureSet:
         """Cache key of each feature: a model can use only features of the same keys."""
         return {extractor.name: extractor.key for extractor in self.extractors}
 
-    def prepare(self, files: Sequence[Path], progress: ProgressCallback | None = None) -> None:
-        """Compute the features of these files, or load them from the cache."""
-        self._files, self.damaged = [Path(file) for file in files], {}
+    def prepare(self, files: Sequence[Path], progress: ProgressCallback | None = None) -> Tensor:
+        """Features [n, D] of these files, computed or loaded; NaN in the rows of damaged files."""
+        self.damaged = {}
         parts = []
         for extractor in self.extractors:
             name = extractor.name
-            result = extract_features(self._files, extractor, self.cache, self.batch_size, progress)
+            result = extract_features(files, extractor, self.cache, self.batch_size, progress)
             extractor.release()
-            count = len(self._files) - len(result.damaged)
+            count = len(files) - len(result.damaged)
             log.info("feature %s: %d photos, %d computed now", name, count, result.extracted)
             self.damaged |= result.damaged
             self.extracted[name] = result.extracted
             parts.append(result.features)
-        self._table = torch.cat(parts, 1)
-
-    def rows(self, index: Tensor | Sequence[int]) -> Tensor:
-        """Features […, D] of the files with these indices […].
-
-        Raises:
-            UserError: for a file that could not be read.
-        """
-        indices = torch.as_tensor(index, dtype=torch.int64)
-        rows = self._table[indices]
-        missing = indices[rows.isnan().any(-1)]
-        if len(missing):
-            file = self._files[int(missing[0])]
-            raise UserError(
-                "dataset.root",
-                f"{file}: {self.damaged[file]}, so it has no features",
-                "fix or remove it",
-            )
-        return rows
+        return torch.cat(parts, 1)
 
     def read(self, paths: Sequence[Path]) -> Tensor:
         """Features [n, D] of files, without the cache.

@@ -308,12 +308,7 @@ class PhotoPairs(DataModule):
 
     def _extract(self, features: FeatureSet, progress: ProgressCallback | None) -> None:
         """Compute the features of all photos, and drop the pairs of damaged photos."""
-        photos = self.splits["train"].photos
-        features.prepare(photos, progress)
-        usable = [index for index, photo in enumerate(photos) if photo not in features.damaged]
-        self.feature_rows = torch.full((len(photos), sum(features.sizes.values())), torch.nan)
-        if usable:
-            self.feature_rows[usable] = features.rows(usable)
+        self.feature_rows = features.prepare(self.splits["train"].photos, progress)
         for split, part in self.splits.items():
             self.splits[split] = drop_damaged(part, features.damaged, self.skipped[split])
 

@@ -83,15 +83,6 @@ def read_array_header(path: Path) -> ArrayHeader:
     return ArrayHeader(height, width, ArraySpec(channels, array.dtype.name))
 
 
-def array_size(path: Path) -> ImageSize:
-    """Width and height in pixels, see ``read_array_header``."""
-    header = read_array_header(path)
-    return ImageSize(header.width, header.height)
-
-
-ARRAY_FILES = ImageFiles(frozenset({".npy"}), array_size)
-
-
 class HeaderCollector:
     """Collects the headers of a data set while it is read, to compare its files.
 
@@ -102,7 +93,7 @@ class HeaderCollector:
 
     def __init__(self) -> None:
         self.headers: dict[Path, ArrayHeader] = {}
-        self.files = ImageFiles(ARRAY_FILES.suffixes, self._size)
+        self.files = ImageFiles(frozenset({".npy"}), self._size)
 
     def _size(self, path: Path) -> ImageSize:
         header = read_array_header(path)

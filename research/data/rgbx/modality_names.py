@@ -114,7 +114,7 @@ class ModalityNames:
                     return modality, "/".join(parts[:position] + parts[position + 1 :])
                 pattern = place.startswith("*") and place.endswith("*")
                 if pattern and (word := _folder_word(modality, folder)):
-                    rest = [_without(folder, word)] if _without(folder, word) else []
+                    rest = [_without_word(folder, word)] if _without_word(folder, word) else []
                     inner = [*parts[:position], *rest, *parts[position + 1 :]]
                     return modality, "/".join(inner)
         for modality, place in self.folders.items():
@@ -184,7 +184,7 @@ def _folder_word(modality: str, folder: str) -> str:
     return found[0] if len(found) == 1 and len(words) > 1 and not others else ""
 
 
-def _without(folder: str, word: str) -> str:
+def _without_word(folder: str, word: str) -> str:
     words = [each for each in _SEPARATOR.split(folder.lower()) if each]
     return "_".join(each for each in words if each not in (word, "8", "16", "bit"))
 

@@ -11,18 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from research.data.frames.annotations import AUTO, Options, read_annotated
 from research.data.frames.frame import FrameSet, ImageFiles, ImageSize, RunCounts, SkipFrame
-from research.data.frames.layout import split_from_name, split_from_path
-from research.data.frames.reading import WITHOUT_LABEL, Reading
+from research.data.frames.layout import split_from_name
+from research.data.frames.reading import WITHOUT_LABEL, SourceSummary
 from research.data.image_files import EXTENSIONS
-from research.data.image_modes import UINT8_TO_UINT16
 from research.data.listing import list_files, list_folders
 from research.data.rgbx import modality_names
-from research.data.rgbx.arrays import Pixels
-from research.data.rgbx.modalities import read_colour, read_grey, read_modality_header
+from research.data.rgbx.modalities import read_modality_header
 from research.data.rgbx.modality_names import ModalityNames, join, pair_by_last_word
 from research.data.texts import BadText, read_json
 from research.utils.errors import UserError
@@ -149,33 +145,6 @@ class PairedFolders:
             files[modality] = paths[0]
         return files
 
-    def pixels(self, frame: str, as_16bit: bool) -> Pixels:
-        """The frame as one array [H, W, 3 + X]: RGB, then one channel for each other modality.
-
-        Args:
-            frame: the frame.
-            as_16bit: convert to uint16, where 8-bit values v become 257·v; otherwise uint8.
-
-        Raises:
-            SkipFrame: for a file that cannot be decoded, or is not grey where it must be.
-        """
-        planes = []
-        for modality, path in self.files(frame).items():
-            try:
-                planes.append(read_colour(path) if modality == "rgb" else read_grey(path))
-            except SkipFrame as reason:
-                raise SkipFrame(reason.kind, f"{self._name(path)}: {reason}") from None
-        if as_16bit:
-            planes = [
-                plane.astype(np.uint16) * UINT8_TO_UINT16 if plane.itemsize == 1 else plane
-                for plane in planes
-            ]
-        if len({(plane.shape[:2], plane.dtype) for plane in planes}) > 1:
-            raise SkipFrame(
-                "invalid", "its files changed while they were read: run the command again"
-            )
-        return np.concatenate(planes, axis=2)
-
     def _index(self) -> None:
         """Assign all pictures to frames."""
         found: dict[str, dict[str, list[Path]]] = {modality: {} for modality in self.folders}
@@ -247,7 +216,7 @@ class PairedFolders:
         reading = self._account(frame_set, frame_set.reading)
         return replace(frame_set, problems=problems, runs=runs, reading=reading)
 
-    def _account(self, frame_set: FrameSet, reading: Reading) -> Reading:
+    def _account(self, frame_set: FrameSet, reading: SourceSummary) -> SourceSummary:
         """The reading with the pictures of all modalities."""
         remarks = reading.remarks
         used = {self.frame_of(frame.image) for frame in frame_set.frames}
@@ -292,27 +261,3 @@ def _listed_pairs(source: Path) -> dict[str, str]:
     return {
         PurePosixPath(thermal).stem: PurePosixPath(rgb).stem for rgb, thermal in document.items()
     }
-
-
-def output_stems(frame_set: FrameSet, folders: PairedFolders) -> dict[str, str]:
-    """Frame name to its path in a prepared data set, without suffix.
-
-    That is the path in the source, below a folder of the split if only a list defines the split.
-
-    Raises:
-        UserError: if two frames have the same path.
-    """
-    names: dict[str, str] = {}
-    for frame in frame_set.frames:
-        stem = folders.frame_of(frame.image)
-        split = frame_set.split.get(frame.group, "")
-        if split and split != split_from_path(PurePosixPath(stem).parent.parts):
-            stem = f"{split}/{stem}"
-        if other := names.get(stem):
-            raise UserError(
-                "SOURCE",
-                f"{frame_set.root}: {other} and {frame.name} both become {stem}",
-                "rename one of them",
-            )
-        names[stem] = frame.name
-    return {name: stem for stem, name in names.items()}

@@ -18,4 +18,6 @@ RULES: dict[str, Rule] = {
 
 
 def faults(job: Job) -> Iterator[UserError]:
-    yield from job.required("dataset.root", "dataset.root=FOLDER, which holds images/ and labels/")
+    yield from job.required(
+        "dataset.root", "dataset.root=FOLDER, a store or a folder with images/ and labels/"
+    )

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from hashlib import sha256
@@ -22,39 +22,49 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from research.data.index import ProgressCallback
-from research.data.warehouse.checksums import damaged_shards
+from research.data.listing import log_skipped
 from research.data.warehouse.manifest import SAMPLES, SCHEMA, Manifest, SampleGroup
 from research.data.warehouse.plan import BuildPlan, FileStamp, stamp_files, version_of
 from research.data.warehouse.shards import ShardJob, ShardResult, write_shards
+from research.data.warehouse.store import Store
 from research.utils.errors import UserError
 from research.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
+
+SHARD_BYTES = 2**27
+"""Of a shard by default: each process holds one in memory."""
 
 
 def build(
     plan: BuildPlan,
     out: Path,
     *,
-    shard_samples: int = 256,
+    shard_samples: int | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
+    cache: Path | None = None,
 ) -> Manifest:
     """Write a version, or load it if it exists and is intact.
 
     Args:
         plan: what to write.
         out: folder of the versions; locked, other builds in it wait.
-        shard_samples: samples in a shard.
+        shard_samples: samples in a shard; ``None`` for 128 MiB, at most 256.
         workers: number of processes; ``None`` for one per core.
         progress: called with the numbers of files hashed and samples written.
+        cache: folder of what is known of unchanged files: hashes of the source, intact shards;
+            ``None`` to read all of them again.
 
     Raises:
         UserError: for source files that change or disappear during the build, a split without a
             readable sample, or a full disk. Finished shards are kept for the next build.
     """
     workers = workers or os.cpu_count() or 1
-    stamps = stamp_files(plan.samples, workers, progress)
+    if shard_samples is None:
+        row = sum(tensor.bytes for tensor in plan.encoder.tensors().values())
+        shard_samples = max(1, min(256, SHARD_BYTES // row))
+    stamps = stamp_files(plan.samples, workers, progress, cache)
     version = version_of(plan, stamps)
     final = out / f"v{version}"
     building = out / f".building-v{version}-{shard_samples}"
@@ -62,7 +72,7 @@ def build(
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
             _remove_leftovers(out, building)
-            manifest = _load_intact(final)
+            manifest = _load_intact(final, cache)
             if manifest is None:
                 store = building / "store"
                 store.mkdir(parents=True, exist_ok=True)
@@ -111,22 +121,21 @@ def _remove_leftovers(out: Path, building: Path) -> None:
         temporary.unlink()
 
 
-def _load_intact(final: Path) -> Manifest | None:
+def _load_intact(final: Path, cache: Path | None) -> Manifest | None:
     """The manifest of a finished version whose files have the right checksums."""
     if not final.exists():
         return None
     try:
         manifest = Manifest.load(final)
+        if f"v{manifest.version}" != final.name:
+            raise UserError("OUT", f"{manifest.path}: of version {manifest.version}")
         manifest.records()
+        Store(manifest, "once", cache).open() if cache else Store(manifest, "always").open()
     except UserError as error:
-        log.warning("%s", error)
-    else:
-        damaged = list(damaged_shards(manifest, manifest.shards))
-        if not damaged:
-            log.info("%s is already prepared and intact", final)
-            return manifest
-        log.warning("%s; preparing it again", damaged[0][1])
-    return None
+        log.warning("%s; preparing it again", error.message)
+        return None
+    log.info("%s is already prepared and intact", final)
+    return manifest
 
 
 def _shard_jobs(
@@ -157,6 +166,8 @@ def _write_manifest(
 ) -> None:
     """Write ``samples.jsonl`` and then the manifest."""
     skipped = {name: kind for result in results for name, kind in result.skipped.items()}
+    log_skipped([problem for result in results for problem in result.problems])
+    _check_limits(plan, skipped)
     reports = {group: Counter(plan.reports.get(group, {})) for group in plan.splits}
     stored: Counter[str] = Counter()
     digest = sha256()
@@ -184,7 +195,7 @@ def _write_manifest(
         start = groups[-1].stop if groups else 0
         report = dict(sorted(reports[name].items()))
         groups.append(SampleGroup(name, start, start + stored[name], split, report))
-    for split in dict.fromkeys(plan.splits.values()):
+    for split in dict.fromkeys(() if plan.may_be_empty else plan.splits.values()):
         if not any(group.split == split and group.stop > group.start for group in groups):
             raise UserError("SOURCE", f"split {split}: none of its images could be read")
     shards = [result.shard for result in results if result.shard is not None]
@@ -206,6 +217,24 @@ def _write_manifest(
         index_sha256=digest.hexdigest(),
         reading="" if plan.reading is None else str(plan.reading.leave_out(skipped)),
     ).save()
+
+
+def _check_limits(plan: BuildPlan, skipped: Mapping[str, str]) -> None:
+    """Check the limits of a plan again with the samples that could not be read."""
+    counts = Counter[str]()
+    for run in plan.runs.values():
+        counts.update(run)
+    invalid = counts["invalid"] + len(skipped)
+    seen = invalid + counts["total"] - len(skipped)
+    seen += counts["missing_image"] + counts["missing_file"]
+    for key, value in (("max_invalid", invalid), ("max_invalid_ratio", invalid / max(seen, 1))):
+        if value > plan.thresholds.get(key, value):
+            raise UserError(
+                key,
+                f"{key}={plan.thresholds[key]:g}: {invalid} of {seen} frames are invalid "
+                f"({value:.3g}), {len(skipped)} of them found when they were decoded",
+                f"fix them, or raise {key}",
+            )
 
 
 def _publish(store: Path, final: Path) -> None:

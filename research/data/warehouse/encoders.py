@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from research.data.image_modes import to_rgb
 from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.data.warehouse.manifest import TensorSpec
+from research.utils.errors import DamagedImage
 
 OPTIONAL = {"ignored": "uint8", "areas": "float32"}
 """Tensors that a store of frames has only if its source needs them, with their types."""
@@ -35,12 +37,18 @@ class SampleSpec:
         group: the samples of a group stay in one split.
         file: the image.
         target: label or boxes of the sample; JSON-serializable.
+        parts: further files of the sample, such as the image of another sensor.
     """
 
     name: str
     group: str
     file: Path
     target: Any
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.file, *self.parts
 
 
 class Encoded(NamedTuple):
@@ -60,7 +68,7 @@ class SampleEncoder(Protocol):
 
     @property
     def kind(self) -> str:
-        """``frames`` or ``coefficients``."""
+        """A key of ``manifest.KINDS``."""
         ...
 
     def transform(self) -> dict[str, Any]:
@@ -75,6 +83,14 @@ class SampleEncoder(Protocol):
         """Entries of ``samples.jsonl`` in addition to name, group and hash."""
         ...
 
+    def encode_all(self, samples: Sequence[SampleSpec]) -> Iterator[Encoded | DamagedImage]:
+        """Read and encode samples, in their order; an error for each that cannot be read."""
+        ...
+
+
+class SingleEncoder(SampleEncoder, Protocol):
+    """Encodes one sample after the other."""
+
     def encode(self, sample: SampleSpec) -> Encoded:
         """Read and encode one sample.
 
@@ -83,9 +99,16 @@ class SampleEncoder(Protocol):
         """
         ...
 
+    def encode_all(self, samples: Sequence[SampleSpec]) -> Iterator[Encoded | DamagedImage]:
+        for sample in samples:
+            try:
+                yield self.encode(sample)
+            except DamagedImage as error:
+                yield error
+
 
 @dataclass(frozen=True)
-class FrameEncoder:
+class FrameEncoder(SingleEncoder):
     """Letterboxed frames with their boxes.
 
     Tensors of a sample: ``images`` uint8 [S, S, 3] RGB, ``boxes`` float32 [M, 4] xyxy as fractions
@@ -127,14 +150,20 @@ class FrameEncoder:
         counts = {"boxes": len(sample.target["boxes"]) - ignored}
         return {**counts, "ignored": ignored} if ignored else counts
 
-    def encode(self, sample: SampleSpec) -> Encoded:
+    def images(self, sample: SampleSpec) -> tuple[dict[str, NDArray[np.generic]], int, int]:
+        """The canvas (and what else is stored of the pixels); height and width of the source."""
         image = to_rgb(decode(sample.file))
         letterbox = Letterbox.of(image.height, image.width, self.image_size)
+        return {"images": letterbox.image(image)}, image.height, image.width
+
+    def encode(self, sample: SampleSpec) -> Encoded:
+        images, height, width = self.images(sample)
+        letterbox = Letterbox.of(height, width, self.image_size)
         boxes = np.array(sample.target["boxes"], dtype=np.float64).reshape(-1, 4)
         slots = {
             name: np.zeros(tensor.shape, tensor.dtype)
             for name, tensor in self.tensors().items()
-            if name not in ("images", "sizes")
+            if name not in (*images, "sizes")
         }
         slots["boxes"][: len(boxes)] = letterbox.boxes(boxes)
         slots["mask"][: len(boxes)] = 1
@@ -144,13 +173,13 @@ class FrameEncoder:
         if "areas" in slots:
             own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
             declared = np.array(sample.target.get("areas", own), dtype=np.float64)
-            slots["areas"][: len(boxes)] = declared * (image.width * image.height)
-        sizes = np.array([image.height, image.width], dtype=np.int32)
-        return Encoded({"images": letterbox.image(image), "sizes": sizes, **slots})
+            slots["areas"][: len(boxes)] = declared * (width * height)
+        sizes = np.array([height, width], dtype=np.int32)
+        return Encoded({**images, "sizes": sizes, **slots})
 
 
 @dataclass(frozen=True)
-class CoefficientEncoder:
+class CoefficientEncoder(SingleEncoder):
     """Centre squares of images as block-major DCT coefficients, in the units of JPEG.
 
     Tensors of a sample: ``y`` int16 [S/8, S/8, window²], ``cbcr`` int16 [2, S/16, S/16, window²],

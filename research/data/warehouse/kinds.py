@@ -231,6 +231,12 @@ class FrameKind:
         }
 
     def configure(self, transform: Mapping[str, Any]) -> None:
+        if "channels" in transform:
+            raise UserError(
+                "dataset.manifest",
+                f"dataset.manifest: the store holds {', '.join(transform['channels'])}",
+                "read it with dataset=rgbx dataset.root=STORE and an RGB + X model",
+            )
         for key, value in (("image_size", self.image_size), ("max_boxes", self.max_boxes)):
             if value is not None and value != transform[key]:
                 raise UserError(
@@ -303,15 +309,20 @@ class FrameSamples:
         store: the store; mapped in the process that reads.
         positions: positions of the frames in the store.
         resident: tensors of the store in device memory; ``None`` reads the mapped files.
+        skipped: number of frames that were left out when the store was prepared, by kind.
     """
 
     def __init__(
-        self, store: Store, positions: Positions, resident: ResidentTensors | None
+        self,
+        store: Store,
+        positions: Positions,
+        resident: ResidentTensors | None = None,
+        skipped: Mapping[str, int] | None = None,
     ) -> None:
         self.store = store
         self.positions = positions
         self.resident = resident
-        self.skipped: dict[str, int] = {}
+        self.skipped = dict(skipped or {})
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -1,4 +1,4 @@
-"""Checks a prepared store for damage, leaks between splits, and invalid boxes or labels."""
+"""Checks a prepared store for damage, leaks between splits, and invalid content."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ ABSURD_ASPECT = 20.0
 MAX_LINES = 20
 """Findings of one kind that are listed; the others are counted."""
 
-COMPARED = {"frames": ("images",), "coefficients": ("y", "cbcr")}
+COMPARED = {"frames": ("images",), "coefficients": ("y", "cbcr"), "features": ("features",)}
 """Tensors whose equality makes two samples duplicates, by kind of store."""
+PICTURES = ("frames", "coefficients")
+"""Kinds whose samples can be seen."""
 
 
 @dataclass
@@ -73,16 +75,21 @@ def lint(
     samples = Samples(manifest, records, set(damaged))
     _check_groups(samples, report)
     _check_duplicates(samples, report, progress)
-    if manifest.kind in COMPARED:
+    if manifest.kind in PICTURES:
         _extend(report.warnings, near_duplicates(samples, progress))
     if manifest.kind == "frames":
         _check_boxes(samples, report)
         _extend(report.warnings, duplicate_boxes(samples))
         _extend(report.warnings, whole_picture_boxes(samples))
-    _check_classes(samples, report)
-    if not damaged:  # otherwise classes may be where nothing can be read
-        _extend(report.warnings, unusable_classes(samples))
-        _extend(report.warnings, unlike_splits(samples))
+    if "sums" in manifest.tensors:
+        _check_channels(samples, report)
+    if manifest.kind == "features":
+        _check_features(samples, report)
+    else:
+        _check_classes(samples, report)
+        if not damaged:  # otherwise classes may be where nothing can be read
+            _extend(report.warnings, unusable_classes(samples))
+            _extend(report.warnings, unlike_splits(samples))
     _summarize(samples, report)
     return report, samples
 
@@ -145,7 +152,8 @@ def _check_duplicates(
     across: list[str] = []
     within: list[str] = []
     reported = set()
-    for what, duplicates in (("file", by_file), ("stored image", by_rows)):
+    stored = "stored features" if samples.manifest.kind == "features" else "stored image"
+    for what, duplicates in (("file", by_file), (stored, by_rows)):
         for positions in duplicates.values():
             if len(positions) == 1 or tuple(positions) in reported:
                 continue
@@ -233,6 +241,55 @@ def _on_image(samples: Samples, boxes: NDArray[Any], side: int) -> NDArray[np.bo
     return np.asarray((low & high).all(-1))
 
 
+def _check_channels(samples: Samples, report: LintReport) -> None:
+    """Find channels that are constant, and those that several frames share."""
+    names = samples.manifest.transform["channels"]
+    pixels = samples.all("sizes").astype(np.int64).prod(1)[:, None]
+    sums, squares = np.moveaxis(samples.all("sums"), 1, 0)
+    level = sums // pixels
+    constant = (level * pixels == sums) & (level * level * pixels == squares)
+    for channel, name in enumerate(names):
+        indices = np.flatnonzero(constant[:, channel]).tolist()
+        if len(indices) == len(constant) > 1:
+            report.errors.append(f"channel {name}: the same value in all pixels of each frame")
+            continue
+        _extend(
+            report.warnings,
+            (
+                f"{samples.where(samples.positions[index])}: {name} is {level[index, channel]} in "
+                "all pixels"
+                for index in indices
+            ),
+        )
+    first: dict[tuple[int, bytes], int] = {}
+    stuck: list[str] = []
+    for index, position in enumerate(samples.positions.tolist()):
+        image = samples.store.rows("images", position)
+        same = {}
+        for channel in np.flatnonzero(~constant[index]).tolist():
+            content = np.ascontiguousarray(image[..., channel]).data
+            key = channel, hashlib.blake2b(content, digest_size=16).digest()
+            if (other := first.setdefault(key, position)) != position:
+                same[names[channel]] = other
+        if same and len(same) < len(names):  # otherwise the frames are duplicates
+            other = next(iter(same.values()))
+            stuck.append(
+                f"{samples.where(position)}: same {' and '.join(same)} as {samples.where(other)}: "
+                "the sensor did not go on"
+            )
+    _extend(report.warnings, stuck)
+
+
+def _check_features(samples: Samples, report: LintReport) -> None:
+    features = samples.all("features")
+    for wrong, text, lines in (
+        (~np.isfinite(features).all(1), "a feature is not finite", report.errors),
+        (~features.any(1), "all features are 0", report.warnings),
+    ):
+        found = samples.positions[np.flatnonzero(wrong)].tolist()
+        _extend(lines, (f"{samples.where(position)}: {text}" for position in found))
+
+
 def _check_classes(samples: Samples, report: LintReport) -> None:
     counts = class_counts(samples)
     if "train" not in counts:
@@ -256,16 +313,19 @@ def _summarize(samples: Samples, report: LintReport) -> None:
         f"{len(manifest.groups)} groups, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB"
     )
-    counts = class_counts(samples)
+    counts = class_counts(samples) if manifest.classes else {}
     unit = "boxes" if manifest.kind == "frames" else "samples"
     for split, ranges in manifest.splits.items():
-        by_class = counts[split]
         groups = sum(g.split == split and g.stop > g.start for g in manifest.groups)
-        report.notes.append(
-            f"{split}: {sum(stop - start for start, stop in ranges)} samples of {groups} groups; "
-            f"{unit} per class: fewest {by_class.min()} ({manifest.classes[by_class.argmin()]}), "
-            f"most {by_class.max()} ({manifest.classes[by_class.argmax()]}), total {by_class.sum()}"
-        )
+        note = f"{split}: {sum(stop - start for start, stop in ranges)} samples of {groups} groups"
+        if counts:
+            by_class = counts[split]
+            note += (
+                f"; {unit} per class: fewest {by_class.min()} "
+                f"({manifest.classes[by_class.argmin()]}), most {by_class.max()} "
+                f"({manifest.classes[by_class.argmax()]}), total {by_class.sum()}"
+            )
+        report.notes.append(note)
     if manifest.kind == "frames":
         objects, boxes = samples.objects, samples.boxes()
         per_frame = Counter(objects.sum(1).tolist())

@@ -25,12 +25,13 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
 SPLITS = ("train", "val", "test")
-DTYPES = ("uint8", "int16", "int32", "int64", "float16", "float32")
-TRANSFORM_KEYS = {
-    "frames": ("image_size", "max_boxes"),
-    "coefficients": ("image_size", "window", "source"),
+DTYPES = ("uint8", "uint16", "int16", "int32", "int64", "float16", "float32")
+KINDS = {
+    "frames": (("image_size", "max_boxes"), ("images", "boxes", "mask", "labels", "sizes")),
+    "coefficients": (("image_size", "window", "source"), ("y", "cbcr", "labels")),
+    "features": (("feature", "key"), ("photos", "features")),
 }
-"""Entries of ``transform`` that each kind of store must have."""
+"""By kind of store: entries of ``transform``, and tensors, that it must have."""
 REMEDY = "prepare it again"
 
 SplitName = Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")]
@@ -80,6 +81,11 @@ class TensorSpec:
     dtype: TensorType
     shape: tuple[PositiveInt, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Size for one sample."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 @with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Manifest:
     Attributes:
         folder: folder of the version; not written.
         schema: format version, see ``SCHEMA``.
-        kind: ``frames`` or ``coefficients``.
+        kind: a key of ``KINDS``.
         version: hash of data and transform, 16 hexadecimal digits.
         transform: settings of the encoder, such as ``image_size``.
         classes: class names in index order.
@@ -231,13 +237,28 @@ class Manifest:
             position = group.stop
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
-        missing = [key for key in TRANSFORM_KEYS.get(self.kind, ()) if key not in self.transform]
-        if missing:
-            return f"transform has no {missing[0]}"
+        settings, tensors = KINDS.get(self.kind, ((), ()))
+        if channels := self.transform.get("channels"):
+            tensors = *tensors, "sums"
+            stored = self.tensors["images"].shape if "images" in self.tensors else ()
+            if stored[2:] != (len(channels),):
+                return f"images are {list(stored)}, transform has {len(channels)} channels"
+        for where, known, needed in (
+            ("transform", self.transform, settings),
+            ("tensors", self.tensors, tensors),
+        ):
+            if missing := [key for key in needed if key not in known]:
+                return f"{where} has no {missing[0]}"
         for name, tensor in self.tensors.items():
             if math.prod(tensor.shape) >= 2**40:
                 return f"tensor {name}: {list(tensor.shape)} is not supported"
         return ""
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is a manifest, the folder of a version, or a folder of versions."""
+    patterns = (MANIFEST, f"v*/{MANIFEST}", ".building-*")
+    return path.is_file() or any(True for pattern in patterns for _ in path.glob(pattern))
 
 
 def _record(path: Path, row: int, line: bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from research.data.rgbx.arrays import to_pil_images
 from research.data.warehouse.lint import TINY
 from research.data.warehouse.samples import Samples, class_counts, decoded
 from research.viz import pictures
@@ -26,6 +27,8 @@ MAX_NAMES = 60
 
 def draw(samples: Samples) -> dict[str, Image.Image]:
     """Pictures of a store by name: class balance, samples, and box centres and sizes of frames."""
+    if samples.manifest.kind == "features":
+        return {}
     drawn = {"class_balance": class_balance(samples)}
     if not len(samples.positions):
         return drawn
@@ -45,7 +48,8 @@ def draw(samples: Samples) -> dict[str, Image.Image]:
             for position in chosen
         ]
     captions = [_caption(samples, position) for position in chosen]
-    drawn["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=6)
+    columns = max(1, 6 * CELL // cells[0].width)
+    drawn["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=columns)
     return drawn
 
 
@@ -103,16 +107,20 @@ def box_sizes(boxes: NDArray[Any]) -> Image.Image:
 
 
 def _frame(samples: Samples, position: int) -> Image.Image:
+    """A frame with its boxes; of several channels, RGB and each other one side by side."""
     store = samples.store
-    image = Image.fromarray(store.rows("images", position).copy()).resize((CELL, CELL))
+    array = store.rows("images", position)
+    panels = to_pil_images(array) if array.shape[2] > 3 else [Image.fromarray(array.copy())]
     boxes = store.rows("boxes", position)
     finite = np.isfinite(boxes).all(1)
     row = np.searchsorted(samples.positions, position)
     objects, ignored = (
         (boxes[shown[row] & finite] * CELL).tolist() for shown in (samples.objects, samples.ignored)
     )
-    image = pictures.draw_ignored(image, ignored)
-    return pictures.draw_boxes(image, objects, colours=(pictures.TRUE_BOX,))
+    drawn = (pictures.draw_ignored(panel.resize((CELL, CELL)), ignored) for panel in panels)
+    return pictures.side_by_side(
+        [pictures.draw_boxes(panel, objects, colours=(pictures.TRUE_BOX,)) for panel in drawn]
+    )
 
 
 def _caption(samples: Samples, position: int) -> str:

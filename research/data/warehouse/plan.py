@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from research.config.cli import choose
 from research.data.folder import ImageFolders
 from research.data.frames.frame import Frame, FrameSet
-from research.data.frames.reading import Reading
+from research.data.frames.reading import SourceSummary
 from research.data.image_files import reading_tag
 from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
@@ -27,6 +28,7 @@ from research.data.warehouse.encoders import (
     SampleSpec,
 )
 from research.data.warehouse.manifest import SCHEMA
+from research.utils.cache import cached_by_file, file_stamp
 from research.utils.errors import UserError
 from research.utils.threads import map_threads
 
@@ -44,6 +46,7 @@ class BuildPlan:
         runs: counts of each run of the source, for the manifest.
         skipped: samples skipped so far, by kind.
         thresholds: the limits that the source was checked against.
+        may_be_empty: whether a split without a readable sample is accepted.
         reading: how the source was read, if it has frames.
     """
 
@@ -55,25 +58,31 @@ class BuildPlan:
     runs: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
-    reading: Reading | None = None
+    may_be_empty: bool = False
+    reading: SourceSummary | None = None
 
 
 class FileStamp(NamedTuple):
-    """Hash of a file, with the size and times that show cheaply whether it has changed since.
+    """Hash of the files of a sample, and what shows cheaply whether they have changed since.
 
     Attributes:
-        sha256: of the content.
-        bytes: size.
-        modified_ns: time of modification.
-        changed_ns: time of change, which programs cannot set.
+        sha256: of the content; of several files, of their hashes.
+        stats: of each file its size, time of modification, and time of change, which programs
+            cannot set.
         reading: see ``reading_tag``.
     """
 
     sha256: str
-    bytes: int
-    modified_ns: int
-    changed_ns: int
+    stats: tuple[tuple[int, int, int], ...]
     reading: str
+
+    @classmethod
+    def of(cls, stats: Sequence[os.stat_result], hashes: Sequence[Sequence[str]]) -> Self:
+        """The stamp of files with these hashes and readings, see ``_hash``."""
+        sha256s, readings = zip(*hashes, strict=True)
+        whole = sha256("".join(sha256s).encode()).hexdigest() if len(sha256s) > 1 else sha256s[0]
+        times = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+        return cls(whole, times, ",".join(readings).strip(","))
 
 
 def version_of(plan: BuildPlan, stamps: Sequence[FileStamp]) -> str:
@@ -105,27 +114,60 @@ def _canonical(content: object) -> bytes:
 
 
 def stamp_files(
-    samples: Sequence[SampleSpec], workers: int, progress: ProgressCallback | None
+    samples: Sequence[SampleSpec],
+    workers: int,
+    progress: ProgressCallback | None,
+    cache: Path | None = None,
 ) -> list[FileStamp]:
-    """Hash the file of every sample.
+    """Hash the files of every sample.
+
+    Args:
+        samples: the samples.
+        workers: threads, times two.
+        progress: called while files are hashed.
+        cache: folder where hashes of unchanged files are kept; ``None`` to read all files.
 
     Raises:
         UserError: for a file that cannot be read.
     """
-    return list(map_threads(_stamp, samples, min(16, 2 * workers), "hashing files", progress))
+    files = {str(file): file for sample in samples for file in sample.files}
+
+    def hashes(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        chosen = [files[name] for name in names]
+        return map_threads(_hash, chosen, min(16, 2 * workers), "hashing files", progress)
+
+    stats = {name: _stat(file) for name, file in files.items()}
+    if cache is None:
+        known: dict[str, Any] = dict(zip(files, hashes([*files]), strict=True))
+    else:
+        stamps = {name: file_stamp(stat) for name, stat in stats.items()}
+        key = {"prepared": sorted({str(file.parent.resolve()) for file in files.values()})}
+        known = cached_by_file(cache / "contents", key, stamps, hashes)
+    names = [[str(file) for file in sample.files] for sample in samples]
+    return [FileStamp.of([stats[n] for n in own], [known[n] for n in own]) for own in names]
 
 
-def _stamp(sample: SampleSpec) -> FileStamp:
+def _stat(file: Path) -> os.stat_result:
     try:
-        stat = sample.file.stat()
-        digest, reading = sha256_of(sample.file), reading_tag(sample.file)
-        return FileStamp(digest, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, reading)
+        return file.stat()
     except OSError as error:
-        raise UserError(
-            "SOURCE",
-            f"{sample.file}: {error.strerror or error}",
-            "restore the file or remove its label",
-        ) from None
+        raise _unreadable(file, error) from None
+
+
+def _hash(file: Path) -> tuple[str, str]:
+    """SHA-256 of a file, and its ``reading_tag``."""
+    try:
+        return sha256_of(file), reading_tag(file)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(
+        "SOURCE",
+        f"{file}: {error.strerror or error}",
+        "restore the file or remove its label",
+    )
 
 
 def plan_frames(

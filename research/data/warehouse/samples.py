@@ -47,7 +47,8 @@ class Samples:
         """Shard, row and name of a sample."""
         shard = int(np.searchsorted(self._stops, position, side="right"))
         row = int(position) - (self._stops[shard - 1] if shard else 0)
-        name = self.records[position]["name"]
+        record = self.records[position]
+        name = record.get("file", record["name"])
         return f"{self.manifest.shards[shard].file} row {row} ({name})"
 
     def class_name(self, label: int) -> str:

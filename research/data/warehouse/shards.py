@@ -26,7 +26,7 @@ from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.encoders import SampleEncoder, SampleSpec
 from research.data.warehouse.manifest import Shard
 from research.data.warehouse.plan import FileStamp
-from research.utils.errors import DamagedImage, UserError
+from research.utils.errors import DamagedImage, UserError, one_line
 from research.utils.files import write_atomic, write_text
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,13 @@ class ShardResult(NamedTuple):
         shard: the file; ``None`` if none of its samples could be read.
         skipped: samples that could not be read, name to kind of damage.
         fallbacks: counts of samples that were not read the direct way, by group and kind.
+        problems: a line for each skipped sample.
     """
 
     shard: Shard | None
     skipped: dict[str, str]
     fallbacks: dict[str, dict[str, int]]
+    problems: list[str]
 
 
 class ShardJob(NamedTuple):
@@ -107,8 +109,8 @@ def write_shards(
 def _finished(job: ShardJob) -> ShardResult | None:
     """The result that an earlier, interrupted build recorded, if the shard is still complete."""
     try:
-        shard, skipped, fallbacks = json.loads(job.record.read_text(encoding="utf-8"))
-        result = ShardResult(shard and Shard(**shard), skipped, fallbacks)
+        shard, *others = json.loads(job.record.read_text(encoding="utf-8"))
+        result = ShardResult(shard and Shard(**shard), *others)
         complete = result.shard is None or job.file.stat().st_size == result.shard.bytes
     except (OSError, ValueError, TypeError):
         return None
@@ -165,13 +167,14 @@ def _write_shard(job: ShardJob) -> ShardResult:
     }
     skipped: dict[str, str] = {}
     fallbacks: dict[str, Counter[str]] = {}
+    problems: list[str] = []
     count = 0
-    for sample, stamp in zip(job.samples, job.stamps, strict=True):
-        _check_unchanged(sample.file, stamp)
-        try:
-            encoded = job.encoder.encode(sample)
-        except DamagedImage as error:
-            skipped[sample.name] = error.kind
+    encoded_samples = job.encoder.encode_all(job.samples)
+    for sample, stamp, encoded in zip(job.samples, job.stamps, encoded_samples, strict=True):
+        _check_unchanged(sample, stamp)
+        if isinstance(encoded, DamagedImage):
+            skipped[sample.name] = encoded.kind
+            problems.append(f"{sample.name}: {one_line(encoded)}")
             continue
         for name, array in encoded.arrays.items():
             rows[name][count] = array
@@ -181,19 +184,21 @@ def _write_shard(job: ShardJob) -> ShardResult:
     shard = None
     if count:
         shard = _save(job.file, {name: array[:count] for name, array in rows.items()}, count)
-    result = ShardResult(shard, skipped, {group: dict(kinds) for group, kinds in fallbacks.items()})
+    counts = {group: dict(kinds) for group, kinds in fallbacks.items()}
+    result = ShardResult(shard, skipped, counts, problems)
     write_text(job.record, json.dumps([shard and asdict(shard), *result[1:]]))
     return result
 
 
-def _check_unchanged(file: Path, stamp: FileStamp) -> None:
-    with suppress(OSError):
-        stat = file.stat()
-        if (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) == stamp[1:4]:
-            return
-    raise UserError(
-        "SOURCE", f"{file}: changed while it was prepared", "run the same command again"
-    )
+def _check_unchanged(sample: SampleSpec, stamp: FileStamp) -> None:
+    for file, expected in zip(sample.files, stamp.stats, strict=True):
+        with suppress(OSError):
+            stat = file.stat()
+            if (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) == expected:
+                continue
+        raise UserError(
+            "SOURCE", f"{file}: changed while it was prepared", "run the same command again"
+        )
 
 
 def _save(path: Path, tensors: dict[str, NDArray[np.generic]], samples: int) -> Shard:

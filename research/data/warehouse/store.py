@@ -42,7 +42,7 @@ class Store:
         self.cache = cache
         self.verified = False
         self._stops = list(accumulate(shard.samples for shard in manifest.shards))
-        self._starts = [0, *self._stops[:-1]]
+        self._starts = [0, *self._stops][: len(self._stops)]
         self._reset_mappings()
 
     def open(self) -> None:

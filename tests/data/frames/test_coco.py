@@ -86,7 +86,7 @@ def test_declared_areas_are_kept_where_they_are_not_those_of_the_boxes(tmp_path:
 # Ids and what is declared twice
 
 
-@pytest.mark.parametrize("key", [7, "7", 7.0, "seven", -7, 7.5, 10**30, 0])
+@pytest.mark.parametrize("key", [7, "7", 7.0, "seven", -7, 7.5, 10**400, 0])
 def test_ids_are_numbers_or_texts(tmp_path: Path, key: object) -> None:
     images = [{**A, "id": key}, {**B, "id": 99}]
     found = read_one(tmp_path, images, [{"image_id": key}], [{"id": 3, "name": "cat"}])

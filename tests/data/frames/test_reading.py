@@ -160,7 +160,7 @@ def test_used_passed_over_and_left_out_are_all_files(
         assert reading is not None
         files = [path for path in root.rglob("*") if path.is_symlink() or path.is_file()]
         total = reading.used + reading.labels + reading.passed_over.counts.total()
-        assert total + reading.left_out.total() == len(files), reading
+        assert total + reading.omitted.total() == len(files), reading
         assert reading.frames == len(found.frames)
         assert str(reading).startswith("read as ")
         said = re.search(r"; (\d+) pictures? used", reading.line)

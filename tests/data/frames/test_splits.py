@@ -201,6 +201,13 @@ def test_other_yaml_files_are_passed_over(tmp_path: Path) -> None:
     assert "1 passed over (1 YAML)" in reading(found)
 
 
+@pytest.mark.parametrize("entries", ["train: []\nval:\n", "train: ['', ' ']", "path: 3\ntrain:\n"])
+def test_empty_entries_declare_nothing(tmp_path: Path, entries: str) -> None:
+    source = yolo(tmp_path, "train/a", "val/b")
+    text(source / "data.yaml", f"names: [a]\n{entries}\n")
+    assert split_of(read_frames(source)) == {"a": "train", "b": "val"}
+
+
 def test_lists_of_voc(tmp_path: Path) -> None:
     for name in "abcde":
         image(tmp_path / f"JPEGImages/{name}.jpg")

@@ -220,17 +220,15 @@ def test_a_set_concatenates_features(weights: Path, tmp_path: Path) -> None:
     files[1].write_bytes(files[0].read_bytes()[:200])
     # Weights may be named without timm:.
     features = FeatureSet(["quality", FEATURE], {NET: str(weights)}, tmp_path / "cache", device=CPU)
-    features.prepare(files)
+    table = features.prepare(files)
     parts = [build_extractor("quality"), build_extractor(FEATURE, str(weights), CPU)]
     assert features.sizes == {"quality": 9, FEATURE: parts[1].size}
     assert features.keys == {each.name: each.key for each in parts}
     expected = torch.cat([each(photos(3)) for each in parts], 1)
-    torch.testing.assert_close(features.rows([0, 2, 3]), expected)
-    torch.testing.assert_close(features.rows(torch.tensor([[3, 0]])), expected[None, [2, 0]])
+    torch.testing.assert_close(table[[0, 2, 3]], expected)
+    assert table[1].isnan().all()
     torch.testing.assert_close(features.read(files[2:]), expected[1:])
     assert list(features.damaged) == [files[1]]
-    with user_error("dataset.root", files[1], "no features"):
-        features.rows([0, 1])
     with pytest.raises(DamagedImage):
         features.read(files[:2])
 

@@ -14,19 +14,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from research import prepare
 from research.batch import DetectionBatch
 from research.compression.selection import ALL_FREQUENCIES
 from research.config import compose_config, resolved
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import NetworkInput
 from research.data.loader import EpochLoader, SampleKey
-from research.data.rgbx import statistics
-from research.data.rgbx.arrays import RANGES
+from research.data.rgbx.arrays import RANGES, letterbox
 from research.data.rgbx.folder import RgbxFolder
 from research.data.rgbx.transform import RgbxAugmentation
+from research.data.warehouse.build import build as build_store
+from research.data.warehouse.kinds import FrameKind
 from research.engine import build
 from research.utils.errors import DamagedImage
-from tests.conftest import user_error
+from tests.conftest import settle, user_error
+from tests.data.warehouse.conftest import flip_bit, make_frames, plan_of
 
 CPU = torch.device("cpu")
 NETWORK = NetworkInput(96, (0.5,) * 3, (0.5,) * 3, 1.0, None)
@@ -105,6 +108,11 @@ def prepared(make: Make, root: Path, **changed: Any) -> RgbxFolder:
     return data
 
 
+def files(data: RgbxFolder, split: str) -> list[Path]:
+    """The arrays of a split, in order."""
+    return [data.root / name for name in data.members()[split]]
+
+
 def batch_of(data: RgbxFolder, split: str, count: int | None = None) -> DetectionBatch:
     samples = data.dataset(split, seed=0, train=False, device=CPU)
     batch = samples.__getitems__([SampleKey(0, index) for index in range(count or len(samples))])
@@ -137,27 +145,22 @@ def test_inputs_have_mean_0_and_std_1(make: Make, tmp_path: Path, dtype: str, co
             assert std.max() < 2
 
 
-def test_statistics_are_those_of_the_training_files_and_are_cached(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statistics_are_those_of_the_training_files(make: Make, tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", SEQUENCES, dtype="uint16")
     data = prepared(make, root)
-    files = [frame.image for frame in data.splits["train"]]
-    every = np.concatenate([np.load(file).reshape(-1, 5) for file in files]) / 65535
+    own = files(data, "train")
+    every = np.concatenate([np.load(file).reshape(-1, 5) for file in own]) / 65535
     transform = data.transform()
-    np.testing.assert_allclose(transform.mean.flatten(), every.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(transform.std.flatten(), every.std(0), rtol=1e-5)
+    np.testing.assert_allclose(transform.mean.flatten(), every.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(transform.std.flatten(), every.std(0), rtol=1e-6)
     few = prepared(make, root, statistics_images=3).transform()
     assert not torch.equal(few.mean, transform.mean)
-    with monkeypatch.context() as patched:
-        patched.setattr(statistics, "measure", None)
-        assert torch.equal(prepared(make, root).transform().mean, transform.mean)
     # Other pixels with the same name, size and modification time.
-    before = files[0].stat()
-    changed = np.load(files[0])
+    before = own[0].stat()
+    changed = np.load(own[0])
     changed[..., 2] = 65535
-    np.save(files[0], changed)
-    os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    np.save(own[0], changed)
+    os.utime(own[0], ns=(before.st_atime_ns, before.st_mtime_ns))
     assert prepared(make, root).transform().mean[2] > transform.mean[2] + 0.01
 
 
@@ -187,14 +190,14 @@ def test_a_checkpoint_needs_no_data(make: Make, tmp_path: Path) -> None:
     bare.load_metadata(json.loads(json.dumps(metadata)))
     transform = bare.transform(measured=False)
     transform.load_state_dict(saved)
-    files = [root / "images" / f"{name}.npy" for name in SEQUENCES[:3]]
-    batch = bare.read(files)
+    own = [root / "images" / f"{name}.npy" for name in SEQUENCES[:3]]
+    batch = bare.read(own)
     assert batch.sizes.tolist() == [list(shape) for shape in SHAPES]
     assert not batch.mask.any()
     assert batch.mask.shape == (3, 1)
     trained = data.transform().eval()(batch, None).inputs
     assert torch.equal(transform.eval()(batch, None).inputs, trained)
-    pictures = bare.load_image(files[1])
+    pictures = bare.load_image(own[1])
     assert [picture.size for picture in pictures] == [(64, 60)] * 3
     assert all(isinstance(picture, Image.Image) for picture in pictures)
     with pytest.raises(DamagedImage, match="5 channels of uint8, expected 5 channels of uint16"):
@@ -222,17 +225,14 @@ def test_a_model_trained_on_8_bits_reads_files_of_16(make: Make, tmp_path: Path)
 
 def test_workers_read_the_same_batches(make: Make, tmp_path: Path) -> None:
     data = prepared(make, write_set(tmp_path / "set", SEQUENCES))
-    data.splits["train"][2].image.write_bytes(b"")
     source = data.dataset("train", seed=0, train=True, device=CPU)
     own, others = (
         list(EpochLoader(source, 4, seed=5, train=True, workers=workers).epoch(1))
         for workers in (0, 1)
     )
-    assert sum(batch.skipped.get("left_out/empty", 0) for batch in own) == 1
     for one, other in zip(own, others, strict=True):
         assert isinstance(one, DetectionBatch)
         assert isinstance(other, DetectionBatch)
-        assert one.skipped == other.skipped
         for name in ("index", "inputs", "boxes", "mask", "labels", "sizes"):
             assert torch.equal(getattr(one, name), getattr(other, name))
 
@@ -240,9 +240,8 @@ def test_workers_read_the_same_batches(make: Make, tmp_path: Path) -> None:
 def test_boxes_belong_to_their_frames(make: Make, tmp_path: Path) -> None:
     """Against boxes computed by hand, for 60×64 pixels in 64²."""
     data = prepared(make, write_set(tmp_path / "set", SEQUENCES))
-    frames = data.splits["train"]
     batch = batch_of(data, "train")
-    negatives = [not frame.boxes for frame in frames]
+    negatives = [not data.frames[name].boxes for name in data.members()["train"]]
     assert (~batch.mask.any(1)).tolist() == negatives
     assert any(negatives)
     assert not batch.boxes[~batch.mask].any()
@@ -252,13 +251,9 @@ def test_boxes_belong_to_their_frames(make: Make, tmp_path: Path) -> None:
     assert batch.labels[index].tolist() == [0, 1]
 
 
-def test_a_batch_of_negatives_has_an_empty_slot(make: Make, tmp_path: Path) -> None:
-    root = write_set(tmp_path / "set", SEQUENCES)
-    data = prepared(make, root)
-    index = next(n for n, frame in enumerate(data.splits["train"]) if not frame.boxes)
-    samples = data.dataset("train", seed=0, train=True, device=CPU)
-    batch = samples.__getitems__([SampleKey(0, index)])
-    assert isinstance(batch, DetectionBatch)
+def test_a_set_of_negatives_has_an_empty_slot(make: Make, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", SEQUENCES, label="")
+    batch = batch_of(prepared(make, root, class_names=["a"]), "train", 1)
     assert batch.boxes.shape == (1, 1, 4)
     assert not batch.mask.any()
 
@@ -272,14 +267,13 @@ def test_missing_label_files_are_negatives_or_an_error(make: Make, tmp_path: Pat
 
 def test_sequences_are_not_divided(make: Make, tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", SEQUENCES)
-    splits = prepared(make, root).splits
-    seen = {split: {f.name.split("_")[0] for f in frames} for split, frames in splits.items()}
+    splits = prepared(make, root).members()
+    seen = {split: {Path(f).name.split("_")[0] for f in names} for split, names in splits.items()}
     assert [len(seen[split]) for split in ("train", "val", "test")] == [4, 1, 1]
     assert len(set.union(*seen.values())) == 6
-    others = [prepared(make, root, split_seed=seed).splits["val"] for seed in range(1, 5)]
-    assert any(frames != splits["val"] for frames in others)
-    by_match = prepared(make, root, group_by=r"s\d+").splits
-    assert {f.group for f in by_match["val"]} <= {f"s{number}" for number in range(6)}
+    others = [prepared(make, root, split_seed=seed).members()["val"] for seed in range(1, 5)]
+    assert any(names != splits["val"] for names in others)
+    assert prepared(make, root, group_by=r"s\d+").members() == splits
     assert "test" not in prepared(make, root, test_fraction=0.0).splits
     few = prepared(make, root, max_train_images=5, max_val_images=2)
     assert [len(few.splits[split]) for split in ("train", "val", "test")] == [5, 2, 4]
@@ -288,7 +282,7 @@ def test_sequences_are_not_divided(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("group_by", "key", "words"),
     [
-        (r"FLIR_(\d\d)", "dataset.group_by", ("FLIR_", "s0_0.npy")),
+        (r"FLIR_(\d\d)", "dataset.group_by", ("FLIR_", "match s0_0.npy")),
         (r"s()", "dataset.val_fraction", ("1 sequences", "dataset.test_fraction")),
     ],
 )
@@ -328,13 +322,13 @@ def test_validation_is_drawn_from_training_if_only_the_test_split_has_a_folder(
             parent.mkdir(parents=True, exist_ok=True)
         np.save(folder / f"{name}.npy", pixels(number))
         text.write_text("0 0.5 0.5 0.25 0.5\n")
-    splits = prepared(make, tmp_path, group_by=None).splits
+    splits = prepared(make, tmp_path, group_by=None).members()
     assert {split: len(frames) for split, frames in splits.items()} == {
         "train": 13,
         "val": 5,
         "test": 6,
     }
-    assert all("test" in frame.name for frame in splits["test"])
+    assert all("test" in name for name in splits["test"])
 
 
 def test_names_of_channels_and_classes(make: Make, tmp_path: Path) -> None:
@@ -353,7 +347,7 @@ def test_names_of_channels_and_classes(make: Make, tmp_path: Path) -> None:
     four = write_set(tmp_path / "four", SEQUENCES, channels=4)
     assert prepared(make, four).channels[3:] == ["thermal"]
     seven = write_set(tmp_path / "seven", SEQUENCES, channels=7)
-    with user_error("dataset.x", "7 channels of uint8", "set dataset.x=[thermal,event,…]"):
+    with user_error("dataset.x", "7 channels of uint8", "or set dataset.x=[thermal,event,…]"):
         prepared(make, seven)
     assert prepared(make, seven, x=list("abcd")).transform().mean.shape == (7, 1, 1)
 
@@ -401,7 +395,7 @@ def test_folders_without_images_or_boxes(make: Make, tmp_path: Path) -> None:
     with user_error("dataset.root", tmp_path, "images/", "labels/"):
         prepared(make, tmp_path)
     root = write_set(tmp_path / "set", SEQUENCES, label="")
-    with user_error("dataset.class_names", root, "set dataset.class_names=[a,b]"):
+    with user_error("dataset.class_names", root, "or set dataset.class_names=[a,b]"):
         prepared(make, root)
 
 
@@ -463,25 +457,81 @@ def test_files_with_different_channels_or_types(
         prepared(make, root)
 
 
-def test_a_file_that_is_damaged_later_is_left_out_of_its_batch(make: Make, tmp_path: Path) -> None:
+def test_arrays_are_read_once(make: Make, tmp_path: Path) -> None:
+    """And again when one changes, or another size is asked for."""
+    root = write_set(tmp_path / "set", SEQUENCES)
+    settle()
+    data = prepared(make, root)
+    before = batch_of(data, "val")
+    versions = {data.manifest.folder.name}
+    assert prepared(make, root).manifest == data.manifest
+    own = files(data, "val")
+    own[1].write_bytes(own[1].read_bytes()[:-9])
+    again = batch_of(data, "val")  # of the store, whatever becomes of the arrays
+    assert torch.equal(again.inputs, before.inputs)
+    changed = prepared(make, root)
+    assert changed.skipped == {"invalid": 1}
+    versions |= {
+        changed.manifest.folder.name,
+        prepared(make, root, image_size=32).manifest.folder.name,
+    }
+    assert len(versions) == 3
+    # Its header is that of a frame, its pixels cannot be read.
+    np.save(own[2], pixels(0))
+    with own[2].open("r+b") as file:
+        file.truncate(own[2].stat().st_size - 9)
+    assert sum(prepared(make, root).skipped.values()) == 2
+
+
+def test_a_damaged_store_of_arrays_is_written_again(make: Make, tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", SEQUENCES)
     data = prepared(make, root)
-    val = [frame.image for frame in data.splits["val"]]
-    val[1].write_bytes(val[1].read_bytes()[:-9])
-    batch = batch_of(data, "val")
-    assert batch.index.tolist() == [0, 2, 3]
-    assert batch.skipped == {"left_out/truncated": 1}
-    assert len(batch.inputs) == len(batch.sizes) == 3
-    for file in val:
-        file.write_bytes(b"")
-    empty = batch_of(data, "val")
-    assert len(empty) == 0
-    assert empty.skipped == {"left_out/empty": 4}
-    assert data.transform().eval()(empty, None).inputs.shape == (0, 5, 64, 64)
-    train = [frame.image for frame in data.splits["train"]]
-    train[0].write_bytes(b"")
-    fresh = prepared(make, root)
-    assert fresh.transform().mean.isfinite().all()
+    before = batch_of(data, "train")
+    flip_bit(data.manifest.folder / data.manifest.shards[0].file)
+    assert torch.equal(batch_of(prepared(make, root), "train").inputs, before.inputs)
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 4), ("uint8", 5), ("uint16", 7)])
+def test_a_store_gives_the_batches_of_its_arrays(
+    make: Make, tmp_path: Path, dtype: str, channels: int
+) -> None:
+    """Splits, groups, statistics and values; against arrays that are letterboxed one by one."""
+    root = write_set(tmp_path / "set", SEQUENCES, dtype=dtype, channels=channels)
+    x = [f"x{number}" for number in range(channels - 3)]
+    (root / "rgbx.json").write_text(json.dumps({"channels": ["red", "green", "blue", *x]}))
+    data = prepared(make, root)
+    moved = prepare.rgbx(root, tmp_path / "moved", prepare.RgbxOptions(size=64, workers=1))
+    for path in (moved.folder, moved.path, tmp_path / "moved"):
+        own = prepared(make, path)
+        assert (own.channels[3:], own.dtype, own.classes) == (x, dtype, data.classes)
+        assert own.members() == data.members()
+    for split in data.splits:
+        batch = batch_of(own, split)
+        assert batch.inputs.dtype == getattr(torch, dtype)
+        for name, pixel in zip(data.members()[split], batch.inputs, strict=True):
+            expected = letterbox(np.load(root / name), 64)
+            np.testing.assert_array_equal(pixel, expected)
+        known = batch_of(data, split)
+        for name in ("inputs", "boxes", "mask", "labels", "sizes"):
+            assert torch.equal(getattr(batch, name), getattr(known, name))
+    assert torch.equal(own.transform().mean, data.transform().mean)
+    assert prepared(make, moved.folder, x=["t", *x[1:]]).channels[3] == "t"
+    for changed, key, words in (
+        ({"image_size": 32}, "dataset.image_size", ("prepared with 64", "size=32")),
+        ({"class_names": ["a"]}, "dataset.class_names", ("1 names", "0, 1")),
+        ({"x": ["a"] * channels}, "dataset.x", (f"set {channels - 3} different",)),
+    ):
+        with user_error(key, *words):
+            prepared(make, moved.folder, **changed)
+
+
+def test_stores_of_other_kinds(make: Make, tmp_path: Path) -> None:
+    frame_store = build_store(plan_of(make_frames(tmp_path / "source")), tmp_path / "out")
+    with user_error("dataset.root", frame_store.path, "frames of RGB", "research.prepare rgbx"):
+        prepared(make, frame_store.folder)
+    kind = FrameKind(None, None, None)
+    with user_error("dataset.manifest", "red, green, blue, heat", "dataset=rgbx"):
+        kind.configure({"channels": ["red", "green", "blue", "heat"]})
 
 
 def test_models_with_other_channels_or_fewer_classes(make: Make, tmp_path: Path) -> None:
@@ -525,7 +575,7 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.classes == ["pedestrian", "vehicle"]
     assert data.channels == ["red", "green", "blue", "thermal", "event"]
     assert sum(count for count, _ in data.counts().values()) == 36
-    groups = {s: {f.name[7:13] for f in frames} for s, frames in data.splits.items()}
+    groups = {s: {name[7:13] for name in names} for s, names in data.members().items()}
     assert not groups["train"] & groups["val"]
     batch = next(build.loader(config, data, "train", CPU, train=True).epoch(0))
     inputs = data.transform().train()(batch, torch.Generator().manual_seed(0)).inputs

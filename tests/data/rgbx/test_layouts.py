@@ -159,7 +159,7 @@ def test_flir_2(tmp_path: Path) -> None:
         f"video_test/data/video-a-frame-{n}-x{n}" for n in range(2)
     ]
     assert found.reading is not None
-    assert found.reading.left_out == {"without an image of each modality": 2}
+    assert found.reading.omitted == {"without an image of each modality": 2}
     text(tmp_path, {"rgb_to_thermal_vid_map.json": '{"a": 1}'})
     with user_error("labels", "rgb_to_thermal_vid_map.json", "expected RGB name"):
         read(tmp_path)

@@ -1,32 +1,33 @@
-"""Tests of paired folders and of their packing into arrays."""
+"""Tests of paired folders and of their stores."""
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from research.data.frames.frame import Frame, FrameSet
+from research.data.frames.frame import FrameSet
+from research.data.frames.letterbox import Letterbox
 from research.data.frames.limits import check_limits
-from research.data.frames.yolo import read_yolo, yolo_folders
-from research.data.rgbx import pack as packing
-from research.data.rgbx.arrays import ARRAY_FILES
+from research.data.loader import SampleKey
 from research.data.rgbx.paired_folders import PairedFolders, find_folders
-from tests.conftest import settle, user_error
+from research.data.rgbx.sources import of_pictures, plan_channels
+from research.data.warehouse.build import build
+from research.data.warehouse.kinds import FrameSamples
+from research.data.warehouse.manifest import Manifest
+from research.data.warehouse.plan import BuildPlan
+from research.data.warehouse.store import Store
+from tests.conftest import user_error
+from tests.data.warehouse.conftest import content
 
 SIZE = (40, 20)
 BOX = (0.25, 0.5, 0.75, 1.0)
@@ -72,26 +73,36 @@ def read(
     return folders.read(require_labels), folders
 
 
-def pack(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
-    settle()
-    frame_set, folders = read(source)
-    settings = {"check": lambda _: None, "workers": 2, **settings}
-    return packing.pack(frame_set, folders, out, **settings)
+def plan_of(source: Path, **limits: float) -> BuildPlan:
+    """A store at the width of the images: nothing is resized."""
+    folders = PairedFolders(source, find_folders(source, {}))
+    return plan_channels(of_pictures(folders, folders.read(require_labels=False)), SIZE[0], limits)
 
 
-def written(out: Path) -> dict[str, Any]:
-    """Stem of every array to its boxes and labels, from the reader that training uses."""
-    frame_set = read_yolo(out, yolo_folders(out), ARRAY_FILES, require_labels=True)
-    assert frame_set.problems == []
+def pack(source: Path, out: Path, **limits: float) -> Manifest:
+    return build(plan_of(source, **limits), out, shard_samples=2, workers=1)
+
+
+def written(manifest: Manifest) -> dict[str, Any]:
+    """Path of every frame to its boxes, as fractions of the image, and labels."""
+    store, found = Store(manifest, "always"), {}
+    for position, record in enumerate(manifest.records()):
+        mask = store.rows("mask", position) > 0
+        box = Letterbox.of(*store.rows("sizes", position).tolist(), SIZE[0])
+        boxes = box.inverse(store.rows("boxes", position)[mask].astype(np.float64)) / (SIZE * 2)
+        labels = store.rows("labels", position)[mask]
+        found[record["path"]] = (tuple(map(tuple, boxes.tolist())), tuple(labels.tolist()))
+    return found
+
+
+def arrays(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Path of every frame to its pixels without the padding."""
+    store = Store(manifest, "always")
+    top = (SIZE[0] - SIZE[1]) // 2
     return {
-        frame.name.removeprefix("images/").removesuffix(".npy"): (frame.boxes, frame.labels)
-        for frame in frame_set.frames
+        record["path"]: store.rows("images", position)[top : top + SIZE[1]]
+        for position, record in enumerate(manifest.records())
     }
-
-
-def arrays(out: Path) -> dict[str, np.ndarray]:
-    files = sorted((out / "images").rglob("*.npy"))
-    return {path.relative_to(out / "images").as_posix(): np.load(path) for path in files}
 
 
 # Arrays and labels
@@ -133,7 +144,7 @@ def as_coco(source: Path, picture: str = "{}.png") -> None:
         (as_coco, ("images", "ir", "events")),
     ],
 )
-def test_every_label_format_gives_the_same_arrays_and_labels(
+def test_every_label_format_gives_the_same_frames_and_labels(
     tmp_path: Path, label: Callable[[Path], None], folders: tuple[str, ...]
 ) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
@@ -142,32 +153,33 @@ def test_every_label_format_gives_the_same_arrays_and_labels(
             seed = 10 * number + modality
             save(source / folder / f"{name}.png", noise(seed, 0 if modality else 3))
     label(source)
-    description = pack(source, out)
+    manifest = pack(source, out)
     dog = 0 if label is as_voc else 1  # VOC has no names of classes without boxes
-    assert written(out) == {"a": ((BOX,), (dog,)), "b": ((), ())}
-    for number, (name, array) in enumerate(arrays(out).items()):
-        assert name == "ab"[number] + ".npy"
+    assert written(manifest) == {"a.png": ((BOX,), (dog,)), "b.png": ((), ())}
+    for number, (name, array) in enumerate(arrays(manifest).items()):
+        assert name == "ab"[number] + ".png"
         assert array.dtype == np.uint8
         np.testing.assert_array_equal(array[..., :3], noise(10 * number, 3))
         np.testing.assert_array_equal(array[..., 3], noise(10 * number + 1))
         np.testing.assert_array_equal(array[..., 4], noise(10 * number + 2))
-    assert description == json.loads((out / "rgbx.json").read_text())
-    assert description["channels"] == ["red", "green", "blue", "thermal", "event"]
-    counts, classes = description["counts"], description["classes"]
-    assert classes["dog"] == counts["boxes"] == counts["negatives"] == 1
-    assert (out / "classes.txt").read_text().split() == list(classes)
+        own = array.reshape(-1, 5).astype(np.int64)
+        sums = Store(manifest).rows("sums", number)
+        np.testing.assert_array_equal(sums, [own.sum(0), (own * own).sum(0)])
+    assert manifest.transform["channels"] == ["red", "green", "blue", "thermal", "event"]
+    assert manifest.kind == "frames"
+    assert sum(run["empty"] for run in manifest.runs.values()) == 1
+    assert manifest.classes[dog] == "dog"
 
 
-def test_one_16_bit_file_makes_all_arrays_16_bit(tmp_path: Path) -> None:
+def test_one_16_bit_file_makes_all_frames_16_bit(tmp_path: Path) -> None:
     source = make(tmp_path / "source")
     thermal = noise(5, dtype=np.uint16)
     save(source / "thermal/b.png", thermal)
-    assert pack(source, tmp_path / "out")["dtype"] == "uint16"
-    packed = arrays(tmp_path / "out")
+    packed = arrays(pack(source, tmp_path / "out"))
     for name in "ab":
-        np.testing.assert_array_equal(packed[f"{name}.npy"][..., :3] / 257, noise(ord(name), 3))
-    np.testing.assert_array_equal(packed["a.npy"][..., 3], noise(1000 + ord("a")) * 257.0)
-    np.testing.assert_array_equal(packed["b.npy"][..., 3], thermal)
+        np.testing.assert_array_equal(packed[f"{name}.png"][..., :3] / 257, noise(ord(name), 3))
+    np.testing.assert_array_equal(packed["a.png"][..., 3], noise(1000 + ord("a")) * 257.0)
+    np.testing.assert_array_equal(packed["b.png"][..., 3], thermal)
 
 
 def stored_in_colour(path: Path, grey: np.ndarray) -> None:
@@ -199,29 +211,9 @@ def test_grey_images_of_every_format(
     (source / "thermal/a.png").unlink()
     grey = noise(3, dtype=dtype)
     store(source / f"thermal/a{suffix}", grey)
-    pack(source, tmp_path / "out")
-    array = arrays(tmp_path / "out")["a.npy"]
+    array = arrays(pack(source, tmp_path / "out"))["a.png"]
     np.testing.assert_array_equal(array[..., 3], grey)
     assert array.dtype == dtype
-
-
-fractions = st.floats(0, 1, width=32)
-
-
-@given(st.lists(st.tuples(fractions, fractions, fractions, fractions), max_size=4))
-def test_labels_are_accurate_to_a_thousandth_of_a_pixel(
-    tmp_path_factory: pytest.TempPathFactory, corners: list[tuple[float, ...]]
-) -> None:
-    boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
-    valid = tuple(box for box in boxes if box[2] - box[0] > 1e-5 and box[3] - box[1] > 1e-5)
-    rows = packing._yolo_rows(Frame("a", Path("a"), "", valid, (0,) * len(valid)))
-    root = tmp_path_factory.mktemp("rows")
-    save(root / "images/a.png", noise(0, 3))
-    text(root / "labels/a.txt", rows)
-    found = read_yolo(root, yolo_folders(root))
-    assert found.problems == []
-    for again, box in zip(found.frames[0].boxes, valid, strict=True):
-        assert again == pytest.approx(box, abs=1e-3 / 4096)
 
 
 # Splits
@@ -237,22 +229,25 @@ def test_split_folders_above_or_below_the_modalities_are_kept(tmp_path: Path) ->
                     save(source / f"{folder}deep/{name}.png", pixels)
                 folder = layout.replace("rgb", "labels").format(split)
                 text(source / f"{folder}deep/{name}.txt", "0 0.5 0.5 0.5 0.5")
-        out = tmp_path / "out" / source.parent.name
-        pack(source, out)
-        assert list(written(out)) == ["train/deep/a", "train/deep/b", "valid/deep/c"]
-        found = read_yolo(out, yolo_folders(out), ARRAY_FILES)
-        assert set(found.split.values()) == {"train", "val"}
+        manifest = pack(source, tmp_path / "out" / source.parent.name)
+        stems = ["train/deep/a.png", "train/deep/b.png", "valid/deep/c.png"]
+        assert list(written(manifest)) == stems
+        assert {s: len(manifest.split(s)) for s in manifest.splits} == {"train": 2, "val": 1}
 
 
-def test_splits_of_a_list_become_folders(tmp_path: Path) -> None:
+def test_splits_of_a_list_are_kept(tmp_path: Path) -> None:
     source = make(tmp_path / "source", "abc")
     shutil.rmtree(source / "labels")
     for name in "abc":
         text(source / f"Annotations/{name}.xml", "<annotation/>")
     text(source / "ImageSets/Main/train.txt", "a")
     text(source / "ImageSets/Main/test.txt", "c")
-    pack(source, tmp_path / "out")
-    assert sorted(written(tmp_path / "out")) == ["b", "test/c", "train/a"]
+    manifest = pack(source, tmp_path / "out")
+    assert [(group.name, group.split) for group in manifest.groups] == [
+        ("rgb/a.png", "train"),
+        ("rgb/b.png", "train"),
+        ("rgb/c.png", "test"),
+    ]
 
 
 def test_voc_files_in_one_folder_with_images_in_folders_of_splits(tmp_path: Path) -> None:
@@ -263,8 +258,7 @@ def test_voc_files_in_one_folder_with_images_in_folders_of_splits(tmp_path: Path
         name = stem[-1]
         content = f"<annotation><filename>{name}.jpg</filename></annotation>"
         text(source / f"Annotations/{name}.xml", content)
-    pack(source, tmp_path / "out")
-    assert sorted(written(tmp_path / "out")) == ["test/b", "train/a"]
+    assert list(written(pack(source, tmp_path / "out"))) == ["test/b.png", "train/a.png"]
     assert read(source)[0].split == {"visible/test/b.png": "test", "visible/train/a.png": "train"}
 
 
@@ -277,8 +271,7 @@ def test_coco_files_of_splits_with_images_in_folders_of_splits(tmp_path: Path) -
         images = [{"id": 1, "file_name": f"{name}.png"}]
         document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "c"}]}
         text(source / f"annotations/instances_{split}.json", json.dumps(document))
-    pack(source, tmp_path / "out")
-    assert sorted(written(tmp_path / "out")) == ["train/a", "val/b"]
+    assert list(written(pack(source, tmp_path / "out"))) == ["train/a.png", "val/b.png"]
 
 
 # Unusable files
@@ -401,30 +394,31 @@ def test_frames_with_an_unusable_file_are_skipped(
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "reason"),
+    ("name", "damage", "kind", "reason"),
     [
-        ("rgb/b.png", truncate, "rgb/b.png: truncated: replace it"),
-        ("thermal/b.png", truncate, "thermal/b.png: truncated: replace it"),
-        ("thermal/b.png", add_colour, "thermal/b.png: has colours (most at row 4 column 7): store"),
+        ("rgb/b.png", truncate, "truncated", "rgb/b.png: "),
+        ("thermal/b.png", truncate, "truncated", "thermal/b.png: "),
+        ("thermal/b.png", add_colour, "coloured", "thermal/b.png: most at row 4 column 7: store"),
     ],
 )
-def test_frames_that_cannot_be_decoded_are_skipped_and_checked(
-    tmp_path: Path, name: str, damage: Callable[[Path], None], reason: str
+def test_frames_that_cannot_be_decoded_are_left_out_by_name_and_count_for_the_limits(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], None],
+    kind: str,
+    reason: str,
 ) -> None:
     source = make(tmp_path / "source")
     damage(source / name)
-    checked: list[FrameSet] = []
-    description = pack(source, tmp_path / "out", check=checked.append)
-    assert description["counts"]["frames"] == description["counts"]["left_out_invalid"] == 1
-    assert list(written(tmp_path / "out")) == ["a"]
-    (found,) = checked
-    assert found.problems == [problem for problem in found.problems if reason in problem]
-    assert [(run.seen, run.total, run.invalid) for run in found.runs] == [(2, 1, 1)]
-    again: list[FrameSet] = []
-    assert pack(source, tmp_path / "out", check=again.append) == description
-    assert again[0].problems == found.problems
-    (source / "rgb/a.png").write_bytes((source / "rgb/a.png").read_bytes()[:-40])
-    with user_error("SOURCE", "no usable frame", "rgb/"):
+    with user_error("max_invalid", "max_invalid=0: 1 of 2 frames are invalid (1), 1 of them"):
+        pack(source, tmp_path / "out", max_invalid=0)
+    assert f"left out: rgb/b.png: {source}/{reason}" in caplog.text
+    manifest = pack(source, tmp_path / "out", max_invalid=1)
+    assert list(written(manifest)) == ["a.png"]
+    assert (manifest.damage, manifest.left_out) == ({kind: 1}, {"rgb/b.png": kind})
+    truncate(source / "rgb/a.png")
+    with user_error("SOURCE", "none of its images could be read"):
         pack(source, tmp_path / "out")
 
 
@@ -492,6 +486,7 @@ def test_images_without_labels_are_negatives_or_an_error(tmp_path: Path) -> None
     assert [frame.boxes for frame in read(source)[0].frames] == [(BOX,), ()]
     with user_error("labels", "rgb/b.png", "labels/b.txt"):
         read(source, require_labels=True)
+    shutil.rmtree(source / "labels")
     as_voc(source)
     (source / "Annotations/b.xml").unlink()
     found, _ = read(source)
@@ -501,9 +496,27 @@ def test_images_without_labels_are_negatives_or_an_error(tmp_path: Path) -> None
     assert sum(run.seen for run in found.runs) == 2
     with user_error("max_missing", "1 of 2 frames"):
         check_limits(found, {"max_missing": 0})
-    assert pack(source, tmp_path / "out")["counts"]["left_out_missing"] == 1
+    assert pack(source, tmp_path / "out").runs["rgb"]["missing_file"] == 1
     with user_error("SOURCE", "rgb/b.png", "no labels"):
         read(source, require_labels=True)
+
+
+def test_ignore_regions_are_stored(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    shutil.rmtree(source / "labels")
+    as_coco(source)
+    file = source / "annotations/instances.json"
+    document = json.loads(file.read_text())
+    crowd = {"id": 9, "image_id": 1, "category_id": 4, "bbox": [0, 0, 9, 9], "iscrowd": 1}
+    document["annotations"].append(crowd)
+    text(file, json.dumps(document))
+    manifest = pack(source, tmp_path / "out")
+    store = Store(manifest, "always")
+    assert store.whole("ignored").tolist() == [[0], [1]]
+    batch = FrameSamples(store, np.arange(2)).__getitems__([SampleKey(0, 0), SampleKey(0, 1)])
+    assert batch.mask.tolist() == [[True], [False]]
+    assert batch.ignored is not None
+    assert batch.ignored.tolist() == [[False], [True]]
 
 
 def test_a_frame_with_two_sets_of_boxes(tmp_path: Path) -> None:
@@ -546,148 +559,39 @@ def test_folders_can_be_named_and_events_alone_are_enough(tmp_path: Path) -> Non
     assert find_folders(source, {"event": "dvs"}) == {"rgb": "rgb", "event": "dvs"}
 
 
-# Repeated and interrupted runs
+# Repeated and interrupted builds
 
 
-@contextmanager
-def new_arrays(out: Path) -> Iterator[set[str]]:
-    """Collects the names of the arrays that are written in the block."""
-    before = {path.name: path.stat().st_ino for path in (out / "images").rglob("*.npy")}
-    new: set[str] = set()
-    yield new
-    after = {path.name: path.stat().st_ino for path in (out / "images").rglob("*.npy")}
-    new |= {name for name in after if before.get(name) != after[name]}
-
-
-def test_only_changed_frames_are_written_again(tmp_path: Path) -> None:
+def test_a_stopped_build_continues_and_writes_the_same_files(tmp_path: Path) -> None:
+    """After a change of any one file of a frame, another version is written."""
     source, out = make(tmp_path / "source", "abcd"), tmp_path / "out"
-    pack(source, out)
-    with new_arrays(out) as new:
-        pack(source, out)
-    assert new == set()
-    save(source / "thermal/a.png", noise(9)[:, ::-1])
-    truncate(out / "images/b.npy")
-    (out / "images/c.npy").unlink()
-    for folder, suffix in (("rgb", "png"), ("thermal", "png"), ("labels", "txt")):
-        (source / f"{folder}/d.{suffix}").unlink()
-    text(source / "labels/b.txt", "")
-    with new_arrays(out) as new:
-        pack(source, out)
-    assert new == {"a.npy", "b.npy", "c.npy"}
-    assert written(out) == {"a": ((BOX,), (1,)), "b": ((), ()), "c": ((BOX,), (1,))}
-    np.testing.assert_array_equal(arrays(out)["a.npy"][..., 3], noise(9)[:, ::-1])
-    assert sorted(path.name for path in (out / "labels").iterdir()) == ["a.txt", "b.txt", "c.txt"]
+    plan = plan_of(source)
 
-
-def test_a_stopped_run_continues_and_writes_the_same_files(tmp_path: Path) -> None:
-    source, out = make(tmp_path / "source", "abcd"), tmp_path / "out"
-    pack(source, out)
-    for name in "abcd":
-        save(source / f"thermal/{name}.png", noise(2000 + ord(name))[::-1])
-
-    def stop(_: str, done: int, total: int) -> None:
-        assert total == 4
-        if done == 2:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "writing shards" and done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(source, out, workers=1, progress=stop)
-    assert not (out / "rgbx.json").exists()
-    with (out / ".prepared.jsonl").open("a") as record:
-        record.write('["c", [fal')
-    (out / "images/.c.npy.0123").write_text("half")
-    inodes = {path.name: path.stat().st_ino for path in sorted((out / "images").glob("[!.]*"))}
-    pack(source, out)
-    pack(source, tmp_path / "whole")
-    for path in (tmp_path / "whole").rglob("*"):
-        if path.is_file() and not path.name.startswith("."):
-            assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
-    assert not (out / "images/.c.npy.0123").exists()
-    assert all((out / "images" / name).stat().st_ino == inodes[name] for name in ("a.npy", "b.npy"))
+        build(plan, out, shard_samples=2, workers=1, progress=stop)
+    finished = {path.name: path.stat().st_ino for path in out.rglob("*.safetensors")}
+    assert list(finished) == ["shard_00000.safetensors"]
+    once = pack(source, out)
+    whole = pack(source, tmp_path / "whole")
+    assert content(once.folder) == content(whole.folder)
+    first = once.folder / "shard_00000.safetensors"
+    assert first.stat().st_ino == finished[first.name]
+    assert pack(source, out) == once
+    for name in ("thermal/c.png", "rgb/d.png"):
+        save(source / name, noise(9, 3 if "rgb" in name else 0)[:, ::-1])
+        assert pack(source, out).version != once.version
 
 
-def test_a_stopped_run_leaves_no_array_without_its_label(tmp_path: Path) -> None:
-    """Which a reader would use as a negative."""
-    source, out = make(tmp_path / "source", "abcd"), tmp_path / "out"
-    pack(source, out)
-    make(source, "efgh")
-    text(source / "labels/a.txt", "0 0.5 0.5 0.5 0.5\n")
+def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
 
-    def stop(_: str, done: int, total: int) -> None:
-        if done == 6:
-            raise KeyboardInterrupt
+    def change(what: str, done: int, total: int) -> None:
+        if what == "hashing files" and done == total:
+            save(source / "thermal/b.png", noise(7))
 
-    with pytest.raises(KeyboardInterrupt):
-        pack(source, out, workers=1, progress=stop)
-    stems = {Path(name).stem for name in arrays(out)}
-    assert stems > set("abcd")
-    rows = {stem: (out / f"labels/{stem}.txt").read_text().split() for stem in stems}
-    assert rows.pop("a")[0] == "0"
-    assert all(row == YOLO.split() for row in rows.values())
-    assert not (out / "rgbx.json").exists()
-
-
-def test_arrays_that_are_not_in_the_ledger_are_removed(tmp_path: Path) -> None:
-    """The run was killed before the ledger was written, then the frame was removed."""
-    source, out = make(tmp_path / "source", "ab"), tmp_path / "out"
-    pack(source, out)
-    ledger = out / ".prepared.jsonl"
-    lines = [line for line in ledger.read_text().splitlines() if not line.startswith('["b"')]
-    ledger.write_text("\n".join(lines) + "\n")
-    (out / "labels/.c.txt.0123").write_text("half")
-    for name in ("rgb/b.png", "thermal/b.png", "labels/b.txt"):
-        (source / name).unlink()
-    assert pack(source, out)["counts"]["frames"] == 1
-    files = {path.name for folder in ("images", "labels") for path in (out / folder).iterdir()}
-    assert files == {"a.npy", "a.txt"}
-
-
-def test_other_content_of_out_is_left_alone(tmp_path: Path) -> None:
-    source, out = make(tmp_path / "source"), tmp_path / "out"
-    notes = text(out / "notes.txt", "mine")
-    with user_error("OUT", out, "other files"):
-        pack(source, out)
-    notes.unlink()
-    pack(source, out)
-    with user_error("OUT", out, source):
-        pack(make(tmp_path / "other"), out)
-    text(out / ".prepared.jsonl", "{}\n")
-    with user_error("OUT", out, "unknown source"):
-        pack(source, out)
-    with (
-        FileLock(tmp_path / "new/.lock"),
-        user_error("OUT", tmp_path / "new", "another process"),
-    ):
-        pack(source, tmp_path / "new")
-
-
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, out = make(tmp_path / "source"), tmp_path / "out"
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
-        with user_error("OUT", out, "No space left on device"):
-            pack(source, out)
-    assert arrays(out) == {}
-    pack(source, out)
-    assert list(arrays(out)) == ["a.npy", "b.npy"]
-
-
-def test_frames_with_the_same_output_path(tmp_path: Path) -> None:
-    source = make(tmp_path / "source", "ab")
-    shutil.rmtree(source / "labels")
-    for folder in ("rgb", "thermal"):
-        (source / folder / "train").mkdir()
-        (source / folder / "b.png").rename(source / folder / "train/a.png")
-    for stem in ("a", "train/a"):
-        text(source / f"Annotations/{stem}.xml", "<annotation/>")
-    text(source / "ImageSets/Main/train.txt", "a")
-    text(source / "ImageSets/Main/val.txt", "c")
-    for name in ("rgb", "thermal"):
-        save(source / name / "c.png", noise(1, 3 if name == "rgb" else 0))
-    text(source / "Annotations/c.xml", "<annotation/>")
-    with user_error("SOURCE", "rgb/a.png", "rgb/train/a.png", "train/a"):
-        pack(source, tmp_path / "out")
+    with user_error("SOURCE", source / "thermal/b.png", "changed while it was prepared"):
+        build(plan_of(source), tmp_path / "out", workers=1, progress=change)

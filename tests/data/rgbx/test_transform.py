@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from research.batch import DetectionBatch
-from research.data.frames.frame import BoxXYXY, Frame
+from research.data.frames.frame import BoxXYXY
 from research.data.frames.letterbox import Letterbox
-from research.data.rgbx.arrays import RANGES, ArraySpec
-from research.data.rgbx.samples import collate_frames
+from research.data.rgbx.arrays import RANGES, Pixels
+from research.data.rgbx.folder import collate_arrays
 from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform, valid_mask
 
 MEAN, STD = [0.1, 0.2, 0.3, 0.4, 0.05], [0.2, 0.25, 0.3, 0.15, 0.1]
@@ -40,13 +39,17 @@ def make_batch(count: int = 6, dtype: str = "uint8", size: int = 32) -> Detectio
     arrays = [
         rng.integers(0, RANGES[dtype] + 1, (*shapes[n % 3], 5)).astype(dtype) for n in range(count)
     ]
-    return collate_frames(
-        arrays, size, ArraySpec(5, dtype), [frame((0.25, 0.25, 0.75, 0.75))] * count
-    )
+    return collated(arrays, size, (0.25, 0.25, 0.75, 0.75))
 
 
-def frame(*boxes: BoxXYXY) -> Frame:
-    return Frame("x.npy", Path("x.npy"), "x", boxes, (0,) * len(boxes))
+def collated(arrays: list[Pixels], size: int, box: BoxXYXY) -> DetectionBatch:
+    """A batch of arrays with one box each."""
+    batch = collate_arrays(arrays, size)
+    for row, array in enumerate(arrays):
+        mapped = Letterbox.of(*array.shape[:2], size).boxes(np.array([box]))
+        batch.boxes[row] = torch.from_numpy(mapped)
+        batch.mask[row] = True
+    return batch
 
 
 @settings(max_examples=40, deadline=None)
@@ -140,7 +143,7 @@ def test_color_jitter_changes_the_colours_alone() -> None:
 
 def test_contrast_keeps_the_mean_of_the_frame_without_its_padding() -> None:
     pixels = np.random.default_rng(0).integers(100, 150, (16, 32, 5)).astype(np.uint8)
-    batch = collate_frames([pixels] * 4, 32, ArraySpec(5, "uint8"))
+    batch = collate_arrays([pixels] * 4, 32)
     augment = augmentation(contrast=0.5)
     transform = RgbxTransform([0.0] * 5, [1.0] * 5, augment).train()
     found = transform(batch, torch.Generator().manual_seed(3)).inputs[:, :3, 8:24]
@@ -235,8 +238,7 @@ def test_boxes_stay_on_their_pixels(
     x0, y0, x1, y1 = corners[0], corners[1], 1 - corners[2], 1 - corners[3]
     augment = augmentation(flip=flips, flip_vertical=flips, zoom=(zoom, zoom))
     transform = RgbxTransform([0.0] * 5, [1.0] * 5, augment).train()
-    spec = ArraySpec(5, "uint16")
-    batch = collate_frames([coordinates(height, width)], size, spec, [frame((x0, y0, x1, y1))])
+    batch = collated([coordinates(height, width)], size, (x0, y0, x1, y1))
     found = transform(batch, torch.Generator().manual_seed(seed))
     if not found.mask[0, 0]:
         assert zoom > 1
@@ -282,7 +284,7 @@ def test_boxes_enclose_painted_rectangles(
     box = (x0 / width, y0 / height, x1 / width, y1 / height)
     augment = augmentation(flip=flips, zoom=(zoom, zoom))
     transform = RgbxTransform([0.0] * 4, [1.0] * 4, augment).train()
-    batch = collate_frames([array], 160, ArraySpec(4, "uint8"), [frame(box)])
+    batch = collated([array], 160, box)
     found = transform(batch, torch.Generator().manual_seed(seed))
     for channel in found.inputs[0]:
         rows, columns = np.nonzero(channel.numpy() > 0.5)

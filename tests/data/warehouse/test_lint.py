@@ -3,11 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from research.data.rgbx.sources import plan_channels, read_arrays
 from research.data.warehouse import lint as linting
 from research.data.warehouse import pictures
 from research.data.warehouse.build import build
@@ -256,3 +258,70 @@ def test_pictures_of_a_store_whose_shards_are_all_gone(frame_store: Manifest) ->
     report, samples = lint(frame_store)
     assert len(report.errors) == 3
     assert set(pictures.draw(samples)) == {"class_balance"}
+
+
+def channel_store(root: Path, dtype: str = "uint8", **planes: Any) -> Manifest:
+    """Six frames of noise [24, 32, 5]; ``planes`` names a channel and its content by frame."""
+    names = ["red", "green", "blue", "thermal", "event"]
+    for number in range(6):
+        array = np.random.default_rng(number).integers(1, np.iinfo(dtype).max, (24, 32, 5), dtype)
+        for name, plane in planes.items():
+            if number in plane:
+                array[..., names.index(name)] = plane[number]
+        for folder in ("images", "labels"):
+            (root / "set" / folder).mkdir(parents=True, exist_ok=True)
+        np.save(root / f"set/images/{number}.npy", array)
+        (root / f"set/labels/{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    plan = plan_channels(read_arrays(root / "set", None, None, require_labels=False), 32, {})
+    return build(plan, root / "out", shard_samples=4, workers=1)
+
+
+FROZEN = np.arange(24 * 32).reshape(24, 32) % 200
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize(
+    ("planes", "errors", "warnings"),
+    [
+        ({}, [], []),
+        ({"event": dict.fromkeys(range(6), 0)}, ["channel event: the same value in all"], []),
+        ({"thermal": dict.fromkeys(range(6), 7)}, ["channel thermal: the same value in all"], []),
+        ({"event": {2: 0}}, [], ["row 2 (images/2.npy): event is 0 in all pixels"]),
+        (
+            {"thermal": {3: FROZEN, 4: FROZEN, 5: FROZEN}},
+            [],
+            [f"row {n} (images/{n + 4}.npy): same thermal as shard_00000" for n in (0, 1)],
+        ),
+        (
+            {"thermal": {0: FROZEN, 1: FROZEN}, "event": {0: FROZEN, 1: FROZEN}},
+            [],
+            ["row 1 (images/1.npy): same thermal and event as"],
+        ),
+    ],
+)
+def test_channels(
+    tmp_path: Path, dtype: str, planes: Any, errors: list[str], warnings: list[str]
+) -> None:
+    report, samples = lint(channel_store(tmp_path, dtype, **planes))
+    for found, expected in ((report.errors, errors), (report.warnings, warnings)):
+        assert len(found) == len(expected)
+        for line, words in zip(found, expected, strict=True):
+            assert words in line
+    assert pictures.draw(samples)["samples"].width > 3 * 192
+
+
+def test_damage_duplicates_and_leaks_of_frames_with_channels(tmp_path: Path) -> None:
+    """By the same checks as of other frames."""
+    names = ("red", "green", "blue", "thermal", "event")
+    copied = {name: {4: FROZEN + n, 5: FROZEN + n} for n, name in enumerate(names)}
+    manifest = channel_store(tmp_path, **copied)
+    boxes = rows_of(manifest, 0, "boxes")
+    boxes[1, 0] = (0.4, 0.4, 0.5, 2.0)
+    groups = [replace(g, split="val" if g.stop == 6 else "train") for g in manifest.groups]
+    manifest = replace(rewrite(manifest, 0, boxes=boxes), groups=groups)
+    manifest.save()
+    report, _ = lint(manifest)
+    assert any("5.npy): same file as" in line and "train" in line for line in report.errors)
+    assert any("1.npy) box 0: exceeds the frame" in line for line in report.errors)
+    flip_bit(manifest.folder / manifest.shards[1].file)
+    assert any("SHA-256" in line for line in lint(manifest)[0].errors)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import logging
 import multiprocessing
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,10 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from research.data.pairs import store
+from research.data.pairs import feature_store
 from research.data.pairs.extractors import Photo, QualityExtractor
-from research.data.pairs.store import extract_features
+from research.data.pairs.feature_store import FORMAT, extract_features
+from research.data.warehouse.lint import lint
+from research.data.warehouse.manifest import Manifest
+from research.data.warehouse.pictures import draw
 from tests.conftest import user_error
+from tests.data.warehouse.conftest import rewrite, rows_of
 
 
 class Means:
@@ -23,6 +30,7 @@ class Means:
 
     name = "means"
     size = 3
+    specification: ClassVar[dict[str, str]] = {"network": "mean", "weights": "none"}
 
     def __init__(self, key: str = "a" * 32) -> None:
         self.key = key
@@ -60,6 +68,10 @@ def shards(cache: Path) -> list[Path]:
     return sorted(cache.rglob("*.safetensors"))
 
 
+def versions(cache: Path, key: str = "a" * 32) -> list[Manifest]:
+    return [Manifest.load(file) for file in sorted((cache / "features" / key).glob("v*"))]
+
+
 def test_a_second_run_computes_nothing(tmp_path: Path) -> None:
     files, cache = saved(tmp_path / "photos", 11), tmp_path / "cache"
     first, calls = Means(), []
@@ -76,14 +88,12 @@ def test_a_second_run_computes_nothing(tmp_path: Path) -> None:
 def test_only_what_changed_is_computed_again(tmp_path: Path) -> None:
     files, cache = saved(tmp_path / "photos", 6), tmp_path / "cache"
     extract_features(files, Means(), cache)
-    left = shards(cache)[0].with_name(".ab.safetensors.a1b2c3d4")  # by a killed process
-    left.touch()
     saved(tmp_path / "other", 1, seed=7)[0].replace(files[2])
     renamed = files[3].rename(tmp_path / "photos" / "moved.png")
     files[3] = renamed
     result = extract_features(files, Means(), cache)
     assert result.extracted == 1
-    assert not left.exists()
+    assert [manifest.samples for manifest in versions(cache)] in ([6, 1], [1, 6])
     torch.testing.assert_close(result.features, expected(files))
     # Another network, other weights or another preprocessing is another key.
     assert extract_features(files, Means("b" * 32), cache).extracted == 6
@@ -104,21 +114,24 @@ def test_damaged_files_are_reported_and_their_features_are_nan(tmp_path: Path) -
     files[1].write_bytes(b"")
     files[2].write_bytes(files[0].read_bytes()[:60])
     files[4].unlink()
-    for _ in range(2):
-        result = extract_features(files, Means(), tmp_path / "cache", 2)
+    for run in range(2):
+        extractor = Means()
+        result = extract_features(files, extractor, tmp_path / "cache", 2)
+        assert extractor.batches == ([] if run else [1, 1])
         assert set(result.damaged) == {files[1], files[2], files[4]}
         assert result.damaged[files[1]] == "empty"
         assert result.damaged[files[4]] == "missing"
         assert result.features[[1, 2, 4]].isnan().all()
         torch.testing.assert_close(result.features[[0, 3]], expected([files[0], files[3]]))
-    empty = extract_features(files[1:3], Means(), tmp_path / "empty")
-    assert (empty.extracted, len(empty.damaged)) == (0, 2)
+    for _ in range(2):
+        empty = extract_features(files[1:3], Means(), tmp_path / "empty")
+        assert (empty.extracted, len(empty.damaged)) == (0, 2)
     assert not shards(tmp_path / "empty")
     assert extract_features([], Means(), tmp_path / "cache").features.shape == (0, 3)
 
 
 def test_shards_are_written_as_they_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD", 4)
+    monkeypatch.setattr(feature_store, "SHARD", 4)
     files, cache = saved(tmp_path / "photos", 10), tmp_path / "cache"
 
     def stop(what: str, done: int, total: int) -> None:
@@ -128,12 +141,16 @@ def test_shards_are_written_as_they_fill(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         extract_features(files, Means(), cache, 3, stop)
     assert len(shards(cache)) == 2
-    assert extract_features(files, Means(), cache, 3).extracted == 2
-    assert {path.suffix for path in cache.rglob("*.*") if path.name != ".lock"} == {".safetensors"}
+    again = Means()
+    assert extract_features(files, again, cache, 3).extracted == 10
+    assert again.batches == [2]
+    (manifest,) = versions(cache)
+    assert manifest.transform == {"feature": "means", "key": "a" * 32, **Means.specification}
+    assert (manifest.kind, [shard.samples for shard in manifest.shards]) == ("features", [4, 4, 2])
 
 
 @pytest.mark.parametrize("kind", ["torn", "flipped", "foreign", "another"])
-def test_damaged_shards_are_logged_and_ignored(
+def test_damaged_stores_are_logged_and_written_again(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     files, cache = saved(tmp_path / "photos", 3), tmp_path / "cache"
@@ -149,17 +166,58 @@ def test_damaged_shards_are_logged_and_ignored(
         save_file({"weight": torch.zeros(3)}, shard)
     else:  # intact, but of other weights, and copied here by hand
         extract_features(files, Means("b" * 32), cache)
-        (other,) = shards(cache / "features" / ("b" * 32))
-        other.replace(shard)
+        shutil.rmtree(shard.parent)
+        shutil.copytree(versions(cache, "b" * 32)[0].folder, shard.parent)
     with caplog.at_level(logging.WARNING):
         result = extract_features(files, Means(), cache)
-    assert f"{shard}: ignored" in caplog.text
+    assert f"{shard.parent}: ignored" in caplog.text
     assert result.extracted == 3
     torch.testing.assert_close(result.features, expected(files))
     caplog.clear()
-    # The damaged shard was replaced.
     assert extract_features(files, Means(), cache).extracted == 0
-    assert not caplog.records
+    assert kind == "another" or not caplog.records
+
+
+@pytest.mark.parametrize("damage", [None, -1, 9])
+def test_shards_of_earlier_versions_are_read(
+    tmp_path: Path, damage: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    files, cache = saved(tmp_path / "photos", 3), tmp_path / "cache"
+    digests = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    photos = torch.frombuffer(bytearray(digests), dtype=torch.uint8).reshape(-1, 32)
+    features = expected(files)
+    sha256 = hashlib.sha256(digests + features.numpy().tobytes()).hexdigest()
+    metadata = {"format": FORMAT, "extractor": "a" * 32, "sha256": sha256}
+    shard = cache / "features" / ("a" * 32) / "ab.safetensors"
+    shard.parent.mkdir(parents=True)
+    save_file({"photos": photos, "features": features}, shard, metadata)
+    if damage is not None:
+        content = bytearray(shard.read_bytes())
+        content[damage] ^= 64
+        shard.write_bytes(content)
+    result = extract_features(files, Means(), cache)
+    assert result.extracted == (0 if damage is None else 3)
+    assert (f"{shard}: ignored" in caplog.text) == (damage is not None)
+    torch.testing.assert_close(result.features, features)
+
+
+def test_lint(tmp_path: Path) -> None:
+    files, cache = saved(tmp_path / "photos", 4), tmp_path / "cache"
+    Image.new("RGB", (9, 9)).save(files[1])
+    Image.new("RGB", (8, 9), (9, 9, 9)).save(files[2])
+    Image.new("RGB", (9, 8), (9, 9, 9)).save(files[3])
+    extract_features(files, Means(), cache)
+    (manifest,) = versions(cache)
+    report, samples = lint(manifest)
+    assert not report.errors
+    assert len(report.warnings) == 2
+    assert "(03.png): same stored features as shard_00000" in report.warnings[0]
+    assert "(01.png): all features are 0" in report.warnings[1]
+    assert draw(samples) == {}
+    features = rows_of(manifest, 0, "features")
+    features[0, 1] = np.nan
+    report, _ = lint(rewrite(manifest, 0, features=features))
+    assert report.errors == ["shard_00000.safetensors row 0 (00.png): a feature is not finite"]
 
 
 def test_features_that_are_not_finite_are_not_cached(tmp_path: Path) -> None:
@@ -187,7 +245,7 @@ def test_a_file_that_changes_meanwhile_is_not_cached(tmp_path: Path) -> None:
 
 
 def _fill(files: list[Path], cache: Path, start: object) -> None:
-    store.SHARD = 3  # type: ignore[misc]
+    feature_store.SHARD = 3  # type: ignore[misc]
     start.wait()  # type: ignore[attr-defined]
     extract_features(files, QualityExtractor(), cache, 2)
 
