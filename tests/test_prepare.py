@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from research import prepare
 from research.config import cli, compose_config
 from research.data.loader import SampleKey
+from research.data.warehouse.kinds import FrameSamples
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.engine import build
 from research.utils.errors import UserError
-from tests.conftest import ROOT, make_folders, picture, prepared, user_error
+from tests.conftest import ROOT, make_folders, picture, user_error
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +225,7 @@ def test_paired_folders_become_a_store(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_ignore_regions_of_pairs_are_kept(tmp_path: Path) -> None:
-    """From COCO through the arrays and their ``rgbx.json`` to a batch."""
+    """From COCO to a batch of frames of several channels."""
     make_pairs(tmp_path / "pairs")
     shutil.rmtree("pairs/labels")
     Path("pairs/classes.txt").unlink()
@@ -239,40 +239,24 @@ def test_ignore_regions_of_pairs_are_kept(tmp_path: Path) -> None:
         ],
     }
     Path("pairs/annotations.json").write_text(json.dumps(document))
-    run("rgbx", "pairs", "out", "workers=1")
-    assert Path("out/labels/0.txt").read_text() == ""
-    assert Path("out/labels/1.txt").read_text().split() == ["1", "0.125", "0.25", "0.25", "0.5"]
-    record = json.loads(Path("out/rgbx.json").read_text())
-    assert record["ignored"] == {"0": [[1, [0.25, 0.25, 0.75, 0.75]]], "1": [[0, [0.5, 0, 1, 1]]]}
-    assert record["classes"] == {"person": 0, "car": 1}
-    assert record["counts"]["negatives"] == 2
-
-    words = ["dataset=rgbx", "dataset.root=out", "model=rgbx_mit_b0", "dataset.val_fraction=0.5"]
-    config = compose_config([*words, "dataset.image_size=64"]).config
-    data = prepared(config)
-    found = {}
-    for split in data.splits:
-        samples = data.dataset(split, seed=0, train=False, device=torch.device("cpu"))
-        batch = samples.__getitems__([SampleKey(0, index) for index in range(len(samples))])
-        none = torch.zeros_like(batch.mask)
-        kinds = [batch.mask, none if batch.ignored is None else batch.ignored]
-        for row, frame in enumerate(data.frames(split)):
-            found[frame.image.stem] = [
-                [(int(batch.labels[row, slot]), batch.boxes[row, slot].tolist()) for slot in slots]
-                for slots in (kind[row].nonzero()[:, 0].tolist() for kind in kinds)
-            ]
+    run("rgbx", "pairs", "out", "workers=1", "size=64")
+    manifest = Manifest.load(Path("out"))
+    samples = FrameSamples(Store(manifest), np.arange(4), None)
+    batch = samples.__getitems__([SampleKey(0, index) for index in range(4)])
+    assert batch.ignored is not None
+    found = {
+        Path(record["name"]).stem: [
+            [(int(batch.labels[row, slot]), batch.boxes[row, slot].tolist()) for slot in slots]
+            for slots in (
+                kind[row].nonzero()[:, 0].tolist() for kind in (batch.mask, batch.ignored)
+            )
+        ]
+        for row, record in enumerate(manifest.records())
+    }
     # 64×48 in 64×64: bars of 8 rows.
     assert found["0"] == [[], [(1, [0.25, 0.3125, 0.75, 0.6875])]]
     assert found["1"] == [[(1, [0, 0.125, 0.25, 0.5])], [(0, [0.5, 0.125, 1, 0.875])]]
     assert found["2"] == found["3"] == [[], []]
-    version = data.fingerprint()
-    record["ignored"]["1"] = []
-    Path("out/rgbx.json").write_text(json.dumps(record))
-    assert prepared(config).fingerprint() != version
-    record["ignored"]["1"] = [[7, [0, 0, 1, 1]]]
-    Path("out/rgbx.json").write_text(json.dumps(record))
-    with user_error("dataset.root", "rgbx.json", "ignore regions", "prepare rgbx"):
-        prepared(config)
 
 
 @pytest.mark.parametrize(
