@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from research import prepare
 from research.config import cli, compose_config
 from research.data.loader import SampleKey
+from research.data.warehouse.kinds import FrameSamples
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.engine import build
 from research.utils.errors import UserError
-from tests.conftest import ROOT, make_folders, picture, prepared, user_error
+from tests.conftest import ROOT, make_folders, picture, user_error
 
 
 @pytest.fixture(autouse=True)
