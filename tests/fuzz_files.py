@@ -96,7 +96,10 @@ def json_text(content: bytes, rng: random.Random) -> bytes:
     kind = rng.random()
     if kind < 0.15:
         return fuzz.octets(content, rng)
-    text = json.dumps(fuzz.documents(json.loads(content), rng))
+    try:
+        text = json.dumps(fuzz.documents(json.loads(content), rng))
+    except (ValueError, RecursionError):  # too large a number
+        return fuzz.octets(content, rng)
     if kind > 0.3:
         return encoded(text, rng) if kind > 0.9 else text.encode()
     key = rng.choice(re.findall(r'"(\w+)":', text) or ["a"])

@@ -37,7 +37,7 @@ def image_areas(samples: Samples) -> Boxes:
 
 
 def duplicate_boxes(samples: Samples) -> Iterator[str]:
-    """Boxes of one class that are the same, or overlap by an IoU of ``SAME_BOX``."""
+    """Boxes of one class that are the same, or overlap by an IoU of ``SAME_BOX``; each once."""
     boxes, objects = _objects(samples)
     labels = samples.all("labels")
     for index in np.flatnonzero(objects.sum(1) > 1).tolist():
@@ -48,7 +48,9 @@ def duplicate_boxes(samples: Samples) -> Iterator[str]:
             overlap = _overlaps(own[start : start + step], own)
             same = classes[start : start + step, None] == classes
             earlier = np.tri(len(overlap), len(slots), start - 1, dtype=bool)
-            for row, first in np.argwhere(same & earlier & (overlap > SAME_BOX)).tolist():
+            found = same & earlier & (overlap > SAME_BOX)
+            for row in np.flatnonzero(found.any(1)).tolist():
+                first = int(found[row].argmax())
                 yield (
                     f"{samples.where(samples.positions[index])} box {slots[start + row]}: the same "
                     f"{samples.class_name(int(classes[first]))} as box {slots[first]} "
