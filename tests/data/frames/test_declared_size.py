@@ -12,8 +12,9 @@ from PIL import Image
 from research.data.frames.annotations import read_frames
 from research.data.frames.declared_size import boxes_are_stored, match_size, parse_side
 from research.data.frames.frame import FrameSet, ImageSize, SkipFrame
+from research.data.prepare_options import FrameOptions
 from research.data.rgbx.paired_folders import PairedFolders, find_folders
-from research.prepare import FrameOptions, frames
+from research.prepare import frames
 from research.utils.exif import upright, upright_box, upright_size
 from tests.conftest import user_error
 from tests.data.frames.drawn import coco, draw, left_out, means, pixel_boxes, voc, write

@@ -22,9 +22,10 @@ from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 from safetensors.numpy import load_file
 
+from research.data.prepare_options import FrameOptions
 from research.data.warehouse.manifest import Manifest
 from research.demos.capture_runs import CaptureDemo
-from research.prepare import FrameOptions, frames
+from research.prepare import frames
 from tests.data.frames.drawn import save, write
 
 CLASSES = ("polyp", "ulcer")
