@@ -237,21 +237,25 @@ def test_memory_does_not_grow_with_the_store(frame_store: Manifest, tmp_path: Pa
     folder = tmp_path / "large"
     folder.mkdir()
     rng = np.random.default_rng(0)
+    known = json.loads(frame_store.path.read_text())
+    known["tensors"]["images"]["shape"] = [side, side, 3]
+    zeros = {
+        name: np.zeros((16, *tensor["shape"]), tensor["dtype"])
+        for name, tensor in known["tensors"].items()
+    }
     shards = []
     for number in range(samples // 16):
         path = folder / f"shard_{number}.safetensors"
         images = rng.integers(0, 256, (16, side, side, 3), dtype=np.uint8)
-        save_file({"images": images}, path)
+        save_file(zeros | {"images": images}, path)
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         shards.append({"file": path.name, "samples": 16, "bytes": len(data), "sha256": digest})
     content = {
-        "tensors": {"images": {"dtype": "uint8", "shape": [side, side, 3]}},
         "shards": shards,
         "samples": samples,
         "groups": [{"name": "a", "start": 0, "stop": samples, "split": "train", "report": {}}],
     }
-    known = json.loads(frame_store.path.read_text())
     (folder / "manifest.json").write_text(json.dumps(known | content))
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(folder), str(tmp_path / "cache")],
