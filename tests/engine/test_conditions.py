@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import get_worker_info
 
+from research.data import image_files
 from research.data.folder import ImageSamples
 from research.engine import build, checkpoint
 from research.tasks.classification import Classification
@@ -209,13 +211,18 @@ def test_a_condition_of_the_machine_in_a_worker(
 ) -> None:
     """No file is damaged for it; the line has the settings of the run."""
 
-    def exhausted(path: Path) -> bytes:
+    config = small(*WORDS, "workers=1")
+    opened = image_files._open
+
+    def exhausted(file: Any, size: int) -> Any:
+        if get_worker_info() is None:  # headers are read in the main process
+            return opened(file, size)
         raise error
 
-    monkeypatch.setattr(Path, "read_bytes", exhausted)
+    monkeypatch.setattr(image_files, "_open", exhausted)
     key = "ulimit" if isinstance(error, OSError) else "batch_size"
     with user_error(key, "workers=0" if key == "ulimit" else "batch_size=6"):
-        run(small(*WORDS, "workers=1"))
+        run(config)
 
 
 @pytest.mark.parametrize(
