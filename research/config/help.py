@@ -79,10 +79,9 @@ def _run_settings(values: Mapping[str, Any]) -> Iterator[str]:
     for setting in fields(RunSettings):
         if setting.metadata:
             default: Any = RUN_DEFAULTS[setting.name]
-            null = ", or null" if default is None else ""
             value = format_value(values[setting.name])
-            allowed = setting.metadata["rule"].allowed
-            yield f"  {setting.name:<18} {value:<6} {setting.metadata['help']} ({allowed}{null})"
+            allowed = setting.metadata["rule"].describe(nullable=default is None)
+            yield f"  {setting.name:<18} {value:<6} {setting.metadata['help']} ({allowed})"
 
 
 def _group_keys(group: str, node: dict[str, Any]) -> list[str]:

@@ -151,11 +151,11 @@ def suggest(word: str) -> str | None:
 def invalid_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> UserError:
     """The error for a value that breaks the rule of its key."""
     close = nearest(str(value)[:MAX_VALUE], rule.choices)
-    null = ", or null" if nullable else ""
     text = format_value(value)
     if len(text) > MAX_VALUE:
         text = f"{text[:MAX_VALUE]}…"
-    return UserError(key, f"{key}={text}: expected {rule.allowed}{null}{_did_you_mean(close)}")
+    allowed = rule.describe(nullable=nullable)
+    return UserError(key, f"{key}={text}: expected {allowed}{_did_you_mean(close)}")
 
 
 def format_value(value: Any) -> str:

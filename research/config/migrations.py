@@ -70,7 +70,8 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     known = type(version) is int and 1 <= version <= VERSION
     for step in MIGRATIONS[version - 1 :] if known else ():
         for old, new in step.keys.items():
-            if _has(result, old):
+            # With both, the old key stays, and is refused as unknown.
+            if _has(result, old) and not _has(result, new):
                 _put(result, new, _pop(result, old))
         for key, value in step.added.items():
             if not _has(result, key):

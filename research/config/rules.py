@@ -14,6 +14,9 @@ MAX_INT = 2**53
 """Largest whole number; up to here floats represent whole numbers exactly."""
 
 
+OR_NULL = ", or null"
+
+
 @dataclass(frozen=True)
 class Rule:
     """The values that a key may have.
@@ -33,6 +36,11 @@ class Rule:
     choices: tuple[str, ...] = ()
     is_path: bool = False
     may_change: bool = False
+
+    def describe(self, *, nullable: bool) -> str:
+        """``allowed``, with null if the key may also be None."""
+        says_so = self.allowed.endswith(OR_NULL)
+        return self.allowed if says_so or not nullable else f"{self.allowed}{OR_NULL}"
 
 
 def changeable(rule: Rule) -> Rule:
@@ -135,7 +143,7 @@ def pair(rule: Rule) -> Rule:
 def or_null(rule: Rule) -> Rule:
     """Values that follow ``rule``, and None even if the default is not None."""
     return Rule(
-        f"{rule.allowed}, or null",
+        f"{rule.allowed}{OR_NULL}",
         lambda value: value is None or rule.is_valid(value),
         rule.choices,
         rule.is_path,

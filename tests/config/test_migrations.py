@@ -221,3 +221,12 @@ def _rename_like_old_version(study: Path, command: list[str]) -> str:
         path.write_text(path.read_text().replace(study.name, name))
     study.rename(study.with_name(name))
     return name
+
+
+@pytest.mark.parametrize("key", ["batch_size", "workers", "pin_memory"])
+def test_a_key_under_both_names_is_refused(key: str) -> None:
+    """Neither value is dropped without a word."""
+    config = json.loads(json.dumps(CONFIG))
+    config |= {"version": 2, "dataset": config["dataset"] | {key: None}}
+    with user_error(f"dataset.{key}", "not a setting"):
+        stored.configuration(config, "here")
