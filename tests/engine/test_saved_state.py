@@ -174,13 +174,21 @@ EVERY = [
     *(("timm", name) for name in (*list_optimizers(), "lookahead_adam")),
     *(("torch", name) for name in classes_of_torch()),
 ]
+SLOW = ("timm", "kron")  # half a minute
 FEW = [("torch", "SGD"), ("torch", "AdamW"), ("timm", "lamb"), ("timm", "adan")]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("library", "name"),
-    [*FEW, *(pytest.param(*each, marks=pytest.mark.long) for each in EVERY if each not in FEW)],
+    [
+        *FEW,
+        *(
+            pytest.param(*each, marks=pytest.mark.whole if each == SLOW else pytest.mark.long)
+            for each in EVERY
+            if each not in FEW
+        ),
+    ],
 )
 @pytest.mark.parametrize(
     "steps", [pytest.param(0, marks=pytest.mark.whole), 1, pytest.param(7, marks=pytest.mark.whole)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from research.data.frames.capture import read_capture, run_folders
-from research.data.frames.coco import coco_documents, read_coco
+from research.data.frames.coco import coco_documents, is_detections, read_coco
 from research.data.frames.frame import IMAGE_FILES, FrameSet, ImageFiles
 from research.data.frames.reading import FORMATS, and_join
 from research.data.frames.voc import is_annotation, read_voc, xml_files
@@ -120,6 +120,8 @@ def _annotation_readers(
         if not readers and not others:
             raise
         coco_files = {}  # a file beside labels in another format, which is counted as passed over
+    if readers or others:  # what research.predict writes beside its runs
+        coco_files = {file: each for file, each in coco_files.items() if not is_detections(each)}
     if coco_files:
         readers["coco"] = lambda: read_coco(source, coco_files, images, files)
     several = others or len(readers) > 1

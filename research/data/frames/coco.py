@@ -16,6 +16,7 @@ from research.data.frames.coco_tables import (
     group_images,
     to_id,
 )
+from research.data.frames.coco_writer import DETECTIONS
 from research.data.frames.declared_size import (
     BoxPixels,
     SizeMatch,
@@ -113,6 +114,14 @@ def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
             "add it, as [] for images without objects",
         )
     return documents
+
+
+def is_detections(document: Mapping[str, Any]) -> bool:
+    """Whether a document has the boxes of a model, with scores, and no labels."""
+    if annotations := document["annotations"]:
+        return all(isinstance(entry, dict) and "score" in entry for entry in annotations)
+    info = document.get("info")
+    return isinstance(info, dict) and info.get("description") == DETECTIONS
 
 
 def read_coco(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from research.utils.files import write_text
+
+DETECTIONS: Final = "detections of a model"
+"""Description in the documents that are written here."""
 
 
 class CocoWriter:
@@ -63,7 +66,7 @@ class CocoWriter:
         """
         categories = [{"id": index, "name": name} for index, name in enumerate(self.classes, 1)]
         content = {
-            "info": {"description": "detections of a model"},
+            "info": {"description": DETECTIONS},
             "images": self.images,
             "categories": categories,
             "annotations": self.annotations,

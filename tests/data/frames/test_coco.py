@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from research.data.frames.annotations import read_frames
+from research.data.frames.coco_writer import CocoWriter
 from research.data.frames.frame import FrameSet
 from tests.conftest import user_error
 from tests.data.frames.drawn import coco, draw, pixel_boxes, write
@@ -319,3 +321,19 @@ def test_a_name_that_no_file_has_is_one_line(tmp_path: Path, name: str) -> None:
     assert len(found.problems) == 1
     assert "\n" not in found.problems[0]
     assert len(found.problems[0]) < 250
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_boxes_of_a_model_are_no_labels_beside_others(tmp_path: Path, labelled: bool) -> None:
+    """``research.predict`` writes its detections beside the runs that it labels."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
+    if labelled:
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    writer = CocoWriter(["other"])
+    writer.add("images/a.png", (40, 30), [[0, 0, 10, 10]], [0.9], [0])
+    writer.write(tmp_path / "predictions.json")
+    found = read_frames(tmp_path)
+    assert found.format == ("yolo" if labelled else "coco")
+    assert found.frames[0].boxes == ((0.25, 0.25, 0.75, 0.75) if labelled else (0, 0, 0.25, 1 / 3),)
