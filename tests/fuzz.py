@@ -130,7 +130,7 @@ def _replaced(node: Any, path: list[Any], rng: random.Random, pickled: bool) -> 
     elif action < 0.3 and isinstance(node, list):
         node.insert(key, copy.deepcopy(node[key]))
     elif action < 0.35 and isinstance(node, dict):
-        node[rng.choice(("extra", "_target_", "version", "0"))] = rng.choice(PLAIN)
+        node[rng.choice(("extra", "_target_", "version", "0"))] = copy.deepcopy(rng.choice(PLAIN))
     else:
         node[key] = _other(node[key], rng, pickled)
     return node

@@ -18,7 +18,7 @@ from research.utils.conditions import is_exhausted
 from research.utils.threads import map_threads
 
 VERSION: Final = 2
-"""Increase it when headers are judged differently, so that cached kinds are not used."""
+"""Increase it when other headers are found damaged, so that cached kinds are not used."""
 ProgressCallback = Callable[[str, int, int], None]
 """Called with (what, done, total) during long operations."""
 

@@ -15,9 +15,9 @@ from research.batch import DetectionBatch
 from research.data.frames.letterbox import Letterbox
 from research.inference.writers import BoxWriter
 from research.tasks.detection_metrics import BACKGROUND, OBJECT, DetectionMetrics
-from research.tasks.judged_frames import (
+from research.tasks.evaluated_frames import (
     Detections,
-    JudgedFrame,
+    EvaluatedFrame,
     in_file,
     select,
     split_frames,
@@ -193,7 +193,7 @@ class Detection:
         return f"{score:.2f}" if self.class_agnostic else f"{self.classes[label]} {score:.2f}"
 
 
-def _in_cell(frame: JudgedFrame, boxes: Tensor) -> list[list[float]]:
+def _in_cell(frame: EvaluatedFrame, boxes: Tensor) -> list[list[float]]:
     """Boxes in pixels of the file as boxes in pixels of a cell of the sheet."""
     fractions = (boxes / frame.sides).numpy()
     cell: list[list[float]] = (frame.letterbox.boxes(fractions) * CELL).tolist()

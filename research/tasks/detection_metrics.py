@@ -18,9 +18,9 @@ from torchvision.ops import box_iou
 
 from research.batch import DetectionBatch
 from research.models.matching import affinity, greedy, hungarian, total_iou
-from research.tasks.judged_frames import (
+from research.tasks.evaluated_frames import (
     Detections,
-    JudgedFrame,
+    EvaluatedFrame,
     match_detections,
     select,
     split_frames,
@@ -62,7 +62,7 @@ class DetectionMetrics:
     Boxes are compared in pixels of the files, without the letterbox and clipped to the image;
     detections without area in the image do not count (``in_file``).
 
-    Ignore regions are judged as COCO judges crowds: they are no objects, and a detection that is
+    Ignore regions count as crowds do in COCO: they are no objects, and a detection that is
     matched to no object counts neither as right nor as wrong if a region of its class contains it,
     by the share of the detection's area. Frames with regions alone have no presence.
 
@@ -164,7 +164,7 @@ class DetectionMetrics:
         self.coco._update_count += state["frames"]
 
     def _update_counts(
-        self, detections: Detections, frame: JudgedFrame, matches: list[int]
+        self, detections: Detections, frame: EvaluatedFrame, matches: list[int]
     ) -> None:
         """Count a frame; ``detections`` are those that count, with their matches."""
         boxes, labels = frame.boxes, frame.labels

@@ -22,7 +22,7 @@ from research.data.transforms import DeviceTransform
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import COCO as AVERAGES
 from research.tasks.detection_metrics import DetectionMetrics
-from research.tasks.judged_frames import match_detections
+from research.tasks.evaluated_frames import match_detections
 
 CPU = torch.device("cpu")
 NAMES = DeviceTransform().names

@@ -251,7 +251,7 @@ def _frame(builder: FrameSetBuilder, entry: _Entry, as_stored: bool | None) -> F
                 "invalid", f"{key}: category {shorten(item.get('category_id'))} is not listed"
             )
         labels.append(entry.classes[category])
-        # An area of several objects, or one that the benchmark does not judge.
+        # An area of several objects, or one that the benchmark ignores.
         flags = [parse_flag(item.get(name), f"{key}.{name}") for name in ("iscrowd", "ignore")]
         ignored.append(any(flags))
         areas.append(_area(builder, item, pixels, f"{entry.where} {key}"))

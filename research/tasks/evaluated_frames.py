@@ -22,7 +22,7 @@ MIN_SIDE: Final = 0.01
 """Shortest side of a detection in pixels of the file, as in torchvision's detectors."""
 
 
-class JudgedFrame(NamedTuple):
+class EvaluatedFrame(NamedTuple):
     """Detections and ground truth of one frame, on the CPU, boxes in pixels of its file.
 
     Attributes:
@@ -107,7 +107,7 @@ def in_file(letterbox: Letterbox, detections: Detections) -> Detections:
     """A frame's detections with boxes in pixels of the file, clipped to the image.
 
     Those with a side under ``MIN_SIDE`` there are left out: they lie in the border of the
-    letterbox. Everything that shows, writes or judges detections gets them from here.
+    letterbox. Everything that shows, writes or evaluates detections gets them from here.
 
     Args:
         letterbox: of the file.
@@ -137,7 +137,7 @@ def true_in_file(letterbox: Letterbox, boxes: Tensor) -> Tensor:
 
 def split_frames(
     batch: DetectionBatch, predictions: list[Detections], class_agnostic: bool
-) -> list[JudgedFrame]:
+) -> list[EvaluatedFrame]:
     """Detections and ground truth of each frame of a batch."""
     none = torch.zeros_like(batch.mask)
     slots = [
@@ -161,5 +161,5 @@ def split_frames(
             labels = torch.zeros_like(labels)
         boxes = true_in_file(letterbox, boxes)
         true = boxes[mask], labels[mask], None if area is None else area[mask]
-        frames.append(JudgedFrame(letterbox, detections, *true, boxes[ignored], labels[ignored]))
+        frames.append(EvaluatedFrame(letterbox, detections, *true, boxes[ignored], labels[ignored]))
     return frames
