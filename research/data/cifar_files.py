@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from research.data.image_files import decode
+from research.data.image_files import decode, read_header
 from research.data.image_modes import to_rgb
 from research.data.texts import BadText, read_json
 from research.utils.errors import DamagedImage, UserError
@@ -252,17 +252,17 @@ def _read_png(folder: Path, family: Family) -> dict[str, LabelledImages]:
 
     def rows(path: Path, images: int) -> NDArray[np.uint8]:
         try:
-            image = to_rgb(decode(path))
+            header = read_header(path)
+            if (header.width, header.height) != (SIDE * SIDE, images):
+                raise UserError(
+                    "dataset.root",
+                    f"{path}: {header.width}×{header.height} px, expected {SIDE * SIDE}×{images}, "
+                    "one image per row",
+                    REPLACE,
+                )
+            return np.asarray(to_rgb(decode(path)))
         except DamagedImage as error:
             raise UserError("dataset.root", str(error), REPLACE) from None
-        if image.size != (SIDE * SIDE, images):
-            raise UserError(
-                "dataset.root",
-                f"{path}: {image.width}×{image.height} px, expected {SIDE * SIDE}×{images}, one "
-                "image per row",
-                REPLACE,
-            )
-        return np.asarray(image)
 
     parts = {}
     for split in family.png_files:

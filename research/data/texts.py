@@ -72,7 +72,7 @@ def read_text(path: Path, limit: int = MAX_TEXT) -> str:
         BadText: for a file that cannot be read, is too large, has another encoding, or contains a
             NUL character.
     """
-    return _decode(_read(path, limit))
+    return _decode(read_bytes(path, limit))
 
 
 def read_lines(path: Path, limit: int = MAX_TEXT) -> list[str]:
@@ -129,7 +129,7 @@ def read_xml(path: Path) -> ElementTree.Element:
     Raises:
         BadText: see ``read_text``; also for a file that is not valid XML.
     """
-    content = _read(path, MAX_TEXT)
+    content = read_bytes(path, MAX_TEXT)
     declared = _XML_ENCODING.match(content)
     encoding = declared[1].decode("ascii", "replace") if declared else "utf-8"
     text = _decode(content, encoding)
@@ -184,7 +184,12 @@ def _yaml_depth(text: str) -> int:
     return max(deepest, *(len(re.findall(r"[-?:]", mark)) for mark in marks), 0)
 
 
-def _read(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        BadText: for another kind of file, a larger one, or one that cannot be read.
+    """
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):  # opening a pipe would block

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, with_config
 
 from research.config import stored
+from research.data.texts import MAX_JSON, BadText, read_bytes
 from research.utils.documents import validate
 from research.utils.errors import UserError
 from research.utils.files import write_text
@@ -33,6 +34,8 @@ KINDS = {
 }
 """By kind of store: entries of ``transform``, and tensors, that it must have."""
 REMEDY = "prepare it again"
+MAX_ROW = 2**20
+"""Bytes of a line of ``samples.jsonl``, on average."""
 
 SplitName = Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")]
 TensorType = Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
@@ -168,9 +171,9 @@ class Manifest:
         """
         path = self.folder / SAMPLES
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError("manifest", f"{path}: {_reason(error)}", REMEDY) from None
+            data = read_bytes(path, self.samples * MAX_ROW)
+        except BadText as error:
+            raise _unread(path, error) from None
         if hashlib.sha256(data).hexdigest() != self.index_sha256:
             raise UserError("manifest", f"{path}: damaged (SHA-256)", REMEDY)
         records = [_record(path, row, line) for row, line in enumerate(data.splitlines(), 1)]
@@ -202,8 +205,10 @@ class Manifest:
         """
         file = _find(path)
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = json.loads(read_bytes(file, MAX_JSON))
+        except BadText as error:
+            raise _unread(file, error) from None
+        except (ValueError, RecursionError) as error:
             raise UserError("manifest", f"{file}: {_reason(error)}", REMEDY) from None
         if not isinstance(content, Mapping) or not isinstance(content.get("schema"), int):
             raise UserError("manifest", f"{file}: not the manifest of a warehouse", REMEDY)
@@ -238,21 +243,40 @@ class Manifest:
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
         settings, tensors = KINDS.get(self.kind, ((), ()))
-        if channels := self.transform.get("channels"):
+        if "channels" in self.transform:
             tensors = *tensors, "sums"
-            stored = self.tensors["images"].shape if "images" in self.tensors else ()
-            if stored[2:] != (len(channels),):
-                return f"images are {list(stored)}, transform has {len(channels)} channels"
         for where, known, needed in (
             ("transform", self.transform, settings),
             ("tensors", self.tensors, tensors),
         ):
             if missing := [key for key in needed if key not in known]:
                 return f"{where} has no {missing[0]}"
+        for name, shape in _shapes(self.kind, self.transform).items():
+            stored = self.tensors[name].shape if name in self.tensors else shape
+            if stored != shape:
+                return f"tensor {name} is {list(stored)}, its transform gives {list(shape)}"
         for name, tensor in self.tensors.items():
             if math.prod(tensor.shape) >= 2**40:
                 return f"tensor {name}: {list(tensor.shape)} is not supported"
         return ""
+
+
+def _shapes(kind: str, transform: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors that follow from the transform, whether a store has them or not."""
+    if kind == "frames":
+        side, slots = transform["image_size"], transform["max_boxes"]
+        channels = len(transform.get("channels") or "RGB")
+        of_slots = dict.fromkeys(("mask", "labels", "ignored", "areas"), (slots,))
+        return of_slots | {
+            "images": (side, side, channels),
+            "boxes": (slots, 4),
+            "sizes": (2,),
+            "sums": (2, channels),
+        }
+    if kind == "coefficients":
+        grid, kept = transform["image_size"] // 8, transform["window"] ** 2
+        return {"y": (grid, grid, kept), "cbcr": (2, grid // 2, grid // 2, kept), "labels": ()}
+    return {"photos": (32,)} if kind == "features" else {}
 
 
 def is_store(path: Path) -> bool:
@@ -299,7 +323,9 @@ def _find(path: Path) -> Path:
     return latest[0]
 
 
-def _reason(error: OSError | ValueError | RecursionError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
+def _unread(path: Path, error: BadText) -> UserError:
+    return UserError("manifest", f"{path}: {str(error).removesuffix(': fix it')}", REMEDY)
+
+
+def _reason(error: ValueError | RecursionError) -> str:
     return f"damaged ({error})"

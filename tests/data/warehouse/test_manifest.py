@@ -91,7 +91,10 @@ def _group(key: str, value: Any) -> Callable[[Content], None]:
         (_group("stop", 3), "group run_2: starts at 4"),
         (_group("split", "hold"), "groups[1].split is 'hold': String should match"),
         (lambda c: c["groups"].pop(), "the groups hold 8 samples, the shards 12"),
-        (lambda c: c["tensors"]["boxes"].update(shape=[2**20, 2**20]), "tensor boxes: [1048576"),
+        (lambda c: c["tensors"]["boxes"].update(shape=[2**20, 2**20]), "tensor boxes is [1048576"),
+        (lambda c: c["tensors"]["mask"].update(shape=[3, 3]), "tensor mask is [3, 3], its"),
+        (lambda c: c["tensors"]["sizes"].update(shape=[1]), "[1], its transform gives [2]"),
+        (lambda c: c["transform"].update(image_size=40), "its transform gives [40, 40, 3]"),
         (lambda c: c.update(classes="a"), "classes is 'a'"),
         (lambda c: c.update(classes=[1]), "classes[0] is 1"),
         (lambda c: c.update(more=1), "more is not known"),
@@ -135,8 +138,31 @@ def test_records_that_do_not_fit_are_reported(frame_store: Manifest, lines: int)
     with user_error("manifest", f"{lines} lines for 12 samples"):
         forged.records()
     path.unlink()
-    with user_error("manifest", "samples.jsonl: No such file"):
+    with user_error("manifest", "samples.jsonl: cannot be read (No such file"):
         frame_store.records()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "samples.jsonl"])
+def test_files_that_have_no_end_are_not_read(frame_store: Manifest, name: str) -> None:
+    """A device would fill the memory, a pipe would block."""
+
+    def read() -> None:
+        (Manifest.load(frame_store.folder) if name == "manifest.json" else frame_store).records()
+
+    path = frame_store.folder / name
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with user_error("manifest", "not a regular" if name == "samples.jsonl" else "no warehouse"):
+        read()
+    path.unlink()
+    os.mkfifo(path)
+    with user_error("manifest"):
+        read()
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(2**33)
+    with user_error("manifest", name, "8,589,934,592 bytes"):
+        read()
 
 
 def test_of_several_versions_the_newest_is_taken(frame_store: Manifest) -> None:

@@ -239,6 +239,7 @@ def test_memory_does_not_grow_with_the_store(frame_store: Manifest, tmp_path: Pa
     rng = np.random.default_rng(0)
     known = json.loads(frame_store.path.read_text())
     known["tensors"]["images"]["shape"] = [side, side, 3]
+    known["transform"]["image_size"] = side
     zeros = {
         name: np.zeros((16, *tensor["shape"]), tensor["dtype"])
         for name, tensor in known["tensors"].items()
