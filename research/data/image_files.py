@@ -206,6 +206,8 @@ def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -
         if on_open is not None:
             on_open(image)
         image.load()
+        if image.mode == "P" and "transparency" in image.info:
+            image.convert("RGBA")  # fails for a transparent colour that the palette does not have
         if _is_invisible(image):
             raise DamagedImage("transparent", "every pixel is transparent")
         # PIL has turned TIFF files already.

@@ -18,6 +18,7 @@ from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, dct_basis, rgb_to_ycbcr
 from research.compression.geometry import crop_and_resize, snap_box, upright
 from research.compression.jpeg import Planes, UnsupportedJpeg, read_planes, require_jpegio
+from research.compression.jpeg_header import check_file
 from research.compression.selection import Selection
 from research.data.crops import Crop
 from research.data.image_files import decode
@@ -124,6 +125,7 @@ class BitstreamReader:
 
     @staticmethod
     def _planes(path: Path) -> Planes:
+        check_file(path)
         with path.open("rb") as file:
             signature = file.read(2)
         if signature and signature != b"\xff\xd8":

@@ -288,12 +288,30 @@ def grey_dot() -> bytes:
     return file.getvalue()
 
 
-def png_claiming(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A part of a PNG file."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
+
+@pytest.mark.parametrize(("alphas", "damaged"), [(2, False), (256, False), (257, True)])
+def test_alphas_of_a_palette(tmp_path: Path, alphas: int, damaged: bool) -> None:
+    """A file with more than 256 of them is damaged."""
+    path = tmp_path / "a.png"
+    image = Image.new("P", (16, 16))
+    image.putpalette([9, 8, 7, 1, 2, 3])
+    image.save(path)
+    data = path.read_bytes()
+    at = data.index(b"IDAT") - 4
+    path.write_bytes(data[:at] + chunk(b"tRNS", b"\xff" * alphas) + data[at:])
+    if damaged:
+        with pytest.raises(DamagedImage, match=r"a\.png") as error:
+            decode(path)
+        assert error.value.kind == "unreadable"
+    else:
+        assert to_rgb(decode(path)).getpixel((0, 0)) == (9, 8, 7)
+
+
+def png_claiming(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(1000))
     start = b"\x89PNG\r\n\x1a\n"
