@@ -242,7 +242,9 @@ class Manifest:
             position = group.stop
         if position != self.samples:
             return f"the groups hold {position} samples, the shards {self.samples}"
-        settings, tensors = KINDS.get(self.kind, ((), ()))
+        if self.kind not in KINDS:
+            return f"kind is {self.kind[:50]!r}, expected {', '.join(KINDS)}"
+        settings, tensors = KINDS[self.kind]
         if "channels" in self.transform:
             tensors = *tensors, "sums"
         for where, known, needed in (
@@ -276,7 +278,7 @@ def _shapes(kind: str, transform: Mapping[str, Any]) -> dict[str, tuple[int, ...
     if kind == "coefficients":
         grid, kept = transform["image_size"] // 8, transform["window"] ** 2
         return {"y": (grid, grid, kept), "cbcr": (2, grid // 2, grid // 2, kept), "labels": ()}
-    return {"photos": (32,)} if kind == "features" else {}
+    return {"photos": (32,)}
 
 
 def is_store(path: Path) -> bool:

@@ -125,7 +125,7 @@ class Store:
                             REMEDY,
                         )
                     views[name] = view
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, TypeError) as error:  # TypeError: not a type of NumPy
             raise UserError("manifest", f"{path}: cannot be opened ({error})", REMEDY) from None
         self._tensors[number] = views
         return views

@@ -92,6 +92,7 @@ def _group(key: str, value: Any) -> Callable[[Content], None]:
         (_group("split", "hold"), "groups[1].split is 'hold': String should match"),
         (lambda c: c["groups"].pop(), "the groups hold 8 samples, the shards 12"),
         (lambda c: c["tensors"]["boxes"].update(shape=[2**20, 2**20]), "tensor boxes is [1048576"),
+        (lambda c: c.update(kind="pictures"), "kind is 'pictures', expected frames"),
         (lambda c: c["tensors"]["mask"].update(shape=[3, 3]), "tensor mask is [3, 3], its"),
         (lambda c: c["tensors"]["sizes"].update(shape=[1]), "[1], its transform gives [2]"),
         (lambda c: c["transform"].update(image_size=40), "its transform gives [40, 40, 3]"),

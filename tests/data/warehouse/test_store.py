@@ -15,6 +15,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 from torch.utils.data import DataLoader
 
 from research.data.warehouse.manifest import Manifest
@@ -207,6 +209,14 @@ def test_a_shard_of_other_tensors_is_named(frame_store: Manifest, cache: Path) -
     path.write_bytes(b"\xff" * path.stat().st_size)
     with user_error("manifest", "shard_00000.safetensors: cannot be opened"):
         Store(changed, "never", cache).rows("images", 0)
+
+
+def test_a_type_that_numpy_does_not_have_is_reported(frame_store: Manifest, tmp_path: Path) -> None:
+    shard = frame_store.folder / frame_store.shards[0].file
+    tensors = load_torch(shard)
+    save_torch(tensors | {"mask": tensors["mask"].to(torch.float8_e4m3fn)}, shard)
+    with user_error("manifest", f"{shard.name}: cannot be opened", "Float8"):
+        Store(frame_store, "never", tmp_path).rows("mask", 0)
 
 
 MEMORY = """
