@@ -246,16 +246,16 @@ def _former(shard: Path, extractor: Extractor) -> Mapping[bytes, Tensor]:
     """The features in a shard of an earlier version."""
     try:
         with safe_open(shard, framework="pt") as file:
-            photos, features = file.get_tensor("photos"), file.get_tensor("features")
+            photos, features = file.get_tensor("photos").numpy(), file.get_tensor("features")
             metadata = file.metadata()
-    except (SafetensorError, OSError) as error:
+        digest = sha256(photos.tobytes())
+        digest.update(features.numpy().tobytes())
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: not a type of NumPy
         log.warning("%s: ignored (%s); delete it", shard, one_line(error))
         return {}
-    digest = sha256(photos.numpy().tobytes())
-    digest.update(features.numpy().tobytes())
     own = {"format": FORMAT, "extractor": extractor.key, "sha256": digest.hexdigest()}
     if metadata != own or features.shape != (len(photos), extractor.size):
         log.warning("%s: ignored, its checksum or extractor is wrong; delete it", shard)
         return {}
-    pairs = zip(photos.numpy(), features, strict=True)
+    pairs = zip(photos, features, strict=True)
     return {photo.tobytes(): feature for photo, feature in pairs}

@@ -116,7 +116,7 @@ def plan_channels(source: RgbxSource, image_size: int, limits: Mapping[str, floa
         limits: the limits that the source was checked against.
     """
     frame_set = source.frame_set
-    slots = max(1, *(len(frame.boxes) for frame in frame_set.frames), 1)
+    slots = max([1, *(len(frame.boxes) for frame in frame_set.frames)])
     encoder = ChannelEncoder(image_size, slots, channels=tuple(source.channels), dtype=source.dtype)
     groups = {frame.group for frame in frame_set.frames}
     splits = {group: frame_set.split.get(group, "train") for group in groups}

@@ -201,6 +201,18 @@ def test_shards_of_earlier_versions_are_read(
     torch.testing.assert_close(result.features, features)
 
 
+def test_a_shard_of_a_type_that_numpy_does_not_have(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files, cache = saved(tmp_path / "photos", 2), tmp_path / "cache"
+    shard = cache / "features" / ("a" * 32) / "ab.safetensors"
+    shard.parent.mkdir(parents=True)
+    photos = torch.zeros(2, 32, dtype=torch.uint8)
+    save_file({"photos": photos, "features": expected(files).to(torch.float8_e4m3fn)}, shard)
+    assert extract_features(files, Means(), cache).extracted == 2
+    assert f"{shard}: ignored" in caplog.text
+
+
 def test_lint(tmp_path: Path) -> None:
     files, cache = saved(tmp_path / "photos", 4), tmp_path / "cache"
     Image.new("RGB", (9, 9)).save(files[1])
