@@ -52,6 +52,12 @@ BENCHMARKS = {
         "→ batch of 32: timm's loader (resized to 384 px), and a store of letterboxed frames",
         reads_images=True,
     ),
+    "loop": Benchmark(
+        "an epoch of train.py with one written by hand, Lightning's Trainer and a loop of timm's "
+        "own parts (of pictures in folders): the same model, data, optimizer and precision; the "
+        "training steps alone, and with the end of the epoch",
+        takes_settings=True,
+    ),
     "tracking": Benchmark(
         "training steps of the composed configuration (by default the demo), without any tracker "
         "and with all those of train.py: tables, console, summary, MLflow on sqlite with its "
