@@ -159,3 +159,27 @@ def robustness(
     panels[0].set_ylabel(metric)
     figure.suptitle(f"{metric}, without corruption {clean:.3f}", fontsize="small")
     return render(figure)
+
+
+def speeds(groups: Mapping[str, Mapping[str, Sequence[float]]], footer: str) -> Image.Image:
+    """Relative speeds, a panel per group: a bar to the median, a dot for each round.
+
+    Args:
+        groups: by title, the speeds of each candidate by name; the reference has 1.
+        footer: a line below the panels, such as the machine.
+    """
+    rows = [len(candidates) for candidates in groups.values()]
+    figure = Figure(figsize=(9, 1.2 + sum(0.8 + 0.35 * n for n in rows)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[n + 1 for n in rows])
+    for axes, (title, candidates) in zip(panels[:, 0], groups.items(), strict=True):
+        places = np.arange(len(candidates))
+        axes.barh(places, [float(np.median(each)) for each in candidates.values()], alpha=0.4)
+        for place, each in zip(places, candidates.values(), strict=True):
+            axes.plot(each, [place] * len(each), "k.", markersize=4)
+        axes.axvline(1, color="grey", linestyle="--", linewidth=1)
+        axes.set_yticks(places, list(candidates))
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize="small")
+    panels[-1, 0].set_xlabel("speed relative to the first")
+    figure.supxlabel(footer, fontsize="x-small")
+    return render(figure)
