@@ -117,6 +117,7 @@ def _cost(built: Experiment, folder: Path, name: str, *, with_trackers: bool) ->
     losses = distributed.Losses(built.task, state.forward)
     trackers = Trackers(enabled)
     trackers.start(Run(folder, name, state.config, data=("benchmark", "0")))
+    trackers.flush()  # the first delivery connects, which belongs to the start
     try:
         tracker = TimedTracker(trackers)
         clocks = time.perf_counter, time.process_time, time.thread_time

@@ -168,7 +168,7 @@ def speeds(groups: Mapping[str, Mapping[str, Sequence[float]]], footer: str) -> 
         footer: a line below the panels, such as the machine.
     """
     rows = [len(candidates) for candidates in groups.values()]
-    figure = Figure(figsize=(9, 1.2 + sum(0.8 + 0.35 * n for n in rows)), layout="constrained")
+    figure = new_figure(9, 1.2 + sum(0.8 + 0.35 * n for n in rows))
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[n + 1 for n in rows])
     for axes, (title, candidates) in zip(panels[:, 0], groups.items(), strict=True):
         places = np.arange(len(candidates))
