@@ -111,6 +111,7 @@ def _cost(built: Experiment, scratch: Path, with_trackers: bool) -> Cost:
     trackers = Trackers(enabled)
     folder = Path(tempfile.mkdtemp(dir=scratch))
     trackers.start(Run(folder, folder.name, state.config, data=("benchmark", "0")))
+    trackers.flush()  # the first delivery connects, which belongs to the start
     try:
         tracker = TimedTracker(trackers)
         clocks = time.perf_counter, time.process_time, time.thread_time
