@@ -1,15 +1,21 @@
-"""That the candidates do the work that is timed; how fast they are is nothing for a test."""
+"""The command, and that the candidates do the work that is timed; their speed is nothing for a
+test.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from research import benchmark
-from research.benchmarks import processes
+from research.benchmarks import frames, input, measure, processes, readers, store
 from research.utils.errors import UserError
 from tests.conftest import SMALL, TINY, data_overrides
 
@@ -20,31 +26,40 @@ def files(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> lis
     return sorted((folders / "train").rglob("*.jpg"))[:6]
 
 
-@pytest.mark.parametrize("name", ["loading", "readers", "store", "frames"])
-def test_every_pass_goes_over_every_file(name: str, files: list[Path]) -> None:
-    with ExitStack() as stack:
-        passes = getattr(benchmark, name)(files, 32, stack)
-        assert len(passes) >= 3
-        for candidate in passes.values():
-            assert candidate() % 6 == 0
+def test_every_candidate_goes_over_every_file(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
 
-
-def test_ratios_are_speeds_relative_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("research.benchmark.time.perf_counter", lambda: clock[0])
-
-    def taking(seconds: float, samples: int) -> benchmark.Pass:
-        def candidate() -> int:
-            clock[0] += seconds
-            return samples
+    def counted(work: Any) -> measure.Candidate:
+        def candidate() -> float:
+            done.append(work())
+            return 1.0
 
         return candidate
 
-    rows = benchmark.measure({"slow": taking(2, 10), "fast": taking(1, 100)}, rounds=3)
-    assert [row["name"] for row in rows] == ["slow", "fast"]
-    assert [row["ms"] for row in rows] == pytest.approx([200, 10])
-    assert rows[0]["ratio"] == (1, 1, 1)
-    assert rows[1]["ratio"] == pytest.approx((20, 20, 20))
+    for module in ("input", "readers", "loaders"):
+        monkeypatch.setattr(f"research.benchmarks.{module}.per_unit", counted)
+    with ExitStack() as stack:
+        for found in (
+            input.candidates(files, 32),
+            readers.candidates(files),
+            store.candidates(files, stack),
+            frames.candidates(files, stack),
+        ):
+            assert len(found) >= 3
+            assert list(found)[1] == f"{next(iter(found))} (control)"
+            for candidate in found.values():
+                candidate()
+                assert done.pop() % 6 == 0
+    assert done == []
+
+
+def test_every_benchmark_has_a_module_and_a_line_of_help() -> None:
+    for name, each in benchmark.BENCHMARKS.items():
+        assert callable(importlib.import_module(f"research.benchmarks.{name}").run)
+        assert f"\n  {name} " in benchmark.USAGE
+        assert each.help.split()[0] in benchmark.USAGE
 
 
 def steps(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
@@ -58,8 +73,10 @@ def test_the_same_steps_without_the_seam(
 ) -> None:
     words = steps(folders, monkeypatch, tmp_path)
     found = processes.seam(words, 2, 1)
-    assert list(found) == ["without the seam", "without (control)", "with"]
-    assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in found.values())
+    assert [row.name for row in found.rows] == [
+        "without the seam", "without (control)", "with",
+    ]  # fmt: skip
+    assert all(len(row.seconds) == 1 and row.median > 0 for row in found.rows)
     plain, usual = processes.WithoutSeam(words, 2), processes.Steps(words, 2)
     for each in (plain, usual):
         each.seconds()
@@ -72,29 +89,40 @@ def test_processes_side_by_side(
     folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = processes.throughput(steps(folders, monkeypatch, tmp_path), 2, 2)
-    assert list(found) == [
+    assert [row.name for row in found.rows] == [
         "1 process", "1 process (control)", "2 processes, a run each", "2 processes, one run",
     ]  # fmt: skip
-    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found.values())
-
-
-def test_a_table_of_speeds() -> None:
-    lines = processes.report({"1 process": [0.5, 0.25], "2 processes": [0.25, 0.25]})
-    assert lines[1].split() == ["1", "process", "2.7", "1.0000", "(1.0000-1.0000)"]
-    assert lines[2].split() == ["2", "processes", "4.0", "1.5000", "(1.0000-2.0000)"]
+    assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in found.rows)
 
 
 def test_the_command(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.main(["readers", *map(str, files), "rounds=1"])
+    benchmark.main(["readers", *map(str, files), "rounds=2", "out=found"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "6 files, 1 rounds, one thread"
-    assert [line.split("  ")[0] for line in printed[1:]] == [
+    assert printed[0].startswith("6 files; 2 rounds; ")
+    table = [line for line in printed if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table[2:]] == [
         "pyjpegio", "pyjpegio (control)", "jpeglib",
     ]  # fmt: skip
+    content = json.loads(Path("found/readers.json").read_text())
+    assert content["command"].startswith("python -m research.benchmark readers ")
+    assert content["threads"] == torch.get_num_threads()
+    assert content["hardware"]["cores"] >= 1
+    assert content["packages"]["torch"] == torch.__version__.partition("+")[0]
+    (result,) = content["results"]
+    assert [len(row["seconds"]) for row in result["rows"]] == [2, 2, 2]
+    with Image.open("found/readers.png") as picture:
+        assert picture.format == "PNG"
+    assert len(list(Path("found").iterdir())) == 2
+
+
+def test_results_have_a_folder_of_their_own(files: list[Path]) -> None:
+    benchmark.main(["readers", *map(str, files[:1]), "rounds=1"])
+    (folder,) = Path("runs/benchmarks").iterdir()
+    assert folder.name.startswith("readers_")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "said"),
     [
         ([], "pass a NAME"),
         (["store"], "store: pass IMAGES"),
@@ -102,8 +130,9 @@ def test_the_command(files: list[Path], capsys: pytest.CaptureFixture[str]) -> N
         (["processes", "x.jpg"], "x.jpg: processes reads no IMAGES"),
         (["stores", "x.jpg"], "did you mean"),
         (["store", "x", "round=3"], "round"),
+        (["loading", "x.jpg"], "python -m research.benchmark input"),
     ],
 )
-def test_mistakes(words: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_mistakes(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
         benchmark.main(words)

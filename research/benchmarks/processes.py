@@ -9,25 +9,25 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from research.batch import Batch
+from research.benchmarks.measure import Result, measure
+from research.benchmarks.options import BenchmarkOptions
 from research.config import compose_config
 from research.engine import build, distributed
 from research.engine.loop import EpochCallback, train_epoch
 from research.tasks.task import Task
 from research.tracking.tracker import Tracker
-
-Seconds = Mapping[str, Sequence[float]]
-"""Seconds per sample of each candidate, one a round."""
 
 
 class Steps:
@@ -103,41 +103,55 @@ def _replaced(**functions: Any) -> Iterator[None]:
             setattr(distributed, name, function)
 
 
-def seam(words: Sequence[str], steps: int, rounds: int) -> dict[str, list[float]]:
+def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> list[Result]:
+    return [
+        throughput(overrides, options.steps, options.rounds),
+        seam(overrides, options.steps, options.rounds),
+    ]
+
+
+def seam(words: Sequence[str], steps: int, rounds: int) -> Result:
     """Processor time per sample of one process without the seam, again without, and with it."""
     without, with_seam = WithoutSeam(words, steps), Steps(words, steps)
     candidates = {"without the seam": without, "without (control)": without, "with": with_seam}
-    found: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 1):
-        for name, candidate in candidates.items():
-            seconds = candidate.seconds(time.process_time)  # no other program counts
-            if number:  # the first round fills caches
-                found[name].append(seconds)
-    return found
+    return measure(
+        # Of processor time: no other program counts.
+        {name: partial(each.seconds, time.process_time) for name, each in candidates.items()},
+        rounds,
+        unit="sample",
+        name="the seam, processor time",
+    )
 
 
-def throughput(words: Sequence[str], steps: int, rounds: int) -> dict[str, list[float]]:
+def throughput(words: Sequence[str], steps: int, rounds: int) -> Result:
     """Seconds per sample of one process, again of it, of two that train a run each, and of two
     that train one run; each process has the batch of ``words``, and one thread.
     """
-    found: dict[str, list[float]] = {}
     with _workers() as start:
         alone = [start(words, steps, {})]
         _answers(alone)  # it has prepared the data
         apart = [start(words, steps, {}) for _ in range(2)]
         together = [start(words, steps, environment) for environment in _of_two()]
         _answers([*apart, *together])
-        for number in range(rounds + 1):
-            for name, group in (
-                ("1 process", alone), ("1 process (control)", alone),
-                ("2 processes, a run each", apart), ("2 processes, one run", together),
-            ):  # fmt: skip
-                for pipe in group:
-                    pipe.send(True)
-                seconds = max(_answers(group))
-                if number:
-                    found.setdefault(name, []).append(seconds / len(group))
-    return found
+        groups = {
+            "1 process": alone,
+            "1 process (control)": alone,
+            "2 processes, a run each": apart,
+            "2 processes, one run": together,
+        }
+        return measure(
+            {name: partial(_train_once, group) for name, group in groups.items()},
+            rounds,
+            unit="sample",
+            name="throughput",
+        )
+
+
+def _train_once(group: Sequence[Connection]) -> float:
+    """Let processes train at the same time; seconds per sample of them together."""
+    for pipe in group:
+        pipe.send(True)
+    return max(_answers(group)) / len(group)
 
 
 def _answers(pipes: Sequence[Connection]) -> list[float]:
@@ -193,16 +207,3 @@ def _train(pipe: Connection, words: list[str], steps: int, environment: dict[str
                 pipe.send(trained.seconds())
         except EOFError:  # the benchmark is done
             return
-
-
-def report(found: Seconds, unit: str = "samples / s") -> list[str]:
-    """Lines of a table: samples per second, and the speed relative to the first candidate."""
-    first = next(iter(found.values()))
-    lines = [f"{unit:26}{'median':>12}  × of the first (lowest-highest)"]
-    for name, seconds in found.items():
-        ratios = [a / b for a, b in zip(first, seconds, strict=True)]
-        lines.append(
-            f"{name:26}{1 / statistics.median(seconds):12.1f}  {statistics.median(ratios):.4f} "
-            f"({min(ratios):.4f}-{max(ratios):.4f})"
-        )
-    return lines

@@ -8,10 +8,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from research.benchmarks.measure import Result, compared, measure
+from research.benchmarks.options import BenchmarkOptions
 from research.config import compose_config
 from research.engine import build, distributed
+from research.engine.build import Experiment
 from research.engine.loop import EpochCallback, train_epoch
 from research.engine.loss_log import timestamp
 from research.tracking.console import ConsoleTracker
@@ -72,7 +76,11 @@ class Cost:
     other_threads: float
 
 
-def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cost]]:
+def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> list[Result]:
+    return results(costs(overrides, options.steps, options.rounds))
+
+
+def costs(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cost]]:
     """Costs of training steps without trackers, again without, and with all of ``train.py``.
 
     Args:
@@ -83,80 +91,70 @@ def measure(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cos
     with tempfile.TemporaryDirectory() as scratch:
         store = ["logging=mlflow", f"logging.mlflow.uri=sqlite:///{scratch}/mlflow.db"]
         words = [*overrides, "device=cpu", "epochs=1000", f"max_train_batches={steps}", *store]
-        config = compose_config(words).config
-        experiment = build.experiment(config)
-        state = experiment.state
-        losses = distributed.Losses(experiment.task, state.forward)
-        kinds = {"off": False, "off (control)": False, "on": True}
-        costs: dict[str, list[Cost]] = {name: [] for name in kinds}
-        for number in range(rounds + 1):
-            for name, on in kinds.items():
-                folder = Path(scratch) / f"{name}_{number}"
-                folder.mkdir()
-                enabled: list[Tracker] = []
-                state.epoch, state.step, state.samples, state.epoch_losses = 0, 0, 0, {}
-                state.history.clear()
-                if on:
-                    enabled = [FileTracker(), ConsoleTracker(), SummaryTracker({}, state, None)]
-                    enabled += build.trackers(config)
-                trackers = Trackers(enabled)
-                # A new run in each round, so that the threads of its trackers end with the round.
-                trackers.start(Run(folder, name, config, data=("benchmark", "0")))
-                try:
-                    tracker = TimedTracker(trackers)
-                    clocks = time.perf_counter, time.process_time, time.thread_time
-                    starts = [clock() for clock in clocks]
-                    stats = train_epoch(
-                        state,
-                        losses,
-                        experiment.train,
-                        experiment.cfg,
-                        experiment.device,
-                        tracker,
-                        EpochCallback(),
-                    )
-                    row = {"epoch": 1, "epoch_time_sec": 0.0, "is_best": True, **stats.metrics}
-                    tracker.log("epoch", 1, {**row, "timestamp": timestamp()})
-                    tracker.flush()
-                    wall, processor, thread = (
-                        (clock() - start) / state.step
-                        for clock, start in zip(clocks, starts, strict=True)
-                    )
-                finally:
-                    trackers.finish("FINISHED")
-                if number:  # the first round fills caches
-                    spent = tracker.wall / state.step, tracker.processor / state.step
-                    costs[name].append(Cost(wall, processor, *spent, processor - thread))
-    return costs
+        built = build.experiment(compose_config(words).config)
+        found: dict[str, list[Cost]] = {}
+        kinds = {"without": False, "without (control)": False, "with": True}
+
+        def candidate(name: str) -> float:
+            folder = Path(scratch) / f"{name}_{len(found.setdefault(name, []))}"
+            folder.mkdir()
+            found[name].append(_cost(built, folder, name, with_trackers=kinds[name]))
+            return found[name][-1].wall
+
+        measure({name: partial(candidate, name) for name in kinds}, rounds, unit="step")
+    return {name: found[name][1:] for name in kinds}  # without the warm-up
 
 
-def report(costs: Mapping[str, list[Cost]]) -> list[str]:
-    """Lines of a table, and one line with the cost of tracking."""
-    first = next(iter(costs.values()))
-    lines = [f"{'':16}{'ms / step':>10}  {'× of off':22}{'ms of processor':>16}  × of off"]
-    for name, values in costs.items():
-        lines.append(
-            f"{name:16}{_median(values, 'wall'):10.2f}  {_ratios(values, first, 'wall'):22}"
-            f"{_median(values, 'processor'):16.2f}  {_ratios(values, first, 'processor')}"
+def _cost(built: Experiment, folder: Path, name: str, *, with_trackers: bool) -> Cost:
+    """Train the first steps of an epoch, as a new run: its trackers' threads end with it."""
+    state = built.state
+    state.epoch, state.step, state.samples, state.epoch_losses = 0, 0, 0, {}
+    state.history.clear()
+    enabled: list[Tracker] = []
+    if with_trackers:
+        enabled = [FileTracker(), ConsoleTracker(), SummaryTracker({}, state, None)]
+        enabled += build.trackers(state.config)
+    losses = distributed.Losses(built.task, state.forward)
+    trackers = Trackers(enabled)
+    trackers.start(Run(folder, name, state.config, data=("benchmark", "0")))
+    try:
+        tracker = TimedTracker(trackers)
+        clocks = time.perf_counter, time.process_time, time.thread_time
+        starts = [clock() for clock in clocks]
+        stats = train_epoch(
+            state, losses, built.train, built.cfg, built.device, tracker, EpochCallback()
         )
-    on = costs["on"]
-    parts = [
-        f"in the trackers {_median(on, 'tracker_wall'):.3f} ms",
-        f"{_median(on, 'tracker_processor'):.3f} ms of it of processor",
-        f"in their threads {_median(on, 'other_threads'):.3f} ms of processor",
-    ]
-    total = _median(on, "tracker_processor") + _median(on, "other_threads")
-    fraction = total / _median(first, "processor")
-    lines.append(f"on: {', '.join(parts)}, together {fraction:.2%} of the processor time of a step")
-    return lines
+        row = {"epoch": 1, "epoch_time_sec": 0.0, "is_best": True, **stats.metrics}
+        tracker.log("epoch", 1, {**row, "timestamp": timestamp()})
+        tracker.flush()
+        wall, processor, thread = (
+            (clock() - start) / state.step for clock, start in zip(clocks, starts, strict=True)
+        )
+    finally:
+        trackers.finish("FINISHED")
+    spent = tracker.wall / state.step, tracker.processor / state.step
+    return Cost(wall, processor, *spent, processor - thread)
+
+
+def results(found: Mapping[str, list[Cost]]) -> list[Result]:
+    """Wall time and processor time, with the milliseconds per step that the trackers take."""
+    wall, processor = (
+        compared(
+            {name: [getattr(cost, field) for cost in costs] for name, costs in found.items()},
+            unit="step",
+            name=title,
+        )
+        for field, title in (("wall", "wall time"), ("processor", "processor time"))
+    )
+    for name, costs in found.items():
+        wall.row(name).columns["ms in trackers"] = _median(costs, "tracker_wall")
+        own, threads = _median(costs, "tracker_processor"), _median(costs, "other_threads")
+        columns = processor.row(name).columns
+        columns["ms in trackers"], columns["ms in other threads"] = own, threads
+        share = (own + threads) / (1000 * processor.rows[0].median)
+        columns["share of a step without"] = f"{share:.2%}"
+    return [wall, processor]
 
 
 def _median(costs: list[Cost], field: str) -> float:
     return 1000 * statistics.median(getattr(cost, field) for cost in costs)
-
-
-def _ratios(costs: list[Cost], first: list[Cost], field: str) -> str:
-    ratios = [
-        getattr(cost, field) / getattr(base, field) for cost, base in zip(costs, first, strict=True)
-    ]
-    return f"{statistics.median(ratios):.4f} ({min(ratios):.4f}-{max(ratios):.4f})"

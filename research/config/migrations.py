@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 
@@ -95,6 +96,7 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+@lru_cache(maxsize=4096)
 def current_key(key: str) -> str:
     """The current name of a dotted key of any version, also of a key below a renamed one."""
     for step in MIGRATIONS:

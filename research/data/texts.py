@@ -13,13 +13,14 @@ import re
 import stat
 import unicodedata
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from research.utils.conditions import is_exhausted
-from research.utils.documents import parse_yaml
+from research.utils.documents import parse_json, parse_yaml
 from research.utils.errors import one_line
 
 MAX_TEXT: Final = 2**26
@@ -92,17 +93,18 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; numbers may be infinite or NaN.
 
     Raises:
-        BadText: see ``read_text``; also for a file that is not valid JSON.
+        BadText: see ``read_text``; also for a file that is not valid JSON, or in which an object
+            has two values for one key.
     """
     text = read_text(path, MAX_JSON)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise BadText(f"bad JSON at {where} ({error.msg}): fix it") from None
     except RecursionError:
         raise BadText("bad JSON (nested too deeply): fix it") from None
-    except ValueError as error:  # an integer of too many digits
+    except ValueError as error:  # an integer of too many digits, two values of a key
         raise BadText(f"bad JSON ({one_line(error)}): fix it") from None
 
 
@@ -110,7 +112,8 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file: plain values without tags and merge keys.
 
     Raises:
-        BadText: see ``read_text``; also for a file that is not valid YAML.
+        BadText: see ``read_text``; also for a file that is not valid YAML, or in which a mapping
+            has a key twice.
     """
     text = read_text(path, MAX_YAML)
     if _yaml_depth(text) > MAX_DEPTH:  # the time of reading grows with its square
@@ -158,6 +161,34 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+class NameIndex:
+    """Finds names: as they are written, else in another letter case or Unicode form.
+
+    Args:
+        names: each name, and what it stands for; several may have the same name.
+    """
+
+    def __init__(self, names: Iterable[tuple[str, str]]) -> None:
+        self._exact: dict[str, list[str]] = {}
+        self._by_key: dict[str, list[str]] = {}
+        for name, value in names:
+            self._exact.setdefault(name, []).append(value)
+            self._by_key.setdefault(name_key(name), []).append(value)
+
+    def exact(self, names: Iterable[str]) -> list[str]:
+        """What the names stand for, as they are written."""
+        return _unique(value for name in names for value in self._exact.get(name, ()))
+
+    def alike(self, names: Iterable[str]) -> list[str]:
+        """The same in any letter case and Unicode form."""
+        return _unique(value for name in names for value in self._by_key.get(name_key(name), ()))
+
+    def find(self, names: Iterable[str]) -> list[str]:
+        """What the names stand for: ``exact``, or ``alike`` if there is none."""
+        names = list(names)
+        return self.exact(names) or self.alike(names)
+
+
 def name_problem(path: str) -> str:
     """Why no file can have this relative path, or ''."""
     if any(unicodedata.category(char) == "Cc" for char in path):
@@ -169,6 +200,10 @@ def name_problem(path: str) -> str:
     if max(map(len, parts)) > MAX_NAME or len(path) > MAX_PATH:
         return "is longer than file systems allow"
     return ""
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
 
 
 def _yaml_depth(text: str) -> int:

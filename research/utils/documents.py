@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,21 @@ MAX_BYTES: Final = {".json": 2**24, ".yaml": 2**16}
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML without merge keys (``<<``), with which a small file can become any size."""
+    """Plain YAML without merge keys (``<<``), with which a small file can become any size.
+
+    A key that is there twice is an error: YAML forbids it, but PyYAML takes the last.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leave ``<<`` as it is; as a key it is then not valid."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            keys = Counter(self.construct_object(key, True) for key, _ in node.value)
+            repeated = _shown(keys.most_common(1)[0][0])
+            raise ValueError(f"{repeated} twice, line {node.start_mark.line + 1} and below")
+        return found
 
 
 def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> T:
@@ -46,7 +58,7 @@ def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> 
         if about.st_size > MAX_BYTES[path.suffix]:
             raise ValueError(f"{about.st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
+        content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError:
         raise Damaged(key, f"{path}: missing", hint) from None
     except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
@@ -57,13 +69,38 @@ def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> 
     return found
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Values from JSON; numbers may be infinite or NaN.
+
+    Raises:
+        ValueError, RecursionError: if it is not valid, or an object has two values for one key.
+    """
+    return json.loads(text, object_pairs_hook=_one_value_each)
+
+
 def parse_yaml(text: str) -> Any:
     """Plain values from YAML, without tags and merge keys.
 
     Raises:
-        yaml.YAMLError, ValueError, RecursionError, OverflowError: if it is not valid.
+        yaml.YAMLError, ValueError, RecursionError, OverflowError: if it is not valid, or a mapping
+            has a key twice.
     """
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def _one_value_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict, if no key has two values; Python's parser would take the last."""
+    found = dict(pairs)
+    for key, value in pairs if len(found) != len(pairs) else ():
+        if value != found[key]:
+            both = f"{_shown(value)} and {_shown(found[key])}"
+            raise ValueError(f"two values of {_shown(key)}: {both}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def validate(kind: type[T], document: object, key: str, file: Path, hint: str) -> T:
@@ -100,9 +137,7 @@ def _first_problem(error: ValidationError) -> str:
     name = _dotted([*above, last])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name} is not known"
-    text = repr(first["input"])
-    text = text if len(text) <= 60 else f"{text[:57]}…"
-    return f"{name} is {text}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{name} is {_shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _dotted(parts: Sequence[int | str]) -> str:

@@ -1,4 +1,4 @@
-"""What tracking costs: who is measured, and how it is told."""
+"""What tracking costs: the candidates, and how their costs are summarized."""
 
 from __future__ import annotations
 
@@ -41,33 +41,38 @@ def test_every_candidate_trains_the_same_steps_and_one_of_them_is_tracked(
         return [Spy()]
 
     monkeypatch.setattr(build, "trackers", spies)
-    costs = tracking.measure([*SMALL, *TINY, *data_overrides(folders)], steps=2, rounds=1)
+    costs = tracking.costs([*SMALL, *TINY, *data_overrides(folders)], steps=2, rounds=1)
     one_run = ["start", "batch 1", "batch 2", "progress", "epoch 1", "flush", "FINISHED"]
     assert told == 2 * one_run  # the first is not counted
     assert {name: len(found) for name, found in costs.items()} == {
-        "off": 1,
-        "off (control)": 1,
-        "on": 1,
+        "without": 1,
+        "without (control)": 1,
+        "with": 1,
     }
-    (on,) = costs["on"]
+    (on,) = costs["with"]
     assert 0 < on.tracker_wall < on.wall
     assert 0 < on.tracker_processor <= on.processor
-    assert costs["off"][0].tracker_wall < on.tracker_wall
+    assert costs["without"][0].tracker_wall < on.tracker_wall
 
 
-def test_the_cost_of_tracking_is_told_in_ratios_and_as_a_share() -> None:
+def test_the_cost_of_tracking_in_ratios_and_as_a_share() -> None:
     off = [Cost(0.1, 0.08, 0, 0, 0), Cost(0.2, 0.08, 0, 0, 0), Cost(0.1, 0.08, 0, 0, 0)]
     on = [
         Cost(0.11, 0.088, 0.002, 0.001, 0.0006),
         Cost(0.202, 0.084, 0.002, 0.001, 0.0006),
         Cost(0.102, 0.08, 0.002, 0.001, 0.0006),
     ]
-    _, first, second, said = tracking.report({"off": off, "on": on})
-    assert first.split() == [
-        *("off", "100.00", "1.0000", "(1.0000-1.0000)", "80.00", "1.0000", "(1.0000-1.0000)"),
-    ]  # fmt: skip
-    assert second.split() == [
-        *("on", "110.00", "1.0200", "(1.0100-1.1000)", "84.00", "1.0500", "(1.0000-1.1000)"),
-    ]  # fmt: skip
-    assert "in the trackers 2.000 ms, 1.000 ms of it of processor" in said
-    assert "in their threads 0.600 ms of processor, together 2.00% of" in said
+    wall, processor = tracking.results({"without": off, "with": on})
+    assert [row.median for row in wall.rows] == pytest.approx([0.1, 0.11])
+    found = wall.row("with").speed
+    assert (1 / found.median, 1 / found.highest, 1 / found.lowest) == pytest.approx(
+        (1.02, 1.01, 1.1)
+    )
+    assert [row.median for row in processor.rows] == pytest.approx([0.08, 0.084])
+    assert 1 / processor.row("with").speed.lowest == pytest.approx(1.1)
+    assert wall.row("with").columns == {"ms in trackers": pytest.approx(2)}
+    assert processor.row("with").columns == {
+        "ms in trackers": pytest.approx(1),
+        "ms in other threads": pytest.approx(0.6),
+        "share of a step without": "2.00%",
+    }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tracemalloc
 import unicodedata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -79,6 +81,45 @@ def test_bad_documents(tmp_path: Path, name: str, content: bytes, words: str) ->
     with pytest.raises(BadText) as caught:
         read[path.suffix](path)
     assert words in str(caught.value)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 2) | st.lists(st.integers(0, 2))))
+def test_keys_that_are_repeated_in_json(values: dict[str, object]) -> None:
+    """What is written twice is compared, at any depth."""
+    pairs = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
+
+    def read(pairs: list[str]) -> object:
+        with TemporaryDirectory() as folder:
+            text = f'[{{"in": {{{", ".join(pairs)}}}}}]'
+            return texts.read_json(write(Path(folder) / "a.json", text.encode()))
+
+    assert read(pairs + pairs) == [{"in": values}]
+    for key in values:
+        with pytest.raises(BadText, match="two values of"):
+            read([*pairs, f"{json.dumps(key)}: null"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("names: [a]\nnc: 1\nnames: [b]\n", "'names' twice, line 1"),
+        ("nc: 1\nnames:\n  0: a\n  1: b\n  0x1: c\n", "1 twice, line 3"),
+        ("a: 1\na: 1\n", "'a' twice"),
+    ],
+)
+def test_keys_that_are_repeated_in_yaml(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(BadText) as caught:
+        texts.read_yaml(write(tmp_path / "a.yaml", text.encode()))
+    assert words in str(caught.value)
+
+
+def test_names_are_found_as_written_else_in_another_form() -> None:
+    index = texts.NameIndex([("A", "A.png"), ("a", "a.png"), ("a", "a.jpg"), ("É", "É.png")])
+    assert index.find(["A"]) == ["A.png"]
+    assert index.find(["a"]) == ["a.png", "a.jpg"]
+    assert index.find([unicodedata.normalize("NFD", "é")]) == ["É.png"]
+    assert index.alike(["a", "A"]) == ["A.png", "a.png", "a.jpg"]
+    assert index.find(["b"]) == []
 
 
 def test_xml_has_the_encoding_that_it_declares(tmp_path: Path) -> None:

@@ -150,9 +150,7 @@ def _read_description(path: Path, name: str) -> Description | None:
             return _read_darknet(path, name)
         document = texts.read_yaml(path)
     except BadText as error:
-        raise UserError(
-            "labels", f"{path}: {error}", f"or read without it: data_yaml={NONE}"
-        ) from None
+        raise _invalid(path, str(error).removesuffix(": fix it")) from None
     if not isinstance(document, dict):
         return None
     entries: dict[str, list[str]] = {}
@@ -162,7 +160,7 @@ def _read_description(path: Path, name: str) -> Description | None:
             continue
         listed = value if isinstance(value, list) else [value]
         if not all(isinstance(each, str) for each in listed):
-            raise UserError("labels", f"{path}: {key}: expected a path or a list of paths")
+            raise _invalid(path, f"{key}: expected a path or a list of paths")
         if paths := [each.strip() for each in listed if each.strip()]:
             entries[split] = entries.get(split, []) + paths
     names = _yaml_names(path, document)
@@ -178,25 +176,25 @@ def _yaml_names(path: Path, document: dict[Any, Any]) -> list[str]:
         return []
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(
-                "labels", f"{path}: names must number the classes 0 to {len(names) - 1}", "fix it"
-            )
+            raise _invalid(path, f"names must number the classes 0 to {len(names) - 1}")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(
         isinstance(name, str | int | float) and str(name).strip() for name in names
     ):
-        raise UserError("labels", f"{path}: names: expected a list of words", "fix it")
+        raise _invalid(path, "names: expected a list of words")
     _check_count(path, "nc", document.get("nc"), names)
     return [str(name).strip() for name in names]
 
 
 def _check_count(path: Path, key: str, count: object, names: Sequence[object]) -> None:
     if count is not None and count != len(names):
-        raise UserError(
-            "labels",
-            f"{path}: {key} is {str(count)[:20]}, but there are {len(names)} names",
-            f"fix it, or read without it: data_yaml={NONE}",
-        )
+        raise _invalid(path, f"{key} is {str(count)[:20]}, but there are {len(names)} names")
+
+
+def _invalid(path: Path, problem: str) -> UserError:
+    return UserError(
+        "data_yaml", f"{path}: {problem}", f"fix it, or read without it: data_yaml={NONE}"
+    )
 
 
 def _keypoints(document: dict[Any, Any]) -> int:

@@ -12,7 +12,6 @@ from typing import Final
 from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.frame import FrameSet, SkipFrame
 from research.data.frames.reading import and_join
-from research.data.texts import name_key
 
 ALL = "all"
 """Name of the only part of a source that is not divided into parts."""
@@ -176,20 +175,3 @@ def keep_split_frames(
             reason = SkipFrame("invalid", problem, "in no split")
         builder.drop(name, reason)
     return parts
-
-
-class NameIndex:
-    """Finds files by name: as they are written, else in another letter case or Unicode form."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = set(names)
-        self._by_key: dict[str, list[str]] = {}
-        for name in self.names:
-            self._by_key.setdefault(name_key(name), []).append(name)
-
-    def find(self, name: str) -> str:
-        """The file, or '' if there is none or more than one."""
-        if name in self.names:
-            return name
-        found = self._by_key.get(name_key(name), [])
-        return found[0] if len(found) == 1 else ""

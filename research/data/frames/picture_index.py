@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.frame import SkipFrame, short_name
-from research.data.texts import name_key
+from research.data.texts import NameIndex, name_key
 
 UNNAMED = "not in any annotation file"
 SPELLING = "image found under a name that differs in letter case or Unicode form"
@@ -31,18 +31,12 @@ class PictureIndex:
         self.builder = builder
         self._suffixes = suffixes
         builder.remarks.labels.update(builder.relative(file) for file in documents)
-        self._names: set[str] = set()
-        self._stems: dict[str, list[str]] = {}
-        self._folded: dict[str, list[str]] = {}
-        self._folded_stems: dict[str, list[str]] = {}
-        for name in builder.listing.names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in suffixes:
-                self._names.add(name)
-                self._stems.setdefault(stem, []).append(name)
-                self._folded.setdefault(name_key(name), []).append(name)
-                self._folded_stems.setdefault(name_key(stem), []).append(name)
-        self._unnamed = set(self._names)
+        split = ((name, *os.path.splitext(name)) for name in builder.listing.names)
+        stems = {name: stem for name, stem, suffix in split if suffix.lower() in suffixes}
+        self._stems = stems
+        self._by_name = NameIndex((name, name) for name in stems)
+        self._by_stem = NameIndex((stem, name) for name, stem in stems.items())
+        self._unnamed = set(stems)
         self._keys: dict[str, str] | None = None
 
     def of_path(self, folders: Iterable[str], path: PurePosixPath) -> list[str]:
@@ -54,27 +48,21 @@ class PictureIndex:
         if path.suffix.lower() not in self._suffixes:
             return self.of_stem(folders, str(path))
         inner = _join(folders, str(path))
-        exact = [each for each in inner if each in self._names]
-        exact = exact or [name for each in inner if (name := self._behind_link(each))]
-        keys = [] if exact else map(name_key, inner)
-        alike = [name for key in keys for name in self._folded.get(key, ())]
-        return list(dict.fromkeys(exact + alike))
+        linked = (name for each in inner if (name := self._behind_link(each)))
+        return (
+            self._by_name.exact(inner) or list(dict.fromkeys(linked)) or self._by_name.alike(inner)
+        )
 
     def of_stem(self, folders: Iterable[str], stem: str) -> list[str]:
         """The images of this path without suffix below any of the folders."""
-        inner = _join(folders, stem)
-        exact = [name for each in inner for name in self._stems.get(each, ())]
-        found = exact or [
-            name for each in inner for name in self._folded_stems.get(name_key(each), ())
-        ]
-        return list(dict.fromkeys(found))
+        return self._by_stem.find(_join(folders, stem))
 
     def of_key(self, key: Callable[[str], str], stem: str) -> list[str]:
         """The first image whose path without suffix has the same key; see ``ImageFiles``."""
         if self._keys is None:
             self._keys = {}
-            for each, names in self._stems.items():
-                self._keys.setdefault(key(each), names[0])
+            for name, each in self._stems.items():
+                self._keys.setdefault(key(each), name)
         found = self._keys.get(key(stem))
         return [] if found is None else [found]
 
@@ -115,7 +103,7 @@ class PictureIndex:
             return ""
         root = os.path.realpath(self.builder.root)
         real = os.path.relpath(os.path.realpath(path), root).replace(os.sep, "/")
-        return real if real in self._names else ""
+        return real if real in self._stems else ""
 
 
 def _join(folders: Iterable[str], path: str) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Final
 from research.data import texts
 from research.data.frames.builder import FrameSetBuilder
 from research.data.frames.frame import SkipFrame
-from research.data.frames.layout import ALL, NameIndex
-from research.data.texts import BadText
+from research.data.frames.layout import ALL
+from research.data.texts import BadText, NameIndex
 from research.utils.errors import UserError
 
 GUESSED: Final = "paths taken below the source"
@@ -49,7 +49,7 @@ class ListReader:
     def __init__(self, builder: FrameSetBuilder, suffixes: frozenset[str]) -> None:
         self.builder = builder
         self.names = builder.listing.names
-        self.index = NameIndex(self.names)
+        self.index = NameIndex((name, name) for name in self.names)
         self.suffixes = suffixes
         self.files: set[str] = set()
         self.missing: dict[str, str] = {}
@@ -108,7 +108,7 @@ class ListReader:
             inside = f"{name}/" if name else ""
             below = {each for each in self.names if each.startswith(inside)}
             found = {each for each in below if self._is_image(each)}
-            file = "" if found else self.index.find(name)
+            file = "" if found else self._file(name)
             if (found or file) and guessed:
                 self.builder.remarks.note(GUESSED, f"{entry} as {name}")
             if found:
@@ -145,7 +145,7 @@ class ListReader:
         """The image that a line of a list names, or ''."""
         own = "" if folder == "." else folder
         for name, guessed in self._tried(line, [own, *folders]):
-            if (found := self.index.find(name)) and self._is_image(found):
+            if (found := self._file(name)) and self._is_image(found):
                 if guessed:
                     self.builder.remarks.note(GUESSED, f"{line} as {name}")
                 return found
@@ -167,6 +167,11 @@ class ListReader:
         guesses = ["/".join(parts[start:]) for start in range(len(parts))]
         found = {name: False for name in tried if name is not None}
         return list((found | {name: True for name in guesses if name not in found}).items())
+
+    def _file(self, name: str) -> str:
+        """The file of this name, or '' if there is none or more than one."""
+        found = self.index.find([name])
+        return found[0] if len(found) == 1 else ""
 
     def _is_image(self, name: str) -> bool:
         return PurePosixPath(name).suffix.lower() in self.suffixes

@@ -108,8 +108,8 @@ def read_grey(path: Path) -> Pixels:
     difference = np.ptp(np.asarray(rgb), axis=2)
     if difference.max() > MAX_CHANNEL_DIFFERENCE:
         row, column = np.unravel_index(int(difference.argmax()), difference.shape)
-        position = f"row {row} column {column}"
-        raise DamagedImage("coloured", f"{path}: most at {position}: store it in grey")
+        where = f"its channels differ by {difference.max()} at row {row} column {column}"
+        raise DamagedImage("coloured", f"{path}: {where}: store it in grey")
     return np.asarray(rgb.convert("L"))[..., None]
 
 

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, with_config
 
 from research.config import stored
 from research.data.texts import MAX_JSON, BadText, read_bytes
-from research.utils.documents import validate
+from research.utils.documents import parse_json, validate
 from research.utils.errors import UserError
 from research.utils.files import write_text
 
@@ -205,7 +205,7 @@ class Manifest:
         """
         file = _find(path)
         try:
-            content = json.loads(read_bytes(file, MAX_JSON))
+            content = parse_json(read_bytes(file, MAX_JSON))
         except BadText as error:
             raise _unread(file, error) from None
         except (ValueError, RecursionError) as error:

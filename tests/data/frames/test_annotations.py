@@ -221,7 +221,7 @@ def test_bad_yolo_names_are_a_clear_error(tmp_path: Path, content: str, words: s
     image(tmp_path / "images/a.jpg")
     text(tmp_path / "labels/a.txt", "")
     text(tmp_path / "data.yaml", content)
-    with user_error("labels", "data.yaml", words):
+    with user_error("data_yaml", "data.yaml", words):
         read_frames(tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_darknet(tmp_path: Path) -> None:
         in reading(found)
     )
     text(tmp_path / "data/obj.data", lines.replace("= 2", "= 3"))
-    with user_error("labels", "obj.data", "classes is 3", "2 names", "data_yaml=none"):
+    with user_error("data_yaml", "obj.data", "classes is 3", "2 names", "data_yaml=none"):
         read_frames(tmp_path)
     assert read_frames(tmp_path, data_yaml="none").classes == ["cat", "dog"]
 
@@ -188,7 +188,7 @@ def test_two_declarations_that_disagree(
 def test_bad_yaml_files_are_one_line(tmp_path: Path, content: str, words: str) -> None:
     source = yolo(tmp_path, "a")
     text(source / "data.yaml", content)
-    with user_error("labels", "data.yaml", words):
+    with user_error("data_yaml", "data.yaml", words):
         read_frames(source)
 
 

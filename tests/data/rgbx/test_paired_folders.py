@@ -398,7 +398,12 @@ def test_frames_with_an_unusable_file_are_skipped(
     [
         ("rgb/b.png", truncate, "truncated", "rgb/b.png: "),
         ("thermal/b.png", truncate, "truncated", "thermal/b.png: "),
-        ("thermal/b.png", add_colour, "coloured", "thermal/b.png: most at row 4 column 7: store"),
+        (
+            "thermal/b.png",
+            add_colour,
+            "coloured",
+            "thermal/b.png: its channels differ by 110 at row",
+        ),
     ],
 )
 def test_frames_that_cannot_be_decoded_are_left_out_by_name_and_count_for_the_limits(

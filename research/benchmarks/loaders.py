@@ -1,0 +1,74 @@
+"""Loaders of batches that several benchmarks time: timm's, and ``EpochLoader`` on a store."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from timm.data import create_loader
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import pil_loader
+
+from research.benchmarks.measure import Candidate, per_unit
+from research.data.loader import BatchSource, EpochLoader
+from research.data.warehouse.build import build
+from research.data.warehouse.plan import BuildPlan
+from research.data.warehouse.store import Store
+
+
+class PictureFiles(Dataset[Any]):
+    """Files as a data set of timm, which sets ``transform``.
+
+    Args:
+        files: the picture files.
+        labels: a class for each; None: class 0.
+    """
+
+    transform: Any = None
+
+    def __init__(self, files: list[Path], labels: list[int] | None = None) -> None:
+        self.files = files
+        self.labels = labels or [0] * len(files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(pil_loader(self.files[index])), self.labels[index]
+
+
+def timm_candidates(files: list[Path], size: int, batch: int) -> dict[str, Candidate]:
+    """timm's training loader on files: decode, random resized crop, flip, normalise, collate."""
+    loader = create_loader(
+        PictureFiles(files),
+        input_size=(3, size, size),
+        batch_size=min(batch, len(files)),
+        is_training=True,
+        use_prefetcher=False,
+        num_workers=0,
+        persistent_workers=False,
+        pin_memory=False,
+    )
+    candidate = per_unit(lambda: sum(len(images) for images, _ in loader))
+    return {"timm": candidate, "timm (control)": candidate}
+
+
+def prepared(plan: BuildPlan, stack: ExitStack) -> tuple[Store, NDArray[np.intp]]:
+    """A store in a temporary folder, and its training positions."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    manifest = build(plan, folder / "store")
+    opened = Store(manifest, "never", folder)
+    opened.open()
+    return opened, manifest.split("train")
+
+
+def batches(samples: BatchSource, batch: int, repeats: int) -> Candidate:
+    """``repeats`` epochs of an ``EpochLoader``, so that a pass takes long enough to be timed."""
+    loader = EpochLoader(samples, min(batch, len(samples)), seed=0, train=True)
+    return per_unit(
+        lambda: sum(len(batch) for epoch in range(repeats) for batch in loader.epoch(epoch))
+    )

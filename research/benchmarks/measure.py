@@ -1,0 +1,210 @@
+"""Candidates timed in turn, and the results as a table, a JSON file and a picture.
+
+A candidate does its work once and returns the seconds per unit (sample, step, start). It times
+itself, so that its preparation does not count.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from research.utils.files import to_json, write_atomic, write_text
+
+log = logging.getLogger(__name__)
+
+Candidate = Callable[[], float]
+
+SCALES = ((1.0, "s"), (1e-3, "ms"), (0.0, "µs"))
+"""Smallest median in seconds that is shown in a unit of time."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value over the rounds."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.4g} ({self.lowest:.4g}-{self.highest:.4g})"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The times of one candidate.
+
+    Attributes:
+        name: of the candidate.
+        seconds: per unit, one for each round.
+        median: of ``seconds``.
+        speeds: the reference's seconds divided by those of the same round: 2 is twice as fast.
+        speed: median, lowest and highest of ``speeds``.
+        columns: further values by name, such as the number of parameters.
+    """
+
+    name: str
+    seconds: list[float]
+    median: float
+    speeds: list[float]
+    speed: Spread
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The candidates of a measurement; the first one is the reference.
+
+    Attributes:
+        name: what was measured, where a benchmark has several results.
+        unit: of which ``Timing.seconds`` are the time, such as ``step``.
+        rows: one for each candidate.
+        notes: lines to be printed below the table.
+    """
+
+    name: str
+    unit: str
+    rows: list[Timing]
+    notes: list[str] = field(default_factory=list)
+
+    def row(self, name: str) -> Timing:
+        """The row of a candidate, to which columns may be added."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def measure(
+    candidates: Mapping[str, Candidate], rounds: int, *, unit: str, seed: int = 0, name: str = ""
+) -> Result:
+    """Time candidates in every round, in a new order drawn from ``seed``, after one for warm-up.
+
+    Args:
+        candidates: by name. The first one is the reference; the second should be the same work
+            again, as the control: the deviation of its speed from 1 is the noise.
+        rounds: number of times of each, without the warm-up.
+        unit: of which candidates return the seconds.
+        name: what is measured, where a benchmark has several results.
+    """
+    seconds: dict[str, list[float]] = {each: [] for each in candidates}
+    order = list(candidates)
+    shuffle = random.Random(seed).shuffle  # noqa: S311 - no secret
+    for number in range(rounds + 1):
+        log.info("%sround %d of %d", f"{name}: " if name else "", number, rounds)
+        shuffle(order)
+        for each in order:
+            found = candidates[each]()
+            if number:  # the first round fills caches
+                seconds[each].append(found)
+    return compared(seconds, unit=unit, name=name)
+
+
+def compared(seconds: Mapping[str, Sequence[float]], *, unit: str, name: str = "") -> Result:
+    """The result for the seconds of every candidate in the same rounds; the first: reference."""
+    reference = next(iter(seconds.values()))
+    rows = []
+    for each, times in seconds.items():
+        speeds = [of_reference / own for of_reference, own in zip(reference, times, strict=True)]
+        spread = Spread(statistics.median(speeds), min(speeds), max(speeds))
+        rows.append(Timing(each, list(times), statistics.median(times), speeds, spread))
+    return Result(name, unit, rows)
+
+
+def per_unit(work: Callable[[], int]) -> Candidate:
+    """The candidate for work that returns the number of units it has done."""
+
+    def candidate() -> float:
+        start = time.perf_counter()
+        units = work()
+        return (time.perf_counter() - start) / units
+
+    return candidate
+
+
+def conditions(command: str) -> dict[str, Any]:
+    """The command, the threads, the machine, and the versions of Python and packages."""
+    import torch
+
+    from research.engine import run_folder
+
+    return {
+        "command": command,
+        "threads": torch.get_num_threads(),
+        **run_folder.environment(),
+    }
+
+
+def write(name: str, results: Sequence[Result], under: Mapping[str, Any], out: Path) -> None:
+    """Write ``NAME.json`` and ``NAME.png``.
+
+    Args:
+        name: of the benchmark.
+        results: at least one.
+        under: from ``conditions``.
+        out: folder of the files.
+    """
+    from research.viz import charts
+
+    content = {"benchmark": name, **under, "results": [asdict(result) for result in results]}
+    write_text(out / f"{name}.json", to_json(content))
+    groups = {
+        _title(name, result): {row.name: row.speeds for row in result.rows} for result in results
+    }
+    picture = charts.speeds(groups, machine(under))
+    write_atomic(out / f"{name}.png", lambda path: picture.save(path, "PNG"))
+
+
+def machine(under: Mapping[str, Any]) -> str:
+    """Hardware, threads and versions in one line."""
+    hardware, packages = under["hardware"], under["packages"]
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    return (
+        f"{hardware['cpu']}, {hardware['cores']} cores, {gpus}, threads: {under['threads']}, "
+        f"torch {packages['torch']}"
+    )
+
+
+def print_tables(name: str, results: Sequence[Result]) -> None:
+    """Print a table in Markdown for each result."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # Wider than any table: lines of Markdown must not be wrapped.
+    console = Console(file=sys.stdout, width=240, markup=False, highlight=False)
+    for result in results:
+        scale, time_unit = _scale(result.rows[0].median)
+        columns = list(dict.fromkeys(column for row in result.rows for column in row.columns))
+        table = Table(box=box.MARKDOWN, pad_edge=True)
+        table.add_column(_title(name, result))
+        table.add_column(f"{time_unit} / {result.unit}", justify="right")
+        table.add_column("speed (lowest-highest)", justify="right")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in result.rows:
+            more = [_text(row.columns.get(column, "")) for column in columns]
+            table.add_row(row.name, f"{row.median / scale:.4g}", str(row.speed), *more)
+        console.print(table)
+        for note in result.notes:
+            console.print(note)
+
+
+def _title(name: str, result: Result) -> str:
+    rounds = len(result.rows[0].seconds)
+    return f"{name}{': ' if result.name else ''}{result.name}, n = {rounds}"
+
+
+def _scale(seconds: float) -> tuple[float, str]:
+    """Seconds of a unit of time that suits a duration, and the unit."""
+    unit = next(name for smallest, name in SCALES if seconds >= smallest)
+    return {"s": 1.0, "ms": 1e-3, "µs": 1e-6}[unit], unit
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
