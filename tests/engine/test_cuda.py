@@ -140,7 +140,7 @@ def train_golden(
 
 SOONER = ("fastnet_bf16", "dct_from_store", "tinydet", "ranking_frozen")
 LATER = ("rgb", "rgb_transformer", "dct_reconstruction", "dct_from_pixels", "ranking")
-LATER += ("dct_from_bitstream",)
+LATER += ("dct_from_bitstream", "dct_refined_blocks", "dct_late_concat")
 
 
 def long(names: Iterable[str]) -> list[Any]:
