@@ -103,14 +103,26 @@ def resize(plane: Floats, out_rows: int, out_cols: int, frequencies: tuple[int, 
     """
     if not frequencies:
         return np.zeros((out_rows, out_cols, 0), np.float32)
-    down, across = max(frequencies) // 8 + 1, max(f % 8 for f in frequencies) + 1
+    down, across, indices = _corner(frequencies)
     height, width = plane.shape
     resized_rows = _apply(_bands(height // 8, out_rows, down), plane)
     resized = _apply(_bands(width // 8, out_cols, across), resized_rows.T)
     corner = resized.reshape(out_cols, across, out_rows, down).transpose(2, 0, 3, 1)
     flat = corner.reshape(out_rows, out_cols, down * across)
-    indices = [f // 8 * across + f % 8 for f in frequencies]
-    return flat if indices == list(range(down * across)) else flat[:, :, indices]
+    return flat if indices is None else flat[:, :, indices]
+
+
+@lru_cache
+def _corner(frequencies: tuple[int, ...]) -> tuple[int, int, list[int] | None]:
+    """The smallest corner of a block that contains the frequencies.
+
+    Returns:
+        its rows, its columns, and the positions of the frequencies in it, row by row; ``None`` if
+        they are all of it in this order.
+    """
+    down, across = max(frequencies) // 8 + 1, max(f % 8 for f in frequencies) + 1
+    positions = [f // 8 * across + f % 8 for f in frequencies]
+    return down, across, None if positions == list(range(down * across)) else positions
 
 
 def _apply(bands: list[Band], plane: Floats) -> Floats:

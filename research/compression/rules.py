@@ -15,7 +15,14 @@ from research.utils.errors import UserError
 SELECTION = ("window", "order", "window_luma", "window_chroma", "count_luma", "count_chroma")
 
 RULES: dict[str, Rule] = {
-    "variant": one_of("none", "reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned"),
+    "variant": one_of(
+        "none",
+        "reconstruction",
+        "block_stem",
+        "luma_fusion",
+        "luma_fusion_pruned",
+        "late_concat",
+    ),
     "source": one_of("pixels", "bitstream"),
     "range": one_of("studio", "full"),
     "order": one_of("corner", "zigzag"),

@@ -184,27 +184,29 @@ def inspect_header(path: Path) -> str:
     return ""
 
 
-def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -> Image.Image:
+def decode(
+    path: Path, shrink: Callable[[tuple[int, int]], float] | None = None, *, grey: bool = False
+) -> Image.Image:
     """Decode a file to an upright image in its own mode; ``I;16`` for more than 8 bits in grey.
 
     Of animations and files of several pages, the first image.
 
     Args:
         path: the file.
-        on_open: called with the opened image before its pixels are read, for example to draft it.
+        shrink: maximum reduction as a function of the stored (width, height): a JPEG is decoded 2,
+            4 or 8 times smaller, with less work; other formats are not reduced.
+        grey: decode only the luma of a JPEG with colours.
 
     Raises:
         DamagedImage: if the file is not a complete image, see ``read_header``; ``transparent`` if
             nothing is visible.
     """
     with _opened(path) as (file, size):
-        if _read_jpeg_header(file, size) is not None:
+        if (jpeg := _read_jpeg_header(file, size)) is not None:
             data = file.read()
             jpeg_header.check_markers(jpeg_header.segments(data))
-            file = io.BytesIO(data)
+            return upright(_decode_jpeg(jpeg, data, shrink, grey), jpeg.orientation)
         image = _open(file, size)
-        if on_open is not None:
-            on_open(image)
         image.load()
         if image.mode == "P" and "transparency" in image.info:
             image.convert("RGBA")  # fails for a transparent colour that the palette does not have
@@ -213,6 +215,37 @@ def decode(path: Path, on_open: Callable[[Image.Image], object] | None = None) -
         # PIL has turned TIFF files already.
         orientation = UPRIGHT if isinstance(image, TiffImageFile) else _orientation(image)
         return upright(wide_to_16bit(image), orientation)
+
+
+def _decode_jpeg(
+    header: jpeg_header.Header,
+    data: bytes,
+    shrink: Callable[[tuple[int, int]], float] | None,
+    grey: bool,
+) -> Image.Image:
+    """Decode a checked JPEG with PIL's libjpeg, without PIL's own pass over its markers.
+
+    That pass takes a fifth of the time of a file of 300 px; the values are the same.
+    """
+    width, height = header.width, header.height
+    mode = "L" if grey and header.components == 3 else JPEG_MODES[header.components]
+    _check_claim(width, height, header.components, len(data))
+    scale = 1
+    if shrink is not None:
+        most = max(shrink((width, height)), 1.0)
+        least = min(side // max(1, int(side / most)) for side in (width, height))
+        scale = max(s for s in (1, 2, 4, 8) if s <= least)
+    # Every pixel is written, or an error raised: no need to fill the image before.
+    image = Image.new(mode, (-(-width // scale), -(-height // scale)), None)
+    # The values of CMYK are inverted, as Adobe's programs write them.
+    stored = "CMYK;I" if mode == "CMYK" else mode
+    try:
+        image.frombytes(data, "jpeg", stored, "", scale, 0)
+    except ValueError as error:
+        if "not enough" in str(error):
+            raise DamagedImage("truncated", "the file is truncated") from None
+        raise
+    return image
 
 
 def _open(file: BinaryIO, size: int) -> Image.Image:
@@ -228,10 +261,16 @@ def _open(file: BinaryIO, size: int) -> Image.Image:
         raise DamagedImage("too_small", f"{width}x{height} px")
     if width * height > MAX_PIXELS:
         raise DamagedImage("oversized", f"the header claims {width}×{height} px")
-    decoded = width * height * len(image.getbands()) * (4 if image.mode in ("I", "F") else 1)
-    if decoded > SMALL and width * height > PIXELS_PER_BYTE * size:
-        raise DamagedImage("oversized", f"the header claims {width}×{height} px in {size} bytes")
+    _check_claim(
+        width, height, len(image.getbands()) * (4 if image.mode in ("I", "F") else 1), size
+    )
     return image
+
+
+def _check_claim(width: int, height: int, bytes_per_pixel: int, size: int) -> None:
+    """Compare what a header claims with the size of the file in bytes."""
+    if width * height * bytes_per_pixel > SMALL and width * height > PIXELS_PER_BYTE * size:
+        raise DamagedImage("oversized", f"the header claims {width}×{height} px in {size} bytes")
 
 
 def _read_jpeg_header(file: BinaryIO, size: int) -> jpeg_header.Header | None:

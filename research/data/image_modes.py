@@ -88,7 +88,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
             image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # it would copy RGB
+
+
+def resize_to_rgb(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
+) -> Image.Image:
+    """``to_rgb``, then the box resized with PIL's antialiased bilinear filter.
+
+    Of grey images one channel is resized instead of three equal ones.
+
+    Args:
+        image: of any mode, as from ``decode``.
+        size: width and height of the result.
+        box: left, top, right, bottom in pixels of the image.
+    """
+    if image.mode != "L" or "transparency" in image.info:
+        image = to_rgb(image)
+    return to_rgb(image.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def to_8bit(pixels: NDArray[np.uint16]) -> NDArray[np.uint8]:

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, dct_basis, rgb_to_ycbcr
@@ -22,7 +21,7 @@ from research.compression.jpeg_header import check_file
 from research.compression.selection import Selection
 from research.data.crops import Crop
 from research.data.image_files import decode
-from research.data.image_modes import to_rgb
+from research.data.image_modes import resize_to_rgb
 from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage
 
@@ -62,7 +61,7 @@ class PixelReader:
         image = decode(path)
         box = crop.box(image.height, image.width, rng)
         edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-        resized = to_rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box=edges)
+        resized = resize_to_rgb(image, (self.size, self.size), edges)
         pixels = np.asarray(resized).transpose(2, 0, 1)
         return Sample((pixels,), fallback="cmyk" if image.mode == "CMYK" else "")
 

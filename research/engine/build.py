@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from research.compression.blocks import Blocks
@@ -31,10 +30,13 @@ from research.engine.loop import LoopConfig
 from research.engine.optimizers import parameter_groups, scaled_lr
 from research.engine.rng import seed_everything
 from research.engine.state import TrainState, load_weights
-from research.models import zoo
+from research.models.inputs import input_spec
 from research.tasks.task import Monitor, Task
 from research.tracking.tracker import Tracker
 from research.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +171,7 @@ def model_name(config: Config) -> str:
 
 def network_input(config: Config) -> NetworkInput:
     """The model's own input settings, used where those of the data set are None."""
-    spec = zoo.input_spec(config["model"].get("name") or config["model"].get("backbone"))
+    spec = input_spec(config["model"].get("name") or config["model"].get("backbone"))
     wanted = coefficients(config["compression"])
     return NetworkInput(spec.size, spec.mean, spec.std, spec.crop_pct, wanted)
 
@@ -348,6 +350,8 @@ def _optimizer(config: Config, network: nn.Module, global_batch: int) -> torch.o
 def _ema(config: Config, network: nn.Module) -> ModelEmaV3 | None:
     if config["ema"] is None:
         return None
+    from timm.utils import ModelEmaV3
+
     return ModelEmaV3(network, decay=config["ema"], use_warmup=config["ema_warmup"])
 
 

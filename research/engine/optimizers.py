@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 from torch.optim import Optimizer
 
@@ -175,6 +174,8 @@ def _layers(network: nn.Module) -> dict[str, int]:
             "layer_decay: this model does not define its layers",
             "remove it, or choose a network of timm or an rgbx model",
         )
+    from timm.models import group_parameters
+
     layers: dict[str, int] = group_parameters(network, matcher(coarse=False), reverse=True)
     return layers
 

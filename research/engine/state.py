@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from research.data.transforms import DeviceTransform
@@ -16,6 +15,9 @@ from research.engine import distributed, saved_state
 from research.engine.rng import rng_state, seed_rank, set_rng_state
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 COUNTERS = (
     "epoch", "step", "samples", "global_batch", "epoch_losses", "skips", "best", "best_epoch",

@@ -262,9 +262,8 @@ class Study:
                 return None
             if not grid:
                 return self._lock_trial(self._sample(space, trials, seed))
-            for point in self._remaining(space, trials):
-                return self._lock_trial(self._create(space, point))
-            return None
+            found = next(self._remaining(space, trials), None)
+            return None if found is None else self._lock_trial(self._create(space, found))
 
     def claim_point(self, space: Space, point: Point) -> Claim | FrozenTrial:
         """Claim the trial at a point that another sweeper has chosen.

@@ -199,7 +199,7 @@ def _rename_like_old_version(study: Path, command: list[str]) -> str:
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    from research.config.options import CONF
+    from research.utils.installation import CONF
 
     with initialize_config_dir(str(CONF)):
         swept = [w for w in command if w.startswith("hydra")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import re
 import struct
@@ -25,7 +26,7 @@ from research.compression.selection import ALL_FREQUENCIES
 from research.data.crops import CentreCrop
 from research.data.frames.frame import SkipFrame, image_size
 from research.data.image_files import EXTENSIONS, decode, inspect_header, read_header, reading_tag
-from research.data.image_modes import to_rgb
+from research.data.image_modes import resize_to_rgb, to_rgb
 from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.rgbx.modalities import read_grey, read_modality_header
 from research.utils.errors import DamagedImage
@@ -416,6 +417,62 @@ def test_headers_of_more_than_64_kb_are_read(tmp_path: Path) -> None:
     profile = b"\xff\xe2\xff\xff" + bytes(65533)
     (tmp_path / "a.jpg").write_bytes(data[:2] + 3 * profile + data[2:])
     assert read_header(tmp_path / "a.jpg")[:2] == decode(tmp_path / "a.jpg").size == (64, 48)
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "444": ("RGB", {"subsampling": 0}),
+    "422": ("RGB", {"subsampling": 1}),
+    "420": ("RGB", {"subsampling": 2}),
+    "progressive": ("RGB", {"progressive": True}),
+    "restarts": ("RGB", {"restart_marker_blocks": 3}),
+    "rgb": ("RGB", {"keep_rgb": True}),
+    "grey": ("L", {}),
+    "cmyk": ("CMYK", {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jpegs_are_decoded_as_by_pil(tmp_path: Path, kind: str) -> None:
+    mode, options = KINDS[kind]
+    path = tmp_path / "a.jpg"
+    picture("spots", 1, (203, 118)).convert(mode).save(path, "JPEG", quality=80, **options)
+    with Image.open(path) as expected:
+        assert decode(path).mode == expected.mode
+        np.testing.assert_array_equal(np.asarray(decode(path)), np.asarray(expected))
+    for grey, reduction in itertools.product((False, True), (1.0, 1.9, 2.0, 5.0, 12.0, 1e9)):
+        found = decode(path, lambda size, least=reduction: least, grey=grey)
+        with Image.open(path) as expected:
+            smaller = max(1, int(203 / reduction)), max(1, int(118 / reduction))
+            expected.draft("L" if grey else "RGB", smaller)
+            assert (found.mode, found.size) == (expected.mode, expected.size)
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jpeg_cut_short_is_truncated(tmp_path: Path, kind: str) -> None:
+    mode, options = KINDS[kind]
+    file = io.BytesIO()
+    picture("spots", 1, (203, 118)).convert(mode).save(file, "JPEG", quality=80, **options)
+    data = file.getvalue()
+    path = tmp_path / "a.jpg"
+    for length in range(100, len(data) - 2, 97):
+        path.write_bytes(data[:length])
+        with pytest.raises(DamagedImage) as caught:
+            decode(path)
+        assert caught.value.kind == "truncated"
+
+
+def test_grey_images_are_resized_as_their_three_equal_channels(tmp_path: Path) -> None:
+    box = (3.0, 5.0, 200.0, 111.0)
+    grey = picture("spots", 1, (203, 118)).convert("L")
+    with_transparency = grey.copy()
+    with_transparency.info["transparency"] = grey.getpixel((50, 50))
+    for image in (grey, with_transparency, grey.convert("1"), picture("spots", 2, (203, 118))):
+        for size in ((32, 32), (224, 200)):
+            expected = to_rgb(image).convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
+            found = resize_to_rgb(image, size, box)
+            assert found.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_no_other_program_is_started_for_a_picture(tmp_path: Path) -> None:

@@ -196,11 +196,5 @@ def read_photo(
     Raises:
         DamagedImage: if the file cannot be decoded.
     """
-
-    def draft(image: Image.Image) -> None:
-        scale = 1.0 if shrink is None else max(shrink(image.size), 1.0)
-        width, height = (max(1, int(side / scale)) for side in image.size)
-        image.draft(mode, (width, height))
-
-    image = decode(path, draft)
+    image = decode(path, shrink, grey=mode == "L")
     return image if image.mode == mode else to_rgb(image).convert(mode)
