@@ -52,6 +52,12 @@ BENCHMARKS = {
         "→ batch of 32: timm's loader (resized to 384 px), and a store of letterboxed frames",
         reads_images=True,
     ),
+    "step": Benchmark(
+        "training step and inference of the RGB ResNet-34 (the reference), of its form without "
+        "stage 1 and of every variant of compression, at 224 px on batches of 8; then the RGB "
+        "network in fp32 and bf16, contiguous and channels_last",
+        takes_settings=True,
+    ),
     "tracking": Benchmark(
         "training steps of the composed configuration (by default the demo), without any tracker "
         "and with all those of train.py: tables, console, summary, MLflow on sqlite with its "
