@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from research import summary
 from research.batch import Batch
 from research.benchmarks.measure import Candidate, Result, measure
 from research.benchmarks.options import BenchmarkOptions
 from research.compression.blocks import Blocks
 from research.config import compose_config
 from research.config.options import options as options_of
-from research.engine import build, placement
+from research.engine import build, cost, placement
 from research.engine.loop import autocast
 from research.tasks.task import Task
 from research.utils.timing import synchronize
@@ -51,7 +50,7 @@ class Network:
         torch.manual_seed(0)
         network = build.model(config, metadata)
         task = build.build_task(config, metadata["classes"])
-        parameters, macs, *_ = summary.measure(network, config, metadata)
+        parameters, macs, *_ = cost.measure(network, config, metadata)
         device = build.select_device(config["device"], config["precision"])
         layout = placement.memory_format(config, device)
         network = network.to(memory_format=layout).to(device)
