@@ -69,6 +69,12 @@ BENCHMARKS = {
         "itself is timed, stage by stage",
         takes_settings=True,
     ),
+    "step": Benchmark(
+        "training step and inference of the RGB ResNet-34 (the reference), of its form without "
+        "stage 1 and of every variant of compression, at 224 px on batches of 8; then the RGB "
+        "network in fp32 and bf16, contiguous and channels_last",
+        takes_settings=True,
+    ),
     "tracking": Benchmark(
         "training steps of the composed configuration (by default the demo), without any tracker "
         "and with all those of train.py: tables, console, summary, MLflow on sqlite with its "
