@@ -52,6 +52,12 @@ BENCHMARKS = {
         "→ batch of 32: timm's loader (resized to 384 px), and a store of letterboxed frames",
         reads_images=True,
     ),
+    "start": Benchmark(
+        "train.py up to its first optimizer step, and a script that only imports torch and timm, "
+        "builds the network and makes one step; then the time of a whole command outside its "
+        "epochs (by default the demo), and the share of each import",
+        takes_settings=True,
+    ),
     "tracking": Benchmark(
         "training steps of the composed configuration (by default the demo), without any tracker "
         "and with all those of train.py: tables, console, summary, MLflow on sqlite with its "
