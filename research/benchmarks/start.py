@@ -109,13 +109,14 @@ class Project:
     def to_step(self, words: Sequence[str]) -> float:
         """Seconds from the start of Python to the line that a script prints after its step."""
         begin = time.perf_counter()
-        end = begin
+        end = None
         with self._started(words) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if line == "step\n":
                     end = time.perf_counter()
-        self._check(process.returncode, words)
+        if end is None:
+            raise _failed(words)
         return end - begin
 
     def outside_epochs(self, words: Sequence[str]) -> float:
@@ -127,7 +128,8 @@ class Project:
         with self._started(whole) as process:
             process.communicate()
         seconds = time.perf_counter() - begin
-        self._check(process.returncode, whole)
+        if process.returncode:
+            raise _failed(whole)
         rows = typed_rows(self.folder / run_dir / "epoch_metrics.csv")
         return seconds - sum(float(row["epoch_time_sec"]) for row in rows)
 
@@ -135,7 +137,8 @@ class Project:
         """Microseconds that the modules of each package take to import (``-X importtime``)."""
         with self._started(["-X", "importtime", *words], stderr=subprocess.PIPE) as process:
             _, printed = process.communicate()
-        self._check(process.returncode, words)
+        if process.returncode:
+            raise _failed(words)
         found: Counter[str] = Counter()
         for microseconds, package in IMPORT.findall(printed):
             found[package] += int(microseconds)
@@ -151,9 +154,9 @@ class Project:
             **more,
         )
 
-    def _check(self, status: int, words: Sequence[str]) -> None:
-        if status:
-            raise UserError("NAME", f"start: python {words[0]} … failed; its error is above")
+
+def _failed(words: Sequence[str]) -> UserError:
+    return UserError("NAME", f"start: python {words[0]} … failed; its error is above")
 
 
 def _network(config: dict[str, Any]) -> list[str]:
