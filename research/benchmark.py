@@ -52,6 +52,12 @@ BENCHMARKS = {
         "→ batch of 32: timm's loader (resized to 384 px), and a store of letterboxed frames",
         reads_images=True,
     ),
+    "start": Benchmark(
+        "train.py up to its first optimizer step, and a script that only imports torch and timm, "
+        "builds the network and makes one step; then the time of a whole command outside its "
+        "epochs (by default the demo), and the share of each import",
+        takes_settings=True,
+    ),
     "loop": Benchmark(
         "an epoch of train.py with one written by hand, Lightning's Trainer and a loop of timm's "
         "own parts (of pictures in folders): the same model, data, optimizer and precision; the "
