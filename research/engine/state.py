@@ -39,6 +39,7 @@ class TrainState:
         scheduler: stepped after each optimizer step.
         scaler: scales fp16 losses; disabled in other precisions.
         ema: exponential moving average of the model, or None.
+        ema_forward: the network that is called in its place: its module, or the compiled form.
         config: the resolved configuration, stored with the checkpoint.
         metadata: of the data set, see ``DataModule.metadata``; stored with the checkpoint.
         epoch: number of completed epochs.
@@ -62,6 +63,7 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None = None
+    ema_forward: nn.Module | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -83,7 +85,7 @@ class TrainState:
     @property
     def eval_model(self) -> nn.Module:
         """``export_model``, or its compiled form, for validation."""
-        return self.forward if self.ema is None else self.ema.module
+        return self.forward if self.ema_forward is None else self.ema_forward
 
     def end_epoch(self) -> None:
         """Count the current epoch as completed."""

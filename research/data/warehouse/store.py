@@ -71,21 +71,32 @@ class Store:
             IndexError: for a position outside the store.
             UserError: if its shard cannot be opened.
         """
+        tensors, row = self.locate(index)
+        view: NDArray[Any] = tensors[name][row]
+        return view
+
+    def locate(self, index: int) -> tuple[dict[str, NDArray[Any]], int]:
+        """The mapped tensors of the shard of a sample, and its row in them; raises as ``rows``."""
         if index < 0:
             raise IndexError(index)
         shard = bisect_right(self._stops, index)
-        tensors = self._tensors[shard] or self._map_shard(shard)
-        row: NDArray[Any] = tensors[name][index - self._starts[shard]]
-        return row
+        return self._tensors[shard] or self._map_shard(shard), index - self._starts[shard]
 
     def gather(self, name: str, indices: Sequence[int]) -> torch.Tensor:
         """One tensor of several samples, [B, …], copied into new memory."""
-        tensor = self.manifest.tensors[name]
-        batch = np.empty((len(indices), *tensor.shape), tensor.dtype)
-        rows = self.rows
-        for row, index in enumerate(indices):
-            batch[row] = rows(name, index)
-        return torch.from_numpy(batch)
+        return self.gather_all([name], indices)[name]
+
+    def gather_all(self, names: Sequence[str], indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Several tensors of several samples, [B, …] each, copied into new memory."""
+        located = [self.locate(index) for index in indices]
+        batches = {}
+        for name in names:
+            tensor = self.manifest.tensors[name]
+            batch = np.empty((len(indices), *tensor.shape), tensor.dtype)
+            for position, (tensors, row) in enumerate(located):
+                batch[position] = tensors[name][row]
+            batches[name] = torch.from_numpy(batch)
+        return batches
 
     def column(self, name: str, positions: NDArray[np.int64]) -> torch.Tensor:
         """As ``gather``, shard by shard: for a small tensor of very many samples."""
