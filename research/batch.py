@@ -48,6 +48,10 @@ class Batch:
     def to(self, device: torch.device) -> Self:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def in_format(self, memory_format: torch.memory_format) -> Self:
+        """The same with images or coefficients in a memory format; other inputs do not change."""
+        return replace(self, inputs=_in_format(self.inputs, memory_format))
+
     def pin_memory(self) -> Self:
         return self.map(Tensor.pin_memory)
 
@@ -152,6 +156,20 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Blocks):
         return Blocks(function(value.y), function(value.cbcr))
     return value
+
+
+def _in_format(inputs: Any, memory_format: torch.memory_format) -> Any:
+    if isinstance(inputs, Blocks):
+        y, cbcr = inputs
+        # Networks read both chroma planes as the channels of one image.
+        planes = cbcr.flatten(1, 2).contiguous(memory_format=memory_format)
+        return Blocks(
+            y.contiguous(memory_format=memory_format), planes.unflatten(1, cbcr.shape[1:3])
+        )
+    if isinstance(inputs, Tensor) and inputs.dim() >= 4:
+        images = inputs.flatten(0, -4).contiguous(memory_format=memory_format)
+        return images.unflatten(0, inputs.shape[:-3])
+    return inputs
 
 
 def _cat(first: Any, second: Any) -> Any:

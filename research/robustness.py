@@ -156,6 +156,7 @@ def disturbed(transform: DeviceTransform, disturb: Disturb) -> DeviceTransform:
         def __init__(self) -> None:
             super().__init__()
             self.clean = transform
+            self.memory_format = transform.memory_format
 
         def forward(self, batch: DetectionBatch, generator: Any) -> DetectionBatch:
             batch = self.clean(batch, generator)

@@ -198,14 +198,13 @@ def _timed_pass(
     """A function that runs one batch through the network and waits for the result."""
     import torch
 
-    from research.engine import build
+    from research.engine import build, placement
     from research.engine.loop import autocast
 
     device = build.select_device(config["device"], config["precision"])
-    network = network.to(device).eval()
-    if config["channels_last"]:
-        network = network.to(memory_format=torch.channels_last)
-    inputs = _batch(config, metadata, batch).to(device).inputs
+    layout = placement.memory_format(config, device)
+    network = network.to(memory_format=layout).to(device).eval()
+    inputs = _batch(config, metadata, batch).to(device).in_format(layout).inputs
 
     @torch.inference_mode()
     def once() -> None:

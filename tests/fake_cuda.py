@@ -73,6 +73,10 @@ class FakeCuda(FakeTensorMode):
         for leaf in leaves:
             if isinstance(leaf, torch.Generator):
                 raise RuntimeError(f"{func}: a generator on {leaf.device} for a tensor on cuda")
+        if func in FUSED:  # in place; torch has no form of them for fake tensors
+            if not all(_on_cuda(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
+                raise RuntimeError(f"{func}: tensors on cuda and on cpu")
+            return None
         if func in INDEXING:
             args = self._indexing(func, *args)
         if func in READS:
@@ -147,6 +151,7 @@ def _nms(mode: FakeCuda, boxes: Tensor, scores: Tensor, threshold: float) -> Ten
     return mode.empty(len(boxes))
 
 
+FUSED = {aten._fused_sgd_.default, aten._fused_adagrad_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 COPIES: dict[Any, Callable[..., tuple[Tensor, Any, bool]]] = {
     aten._to_copy.default: lambda x, device=CUDA, non_blocking=False, **_: (

@@ -19,9 +19,10 @@ from research.config.compose import composed
 from research.config.group_rules import LAUNCHER, group_rules
 from research.config.keys import setting_values
 from research.config.messages import format_value
-from research.config.options import CONF, options
+from research.config.options import options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, register, rule_for
+from research.utils.installation import CONF
 from tests.conftest import ROOT
 
 Inventory = dict[str, Any]

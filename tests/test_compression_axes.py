@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from timm.models.resnet import BasicBlock
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from research.batch import ClassificationBatch
@@ -24,12 +24,13 @@ from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.transforms import CoefficientTransform
 from research.engine import build, checkpoint
 from research.engine.loop import evaluate
+from research.models.stemmed import LateConcat
 from research.tracking.tracker import Tracker
 from tests.conftest import CLASSES, data_overrides, picture, run, trained_epoch
 
 Compose = Callable[..., dict[str, Any]]
 
-VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
+VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned", "late_concat")
 SLOWEST = "reconstruction"
 """It has the whole image to work on."""
 WINDOWS = (1, 2, 4, 8)
@@ -64,6 +65,17 @@ class Trunk(nn.Sequential):
         )
 
 
+def network(spec: StemSpec) -> nn.Module:
+    """As small a network as may be behind the stem."""
+    if not spec.joins_late:
+        return Trunk(spec)
+    sizes = {"channels": (8, 8, 16, 16), "stem_type": "deep", "stem_width": 4}
+    backbone = ResNet(BasicBlock, (0, 1, 2, 1), num_classes=4, **sizes)
+    for part in ("conv1", "bn1", "act1", "maxpool"):
+        setattr(backbone, part, nn.Identity())
+    return LateConcat(spec.build_late(8, 16), backbone)
+
+
 def unmoved(spec: StemSpec, source: str, files: list[Path]) -> list[str]:
     """Parameters without a finite gradient that moves them, after two steps on real files."""
     reader: Reader = (
@@ -74,7 +86,7 @@ def unmoved(spec: StemSpec, source: str, files: list[Path]) -> list[str]:
     batch = ClassificationBatch(labels, reader.stack(samples), labels)
     transform = CoefficientTransform(spec.selection, spec.range_, None, flip=True)
     torch.manual_seed(0)
-    model = Trunk(spec)
+    model = network(spec)
     inputs = transform(batch, torch.Generator().manual_seed(0)).inputs
     solver = torch.optim.SGD(model.parameters(), lr=1e-3)
     # What stands before a layer that starts at zero gets its gradient from the second step on.
@@ -99,7 +111,7 @@ def test_the_full_product_runs_forward_and_backward(
     variant: str, window: int, range_: str, source: str, order: Any, files: list[Path]
 ) -> None:
     selection = Selection.from_settings(window, order)
-    assert unmoved(StemSpec(variant, selection, range_), source, files) == []
+    assert unmoved(StemSpec(variant, selection, range_, "blocks"), source, files) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -111,13 +123,13 @@ def test_any_budget_runs_forward_and_backward(
         4, "zigzag", count_luma=count_luma, count_chroma=count_chroma
     )
     for source in SOURCES:
-        assert unmoved(StemSpec(variant, selection, "studio"), source, files) == []
+        assert unmoved(StemSpec(variant, selection, "studio", "blocks"), source, files) == []
 
 
 def test_windows_of_its_own_for_a_plane(files: list[Path]) -> None:
     for variant in VARIANTS:
         selection = Selection.from_settings(4, "corner", window_luma=8, window_chroma=1)
-        assert unmoved(StemSpec(variant, selection, "full"), "bitstream", files) == []
+        assert unmoved(StemSpec(variant, selection, "full", "blocks"), "bitstream", files) == []
 
 
 # Each value of each axis at least once; the product above covers how they combine.
@@ -129,6 +141,7 @@ RUNS = [
     ("block_stem", 4, "full", "bitstream", "zigzag", ("count_luma=0", "count_chroma=10")),
     ("luma_fusion_pruned", 4, "studio", "pixels", "zigzag", ("count_luma=10", "count_chroma=0")),
     ("reconstruction", 4, "studio", "pixels", "corner", ("window_luma=8", "window_chroma=2")),
+    ("late_concat", 4, "studio", "bitstream", "corner", ("window_luma=8", "window_chroma=2")),
 ]
 
 

@@ -24,8 +24,9 @@ from filelock import FileLock
 import research
 from research import evaluate
 from research.config import cli, compose_config
-from research.config.options import CONF, option_node, options, read
+from research.config.options import option_node, options, read
 from research.data.cifar_files import FAMILIES
+from research.utils.installation import CONF
 from tests.conftest import run
 from tests.data import test_cifar
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES

@@ -144,7 +144,7 @@ def test_a_network_that_cannot_be_exported_is_one_line(
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("variant", ["reconstruction", "block_stem"])
+@pytest.mark.parametrize("variant", ["reconstruction", "block_stem", "late_concat"])
 def test_compressed_models_take_y_and_cbcr(tmp_path: Path, variant: str) -> None:
     settings = ("model=resnet34_compressed", "model.name=resnet10t", f"compression={variant}")
     run = saved(tmp_path, *SMALL, *settings, "compression.window=2")

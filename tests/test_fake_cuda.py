@@ -22,10 +22,14 @@ REFUSED: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "indices on the device": lambda cuda, cpu: cpu[cuda[0].long()],
     "values on the host": lambda cuda, cpu: cuda.__setitem__(cuda > 0, cpu[0]),
     "a mask of the host's values": lambda cuda, cpu: cpu.__setitem__(cpu > 0, cuda[0]),
+    "a fused optimizer": lambda cuda, cpu: torch._fused_sgd_(
+        [cuda], [cpu], [], weight_decay=0.0, momentum=0.0, lr=0.1, dampening=0.0, nesterov=False,
+        maximize=False, is_first_step=False,
+    ),
     "nms": lambda cuda, cpu: nms(cuda, cpu[:, 0], 0.5),
     "a generator": lambda cuda, cpu: torch.rand(3, generator=torch.Generator(), device=CUDA),
     "numpy": lambda cuda, cpu: cuda.numpy(),
-}
+}  # fmt: skip
 ALLOWED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str | None]] = {
     "a number of the host": (lambda cuda, cpu: cuda * cpu[0, 0], None),
     "item": (lambda cuda, cpu: cuda[0, 0].item(), "aten._local_scalar_dense"),

@@ -16,7 +16,7 @@ from research.engine import build
 from research.utils.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs"
-VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
+VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned", "late_concat")
 COMMAND = "python -m research.summary "
 QUICK = ("compression/luma_fusion_pruned.md", "warehouse.md")
 """Pages whose tables take seconds to print again; the others take up to half a minute."""

@@ -6,9 +6,9 @@ from research.config.compose import resolved
 from research.config.hydra_cli import command_line, compose_config, exit_on_user_error
 from research.config.jobs import check_jobs
 from research.config.messages import explain
-from research.config.options import CONF
 from research.config.resume import Resumed
 from research.config.schema import RunSettings, register
+from research.utils.installation import CONF
 
 __all__ = [
     "CONF",

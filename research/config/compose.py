@@ -19,11 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config.declarations import split
 from research.config.keys import leaves
-from research.config.options import CONF, options, without_declarations
+from research.config.options import options, without_declarations
 from research.config.schema import GROUPS, OPTIONAL
 from research.config.targets import targets_in
 from research.utils import secrets
 from research.utils.errors import UserError
+from research.utils.installation import CONF
 
 CONFIG_DIR = "--config-dir"
 

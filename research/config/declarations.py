@@ -12,7 +12,8 @@ setting ``batch_size`` with this data set.
 data set                  targets: ``classes``, ``boxes``, ``pairs``; inputs: ``images`` (RGB),
                           ``channels`` (RGB and more), ``photos`` (two of a pair), ``features``
                           (of photos); ``bitstream``: coefficients can be read from its files
-compression               ``coefficients`` instead of pixels
+compression               ``coefficients`` instead of pixels; ``late_chroma``: these enter the
+                          model at two places
 model                     ``logits``, ``detections``, ``preferences``
 ========================  ====================================================================
 
@@ -36,6 +37,7 @@ CONSUMERS: Final = ("task", "model")
 """Groups whose options have ``needs``."""
 GROUPS: Final = ("dataset", "compression", "model", "task")
 COEFFICIENTS: Final = "coefficients"
+LATE_CHROMA: Final = "late_chroma"
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,12 @@ class Declarations:
         needs = [(group, word) for group in CONSUMERS for word in self.of(group, "needs")]
         return [(group, word) for group, word in needs if word not in self.provided]
 
-    def has_unusable_coefficients(self) -> bool:
-        """Whether the compression provides coefficients but the model reads pixels only."""
+    def unusable(self) -> str | None:
+        """The form of input that the compression provides and the model cannot use, if any."""
         usable = (*self.of("model", "needs"), *self.of("model", "accepts"))
-        return COEFFICIENTS in self.of("compression", "provides") and COEFFICIENTS not in usable
+        given = self.of("compression", "provides")
+        words = (word for word in (COEFFICIENTS, LATE_CHROMA) if word in given)
+        return next((word for word in words if word not in usable), None)
 
 
 def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], Declarations]:
@@ -105,12 +109,20 @@ def mismatches(
         choices: the chosen option of each group.
         settings: the configuration without declarations, see ``split``.
     """
-    if declared.has_unusable_coefficients():
+    unusable = declared.unusable()
+    model, compression = choices.get("model"), choices.get("compression")
+    if unusable == COEFFICIENTS:
         yield UserError(
             "model",
-            f"model={choices.get('model')} takes pixels but "
-            f"compression={choices.get('compression')} makes coefficients",
+            f"model={model} takes pixels but compression={compression} makes coefficients",
             "add compression=none",
+        )
+    elif unusable == LATE_CHROMA:
+        yield UserError(
+            "compression",
+            f"compression={compression} needs a ResNet, which chroma can join late, not "
+            f"model={model}",
+            "add compression=block_stem",
         )
     for group, word in declared.missing():
         given = "; ".join(
@@ -130,7 +142,7 @@ def _hint(declared: Declarations, settings: Mapping[str, Any]) -> str:
             changed = Declarations(
                 {**declared.words, group: _words(group, option, declared, settings)}
             )
-            if not changed.missing() and not changed.has_unusable_coefficients():
+            if not changed.missing() and changed.unusable() is None:
                 compatible.append(option)
         if compatible:
             return f"choose {group}={'|'.join(compatible)}"

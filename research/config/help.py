@@ -16,15 +16,16 @@ from research.config.messages import format_value
 from research.config.options import DEFAULT_BATCH_SIZE, options
 from research.config.resume import Resumed
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, RunSettings
+from research.utils.installation import TRAIN
 
-EXAMPLES = """\
-python train.py
-python train.py model=resnet34_compressed compression.window=4 epochs=20
-python train.py model=resnet34_compressed compression=luma_fusion dataset=imagefolder \\
+EXAMPLES = f"""\
+{TRAIN}
+{TRAIN} model=resnet34_compressed compression.window=4 epochs=20
+{TRAIN} model=resnet34_compressed compression=luma_fusion dataset=imagefolder \\
     'dataset.train_dirs=[a,b]' dataset.val_dir=v precision=bf16
-python train.py -m compression.window=1,2,4,8 seed=0,1,2
-python train.py -m sweep=densenet_random experiment=cifar10_densenet121 dataset.root=DATA
-python train.py experiment=imagenet_resnet34_compressed resume=auto 'dataset.train_dirs=[a]'
+{TRAIN} -m compression.window=1,2,4,8 seed=0,1,2
+{TRAIN} -m sweep=densenet_random experiment=cifar10_densenet121 dataset.root=DATA
+{TRAIN} experiment=imagenet_resnet34_compressed resume=auto 'dataset.train_dirs=[a]'
 """
 
 

@@ -23,12 +23,12 @@ from research.config.declarations import Declarations
 from research.config.group_rules import LAUNCHER, Job, faults, group_rules
 from research.config.keys import leaves
 from research.config.messages import REMOVED, SWEEPER, explain
-from research.config.options import CONF
 from research.config.overrides import train_command
 from research.config.rules import MAPPING, or_null
 from research.config.schema import OPTIONAL
 from research.config.targets import TARGET
 from research.utils.errors import UserError
+from research.utils.installation import CONF
 from research.utils.launch import require_one_process
 
 T = TypeVar("T")

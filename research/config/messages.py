@@ -31,11 +31,12 @@ from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, rule_for
 from research.utils.errors import UserError
+from research.utils.installation import TRAIN
 
 MAX_VALUE = 200
 """Maximum number of characters of a value in a message."""
 SWEEPER = "hydra.sweeper"
-HELP = "(python train.py --help lists all keys)"
+HELP = f"({TRAIN} --help lists all keys)"
 LAUNCHERS = {
     "joblib": "-e '.[parallel]'",
     "submitit_slurm": "'hydra-submitit-launcher>=1.4.0rc3'",

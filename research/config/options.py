@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from research.utils.installation import CONF
+
 WORDS: Final = ("provides", "needs", "accepts")
 DEFAULT_BATCH_SIZE: Final = "default_batch_size"
 DECLARATIONS: Final = (*WORDS, DEFAULT_BATCH_SIZE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.config.messages import format_value
+from research.utils.installation import TRAIN
 
 
 def override(key: str, value: Any) -> str:
@@ -33,7 +34,7 @@ def train_command(
     """
     more = [override(key, value) for key, value in (settings or {}).items()]
     flags = [*["-m"] * multirun, *(["--config-dir", str(own)] if own is not None else [])]
-    return shlex.join(["python", "train.py", *flags, *overrides, *more])
+    return shlex.join([*TRAIN.split(), *flags, *overrides, *more])
 
 
 def _quoted(value: Any) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
 MAX_INT = 2**53
 """Largest whole number; up to here floats represent whole numbers exactly."""
@@ -192,6 +192,18 @@ PATH = Rule("a path", lambda value: isinstance(value, str) and bool(value.strip(
 ADDRESS = Rule("a path or URI", PATH.is_valid, is_path=True)
 TEXT = Rule("text", lambda value: isinstance(value, str))
 TRUTH = Rule("true or false", lambda value: isinstance(value, bool), ("true", "false"))
+COMPILE_MODES: Final = (
+    "default",
+    "reduce-overhead",
+    "max-autotune",
+    "max-autotune-no-cudagraphs",
+)
+"""Of ``torch.compile``."""
+COMPILE = Rule(
+    f"true or false, or one of {', '.join(COMPILE_MODES)}",
+    lambda value: isinstance(value, bool) or value in COMPILE_MODES,
+    ("true", "false", *COMPILE_MODES),
+)
 COUNT = whole(1)
 BELOW_ONE = number(at_least=0, below=1)
 FRACTION = number(at_least=0, at_most=1)

@@ -19,6 +19,7 @@ from research.config.migrations import VERSION
 from research.config.options import DEFAULT_BATCH_SIZE
 from research.config.rules import (
     BELOW_ONE,
+    COMPILE,
     COUNT,
     DEVICE,
     MAPPING,
@@ -59,8 +60,12 @@ class RunSettings:
     precision: str = _setting(
         "fp32", "arithmetic of the forward pass", one_of("fp32", "bf16", "fp16")
     )
-    channels_last: bool = _setting(False, "NHWC memory layout", changeable(TRUTH))
-    compile: bool = _setting(False, "torch.compile the model", changeable(TRUTH))
+    channels_last: bool | None = _setting(
+        None, "NHWC memory format; null: chosen by device and precision", changeable(TRUTH)
+    )
+    compile: bool | str = _setting(
+        False, "torch.compile the model, true or by mode", changeable(COMPILE)
+    )
     deterministic: bool = _setting(
         False, "deterministic algorithms only (slower on GPU)", changeable(TRUTH)
     )

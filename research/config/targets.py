@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from research.config.migrations import current_target
-from research.config.options import CONF, read
+from research.config.options import read
 from research.utils.errors import UserError, one_line
+from research.utils.installation import CONF
 
 TARGET: Final = "_target_"
 PARTIAL: Final = "_partial_"

@@ -32,7 +32,23 @@ class DeviceTransform(nn.Module):
     Random operations are applied in training mode only and use the given generator, so that they
     depend only on the position in the run. They are drawn on the CPU and copied with
     ``non_blocking=True``: otherwise the host would wait until the device has finished its queue.
+
+    Attributes:
+        memory_format: of the model, in which its inputs are returned. A model that gets another
+            format converts tensors in many of its layers.
     """
+
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def __call__(self, batch: Any, generator: torch.Generator | None) -> Any:
+        """``forward``, in the memory format of the model; no copy if it has that already."""
+        return super().__call__(batch, generator).in_format(self.memory_format)
+
+    def floats(self, pixels: Tensor) -> Tensor:
+        """A float32 copy of integers [..., C, H, W] in the memory format of the model."""
+        images = pixels.flatten(0, -4)
+        images = images.to(torch.float32, copy=True, memory_format=self.memory_format)
+        return images.unflatten(0, pixels.shape[:-3])
 
     def forward(self, batch: Any, generator: torch.Generator | None) -> Any:
         """The batch with transformed inputs."""
@@ -82,11 +98,11 @@ class PixelTransform(DeviceTransform):
         assert isinstance(batch.inputs, Tensor)
         augment = self.augment if self.training else None
         pixels = batch.inputs if augment is None else augment.pixels(batch.inputs, generator)
-        images = pixels.float() / 255
-        if self.training and self.flip:
-            flipped = bernoulli(len(images), generator, images.device)
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-        batch = replace(batch, inputs=(images - self.mean) / self.std)
+        if self.training and self.flip:  # bytes, of which a copy costs a quarter of one of floats
+            flipped = bernoulli(len(pixels), generator, pixels.device)
+            pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
+        images = self.floats(pixels).div_(255).sub_(self.mean).div_(self.std)
+        batch = replace(batch, inputs=images)
         return batch if augment is None else augment.mix(batch, generator)
 
     def to_images(self, batch: ClassificationBatch) -> list[Tensor]:
@@ -182,10 +198,11 @@ class CoefficientTransform(DeviceTransform):
     def _coefficients(self, inputs: Tensor | Blocks) -> tuple[Tensor, Tensor]:
         """Selected coefficients on JPEG's scale, full range."""
         if isinstance(inputs, Blocks):
-            # Block-major memory is channels_last for the permuted view: the only copy is to float.
             y = inputs.y if self.luma_index is None else inputs.y[..., self.luma_index]
             cbcr = inputs.cbcr if self.chroma_index is None else inputs.cbcr[..., self.chroma_index]
-            return y.permute(0, 3, 1, 2).float(), cbcr.permute(0, 1, 4, 2, 3).float()
+            y, cbcr = y.permute(0, 3, 1, 2), cbcr.permute(0, 1, 4, 2, 3)
+            planes = self.floats(cbcr.flatten(1, 2))
+            return self.floats(y), planes.unflatten(1, cbcr.shape[1:3])
         y, cbcr = rgb_to_ycbcr(inputs.float())
         return block_dct(y - 128, self.luma_basis), block_dct(cbcr - 128, self.chroma_basis)
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from research.data.index import ProgressCallback
 from research.data.pairs.lists import LISTS, series_name
@@ -159,7 +158,7 @@ class PhotoScene:
         if defects.blur:
             # A weighted sum of a blurred and the sharp image.
             fraction = np.float32(1 - np.sqrt(1 - 0.95 * defects.blur))
-            pixels += fraction * (gaussian_filter(pixels, (3, 3, 0)) - pixels)
+            pixels += fraction * (_blurred(pixels, (3, 3, 0)) - pixels)
         if defects.exposure:
             # The power makes small exposure errors visible.
             pixels += np.float32(0.46 * np.sign(defects.exposure) * abs(defects.exposure) ** 0.6)
@@ -172,8 +171,8 @@ class PhotoScene:
         rng = self.rng
         tones = [0.5 + 0.05 * (_colour(rng.uniform()) - 0.5) for _ in range(2)]
         blend = 1 / (1 + np.exp(-(self.y - rng.uniform(-0.15, 0.15)) * 40))[..., None]
-        grain = gaussian_filter(rng.normal(0, 1, self.x.shape), 0.8)
-        clouds = gaussian_filter(rng.normal(0, 1, self.x.shape), 14)
+        grain = _blurred(rng.normal(0, 1, self.x.shape), 0.8)
+        clouds = _blurred(rng.normal(0, 1, self.x.shape), 14)
         shade = 0.035 * grain / grain.std() + 0.12 * clouds / clouds.std()
         return np.asarray(tones[0] + (tones[1] - tones[0]) * blend + shade[..., None], np.float32)
 
@@ -193,10 +192,17 @@ class PhotoScene:
 
     def _noise(self) -> Plane:
         """Colour noise that leaves the luma unchanged, and a little grey noise."""
-        blotches = gaussian_filter(self.rng.normal(0, 1, (*self.x.shape, 3)), (1.3, 1.3, 0))
+        blotches = _blurred(self.rng.normal(0, 1, (*self.x.shape, 3)), (1.3, 1.3, 0))
         blotches -= (blotches @ LUMA)[..., None]
         grain = self.rng.normal(0, 0.01, self.x.shape)[..., None]
         return np.asarray(0.2 * blotches / blotches.std() + grain, np.float32)
+
+
+def _blurred(values: NDArray[Any], sigma: float | tuple[float, ...]) -> NDArray[Any]:
+    from scipy.ndimage import gaussian_filter
+
+    blurred: NDArray[Any] = gaussian_filter(values, sigma)
+    return blurred
 
 
 def _colour(hue: float) -> NDArray[np.float64]:

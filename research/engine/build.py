@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from research.compression.blocks import Blocks
@@ -25,16 +24,19 @@ from research.data.datamodule import DataModule, NetworkInput
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
-from research.engine import checkpoint, distributed
+from research.engine import checkpoint, distributed, placement
 from research.engine.batch_sizes import batch_size
 from research.engine.loop import LoopConfig
-from research.engine.optimizers import parameter_groups, scaled_lr
+from research.engine.optimizers import created, parameter_groups, scaled_lr
 from research.engine.rng import seed_everything
 from research.engine.state import TrainState, load_weights
-from research.models import zoo
+from research.models.inputs import input_spec
 from research.tasks.task import Monitor, Task
 from research.tracking.tracker import Tracker
 from research.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 log = logging.getLogger(__name__)
 
@@ -85,20 +87,21 @@ def experiment(
     data = data_module(config)
     data.prepare(config["seed"], progress)
     task = build_task(config, data.classes)
-    network = model(config, data.metadata()).to(device)
+    network = model(config, data.metadata())
     if config["init_from"] is not None:
         _init_from(network, weights or start_weights(config), config["init_from"], data)
     if config["sync_batchnorm"] and distributed.count() > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    if config["channels_last"]:
-        network = network.to(memory_format=torch.channels_last)
+    transform = data.transform(progress=progress)
+    placement.place(network, transform, device, placement.memory_format(config, device))
     train = loader(config, data, "train", device, train=True)
     optimizer = _optimizer(config, network, train.global_batch)
     batches = min(len(train), config["max_train_batches"] or len(train))
+    ema = _ema(config, network)
     state = TrainState(
         model=network,
-        forward=torch.compile(network) if config["compile"] else network,  # type: ignore[arg-type]
-        transform=data.transform(progress=progress).to(device),
+        forward=placement.called(network, config["compile"]),
+        transform=transform,
         optimizer=optimizer,
         scheduler=targets.build(config, "scheduler")(
             optimizer,
@@ -106,7 +109,8 @@ def experiment(
             steps_per_epoch=math.ceil(batches / config["accumulate"]),
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16"),
-        ema=_ema(config, network),
+        ema=ema,
+        ema_forward=None if ema is None else placement.called(ema.module, config["compile"]),
         config=config,
         metadata=data.metadata(),
         global_batch=train.global_batch,
@@ -169,7 +173,7 @@ def model_name(config: Config) -> str:
 
 def network_input(config: Config) -> NetworkInput:
     """The model's own input settings, used where those of the data set are None."""
-    spec = zoo.input_spec(config["model"].get("name") or config["model"].get("backbone"))
+    spec = input_spec(config["model"].get("name") or config["model"].get("backbone"))
     wanted = coefficients(config["compression"])
     return NetworkInput(spec.size, spec.mean, spec.std, spec.crop_pct, wanted)
 
@@ -248,7 +252,8 @@ def stem_spec(compression: Config) -> StemSpec | None:
     if compression["variant"] == "none":
         return None
     selection = _selection(**{name: compression[name] for name in SELECTION})
-    return StemSpec(compression["variant"], selection, compression["range"])
+    variant, range_ = compression["variant"], compression["range"]
+    return StemSpec(variant, selection, range_, compression.get("refinement"))
 
 
 # Cached, so that the settings are parsed once and data and stem get the same object.
@@ -341,13 +346,14 @@ def _optimizer(config: Config, network: nn.Module, global_batch: int) -> torch.o
         config["lr_backbone"],
         lr,
     )
-    optimizer: torch.optim.Optimizer = targets.build(config, "optimizer", lr=lr)(groups)
-    return optimizer
+    return created(targets.build(config, "optimizer", lr=lr), groups)
 
 
 def _ema(config: Config, network: nn.Module) -> ModelEmaV3 | None:
     if config["ema"] is None:
         return None
+    from timm.utils import ModelEmaV3
+
     return ModelEmaV3(network, decay=config["ema"], use_warmup=config["ema_warmup"])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
-from research.engine import distributed
+from research.engine import distributed, placement
 from research.engine.build import Experiment
 
 
@@ -31,7 +32,8 @@ def describe(experiment: Experiment) -> str:
     skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
     classes = f"{len(data.classes)} classes, " if data.classes else ""
     return (
-        f"{experiment.parameters:,} parameters on {experiment.device}{_processes(experiment)}; "
+        f"{experiment.parameters:,} parameters on {experiment.device}"
+        f"{_processes(experiment)}{_placement(experiment)}; "
         f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
     )
 
@@ -41,6 +43,17 @@ def _processes(experiment: Experiment) -> str:
     processes, train = distributed.count(), experiment.train
     each = f"{processes} × {train.batch_size} = {train.global_batch}"
     return f", {processes} processes, batches of {each}" * (processes > 1)
+
+
+def _placement(experiment: Experiment) -> str:
+    """What the memory format, optimizer and compilation are, in words; empty if plain."""
+    state, compile_ = experiment.state, experiment.state.config["compile"]
+    words = {
+        "channels_last": state.transform.memory_format == torch.channels_last,
+        "fused optimizer": state.optimizer.defaults.get("fused"),
+        f"compiled ({placement.mode(compile_)})": compile_,
+    }
+    return "".join(f", {word}" for word, chosen in words.items() if chosen)
 
 
 def model_summary(model: nn.Module, parameters: int) -> str:

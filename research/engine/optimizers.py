@@ -10,11 +10,11 @@ import difflib
 import inspect
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 from torch.optim import Optimizer
 
@@ -26,6 +26,11 @@ OWN_KEYS: Final = ("params", "lr", "weight_decay")
 """Arguments that are not set by ``optimizer.kwargs``."""
 UNSUPPORTED: Final = ("LBFGS", "SparseAdam")
 """Of torch: LBFGS needs a closure, SparseAdam sparse gradients."""
+FUSED: Final = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+"""Classes whose ``fused`` kernels update all parameters in one pass, on a CPU and on CUDA. Others
+of torch and timm make one pass for each operation on CUDA (``foreach``)."""
+OTHER_KERNELS: Final = {"fused", "foreach", "differentiable", "capturable", "dampening"}
+"""Arguments with which ``fused`` is not chosen; with ``dampening`` the first step is another."""
 
 
 def parameter_groups(
@@ -79,6 +84,46 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
+def created(make: Callable[..., Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
+    """Create the optimizer of a configuration; a fused one if torch has it, see ``FUSED``.
+
+    Args:
+        make: called with ``groups``: ``by_name``, or a class with its arguments.
+        groups: from ``parameter_groups``.
+    """
+    arguments = {}
+    if isinstance(make, partial) and isinstance(make.func, type):
+        arguments = _fused(make.func, make.keywords, groups)
+    optimizer = make(groups, **arguments)
+    if optimizer.defaults.get("fused") and optimizer.defaults.get("momentum"):
+        optimizer.register_step_pre_hook(_start_momentum)
+    return optimizer
+
+
+def _fused(
+    optimizer_class: type[Optimizer], arguments: Mapping[str, Any], params: Iterable[Any]
+) -> dict[str, bool]:
+    """``fused=True`` for a class of ``FUSED`` on parameters that its kernel can update."""
+    if optimizer_class not in FUSED or arguments.keys() & OTHER_KERNELS:
+        return {}
+    tensors = [p for each in params for p in (each["params"] if isinstance(each, dict) else [each])]
+    supported = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
+    return {"fused": True} if supported else {}
+
+
+def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Set the momentum of parameters that have none to zero, before a step of fused SGD.
+
+    Without it, the kernel refuses parameters of which only some have a momentum (of those without
+    gradients in the first step), and keeps uninitialised memory after a first step that the
+    gradient scaler skips. A step from zero is the same as a first step.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def by_name(
     params: Iterable[Any],
     library: str,
@@ -118,6 +163,7 @@ def by_name(
                 f"{where} has no argument {key!r}{_suggestion(key, own)}",
                 f"it has {', '.join(own)}",
             )
+    params = [*params]
     arguments = {"lr": lr, **(kwargs or {})}
     if "weight_decay" in parameters:
         arguments["weight_decay"] = weight_decay
@@ -127,6 +173,8 @@ def by_name(
             f"{where} has no weight decay",
             "set optimizer.weight_decay=0",
         )
+    if not name.startswith("lookahead_"):
+        arguments |= _fused(optimizer_class, arguments, params)
     try:
         if library == "timm":
             from timm.optim import create_optimizer_v2
@@ -175,6 +223,8 @@ def _layers(network: nn.Module) -> dict[str, int]:
             "layer_decay: this model does not define its layers",
             "remove it, or choose a network of timm or an rgbx model",
         )
+    from timm.models import group_parameters
+
     layers: dict[str, int] = group_parameters(network, matcher(coarse=False), reverse=True)
     return layers
 

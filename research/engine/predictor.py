@@ -15,7 +15,7 @@ from research.config.changes import for_use
 from research.config.run_files import is_own
 from research.data.datamodule import DataModule
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint
+from research.engine import build, checkpoint, placement
 from research.engine.build import Config
 from research.engine.loop import autocast
 from research.engine.state import load_weights
@@ -130,12 +130,13 @@ def load_predictor(config: Config, saved: Mapping[str, Any]) -> Predictor:
     data.load_metadata(saved["data"])
     transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])
+    placement.place(network, transform, device, placement.memory_format(config, device))
     return Predictor(
         config,
         classes,
         build.build_task(config, classes),
-        network.to(device).eval(),
+        network.eval(),
         data,
-        transform.to(device).eval(),
+        transform.eval(),
         device,
     )

@@ -72,7 +72,24 @@ class OptimizerState:
                 expected = own[name] if name in own else torch.empty(self.shapes[index])
                 if not _is_like(value, expected, self.shapes[index]):
                     raise ValueError(f"{str(name)[:40]} of parameter {index} does not fit")
-        return {index: dict(entry) for index, entry in saved.items()}
+        return {index: self._laid_out(index, entry) for index, entry in saved.items()}
+
+    def _laid_out(self, index: int, entry: Plain) -> Plain:
+        """Tensors with the strides of this optimizer's: the run may have had another memory format,
+        and fused kernels read tensors in the order of their memory.
+        """
+        own = self.after["state"].get(index, {})
+        return {
+            name: _with_strides(value, own[name]) if isinstance(own.get(name), Tensor) else value
+            for name, value in entry.items()
+        }
+
+
+def _with_strides(value: Tensor, expected: Tensor) -> Tensor:
+    if value.stride() == expected.stride():
+        return value
+    made = torch.empty_strided(expected.shape, expected.stride(), dtype=value.dtype)
+    return made.copy_(value)
 
 
 def _group(before: Plain, after: Plain, saved: Any) -> Plain:

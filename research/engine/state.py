@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from research.data.transforms import DeviceTransform
@@ -16,6 +15,9 @@ from research.engine import distributed, saved_state
 from research.engine.rng import rng_state, seed_rank, set_rng_state
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 COUNTERS = (
     "epoch", "step", "samples", "global_batch", "epoch_losses", "skips", "best", "best_epoch",
@@ -37,6 +39,7 @@ class TrainState:
         scheduler: stepped after each optimizer step.
         scaler: scales fp16 losses; disabled in other precisions.
         ema: exponential moving average of the model, or None.
+        ema_forward: the network that is called in its place: its module, or the compiled form.
         config: the resolved configuration, stored with the checkpoint.
         metadata: of the data set, see ``DataModule.metadata``; stored with the checkpoint.
         epoch: number of completed epochs.
@@ -60,6 +63,7 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None = None
+    ema_forward: nn.Module | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -81,7 +85,7 @@ class TrainState:
     @property
     def eval_model(self) -> nn.Module:
         """``export_model``, or its compiled form, for validation."""
-        return self.forward if self.ema is None else self.ema.module
+        return self.forward if self.ema_forward is None else self.ema_forward
 
     def end_epoch(self) -> None:
         """Count the current epoch as completed."""

@@ -32,6 +32,7 @@ from research.engine.run_differences import RunDifference, compare, content, des
 from research.engine.state import TrainState
 from research.utils import logs
 from research.utils.errors import UserError
+from research.utils.installation import TRAIN
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def verify(config: Config, name: str) -> int:
         raise UserError(
             "verify_resume",
             "verify_resume=true under torchrun: it verifies one process",
-            "run it as python train.py verify_resume=true",
+            f"run it as {TRAIN} verify_resume=true",
         )
     for key in ("resume", "run_dir"):
         if config[key] is not None:

@@ -9,8 +9,9 @@ from typing import Final
 from torch import nn
 from torchvision.models import DenseNet
 
-from research.compression.stems import Stemmed, StemSpec
+from research.compression.stems import StemSpec
 from research.models.pretrained import load_pretrained
+from research.models.stemmed import Stemmed
 from research.utils.errors import UserError
 
 CIFAR_LIMIT: Final = 64

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou
@@ -83,6 +82,8 @@ def hungarian(pairs: Affinity, mask: Tensor) -> Tensor:
 
     Ties are decided by the distance of the centres. Arguments and result as for ``greedy``.
     """
+    from scipy.optimize import linear_sum_assignment
+
     matches = torch.full(mask.shape, -1)
     score = (pairs.iou.double() - DISTANCE_WEIGHT * pairs.distance.double()).cpu().numpy()
     for frame, valid in enumerate(mask.cpu().numpy()):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
-from research.compression.stems import Stemmed, StemSpec
+from research.compression.stems import StemSpec
 from research.models.pretrained import load_pretrained
-from research.utils.errors import UserError
+from research.models.stemmed import LateConcat, Stemmed
+from research.utils.errors import UserError, one_line
 
 
 def resnet(
@@ -20,12 +23,15 @@ def resnet(
     pretrained: str | None,
     drop_rate: float,
     drop_path_rate: float,
+    layers: Sequence[int] | None,
+    widths: Sequence[int] | None,
     coefficients: StemSpec | None,
 ) -> nn.Module:
     """Any ResNet of timm: [B, 3, H, W] floats to logits [B, num_classes].
 
     With ``coefficients`` the network takes ``Blocks``, and its own stem (convolution, norm,
-    activation, max-pool) is replaced unless the coefficient stem outputs an image.
+    activation, max-pool) is replaced unless the coefficient stem outputs an image;
+    ``late_concat`` also replaces stage 1.
 
     Args:
         name: timm's name, such as ``resnet34``.
@@ -33,10 +39,13 @@ def resnet(
         pretrained: see ``load_pretrained``.
         drop_rate: dropout before the classifier, 0 <= x < 1.
         drop_path_rate: stochastic depth (Huang et al., 2016), 0 <= x < 1.
+        layers: blocks of each of the four stages, the first may be 0; ``None``: the network's own.
+        widths: channels of each stage, in wide networks before the blocks' own factor; ``None``:
+            the network's own, 64, 128, 256, 512.
         coefficients: the stem for coefficients; ``None`` for pixels.
 
     Raises:
-        UserError: when timm has no such ResNet, or the weights do not fit.
+        UserError: when timm has no such ResNet or not with these sizes, or the weights do not fit.
     """
     if name not in timm.list_models(module="resnet"):
         raise UserError(
@@ -44,41 +53,81 @@ def resnet(
             f"model.name={name}: timm has no such ResNet",
             "try resnet18, resnet34, resnet50",
         )
-    scale = 1.0 if coefficients is None else coefficients.trunk_scale
-    sizes = _pruned(name, scale) if scale < 1 else {}
-    network: ResNet = timm.create_model(
+    if name.endswith("_pruned") and (layers is not None or widths is not None):
+        raise UserError(
+            "model.name",
+            f"model.name={name}: its channels are pruned one by one, so its sizes are fixed",
+            "choose another ResNet, such as resnet50, or model.layers=null model.widths=null",
+        )
+    sizes = _sizes(name, layers, widths, coefficients)
+    network: ResNet = _create(
         name,
         num_classes=num_classes,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
         **sizes,
     )
-    channels = network.bn1.num_features
     if coefficients is not None and not coefficients.takes_image:
         for part in ("conv1", "bn1", "act1", "maxpool"):
             setattr(network, part, nn.Identity())
     load_pretrained(network, name, pretrained)
     if coefficients is None:
         return network
-    return Stemmed(coefficients.build(channels), network)
+    if coefficients.joins_late:
+        channels = network.layer2[0].conv1.in_channels
+        late_channels = network.feature_info[3]["num_chs"]
+        return LateConcat(coefficients.build_late(channels, late_channels), network)
+    return Stemmed(coefficients.build(network.feature_info[0]["num_chs"]), network)
 
 
-def _pruned(name: str, scale: float) -> dict[str, tuple[int, ...]]:
-    """Arguments for a trunk scaled down in width and depth.
+def _sizes(
+    name: str,
+    layers: Sequence[int] | None,
+    widths: Sequence[int] | None,
+    coefficients: StemSpec | None,
+) -> dict[str, tuple[int, ...]]:
+    """timm's arguments ``layers`` and ``channels``, where they differ from the network's own.
 
-    Stage widths are ``base · scale`` rounded to multiples of 8 (at least 8), stage depths
-    ``base · scale`` rounded up (at least 1).
+    ``late_concat`` removes stage 1. A pruned trunk has stage widths of ``base · scale`` rounded to
+    multiples of 8 (at least 8), and stage depths of ``base · scale`` rounded up.
     """
+    given = {"layers": layers, "channels": widths}
+    sizes = {key: tuple(value) for key, value in given.items() if value is not None}
+    if coefficients is None or not (coefficients.joins_late or coefficients.trunk_scale < 1):
+        return sizes
     # Built on the meta device to read its sizes, which timm keeps in closures.
     with torch.device("meta"):
-        whole = timm.create_model(name, pretrained=False)
+        whole = _create(name, **sizes)
     stages = [getattr(whole, f"layer{number}") for number in range(1, 5)]
+    if coefficients.joins_late:
+        return {**sizes, "layers": (0, *(len(stage) for stage in stages[1:]))}
+    scale, expansion = coefficients.trunk_scale, stages[-1][0].expansion
     # Not the width of the first convolution, which is larger in wide and in grouped blocks.
-    widths = [
-        info["num_chs"] // stage[0].expansion
-        for info, stage in zip(whole.feature_info[1:], stages, strict=True)
-    ]
+    bases = [info["num_chs"] // expansion for info in whole.feature_info[1:]]
     return {
-        "channels": tuple(max(8, round(width * scale / 8) * 8) for width in widths),
-        "layers": tuple(max(1, math.ceil(len(stage) * scale)) for stage in stages),
+        "channels": tuple(max(8, round(width * scale / 8) * 8) for width in bases),
+        "layers": tuple(math.ceil(len(stage) * scale) for stage in stages),
     }
+
+
+def _create(name: str, **settings: Any) -> ResNet:
+    """``timm.create_model``.
+
+    Raises:
+        UserError: if the network cannot have the sizes, as those whose channels are pruned one by
+            one and those with groups of channels.
+    """
+    try:
+        network: ResNet = timm.create_model(name, **settings)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if not {"layers", "channels"} & set(settings):
+            raise
+        sizes = ", ".join(
+            f"{key} {settings[key]}" for key in ("layers", "channels") if key in settings
+        )
+        raise UserError(
+            "model.name",
+            f"model.name={name}: timm cannot build it with {sizes} ({one_line(error)})",
+            "choose another ResNet, such as resnet50",
+        ) from None
+    return network

@@ -1,10 +1,9 @@
-"""Classification networks of timm, and the input that networks were designed for."""
+"""Classification networks of timm."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
+from research.models.inputs import input_spec
 from research.models.pretrained import load_pretrained
 from research.utils.errors import UserError, one_line
 
@@ -23,43 +22,6 @@ BUILDER_ARGUMENTS = (
     "out_indices", "pruned", "kwargs_filter", "model_cfg", "device", "dtype",
 )  # fmt: skip
 """Arguments of ``timm.create_model`` that are not arguments of the network."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """The input that a network was designed for.
-
-    Attributes:
-        size: side of the square input in pixels.
-        mean: mean of RGB on a 0…1 scale.
-        std: standard deviation of RGB on a 0…1 scale.
-        crop_pct: side of the validation crop as a fraction of the image's short side.
-    """
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_pct: float
-
-
-def input_spec(name: str | None) -> InputSpec:
-    """The input that the network ``model.name`` was designed for.
-
-    From timm's pretrained configuration if it has one of this name. Otherwise 32 px for the CIFAR
-    networks of the DenseNet paper (``densenet_bc_…``) and 224 px for others, with ImageNet's mean
-    and std.
-    """
-    size = 32 if (name or "").startswith("densenet_bc_") else 224
-    default = InputSpec(size, IMAGENET_MEAN, IMAGENET_STD, 0.875)
-    if name is None:
-        return default
-    try:
-        cfg = timm.get_pretrained_cfg(name)
-    except RuntimeError:
-        return default
-    if cfg is None:
-        return default
-    return InputSpec(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), float(cfg.crop_pct))
 
 
 def backbone(

@@ -30,8 +30,8 @@ NOT_COMPARED: Final = frozenset(
     {
         "name", "tags", "device", "logging", "log_every", "save_every", "save_every_minutes",
         "keep", "resume", "run_dir", "trust", "version", "monitor", "workers",
-        "pin_memory", "dataset.cache_dir", "dataset.on_device", "dataset.device_budget",
-        "dataset.verify", "dataset.download",
+        "pin_memory", "channels_last", "dataset.cache_dir", "dataset.on_device",
+        "dataset.device_budget", "dataset.verify", "dataset.download",
     }
 )  # fmt: skip
 """Settings without effect on the result of a trial. ``monitor`` is compared as the objective."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from research.tracking.tracker import Position, Rows, Run, Status, Tracker, Trac
 
 log = logging.getLogger(__name__)
 
+EPOCHS: Final = "epoch_metrics.csv"
 MAX_DIGITS: Final = 10
 """Of an epoch that is believed."""
 
+SECONDS_BETWEEN_UPDATES: Final = 30.0
+"""While trials follow one another: to draw a sweep costs as much as a very short trial or more."""
 ENDED: Final = ("FINISHED", "PRUNED", "FAILED", "KILLED")
 
 
@@ -30,9 +34,9 @@ def update(
 ) -> str | None:
     """Update the parent run; the caller, in any process, holds the study's lock.
 
-    The folder also gets ``pictures/``, ``tables/trials.csv`` and ``epoch_metrics.csv``, with one
-    row ("epoch") for each trial that has ended. The run stays open until the sweep has ended and
-    is resumed when the sweep is, by this process or another.
+    The folder also gets ``pictures/``, ``tables/trials.csv`` and ``epoch_metrics.csv``, with a row
+    for each update; its "epoch" is the number of trials that have ended. The run stays open until
+    the sweep has ended and is resumed when the sweep is, by this process or another.
 
     Args:
         folder: of the study.
@@ -44,7 +48,7 @@ def update(
         the MLflow id of the run, which trials carry as ``mlflow.parentRunId``; ``None`` without
         MLflow or if its store has not been reachable yet.
     """
-    last = _last_row(folder / "epoch_metrics.csv")
+    last = _last_row(folder / EPOCHS)
     row = _row(summary)
     table = plots.trials_table(summary)
     # Zeros would start a new run.
@@ -68,6 +72,15 @@ def update(
     finally:
         tracker.finish(status)
     return tracker.state().get("mlflow_run_id")
+
+
+def is_recent(folder: Path) -> bool:
+    """Whether the parent run of a study has a row that is not older than the pause between two."""
+    try:
+        age = time.time() - (folder / EPOCHS).stat().st_mtime
+    except OSError:
+        return False
+    return 0 <= age < SECONDS_BETWEEN_UPDATES
 
 
 def trial_tags(folder: Path, number: int) -> dict[str, str]:

@@ -16,15 +16,16 @@ import re
 import statistics
 import warnings
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
 
 from research.tracking.tracker import Rows
-from research.viz.pictures import legend, render
+from research.viz.pictures import legend, new_figure, render
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Summary = Mapping[str, Any]
 
@@ -35,6 +36,8 @@ MIN_TRIALS: Final = 10
 TOP_TRIALS: Final = 5
 """The least number of best trials that PED-ANOVA compares with all trials."""
 COLUMNS: Final = 4
+MOST: Final = 100
+"""Trials with a curve or a number of their own; more could not be told apart."""
 
 
 def pictures(summary: Summary) -> dict[str, Image]:
@@ -173,11 +176,18 @@ def _choice(value: Any) -> Any:
 
 def _subplots(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     width = 7.0 if columns == 1 else 3.6 * columns
-    figure = Figure(figsize=(width, (3.8 if columns == 1 else 3.2) * rows), layout="constrained")
+    figure = new_figure(width, (3.8 if columns == 1 else 3.2) * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.grid(alpha=0.3)
     return figure, panels.tolist()
+
+
+def _whole_numbers(axes: Axes) -> None:
+    """Write only whole numbers beside the x axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _history(summary: Summary) -> Figure:
@@ -213,20 +223,26 @@ def _history(summary: Summary) -> Figure:
         axes.set_xlabel("trial")
         axes.set_ylabel(objective["name"])
         axes.set_xlim(-0.5, max(trial["trial"] for trial in summary["trials"]) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_numbers(axes)
         legend(axes)
     return figure
 
 
 def _learning_curves(summary: Summary) -> Figure:
-    """The monitored metric over epochs, one curve a trial; unfinished ones end in a cross."""
+    """The monitored metric over epochs, one curve a trial; unfinished ones end in a cross.
+
+    Of many trials, the last ones and the best.
+    """
     figure, [[axes]] = _subplots(1, 1)
     best = (summary["best"] or {}).get("trial")
+    curves = [(trial, curve) for trial in summary["trials"] if (curve := _curve(trial))]
+    shown = [
+        each
+        for place, each in enumerate(curves)
+        if len(curves) - place < MOST or each[0]["trial"] == best
+    ]
     labelled = set()
-    for trial in summary["trials"]:
-        curve = _curve(trial)
-        if not curve:
-            continue
+    for trial, curve in shown:
         unfinished, is_best = trial["status"] in UNFINISHED, trial["trial"] == best
         colour = "C2" if is_best else UNFINISHED.get(trial["status"], "C0")
         name = "best" if is_best else trial["status"].lower()
@@ -243,9 +259,10 @@ def _learning_curves(summary: Summary) -> Figure:
             fontsize="x-small", color=colour,
         )  # fmt: skip
     legend(axes)
-    axes.set_xlabel("epoch (numbers: trials)")
+    part = f"; {len(shown)} of {len(curves)}" if len(shown) < len(curves) else ""
+    axes.set_xlabel(f"epoch (numbers: trials{part})")
     axes.set_ylabel(summary["objectives"][0]["name"])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes)
     return figure
 
 
@@ -311,7 +328,7 @@ def _importance(importances: Mapping[str, Mapping[str, float]]) -> Figure:
     keys = sorted(
         next(iter(importances.values())), key=lambda key: -sum(s[key] for s in importances.values())
     )
-    figure = Figure(figsize=(7, 1 + 0.35 * len(keys) * len(importances)), layout="constrained")
+    figure = new_figure(7, 1 + 0.35 * len(keys) * len(importances))
     axes = figure.add_subplot()
     height = 0.8 / len(importances)
     for number, (objective, of_key) in enumerate(importances.items()):
@@ -334,7 +351,7 @@ def _pareto(summary: Summary) -> Figure:
     objectives = summary["objectives"]
     pairs = list(itertools.combinations(objectives, 2))
     front = {trial["trial"] for trial in summary["pareto"]}
-    figure = Figure(figsize=(6 * len(pairs), 4.5), layout="constrained")
+    figure = new_figure(6 * len(pairs), 4.5)
     for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
         across, up = (finished_values(summary, objective["name"]) for objective in pair)
         points = {number: (across[number], up[number]) for number in across if number in up}
@@ -349,9 +366,10 @@ def _pareto(summary: Summary) -> Figure:
             axes.plot(
                 *zip(*best, strict=True), f"o{line}", drawstyle=steps, color="C2", label="front"
             )
-        for number, point in points.items():
+        numbered = points if len(points) <= MOST else [n for n in points if n in front][:MOST]
+        for number in numbered:
             axes.annotate(
-                str(number), point, (5, 4), textcoords="offset points", fontsize="x-small"
+                str(number), points[number], (5, 4), textcoords="offset points", fontsize="x-small"
             )
         for objective, set_label in zip(pair, (axes.set_xlabel, axes.set_ylabel), strict=True):
             set_label(f"{objective['name']} ({objective['direction']})")

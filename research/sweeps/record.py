@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from research.sweeps import parent as parent_run
 from research.sweeps.delivery import PATIENCE, EndedRun, deliver
 from research.sweeps.description import SUMMARY, read_json
 from research.sweeps.space import to_override
-from research.sweeps.storage import StorageError
+from research.sweeps.storage import EndedTrial, StorageError
 from research.sweeps.study import Study
 from research.tracking.tracker import Status, Tracker
 from research.utils.errors import UserError, one_line
@@ -49,7 +50,13 @@ def summary(study: Study) -> dict[str, Any]:
     """The content of ``final_summary.json``, see ``docs/sweeps.md``."""
     description, now = study.description, datetime.now(UTC)
     names = [objective["name"] for objective in description["objectives"]]
-    trials = [_entry(study, trial, names) for trial in study.trials()]
+    known = study.store.ended[study.name].entries
+    trials = [
+        own.entry
+        if (own := known.get(trial.number)) is not None and own.trial is trial
+        else _new_entry(study, trial, names)
+        for trial in study.trials()
+    ]
     started = datetime.fromisoformat(description["started"])
     return {
         **description,
@@ -63,7 +70,9 @@ def summary(study: Study) -> dict[str, Any]:
     }
 
 
-def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") -> dict[str, Any]:
+def update(
+    study: Study, config: Mapping[str, Any], status: Status = "RUNNING", *, soon: bool = False
+) -> dict[str, Any]:
     """Write the summary and update the parent run; the caller holds the study's lock.
 
     Args:
@@ -71,12 +80,15 @@ def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") 
         config: of this process; trackers are never built from a stored configuration.
         status: how the sweep ended. It is recorded as ``RUNNING`` as long as any trial runs, in
             this process or another.
+        soon: whether another update follows, so that the parent run may be passed over if it was
+            updated a moment ago: drawing takes longer the more trials there are.
     """
     content = summary(study)
     if "RUNNING" in content["counts"]:
         status = "RUNNING"
-    remove_leftovers(study.folder, study.folder / "tables")
-    write_text(study.folder / SUMMARY, to_json(content))
+    write_text(study.folder / SUMMARY, _text(study, content))
+    if soon and parent_run.is_recent(study.folder):
+        return content
 
     def trackers() -> Sequence[Tracker]:
         return build.trackers(config)
@@ -97,6 +109,7 @@ def recorded(study: Study, config: Mapping[str, Any]) -> Iterator[None]:
     status: Status | None = "FAILED"
     try:
         with study.locked():
+            remove_leftovers(study.folder, study.folder / "tables")
             update(study, config)
         _deliver(study, config, 0)
         yield
@@ -128,6 +141,33 @@ def _deliver(study: Study, config: Mapping[str, Any], patience: float) -> None:
             update(study, config)
 
     deliver(ended, config, create_parent, patience)
+
+
+def _text(study: Study, content: Mapping[str, Any]) -> str:
+    """The summary as JSON, for which only the entries of trials that have not ended are encoded."""
+    known = study.store.ended[study.name].entries
+    entries = [
+        known[each["trial"]].text if each["trial"] in known else _entry_text(each)
+        for each in content["trials"]
+    ]
+    if not entries:
+        return to_json(content)
+    head = to_json({**content, "trials": []}).removesuffix("]\n}\n")
+    return head + "\n" + ",\n".join(entries) + "\n ]\n}\n"
+
+
+def _entry_text(entry: Mapping[str, Any]) -> str:
+    return textwrap.indent(to_json(entry).rstrip("\n"), "  ")
+
+
+def _new_entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
+    """As ``_entry``, which is kept if the trial has ended."""
+    known = study.store.ended[study.name].entries
+    known.pop(trial.number, None)
+    entry = _entry(study, trial, names)
+    if trial.state.is_finished():
+        known[trial.number] = EndedTrial(trial, entry, _entry_text(entry))
+    return entry
 
 
 def _entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

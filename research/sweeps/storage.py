@@ -6,16 +6,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import optuna
 from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 
 from research.engine.run_folder import ROOT
 from research.utils import secrets
@@ -79,6 +82,37 @@ def outlast(call: Callable[[], T]) -> T:
             return result
 
 
+class EndedTrial(NamedTuple):
+    """A trial that has ended, its entry in ``final_summary.json``, and the text of that."""
+
+    trial: FrozenTrial
+    entry: dict[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process keeps of the ended trials of a study, which do not change any more.
+
+    Attributes:
+        first: the first trials in the storage, up to one that has not ended.
+        claimed: those of them that are claimed, and valid.
+        entries: trials that were recorded, by number.
+    """
+
+    first: list[FrozenTrial] = field(default_factory=list)
+    claimed: list[FrozenTrial] = field(default_factory=list)
+    entries: dict[int, EndedTrial] = field(default_factory=dict)
+
+    def forget_others(self, trials: Sequence[FrozenTrial]) -> None:
+        """Forget everything if these are not the trials of before: the study was created anew."""
+        count = len(self.first)
+        if count and (len(trials) < count or trials[count - 1] is not self.first[-1]):
+            self.first.clear()
+            self.claimed.clear()
+            self.entries.clear()
+
+
 class GuardedStorage:
     """An Optuna storage whose every failure is a ``StorageError``; a server is waited for.
 
@@ -92,6 +126,7 @@ class GuardedStorage:
         self._storage = storage
         self.name = name
         self.in_database = in_database
+        self.ended: dict[str, Ended] = defaultdict(Ended)
 
     def __getattr__(self, attribute: str) -> Any:
         value = getattr(self.__dict__["_storage"], attribute)
@@ -185,8 +220,15 @@ class Journal(JournalFileBackend):
         yield from super().read_logs(log_number_from)
 
 
+_opened: dict[tuple[Any, ...], GuardedStorage] = {}
+"""The storage that this process has opened last."""
+
+
 def open_storage(url: str | None, *, repair: bool) -> Any:
     """The storage of all studies: ``runs/studies.journal``, or the database at ``url``.
+
+    The jobs of a sweep that run in its own process, one after the other, share what it has opened:
+    to open it is to read all trials of all studies.
 
     Args:
         url: of the database.
@@ -196,6 +238,22 @@ def open_storage(url: str | None, *, repair: bool) -> Any:
     Raises:
         StorageError: if it cannot be opened.
     """
+    if repair or _identity(url) not in _opened:
+        storage = _open(url, repair=repair)
+        _opened.clear()
+        _opened[_identity(url)] = storage
+    return _opened[_identity(url)]
+
+
+def _identity(url: str | None) -> tuple[Any, ...]:
+    """Of an open storage: a forked process opens its own, and so does one whose file is new."""
+    if url is None and STORE.exists():
+        about = STORE.stat()
+        return os.getpid(), about.st_dev, about.st_ino
+    return os.getpid(), os.getcwd(), url
+
+
+def _open(url: str | None, *, repair: bool) -> GuardedStorage:
     if url is not None:
         shown = secrets.hide(url)
         name, whole = f"{SETTING}{shown}", secrets.reveal(shown)

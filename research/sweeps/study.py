@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -16,14 +17,13 @@ from filelock import FileLock, Timeout
 from optuna.samplers import BaseSampler
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from pydantic import ConfigDict, NonNegativeInt, StringConstraints, with_config
 
 from research.config.migrations import current_key
 from research.engine.run_folder import is_locked
 from research.sweeps.description import DESCRIPTION, FOLDER, read_description
 from research.sweeps.space import Point, Space
 from research.sweeps.storage import StorageError, open_storage
-from research.utils.documents import validate
+from research.sweeps.stored_trials import check
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -34,26 +34,6 @@ CLAIMED: Final = "claimed"
 """User attribute of every trial that was assigned to a process."""
 LOCK_TIMEOUT: Final = 2.0
 """Seconds; `Study.is_alive` of another process holds a lock for an instant."""
-
-
-REPAIR: Final = (
-    "move the storage's file away and run the same command again: trials are restored from "
-    "final_summary.json"
-)
-
-
-@with_config(ConfigDict(extra="allow"))
-@dataclass(frozen=True)
-class _Attributes:
-    """User attributes of a trial."""
-
-    run: Annotated[str, StringConstraints(pattern=r"^(.*[/\\])?trial_\d{4,}(_\d+)?$")] | None = None
-    beginnings: NonNegativeInt = 0
-    attempts: int = 0
-    checkpoint: float = 0.0
-    reason: str = ""
-    seconds: float = 0.0
-    retries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +90,8 @@ class Study:
                 # After the storage was opened: a start that fails leaves no folder.
                 self.folder.mkdir(exist_ok=True)
         self.optuna = OptunaStudy(name, self.store, self.sampler(0), pruner)
+        self._stored: dict[str, str] = {}
+        self._named = 0
 
     def _delete_if_folder_is_gone(self) -> None:
         """Delete the stored study if the user has deleted the sweep's folder."""
@@ -148,36 +130,36 @@ class Study:
 
         If a process dies while Optuna samples a point, the trial has no values and no claim.
         """
-        every = [t for t in self.optuna.get_trials(deepcopy=False) if CLAIMED in t.user_attrs]
-        for trial in every:
-            self._check(trial)
-        retried = {trial.user_attrs.get("retries") for trial in every}
-        return [trial for trial in every if trial.number not in retried]
+        every = self.optuna.get_trials(deepcopy=False)
+        ended = self.store.ended[self.name]
+        ended.forget_others(every)
+        more: list[FrozenTrial] = []
+        all_ended = True
+        for trial in every[len(ended.first) :]:
+            is_claimed = CLAIMED in trial.user_attrs
+            if is_claimed:
+                check(trial, self.name, self.store.name, len(self.optuna.directions))
+            all_ended = all_ended and trial.state.is_finished()
+            if all_ended:
+                ended.first.append(trial)
+            if is_claimed:
+                (ended.claimed if all_ended else more).append(trial)
+        claimed = [*ended.claimed, *more]
+        retried = {
+            trial.user_attrs["retries"] for trial in claimed if "retries" in trial.user_attrs
+        }
+        return [t for t in claimed if t.number not in retried] if retried else claimed
+
+    def failed(self) -> list[FrozenTrial]:
+        """Trials that have failed and were not retried."""
+        return [trial for trial in self.trials() if trial.state is TrialState.FAIL]
 
     def trial(self, number: int) -> FrozenTrial:
         every = self.optuna.get_trials(deepcopy=False)
         if number >= len(every):
             raise StorageError(self.store.name, f"it has lost trial {number} of {self.name}")
-        self._check(every[number])
+        check(every[number], self.name, self.store.name, len(self.optuna.directions))
         return every[number]
-
-    def _check(self, trial: FrozenTrial) -> None:
-        """Check what the storage has of a trial.
-
-        Raises:
-            StorageError: if it is not what a trial records.
-        """
-        file = Path(f"trial {trial.number} of {self.name}")
-        try:
-            validate(_Attributes, trial.user_attrs, "hydra.sweeper.storage", file, "")
-        except UserError as error:
-            raise StorageError(self.store.name, str(error), REPAIR) from None
-        values = [v for v in trial.values or () if isinstance(v, int | float)]
-        ended = trial.state is not TrialState.COMPLETE or len(values) == len(self.optuna.directions)
-        epochs = trial.intermediate_values.items()
-        numbers = all(isinstance(e, int) and isinstance(v, int | float) for e, v in epochs)
-        if not (ended and numbers):
-            raise StorageError(self.store.name, f"{file} is damaged", REPAIR)
 
     @staticmethod
     def point(trial: FrozenTrial) -> Point:
@@ -187,8 +169,10 @@ class Study:
     def stored_keys(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Current keys as this study's storage has them, so that samplers see one axis."""
         every = self.optuna.get_trials(deepcopy=False)
-        names = {current_key(key): key for trial in every for key in trial.params}
-        return {names.get(key, key): value for key, value in values.items()}
+        for trial in every[self._named :]:
+            self._stored |= {current_key(key): key for key in trial.params}
+        self._named = len(every)
+        return {self._stored.get(key, key): value for key, value in values.items()}
 
     def resume_trial(self, number: int) -> Trial:
         """A running trial, for intermediate values and attributes."""
@@ -223,9 +207,11 @@ class Study:
 
     def last_beginning(self, number: int) -> int:
         """The last of a trial's run folders, from 1; 0 if it has none."""
-        runs = {path.parent.name for path in self.folder.glob(f"trial_{number:04d}*/config.yaml")}
-        own = (run for run in runs if re.fullmatch(rf"trial_{number:04d}(_\d{{1,4}})?", run))
-        return max(map(self.beginning, own), default=0)
+        name = f"trial_{number:04d}"
+        near = (run for run in os.listdir(self.folder) if run.startswith(name))
+        own = (run for run in near if re.fullmatch(rf"{name}(_\d{{1,4}})?", run))
+        runs = (run for run in own if (self.folder / run / "config.yaml").exists())
+        return max(map(self.beginning, runs), default=0)
 
     def is_alive(self, trial: FrozenTrial) -> bool:
         """Whether a process is running the trial."""
@@ -274,11 +260,10 @@ class Study:
                 return self._lock_trial(self._create(space, point, retries=failed.number))
             if len(trials) >= total:
                 return None
-            taken = [self.point(trial) for trial in trials]
             if not grid:
-                return self._lock_trial(self._sample(space, taken, seed))
-            remaining = self._remaining(space, taken)
-            return self._lock_trial(self._create(space, remaining[0])) if remaining else None
+                return self._lock_trial(self._sample(space, trials, seed))
+            found = next(self._remaining(space, trials), None)
+            return None if found is None else self._lock_trial(self._create(space, found))
 
     def claim_point(self, space: Space, point: Point) -> Claim | FrozenTrial:
         """Claim the trial at a point that another sweeper has chosen.
@@ -333,9 +318,10 @@ class Study:
         lock.acquire(timeout=LOCK_TIMEOUT)
         return Claim(number, self.point(self.trial(number)), lock)
 
-    @staticmethod
-    def _remaining(space: Space, taken: Sequence[Point]) -> list[Point]:
-        return [point for point in space.points() if point not in taken]
+    def _remaining(self, space: Space, trials: Sequence[FrozenTrial]) -> Iterator[Point]:
+        """The points of a finite space that no trial has, in order."""
+        taken = {frozenset(self.point(trial).items()) for trial in trials}
+        return (point for point in space.points() if frozenset(point.items()) not in taken)
 
     def _attempts(self, trial: FrozenTrial) -> int:
         """Attempts that died since the trial last wrote a checkpoint."""
@@ -358,7 +344,7 @@ class Study:
         )
         return self.optuna.get_trials(deepcopy=False)[-1].number
 
-    def _sample(self, space: Space, taken: Sequence[Point], seed: int) -> int:
+    def _sample(self, space: Space, trials: Sequence[FrozenTrial], seed: int) -> int:
         """A new trial at a sampled point; in a finite space at a point not tried before."""
         # With the seed alone, a resumed study would sample its first points again.
         count = len(self.optuna.get_trials(deepcopy=False))
@@ -376,11 +362,11 @@ class Study:
                 "change hydra.sweeper.sampler, or choose hydra/sweeper/sampler=random",
             ) from error
         params = {current_key(key): value for key, value in trial.params.items()}
-        if space.size is None or params not in taken:
+        if space.size is None or all(self.point(each) != params for each in trials):
             trial.set_user_attr(CLAIMED, True)
             return trial.number
         self.optuna.tell(trial, state=TrialState.FAIL)
-        remaining = self._remaining(space, taken)
+        remaining = list(self._remaining(space, trials))
         return self._create(space, remaining[own % len(remaining)])
 
 

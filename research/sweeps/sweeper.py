@@ -101,27 +101,25 @@ class StudySweeper(Sweeper):
 
         terminate_as_interrupt()
         with record.recorded(study, config):
-            with study.locked():
-                failed = record.failed_trials(record.summary(study))
-            retry = {trial["trial"] for trial in failed} if self.retry_failed else set()
+            failed = study.failed()
+            retry = {trial.number for trial in failed} if self.retry_failed else set()
             _log_start(study, total, retry)
             launcher = self._launcher(study)
             # A smaller n_trials than before does not undo trials.
             planned = max(total, len(study.trials()))
             # Failures that are about to be retried do not count.
-            while not self._too_many([f for f in failed if f["trial"] not in retry], planned):
+            while not self._too_many([f for f in failed if f.number not in retry], planned):
                 claims = self._claims(study, space, total, retry)
                 if not claims:
                     break
                 launch(launcher, study, space, claims)
-                with study.locked():
-                    failed = record.failed_trials(record.summary(study))
+                failed = study.failed()
             if self._too_many(failed, planned):
                 raise UserError(
                     "hydra.sweeper.max_failure_rate",
                     f"{len(failed)} of {planned} trials failed, more than "
                     f"hydra.sweeper.max_failure_rate={self.max_failure_rate:g} allows (the last: "
-                    f"{failed[-1]['reason']}); see {study.folder / SUMMARY}",
+                    f"{failed[-1].user_attrs.get('reason', '')}); see {study.folder / SUMMARY}",
                     "hydra.sweeper.retry_failed=true tries them again",
                 )
 

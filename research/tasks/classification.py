@@ -12,7 +12,6 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from research.batch import ClassificationBatch
 from research.inference.writers import ClassWriter
@@ -89,9 +88,7 @@ class Classification:
     ) -> Mapping[str, Image]:
         probability, pred = predictions[:SHOWN].softmax(1).max(1)
         drawn = {
-            "confusion_matrix": pictures.confusion_matrix(
-                metrics.confusion.compute().cpu(), self.classes
-            ),
+            "confusion_matrix": pictures.confusion_matrix(metrics.confusion.cpu(), self.classes),
             "reliability": pictures.reliability(
                 metrics.counts.cpu().numpy(),
                 metrics.confidence.cpu().numpy(),
@@ -121,7 +118,7 @@ class Classification:
         one without samples. ``confused`` counts the samples of a class that were predicted as
         ``most_confused_with``, which is empty if there are none.
         """
-        counts = metrics.confusion.compute().cpu()
+        counts = metrics.confusion.cpu()
         rows: list[dict[str, float | int | str]] = []
         for label, name in enumerate(self.classes):
             hits, support = int(counts[label, label]), int(counts[label].sum())
@@ -180,6 +177,7 @@ class ClassificationMetrics:
     expected calibration error over 15 bins of equal width (Guo et al., 2017), 0…1.
 
     Attributes:
+        confusion: [C, C] int64 counts of samples: rows true classes, columns predicted ones.
         counts: [15] number of samples per bin of confidence; a bin includes its lower edge.
         confidence: [15] sum of the confidences in each bin.
         correct: [15] number of correct predictions in each bin.
@@ -187,9 +185,6 @@ class ClassificationMetrics:
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        # Its validation would read the labels back from the device, twice per batch.
-        confusion = MulticlassConfusionMatrix(classes, validate_args=False, sync_on_compute=False)
-        self.confusion = confusion.to(device)
         self.classes = classes
         self.device = device
         self.reset()
@@ -203,7 +198,9 @@ class ClassificationMetrics:
         return [k for k in (1, 5) if k == 1 or k < self.classes]
 
     def reset(self) -> None:
-        self.confusion.reset()
+        self.confusion = torch.zeros(
+            self.classes, self.classes, dtype=torch.int64, device=self.device
+        )
         self.samples = 0
         self.loss = self._zeros(1)
         self.hits = self._zeros(len(self.ranks))
@@ -226,7 +223,7 @@ class ClassificationMetrics:
         self.counts += within.sum(1)
         self.confidence += (within * probability).sum(1)
         self.correct += (within * correct).sum(1)
-        self.confusion.update(pred, labels)
+        self.confusion.view(-1).index_add_(0, labels * self.classes + pred, torch.ones_like(labels))
         self._keep_worst(batch, pred, probability, correct)
 
     def compute(self) -> dict[str, float]:
@@ -241,14 +238,18 @@ class ClassificationMetrics:
     def state(self) -> dict[str, Any]:
         """Sums and counts by name; ``confusion`` is the matrix."""
         sums = {name: getattr(self, name).cpu() for name in SUMS}
-        confusion = self.confusion.confmat.cpu()
-        return {**sums, "confusion": confusion, "samples": self.samples, "worst": self.worst}
+        return {
+            **sums,
+            "confusion": self.confusion.cpu(),
+            "samples": self.samples,
+            "worst": self.worst,
+        }
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add the samples of another ``state``."""
         for name in SUMS:
             setattr(self, name, getattr(self, name) + state[name].to(self.device))
-        self.confusion.confmat += state["confusion"].to(self.device)
+        self.confusion += state["confusion"].to(self.device)
         self.samples += state["samples"]
         self.worst = _worst_of(self.worst, state["worst"])
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_iou
 
 from research.batch import DetectionBatch
@@ -26,6 +26,9 @@ from research.tasks.evaluated_frames import (
     split_frames,
 )
 from research.tracking.tracker import Rows
+
+if TYPE_CHECKING:  # imported with the first frame, after the first epoch of training
+    from torchmetrics.detection import MeanAveragePrecision
 
 COCO: Final = {
     "mAP": "map",
@@ -117,20 +120,27 @@ class DetectionMetrics:
         self.iou = iou
         self.score = score
         self.presence = presence
+        self.reset()
+
+    @cached_property
+    def coco(self) -> MeanAveragePrecision:
+        """The boxes of all frames."""
+        from torchmetrics.detection import MeanAveragePrecision
+
         # COCO's own thresholds: torchmetrics' are rounded to float32, which misses a recall of
         # exactly 0.3 and changes the third digit on small splits.
-        self.coco = MeanAveragePrecision(
+        coco = MeanAveragePrecision(
             backend="faster_coco_eval",
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0, 1, 101).tolist(),
             extended_summary=True,
             sync_on_compute=False,
         )
-        self.coco.warn_on_many_detections = False
-        self.reset()
+        coco.warn_on_many_detections = False
+        return coco
 
     def reset(self) -> None:
-        self.coco.reset()
+        vars(self).pop("coco", None)
         self.frames = 0
         self.positives = torch.zeros(len(self.classes), dtype=torch.int64)
         self.known_presence = self.correct_presence = 0

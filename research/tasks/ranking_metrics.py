@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit
 from torch import Tensor
 
 from research.batch import PairBatch
@@ -164,6 +163,8 @@ class RankingMetrics:
 
     def _sums(self, pairs: PairScores) -> Float64s:
         """[S, K]: sums per series, in the order of ``_rates``."""
+        from scipy.special import log_expit
+
         _, index = np.unique(pairs.series, return_inverse=True)
         size = int(index.max()) + 1
         decided = (pairs.preference != 0.5).astype(np.float64)
@@ -207,6 +208,8 @@ class RankingMetrics:
 
     def _calibration(self, pairs: PairScores) -> tuple[Float64s, Float64s, Float64s, Float64s]:
         """Target and weight of pairs, the predicted winner's probability, and its target."""
+        from scipy.special import expit
+
         target, weight = pairs.preference, np.ones_like(pairs.preference)
         if self.target == "majority":
             side = np.sign(target - 0.5)

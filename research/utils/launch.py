@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from research.utils.errors import UserError
+from research.utils.installation import TRAIN, TRAIN_FILE
 
 OTHER_LAUNCHERS = {
     "OMPI_COMM_WORLD_SIZE": "mpirun",
@@ -158,8 +159,9 @@ def _allocated(environ: Mapping[str, str]) -> str:
 
 def _refused(problem: str, launcher: str) -> UserError:
     commands = {
-        "torchrun": "start it with torchrun --nproc_per_node=N train.py …, or unset the variable",
-        "srun": "start it with srun python train.py …, or set SLURM_NTASKS=1 for one process",
+        "torchrun": f"start it with torchrun --nproc_per_node=N {TRAIN_FILE} …, or unset the "
+        "variable",
+        "srun": f"start it with srun {TRAIN} …, or set SLURM_NTASKS=1 for one process",
     }
     return UserError("launcher", problem, commands[launcher])
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.viz.pictures import legend, render
+from research.viz.pictures import legend, new_figure, render
 
 
 def precision_recall(
@@ -28,7 +27,7 @@ def precision_recall(
     true_positives = np.cumsum(hits[order])
     precision = true_positives / np.arange(1, len(true_positives) + 1)
     recall = true_positives / max(1, positives)
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     left.plot(recall, precision)
     left.set_xlabel("recall")
@@ -54,7 +53,7 @@ def matching_audit(
         greedy: [N] total IoU of the matched pairs of a frame / its ground-truth boxes, 0…1.
         optimal: [N] the same with the optimal assignment.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     left.scatter(optimal, greedy, s=12, alpha=0.5)
@@ -80,7 +79,7 @@ def precision_recall_per_class(
             the number of ground-truth boxes.
         title: of the picture.
     """
-    figure = Figure(figsize=(6, 5 + 0.2 * len(curves)), layout="constrained")
+    figure = new_figure(6, 5 + 0.2 * len(curves))
     axes = figure.add_subplot()
     for name, (scores, hits, positives) in curves.items():
         true_positives = np.cumsum(hits[np.argsort(-scores, kind="stable")])
@@ -113,7 +112,7 @@ def speed_and_accuracy(
         megabytes: N sizes of the weights.
         metric: name of the metric.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = new_figure(7, 5)
     axes = figure.add_subplot()
     areas = 30 + 400 * np.array(megabytes) / max(megabytes)
     for number, name in enumerate(names):
@@ -139,7 +138,7 @@ def robustness(
         clean: the metric without corruption.
         metric: name of the metric.
     """
-    figure = Figure(figsize=(5 * len(groups), 4), layout="constrained")
+    figure = new_figure(5 * len(groups), 4)
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, (kind, lines) in zip(panels, groups.items(), strict=True):
         if all(len(points) == 1 for points in lines.values()):
@@ -169,7 +168,7 @@ def speeds(groups: Mapping[str, Mapping[str, Sequence[float]]], footer: str) -> 
         footer: a line below the panels, such as the machine.
     """
     rows = [len(candidates) for candidates in groups.values()]
-    figure = Figure(figsize=(9, 1.2 + sum(0.8 + 0.35 * n for n in rows)), layout="constrained")
+    figure = new_figure(9, 1.2 + sum(0.8 + 0.35 * n for n in rows))
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[n + 1 for n in rows])
     for axes, (title, candidates) in zip(panels[:, 0], groups.items(), strict=True):
         places = np.arange(len(candidates))

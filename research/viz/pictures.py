@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+if TYPE_CHECKING:  # a run draws after its first epoch; matplotlib is imported with the first figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Colour = tuple[int, int, int]
 CAPTION_COLOURS: dict[bool | None, Colour] = {
@@ -43,8 +43,17 @@ LEGEND_LINE = 48
 """Characters in one line of a legend."""
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure; sides in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def render(figure: Figure) -> Image.Image:
     """A matplotlib figure as an image, without a window or global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
@@ -75,7 +84,7 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
     table = counts.numpy().astype(np.float64)
     fractions = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = min(14.0, 3.0 + 0.35 * len(classes))
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = new_figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
@@ -109,7 +118,7 @@ def reliability(
     filled = counts > 0
     mean_confidence = confidence[filled] / counts[filled]
     accuracy = correct[filled] / counts[filled]
-    figure = Figure(figsize=(4.5, 5.5), layout="constrained")
+    figure = new_figure(4.5, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.bar(edges[:-1][filled], accuracy, width=edges[1], align="edge", edgecolor="white")
     upper.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
@@ -138,7 +147,7 @@ def range_test(
         smoothed: [N] smoothed losses.
         marks: learning rates to mark, by name.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     axes.plot(rates, losses, color="lightgrey", label="loss")
     axes.plot(rates, smoothed, label="smoothed")
@@ -286,7 +295,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:
     names = [name for name in history[-1] if name.startswith("val/") and name != "val/loss"]
     metrics = [names[start : start + CURVES] for start in range(0, len(names), CURVES)]
     panels = [["train/loss", "val/loss"], *metrics, ["learning_rate"]]
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = new_figure(5 * len(panels), 4)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in panel:
             axes.plot(epochs, [row.get(name, np.nan) for row in history], marker=".", label=name)
@@ -306,7 +315,9 @@ def energy_map(
         title: of the picture.
         selected: frequencies to outline.
     """
-    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    from matplotlib.patches import Rectangle
+
+    figure = new_figure(4.5, 4)
     axes = figure.add_subplot()
     mesh = axes.imshow(np.log10(np.maximum(energy.reshape(8, 8), 1e-3)), cmap="viridis")
     for frequency in selected:

@@ -23,9 +23,10 @@ from research.config import check_jobs, command_line, compose_config, register
 from research.config.compose import Composed
 from research.config.group_rules import group_rules
 from research.config.help import help_text
-from research.config.options import CONF, options, read_option
+from research.config.options import options, read_option
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils.errors import UserError
+from research.utils.installation import CONF
 from tests.conftest import arguments
 
 TRAIN = CONF.parent / "train.py"

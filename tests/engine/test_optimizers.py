@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from research.config import compose_config, resolved
 from research.engine import optimizers, schedules
+from research.engine.saved_state import OptimizerState
 from tests.conftest import user_error
 
 
@@ -257,3 +261,115 @@ def test_scaled_rates(rule: str | None, expected: float, caplog: pytest.LogCaptu
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == (0 if rule is None else 2)
     assert all(f"scale_lr={rule}" in line for line in lines)
+
+
+# -- fused kernels --------------------------------------------------------------------------------
+
+KINDS: dict[str, Callable[..., Any]] = {
+    "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "SGD without momentum": partial(torch.optim.SGD, lr=0.1),
+    "Adam": partial(torch.optim.Adam, lr=0.01),
+    "AdamW": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+    "Adagrad": partial(torch.optim.Adagrad, lr=0.1),
+}
+
+
+def learned(
+    make: Callable[..., Any], steps: int, skipped: int = 0, late: bool = False
+) -> list[Tensor]:
+    """The parameters after some steps.
+
+    Args:
+        make: makes the optimizer of parameter groups.
+        steps: number of steps.
+        skipped: number of first steps that a gradient scaler skips.
+        late: whether the last layer has no gradients in the first step.
+    """
+    torch.manual_seed(0)
+    # Without batch norm: before it, the gradient of a bias is rounding alone, which Adam scales up.
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2))
+    solver = make(optimizers.parameter_groups(net, False, None, None, 0.1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=skipped > 0)
+    for step in range(steps):
+        inputs = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+        scaler.scale(net(inputs).square().mean()).backward()
+        if step < skipped:
+            next(net.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+        if late and step == 0:
+            net[3].weight.grad = None
+        scaler.step(solver)
+        scaler.update()
+        solver.zero_grad()
+    return [p.detach() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", [{}, {"skipped": 1}, {"late": True}], ids=str)
+def test_fused_steps_are_those_of_torchs_plain_ones(kind: str, case: dict[str, Any]) -> None:
+    """Also where the first step is skipped, or reaches only some parameters."""
+    make = KINDS[kind]
+    fused = partial(optimizers.created, make)
+    assert fused([{"params": [nn.Parameter(torch.ones(2))]}]).defaults["fused"] is True
+    plain = learned(partial(make, foreach=False), 5, **case)
+    for one, two in zip(learned(fused, 5, **case), plain, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_which_optimizers_are_fused() -> None:
+    params = [{"params": [nn.Parameter(torch.ones(2, 2))]}]
+
+    def fused(library: str, name: str, **kwargs: Any) -> Any:
+        make = partial(
+            optimizers.by_name, library=library, name=name, lr=0.1, weight_decay=0.0, kwargs=kwargs
+        )
+        return optimizers.created(make, params).defaults.get("fused")
+
+    for name in ("SGD", "Adam", "AdamW", "Adagrad"):
+        assert fused("torch", name)
+    assert fused("timm", "momentum")
+    assert fused("timm", "adamw")
+    for name in ("lion", "lamb", "lookahead_adamw"):
+        assert not fused("timm", name)
+    assert not fused("torch", "NAdam")
+    # What is asked for is not overridden.
+    assert fused("torch", "AdamW", fused=False) is False
+    assert not fused("torch", "AdamW", foreach=True)
+    assert not fused("torch", "SGD", momentum=0.9, dampening=0.1)
+    complex_ = [{"params": [torch.ones(2, dtype=torch.cfloat)]}]
+    made = optimizers.created(partial(torch.optim.AdamW, lr=0.1), complex_)
+    assert not made.defaults["fused"]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "Adagrad"])
+@pytest.mark.parametrize("then", [torch.contiguous_format, torch.channels_last])
+def test_a_run_goes_on_in_another_memory_format(kind: str, then: torch.memory_format) -> None:
+    """And with another kernel: states are those of parameters, not of their order in memory."""
+    now = torch.channels_last if then is torch.contiguous_format else torch.contiguous_format
+
+    def begun(layout: torch.memory_format, *, fused: bool) -> tuple[nn.Conv2d, Any]:
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        groups = [{"params": [*net.parameters()]}]
+        make = KINDS[kind] if fused else partial(KINDS[kind], foreach=False)
+        return net, optimizers.created(make, groups)
+
+    def step(net: nn.Conv2d, solver: Any, seed: int) -> None:
+        inputs = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+        net(inputs).square().sum().backward()
+        solver.step()
+        solver.zero_grad()
+
+    ends = []
+    for was_fused, is_fused in ((True, True), (True, False), (False, True), (False, False)):
+        (first, one), (second, two) = begun(then, fused=was_fused), begun(now, fused=is_fused)
+        assert one.defaults["fused"] == (True if was_fused else None)
+        for seed in range(2):
+            step(first, one, seed)
+        saved = copy.deepcopy(one.state_dict())
+        state = OptimizerState(two)
+        second.load_state_dict(first.state_dict())
+        two.load_state_dict(state.restored(saved))
+        step(second, two, 2)
+        ends.append(second.weight.detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-5, atol=1e-6)

@@ -175,7 +175,7 @@ def test_a_densenet_behind_a_stem_takes_the_plain_ones_weights(
     caplog.set_level(logging.INFO)
     plain = tiny_densenet(None).state_dict()
     file = str(save_state(plain, tmp_path / "w.pt"))
-    model = tiny_densenet(file, StemSpec(variant, Selection(ALL, ALL), "full"))
+    model = tiny_densenet(file, StemSpec(variant, Selection(ALL, ALL), "full", "blocks"))
     own = model.backbone.state_dict()
     gone = {key for key in plain if key.startswith(("features.conv0", "features.norm0"))}
     assert set(plain) - set(own) == (set() if variant == "reconstruction" else gone)
@@ -214,10 +214,10 @@ def test_weights_of_libraries_are_found_by_name(
     monkeypatch.setattr(models, "get_model", get_torchvision)
     for source in ("timm", "torchvision"):
         torch.manual_seed(0)
-        resnet("resnet18", 5, source, 0.0, 0.0, None)
+        resnet("resnet18", 5, source, 0.0, 0.0, None, None, None)
         after = torch.rand(())
         torch.manual_seed(0)
-        resnet("resnet18", 5, None, 0.0, 0.0, None)
+        resnet("resnet18", 5, None, 0.0, 0.0, None, None, None)
         assert torch.rand(()) == after, "creating the weights advanced the global generator"
         assert "loaded 120 of 122 tensors" in caplog.records[-1].getMessage()
     backbone("vit_tiny_patch16_224", 5, 32, "timm", 0.0, 0.0, {"depth": 1})

@@ -8,7 +8,8 @@ from torch import nn
 
 from research.compression.stems import IMAGENET_MEAN, IMAGENET_STD
 from research.config import compose_config
-from research.models.zoo import InputSpec, backbone, input_spec
+from research.models.inputs import InputSpec, input_spec
+from research.models.zoo import backbone
 from tests.conftest import user_error
 
 

@@ -24,7 +24,6 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from research.config.declarations import Declarations
 from research.config.group_rules import LAUNCHER, Job, faults
-from research.config.options import CONF
 from research.sweeps import job as sweep_job
 from research.sweeps import launchers, launchers_rules, storage
 from research.sweeps.job import TrialPruner
@@ -34,6 +33,7 @@ from research.sweeps.space import Space
 from research.sweeps.storage import GuardedStorage, StorageError
 from research.sweeps.study import MAX_ATTEMPTS, Claim, Study
 from research.utils.errors import UserError
+from research.utils.installation import CONF
 from tests.conftest import user_error
 
 pytestmark = pytest.mark.usefixtures("study_folder")

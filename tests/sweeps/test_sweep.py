@@ -106,6 +106,7 @@ def parent_statuses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return update(folder, summary, trackers, status)
 
     monkeypatch.setattr(parent, "update", spy)
+    monkeypatch.setattr(parent, "SECONDS_BETWEEN_UPDATES", 0)
     return statuses
 
 

@@ -59,7 +59,7 @@ class FrameTransform(DeviceTransform):
 
     def forward(self, batch: DetectionBatch, generator: torch.Generator | None) -> DetectionBatch:
         # In place from here on: allocating a batch of frames costs more than the arithmetic.
-        batch = replace(batch, inputs=batch.inputs.float().div_(255))
+        batch = replace(batch, inputs=self.floats(batch.inputs).div_(255))
         augmentation = self.augmentation
         if not self.training or augmentation is None:
             return batch

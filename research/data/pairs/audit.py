@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 from research.data.index import ProgressCallback
 from research.data.pairs.lists import (
@@ -308,6 +307,8 @@ def _winner(row: PairRow) -> int:
 
 def _above_chance(wins: float, compared: int) -> bool:
     """True if a fair coin would hardly win this often."""
+    from scipy.stats import binomtest
+
     wins = math.floor(wins)
     return 2 * wins > compared and binomtest(wins, compared).pvalue <= SIGNIFICANCE
 

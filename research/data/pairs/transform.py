@@ -50,11 +50,12 @@ class PairTransform(DeviceTransform):
     def forward(
         self, batch: PairBatch | PhotoBatch, generator: torch.Generator | None
     ) -> PairBatch | PhotoBatch:
-        images = batch.inputs.float().div_(255).sub_(self.mean).div_(self.std)
+        pixels = batch.inputs
         if self.training and self.flip:
-            chosen = bernoulli(len(images), generator, images.device)
-            chosen = chosen.view(-1, *[1] * (images.dim() - 1))
-            images = torch.where(chosen, images.flip(-1), images)
+            chosen = bernoulli(len(pixels), generator, pixels.device)
+            chosen = chosen.view(-1, *[1] * (pixels.dim() - 1))
+            pixels = torch.where(chosen, pixels.flip(-1), pixels)
+        images = self.floats(pixels).div_(255).sub_(self.mean).div_(self.std)
         batch = replace(batch, inputs=images)
         if self.training and self.swap and isinstance(batch, PairBatch):
             return swap_pairs(batch, bernoulli(len(images), generator, images.device))

@@ -87,9 +87,7 @@ class RgbxTransform(DeviceTransform):
         augmentation = self.augmentation if self.training else None
         self.dtype = batch.inputs.dtype
         # In place from here on: allocating a batch of frames costs more than the arithmetic.
-        # Stored as [H, W, C]; in the memory format of the model's two streams of channels.
-        pixels = batch.inputs.to(torch.float32, memory_format=torch.contiguous_format)
-        images = pixels.div_(torch.iinfo(self.dtype).max)
+        images = self.floats(batch.inputs).div_(torch.iinfo(self.dtype).max)
         mask = valid_mask(batch.sizes, images.shape[-1])
         if augmentation is not None:
             color_jitter(images[:, :NUM_COLOURS], augmentation, generator, mask)

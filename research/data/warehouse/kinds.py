@@ -152,7 +152,7 @@ class CoefficientKind:
     ) -> BatchSource:
         shipped, random = self.shipped, train and self.random_crop
         if resident is None:
-            labels = store.gather("labels", positions.tolist())
+            labels = store.table("labels")[positions]
             rows = StoredRows(store, positions, shipped)
             return BlockSamples(rows, labels, self.crop, seed, random=random)
         labels = resident("labels").cpu()[positions]
@@ -168,7 +168,7 @@ class CoefficientKind:
     ) -> DeviceTransform:
         statistics = None
         if store is not None:
-            labels = store.gather("labels", positions.tolist())
+            labels = store.table("labels")[positions]
             rows = StoredRows(store, positions, self.encoder.selection)
             samples = BlockSamples(rows, labels, self.crop, seed=0, random=False)
             key = {"data": store.manifest.version, "image_size": self.crop.size}
@@ -298,11 +298,10 @@ class FrameKind:
 
 def true_boxes(store: Store, positions: Positions) -> tuple[Tensor, Tensor]:
     """Boxes [N, M, 4] and mask of the objects [N, M] bool of the frames at ``positions``."""
-    indices = positions.tolist()
-    mask = store.gather("mask", indices).bool()
+    mask = store.column("mask", positions).bool()
     if "ignored" in store.manifest.tensors:
-        mask &= ~store.gather("ignored", indices).bool()
-    return store.gather("boxes", indices), mask
+        mask &= ~store.column("ignored", positions).bool()
+    return store.column("boxes", positions), mask
 
 
 class FrameSamples:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -57,7 +56,7 @@ def class_balance(samples: Samples) -> Image.Image:
     """Number of boxes or samples of each class, with one bar for each split."""
     counts = class_counts(samples)
     classes = samples.manifest.classes
-    figure = Figure(figsize=(min(24.0, 4 + 0.3 * len(classes)), 4), layout="constrained")
+    figure = pictures.new_figure(min(24.0, 4 + 0.3 * len(classes)), 4)
     axes = figure.add_subplot()
     width = 0.8 / max(1, len(counts))
     for number, (split, by_class) in enumerate(counts.items()):
@@ -79,7 +78,7 @@ def box_centres(boxes: NDArray[Any]) -> Image.Image:
     """
     x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
     heat, _, _ = np.histogram2d(y, x, bins=24, range=((0, 1), (0, 1)))
-    figure = Figure(figsize=(5, 4.5), layout="constrained")
+    figure = pictures.new_figure(5, 4.5)
     axes = figure.add_subplot()
     image = axes.imshow(heat, cmap="magma", extent=(0, 1, 1, 0))
     axes.set_title(f"centres of {len(boxes)} boxes", fontsize="small")
@@ -94,7 +93,7 @@ def box_sizes(boxes: NDArray[Any]) -> Image.Image:
         boxes: [N, 4] xyxy in pixels of the frame.
     """
     width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3).T
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = pictures.new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     left.hist(np.sqrt(width * height), bins=40)
     left.axvline(TINY, color="red", linewidth=0.8)

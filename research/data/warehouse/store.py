@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from research.data.warehouse.checksums import damaged_shards, size_mismatch
 from research.data.warehouse.manifest import REMEDY, Manifest, Shard
-from research.utils.cache import cached_by_file, file_stamp
+from research.utils.cache import cached, cached_by_file, file_stamp
 from research.utils.errors import UserError
 
 
@@ -97,6 +98,19 @@ class Store:
             batches[name] = torch.from_numpy(batch)
         return batches
 
+    def column(self, name: str, positions: NDArray[np.int64]) -> torch.Tensor:
+        """As ``gather``, shard by shard: for a small tensor of very many samples."""
+        tensor = self.manifest.tensors[name]
+        batch = np.empty((len(positions), *tensor.shape), tensor.dtype)
+        shards = np.searchsorted(self._stops, positions, side="right")
+        order = np.argsort(shards, kind="stable")
+        first = np.flatnonzero(np.diff(shards[order], prepend=-1))
+        for chosen in np.split(order, first[1:]) if len(order) else ():
+            shard = int(shards[chosen[0]])
+            views = self._tensors[shard] or self._map_shard(shard)
+            batch[chosen] = views[name][positions[chosen] - self._starts[shard]]
+        return torch.from_numpy(batch)
+
     def whole(self, name: str) -> torch.Tensor:
         """One tensor of all samples, [samples, …], copied into new memory."""
         tensor = self.manifest.tensors[name]
@@ -104,6 +118,16 @@ class Store:
         for shard, (start, stop) in enumerate(zip(self._starts, self._stops, strict=True)):
             batch[start:stop] = (self._tensors[shard] or self._map_shard(shard))[name]
         return torch.from_numpy(batch)
+
+    def table(self, name: str) -> torch.Tensor:
+        """A small tensor of integers of all samples, [samples, …]; read once, then from the cache.
+
+        Otherwise every start would read from each shard, and map it.
+        """
+        shards = sha256("".join(shard.sha256 for shard in self.manifest.shards).encode())
+        key = {"table": name, "version": self.manifest.version, "shards": shards.hexdigest()}
+        values = cached(self.cache / "tables", key, lambda: self.whole(name).tolist())
+        return torch.from_numpy(np.array(values, self.manifest.tensors[name].dtype))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_tensors"}

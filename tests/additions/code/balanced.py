@@ -22,7 +22,7 @@ class BalancedMetrics(ClassificationMetrics):
         return [*super().names, "balanced_top1"]
 
     def compute(self) -> dict[str, float]:
-        counts = self.confusion.compute().double()
+        counts = self.confusion.double()
         seen = counts.sum(1) > 0
         recall = counts.diag()[seen] / counts.sum(1)[seen]
         return {**super().compute(), "balanced_top1": float(recall.mean())}

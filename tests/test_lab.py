@@ -1,0 +1,88 @@
+"""One name for all commands, and a copy of the package that is installed without the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from research import lab
+from research.utils.installation import CONF, IS_COPY, TRAIN
+from tests.conftest import ROOT, SMALL, TINY, data_overrides, user_error
+
+
+def test_verbs_are_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    lab.run([])
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "}
+    assert listed == {"train", *(path.stem for path in lab.verbs().values())}
+    assert {"evaluate", "prepare", "summary"} < listed
+    assert not listed & {"judge", "lab", "batch"}
+    with user_error("VERB", "evalute", "did you mean 'evaluate'"):
+        lab.run(["evalute"])
+
+
+def test_a_verb_runs_its_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lab"])
+    with pytest.raises(SystemExit) as stop:
+        lab.run(["evaluate", "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("python -m research.evaluate RUN")
+    with pytest.raises(SystemExit) as stop:
+        lab.run(["train", "epochs=x"])
+    assert stop.value.code == 2
+    assert "epochs=x: expected a whole number" in capsys.readouterr().err
+
+
+def test_in_a_checkout_the_command_is_train_py() -> None:
+    assert (IS_COPY, TRAIN, CONF) == (False, "python train.py", ROOT / "conf")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The content of the wheel."""
+    folder = tmp_path_factory.mktemp("installed")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.mark.long
+def test_a_copy_has_every_file(copy: Path) -> None:
+    def files(folder: Path) -> set[str]:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)) for path in found if "__pycache__" not in path.parts}
+
+    own = {f"conf/{name}" for name in files(ROOT / "conf")} | {"train.py"}
+    assert files(copy / "research") == files(ROOT / "research") | own
+    (scripts,) = copy.glob("*.dist-info/entry_points.txt")
+    assert "lab = research.lab:main" in scripts.read_text()
+
+
+@pytest.mark.long
+def test_a_copy_works_from_any_folder(copy: Path, folders: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        code = "from research.lab import main; main()"
+        return subprocess.run(
+            [sys.executable, "-P", "-c", code, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    wrong = run("train", "epoch=1")
+    assert "lab train --help lists all keys" in wrong.stderr
+    trained = run("train", *SMALL, *TINY, *data_overrides(folders), "name=copied")
+    assert trained.returncode == 0, trained.stderr
+    (folder,) = (tmp_path / "runs").glob("*_copied")
+    assert (folder / "checkpoints/final.safetensors").exists()
