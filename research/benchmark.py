@@ -35,8 +35,9 @@ class Benchmark:
 
 BENCHMARKS = {
     "input": Benchmark(
-        "file → training sample: pixels (decode, random crop, resize) and the bitstream with "
-        "windows 8, 4 and 2",
+        "file → training sample: PIL, torchvision, timm, simplejpeg and cv2 (installed with the "
+        "extra dev), and the pixels, bitstream and store of this project; how much their values "
+        "differ",
         reads_images=True,
     ),
     "readers": Benchmark(
