@@ -63,9 +63,11 @@ def main(cfg: DictConfig | Resumed) -> float | None:
 
 def train(config: dict[str, Any], name: str, overrides: Sequence[str]) -> float | None:
     """Train or resume one run."""
-    from research.engine import distributed, run, run_folder
-    from research.utils import logs
+    from research.utils import garbage, logs
     from research.utils.launch import require_one_process
+
+    with garbage.paused():
+        from research.engine import distributed, run, run_folder
 
     if config["verify_resume"]:
         from research.engine.verify_resume import verify

@@ -58,6 +58,23 @@ BENCHMARKS = {
         "network in fp32 and bf16, contiguous and channels_last",
         takes_settings=True,
     ),
+    "loop": Benchmark(
+        "an epoch of train.py with one written by hand, Lightning's Trainer and a loop of timm's "
+        "own parts (of pictures in folders): the same model, data, optimizer and precision; the "
+        "training steps alone, and with the end of the epoch",
+        takes_settings=True,
+    ),
+    "scale": Benchmark(
+        "cost per unit at three sizes: to open and to read stores (sparse files) of 10,000 to a "
+        "million entries, the order of an epoch of 140,000 to 14 million samples, a comparison of "
+        "10 to 1,000 runs"
+    ),
+    "sweep": Benchmark(
+        "trials of one sweep, the first hundred with the last of trials=2000, and with the first "
+        "of a second sweep; training is replaced by a result that is drawn, so that only the sweep "
+        "itself is timed, stage by stage",
+        takes_settings=True,
+    ),
     "tracking": Benchmark(
         "training steps of the composed configuration (by default the demo), without any tracker "
         "and with all those of train.py: tables, console, summary, MLflow on sqlite with its "

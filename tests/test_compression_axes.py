@@ -111,7 +111,7 @@ def test_the_full_product_runs_forward_and_backward(
     variant: str, window: int, range_: str, source: str, order: Any, files: list[Path]
 ) -> None:
     selection = Selection.from_settings(window, order)
-    assert unmoved(StemSpec(variant, selection, range_), source, files) == []
+    assert unmoved(StemSpec(variant, selection, range_, "blocks"), source, files) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -123,13 +123,13 @@ def test_any_budget_runs_forward_and_backward(
         4, "zigzag", count_luma=count_luma, count_chroma=count_chroma
     )
     for source in SOURCES:
-        assert unmoved(StemSpec(variant, selection, "studio"), source, files) == []
+        assert unmoved(StemSpec(variant, selection, "studio", "blocks"), source, files) == []
 
 
 def test_windows_of_its_own_for_a_plane(files: list[Path]) -> None:
     for variant in VARIANTS:
         selection = Selection.from_settings(4, "corner", window_luma=8, window_chroma=1)
-        assert unmoved(StemSpec(variant, selection, "full"), "bitstream", files) == []
+        assert unmoved(StemSpec(variant, selection, "full", "blocks"), "bitstream", files) == []
 
 
 # Each value of each axis at least once; the product above covers how they combine.

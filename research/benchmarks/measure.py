@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from research.utils.files import to_json, write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Candidate = Callable[[], float]
 
 SCALES = ((1.0, "s"), (1e-3, "ms"), (0.0, "µs"))
@@ -83,26 +84,37 @@ class Result:
 def measure(
     candidates: Mapping[str, Candidate], rounds: int, *, unit: str, seed: int = 0, name: str = ""
 ) -> Result:
-    """Time candidates in every round, in a new order drawn from ``seed``, after one for warm-up.
+    """Time candidates side by side.
 
     Args:
         candidates: by name. The first one is the reference; the second should be the same work
             again, as the control: the deviation of its speed from 1 is the noise.
         rounds: number of times of each, without the warm-up.
         unit: of which candidates return the seconds.
+        seed: of the order.
         name: what is measured, where a benchmark has several results.
     """
-    seconds: dict[str, list[float]] = {each: [] for each in candidates}
+    return compared(interleaved(candidates, rounds, seed=seed, name=name), unit=unit, name=name)
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], T]], rounds: int, *, seed: int = 0, name: str = ""
+) -> dict[str, list[T]]:
+    """What candidates return, one value a round; after a first round for warm-up.
+
+    In every round each runs once, in a new order drawn from ``seed``.
+    """
+    found: dict[str, list[T]] = {each: [] for each in candidates}
     order = list(candidates)
     shuffle = random.Random(seed).shuffle  # noqa: S311 - no secret
     for number in range(rounds + 1):
         log.info("%sround %d of %d", f"{name}: " if name else "", number, rounds)
         shuffle(order)
         for each in order:
-            found = candidates[each]()
+            value = candidates[each]()
             if number:  # the first round fills caches
-                seconds[each].append(found)
-    return compared(seconds, unit=unit, name=name)
+                found[each].append(value)
+    return found
 
 
 def compared(seconds: Mapping[str, Sequence[float]], *, unit: str, name: str = "") -> Result:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from research.benchmarks.measure import Result, compared, measure
+from research.benchmarks.measure import Result, compared, interleaved
 from research.benchmarks.options import BenchmarkOptions
 from research.config import compose_config
 from research.engine import build, distributed
@@ -92,20 +92,13 @@ def costs(overrides: list[str], steps: int, rounds: int) -> dict[str, list[Cost]
         store = ["logging=mlflow", f"logging.mlflow.uri=sqlite:///{scratch}/mlflow.db"]
         words = [*overrides, "device=cpu", "epochs=1000", f"max_train_batches={steps}", *store]
         built = build.experiment(compose_config(words).config)
-        found: dict[str, list[Cost]] = {}
         kinds = {"without": False, "without (control)": False, "with": True}
-
-        def candidate(name: str) -> float:
-            folder = Path(scratch) / f"{name}_{len(found.setdefault(name, []))}"
-            folder.mkdir()
-            found[name].append(_cost(built, folder, name, with_trackers=kinds[name]))
-            return found[name][-1].wall
-
-        measure({name: partial(candidate, name) for name in kinds}, rounds, unit="step")
-    return {name: found[name][1:] for name in kinds}  # without the warm-up
+        return interleaved(
+            {name: partial(_cost, built, Path(scratch), on) for name, on in kinds.items()}, rounds
+        )
 
 
-def _cost(built: Experiment, folder: Path, name: str, *, with_trackers: bool) -> Cost:
+def _cost(built: Experiment, scratch: Path, with_trackers: bool) -> Cost:
     """Train the first steps of an epoch, as a new run: its trackers' threads end with it."""
     state = built.state
     state.epoch, state.step, state.samples, state.epoch_losses = 0, 0, 0, {}
@@ -116,7 +109,9 @@ def _cost(built: Experiment, folder: Path, name: str, *, with_trackers: bool) ->
         enabled += build.trackers(state.config)
     losses = distributed.Losses(built.task, state.forward)
     trackers = Trackers(enabled)
-    trackers.start(Run(folder, name, state.config, data=("benchmark", "0")))
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    trackers.start(Run(folder, folder.name, state.config, data=("benchmark", "0")))
+    trackers.flush()  # the first delivery connects, which belongs to the start
     try:
         tracker = TimedTracker(trackers)
         clocks = time.perf_counter, time.process_time, time.thread_time

@@ -9,7 +9,7 @@ from research.config.compose import choices_of_model
 from research.config.declarations import COEFFICIENTS
 from research.config.group_rules import Job
 from research.config.options import options
-from research.config.rules import COUNT, Rule, one_of, whole
+from research.config.rules import COUNT, Rule, one_of, or_null, whole
 from research.utils.errors import UserError
 
 SELECTION = ("window", "order", "window_luma", "window_chroma", "count_luma", "count_chroma")
@@ -23,6 +23,7 @@ RULES: dict[str, Rule] = {
         "luma_fusion_pruned",
         "late_concat",
     ),
+    "refinement": or_null(one_of("blocks", "pixels")),
     "source": one_of("pixels", "bitstream"),
     "range": one_of("studio", "full"),
     "order": one_of("corner", "zigzag"),

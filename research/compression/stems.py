@@ -38,11 +38,13 @@ class StemSpec:
             ``late_concat``.
         selection: the frequencies of the input.
         range_: range of the input, ``full`` or ``studio``.
+        refinement: of ``reconstruction``, see there.
     """
 
     variant: str
     selection: Selection
     range_: str
+    refinement: str | None = None
 
     @property
     def takes_image(self) -> bool:
@@ -72,7 +74,7 @@ class StemSpec:
     def build(self, channels: int) -> nn.Module:
         """Build the stem, with ``channels`` output channels if it returns features."""
         if self.variant == "reconstruction":
-            return Reconstruction(self.selection, self.range_)
+            return Reconstruction(self.selection, self.range_, self.refinement)
         stride = 8 if self.variant == "block_stem" else 16
         return JoinedStem(*self._planes, channels, stride)
 
@@ -94,21 +96,31 @@ class StemSpec:
 class Reconstruction(nn.Module):
     """Decode the RGB image, refine it and normalise it for the backbone's own stem.
 
-    The refinement (3×3 conv to 32, batch norm, SiLU, 3×3 conv to 3) is a residual initialised to
+    The refinement (3×3 conv to 32, batch norm, SiLU, 3×3 conv back) is a residual initialised to
     zero: before training the network is the RGB network on the decoded image, so that pretrained
     weights can be used.
 
     Takes unnormalised coefficients; returns [B, 3, H, W], normalised with ImageNet's mean and std.
+
+    Args:
+        selection: the frequencies of the input.
+        range_: range of the input, ``full`` or ``studio``.
+        refinement: ``blocks``: convolutions over blocks of 8×8 pixels, whose 192 values are the
+            channels; ``pixels``: over pixels, 64 times as many positions; ``None``: no refinement.
     """
 
-    def __init__(self, selection: Selection, range_: str) -> None:
+    def __init__(self, selection: Selection, range_: str, refinement: str | None) -> None:
         super().__init__()
         self.decoder = Decoder(selection, range_)
-        self.refine = nn.Sequential(
-            _conv_norm_act(3, REFINE_WIDTH),
-            nn.Conv2d(REFINE_WIDTH, 3, 3, padding=1, bias=False),
-        )
-        nn.init.zeros_(self.refine[1].weight)  # type: ignore[arg-type]
+        self.side = 8 if refinement == "blocks" else 1
+        self.refine = None
+        if refinement is not None:
+            channels = 3 * self.side**2
+            self.refine = nn.Sequential(
+                _conv_norm_act(channels, REFINE_WIDTH),
+                nn.Conv2d(REFINE_WIDTH, channels, 3, padding=1, bias=False),
+            )
+            nn.init.zeros_(self.refine[1].weight)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -117,7 +129,10 @@ class Reconstruction(nn.Module):
 
     def forward(self, blocks: Blocks) -> Tensor:
         image = self.decoder(blocks.y, blocks.cbcr) / 255
-        return (image + self.refine(image) - self.mean) / self.std
+        if self.refine is not None:
+            residual = self.refine(F.pixel_unshuffle(image, self.side))
+            image = image + F.pixel_shuffle(residual, self.side)
+        return (image - self.mean) / self.std
 
 
 class JoinedStem(nn.Module):

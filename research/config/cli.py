@@ -29,7 +29,7 @@ import yaml
 from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
-from research.utils import conditions, secrets
+from research.utils import conditions, garbage, secrets
 from research.utils.errors import UserError
 from research.utils.launch import require_one_process
 
@@ -323,6 +323,7 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
     is printed in one line, with exit status 2. Every other exception keeps its traceback.
     """
     secrets.hide_command_line()
+    garbage.freeze_at_exit()
     words = sys.argv[1:]
     if not words or "--help" in words or "-h" in words:
         print(usage.strip())

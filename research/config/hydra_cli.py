@@ -33,7 +33,7 @@ from research.config.help import help_text
 from research.config.jobs import check_jobs
 from research.config.messages import explain, suggest
 from research.config.schema import register
-from research.utils import conditions, secrets
+from research.utils import conditions, garbage, secrets
 from research.utils.errors import UserError
 from research.utils.launch import process_prefix
 
@@ -46,6 +46,7 @@ def command_line(main: Callable[..., object]) -> None:
     128 + the number of the signal. Every other exception keeps its traceback.
     """
     secrets.hide_command_line()
+    garbage.freeze_at_exit()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
     overrides: list[str] = []

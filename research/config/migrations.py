@@ -24,12 +24,14 @@ class Migration:
         columns: names of columns and metrics, old to new.
         added: values of new dotted keys for runs before this version; only if their behaviour
             differs from the default.
+        only: settings of the runs for which ``added`` is; empty: all.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     added: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, Any] = field(default_factory=dict)
 
 
 SCHEDULES: Final = ("constant", "cosine", "exponential", "linear", "multistep", "one_cycle", "step")
@@ -51,6 +53,10 @@ MIGRATIONS: Final[list[Migration]] = [
     ),
     # 2 → 3: how batches are loaded is a setting of the run, not of the data set.
     Migration(keys={f"dataset.{key}": key for key in ("batch_size", "workers", "pin_memory")}),
+    # 3 → 4: the refinement of reconstruction is a setting; it worked at full resolution.
+    Migration(
+        added={"compression.refinement": "pixels"}, only={"compression.variant": "reconstruction"}
+    ),
 ]
 """One entry per version, from version 1 to 2 on."""
 
@@ -74,9 +80,12 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
             # With both, the old key stays, and is refused as unknown.
             if _has(result, old) and not _has(result, new):
                 _put(result, new, _pop(result, old))
-        for key, value in step.added.items():
-            if not _has(result, key):
-                _put(result, key, value)
+        if all(
+            _has(result, key) and _get(result, key) == value for key, value in step.only.items()
+        ):
+            for key, value in step.added.items():
+                if not _has(result, key):
+                    _put(result, key, value)
     _rename_targets(result)
     for key in MONITORS:
         if _has(result, key) and isinstance(_get(result, key), str):

@@ -73,7 +73,7 @@ class BlockRows(Protocol):
         ...
 
     def crop(
-        self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
+        self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         """Read one crop of each of several images.
 
@@ -101,12 +101,13 @@ class FileRows:
         return str(self.files[index])
 
     def crop(
-        self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
+        self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         luma, chroma = [], []
         positions: list[int] = []
         skipped: Counter[str] = Counter()
-        for position, (index, corner) in enumerate(zip(indices, corners.tolist(), strict=True)):
+        crops = zip(indices.tolist(), corners.tolist(), strict=True)
+        for position, (index, corner) in enumerate(crops):
             try:
                 sample = self.reader.read(
                     self.files[index], self.file_crop, np.random.default_rng(0)
@@ -166,10 +167,10 @@ class BlockSamples:
         return self.rows.name(index)
 
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
-        indices = [key.index for key in keys]
+        indices = np.array([key.index for key in keys], dtype=np.int64)
         corners = self._corners(keys[0].epoch if keys else 0)[indices]
         inputs, positions, skipped = self.rows.crop(indices, self.crop, corners)
-        index = torch.tensor(indices, dtype=torch.int64)[positions]
+        index = torch.from_numpy(indices[positions])
         return ClassificationBatch(index, inputs, self.labels[index], skipped=skipped)
 
     def _corners(self, epoch: int) -> NDArray[np.int64]:

@@ -38,6 +38,7 @@ from research.data.splits import (
     split_named,
     subsample,
 )
+from research.utils.cache import cached
 from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
@@ -168,11 +169,16 @@ class ImageFolders(ClassificationData):
         if not self.linear_baseline:
             return None
         reader = PixelReader(self.image_size)
-        samples = (
-            ImageSamples(self.splits[split], reader, self.eval_crop, seed=0)
-            for split in ("train", "val")
-        )
-        top1 = linear_top1(*(EpochLoader(split, 256, seed=0, train=False) for split in samples))
+        splits = [self.splits[name] for name in ("train", "val")]
+        key = {
+            "linear_baseline": [content_hash(split.files, self.cache) for split in splits],
+            "labels": hashlib.sha256(repr([split.labels for split in splits]).encode()).hexdigest(),
+            "image_size": self.image_size,
+            "crop_pct": self.eval_crop.pct,
+        }
+        samples = (ImageSamples(split, reader, self.eval_crop, seed=0) for split in splits)
+        loaders = (EpochLoader(split, 256, seed=0, train=False) for split in samples)
+        top1 = cached(self.cache / "baselines", key, lambda: linear_top1(*loaders))
         return f"top1 {top1:.4f}, a linear classifier on mean colour and DC values"
 
     def fingerprint(self) -> str:

@@ -77,7 +77,11 @@ class ProcessShard:
         """The number of this process's part among the parts of all batches of an epoch."""
         return batch * self.processes + self.rank
 
-    def part(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    def size(self, samples: int) -> int:
+        """The length of this process's part of so many samples."""
+        return samples // self.processes + (self.rank < samples % self.processes)
+
+    def part(self, samples: NDArray[Any]) -> NDArray[Any]:
         """This process's part of ``samples``; parts are consecutive and differ by at most one."""
         return np.array_split(samples, self.processes)[self.rank]
 
@@ -186,10 +190,11 @@ class EpochSampler(Sampler[list[SampleKey]]):
     def __len__(self) -> int:
         if self.train:
             return max(self.samples > 0, self.samples // (self.batch_size * self.shard.processes))
-        return -(-len(self.shard.part(np.arange(self.samples))) // self.batch_size)
+        return -(-self.shard.size(self.samples) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = np.arange(self.samples)
+        # A shuffle draws the same order for every type; half the bytes are half the time.
+        order = np.arange(self.samples, dtype=np.int32 if self.samples < 2**31 else np.int64)
         size = self.batch_size
         if self.train:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
@@ -200,7 +205,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
             chosen = order[batch * size : (batch + 1) * size]
             if self.train:
                 chosen = self.shard.part(chosen)
-            yield [SampleKey(self.epoch, int(index)) for index in chosen]
+            yield [SampleKey(self.epoch, index) for index in chosen.tolist()]
 
 
 class EpochLoader:

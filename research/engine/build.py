@@ -252,7 +252,8 @@ def stem_spec(compression: Config) -> StemSpec | None:
     if compression["variant"] == "none":
         return None
     selection = _selection(**{name: compression[name] for name in SELECTION})
-    return StemSpec(compression["variant"], selection, compression["range"])
+    variant, range_ = compression["variant"], compression["range"]
+    return StemSpec(variant, selection, range_, compression.get("refinement"))
 
 
 # Cached, so that the settings are parsed once and data and stem get the same object.

@@ -28,6 +28,7 @@ from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
+from research.utils import garbage
 from research.utils.conditions import explained
 from research.utils.errors import UserError
 from research.utils.files import remove_leftovers, write_text
@@ -286,7 +287,8 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
     def show_progress(what: str, done: int, total: int) -> None:
         console.progress(Progress(what, done, total, unit="files"))
 
-    with distributed.main_first():  # it prepares the data; the others find them
+    # The main process prepares the data; the others find them. The model's library is imported.
+    with distributed.main_first(), garbage.paused():
         experiment = build.experiment(_to_build(config, begin), show_progress, begin.weights)
     state = experiment.state
     state.config = config

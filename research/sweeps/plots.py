@@ -36,6 +36,8 @@ MIN_TRIALS: Final = 10
 TOP_TRIALS: Final = 5
 """The least number of best trials that PED-ANOVA compares with all trials."""
 COLUMNS: Final = 4
+MOST: Final = 100
+"""Trials with a curve or a number of their own; more could not be told apart."""
 
 
 def pictures(summary: Summary) -> dict[str, Image]:
@@ -227,14 +229,20 @@ def _history(summary: Summary) -> Figure:
 
 
 def _learning_curves(summary: Summary) -> Figure:
-    """The monitored metric over epochs, one curve a trial; unfinished ones end in a cross."""
+    """The monitored metric over epochs, one curve a trial; unfinished ones end in a cross.
+
+    Of many trials, the last ones and the best.
+    """
     figure, [[axes]] = _subplots(1, 1)
     best = (summary["best"] or {}).get("trial")
+    curves = [(trial, curve) for trial in summary["trials"] if (curve := _curve(trial))]
+    shown = [
+        each
+        for place, each in enumerate(curves)
+        if len(curves) - place < MOST or each[0]["trial"] == best
+    ]
     labelled = set()
-    for trial in summary["trials"]:
-        curve = _curve(trial)
-        if not curve:
-            continue
+    for trial, curve in shown:
         unfinished, is_best = trial["status"] in UNFINISHED, trial["trial"] == best
         colour = "C2" if is_best else UNFINISHED.get(trial["status"], "C0")
         name = "best" if is_best else trial["status"].lower()
@@ -251,7 +259,8 @@ def _learning_curves(summary: Summary) -> Figure:
             fontsize="x-small", color=colour,
         )  # fmt: skip
     legend(axes)
-    axes.set_xlabel("epoch (numbers: trials)")
+    part = f"; {len(shown)} of {len(curves)}" if len(shown) < len(curves) else ""
+    axes.set_xlabel(f"epoch (numbers: trials{part})")
     axes.set_ylabel(summary["objectives"][0]["name"])
     _whole_numbers(axes)
     return figure
@@ -357,9 +366,10 @@ def _pareto(summary: Summary) -> Figure:
             axes.plot(
                 *zip(*best, strict=True), f"o{line}", drawstyle=steps, color="C2", label="front"
             )
-        for number, point in points.items():
+        numbered = points if len(points) <= MOST else [n for n in points if n in front][:MOST]
+        for number in numbered:
             axes.annotate(
-                str(number), point, (5, 4), textcoords="offset points", fontsize="x-small"
+                str(number), points[number], (5, 4), textcoords="offset points", fontsize="x-small"
             )
         for objective, set_label in zip(pair, (axes.set_xlabel, axes.set_ylabel), strict=True):
             set_label(f"{objective['name']} ({objective['direction']})")

@@ -50,7 +50,13 @@ def summary(study: Study) -> dict[str, Any]:
     """The content of ``final_summary.json``, see ``docs/sweeps.md``."""
     description, now = study.description, datetime.now(UTC)
     names = [objective["name"] for objective in description["objectives"]]
-    trials = [_ended_entry(study, trial, names) for trial in study.trials()]
+    known = study.store.ended[study.name].entries
+    trials = [
+        own.entry
+        if (own := known.get(trial.number)) is not None and own.trial is trial
+        else _new_entry(study, trial, names)
+        for trial in study.trials()
+    ]
     started = datetime.fromisoformat(description["started"])
     return {
         **description,
@@ -154,11 +160,9 @@ def _entry_text(entry: Mapping[str, Any]) -> str:
     return textwrap.indent(to_json(entry).rstrip("\n"), "  ")
 
 
-def _ended_entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
-    """As ``_entry``; of a trial that has ended it is made once."""
+def _new_entry(study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
+    """As ``_entry``, which is kept if the trial has ended."""
     known = study.store.ended[study.name].entries
-    if trial.number in known and known[trial.number].trial is trial:
-        return known[trial.number].entry
     known.pop(trial.number, None)
     entry = _entry(study, trial, names)
     if trial.state.is_finished():

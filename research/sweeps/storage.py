@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -92,15 +92,25 @@ class EndedTrial(NamedTuple):
 
 @dataclass(frozen=True)
 class Ended:
-    """What a process keeps, by number, of the ended trials of a study: they do not change any more.
+    """What a process keeps of the ended trials of a study, which do not change any more.
 
     Attributes:
-        checked: trials whose attributes are valid.
-        entries: trials that were recorded.
+        first: the first trials in the storage, up to one that has not ended.
+        claimed: those of them that are claimed, and valid.
+        entries: trials that were recorded, by number.
     """
 
-    checked: dict[int, FrozenTrial] = field(default_factory=dict)
+    first: list[FrozenTrial] = field(default_factory=list)
+    claimed: list[FrozenTrial] = field(default_factory=list)
     entries: dict[int, EndedTrial] = field(default_factory=dict)
+
+    def forget_others(self, trials: Sequence[FrozenTrial]) -> None:
+        """Forget everything if these are not the trials of before: the study was created anew."""
+        count = len(self.first)
+        if count and (len(trials) < count or trials[count - 1] is not self.first[-1]):
+            self.first.clear()
+            self.claimed.clear()
+            self.entries.clear()
 
 
 class GuardedStorage:

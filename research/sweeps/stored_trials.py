@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ConfigDict, NonNegativeInt, StringConstraints, with_config
@@ -33,31 +33,26 @@ class _Attributes:
     retries: int | None = None
 
 
-def check(trial: FrozenTrial, study: str, store: Any, objectives: int) -> None:
-    """Check what the storage has of a trial; once, if it has ended.
+def check(trial: FrozenTrial, study: str, storage: str, objectives: int) -> None:
+    """Check what the storage has of a trial.
 
     Args:
         trial: from the storage.
         study: its name.
-        store: from ``open_storage``.
+        storage: its name, for messages.
         objectives: their number.
 
     Raises:
         StorageError: if it is not what a trial records.
     """
-    checked = store.ended[study].checked
-    if checked.get(trial.number) is trial:
-        return
     file = Path(f"trial {trial.number} of {study}")
     try:
         validate(_Attributes, trial.user_attrs, "hydra.sweeper.storage", file, "")
     except UserError as error:
-        raise StorageError(store.name, str(error), REPAIR) from None
+        raise StorageError(storage, str(error), REPAIR) from None
     values = [v for v in trial.values or () if isinstance(v, int | float)]
     ended = trial.state is not TrialState.COMPLETE or len(values) == objectives
     epochs = trial.intermediate_values.items()
     numbers = all(isinstance(e, int) and isinstance(v, int | float) for e, v in epochs)
     if not (ended and numbers):
-        raise StorageError(store.name, f"{file} is damaged", REPAIR)
-    if trial.state.is_finished():
-        checked[trial.number] = trial
+        raise StorageError(storage, f"{file} is damaged", REPAIR)

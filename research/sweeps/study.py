@@ -130,11 +130,25 @@ class Study:
 
         If a process dies while Optuna samples a point, the trial has no values and no claim.
         """
-        every = [t for t in self.optuna.get_trials(deepcopy=False) if CLAIMED in t.user_attrs]
-        for trial in every:
-            check(trial, self.name, self.store, len(self.optuna.directions))
-        retried = {trial.user_attrs.get("retries") for trial in every}
-        return [trial for trial in every if trial.number not in retried]
+        every = self.optuna.get_trials(deepcopy=False)
+        ended = self.store.ended[self.name]
+        ended.forget_others(every)
+        more: list[FrozenTrial] = []
+        all_ended = True
+        for trial in every[len(ended.first) :]:
+            is_claimed = CLAIMED in trial.user_attrs
+            if is_claimed:
+                check(trial, self.name, self.store.name, len(self.optuna.directions))
+            all_ended = all_ended and trial.state.is_finished()
+            if all_ended:
+                ended.first.append(trial)
+            if is_claimed:
+                (ended.claimed if all_ended else more).append(trial)
+        claimed = [*ended.claimed, *more]
+        retried = {
+            trial.user_attrs["retries"] for trial in claimed if "retries" in trial.user_attrs
+        }
+        return [t for t in claimed if t.number not in retried] if retried else claimed
 
     def failed(self) -> list[FrozenTrial]:
         """Trials that have failed and were not retried."""
@@ -144,7 +158,7 @@ class Study:
         every = self.optuna.get_trials(deepcopy=False)
         if number >= len(every):
             raise StorageError(self.store.name, f"it has lost trial {number} of {self.name}")
-        check(every[number], self.name, self.store, len(self.optuna.directions))
+        check(every[number], self.name, self.store.name, len(self.optuna.directions))
         return every[number]
 
     @staticmethod

@@ -46,8 +46,6 @@ BATCH_TIME = "batch/batch_time_sec"
 SECONDS_BETWEEN_DELIVERIES = 10.0
 SECONDS_FOR_DELIVERY = 0.2
 """For which training waits for a delivery, which then goes on beside it."""
-SECONDS_TO_START = 5.0
-"""The same of the first delivery, which connects."""
 DELIVERY_THREAD = "MLflowDelivery"
 SECONDS_AFTER_FAILURE = 60.0
 """Doubled after each failure in a row."""
@@ -93,8 +91,9 @@ class MLflowTracker(Tracker):
     # -- the interface -------------------------------------------------------------------------
 
     def start(self, run: Run) -> None:
+        # It connects with the first record: MLflow takes seconds to import, and to create tables,
+        # and would compete with the first training step for Python's lock.
         self._read(run)
-        self._deliver_aside(SECONDS_TO_START)
 
     def _read(self, run: Run) -> None:
         """Read what an earlier process has left in the folder of a run."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection, select_frequencies
@@ -16,9 +16,11 @@ VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned")
 FEATURES = VARIANTS[1:]
 
 
-def spec(variant: str, window: int = 4, range_: str = "full") -> StemSpec:
+def spec(
+    variant: str, window: int = 4, range_: str = "full", refinement: str | None = "blocks"
+) -> StemSpec:
     kept = select_frequencies(window, "corner")
-    return StemSpec(variant, Selection(kept, kept), range_)
+    return StemSpec(variant, Selection(kept, kept), range_, refinement)
 
 
 def blocks(kept: int = 16, count: int = 2, size: int = 64, chroma: int | None = None) -> Blocks:
@@ -94,7 +96,7 @@ def test_every_channel_counts(variant: str) -> None:
 @pytest.mark.parametrize(("luma", "chroma"), [(10, 0), (0, 3), (64, 1)])
 def test_an_empty_plane_has_no_branch(variant: str, luma: int, chroma: int) -> None:
     selection = Selection.from_settings(4, "zigzag", count_luma=luma, count_chroma=chroma)
-    stem = StemSpec(variant, selection, "studio").build(64)
+    stem = StemSpec(variant, selection, "studio", "blocks").build(64)
     inputs = blocks(kept=luma, chroma=chroma)
     out = stem(inputs)
     assert out.shape == ((2, 3, 64, 64) if variant == "reconstruction" else (2, 64, 16, 16))
@@ -104,8 +106,9 @@ def test_an_empty_plane_has_no_branch(variant: str, luma: int, chroma: int) -> N
         assert inputs_of == [*([luma] if luma else []), *([2 * chroma] if chroma else []), joined]
 
 
-def test_refinement_starts_as_an_identity_and_can_learn() -> None:
-    stem: Any = spec("reconstruction", window=8).build(64)
+@pytest.mark.parametrize("refinement", ["blocks", "pixels"])
+def test_refinement_starts_as_an_identity_and_can_learn(refinement: str) -> None:
+    stem: Any = spec("reconstruction", window=8, refinement=refinement).build(64)
     inputs = Blocks(*(20 * part for part in blocks(kept=64, size=32)))
     image = stem.decoder(*inputs) / 255
     expected = (image - stem.mean) / stem.std
@@ -117,6 +120,37 @@ def test_refinement_starts_as_an_identity_and_can_learn() -> None:
         optimizer.step()
     assert not torch.equal(stem(inputs), expected)
     assert all(p.grad.abs().max() > 0 for p in stem.parameters())
+
+
+@torch.no_grad()
+def test_without_refinement_the_stem_is_the_decoder() -> None:
+    stem: Any = spec("reconstruction", refinement=None).build(64)
+    assert list(stem.parameters()) == []
+    inputs = blocks()
+    expected = (stem.decoder(*inputs) / 255 - stem.mean) / stem.std
+    assert torch.equal(stem(inputs), expected)
+
+
+@torch.no_grad()
+def test_the_refinement_of_blocks_reads_a_block_and_those_around_it() -> None:
+    torch.manual_seed(0)
+    stem: Any = spec("reconstruction", window=8, refinement="blocks").build(64).eval()
+    nn.init.normal_(stem.refine[1].weight)
+    # By hand: the 3·8·8 values of a block as channels, colour by colour, row by row.
+    image = stem.decoder(*(inputs := blocks(kept=64, size=48))) / 255
+    channels = image.reshape(2, 3, 6, 8, 6, 8).permute(0, 1, 3, 5, 2, 4).reshape(2, 192, 6, 6)
+    residual = stem.refine(channels).reshape(2, 3, 8, 8, 6, 6).permute(0, 1, 4, 2, 5, 3)
+    expected = (image + residual.reshape(2, 3, 48, 48) - stem.mean) / stem.std
+    assert not torch.equal(residual, torch.zeros_like(residual))
+    torch.testing.assert_close(stem(inputs), expected)
+    # Two 3×3 convolutions, hence two blocks in each direction.
+    changed = inputs.y.clone()
+    changed[:, :, 0, 0] += 1
+    reached = (stem(Blocks(changed, inputs.cbcr)) - stem(inputs)).abs().amax((0, 1)) > 0
+    rows = reached.reshape(6, 8, 6, 8).any(3).any(1)
+    assert rows[:3, :3].all()
+    assert not rows[3:].any()
+    assert not rows[:, 3:].any()
 
 
 def test_only_the_pruned_variant_scales_the_trunk() -> None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import research
 from research.comparison import collect
-from research.config import compose_config, migrations, stored
+from research.config import compose_config, migrations, resolved, stored
 from research.config.keys import leaves
 from research.config.migrations import Migration
-from research.engine import run_folder
+from research.engine import build, run_folder
 from research.tracking.files import read_rows
 from research.utils.errors import UserError
 from tests.conftest import Train, user_error
@@ -230,3 +230,36 @@ def test_a_key_under_both_names_is_refused(key: str) -> None:
     config |= {"version": 2, "dataset": config["dataset"] | {key: None}}
     with user_error(f"dataset.{key}", "not a setting"):
         stored.configuration(config, "here")
+
+
+def test_added_values_are_for_the_runs_that_the_migration_names(migrate: Migrate) -> None:
+    then = json.loads(json.dumps(CONFIG))
+    del then["decay_norms"]
+    migrate(added={"decay_norms": False}, only={"compression.variant": "none", "epochs": 4711})
+    assert stored.configuration(then, "here")["decay_norms"] is True
+    migrate(added={"decay_norms": False}, only={"compression.variant": "none"})
+    assert stored.configuration(then, "here")["decay_norms"] is False
+
+
+@pytest.mark.parametrize("variant", ["reconstruction", "block_stem"])
+def test_reconstruction_of_before_refines_pixels(variant: str) -> None:
+    words = ["model=resnet34_compressed", "model.name=resnet10t", f"compression={variant}"]
+    today = resolved(compose_config(words)[0])
+    then = json.loads(json.dumps({**today, "version": 3}))
+    then["compression"].pop("refinement", None)
+    config = stored.configuration(then, "here")
+    if variant != "reconstruction":
+        assert config["compression"] == today["compression"]
+        return
+    assert today["compression"]["refinement"] == "blocks"
+    assert config["compression"] == {**today["compression"], "refinement": "pixels"}
+    # The tensors of a checkpoint of version 3.
+    network = build.model(config, {"classes": ["a", "b"]})
+    shapes = {name: tuple(t.shape) for name, t in network.state_dict().items() if "stem." in name}
+    norm = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (32,))
+    assert shapes == {
+        "stem.refine.0.0.weight": (32, 3, 3, 3),
+        **{f"stem.refine.0.1.{name}": shape for name, shape in norm.items()},
+        "stem.refine.0.1.num_batches_tracked": (),
+        "stem.refine.1.weight": (3, 32, 3, 3),
+    }

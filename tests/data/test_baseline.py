@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from research.batch import ClassificationBatch
+from research.data import folder as folder_module
 from research.data.baseline import linear_top1
 from research.data.loader import EpochLoader, SampleKey
 from tests.conftest import prepared
@@ -71,7 +73,9 @@ def test_the_position_of_brightness_is_a_feature() -> None:
     assert top1(split(0), split(1)) == 1.0
 
 
-def test_of_a_composed_data_set(small: Compose, tmp_path: Path) -> None:
+def test_of_a_composed_data_set_it_is_fitted_once(
+    small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for split, count in (("train", 6), ("val", 4)):
         for label, colour in enumerate(((200, 60, 60), (60, 60, 200))):
             folder = tmp_path / "colours" / split / f"class{label}"
@@ -85,6 +89,10 @@ def test_of_a_composed_data_set(small: Compose, tmp_path: Path) -> None:
         "compression.source=bitstream",
         "dataset.linear_baseline=true",
     )
-    assert prepared(config).baseline() == (
-        "top1 1.0000, a linear classifier on mean colour and DC values"
-    )
+    expected = "top1 1.0000, a linear classifier on mean colour and DC values"
+    assert prepared(config).baseline() == expected
+    monkeypatch.setattr(folder_module, "linear_top1", lambda *loaders: 0.5)
+    assert prepared(config).baseline() == expected
+    first = tmp_path / "colours" / "val" / "class0" / "0.jpg"
+    Image.new("RGB", (40, 50), (0, 255, 0)).save(first)
+    assert prepared(config).baseline() == expected.replace("1.0000", "0.5000")

@@ -140,7 +140,7 @@ def train_golden(
 
 SOONER = ("fastnet_bf16", "dct_from_store", "tinydet", "ranking_frozen")
 LATER = ("rgb", "rgb_transformer", "dct_reconstruction", "dct_from_pixels", "ranking")
-LATER += ("dct_from_bitstream",)
+LATER += ("dct_from_bitstream", "dct_refined_blocks", "dct_late_concat")
 
 
 def long(names: Iterable[str]) -> list[Any]:
@@ -204,7 +204,7 @@ def test_every_task_source_and_model_takes_a_step_here() -> None:
 def check_documented(reads: set[Read]) -> None:
     """The reads of the RGB + X detector are the table of docs/performance.md."""
     page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    (version,) = re.findall(r"torchvision ([\d.]+\d)", page)
+    (version,) = re.findall(r"\(torchvision ([\d.]+\d), fp32\)", page)
     rows = re.findall(r"^\| `([\w. ]+)` \| `([\w.]+)` \|", page, re.MULTILINE)
     found = {(read.op, re.sub(r"\.<locals>.*", "", read.where)) for read in in_steps(reads)}
     own = {(op, where) for op, where in found if where.startswith("research")}

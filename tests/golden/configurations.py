@@ -25,7 +25,15 @@ GOLDEN: dict[str, tuple[str, ...]] = {
     ),
     "dct_reconstruction": (
         *NARROW, "compression=reconstruction", "compression.order=zigzag", "compression.window=3",
-        *PICTURES, "optimizer=rmsprop", "scheduler=step", "scheduler.step_size=1",
+        "compression.refinement=pixels", *PICTURES, "optimizer=rmsprop", "scheduler=step",
+        "scheduler.step_size=1",
+    ),
+    "dct_refined_blocks": (
+        *NARROW, "compression=reconstruction", "compression.window=2", *PICTURES,
+    ),
+    "dct_late_concat": (
+        "model=resnet34_compressed", "model.name=test_resnet", "compression=late_concat",
+        *PICTURES, "model.drop_path_rate=0.2", "layer_decay=0.8",
     ),
     "dct_from_bitstream": (
         *NARROW, "compression=block_stem", "compression.source=bitstream", *PICTURES,

@@ -189,7 +189,7 @@ def test_memory_efficient_learns_the_same() -> None:
 
 def spec(variant: str, window: int = 4) -> StemSpec:
     kept = select_frequencies(window, "corner")
-    return StemSpec(variant, Selection(kept, kept), "full")
+    return StemSpec(variant, Selection(kept, kept), "full", "blocks")
 
 
 def noise(window: int, count: int, size: int) -> Blocks:

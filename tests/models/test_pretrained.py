@@ -175,7 +175,7 @@ def test_a_densenet_behind_a_stem_takes_the_plain_ones_weights(
     caplog.set_level(logging.INFO)
     plain = tiny_densenet(None).state_dict()
     file = str(save_state(plain, tmp_path / "w.pt"))
-    model = tiny_densenet(file, StemSpec(variant, Selection(ALL, ALL), "full"))
+    model = tiny_densenet(file, StemSpec(variant, Selection(ALL, ALL), "full", "blocks"))
     own = model.backbone.state_dict()
     gone = {key for key in plain if key.startswith(("features.conv0", "features.norm0"))}
     assert set(plain) - set(own) == (set() if variant == "reconstruction" else gone)

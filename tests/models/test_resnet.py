@@ -21,9 +21,11 @@ VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned",
 ALL = tuple(range(64))
 
 
-def spec(variant: str, window: int = 4, range_: str = "full") -> StemSpec:
+def spec(
+    variant: str, window: int = 4, range_: str = "full", refinement: str | None = "blocks"
+) -> StemSpec:
     kept = select_frequencies(window, "corner")
-    return StemSpec(variant, Selection(kept, kept), range_)
+    return StemSpec(variant, Selection(kept, kept), range_, refinement)
 
 
 def network(
@@ -129,8 +131,11 @@ def test_other_variants_keep_the_whole_trunk() -> None:
             model = network("resnet34", spec(variant, 2))
             stem = 9 * 4 * 64 + 2 * 64 + 9 * 8 * 32 + 2 * 32 + 96 * 64 + 2 * 64
             assert parameters(model) == whole - own_stem + stem
-        refinement = 9 * 3 * 32 + 2 * 32 + 9 * 32 * 3
-        assert parameters(network("resnet34", spec("reconstruction"))) == whole + refinement
+        for refinement, size in (("blocks", 8), ("pixels", 1)):
+            own = 2 * 9 * 3 * size**2 * 32 + 2 * 32
+            stem = spec("reconstruction", refinement=refinement)
+            assert parameters(network("resnet34", stem)) == whole + own
+        assert parameters(network("resnet34", spec("reconstruction", refinement=None))) == whole
 
 
 def rgb_network(classes: int = 5, seed: int = 0) -> nn.Module:
@@ -141,13 +146,17 @@ def rgb_network(classes: int = 5, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize(
+    ("suffix", "refinement"), [(".safetensors", "blocks"), (".pt", "pixels"), (".pt", None)]
+)
 @pytest.mark.parametrize("range_", ["full", "studio"])
 @torch.no_grad()
-def test_reconstruction_starts_as_the_rgb_network(tmp_path: Path, suffix: str, range_: str) -> None:
+def test_reconstruction_starts_as_the_rgb_network(
+    tmp_path: Path, suffix: str, refinement: str | None, range_: str
+) -> None:
     rgb = rgb_network()
     file = save_state(rgb.state_dict(), tmp_path / f"rgb{suffix}")
-    stem = spec("reconstruction", 8, range_)
+    stem = spec("reconstruction", 8, range_, refinement)
     model = network(stem=stem, pretrained=file).eval()
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (3, 3, 64, 64), generator=generator, dtype=torch.uint8)

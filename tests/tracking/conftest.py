@@ -8,5 +8,4 @@ from research.tracking import mlflow
 @pytest.fixture(autouse=True)
 def _deliveries_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it would depend on the machine what a store has when."""
-    for name in ("SECONDS_FOR_DELIVERY", "SECONDS_TO_START"):
-        monkeypatch.setattr(mlflow, name, 60.0)
+    monkeypatch.setattr(mlflow, "SECONDS_FOR_DELIVERY", 60.0)

@@ -237,6 +237,7 @@ def start(
             state or {},
         )
     )
+    tracker.flush()
     return tracker
 
 
@@ -526,6 +527,7 @@ def test_a_run_that_starts_again_ends_the_abandoned_mlflow_run(store: str, tmp_p
     for _ in range(3):
         tracker = MLflowTracker(store, "again", False)
         tracker.start(Run(tmp_path, "run", {"epochs": 1}))
+        tracker.flush()
         run_ids.append(tracker.run_id)
         if len(run_ids) == 2:
             client(store).delete_run(tracker.run_id)

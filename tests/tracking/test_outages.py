@@ -43,6 +43,12 @@ def client(uri: str) -> Any:
     return MlflowClient(uri)
 
 
+def connect(tracker: MLflowTracker) -> None:
+    tracker.flush()
+    assert tracker.delivering is not None
+    tracker.delivering.join(60)
+
+
 class Training:
     """Logs the rows of batches; measures the longest of its waits, in seconds."""
 
@@ -50,6 +56,7 @@ class Training:
         self.folder = folder
         self.tracker = MLflowTracker(uri, "ours", system_metrics=True)
         self.tracker.start(Run(folder, "run", {"epochs": 4, "device": "cpu"}, data=("d", "1")))
+        connect(self.tracker)
         self.step = 0
         self.longest = 0.0
 
@@ -156,9 +163,10 @@ def of_server(port: int, before: set[int]) -> list[int]:
 def test_training_goes_on_beside_a_delivery(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ours, "SECONDS_FOR_DELIVERY", 0.05)
     tracker = MLflowTracker(store, "ours", system_metrics=False)
     tracker.start(Run(tmp_path, "run", {"epochs": 4}))
+    connect(tracker)
+    monkeypatch.setattr(ours, "SECONDS_FOR_DELIVERY", 0.05)
     send, upload = tracker.client.log_batch, tracker.client.log_artifact
     goes_on = threading.Event()
     uploaded = []
@@ -196,6 +204,7 @@ def test_training_goes_on_beside_a_delivery(
 def test_a_lock_of_the_database_is_met_before_mlflow_meets_it(store: str, tmp_path: Path) -> None:
     tracker = MLflowTracker(store, "ours", system_metrics=False)
     tracker.start(Run(tmp_path, "run", {"epochs": 4}))
+    connect(tracker)
     with sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         start = time.monotonic()

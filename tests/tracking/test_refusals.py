@@ -49,6 +49,7 @@ def begun(
     tracker = MLflowTracker(uri, "ours", system_metrics)
     position = Position(resumed, step=resumed)
     tracker.start(Run(folder, "run", config or {"epochs": 4}, tags or {}, ("data", "1"), position))
+    tracker.flush()
     return tracker
 
 

@@ -34,6 +34,9 @@ from research.data.warehouse.rows import Positions, ResidentRows, StoredRows
 from research.data.warehouse.store import Store
 from research.utils.errors import UserError
 
+BATCH_TENSORS = ("images", "boxes", "mask", "labels", "sizes", "ignored", "areas")
+"""Tensors of a store of frames that are part of a batch; the last two are not in every store."""
+
 ResidentTensors = Callable[[str], Tensor]
 """Returns a whole tensor of the store, by name, in the memory of one device."""
 
@@ -149,7 +152,7 @@ class CoefficientKind:
     ) -> BatchSource:
         shipped, random = self.shipped, train and self.random_crop
         if resident is None:
-            labels = store.gather("labels", positions.tolist())
+            labels = store.table("labels")[positions]
             rows = StoredRows(store, positions, shipped)
             return BlockSamples(rows, labels, self.crop, seed, random=random)
         labels = resident("labels").cpu()[positions]
@@ -165,7 +168,7 @@ class CoefficientKind:
     ) -> DeviceTransform:
         statistics = None
         if store is not None:
-            labels = store.gather("labels", positions.tolist())
+            labels = store.table("labels")[positions]
             rows = StoredRows(store, positions, self.encoder.selection)
             samples = BlockSamples(rows, labels, self.crop, seed=0, random=False)
             key = {"data": store.manifest.version, "image_size": self.crop.size}
@@ -295,11 +298,10 @@ class FrameKind:
 
 def true_boxes(store: Store, positions: Positions) -> tuple[Tensor, Tensor]:
     """Boxes [N, M, 4] and mask of the objects [N, M] bool of the frames at ``positions``."""
-    indices = positions.tolist()
-    mask = store.gather("mask", indices).bool()
+    mask = store.column("mask", positions).bool()
     if "ignored" in store.manifest.tensors:
-        mask &= ~store.gather("ignored", indices).bool()
-    return store.gather("boxes", indices), mask
+        mask &= ~store.column("ignored", positions).bool()
+    return store.column("boxes", positions), mask
 
 
 class FrameSamples:
@@ -331,28 +333,31 @@ class FrameSamples:
         return f"row {self.positions[index]} of {self.store.manifest.folder}"
 
     def __getitems__(self, keys: list[SampleKey]) -> DetectionBatch:
-        index = torch.tensor([key.index for key in keys], dtype=torch.int64)
-        positions = self.positions[index.numpy()]
-
-        def rows(name: str) -> Tensor:
-            if self.resident is None:
-                return self.store.gather(name, positions.tolist())
-            whole = self.resident(name)
-            return whole[torch.from_numpy(positions).to(whole.device, non_blocking=True)]
-
+        index = np.array([key.index for key in keys], dtype=np.int64)
         known = self.store.manifest.tensors
-        mask, ignored = rows("mask").bool(), None
+        names = [name for name in BATCH_TENSORS if name in known]
+        rows = self._rows(names, self.positions[index])
+        mask, ignored = rows["mask"].bool(), None
         if "ignored" in known:
-            ignored = rows("ignored").bool()
+            ignored = rows["ignored"].bool()
             mask &= ~ignored
         # Stored as [H, W, 3]: the permuted view is channels_last.
         return DetectionBatch(
-            index,
-            rows("images").permute(0, 3, 1, 2),
-            rows("boxes"),
+            torch.from_numpy(index),
+            rows["images"].permute(0, 3, 1, 2),
+            rows["boxes"],
             mask,
-            rows("labels"),
-            rows("sizes"),
+            rows["labels"],
+            rows["sizes"],
             ignored=ignored,
-            areas=rows("areas") if "areas" in known else None,
+            areas=rows.get("areas"),
         )
+
+    def _rows(self, names: Sequence[str], positions: Positions) -> dict[str, Tensor]:
+        if self.resident is None:
+            return self.store.gather_all(names, positions.tolist())
+        whole = {name: self.resident(name) for name in names}
+        at = torch.from_numpy(positions)
+        return {
+            name: tensor[at.to(tensor.device, non_blocking=True)] for name, tensor in whole.items()
+        }

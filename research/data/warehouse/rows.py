@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,17 +33,18 @@ class StoredRows:
         return f"row {self.positions[index]} of {self.store.manifest.folder}"
 
     def crop(
-        self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
+        self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         count, side = len(indices), crop.size // MCU
         y = np.empty((count, 2 * side, 2 * side, self.luma), np.int16)
         cbcr = np.empty((count, 2, side, side, self.chroma), np.int16)
-        rows, luma, chroma = self.store.rows, self.luma, self.chroma
+        locate, luma, chroma = self.store.locate, self.luma, self.chroma
         crops = zip(self.positions[indices].tolist(), corners.tolist(), strict=True)
         for index, (position, (top, left)) in enumerate(crops):
+            tensors, row = locate(position)
             bottom, right = top + side, left + side
-            y[index] = rows("y", position)[2 * top : 2 * bottom, 2 * left : 2 * right, :luma]
-            cbcr[index] = rows("cbcr", position)[:, top:bottom, left:right, :chroma]
+            y[index] = tensors["y"][row, 2 * top : 2 * bottom, 2 * left : 2 * right, :luma]
+            cbcr[index] = tensors["cbcr"][row, :, top:bottom, left:right, :chroma]
         return Blocks(torch.from_numpy(y), torch.from_numpy(cbcr)), list(range(count)), {}
 
 
@@ -68,7 +67,7 @@ class ResidentRows:
         return f"row {self.positions[index]}"
 
     def crop(
-        self, indices: Sequence[int], crop: BlockCrop, corners: NDArray[np.int64]
+        self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         device, side = self.y.device, crop.size // MCU
         samples = torch.from_numpy(self.positions[indices]).to(device, non_blocking=True)

@@ -58,7 +58,7 @@ class Samples:
 
     def all(self, name: str) -> NDArray[Any]:
         """One tensor of all readable samples, in the order of ``positions``."""
-        return self.store.gather(name, self.positions.tolist()).numpy()
+        return self.store.column(name, self.positions).numpy()
 
     def in_split(self, split: str) -> NDArray[np.bool_]:
         """[positions] True for samples of a split."""

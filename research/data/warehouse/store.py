@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from research.data.warehouse.checksums import damaged_shards, size_mismatch
 from research.data.warehouse.manifest import REMEDY, Manifest, Shard
-from research.utils.cache import cached_by_file, file_stamp
+from research.utils.cache import cached, cached_by_file, file_stamp
 from research.utils.errors import UserError
 
 
@@ -70,20 +71,44 @@ class Store:
             IndexError: for a position outside the store.
             UserError: if its shard cannot be opened.
         """
+        tensors, row = self.locate(index)
+        view: NDArray[Any] = tensors[name][row]
+        return view
+
+    def locate(self, index: int) -> tuple[dict[str, NDArray[Any]], int]:
+        """The mapped tensors of the shard of a sample, and its row in them; raises as ``rows``."""
         if index < 0:
             raise IndexError(index)
         shard = bisect_right(self._stops, index)
-        tensors = self._tensors[shard] or self._map_shard(shard)
-        row: NDArray[Any] = tensors[name][index - self._starts[shard]]
-        return row
+        return self._tensors[shard] or self._map_shard(shard), index - self._starts[shard]
 
     def gather(self, name: str, indices: Sequence[int]) -> torch.Tensor:
         """One tensor of several samples, [B, …], copied into new memory."""
+        return self.gather_all([name], indices)[name]
+
+    def gather_all(self, names: Sequence[str], indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Several tensors of several samples, [B, …] each, copied into new memory."""
+        located = [self.locate(index) for index in indices]
+        batches = {}
+        for name in names:
+            tensor = self.manifest.tensors[name]
+            batch = np.empty((len(indices), *tensor.shape), tensor.dtype)
+            for position, (tensors, row) in enumerate(located):
+                batch[position] = tensors[name][row]
+            batches[name] = torch.from_numpy(batch)
+        return batches
+
+    def column(self, name: str, positions: NDArray[np.int64]) -> torch.Tensor:
+        """As ``gather``, shard by shard: for a small tensor of very many samples."""
         tensor = self.manifest.tensors[name]
-        batch = np.empty((len(indices), *tensor.shape), tensor.dtype)
-        rows = self.rows
-        for row, index in enumerate(indices):
-            batch[row] = rows(name, index)
+        batch = np.empty((len(positions), *tensor.shape), tensor.dtype)
+        shards = np.searchsorted(self._stops, positions, side="right")
+        order = np.argsort(shards, kind="stable")
+        first = np.flatnonzero(np.diff(shards[order], prepend=-1))
+        for chosen in np.split(order, first[1:]) if len(order) else ():
+            shard = int(shards[chosen[0]])
+            views = self._tensors[shard] or self._map_shard(shard)
+            batch[chosen] = views[name][positions[chosen] - self._starts[shard]]
         return torch.from_numpy(batch)
 
     def whole(self, name: str) -> torch.Tensor:
@@ -93,6 +118,16 @@ class Store:
         for shard, (start, stop) in enumerate(zip(self._starts, self._stops, strict=True)):
             batch[start:stop] = (self._tensors[shard] or self._map_shard(shard))[name]
         return torch.from_numpy(batch)
+
+    def table(self, name: str) -> torch.Tensor:
+        """A small tensor of integers of all samples, [samples, …]; read once, then from the cache.
+
+        Otherwise every start would read from each shard, and map it.
+        """
+        shards = sha256("".join(shard.sha256 for shard in self.manifest.shards).encode())
+        key = {"table": name, "version": self.manifest.version, "shards": shards.hexdigest()}
+        values = cached(self.cache / "tables", key, lambda: self.whole(name).tolist())
+        return torch.from_numpy(np.array(values, self.manifest.tensors[name].dtype))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_tensors"}
