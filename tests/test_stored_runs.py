@@ -76,7 +76,8 @@ def images(name: str) -> list[Path]:
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_run_predicts_as_it_did(name: str, project: Path, expected: dict[str, Any]) -> None:
     said = plain(research.load(f"runs/{name}", device="cpu")(images(name)))
-    assert not list(unlike(expected[name], said, CLOSE))
+    # An edge of a box near 0 is the difference of numbers of up to 240 px, whose steps are 1.5e-5.
+    assert not list(unlike(expected[name], said, CLOSE, abs_=2e-5))
 
 
 def test_weights_that_were_handed_on(project: Path, train: Train, expected: Any) -> None:
