@@ -16,6 +16,7 @@ from PIL import Image
 
 from research import benchmark
 from research.benchmarks import frames, input, measure, processes, readers, step, store
+from research.benchmarks.options import BenchmarkOptions
 from research.config.options import options
 from research.utils.errors import UserError
 from tests.conftest import SMALL, TINY, data_overrides
@@ -43,7 +44,7 @@ def test_every_candidate_goes_over_every_file(
         monkeypatch.setattr(f"research.benchmarks.{module}.per_unit", counted)
     with ExitStack() as stack:
         for found in (
-            input.candidates(files, 32),
+            {name: route.candidate for name, route in input.routes(files, 32, stack).items()},
             readers.candidates(files),
             store.candidates(files, stack),
             frames.candidates(files, stack),
@@ -54,6 +55,26 @@ def test_every_candidate_goes_over_every_file(
                 candidate()
                 assert done.pop() % 6 == 0
     assert done == []
+
+
+def test_values_of_the_readers_are_compared(files: list[Path], tmp_path: Path) -> None:
+    turned, other = tmp_path / "turned.jpg", tmp_path / "other.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(files[0]) as picture:
+        picture.save(turned, exif=exif)
+        picture.save(other)
+    (result,) = input.run(BenchmarkOptions(size=64, rounds=1), [*files, turned, other], [])
+    assert result.notes[0].startswith("6 of 8 files")
+    largest = {row.name: row.columns["largest"] for row in result.rows if row.columns}
+    mean = {row.name: row.columns["mean difference"] for row in result.rows if row.columns}
+    assert largest["PIL + v2"] == largest["timm"] == 0
+    assert largest["pixels"] <= 1
+    assert mean["torchvision.io + v2"] == mean["simplejpeg + v2"] < 0.2
+    assert mean["simplejpeg + cv2, not antialiased"] > 0.2
+    windows = [mean[f"bitstream, window {window}"] for window in (8, 4, 2)]
+    assert 0 < windows[0] < windows[1] < windows[2]
+    assert "bitstream, window 8, integers" not in mean
 
 
 def test_every_benchmark_has_a_module_and_a_line_of_help() -> None:
