@@ -88,8 +88,10 @@ def without_new(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, An
     }
 
 
-def unlike(kept: Any, found: Any, rel: float, where: str = "") -> Iterator[str]:
-    """A line for each place in which two plain values differ, numbers by more than ``rel``."""
+def unlike(kept: Any, found: Any, rel: float, where: str = "", abs_: float = 0.0) -> Iterator[str]:
+    """A line for each place in which two plain values differ, numbers by more than ``rel`` and
+    ``abs_``.
+    """
     if isinstance(kept, dict) and isinstance(found, dict):
         for key in dict.fromkeys([*kept, *found]):
             if key not in found:
@@ -97,12 +99,12 @@ def unlike(kept: Any, found: Any, rel: float, where: str = "") -> Iterator[str]:
             elif key not in kept:
                 yield f"{where}.{key}: new"
             else:
-                yield from unlike(kept[key], found[key], rel, f"{where}.{key}")
+                yield from unlike(kept[key], found[key], rel, f"{where}.{key}", abs_)
     elif isinstance(kept, list) and isinstance(found, list) and len(kept) == len(found):
         for place, both in enumerate(zip(kept, found, strict=True)):
-            yield from unlike(*both, rel, f"{where}[{place}]")
+            yield from unlike(*both, rel, f"{where}[{place}]", abs_)
     elif type(kept) is float and type(found) is float:
-        if kept != pytest.approx(found, rel=rel, abs=0, nan_ok=True):
+        if kept != pytest.approx(found, rel=rel, abs=abs_, nan_ok=True):
             yield f"{where}: {kept!r} is kept, {found!r} was found"
     elif kept != found or type(kept) is not type(found):
         yield f"{where}: {kept!r} is kept, {found!r} was found"

@@ -76,7 +76,8 @@ def images(name: str) -> list[Path]:
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_run_predicts_as_it_did(name: str, project: Path, expected: dict[str, Any]) -> None:
     said = plain(research.load(f"runs/{name}", device="cpu")(images(name)))
-    assert not list(unlike(expected[name], said, CLOSE))
+    # An edge of a box near 0 is the difference of numbers of up to 240 px, whose steps are 1.5e-5.
+    assert not list(unlike(expected[name], said, CLOSE, abs_=2e-5))
 
 
 def test_weights_that_were_handed_on(project: Path, train: Train, expected: Any) -> None:
@@ -161,9 +162,11 @@ def test_a_half_done_sweep_goes_on(project: Path, train: Train) -> None:
 @pytest.mark.parametrize("name", [*WHOLE, *DRAWN, "interrupted"])
 def test_a_run_is_reproduced(name: str, project: Path, capsys: Any) -> None:
     reproduce.main([f"runs/{name}", "out=again"])
-    assert "settings:" not in capsys.readouterr().out
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "settings:" in line]
+    assert lines == ["settings: channels_last: false → null"]
     command = (project / "again/reproduce.sh").read_text().splitlines()[-1]
     assert command.startswith("python train.py model=")
+    assert " channels_last=false" in command  # as it was, on every device
 
 
 def test_runs_are_compared_and_judged(project: Path) -> None:
