@@ -12,7 +12,7 @@ from research import summary
 from research.config import compose_config
 from research.config.options import options
 from research.data.pairs.quality import QUALITY
-from research.engine import build
+from research.engine import build, cost
 from research.utils.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -123,7 +123,7 @@ def test_multiply_adds_and_activations_grow_with_the_image() -> None:
 def measured(network: nn.Module, size: int = 32) -> float:
     """Bytes that one image keeps, by ``measure``."""
     config = compose_config(["model=densenet121", f"dataset.image_size={size}"]).config
-    return summary.measure(network, config, {"classes": ["a", "b"]})[2]
+    return cost.measure(network, config, {"classes": ["a", "b"]})[2]
 
 
 def test_activations_are_what_backward_needs_counted_once() -> None:
