@@ -91,7 +91,7 @@ def bare_loop(
         built = build.experiment(config)
         device = built.device
         model, transform, task = built.state.model, built.state.transform, built.task
-        placement.place(model, transform, device, memory_format)
+        placement.lay_out(model, transform, device, memory_format)
         optimizer, scheduler = built.state.optimizer, built.state.scheduler
         loader = data_loader(built, config)
         losses = [] if losses is None else losses
