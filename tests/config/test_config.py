@@ -52,7 +52,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         "model=resnet34 compression.window=2",
         "model=resnet34 compression.window=2,4",
-        ["compression=none has no such key", "block_stem|luma_fusion"],
+        ["compression=none has no such key", "block_stem|late_concat|luma_fusion"],
     ),
     ("+foo=1", "+foo=1,2", ["no key 'foo'", "--help"]),
     ("+optimizer.foo=1", "+optimizer.foo=1,2", ["no key 'optimizer.foo'", "lr, momentum"]),
@@ -120,6 +120,17 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ("--cfg jbo", "--cfg jbo", ["--cfg", "job"]),
     # combinations
     ("compression=none", "compression=block_stem,none", ["add compression=block_stem", "resnet34"]),
+    (
+        "model=densenet121 compression=late_concat",
+        "model=densenet121,resnet34_compressed compression=late_concat",
+        ["compression=late_concat needs a ResNet", "add compression=block_stem"],
+    ),
+    (
+        "compression=late_concat model.layers=[3,4,6,3]",
+        "compression=late_concat,block_stem model.layers=[3,4,6,3]",
+        ["luma enters at stage 2", "set the first to 0"],
+    ),
+    ("model.layers=[0,4,0,3]", "model.layers=[0,4,0,3]", ["only the first stage"]),
     (
         f"{COMPRESSED} model=resnet34",
         f"{COMPRESSED} model=resnet34_compressed,resnet34",
