@@ -27,11 +27,11 @@ from research.data.warehouse.store import Store
 ENTRIES: Final = (10_000, 100_000, 1_000_000)
 SAMPLES: Final = (140_000, 1_400_000, 14_000_000)
 RUNS: Final = (10, 100, 1000)
-READ: Final = 4096
+READ: Final = 2048
 """Samples that are read from every store, evenly spaced: the same number of pages of each."""
 PER_SHARD: Final = 256
-IMAGE, CROP, WINDOW, BATCH = 64, 48, 4, 256
-"""Small, so that a store of a million entries (3 GiB) stays in the page cache."""
+IMAGE, CROP, WINDOW, BATCH = 128, 112, 4, 256
+"""Small, so that what is read of a store, with the pages that are read ahead, stays in memory."""
 MIB: Final = 2**20
 
 
