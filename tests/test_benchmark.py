@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from research import benchmark
-from research.benchmarks import frames, input, measure, processes, readers, store
+from research.benchmarks import frames, input, measure, processes, readers, step, store
+from research.benchmarks.options import BenchmarkOptions
+from research.config.options import options
 from research.utils.errors import UserError
 from tests.conftest import SMALL, TINY, data_overrides
 
@@ -42,7 +44,7 @@ def test_every_candidate_goes_over_every_file(
         monkeypatch.setattr(f"research.benchmarks.{module}.per_unit", counted)
     with ExitStack() as stack:
         for found in (
-            input.candidates(files, 32),
+            {name: route.candidate for name, route in input.routes(files, 32, stack).items()},
             readers.candidates(files),
             store.candidates(files, stack),
             frames.candidates(files, stack),
@@ -53,6 +55,26 @@ def test_every_candidate_goes_over_every_file(
                 candidate()
                 assert done.pop() % 6 == 0
     assert done == []
+
+
+def test_values_of_the_readers_are_compared(files: list[Path], tmp_path: Path) -> None:
+    turned, other = tmp_path / "turned.jpg", tmp_path / "other.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(files[0]) as picture:
+        picture.save(turned, exif=exif)
+        picture.save(other)
+    (result,) = input.run(BenchmarkOptions(size=64, rounds=1), [*files, turned, other], [])
+    assert result.notes[0].startswith("6 of 8 files")
+    largest = {row.name: row.columns["largest"] for row in result.rows if row.columns}
+    mean = {row.name: row.columns["mean difference"] for row in result.rows if row.columns}
+    assert largest["PIL + v2"] == largest["timm"] == 0
+    assert largest["pixels"] <= 1
+    assert mean["torchvision.io + v2"] == mean["simplejpeg + v2"] < 0.2
+    assert mean["simplejpeg + cv2, not antialiased"] > 0.2
+    windows = [mean[f"bitstream, window {window}"] for window in (8, 4, 2)]
+    assert 0 < windows[0] < windows[1] < windows[2]
+    assert "bitstream, window 8, integers" not in mean
 
 
 def test_every_benchmark_has_a_module_and_a_line_of_help() -> None:
@@ -136,3 +158,32 @@ def test_results_have_a_folder_of_their_own(files: list[Path]) -> None:
 def test_mistakes(words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         benchmark.main(words)
+
+
+def test_steps_of_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All those of ``conf/compression``, trained and evaluated on the same images."""
+    words = ["dataset.image_size=32", "batch_size=2", "model.name=resnet10t"]
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    forward = torch.nn.Linear.forward
+
+    def counted(self: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+        sizes[self.training].append(len(inputs))
+        return forward(self, inputs)
+
+    networks = step.variants([*words, "compression.window=2"])
+    monkeypatch.setattr(torch.nn.Linear, "forward", counted)
+    names = [name for name in options("compression") if name != "none"]
+    assert [*networks] == ["RGB", "RGB (control)", "RGB without stage 1", *names]
+    weights = networks["block_stem"].network.state_dict()["stem.branches.luma.0.weight"].clone()
+    for kind, train in (("training", True), ("inference", False)):
+        found = step.compared(kind, networks, getattr(step.Network, kind), 1)
+        assert sizes[train] == [2] * 2 * len(networks)  # a round for warm-up, and one
+        assert all(row.median > 0 for row in found.rows)
+        columns = {row.name: row.columns for row in found.rows}
+        assert columns["RGB without stage 1"]["GFLOP"] < columns["RGB"]["GFLOP"]
+        assert columns["RGB"]["batch"] == "2 × 32 px"
+    moved = networks["block_stem"].network.state_dict()["stem.branches.luma.0.weight"]
+    assert not torch.equal(moved, weights)
+    formats = step.formats(words)
+    assert formats["fp32"] is formats["fp32 (control)"]
+    assert [each.config["precision"] for each in formats.values()].count("bf16") == 2

@@ -27,6 +27,6 @@ def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
     target: dict[str, list[Any]] = {"boxes": [], "labels": []}
     items = [SampleSpec(str(n), "all", file, target) for n, file in enumerate(files)]
     plan = BuildPlan(FrameEncoder(SIZE, 16), ["x"], items, {"all": "train"})
-    opened, positions = prepared(plan, stack)
-    found["store of frames"] = batches(FrameSamples(opened, positions, None), BATCH, repeats=5)
+    opened, positions = prepared(plan, stack, repeats=5)
+    found["store of frames"] = batches(FrameSamples(opened, positions, None), BATCH)
     return found

@@ -28,9 +28,10 @@ def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
     items = [SampleSpec(str(n), "all", file, 0) for n, file in enumerate(files)]
     for window in (8, 4):
         encoder = CoefficientEncoder(STORED, window, "bitstream")
-        opened, positions = prepared(BuildPlan(encoder, ["x"], items, {"all": "train"}), stack)
+        plan = BuildPlan(encoder, ["x"], items, {"all": "train"})
+        opened, positions = prepared(plan, stack, repeats=20)
         selection = covering(Selection.from_settings(window, "corner"))
         rows = StoredRows(opened, positions, selection)
         samples = BlockSamples(rows, [0] * len(positions), BlockCrop(STORED, CROP), 0, random=True)
-        found[f"store, window {window}"] = batches(samples, BATCH, repeats=20)
+        found[f"store, window {window}"] = batches(samples, BATCH)
     return found

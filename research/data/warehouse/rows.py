@@ -39,12 +39,15 @@ class StoredRows:
         y = np.empty((count, 2 * side, 2 * side, self.luma), np.int16)
         cbcr = np.empty((count, 2, side, side, self.chroma), np.int16)
         locate, luma, chroma = self.store.locate, self.luma, self.chroma
+        # There are few different corners: their slices are made once.
+        starts = range((crop.stored - crop.size) // MCU + 1)
+        luma_slices = [slice(2 * start, 2 * (start + side)) for start in starts]
+        chroma_slices = [slice(start, start + side) for start in starts]
         crops = zip(self.positions[indices].tolist(), corners.tolist(), strict=True)
         for index, (position, (top, left)) in enumerate(crops):
             tensors, row = locate(position)
-            bottom, right = top + side, left + side
-            y[index] = tensors["y"][row, 2 * top : 2 * bottom, 2 * left : 2 * right, :luma]
-            cbcr[index] = tensors["cbcr"][row, :, top:bottom, left:right, :chroma]
+            y[index] = tensors["y"][row, luma_slices[top], luma_slices[left], :luma]
+            cbcr[index] = tensors["cbcr"][row, :, chroma_slices[top], chroma_slices[left], :chroma]
         return Blocks(torch.from_numpy(y), torch.from_numpy(cbcr)), list(range(count)), {}
 
 
