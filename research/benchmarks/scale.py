@@ -27,11 +27,11 @@ from research.data.warehouse.store import Store
 ENTRIES: Final = (10_000, 100_000, 1_000_000)
 SAMPLES: Final = (140_000, 1_400_000, 14_000_000)
 RUNS: Final = (10, 100, 1000)
-READ: Final = 4096
+READ: Final = 2048
 """Samples that are read from every store, evenly spaced: the same number of pages of each."""
 PER_SHARD: Final = 256
-IMAGE, CROP, WINDOW, BATCH = 64, 48, 4, 256
-"""Small, so that a store of a million entries (3 GiB) stays in the page cache."""
+IMAGE, CROP, WINDOW, BATCH = 128, 112, 4, 256
+"""Small, so that what is read of a store, with the pages that are read ahead, stays in memory."""
 MIB: Final = 2**20
 
 
@@ -48,7 +48,7 @@ def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> l
         return [*results, of_comparisons(top / "runs", min(options.rounds, 3))]
 
 
-def _named(sizes: dict[int, Any], control: Any, unit: str) -> dict[str, Any]:
+def _with_control(sizes: dict[int, Any], control: Any, unit: str) -> dict[str, Any]:
     """Candidates by name; the second is the smallest size again, as the control."""
     first, *others = sizes
     named = {f"{first:,} {unit}": sizes[first], f"{first:,} {unit} (control)": control}
@@ -126,7 +126,7 @@ def of_stores(stores: dict[int, Path], again: Path, cache: Path, rounds: int) ->
     def opening(folder: Path) -> Candidate:
         return lambda: _seconds(lambda: opened(folder, cache))
 
-    folders = _named(stores, again, "entries")
+    folders = _with_control(stores, again, "entries")
     openings = {name: opening(folder) for name, folder in folders.items()}
     result = measure(openings, rounds, unit="open", name="open")
     for name, folder in folders.items():
@@ -169,7 +169,7 @@ def of_orders(rounds: int) -> Result:
         return lambda: _seconds(lambda: order(samples)) / samples
 
     sizes = {samples: candidate(samples) for samples in SAMPLES}
-    named = _named(sizes, candidate(SAMPLES[0]), "samples")
+    named = _with_control(sizes, candidate(SAMPLES[0]), "samples")
     result = measure(named, rounds, unit="sample", name="order")
     for row, samples in zip(result.rows, (SAMPLES[0], *SAMPLES), strict=True):
         row.columns["ms"] = 1000 * row.median * samples
@@ -188,7 +188,7 @@ def order(samples: int) -> list[Any]:
 
 
 def of_comparisons(folder: Path, rounds: int) -> Result:
-    """Seconds a run of ``research.compare`` from folders to the files that it writes."""
+    """Seconds a run of ``research.compare``, from folders to its tables and page."""
     for count in RUNS:
         recorded_runs(folder / str(count), count)
 
@@ -196,7 +196,9 @@ def of_comparisons(folder: Path, rounds: int) -> Result:
         return lambda: _seconds(lambda: comparison(folder / str(count))) / count
 
     sizes = {count: candidate(count) for count in RUNS}
-    result = measure(_named(sizes, candidate(RUNS[0]), "runs"), rounds, unit="run", name="compare")
+    result = measure(
+        _with_control(sizes, candidate(RUNS[0]), "runs"), rounds, unit="run", name="compare"
+    )
     for row, count in zip(result.rows, (RUNS[0], *RUNS), strict=True):
         row.columns["MiB"] = _python_mib(partial(comparison, folder / str(count)))
     return result
@@ -238,18 +240,17 @@ def recorded_runs(folder: Path, count: int) -> None:
         (run / "epoch_metrics.csv").write_text(csv_text(list(rows[0]), rows))
 
 
-def comparison(folder: Path) -> None:
-    """What ``python -m research.compare`` does."""
-    from research import compare
+def comparison(folder: Path) -> tuple[str, str]:
+    """The tables and the page of ``python -m research.compare``."""
     from research.comparison import collect
+    from research.comparison.page import page
     from research.comparison.tables import markdown
-    from research.comparison.verdicts import compare as compared
+    from research.comparison.verdicts import compare
 
     runs, skipped = collect.select(collect.find_runs([folder]), "", ["FINISHED"])
     metric, mode = collect.monitored(runs)
-    result = compared(runs, metric, mode, (), "", 0.95, skipped)
-    markdown(result)
-    compare.write(folder / "out", result, "Comparison")
+    result = compare(runs, metric, mode, (), "", 0.95, skipped)
+    return markdown(result), page(result, "Comparison", "now", [], [], folder)
 
 
 # -- measures ----------------------------------------------------------------------------------

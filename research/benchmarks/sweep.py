@@ -120,14 +120,16 @@ def _replaced(found: Trials) -> Iterator[None]:
     with ExitStack() as stack:
         for stage, path in STAGES.items():
             stack.enter_context(patch(path, found.timed(stage, resolve_name(path))))
-        stack.enter_context(patch("research.engine.run.train", _trained))
+        stack.enter_context(patch("research.engine.run.train", _draw_result))
         try:
             yield
         finally:
             logging.getLogger("research.sweeps").setLevel(level)
 
 
-def _trained(config: Mapping[str, Any], name: str, overrides: Any, begin: Any, *more: Any) -> Any:
+def _draw_result(
+    config: Mapping[str, Any], name: str, overrides: Any, begin: Any, *more: Any
+) -> Any:
     """As ``research.engine.run.train``, without a network: the result depends on the rate."""
     from research.utils.files import to_json, write_text
 

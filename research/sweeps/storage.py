@@ -97,11 +97,13 @@ class Ended:
     Attributes:
         first: the first trials in the storage, up to one that has not ended.
         claimed: those of them that are claimed, and valid.
+        retried: numbers of failed trials that others retry, and None.
         entries: trials that were recorded, by number.
     """
 
     first: list[FrozenTrial] = field(default_factory=list)
     claimed: list[FrozenTrial] = field(default_factory=list)
+    retried: set[int | None] = field(default_factory=set)
     entries: dict[int, EndedTrial] = field(default_factory=dict)
 
     def forget_others(self, trials: Sequence[FrozenTrial]) -> None:
@@ -110,6 +112,7 @@ class Ended:
         if count and (len(trials) < count or trials[count - 1] is not self.first[-1]):
             self.first.clear()
             self.claimed.clear()
+            self.retried.clear()
             self.entries.clear()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -144,10 +143,9 @@ class Study:
                 ended.first.append(trial)
             if is_claimed:
                 (ended.claimed if all_ended else more).append(trial)
+                ended.retried.add(trial.user_attrs.get("retries"))
         claimed = [*ended.claimed, *more]
-        retried = {
-            trial.user_attrs["retries"] for trial in claimed if "retries" in trial.user_attrs
-        }
+        retried = ended.retried - {None}
         return [t for t in claimed if t.number not in retried] if retried else claimed
 
     def failed(self) -> list[FrozenTrial]:
@@ -207,11 +205,11 @@ class Study:
 
     def last_beginning(self, number: int) -> int:
         """The last of a trial's run folders, from 1; 0 if it has none."""
-        name = f"trial_{number:04d}"
-        near = (run for run in os.listdir(self.folder) if run.startswith(name))
-        own = (run for run in near if re.fullmatch(rf"{name}(_\d{{1,4}})?", run))
-        runs = (run for run in own if (self.folder / run / "config.yaml").exists())
-        return max(map(self.beginning, runs), default=0)
+        beginning, last = 1, 0
+        while (run := self.run_folder(number, beginning)).exists():
+            last = beginning if (run / "config.yaml").exists() else last
+            beginning += 1
+        return last
 
     def is_alive(self, trial: FrozenTrial) -> bool:
         """Whether a process is running the trial."""
