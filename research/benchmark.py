@@ -53,6 +53,12 @@ BENCHMARKS = {
         "→ batch of 32: timm's loader (resized to 384 px), and a store of letterboxed frames",
         reads_images=True,
     ),
+    "start": Benchmark(
+        "train.py up to its first optimizer step, and a script that only imports torch and timm, "
+        "builds the network and makes one step; then the time of a whole command outside its "
+        "epochs (by default the demo), and the share of each import",
+        takes_settings=True,
+    ),
     "loop": Benchmark(
         "an epoch of train.py with one written by hand, Lightning's Trainer and a loop of timm's "
         "own parts (of pictures in folders): the same model, data, optimizer and precision; the "
@@ -68,6 +74,12 @@ BENCHMARKS = {
         "trials of one sweep, the first hundred with the last of trials=2000, and with the first "
         "of a second sweep; training is replaced by a result that is drawn, so that only the sweep "
         "itself is timed, stage by stage",
+        takes_settings=True,
+    ),
+    "step": Benchmark(
+        "training step and inference of the RGB ResNet-34 (the reference), of its form without "
+        "stage 1 and of every variant of compression, at 224 px on batches of 8; then the RGB "
+        "network in fp32 and bf16, contiguous and channels_last",
         takes_settings=True,
     ),
     "tracking": Benchmark(

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config
@@ -17,7 +16,6 @@ from research.utils.timing import median_times, synchronize
 if TYPE_CHECKING:
     from torch import nn
 
-    from research.batch import Batch
     from research.engine.build import Config
 
 
@@ -99,7 +97,7 @@ def rows(
     Raises:
         UserError: for a mistake in any combination, before the first network is built.
     """
-    from research.engine import build
+    from research.engine import build, cost
 
     choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
     combinations = []
@@ -113,52 +111,13 @@ def rows(
     for varied, config in combinations:
         metadata = build.data_module(config).expected_metadata(config["model"], own_classes=chosen)
         network = build.model(config, metadata)
-        measured.append((varied, *measure(network, config, metadata)))
+        measured.append((varied, *cost.measure(network, config, metadata)))
         if latency:
             timed.append(_timed_pass(network, config, metadata, batch))
     times = median_times(timed, rounds) if latency else [None] * len(measured)
     return [
         ModelSummary(*columns, seconds) for columns, seconds in zip(measured, times, strict=True)
     ]
-
-
-def measure(
-    network: nn.Module, config: Config, metadata: Mapping[str, Any]
-) -> tuple[int, int, float, int]:
-    """Parameters, multiply-adds, bytes of activations and of weights, see ``ModelSummary``.
-
-    Args:
-        network: as configured, on the CPU.
-        config: resolved.
-        metadata: of the data set, for ``build.model``.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from research.engine import build
-
-    task = build.build_task(config, metadata["classes"])
-    network.eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(_batch(config, metadata, 1).inputs)
-    network.train()
-    weights = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
-    saved: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            # A reference, so that no later storage gets the same address.
-            saved[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = task.losses(network, _batch(config, metadata, 2))
-    activations = sum(storage.nbytes() for storage in saved.values()) / 2
-    del losses
-    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    size = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return parameters, int(counter.get_total_flops()) // 2, activations, size
 
 
 def table(
@@ -184,27 +143,19 @@ def table(
     return "\n".join(lines)
 
 
-def _batch(config: Config, metadata: Mapping[str, Any], count: int) -> Batch:
-    """``count`` blank samples with targets, after the device transform."""
-    from research.engine import build
-
-    task = build.build_task(config, metadata["classes"])
-    return task.example_batch(count, partial(build.blank_inputs, config, metadata), metadata)
-
-
 def _timed_pass(
     network: nn.Module, config: Config, metadata: Mapping[str, Any], batch: int
 ) -> Callable[[], None]:
     """A function that runs one batch through the network and waits for the result."""
     import torch
 
-    from research.engine import build, placement
+    from research.engine import build, cost, placement
     from research.engine.loop import autocast
 
     device = build.select_device(config["device"], config["precision"])
     layout = placement.memory_format(config, device)
     network = network.to(memory_format=layout).to(device).eval()
-    inputs = _batch(config, metadata, batch).to(device).in_format(layout).inputs
+    inputs = cost.blank_batch(config, metadata, batch).to(device).in_format(layout).inputs
 
     @torch.inference_mode()
     def once() -> None:

@@ -21,14 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from research.compression.blocks import Blocks
 from research.config.options import options
-from research.engine import build
+from research.engine import build, placement
 from research.engine.loop import autocast
 from research.utils.timing import synchronize
 from tests.gpu_check import Checks
 from tests.gpu_training import composed
 
 IMAGES = ("dataset=imagefolder", "dataset.train_dirs=[none]", "dataset.val_dir=none")
-BF16 = ("precision=bf16", "channels_last=true")
+BF16 = ("precision=bf16",)
 SIAMESE = ("model=siamese_e2e", "model.backbone=resnet50")
 MODELS: dict[str, tuple[int, tuple[str, ...]]] = {
     "ResNet-34, 224 px, fp32": (256, ("model=resnet34", *IMAGES, "dataset.image_size=224")),
@@ -67,7 +67,7 @@ class Training:
     """A network with everything that a training step needs; its inputs are normal noise.
 
     Attributes:
-        step: one forward and backward pass and a step of SGD.
+        step: one forward and backward pass and a step of the optimizer.
         forward_backward: the same without the optimizer.
     """
 
@@ -82,16 +82,15 @@ def training(words: tuple[str, ...], batch: int, name: str) -> Training:
     metadata = data.expected_metadata(config["model"], own_classes=False)
     device = build.select_device(config["device"], config["precision"])
     torch.backends.cudnn.benchmark = True
-    network = build.model(config, metadata).to(device).train()
-    if config["channels_last"]:
-        network = network.to(memory_format=torch.channels_last)
+    layout = placement.memory_format(config, device)
+    network = build.model(config, metadata).to(memory_format=layout).to(device).train()
     task = build.build_task(config, metadata["classes"])
 
     def noise(count: int) -> Tensor | Blocks:
-        return _noise(build.blank_inputs(config, metadata, count), config["channels_last"])
+        return _noise(build.blank_inputs(config, metadata, count))
 
-    inputs = task.example_batch(batch, noise, metadata).to(device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    inputs = task.example_batch(batch, noise, metadata).to(device).in_format(layout)
+    optimizer = build.optimizer(config, network, batch)
     scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
 
     def forward_backward() -> None:
@@ -108,14 +107,13 @@ def training(words: tuple[str, ...], batch: int, name: str) -> Training:
     return Training(step, forward_backward, device)
 
 
-def _noise(blank: Tensor | Blocks, channels_last: bool) -> Tensor | Blocks:
+def _noise(blank: Tensor | Blocks) -> Tensor | Blocks:
     """Normal noise of the shape of inputs."""
-    if isinstance(blank, Blocks):
-        return Blocks(_noise(blank.y, channels_last), _noise(blank.cbcr, channels_last))
-    noise = torch.randn_like(blank)
-    if channels_last and noise.dim() == 4:
-        return noise.contiguous(memory_format=torch.channels_last)
-    return noise
+    return (
+        Blocks(*map(torch.randn_like, blank))
+        if isinstance(blank, Blocks)
+        else torch.randn_like(blank)
+    )
 
 
 def timed(step: Callable[[], None], device: torch.device, steps: int) -> float:

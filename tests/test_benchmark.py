@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from research import benchmark
-from research.benchmarks import frames, input, measure, processes, readers, store
+from research.benchmarks import frames, input, measure, processes, readers, step, store
 from research.benchmarks.options import BenchmarkOptions
+from research.config.options import options
 from research.utils.errors import UserError
 from tests.conftest import SMALL, TINY, data_overrides
 
@@ -157,3 +158,32 @@ def test_results_have_a_folder_of_their_own(files: list[Path]) -> None:
 def test_mistakes(words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         benchmark.main(words)
+
+
+def test_steps_of_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All those of ``conf/compression``, trained and evaluated on the same images."""
+    words = ["dataset.image_size=32", "batch_size=2", "model.name=resnet10t"]
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    forward = torch.nn.Linear.forward
+
+    def counted(self: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+        sizes[self.training].append(len(inputs))
+        return forward(self, inputs)
+
+    networks = step.variants([*words, "compression.window=2"])
+    monkeypatch.setattr(torch.nn.Linear, "forward", counted)
+    names = [name for name in options("compression") if name != "none"]
+    assert [*networks] == ["RGB", "RGB (control)", "RGB without stage 1", *names]
+    weights = networks["block_stem"].network.state_dict()["stem.branches.luma.0.weight"].clone()
+    for kind, train in (("training", True), ("inference", False)):
+        found = step.compared(kind, networks, getattr(step.Network, kind), 1)
+        assert sizes[train] == [2] * 2 * len(networks)  # a round for warm-up, and one
+        assert all(row.median > 0 for row in found.rows)
+        columns = {row.name: row.columns for row in found.rows}
+        assert columns["RGB without stage 1"]["GFLOP"] < columns["RGB"]["GFLOP"]
+        assert columns["RGB"]["batch"] == "2 × 32 px"
+    moved = networks["block_stem"].network.state_dict()["stem.branches.luma.0.weight"]
+    assert not torch.equal(moved, weights)
+    formats = step.formats(words)
+    assert formats["fp32"] is formats["fp32 (control)"]
+    assert [each.config["precision"] for each in formats.values()].count("bf16") == 2

@@ -1,4 +1,4 @@
-"""Before its first optimizer step a run imports torch and the model's library only."""
+"""What a run imports before its first optimizer step, and how the start is measured."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from research.benchmarks.start import TO_FIRST_STEP, Project
+from research.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.golden.configurations import DATA, overrides
 
@@ -18,23 +20,11 @@ HEAVY = {
     "pandas", "pyjpegio", "scipy", "sklearn", "sqlalchemy", "tensorboard", "timm", "torchmetrics",
     "torchvision",
 }  # fmt: skip
-SCRIPT = """
-import json, os, sys
-import train
-from research.config import command_line
-
-def imported(*ignored):
+PRINTED = 'print("step", flush=True)'
+MODULES = """
+    import json, sys
     print(json.dumps([name for name in sys.modules if "." not in name]), flush=True)
-    os._exit(0)
-
-def stopped_at_the_first_step(*arguments):
-    from research.engine.run import EpochEnd
-    EpochEnd.step = imported
-    original(*arguments)
-
-original, train.train = train.train, stopped_at_the_first_step
-command_line(train.main)
-"""
+""".strip()
 
 
 @pytest.mark.parametrize(
@@ -52,8 +42,9 @@ def test_only_what_the_model_needs_is_imported_before_the_first_step(
         (tmp_path / folder).symlink_to(DATA / folder)
     # The first record connects to MLflow: it comes later.
     words = [*overrides(name), *more, "logging=mlflow", "log_every=100", "run_dir=runs/new"]
+    assert PRINTED in TO_FIRST_STEP
     found = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *words],
+        [sys.executable, "-c", TO_FIRST_STEP.replace(PRINTED, MODULES), *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -63,3 +54,13 @@ def test_only_what_the_model_needs_is_imported_before_the_first_step(
     modules = set(json.loads(found.stdout.splitlines()[-1]))
     assert {"torch", "numpy"} <= modules
     assert modules & HEAVY == needed
+
+
+def test_a_start_is_timed_up_to_its_step_and_its_imports_are_counted(tmp_path: Path) -> None:
+    project = Project(tmp_path, threads=1)
+    assert project.to_step(["-c", "print('step')"]) > 0
+    imported = project.imports(["-c", "import json.tool"])
+    assert imported["json"] > 0
+    assert "decoder" not in imported  # a part of json
+    with pytest.raises(UserError, match="failed"):
+        project.to_step(["-c", "print('stop')"])

@@ -12,7 +12,7 @@ from research import summary
 from research.config import compose_config
 from research.config.options import options
 from research.data.pairs.quality import QUALITY
-from research.engine import build
+from research.engine import build, cost
 from research.utils.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -88,6 +88,29 @@ def test_parameters_are_those_of_the_network(variant: str) -> None:
     assert row.latency is None
 
 
+@pytest.mark.parametrize("window", [1, 8])
+def test_multiply_adds_of_late_concat_are_those_counted_by_hand(window: int) -> None:
+    row = one(
+        "model=resnet34_compressed",
+        "compression=late_concat",
+        f"compression.window={window}",
+        "dataset.image_size=224",
+    )
+    kept = window**2
+
+    def stage(inputs: int, width: int, depth: int) -> int:
+        """Multiply-adds at one position: the first block with a 1×1 shortcut, then the others."""
+        return 9 * inputs * width + 9 * width**2 + inputs * width + (depth - 1) * 18 * width**2
+
+    # Grids of 28, 14 and 7; luma to 64, chroma to 64, join of 256 + 64.
+    assert row.macs == (
+        28**2 * (9 * kept * 64 + stage(64, 128, 2))
+        + 14**2 * (9 * 2 * kept * 64 + (256 + 64) * 256 + stage(128, 256, 6))
+        + 7**2 * stage(256, 512, 3)
+        + 512 * 1000
+    )
+
+
 def test_multiply_adds_and_activations_grow_with_the_image() -> None:
     base = ("model=resnet34", "model.name=resnet18")
     small, large = (one(*base, f"dataset.image_size={size}") for size in (32, 64))
@@ -100,7 +123,7 @@ def test_multiply_adds_and_activations_grow_with_the_image() -> None:
 def measured(network: nn.Module, size: int = 32) -> float:
     """Bytes that one image keeps, by ``measure``."""
     config = compose_config(["model=densenet121", f"dataset.image_size={size}"]).config
-    return summary.measure(network, config, {"classes": ["a", "b"]})[2]
+    return cost.measure(network, config, {"classes": ["a", "b"]})[2]
 
 
 def test_activations_are_what_backward_needs_counted_once() -> None:

@@ -16,6 +16,7 @@ class BenchmarkOptions:
     size: int = cli.option(224, COUNT, "side of the sample in pixels (input)")
     files: int = cli.option(200, COUNT, "number of files, drawn at random from IMAGES")
     steps: int = cli.option(100, COUNT, "training steps per round (loop, tracking, processes)")
+    trials: int = cli.option(2000, COUNT, "trials of the long sweep (sweep)")
     rounds: int = cli.option(7, COUNT, "number of times that each candidate is timed")
     threads: int = cli.option(1, COUNT, "threads of PyTorch")
     out: Path | None = cli.option(

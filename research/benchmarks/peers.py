@@ -22,7 +22,7 @@ from research.batch import Batch
 from research.benchmarks.loaders import PictureFiles
 from research.data.folder import ImageFolders
 from research.data.loader import EpochSampler, ProcessShard
-from research.engine import build
+from research.engine import build, placement
 from research.engine.build import Config, Experiment
 from research.engine.loop import autocast
 from research.engine.rng import generator_for
@@ -90,18 +90,16 @@ def bare_loop(
     with folder_in(scratch) as folder:
         built = build.experiment(config)
         device = built.device
-        model = built.state.model.to(memory_format=memory_format)
-        transform, task = built.state.transform, built.task
+        model, transform, task = built.state.model, built.state.transform, built.task
+        placement.lay_out(model, transform, device, memory_format)
         optimizer, scheduler = built.state.optimizer, built.state.scheduler
-        use_fused(optimizer)
         loader = data_loader(built, config)
         losses = [] if losses is None else losses
         model.train()
         transform.train()
         start = Clock.read(device)
         for step, batch in enumerate(loader):
-            batch = batch.to(device).map(lambda each: in_format(each, memory_format))
-            inputs = transform(batch, generator_for(config["seed"], 1, step))
+            inputs = transform(batch.to(device), generator_for(config["seed"], 1, step))
             optimizer.zero_grad()
             with autocast(device, config["precision"]):
                 loss = torch.stack(list(task.losses(model, inputs).values())).sum()
@@ -128,20 +126,6 @@ def fastest_format(config: Config) -> torch.memory_format:
             for each in FORMATS
         }
     return min(FORMATS, key=seconds.__getitem__)
-
-
-def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """A batch of pictures in a memory format; of other tensors, a contiguous one."""
-    return tensor.contiguous(
-        memory_format=memory_format if tensor.ndim == 4 else torch.contiguous_format
-    )
-
-
-def use_fused(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer update all weights in one kernel, if it has one."""
-    for group in optimizer.param_groups:
-        if "fused" in group:
-            group["fused"], group["foreach"] = True, None
 
 
 def data_loader(built: Experiment, config: Config) -> DataLoader[Batch]:

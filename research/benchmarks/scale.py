@@ -11,6 +11,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,8 @@ RUNS: Final = (10, 100, 1000)
 READ: Final = 4096
 """Samples that are read from every store, evenly spaced: the same number of pages of each."""
 PER_SHARD: Final = 256
-IMAGE, CROP, WINDOW, BATCH = 256, 224, 4, 256
+IMAGE, CROP, WINDOW, BATCH = 64, 48, 4, 256
+"""Small, so that a store of a million entries (3 GiB) stays in the page cache."""
 MIB: Final = 2**20
 
 
@@ -128,7 +130,7 @@ def of_stores(stores: dict[int, Path], again: Path, cache: Path, rounds: int) ->
     openings = {name: opening(folder) for name, folder in folders.items()}
     result = measure(openings, rounds, unit="open", name="open")
     for name, folder in folders.items():
-        result.row(name).columns["MiB"] = _python_mib(lambda folder=folder: opened(folder, cache))
+        result.row(name).columns["MiB"] = _python_mib(partial(opened, folder, cache))
     readings = {name: _reading(folder, cache) for name, folder in folders.items()}
     reading = measure(readings, rounds, unit="sample", name="read")
     for row in reading.rows:
@@ -171,7 +173,7 @@ def of_orders(rounds: int) -> Result:
     result = measure(named, rounds, unit="sample", name="order")
     for row, samples in zip(result.rows, (SAMPLES[0], *SAMPLES), strict=True):
         row.columns["ms"] = 1000 * row.median * samples
-        row.columns["MiB"] = _python_mib(lambda samples=samples: order(samples))
+        row.columns["MiB"] = _python_mib(partial(order, samples))
     return result
 
 
@@ -196,17 +198,17 @@ def of_comparisons(folder: Path, rounds: int) -> Result:
     sizes = {count: candidate(count) for count in RUNS}
     result = measure(_named(sizes, candidate(RUNS[0]), "runs"), rounds, unit="run", name="compare")
     for row, count in zip(result.rows, (RUNS[0], *RUNS), strict=True):
-        row.columns["MiB"] = _python_mib(lambda count=count: comparison(folder / str(count)))
+        row.columns["MiB"] = _python_mib(partial(comparison, folder / str(count)))
     return result
 
 
 def recorded_runs(folder: Path, count: int) -> None:
     """Folders of finished runs of four groups, as far as a comparison reads them."""
-    from research.config import compose_config, resolved
+    from research.config import compose_config
     from research.tracking.files import csv_text
     from research.utils.files import to_json
 
-    config = resolved(compose_config([]).config)
+    config = compose_config([]).config
     drawn = np.random.default_rng(0)
     for number in range(count):
         run = folder / f"run_{number:04d}"

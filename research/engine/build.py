@@ -93,18 +93,18 @@ def experiment(
     if config["sync_batchnorm"] and distributed.count() > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     transform = data.transform(progress=progress)
-    placement.place(network, transform, device, placement.memory_format(config, device))
+    placement.lay_out(network, transform, device, placement.memory_format(config, device))
     train = loader(config, data, "train", device, train=True)
-    optimizer = _optimizer(config, network, train.global_batch)
+    solver = optimizer(config, network, train.global_batch)
     batches = min(len(train), config["max_train_batches"] or len(train))
     ema = _ema(config, network)
     state = TrainState(
         model=network,
         forward=placement.called(network, config["compile"]),
         transform=transform,
-        optimizer=optimizer,
+        optimizer=solver,
         scheduler=targets.build(config, "scheduler")(
-            optimizer,
+            solver,
             epochs=config["epochs"],
             steps_per_epoch=math.ceil(batches / config["accumulate"]),
         ),
@@ -335,7 +335,8 @@ def _init_from(
     log.info("weights from %s", where)
 
 
-def _optimizer(config: Config, network: nn.Module, global_batch: int) -> torch.optim.Optimizer:
+def optimizer(config: Config, network: nn.Module, global_batch: int) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters, for batches of ``global_batch`` samples."""
     batch = global_batch * config["accumulate"]
     lr = config["optimizer"]["lr"]
     lr = scaled_lr(lr, batch, config["scale_lr"], config["scale_lr_batch"])

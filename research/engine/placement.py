@@ -27,7 +27,7 @@ def memory_format(config: Mapping[str, Any], device: torch.device) -> torch.memo
     return torch.channels_last if chosen else torch.contiguous_format
 
 
-def place(
+def lay_out(
     network: nn.Module,
     transform: DeviceTransform,
     device: torch.device,

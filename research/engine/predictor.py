@@ -130,7 +130,7 @@ def load_predictor(config: Config, saved: Mapping[str, Any]) -> Predictor:
     data.load_metadata(saved["data"])
     transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])
-    placement.place(network, transform, device, placement.memory_format(config, device))
+    placement.lay_out(network, transform, device, placement.memory_format(config, device))
     return Predictor(
         config,
         classes,

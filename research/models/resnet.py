@@ -88,19 +88,23 @@ def _sizes(
 ) -> dict[str, tuple[int, ...]]:
     """timm's arguments ``layers`` and ``channels``, where they differ from the network's own.
 
-    ``late_concat`` removes stage 1. A pruned trunk has stage widths of ``base · scale`` rounded to
-    multiples of 8 (at least 8), and stage depths of ``base · scale`` rounded up.
+    Unless ``layers`` says otherwise, ``late_concat`` has no stage 1 and half of stage 2, rounded
+    up. A pruned trunk has stage widths of ``base · scale`` rounded to multiples of 8 (at least 8),
+    and stage depths of ``base · scale`` rounded up.
     """
     given = {"layers": layers, "channels": widths}
     sizes = {key: tuple(value) for key, value in given.items() if value is not None}
     if coefficients is None or not (coefficients.joins_late or coefficients.trunk_scale < 1):
         return sizes
+    if coefficients.joins_late and layers is not None:
+        return {**sizes, "layers": (0, *layers[1:])}
     # Built on the meta device to read its sizes, which timm keeps in closures.
     with torch.device("meta"):
         whole = _create(name, **sizes)
     stages = [getattr(whole, f"layer{number}") for number in range(1, 5)]
     if coefficients.joins_late:
-        return {**sizes, "layers": (0, *(len(stage) for stage in stages[1:]))}
+        second, *deeper = (len(stage) for stage in stages[1:])
+        return {**sizes, "layers": (0, math.ceil(second / 2), *deeper)}
     scale, expansion = coefficients.trunk_scale, stages[-1][0].expansion
     # Not the width of the first convolution, which is larger in wide and in grouped blocks.
     bases = [info["num_chs"] // expansion for info in whole.feature_info[1:]]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from research.models import backbones
 from research.utils.errors import UserError
 
 HEADS: Final = ("bradley_terry", "mlp")
@@ -201,6 +200,8 @@ class SiameseImages(Siamese):
     ) -> None:
         super().__init__(tower, head)
         self.backbone = backbone
+        from research.models import backbones  # timm, which frozen features do not need
+
         self.frozen = backbones.frozen_modules(backbone, freeze)
         for module in self.frozen:
             for parameter in module.parameters(recurse=False):
@@ -232,6 +233,8 @@ class SiameseImages(Siamese):
                 "layer_decay: this backbone does not list its layers",
                 "use layer_decay=null",
             )
+        from research.models import backbones
+
         return backbones.prefix_matcher("backbone", matcher(coarse=coarse))
 
 
@@ -279,6 +282,8 @@ def siamese_e2e(
     Raises:
         UserError: for an unknown value, or weights that do not fit.
     """
+    from research.models import backbones
+
     network, features = backbones.create(backbone, image_size)
     backbones.load(network, backbone, pretrained)
     tower = Tower(nn.Identity(), features, mlp_hidden_dims, dropout)

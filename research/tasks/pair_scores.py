@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 from torch import Tensor
 
 from research.batch import PairBatch
@@ -74,6 +73,8 @@ class SeriesScores:
 
     @classmethod
     def of(cls, pairs: PairScores) -> SeriesScores:
+        from scipy.special import expit
+
         series = np.concatenate([pairs.series, pairs.series])
         photos = pairs.photos.T.reshape(-1)
         keys, index = np.unique(np.stack([series, photos]), axis=1, return_inverse=True)

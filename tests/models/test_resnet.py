@@ -233,11 +233,13 @@ def test_parameters_of_late_concat_and_of_the_controls_are_those_counted_by_hand
         assert parameters(network("resnet34", classes=1000)) == (
             rgb_stem + stages_of_resnet34(3, 4, 6, 3) + classifier
         )
-        trunk = stages_of_resnet34(0, 4, 6, 3) + classifier
+        trunk = stages_of_resnet34(0, 2, 6, 3) + classifier
         late = network("resnet34", spec("late_concat"), classes=1000)
         assert parameters(late) == LATE_STEM + trunk
-        control = network("resnet34", classes=1000, layers=[0, 4, 6, 3])
+        control = network("resnet34", classes=1000, layers=[0, 2, 6, 3])
         assert parameters(control) == rgb_stem + trunk
+        whole = network("resnet34", spec("late_concat"), classes=1000, layers=[0, 4, 6, 3])
+        assert parameters(whole) == (LATE_STEM + stages_of_resnet34(0, 4, 6, 3) + classifier)
         # Of the pruned variant at window 4.
         widths = [32, 64, 128, 256]
         pruned = network("resnet34", classes=1000, layers=[2, 2, 3, 2], widths=widths)
@@ -249,7 +251,7 @@ def test_parameters_of_late_concat_and_of_the_controls_are_those_counted_by_hand
 @pytest.mark.parametrize(
     ("variant", "sizes"),
     [
-        ("late_concat", {"layers": [0, 4, 6, 3]}),
+        ("late_concat", {"layers": [0, 2, 6, 3]}),
         ("luma_fusion_pruned", {"layers": [2, 2, 3, 2], "widths": [32, 64, 128, 256]}),
     ],
 )
@@ -296,7 +298,8 @@ def test_chroma_joins_after_the_first_block_of_stage_3(luma: int, chroma: int) -
     y, cbcr = torch.randn(2, luma, 8, 8), torch.randn(2, 2, chroma, 4, 4)
     parts = []
     if luma:
-        # Two blocks in each stage; of the third, the first has the stride.
+        # One block of stage 2; of the two of stage 3, the first has the stride.
+        assert len(trunk.layer2) == 1
         parts.append(trunk.layer3[0](trunk.layer2(stem.luma(y))))
         assert parts[0].shape == (2, 256, 4, 4)
     if chroma:
@@ -319,7 +322,7 @@ def test_late_concat_keeps_the_pretrained_weights_of_its_stages(
             stem=spec("late_concat"), pretrained=save_state(state, tmp_path / "a.safetensors")
         )
     own = model.backbone.state_dict()
-    gone = {key for key in state if key.startswith(("conv1.", "bn1.", "layer1."))}
+    gone = {key for key in state if key.startswith(("conv1.", "bn1.", "layer1.", "layer2.1."))}
     assert set(state) - set(own) == gone
     assert all(torch.equal(own[key], state[key]) for key in own)
     assert f"loaded {len(own)} of {len(own)} tensors" in caplog.text
@@ -329,12 +332,12 @@ def test_late_concat_keeps_the_pretrained_weights_of_its_stages(
 def test_drop_path_grows_over_the_blocks_that_are_left() -> None:
     model = network("resnet34", spec("late_concat"), drop_path_rate=0.3)
     rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
-    assert rates == pytest.approx([0.3 * index / 12 for index in range(1, 13)])
+    assert rates == pytest.approx([0.3 * index / 10 for index in range(1, 11)])
 
 
 def test_layers_of_a_network_with_a_stem_are_those_of_its_backbone() -> None:
     with torch.device("meta"):
-        plain = network("resnet34", layers=[0, 4, 6, 3])
+        plain = network("resnet34", layers=[0, 2, 6, 3])
         model = network("resnet34", spec("late_concat"))
     theirs = group_parameters(plain, plain.group_matcher(coarse=False), reverse=True)
     ours = group_parameters(model, model.group_matcher(coarse=False), reverse=True)

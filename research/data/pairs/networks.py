@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import timm
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -69,12 +67,14 @@ def feature_spec(feature: str) -> FeatureSpec:
         return _clip(feature, name or CLIP)
     if kind == "timm":
         return _timm(feature, name)
+    from torchvision.models import ResNet50_Weights, VGG16_Weights
+
     if feature == "vgg16":
-        return _torchvision(feature, _vgg16, torchvision.models.VGG16_Weights.IMAGENET1K_V1, 4096)
+        return _torchvision(feature, _vgg16, VGG16_Weights.IMAGENET1K_V1, 4096)
     sizes = {"layer3": 1024, "layer4": 2048}
     kind, _, layer = feature.partition(".")
     if kind == "resnet50" and layer in sizes:
-        weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+        weights = ResNet50_Weights.IMAGENET1K_V1
         return _torchvision(feature, partial(_resnet50, layer), weights, sizes[layer])
     near = get_close_matches(feature, NAMES, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(NAMES)} and timm:NAME"
@@ -123,7 +123,9 @@ def _torchvision(
 
 
 def _resnet50(layer: str) -> nn.Module:
-    network = torchvision.models.resnet50()
+    from torchvision.models import resnet50
+
+    network = resnet50()
     network.fc = nn.Identity()
     if layer == "layer3":
         network.layer4 = nn.Identity()
@@ -131,12 +133,16 @@ def _resnet50(layer: str) -> nn.Module:
 
 
 def _vgg16() -> nn.Module:
-    network = torchvision.models.vgg16()
+    from torchvision.models import vgg16
+
+    network = vgg16()
     network.classifier = network.classifier[:5]  # up to the ReLU after fc7
     return network
 
 
 def _timm(feature: str, name: str) -> FeatureSpec:
+    import timm
+
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
