@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from research.benchmarks.input_peers import Cut, Pixels, Sample, peers
+from research.benchmarks.input_peers import Cut, Pixels, ReadFile, peers
 from research.benchmarks.loaders import prepared
 from research.benchmarks.measure import Candidate, Result, measure, per_unit
 from research.benchmarks.options import BenchmarkOptions
@@ -146,7 +146,7 @@ def _is_plain(path: Path) -> bool:
     return jpeg_header.unsupported_reason(header) is None and header.orientation == 1
 
 
-def _each(sample: Sample, files: list[Path]) -> int:
+def _each(sample: ReadFile, files: list[Path]) -> int:
     for file in files:
         sample(file)
     return len(files)

@@ -29,7 +29,7 @@ except ImportError:
     raise UserError("NAME", 'input needs simplejpeg and cv2: pip install -e ".[dev]"') from None
 
 Pixels = NDArray[np.uint8]
-Sample = Callable[[Path], object]
+ReadFile = Callable[[Path], object]
 Cut = Callable[[Path, CropBox], Pixels]
 
 
@@ -41,7 +41,7 @@ class Peer(NamedTuple):
         cut: a crop, cut out and resized in the same way, uint8 [S, S, 3].
     """
 
-    sample: Sample
+    sample: ReadFile
     cut: Cut
 
 
