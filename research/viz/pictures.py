@@ -41,6 +41,8 @@ CURVES = 9
 """Metrics in one panel of the learning curves."""
 LEGEND_LINE = 48
 """Characters in one line of a legend."""
+LONGEST_NAME = 40
+"""Characters of a name in a picture; drawing one of 20,000 takes seconds."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -59,6 +61,11 @@ def render(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
+def shown(names: Iterable[str]) -> list[str]:
+    """Names as they are written in pictures: at most ``LONGEST_NAME`` characters."""
+    return [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+
+
 def legend(axes: Axes) -> None:
     """Add a legend in columns above the axes.
 
@@ -67,6 +74,7 @@ def legend(axes: Axes) -> None:
     lines, names = axes.get_legend_handles_labels()
     if not lines:
         return
+    names = shown(names)
     columns = min(len(names), max(1, LEGEND_LINE // max(len(name) for name in names)), 4)
     axes.legend(
         lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0),
@@ -90,8 +98,8 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= 40:
-        axes.set_xticks(range(len(classes)), labels=list(classes), rotation=90)
-        axes.set_yticks(range(len(classes)), labels=list(classes))
+        axes.set_xticks(range(len(classes)), labels=shown(classes), rotation=90)
+        axes.set_yticks(range(len(classes)), labels=shown(classes))
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(table):
             if count:
@@ -241,6 +249,7 @@ def draw_boxes(
         colours: of the boxes in order; the last one is used for all further boxes.
     """
     image = image.copy()
+    captions = shown(captions)
     draw = ImageDraw.Draw(image)
     for index, box in reversed([*enumerate(boxes)]):  # the first box is on top
         colour = colours[min(index, len(colours) - 1)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -171,3 +172,13 @@ def test_no_legend_without_curves() -> None:
     axes = Figure().add_subplot()
     pictures.legend(axes)
     assert axes.get_legend() is None
+
+
+def test_long_names_are_cut() -> None:
+    long, cut = "a" * 20_000, "a" * 39 + "…"
+    assert pictures.shown([cut, long, "b"]) == [cut, cut, "b"]
+    counts = torch.eye(2, dtype=torch.int64)
+    one, other = (pictures.confusion_matrix(counts, [name, "b"]) for name in (long, cut))
+    assert one.tobytes() == other.tobytes()
+    one, other = (draw_boxes(GREY, [(5, 4, 20, 14)], [name]) for name in (long, cut))
+    assert one.tobytes() == other.tobytes()

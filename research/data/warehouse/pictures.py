@@ -65,7 +65,7 @@ def class_balance(samples: Samples) -> Image.Image:
         )
     axes.set_ylabel("boxes" if samples.manifest.kind == "frames" else "samples")
     if len(classes) <= MAX_NAMES:
-        axes.set_xticks(range(len(classes)), labels=classes, rotation=90)
+        axes.set_xticks(range(len(classes)), labels=pictures.shown(classes), rotation=90)
     pictures.legend(axes)
     return pictures.render(figure)
 
