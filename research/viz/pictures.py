@@ -91,15 +91,17 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
     """
     table = counts.numpy().astype(np.float64)
     fractions = table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = min(14.0, 3.0 + 0.35 * len(classes))
+    names = shown(classes) if len(classes) <= 40 else []
+    longest = max((len(name) for name in names), default=0)
+    side = min(14.0, 3.0 + 0.35 * len(classes)) + 0.08 * max(0, longest - 10)
     figure = new_figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if len(classes) <= 40:
-        axes.set_xticks(range(len(classes)), labels=shown(classes), rotation=90)
-        axes.set_yticks(range(len(classes)), labels=shown(classes))
+    if names:
+        axes.set_xticks(range(len(classes)), labels=names, rotation=90)
+        axes.set_yticks(range(len(classes)), labels=names)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(table):
             if count:
