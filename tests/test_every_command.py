@@ -126,7 +126,7 @@ def _choices(file: Path) -> dict[str, str]:
 def small(model: str) -> list[str]:
     """The words that choose a model, small."""
     settings = option_node("model", model)
-    narrow = {key: value for key, value in SMALL.items() if key in settings}
+    narrow = {key: value for key, value in SMALL.items() if settings.get(key)}
     if "block_layers" in settings:
         narrow["block_layers"] = [2 for _ in settings["block_layers"]]
     if model in NAMES:

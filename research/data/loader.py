@@ -284,7 +284,7 @@ class EpochLoader:
     def _killed_worker(self) -> tuple[int | None, str | None] | None:
         """Process and signal of a worker that was killed, if one was."""
         workers = getattr(self.loader._iterator, "_workers", [])
-        wait([worker.sentinel for worker in workers], timeout=1)  # it may still be ending
+        wait([worker.sentinel for worker in workers], timeout=10)  # it may still be ending
         killed = [(worker.pid, -(worker.exitcode or 0)) for worker in workers]
         return next(((pid, signal.strsignal(number)) for pid, number in killed if number > 0), None)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from research.engine import checkpoint
 from research.tracking.files import read_rows
+from research.tracking.spool import read_run_id
 
 TIMES = ("epoch_time_sec", "batch_time_sec", "timestamp", "total_time_sec")
 PARTS = {
@@ -97,8 +98,9 @@ def content(
             if file.name[0] != "." and "tfevents" not in file.name and file.name not in ENVIRONMENT
         },
     }
-    run_id = last["tracking"].get("mlflow_run_id")
-    if store is not None and run_id is not None:
+    # A short run may have ended before the store answered for the first time.
+    run_id = last["tracking"].get("mlflow_run_id") or read_run_id(folder)
+    if store is not None and run_id:
         found |= _tracked(*store, run_id)
     return found
 

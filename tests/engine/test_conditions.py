@@ -212,14 +212,14 @@ def test_a_condition_of_the_machine_in_a_worker(
     """No file is damaged for it; the line has the settings of the run."""
 
     config = small(*WORDS, "workers=1")
-    opened = image_files._open
+    read = image_files._read_jpeg_header
 
     def exhausted(file: Any, size: int) -> Any:
         if get_worker_info() is None:  # headers are read in the main process
-            return opened(file, size)
+            return read(file, size)
         raise error
 
-    monkeypatch.setattr(image_files, "_open", exhausted)
+    monkeypatch.setattr(image_files, "_read_jpeg_header", exhausted)
     key = "ulimit" if isinstance(error, OSError) else "batch_size"
     with user_error(key, "workers=0" if key == "ulimit" else "batch_size=6"):
         run(config)
