@@ -77,9 +77,9 @@ BENCHMARKS = {
         takes_settings=True,
     ),
     "step": Benchmark(
-        "training step and inference of the RGB ResNet-34 (the reference), of its form without "
-        "stage 1 and of every variant of compression, at 224 px on batches of 8; then the RGB "
-        "network in fp32 and bf16, contiguous and channels_last",
+        "training step and inference of the RGB ResNet-34 (the reference), of every variant "
+        "of compression and of an RGB network of the depth of late_concat, at 224 px on batches of "
+        "8; then the RGB network in fp32 and bf16, contiguous and channels_last",
         takes_settings=True,
     ),
     "tracking": Benchmark(

@@ -173,17 +173,20 @@ def test_steps_of_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     networks = step.variants([*words, "compression.window=2"])
     monkeypatch.setattr(torch.nn.Linear, "forward", counted)
     names = [name for name in options("compression") if name != "none"]
-    assert [*networks] == ["RGB", "RGB (control)", "RGB without stage 1", *names]
+    assert [*networks] == ["RGB", "RGB (control)", *names, step.CONTROL]
     weights = networks["block_stem"].network.state_dict()["stem.branches.luma.0.weight"].clone()
     for kind, train in (("training", True), ("inference", False)):
         found = step.compared(kind, networks, getattr(step.Network, kind), 1)
         assert sizes[train] == [2] * 2 * len(networks)  # a round for warm-up, and one
         assert all(row.median > 0 for row in found.rows)
         columns = {row.name: row.columns for row in found.rows}
-        assert columns["RGB without stage 1"]["GFLOP"] < columns["RGB"]["GFLOP"]
+        assert columns[step.CONTROL]["GFLOP"] < columns["RGB"]["GFLOP"]
         assert columns["RGB"]["batch"] == "2 × 32 px"
     moved = networks["block_stem"].network.state_dict()["stem.branches.luma.0.weight"]
     assert not torch.equal(moved, weights)
-    formats = step.formats(words)
-    assert formats["fp32"] is formats["fp32 (control)"]
-    assert [each.config["precision"] for each in formats.values()].count("bf16") == 2
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(step, "has_bf16", lambda device, has=has_bf16: has)
+        formats = step.formats(words)
+        assert formats["fp32"] is formats["fp32 (control)"]
+        precisions = [each.config["precision"] for each in formats.values()]
+        assert precisions.count("bf16") == 2 * has_bf16
