@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity
 class Migration:
     """The names that one version changed.
 
@@ -96,10 +96,14 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-@lru_cache(maxsize=4096)
 def current_key(key: str) -> str:
     """The current name of a dotted key of any version, also of a key below a renamed one."""
-    for step in MIGRATIONS:
+    return _current_key(key, tuple(MIGRATIONS))
+
+
+@lru_cache(maxsize=4096)  # a comparison asks for the same keys in every run
+def _current_key(key: str, steps: tuple[Migration, ...]) -> str:
+    for step in steps:
         for old, new in step.keys.items():
             if key == old or key.startswith(f"{old}."):
                 key = new + key.removeprefix(old)
