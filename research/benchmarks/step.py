@@ -135,7 +135,9 @@ def variants(overrides: Sequence[str]) -> dict[str, Network]:
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a processor has instructions for bf16."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def formats(overrides: Sequence[str]) -> dict[str, Network]:

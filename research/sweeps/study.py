@@ -31,6 +31,8 @@ MAX_ATTEMPTS: Final = 3
 """A trial whose process died this often without completing another epoch is failed."""
 CLAIMED: Final = "claimed"
 """User attribute of every trial that was assigned to a process."""
+MOST_DELETED: Final = 20
+"""Run folders of a trial that the user may have deleted before the last one."""
 LOCK_TIMEOUT: Final = 2.0
 """Seconds; `Study.is_alive` of another process holds a lock for an instant."""
 
@@ -205,9 +207,10 @@ class Study:
 
     def last_beginning(self, number: int) -> int:
         """The last of a trial's run folders, from 1; 0 if it has none."""
-        beginning, last = 1, 0
-        while (run := self.run_folder(number, beginning)).exists():
-            last = beginning if (run / "config.yaml").exists() else last
+        last, beginning = 0, 1
+        while beginning <= last + MOST_DELETED + 1:  # without listing the folders of all trials
+            if (self.run_folder(number, beginning) / "config.yaml").exists():
+                last = beginning
             beginning += 1
         return last
 

@@ -150,3 +150,17 @@ def test_many_trials_are_drawn_as_the_last_and_the_best() -> None:
     numbers = [int(text.get_text()) for text in axes.texts]
     assert numbers == [7, *range(201, 300)]
     assert "100 of 300" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("beginnings", [(1,), (1, 2), (2,), (3, 7)])
+def test_the_last_run_of_a_trial_is_found_although_others_were_deleted(
+    study: Study, beginnings: tuple[int, ...]
+) -> None:
+    """Without listing the folders of all trials; the next run must get a folder of its own."""
+    for beginning in beginnings:
+        run = study.run_folder(3, beginning)
+        run.mkdir()
+        (run / "config.yaml").touch()
+    study.run_folder(3, 30).mkdir()  # a start that failed has no config.yaml
+    assert study.last_beginning(3) == max(beginnings)
+    assert study.last_beginning(30) == 0
