@@ -275,16 +275,17 @@ class EpochLoader:
                     raise batch.error from WorkerTraceback(batch.trace)
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch cut short
-            killed = self._killed_worker()
+            is_cut_short = isinstance(error, ConnectionError | EOFError)
+            killed = self._killed_worker(10 if is_cut_short else 1)
             if killed is None:
                 raise
             raise RuntimeError(f"DataLoader worker (pid {killed[0]}) is killed by signal: "
                                f"{killed[1]}.") from error  # fmt: skip
 
-    def _killed_worker(self) -> tuple[int | None, str | None] | None:
-        """Process and signal of a worker that was killed, if one was."""
+    def _killed_worker(self, seconds: float) -> tuple[int | None, str | None] | None:
+        """Process and signal of a worker that was killed, if one was or ends within ``seconds``."""
         workers = getattr(self.loader._iterator, "_workers", [])
-        wait([worker.sentinel for worker in workers], timeout=10)  # it may still be ending
+        wait([worker.sentinel for worker in workers], timeout=seconds)  # it may still be ending
         killed = [(worker.pid, -(worker.exitcode or 0)) for worker in workers]
         return next(((pid, signal.strsignal(number)) for pid, number in killed if number > 0), None)
 
