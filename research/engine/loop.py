@@ -122,8 +122,8 @@ def fit(
         }
         state.end_epoch()
         state.history.append(row)
-        # The row is logged before the checkpoint is written: on resume, a row without a checkpoint
-        # is dropped, but a checkpoint without its row could not be repaired.
+        # Before the checkpoint: on resume, a row without a checkpoint is dropped, but a checkpoint
+        # without its row could not be repaired.
         tracker.log("epoch", epoch, row)
         end_epoch(state, row, result)
     if state.stopped_early(cfg.patience) and state.epoch < cfg.epochs:
@@ -192,13 +192,14 @@ class EvalResult:
     """Result of one pass over a split.
 
     Attributes:
-        metrics: values by name, without the split's prefix.
+        metrics: values by name, without the split's prefix, of ``n`` samples.
         totals: the task's ``Metrics`` over all batches.
         first: the first non-empty batch, as passed to the model, and its predictions.
         skipped: counts by kind of samples that were skipped or read by a fallback.
     """
 
     metrics: dict[str, float]
+    n: int
     totals: Metrics
     first: tuple[Batch, Any] | None
     skipped: dict[str, int]
@@ -223,11 +224,10 @@ def evaluate(
     model.eval()
     transform.eval()
     batches = min(len(loader), cfg.max_val_batches or len(loader))
-    totals = task.metrics(device)
-    first: tuple[Batch, Any] | None = None
-    skipped = Counter(loader.skipped)
+    totals, first = task.metrics(device), None
+    counts = Counter(loader.skipped)
     for i, batch in enumerate(islice(loader.epoch(0), batches)):
-        skipped.update(batch.skipped)
+        counts.update(batch.skipped, n=len(batch))
         if len(batch):
             inputs = transform(batch.to(device), None)
             with autocast(device, cfg.precision):
@@ -236,10 +236,10 @@ def evaluate(
             first = first or (inputs, predictions)
         tracker.progress(Progress(phase, i + 1, batches))
     metrics = distributed.computed(totals)
-    counts = {kind: int(n) for kind, n in distributed.summed(skipped).items()}
+    skipped = {kind: int(count) for kind, count in distributed.summed(counts).items()}
     if not metrics:
-        raise no_samples(phase, counts)
-    return EvalResult(metrics, totals, first, counts)
+        raise no_samples(phase, skipped)
+    return EvalResult(metrics, skipped.pop("n"), totals, first, skipped)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

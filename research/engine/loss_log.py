@@ -186,7 +186,7 @@ def no_samples(split: str, skipped: Mapping[str, int]) -> UserError:
         message = f"the {split} split has one sample, and batch norm needs two in a batch"
         hint = "add samples; one alone trains with batch_size=1 if no map is 1×1"
         return UserError("dataset", message, hint)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()) if count)
     message = f"no sample of the {split} split could be read ({kinds})"
     return UserError("dataset", message, "check the files of the data set")
 
