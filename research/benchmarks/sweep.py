@@ -37,7 +37,7 @@ STAGES: Final = {
     "compose": "hydra._internal.config_loader_impl.ConfigLoaderImpl.load_sweep_config",
     "check": "research.config.check",
     "folder": "research.sweeps.job._open_run",
-    "record": "research.sweeps.record.update",
+    "record": "research.sweeps.record.update_at_times",
     "parent": "research.sweeps.parent.update",
 }
 """Columns, and the functions whose time they show; ``parent`` is a part of ``record``."""

@@ -289,7 +289,7 @@ def _report(
                 study.set_attrs(number, attempts=attrs["attempts"] - 1, reason=outcome.reason)
         if outcome.status != "KILLED":
             # Schedulers give an interrupted job little time; the sweep records how it ends.
-            record.update(study, config, soon=True)
+            record.update_at_times(study, config)
     values = ", ".join(f"{name} {value:.4g}" for name, value in outcome.values.items())
     details = "".join(f" ({text})" for text in (values, outcome.reason) if text)
     log.info("sweep: trial %d %s%s", number, outcome.status.lower(), details)

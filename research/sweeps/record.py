@@ -1,4 +1,4 @@
-"""``final_summary.json``: the state of every trial of a sweep, updated after each of them."""
+"""``final_summary.json``: the state of every trial of a sweep, updated as trials end."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ RUN_KEYS: Final = (
     "paths",
 )
 """Keys copied from the run's ``summary.json`` into the trial's entry."""
+SHARE = 0.02
+"""The most that the summary takes of the time of a sweep while trials end; its parent run too."""
 
 
 def summary(study: Study) -> dict[str, Any]:
@@ -70,9 +72,7 @@ def summary(study: Study) -> dict[str, Any]:
     }
 
 
-def update(
-    study: Study, config: Mapping[str, Any], status: Status = "RUNNING", *, soon: bool = False
-) -> dict[str, Any]:
+def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") -> dict[str, Any]:
     """Write the summary and update the parent run; the caller holds the study's lock.
 
     Args:
@@ -80,27 +80,48 @@ def update(
         config: of this process; trackers are never built from a stored configuration.
         status: how the sweep ended. It is recorded as ``RUNNING`` as long as any trial runs, in
             this process or another.
-        soon: whether another update follows, so that the parent run may be passed over if it was
-            updated a moment ago: drawing takes longer the more trials there are.
     """
-    content = summary(study)
+    content = _write(study)
+    _update_parent(study, config, content, status)
+    return content
+
+
+def update_at_times(study: Study, config: Mapping[str, Any]) -> None:
+    """As ``update``, while others follow: passed over where it would take more than ``SHARE``.
+
+    Both the summary and the parent run take longer the more trials there are.
+    """
+    known = study.store.ended[study.name]
+    if known.written.is_due:
+        content = _write(study)
+        if known.drawn.is_due and not parent_run.is_recent(study.folder):
+            _update_parent(study, config, content, "RUNNING")
+
+
+def _write(study: Study) -> dict[str, Any]:
+    with study.store.ended[study.name].written.spent(SHARE):
+        content = summary(study)
+        write_text(study.folder / SUMMARY, _text(study, content))
+    return content
+
+
+def _update_parent(
+    study: Study, config: Mapping[str, Any], content: Mapping[str, Any], status: Status
+) -> None:
     if "RUNNING" in content["counts"]:
         status = "RUNNING"
-    write_text(study.folder / SUMMARY, _text(study, content))
-    if soon and parent_run.is_recent(study.folder):
-        return content
 
     def trackers() -> Sequence[Tracker]:
         return build.trackers(config)
 
     try:
-        parent_run.update(study.folder, content, trackers, status)
+        with study.store.ended[study.name].drawn.spent(SHARE):
+            parent_run.update(study.folder, content, trackers, status)
     except Exception as error:
         # The summary is written; a failing plot or tracker must not end a trial or the sweep.
         trace = None if isinstance(error, UserError | OSError) else error
         line = f"sweep: the parent run could not be updated ({one_line(error)})"
         log.warning("%s", line, exc_info=trace)
-    return content
 
 
 @contextmanager

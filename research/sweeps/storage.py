@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial
 from research.engine.run_folder import ROOT
 from research.utils import secrets
 from research.utils.errors import UserError, one_line
+from research.utils.timing import Pace
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,12 +100,16 @@ class Ended:
         claimed: those of them that are claimed, and valid.
         retried: numbers of failed trials that others retry, and None.
         entries: trials that were recorded, by number.
+        written: when the summary may be written again.
+        drawn: when the parent run may be updated again.
     """
 
     first: list[FrozenTrial] = field(default_factory=list)
     claimed: list[FrozenTrial] = field(default_factory=list)
     retried: set[int | None] = field(default_factory=set)
     entries: dict[int, EndedTrial] = field(default_factory=dict)
+    written: Pace = field(default_factory=Pace)
+    drawn: Pace = field(default_factory=Pace)
 
     def forget_others(self, trials: Sequence[FrozenTrial]) -> None:
         """Forget everything if these are not the trials of before: the study was created anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SPACE = SEARCH.space.parse({}, ["optimizer.lr=range(0,1000)"])
 @pytest.fixture
 def study(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setattr("research.sweeps.plots.pictures", lambda summary: {})
+    monkeypatch.setattr(record, "SHARE", math.inf)
     study = Study("one", None, RandomSampler, directions=["maximize"])
     description = {
         "study": "one", "command": [], "space": {}, "fixed": [], "configuration": {},
@@ -49,7 +51,7 @@ def run_trial(study: Study, *, grid: bool) -> None:
     (run / "summary.json").write_text(json.dumps(summary))
     job.set_attrs(claim.number, run=str(run), beginnings=1, attempts=1, seconds=1.0)
     job.report(claim.number, [0.5])
-    record.update(job, CONFIG, soon=True)
+    record.update_at_times(job, CONFIG)
     claim.lock.release()
     assert study.failed() == []
 
@@ -103,6 +105,19 @@ def test_the_summary_is_that_of_a_process_that_knows_nothing(study: Study) -> No
     text = (study.folder / "final_summary.json").read_text()
     assert json.loads(text) | times == json.loads(json.dumps(known | times))
     assert text == files.to_json(known)
+
+
+def test_the_summary_takes_a_share_of_the_time(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "SHARE", 1e-9)  # after the next one, not for years
+    run_trial(study, grid=True)
+    run_trial(study, grid=True)
+    content = json.loads((study.folder / "final_summary.json").read_text())
+    assert content["counts"] == {"FINISHED": 1}
+    assert record.update(study, CONFIG)["counts"] == {"FINISHED": 2}
+    content = json.loads((study.folder / "final_summary.json").read_text())
+    assert content["counts"] == {"FINISHED": 2}
 
 
 def test_a_failure_is_known_at_once(study: Study) -> None:
