@@ -27,11 +27,14 @@ from research.data.warehouse.store import Store
 ENTRIES: Final = (10_000, 100_000, 1_000_000)
 SAMPLES: Final = (140_000, 1_400_000, 14_000_000)
 RUNS: Final = (10, 100, 1000)
-READ: Final = 2048
-"""Samples that are read from every store, evenly spaced: the same number of pages of each."""
+READ: Final = 1024
+"""Samples that are read from every store, evenly spaced: the same number of pages of each.
+
+Few, so that they stay in memory with the pages that are read ahead.
+"""
 PER_SHARD: Final = 256
-IMAGE, CROP, WINDOW, BATCH = 128, 112, 4, 256
-"""Small, so that what is read of a store, with the pages that are read ahead, stays in memory."""
+IMAGE, CROP, WINDOW, BATCH = 256, 224, 8, 256
+"""As in the benchmark ``store``."""
 MIB: Final = 2**20
 
 
