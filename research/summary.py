@@ -153,7 +153,7 @@ def _timed_pass(
     from research.engine.loop import autocast
 
     device = build.select_device(config["device"], config["precision"])
-    layout = placement.memory_format(config, device)
+    layout = placement.memory_format(config, device, network)
     network = network.to(memory_format=layout).to(device).eval()
     inputs = cost.blank_batch(config, metadata, batch).to(device).in_format(layout).inputs
 

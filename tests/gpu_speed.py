@@ -82,8 +82,9 @@ def training(words: tuple[str, ...], batch: int, name: str) -> Training:
     metadata = data.expected_metadata(config["model"], own_classes=False)
     device = build.select_device(config["device"], config["precision"])
     torch.backends.cudnn.benchmark = True
-    layout = placement.memory_format(config, device)
-    network = build.model(config, metadata).to(memory_format=layout).to(device).train()
+    network = build.model(config, metadata)
+    layout = placement.memory_format(config, device, network)
+    network = network.to(memory_format=layout).to(device).train()
     task = build.build_task(config, metadata["classes"])
 
     def noise(count: int) -> Tensor | Blocks:

@@ -42,20 +42,27 @@ class PictureFiles(Dataset[Any]):
 
 
 def timm_candidates(files: list[Path], size: int, batch: int) -> dict[str, Candidate]:
-    """timm's training loader on files: decode, random resized crop, flip, normalise, collate."""
-    loader = create_loader(
-        PictureFiles(files),
-        input_size=(3, size, size),
-        batch_size=min(batch, len(files)),
-        is_training=True,
-        use_prefetcher=False,
-        num_workers=0,
-        persistent_workers=False,
-        pin_memory=False,
-        color_jitter=None,  # by default timm changes colours too; a store does not
-    )
-    candidate = per_unit(lambda: sum(len(images) for images, _ in loader))
-    return {"timm": candidate, "timm (control)": candidate}
+    """timm's training loader on files: decode, random resized crop, flip, normalise, collate.
+
+    By default it changes the colours too, which a store does not; the reference does not either.
+    """
+
+    def candidate(**settings: Any) -> Candidate:
+        loader = create_loader(
+            PictureFiles(files),
+            input_size=(3, size, size),
+            batch_size=min(batch, len(files)),
+            is_training=True,
+            use_prefetcher=False,
+            num_workers=0,
+            persistent_workers=False,
+            pin_memory=False,
+            **settings,
+        )
+        return per_unit(lambda: sum(len(images) for images, _ in loader))
+
+    same = candidate(color_jitter=None)
+    return {"timm": same, "timm (control)": same, "timm, with its change of colours": candidate()}
 
 
 def prepared(plan: BuildPlan, stack: ExitStack, repeats: int) -> tuple[Store, NDArray[np.intp]]:

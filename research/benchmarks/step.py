@@ -53,7 +53,7 @@ class Network:
         task = build.build_task(config, metadata["classes"])
         parameters, macs, *_ = cost.measure(network, config, metadata)
         device = build.select_device(config["device"], config["precision"])
-        layout = placement.memory_format(config, device)
+        layout = placement.memory_format(config, device, network)
         network = network.to(memory_format=layout).to(device)
 
         def noise(count: int) -> Tensor | Blocks:

@@ -61,7 +61,7 @@ class RunSettings:
         "fp32", "arithmetic of the forward pass", one_of("fp32", "bf16", "fp16")
     )
     channels_last: bool | None = _setting(
-        None, "NHWC memory format; null: chosen by device and precision", changeable(TRUTH)
+        None, "NHWC memory format; null: chosen by device, precision and model", changeable(TRUTH)
     )
     compile: bool | str = _setting(
         False, "torch.compile the model, true or by mode", changeable(COMPILE)

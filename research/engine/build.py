@@ -93,7 +93,8 @@ def experiment(
     if config["sync_batchnorm"] and distributed.count() > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     transform = data.transform(progress=progress)
-    placement.lay_out(network, transform, device, placement.memory_format(config, device))
+    layout = placement.memory_format(config, device, network)
+    placement.lay_out(network, transform, device, layout)
     train = loader(config, data, "train", device, train=True)
     solver = optimizer(config, network, train.global_batch)
     batches = min(len(train), config["max_train_batches"] or len(train))

@@ -15,14 +15,19 @@ GRAPHS: Final = ("reduce-overhead", "max-autotune")
 """Modes that use CUDA graphs, of which each call overwrites the outputs of the one before."""
 
 
-def memory_format(config: Mapping[str, Any], device: torch.device) -> torch.memory_format:
+def memory_format(
+    config: Mapping[str, Any], device: torch.device, network: nn.Module
+) -> torch.memory_format:
     """The memory format of weights and inputs: the setting ``channels_last``.
 
     By default ``channels_last`` in half precision on a GPU, whose tensor cores compute convolutions
-    in it, and contiguous elsewhere.
+    in it, and on a CPU for networks with the attribute ``channels_last_on_cpu``; contiguous
+    elsewhere.
     """
     chosen = config["channels_last"]
-    if chosen is None:
+    if chosen is None and device.type == "cpu":
+        chosen = any(getattr(part, "channels_last_on_cpu", False) for part in network.modules())
+    elif chosen is None:
         chosen = device.type == "cuda" and config["precision"] != "fp32"
     return torch.channels_last if chosen else torch.contiguous_format
 

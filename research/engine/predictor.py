@@ -130,7 +130,8 @@ def load_predictor(config: Config, saved: Mapping[str, Any]) -> Predictor:
     data.load_metadata(saved["data"])
     transform = data.transform(measured=False)
     transform.load_state_dict(saved["transform"])
-    placement.lay_out(network, transform, device, placement.memory_format(config, device))
+    layout = placement.memory_format(config, device, network)
+    placement.lay_out(network, transform, device, layout)
     return Predictor(
         config,
         classes,

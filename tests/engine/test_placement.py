@@ -41,7 +41,28 @@ def test_the_format_is_chosen_by_device_and_precision(
     setting: bool | None, device: str, precision: str, expected: torch.memory_format
 ) -> None:
     config = {"channels_last": setting, "precision": precision}
-    assert placement.memory_format(config, torch.device(device)) == expected
+    network = nn.Sequential(nn.Conv2d(3, 3, 3))
+    assert placement.memory_format(config, torch.device(device), network) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "setting", "expected"),
+    [
+        ("cpu", "fp32", None, CHANNELS_LAST),
+        ("cpu", "bf16", None, CHANNELS_LAST),
+        ("cpu", "fp32", False, CONTIGUOUS),
+        ("cuda", "fp32", None, CONTIGUOUS),
+    ],
+)
+@pytest.mark.parametrize("compression", ["none", "block_stem"])
+def test_a_densenet_is_channels_last_on_a_cpu(
+    device: str, precision: str, setting: bool | None, expected: Any, compression: str
+) -> None:
+    words = ["model=densenet_bc_40_12", f"compression={compression}", "dataset=demo"]
+    config = compose_config(words).config
+    network = build.model(config, {"classes": ["a", "b"], "image_size": 64})
+    config |= {"channels_last": setting, "precision": precision}
+    assert placement.memory_format(config, torch.device(device), network) == expected
 
 
 def images(inputs: Tensor | Blocks) -> list[Tensor]:

@@ -8,7 +8,7 @@ DATA = Path(__file__).parents[1] / "assets" / "runs_v1"
 PICTURES = ("dataset=imagefolder", "dataset.train_dirs=[data/pictures/train]")
 PICTURES += ("dataset.val_dir=data/pictures/val", "dataset.image_size=32")
 NARROW = ("model=densenet_bc_40_12", "model.block_layers=[2,2]", "model.growth_rate=8")
-NARROW += ("model.initial_features=16",)
+NARROW += ("model.initial_features=16", "channels_last=false")
 FRAMES = ("dataset=warehouse", "dataset.manifest=stores/frames")
 PHOTOS = ("dataset=phototriage", "dataset.root=data/photos")
 
