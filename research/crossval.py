@@ -16,6 +16,7 @@ from research.utils.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from research.data.datamodule import DataModule
     from research.data.folds import FoldResult
 
 USAGE = cli.usage(
@@ -65,23 +66,25 @@ def evaluate_fold(
         UserError: if the data set of the run is not ``CrossValidated``.
     """
     from research.data.folds import CrossValidated
-    from research.engine import predictor
-    from research.engine.evaluation import of_predictor
+    from research.engine.evaluation import load_eval_run
 
-    words = [f"device={device}", "max_val_batches=null", *overrides]
-    loaded, saved = predictor.load(run, which, words, trust, data=True)
-    data = loaded.data
-    refusal = UserError(
-        "RUN",
-        f"{run}: its data set {data.name} has no baseline to compare with",
-        "pass runs of detectors from a warehouse of frames, or rankings of photos",
-    )
-    if not isinstance(data, CrossValidated):
-        raise refusal
-    evaluated = of_predictor(run, "test", loaded, saved).evaluate("test")
+    def refused(data: DataModule) -> UserError:
+        return UserError(
+            "RUN",
+            f"{run}: its data set {data.name} has no baseline to compare with",
+            "pass runs of detectors from a warehouse of frames, or rankings of photos",
+        )
+
+    def check(data: DataModule) -> None:
+        if not isinstance(data, CrossValidated):
+            raise refused(data)
+
+    loaded = load_eval_run(run, "test", which, device, overrides, trust, check)
+    evaluated, data = loaded.evaluate(), loaded.predictor.data
+    assert isinstance(data, CrossValidated)
     result = data.fold_result(evaluated.totals)
     if result is None:
-        raise refusal
+        raise refused(data)
     return Fold(run, evaluated.metrics[result.columns.metric], result)
 
 

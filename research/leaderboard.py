@@ -98,7 +98,7 @@ def evaluate_runs(
         paths, lambda path: load_eval_run(path, split, which, device, overrides, trust)
     )
     _check_data(paths, runs)
-    metrics = [run.evaluate(split).metrics for run in runs]
+    metrics = [run.evaluate().metrics for run in runs]
     monitor = runs[0].main_metric(metrics[0])
     for path, values in zip(paths, metrics, strict=True):
         if monitor.metric not in values:

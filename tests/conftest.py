@@ -14,7 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from research.engine.build import Experiment
     from research.engine.loss_log import EpochStats
     from research.engine.state import TrainState
+    from research.tracking.evaluations import Evaluation
     from research.tracking.tracker import Tracker
 
 # Test processes are the parallelism (pytest -n 2): threads in each would wait for one another.
@@ -247,6 +251,37 @@ def trained_epoch(built: Experiment, tracker: Tracker | None = None) -> EpochSta
     )
     built.state.end_epoch()
     return stats
+
+
+def evaluated(
+    run: str | Path,
+    split: str = "val",
+    which: str = "best",
+    *overrides: str,
+    trust: Sequence[str] = (),
+) -> Evaluation:
+    """A checkpoint of a run on a split, on the CPU, without files."""
+    from research.engine.evaluation import load_eval_run
+
+    loaded = load_eval_run(Path(run), split, which, "cpu", overrides, trust)
+    return loaded.measure()[0]
+
+
+@cache
+def verb(name: str) -> ModuleType:
+    """The module of ``python -m research.NAME``.
+
+    It is not imported by that name, which would put it in the place of the function
+    ``research.NAME``, if there is one.
+    """
+    path = ROOT / "research" / f"{name}.py"
+    spec = spec_from_file_location(f"verb_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 Train = Callable[..., None]

@@ -23,12 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import research
-from research import compare, evaluate, export, leaderboard, predict, reproduce
+from research import compare, export, leaderboard, predict, reproduce
 from research.config import compose_config, resolved
 from research.engine import build, checkpoint, run, run_folder
 from research.sweeps import record
 from research.utils import weights
 from tests import fuzz
+from tests.conftest import verb
 from tests.fuzz import Reader
 from tests.test_train import assert_same
 
@@ -123,7 +124,7 @@ class Project:
         return {
             "load": lambda: research.load(path, device="cpu")([IMAGE]),
             "predict": lambda: predict.main([str(path), str(IMAGE), *words]),
-            "evaluate": lambda: evaluate.main([str(path), *data, *words]),
+            "evaluate": lambda: verb("evaluate").main([str(path), *data, *words]),
             "export": lambda: export.main([str(path), "out=seen.onnx"]),
             "leaderboard": lambda: leaderboard.main(
                 [str(path), "runs/good", "rounds=1", "batch=1", *words]
@@ -221,7 +222,7 @@ class Project:
             "compare": lambda: compare.main([str(RUN), "out=seen"]),
             "reproduce": lambda: reproduce.main([str(RUN), "out=again"]),
             "sweep": lambda: record._run_keys(Path(RUN)),
-            "evaluate": lambda: evaluate.main([str(RUN), "device=cpu"]),
+            "evaluate": lambda: verb("evaluate").main([str(RUN), "device=cpu"]),
         }
         chosen = rng.choices(list(readers), [3, 3, 3, 2, 1, 1])[0]
         return f"{name}: {chosen}", readers[chosen]

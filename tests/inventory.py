@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from research.config.options import options
 from research.config.rules import Rule
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, register, rule_for
 from research.utils.installation import CONF
-from tests.conftest import ROOT
+from tests.conftest import ROOT, verb
 
 Inventory = dict[str, Any]
 OPTION = re.compile(r"^ {2}(?:[a-z_.]+=\S* )*", re.MULTILINE)
@@ -76,7 +75,7 @@ def commands() -> Inventory:
     found = {}
     for path in sorted((ROOT / "research").glob("*.py")):
         if path.stem != "judge" and "cli.command(" in path.read_text(encoding="utf-8"):
-            usage = importlib.import_module(f"research.{path.stem}").USAGE
+            usage = verb(path.stem).USAGE
             lines = (OPTION.match(line) for line in usage.splitlines())
             words = [word for line in lines if line for word in WORD.findall(line[0])]
             found[path.stem] = dict(sorted(words))

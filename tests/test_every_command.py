@@ -7,7 +7,6 @@ trained, and some go through all commands, with ``-m long``; ``-m whole`` adds a
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -22,12 +21,11 @@ import torch
 from filelock import FileLock
 
 import research
-from research import evaluate
 from research.config import cli, compose_config
 from research.config.options import option_node, options, read
 from research.data.cifar_files import FAMILIES
 from research.utils.installation import CONF
-from tests.conftest import run
+from tests.conftest import evaluated, run, verb
 from tests.data import test_cifar
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
 
@@ -207,7 +205,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """Runs ``python -m research.NAME`` in this process; gives status, output and errors."""
 
     def run_command(name: str, *words: str) -> tuple[int, str, str]:
-        module, status = importlib.import_module(f"research.{name}"), 0
+        module, status = verb(name), 0
         monkeypatch.setattr(sys, "argv", [name, *words])
         capsys.readouterr()
         try:
@@ -298,10 +296,10 @@ def test_prepare(words: str, project: Project, answer: Answer, tmp_path: Path) -
 def test_what_a_run_logged_and_kept_is_found_again(model: str, project: Project) -> None:
     """Its metrics by ``evaluate``; the same weights in both files."""
     folder = project.folder / project.run_of(model)
-    result = evaluate.evaluate(folder, "val", "last", "cpu", [])
-    assert result["logged"]
-    for name, value in result["logged"].items():
-        assert result["metrics"][name] == pytest.approx(value, nan_ok=True), name
+    result = evaluated(folder, "val", "last")
+    assert result.logged
+    for name, value in result.logged.items():
+        assert result.metrics[name] == pytest.approx(value, nan_ok=True), name
     files = [folder / "checkpoints" / name for name in ("last.pt", "final.safetensors")]
     one, two = (research.load(path, device="cpu").model.state_dict() for path in files)
     assert one.keys() == two.keys()
@@ -344,5 +342,5 @@ def test_other_data(data: str, project: Project, monkeypatch: pytest.MonkeyPatch
         test_cifar.write_binary(project.folder / "cifar", 10)
     words = OTHER_DATA[data] if data in OTHER_DATA else demo_words(data)
     folder = run(compose_config([*words, *SHORT]).config, data)
-    result = evaluate.evaluate(folder, "val", "last", "cpu", [])
-    assert result["logged"] == pytest.approx(result["metrics"], nan_ok=True)
+    result = evaluated(folder, "val", "last")
+    assert result.logged == pytest.approx(result.metrics, nan_ok=True)

@@ -23,11 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import research
-from research import crossval, evaluate, export, leaderboard, predict, reproduce, robustness
+from research import crossval, export, leaderboard, predict, reproduce, robustness
 from research.data.warehouse.manifest import Manifest
 from research.engine import checkpoint
 from research.utils.errors import UserError
-from tests.conftest import ROOT, Train, one_line_of
+from tests.conftest import ROOT, Train, one_line_of, verb
 from tests.test_stored_runs import ASSETS, words_of
 
 NAMES = Path(__file__).with_name("hostile_names.txt").read_text(encoding="utf-8").split()
@@ -205,8 +205,8 @@ def routes(project: Path, train: Train) -> Routes:
         "load": lambda p: research.load(p, device="cpu"),
         "load a run": lambda p: research.load(p.parents[1], device="cpu"),
         "predict": lambda p: predict.main([str(p), image, "out=seen", "device=cpu"]),
-        "evaluate": lambda p: evaluate.main([str(p), *data]),
-        "evaluate a run": lambda p: evaluate.main([str(p.parents[1]), "device=cpu"]),
+        "evaluate": lambda p: verb("evaluate").main([str(p), *data]),
+        "evaluate a run": lambda p: verb("evaluate").main([str(p.parents[1]), "device=cpu"]),
         "export": lambda p: export.main([str(p), "out=seen.onnx"]),
         "judge": lambda p: leaderboard.main([str(p), "device=cpu", "rounds=1"]),
         "crossval": lambda p: crossval.main([str(p), "device=cpu"]),
@@ -335,7 +335,7 @@ def test_places_in_a_strangers_file_do_not_count(key: str, routes: Routes, proje
     with spoiled(file, lambda header: put(header["config"], key, PATHS[key])):
         with watched() as events:
             said = research.load(file, device="cpu")(image)
-            line = one_line_of(lambda: evaluate.main([str(file), "device=cpu", "out=seen"]))
+            line = one_line_of(lambda: verb("evaluate").main([str(file), "device=cpu", "out=seen"]))
             routes["evaluate"][1](file)
         assert torch.equal(said, expected)
         assert "it is outside runs/" in line
@@ -482,12 +482,12 @@ def test_parts_of_a_checkpoint_of_no_use(part: str, project: Path, train: Train)
 def test_links_out_of_a_strangers_folder_are_not_followed(
     routes: Routes, project: Path, train: Train, tmp_path: Path
 ) -> None:
-    link = project / "stranger/evaluate_val"
+    link = project / "stranger/evaluations"
     link.symlink_to(tmp_path)
     words = ["dataset.train_dirs=[data/pictures/train]", "dataset.val_dir=data/pictures/val"]
     words += ["dataset.test_dir=null", "device=cpu"]
     assert "a link that leads elsewhere" in one_line_of(
-        lambda: evaluate.main([str(project / "stranger"), *words])
+        lambda: verb("evaluate").main([str(project / "stranger"), *words])
     )
     link.unlink()
     inside = project / "stranger/checkpoints"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from research import compare, evaluate, leaderboard, lr_find, predict, reproduce
+from research import compare, leaderboard, lr_find, predict, reproduce
 from research import inspect as inspect_images
 from research.engine import run_folder
 from tests import inventory
-from tests.conftest import Golden, Train
+from tests.conftest import Golden, Train, verb
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
 
 SHORT = ("device=cpu", "epochs=2", "keep=1", "batch_size=4", "max_train_batches=2")
@@ -70,10 +70,12 @@ def test_run(task: str, project: Path, train: Train, store: str, golden: Golden)
     folder = project / "runs" / task
     train(*SHORT, *logging, *TASKS[task], f"run_dir=runs/{task}")
     found = inventory.of_run(folder)
-    evaluate.main([str(folder), "split=val"])
+    verb("evaluate").main([str(folder), "split=val"])
     predict.main([str(folder), SOURCES[task], "max_frames=2", "out=seen", "device=cpu"])
     found |= {
-        "evaluate": inventory.files(folder / "evaluate_val"),
+        "evaluate": inventory.files(folder / "evaluations" / "val"),
+        "evaluations": inventory.files(folder / "evaluations"),
+        "evaluations/val.json": inventory.keys(folder / "evaluations" / "val.json"),
         "predict": inventory.files(project / "seen"),
         "summary.json of predict": inventory.keys(project / "seen" / "summary.json"),
     }

@@ -24,12 +24,11 @@ from research.batch import ClassificationBatch
 from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
 from research.engine import evaluation
-from research.evaluate import evaluate
 from research.tasks.classification import Classification
 from research.tasks.task import Monitor
 from research.utils import timing
 from research.utils.errors import UserError
-from tests.conftest import ROOT, TINY, refusal, run
+from tests.conftest import ROOT, TINY, evaluated, refusal, run
 from tests.test_robustness import Plain
 
 Compose = Callable[..., dict[str, Any]]
@@ -87,7 +86,7 @@ def test_a_run_beside_its_weights(
     told = json.loads((tmp_path / "seen" / "judged.json").read_text())
     assert (told["ranked_by"], told["split"], told["rounds"]) == ("top1", "val", 2)
     model = research.load(folder, "cpu").model
-    expected = evaluate(folder, "val", "best", "cpu", [])["metrics"]
+    expected = evaluated(folder, "val", "best").metrics
     for row, shown, name in zip(told["runs"], cells[2:], ("runs/r", weights), strict=True):
         assert row["parameters"] == sum(p.numel() for p in model.parameters())
         assert row["size"] == sum(t.nbytes for t in model.state_dict().values())
@@ -157,7 +156,8 @@ def made_up(
             config, ["a", "b", "c"], own.get("task", task), models[path.name], data, Plain(),
             torch.device("cpu"),
         )  # fmt: skip
-        return evaluation.EvalRun(loaded, EpochLoader(Digits(), 4, seed=0, train=False), {})
+        loader = EpochLoader(Digits(), 4, seed=0, train=False)
+        return evaluation.EvalRun(loaded, loader, {}, "val", path)
 
     monkeypatch.setattr(evaluation, "load_eval_run", trial_of)
     return trial_of

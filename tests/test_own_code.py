@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 
 import research
-from research import evaluate, export, leaderboard, predict, reproduce
+from research import export, leaderboard, predict, reproduce
 from research.config import check_jobs
 from research.utils.errors import UserError
-from tests.conftest import SMALL, Train, data_overrides, one_line_of
+from tests.conftest import SMALL, Train, data_overrides, evaluated, one_line_of, verb
 
 MODULE = """
 import torch
@@ -103,8 +103,8 @@ def test_it_trains_resumes_and_is_used_under_trust(own: Words, train: Train) -> 
     images = sorted(str(path) for path in Path("data/val").rglob("*.jpg"))[:2]
     model = research.load(run, "cpu", trust=["my_models.Net", "my_models.Head", "my_models.Lines"])
     assert model(images).shape == (2, 3)
-    found = evaluate.evaluate(run, "val", "best", "cpu", [], trust=[*model.config["trust"]])
-    assert found["metrics"] == pytest.approx(found["logged"])
+    found = evaluated(run, "val", "best", trust=[*model.config["trust"]])
+    assert found.metrics == pytest.approx(found.logged)
     weights = run / "checkpoints" / "final.safetensors"
     predict.main([str(weights), *images, "out=seen", "device=cpu", TRUST])
     with Image.open("seen/contact_sheet.png") as sheet:
@@ -123,7 +123,7 @@ def test_without_trust_it_is_refused(own: Words, train: Train) -> None:
     image = str(next(Path("data/val").rglob("*.jpg")))
     commands: dict[str, Callable[[], object]] = {
         "load": lambda: research.load(run, "cpu"),
-        "evaluate": lambda: evaluate.main([run, "device=cpu"]),
+        "evaluate": lambda: verb("evaluate").main([run, "device=cpu"]),
         "predict": lambda: predict.main([run, image, "device=cpu", "out=seen"]),
         "export": lambda: export.main([run]),
         "judge": lambda: leaderboard.main([run, "device=cpu"]),

@@ -22,10 +22,9 @@ from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
 from research.data.transforms import DeviceTransform
 from research.engine import evaluation
-from research.evaluate import evaluate
 from research.tasks.detection import Detection
 from research.utils.errors import UserError
-from tests.conftest import refusal, run
+from tests.conftest import evaluated, refusal, run
 
 CHANNELS = ("red", "green", "blue", "thermal", "event")
 SIZE = 32
@@ -175,7 +174,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         loaded = evaluation.Predictor(config, ["car"], task, Sees(), data, Plain(), device)
         loader = EpochLoader(Scenes(), 4, seed=0, train=False)
         channels = channels if asked[0].name != "colours" else channels[:3]
-        return evaluation.EvalRun(loaded, loader, {"data": {"channels": list(channels)}})
+        saved = {"data": {"channels": list(channels)}}
+        return evaluation.EvalRun(loaded, loader, saved, "val", Path("run"))
 
     monkeypatch.setattr(evaluation, "load_eval_run", made)
     return calls
@@ -274,7 +274,7 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
     assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 4 + 1 + 3
     told = json.loads((tmp_path / "r" / "robustness_val" / "robustness.json").read_text())
     clean, *others = told["cases"]
-    expected = evaluate(Path("r"), "val", "best", "cpu", [])["metrics"]
+    expected = evaluated(Path("r"), "val", "best").metrics
     for name, value in expected.items():
         assert clean[name] == (pytest.approx(value, abs=1e-6) if value == value else None)
     # What the network is shown makes a difference, even untrained.

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 import research
-from research import evaluate
 from research.engine import build, checkpoint, run_folder
 from research.utils.errors import UserError
 from tests.conftest import (
     TINY,
     data_overrides,
+    evaluated,
     interrupted_at,
     make_folders,
     picture,
@@ -152,16 +152,14 @@ def test_resume_auto_takes_only_the_same_unfinished_run(small: Compose) -> None:
 def test_evaluate_repeats_the_logged_numbers(small: Compose) -> None:
     folder = run(small("epochs=2"))
     for which in ("best", "last"):
-        result = evaluate.evaluate(folder, "val", which, "cpu", [])
-        assert result["logged"]
-        assert {name: result["metrics"][name] for name in result["logged"]} == result["logged"]
+        result = evaluated(folder, "val", which)
+        assert result.logged
+        assert {name: result.metrics[name] for name in result.logged} == result.logged
     with pytest.raises(UserError, match=r"dataset\.test_dir"):
-        evaluate.evaluate(folder, "test", "best", "cpu", [])
-    test = evaluate.evaluate(
-        folder, "test", "best", "cpu", [f"dataset.test_dir={Path('data/val').resolve()}"]
-    )
-    again = evaluate.evaluate(folder, "val", "best", "cpu", [])
-    assert test["metrics"] == again["metrics"]
+        evaluated(folder, "test", "best")
+    test = evaluated(folder, "test", "best", f"dataset.test_dir={Path('data/val').resolve()}")
+    again = evaluated(folder, "val", "best")
+    assert test.metrics == again.metrics
 
 
 @pytest.mark.parametrize("compression", ["none", "block_stem"])

@@ -1,26 +1,52 @@
-"""Evaluation of a trained run on one split of its data."""
+"""Evaluation of a trained run on one split of its data: the one way of every command.
+
+Every evaluation is of the whole split: a limit of training (``max_val_batches``) does not count.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from PIL.Image import Image
 
+from research.config import cli
+from research.config.changes import for_use
+from research.config.group_rules import group_rules
+from research.config.keys import MISSING, differences
+from research.config.run_files import is_own
+from research.config.schema import rule_for
+from research.data.datamodule import DataModule
 from research.data.loader import EpochLoader
-from research.engine import build, predictor
-from research.engine.loop import EvalResult, autocast, evaluate
+from research.data.transforms import DeviceTransform
+from research.engine import build, checkpoint, loop, predictor, run_folder
+from research.engine.loop import EvalResult, autocast
+from research.engine.loss_log import timestamp
 from research.engine.predictor import Predictor
-from research.tasks.task import Monitor
+from research.tasks.task import Monitor, Task
 from research.tracking.console import ConsoleTracker
+from research.tracking.evaluations import FOLDER, Evaluation
+from research.tracking.files import FileTracker
+from research.tracking.tracker import Rows, Tracker
 from research.utils.conditions import explained
 from research.utils.errors import UserError
+from research.utils.files import to_json, write_text
 from research.utils.timing import synchronize
+
+log = logging.getLogger(__name__)
 
 MAIN = ("mAP50", "mAP75", "mAP", "top1")
 """Main metrics, most important first."""
+LIMIT: Final = "max_val_batches"
+LIMITS: Final = (LIMIT, "max_train_batches")
+"""Settings that only training has; an evaluation is limited by what is typed on its own line."""
+DECISIVE: Final = ("model", "dataset", "compression", "task", "precision", "seed", LIMIT)
+"""Settings and groups on which metrics depend; ``seed`` divides the data."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +57,23 @@ class EvalRun:
         predictor: the model and its preprocessing.
         loader: batches of the split.
         saved: content of the checkpoint.
+        split: ``train``, ``val`` or ``test``.
+        file: the checkpoint.
+        overrides: changed settings of the run, ``key=value`` each.
     """
 
     predictor: Predictor
     loader: EpochLoader
     saved: Mapping[str, Any]
+    split: str
+    file: Path
+    overrides: Sequence[str] = ()
 
-    def evaluate(self, phase: str) -> EvalResult:
-        """One pass over the split; ``phase`` is its name in progress lines."""
+    def evaluate(self, phase: str = "") -> EvalResult:
+        """One pass over the split; ``phase`` is its name in progress lines, if not the split."""
         model, cfg = self.predictor, build.loop_config(self.predictor.config)
         with explained(evaluation_limits(model.config)):
-            return evaluate(
+            return loop.evaluate(
                 model.model,
                 model.task,
                 self.loader,
@@ -49,8 +81,68 @@ class EvalRun:
                 cfg,
                 model.device,
                 ConsoleTracker(),
-                phase,
+                phase or self.split,
             )
+
+    def measure(self) -> tuple[Evaluation, EvalResult]:
+        """One pass over the split: what is recorded of it, and what ``write`` draws."""
+        result, state = self.evaluate(), self.saved["state"]
+        # A checkpoint within an epoch has other weights than its last row is of.
+        row = state["history"][-1] if state["history"] and not state["samples"] else {}
+        logged = {name: row.get(f"{self.split}/{name}") for name in result.metrics}
+        folder = cli.run_dir_of(self.file)
+        evaluation = Evaluation(
+            split=self.split,
+            epoch=state["epoch"],
+            metrics=result.metrics,
+            n=result.n,
+            logged={name: value for name, value in logged.items() if value is not None},
+            damage=result.skipped,
+            checkpoint=str(self.file.relative_to(folder)),
+            changed=self._changed(folder),
+            overrides=list(self.overrides),
+            command=sys.argv,
+            date=timestamp(),
+            versions=run_folder.versions(),
+        )
+        return evaluation, result
+
+    def _changed(self, folder: Path) -> dict[str, Any]:
+        """The settings that are not those of the checkpoint, and on which metrics depend.
+
+        That the data are elsewhere is no change if they are those of the run.
+        """
+        own, now = is_own(self.file), self.predictor.config
+        then = for_use(self.saved["config"], [], str(self.file), own=own, data=False)
+        rules = group_rules(now)
+        changed: dict[str, Any] = {}
+        moved: dict[str, Any] = {}
+        for key, (_, value) in differences({**then, LIMIT: None}, now, ()).items():
+            rule = rule_for(key, None, rules)
+            # The weights are those of the checkpoint, whatever it has started from.
+            is_decisive = key.partition(".")[0] in DECISIVE and key != "model.pretrained"
+            if is_decisive and (key == LIMIT or not rule.may_change):
+                is_place = rule.is_path and key.startswith("dataset.")
+                (moved if is_place else changed)[key] = None if value is MISSING else value
+        # Where the data of a stranger's file are can only be said on the command line.
+        same = not own or run_folder.data_hash(folder) == self.predictor.data.fingerprint()
+        return changed if not moved or same else {**changed, **moved}
+
+    def write(self, evaluation: Evaluation, result: EvalResult, out: Path) -> list[Path]:
+        """Write pictures and tables to ``out/NAME``, then the record to ``out/NAME.json``.
+
+        Returns:
+            the files.
+
+        Raises:
+            UserError: if ``out`` cannot be written to.
+        """
+        drawn = _DrawnFiles(out / evaluation.name)
+        record = out / f"{evaluation.name}.json"
+        with cli.writing_to(out):
+            draw(self.predictor.task, self.predictor.transform, result, drawn, evaluation.epoch)
+            write_text(record, to_json(asdict(evaluation)))
+        return [*drawn.files, record]
 
     def timed_prediction(self, count: int) -> Callable[[], None]:
         """A function that predicts ``count`` images on the device and synchronizes.
@@ -99,6 +191,7 @@ def load_eval_run(
     device: str,
     overrides: Sequence[str],
     trust: Sequence[str] = (),
+    check: Callable[[DataModule], None] = lambda data: None,
 ) -> EvalRun:
     """Load a trained run and one split of its data.
 
@@ -107,18 +200,18 @@ def load_eval_run(
         split: ``train``, ``val`` or ``test``.
         which: ``best`` or ``last``, of a run folder.
         device: as in the run settings.
-        overrides: changed settings of the run, ``key=value``.
+        overrides: changed settings of the run, ``key=value``; only here count ``LIMITS``.
         trust: the user's own ``_target_`` names that the configuration may contain.
+        check: called with the data set before it is read; may refuse it.
 
     Raises:
         UserError: if the run, setting or split does not exist, or the classes have changed.
     """
-    words = [f"device={device}", *overrides]
-    return of_predictor(run, split, *predictor.load(run, which, words, trust, data=True))
-
-
-def of_predictor(run: Path, split: str, loaded: Predictor, saved: Mapping[str, Any]) -> EvalRun:
-    """The same for a run loaded with ``predictor.load``."""
+    file = checkpoint.find(run, which)
+    saved = checkpoint.load(file, trust)
+    words = [*(f"{name}=null" for name in LIMITS), f"device={device}", *overrides]
+    loaded = predictor.of_checkpoint(file, saved, words, data=True)
+    check(loaded.data)
     config = loaded.config
     with explained(evaluation_limits(config)):
         loaded.data.prepare(config["seed"])
@@ -131,4 +224,56 @@ def of_predictor(run: Path, split: str, loaded: Predictor, saved: Mapping[str, A
         )
     alone = {**config, "global_batch_size": None}  # in one process, batch_size counts
     loader = build.loader(alone, loaded.data, split, loaded.device, train=False)
-    return EvalRun(loaded, loader, saved)
+    if (config[LIMIT] or len(loader)) < len(loader):
+        log.warning("%s=%d: of %d batches of %s", LIMIT, config[LIMIT], len(loader), split)
+    return EvalRun(loaded, loader, saved, split, file, overrides)
+
+
+def evaluate(
+    run: Path,
+    split: str = "val",
+    which: str = "best",
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    trust: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate a checkpoint on a split, and keep the result.
+
+    Args: as ``load_eval_run``, and
+        out: folder for the record, pictures and tables; None: ``evaluations`` in the run folder.
+
+    Raises:
+        UserError: also if ``out`` cannot be written to.
+    """
+    out = out or cli.folder_in_run(run, FOLDER)
+    loaded = load_eval_run(run, split, which, device, overrides, trust)
+    evaluation, result = loaded.measure()
+    loaded.write(evaluation, result, out)
+    return evaluation
+
+
+class _DrawnFiles(FileTracker):
+    """Remembers the files that it has written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.files: list[Path] = []
+
+    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+        super().pictures(step, images)
+        self.files += [self.folder / "pictures" / f"{name}.png" for name in images]
+
+    def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
+        super().tables(step, tables)
+        self.files += [self.folder / "tables" / f"{name}.csv" for name in tables]
+
+
+def draw(
+    task: Task, transform: DeviceTransform, result: EvalResult, tracker: Tracker, epoch: int
+) -> None:
+    """Record the task's pictures and tables of an evaluated split, if it has a readable sample."""
+    if result.first is not None:
+        images = task.pictures(result.totals, *result.first, transform.to_images)
+        tracker.pictures(epoch, images)
+        tracker.tables(epoch, task.tables(result.totals, transform.names))

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from research.data.transforms import DeviceTransform
 from research.engine import build, checkpoint, description, distributed, run_folder
 from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
+from research.engine.evaluation import draw
 from research.engine.interrupts import Interrupted, Interrupts
 from research.engine.loop import EpochCallback, EvalResult, fit
 from research.engine.loss_log import LossLog
@@ -187,16 +187,6 @@ class EpochEnd(EpochCallback):
         (requested,) = distributed.largest(self.interrupts.requested)
         if requested:
             raise Interrupted(requested)
-
-
-def draw(
-    task: Task, transform: DeviceTransform, result: EvalResult, tracker: Tracker, epoch: int
-) -> None:
-    """Record the task's pictures and tables of an evaluated split, if it has a readable sample."""
-    if result.first is not None:
-        images = task.pictures(result.totals, *result.first, transform.to_images)
-        tracker.pictures(epoch, images)
-        tracker.tables(epoch, task.tables(result.totals, transform.names))
 
 
 def train(

@@ -154,6 +154,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str | None]:
+    """Versions of this project and of torch, and the commit of a checkout."""
+    names = ("backbone-lab", "torch")
+    return {**{name: _version(name) for name in names}, "git_commit": _git().get("commit")}
+
+
 def changes() -> bytes:
     """Uncommitted changes of tracked files, for ``git apply``; empty outside a checkout."""
     try:

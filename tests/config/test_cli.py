@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from research import evaluate, inspect, summary
+from research import inspect, summary
 from research.config import cli
 from research.config.rules import COUNT, DEVICE, PATH, TEXT, TRUTH, number
 from research.utils.errors import UserError
-from tests.conftest import TINY, run, user_error
+from tests.conftest import ROOT, TINY, evaluated, run, user_error, verb
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -92,13 +91,13 @@ def test_how_a_command_ends(
 @pytest.mark.parametrize(
     ("command", "words", "key", "message"),
     [
-        (evaluate, ["run", "splt=val"], "splt", "'split'"),
-        (evaluate, ["run", "split=vel"], "split", "'val'"),
-        (evaluate, ["run", "checkpoint=bst"], "checkpoint", "'best'"),
-        (evaluate, ["run", "devise=cpu"], "devise", "'device'"),
-        (evaluate, ["split=val"], "RUN", "one RUN"),
-        (evaluate, ["a", "b"], "RUN", "one RUN"),
-        (evaluate, ["nowhere"], "checkpoint", "nowhere"),
+        (verb("evaluate"), ["run", "splt=val"], "splt", "'split'"),
+        (verb("evaluate"), ["run", "split=vel"], "split", "'val'"),
+        (verb("evaluate"), ["run", "checkpoint=bst"], "checkpoint", "'best'"),
+        (verb("evaluate"), ["run", "devise=cpu"], "devise", "'device'"),
+        (verb("evaluate"), ["split=val"], "RUN", "one RUN"),
+        (verb("evaluate"), ["a", "b"], "RUN", "one RUN"),
+        (verb("evaluate"), ["nowhere"], "checkpoint", "nowhere"),
         (inspect, ["out=x"], "IMAGES", "IMAGES"),
         (inspect, ["nowhere.jpg"], "IMAGES", "nowhere.jpg"),
         (inspect, ["nowhere.jpg", "ot=x"], "ot", "'out'"),
@@ -118,9 +117,9 @@ def test_mistakes(small: Compose, command: Any, words: list[str], key: str, mess
 
 def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(small(*TINY, "dataset.max_val_images=6", "tags.a=b"))
-    whole = evaluate.evaluate(folder, "val", "best", "cpu", ["dataset.max_val_images=null"])
-    assert set(whole["logged"]) == {"loss", "top1", "ece"}
-    assert whole["metrics"] != whole["logged"]  # of 12 images; the run used 6
+    whole = evaluated(folder, "val", "best", "dataset.max_val_images=null")
+    assert set(whole.logged) == {"loss", "top1", "ece"}
+    assert whole.metrics != whole.logged  # of 12 images; the run used 6
     for word, message in (
         ("dataset.batch_sise=3", "'batch_size'"),
         ("batch_sise=3", "'batch_size'"),
@@ -132,18 +131,18 @@ def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture
         ("dataset.train_dirs=[nowhere]", "nowhere"),
     ):
         with user_error(word.partition("=")[0], message):
-            evaluate.evaluate(folder, "val", "best", "cpu", [word])
+            evaluated(folder, "val", "best", word)
     with user_error("checkpoint", "the weights do not fit"):
-        evaluate.evaluate(folder, "val", "best", "cpu", ["compression.window=2"])
+        evaluated(folder, "val", "best", "compression.window=2")
     with user_error("device", "device=tpu", "auto, cpu"):
-        evaluate.evaluate(folder, "val", "best", "tpu", [])
+        verb("evaluate").main([str(folder), "device=tpu"])
     assert capsys.readouterr().out == ""
 
 
 def test_evaluate_prints_json_alone(small: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(small(*TINY))
     capsys.readouterr()
-    evaluate.main([str(folder), "device=cpu", "split=train", "batch_size=5"])
+    verb("evaluate").main([str(folder), "device=cpu", "split=train", "batch_size=5"])
     result = json.loads(capsys.readouterr().out)
     assert result["split"] == "train"
     assert result["epoch"] == 1
@@ -257,9 +256,7 @@ def test_the_help_has_every_option_with_its_default() -> None:
     assert "\nboth\n  device=auto  where" in cli.usage("it", "Does it.", {"both": Shared})
 
 
-@pytest.mark.parametrize(
-    "command", sorted(path.stem for path in Path(evaluate.__file__).parent.glob("*.py"))
-)
+@pytest.mark.parametrize("command", sorted(path.stem for path in (ROOT / "research").glob("*.py")))
 def test_every_line_of_help_fits(command: str) -> None:
-    usage = getattr(importlib.import_module(f"research.{command}"), "USAGE", "")
+    usage = getattr(verb(command), "USAGE", "")
     assert max(map(len, usage.splitlines()), default=0) <= cli.WIDTH

@@ -13,7 +13,7 @@ from research.data.block_samples import BlockCrop
 from research.data.crops import CentreCrop
 from research.data.loader import SampleKey
 from research.data.readers import BitstreamReader
-from tests.conftest import prepared, run
+from tests.conftest import evaluated, prepared, run
 
 Compose = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")
@@ -85,11 +85,9 @@ def test_the_shipped_order_does_not_change_the_input(small: Compose) -> None:
 
 
 def test_it_trains_and_evaluates(small: Compose, tmp_path: Path) -> None:
-    from research import evaluate
-
     folder = run(small(*STORED))
-    result = evaluate.evaluate(folder, "val", "last", "cpu", [])
-    assert result["metrics"] == result["logged"]
+    result = evaluated(folder, "val", "last")
+    assert result.metrics == result.logged
 
 
 def test_damage_leaves_the_batch(small: Compose, folders: Path) -> None:

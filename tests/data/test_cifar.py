@@ -22,7 +22,6 @@ from torchvision import datasets
 from torchvision.transforms import functional as TF
 
 import research
-from research import evaluate
 from research.config import compose_config, resolved
 from research.data import cifar_files
 from research.data.cifar import Cifar
@@ -32,7 +31,7 @@ from research.data.loader import EpochLoader, SampleKey
 from research.data.resident import ResidentImages, ResidentSamples
 from research.data.transforms import PixelTransform
 from research.engine import build, checkpoint
-from tests.conftest import TINY, run, user_error
+from tests.conftest import TINY, evaluated, run, user_error
 
 CPU = torch.device("cpu")
 TRAIN, TEST = 200, 40
@@ -504,8 +503,8 @@ def test_it_trains_evaluates_and_predicts_without_the_data(
     folder = run(config)
     history = checkpoint.load(checkpoint.find(folder, "last"))["state"]["history"]
     assert np.isfinite(history[0]["train/loss"])
-    scores = evaluate.evaluate(folder, "test", "last", "cpu", [])
-    assert np.isfinite(scores["metrics"]["loss"])
+    scores = evaluated(folder, "test", "last")
+    assert np.isfinite(scores.metrics["loss"])
     batch = batches(opened(), "test")[0]
     Image.fromarray(batch.inputs[0].permute(1, 2, 0).numpy()).save("a.png")
     shutil.rmtree("data")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import research
-from research import evaluate
 from research.engine import build, checkpoint, loop
-from tests.conftest import TINY, run, trained_epoch
+from tests.conftest import TINY, evaluated, run, trained_epoch
 from tests.test_train import assert_same
 
 Compose = Callable[..., dict[str, Any]]
@@ -57,8 +56,8 @@ def test_the_average_is_what_is_judged_and_kept(small: Compose) -> None:
     assert_same(dict(last.model.state_dict()), dict(saved["ema"]))
     weights = folder / "checkpoints" / "final.safetensors"
     assert_same(dict(checkpoint.load(weights)["model"]), dict(saved["ema"]))
-    judged = evaluate.evaluate(folder, "val", "last", "cpu", [])
-    assert {name: judged["metrics"][name] for name in judged["logged"]} == judged["logged"]
+    judged = evaluated(folder, "val", "last")
+    assert {name: judged.metrics[name] for name in judged.logged} == judged.logged
     begun = build.experiment(small(*TINY, f"init_from={folder / 'checkpoints' / 'last.pt'}"))
     assert_same(dict(begun.state.model.state_dict()), dict(saved["ema"]))
 

@@ -17,7 +17,6 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 import research
-from research import evaluate
 from research.batch import DetectionBatch
 from research.config import compose_config
 from research.data.frames.annotations import read_frames
@@ -29,6 +28,7 @@ from research.data.warehouse.kinds import FrameSamples
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.plan import plan_frames
 from research.data.warehouse.store import Store
+from research.engine.evaluation import evaluate
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import TWELVE
 from research.tracking.files import typed_rows
@@ -338,8 +338,8 @@ def test_the_command_evaluates_as_pycocotools_does_what_load_delivers(
     ]).config  # fmt: skip
     folder = run(config)
     words = ["dataset.manifest=store"]
-    metrics = evaluate.evaluate(folder, "val", "best", "cpu", words, tmp_path / "out")["metrics"]
-    for row in typed_rows(tmp_path / "out" / "tables" / "coco.csv"):
+    metrics = evaluate(folder, "val", device="cpu", overrides=words, out=tmp_path / "out").metrics
+    for row in typed_rows(tmp_path / "out" / "val_HASH" / "tables" / "coco.csv"):
         metrics[row["metric"]] = row["value"]
     chosen = manifest.split("val").tolist()
     names = [manifest.records()[position]["name"] for position in chosen]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from research import evaluate, prepare
+from research import prepare
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.loader import EpochLoader, SampleKey
 from research.engine import build, checkpoint
-from tests.conftest import make_folders, prepared, run, user_error
+from tests.conftest import evaluated, make_folders, prepared, run, user_error
 
 Compose = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")
@@ -137,14 +137,14 @@ def test_a_run_from_a_store_is_evaluated_again_and_predicts_without_it(
     import research
 
     folder = run(from_store())
-    result = evaluate.evaluate(folder, "val", "last", "cpu", [])
-    assert result["metrics"] == result["logged"]
+    result = evaluated(folder, "val", "last")
+    assert result.metrics == result.logged
     coefficients.rename(coefficients.with_name("gone"))
     model = research.load(folder, device="cpu")
     files = sorted((folders / "val").rglob("*.jpg"))[:2]
     assert model(files).shape == (2, 3)
     with user_error("manifest", "no warehouse"):
-        evaluate.evaluate(folder, "val", "last", "cpu", [])
+        evaluated(folder, "val", "last")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_another_image_size_is_refused(
     words = ["image_size=48", "compression.window=4", "workers=1"]
     prepare.main(["coefficients", str(folders), str(tmp_path / "other"), *words])
     with user_error("dataset.manifest", "image_size=64", "image_size=48"):
-        evaluate.evaluate(folder, "val", "last", "cpu", [f"dataset.manifest={tmp_path / 'other'}"])
+        evaluated(folder, "val", "last", f"dataset.manifest={tmp_path / 'other'}")
     config = small_store(from_store(), tmp_path / "other", f"init_from={folder}")
     with user_error("init_from", "image_size=64"):
         build.experiment(config)
