@@ -6,6 +6,7 @@ Every evaluation is of the whole split: a limit of training (``max_val_batches``
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -144,6 +145,39 @@ class EvalRun:
             write_text(record, to_json(asdict(evaluation)))
         return [*drawn.files, record]
 
+    def deliver(self, evaluation: Evaluation, out: Path, files: Sequence[Path]) -> None:
+        """Record the evaluation with the trackers of the run, if it is one of the user's own.
+
+        Under changed settings it is not a result of the run, and is only in its file. What cannot
+        be delivered is logged, with the command that repeats it.
+
+        Args:
+            evaluation: from ``measure``.
+            out: folder of ``files``.
+            files: from ``write``.
+        """
+        if evaluation.changed or not is_own(self.file):
+            return
+        folder = cli.run_dir_of(self.file)
+        try:
+            trackers = build.trackers(self.predictor.config)
+            found = [each.deliver_evaluation(folder, evaluation, out, files) for each in trackers]
+        except UserError as error:  # an address without its password
+            found = [str(error)]
+        for problem in filter(None, found):
+            log.warning(
+                "%s; the metrics of %s are not logged there, to repeat it: %s",
+                problem, evaluation.name, self._command(),
+            )  # fmt: skip
+
+    def _command(self) -> str:
+        """The command of this evaluation."""
+        folder, stem = cli.run_dir_of(self.file), self.file.stem
+        is_usual = self.file == folder / "checkpoints" / f"{stem}.pt" and stem in ("best", "last")
+        run, which = (folder, [f"checkpoint={stem}"]) if is_usual else (self.file, [])
+        words = [str(run), f"split={self.split}", *which, *self.overrides]
+        return f"python -m research.evaluate {shlex.join(words)}"
+
     def timed_prediction(self, count: int) -> Callable[[], None]:
         """A function that predicts ``count`` images on the device and synchronizes.
 
@@ -249,7 +283,7 @@ def evaluate(
     out = out or cli.folder_in_run(run, FOLDER)
     loaded = load_eval_run(run, split, which, device, overrides, trust)
     evaluation, result = loaded.measure()
-    loaded.write(evaluation, result, out)
+    loaded.deliver(evaluation, out, loaded.write(evaluation, result, out))
     return evaluation
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +20,7 @@ from rich.progress import (
     Progress as Bars,
 )
 
+from research.tracking.evaluations import Evaluation
 from research.tracking.tracker import Progress, Row, Status, Table, Tracker
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,12 @@ class ConsoleTracker(Tracker):
         log.info(
             "epoch %s  %.1f s  %s%s", row["epoch"], row["epoch_time_sec"], "  ".join(metrics), best
         )
+
+    def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
+        self._close()
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in evaluation.metrics.items())
+        name, epoch, n = evaluation.name, evaluation.epoch, evaluation.n
+        log.info("%s of epoch %d  %s  (n %d)", name, epoch, metrics, n)
 
     def finish(self, status: Status) -> None:
         self._close()

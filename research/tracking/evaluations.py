@@ -56,7 +56,22 @@ class Evaluation:
         The file follows if it is not ``best.pt``, and a hash of the changed settings if there are
         any: ``test_last``, ``test_1a2b3c4d``.
         """
+        return f"{self.split}{self._suffix}"
+
+    @property
+    def row(self) -> dict[str, float]:
+        """The metrics and ``n`` under their names in trackers: ``test/top1``, ``test/n``.
+
+        Those of the training split are ``train_eval/…``: ``train/…`` are of training, where each
+        batch meets other weights.
+        """
+        split = "train_eval" if self.split == "train" else self.split
+        values = {**self.metrics, "n": float(self.n)}
+        return {f"{split}{self._suffix}/{name}": value for name, value in values.items()}
+
+    @property
+    def _suffix(self) -> str:
         stem = Path(self.checkpoint).stem
+        file = f"_{stem}" if stem != BEST else ""
         changes = json.dumps(self.changed, sort_keys=True, default=str)
-        digest = sha256(changes.encode()).hexdigest()[:8]
-        return "_".join([self.split, *[stem] * (stem != BEST), *[digest] * bool(self.changed)])
+        return f"{file}_{sha256(changes.encode()).hexdigest()[:8]}" if self.changed else file

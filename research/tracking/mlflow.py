@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from PIL.Image import Image
 
 from research.tracking import mlflow_store
+from research.tracking.evaluations import Evaluation
 from research.tracking.mlflow_delivery import Delivery, entries_of
 from research.tracking.mlflow_resume import changed_settings, earlier_rows
 from research.tracking.mlflow_rules import experiment_name, store_address
@@ -27,6 +28,7 @@ from research.tracking.mlflow_store import Gone, MLflowStore, flatten
 from research.tracking.spool import (
     FOLDER_ID,
     NAME,
+    ONCE,
     REFUSED,
     RUN_ID,
     Record,
@@ -149,6 +151,23 @@ class MLflowTracker(Tracker):
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
         for name in tables:
             self.spool.add({"file": f"tables/{name}.csv", "folder": "tables"})
+
+    def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
+        self.spool.add(_record_of(evaluation))
+        for path in files:
+            self.artifact(path)
+
+    def deliver_evaluation(
+        self, folder: Path, evaluation: Evaluation, out: Path, files: Sequence[Path]
+    ) -> str:
+        try:
+            delivery = Delivery(self.store, Spool(folder))
+            delivery.evaluation(_record_of(evaluation), out, files)
+        except Exception as error:
+            hint = error.hint if isinstance(error, Gone) else mlflow_store.remedy(error)
+            what = f"MLflow at {self.store.shown}: {mlflow_store.reason(error)}"
+            return f"{what}; {hint}" if hint else what
+        return ""
 
     def artifact(self, path: Path) -> None:
         assert self.run is not None
@@ -372,6 +391,11 @@ def _say_no_gpu_load(device: str) -> None:
     package, module = ("pyrsmi", "pyrsmi") if is_amd else ("nvidia-ml-py", "pynvml")
     what = "the driver does not answer" if find_spec(module) else f"pip install {package}"
     log.warning("MLflow: the load of the GPU is not recorded; %s", what)
+
+
+def _record_of(evaluation: Evaluation) -> Record:
+    step, values = evaluation.epoch, evaluation.row
+    return {"epoch": step, "step": step, "time": _now(), "metrics": values, ONCE: True}
 
 
 def _now() -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from research.tracking import mlflow_store
+from research.tracking.evaluations import FOLDER
 from research.tracking.mlflow_store import Gone, MLflowStore
-from research.tracking.spool import REFUSED, Record, Spool
+from research.tracking.spool import ONCE, REFUSED, Record, Spool, read_run_id
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +22,8 @@ METRICS_PER_REQUEST: Final = 1000
 """MLflow's limit on one ``log_batch`` call."""
 PARAMS_PER_REQUEST: Final = 100
 """Of parameters, and of tags."""
+TOLERANCE: Final = 1e-6
+"""Relative difference of a metric that batch size and device may make."""
 INVALID_NAME = re.compile(r"[^\w/\-. :]", re.ASCII)
 """A character that MLflow does not allow in names."""
 
@@ -62,8 +68,6 @@ class Delivery:
 
     def rows(self) -> None:
         """Send the metrics that wait; training may add others meanwhile."""
-        from mlflow.entities import Metric
-
         waiting = len(self.spool.rows)
         while waiting:
             entries: list[BatchEntry] = []
@@ -71,21 +75,71 @@ class Delivery:
             for record in self.spool.first_rows(min(waiting, METRICS_PER_REQUEST)):
                 if entries and len(entries) + len(record["metrics"]) > METRICS_PER_REQUEST:
                     break
-                entries += [
-                    BatchEntry(
-                        key,
-                        Metric(key, float(value), record["time"], record["step"]),
-                        {**record, "metrics": {key: value}},
-                    )
-                    for key, value in record["metrics"].items()
-                    if record["step"] > self.delivered.get(key, -1)
-                ]
+                entries += self._entries(record)
                 sent += 1
             # A request that was interrupted (timeout, Ctrl-C) is repeated, even if MLflow
             # executed it: metrics with the same key, step, time and value are stored once.
             self.send("metrics", entries)
             self.spool.drop_rows(sent)
             waiting -= sent
+
+    def _entries(self, record: Record) -> list[BatchEntry]:
+        """The metrics of a record, without those that the store has."""
+        from mlflow.entities import Metric
+
+        step, values = record["step"], record["metrics"]
+        if ONCE in record:
+            values = self._new(step, values)
+        else:
+            values = {k: v for k, v in values.items() if step > self.delivered.get(k, -1)}
+        return [
+            BatchEntry(
+                key,
+                Metric(key, float(value), record["time"], step),
+                {**record, "metrics": {key: value}},
+            )
+            for key, value in values.items()
+        ]
+
+    def _new(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """The values that are not those of the run at this step; says which of them differ."""
+        known, new = self.check_run().data.metrics, {}
+        for key, value in values.items():
+            history = self.client.get_metric_history(self.run_id, key) if key in known else []
+            recorded = [entry for entry in history if entry.step == step]
+            last = max(recorded, key=lambda entry: entry.timestamp, default=None)
+            if last is not None and _is_same(last.value, value):
+                continue
+            if last is not None:
+                log.info(
+                    "MLflow: %s of epoch %d was %.6g; %.6g is logged beside it",
+                    key, step, last.value, value,
+                )  # fmt: skip
+            new[key] = value
+        return new
+
+    def evaluation(self, record: Record, out: Path, files: Sequence[Path]) -> None:
+        """Send the metrics and files of an evaluation of a run that another process trains.
+
+        Args:
+            record: with ``ONCE``.
+            out: what replaces the folder ``evaluations`` in the paths of ``files``.
+            files: to upload.
+
+        Raises:
+            Gone: if the store has no such run.
+            Exception: any, if the store is unavailable.
+        """
+        self.run_id = read_run_id(self.spool.folder)
+        if not self.run_id:
+            raise Gone(f"{self.spool.folder} has no run there", "")
+        if self.store.database is not None and not self.store.database.exists():
+            raise FileNotFoundError(f"no {self.store.database}")
+        self.client = self.store.client()
+        self.send("metrics", self._entries(record))
+        for file in files:
+            folder = Path(FOLDER, file.relative_to(out).parent)
+            self.client.log_artifact(self.run_id, str(file), str(folder))
 
     def files(self) -> None:
         """Upload the files that wait."""
@@ -195,6 +249,14 @@ class Delivery:
             for key in run.data.metrics
             if not key.startswith("system/")
         }
+
+
+def _is_same(recorded: float, value: float) -> bool:
+    """Whether a value is the recorded one, but for the order in which a device adds numbers."""
+    if math.isnan(value) or math.isnan(recorded):
+        return math.isnan(value) and math.isnan(recorded)
+    within = max(-sys.float_info.max, min(sys.float_info.max, value))  # as databases have infinity
+    return math.isclose(recorded, within, rel_tol=TOLERANCE)
 
 
 def entries_of(kind: str, values: Mapping[str, str]) -> list[BatchEntry]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from research.config.migrations import current_key
 from research.tracking.files import typed_rows
+from research.tracking.spool import ONCE
 from research.tracking.tracker import Row, Run, Table
 
 TAG_LENGTH: Final = 5000
@@ -35,7 +36,7 @@ def earlier_rows(
     known = {
         (record["step"], any(key.startswith("batch/") for key in record["metrics"]))
         for record in pending
-        if "metrics" in record
+        if "metrics" in record and ONCE not in record
     }
     tables: tuple[Table, ...] = ("batch", "epoch")
     for table in tables:

@@ -27,6 +27,8 @@ Record = dict[str, Any]
 NAME: Final = "mlflow_spool.jsonl"
 REFUSED: Final = "mlflow_refused.jsonl"
 RUN_ID: Final = "mlflow_run_id"
+ONCE: Final = "once"
+"""Entry of the metrics of an evaluation, which may have been delivered by another process."""
 FOLDER_ID: Final = "mlflow_folder_id"
 """File with the id that all MLflow runs of a run folder have as a tag of this name."""
 LONGEST_LINE: Final = 2**22

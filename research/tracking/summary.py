@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.tracking.evaluations import Evaluation
 from research.tracking.tracker import Run, Status, Tracker
 from research.utils.files import to_json, write_text
 
@@ -27,6 +28,7 @@ class SummaryTracker(Tracker):
         self.patience = patience
         self.run: Run | None = None
         self.saved: dict[str, Any] = {}
+        self.evaluations: dict[str, dict[str, Any]] = {}
 
     def start(self, run: Run) -> None:
         self.run = run
@@ -37,6 +39,10 @@ class SummaryTracker(Tracker):
         # Called after a checkpoint: what is written is what a resumed run would continue from.
         self.saved = self._counters()
         self._write("RUNNING")
+
+    def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
+        found = {"epoch": evaluation.epoch, "n": evaluation.n, "metrics": evaluation.metrics}
+        self.evaluations[evaluation.name] = found
 
     def finish(self, status: Status) -> None:
         self._write(status)
@@ -63,6 +69,7 @@ class SummaryTracker(Tracker):
             "name": self.run.name,
             **self.info,
             **self.saved,
+            "evaluations": self.evaluations,
             "paths": {
                 "run": str(folder),
                 "best": str(folder / "checkpoints" / "best.pt"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL.Image import Image
 
+from research.tracking.evaluations import Evaluation
 from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,13 @@ class TensorBoardTracker(Tracker):
         def write(writer: Any) -> None:
             for name, rows in tables.items():
                 writer.add_text(f"tables/{name}", _markdown(rows), step)
+
+        self._write("epoch", write)
+
+    def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
+        def write(writer: Any) -> None:
+            for name, value in evaluation.row.items():
+                writer.add_scalar(name, value, evaluation.epoch)
 
         self._write("epoch", write)
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from PIL.Image import Image
 
+from research.tracking.evaluations import Evaluation
 from research.utils.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,12 @@ class Tracker:
     def artifact(self, path: Path) -> None:
         """Record a finished file of the run folder."""
 
+    def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
+        """Record the evaluation of a checkpoint of this run; ``files`` of the run folder show it.
+
+        Values that are recorded already for this epoch are not recorded again.
+        """
+
     def flush(self) -> None:
         """Deliver everything recorded so far; called after a checkpoint is written."""
 
@@ -138,6 +145,22 @@ class Tracker:
         Instead of ``start`` and ``finish``; may be called again, for this or another run.
         """
         return True
+
+    def deliver_evaluation(
+        self, folder: Path, evaluation: Evaluation, out: Path, files: Sequence[Path]
+    ) -> str:
+        """As ``evaluation``, of the run in this folder, which another process trains or trained.
+
+        Args:
+            folder: of the run.
+            evaluation: of its checkpoint.
+            out: the folder that has ``files``, ``evaluations`` of the run folder or any other.
+            files: that show it.
+
+        Returns:
+            why it could not be recorded, in one line; empty if it was.
+        """
+        return ""
 
 
 class Trackers(Tracker):
@@ -175,6 +198,10 @@ class Trackers(Tracker):
     def artifact(self, path: Path) -> None:
         for tracker in self.trackers:
             tracker.artifact(path)
+
+    def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
+        for tracker in self.trackers:
+            tracker.evaluation(evaluation, files)
 
     def flush(self) -> None:
         for tracker in self.trackers:
