@@ -37,8 +37,8 @@ class CompareOptions:
     metric: str = cli.option(
         "",
         TEXT,
-        "column of epoch_metrics.csv, METRIC, METRIC:max or METRIC:min, read in the best epoch; by "
-        "default the metric that chose that epoch",
+        "column of epoch_metrics.csv or test/METRIC of evaluations/test.json, with :max or :min; "
+        "read in the best epoch; by default the metric that chose that epoch",
     )
     group_by: tuple[str, ...] = cli.option(
         (),
@@ -87,7 +87,8 @@ def notes(result: ComparisonResult) -> tuple[list[str], list[str]]:
     if result.metric.startswith("val/") and any(run.monitor[0] == result.metric for run in runs):
         own.append(
             f"The best epoch of each run was chosen by {result.metric} itself, so these values are "
-            "optimistic; research.evaluate RUN split=test measures on data that chose nothing."
+            "optimistic; after research.evaluate RUN split=test, metric=test/… compares on data "
+            "that chose nothing."
         )
     if not result.comparisons:
         return own, []

@@ -15,6 +15,7 @@ from research.config import cli, stored
 from research.config.keys import leaves
 from research.config.migrations import current_column, current_word
 from research.config.rules import nearest
+from research.tracking.evaluations import own_metrics
 from research.tracking.files import read_rows
 from research.utils import documents
 from research.utils.errors import UserError, one_line
@@ -49,6 +50,7 @@ class RecordedRun:
         overrides: of the command line.
         epochs: numbers of the rows of ``epoch_metrics.csv``.
         curves: by metric, the value in each of these epochs; ``None`` where it was not logged.
+        results: metrics of the best epoch on the test split, if it was evaluated.
         costs: ``parameters``, ``seconds`` of training, ``epochs`` done, and what the sweep measured
             in addition, such as ``latency_ms``.
     """
@@ -64,12 +66,15 @@ class RecordedRun:
     overrides: list[str]
     epochs: list[int]
     curves: dict[str, list[float | None]]
+    results: dict[str, float]
     costs: dict[str, float]
 
     def value(self, metric: str) -> float | None:
         """The metric's value in the best epoch; ``None`` if it was not logged."""
         if metric == self.monitor[0]:
             return self.best_value if math.isfinite(self.best_value) else None
+        if metric in self.results:
+            return self.results[metric]
         if metric not in self.curves or self.best_epoch not in self.epochs:
             return None
         return self.curves[metric][self.epochs.index(self.best_epoch)]
@@ -158,6 +163,7 @@ def _read(
         overrides,
         [int(row["epoch"]) for row in rows],
         {name: [_number(row[name]) for row in rows] for name in names},
+        _results(folder, int(summary["best_epoch"])),
         {
             "parameters": _cost(summary["parameters"]),
             "seconds": _cost(summary["total_time_sec"]),
@@ -169,6 +175,16 @@ def _read(
             },
         },
     )
+
+
+def _results(folder: Path, epoch: int) -> dict[str, float]:
+    try:
+        found = own_metrics(folder, "test", epoch)
+        return {name: _cost(value) for name, value in found.items() if value is not None}
+    except DAMAGED as error:
+        # The run itself does not need it.
+        log.warning("%s: ignoring a damaged test result (%s)", folder, one_line(error))
+        return {}
 
 
 def _cost(value: Any) -> float:
@@ -233,7 +249,7 @@ def check_metric(runs: Sequence[RecordedRun], metric: str) -> None:
     Raises:
         UserError: with the nearest and all known metrics.
     """
-    known = sorted({name for run in runs for name in (*run.curves, run.monitor[0])})
+    known = sorted({name for run in runs for name in (*run.curves, *run.results, run.monitor[0])})
     if metric not in known:
         near = nearest(metric, known)
         hint = f"; did you mean {near!r}?" if near else ";"

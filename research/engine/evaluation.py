@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,8 @@ from research.config.schema import rule_for
 from research.data.datamodule import DataModule
 from research.data.loader import EpochLoader
 from research.data.transforms import DeviceTransform
-from research.engine import build, checkpoint, loop, predictor, run_folder
+from research.engine import build, checkpoint, distributed, loop, predictor, run_folder
+from research.engine.build import Experiment
 from research.engine.loop import EvalResult, autocast
 from research.engine.loss_log import timestamp
 from research.engine.predictor import Predictor
@@ -81,7 +82,7 @@ class EvalRun:
                 model.transform,
                 cfg,
                 model.device,
-                ConsoleTracker(),
+                ConsoleTracker() if distributed.is_main() else Tracker(),
                 phase or self.split,
             )
 
@@ -285,6 +286,40 @@ def evaluate(
     evaluation, result = loaded.measure()
     loaded.deliver(evaluation, out, loaded.write(evaluation, result, out))
     return evaluation
+
+
+def check_split(experiment: Experiment) -> None:
+    """Check, before training, that the data have the split of ``evaluate_at_end``.
+
+    Raises:
+        UserError: if they have not.
+    """
+    config, device = experiment.state.config, experiment.device
+    split = config["evaluate_at_end"]
+    try:
+        if split is not None:
+            experiment.data.dataset(split, seed=config["seed"], train=False, device=device)
+    except UserError as error:
+        what = error.message.removeprefix(f"split={split}: ")
+        raise UserError("evaluate_at_end", f"evaluate_at_end={split}: {what}", error.hint) from None
+
+
+def at_end(experiment: Experiment, folder: Path, tracker: Tracker) -> None:
+    """Evaluate the best checkpoint on the split of ``evaluate_at_end``, if it is set.
+
+    Every process calls it; the main one writes, and records it with the tracker of the run.
+    """
+    config = {**experiment.state.config, **dict.fromkeys(LIMITS)}
+    split, file = config["evaluate_at_end"], checkpoint.find(folder, "best")
+    if split is None:
+        return
+    saved = checkpoint.load(file, config["trust"])
+    loaded = replace(predictor.load_predictor(config, saved), data=experiment.data)
+    loader = build.loader(config, experiment.data, split, loaded.device, train=False)
+    run = EvalRun(loaded, loader, saved, split, file)
+    evaluation, result = run.measure()
+    if distributed.is_main():
+        tracker.evaluation(evaluation, run.write(evaluation, result, folder / FOLDER))
 
 
 class _DrawnFiles(FileTracker):

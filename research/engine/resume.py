@@ -22,14 +22,15 @@ from research.engine import checkpoint, distributed, run_folder
 from research.engine.checkpoint import Checkpoints
 from research.engine.state import TrainState
 from research.tasks.task import Monitor
+from research.tracking.evaluations import FOLDER
 from research.tracking.tracker import Tracker
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 ASIDE: Final = "set_aside"
-OF_THE_BEST: Final = ("pictures", "tables")
-"""Folders with what was drawn for the best epoch."""
+OF_THE_BEST: Final = ("pictures", "tables", FOLDER)
+"""Folders with what was drawn for the best epoch, and with evaluations of checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from research.engine import build, checkpoint, description, distributed, run_folder
+from research.engine import build, checkpoint, description, distributed, evaluation, run_folder
 from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
-from research.engine.evaluation import draw
 from research.engine.interrupts import Interrupted, Interrupts
 from research.engine.loop import EpochCallback, EvalResult, fit
 from research.engine.loss_log import LossLog
@@ -74,7 +73,7 @@ def _is_done(config: Mapping[str, Any]) -> bool:
         return False
     folder = Path(config["run_dir"])
     try:
-        done = run_folder.is_finished(folder, config["epochs"], config["patience"])
+        done = run_folder.is_finished(folder, config)
         return done and not run_folder.changed(config, folder)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return False  # `create` and `find_unfinished` say why
@@ -181,7 +180,7 @@ class EpochEnd(EpochCallback):
 
     def __call__(self, state: TrainState, row: Mapping[str, Any], result: EvalResult) -> None:
         if row["is_best"] and distributed.is_main():
-            draw(self.task, state.transform, result, self.tracker, state.epoch)
+            evaluation.draw(self.task, state.transform, result, self.tracker, state.epoch)
         self._save(self._content(state), row["checkpoint_path"], is_best=row["is_best"])
         self.replay(row)
         (requested,) = distributed.largest(self.interrupts.requested)
@@ -253,9 +252,10 @@ def train(
                     tracker,
                     end_epoch,
                 )
-                content = state.state_dict()
-                if is_main:
-                    _finish_files(folder, state, content, tracker)
+                _finish_files(folder, state, tracker)
+                if not end_epoch.stop:
+                    with interrupts.immediate():
+                        evaluation.at_end(experiment, folder, tracker)
             status = "PRUNED" if end_epoch.stop else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -265,8 +265,7 @@ def train(
             with interrupts.deferred():
                 tracker.finish(status)
     _log_locations(folder, state, metric, tracker)
-    baseline = data.baseline()
-    if baseline is not None:
+    if (baseline := data.baseline()) is not None:
         log.info("  baseline: %s", baseline)
     return state
 
@@ -282,6 +281,7 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
         experiment = build.experiment(_to_build(config, begin), show_progress, begin.weights)
     state = experiment.state
     state.config = config
+    evaluation.check_split(experiment)
     if begin.last is not None:
         loader, most = experiment.train, experiment.cfg.max_train_batches
         samples = min(len(loader), most or len(loader)) * loader.global_batch
@@ -351,9 +351,10 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
 
 
-def _finish_files(
-    folder: Path, state: TrainState, content: Mapping[str, Any], tracker: Tracker
-) -> None:
+def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
+    content = state.state_dict()
+    if not distributed.is_main():
+        return
     header = {name: content[name] for name in ("config", "data", "transform")}
     header["state"] = {**content["state"], "history": state.history[-1:]}
     weights = folder / "checkpoints" / "final.safetensors"

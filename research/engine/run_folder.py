@@ -181,7 +181,7 @@ def find_unfinished(config: Mapping[str, Any], epochs: int) -> Path | None:
         try:
             if not checkpoint.paths(folder) or is_locked(folder):
                 continue
-            done = is_finished(folder, epochs, config["patience"])
+            done = is_finished(folder, {**config, "epochs": epochs})
             if not done and not changed(config, folder):
                 checkpoint.check_any_intact(folder)
                 return folder
@@ -198,19 +198,25 @@ def _changed_at(path: Path) -> float:
         return 0.0
 
 
-def is_finished(folder: Path, epochs: int, patience: int | None) -> bool:
-    """Whether a run has reached ``epochs`` or its early stop, has written its final files, and no
-    record waits for its store.
+def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run has reached its last epoch or its early stop, has written its final files and
+    evaluated its best checkpoint, and no record waits for its store.
+
+    Args:
+        folder: of the run.
+        config: with which it would be resumed.
 
     Raises:
         UserError, KeyError, TypeError: if its summary is missing or damaged.
     """
     summary = documents.load(folder / "summary.json", dict, "resume")
-    done = summary["epochs_done"]
+    done, patience, split = summary["epochs_done"], config["patience"], config["evaluate_at_end"]
     stopped = patience is not None and done - summary["best_epoch"] >= patience
-    reached = stopped or done >= epochs
+    reached = stopped or done >= config["epochs"]
     ended = summary["status"] in ("FINISHED", "PRUNED")
-    return bool(reached and ended and not (folder / spool.NAME).exists())
+    evaluated = [each["split"] for each in summary.get("evaluations", {}).values()]
+    missing = split is not None and split not in evaluated and summary["status"] != "PRUNED"
+    return bool(reached and ended and not missing and not (folder / spool.NAME).exists())
 
 
 def changed(config: Mapping[str, Any], folder: Path) -> list[str]:

@@ -218,6 +218,7 @@ def verify(config: Config, name: str) -> int:
         "epochs": EPOCHS,
         "max_train_batches": min(batches or math.inf, STEPS * config["accumulate"]),
         "max_val_batches": min(val or math.inf, VAL_BATCHES),
+        "evaluate_at_end": None,
     }
     config = {**config, **few}
     with _scratch() as folder, Interrupts():

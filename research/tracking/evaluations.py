@@ -17,6 +17,25 @@ FOLDER: Final = "evaluations"
 BEST: Final = "best"
 
 
+def own_metrics(folder: Path, split: str, epoch: int) -> dict[str, Any]:
+    """The metrics that a run's own result has under its names in trackers, such as ``test/top1``.
+
+    Args:
+        folder: of the run.
+        split: ``val`` or ``test``.
+        epoch: the best; the result of another, since when the run has gone on, does not count.
+
+    Raises:
+        UserError, KeyError, AttributeError: if the file is damaged.
+    """
+    path = folder / FOLDER / f"{split}.json"
+    if not path.exists():
+        return {}
+    content = documents.load(path, dict, "RUN")
+    metrics = content["metrics"].items() if content["epoch"] == epoch else ()
+    return {f"{split}/{name}": value for name, value in metrics}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The metrics of a checkpoint on a split; written to ``NAME.json`` under the names of fields.

@@ -21,14 +21,13 @@ from PIL.Image import Image
 
 from research.tracking import mlflow_store
 from research.tracking.evaluations import Evaluation
-from research.tracking.mlflow_delivery import Delivery, entries_of
+from research.tracking.mlflow_delivery import Delivery, entries_of, record_of
 from research.tracking.mlflow_resume import changed_settings, earlier_rows
 from research.tracking.mlflow_rules import experiment_name, store_address
 from research.tracking.mlflow_store import Gone, MLflowStore, flatten
 from research.tracking.spool import (
     FOLDER_ID,
     NAME,
-    ONCE,
     REFUSED,
     RUN_ID,
     Record,
@@ -153,7 +152,7 @@ class MLflowTracker(Tracker):
             self.spool.add({"file": f"tables/{name}.csv", "folder": "tables"})
 
     def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
-        self.spool.add(_record_of(evaluation))
+        self.spool.add(record_of(evaluation))
         for path in files:
             self.artifact(path)
 
@@ -162,7 +161,7 @@ class MLflowTracker(Tracker):
     ) -> str:
         try:
             delivery = Delivery(self.store, Spool(folder))
-            delivery.evaluation(_record_of(evaluation), out, files)
+            delivery.evaluation(evaluation, out, files)
         except Exception as error:
             hint = error.hint if isinstance(error, Gone) else mlflow_store.remedy(error)
             what = f"MLflow at {self.store.shown}: {mlflow_store.reason(error)}"
@@ -391,11 +390,6 @@ def _say_no_gpu_load(device: str) -> None:
     package, module = ("pyrsmi", "pyrsmi") if is_amd else ("nvidia-ml-py", "pynvml")
     what = "the driver does not answer" if find_spec(module) else f"pip install {package}"
     log.warning("MLflow: the load of the GPU is not recorded; %s", what)
-
-
-def _record_of(evaluation: Evaluation) -> Record:
-    step, values = evaluation.epoch, evaluation.row
-    return {"epoch": step, "step": step, "time": _now(), "metrics": values, ONCE: True}
 
 
 def _now() -> int:

@@ -6,13 +6,14 @@ import logging
 import math
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from research.tracking import mlflow_store
-from research.tracking.evaluations import FOLDER
+from research.tracking.evaluations import FOLDER, Evaluation
 from research.tracking.mlflow_store import Gone, MLflowStore
 from research.tracking.spool import ONCE, REFUSED, Record, Spool, read_run_id
 
@@ -118,11 +119,11 @@ class Delivery:
             new[key] = value
         return new
 
-    def evaluation(self, record: Record, out: Path, files: Sequence[Path]) -> None:
+    def evaluation(self, evaluation: Evaluation, out: Path, files: Sequence[Path]) -> None:
         """Send the metrics and files of an evaluation of a run that another process trains.
 
         Args:
-            record: with ``ONCE``.
+            evaluation: of a checkpoint of the run.
             out: what replaces the folder ``evaluations`` in the paths of ``files``.
             files: to upload.
 
@@ -136,7 +137,7 @@ class Delivery:
         if self.store.database is not None and not self.store.database.exists():
             raise FileNotFoundError(f"no {self.store.database}")
         self.client = self.store.client()
-        self.send("metrics", self._entries(record))
+        self.send("metrics", self._entries(record_of(evaluation)))
         for file in files:
             folder = Path(FOLDER, file.relative_to(out).parent)
             self.client.log_artifact(self.run_id, str(file), str(folder))
@@ -249,6 +250,12 @@ class Delivery:
             for key in run.data.metrics
             if not key.startswith("system/")
         }
+
+
+def record_of(evaluation: Evaluation) -> Record:
+    """The metrics of an evaluation, to be sent now."""
+    step, now = evaluation.epoch, int(time.time() * 1000)
+    return {"epoch": step, "step": step, "time": now, "metrics": evaluation.row, ONCE: True}
 
 
 def _is_same(recorded: float, value: float) -> bool:

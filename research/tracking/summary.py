@@ -41,8 +41,8 @@ class SummaryTracker(Tracker):
         self._write("RUNNING")
 
     def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
-        found = {"epoch": evaluation.epoch, "n": evaluation.n, "metrics": evaluation.metrics}
-        self.evaluations[evaluation.name] = found
+        names = ("split", "checkpoint", "epoch", "n", "metrics")
+        self.evaluations[evaluation.name] = {name: vars(evaluation)[name] for name in names}
 
     def finish(self, status: Status) -> None:
         self._write(status)
