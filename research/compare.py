@@ -87,8 +87,8 @@ def notes(result: ComparisonResult) -> tuple[list[str], list[str]]:
     if result.metric.startswith("val/") and any(run.monitor[0] == result.metric for run in runs):
         own.append(
             f"The best epoch of each run was chosen by {result.metric} itself, so these values are "
-            "optimistic; after research.evaluate RUN split=test, metric=test/… compares on data "
-            "that chose nothing."
+            "optimistic; research.evaluate RUN split=test measures on data that chose nothing, and "
+            f"metric={result.metric.replace('val/', 'test/', 1)} compares that."
         )
     if not result.comparisons:
         return own, []

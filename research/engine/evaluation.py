@@ -101,7 +101,7 @@ class EvalRun:
             logged={name: value for name, value in logged.items() if value is not None},
             damage=result.skipped,
             checkpoint=str(self.file.relative_to(folder)),
-            changed=self._changed(folder),
+            changed=self.changed(),
             overrides=list(self.overrides),
             command=sys.argv,
             date=timestamp(),
@@ -109,7 +109,7 @@ class EvalRun:
         )
         return evaluation, result
 
-    def _changed(self, folder: Path) -> dict[str, Any]:
+    def changed(self) -> dict[str, Any]:
         """The settings that are not those of the checkpoint, and on which metrics depend.
 
         That the data are elsewhere is no change if they are those of the run.
@@ -127,7 +127,8 @@ class EvalRun:
                 is_place = rule.is_path and key.startswith("dataset.")
                 (moved if is_place else changed)[key] = None if value is MISSING else value
         # Where the data of a stranger's file are can only be said on the command line.
-        same = not own or run_folder.data_hash(folder) == self.predictor.data.fingerprint()
+        recorded = run_folder.data_hash(cli.run_dir_of(self.file))
+        same = not own or recorded == self.predictor.data.fingerprint()
         return changed if not moved or same else {**changed, **moved}
 
     def write(self, evaluation: Evaluation, result: EvalResult, out: Path) -> list[Path]:

@@ -13,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from research.utils import documents
+
 FOLDER: Final = "evaluations"
 BEST: Final = "best"
 
