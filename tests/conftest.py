@@ -267,6 +267,18 @@ def evaluated(
     return loaded.measure()[0]
 
 
+def result_of(**changes: Any) -> Evaluation:
+    """An evaluation without a run."""
+    from research.tracking.evaluations import Evaluation
+
+    usual = {
+        "split": "test", "epoch": 3, "metrics": {"top1": 0.5}, "n": 8, "logged": {}, "damage": {},
+        "checkpoint": "checkpoints/best.pt", "changed": {}, "overrides": [], "command": [],
+        "date": "", "versions": {},
+    }  # fmt: skip
+    return Evaluation(**{**usual, **changes})
+
+
 @cache
 def verb(name: str) -> ModuleType:
     """The module of ``python -m research.NAME``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,35 @@ def test_against_and_metric_and_groups(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert table(printed, 0)[2][1:3] == ["all runs", "3 (6 runs)"]
     assert "difference" not in printed
+
+
+def test_results_on_the_test_split_are_a_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the best epoch, as the run's own; none is taken from a damaged file."""
+    study(tmp_path / "a")
+    words = [str(tmp_path / "a"), f"out={tmp_path / 'out'}"]
+    with user_error("metric", "metric=test/top1: no run logged it"):
+        compare.main([*words, "metric=test/top1"])
+    for number, folder in enumerate(sorted((tmp_path / "a").iterdir())):
+        (folder / "evaluations").mkdir()
+        content: Any = {"epoch": 2, "changed": {}, "metrics": {"top1": number / 10, "x": None}}
+        if number == 0:
+            content["epoch"] = 1  # the run has gone on since
+        if number == 1:
+            content = []
+        (folder / "evaluations/test.json").write_text(json.dumps(content))
+    compare.main([*words, "metric=test/top1"])
+    printed = capsys.readouterr()
+    assert [row[1:4] for row in table(printed.out, 0)[2:]] == [
+        ["resnet34", "3", "0.4000 ± 0.1000"], ["densenet121", "1", "0.2000"],
+    ]  # fmt: skip
+    assert "2 without test/top1" in printed.err
+    assert "optimistic" not in printed.out
+    compare.main(words)
+    [advice] = re.findall(r"metric=test/\S+", capsys.readouterr().out)
+    compare.main([*words, advice])
+    assert "test/top1 (higher is better)" in capsys.readouterr().out
 
 
 def test_a_clear_difference_is_significant(

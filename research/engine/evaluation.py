@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,7 +61,8 @@ class EvalRun:
         saved: content of the checkpoint.
         split: ``train``, ``val`` or ``test``.
         file: the checkpoint.
-        overrides: changed settings of the run, ``key=value`` each.
+        overrides: settings as they were typed, ``key=value`` each.
+        changed: those that are not the run's own, and on which metrics depend.
     """
 
     predictor: Predictor
@@ -70,6 +71,7 @@ class EvalRun:
     split: str
     file: Path
     overrides: Sequence[str] = ()
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
     def evaluate(self, phase: str = "") -> EvalResult:
         """One pass over the split; ``phase`` is its name in progress lines, if not the split."""
@@ -101,35 +103,13 @@ class EvalRun:
             logged={name: value for name, value in logged.items() if value is not None},
             damage=result.skipped,
             checkpoint=str(self.file.relative_to(folder)),
-            changed=self.changed(),
+            changed=dict(self.changed),
             overrides=list(self.overrides),
             command=sys.argv,
             date=timestamp(),
             versions=run_folder.versions(),
         )
         return evaluation, result
-
-    def changed(self) -> dict[str, Any]:
-        """The settings that are not those of the checkpoint, and on which metrics depend.
-
-        That the data are elsewhere is no change if they are those of the run.
-        """
-        own, now = is_own(self.file), self.predictor.config
-        then = for_use(self.saved["config"], [], str(self.file), own=own, data=False)
-        rules = group_rules(now)
-        changed: dict[str, Any] = {}
-        moved: dict[str, Any] = {}
-        for key, (_, value) in differences({**then, LIMIT: None}, now, ()).items():
-            rule = rule_for(key, None, rules)
-            # The weights are those of the checkpoint, whatever it has started from.
-            is_decisive = key.partition(".")[0] in DECISIVE and key != "model.pretrained"
-            if is_decisive and (key == LIMIT or not rule.may_change):
-                is_place = rule.is_path and key.startswith("dataset.")
-                (moved if is_place else changed)[key] = None if value is MISSING else value
-        # Where the data of a stranger's file are can only be said on the command line.
-        recorded = run_folder.data_hash(cli.run_dir_of(self.file))
-        same = not own or recorded == self.predictor.data.fingerprint()
-        return changed if not moved or same else {**changed, **moved}
 
     def write(self, evaluation: Evaluation, result: EvalResult, out: Path) -> list[Path]:
         """Write pictures and tables to ``out/NAME``, then the record to ``out/NAME.json``.
@@ -262,7 +242,37 @@ def load_eval_run(
     loader = build.loader(alone, loaded.data, split, loaded.device, train=False)
     if (config[LIMIT] or len(loader)) < len(loader):
         log.warning("%s=%d: of %d batches of %s", LIMIT, config[LIMIT], len(loader), split)
-    return EvalRun(loaded, loader, saved, split, file, overrides)
+    changed = _changed(file, saved["config"], loaded)
+    return EvalRun(loaded, loader, saved, split, file, overrides, changed)
+
+
+def _changed(file: Path, config: build.Config, loaded: Predictor) -> dict[str, Any]:
+    """The settings that are not those of a checkpoint, and on which metrics depend.
+
+    That the data are elsewhere is no change if they are those of the run.
+
+    Args:
+        file: the checkpoint.
+        config: its configuration.
+        loaded: from it, under other settings.
+    """
+    own, now = is_own(file), loaded.config
+    then = for_use(config, [], str(file), own=own, data=False)
+    rules = group_rules(now)
+    changed: dict[str, Any] = {}
+    moved: dict[str, Any] = {}
+    for key, (_, value) in differences({**then, LIMIT: None}, now, ()).items():
+        rule = rule_for(key, None, rules)
+        # The weights are those of the checkpoint, whatever it has started from.
+        is_decisive = key.partition(".")[0] in DECISIVE and key != "model.pretrained"
+        if is_decisive and (key == LIMIT or not rule.may_change):
+            is_place = rule.is_path and key.startswith("dataset.")
+            (moved if is_place else changed)[key] = None if value is MISSING else value
+    # Where the data of a stranger's file are can only be said on the command line.
+    if not moved or not own:
+        return changed
+    recorded = run_folder.data_hash(cli.run_dir_of(file))
+    return changed if recorded == loaded.data.fingerprint() else {**changed, **moved}
 
 
 def evaluate(

@@ -146,12 +146,13 @@ OTHER: dict[str, Any] = {
     "patience": 4, "save_every": 5, "save_every_minutes": 3, "keep": 9, "monitor": "val/loss:min",
     "batch_size": 7, "workers": 2, "pin_memory": "true",
     "log_every": 7, "max_train_batches": 3, "max_val_batches": 3, "skip_nonfinite": 4,
+    "evaluate_at_end": "test",
 }  # fmt: skip
 """Another value of each setting of a run."""
 OF_THE_COMMAND = {"resume", "init_from", "run_dir", "trust", "version"}
 MAY_CHANGE = {
     "epochs", "device", "channels_last", "compile", "deterministic", "cudnn_benchmark", "patience",
-    "save_every", "save_every_minutes", "keep", "log_every", "max_val_batches",
+    "save_every", "save_every_minutes", "keep", "log_every", "max_val_batches", "evaluate_at_end",
     "skip_nonfinite", "workers", "pin_memory",
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 
 SHARED = (
     "device=cpu", "logging=mlflow", "epochs=2", "log_every=2", "keep=1", "batch_size=2",
-    "max_train_batches=16", "max_val_batches=1", "ema=0.9",
+    "max_train_batches=16", "max_val_batches=1", "ema=0.9", "evaluate_at_end=val",
 )  # fmt: skip
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "classification, RGB": (*GOLDEN["fastnet_bf16"], "workers=1"),

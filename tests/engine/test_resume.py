@@ -15,6 +15,7 @@ import yaml
 
 from research.config import compose_config
 from research.engine import build, checkpoint, resume
+from research.utils.files import write_text
 from tests.conftest import SMALL, TINY, Train, data_overrides, run, user_error
 from tests.test_train import assert_same, rows, without_times
 
@@ -91,8 +92,12 @@ def test_set_back_to_an_epoch(
     whole = started("epochs=3", "run_dir=runs/whole")
     folder = started("epochs=3", "run_dir=runs/a")
     before = last(folder)
+    write_text(folder / "evaluations" / "test.json", "{}")
     train(f"resume={checkpoint_of(folder, 1)}")
     aside = folder / "set_aside" / "1"
+    assert (aside / "evaluations" / "test.json").exists()
+    shutil.rmtree(folder / "evaluations", ignore_errors=True)
+    shutil.rmtree(aside / "evaluations")
     assert f"resume: set back to epoch 1; the run as it was is kept in {aside}" in caplog.messages
     assert_same_runs(folder, whole)
     names = {path.name for path in (whole / "checkpoints").iterdir()}

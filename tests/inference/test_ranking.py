@@ -16,6 +16,7 @@ import research
 from research import predict
 from research.config import compose_config, resolved
 from research.data.frames.media import Still
+from research.engine.evaluation import load_eval_run
 from research.inference.ranking import RankingWriter
 from research.inference.writers import SHOWN
 from research.tasks.ranking import Ranking
@@ -115,7 +116,7 @@ def test_the_command_ranks_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     words = [
         "model=siamese_e2e", "model.backbone=test_resnet", "dataset=demo_photos",
         "dataset.demo.series=10", "dataset.image_size=64", "epochs=1", "device=cpu",
-        "logging=csv", "run_dir=run", "max_train_batches=2",
+        "logging=csv", "run_dir=runs/r", "max_train_batches=2",
     ]  # fmt: skip
     folder = run(resolved(compose_config(words)[0]))
     photos = tmp_path / "mine"
@@ -139,3 +140,16 @@ def test_the_command_ranks_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (summary["frames"], summary["photos"], sum(summary["damage"].values())) == (7, 7, 1)
     assert Path(summary["best"]).name == f"{order[0]}.png"
     assert (tmp_path / "seen" / "contact_sheet.png").exists()
+
+    # The scores of photos explain the accuracy on pairs of the test split.
+    loaded = load_eval_run(folder, "test", "best", "cpu", [])
+    pairs = loaded.predictor.data.splits["test"]
+    scores = model(pairs.photos).tolist()
+    right = [
+        (scores[pair.first] > scores[pair.second]) == (pair.preference > 0.5)
+        for pair in pairs.pairs
+        if pair.preference != 0.5
+    ]
+    kept = loaded.measure()[0]
+    assert 2 < len(right) <= kept.n == len(pairs)
+    assert kept.metrics["pair_accuracy"] == pytest.approx(sum(right) / len(right))

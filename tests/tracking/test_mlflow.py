@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import math
 import os
 import signal
 import sqlite3
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,7 +25,7 @@ from research.tracking import mlflow as ours
 from research.tracking.files import FileTracker
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.tracker import Position, Run, Tracker
-from tests.conftest import TINY, FirstUse, histories, run
+from tests.conftest import TINY, FirstUse, histories, result_of, run
 from tests.mlflow_ui import mlflow_ui
 
 Compose = Callable[..., dict[str, Any]]
@@ -478,6 +481,95 @@ def test_pending_records_are_delivered_by_the_resumed_run(
         record(second, epoch)
     second.finish("FINISHED")
     assert histories(client(store), second.run_id) == expected(4)
+
+
+VALUES = {"top1": 0.25, "loss": 1e-9, "ece": math.nan, "nll": math.inf}
+
+
+def of_store(value: float) -> Any:
+    """A metric as MLflow gives it back."""
+    within = value if math.isnan(value) else min(value, sys.float_info.max)
+    return pytest.approx(within, rel=1e-5, nan_ok=True)
+
+
+def test_an_evaluation_is_recorded_once_by_whoever_delivers_it(
+    store: str, dead: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the run, after an outage, and by another process; not if only rounding differs."""
+    caplog.set_level(logging.INFO)
+    result = result_of(epoch=2, metrics=VALUES)
+    (tmp_path / "evaluations").mkdir()
+    file = tmp_path / "evaluations" / "test.json"
+    file.write_text("{}")
+    first = start(dead, tmp_path)
+    record(first, 1)
+    record(first, 2)
+    first.evaluation(result, [file])
+    first.finish("FINISHED")
+    assert (tmp_path / SPOOL).exists()
+    second = start(store, tmp_path, resumed=2)
+    second.evaluation(result, [file])
+    second.finish("FINISHED")
+    other = MLflowTracker(store, "ours", system_metrics=False)
+    for factor in (1, 1 + 1e-9):
+        near = {name: factor * value for name, value in VALUES.items()}
+        found = result_of(epoch=2, metrics=near)
+        assert other.deliver_evaluation(tmp_path, found, file.parent, [file]) == ""
+    once = {f"test/{name}": [(2, of_store(v))] for name, v in {**VALUES, "n": 8}.items()}
+    assert histories(client(store), second.run_id) == {**expected(2), **once}
+    paths = [entry.path for entry in client(store).list_artifacts(second.run_id, "evaluations")]
+    assert paths == ["evaluations/test.json"]
+    assert "beside it" not in caplog.text
+    again = result_of(epoch=2, metrics={**VALUES, "top1": 0.5})
+    assert other.deliver_evaluation(tmp_path, again, file.parent, []) == ""
+    once["test/top1"].append((2, 0.5))
+    assert histories(client(store), second.run_id) == {**expected(2), **once}
+    assert "test/top1 of epoch 2 was 0.25; 0.5 is logged beside it" in caplog.text
+    assert not (tmp_path / SPOOL).exists()
+
+
+def test_an_evaluation_that_waits_is_no_row_of_an_epoch(store: str, tmp_path: Path) -> None:
+    """A new MLflow run gets every row from the tables, also that of the evaluated epoch."""
+    first, tables = start(store, tmp_path), FileTracker(tmp_path)
+    for epoch in (1, 2):
+        for tracker in (first, tables):
+            record(tracker, epoch)
+    first.finish("FINISHED")
+    first.evaluation(result_of(epoch=2), [])
+    first.set_back(tmp_path)
+    second = start(store, tmp_path, resumed=2)
+    second.finish("FINISHED")
+    once = {"test/top1": [(2, 0.5)], "test/n": [(2, 8)]}
+    assert histories(client(store), second.run_id) == {**expected(2), **once}
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("no run", "has no run there"),
+        ("deleted", "mlflow runs restore --run-id"),
+        ("gone", "no longer in the store"),
+        ("no store", "no "),
+        ("dead", "MLflow at http://127.0.0.1"),
+    ],
+)
+def test_why_an_evaluation_is_not_recorded(
+    what: str, words: str, store: str, dead: str, tmp_path: Path
+) -> None:
+    if what != "no run":
+        tracker = start(store, tmp_path)
+        record(tracker, 1)
+        tracker.finish("FINISHED")
+    if what == "deleted":
+        client(store).delete_run(tracker.run_id)
+    if what == "gone":
+        (tmp_path / "mlflow_run_id").write_text("0" * 32)
+    address = {"no store": f"sqlite:///{tmp_path}/none.db", "dead": dead}.get(what, store)
+    other = MLflowTracker(address, "ours", system_metrics=False)
+    problem = other.deliver_evaluation(tmp_path, result_of(), tmp_path, [])
+    assert words in problem
+    assert "\n" not in problem
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_run_created_after_the_checkpoint_is_resumed(

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from research.tracking.tensorboard import TensorBoardTracker
 from research.tracking.tracker import Position, Run
-from tests.conftest import TINY, interrupted_at, run
+from tests.conftest import TINY, interrupted_at, result_of, run
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -124,7 +124,9 @@ def test_pictures_and_tables(tmp_path: Path) -> None:
         2, {"t": [{"class": "x|y", "share": 0.5}, {"class": "z", "share": float("nan")}]}
     )
     tracker.tables(3, {"empty": []})
+    tracker.evaluation(result_of(epoch=2), [])
     tracker.finish("FINISHED")
+    assert scalars(tmp_path, "epoch", "test/top1") == [(2, 0.5)]
     (image,) = read(tmp_path, "epoch").Images("pictures/a")
     assert (image.step, image.width, image.height) == (2, 7, 5)
     assert text(tmp_path, "tables/t").splitlines() == [
