@@ -42,4 +42,10 @@ def faults(job: Job) -> Iterator[UserError]:
             f"dataset.stored_size={stored}: expected a multiple of {BLOCK}, at least "
             f"dataset.image_size={size}",
         )
+    if job.settings["evaluate_at_end"] == "test" and dataset["test_dir"] is None:
+        yield UserError(
+            "evaluate_at_end",
+            "evaluate_at_end=test: dataset.test_dir is not set",
+            "add dataset.test_dir=FOLDER, or evaluate_at_end=val",
+        )
     yield from job.required("dataset.train_dirs", "'dataset.train_dirs=[DIR,DIR]'")

@@ -86,6 +86,7 @@ def experiment(
     torch.backends.cudnn.benchmark = config["cudnn_benchmark"] and not config["deterministic"]
     data = data_module(config)
     data.prepare(config["seed"], progress)
+    _check_split(config, data, device)
     task = build_task(config, data.classes)
     network = model(config, data.metadata())
     if config["init_from"] is not None:
@@ -127,6 +128,21 @@ def experiment(
         data,
         sum(p.numel() for p in network.parameters() if p.requires_grad),
     )
+
+
+def _check_split(config: Config, data: DataModule, device: torch.device) -> None:
+    """Check that the data have the split that ``evaluate_at_end`` names.
+
+    Raises:
+        UserError: if they have not.
+    """
+    split = config["evaluate_at_end"]
+    try:
+        if split is not None:
+            data.dataset(split, seed=config["seed"], train=False, device=device)
+    except UserError as error:
+        what = error.message.removeprefix(f"split={split}: ")
+        raise UserError("evaluate_at_end", f"evaluate_at_end={split}: {what}", error.hint) from None
 
 
 def start_weights(config: Config) -> dict[str, Any] | None:

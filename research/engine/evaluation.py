@@ -299,22 +299,6 @@ def evaluate(
     return evaluation
 
 
-def check_split(experiment: Experiment) -> None:
-    """Check, before training, that the data have the split of ``evaluate_at_end``.
-
-    Raises:
-        UserError: if they have not.
-    """
-    config, device = experiment.state.config, experiment.device
-    split = config["evaluate_at_end"]
-    try:
-        if split is not None:
-            experiment.data.dataset(split, seed=config["seed"], train=False, device=device)
-    except UserError as error:
-        what = error.message.removeprefix(f"split={split}: ")
-        raise UserError("evaluate_at_end", f"evaluate_at_end={split}: {what}", error.hint) from None
-
-
 def at_end(experiment: Experiment, folder: Path, tracker: Tracker) -> None:
     """Evaluate the best checkpoint on the split of ``evaluate_at_end``, if it is set.
 

@@ -281,7 +281,6 @@ def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Exp
         experiment = build.experiment(_to_build(config, begin), show_progress, begin.weights)
     state = experiment.state
     state.config = config
-    evaluation.check_split(experiment)
     if begin.last is not None:
         loader, most = experiment.train, experiment.cfg.max_train_batches
         samples = min(len(loader), most or len(loader)) * loader.global_batch

@@ -18,7 +18,7 @@ import pytest
 import research
 from research import leaderboard, predict
 from research.config import compose_config
-from research.engine import evaluation, loop, run_folder
+from research.engine import build, evaluation, loop, run_folder
 from research.engine import run as run_module
 from research.engine.evaluation import evaluate, load_eval_run
 from research.engine.interrupts import Interrupted
@@ -30,7 +30,6 @@ from tests.conftest import (
     SMALL,
     TINY,
     FirstUse,
-    Train,
     data_overrides,
     make_folders,
     result_of,
@@ -38,6 +37,7 @@ from tests.conftest import (
     user_error,
     verb,
 )
+from tests.data.pairs.test_source import write_photos
 from tests.engine.test_distributed import torchrun
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -320,12 +320,19 @@ def test_a_run_that_is_killed_in_its_evaluation_goes_on_with_it(
     assert run_folder.find_unfinished(ends("evaluate_at_end=null"), 1) is None
 
 
-def test_a_run_without_this_split_does_not_start(
-    small: Compose, train: Train, folders: Path
-) -> None:
-    with user_error("evaluate_at_end", "evaluate_at_end=test", "dataset.test_dir"):
-        run(small(*TINY, "evaluate_at_end=test"))
-    assert not list(Path("runs").glob("*/checkpoints/*"))
+def test_a_run_without_this_split_does_not_start(small: Compose, tmp_path: Path) -> None:
+    """Said from the settings, or else when the data have been read."""
+    with user_error("evaluate_at_end", "evaluate_at_end=test", "dataset.test_dir=FOLDER"):
+        small(*TINY, "evaluate_at_end=test")
+    words = [
+        "model=siamese_e2e", "model.backbone=test_resnet", "dataset=phototriage", "device=cpu",
+        f"dataset.root={write_photos(tmp_path / 'photos')}", "dataset.image_size=32", "evaluate_at_end=test",
+    ]  # fmt: skip
+    config = compose_config([*words, "dataset.test_fraction=0"]).config
+    with user_error("evaluate_at_end", "has train, val", "dataset.test_fraction=0.1"):
+        build.experiment(config)
+    config = compose_config([*words, "dataset.test_fraction=0.1"]).config  # the advice
+    assert build.experiment(config).cfg.epochs
 
 
 def test_a_pruned_run_is_finished_without_it(ends: Compose) -> None:
