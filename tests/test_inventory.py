@@ -13,10 +13,11 @@ from research import compare, leaderboard, lr_find, predict, reproduce
 from research import inspect as inspect_images
 from research.engine import run_folder
 from tests import inventory
-from tests.conftest import Golden, Train, verb
+from tests.conftest import Golden, Train, unlike, verb
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
 
 SHORT = ("device=cpu", "epochs=2", "keep=1", "batch_size=4", "max_train_batches=2")
+SHORT += ("evaluate_at_end=val",)
 TASKS = {
     "classification": ("model=fastnet", "model.widths=[4,8,8]", *PICTURES),
     "single_object": ("model=tinydet", "model.width=4", *FRAMES),
@@ -70,7 +71,10 @@ def test_run(task: str, project: Path, train: Train, store: str, golden: Golden)
     folder = project / "runs" / task
     train(*SHORT, *logging, *TASKS[task], f"run_dir=runs/{task}")
     found = inventory.of_run(folder)
+    at_end = json.loads((folder / "evaluations" / "val.json").read_text())
     verb("evaluate").main([str(folder), "split=val"])
+    again = json.loads((folder / "evaluations" / "val.json").read_text())
+    assert not list(unlike(at_end["metrics"], again["metrics"], 1e-5, abs_=1e-7))
     predict.main([str(folder), SOURCES[task], "max_frames=2", "out=seen", "device=cpu"])
     found |= {
         "evaluate": inventory.files(folder / "evaluations" / "val"),

@@ -148,15 +148,16 @@ class EvalRun:
             found = [str(error)]
         for problem in filter(None, found):
             log.warning(
-                "%s; the metrics of %s are not logged there, to repeat it: %s",
-                problem, evaluation.name, self._command(),
+                "%s; %s of %s is not logged there; to repeat it: %s",
+                problem, evaluation.name, folder, self._command(),
             )  # fmt: skip
 
     def _command(self) -> str:
         """The command of this evaluation."""
         folder, stem = cli.run_dir_of(self.file), self.file.stem
         is_usual = self.file == folder / "checkpoints" / f"{stem}.pt" and stem in ("best", "last")
-        run, which = (folder, [f"checkpoint={stem}"]) if is_usual else (self.file, [])
+        run = folder if is_usual else self.file
+        which = ["checkpoint=last"] * (is_usual and stem == "last")
         words = [str(run), f"split={self.split}", *which, *self.overrides]
         return f"python -m research.evaluate {shlex.join(words)}"
 
@@ -241,7 +242,10 @@ def load_eval_run(
     alone = {**config, "global_batch_size": None}  # in one process, batch_size counts
     loader = build.loader(alone, loaded.data, split, loaded.device, train=False)
     if (config[LIMIT] or len(loader)) < len(loader):
-        log.warning("%s=%d: of %d batches of %s", LIMIT, config[LIMIT], len(loader), split)
+        log.warning(
+            "%s=%d: %s is limited to %d of its %d batches",
+            LIMIT, config[LIMIT], split, config[LIMIT], len(loader),
+        )  # fmt: skip
     changed = _changed(file, saved["config"], loaded)
     return EvalRun(loaded, loader, saved, split, file, overrides, changed)
 
@@ -309,8 +313,11 @@ def at_end(experiment: Experiment, folder: Path, tracker: Tracker) -> None:
     if split is None:
         return
     saved = checkpoint.load(file, config["trust"])
-    loaded = replace(predictor.load_predictor(config, saved), data=experiment.data)
-    loader = build.loader(config, experiment.data, split, loaded.device, train=False)
+    loaded = predictor.load_predictor(config, saved)
+    # The data have been read, and their transform may refer to them.
+    data, transform = experiment.data, experiment.state.transform
+    loaded = replace(loaded, data=data, transform=transform)
+    loader = build.loader(config, data, split, loaded.device, train=False)
     run = EvalRun(loaded, loader, saved, split, file)
     evaluation, result = run.measure()
     if distributed.is_main():

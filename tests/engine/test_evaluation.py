@@ -142,7 +142,7 @@ def test_a_store_that_is_away_costs_one_line_which_repeats_the_command(
     assert (RUN / "evaluations/train_last.json").exists()
     assert not database.exists()
     Path("away.db").rename(database)
-    [line] = [line for line in caplog.messages if "not logged" in line]
+    [line] = [line for line in caplog.messages if "is not logged" in line]
     assert line.startswith("MLflow at sqlite:///")
     command = shlex.split(line.partition("repeat it: ")[2])
     assert command[:3] == ["python", "-m", "research.evaluate"]
@@ -249,7 +249,7 @@ def test_limits_of_training_are_none_of_an_evaluation(
     assert "max_val_batches" not in caplog.text
     found = load_eval_run(RUN, "val", "best", "cpu", ["max_val_batches=1"]).measure()[0]
     assert (found.n, limits[-1]) == (4, 1)
-    assert "max_val_batches=1: of 3 batches of val" in caplog.text
+    assert "max_val_batches=1: val is limited to 1 of its 3 batches" in caplog.text
 
 
 def test_only_one_function_loads_a_run_with_its_data() -> None:
@@ -324,9 +324,10 @@ def test_a_run_without_this_split_does_not_start(small: Compose, tmp_path: Path)
     """Said from the settings, or else when the data have been read."""
     with user_error("evaluate_at_end", "evaluate_at_end=test", "dataset.test_dir=FOLDER"):
         small(*TINY, "evaluate_at_end=test")
+    photos = write_photos(tmp_path / "photos")
     words = [
         "model=siamese_e2e", "model.backbone=test_resnet", "dataset=phototriage", "device=cpu",
-        f"dataset.root={write_photos(tmp_path / 'photos')}", "dataset.image_size=32", "evaluate_at_end=test",
+        f"dataset.root={photos}", "dataset.image_size=32", "evaluate_at_end=test",
     ]  # fmt: skip
     config = compose_config([*words, "dataset.test_fraction=0"]).config
     with user_error("evaluate_at_end", "has train, val", "dataset.test_fraction=0.1"):
