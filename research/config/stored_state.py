@@ -41,9 +41,11 @@ def _is_losses(value: Any) -> bool:
     if not isinstance(value, dict) or not value:
         return value == {}
     numbers = ("count", "learning_rate", "seconds")
+    n = value.get("n")
     sums = mapping_of(Rule("a number", lambda entry: type(entry) in (int, float)))
     return (
-        value.keys() == {"sums", "skipped", *numbers}
+        value.keys() - {"n"} == {"sums", "skipped", *numbers}
+        and (n is None or whole(0).is_valid(n))
         and all(type(value[name]) in (int, float) for name in numbers)
         and sums.is_valid(value["sums"])
         and ("loss" in value["sums"] or not value["count"])
@@ -65,4 +67,7 @@ def state(document: Any, where: str) -> Plain:
         if name not in found:
             raise refused(UserError(name, f"no {name}"), where, "metadata have", "state")
     rows = [{current_column(k): v for k, v in row.items()} for row in found["history"]]
-    return {**found, "history": rows}
+    losses = found["epoch_losses"]
+    if losses:  # earlier checkpoints did not count the samples
+        losses = {"n": None, **losses}
+    return {**found, "history": rows, "epoch_losses": losses}

@@ -47,7 +47,8 @@ class EpochStats:
     """Statistics of one epoch of training.
 
     Attributes:
-        metrics: mean of the loss and of each of its terms, ``train/NAME``.
+        metrics: mean of the loss and of each of its terms, ``train/NAME``; and ``train/n``, the
+            number of samples that they are of, unless a part of the epoch did not count them.
         total_loss: sum of the batches' losses.
         learning_rate: of the last optimizer step.
         skipped: samples skipped or read by a fallback, by kind.
@@ -88,6 +89,7 @@ class LossLog:
         self.log_every = log_every
         self.sums: Counter[str] = Counter()
         self.count = 0
+        self.n: int | None = 0
         self.learning_rate = math.nan
         self.start = time.perf_counter()
         self.loader = loader
@@ -97,11 +99,20 @@ class LossLog:
         self.samples = 0
         self.since = time.perf_counter()
 
-    def add(self, step: int, i: int, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Add batch ``i``; ``losses`` is empty if it was skipped in all processes."""
+    def add(self, step: int, i: int, batch: Batch, losses: dict[str, Tensor], samples: int) -> None:
+        """Add batch ``i``.
+
+        Args:
+            step: batches so far, over all epochs.
+            i: number of the batch in the epoch, from 0.
+            batch: of this process.
+            losses: by name; empty if the batch was skipped in all processes.
+            samples: of the batch, in all processes.
+        """
         self.skipped.update(batch.skipped)
         self.samples += len(batch) * distributed.count()
         if losses:
+            self.n = None if self.n is None else self.n + samples
             detached = {name: loss.detach() for name, loss in losses.items()}
             self.pending.append(Pending(step, i, detached, batch.index, self.learning_rate))
         if (i + 1) % self.log_every == 0 or i + 1 == self.batches:
@@ -114,6 +125,7 @@ class LossLog:
         return {
             "sums": dict(self.sums),
             "count": self.count,
+            "n": self.n,
             "skipped": self._skipped(),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.start,
@@ -124,7 +136,8 @@ class LossLog:
         if saved:
             self.sums = Counter(saved["sums"])
             self.skipped = Counter(saved["skipped"] if distributed.is_main() else {})
-            self.count, self.learning_rate = saved["count"], saved["learning_rate"]
+            self.count, self.n = saved["count"], saved["n"]
+            self.learning_rate = saved["learning_rate"]
             self.start -= saved["seconds"]
 
     def close(self) -> EpochStats:
@@ -137,7 +150,8 @@ class LossLog:
         if not self.count:
             raise no_samples("training", skipped)
         means = {f"train/{name}": total / self.count for name, total in self.sums.items()}
-        return EpochStats(means, self.sums["loss"], self.learning_rate, skipped)
+        n = {} if self.n is None else {"train/n": self.n}
+        return EpochStats({**means, **n}, self.sums["loss"], self.learning_rate, skipped)
 
     def _skipped(self) -> dict[str, int]:
         return {name: int(n) for name, n in distributed.summed(self.skipped).items()}

@@ -192,11 +192,10 @@ class EpochEnd(EpochCallback):
 def draw(
     task: Task, transform: DeviceTransform, result: EvalResult, tracker: Tracker, epoch: int
 ) -> None:
-    """Record the task's pictures and tables of an evaluated split, if it has a readable sample."""
-    if result.first is not None:
-        images = task.pictures(result.totals, *result.first, transform.to_images)
-        tracker.pictures(epoch, images)
-        tracker.tables(epoch, task.tables(result.totals, transform.names))
+    """Record the task's pictures and tables of an evaluated split."""
+    images = task.pictures(result.totals, *result.examples(), transform.to_images)
+    tracker.pictures(epoch, images)
+    tracker.tables(epoch, task.tables(result.totals, transform.names))
 
 
 def train(

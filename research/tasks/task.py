@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from research.batch import Batch
 from research.inference.writers import PredictionWriter
 from research.tracking.tracker import Rows
+from research.utils.errors import UserError
 
 
 class Monitor(NamedTuple):
@@ -119,3 +120,15 @@ class Task(Protocol):
             names: names of the samples of a batch, see ``DeviceTransform.names``.
         """
         ...
+
+
+def check_monitor(monitor: Monitor, task: Task, device: Any) -> None:
+    """Check, before training, that the monitored metric will be logged.
+
+    Raises:
+        UserError: if it will not.
+    """
+    known = ["train/loss", *(f"val/{name}" for name in task.metrics(device).names)]
+    if monitor.metric not in known:
+        message = f"monitor: no metric {monitor.metric!r} is logged"
+        raise UserError("monitor", message, f"choose one of {', '.join(known)}")

@@ -47,11 +47,13 @@ class StoreKind(Protocol):
     Attributes:
         name: the ``kind`` of the manifest.
         model_keys: entries of the store's ``transform`` that a trained model depends on.
+        unit: what a sample is, see ``DataModule``.
         default_classes: number of classes where nothing else is known.
     """
 
     name: str
     model_keys: tuple[str, ...]
+    unit: str
     default_classes: int
 
     def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +105,7 @@ class CoefficientKind:
     """
 
     name = "coefficients"
+    unit = "images"
     model_keys: tuple[str, ...] = ("image_size",)
     default_classes = IMAGENET_CLASSES
 
@@ -210,6 +213,7 @@ class FrameKind:
     """
 
     name = "frames"
+    unit = "frames"
     model_keys: tuple[str, ...] = ("image_size", "max_boxes")
     default_classes = 1
 
