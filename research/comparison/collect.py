@@ -17,6 +17,7 @@ from research.config.migrations import current_column, current_word
 from research.config.rules import nearest
 from research.tracking.files import read_rows
 from research.utils import documents
+from research.utils.counts import samples_of
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,10 @@ DAMAGED = (
 )  # fmt: skip
 """Exceptions that reading the files of a damaged run may raise."""
 NOT_SEARCHED = ("checkpoints", "mlflow-artifacts")
-NO_CURVES = ("epoch", "avg_loss", "total_loss", "is_best", "checkpoint_path", "timestamp")
+NO_CURVES = (
+    "epoch", "avg_loss", "total_loss", "is_best", "checkpoint_path", "timestamp",
+    "train/n", "val/n",
+)  # fmt: skip
 """Columns of ``epoch_metrics.csv`` that are not metrics, or repeat another column."""
 LOWER_IS_BETTER = ("loss", "error", "nll", "ece", "mae", "mse", "time", "sec", "ms", "bytes")
 """Words in the names of metrics for which lower is better."""
@@ -49,6 +53,8 @@ class RecordedRun:
         overrides: of the command line.
         epochs: numbers of the rows of ``epoch_metrics.csv``.
         curves: by metric, the value in each of these epochs; ``None`` where it was not logged.
+        counts: ``train/n`` and ``val/n`` of the best epoch, as far as they are known.
+        unit: what a sample is, in the plural.
         costs: ``parameters``, ``seconds`` of training, ``epochs`` done, and what the sweep measured
             in addition, such as ``latency_ms``.
     """
@@ -64,7 +70,13 @@ class RecordedRun:
     overrides: list[str]
     epochs: list[int]
     curves: dict[str, list[float | None]]
+    counts: dict[str, int]
+    unit: str
     costs: dict[str, float]
+
+    def n(self, metric: str) -> int | None:
+        """The number of samples of the metric's value; ``None`` if it was not counted."""
+        return samples_of(self.counts, metric)
 
     def value(self, metric: str) -> float | None:
         """The metric's value in the best epoch; ``None`` if it was not logged."""
@@ -158,6 +170,13 @@ def _read(
         overrides,
         [int(row["epoch"]) for row in rows],
         {name: [_number(row[name]) for row in rows] for name in names},
+        {
+            name: int(row[name])
+            for row in rows
+            for name in ("train/n", "val/n")
+            if row["epoch"] == str(summary["best_epoch"]) and row.get(name, "").isdecimal()
+        },
+        str(summary.get("unit", "samples")),
         {
             "parameters": _cost(summary["parameters"]),
             "seconds": _cost(summary["total_time_sec"]),

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from research.batch import Batch
 from research.data.loader import EpochLoader
@@ -25,7 +25,7 @@ from research.engine.loss_log import ALONE, EpochStats, LossLog, no_samples, tim
 from research.engine.rng import generator_for
 from research.engine.state import TrainState
 from research.engine.steps import Skips, optimizer_step, remedy
-from research.tasks.task import Metrics, Monitor, Task, check_monitor
+from research.tasks.task import LossTerms, Metrics, Monitor, Task, check_monitor
 from research.tracking.tracker import Progress, Tracker
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def train_epoch(
         state.step += 1
         is_step = (i + 1) % cfg.accumulate == 0 or i + 1 == batches
         usable = len(batch) > 1 or len(batch) == loader.batch_size
-        losses: dict[str, Tensor] = {}
+        losses = LossTerms()
         samples = distributed.announce(len(batch) if usable else 0)
         if samples or distributed.is_awaited(is_step, skips.samples):
             inputs = None
@@ -171,7 +171,7 @@ def train_epoch(
                 # Number of batches in this step; the last step of an epoch may have fewer.
                 accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
                 if skips.loss(loss, samples):
-                    losses = {}
+                    losses = LossTerms()
                 else:
                     state.scaler.scale(loss / accumulated).backward()
         if len(batch) and not usable:

@@ -27,6 +27,24 @@ class Monitor(NamedTuple):
         return value > best if self.mode == "max" else value < best
 
 
+class LossTerms(dict[str, Tensor]):
+    """Terms of a training loss by name, each [], and metrics of the same forward pass.
+
+    The loop sums the terms. It logs both: of an epoch the mean of each term over its batches, and
+    of each metric over its samples.
+
+    Args:
+        terms: by name.
+        metrics: by name, a value for each sample of the batch, [B]; NaN does not count.
+    """
+
+    def __init__(
+        self, terms: Mapping[str, Tensor] = {}, metrics: Mapping[str, Tensor] = {}
+    ) -> None:
+        super().__init__(terms)
+        self.metrics = metrics
+
+
 class Metrics(Protocol):
     """Metrics over a split, with ``update``, ``compute`` and ``reset`` as in torchmetrics.
 
@@ -55,7 +73,8 @@ class Metrics(Protocol):
 class Task(Protocol):
     """Losses, predictions, metrics and pictures of one kind of problem.
 
-    ``losses`` is called in training mode and returns each term by name; the loop sums them.
+    ``losses`` is called in training mode and returns each term by name; the loop sums them. With
+    ``LossTerms`` it also returns metrics of the training samples, such as their accuracy.
     ``predict`` is called in evaluation mode and returns the input of ``metrics().update``. The
     validation loss, if there is one, is a metric computed from predictions, so that evaluation
     needs one forward pass.

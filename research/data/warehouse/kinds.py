@@ -32,6 +32,7 @@ from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.rows import Positions, ResidentRows, StoredRows
 from research.data.warehouse.store import Store
+from research.utils.counts import with_n
 from research.utils.errors import UserError
 
 BATCH_TENSORS = ("images", "boxes", "mask", "labels", "sizes", "ignored", "areas")
@@ -297,7 +298,8 @@ class FrameKind:
             return None
         best = best_constant_box(*true_boxes(store, train))
         ious = constant_iou(best, boxes[non_empty], mask[non_empty])
-        return f"mean_iou {ious.mean().item():.4f}, the best constant box of the training frames"
+        value = with_n(f"mean_iou {ious.mean().item():.4f}", len(ious), unit="frames with objects")
+        return f"{value}, the best constant box of the training frames"
 
 
 def true_boxes(store: Store, positions: Positions) -> tuple[Tensor, Tensor]:
