@@ -308,12 +308,12 @@ class EpochLoader:
     def examples(self) -> Batch:
         """A batch to look at: samples drawn from those of an evaluation, the same in every epoch.
 
-        This process reads them, whatever its part is. Those that cannot be read are left out; if
-        none can, others are drawn.
+        Its first ones are drawn in the same way. This process reads them, whatever its part is.
+        Those that cannot be read are left out; if none can, others are drawn.
         """
         order = drawn_order(self.source, self.seed)[: self.sampler.samples]
         size, source = min(self.batch_size, EXAMPLES), NamingSource(self.source)
-        parts = (np.sort(order[i : i + size]).tolist() for i in range(0, len(order), size))
+        parts = (order[i : i + size].tolist() for i in range(0, len(order), size))
         batches = (source.__getitems__([SampleKey(0, index) for index in part]) for part in parts)
         return next(batch for batch in batches if isinstance(batch, Batch) and len(batch))
 
