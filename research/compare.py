@@ -18,6 +18,7 @@ from research.config import cli
 from research.config.rules import PATH, TEXT, number, one_of
 from research.tracking.files import csv_text
 from research.utils import logs
+from research.utils.counts import spanned
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
 
@@ -89,6 +90,12 @@ def notes(result: ComparisonResult) -> tuple[list[str], list[str]]:
             f"The best epoch of each run was chosen by {result.metric} itself, so these values are "
             "optimistic; research.evaluate RUN split=test measures on data that chose nothing, and "
             f"metric={result.metric.replace('val/', 'test/', 1)} compares that."
+        )
+    counts = {run.n(result.metric) for run in runs} - {None}
+    if len(counts) > 1:
+        own.append(
+            f"The runs were evaluated on different numbers of samples ({spanned(*counts)}): they "
+            "differ in these samples, too."
         )
     if not result.comparisons:
         return own, []

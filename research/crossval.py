@@ -29,6 +29,7 @@ bootstrap interval over groups, since samples of one group are alike.
     the training split; groups are runs of the camera
   rankings of photos: accuracy on pairs, without ties; the baseline prefers the sharper photo;
     groups are series
+n is the number of samples of the test split, of which the first metric is.
 Options
 """,
     cli.RunOptions,
@@ -45,11 +46,13 @@ class Fold:
     Attributes:
         run: the run folder.
         metric: of the whole test split.
+        n: samples of this split.
         result: value and baseline of each sample.
     """
 
     run: Path
     metric: float
+    n: int
     result: FoldResult
 
 
@@ -85,7 +88,7 @@ def evaluate_fold(
     result = data.fold_result(evaluated.totals)
     if result is None:
         raise refused(data)
-    return Fold(run, evaluated.metrics[result.columns.metric], result)
+    return Fold(run, evaluated.metrics[result.columns.metric], evaluated.n, result)
 
 
 def interval(differences: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
@@ -125,16 +128,17 @@ def table(folds: Sequence[Fold]) -> str:
                     "pass runs of different folds of one data set",
                 )
             run_of[group] = fold.run
+    titles = ["run", columns.groups, columns.units, "n", *columns[2:], "difference"]
     lines = [
-        f"| run | {' | '.join(columns)} | difference |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(titles)} |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for fold in folds:
         result = fold.result
         lines.append(
             f"| {fold.run.name} | {len(set(result.groups))} | {len(result.values)} "
-            f"| {fold.metric:.3f} | {result.values.mean():.3f} | {result.baseline.mean():.3f} "
-            f"| {(result.values - result.baseline).mean():+.3f} |"
+            f"| {fold.n} | {fold.metric:.3f} | {result.values.mean():.3f} "
+            f"| {result.baseline.mean():.3f} | {(result.values - result.baseline).mean():+.3f} |"
         )
     values = np.concatenate([fold.result.values for fold in folds])
     baseline = np.concatenate([fold.result.baseline for fold in folds])
@@ -143,7 +147,8 @@ def table(folds: Sequence[Fold]) -> str:
     )
     metric = np.mean([fold.metric for fold in folds])
     lines.append(
-        f"| all | {len(run_of)} | {len(values)} | {metric:.3f} | {values.mean():.3f} "
+        f"| all | {len(run_of)} | {len(values)} | {sum(fold.n for fold in folds)} "
+        f"| {metric:.3f} | {values.mean():.3f} "
         f"| {baseline.mean():.3f} | {(values - baseline).mean():+.3f} [{low:+.3f}, {high:+.3f}] |"
     )
     return "\n".join(lines)

@@ -63,6 +63,8 @@ class LeaderboardEntry:
         size: bytes of the state dict.
         seconds: by batch size, the median time of a batch.
         metrics: on the split.
+        n: number of samples that they are of.
+        unit: what a sample is, in the plural.
         ranks: by ``speed``, ``accuracy`` and ``size``; 1 is best, equal values share a rank.
     """
 
@@ -72,6 +74,8 @@ class LeaderboardEntry:
     size: int
     seconds: dict[int, float]
     metrics: dict[str, float]
+    n: int
+    unit: str
     ranks: dict[str, int]
 
 
@@ -98,7 +102,8 @@ def evaluate_runs(
         paths, lambda path: load_eval_run(path, split, which, device, overrides, trust)
     )
     _check_data(paths, runs)
-    metrics = [run.evaluate().metrics for run in runs]
+    results = [run.evaluate() for run in runs]
+    metrics = [result.metrics for result in results]
     monitor = runs[0].main_metric(metrics[0])
     for path, values in zip(paths, metrics, strict=True):
         if monitor.metric not in values:
@@ -128,6 +133,8 @@ def evaluate_runs(
             sizes[index],
             {batch: seconds[index] for batch, seconds in times.items()},
             metrics[index],
+            results[index].n,
+            runs[index].loader.unit,
             {name: ranked[index] for name, ranked in ranks.items()},
         )
         for index, path in enumerate(paths)
@@ -179,6 +186,7 @@ def csv_row(entry: LeaderboardEntry) -> dict[str, float | int | str]:
         "size_mb": entry.size / MB,
         **speed,
         "fps": largest / entry.seconds[largest],
+        "n": entry.n,
         **entry.metrics,
         **{f"rank_{name}": rank for name, rank in entry.ranks.items()},
     }
@@ -194,7 +202,7 @@ def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> str:
     batches = list(entries[0].seconds)
     header = [
         "run", "model", "parameters", "size MB", *(f"ms/image, batch {n}" for n in batches),
-        f"FPS, batch {max(batches)}", *metrics, "speed", "accuracy", "size",
+        f"FPS, batch {max(batches)}", "n", *metrics, "speed", "accuracy", "size",
     ]  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
     for entry in entries:
@@ -206,6 +214,7 @@ def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> str:
             f"{row['size_mb']:.1f}",
             *(f"{row[f'ms_image_batch_{n}']:.1f}" for n in batches),
             f"{row['fps']:.1f}",
+            f"{entry.n} {entry.unit}",
             *(f"{entry.metrics[name]:.3f}" for name in metrics),
             *(str(rank) for rank in entry.ranks.values()),
         ]
@@ -221,6 +230,7 @@ def write(
 ) -> None:
     """Write ``judged.csv``, ``.json`` (with ``settings`` of the measurement) and ``.png``."""
     from research.tracking.files import csv_text
+    from research.utils.counts import with_n
     from research.utils.files import to_json, write_atomic, write_text
     from research.viz import charts
 
@@ -230,13 +240,18 @@ def write(
     content = {**settings, "ranked_by": monitor.metric, "runs": [asdict(e) for e in entries]}
     write_text(out / "judged.json", to_json(content))
     smallest = min(entries[0].seconds)
-    models = [entry.model for entry in entries]
+    unit = entries[0].unit
+    names = [
+        [entry.model for entry in entries],
+        [Path(entry.run).name for entry in entries],
+        [entry.run for entry in entries],
+    ]
     picture = charts.speed_and_accuracy(
-        models if len(set(models)) == len(models) else [entry.run for entry in entries],
+        next((each for each in names if len(set(each)) == len(entries)), names[-1]),
         [1000 * entry.seconds[smallest] / smallest for entry in entries],
         [entry.metrics[monitor.metric] for entry in entries],
         [entry.size / MB for entry in entries],
-        monitor.metric,
+        with_n(f"{settings['split']}/{monitor.metric}", *(e.n for e in entries), unit=unit),
     )
     write_atomic(out / "judged.png", lambda path: picture.save(path, "PNG"))
 

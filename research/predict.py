@@ -46,7 +46,11 @@ class PredictOptions(cli.RunOptions):
         "IoU threshold of non-maximum suppression, 0…1; by default model.nms_iou of the run (0.5); "
         "no effect on models that predict one box per frame",
     )
-    max_frames: int | None = cli.option(None, COUNT, "maximum number of frames; by default all")
+    max_frames: int | None = cli.option(
+        None,
+        COUNT,
+        "maximum number of frames, spread over the files, of a video its first; by default all",
+    )
     out: Path | None = cli.option(
         None,
         PATH,

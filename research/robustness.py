@@ -178,8 +178,9 @@ def evaluate_cases(
     shifts: Sequence[int],
     noise: Sequence[float],
     trust: Sequence[str] = (),
-) -> tuple[list[dict[str, Any]], str]:
-    """One row for each case (``kind``, ``sensor``, ``amount``, metrics), and the monitored metric.
+) -> tuple[list[dict[str, Any]], str, str]:
+    """One row for each case (``kind``, ``sensor``, ``amount``, ``n``: number of frames, metrics),
+    the monitored metric, and what the metrics are of, in words.
 
     Raises:
         UserError: if the run's data has no channel besides RGB.
@@ -201,20 +202,22 @@ def evaluate_cases(
             transform = disturbed(transform, case.disturb())
         predictor = replace(run.predictor, transform=transform)
         phase = f"{case.kind} {case.sensor}".strip()
-        metrics = replace(run, predictor=predictor).evaluate(phase).metrics
-        rows.append({"kind": case.kind, "sensor": case.sensor, "amount": case.amount, **metrics})
-    return rows, run.main_metric(metrics).metric
+        result = replace(run, predictor=predictor).evaluate(phase)
+        about = {"kind": case.kind, "sensor": case.sensor, "amount": case.amount}
+        rows.append({**about, "n": result.n, **result.metrics})
+    return rows, run.main_metric(result.metrics).metric, result.basis
 
 
 def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     """The rows as a Markdown table; the first row is the clean case."""
     shown = [name for name in dict.fromkeys((metric, *SHOWN)) if name in rows[0]]
     lines = [
-        "| " + " | ".join(["disturbance", "sensor", "amount", *shown, f"Δ {metric}"]) + " |",
-        "| --- | --- |" + " ---: |" * (len(shown) + 2),
+        "| " + " | ".join(["disturbance", "sensor", "amount", "n", *shown, f"Δ {metric}"]) + " |",
+        "| --- | --- |" + " ---: |" * (len(shown) + 3),
     ]
     for row in rows:
         cells = [row["kind"], row["sensor"], f"{row['amount']:g}" if row["amount"] else ""]
+        cells.append(str(row["n"]))
         cells += [f"{row[name]:.3f}" for name in shown]
         cells.append(f"{row[metric] - rows[0][metric]:+.3f}" if row is not rows[0] else "")
         lines.append("| " + " | ".join(cells) + " |")
@@ -241,7 +244,7 @@ def write(
     for row in rows[1:]:
         lines = groups.setdefault(titles[row["kind"]], {})
         lines.setdefault(row["sensor"], []).append((row["amount"], row[metric]))
-    picture = charts.robustness(groups, rows[0][metric], metric)
+    picture = charts.robustness(groups, rows[0][metric], metric, settings["of"])
     write_atomic(out / "robustness.png", lambda path: picture.save(path, "PNG"))
 
 
@@ -256,7 +259,7 @@ def main(words: list[str]) -> None:
 
     # Standard output is for the result only.
     logs.to_terminal(sys.stderr)
-    rows, metric = evaluate_cases(
+    rows, metric, basis = evaluate_cases(
         path,
         split,
         options.checkpoint,
@@ -269,7 +272,7 @@ def main(words: list[str]) -> None:
     # Printed before the files are written: a full disk must not lose it.
     print(table(rows, metric))
     with cli.writing_to(out):
-        write(out, rows, metric, {"run": str(path), "split": split})
+        write(out, rows, metric, {"run": str(path), "split": split, "of": basis})
     print(f"\nfiles: {out}", file=sys.stderr)
 
 

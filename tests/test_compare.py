@@ -37,8 +37,10 @@ def test_two_models_over_three_seeds(
     assert "optimistic" in printed.out
     assert "skipped: 1 KILLED; status=all" in printed.err
     _, _, first, second = table(printed.out, 0)
-    assert first == ["1", "resnet34", "3", "0.9133 ± 0.0153", "0.9000 … 0.9300", "8,000", "6.0"]
-    assert second[:4] == ["2", "densenet121", "3", "0.9117 ± 0.0135"]
+    assert first == [
+        "1", "resnet34", "3", "480", "0.9133 ± 0.0153", "0.9000 … 0.9300", "8,000", "6.0",
+    ]  # fmt: skip
+    assert second[:5] == ["2", "densenet121", "3", "480", "0.9117 ± 0.0135"]
     header, _, row = table(printed.out, 1)
     assert header[1] == "difference from resnet34"
     assert row == [
@@ -52,9 +54,26 @@ def test_two_models_over_three_seeds(
         rows = list(csv.DictReader(file))
     assert [row["group"] for row in rows] == ["resnet34", "densenet121"]
     assert float(rows[1]["t_high"]) == pytest.approx(0.0071, abs=1e-4)
+    assert {row["n"] for row in rows} == {"480"}
+    assert "different numbers of samples" not in printed.out
     with (tmp_path / "seen" / "runs.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 6
+        assert [row["n"] for row in csv.DictReader(file)] == ["480"] * 6
     assert (tmp_path / "seen" / "comparison.html").stat().st_size > 20_000
+
+
+def test_runs_of_other_numbers_of_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of runs that did not count them."""
+    for seed, n in enumerate((480, 96, None)):
+        record(tmp_path / "a" / f"a_{seed}", config(seed=seed), [0.5], n=n)
+    record(tmp_path / "a" / "b", config("vit"), [0.4], n=None)
+    compare.main([str(tmp_path / "a"), f"out={tmp_path / 'out'}"])
+    printed = capsys.readouterr().out
+    assert [row[3] for row in table(printed, 0)[2:]] == ["96…480", ""]
+    assert "different numbers of samples (96…480)" in printed
+    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+        assert [row["n"] for row in csv.DictReader(file)] == ["480", "96", "", ""]
 
 
 def test_against_and_metric_and_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +87,7 @@ def test_against_and_metric_and_groups(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "val/loss (lower is better)" in printed
     assert "optimistic" not in printed
-    assert table(printed, 0)[2][1:4] == ["resnet34", "3", "0.08667 ± 0.01528"]
+    assert table(printed, 0)[2][1:5] == ["resnet34", "3", "480", "0.08667 ± 0.01528"]
     compare.main([*words, "metric=val/loss:max", "group_by=model", "confidence=0.5"])
     printed = capsys.readouterr().out
     assert table(printed, 0)[2][1] == "densenet121"

@@ -27,7 +27,7 @@ def fold(
     columns: FoldColumns = FRAMES,
 ) -> Fold:
     result = FoldResult(columns, groups, np.array(values), np.array(baseline))
-    return Fold(Path(name), 0.5, result)
+    return Fold(Path(name), 0.5, len(values) + 1, result)
 
 
 def trained(*overrides: str) -> str:

@@ -81,7 +81,7 @@ def test_a_run_beside_its_weights(
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed]
     assert cells[0] == [
         "run", "model", "parameters", "size MB", "ms/image, batch 1", "ms/image, batch 8",
-        "FPS, batch 8", "top1", "speed", "accuracy", "size",
+        "FPS, batch 8", "n", "top1", "speed", "accuracy", "size",
     ]  # fmt: skip
     told = json.loads((tmp_path / "seen" / "judged.json").read_text())
     assert (told["ranked_by"], told["split"], told["rounds"]) == ("top1", "val", 2)
@@ -95,8 +95,9 @@ def test_a_run_beside_its_weights(
         assert float(shown[4]) == pytest.approx(1000 * row["seconds"]["1"], abs=0.051)
         assert float(shown[5]) == pytest.approx(1000 / 8 * row["seconds"]["8"], abs=0.051)
         assert float(shown[6]) == pytest.approx(8 / row["seconds"]["8"], abs=0.051)
-        assert float(shown[7]) == pytest.approx(expected["top1"], abs=5.1e-4)
-        assert shown[8:] == [str(row["ranks"][key]) for key in ("speed", "accuracy", "size")]
+        assert (row["n"], shown[7]) == (12, "12 images")
+        assert float(shown[8]) == pytest.approx(expected["top1"], abs=5.1e-4)
+        assert shown[9:] == [str(row["ranks"][key]) for key in ("speed", "accuracy", "size")]
     assert [row["ranks"]["size"] for row in told["runs"]] == [1, 1]
     assert sorted(row["ranks"]["speed"] for row in told["runs"]) == [1, 2]
     with (tmp_path / "seen" / "judged.csv").open(newline="") as file:

@@ -36,7 +36,6 @@ CFG = LoopConfig(
     patience=None,
     log_every=10,
     max_train_batches=None,
-    max_val_batches=None,
     skip_nonfinite=0,
 )
 

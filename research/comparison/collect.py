@@ -18,6 +18,7 @@ from research.config.rules import nearest
 from research.tracking.evaluations import own_metrics
 from research.tracking.files import read_rows
 from research.utils import documents
+from research.utils.counts import samples_of
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,10 @@ DAMAGED = (
 )  # fmt: skip
 """Exceptions that reading the files of a damaged run may raise."""
 NOT_SEARCHED = ("checkpoints", "mlflow-artifacts")
-NO_CURVES = ("epoch", "avg_loss", "total_loss", "is_best", "checkpoint_path", "timestamp")
+NO_CURVES = (
+    "epoch", "avg_loss", "total_loss", "is_best", "checkpoint_path", "timestamp",
+    "train/n", "val/n",
+)  # fmt: skip
 """Columns of ``epoch_metrics.csv`` that are not metrics, or repeat another column."""
 LOWER_IS_BETTER = ("loss", "error", "nll", "ece", "mae", "mse", "time", "sec", "ms", "bytes")
 """Words in the names of metrics for which lower is better."""
@@ -51,6 +55,8 @@ class RecordedRun:
         epochs: numbers of the rows of ``epoch_metrics.csv``.
         curves: by metric, the value in each of these epochs; ``None`` where it was not logged.
         results: metrics of the best epoch on the test split, if it was evaluated.
+        counts: ``train/n`` and ``val/n`` of the best epoch, as far as they are known.
+        unit: what a sample is, in the plural.
         costs: ``parameters``, ``seconds`` of training, ``epochs`` done, and what the sweep measured
             in addition, such as ``latency_ms``.
     """
@@ -67,7 +73,13 @@ class RecordedRun:
     epochs: list[int]
     curves: dict[str, list[float | None]]
     results: dict[str, float]
+    counts: dict[str, int]
+    unit: str
     costs: dict[str, float]
+
+    def n(self, metric: str) -> int | None:
+        """The number of samples of the metric's value; ``None`` if it was not counted."""
+        return samples_of(self.counts, metric)
 
     def value(self, metric: str) -> float | None:
         """The metric's value in the best epoch; ``None`` if it was not logged."""
@@ -164,6 +176,13 @@ def _read(
         [int(row["epoch"]) for row in rows],
         {name: [_number(row[name]) for row in rows] for name in names},
         _results(folder, int(summary["best_epoch"])),
+        {
+            name: int(row[name])
+            for row in rows
+            for name in ("train/n", "val/n")
+            if row["epoch"] == str(summary["best_epoch"]) and row.get(name, "").isdecimal()
+        },
+        str(summary.get("unit", "samples")),
         {
             "parameters": _cost(summary["parameters"]),
             "seconds": _cost(summary["total_time_sec"]),

@@ -12,6 +12,7 @@ from typing import Any
 from research.comparison.collect import RecordedRun
 from research.config.messages import format_value
 from research.config.rules import nearest
+from research.utils.counts import spanned
 from research.utils.errors import UserError
 
 NOT_GROUPED = (
@@ -40,6 +41,10 @@ class RunGroup:
     settings: dict[str, str]
     runs: list[RecordedRun]
     values: dict[int, float]
+
+    def n(self, metric: str) -> str:
+        """The numbers of samples of the metric's values: ``480``, ``96…480``, or empty."""
+        return spanned(*(run.n(metric) for run in self.runs))
 
     def cost(self, name: str) -> float | None:
         """Mean over the runs that recorded it; ``None`` if none did."""

@@ -65,6 +65,8 @@ def page(
             for run in group.runs
         ],
         "metrics": _metrics(result),
+        "unit": result.unit,
+        "labels": {name: result.label(name) for name in {result.metric, *_metrics(result)}},
         "costs": [
             dict(zip(("key", "label", "unit"), (name, *COSTS.get(name, (name, ""))), strict=True))
             for name in costs_of(result)
@@ -91,6 +93,7 @@ def _groups(result: ComparisonResult) -> list[dict[str, Any]]:
                 "label": group.label,
                 "n": stats.n,
                 "runs": len(group.runs),
+                "samples": group.n(result.metric),
                 "mean": stats.mean,
                 "sd": stats.sd,
                 "min": stats.low,
@@ -114,6 +117,7 @@ def _run(run: RecordedRun, group: int, metric: str, root: Path, folder: Path) ->
         "group": group,
         "seed": run.seed,
         "value": run.value(metric),
+        "samples": run.n(metric),
         "best_epoch": run.best_epoch,
         "status": run.status,
         "costs": run.costs,

@@ -14,7 +14,7 @@ def markdown(result: ComparisonResult) -> str:
     """The groups, and below them their differences from the reference."""
     digits = decimals(result)
     better = "higher" if result.mode == "max" else "lower"
-    header = ["#", "group", "seeds", result.metric, "min … max", "parameters", "training s"]
+    header = ["#", "group", "seeds", "n", result.metric, "min … max", "parameters", "training s"]
     rows = []
     for index, (group, stats) in enumerate(zip(result.groups, result.stats, strict=True)):
         many = f" ({len(group.runs)} runs)" if len(group.runs) > stats.n else ""
@@ -26,6 +26,7 @@ def markdown(result: ComparisonResult) -> str:
                 str(index + 1),
                 group.label,
                 f"{stats.n}{many}",
+                group.n(result.metric),
                 f"{mean}{sd}",
                 span,
                 f"{group.cost('parameters'):,.0f}",
@@ -35,8 +36,8 @@ def markdown(result: ComparisonResult) -> str:
     runs = sum(len(group.runs) for group in result.groups)
     parts = [
         f"{runs} runs in {len(result.groups)} groups: {result.metric} ({better} is better) in each "
-        "run's best epoch, mean ± sample standard deviation over seeds",
-        _table(header, rows, "rlrrrrr"),
+        f"run's best epoch, mean ± sample standard deviation over seeds; n: {result.unit}",
+        _table(header, rows, "rlrrrrrr"),
     ]
     if len(result.groups) > 1:
         parts.append(_differences(result, digits))
@@ -90,6 +91,7 @@ def flat(result: ComparisonResult) -> list[dict[str, Cell]]:
                 "group": group.label,
                 "seeds": stats.n,
                 "runs": len(group.runs),
+                "n": group.n(result.metric),
                 "mean": stats.mean,
                 "sd": "" if stats.sd is None else stats.sd,
                 "min": stats.low,
@@ -125,6 +127,7 @@ def flat_runs(result: ComparisonResult) -> list[dict[str, Cell]]:
                     "group": group.label,
                     "seed": run.seed,
                     result.metric: value,
+                    "n": _known(run.n(result.metric)),
                     "best_epoch": run.best_epoch,
                     "status": run.status,
                     **{name: _known(run.costs.get(name)) for name in costs},

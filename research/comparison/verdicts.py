@@ -17,6 +17,7 @@ from research.comparison.statistics import (
     seed_stats,
 )
 from research.config.rules import nearest
+from research.utils.counts import with_n
 from research.utils.errors import UserError
 
 
@@ -47,6 +48,17 @@ class ComparisonResult:
     comparisons: int
     verdicts: list[Verdict | None]
     skipped: Mapping[str, int]
+
+    def label(self, metric: str) -> str:
+        """The metric with the numbers of samples of which it is in the runs."""
+        counts = (run.n(metric) for group in self.groups for run in group.runs)
+        return with_n(metric, *counts, unit=self.unit)
+
+    @property
+    def unit(self) -> str:
+        """What a sample of the runs is, in the plural."""
+        units = {run.unit for group in self.groups for run in group.runs}
+        return units.pop() if len(units) == 1 else "samples"
 
     def verdict_text(self, index: int) -> str:
         """The verdict on a group's difference from the reference, in words."""

@@ -41,14 +41,21 @@ def _is_losses(value: Any) -> bool:
     if not isinstance(value, dict) or not value:
         return value == {}
     numbers = ("count", "learning_rate", "seconds")
+    counted = value.get("n"), value.get("metrics", {})
     sums = mapping_of(Rule("a number", lambda entry: type(entry) in (int, float)))
     return (
-        value.keys() == {"sums", "skipped", *numbers}
+        value.keys() - {"n", "metrics"} == {"sums", "skipped", *numbers}
+        and (counted[0] is None or whole(0).is_valid(counted[0]))
+        and mapping_of(Rule("a sum and a number", _is_pair)).is_valid(counted[1])
         and all(type(value[name]) in (int, float) for name in numbers)
         and sums.is_valid(value["sums"])
         and ("loss" in value["sums"] or not value["count"])
         and mapping_of(whole(0)).is_valid(value["skipped"])
     )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and [type(each) in (int, float) for each in value] == [True] * 2
 
 
 def state(document: Any, where: str) -> Plain:
@@ -65,4 +72,7 @@ def state(document: Any, where: str) -> Plain:
         if name not in found:
             raise refused(UserError(name, f"no {name}"), where, "metadata have", "state")
     rows = [{current_column(k): v for k, v in row.items()} for row in found["history"]]
-    return {**found, "history": rows}
+    losses = found["epoch_losses"]
+    if losses:  # earlier checkpoints did not count the samples
+        losses = {"n": None, "metrics": {}, **losses}
+    return {**found, "history": rows, "epoch_losses": losses}

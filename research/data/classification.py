@@ -38,6 +38,8 @@ class CommonImages(Common):
 class ClassificationData(DataModule):
     """Labelled images as pixels, or as DCT coefficients for a network on coefficients."""
 
+    unit = "images"
+
     def __init__(
         self,
         num_classes: int | None,

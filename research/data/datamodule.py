@@ -99,6 +99,7 @@ class DataModule(ABC):
         name: name in the tracker.
         classes: class names in index order; empty before ``prepare``.
         splits: the samples of each split, of any type that has a length.
+        unit: what a sample is, in the plural, for texts: ``images``, ``frames``, ``pairs``.
         default_classes: their number in ``expected_metadata`` if nothing else sets it.
         max_images: maximum number of samples by split; ``None`` for all.
         cache: folder for small results.
@@ -107,6 +108,7 @@ class DataModule(ABC):
     """
 
     splits: Mapping[str, Sized]
+    unit: str = "samples"
     default_classes: int = IMAGENET_CLASSES
 
     def __init__(self, **common: Unpack[Common]) -> None:

@@ -39,6 +39,7 @@ from research.data.splits import (
     subsample,
 )
 from research.utils.cache import cached
+from research.utils.counts import with_n
 from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,8 @@ class ImageFolders(ClassificationData):
         samples = (ImageSamples(split, reader, self.eval_crop, seed=0) for split in splits)
         loaders = (EpochLoader(split, 256, seed=0, train=False) for split in samples)
         top1 = cached(self.cache / "baselines", key, lambda: linear_top1(*loaders))
-        return f"top1 {top1:.4f}, a linear classifier on mean colour and DC values"
+        value = with_n(f"top1 {top1:.4f}", len(splits[1]), unit=self.unit)
+        return f"{value}, a linear classifier on mean colour and DC values"
 
     def fingerprint(self) -> str:
         """Hash of every file's split, class, name and size, without its content."""

@@ -6,17 +6,11 @@ with any number of workers. A data set implements ``BatchSource``, which reads t
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from threading import Thread, current_thread, main_thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,14 +20,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from research.batch import Batch
+from research.data.workers import (
+    check_temporary_folder,
+    report_dead_workers_here,
+    signals_blocked,
+    start_worker,
+)
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
 
-LONGEST_SOCKET = 107
-"""Characters in the path of a Unix socket, through which workers send batches."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that end a run, see ``research.engine.interrupts``."""
+EXAMPLES = 64
+"""Samples to look at, at most; more than fit on a sheet, since a task may show a part of them."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,9 @@ class BatchSource(Protocol):
 
     ``skipped`` counts, by kind, the samples that were found damaged when files were listed and
     are not part of the dataset. A source may have a method ``sample_name(index)``, which gives the
-    file of a sample for messages. The loader asks for at least one sample: where a process has no
-    part of a batch, it makes an empty one itself.
+    file of a sample for messages, and ``groups``, [N] integers: samples of one group belong
+    together, as pairs of one series do. The loader asks for at least one sample: where a process
+    has no part of a batch, it makes an empty one itself.
     """
 
     @property
@@ -161,11 +159,23 @@ def sample_name(source: BatchSource, index: int) -> str:
     return f"sample {index}" if name is None else str(name(index))
 
 
+def drawn_order(source: BatchSource, seed: int) -> NDArray[np.int64]:
+    """All samples in an order drawn from the seed, group by group: its first ones are a sample of
+    the whole, of which a smaller one is a part.
+    """
+    rng = np.random.default_rng((seed, 0))
+    groups = getattr(source, "groups", None)
+    if groups is None:
+        return rng.permutation(len(source))
+    names, group = np.unique(groups, return_inverse=True)
+    return np.argsort(rng.permutation(len(names))[group], kind="stable")
+
+
 class EpochSampler(Sampler[list[SampleKey]]):
     """Yield the batches of epoch ``epoch``, from batch ``start``, as lists of keys.
 
     In training every process reads its part of each batch of all processes. In evaluation it reads
-    its part of the split, so that the parts, one after the other, are the whole split.
+    its part of the samples, so that the parts, one after the other, are all of them.
 
     Args:
         samples: size of the dataset.
@@ -174,12 +184,21 @@ class EpochSampler(Sampler[list[SampleKey]]):
         train: draw an order, and drop the last batch if it is not full but not the only one;
             otherwise samples are in the order of the dataset.
         shard: part of this process.
+        chosen: the samples of an evaluation, in order; None: the whole dataset.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, *, seed: int, train: bool, shard: ProcessShard
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        train: bool,
+        shard: ProcessShard,
+        chosen: NDArray[np.int64] | None = None,
     ) -> None:
-        self.samples = samples
+        self.chosen = chosen
+        self.samples = samples if chosen is None else len(chosen)
         self.batch_size = batch_size
         self.seed = seed
         self.train = train
@@ -200,7 +219,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
             size *= self.shard.processes
         else:
-            order = self.shard.part(order)
+            order = self.shard.part(order if self.chosen is None else self.chosen)
         for batch in range(self.start, len(self)):
             chosen = order[batch * size : (batch + 1) * size]
             if self.train:
@@ -209,7 +228,21 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
 
 class EpochLoader:
-    """A ``DataLoader`` that iterates over a given epoch: ``for batch in loader.epoch(3)``."""
+    """A ``DataLoader`` that iterates over a given epoch: ``for batch in loader.epoch(3)``.
+
+    Args:
+        source: reads the batches.
+        batch_size: samples per batch of one process.
+        seed: seed of the run.
+        train: see ``EpochSampler``.
+        workers: number of processes that read; 0: this process reads.
+        pin_memory: whether batches are page-locked.
+        shard: part of this process.
+        limit: evaluate only so many batches of all processes: a sample over the whole dataset,
+            drawn from the seed, the same in every epoch. None: no limit.
+        split: name of the split, for texts.
+        unit: what a sample is, in the plural, for texts.
+    """
 
     def __init__(
         self,
@@ -221,13 +254,24 @@ class EpochLoader:
         workers: int = 0,
         pin_memory: bool = False,
         shard: ProcessShard = ProcessShard(),
+        limit: int | None = None,
+        split: str = "",
+        unit: str = "samples",
     ) -> None:
         if workers:
-            _check_temporary_folder()
+            check_temporary_folder()
         self.source = source
         self.batch_size = batch_size
         self.shard = shard
-        self.sampler = EpochSampler(len(source), batch_size, seed=seed, train=train, shard=shard)
+        self.seed = seed
+        self.split = split
+        self.unit = unit
+        chosen = None
+        if limit is not None and limit * self.global_batch < len(source):
+            chosen = np.sort(drawn_order(source, seed)[: limit * self.global_batch])
+        self.sampler = EpochSampler(
+            len(source), batch_size, seed=seed, train=train, shard=shard, chosen=chosen
+        )
         self.loader: DataLoader[Any] = DataLoader(
             NamingSource(source),  # type: ignore[arg-type]
             batch_sampler=self.sampler,
@@ -235,7 +279,7 @@ class EpochLoader:
             collate_fn=_identity,  # type: ignore[arg-type]
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # Otherwise every epoch would advance the global generator, which dropout uses.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -255,6 +299,24 @@ class EpochLoader:
         found = self.source.skipped if self.shard.rank == 0 else {}
         return {f"left_out/{kind}": count for kind, count in found.items()}
 
+    def basis(self, n: int) -> str:
+        """What a figure of ``n`` samples is of: ``val, 96 of 480 images``."""
+        total = len(self.source)
+        of = f"{n}" if n == total else f"{n} of {total}"
+        return ", ".join(filter(None, [self.split, f"{of} {self.unit}"]))
+
+    def examples(self) -> Batch:
+        """A batch to look at: samples drawn from those of an evaluation, the same in every epoch.
+
+        Its first ones are drawn in the same way. This process reads them, whatever its part is.
+        Those that cannot be read are left out; if none can, others are drawn.
+        """
+        order = drawn_order(self.source, self.seed)[: self.sampler.samples]
+        size, source = min(self.batch_size, EXAMPLES), NamingSource(self.source)
+        parts = (order[i : i + size].tolist() for i in range(0, len(order), size))
+        batches = (source.__getitems__([SampleKey(0, index) for index in part]) for part in parts)
+        return next(batch for batch in batches if isinstance(batch, Batch) and len(batch))
+
     def names(self, index: Tensor) -> list[str]:
         """The files of samples, or their numbers."""
         return [sample_name(self.source, i) for i in index.tolist()]
@@ -267,9 +329,9 @@ class EpochLoader:
         """
         self.sampler.epoch, self.sampler.start = epoch, start
         try:
-            with _signals_blocked():  # the workers are started with this mask
+            with signals_blocked():  # the workers are started with this mask
                 iterator = iter(self.loader)
-            _report_dead_workers_here()
+            report_dead_workers_here()
             for batch in iterator:
                 if isinstance(batch, ReadFailure):
                     raise batch.error from WorkerTraceback(batch.trace)
@@ -292,68 +354,3 @@ class EpochLoader:
 
 def _identity(batch: Batch) -> Batch:
     return batch
-
-
-def _check_temporary_folder() -> None:
-    """Refuse a path with which a worker would fail in a thread, and the run wait for ever."""
-    folder = tempfile.gettempdir()
-    most = LONGEST_SOCKET - len("/pymp-12345678/listener-12345678")
-    if (length := len(os.fsencode(folder))) > most:
-        raise UserError(
-            "TMPDIR",
-            f"{folder}: {length} bytes, workers of the loader can use at most {most}",
-            "set TMPDIR=/tmp, or workers=0",
-        )
-
-
-def _start_worker(worker: int) -> None:
-    # The workers run in parallel: threads within each would compete for the cores.
-    torch.set_num_threads(1)
-    main = multiprocessing.parent_process()
-    assert main is not None
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        # Before any thread: a signal goes to a thread that does not block it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        Thread(target=_obey, args=(main,), daemon=True).start()
-    Thread(target=_end_with, args=(main,), daemon=True).start()
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Keep ``SIGNALS`` pending: a child that is started here cannot be ended by them."""
-    if not hasattr(signal, "sigwaitinfo"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _report_dead_workers_here() -> None:
-    """Let the loader find out, within 5 s, that a worker was killed.
-
-    PyTorch also has a handler that raises an exception wherever the main process is when it
-    happens, and again whenever another process ends: also while the end of the run is recorded.
-    """
-    if hasattr(signal, "SIGCHLD") and current_thread() is main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def _end_with(main: BaseProcess) -> None:
-    """End when the main process is killed, and with it release the lock of the run folder."""
-    main.join()
-    os._exit(0)
-
-
-def _obey(main: BaseProcess) -> None:
-    """Ignore signals, except SIGTERM from the main process.
-
-    A scheduler signals all processes of a job, but the main process needs its workers to finish
-    the step. It terminates them when it ends.
-    """
-    while True:
-        info = signal.sigwaitinfo(SIGNALS)
-        if info.si_signo == signal.SIGTERM and info.si_pid == main.pid:
-            os._exit(0)

@@ -294,7 +294,7 @@ def coefficients(compression: Config) -> CoefficientSpec | None:
 def loader(
     config: Config, data: DataModule, split: str, device: torch.device, *, train: bool
 ) -> EpochLoader:
-    """The batches of one split."""
+    """The batches of one split; not all of them for ``max_val_batches``, unless in training."""
     samples = data.dataset(split, seed=config["seed"], train=train, device=device)
     workers, pin_memory = data.loading(device, config["workers"], config["pin_memory"])
     return EpochLoader(
@@ -305,6 +305,9 @@ def loader(
         workers=workers,
         pin_memory=pin_memory,
         shard=distributed.shard(),
+        limit=None if train else config["max_val_batches"],
+        split=split,
+        unit=data.unit,
     )
 
 

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from research.batch import Batch
 from research.data.loader import ProcessShard
-from research.tasks.task import Metrics, Task
+from research.tasks.task import LossTerms, Metrics, Task
 from research.utils import whole_batch
 from research.utils.errors import UserError, one_line
 from research.utils.launch import Launch, launch
@@ -294,15 +294,17 @@ class Losses(nn.Module):
         self.task = task
         self.model = model
 
-    def forward(self, batch: Batch | None) -> dict[str, Tensor]:
-        """The losses by name; without a batch, a loss that gives every parameter a zero gradient.
+    def forward(self, batch: Batch | None) -> LossTerms:
+        """The losses by name, and metrics.
 
-        A process without samples takes part in the average of the gradients, too.
+        Without a batch, a loss that gives every parameter a zero gradient: a process without
+        samples takes part in the average of the gradients, too.
         """
         if batch is not None:
-            return self.task.losses(self.model, batch)
+            terms = self.task.losses(self.model, batch)
+            return terms if isinstance(terms, LossTerms) else LossTerms(terms)
         used = [p for p in self.model.parameters() if p.requires_grad]
-        return {"": torch.stack([p.flatten()[0] for p in used]).sum() * 0}
+        return LossTerms({"": torch.stack([p.flatten()[0] for p in used]).sum() * 0})
 
 
 def parallel(losses: Losses) -> nn.Module:

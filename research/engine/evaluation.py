@@ -39,6 +39,7 @@ from research.utils.conditions import explained
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
 from research.utils.timing import synchronize
+from research.viz import pictures
 
 log = logging.getLogger(__name__)
 
@@ -241,11 +242,8 @@ def load_eval_run(
         )
     alone = {**config, "global_batch_size": None}  # in one process, batch_size counts
     loader = build.loader(alone, loaded.data, split, loaded.device, train=False)
-    if (config[LIMIT] or len(loader)) < len(loader):
-        log.warning(
-            "%s=%d: %s is limited to %d of its %d batches",
-            LIMIT, config[LIMIT], split, config[LIMIT], len(loader),
-        )  # fmt: skip
+    if loader.sampler.samples < len(loader.source):
+        log.warning("%s=%d: %s", LIMIT, config[LIMIT], loader.basis(loader.sampler.samples))
     changed = _changed(file, saved["config"], loaded)
     return EvalRun(loaded, loader, saved, split, file, overrides, changed)
 
@@ -343,8 +341,8 @@ class _DrawnFiles(FileTracker):
 def draw(
     task: Task, transform: DeviceTransform, result: EvalResult, tracker: Tracker, epoch: int
 ) -> None:
-    """Record the task's pictures and tables of an evaluated split, if it has a readable sample."""
-    if result.first is not None:
-        images = task.pictures(result.totals, *result.first, transform.to_images)
-        tracker.pictures(epoch, images)
-        tracker.tables(epoch, task.tables(result.totals, transform.names))
+    """Record the task's pictures and tables of an evaluated split."""
+    images = task.pictures(result.totals, *result.examples(), transform.to_images)
+    title = f"{result.basis}, epoch {epoch}"
+    tracker.pictures(epoch, {n: pictures.titled(image, title) for n, image in images.items()})
+    tracker.tables(epoch, task.tables(result.totals, transform.names))

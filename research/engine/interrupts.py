@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from research.data.loader import SIGNALS
+from research.data.workers import SIGNALS
 
 
 class Interrupted(KeyboardInterrupt):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from research.batch import Batch
 from research.data.loader import EpochLoader
@@ -24,9 +25,8 @@ from research.engine.loss_log import ALONE, EpochStats, LossLog, no_samples, tim
 from research.engine.rng import generator_for
 from research.engine.state import TrainState
 from research.engine.steps import Skips, optimizer_step, remedy
-from research.tasks.task import Metrics, Monitor, Task
+from research.tasks.task import LossTerms, Metrics, Monitor, Task, check_monitor
 from research.tracking.tracker import Progress, Tracker
-from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ class LoopConfig:
     skip_nonfinite: int
     log_every: int
     max_train_batches: int | None
-    max_val_batches: int | None
 
 
 class EpochCallback:
@@ -102,7 +101,8 @@ def fit(
         distributed.share_buffers(state.model, state.ema)
         with end_epoch.validation(state):
             result = evaluate(state.eval_model, task, val, state.transform, cfg, device, tracker)
-        values = {**stats.metrics, **{f"val/{name}": v for name, v in result.metrics.items()}}
+        evaluated = {f"val/{name}": v for name, v in result.metrics.items()}
+        values = {**stats.metrics, **evaluated, "val/n": result.n}
         loss = stats.metrics["train/loss"]
         is_best = monitor.better(values[monitor.metric], state.best)
         if is_best:
@@ -156,7 +156,7 @@ def train_epoch(
         state.step += 1
         is_step = (i + 1) % cfg.accumulate == 0 or i + 1 == batches
         usable = len(batch) > 1 or len(batch) == loader.batch_size
-        losses: dict[str, Tensor] = {}
+        losses = LossTerms()
         samples = distributed.announce(len(batch) if usable else 0)
         if samples or distributed.is_awaited(is_step, skips.samples):
             inputs = None
@@ -171,7 +171,7 @@ def train_epoch(
                 # Number of batches in this step; the last step of an epoch may have fewer.
                 accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
                 if skips.loss(loss, samples):
-                    losses = {}
+                    losses = LossTerms()
                 else:
                     state.scaler.scale(loss / accumulated).backward()
         if len(batch) and not usable:
@@ -179,7 +179,7 @@ def train_epoch(
         if is_step:
             loss_log.learning_rate = state.optimizer.param_groups[0]["lr"]
             optimizer_step(state, cfg.grad_clip, skips)
-        loss_log.add(state.step, i, batch, losses)
+        loss_log.add(state.step, i, batch, losses, samples)
         state.samples += loader.global_batch
         if is_step:
             callback.step(state, loss_log)
@@ -193,19 +193,21 @@ class EvalResult:
 
     Attributes:
         metrics: values by name, without the split's prefix, of ``n`` samples.
+        basis: what they are of, in words, see ``EpochLoader.basis``.
         totals: the task's ``Metrics`` over all batches.
-        first: the first non-empty batch, as passed to the model, and its predictions.
+        examples: reads samples from over the split, and returns the batch as passed to the model,
+            and its predictions.
         skipped: counts by kind of samples that were skipped or read by a fallback.
     """
 
     metrics: dict[str, float]
     n: int
+    basis: str
     totals: Metrics
-    first: tuple[Batch, Any] | None
+    examples: Callable[[], tuple[Batch, Any]]
     skipped: dict[str, int]
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     task: Task,
@@ -216,45 +218,40 @@ def evaluate(
     tracker: Tracker,
     phase: str = "val",
 ) -> EvalResult:
-    """One pass over a split in evaluation mode.
+    """One pass over a split in evaluation mode, or over the part to which ``loader`` is limited.
 
     Raises:
         UserError: if no sample of the split could be read.
     """
     model.eval()
     transform.eval()
-    batches = min(len(loader), cfg.max_val_batches or len(loader))
-    totals, first = task.metrics(device), None
-    counts = Counter(loader.skipped)
-    for i, batch in enumerate(islice(loader.epoch(0), batches)):
+
+    @torch.inference_mode()
+    def predicted(batch: Batch) -> tuple[Batch, Any]:
+        inputs = transform(batch.to(device), None)
+        with autocast(device, cfg.precision):
+            return inputs, task.predict(model, inputs)
+
+    totals, counts = task.metrics(device), Counter(loader.skipped)
+    for i, batch in enumerate(loader.epoch(0), start=1):
         counts.update(batch.skipped, n=len(batch))
         if len(batch):
-            inputs = transform(batch.to(device), None)
-            with autocast(device, cfg.precision):
-                predictions = task.predict(model, inputs)
+            inputs, predictions = predicted(batch)
             totals.update(predictions, inputs)
-            first = first or (inputs, predictions)
-        tracker.progress(Progress(phase, i + 1, batches))
+        tracker.progress(Progress(phase, i, len(loader)))
     metrics = distributed.computed(totals)
     skipped = {kind: int(count) for kind, count in distributed.summed(counts).items()}
+    n = skipped.pop("n", 0)
     if not metrics:
         raise no_samples(phase, skipped)
-    return EvalResult(metrics, skipped.pop("n"), totals, first, skipped)
+
+    def examples() -> tuple[Batch, Any]:
+        return predicted(loader.examples())
+
+    return EvalResult(metrics, n, loader.basis(n), totals, examples, skipped)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Autocast for ``bf16`` and ``fp16``; disabled for ``fp32``."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-
-
-def check_monitor(monitor: Monitor, task: Task, device: torch.device) -> None:
-    """Check, before training, that the monitored metric will be logged.
-
-    Raises:
-        UserError: if it will not.
-    """
-    known = ["train/loss", *(f"val/{name}" for name in task.metrics(device).names)]
-    if monitor.metric not in known:
-        message = f"monitor: no metric {monitor.metric!r} is logged"
-        raise UserError("monitor", message, f"choose one of {', '.join(known)}")

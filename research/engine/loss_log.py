@@ -1,4 +1,4 @@
-"""Losses of an epoch of training: a row per batch for the tracker, and their means."""
+"""Losses of an epoch of training: a row per batch for the tracker, and their means; metrics."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from research.batch import Batch
 from research.data.loader import EpochLoader
 from research.engine import distributed
 from research.engine.steps import not_finite
+from research.tasks.task import LossTerms
 from research.tracking.tracker import Progress, Tracker
 from research.utils.errors import UserError
 
@@ -25,21 +26,23 @@ ALONE: Final = "left_out/alone"
 
 
 class Pending(NamedTuple):
-    """Losses of a batch that have not been read from the device.
+    """A batch whose row has not been written.
 
     Attributes:
         step: batches so far, over all epochs.
         batch: in the epoch, from 0.
-        losses: by name.
         samples: their indices, [B] int64, as the loader gave them.
         learning_rate: of the last optimizer step.
+        seconds: from the end of the batch before it to its own.
+        timestamp: of its end.
     """
 
     step: int
     batch: int
-    losses: dict[str, Tensor]
     samples: Tensor
     learning_rate: float
+    seconds: float
+    timestamp: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class EpochStats:
     """Statistics of one epoch of training.
 
     Attributes:
-        metrics: mean of the loss and of each of its terms, ``train/NAME``.
+        metrics: means over the batches of the loss and of each of its terms, and over the samples
+            of the task's training metrics, ``train/NAME``; and ``train/n``, the number of samples
+            that they are of. An epoch that an earlier version began has the losses alone.
         total_loss: sum of the batches' losses.
         learning_rate: of the last optimizer step.
         skipped: samples skipped or read by a fallback, by kind.
@@ -60,9 +65,11 @@ class EpochStats:
 
 
 class LossLog:
-    """Logs a row per batch.
+    """Logs a row per batch, and sums losses and metrics over the epoch.
 
-    Losses stay on the device and are read every ``log_every`` batches, to synchronize rarely.
+    They stay on the device and are read every ``log_every`` batches, to synchronize rarely. The
+    time of a batch is that between its end and the end of the batch before it, in this process: a
+    GPU may still compute. The batch with which losses are read ends when the device has done it.
 
     Args:
         tracker: receives the rows.
@@ -88,32 +95,58 @@ class LossLog:
         self.log_every = log_every
         self.sums: Counter[str] = Counter()
         self.count = 0
+        self.n: int | None = 0
         self.learning_rate = math.nan
         self.start = time.perf_counter()
         self.loader = loader
         self.remedy = remedy
         self.skipped = Counter(loader.skipped)
+        self.losses: list[dict[str, Tensor]] = []  # of batches, on the device
+        self.values: dict[str, list[Tensor]] = {}  # of metrics, on the device
+        self.read: list[dict[str, float]] = []
         self.pending: list[Pending] = []
+        self.metrics: dict[str, tuple[float, float]] = {}
         self.samples = 0
-        self.since = time.perf_counter()
+        self.since = self.end = self.start
 
-    def add(self, step: int, i: int, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Add batch ``i``; ``losses`` is empty if it was skipped in all processes."""
+    def add(self, step: int, i: int, batch: Batch, losses: LossTerms, samples: int) -> None:
+        """Add batch ``i``.
+
+        Args:
+            step: batches so far, over all epochs.
+            i: number of the batch in the epoch, from 0.
+            batch: of this process.
+            losses: empty if the batch was skipped in all processes.
+            samples: of the batch, in all processes.
+        """
         self.skipped.update(batch.skipped)
         self.samples += len(batch) * distributed.count()
+        is_due = (i + 1) % self.log_every == 0 or i + 1 == self.batches
         if losses:
-            detached = {name: loss.detach() for name, loss in losses.items()}
-            self.pending.append(Pending(step, i, detached, batch.index, self.learning_rate))
-        if (i + 1) % self.log_every == 0 or i + 1 == self.batches:
+            self.n = None if self.n is None else self.n + samples
+            self.losses.append({name: loss.detach() for name, loss in losses.items()})
+            for name, values in losses.metrics.items():
+                self.values.setdefault(name, []).append(values.detach())
+        if is_due:
+            self._read()
+        now = time.perf_counter()
+        if losses:
+            about = (step, i, batch.index, self.learning_rate)
+            self.pending.append(Pending(*about, now - self.end, timestamp()))
+        self.end = now
+        if is_due:
             self._write()
             self._show_progress(i)
 
     def state_dict(self) -> dict[str, Any]:
         """The losses of the epoch so far, as plain values; rows that are due later are written."""
+        self._read()
         self._write()
         return {
             "sums": dict(self.sums),
+            "metrics": {name: list(pair) for name, pair in self._metrics().items()},
             "count": self.count,
+            "n": self.n,
             "skipped": self._skipped(),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.start,
@@ -124,7 +157,9 @@ class LossLog:
         if saved:
             self.sums = Counter(saved["sums"])
             self.skipped = Counter(saved["skipped"] if distributed.is_main() else {})
-            self.count, self.learning_rate = saved["count"], saved["learning_rate"]
+            self.metrics = dict(saved["metrics"] if distributed.is_main() else {})
+            self.count, self.n = saved["count"], saved["n"]
+            self.learning_rate = saved["learning_rate"]
             self.start -= saved["seconds"]
 
     def close(self) -> EpochStats:
@@ -136,17 +171,25 @@ class LossLog:
         skipped = self._skipped()
         if not self.count:
             raise no_samples("training", skipped)
-        means = {f"train/{name}": total / self.count for name, total in self.sums.items()}
-        return EpochStats(means, self.sums["loss"], self.learning_rate, skipped)
+        means = {name: total / self.count for name, total in self.sums.items()}
+        if self.n is not None:
+            rates = {name: total / n for name, (total, n) in self._metrics().items() if n}
+            means = {**means, **rates, "n": self.n}
+        values = {f"train/{name}": value for name, value in means.items()}
+        return EpochStats(values, self.sums["loss"], self.learning_rate, skipped)
 
     def _skipped(self) -> dict[str, int]:
         return {name: int(n) for name, n in distributed.summed(self.skipped).items()}
 
+    def _metrics(self) -> dict[str, tuple[float, float]]:
+        """Sum and number of the values of each metric, in all processes."""
+        own = {(name, i): pair[i] for name, pair in self.metrics.items() for i in range(2)}
+        found = distributed.summed(own)
+        return {name: (found[name, 0], found[name, 1]) for name, i in found if i == 0}
+
     def _write(self) -> None:
-        own = self._read()
+        own, self.read = self.read, []
         rows = [{"loss": sum(losses.values()), **losses} for losses in distributed.means(own)]
-        now = time.perf_counter()
-        seconds = (now - self.since) / max(1, len(rows))
         for each, row, losses in zip(self.pending, rows, own, strict=True):
             if not all(map(math.isfinite, row.values())):
                 where = f"step {each.step} (epoch {self.epoch}, batch {each.batch + 1})"
@@ -155,12 +198,12 @@ class LossLog:
                 raise not_finite(row, where, each.learning_rate, names, self.remedy)
             self.sums.update(row)
             self.count += 1
-            record = {"epoch": self.epoch, "batch": each.batch + 1, **row}
-            self.tracker.log(
-                "batch", each.step, {**record, "batch_time_sec": seconds, "timestamp": timestamp()}
-            )
+            record: dict[str, Any] = {"epoch": self.epoch, "batch": each.batch + 1, **row}
+            record |= {"batch_time_sec": each.seconds, "timestamp": each.timestamp}
+            self.tracker.log("batch", each.step, record)
         self.current = {"loss": rows[-1]["loss"]} if rows else {}
         self.pending = []
+        now = time.perf_counter()
         self.rate = self.samples / max(now - self.since, 1e-9)
         self.samples, self.since = 0, now
 
@@ -170,14 +213,18 @@ class LossLog:
             Progress(name, i + 1, self.batches, rate=self.rate, metrics=self.current)
         )
 
-    def _read(self) -> list[dict[str, float]]:
-        """The pending losses by name, in one transfer from the device."""
-        if not self.pending:
-            return []
-        losses = [each.losses for each in self.pending]
-        values = torch.cat([torch.stack([*terms.values()]) for terms in losses])
-        numbers = iter(values.tolist())
-        return [{name: next(numbers) for name in terms} for terms in losses]
+    def _read(self) -> None:
+        """Read losses and metrics, in one transfer from the device."""
+        tensors = [loss for losses in self.losses for loss in losses.values()]
+        joined = [torch.cat(values) for values in self.values.values()]
+        pairs = [each for v in joined for each in (v.nansum(), v.isnan().logical_not().sum())]
+        if tensors:
+            numbers = iter(torch.stack([*tensors, *pairs]).tolist())
+            self.read += [{name: next(numbers) for name in losses} for losses in self.losses]
+            for name in self.values:
+                total, n = self.metrics.get(name, (0.0, 0.0))
+                self.metrics[name] = total + next(numbers), n + next(numbers)
+        self.losses, self.values = [], {}
 
 
 def no_samples(split: str, skipped: Mapping[str, int]) -> UserError:

@@ -25,10 +25,11 @@ from research.engine.steps import check_weights
 from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
-from research.tracking.summary import SummaryTracker
+from research.tracking.summary import SummaryTracker, best_n
 from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
 from research.utils import garbage
 from research.utils.conditions import explained
+from research.utils.counts import with_n
 from research.utils.errors import UserError
 from research.utils.files import remove_leftovers, write_text
 from research.viz import pictures
@@ -252,7 +253,7 @@ def train(
                     tracker,
                     end_epoch,
                 )
-                _finish_files(folder, state, tracker)
+                _finish_files(folder, state, data.unit, tracker)
                 if not end_epoch.stop:
                     with interrupts.immediate():
                         evaluation.at_end(experiment, folder, tracker)
@@ -264,7 +265,10 @@ def train(
         finally:
             with interrupts.deferred():
                 tracker.finish(status)
-    _log_locations(folder, state, metric, tracker)
+    best = with_n(f"best {metric} {_number(state.best)}", best_n(state, metric), unit=data.unit)
+    log.info("%s at epoch %d", best, state.best_epoch)
+    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):
+        log.info("  %s", line)
     if (baseline := data.baseline()) is not None:
         log.info("  baseline: %s", baseline)
     return state
@@ -343,6 +347,7 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
         "model": build.model_name(config),
         "parameters": experiment.parameters,
         "classes": experiment.data.classes,
+        "unit": experiment.data.unit,
         "monitor": list(experiment.monitor),
         **description.batch(experiment),
     }
@@ -350,7 +355,7 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
     return Trackers([FileTracker(), console, summary, *build.trackers(config)])
 
 
-def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
+def _finish_files(folder: Path, state: TrainState, unit: str, tracker: Tracker) -> None:
     content = state.state_dict()
     if not distributed.is_main():
         return
@@ -358,16 +363,13 @@ def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
     header["state"] = {**content["state"], "history": state.history[-1:]}
     weights = folder / "checkpoints" / "final.safetensors"
     checkpoint.save_weights(state.export_model, weights, header)
-    tracker.pictures(state.epoch, {"learning_curves": pictures.learning_curves(state.history)})
+    counts = {split: [row.get(f"{split}/n") for row in state.history] for split in ("train", "val")}
+    title = ", ".join(with_n(split, *each, unit=unit) for split, each in counts.items())
+    curves = pictures.learning_curves(state.history, title)
+    tracker.pictures(state.epoch, {"learning_curves": curves})
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
         tracker.artifact(folder / file)
-
-
-def _log_locations(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:
-    log.info("best %s %s at epoch %d", metric, _number(state.best), state.best_epoch)
-    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):
-        log.info("  %s", line)
 
 
 def _number(value: float | None) -> str:

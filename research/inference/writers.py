@@ -9,9 +9,11 @@ import csv
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -194,7 +196,10 @@ class BoxWriter:
 
 
 class ClassWriter:
-    """Classes as a table, ``FOLDER/predictions.csv``, and a contact sheet of the first images.
+    """Classes as a table, ``FOLDER/predictions.csv``, and a contact sheet.
+
+    The sheet shows at most ``SHOWN`` images, drawn from all with a fixed seed (algorithm R; Vitter,
+    1985), in the order of the table.
 
     Args:
         folder: output folder, created with the first still.
@@ -208,17 +213,18 @@ class ClassWriter:
         self.classes = classes
         self.table = folder / "predictions.csv"
         self.counts: dict[str, int] = {}
-        self.cells: list[Image.Image] = []
-        self.captions: list[str] = []
+        self.images = 0
+        self.shown: dict[int, tuple[int, Image.Image, str]] = {}
+        self.chance = np.random.default_rng(0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.cells:
-            no_verdict = [None] * len(self.cells)
-            paper = pictures.sheet(self.cells, self.captions, no_verdict, columns=6)
-            save(paper, self.folder / SHEET)
+        if self.shown:
+            _, cells, captions = zip(*sorted(self.shown.values(), key=itemgetter(0)), strict=True)
+            paper = pictures.sheet(cells, captions, [None] * len(cells), columns=6)
+            save(pictures.titled(paper, f"{self._part()} images"), self.folder / SHEET)
 
     def add(
         self, stills: Sequence[Still], images: Sequence[Panels], predictions: Tensor
@@ -236,12 +242,20 @@ class ClassWriter:
             rows.append(row)
             self.counts[names[0]] = self.counts.get(names[0], 0) + 1
             caption = f"{names[0]} {probabilities[0]:.0%}"
-            if len(self.cells) < SHOWN:
-                self.cells.append(thumbnail(panels[0]))
-                self.captions.append(f"{still.stem[-24:]}\n{caption}")
+            self.images += 1
+            place = len(self.shown)
+            if place == SHOWN:
+                place = int(self.chance.integers(self.images))
+            if place < SHOWN:
+                text = f"{still.stem[-24:]}\n{caption}"
+                self.shown[place] = self.images, thumbnail(panels[0]), text
             overlays.append(Overlay(caption))
         self._append(rows)
         return overlays
+
+    def _part(self) -> str:
+        """How many images the sheet shows: ``30``, or ``48 of 900``."""
+        return f"{SHOWN} of {self.images}" if self.images > SHOWN else f"{self.images}"
 
     def _append(self, rows: list[list[str]]) -> None:
         header = ["file", "class", "score"]
@@ -261,7 +275,8 @@ class ClassWriter:
 
     def where(self) -> list[str]:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
-        return [counts, f"pictures: {self.folder / SHEET}", f"table:    {self.table}"]
+        shown = f"{self.folder / SHEET} ({self._part()})"
+        return [counts, f"pictures: {shown}", f"table:    {self.table}"]
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

@@ -57,7 +57,7 @@ def monitor(config: Any) -> str:
     return str(chosen)
 
 
-def check_monitor(config: Mapping[str, Any]) -> None:
+def check_monitored(config: Mapping[str, Any]) -> None:
     """Check, before the first trial, that trials will log the monitored metric.
 
     Only a task knows what it logs. It is built with classes that the data may not have, so one that
@@ -68,7 +68,8 @@ def check_monitor(config: Mapping[str, Any]) -> None:
     """
     import torch
 
-    from research.engine import build, loop
+    from research.engine import build
+    from research.tasks.task import check_monitor
 
     try:
         task = build.build_task(config, PLACEHOLDERS)
@@ -76,7 +77,7 @@ def check_monitor(config: Mapping[str, Any]) -> None:
     except Exception as error:
         log.debug("the metrics are not known before the data: %s", one_line(error))
         return
-    loop.check_monitor(build.monitor(config, task), task, torch.device("cpu"))
+    check_monitor(build.monitor(config, task), task, torch.device("cpu"))
 
 
 def measure(

@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, ConfigDict, NonNegativeInt, with_config
 from research.config import resolved, targets
 from research.sweeps.description import SUMMARY, describe, find_name, read_json
 from research.sweeps.identity import Search
-from research.sweeps.objectives import check_monitor, monitor, objectives
+from research.sweeps.objectives import check_monitored, monitor, objectives
 from research.sweeps.space import Space
 from research.sweeps.storage import STORE
 from research.sweeps.study import CLAIMED, Study
@@ -76,7 +76,7 @@ def search_of(
             "sweep over models of one task",
         )
     for config in options.values():
-        check_monitor(config)
+        check_monitored(config)
     (monitored,) = monitors
     return Search(
         objectives(names, monitored),

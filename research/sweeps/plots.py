@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from PIL.Image import Image
 
 from research.tracking.tracker import Rows
+from research.utils.counts import with_n
 from research.viz.pictures import legend, new_figure, render
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def trials_table(summary: Summary) -> Rows:
             "reason": trial["reason"],
             **{key: _choice(trial["params"].get(key, "")) for key in summary["space"]},
             **{name: trial["values"].get(name, "") for name in objectives},
+            "n": "" if trial.get("best_n") is None else trial["best_n"],
             "epochs": trial.get("epochs_done", len(trial["epochs"])),
             "seconds": trial["seconds"],
             "run": trial.get("paths", {}).get("run", ""),
@@ -183,6 +185,15 @@ def _subplots(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     return figure, panels.tolist()
 
 
+def _label(summary: Summary, objective: str) -> str:
+    """The objective; the monitored metric with the number of samples that it is of."""
+    if not summary["monitor"].startswith(f"{objective}:"):
+        return objective
+    units = {trial["unit"] for trial in summary["trials"] if "unit" in trial}
+    counts = (trial.get("best_n") for trial in summary["trials"])
+    return with_n(objective, *counts, unit=units.pop() if len(units) == 1 else "samples")
+
+
 def _whole_numbers(axes: Axes) -> None:
     """Write only whole numbers beside the x axis."""
     from matplotlib.ticker import MaxNLocator
@@ -221,7 +232,7 @@ def _history(summary: Summary) -> Figure:
                 name = None if stopped else status.lower()
                 axes.plot(*at, "x", color=colour, transform=axes.get_xaxis_transform(), label=name)
         axes.set_xlabel("trial")
-        axes.set_ylabel(objective["name"])
+        axes.set_ylabel(_label(summary, objective["name"]))
         axes.set_xlim(-0.5, max(trial["trial"] for trial in summary["trials"]) + 0.5)
         _whole_numbers(axes)
         legend(axes)
@@ -261,7 +272,7 @@ def _learning_curves(summary: Summary) -> Figure:
     legend(axes)
     part = f"; {len(shown)} of {len(curves)}" if len(shown) < len(curves) else ""
     axes.set_xlabel(f"epoch (numbers: trials{part})")
-    axes.set_ylabel(summary["objectives"][0]["name"])
+    axes.set_ylabel(_label(summary, summary["objectives"][0]["name"]))
     _whole_numbers(axes)
     return figure
 
@@ -288,7 +299,7 @@ def _slices(summary: Summary) -> Figure:
                 axes.set_axis_off()
             else:
                 _slice(axes, summary, key, values)
-                axes.set_ylabel(objective["name"])
+                axes.set_ylabel(_label(summary, objective["name"]))
     return figure
 
 
@@ -372,7 +383,7 @@ def _pareto(summary: Summary) -> Figure:
                 str(number), points[number], (5, 4), textcoords="offset points", fontsize="x-small"
             )
         for objective, set_label in zip(pair, (axes.set_xlabel, axes.set_ylabel), strict=True):
-            set_label(f"{objective['name']} ({objective['direction']})")
+            set_label(f"{_label(summary, objective['name'])} ({objective['direction']})")
         legend(axes)
         axes.grid(alpha=0.3)
     return figure

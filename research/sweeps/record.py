@@ -22,6 +22,7 @@ from research.sweeps.space import to_override
 from research.sweeps.storage import EndedTrial, StorageError
 from research.sweeps.study import Study
 from research.tracking.tracker import Status, Tracker
+from research.utils.counts import with_n
 from research.utils.errors import UserError, one_line
 from research.utils.files import remove_leftovers, to_json, write_text
 
@@ -44,6 +45,8 @@ RUN_KEYS: Final = (
     "paths",
 )
 """Keys copied from the run's ``summary.json`` into the trial's entry."""
+ADDED_KEYS: Final = ("best_n", "unit")
+"""The same; runs of earlier versions have none."""
 SHARE = 0.02
 """The most that the summary takes of the time of a sweep while trials end; its parent run too."""
 
@@ -232,6 +235,7 @@ def _run_keys(run: Path | None) -> dict[str, Any]:
     try:
         content = read_json(run / "summary.json")
         found = {key: content[key] for key in RUN_KEYS}
+        found |= {key: content[key] for key in ADDED_KEYS if key in content}
         valid = isinstance(found["paths"], dict) and isinstance(found["epochs_done"], int)
     except FileNotFoundError:
         return only_folder
@@ -272,10 +276,17 @@ def log_end(study: Study, summary: dict[str, Any]) -> None:
     for trial in failed_trials(summary):
         folder = trial.get("paths", {}).get("run", "it has no run folder")
         log.info("  failed:   trial %d: %s (%s)", trial["trial"], trial["reason"], folder)
+    entries = {trial["trial"]: trial for trial in summary["trials"]}
     for best in [summary["best"], *summary["pareto"]]:
         if best is not None:
             point = " ".join(f"{key}={value}" for key, value in best["params"].items())
-            values = ", ".join(f"{name} {value:.4g}" for name, value in best["values"].items())
+            entry = entries[best["trial"]]
+            values = ", ".join(
+                with_n(f"{name} {value:.4g}", entry.get("best_n"), unit=entry.get("unit", ""))
+                if summary["monitor"].startswith(f"{name}:")
+                else f"{name} {value:.4g}"
+                for name, value in best["values"].items()
+            )
             log.info("  best:     trial %d, %s: %s", best["trial"], values, point)
     log.info("  summary:  %s", study.folder / SUMMARY)
     log.info("  compare:  python -m research.compare %s", study.folder)

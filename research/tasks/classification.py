@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from research.batch import ClassificationBatch
 from research.inference.writers import ClassWriter
-from research.tasks.task import Monitor
+from research.tasks.task import LossTerms, Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
 from research.utils.whole_batch import whole_mean
@@ -44,16 +44,22 @@ class Classification:
         self.classes = list(classes)
         self.label_smoothing = label_smoothing
 
-    def losses(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: ClassificationBatch) -> LossTerms:
+        """The metric ``top1`` is of augmented images, before the step; of a mixed one it is against
+        the label with the larger share.
+        """
         logits = _at_least_float32(model(batch.inputs))
+        pred = logits.detach().argmax(1)
         if batch.labels_b is None or batch.lam is None:
             loss = self._loss(logits, batch.labels, "mean")
-            return {"cross_entropy": whole_mean(loss, len(batch))}
+            top1 = (pred == batch.labels).float()
+            return LossTerms({"cross_entropy": whole_mean(loss, len(batch))}, {"top1": top1})
         # Cross-entropy is linear in the target, so the loss of a mixed target is the weighted mean.
         first = self._loss(logits, batch.labels, "none")
         second = self._loss(logits, batch.labels_b, "none")
         loss = torch.lerp(second, first, batch.lam).mean()
-        return {"cross_entropy": whole_mean(loss, len(batch))}
+        top1 = (pred == torch.where(batch.lam >= 0.5, batch.labels, batch.labels_b)).float()
+        return LossTerms({"cross_entropy": whole_mean(loss, len(batch))}, {"top1": top1})
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
         """Logits [B, C], at least float32."""

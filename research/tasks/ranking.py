@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from research.batch import PairBatch, PhotoBatch
 from research.inference.ranking import RankingWriter
 from research.tasks.pair_scores import PairScores, SeriesScores
 from research.tasks.ranking_metrics import RankingMetrics
-from research.tasks.task import Monitor
+from research.tasks.task import LossTerms, Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
 from research.utils.whole_batch import whole_batch, whole_mean
@@ -57,15 +58,20 @@ class Ranking:
         self.bins = edges
         self.monitor = Monitor(*monitor.rsplit(":", 1))
 
-    def losses(self, model: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: PairBatch) -> LossTerms:
+        """The metric ``pair_accuracy`` is that of ``RankingMetrics``, before the step."""
         logits: Tensor = model(batch.inputs).float()
+        side = (batch.preference - 0.5).sign()
+        correct = 0.5 + 0.5 * side * logits.detach().sign()
+        metrics = {"pair_accuracy": correct.masked_fill(side == 0, math.nan)}
         if self.target == "soft":
             loss = F.binary_cross_entropy_with_logits(logits, batch.preference)
-            return {"preference": whole_mean(loss, len(batch))}
+            return LossTerms({"preference": whole_mean(loss, len(batch))}, metrics)
         decided = (batch.preference != 0.5).float()
         won = (batch.preference > 0.5).float()
         losses = F.binary_cross_entropy_with_logits(logits, won, reduction="none")
-        return {"majority": (losses * decided).sum() / whole_batch(decided.sum())}
+        loss = (losses * decided).sum() / whole_batch(decided.sum())
+        return LossTerms({"majority": loss}, metrics)
 
     def predict(self, model: nn.Module, batch: PairBatch | PhotoBatch) -> Tensor:
         """Logits [B] of pairs; scores [B] of single photos."""

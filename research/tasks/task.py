@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from research.batch import Batch
 from research.inference.writers import PredictionWriter
 from research.tracking.tracker import Rows
+from research.utils.errors import UserError
 
 
 class Monitor(NamedTuple):
@@ -24,6 +25,24 @@ class Monitor(NamedTuple):
         if best is None:
             return value == value
         return value > best if self.mode == "max" else value < best
+
+
+class LossTerms(dict[str, Tensor]):
+    """Terms of a training loss by name, each [], and metrics of the same forward pass.
+
+    The loop sums the terms. It logs both: of an epoch the mean of each term over its batches, and
+    of each metric over its samples.
+
+    Args:
+        terms: by name.
+        metrics: by name, a value for each sample of the batch, [B]; NaN does not count.
+    """
+
+    def __init__(
+        self, terms: Mapping[str, Tensor] = {}, metrics: Mapping[str, Tensor] = {}
+    ) -> None:
+        super().__init__(terms)
+        self.metrics = metrics
 
 
 class Metrics(Protocol):
@@ -54,7 +73,8 @@ class Metrics(Protocol):
 class Task(Protocol):
     """Losses, predictions, metrics and pictures of one kind of problem.
 
-    ``losses`` is called in training mode and returns each term by name; the loop sums them.
+    ``losses`` is called in training mode and returns each term by name; the loop sums them. With
+    ``LossTerms`` it also returns metrics of the training samples, such as their accuracy.
     ``predict`` is called in evaluation mode and returns the input of ``metrics().update``. The
     validation loss, if there is one, is a metric computed from predictions, so that evaluation
     needs one forward pass.
@@ -119,3 +139,15 @@ class Task(Protocol):
             names: names of the samples of a batch, see ``DeviceTransform.names``.
         """
         ...
+
+
+def check_monitor(monitor: Monitor, task: Task, device: Any) -> None:
+    """Check, before training, that the monitored metric will be logged.
+
+    Raises:
+        UserError: if it will not.
+    """
+    known = ["train/loss", *(f"val/{name}" for name in task.metrics(device).names)]
+    if monitor.metric not in known:
+        message = f"monitor: no metric {monitor.metric!r} is logged"
+        raise UserError("monitor", message, f"choose one of {', '.join(known)}")

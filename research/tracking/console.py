@@ -59,15 +59,9 @@ class ConsoleTracker(Tracker):
         if table != "epoch":
             return
         self._close()
-        metrics = [
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in row.items()
-            if name not in HIDDEN
-        ]
+        metrics = "".join(_metric(name, row[name]) for name in row if name not in HIDDEN)
         best = "  (best)" if row["is_best"] else ""
-        log.info(
-            "epoch %s  %.1f s  %s%s", row["epoch"], row["epoch_time_sec"], "  ".join(metrics), best
-        )
+        log.info("epoch %s  %.1f s%s%s", row["epoch"], row["epoch_time_sec"], metrics, best)
 
     def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
         self._close()
@@ -124,6 +118,13 @@ class ConsoleTracker(Tracker):
         if self.bars is not None:
             self.bars.stop()
         self.bars, self.task, self.phase = None, None, ""
+
+
+def _metric(name: str, value: float | int | str) -> str:
+    """A metric as text; the number of samples of a split stands behind its metrics."""
+    if name.endswith("/n"):
+        return f" (n={value})"
+    return f"  {name} {value:.4g}" if isinstance(value, float) else f"  {name} {value}"
 
 
 def _current(progress: Progress) -> str:

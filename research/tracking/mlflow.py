@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from PIL.Image import Image
@@ -22,7 +23,7 @@ from PIL.Image import Image
 from research.tracking import mlflow_store
 from research.tracking.evaluations import Evaluation
 from research.tracking.mlflow_delivery import Delivery, entries_of, record_of
-from research.tracking.mlflow_resume import changed_settings, earlier_rows
+from research.tracking.mlflow_resume import changed_settings, earlier_rows, milliseconds
 from research.tracking.mlflow_rules import experiment_name, store_address
 from research.tracking.mlflow_store import Gone, MLflowStore, flatten
 from research.tracking.spool import (
@@ -84,7 +85,8 @@ class MLflowTracker(Tracker):
         self.problem = ""
         self.failures = 0
         self.next_delivery = 0.0
-        self.batch_time: float | None = None
+        self.batch_times: list[float] = []
+        self.wanted_times = 1
         self.monitor: Any = None
         self.ended = False
         self.delivering: threading.Thread | None = None
@@ -127,21 +129,23 @@ class MLflowTracker(Tracker):
         self.spool.add(self._record(table, step, row))
         self.flush()
 
-    def _record(self, table: Table, step: int, row: Row, time_ms: int | None = None) -> Record:
-        """A row as a record of the spool, of now unless a time is given."""
+    def _record(self, table: Table, step: int, row: Row) -> Record:
+        """A row as a record of the spool, of its own time."""
         numbers = {
             f"batch/{name}" if table == "batch" else name: float(value)
             for name, value in row.items()
             if isinstance(value, int | float) and name not in ("epoch", "batch")
         }
-        if table == "batch":
-            # Batches whose losses were read together have the same time. It is logged once: it
-            # would be a third of all metrics, and a third of the cost of tracking.
-            if numbers.get(BATCH_TIME) == self.batch_time:
-                numbers.pop(BATCH_TIME, None)
-            else:
-                self.batch_time = numbers.get(BATCH_TIME)
-        return {"epoch": row["epoch"], "step": step, "time": time_ms or _now(), "metrics": numbers}
+        if BATCH_TIME in numbers:
+            # The mean of those since the last one: the time of every batch would be a third of all
+            # metrics, and a third of the cost of tracking.
+            self.batch_times.append(numbers.pop(BATCH_TIME))
+            if len(self.batch_times) >= self.wanted_times:
+                numbers[BATCH_TIME] = fmean(self.batch_times)
+                assert self.run is not None
+                self.batch_times, self.wanted_times = [], self.run.config.get("log_every", 1)
+        time_ms = milliseconds(row.get("timestamp")) or int(time.time() * 1000)
+        return {"epoch": row["epoch"], "step": step, "time": time_ms, "metrics": numbers}
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for name in images:
@@ -390,7 +394,3 @@ def _say_no_gpu_load(device: str) -> None:
     package, module = ("pyrsmi", "pyrsmi") if is_amd else ("nvidia-ml-py", "pynvml")
     what = "the driver does not answer" if find_spec(module) else f"pip install {package}"
     log.warning("MLflow: the load of the GPU is not recorded; %s", what)
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

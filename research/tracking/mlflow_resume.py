@@ -21,7 +21,7 @@ OF_THE_COMMAND: Final = ("resume", "run_dir", "version")
 
 def earlier_rows(
     run: Run, pending: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[Table, int, Row, int | None]]:
+) -> Iterator[tuple[Table, int, Row]]:
     """The rows in the tables of a run folder, for a new MLflow run.
 
     Args:
@@ -29,7 +29,7 @@ def earlier_rows(
         pending: records of the spool; their rows are left out.
 
     Yields:
-        table, step, row, and its time in ms if it is known.
+        table, step and row.
     """
     epochs, batches, steps = run.resumed
     per_epoch = (steps - batches) // max(1, epochs)
@@ -46,7 +46,7 @@ def earlier_rows(
                 continue  # damaged
             step = epoch if table == "epoch" else (epoch - 1) * per_epoch + batch
             if (step, table == "batch") not in known:
-                yield table, step, row, _milliseconds(row.get("timestamp"))
+                yield table, step, row
 
 
 def changed_settings(settings: Mapping[str, str], recorded: Any) -> dict[str, str]:
@@ -70,7 +70,8 @@ def changed_settings(settings: Mapping[str, str], recorded: Any) -> dict[str, st
     }
 
 
-def _milliseconds(timestamp: float | int | str | bool | None) -> int | None:
+def milliseconds(timestamp: float | int | str | bool | None) -> int | None:
+    """A time in ISO 8601 since 1970; None for anything else."""
     try:
         return round(1000 * datetime.fromisoformat(str(timestamp)).timestamp())
     except ValueError:

@@ -8,16 +8,30 @@ from typing import Any
 
 from research.tracking.evaluations import Evaluation
 from research.tracking.tracker import Run, Status, Tracker
+from research.utils.counts import samples_of
 from research.utils.files import to_json, write_text
 
-EPOCH_COLUMNS = ("epoch", "train/loss", "val/loss", "epoch_time_sec", "checkpoint_path")
+EPOCH_COLUMNS = (
+    "epoch", "train/loss", "train/n", "val/loss", "val/n", "epoch_time_sec", "checkpoint_path",
+)  # fmt: skip
+
+
+def best_n(state: Any, metric: str) -> int | None:
+    """The number of samples of which the best value is; None if it was not counted, or none is.
+
+    Args:
+        state: a ``TrainState``.
+        metric: the monitored metric.
+    """
+    return samples_of(state.history[state.best_epoch - 1], metric) if state.best_epoch else None
 
 
 class SummaryTracker(Tracker):
     """Writes the summary at the start, after each checkpoint and at the end.
 
     Args:
-        info: constant entries: model name and parameter count, monitored metric, data.
+        info: constant entries: model name and parameter count, monitored metric, data and what
+            a sample of it is.
         train_state: the run's ``TrainState``, read at each write.
         patience: epochs without improvement until early stopping; None: no early stopping.
     """
@@ -55,6 +69,7 @@ class SummaryTracker(Tracker):
             "stopped_early": state.stopped_early(self.patience),
             "best_epoch": state.best_epoch,
             "best_value": state.best,
+            "best_n": best_n(state, self.info["monitor"][0]),
             "total_time_sec": sum(row["epoch_time_sec"] for row in state.history),
             "epochs": rows,
         }

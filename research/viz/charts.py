@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.viz.pictures import legend, new_figure, render
+from research.viz.pictures import legend, new_figure, render, shown
 
 
 def precision_recall(
@@ -110,12 +110,12 @@ def speed_and_accuracy(
         milliseconds: N latencies in ms per image.
         accuracy: N values of the metric; NaN is not drawn.
         megabytes: N sizes of the weights.
-        metric: name of the metric.
+        metric: name of the metric, and what it is of.
     """
     figure = new_figure(7, 5)
     axes = figure.add_subplot()
     areas = 30 + 400 * np.array(megabytes) / max(megabytes)
-    for number, name in enumerate(names):
+    for number, name in enumerate(shown(names)):
         x, y = milliseconds[number], accuracy[number]
         axes.scatter([x], [y], s=[areas[number]], alpha=0.6)
         axes.annotate(name, (x, y), textcoords="offset points", xytext=(8, 6), fontsize="small")
@@ -128,7 +128,10 @@ def speed_and_accuracy(
 
 
 def robustness(
-    groups: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], clean: float, metric: str
+    groups: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    clean: float,
+    metric: str,
+    basis: str,
 ) -> Image.Image:
     """A metric over the strength of corruptions, a panel per kind of corruption.
 
@@ -137,6 +140,7 @@ def robustness(
             there is one pair.
         clean: the metric without corruption.
         metric: name of the metric.
+        basis: the samples that it is of, in words.
     """
     figure = new_figure(5 * len(groups), 4)
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
@@ -156,7 +160,7 @@ def robustness(
     ]
     panels[0].set_ylim(0, 1.05 * float(np.nanmax([clean, *heights, 0])) or 1)
     panels[0].set_ylabel(metric)
-    figure.suptitle(f"{metric}, without corruption {clean:.3f}", fontsize="small")
+    figure.suptitle(f"{metric} ({basis}), without corruption {clean:.3f}", fontsize="small")
     return render(figure)
 
 

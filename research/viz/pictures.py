@@ -38,7 +38,7 @@ CLASS_COLOURS: tuple[Colour, ...] = (
 )
 """Of the classes, in turn; none is similar to ``TRUE_BOX``."""
 CURVES = 9
-"""Metrics in one panel of the learning curves."""
+"""Metrics in one panel of the learning curves, of validation and, where it is logged, training."""
 LEGEND_LINE = 48
 """Characters in one line of a legend."""
 LONGEST_NAME = 40
@@ -174,6 +174,16 @@ def range_test(
     return render(figure)
 
 
+def titled(image: Image.Image, text: str) -> Image.Image:
+    """A copy of the image below a line of text; wider, if the line is."""
+    line = note(text)
+    width = max(image.width, line.width)
+    canvas = Image.new("RGB", (width, line.height + image.height), "white")
+    canvas.paste(line, (0, 0))
+    canvas.paste(image, ((width - image.width) // 2, line.height))
+    return canvas
+
+
 def note(text: str) -> Image.Image:
     """A line of text as an image, for an empty result."""
     canvas = Image.new("RGB", (16 + 7 * len(text), 32), "white")
@@ -296,15 +306,21 @@ def _span(start: float, stop: float, length: int) -> tuple[int, int]:
     return first, max(first, min(round(stop), length) - 1)
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:
+def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.Image:
     """Losses, metrics and learning rate over epochs, in a panel each; more panels for many metrics.
 
     Args:
         history: one row per epoch, as in ``epoch_metrics.csv``.
+        title: of the picture.
     """
     epochs = [row["epoch"] for row in history]
-    names = [name for name in history[-1] if name.startswith("val/") and name != "val/loss"]
-    metrics = [names[start : start + CURVES] for start in range(0, len(names), CURVES)]
+    floats = [name for name, value in history[-1].items() if type(value) is float]  # no counts
+    names = [name for name in floats if name.startswith("val/") and name != "val/loss"]
+    pairs = [(name, f"train/{name.removeprefix('val/')}") for name in names]
+    metrics = [
+        [name for pair in pairs[start : start + CURVES] for name in pair if name in floats]
+        for start in range(0, len(pairs), CURVES)
+    ]
     panels = [["train/loss", "val/loss"], *metrics, ["learning_rate"]]
     figure = new_figure(5 * len(panels), 4)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -313,6 +329,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image:
         axes.set_xlabel("epoch")
         legend(axes)
         axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="small")
     return render(figure)
 
 

@@ -35,8 +35,12 @@ def record(
     status: str = "FINISHED",
     parameters: int = 1000,
     monitor: tuple[str, str] = ("val/top1", "max"),
+    n: int | None = 480,
 ) -> Path:
-    """A run with a value of ``val/top1`` an epoch; ``val/loss`` is 1 minus it."""
+    """A run with a value of ``val/top1`` an epoch; ``val/loss`` is 1 minus it.
+
+    ``n`` is None for a run of an earlier version, which did not count its samples.
+    """
     folder.mkdir(parents=True)
     rows = [
         {
@@ -47,6 +51,7 @@ def record(
             "train/loss": 1.1 - value,
             "val/loss": 1 - value,
             "val/top1": value,
+            **({} if n is None else {"train/n": 2040, "val/n": n}),
         }
         for epoch, value in enumerate(top1, 1)
     ]
@@ -58,6 +63,7 @@ def record(
         "model": settings["model"]["name"],
         "parameters": parameters,
         "monitor": list(monitor),
+        **({} if n is None else {"unit": "images", "best_n": n}),
         "epochs_done": len(top1),
         "best_epoch": best + 1,
         "best_value": values[monitor[0]],

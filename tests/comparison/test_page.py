@@ -73,6 +73,10 @@ def test_data_of_the_page(tmp_path: Path) -> None:
     assert data["left_out"] == "1 PRUNED"
     assert data["metrics"][0] == "val/top1"
     assert "timestamp" not in data["metrics"]
+    assert not {"train/n", "val/n"} & {*data["metrics"]}
+    assert data["labels"]["val/top1"] == "val/top1 (n=480 images)"
+    assert data["labels"]["train/loss"] == "train/loss (n=2040 images)"
+    assert {data["groups"][0]["samples"], str(data["runs"][0]["samples"])} == {"480"}
     assert data["runs"][0]["curves"]["val/top1"] == [0.5, 0.9, 0.89]
     for run in data["runs"]:
         assert (tmp_path / "out" / unquote(run["href"]) / "summary.json").exists()

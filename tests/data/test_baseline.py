@@ -89,7 +89,7 @@ def test_of_a_composed_data_set_it_is_fitted_once(
         "compression.source=bitstream",
         "dataset.linear_baseline=true",
     )
-    expected = "top1 1.0000, a linear classifier on mean colour and DC values"
+    expected = "top1 1.0000 (n=8 images), a linear classifier on mean colour and DC values"
     assert prepared(config).baseline() == expected
     monkeypatch.setattr(folder_module, "linear_top1", lambda *loaders: 0.5)
     assert prepared(config).baseline() == expected

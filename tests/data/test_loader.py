@@ -6,12 +6,17 @@ import os
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from research.batch import Batch
 from research.data.loader import EpochLoader, EpochSampler, ProcessShard, SampleKey
@@ -24,6 +29,7 @@ class Numbers:
     def __init__(self, count: int) -> None:
         self.count = count
         self.skipped = {"empty": 2}
+        self.groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -97,6 +103,92 @@ def test_workers_change_nothing_and_survive_epochs() -> None:
     alone, shared = loader(20, 3, train=True), loader(20, 3, train=True, workers=2)
     for number in (2, 0, 2):
         assert epoch(shared, number) == epoch(alone, number)
+
+
+def evaluated(count: int, batch_size: int, limit: int, processes: int = 1, **more: Any) -> Any:
+    """The samples of a limited evaluation, as the processes read them one after the other."""
+    source = Numbers(count)
+    source.groups = more.pop("groups", None)
+    shards = [ProcessShard(rank, processes) for rank in range(processes)]
+    loaders = [
+        EpochLoader(source, batch_size, train=False, limit=limit, shard=shard, **more)
+        for shard in shards
+    ]
+    assert all(len(loader) <= limit for loader in loaders)
+    return [key.index for loader in loaders for batch in loader.sampler for key in batch]
+
+
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 4),
+    processes=st.integers(1, 4),
+    limit=st.integers(1, 6),
+    seed=st.integers(0, 5),
+)
+def test_a_limited_evaluation_is_of_a_sample_that_no_process_changes(
+    count: int, batch_size: int, processes: int, limit: int, seed: int
+) -> None:
+    whole = batch_size * processes
+    one = evaluated(count, whole, limit, seed=seed)
+    assert one == sorted({*one})
+    assert len(one) == min(count, limit * whole)
+    assert evaluated(count, batch_size, limit, processes, seed=seed) == one
+    assert {*one} <= {*evaluated(count, whole, limit + 1, seed=seed)}
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), most=st.integers(1, 40))
+def test_a_limit_takes_whole_groups_but_for_the_last(sizes: list[int], most: int) -> None:
+    groups = np.repeat(np.arange(len(sizes)) * 3, sizes)
+    chosen = evaluated(len(groups), 1, most, seed=1, groups=groups)
+    found = Counter(groups[chosen].tolist())
+    assert len(chosen) == min(len(groups), most)
+    assert sum(found[3 * group] not in (0, size) for group, size in enumerate(sizes)) <= 1
+
+
+def test_a_limited_evaluation_is_spread_over_the_split_and_drawn_from_the_seed() -> None:
+    """Of 1000 samples, in 200 draws of 20 each tenth is met about 400 times."""
+    draws = [evaluated(1000, 10, 2, seed=seed) for seed in range(200)]
+    tenths = np.bincount(np.concatenate(draws) // 100, minlength=10)
+    assert tenths.sum() == 4000
+    assert abs(tenths - 400).max() < 4 * (4000 * 0.1 * 0.9) ** 0.5
+    assert len({tuple(draw) for draw in draws}) == 200
+
+
+class HalfDamaged(Numbers):
+    """Of its samples only the last few can be read."""
+
+    def __getitems__(self, keys: list[SampleKey]) -> Batch:
+        index = torch.tensor([key.index for key in keys if key.index >= self.count - 3])
+        return Batch(index.long(), None)
+
+
+def test_examples_are_drawn_from_what_is_evaluated() -> None:
+    batches = EpochLoader(Numbers(100), 4, seed=2, train=False, limit=5)
+    examples = batches.examples().index[:, 0].tolist()
+    assert len(examples) == 4
+    assert {*examples} < {key.index for batch in batches.sampler for key in batch}
+    assert examples != list(range(4))
+    assert batches.examples().index[:, 0].tolist() == examples
+    last = EpochLoader(
+        Numbers(100), 4, seed=2, train=False, limit=5, shard=ProcessShard(1, 2)
+    )  # fmt: skip
+    assert last.examples().index[:, 0].tolist() == examples  # whichever process draws them
+    many = EpochLoader(Numbers(1000), 500, seed=0, train=False)
+    assert len(many.examples()) == 64
+
+
+def test_examples_that_cannot_be_read_are_replaced() -> None:
+    batches = EpochLoader(HalfDamaged(40), 4, seed=0, train=False)
+    found = batches.examples().index.tolist()
+    assert found
+    assert min(found) >= 37
+
+
+def test_what_a_figure_is_of() -> None:
+    source = Numbers(480)
+    batches = EpochLoader(source, 4, seed=0, train=False, split="val", unit="images")
+    assert (batches.basis(480), batches.basis(96)) == ("val, 480 images", "val, 96 of 480 images")
+    assert EpochLoader(source, 4, seed=0, train=False).basis(480) == "480 samples"
 
 
 def test_the_global_generators_are_not_touched() -> None:

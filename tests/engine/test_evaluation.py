@@ -249,7 +249,7 @@ def test_limits_of_training_are_none_of_an_evaluation(
     assert "max_val_batches" not in caplog.text
     found = load_eval_run(RUN, "val", "best", "cpu", ["max_val_batches=1"]).measure()[0]
     assert (found.n, limits[-1]) == (4, 1)
-    assert "max_val_batches=1: val is limited to 1 of its 3 batches" in caplog.text
+    assert "max_val_batches=1: val, 4 of 12 images" in caplog.text
 
 
 def test_only_one_function_loads_a_run_with_its_data() -> None:

@@ -44,6 +44,7 @@ def summary(
         "pruner": None,
         "n_trials": 20,
         "objectives": list(objectives),
+        "monitor": "val/top1:max",
         "space": dict(space),
         "best": None if best is None else trials[best],
         "pareto": [trials[number] for number in pareto],
@@ -220,14 +221,15 @@ def test_no_importance_from_too_little_data(capsys: pytest.CaptureFixture[str]) 
 
 def test_the_table_has_a_row_a_trial_and_the_same_columns_in_each() -> None:
     found = some()
-    found["trials"][0] |= {"epochs_done": 3, "paths": {"run": "runs/sweeps/a/trial_0000"}}
+    run = {"paths": {"run": "runs/sweeps/a/trial_0000"}, "best_n": 480, "unit": "images"}
+    found["trials"][0] |= {"epochs_done": 3, **run}
     found["trials"][3]["params"]["lr"] = None
     rows = plots.trials_table(found)
-    columns = ["trial", "status", "reason", "lr", "val/top1", "epochs", "seconds", "run"]
+    columns = ["trial", "status", "reason", "lr", "val/top1", "n", "epochs", "seconds", "run"]
     assert [list(row) for row in rows] == [columns] * 7
     assert list(rows[0].values()) == [
-        *(0, "FINISHED", "", 0.01, 0.5, 3, 1.5, "runs/sweeps/a/trial_0000"),
+        *(0, "FINISHED", "", 0.01, 0.5, 480, 3, 1.5, "runs/sweeps/a/trial_0000"),
     ]  # fmt: skip
-    assert list(rows[2].values()) == [2, "FAILED", "UserError: no", 0.02, "", 0, 1.5, ""]
+    assert list(rows[2].values()) == [2, "FAILED", "UserError: no", 0.02, "", "", 0, 1.5, ""]
     assert rows[3]["lr"] == "None"
     assert plots.trials_table(summary([], {"lr": LOG})) == []

@@ -35,7 +35,7 @@ PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {
     "tpe": (12, ("model.name=resnet18", *SHORT, "hydra.sweeper.n_trials=12")),
     "pareto": (5, ("model.name=resnet18", *SHORT, "hydra.sweeper.n_trials=5")),
     "compression_windows": (
-        8,
+        10,
         ("model.name=resnet18", *SHORT, "compression.window=1,2", "seed=0"),
     ),
     "all_backbones": (6, RGBX),

@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -661,21 +662,22 @@ def test_many_metrics_are_split_into_requests(store: str, tmp_path: Path) -> Non
     assert histories_of(store, tracker.run_id, "class_7") == [(1, 7.0), (2, 7.0)]
 
 
-def test_equal_batch_times_are_sent_once(store: str, tmp_path: Path) -> None:
-    tracker = start(store, tmp_path)
-    for step, seconds in enumerate((0.5, 0.5, 0.25, 0.25, 0.5), start=1):
+def test_batch_times_are_sent_as_means_and_losses_at_their_own_times(
+    store: str, tmp_path: Path
+) -> None:
+    tracker = MLflowTracker(store, "ours", system_metrics=False)
+    tracker.start(Run(tmp_path, "run", {"log_every": 2}))
+    first = datetime(2026, 1, 1, tzinfo=UTC)
+    for step, seconds in enumerate((0.5, 0.25, 0.75, 1.0, 2.0), start=1):
+        time = first + timedelta(seconds=step)
         row = {"epoch": 1, "batch": step, "loss": 1.0, "batch_time_sec": seconds}
-        tracker.log("batch", step, row)
+        tracker.log("batch", step, {**row, "timestamp": time.isoformat()})
     tracker.finish("FINISHED")
-    shared = histories_of(store, tracker.run_id, "batch/batch_time_sec")
-    assert shared == [(1, 0.5), (3, 0.25), (5, 0.5)]
-    assert [step for step, _ in histories_of(store, tracker.run_id, "batch/loss")] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
+    means = histories_of(store, tracker.run_id, "batch/batch_time_sec")
+    assert means == [(1, 0.5), (3, 0.5), (5, 1.5)]
+    losses = client(store).get_metric_history(tracker.run_id, "batch/loss")
+    start = round(1000 * first.timestamp())
+    assert [(m.step, m.timestamp) for m in losses] == [(n, start + 1000 * n) for n in range(1, 6)]
 
 
 def histories_of(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -116,7 +116,7 @@ def test_pictures_side_by_side() -> None:
 
 def test_learning_curves_of_many_metrics_take_more_panels() -> None:
     few, many = ({"epoch": 1, **{f"val/{n}": 0.5 for n in range(count)}} for count in (9, 10))
-    widths = [pictures.learning_curves([row]).width for row in (few, many)]
+    widths = [pictures.learning_curves([row], "images").width for row in (few, many)]
     assert widths[1] == pytest.approx(widths[0] * 4 / 3)
 
 

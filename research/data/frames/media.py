@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from research.data.frames.capture import run_folders
 from research.data.image_files import EXTENSIONS, inspect_header
 from research.data.listing import PassedOver, list_files
+from research.data.splits import evenly_spaced
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,12 +46,16 @@ class Still:
 
 @dataclass(frozen=True)
 class _Source:
-    """Images of one group, or a video; stems of images are their paths relative to ``root``."""
+    """Images of one group, or the first ``frames`` of a video (None: all).
+
+    Stems of images are their paths relative to ``root``.
+    """
 
     group: str
     root: Path
     files: Sequence[Path] = ()
     video: Path | None = None
+    frames: int | None = None
 
 
 class Media:
@@ -60,7 +65,8 @@ class Media:
         sources: image files and arrays, folders with images at any depth (or, without images, with
             arrays), capture runs, folders of capture runs, video files. ``list_files`` says which
             files in folders are passed over.
-        max_frames: largest number of stills; ``None`` for all.
+        max_frames: largest number of stills, spread evenly over all: of files as they come, of a
+            video its first frames, as many as its share. ``None`` for all.
 
     Attributes:
         expected: number of stills according to the headers of the videos; 0 if one has none.
@@ -74,7 +80,6 @@ class Media:
     """
 
     def __init__(self, sources: Sequence[Path], max_frames: int | None = None) -> None:
-        self.max_frames = max_frames
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
         self.passed_over = PassedOver()
@@ -96,6 +101,7 @@ class Media:
             raise UserError("SOURCE", self.problems[0])
         self.expected = 0 if 0 in lengths else sum(lengths)
         if max_frames is not None:
+            self._sources = list(_spread(self._sources, lengths, max_frames))
             self.expected = min(self.expected or max_frames, max_frames)
 
     def batches(self, size: int) -> Iterator[list[Still]]:
@@ -105,7 +111,7 @@ class Media:
             UserError: if video frames cannot be written to the temporary folder.
         """
         with tempfile.TemporaryDirectory(prefix="frames_") as scratch:
-            stills = islice(self._stills(Path(scratch)), self.max_frames)
+            stills = self._stills(Path(scratch))
             while batch := list(islice(stills, size)):
                 yield batch
                 for still in batch:
@@ -122,7 +128,7 @@ class Media:
                 stem = f"{group}_{stem}" if several and group != single_files else stem
                 yield Still(str(file), group, self._stems.name(stem), file)
             if part.video is not None:
-                for number, image in enumerate(self._frames(part.video)):
+                for number, image in enumerate(islice(self._frames(part.video), part.frames)):
                     stem = self._stems.name(f"{group}_{number:05d}")
                     file = _save(image, scratch / f"{stem}.png")
                     yield Still(f"{part.video} frame {number}", group, stem, file)
@@ -150,6 +156,16 @@ class Media:
                         self.skipped["corrupt"] += 1
                     else:
                         yield frame.to_image().rotate(frame.rotation, expand=True)
+
+
+def _spread(sources: Sequence[_Source], lengths: Sequence[int], limit: int) -> Iterator[_Source]:
+    """The sources with ``limit`` stills in all; a video of unknown length (0) may have as many."""
+    chosen, start = evenly_spaced(sum(length or limit for length in lengths), limit), 0
+    for source, length in zip(sources, lengths, strict=True):
+        own = chosen[(chosen >= start) & (chosen < start + (length or limit))] - start
+        files = [source.files[index] for index in own] if source.files else []
+        yield replace(source, files=files, frames=len(own))
+        start += length or limit
 
 
 class _NotAVideo(Exception):

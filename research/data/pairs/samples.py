@@ -90,6 +90,11 @@ class PairSamples:
     def __len__(self) -> int:
         return len(self.pairs.pairs)
 
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """The series of each pair."""
+        return np.array([pair.series for pair in self.pairs.pairs], np.int64)
+
     def sample_name(self, index: int) -> str:
         pair = self.pairs.pairs[index]
         return f"{self.pairs.photos[pair.first]} with {self.pairs.photos[pair.second]}"

@@ -14,6 +14,7 @@ from research.data.pairs.lists import TIE, Pair, PairSet
 from research.data.pairs.quality import laplacian_variance
 from research.data.pairs.samples import read_photo
 from research.utils.cache import cached_by_file, file_stamp
+from research.utils.counts import with_n
 from research.utils.errors import DamagedImage
 from research.utils.threads import map_threads
 
@@ -55,10 +56,10 @@ def describe_baselines(pair_set: PairSet, cache: Path) -> str | None:
     fraction = sum(first_wins) / len(first_wins)
     position = "first" if fraction >= TIE else "second"
     wins, compared = sharper_wins(pair_set.photos, pair_set.pairs, cache)
-    sharper = f", {wins / compared:.4f} of the sharper photo" if compared else ""
-    return (
-        f"pair accuracy {max(fraction, 1 - fraction):.4f} of always the {position} photo{sharper}"
-    )
+    constant = with_n(f"{max(fraction, 1 - fraction):.4f}", len(first_wins), unit="pairs")
+    sharpest = with_n(f"{wins / compared:.4f}", compared, unit="pairs") if compared else ""
+    sharper = f", {sharpest} of the sharper photo" if compared else ""
+    return f"pair accuracy {constant} of always the {position} photo{sharper}"
 
 
 def measure_sharpness(

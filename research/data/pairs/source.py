@@ -88,6 +88,7 @@ class PhotoPairs(DataModule):
     """
 
     splits: dict[str, PairSet]
+    unit = "pairs"
 
     def __init__(
         self,

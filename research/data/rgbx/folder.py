@@ -78,6 +78,7 @@ class RgbxFolder(DataModule):
 
     splits: dict[str, NDArray[np.int64]]
     default_classes = 1
+    unit = "frames"
 
     def __init__(
         self,

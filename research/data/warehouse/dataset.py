@@ -95,6 +95,7 @@ class Warehouse(DataModule):
         self.kind: StoreKind = FrameKind(image_size, max_boxes, augmentation)
         if (coefficients := self.network.coefficients) is not None:
             self.kind = CoefficientKind(image_size, random_crop, random_flip, coefficients)
+        self.unit = self.kind.unit
         self.default_classes = self.kind.default_classes
         self.resident: dict[tuple[str, torch.device], Tensor] = {}
 

@@ -32,6 +32,7 @@ from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
 from research.data.warehouse.rows import Positions, ResidentRows, StoredRows
 from research.data.warehouse.store import Store
+from research.utils.counts import with_n
 from research.utils.errors import UserError
 
 BATCH_TENSORS = ("images", "boxes", "mask", "labels", "sizes", "ignored", "areas")
@@ -47,11 +48,13 @@ class StoreKind(Protocol):
     Attributes:
         name: the ``kind`` of the manifest.
         model_keys: entries of the store's ``transform`` that a trained model depends on.
+        unit: what a sample is, see ``DataModule``.
         default_classes: number of classes where nothing else is known.
     """
 
     name: str
     model_keys: tuple[str, ...]
+    unit: str
     default_classes: int
 
     def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +106,7 @@ class CoefficientKind:
     """
 
     name = "coefficients"
+    unit = "images"
     model_keys: tuple[str, ...] = ("image_size",)
     default_classes = IMAGENET_CLASSES
 
@@ -210,6 +214,7 @@ class FrameKind:
     """
 
     name = "frames"
+    unit = "frames"
     model_keys: tuple[str, ...] = ("image_size", "max_boxes")
     default_classes = 1
 
@@ -293,7 +298,8 @@ class FrameKind:
             return None
         best = best_constant_box(*true_boxes(store, train))
         ious = constant_iou(best, boxes[non_empty], mask[non_empty])
-        return f"mean_iou {ious.mean().item():.4f}, the best constant box of the training frames"
+        value = with_n(f"mean_iou {ious.mean().item():.4f}", len(ious), unit="frames with objects")
+        return f"{value}, the best constant box of the training frames"
 
 
 def true_boxes(store: Store, positions: Positions) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -89,8 +90,25 @@ def test_so_many_and_no_more(tmp_path: Path) -> None:
     media = Media(sources, max_frames=7)
     assert media.expected == 7
     assert [len(batch) for batch in media.batches(4)] == [4, 3]
+    # Of 11, seven evenly spaced: of the run those, of the video as many, from its start.
+    assert [still.stem for still in stills(Media(sources, max_frames=7))] == [
+        *(f"run_frame_0000{number}" for number in (0, 2, 3)),
+        *(f"clip_0000{number}" for number in range(4)),
+    ]
     assert Media(sources).expected == len(stills(Media(sources))) == 11
     assert Media(sources, max_frames=100).expected == 11
+
+
+def test_so_many_of_files_are_spread_over_all_of_them(tmp_path: Path) -> None:
+    """As of folders that are sorted by class, where the first ones are of one class."""
+    for name in ("cat", "dog", "ox"):
+        for number in range(4):
+            image(tmp_path / "data" / name / f"{number}.jpg")
+    for count in range(3, 13):
+        found = stills(Media([tmp_path / "data"], max_frames=count))
+        assert len(found) == count
+        by_class = Counter(still.file.parent.name for still in found)
+        assert max(by_class.values()) - min(by_class.values()) <= 1
 
 
 # -- videos -------------------------------------------------------------------------------------

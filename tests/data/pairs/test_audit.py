@@ -246,6 +246,9 @@ def test_baselines(photos: list[Path], tmp_path: Path) -> None:
     ]
     pair_set = PairSet(same, pairs, ["0", "1", "2"])
     assert sharper_wins(same, pairs, tmp_path) == (1.5, 3)
-    expected = "pair accuracy 0.6667 of always the second photo, 0.5000 of the sharper photo"
+    expected = (
+        "pair accuracy 0.6667 (n=3 pairs) of always the second photo, "
+        "0.5000 (n=3 pairs) of the sharper photo"
+    )
     assert describe_baselines(pair_set, tmp_path) == expected
     assert describe_baselines(PairSet(same, pairs[3:], ["2"]), tmp_path) is None

@@ -279,7 +279,10 @@ def test_folds_of_all_lists(make: Make, root: Path) -> None:
 
 def test_baselines(make: Make, root: Path) -> None:
     data = prepared(make, root)
-    expected = "pair accuracy 1.0000 of always the second photo, 1.0000 of the sharper photo"
+    expected = (
+        "pair accuracy 1.0000 (n=12 pairs) of always the second photo, "
+        "1.0000 (n=12 pairs) of the sharper photo"
+    )
     assert data.baseline() == expected
     metrics = RankingMetrics("soft", [0.5, 1.0])
     metrics.update(torch.zeros(12), batch_of(data, "val"))

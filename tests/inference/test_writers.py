@@ -1,0 +1,53 @@
+"""The contact sheet of a classifier shows images drawn from all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from research.data.frames.media import Still
+from research.inference import writers
+from research.inference.writers import ClassWriter
+from research.viz import pictures
+
+
+def written(folder: Path, count: int, seed: int) -> tuple[list[int], list[str]]:
+    """Which of ``count`` images a sheet shows, by their colour and by their captions; its lines."""
+    writer = ClassWriter(folder, ["a", "b"])
+    writer.chance = np.random.default_rng(seed)
+    with writer:
+        for start in range(0, count, 7):
+            numbers = range(start, min(count, start + 7))
+            stills = [Still(f"{n}.png", "images", f"{n}", Path(f"{n}.png")) for n in numbers]
+            panels = [[Image.new("RGB", (2, 2), (n, 0, 0))] for n in numbers]
+            writer.add(stills, panels, torch.zeros(len(stills), 2))
+    shown = sorted(writer.shown.values(), key=lambda cell: cell[0])
+    found = [cell.getpixel((80, 80))[0] for _, cell, _ in shown]  # type: ignore[index]
+    assert [caption.splitlines()[0] for *_, caption in shown] == [str(n) for n in found]
+    return found, writer.where()
+
+
+def test_the_images_of_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as often as every other: in 60 sheets of 10 of 50, about 12 times."""
+    monkeypatch.setattr(writers, "SHOWN", 10)
+    monkeypatch.setattr(ClassWriter, "_append", lambda *_: None)
+    titles: list[str] = []
+    drawn: Any = pictures.titled
+    monkeypatch.setattr(pictures, "titled", lambda im, text: titles.append(text) or drawn(im, text))
+    assert written(tmp_path / "few", 10, 0)[0] == list(range(10))
+    assert titles == ["10 images"]
+    monkeypatch.setattr(writers, "save", lambda *_: None)
+    times = np.zeros(50)
+    for seed in range(60):
+        found, lines = written(tmp_path / "many", 50, seed)
+        assert len({*found}) == 10
+        assert found == sorted(found)
+        times[found] += 1
+    assert titles[-1] == "10 of 50 images"
+    assert "(10 of 50)" in lines[1]
+    assert abs(times - 12).max() < 4.5 * (60 * 0.2 * 0.8) ** 0.5
