@@ -58,7 +58,7 @@ def main(words: list[str]) -> None:
     evaluation, result = loaded.measure()
     # Printed before the files are written: a full disk must not lose it.
     print(to_json({**asdict(evaluation), "files": str(out / evaluation.name)}), end="")
-    loaded.deliver(evaluation, out, loaded.write(evaluation, result, out))
+    loaded.keep(evaluation, result, out)
 
 
 if __name__ == "__main__":
