@@ -33,9 +33,10 @@ class EvaluateOptions(cli.RunOptions):
 USAGE = cli.usage(
     "python -m research.evaluate RUN [key=value …]",
     """
-RUN is a run folder or a checkpoint file. Prints the metrics of a whole split as JSON, keeps them with
-pictures and tables in evaluations/SPLIT.json of the run folder, and logs them to the run's MLflow
-record (SPLIT/METRIC), once. Under other settings the result has a name of its own and is not logged.
+RUN is a run folder or a checkpoint file. Prints the metrics of a whole split as JSON, keeps them
+with pictures and tables in evaluations/SPLIT.json of the run folder, and logs them to the run's
+MLflow record (SPLIT/METRIC), once. A result under settings that change it has a name of its own and
+is not logged.
 """,
     EvaluateOptions,
     "Any setting of the run may follow, such as dataset.test_dir=FOLDER or batch_size=64.",
