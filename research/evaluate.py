@@ -35,8 +35,8 @@ USAGE = cli.usage(
     """
 RUN is a run folder or a checkpoint file. Prints the metrics of a whole split as JSON, keeps them
 with pictures and tables in evaluations/SPLIT.json of the run folder, and logs them to the run's
-MLflow record (SPLIT/METRIC), once. Under other settings the result has a name of its own and is
-not logged.
+MLflow record (SPLIT/METRIC), once. A result under settings that change it has a name of its own and
+is not logged.
 """,
     EvaluateOptions,
     "Any setting of the run may follow, such as dataset.test_dir=FOLDER or batch_size=64.",
@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
     evaluation, result = loaded.measure()
     # Printed before the files are written: a full disk must not lose it.
     print(to_json({**asdict(evaluation), "files": str(out / evaluation.name)}), end="")
-    loaded.deliver(evaluation, out, loaded.write(evaluation, result, out))
+    loaded.keep(evaluation, result, out)
 
 
 if __name__ == "__main__":

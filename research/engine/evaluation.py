@@ -106,7 +106,7 @@ class EvalRun:
             checkpoint=str(self.file.relative_to(folder)),
             changed=dict(self.changed),
             overrides=list(self.overrides),
-            command=sys.argv,
+            command=[*sys.argv],
             date=timestamp(),
             versions=run_folder.versions(),
         )
@@ -117,28 +117,24 @@ class EvalRun:
 
         Returns:
             the files.
-
-        Raises:
-            UserError: if ``out`` cannot be written to.
         """
         drawn = _DrawnFiles(out / evaluation.name)
         record = out / f"{evaluation.name}.json"
-        with cli.writing_to(out):
-            draw(self.predictor.task, self.predictor.transform, result, drawn, evaluation.epoch)
-            write_text(record, to_json(asdict(evaluation)))
+        draw(self.predictor.task, self.predictor.transform, result, drawn, evaluation.epoch)
+        write_text(record, to_json(asdict(evaluation)))
         return [*drawn.files, record]
 
-    def deliver(self, evaluation: Evaluation, out: Path, files: Sequence[Path]) -> None:
-        """Record the evaluation with the trackers of the run, if it is one of the user's own.
+    def keep(self, evaluation: Evaluation, result: EvalResult, out: Path) -> None:
+        """``write``, and record it with the trackers of the run, if it is one of the user's own.
 
         Under changed settings it is not a result of the run, and is only in its file. What cannot
         be delivered is logged, with the command that repeats it.
 
-        Args:
-            evaluation: from ``measure``.
-            out: folder of ``files``.
-            files: from ``write``.
+        Raises:
+            UserError: if ``out`` cannot be written to.
         """
+        with cli.writing_to(out):
+            files = self.write(evaluation, result, out)
         if evaluation.changed or not is_own(self.file):
             return
         folder = cli.run_dir_of(self.file)
@@ -286,18 +282,24 @@ def evaluate(
     out: Path | None = None,
     trust: Sequence[str] = (),
 ) -> Evaluation:
-    """Evaluate a checkpoint on a split, and keep the result.
+    """Evaluate a checkpoint on a split, and keep the result, see ``EvalRun.keep``.
 
-    Args: as ``load_eval_run``, and
+    Args:
+        run: run folder or checkpoint file.
+        split: ``train``, ``val`` or ``test``.
+        which: ``best`` or ``last``, of a run folder.
+        device: as in the run settings.
+        overrides: changed settings of the run, ``key=value``.
         out: folder for the record, pictures and tables; None: ``evaluations`` in the run folder.
+        trust: the user's own ``_target_`` names that the configuration may contain.
 
     Raises:
-        UserError: also if ``out`` cannot be written to.
+        UserError: if the run, setting or split does not exist, or ``out`` cannot be written to.
     """
     out = out or cli.folder_in_run(run, FOLDER)
     loaded = load_eval_run(run, split, which, device, overrides, trust)
     evaluation, result = loaded.measure()
-    loaded.deliver(evaluation, out, loaded.write(evaluation, result, out))
+    loaded.keep(evaluation, result, out)
     return evaluation
 
 
@@ -307,9 +309,10 @@ def at_end(experiment: Experiment, folder: Path, tracker: Tracker) -> None:
     Every process calls it; the main one writes, and records it with the tracker of the run.
     """
     config = {**experiment.state.config, **dict.fromkeys(LIMITS)}
-    split, file = config["evaluate_at_end"], checkpoint.find(folder, "best")
+    split = config["evaluate_at_end"]
     if split is None:
         return
+    file = checkpoint.find(folder, "best")
     saved = checkpoint.load(file, config["trust"])
     loaded = predictor.load_predictor(config, saved)
     # The data have been read, and their transform may refer to them.
