@@ -139,7 +139,9 @@ class RunSettings:
     )
     log_every: int = _setting(10, "batches between progress lines", changeable(COUNT))
     max_train_batches: int | None = _setting(None, "training batches per epoch; null: all", COUNT)
-    max_val_batches: int | None = _setting(None, "validation batches; null: all", changeable(COUNT))
+    max_val_batches: int | None = _setting(
+        None, "validation batches, drawn over the whole split; null: all", changeable(COUNT)
+    )
     evaluate_at_end: str | None = _setting(
         None,
         "evaluate the best checkpoint on this whole split when the run ends: val or test",

@@ -208,6 +208,7 @@ class EvalResult:
     skipped: dict[str, int]
 
 
+@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     task: Task,
@@ -226,7 +227,6 @@ def evaluate(
     model.eval()
     transform.eval()
 
-    @torch.inference_mode()
     def predicted(batch: Batch) -> tuple[Batch, Any]:
         inputs = transform(batch.to(device), None)
         with autocast(device, cfg.precision):
@@ -245,6 +245,7 @@ def evaluate(
     if not metrics:
         raise no_samples(phase, skipped)
 
+    @torch.inference_mode()
     def examples() -> tuple[Batch, Any]:
         return predicted(loader.examples())
 

@@ -323,9 +323,8 @@ def test_half_precision_pictures_and_tables(
     own = {read for read in in_steps(cuda.reads) - scaler if read.where.startswith("research")}
     assert own == {"rgbx": {TARGETS}, "bigdet": {HUNGARIAN}}.get(name, set())
     task, result = trained.experiment.task, trained.result
-    assert result.first is not None
     with cuda, torch.inference_mode():
-        task.postprocess(*reversed(result.first))
+        task.postprocess(*reversed(result.examples()))
         if name != "ranking_frozen":  # whose pictures are drawn from files
             run.draw(task, trained.experiment.state.transform, result, Tracker(), 1)
 

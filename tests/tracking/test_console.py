@@ -28,7 +28,9 @@ ROW: Row = {
     "checkpoint_path": "checkpoints/best.pt",
     "timestamp": "2024-01-01",
     "train/loss": 0.123456,
+    "train/n": 2040,
     "val/top1": 0.75,
+    "val/n": 480,
     "train/left_out/truncated": 2,
 }
 ESCAPE = "\x1b"
@@ -41,9 +43,9 @@ def test_one_line_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
     tracker.log("epoch", 3, ROW)
     tracker.log("epoch", 4, {**ROW, "epoch": 4, "is_best": False})
     assert caplog.messages == [
-        "epoch 3  2.2 s  learning_rate 0.05  train/loss 0.1235  val/top1 0.75  "
+        "epoch 3  2.2 s  learning_rate 0.05  train/loss 0.1235 (n=2040)  val/top1 0.75 (n=480)  "
         "train/left_out/truncated 2  (best)",
-        "epoch 4  2.2 s  learning_rate 0.05  train/loss 0.1235  val/top1 0.75  "
+        "epoch 4  2.2 s  learning_rate 0.05  train/loss 0.1235 (n=2040)  val/top1 0.75 (n=480)  "
         "train/left_out/truncated 2",
     ]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from research.tracking.summary import SummaryTracker
+from research.tracking.summary import SummaryTracker, best_n
 from research.tracking.tracker import Run, Status, Tracker, Trackers
 from tests.conftest import train_state
 
@@ -26,6 +26,7 @@ def row(epoch: int, top1: float, seconds: float) -> dict[str, Any]:
         "train/loss": 1 / epoch,
         "val/loss": 2 / epoch,
         "val/top1": top1,
+        "val/n": 100 + epoch,
         "epoch_time_sec": seconds,
         "checkpoint_path": f"checkpoints/epoch_{epoch:03d}.pt",
     }
@@ -41,7 +42,7 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
     # There is a summary even after a crash in the first epoch.
     assert read()["status"] == "RUNNING"
     assert read()["epochs_done"] == 0
-    assert read()["best_value"] is None
+    assert (read()["best_value"], read()["best_n"]) == (None, None)
     assert not read()["stopped_early"]
 
     for epoch, top1 in ((1, 0.5), (2, 0.75), (3, 0.75), (4, 0.25)):
@@ -58,7 +59,8 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
     assert summary["status"] == "FINISHED"
     assert summary["name"] == "mine"
     assert {key: summary[key] for key in INFO} == INFO
-    assert (summary["best_epoch"], summary["best_value"]) == (2, 0.75)
+    assert (summary["best_epoch"], summary["best_value"], summary["best_n"]) == (2, 0.75, 102)
+    assert [entry["val/n"] for entry in summary["epochs"]] == [101, 102, 103, 104]
     assert summary["stopped_early"]
     assert summary["total_time_sec"] == 2.5
     assert summary["configuration"] == {"optimizer": {"lr": 0.1}}
@@ -73,6 +75,11 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
         "weights": str(tmp_path / "checkpoints" / "final.safetensors"),
         "pictures": str(tmp_path / "pictures"),
     }
+
+
+def test_of_an_epoch_that_did_not_count_its_samples() -> None:
+    state = train_state(history=[{"epoch": 1, "val/top1": 0.5}], best_epoch=1)
+    assert best_n(state, "val/top1") is None
 
 
 def test_the_final_status(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Of how many samples, and of which, the figures and sheets of a run are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from research.engine import build
+from research.engine.loop import evaluate
+from research.tracking.files import read_rows
+from research.tracking.tracker import Tracker
+from research.viz import pictures
+from tests.conftest import TINY, run
+from tests.engine.test_distributed import torchrun
+from tests.golden.configurations import DATA, PICTURES
+
+Compose = Callable[..., dict[str, Any]]
+
+
+def test_a_limited_validation_and_its_sheet_see_all_classes(
+    small: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of folders sorted by class, whose first batches are of one class."""
+    titles: list[str] = []
+    titled: Any = pictures.titled
+    monkeypatch.setattr(
+        pictures, "titled", lambda image, text: titles.append(text) or titled(image, text)
+    )
+    caplog.set_level(logging.INFO)
+    config = small(*TINY, "max_val_batches=1", "max_train_batches=2", "batch_size=8", "epochs=2")
+    folder = run(config)
+    for row in read_rows(folder / "epoch_metrics.csv"):
+        assert (row["train/n"], row["val/n"]) == ("16", "8")
+        hits = 8 * float(row["val/top1"])
+        assert hits == pytest.approx(round(hits))
+    with (folder / "tables/per_class.csv").open(newline="") as file:
+        support = [int(row["support"]) for row in csv.DictReader(file)]
+    assert sum(support) == 8
+    assert min(support) > 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["best_n"], summary["unit"]) == (8, "images")
+    assert {*titles} <= {f"val, 8 of 12 images, epoch {epoch}" for epoch in (1, 2)}
+    assert titles
+    assert any("(n=8 images) at epoch" in line for line in caplog.messages)
+
+    built = build.experiment(config)
+    parts = (built.state.model, built.task, built.val, built.state.transform, built.cfg)
+    result = evaluate(*parts, torch.device("cpu"), Tracker())
+    batch, predictions = result.examples()
+    assert {*batch.labels.tolist()} == {0, 1, 2}  # type: ignore[attr-defined]
+    assert len(predictions) == len(batch) == 8
+
+
+@pytest.mark.whole
+def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
+    """``train/top1`` and a limited validation: the same batches, and neither batch norm nor flips,
+    which depend on the number of processes.
+    """
+    (tmp_path / "data").symlink_to(DATA / "data")
+    rows = []
+    for processes in (1, 2):
+        folder = tmp_path / f"run_{processes}"
+        done = torchrun(
+            processes, Path(__file__).parents[2] / "train.py", "model=timm", "model.name=test_vit",
+            *PICTURES, "device=cpu", "logging=csv", "epochs=2", f"batch_size={4 // processes}",
+            "max_val_batches=2", "dataset.random_flip=false", f"run_dir={folder}", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows.append(read_rows(folder / "epoch_metrics.csv"))
+    for one, two in zip(*rows, strict=True):
+        for name in ("train/top1", "train/n", "val/n", "val/top1"):
+            assert float(one[name]) == float(two[name]), name
+        assert float(one["val/loss"]) == pytest.approx(float(two["val/loss"]), rel=1e-5)
+    assert {(row["train/n"], row["val/n"]) for row in rows[0]} == {("24", "8")}
