@@ -108,7 +108,12 @@ def test_results_on_the_test_split_are_a_metric(
         compare.main([*words, "metric=test/top1"])
     for number, folder in enumerate(sorted((tmp_path / "a").iterdir())):
         (folder / "evaluations").mkdir()
-        content: Any = {"epoch": 2, "changed": {}, "metrics": {"top1": number / 10, "x": None}}
+        content: Any = {
+            "epoch": 2,
+            "changed": {},
+            "n": 24,
+            "metrics": {"top1": number / 10, "x": None},
+        }
         if number == 0:
             content["epoch"] = 1  # the run has gone on since
         if number == 1:
@@ -116,8 +121,8 @@ def test_results_on_the_test_split_are_a_metric(
         (folder / "evaluations/test.json").write_text(json.dumps(content))
     compare.main([*words, "metric=test/top1"])
     printed = capsys.readouterr()
-    assert [row[1:4] for row in table(printed.out, 0)[2:]] == [
-        ["resnet34", "3", "0.4000 ± 0.1000"], ["densenet121", "1", "0.2000"],
+    assert [row[1:5] for row in table(printed.out, 0)[2:]] == [
+        ["resnet34", "3", "24", "0.4000 ± 0.1000"], ["densenet121", "1", "24", "0.2000"],
     ]  # fmt: skip
     assert "2 without test/top1" in printed.err
     assert "optimistic" not in printed.out

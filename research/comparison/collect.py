@@ -55,7 +55,7 @@ class RecordedRun:
         epochs: numbers of the rows of ``epoch_metrics.csv``.
         curves: by metric, the value in each of these epochs; ``None`` where it was not logged.
         results: metrics of the best epoch on the test split, if it was evaluated.
-        counts: ``train/n`` and ``val/n`` of the best epoch, as far as they are known.
+        counts: ``train/n``, ``val/n`` and ``test/n`` of the best epoch, as far as they are known.
         unit: what a sample is, in the plural.
         costs: ``parameters``, ``seconds`` of training, ``epochs`` done, and what the sweep measured
             in addition, such as ``latency_ms``.
@@ -162,6 +162,7 @@ def _read(
     names = [name for name in (rows[0] if rows else ()) if name not in NO_CURVES]
     metric, mode = summary["monitor"]
     path = str(folder / "summary.json")
+    results = _results(folder, int(summary["best_epoch"]))
     config = stored.with_defaults(stored.unchecked(summary["configuration"], path))
     return RecordedRun(
         folder,
@@ -175,12 +176,15 @@ def _read(
         overrides,
         [int(row["epoch"]) for row in rows],
         {name: [_number(row[name]) for row in rows] for name in names},
-        _results(folder, int(summary["best_epoch"])),
+        results,
         {
-            name: int(row[name])
-            for row in rows
-            for name in ("train/n", "val/n")
-            if row["epoch"] == str(summary["best_epoch"]) and row.get(name, "").isdecimal()
+            **{name: int(n) for name, n in results.items() if name.endswith("/n")},
+            **{
+                name: int(row[name])
+                for row in rows
+                for name in ("train/n", "val/n")
+                if row["epoch"] == str(summary["best_epoch"]) and row.get(name, "").isdecimal()
+            },
         },
         str(summary.get("unit", "samples")),
         {

@@ -20,7 +20,7 @@ BEST: Final = "best"
 
 
 def own_metrics(folder: Path, split: str, epoch: int) -> dict[str, Any]:
-    """The metrics that a run's own result has under its names in trackers, such as ``test/top1``.
+    """What a run's own result has under its names in trackers, such as ``test/top1``, ``test/n``.
 
     Args:
         folder: of the run.
@@ -34,8 +34,8 @@ def own_metrics(folder: Path, split: str, epoch: int) -> dict[str, Any]:
     if not path.exists():
         return {}
     content = documents.load(path, dict, "RUN")
-    metrics = content["metrics"].items() if content["epoch"] == epoch else ()
-    return {f"{split}/{name}": value for name, value in metrics}
+    values = {**content["metrics"], "n": content["n"]} if content["epoch"] == epoch else {}
+    return {f"{split}/{name}": value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def test_limits_of_training_are_none_of_an_evaluation(
     whole = loop.evaluate
 
     def seen(*arguments: Any) -> Any:
-        limits.append(arguments[4].max_val_batches)
+        limits.append(arguments[2].sampler.samples)
         return whole(*arguments)
 
     monkeypatch.setattr(loop, "evaluate", seen)
@@ -245,10 +245,10 @@ def test_limits_of_training_are_none_of_an_evaluation(
     out = f"out={tmp_path / 'out'}"
     leaderboard.main([str(RUN), "rounds=1", "batch=1", "device=cpu", out])
     verb("evaluate").main([str(RUN), "device=cpu", out])
-    assert limits == [None] * 3
+    assert limits == [COUNTS["val"]] * 3
     assert "max_val_batches" not in caplog.text
     found = load_eval_run(RUN, "val", "best", "cpu", ["max_val_batches=1"]).measure()[0]
-    assert (found.n, limits[-1]) == (4, 1)
+    assert (found.n, limits[-1]) == (4, 4)
     assert "max_val_batches=1: val, 4 of 12 images" in caplog.text
 
 

@@ -101,7 +101,7 @@ class Media:
             raise UserError("SOURCE", self.problems[0])
         self.expected = 0 if 0 in lengths else sum(lengths)
         if max_frames is not None:
-            self._sources = list(_spread(self._sources, lengths, max_frames))
+            self._sources = list(_evenly(self._sources, lengths, max_frames))
             self.expected = min(self.expected or max_frames, max_frames)
 
     def batches(self, size: int) -> Iterator[list[Still]]:
@@ -158,7 +158,7 @@ class Media:
                         yield frame.to_image().rotate(frame.rotation, expand=True)
 
 
-def _spread(sources: Sequence[_Source], lengths: Sequence[int], limit: int) -> Iterator[_Source]:
+def _evenly(sources: Sequence[_Source], lengths: Sequence[int], limit: int) -> Iterator[_Source]:
     """The sources with ``limit`` stills in all; a video of unknown length (0) may have as many."""
     chosen, start = evenly_spaced(sum(length or limit for length in lengths), limit), 0
     for source, length in zip(sources, lengths, strict=True):
