@@ -77,15 +77,12 @@ def test_weights_of_an_mit_are_loaded_into_both_streams(
     assert len(caplog.records) == 2
 
 
-def test_weights_for_less_than_half_are_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_for_less_than_half_are_refused(tmp_path: Path) -> None:
     state = one_stream().state_dict()
     early = {key: value for key, value in state.items() if not re.match(r"\w+4\.", key)}
-    small(pretrained=str(save_state(early, tmp_path / "w.pth")), fusion="rgb_only")
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "patch_embed4.proj.weight: not in the source" in record.getMessage()
+    file = str(save_state(early, tmp_path / "w.pth"))
+    with user_error("model.pretrained", "too little", "not in the source: patch_embed4.proj"):
+        small(pretrained=file, fusion="rgb_only")
 
 
 def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
