@@ -7,8 +7,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-import timm
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from research.utils.errors import UserError
@@ -50,6 +48,9 @@ def converted(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _of_efficientnet_pytorch(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    import timm
+    from timm.layers import Conv2dSame
+
     timms = cast(Any, network)
     if not isinstance(timms.conv_stem, Conv2dSame):
         name = f"tf_{timms.pretrained_cfg['architecture']}"

@@ -210,11 +210,14 @@ def compare(
 def classifier_tensors(network: nn.Module) -> set[str]:
     """Names of the tensors of the classifier, which depend on the number of classes.
 
-    It is what ``get_classifier`` of the network returns, as of timm's: a module, or several.
+    It is what ``get_classifier`` of the network returns, as of timm's: a module, or several. The
+    auxiliary ones of VOLO are only in timm's configuration of the network.
     """
     found = getattr(network, "get_classifier", lambda: ())()
     modules = [id(part) for part in (found if isinstance(found, tuple | list) else (found,))]
     names = [name for name, module in network.named_modules() if name and id(module) in modules]
+    auxiliary = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    names += [auxiliary] if isinstance(auxiliary, str) else auxiliary
     return {key for key in network.state_dict() if any(key.startswith(f"{n}.") for n in names)}
 
 

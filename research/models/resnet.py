@@ -71,7 +71,11 @@ def resnet(
         for part in ("conv1", "bn1", "act1", "maxpool"):
             setattr(network, part, nn.Identity())
     whole = network if coefficients is None else _behind_stem(network, coefficients)
-    load_pretrained(whole, name, pretrained, inputs=(STEM,))
+    inputs = [STEM]
+    if not len(network.layer1):  # then stage 2 is the first; with bottlenecks it has other inputs
+        first = [f"layer2.0.{part}" for part in ("conv1", "downsample")]
+        inputs += [*first, *(f"backbone.{part}" for part in first)]
+    load_pretrained(whole, name, pretrained, inputs=inputs)
     return whole
 
 

@@ -11,14 +11,12 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-import timm
 import torch
-from torchvision import models
 
 from research.config.stored import CACHE
 from research.models.rules import HUB, LIBRARIES, SUFFIXES, is_local
@@ -130,14 +128,25 @@ def _published(source: str | bool, network: str, default: str) -> _Published:
 
 def _names(architecture: str) -> list[str]:
     """Names of the weights of a network, of both libraries."""
+    import timm
+
     names = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
-    if architecture in models.list_models(module=models):
-        names += [*models.get_model_weights(architecture).__members__]
-    return names
+    return [*names, *_torchvision_weights(architecture)]
+
+
+def _torchvision_weights(architecture: str) -> dict[str, Any]:
+    """torchvision's weights of a network by their names; ``DEFAULT`` is one of them."""
+    from torchvision import models
+
+    if architecture not in models.list_models(module=models):
+        return {}
+    return dict(models.get_model_weights(architecture).__members__)
 
 
 def _of_timm(name: str) -> _Published | None:
     """Weights of ``architecture`` (the default ones) or ``architecture.tag``; None if unknown."""
+    import timm
+
     if not timm.is_model(name.partition(".")[0]):
         return None
     try:
@@ -152,30 +161,27 @@ def _of_timm(name: str) -> _Published | None:
 
 
 def _of_torchvision(architecture: str, tag: str) -> _Published | None:
-    if architecture not in models.list_models(module=models):
-        return None
-    members = models.get_model_weights(architecture).__members__
-    if tag not in members:
-        return None
-    weights = members[tag]
-    return _Published(f"{architecture}.{weights.name}", url=weights.url)
+    weights = _torchvision_weights(architecture).get(tag)
+    return weights and _Published(f"{architecture}.{weights.name}", url=weights.url)
 
 
 def _cached(weights: _Published) -> WeightsFile | None:
     """The file, if it is on this machine."""
     names = [f"{weights.name}{suffix}" for suffix in SUFFIXES]
-    paths = [FOLDER / name for name in (*names, weights.url_name) if name]
+    places = [(FOLDER / name, str(FOLDER / name)) for name in (*names, weights.url_name) if name]
     if weights.repository:
         from huggingface_hub import try_to_load_from_cache
 
         repository, revision = _repository(weights)
-        for name in HUB_FILES:
+        for name, address in zip(HUB_FILES, _addresses(weights), strict=True):
             found = try_to_load_from_cache(repository, name, revision=revision)
-            paths += [Path(found)] if isinstance(found, str) else []
+            places += [(Path(found), address)] if isinstance(found, str) else []
     if weights.url_name:
-        paths.append(_torch_cache() / weights.url_name)
-    path = next((path for path in paths if path.is_file()), None)
-    return None if path is None else WeightsFile(path, weights.name, str(path))
+        places.append((_torch_cache() / weights.url_name, weights.url))
+    for path, origin in places:
+        if path.is_file():
+            return WeightsFile(path, weights.name, origin)
+    return None
 
 
 def _downloaded(weights: _Published, setting: str) -> WeightsFile:

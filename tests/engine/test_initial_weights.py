@@ -47,8 +47,16 @@ def in_a_run(model: nn.Module, config: dict[str, Any], experiment: Any, folder: 
     return folder
 
 
-@pytest.mark.parametrize("source", ["run", "best.pt", "final.safetensors", "bare.pt"])
-@pytest.mark.parametrize("key", ["init_from", "model.pretrained"])
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("init_from", "run"),
+        ("init_from", "final.safetensors"),
+        ("init_from", "bare.pt"),
+        ("model.pretrained", "run"),
+        ("model.pretrained", "best.pt"),
+    ],
+)
 def test_all_but_the_classifier_is_kept_for_other_classes(
     key: str,
     source: str,
@@ -182,23 +190,20 @@ def test_a_record_of_weights_that_is_damaged_is_none(tmp_path: Path, content: st
     assert run_folder.start_weights(tmp_path) == []
 
 
-@pytest.mark.parametrize("form", [True, "timm", "a1_in1k", "hf-hub:somebody/model", "/etc/passwd"])
 def test_weights_that_a_strangers_file_names_do_not_count(
-    form: Any, small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small(*TINY)
     content = build.experiment(config).state.state_dict()
-    content["config"] = {**config, "model": {**config["model"], "pretrained": form}}
-    for place in ("stranger", "runs/own"):  # one's own run has its weights in the checkpoint
-        file = tmp_path / place / "checkpoints" / "best.pt"
-        file.parent.mkdir(parents=True)
-        torch.save({"format": checkpoint.FORMAT, **content}, file)
-    monkeypatch.setattr(
-        pretrained, "find_weights", lambda *_: pytest.fail("weights were asked for")
-    )
-    for place in ("stranger", "runs/own"):
-        model = research.load(tmp_path / place, device="cpu").model
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, content["model"][name])
+    monkeypatch.setattr(pretrained, "find_weights", lambda *_: pytest.fail("asked for weights"))
+    for form in (True, "timm", "a1_in1k", "hf-hub:somebody/model", "/etc/passwd"):
+        content["config"] = {**config, "model": {**config["model"], "pretrained": form}}
+        for place in ("stranger", "runs/own"):  # one's own run has its weights in the checkpoint
+            file = tmp_path / place / "checkpoints" / "best.pt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"format": checkpoint.FORMAT, **content}, file)
+            model = research.load(file.parents[1], device="cpu").model
+            for name, value in model.state_dict().items():
+                assert torch.equal(value, content["model"][name])
     started = build.experiment({**config, "init_from": str(tmp_path / "stranger")})
     assert [record["setting"] for record in started.weights] == [f"init_from={tmp_path}/stranger"]

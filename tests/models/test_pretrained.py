@@ -279,6 +279,7 @@ CLASSIFIERS = {
     ),
     "torchvision's": lambda: tiny_densenet(None),
     "two of them": lambda: backbone("deit_tiny_distilled_patch16_224", 5, 32, None, 0.0, 0.0, None),
+    "an auxiliary one": lambda: backbone("volo_d1_224", 5, 32, None, 0.0, 0.0, None),
     "FastNet": lambda: FastNet(5, [24, 24, 24], 1.0, 1.0),
     "RGB + X": lambda: small_rgbx(),
     "none": lambda: nn.Linear(3, 5),
@@ -295,6 +296,9 @@ def test_what_the_classifier_is(which: str) -> None:
         "behind a stem": {"backbone.fc.weight", "backbone.fc.bias"},
         "torchvision's": {"classifier.weight", "classifier.bias"},
         "two of them": {f"head{end}" for end in (".weight", ".bias", "_dist.weight", "_dist.bias")},
+        "an auxiliary one": {
+            f"{name}.{part}" for name in ("head", "aux_head") for part in ("weight", "bias")
+        },
         "FastNet": {"classifier.weight"},
         "RGB + X": {
             f"roi_heads.box_predictor.{layer}.{part}"
