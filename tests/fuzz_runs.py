@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import research
 from research import compare, export, leaderboard, predict, reproduce
 from research.config import compose_config, resolved
-from research.engine import build, checkpoint, run, run_folder
+from research.engine import build, checkpoint, initial_weights, run, run_folder
 from research.sweeps import record
 from research.utils import weights
 from tests import fuzz
@@ -110,7 +110,7 @@ class Project:
 
     def init_from(self, path: Path) -> None:
         config = {**self.config, "init_from": str(path)}
-        build.experiment(config, weights=build.start_weights(config))
+        build.experiment(config, weights=initial_weights.read(config))
 
     def pretrained(self, path: Path) -> None:
         build.experiment(

@@ -183,7 +183,8 @@ def without_paths(config: Mapping[str, Any]) -> Plain:
         node = result
         for part in parts:
             node = node[part]
-        node[last] = CACHE if last == "cache_dir" else type(value)()
+        empty = None if value is True else type(value)()
+        node[last] = CACHE if last == "cache_dir" else empty
     if "demo" in result["dataset"]:
         result["dataset"]["demo"] = None
     return {**result, "resume": None, "init_from": None, "run_dir": None, TRACKERS: {}}

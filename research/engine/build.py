@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,21 +22,20 @@ from research.data.datamodule import DataModule, NetworkInput
 from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
-from research.engine import checkpoint, distributed, placement
+from research.engine import distributed, initial_weights, placement
 from research.engine.batch_sizes import batch_size
 from research.engine.loop import LoopConfig
 from research.engine.optimizers import created, parameter_groups, scaled_lr
 from research.engine.rng import seed_everything
-from research.engine.state import TrainState, load_weights
+from research.engine.state import TrainState
 from research.models.inputs import input_spec
+from research.models.pretrained import recorded
 from research.tasks.task import Monitor, Task
 from research.tracking.tracker import Tracker
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
-
-log = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
 
@@ -49,6 +46,7 @@ class Experiment:
 
     Attributes:
         parameters: trainable parameters of the model.
+        weights: from which the model starts, see ``pretrained.record``; empty for a random start.
     """
 
     state: TrainState
@@ -60,6 +58,7 @@ class Experiment:
     device: torch.device
     data: DataModule
     parameters: int
+    weights: list[dict[str, Any]]
 
 
 def experiment(
@@ -72,7 +71,7 @@ def experiment(
     Args:
         config: resolved and checked, see ``research.config``.
         progress: called while data are prepared.
-        weights: from ``start_weights``; None: read here.
+        weights: from ``initial_weights.read``; None: read here.
 
     Raises:
         UserError: for errors that only the data, the device or a file can show.
@@ -88,9 +87,11 @@ def experiment(
     data.prepare(config["seed"], progress)
     _check_split(config, data, device)
     task = build_task(config, data.classes)
-    network = model(config, data.metadata())
-    if config["init_from"] is not None:
-        _init_from(network, weights or start_weights(config), config["init_from"], data)
+    with recorded() as loaded:
+        network = model(config, data.metadata())
+        weights = weights or initial_weights.read(config)
+        if weights is not None:
+            initial_weights.load(network, weights, config, data)
     if config["sync_batchnorm"] and distributed.count() > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     transform = data.transform(progress=progress)
@@ -127,6 +128,7 @@ def experiment(
         device,
         data,
         sum(p.numel() for p in network.parameters() if p.requires_grad),
+        loaded,
     )
 
 
@@ -143,17 +145,6 @@ def _check_split(config: Config, data: DataModule, device: torch.device) -> None
     except UserError as error:
         what = error.message.removeprefix(f"split={split}: ")
         raise UserError("evaluate_at_end", f"evaluate_at_end={split}: {what}", error.hint) from None
-
-
-def start_weights(config: Config) -> dict[str, Any] | None:
-    """The content of ``init_from``: the checkpoint of a run folder, a checkpoint or a state dict.
-
-    Raises:
-        UserError: for a file that is missing, damaged or refused.
-    """
-    if config["init_from"] is None:
-        return None
-    return checkpoint.read(checkpoint.find(Path(config["init_from"])), config["trust"])
 
 
 def limits(config: Config) -> dict[str, Any]:
@@ -244,6 +235,7 @@ def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
             )
     known["image_size"] = input_size(config, metadata)
     known["coefficients"] = stem_spec(config["compression"])
+    known["pretrained"] = initial_weights.of_run(settings.get("pretrained"))
     filled = {key: known[key] for key in known if key in settings}
     network: nn.Module = targets.build(config, "model", **filled)
     return network
@@ -340,19 +332,6 @@ def select_device(name: str, precision: str) -> torch.device:
             "precision", "precision=fp16 needs a GPU", "use precision=bf16 or fp32 on the CPU"
         )
     return device
-
-
-def _init_from(
-    network: nn.Module, content: Mapping[str, Any] | None, where: str, data: DataModule
-) -> None:
-    """Load the weights of a checkpoint or of a state dict."""
-    assert content is not None
-    state = checkpoint.weights_of(content) if "format" in content else content
-    reason = data.check_compatible(content["data"]) if "format" in content else None
-    if reason:
-        raise UserError("init_from", f"init_from={where}: {reason}")
-    load_weights(network, state, "init_from", f"init_from={where}")
-    log.info("weights from %s", where)
 
 
 def optimizer(config: Config, network: nn.Module, global_batch: int) -> torch.optim.Optimizer:

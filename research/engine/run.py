@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from research.engine import build, checkpoint, description, distributed, evaluation, run_folder
+from research.engine import (
+    build,
+    checkpoint,
+    description,
+    distributed,
+    evaluation,
+    initial_weights,
+    run_folder,
+)
 from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
@@ -64,7 +72,7 @@ def _start(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -> St
     if run is not None:
         return resume(run, config)
     check_batch_size(config, overrides)
-    weights = build.start_weights(config)
+    weights = initial_weights.read(config)
     return Start(run_folder.create(config, name), weights=weights)
 
 
@@ -226,6 +234,8 @@ def train(
         checkpoints = Checkpoints(
             folder / "checkpoints", config["save_every"], config["keep"], begin.checkpoint
         )
+        if resumed:  # from its checkpoint, so nothing was loaded
+            experiment.weights += run_folder.start_weights(folder)
         if begin.earlier is not None:
             set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
         if resumed and is_main:
@@ -316,7 +326,8 @@ def _record_start(
 ) -> None:
     """Describe the run in its folder, and start the tracker where the run starts."""
     state, batch = experiment.state, description.batch(experiment)
-    environment = run_folder.describe(folder, state.config, overrides, source, batch)
+    weights = experiment.weights
+    environment = run_folder.describe(folder, state.config, overrides, source, batch, weights)
     tags = run_folder.tags(own_tags, environment)
     position = Position(state.epoch, state.samples // state.global_batch, state.step)
     tracker.start(Run(folder, name, state.config, tags, source, position, state.tracking))
@@ -349,6 +360,7 @@ def _trackers(config: dict[str, Any], experiment: Experiment, console: ConsoleTr
         "classes": experiment.data.classes,
         "unit": experiment.data.unit,
         "monitor": list(experiment.monitor),
+        "weights": experiment.weights,
         **description.batch(experiment),
     }
     summary = SummaryTracker(info, experiment.state, config["patience"])

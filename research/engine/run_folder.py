@@ -83,6 +83,7 @@ def describe(
     overrides: Sequence[str],
     data: tuple[str, str] | None = None,
     batch: Mapping[str, Any] | None = None,
+    weights: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write configuration, overrides, environment and uncommitted changes.
 
@@ -92,6 +93,7 @@ def describe(
         overrides: arguments of the command line.
         data: name and quick hash of the data set.
         batch: of a run that trains, see ``description.batch``.
+        weights: from which it started, see ``pretrained.record``.
 
     Returns:
         The content of ``environment.json``.
@@ -103,6 +105,7 @@ def describe(
         "folder": str(Path.cwd()),
         "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
+        "weights": list(weights),
     }
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     write_text(folder / "overrides.yaml", yaml.safe_dump(list(overrides)))
@@ -124,10 +127,12 @@ def tags(own: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, st
         own: the user's.
         environment: the content of ``environment.json``.
     """
-    git = environment["git"]
+    git, weights = environment["git"], environment.get("weights", ())  # earlier runs have none
+    started = [f"{each['name']} (sha256 {each['sha256']})" for each in weights]
     every = {
         **own,
         **{name: environment[name] for name in BATCH if name in environment},
+        **({"weights": ", ".join(started)} if started else {}),
         "data_hash": environment["data"]["hash"],
         "git_commit": git.get("commit", ""),
         "git_changed": git.get("changed", ""),
@@ -234,6 +239,15 @@ def data_hash(folder: Path) -> str | None:
         return str(documents.load(folder / "environment.json", dict, "resume")["data"]["hash"])
     except (KeyError, TypeError, UserError):
         return None
+
+
+def start_weights(folder: Path) -> list[dict[str, Any]]:
+    """The weights from which a run that is resumed has started; empty if they are not known."""
+    with suppress(UserError):
+        found = documents.load(folder / "environment.json", dict, "resume").get("weights")
+        if isinstance(found, list):
+            return [each for each in found if isinstance(each, dict) and "sha256" in each]
+    return []
 
 
 @contextmanager

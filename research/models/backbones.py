@@ -12,14 +12,11 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from research.models.pretrained import TIMM, find_weights, load_matching, load_pretrained
 from research.utils.errors import UserError, one_line
 
 FREEZES: Final = ("none", "partial", "full")
 DROPOUTS: Final = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 ANCHOR: Final = re.compile(r"(?<![\[\\])\^")
-VGG_SIDE: Final = 7
-"""Side of the feature map that VGG's first fully connected layer takes."""
 
 
 def create(name: str, image_size: int) -> tuple[nn.Module, int]:
@@ -66,27 +63,6 @@ def create(name: str, image_size: int) -> tuple[nn.Module, int]:
         elif isinstance(module, DROPOUTS):
             module.p = 0.0
     return network, features.shape[1]
-
-
-def load(network: nn.Module, name: str, source: str | None) -> None:
-    """``load_pretrained``, which also takes torchvision's VGG with its fully connected layers.
-
-    Raises:
-        UserError: when there are no such weights or none of them fits.
-    """
-    if source is None or source == TIMM or not name.startswith("vgg"):
-        size = getattr(getattr(network, "patch_embed", None), "img_size", None)
-        load_pretrained(network, name, source, None if size is None else {"img_size": size})
-        return
-    state = find_weights(name, source, {})
-    # timm writes these layers as convolutions.
-    for index, layer, side in ((0, "fc1", VGG_SIDE), (3, "fc2", 1)):
-        for kind in ("weight", "bias"):
-            value = state.pop(f"classifier.{index}.{kind}", None)
-            if value is not None:
-                shape = (len(value), -1, side, side) if kind == "weight" else (-1,)
-                state[f"pre_logits.{layer}.{kind}"] = value.reshape(shape)
-    load_matching(network, state).log(source)
 
 
 def frozen_modules(backbone: nn.Module, freeze: str) -> list[nn.Module]:

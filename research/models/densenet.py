@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from torch import nn
-from torchvision.models import DenseNet
+from torchvision import models
 
 from research.compression.stems import StemSpec
 from research.models.pretrained import load_pretrained
-from research.models.stemmed import Stemmed
+from research.models.stemmed import STEM, Stemmed
+from research.models.weight_files import TORCHVISION
 from research.utils.errors import UserError
 
 CIFAR_LIMIT: Final = 64
@@ -28,7 +29,7 @@ def densenet(
     stem: str,
     dropout: float,
     memory_efficient: bool,
-    pretrained: str | None,
+    pretrained: str | bool | None,
     coefficients: StemSpec | None,
 ) -> nn.Module:
     """torchvision's DenseNet-BC: [B, 3, S, S] floats to logits [B, num_classes].
@@ -92,11 +93,22 @@ def densenet(
         _remove(features, "norm0", "relu0", "pool0")
     if memory_efficient:
         _correct_momentum(network)
-    load_pretrained(network, name, pretrained)
-    network.channels_last_on_cpu = True  # a training step takes 0.87 of the time
-    if coefficients is None:
-        return network
-    return Stemmed(coefficients.build(initial_features), network)
+    whole: nn.Module = network
+    if coefficients is not None:
+        whole = Stemmed(coefficients.build(initial_features), network)
+    inputs = (STEM, "features.conv0", "features.norm0")
+    load_pretrained(whole, name, pretrained, TORCHVISION, inputs)
+    return whole
+
+
+class DenseNet(models.DenseNet):
+    """torchvision's, which says what its classifier is and in which memory format it is fast."""
+
+    channels_last_on_cpu: Final = True  # a training step takes 0.87 of the time
+
+    def get_classifier(self) -> nn.Module:
+        """As timm's networks: what depends on the number of classes."""
+        return self.classifier
 
 
 def _remove(features: nn.Sequential, *names: str) -> None:

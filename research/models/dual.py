@@ -5,7 +5,7 @@ CMX (Zhang et al., 2023), and single streams as baselines.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Final, cast
 
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from research.models.mit import (
     MixTransformer,
     convert_state_dict,
 )
-from research.models.pretrained import KEY, TIMM, TORCHVISION, load_matching
+from research.models.pretrained import load_matching, report
+from research.models.weight_files import WeightsFile
 from research.utils.errors import UserError
-from research.utils.weights import state_dict
 
 RGB: Final = 3
 
@@ -87,17 +87,19 @@ class DualEncoder(nn.Module):
     def stream(self, name: str) -> MixTransformer:
         return cast(MixTransformer, self.get_submodule(name))
 
-    def load(self, source: str) -> None:
-        """Load weights of an RGB MiT from a file into every stream, and log a line for each.
+    def load(self, state: Mapping[str, Tensor], where: str, file: WeightsFile) -> None:
+        """Load weights of an RGB MiT into every stream, and log a line for each.
+
+        Args:
+            state: see ``mit.convert_state_dict``.
+            where: as for ``pretrained.report``, like ``file``.
+            file: that ``state`` is from.
 
         Raises:
-            UserError: when none of them fits.
+            UserError: if they do not fit.
         """
-        if source in (TIMM, TORCHVISION):
-            raise UserError(KEY, f"{KEY}={source}: it has no MiT", "use a file of mit_b0 … b5")
-        state = state_dict(Path(source), KEY)
         for name in self.streams:
             network = self.stream(name)
             channels = None if name == "rgb" else network.get_parameter(STEM).shape[1]
-            result = load_matching(network, convert_state_dict(state, channels))
-            result.log(f"{source}: stream {name}")
+            result = load_matching(network, convert_state_dict(state, channels), where)
+            report(result, where, file, f"stream {name}")

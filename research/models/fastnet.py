@@ -60,6 +60,10 @@ class FastNet(nn.Module):
         features = self.features(images).amax((2, 3))
         return self.classifier(features) * self.logit_scale
 
+    def get_classifier(self) -> nn.Module:
+        """As timm's networks: what depends on the number of classes."""
+        return self.classifier
+
 
 class Whitening(nn.Module):
     """Patches of 2×2 px to 12 nearly uncorrelated features with std 1, and their negatives.

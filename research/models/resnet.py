@@ -13,14 +13,14 @@ from torch import nn
 
 from research.compression.stems import StemSpec
 from research.models.pretrained import load_pretrained
-from research.models.stemmed import LateConcat, Stemmed
+from research.models.stemmed import STEM, LateConcat, Stemmed
 from research.utils.errors import UserError, one_line
 
 
 def resnet(
     name: str,
     num_classes: int,
-    pretrained: str | None,
+    pretrained: str | bool | None,
     drop_rate: float,
     drop_path_rate: float,
     layers: Sequence[int] | None,
@@ -70,9 +70,16 @@ def resnet(
     if coefficients is not None and not coefficients.takes_image:
         for part in ("conv1", "bn1", "act1", "maxpool"):
             setattr(network, part, nn.Identity())
-    load_pretrained(network, name, pretrained)
-    if coefficients is None:
-        return network
+    whole = network if coefficients is None else _behind_stem(network, coefficients)
+    inputs = [STEM]
+    if not len(network.layer1):  # then stage 2 is the first; with bottlenecks it has other inputs
+        first = [f"layer2.0.{part}" for part in ("conv1", "downsample")]
+        inputs += [*first, *(f"backbone.{part}" for part in first)]
+    load_pretrained(whole, name, pretrained, inputs=inputs)
+    return whole
+
+
+def _behind_stem(network: ResNet, coefficients: StemSpec) -> Stemmed:
     if coefficients.joins_late:
         channels = network.layer2[0].conv1.in_channels
         late_channels = network.feature_info[3]["num_chs"]

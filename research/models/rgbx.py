@@ -26,8 +26,12 @@ from research.models.detectors import MIN_SIDE, Detections
 from research.models.dual import DualEncoder
 from research.models.fusion import ONE_STREAM, TWO_STREAMS
 from research.models.matching import lies_in
-from research.models.mit import STAGES, VARIANTS
+from research.models.mit import STAGES, STEM, VARIANTS
+from research.models.pretrained import load_matching, report
+from research.models.rules import HUB
+from research.models.weight_files import KEY, find_weights, setting_text
 from research.utils.errors import UserError
+from research.utils.weights import state_dict
 from research.utils.whole_batch import whole_mean
 
 PREFIX: Final = "rgbx_mit_"
@@ -122,6 +126,11 @@ class RgbxDetector(nn.Module):
             "use research.load(RUN)",
         )
 
+    def get_classifier(self) -> nn.Module:
+        """As timm's networks: what depends on the number of classes."""
+        predictor: nn.Module = self.roi_heads.box_predictor
+        return predictor
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that order the parameters by depth, as timm's models have it.
 
@@ -211,7 +220,7 @@ def rgbx_detector(
     nms_iou: float,
     rpn_nms_iou: float,
     max_detections: int,
-    pretrained: str | None,
+    pretrained: str | bool | None,
 ) -> RgbxDetector:
     """Build an RGB + X detector.
 
@@ -235,16 +244,15 @@ def rgbx_detector(
         nms_iou: IoU threshold of non-maximum suppression per class, 0…1.
         rpn_nms_iou: the same for proposals.
         max_detections: most detections of a frame.
-        pretrained: file with ImageNet weights of an MiT for both streams, ``.pth`` or
-            ``.safetensors``, with its authors' parameter names or those of transformers.
+        pretrained: see ``load_pretrained``: ImageNet weights of an MiT for both streams, with its
+            authors' parameter names or those of transformers, by default NVIDIA's of the hub; or
+            weights of a whole detector of this kind.
 
     Raises:
         UserError: for an unknown value, data without X, or weights that do not fit.
     """
     _check(name, x_channels, fusion, anchor_sizes)
     encoder = DualEncoder(name.removeprefix(PREFIX), x_channels, fusion, norm, drop_path_rate)
-    if pretrained is not None:
-        encoder.load(pretrained)
     fpn = FeaturePyramidNetwork(list(encoder.dims), fpn_channels, LastLevelMaxPool())
     rpn = _proposal_network(
         fpn_channels, anchor_sizes, rpn_samples, proposals_train, proposals, rpn_nms_iou
@@ -259,7 +267,21 @@ def rgbx_detector(
         nms_thresh=nms_iou,
         detections_per_img=max_detections,
     )
-    return RgbxDetector(encoder, fpn, rpn, roi_heads)
+    detector = RgbxDetector(encoder, fpn, rpn, roi_heads)
+    if pretrained is not None:
+        _load(detector, name, pretrained)
+    return detector
+
+
+def _load(detector: RgbxDetector, name: str, source: str | bool) -> None:
+    """As ``load_pretrained``, for an MiT or a whole detector."""
+    file = find_weights(source, name, f"{HUB}nvidia/mit-{name.removeprefix(PREFIX)}")
+    state, where = state_dict(file.path, KEY), setting_text(source)
+    if not any(key.startswith(("encoder.rgb.", "encoder.x.")) for key in state):
+        detector.encoder.load(state, where, file)
+        return
+    inputs = [f"encoder.x.{STEM.removesuffix('.weight')}"]
+    report(load_matching(detector, state, where, inputs), where, file)
 
 
 def _proposal_network(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from research.config.group_rules import Job
 from research.config.rules import (
     BELOW_ONE,
     COUNT,
     FRACTION,
-    PATH,
     Rule,
     list_of,
     number,
     one_of,
     whole,
 )
+from research.models.rules import HUB, is_local
+from research.utils.errors import UserError
 
 RULES: dict[str, Rule] = {
-    "pretrained": PATH,
     "x_channels": COUNT,
     "fusion": one_of("cross_attention", "sum", "concat", "rgb_only", "x_only"),
     "norm": one_of("batch", "frozen", "group"),
@@ -31,3 +34,14 @@ RULES: dict[str, Rule] = {
     "rpn_nms_iou": FRACTION,
     "max_detections": COUNT,
 }
+
+
+def faults(job: Job) -> Iterator[UserError]:
+    pretrained = job.settings["model"]["pretrained"]
+    if pretrained in (None, True) or is_local(pretrained) or pretrained.startswith(HUB):
+        return
+    yield UserError(
+        "model.pretrained",
+        f"model.pretrained={pretrained}: there are no weights of this name for MiT encoders",
+        f"set it to true, {HUB}ORG/NAME, a weights file or a run",
+    )

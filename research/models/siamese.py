@@ -259,7 +259,7 @@ def siamese_frozen(
 
 def siamese_e2e(
     backbone: str,
-    pretrained: str | None,
+    pretrained: str | bool | None,
     freeze: str,
     head: str,
     mlp_hidden_dims: Sequence[int],
@@ -271,7 +271,7 @@ def siamese_e2e(
     Args:
         backbone: timm's name. The features are those of the second fully connected layer of VGG,
             and the pooled features of other networks.
-        pretrained: ``None``, ``timm``, ``torchvision`` or a file, see ``load_pretrained``.
+        pretrained: of the backbone, see ``load_pretrained``.
         freeze: ``none``, ``partial`` or ``full``.
         head: ``bradley_terry`` or ``mlp``.
         mlp_hidden_dims: widths of the shared tower's layers; if empty, the head gets the features.
@@ -283,9 +283,10 @@ def siamese_e2e(
         UserError: for an unknown value, or weights that do not fit.
     """
     from research.models import backbones
+    from research.models.pretrained import load_pretrained
 
     network, features = backbones.create(backbone, image_size)
-    backbones.load(network, backbone, pretrained)
+    load_pretrained(network, backbone, pretrained)
     tower = Tower(nn.Identity(), features, mlp_hidden_dims, dropout)
     return SiameseImages(network, tower, _head(head, tower.width, dropout), freeze)
 

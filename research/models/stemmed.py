@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from timm.layers import BlurPool2d
 from timm.models.resnet import ResNet
@@ -12,6 +12,9 @@ from research.compression.blocks import Blocks
 from research.compression.stems import LateStem
 from research.models.backbones import prefix_matcher
 from research.utils.errors import UserError
+
+STEM: Final = "stem"
+"""Name of the coefficient stem in ``Stemmed``."""
 
 
 class Stemmed(nn.Module):
@@ -30,6 +33,10 @@ class Stemmed(nn.Module):
     def forward(self, blocks: Blocks) -> Tensor:
         logits: Tensor = self.backbone(self.stem(blocks))
         return logits
+
+    def get_classifier(self) -> Any:
+        """timm's ``get_classifier`` of the backbone: what depends on the number of classes."""
+        return getattr(self.backbone, "get_classifier", lambda: ())()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's ``group_matcher`` of the backbone; the whole coefficient stem is the first group.

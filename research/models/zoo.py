@@ -28,7 +28,7 @@ def backbone(
     name: str,
     num_classes: int,
     image_size: int,
-    pretrained: str | None,
+    pretrained: str | bool | None,
     drop_rate: float,
     drop_path_rate: float,
     kwargs: Mapping[str, Any] | None,
@@ -95,9 +95,7 @@ def backbone(
                 f"its own size is {input_spec(name).size}",
             ) from None
     _check_output(network, name, num_classes, image_size)
-    # timm resizes position embeddings while it loads.
-    size = {key: arguments[key] for key in ("img_size",) if key in arguments}
-    load_pretrained(network, name, pretrained, size)
+    load_pretrained(network, name, pretrained)
     return network
 
 

@@ -242,7 +242,22 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ),
     ("resume=runs/none", "", ["resume=runs/none", "resume=auto"]),
     ("init_from=none.pt", "init_from=null,none.pt", ["init_from=none.pt", "no such file"]),
-    ("model.pretrained=none.pt", "model.pretrained=null,none.pt", ["model.pretrained=none.pt"]),
+    (
+        "model.pretrained=none.pt",
+        "model.pretrained=null,none.pt",
+        ["model.pretrained=none.pt: no such file or run", "hf-hub:ORG/NAME, a weights file"],
+    ),
+    ("model.pretrained=runs/none", "", ["model.pretrained=runs/none: no such file or run"]),
+    ("model.pretrained=/", "", ["model.pretrained=/: this folder has no checkpoint"]),
+    ("model.pretrained=hf-hub:a", "model.pretrained=hf-hub:a/b,hf-hub:a", ["hf-hub:ORG/NAME"]),
+    ("model.pretrained=hf-hub:a/../b", "", ["expected hf-hub:ORG/NAME"]),
+    ("model.pretrained=false", "model.pretrained=true,false", ["expected true, a name", "null"]),
+    ("model.pretrained=3", "", ["model.pretrained=3: expected true, a name of weights"]),
+    (
+        "model=rgbx_mit_b0 model.pretrained=timm",
+        "model=rgbx_mit_b0 model.pretrained=true,timm",
+        ["model.pretrained=timm: there are no weights of this name for MiT"],
+    ),
     (
         "optimizer.nesterov=true optimizer.momentum=0",
         "optimizer.nesterov=true optimizer.momentum=0.9,0",

@@ -12,7 +12,7 @@ from torch import Tensor
 from research.models.mit import STEM, VARIANTS, MixTransformer
 from tests.conftest import save_state, user_error
 from tests.models.test_mit import scattered
-from tests.models.test_rgbx import FUSIONS, build, count, frames, small
+from tests.models.test_rgbx import FUSIONS, SMALL, build, count, frames, small
 
 
 def one_stream(channels: int = 3, variant: str = "b0") -> MixTransformer:
@@ -77,15 +77,12 @@ def test_weights_of_an_mit_are_loaded_into_both_streams(
     assert len(caplog.records) == 2
 
 
-def test_weights_for_less_than_half_are_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_for_less_than_half_are_refused(tmp_path: Path) -> None:
     state = one_stream().state_dict()
     early = {key: value for key, value in state.items() if not re.match(r"\w+4\.", key)}
-    small(pretrained=str(save_state(early, tmp_path / "w.pth")), fusion="rgb_only")
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "patch_embed4.proj.weight: not in the source" in record.getMessage()
+    file = str(save_state(early, tmp_path / "w.pth"))
+    with user_error("model.pretrained", "too little", "not in the source: patch_embed4.proj"):
+        small(pretrained=file, fusion="rgb_only")
 
 
 def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
@@ -142,3 +139,26 @@ def test_coarse_layers_are_the_four_stages_and_the_heads() -> None:
         ):
             assert layer[f"encoder.{name}"] == stage
     assert {layer[name] for name in layer if not name.startswith("encoder.")} == {4}
+
+
+def test_a_whole_detector_starts_another_but_for_its_classes_and_channels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    source = scattered(small(num_classes=2)).state_dict()
+    file = save_state(source, tmp_path / "run.pt")
+    network = build(**{**SMALL, "num_classes": 3, "x_channels": 1, "pretrained": str(file)})
+    anew = {
+        f"encoder.x.{STEM}",
+        *(f"roi_heads.box_predictor.{layer}.{part}" for layer in ("cls_score", "bbox_pred")
+          for part in ("weight", "bias")),
+    }  # fmt: skip
+    for name, value in network.state_dict().items():
+        assert (name in anew) == (value.shape != source[name].shape), name
+        assert name in anew or torch.equal(value, source[name]), name
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    whole = len(source)
+    assert f"loaded {whole - 5} of {whole} tensors" in record.getMessage()
+    with user_error("model.pretrained", "does not fit", "fpn."):
+        build(**{**SMALL, "fpn_channels": 8, "pretrained": str(file)})

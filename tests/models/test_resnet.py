@@ -325,8 +325,27 @@ def test_late_concat_keeps_the_pretrained_weights_of_its_stages(
     gone = {key for key in state if key.startswith(("conv1.", "bn1.", "layer1.", "layer2.1."))}
     assert set(state) - set(own) == gone
     assert all(torch.equal(own[key], state[key]) for key in own)
-    assert f"loaded {len(own)} of {len(own)} tensors" in caplog.text
+    assert f"loaded {len(own)} of {len(model.state_dict())} tensors" in caplog.text
+    assert "not in the source: stem.luma.0.weight" in caplog.text
     assert "unused: bn1." in caplog.text
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_the_first_block_of_bottlenecks_starts_anew_without_stage_1(
+    late: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    state = network("resnet26").state_dict()
+    file = save_state(state, tmp_path / "a.safetensors")
+    with caplog.at_level("INFO"):
+        if late:
+            own = network("resnet26", spec("late_concat"), pretrained=file).backbone.state_dict()
+        else:
+            own = network("resnet26", layers=[0, 1, 2, 2], pretrained=file).state_dict()
+    anew = {"layer2.0.conv1.weight", "layer2.0.downsample.0.weight"}
+    assert {key for key in own if own[key].shape != state[key].shape} == anew
+    assert all(torch.equal(own[key], state[key]) for key in own if key not in anew)
+    assert "layer2.0.conv1.weight: 128 × 256 × 1 × 1 in the source, 128 × 64 × 1 × 1" in caplog.text
 
 
 def test_drop_path_grows_over_the_blocks_that_are_left() -> None:

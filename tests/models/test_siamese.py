@@ -261,35 +261,6 @@ def test_weights_come_from_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(model.eval().backbone(photo), expected)
 
 
-def test_the_fully_connected_layers_of_torchvisions_vgg_are_loaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # The real one has 138 million parameters.
-    network = nn.Module()
-    network.features = nn.Sequential(nn.Conv2d(3, 4, 3))
-    network.pre_logits = nn.Module()
-    network.pre_logits.fc1 = nn.Conv2d(4, 5, 7)
-    network.pre_logits.fc2 = nn.Conv2d(5, 6, 1)
-    state = {
-        "features.0.weight": torch.randn(4, 3, 3, 3),
-        "features.0.bias": torch.randn(4),
-        "classifier.0.weight": torch.randn(5, 4 * 49),
-        "classifier.0.bias": torch.randn(5),
-        "classifier.3.weight": torch.randn(6, 5),
-        "classifier.3.bias": torch.randn(6),
-        "classifier.6.weight": torch.randn(9, 6),
-    }
-    monkeypatch.setattr(backbones, "find_weights", lambda *_: dict(state))
-    backbones.load(network, "vgg16", "torchvision")
-    maps = torch.randn(2, 4, 7, 7)
-    expected = F.linear(maps.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"])
-    torch.testing.assert_close(network.pre_logits.fc1(maps).flatten(1), expected)
-    values = torch.randn(2, 5)
-    expected = F.linear(values, state["classifier.3.weight"], state["classifier.3.bias"])
-    torch.testing.assert_close(network.pre_logits.fc2(values[..., None, None])[..., 0, 0], expected)
-    assert torch.equal(network.features[0].weight, state["features.0.weight"])
-
-
 # -- mistakes ------------------------------------------------------------------------------------
 
 
