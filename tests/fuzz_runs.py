@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import research
-from research import compare, export, leaderboard, predict, reproduce
+from research import compare, export, leaderboard, reproduce
 from research.config import compose_config, resolved
 from research.engine import build, checkpoint, run, run_folder
 from research.sweeps import record
@@ -123,7 +123,7 @@ class Project:
         data = ["dataset.train_dirs=[data/pictures/train]", "dataset.val_dir=data/pictures/val"]
         return {
             "load": lambda: research.load(path, device="cpu")([IMAGE]),
-            "predict": lambda: predict.main([str(path), str(IMAGE), *words]),
+            "predict": lambda: verb("predict").main([str(path), str(IMAGE), *words]),
             "evaluate": lambda: verb("evaluate").main([str(path), *data, *words]),
             "export": lambda: export.main([str(path), "out=seen.onnx"]),
             "leaderboard": lambda: leaderboard.main(

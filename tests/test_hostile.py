@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import research
-from research import crossval, export, leaderboard, predict, reproduce, robustness
+from research import crossval, export, leaderboard, reproduce, robustness
 from research.data.warehouse.manifest import Manifest
 from research.engine import checkpoint
 from research.utils.errors import UserError
@@ -204,7 +204,7 @@ def routes(project: Path, train: Train) -> Routes:
     found: dict[str, Route] = {
         "load": lambda p: research.load(p, device="cpu"),
         "load a run": lambda p: research.load(p.parents[1], device="cpu"),
-        "predict": lambda p: predict.main([str(p), image, "out=seen", "device=cpu"]),
+        "predict": lambda p: verb("predict").main([str(p), image, "out=seen", "device=cpu"]),
         "evaluate": lambda p: verb("evaluate").main([str(p), *data]),
         "evaluate a run": lambda p: verb("evaluate").main([str(p.parents[1]), "device=cpu"]),
         "export": lambda p: export.main([str(p), "out=seen.onnx"]),

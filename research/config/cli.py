@@ -91,6 +91,21 @@ class Option:
             parts = [""]  # raises the error of the rule: the list may not be empty
         return tuple(self._checked(part, text) for part in parts)
 
+    def check(self, value: Any) -> None:
+        """Check a value that was not typed as text.
+
+        Raises:
+            UserError: if it is not allowed.
+        """
+        for each in value if self.is_list else [value]:
+            if each is None and self.default is None:
+                continue
+            plain = str(each) if isinstance(each, Path) else each
+            if not self.rule.is_valid(plain):
+                if self.rule.choices:
+                    choose(self.key, str(plain), self.rule.choices)
+                raise UserError(self.key, f"{self.key}={each}: expected {self.rule.allowed}")
+
     def _checked(self, part: str, text: str) -> Any:
         """The value of one entry of ``text``."""
         value = part if self.rule in (TEXT, PATH) else _parsed(part)
@@ -156,6 +171,17 @@ def declared(options: type[DataclassInstance]) -> dict[str, Option]:
                 key, *rest = entry.metadata["option"]
                 declarations[name] = Option(key or name, entry.default, *rest)
     return declarations
+
+
+def checked(options: OptionsT) -> OptionsT:
+    """Options that did not come from a command line.
+
+    Raises:
+        UserError: for a value that is not allowed.
+    """
+    for name, entry in declared(type(options)).items():
+        entry.check(getattr(options, name))
+    return options
 
 
 def parse(
