@@ -47,7 +47,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     """
     from research.config import compose_run
 
-    return compose_run(overrides, None if config_dir is None else Path(config_dir))
+    own = None if config_dir is None else Path(config_dir)
+    return compose_run(_texts("overrides", overrides), own)
 
 
 def train(config: RunConfig) -> TrainResult:
@@ -108,9 +109,11 @@ def load(
     Raises:
         UserError: if no checkpoint can be read, or its configuration is refused.
     """
+    names, words = _texts("trust", trust), _texts("overrides", overrides)
+    words.insert(0, f"device={device}")
     from research.engine import predictor
 
-    return predictor.load(Path(run), overrides=[f"device={device}", *overrides], trust=trust)[0]
+    return predictor.load(Path(run), overrides=words, trust=names)[0]
 
 
 def evaluate(
@@ -142,14 +145,12 @@ def evaluate(
     from research.config import cli
     from research.evaluate import EvaluateOptions
 
-    folder = None if out is None else Path(out)
-    options = EvaluateOptions(tuple(trust), checkpoint, device, split, folder)
-    chosen = cli.checked(options)
+    folder, words = None if out is None else Path(out), _texts("overrides", overrides)
+    names = _texts("trust", trust)
+    cli.checked(EvaluateOptions(tuple(names), checkpoint, device, split, folder))
     from research.engine import evaluation
 
-    return evaluation.evaluate(
-        Path(run), split, checkpoint, device, overrides, chosen.out, chosen.trust
-    )
+    return evaluation.evaluate(Path(run), split, checkpoint, device, words, folder, names)
 
 
 def predict(
@@ -193,7 +194,7 @@ def predict(
     from research.predict import PredictOptions, prepare
 
     options = PredictOptions(
-        trust=tuple(trust),
+        trust=tuple(_texts("trust", trust)),
         checkpoint=checkpoint,
         device=device,
         objectness=objectness,
@@ -205,7 +206,8 @@ def predict(
     )
     sources = [paths] if isinstance(paths, str | Path) else paths
     files = [Path(path) for path in sources]
-    return prepare(Path(run), files, cli.checked(options), overrides).predict()
+    words = _texts("overrides", overrides)
+    return prepare(Path(run), files, cli.checked(options), words).predict()
 
 
 def open_store(manifest: str | Path, verify: str = "once") -> Store:
@@ -232,6 +234,17 @@ def open_store(manifest: str | Path, verify: str = "once") -> Store:
     store = Store(Manifest.load(Path(manifest)), verify)
     store.open()
     return store
+
+
+def _texts(key: str, words: Sequence[str]) -> list[str]:
+    """A list of texts; one text alone would be taken apart into its letters.
+
+    Raises:
+        UserError: for one text alone.
+    """
+    if isinstance(words, str):
+        raise UserError(key, f"{key}={words!r}: expected a list of texts", f"write [{words!r}]")
+    return list(words)
 
 
 class _Package(ModuleType):
