@@ -31,6 +31,7 @@ from research.tracking import spool
 from research.utils import documents
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_atomic, write_text
+from research.utils.installation import IS_COPY
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,8 @@ def versions() -> dict[str, str | None]:
 
 def changes() -> bytes:
     """Uncommitted changes of tracked files, for ``git apply``; empty outside a checkout."""
+    if IS_COPY:
+        return b""
     try:
         return _run_git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
     except (OSError, subprocess.CalledProcessError):
@@ -300,6 +303,8 @@ def _cpu() -> str:
 
 def _git() -> dict[str, Any]:
     """Commit, whether files have changed, and untracked files; empty outside a checkout."""
+    if IS_COPY:
+        return {}  # the checkout around an environment, if there is one, is that of other code
     try:
         commit, status = (
             _run_git(*words).decode()
