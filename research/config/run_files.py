@@ -26,8 +26,16 @@ WORD: Final = re.compile(r"(?!hydra[./=@])[A-Za-z][\w./@]*=")
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is in the user's ``runs/``, after links are resolved."""
-    return path.resolve().is_relative_to(ROOT.resolve())
+    """Whether a file is in the user's ``runs/``, after links are resolved; what is in its cache has
+    come from elsewhere.
+    """
+    inside, root = path.resolve(), ROOT.resolve()
+    return inside.is_relative_to(root) and not inside.is_relative_to(root / "cache")
+
+
+def is_address(run: Path) -> bool:
+    """Whether a run is named by the address of its model in MLflow, ``models:/NAME/VERSION``."""
+    return run.parts[:1] == ("models:",)
 
 
 def configuration(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:
@@ -122,7 +130,9 @@ def new_folder(out: Path | None, kind: str, run: Path) -> Path:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError("out", f"out={out}: is not empty", "set a new folder")
         return out
-    if run.is_file():
+    if is_address(run):
+        run = Path("_".join(run.parts[1:]))
+    elif run.is_file():
         run = run.parent.parent if run.parent.name == "checkpoints" else run.with_suffix("")
     folder = ROOT / kind / (f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
     again = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))

@@ -311,8 +311,10 @@ def _record_start(
     tracker: Tracker,
 ) -> None:
     """Describe the run in its folder, and start the tracker where the run starts."""
-    state, batch = experiment.state, description.batch(experiment)
-    environment = run_folder.describe(folder, state.config, overrides, source, batch)
+    state, config = experiment.state, experiment.state.config
+    about = f"{build.model_name(config)}: {description.describe(experiment)}"
+    own = {**description.batch(experiment), "description": about}
+    environment = run_folder.describe(folder, config, overrides, source, own)
     tags = run_folder.tags(own_tags, environment)
     position = Position(state.epoch, state.samples // state.global_batch, state.step)
     tracker.start(Run(folder, name, state.config, tags, source, position, state.tracking))
@@ -354,14 +356,29 @@ def _finish_files(folder: Path, state: TrainState, tracker: Tracker) -> None:
     content = state.state_dict()
     if not distributed.is_main():
         return
-    header = {name: content[name] for name in ("config", "data", "transform")}
-    header["state"] = {**content["state"], "history": state.history[-1:]}
-    weights = folder / "checkpoints" / "final.safetensors"
-    checkpoint.save_weights(state.export_model, weights, header)
+    final, best = (folder / "checkpoints" / f"{name}.safetensors" for name in ("final", "best"))
+    checkpoint.save_weights(content, final)
+    _save_best(state, final, best)
     tracker.pictures(state.epoch, {"learning_curves": pictures.learning_curves(state.history)})
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
         tracker.artifact(folder / file)
+    if state.best_epoch and best.exists():
+        tracker.model(best, state.best_epoch)
+
+
+def _save_best(state: TrainState, final: Path, best: Path) -> None:
+    """Write the weights of the best epoch to the file ``best``, if their checkpoint is intact."""
+    if state.best_epoch == state.epoch:
+        checkpoint.link(final, best)
+        return
+    best.unlink(missing_ok=True)  # of an earlier end of the run
+    try:
+        saved = checkpoint.load(best.with_suffix(".pt"), state.config["trust"])
+    except UserError as error:
+        log.warning("%s is not written: %s", best.name, error)
+    else:
+        checkpoint.save_weights(saved, best)
 
 
 def _log_locations(folder: Path, state: TrainState, metric: str, tracker: Tracker) -> None:

@@ -10,7 +10,7 @@ from research.tracking.evaluations import Evaluation
 from research.tracking.tracker import Run, Status, Tracker
 from research.utils.files import to_json, write_text
 
-EPOCH_COLUMNS = ("epoch", "train/loss", "val/loss", "epoch_time_sec", "checkpoint_path")
+EPOCH_COLUMNS = ("epoch", "train/loss", "val/loss", "val/n", "epoch_time_sec", "checkpoint_path")
 
 
 class SummaryTracker(Tracker):
@@ -75,6 +75,7 @@ class SummaryTracker(Tracker):
                 "best": str(folder / "checkpoints" / "best.pt"),
                 "last": str(folder / "checkpoints" / "last.pt"),
                 "weights": str(folder / "checkpoints" / "final.safetensors"),
+                "best_weights": str(folder / "checkpoints" / "best.safetensors"),
                 "pictures": str(folder / "pictures"),
             },
             "configuration": self.run.config,

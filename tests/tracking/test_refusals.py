@@ -460,7 +460,7 @@ def test_the_load_of_a_gpu_is_recorded_or_its_lack_is_said(
         monkeypatch.setattr(gpu_monitor, "pynvml", fake_nvml(), raising=False)
     else:
         monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-        monkeypatch.setattr("research.tracking.mlflow.find_spec", lambda _: None)
+        monkeypatch.setattr("research.tracking.mlflow_load.find_spec", lambda _: None)
     tracker = begun(store, tmp_path, config={"device": "auto"}, system_metrics=True)
     while not any(
         key.startswith("system/") for key in client(store).get_run(tracker.run_id).data.metrics
