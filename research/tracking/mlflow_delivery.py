@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -170,19 +170,35 @@ class Delivery:
         if model is None or self.register is None:
             return
         hint = f"resume={self.spool.folder} logging.mlflow.register=NAME registers it later"
-        with self.set_aside("registered model", self.register, record, hint):
+        refused = mlflow_store.is_refused_here
+        with self.set_aside("registered model", self.register, record, hint, refused):
             version, is_new = register(self.client, model, self.register)
             self.model = f"models:/{self.register}/{version}"
             if is_new:
                 log.info("MLflow: registered %s", self.model)
 
     @contextmanager
-    def set_aside(self, kind: str, key: str, record: Record, hint: str = "") -> Iterator[None]:
-        """Set the record aside if the store refuses it inside; ``hint`` says what helps."""
+    def set_aside(
+        self,
+        kind: str,
+        key: str,
+        record: Record,
+        hint: str = "",
+        is_refusal: Callable[[Exception], bool] = mlflow_store.is_refusal,
+    ) -> Iterator[None]:
+        """Set the record aside if the store refuses it inside.
+
+        Args:
+            kind: of the record, in words.
+            key: its name.
+            record: what is set aside.
+            hint: what helps, if the error does not say it.
+            is_refusal: whether an error stays.
+        """
         try:
             yield
         except Exception as error:
-            if not mlflow_store.is_refusal(error):
+            if not is_refusal(error):
                 raise
             self.check_run()
             self.spool.refuse(record, self._log_reason(kind, key, error, hint))

@@ -88,6 +88,11 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, ImportError | OverflowError)
 
 
+def is_refused_here(error: Exception) -> bool:
+    """The same where a missing right does not come by waiting, such as that to register models."""
+    return is_refusal(error) or getattr(error, "error_code", None) in NO_LOGIN
+
+
 def is_missing(error: Exception) -> bool:
     """Whether a run is not in the store."""
     return getattr(error, "error_code", None) in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
