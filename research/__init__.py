@@ -91,13 +91,14 @@ def load(
 ) -> Predictor:
     """Load a trained model with its preprocessing.
 
-    From a file outside of ``runs/`` in the working directory, only model, task, preprocessing and
-    metadata of the data set are used; files and addresses that it names are not.
+    From a file outside of ``runs/`` in the working directory, and from a model in MLflow, only
+    model, task, preprocessing and metadata of the data set are used; files and addresses that it
+    names are not.
 
     Args:
-        run: run folder, of which the best checkpoint is loaded, or checkpoint file. The file
-            ``final.safetensors`` of a run contains the weights of the last epoch and everything
-            else that is needed.
+        run: run folder, of which the best checkpoint is loaded; checkpoint file;
+            ``best.safetensors``, which contains everything that is needed; or the address of a
+            model in MLflow, such as ``models:/NAME/1``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         trust: your own classes and functions that the configuration may name, such as
             ``["my_models.Net"]``. Other names that are not from this project are refused.
@@ -128,12 +129,13 @@ def evaluate(
     """Evaluate a trained run on a split of its data, as ``python -m research.evaluate`` does.
 
     Args:
-        run: run folder or checkpoint file.
+        run: as for ``load``.
         split: ``val``, ``train`` (with validation crops) or ``test`` (if the data set has one).
         checkpoint: ``best`` or ``last``, of a run folder.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         overrides: changed settings of the run, ``key=value`` each.
-        out: folder for the results; None: ``evaluations`` in the run folder.
+        out: folder for the results; None: ``evaluations`` in the run folder. A model in MLflow has
+            none.
         trust: your own classes and functions that the configuration may name.
 
     Returns:
@@ -170,7 +172,7 @@ def predict(
     """Run a trained model on files, and write what ``python -m research.predict`` writes.
 
     Args:
-        run: run folder or checkpoint file.
+        run: as for ``load``.
         paths: images, folders of images, capture runs or videos.
         out: folder for the results, new or empty; None: ``runs/predict/NAME-TIME``.
         checkpoint: ``best`` or ``last``, of a run folder.

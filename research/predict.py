@@ -55,13 +55,13 @@ class PredictOptions(cli.RunOptions):
 USAGE = cli.usage(
     "python -m research.predict RUN|WEIGHTS SOURCE… [key=value …]",
     """
-RUN is a run folder, WEIGHTS a checkpoint or the final.safetensors of a run; no other file is
-needed. A SOURCE is an image (for an RGB + X detector an .npy array), a folder of images, a capture
-run, a folder of capture runs, or a video. A detector writes pictures with boxes, those of all
-sensors side by side (boxed/NAME_boxed.png), the boxes in COCO format (predictions.json) and, with
-one class only, the labels of a capture run; a classifier a table (predictions.csv) and a contact
-sheet; a ranker all photos from best to worst (ranking.csv) and a contact sheet in this order; each
-a summary.json.
+RUN is a run folder; WEIGHTS a checkpoint, the best.safetensors of a run, or the address of a model
+in MLflow (models:/NAME/VERSION); no other file is needed. A SOURCE is an image (for an RGB + X
+detector an .npy array), a folder of images, a capture run, a folder of capture runs, or a video. A
+detector writes pictures with boxes, those of all sensors side by side (boxed/NAME_boxed.png), the
+boxes in COCO format (predictions.json) and, with one class only, the labels of a capture run; a
+classifier a table (predictions.csv) and a contact sheet; a ranker all photos from best to worst
+(ranking.csv) and a contact sheet in this order; each a summary.json.
 """,
     PredictOptions,
     """

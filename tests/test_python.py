@@ -135,6 +135,7 @@ def test_a_run_is_trained_repeated_and_keeps_no_secret(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     word = "tags.from=https://me:geheim@host/x"
+    monkeypatch.setattr(sys, "argv", ["mine.py", "https://me:geheim@host/x"])
     words = [*SMALL, *TINY, *data_overrides(folders), "run_dir=runs/one", "resume=auto", word]
     result = research.train(research.compose(words))
     assert (result.folder, result.metric) == (Path("runs/one"), "val/top1")

@@ -28,7 +28,7 @@ from research.config.resume import unchangeable
 from research.config.run_files import ROOT
 from research.engine import checkpoint
 from research.tracking import spool
-from research.utils import documents
+from research.utils import documents, secrets
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_atomic, write_text
 from research.utils.installation import IS_COPY
@@ -100,7 +100,7 @@ def describe(
     record = {
         **environment(),
         **(batch or {}),
-        "command": sys.argv,
+        "command": [secrets.hidden_word(word) for word in sys.argv],
         "folder": str(Path.cwd()),
         "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
