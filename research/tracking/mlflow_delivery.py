@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from research.tracking import mlflow_store
 from research.tracking.evaluations import FOLDER, Evaluation
-from research.tracking.mlflow_models import log_model, register
+from research.tracking.mlflow_models import log_metrics, log_model, register
 from research.tracking.mlflow_store import Gone, MLflowStore
 from research.tracking.spool import MODEL, ONCE, REFUSED, Record, Spool, read_run_id
 
@@ -146,6 +146,11 @@ class Delivery:
         for file in files:
             folder = Path(FOLDER, file.relative_to(out).parent)
             self.client.log_artifact(self.run_id, str(file), str(folder))
+        try:
+            log_metrics(self.client, self.check_run(), evaluation.epoch)
+        except Exception as error:
+            if not mlflow_store.is_refusal(error):  # a server before MLflow 3 has no models
+                raise
 
     def files(self) -> None:
         """Upload the files that wait."""

@@ -49,14 +49,14 @@ def log_model(client: Any, run: Any, weights: Path, epoch: int) -> Any:
     Raises:
         Exception: any, from the store.
     """
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-    run_id, experiment = run.info.run_id, run.info.experiment_id
-    known = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
-    model = next((each for each in known if each.tags.get(EPOCH) == str(epoch)), None)
+    run_id = run.info.run_id
+    model = _model_of(client, run, epoch)
     if model is None:
         name = NOT_IN_NAMES.sub("_", run.info.run_name or "model")
-        model = client.create_logged_model(experiment, name, run_id, {EPOCH: str(epoch)})
+        tags = {EPOCH: str(epoch)}
+        model = client.create_logged_model(run.info.experiment_id, name, run_id, tags)
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as folder:
             _write_description(Path(folder), run_id, model)
@@ -66,8 +66,29 @@ def log_model(client: Any, run: Any, weights: Path, epoch: int) -> Any:
     outputs = run.outputs.model_outputs if run.outputs else []
     if model.model_id not in [output.model_id for output in outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, epoch)])
-    # With the times that they have in the run, which so gets no second value.
+    log_metrics(client, run, epoch, model)
+    return model
+
+
+def log_metrics(client: Any, run: Any, epoch: int, model: Any = None) -> None:
+    """Give the model of an epoch the metrics that its run has for this epoch.
+
+    Args:
+        client: of MLflow.
+        run: its run.
+        epoch: of the model.
+        model: None: that of the run, if it has one.
+
+    Raises:
+        Exception: any, from the store.
+    """
+    from mlflow.entities import Metric
+
+    run_id, model = run.info.run_id, model or _model_of(client, run, epoch)
+    if model is None:
+        return
     keys = [key for key in run.data.metrics if key.startswith(("val/", "test/"))]
+    # With the times that they have in the run, which so gets no second value.
     values = [
         Metric(key, each.value, each.timestamp, each.step, model_id=model.model_id, run_id=run_id)
         for key in keys[:MOST_METRICS]
@@ -75,7 +96,13 @@ def log_model(client: Any, run: Any, weights: Path, epoch: int) -> Any:
         if each.step == epoch
     ]
     client.log_batch(run_id, values)
-    return model
+
+
+def _model_of(client: Any, run: Any, epoch: int) -> Any:
+    """The model of an epoch of a run; None if there is none."""
+    of_run = f"source_run_id = '{run.info.run_id}'"
+    found = client.search_logged_models([run.info.experiment_id], of_run)
+    return next((model for model in found if model.tags.get(EPOCH) == str(epoch)), None)
 
 
 def _write_description(folder: Path, run_id: str, model: Any) -> None:
@@ -113,10 +140,11 @@ def register(client: Any, model: Any, name: str) -> tuple[str, bool]:
     version = client.create_model_version(
         name, source, run_id, await_creation_for=0, model_id=model.model_id
     )
-    entry = {"name": name, "version": version.version}
     tags = client.get_logged_model(model.model_id).tags
     shown = json.loads(tags.get(VERSIONS, "[]"))
-    if entry not in shown:
+    # A server has set the tag itself; a database has not.
+    if (name, str(version.version)) not in [(each["name"], str(each["version"])) for each in shown]:
+        entry = {"name": name, "version": version.version}
         client.set_logged_model_tags(model.model_id, {VERSIONS: json.dumps([*shown, entry])})
     return str(version.version), True
 

@@ -24,7 +24,7 @@ from research.tracking import mlflow_models, mlflow_tags
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.spool import NAME, REFUSED
 from research.tracking.tracker import Position, Run
-from tests.conftest import ROOT, histories, user_error
+from tests.conftest import ROOT, histories, result_of, user_error
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 ASSETS = ROOT / "tests/assets/runs_v1"
@@ -111,6 +111,19 @@ def test_a_run_has_a_model_for_each_best_epoch(store: str, tmp_path: Path) -> No
     assert shown == [[{"name": "net", "version": 1}], [{"name": "net", "version": 2}]]
     values = histories(MlflowClient(store), tracker.run_id)["val/top1"]
     assert values == [(number, number / 4) for number in (1, 2, 3, 4)]  # not a second time
+
+
+def test_a_later_evaluation_reaches_the_model_of_its_epoch(store: str, tmp_path: Path) -> None:
+    tracker = begun(store, tmp_path)
+    epochs(tracker, 1, 2)
+    tracker.model(weights(tmp_path, "two"), 2)
+    tracker.finish("FINISHED")
+    for epoch in (1, 2):
+        result = result_of(epoch=epoch, metrics={"top1": epoch / 8})
+        assert tracker.deliver_evaluation(tmp_path, result, tmp_path, []) == ""
+    (model,) = models(store)
+    values = {metric.key: metric.value for metric in model.metrics}
+    assert values == {"val/top1": 0.5, "test/top1": 0.25, "test/n": 8}
 
 
 def test_without_a_name_it_is_not_registered_but_later_it_is(store: str, tmp_path: Path) -> None:
