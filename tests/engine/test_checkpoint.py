@@ -165,7 +165,7 @@ def test_text_and_weights_are_written_whole_too(
     model, about = torch.nn.Linear(2, 3), {"transform": {}}
     weights_file.save(model.state_dict(), tmp_path / "final.safetensors", about)
     files.write_text(tmp_path / "summary.json", "old")
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(weights_file, "save_file", full_disk)
     monkeypatch.setattr(files, "_write", lambda path, text: full_disk(text, path))
     with pytest.raises(OSError, match="no space"):
         weights_file.save(model.state_dict(), tmp_path / "final.safetensors", about)

@@ -104,9 +104,10 @@ def test_a_run_has_a_model_for_each_best_epoch(store: str, tmp_path: Path) -> No
     assert contents == [b"two", b"four"]
     assert [version.version for version in versions(store)] == [1, 2]
     outputs = MlflowClient(store).get_run(tracker.run_id).outputs.model_outputs
-    assert [(output.model_id, output.step) for output in outputs] == [
-        (each.model_id, int(each.tags["epoch"])) for each in models(store)
-    ]
+    assert {output.model_id: output.step for output in outputs} == {
+        each.model_id: int(each.tags["epoch"]) for each in models(store)
+    }
+    assert len(outputs) == 2
     shown = [json.loads(each.tags["mlflow.modelVersions"]) for each in models(store)]
     assert shown == [[{"name": "net", "version": 1}], [{"name": "net", "version": 2}]]
     values = histories(MlflowClient(store), tracker.run_id)["val/top1"]
