@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from research.config.messages import format_value
-from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
-from research.config.run_files import is_address
+from research.config.rules import DEVICE, PATH, TEXT, Rule, is_model_address, one_of
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils import conditions, garbage, secrets
 from research.utils.errors import UserError
@@ -322,7 +321,7 @@ def folder_in_run(run: Path, name: str) -> Path:
     Raises:
         UserError: if it is a link that leads outside of the run folder, or there is none.
     """
-    if is_address(run):
+    if is_model_address(run):
         raise UserError("out", f"{run}: a model in MLflow has no run folder", "set out=FOLDER")
     folder = run_dir_of(run)
     if not (folder / name).resolve().is_relative_to(folder.resolve()):

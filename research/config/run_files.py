@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from research.config import stored, targets
 from research.config.migrations import current_word
-from research.config.rules import NAME
+from research.config.rules import NAME, is_model_address
 from research.utils import documents
 from research.utils.errors import UserError
 
@@ -31,11 +31,6 @@ def is_own(path: Path) -> bool:
     """
     inside, root = path.resolve(), ROOT.resolve()
     return inside.is_relative_to(root) and not inside.is_relative_to(root / "cache")
-
-
-def is_address(run: Path) -> bool:
-    """Whether a run is named by the address of its model in MLflow, ``models:/NAME/VERSION``."""
-    return run.parts[:1] == ("models:",)
 
 
 def configuration(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:
@@ -130,7 +125,7 @@ def new_folder(out: Path | None, kind: str, run: Path) -> Path:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError("out", f"out={out}: is not empty", "set a new folder")
         return out
-    if is_address(run):
+    if is_model_address(run):
         run = Path("_".join(run.parts[1:]))
     elif run.is_file():
         run = run.parent.parent if run.parent.name == "checkpoints" else run.with_suffix("")

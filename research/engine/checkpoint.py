@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from research.config import stored, stored_state
-from research.config.run_files import is_address
+from research.config.rules import is_model_address
 from research.engine import weights_file
 from research.engine.weights_file import FORMAT, METADATA_KEY
 from research.tracking import mlflow_models
@@ -285,7 +285,7 @@ def find(run: Path, which: str = "best") -> Path:
         Damaged: if there is none.
         UserError: if a model cannot be downloaded.
     """
-    if is_address(run):
+    if is_model_address(run):
         return mlflow_models.fetch(run.as_posix())
     if os.path.isfile(run):  # unlike Path.is_file, False for a folder without permission
         return run
