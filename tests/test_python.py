@@ -26,7 +26,8 @@ from tests.conftest import ROOT, SMALL, TINY, data_overrides, user_error, verb
 PAGE = ROOT / "docs/python.md"
 FUNCTIONS = [name for name in research.__all__ if name.islower()]
 DEMO = (
-    "dataset.demo.train_images=60", "dataset.demo.val_images=24", "batch_size=20", "device=cpu",
+    "dataset.demo.train_images=60", "dataset.demo.val_images=24", "dataset.image_size=32",
+    "batch_size=8", "device=cpu",
     "logging=csv", "max_train_batches=2",
 )  # fmt: skip
 """Settings that make the examples short."""
@@ -180,7 +181,7 @@ def test_the_examples_of_the_page_run_as_they_stand(
         file = tmp_path / f"example_{number}.py"
         file.write_text(example)
         known = runpy.run_path(str(file), known)
-    assert known["logits"].shape == (8, 8)
+    assert known["logits"].shape == (8, 12)
     assert known["found"].n == 24
     assert known["written"]["frames"] == 24
     assert known["blocks"].shape == (2, 64, 8, 8)

@@ -100,7 +100,7 @@ def describe(
     record = {
         **environment(),
         **(batch or {}),
-        "command": [secrets.hidden_word(word) for word in sys.argv],
+        "command": command(),
         "folder": str(Path.cwd()),
         "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
@@ -159,6 +159,11 @@ def versions() -> dict[str, str | None]:
     """Versions of this project and of torch, and the commit of a checkout."""
     names = ("backbone-lab", "torch")
     return {**{name: _version(name) for name in names}, "git_commit": _git().get("commit")}
+
+
+def command() -> list[str]:
+    """The command line of this process, without secrets; it may be a program that calls us."""
+    return [secrets.hidden_word(word) for word in sys.argv]
 
 
 def changes() -> bytes:
