@@ -21,7 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 import research
 from research.config import RunConfig
-from tests.conftest import ROOT, SMALL, TINY, data_overrides, user_error, verb
+from research.engine import build
+from tests.conftest import ROOT, SMALL, TINY, as_if_trained, data_overrides, user_error, verb
 
 PAGE = ROOT / "docs/python.md"
 FUNCTIONS = [name for name in research.__all__ if name.islower()]
@@ -184,7 +185,7 @@ def test_the_examples_of_the_page_run_as_they_stand(
     assert known["logits"].shape == (8, 12)
     assert known["found"].n == 24
     assert known["written"]["frames"] == 24
-    assert known["blocks"].shape == (2, 64, 8, 8)
+    assert known["blocks"].shape == (2, 8, 8, 64)
     assert known["blocks"].dtype == torch.int16
     assert (known["blocks"][0].numpy() == known["view"]).all()
     assert "pictures:" in capsys.readouterr().out
@@ -192,3 +193,23 @@ def test_the_examples_of_the_page_run_as_they_stand(
     rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
     listed = {key for row in rows if "(" not in row for key in re.findall(r"`(\w+)`", row)}
     assert listed == content.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        (("model=timm", "model.name=resnet18"), "timm"),
+        (("model=densenet121", "model.stem=imagenet"), "torchvision"),
+    ],
+)
+def test_weights_load_without_this_project(words: tuple[str, ...], plain: str) -> None:
+    config = research.compose([*words, "dataset.image_size=64"]).settings
+    network = build.model(config, {"classes": list("abc"), "image_size": 64}).eval()
+    as_if_trained(network)
+    library = importlib.import_module(plain)
+    create = library.create_model if plain == "timm" else library.models.get_model
+    other = create(config["model"]["name"], num_classes=3).eval()
+    other.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(other(images), network(images))
