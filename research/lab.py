@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from research.config import cli
+from research.config import cli, command_line
 from research.utils.errors import UserError
-from research.utils.installation import HOME, PACKAGE
+from research.utils.installation import HOME, IS_COPY, PACKAGE
 
 OTHERS = ("__init__", "batch", "judge", "lab", "train")
 """Modules at the top of the package that are no verbs, or one of another name."""
@@ -31,13 +31,20 @@ def usage() -> str:
 
 
 def run(words: list[str]) -> None:
-    """Run a command as its file would be run, with the other words as its arguments."""
+    """Run a command as ``python -m research.VERB`` would, with the other words as its arguments."""
     if words[:1] in ([], ["--help"], ["-h"]):
         print(usage())
         return
     verb = cli.choose("VERB", words[0], list(verbs()))
     sys.argv = [f"lab {verb}", *words[1:]]
-    runpy.run_path(str(verbs()[verb]), run_name="__main__")
+    # Imported, not run as __main__: what is recorded of the command stays as it was typed.
+    if verb == "train":
+        if not IS_COPY:
+            sys.path.insert(0, str(HOME))  # as for ``python train.py``
+        command_line(import_module("research.train" if IS_COPY else "train").main)
+    else:
+        module = import_module(f"research.{verb}")
+        cli.command(module.USAGE, module.main)
 
 
 def main() -> None:

@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -279,21 +278,9 @@ def result_of(**changes: Any) -> Evaluation:
     return Evaluation(**{**usual, **changes})
 
 
-@cache
 def verb(name: str) -> ModuleType:
-    """The module of ``python -m research.NAME``.
-
-    It is not imported by that name, which would put it in the place of the function
-    ``research.NAME``, if there is one.
-    """
-    path = ROOT / "research" / f"{name}.py"
-    spec = spec_from_file_location(f"verb_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    """The module of ``python -m research.NAME``; ``research.NAME`` may be a function."""
+    return import_module(f"research.{name}")
 
 
 Train = Callable[..., None]

@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import research
-from research import compare, export, leaderboard, predict, reproduce
+from research import compare, export, leaderboard, reproduce
 from research.config import compose_config, resolved
-from research.engine import build, checkpoint, initial_weights, run, run_folder
+from research.engine import build, checkpoint, initial_weights, run, run_folder, weights_file
 from research.sweeps import record
 from research.utils import weights
 from tests import fuzz
@@ -73,7 +73,7 @@ class Project:
         self.contents = {name: weights.read(folder / name) for name in ("last.pt", "previous.pt")}
         self.kept_weights = load_file(folder / "final.safetensors")
         with safe_open(folder / "final.safetensors", "pt") as file:
-            self.header = json.loads(file.metadata()[checkpoint.METADATA_KEY])
+            self.header = json.loads(file.metadata()[weights_file.METADATA_KEY])
 
     def restore(self) -> None:
         """The run as it was."""
@@ -123,7 +123,7 @@ class Project:
         data = ["dataset.train_dirs=[data/pictures/train]", "dataset.val_dir=data/pictures/val"]
         return {
             "load": lambda: research.load(path, device="cpu")([IMAGE]),
-            "predict": lambda: predict.main([str(path), str(IMAGE), *words]),
+            "predict": lambda: verb("predict").main([str(path), str(IMAGE), *words]),
             "evaluate": lambda: verb("evaluate").main([str(path), *data, *words]),
             "export": lambda: export.main([str(path), "out=seen.onnx"]),
             "leaderboard": lambda: leaderboard.main(
@@ -196,8 +196,8 @@ class Project:
         text = json.dumps(header)
         if rng.random() < 0.1:
             text = fuzz.octets(text.encode(), rng).decode(errors="replace")
-        checksum = checkpoint._sha256(tensors, text)
-        metadata = {checkpoint.METADATA_KEY: text, checkpoint.CHECKSUM: checksum}
+        checksum = weights_file.checksum(tensors, text)
+        metadata = {weights_file.METADATA_KEY: text, weights_file.CHECKSUM: checksum}
         save_file({n.replace("\ud800", "?"): t for n, t in tensors.items()}, path, metadata)
         readers = self.readers(path)
         chosen = rng.choice(list(readers) if rng.random() < 0.1 else ["load", "init_from"])

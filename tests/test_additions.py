@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
-from research import predict
-from tests.conftest import ROOT, Train, data_overrides, picture
+from tests.conftest import ROOT, Train, data_overrides, picture, verb
 
 ADDITIONS = ROOT / "tests/additions"
 SHORT = (
@@ -136,7 +135,9 @@ def test_from_a_folder_of_the_user(kind: str, project: Path, train: Train) -> No
             image = str(next((project / "data/val").rglob("*.jpg")))
             trusted = yaml.safe_load((project / "runs/new/config.yaml").read_text())["trust"]
             assert len(trusted) == 1
-            predict.main(["runs/new", image, "out=seen", f"trust=[{trusted[0]}]", "device=cpu"])
+            verb("predict").main(
+                ["runs/new", image, "out=seen", f"trust=[{trusted[0]}]", "device=cpu"]
+            )
             assert len((project / "seen/predictions.csv").read_text().splitlines()) == 2
 
 

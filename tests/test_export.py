@@ -16,7 +16,7 @@ from torchvision.ops import box_iou, nms
 import research
 from research import export
 from research.config import compose_config
-from research.engine import build, checkpoint
+from research.engine import build, weights_file
 from research.engine.predictor import Predictor
 from research.utils.errors import UserError
 from tests.conftest import as_if_trained
@@ -48,7 +48,7 @@ def saved(folder: Path, *overrides: str, metadata: dict[str, Any] | None = None)
         "transform": data.transform(measured=False).state_dict(),
     }
     path = folder / "a_run" / "checkpoints" / "final.safetensors"
-    checkpoint.save_weights(network, path, header)
+    weights_file.save(network.state_dict(), path, header)
     return path
 
 

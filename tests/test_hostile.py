@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import research
-from research import crossval, export, leaderboard, predict, reproduce, robustness
+from research import crossval, export, leaderboard, reproduce, robustness
 from research.data.warehouse.manifest import Manifest
-from research.engine import checkpoint
+from research.engine import weights_file
 from research.utils.errors import UserError
 from tests.conftest import ROOT, Train, one_line_of, verb
 from tests.test_stored_runs import ASSETS, words_of
@@ -204,7 +204,7 @@ def routes(project: Path, train: Train) -> Routes:
     found: dict[str, Route] = {
         "load": lambda p: research.load(p, device="cpu"),
         "load a run": lambda p: research.load(p.parents[1], device="cpu"),
-        "predict": lambda p: predict.main([str(p), image, "out=seen", "device=cpu"]),
+        "predict": lambda p: verb("predict").main([str(p), image, "out=seen", "device=cpu"]),
         "evaluate": lambda p: verb("evaluate").main([str(p), *data]),
         "evaluate a run": lambda p: verb("evaluate").main([str(p.parents[1]), "device=cpu"]),
         "export": lambda p: export.main([str(p), "out=seen.onnx"]),
@@ -239,10 +239,10 @@ def spoiled(file: Path, change: Callable[[dict[str, Any]], object]) -> Iterator[
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata()
-            header = json.loads(metadata[checkpoint.METADATA_KEY])
+            header = json.loads(metadata[weights_file.METADATA_KEY])
             change(header)
             save_file(
-                load_file(file), file, {**metadata, checkpoint.METADATA_KEY: json.dumps(header)}
+                load_file(file), file, {**metadata, weights_file.METADATA_KEY: json.dumps(header)}
             )
         else:
             content = torch.load(file, weights_only=True)

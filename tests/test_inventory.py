@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from research import compare, leaderboard, lr_find, predict, reproduce
+from research import compare, leaderboard, lr_find, reproduce
 from research import inspect as inspect_images
 from research.engine import run_folder
 from tests import inventory
@@ -75,7 +75,7 @@ def test_run(task: str, project: Path, train: Train, store: str, golden: Golden)
     verb("evaluate").main([str(folder), "split=val"])
     again = json.loads((folder / "evaluations" / "val.json").read_text())
     assert not list(unlike(at_end["metrics"], again["metrics"], 1e-5, abs_=1e-7))
-    predict.main([str(folder), SOURCES[task], "max_frames=2", "out=seen", "device=cpu"])
+    verb("predict").main([str(folder), SOURCES[task], "max_frames=2", "out=seen", "device=cpu"])
     found |= {
         "evaluate": inventory.files(folder / "evaluations" / "val"),
         "evaluations": inventory.files(folder / "evaluations"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,9 +30,11 @@ def test_a_verb_runs_its_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lab"])
+    monkeypatch.setattr(sys, "path", sys.path)
     with pytest.raises(SystemExit) as stop:
         lab.run(["evaluate", "--help"])
     assert stop.value.code == 0
+    assert sys.argv == ["lab evaluate", "--help"]  # what a run records of its command
     assert capsys.readouterr().out.startswith("python -m research.evaluate RUN")
     with pytest.raises(SystemExit) as stop:
         lab.run(["train", "epochs=x"])
@@ -45,8 +48,11 @@ def test_in_a_checkout_the_command_is_train_py() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The content of the wheel."""
+    """The content of the wheel, in an environment inside of somebody's repository."""
     folder = tmp_path_factory.mktemp("installed")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "theirs"], check=True)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True)
     (wheel,) = folder.glob("*.whl")
@@ -69,12 +75,14 @@ def test_a_copy_has_every_file(copy: Path) -> None:
 
 @pytest.mark.long
 def test_a_copy_works_from_any_folder(copy: Path, folders: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         code = "from research.lab import main; main()"
         return subprocess.run(
             [sys.executable, "-P", "-c", code, *words],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(copy)},
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
@@ -86,3 +94,13 @@ def test_a_copy_works_from_any_folder(copy: Path, folders: Path, tmp_path: Path)
     assert trained.returncode == 0, trained.stderr
     (folder,) = (tmp_path / "runs").glob("*_copied")
     assert (folder / "checkpoints/final.safetensors").exists()
+    record = json.loads((folder / "environment.json").read_text())
+    assert (record["command"][0], record["git"]) == ("lab train", {})
+    evaluated = run("evaluate", str(folder), "device=cpu")
+    assert json.loads(evaluated.stdout)["metrics"] == json.loads(evaluated.stdout)["logged"]
+    script = f"import research; print(research.load({str(folder)!r}, 'cpu').classes)"
+    loaded = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert loaded.stdout.split() == ["['bars',", "'field',", "'spots']"]

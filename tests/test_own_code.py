@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import research
-from research import export, leaderboard, predict, reproduce
+from research import export, leaderboard, reproduce
 from research.config import check_jobs
 from research.utils.errors import UserError
 from tests.conftest import SMALL, Train, data_overrides, evaluated, one_line_of, verb
@@ -106,7 +106,7 @@ def test_it_trains_resumes_and_is_used_under_trust(own: Words, train: Train) -> 
     found = evaluated(run, "val", "best", trust=[*model.config["trust"]])
     assert found.metrics == pytest.approx(found.logged)
     weights = run / "checkpoints" / "final.safetensors"
-    predict.main([str(weights), *images, "out=seen", "device=cpu", TRUST])
+    verb("predict").main([str(weights), *images, "out=seen", "device=cpu", TRUST])
     with Image.open("seen/contact_sheet.png") as sheet:
         assert sheet.width
     leaderboard.main([str(run), "rounds=1", "batch=1", "out=judged", "device=cpu", TRUST])
@@ -124,7 +124,7 @@ def test_without_trust_it_is_refused(own: Words, train: Train) -> None:
     commands: dict[str, Callable[[], object]] = {
         "load": lambda: research.load(run, "cpu"),
         "evaluate": lambda: verb("evaluate").main([run, "device=cpu"]),
-        "predict": lambda: predict.main([run, image, "device=cpu", "out=seen"]),
+        "predict": lambda: verb("predict").main([run, image, "device=cpu", "out=seen"]),
         "export": lambda: export.main([run]),
         "judge": lambda: leaderboard.main([run, "device=cpu"]),
         "reproduce": lambda: reproduce.main([run]),

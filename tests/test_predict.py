@@ -23,7 +23,6 @@ from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
 import research
-from research import predict
 from research.batch import DetectionBatch
 from research.config import compose_config
 from research.data.frames.annotations import read_frames
@@ -37,9 +36,11 @@ from research.tasks.detection import Detection
 from research.utils.errors import DamagedImage, UserError
 from research.viz.pictures import PREDICTED_BOXES, class_colours
 from tests.browser import Page, needs_browser
-from tests.conftest import TINY, picture, refusal, run, user_error
+from tests.conftest import TINY, picture, refusal, run, user_error, verb
 from tests.test_commands import module
 from tests.videos import colours, write_video
+
+predict = verb("predict")
 
 Compose = Callable[..., dict[str, Any]]
 SIZE = 64
@@ -267,12 +268,13 @@ def test_what_only_another_reader_dislikes_is_left_out_too(here: Path) -> None:
     from research.data.frames.media import Media
     from research.data.image_files import decode
     from research.data.image_modes import to_rgb
+    from research.engine import prediction
 
     for number in range(4):
         picture("bars", number).save(here / f"{number}.jpg")
     damaged: list[DamagedImage] = []
     [batch] = Media([here]).batches(8)
-    stills, images, read = predict._read(Picky(), batch, damaged)  # type: ignore[arg-type]
+    stills, images, read = prediction.read_frames(Picky(), batch, damaged)  # type: ignore[arg-type]
     assert [still.stem for still in stills] == read == ["0", "2", "3"]  # type: ignore[comparison-overlap]
     assert len(images) == 3
     assert [str(error) for error in damaged] == [f"{here / '1.jpg'}: coefficients"]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import research
-from research import predict, robustness
+from research import robustness
 from research.batch import DetectionBatch
 from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
@@ -24,7 +24,7 @@ from research.data.transforms import DeviceTransform
 from research.engine import evaluation
 from research.tasks.detection import Detection
 from research.utils.errors import UserError
-from tests.conftest import evaluated, refusal, run
+from tests.conftest import evaluated, refusal, run, verb
 
 CHANNELS = ("red", "green", "blue", "thermal", "event")
 SIZE = 32
@@ -281,7 +281,7 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
     # What the network is shown makes a difference, even untrained.
     assert len({case["mean_iou"] for case in (clean, *others)}) > 5
 
-    predict.main(["r", "scenes/images", "max_frames=2", "objectness=0.01", "out=seen"])
+    verb("predict").main(["r", "scenes/images", "max_frames=2", "objectness=0.01", "out=seen"])
     files = sorted((tmp_path / "scenes" / "images").glob("*.npy"))[:2]
     model = research.load("r", "cpu")
     coco = json.loads((tmp_path / "seen" / "predictions.json").read_text())

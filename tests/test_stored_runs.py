@@ -14,12 +14,12 @@ import torch
 import yaml
 
 import research
-from research import compare, leaderboard, predict, prepare, reproduce
+from research import compare, leaderboard, prepare, reproduce
 from research.config.migrations import current_word
 from research.data.warehouse.manifest import Manifest
 from research.tracking.files import read_rows
 from tests.assets import skeleton
-from tests.conftest import ROOT, Train, evaluated, histories, unlike
+from tests.conftest import ROOT, Train, evaluated, histories, unlike, verb
 
 ASSETS = ROOT / "tests" / "assets" / "runs_v1"
 WHOLE = ("classification", "coefficients", "tinydet", "bigdet", "ranking_frozen")
@@ -96,7 +96,7 @@ def test_a_run_is_evaluated_and_predicted_with(name: str, project: Path) -> None
     found = evaluated(run, "val", "best")
     if name in WHOLE:
         assert not list(unlike(found.logged, found.metrics, CLOSE))
-    predict.main([str(run), SEEN[name], "max_frames=2", "out=seen", "device=cpu"])
+    verb("predict").main([str(run), SEEN[name], "max_frames=2", "out=seen", "device=cpu"])
     assert json.loads((project / "seen/summary.json").read_text())["frames"] == 2
 
 

@@ -15,7 +15,7 @@ from research.config.group_rules import Job, faults, group_rules
 from research.config.messages import explain, invalid_value, renamed_key, unknown_key
 from research.config.migrations import current_key
 from research.config.options import DECLARATIONS, option_node, options
-from research.config.rules import Rule
+from research.config.rules import Rule, is_model_address
 from research.config.schema import GROUPS, rule_for
 from research.config.targets import TARGET, check_targets, packaged_targets, target_nodes
 from research.utils.errors import UserError
@@ -171,7 +171,8 @@ def _declared_faults(job: Job) -> Iterator[UserError]:
 
 def _start_faults(settings: Settings) -> Iterator[UserError]:
     resume, init_from = settings["resume"], settings["init_from"]
-    if resume is None and init_from is not None and not Path(init_from).exists():
+    start = None if init_from is None else Path(init_from)
+    if resume is None and start is not None and not (start.exists() or is_model_address(start)):
         yield UserError(
             "init_from",
             f"init_from={init_from}: no such file or folder",

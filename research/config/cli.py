@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from research.config.messages import format_value
-from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
+from research.config.rules import DEVICE, PATH, TEXT, Rule, is_model_address, one_of
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils import conditions, garbage, secrets
 from research.utils.errors import UserError
@@ -90,6 +90,21 @@ class Option:
         if not parts and self.default:
             parts = [""]  # raises the error of the rule: the list may not be empty
         return tuple(self._checked(part, text) for part in parts)
+
+    def check(self, value: Any) -> None:
+        """Check a value that was not typed as text.
+
+        Raises:
+            UserError: if it is not allowed.
+        """
+        for each in value if self.is_list else [value]:
+            if each is None and self.default is None:
+                continue
+            plain = str(each) if isinstance(each, Path) else each
+            if not self.rule.is_valid(plain):
+                if self.rule.choices:
+                    choose(self.key, str(plain), self.rule.choices)
+                raise UserError(self.key, f"{self.key}={each}: expected {self.rule.allowed}")
 
     def _checked(self, part: str, text: str) -> Any:
         """The value of one entry of ``text``."""
@@ -156,6 +171,17 @@ def declared(options: type[DataclassInstance]) -> dict[str, Option]:
                 key, *rest = entry.metadata["option"]
                 declarations[name] = Option(key or name, entry.default, *rest)
     return declarations
+
+
+def checked(options: OptionsT) -> OptionsT:
+    """Options that did not come from a command line.
+
+    Raises:
+        UserError: for a value that is not allowed.
+    """
+    for name, entry in declared(type(options)).items():
+        entry.check(getattr(options, name))
+    return options
 
 
 def parse(
@@ -293,8 +319,10 @@ def folder_in_run(run: Path, name: str) -> Path:
     """The folder ``name`` for results in a run folder.
 
     Raises:
-        UserError: if it is a link that leads outside of the run folder.
+        UserError: if it is a link that leads outside of the run folder, or there is none.
     """
+    if is_model_address(run):
+        raise UserError("out", f"{run}: a model in MLflow has no run folder", "set out=FOLDER")
     folder = run_dir_of(run)
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise UserError("out", f"{folder / name}: a link that leads elsewhere", "set out=FOLDER")

@@ -76,10 +76,10 @@ def hydra_ready(own: Path | None = None) -> Iterator[None]:
         raise UserError(
             CONFIG_DIR, f"{CONFIG_DIR} {own}: no such folder", "it contains GROUP/OPTION.yaml"
         )
-    if GlobalHydra.instance().is_initialized():
+    if _is_ready():
         yield
         return
-    with initialize_config_dir(str(CONF), job_name="train"):
+    with _without_callers(), initialize_config_dir(str(CONF), job_name="train"):
         if own is not None:
             search_path = create_config_search_path(str(CONF))
             # Where ``hydra.main`` has it: an option of conf/ takes precedence.
@@ -89,6 +89,24 @@ def hydra_ready(own: Path | None = None) -> Iterator[None]:
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("train", search_path)
         yield
+
+
+def _is_ready() -> bool:
+    """Whether Hydra is initialised with ``conf/``."""
+    hydra = GlobalHydra.instance()
+    if not hydra.is_initialized():
+        return False
+    return any(Path(each.path) == CONF for each in hydra.config_loader().get_sources())
+
+
+@contextmanager
+def _without_callers() -> Iterator[None]:
+    """Without the Hydra of a program that calls this package, and has options of its own."""
+    callers, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = callers
 
 
 def config_dir() -> Path | None:

@@ -14,7 +14,7 @@ from research.config.group_rules import group_rules
 from research.config.keys import setting_values
 from research.config.messages import format_value
 from research.config.options import DEFAULT_BATCH_SIZE, options
-from research.config.resume import Resumed
+from research.config.run_config import RunConfig
 from research.config.schema import GROUPS, OPTIONAL, RUN_DEFAULTS, RUN_RULES, RunSettings
 from research.utils.installation import TRAIN
 
@@ -29,7 +29,7 @@ EXAMPLES = f"""\
 """
 
 
-def help_text(overrides: list[str], run: Resumed | None = None) -> str:
+def help_text(overrides: list[str], run: RunConfig | None = None) -> str:
     """Groups with their options, run settings, and the keys of the chosen options.
 
     Args:

@@ -30,8 +30,9 @@ from research.config import resume
 from research.config.checks import check
 from research.config.compose import Composed, composed, hydra_ready, own_targets
 from research.config.help import help_text
-from research.config.jobs import check_jobs
+from research.config.jobs import check_jobs, refuse_preset
 from research.config.messages import explain, suggest
+from research.config.run_config import RunConfig
 from research.config.schema import register
 from research.utils import conditions, garbage, secrets
 from research.utils.errors import UserError
@@ -39,7 +40,7 @@ from research.utils.launch import process_prefix
 
 
 def command_line(main: Callable[..., object]) -> None:
-    """Run a ``hydra.main`` function as a command; for ``resume=RUN`` it receives a ``Resumed``.
+    """Run a ``hydra.main`` function as a command; for ``resume=RUN`` it receives a ``RunConfig``.
 
     A mistake of the user, or an everyday condition of the machine (``research.utils.conditions``),
     is printed in one line, ``error: …``, with exit status 2; the exit status of an interruption is
@@ -115,8 +116,8 @@ def exit_on_user_error() -> Iterator[None]:
         _exit(f"error: {_reported(error, HydraConfig.get().overrides.task)}", 2)
 
 
-def compose_config(overrides: Sequence[str], own: Path | None = None) -> Composed:
-    """Compose and check ``conf/config.yaml`` for a command other than ``train.py``.
+def compose_run(overrides: Sequence[str], own: Path | None = None) -> RunConfig:
+    """The checked configuration of the run that ``train.py`` would train with these words.
 
     With ``resume=RUN`` it is the configuration of that run, see ``research.config.resume``.
 
@@ -127,16 +128,26 @@ def compose_config(overrides: Sequence[str], own: Path | None = None) -> Compose
     Raises:
         UserError: if it cannot be composed or does not pass ``check``.
     """
-    register()
+    words = [secrets.hidden_word(word) for word in overrides]
+    if resume.run_of(words) is None:
+        found = compose_config(words, own)
+        return RunConfig.of(found.cfg, found.choices, words, own)
+    try:
+        return resume.compose(words, None if own is None else str(own))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise explain(error, words) from error
+
+
+def compose_config(overrides: Sequence[str], own: Path | None = None) -> Composed:
+    """The same for commands other than ``train.py``, with the interpolations of ``conf/``."""
     words = list(overrides)
     if resume.run_of(words) is not None:
-        try:
-            return resume.compose(words, None if own is None else str(own)).composed
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            raise explain(error, words) from error
+        return compose_run(words, own).composed
+    register()
     with hydra_ready(own):
         try:
             result = composed(words)
+            refuse_preset(result.choices, words)
             check(result.cfg, result.choices, words, own=own_targets())
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise explain(error, words) from error

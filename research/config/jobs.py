@@ -82,10 +82,8 @@ def check_jobs(overrides: list[str], *, multirun: bool, own: Path | None = None)
         axes = [_values(override, parser) for override in parsed]
         base = lru_cache(maxsize=None)(_composed_job)
         first = base(_composed_lines([axis.values[0] for axis in axes]))
-        preset = first.choices.get("sweep")
-        if preset is not None and not multirun:
-            command = train_command(overrides, multirun=True)
-            raise UserError("sweep", f"sweep={preset} is a sweep of many runs", f"run {command}")
+        if not multirun:
+            refuse_preset(first.choices, overrides)
         _check_sweeper(first.sweeper)
         if multirun:
             _check_launcher(first)
@@ -99,6 +97,18 @@ def check_jobs(overrides: list[str], *, multirun: bool, own: Path | None = None)
             if groups not in defaults:
                 defaults[groups] = _defaults(job, base(groups))
             _check_job(job, base(groups), defaults[groups], multirun=multirun)
+
+
+def refuse_preset(choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+    """Refuse ``sweep=PRESET`` for a single run.
+
+    Raises:
+        UserError: with the command of the sweep.
+    """
+    preset = choices.get("sweep")
+    if preset is not None:
+        command = train_command(overrides, multirun=True)
+        raise UserError("sweep", f"sweep={preset} is a sweep of many runs", f"run {command}")
 
 
 def _check_sweeper(sweeper: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +29,7 @@ from research.config.keys import MISSING, differences, leaves
 from research.config.messages import HELP, format_value
 from research.config.options import option_node, options
 from research.config.overrides import override, train_command
+from research.config.run_config import RunConfig
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, register, rule_for
 from research.config.stored import Plain
 from research.utils.errors import UserError
@@ -40,29 +40,6 @@ OF_THE_COMMAND: Final = ("resume", "run_dir", "init_from", "trust", "version")
 """Settings that are not taken from composed configurations."""
 NETWORK: Final = ("model.", "compression.", "task.")
 """Settings without which the weights of a run do not fit."""
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A run that is resumed.
-
-    Attributes:
-        config: its configuration, with the changes of the command line.
-        name: of the run.
-        overrides: of the command line that would train it from the start.
-        choices: the chosen option of each group, as far as they were composed.
-    """
-
-    config: Plain
-    name: str
-    overrides: list[str]
-    choices: dict[str, str | None]
-
-    @property
-    def composed(self) -> Composed:
-        """The same, as a configuration that was composed from ``conf/``."""
-        tags = {key: text.replace("${", r"\${") for key, text in self.config["tags"].items()}
-        return Composed(OmegaConf.create({**self.config, "tags": tags}), self.choices, {}, {})
 
 
 class _Changes(NamedTuple):
@@ -95,7 +72,7 @@ def run_of(words: Sequence[str]) -> str | None:
     return str(found[0].value())
 
 
-def compose(words: Sequence[str], config_dir: str | None = None) -> Resumed:
+def compose(words: Sequence[str], config_dir: str | None = None) -> RunConfig:
     """The run of a command line with ``resume=RUN``.
 
     Args:
@@ -142,7 +119,8 @@ def compose(words: Sequence[str], config_dir: str | None = None) -> Resumed:
     name = config["name"] or run_files.name(folder)
     own = changes.words if changes.words is not None else recorded
     choices = {} if after is None else after.choices
-    return Resumed(config, name, merged(own or [], lines), choices)
+    folder_of_options = None if config_dir is None else Path(config_dir)
+    return RunConfig(config, name, merged(own or [], lines), choices, folder_of_options)
 
 
 def unchangeable(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Final
 
 MAX_INT = 2**53
@@ -235,3 +236,8 @@ def nearest(word: str, words: Sequence[str]) -> str | None:
     """The word most similar to ``word``; None if none is similar."""
     matches = get_close_matches(word, words, n=1, cutoff=0.67)
     return matches[0] if matches else None
+
+
+def is_model_address(run: Path) -> bool:
+    """Whether a run is named by the address of its model in MLflow, ``models:/NAME/VERSION``."""
+    return run.parts[:1] == ("models:",)

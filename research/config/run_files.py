@@ -6,14 +6,16 @@ the overrides are only settings.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from research.config import stored, targets
 from research.config.migrations import current_word
-from research.config.rules import NAME
+from research.config.rules import NAME, is_model_address
 from research.utils import documents
 from research.utils.errors import UserError
 
@@ -24,8 +26,11 @@ WORD: Final = re.compile(r"(?!hydra[./=@])[A-Za-z][\w./@]*=")
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is in the user's ``runs/``, after links are resolved."""
-    return path.resolve().is_relative_to(ROOT.resolve())
+    """Whether a file is in the user's ``runs/``, after links are resolved; what is in its cache has
+    come from elsewhere.
+    """
+    inside, root = path.resolve(), ROOT.resolve()
+    return inside.is_relative_to(root) and not inside.is_relative_to(root / "cache")
 
 
 def configuration(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:
@@ -103,3 +108,27 @@ def check_names(config: Mapping[str, Any], trust: Collection[str], path: Path) -
         targets.check_targets(config, trust)
     except UserError as error:
         raise UserError("RUN", f"{path}: refused, its configuration has {error}") from None
+
+
+def new_folder(out: Path | None, kind: str, run: Path) -> Path:
+    """The folder for new results: ``out``, or ``runs/KIND/NAME-TIME``.
+
+    Args:
+        out: as the user has chosen it, if he has.
+        kind: name of the command.
+        run: run folder or checkpoint file, whose name the folder has.
+
+    Raises:
+        UserError: if ``out`` is not empty.
+    """
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError("out", f"out={out}: is not empty", "set a new folder")
+        return out
+    if is_model_address(run):
+        run = Path("_".join(run.parts[1:]))
+    elif run.is_file():
+        run = run.parent.parent if run.parent.name == "checkpoints" else run.with_suffix("")
+    folder = ROOT / kind / (f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    again = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([folder], again) if not each.exists())

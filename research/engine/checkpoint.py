@@ -6,41 +6,27 @@ Their content is ``TrainState.state_dict`` of ``research.engine.state``.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from research.config import stored, stored_state
+from research.config.rules import is_model_address
+from research.engine import weights_file
+from research.engine.weights_file import FORMAT, METADATA_KEY
+from research.tracking import mlflow_models
 from research.utils import weights
 from research.utils.errors import Damaged, UserError
 from research.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
-
-FORMAT = 2
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16,
-        torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool,
-    )
-}  # fmt: skip
-"""Allowed dtypes of tensors in the metadata."""
-METADATA_KEY = "backbone_lab"
-"""Entry of the metadata of ``final.safetensors`` with the rest of the checkpoint, as JSON."""
-CHECKSUM = "sha256"
-"""Entry of the metadata of ``final.safetensors``."""
 
 
 class Checkpoints:
@@ -242,34 +228,8 @@ def read(path: Path, trust: Collection[str] = ()) -> dict[str, Any]:
     content = weights.read(path)
     metadata = weights.metadata(path)
     if METADATA_KEY in metadata:
-        content = _with_header(content, metadata, path)
+        content = weights_file.with_header(content, metadata, path)
     return _checked(content, path, trust) if "format" in content else content
-
-
-def _with_header(
-    tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path
-) -> dict[str, Any]:
-    """The checkpoint in a file of ``save_weights``.
-
-    Raises:
-        Damaged: if it is none, or not the one that was written.
-    """
-    text = metadata[METADATA_KEY]
-    try:
-        header = json.loads(text)
-        _ = header["format"]
-        transform = {name: _tensor(**parts) for name, parts in header["transform"].items()}
-        checked = header.pop(CHECKSUM, False) or CHECKSUM in metadata  # earlier files have none
-        if checked and metadata.get(CHECKSUM) != _sha256(tensors, text):
-            raise ValueError("its checksum is wrong")
-    except (
-        ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError,
-        OverflowError,
-    ):  # fmt: skip
-        raise Damaged(
-            "checkpoint", f"{path}: damaged file (its metadata or checksum)", "use another file"
-        ) from None
-    return {**header, "transform": transform, "model": tensors}
 
 
 def _checked(content: dict[str, Any], path: Path, trust: Collection[str]) -> dict[str, Any]:
@@ -318,12 +278,15 @@ def find(run: Path, which: str = "best") -> Path:
     """Path of the checkpoint of ``run``; it need not be intact.
 
     Args:
-        run: a run folder or a file.
+        run: a run folder, a file, or the address of a model in MLflow, which is downloaded.
         which: ``best`` or ``last``, of a run folder; ``last`` if there is no ``best``.
 
     Raises:
         Damaged: if there is none.
+        UserError: if a model cannot be downloaded.
     """
+    if is_model_address(run):
+        return mlflow_models.fetch(run.as_posix())
     if os.path.isfile(run):  # unlike Path.is_file, False for a folder without permission
         return run
     for name in dict.fromkeys((which, "last")):
@@ -339,42 +302,37 @@ def find(run: Path, which: str = "best") -> Path:
     )
 
 
-def save_weights(model: torch.nn.Module, path: Path, header: Mapping[str, Any]) -> None:
-    """Write a ``.safetensors`` file that ``load`` reads as a checkpoint without the optimizer.
+def save_weights(content: Mapping[str, Any], path: Path) -> None:
+    """Write the evaluated weights of a checkpoint as ``.safetensors``; ``load`` reads it.
 
     Args:
-        model: its state dict becomes the tensors of the file, under the same names.
+        content: of the checkpoint.
         path: the file.
-        header: written to the metadata: ``config``, ``data``, ``state`` (plain values) and
-            ``transform``, a state dict of small tensors.
     """
-    tensors: dict[str, Tensor] = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
-    transform = {name: _plain(tensor) for name, tensor in header["transform"].items()}
-    text = json.dumps({"format": FORMAT, CHECKSUM: True, **header, "transform": transform})
-    # Other readers of safetensors files expect the "format" of the tensors.
-    metadata = {"format": "pt", METADATA_KEY: text, CHECKSUM: _sha256(tensors, text)}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
+    header = {name: content[name] for name in ("config", "data", "transform")}
+    state = content["state"]
+    header["state"] = {**state, "history": state["history"][-1:]}
+    weights_file.save(weights_of(content), path, header)
 
 
-def _sha256(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Checksum of tensors and the rest of the checkpoint, hexadecimal."""
-    digest = sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def save_best_weights(best: Path, trust: Sequence[str], same: Path | None) -> None:
+    """Write the weights of the best epoch, if their checkpoint is intact.
 
-
-def _plain(tensor: Tensor) -> dict[str, Any]:
-    """A tensor as JSON; exact, since a float's shortest decimals read back as the same float."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"dtype": dtype, "shape": list(tensor.shape), "values": tensor.flatten().tolist()}
-
-
-def _tensor(dtype: str, shape: list[int], values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=DTYPES[dtype]).reshape(shape)
+    Args:
+        best: ``best.safetensors``, beside the checkpoint ``best.pt``.
+        trust: the user's own ``_target_`` names that its configuration may contain.
+        same: a file of the same weights; None if there is none.
+    """
+    if same is not None:
+        link(same, best)
+        return
+    best.unlink(missing_ok=True)  # of an earlier end of the run
+    try:
+        saved = load(best.with_suffix(".pt"), trust)
+    except UserError as error:
+        log.warning("%s is not written: %s", best.name, error)
+    else:
+        save_weights(saved, best)
 
 
 def epoch_of(path: Path) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -106,7 +105,7 @@ class EvalRun:
             checkpoint=str(self.file.relative_to(folder)),
             changed=dict(self.changed),
             overrides=list(self.overrides),
-            command=[*sys.argv],
+            command=run_folder.command(),
             date=timestamp(),
             versions=run_folder.versions(),
         )

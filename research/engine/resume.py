@@ -158,7 +158,8 @@ def set_back(
     content = state.state_dict()
     if distributed.is_main():
         checkpoints.save(content, "", is_best=False)
-        (checkpoints.folder / "final.safetensors").unlink(missing_ok=True)
+        for name in ("final.safetensors", "best.safetensors"):
+            (checkpoints.folder / name).unlink(missing_ok=True)
         log.info(
             "resume: set back to epoch %d; the run as it was is kept in %s", state.epoch, aside
         )

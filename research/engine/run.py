@@ -325,9 +325,10 @@ def _record_start(
     tracker: Tracker,
 ) -> None:
     """Describe the run in its folder, and start the tracker where the run starts."""
-    state, batch = experiment.state, description.batch(experiment)
-    weights = experiment.weights
-    environment = run_folder.describe(folder, state.config, overrides, source, batch, weights)
+    state, config = experiment.state, experiment.state.config
+    about = f"{build.model_name(config)}: {description.describe(experiment)}"
+    own = {**description.batch(experiment), "description": about}
+    environment = run_folder.describe(folder, config, overrides, source, own, experiment.weights)
     tags = run_folder.tags(own_tags, environment)
     position = Position(state.epoch, state.samples // state.global_batch, state.step)
     tracker.start(Run(folder, name, state.config, tags, source, position, state.tracking))
@@ -371,10 +372,10 @@ def _finish_files(folder: Path, state: TrainState, unit: str, tracker: Tracker) 
     content = state.state_dict()
     if not distributed.is_main():
         return
-    header = {name: content[name] for name in ("config", "data", "transform")}
-    header["state"] = {**content["state"], "history": state.history[-1:]}
-    weights = folder / "checkpoints" / "final.safetensors"
-    checkpoint.save_weights(state.export_model, weights, header)
+    final, best = (folder / "checkpoints" / f"{name}.safetensors" for name in ("final", "best"))
+    checkpoint.save_weights(content, final)
+    is_last = state.best_epoch == state.epoch
+    checkpoint.save_best_weights(best, state.config["trust"], final if is_last else None)
     counts = {split: [row.get(f"{split}/n") for row in state.history] for split in ("train", "val")}
     title = ", ".join(with_n(split, *each, unit=unit) for split, each in counts.items())
     curves = pictures.learning_curves(state.history, title)
@@ -382,6 +383,8 @@ def _finish_files(folder: Path, state: TrainState, unit: str, tracker: Tracker) 
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):
         tracker.artifact(folder / file)
+    if state.best_epoch and best.exists():
+        tracker.model(best, state.best_epoch)
 
 
 def _number(value: float | None) -> str:

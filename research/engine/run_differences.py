@@ -73,7 +73,10 @@ def content(
     checkpoints = folder / "checkpoints"
     last = checkpoint.load(checkpoints / "last.pt", trust)
     best = checkpoint.load(checkpoints / "best.pt", trust)
-    final = checkpoint.load(checkpoints / "final.safetensors", trust)
+    weights = {
+        name: checkpoint.load(checkpoints / name, trust)
+        for name in ("best.safetensors", "final.safetensors")
+    }
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     found = {
@@ -83,7 +86,10 @@ def content(
             if last[part] is not None
         },
         "best.pt": _without_times({part: best[part] for part in ("model", "ema", "state")}),
-        "final.safetensors": _without_times({part: final[part] for part in ("model", "state")}),
+        **{
+            name: _without_times({part: saved[part] for part in ("model", "state")})
+            for name, saved in weights.items()
+        },
         **{
             str(path.relative_to(folder)): _without_times(_numbers(read_rows(path)))
             for path in sorted(folder.rglob("*.csv"))

@@ -28,9 +28,10 @@ from research.config.resume import unchangeable
 from research.config.run_files import ROOT
 from research.engine import checkpoint
 from research.tracking import spool
-from research.utils import documents
+from research.utils import documents, secrets
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_atomic, write_text
+from research.utils.installation import IS_COPY
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def describe(
     record = {
         **environment(),
         **(batch or {}),
-        "command": sys.argv,
+        "command": command(),
         "folder": str(Path.cwd()),
         "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
@@ -165,8 +166,15 @@ def versions() -> dict[str, str | None]:
     return {**{name: _version(name) for name in names}, "git_commit": _git().get("commit")}
 
 
+def command() -> list[str]:
+    """The command line of this process, without secrets; it may be a program that calls us."""
+    return [secrets.hidden_word(word) for word in sys.argv]
+
+
 def changes() -> bytes:
     """Uncommitted changes of tracked files, for ``git apply``; empty outside a checkout."""
+    if IS_COPY:
+        return b""
     try:
         return _run_git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
     except (OSError, subprocess.CalledProcessError):
@@ -314,6 +322,8 @@ def _cpu() -> str:
 
 def _git() -> dict[str, Any]:
     """Commit, whether files have changed, and untracked files; empty outside a checkout."""
+    if IS_COPY:
+        return {}  # the checkout around an environment, if there is one, is that of other code
     try:
         commit, status = (
             _run_git(*words).decode()

@@ -13,21 +13,22 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from PIL.Image import Image
 
-from research.tracking import mlflow_store
+from research.tracking import mlflow_store, mlflow_tags
 from research.tracking.evaluations import Evaluation
 from research.tracking.mlflow_delivery import Delivery, entries_of, record_of
+from research.tracking.mlflow_load import MachineLoad
 from research.tracking.mlflow_resume import changed_settings, earlier_rows, milliseconds
 from research.tracking.mlflow_rules import experiment_name, store_address
 from research.tracking.mlflow_store import Gone, MLflowStore, flatten
 from research.tracking.spool import (
     FOLDER_ID,
+    MODEL,
     NAME,
     REFUSED,
     RUN_ID,
@@ -52,8 +53,6 @@ DELIVERY_THREAD = "MLflowDelivery"
 SECONDS_AFTER_FAILURE = 60.0
 """Doubled after each failure in a row."""
 MOST_SECONDS_AFTER_FAILURE = 600.0
-MONITOR_THREAD = "SystemMetricsMonitor"
-"""Name of the thread in which MLflow samples the load of the machine."""
 
 
 class MLflowTracker(Tracker):
@@ -67,18 +66,27 @@ class MLflowTracker(Tracker):
             ``backbone-lab``.
         system_metrics: sample CPU, memory and GPU load during training; not for a run without
             data, which only groups other runs.
+        register: name in the model registry of which the best weights become a version when the
+            run ends.
 
     Raises:
         UserError: if the URI comes from a file, without its password.
     """
 
-    def __init__(self, uri: str | None, experiment: str | None, system_metrics: bool) -> None:
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str | None,
+        system_metrics: bool,
+        register: str | None = None,
+    ) -> None:
         self.store = MLflowStore(store_address(uri))
         self.experiment = experiment_name(experiment)
         self.system_metrics = system_metrics
+        self.register = register
         self.run: Run | None = None
         self.spool = Spool(Path())
-        self.delivery = Delivery(self.store, self.spool)
+        self.delivery = Delivery(self.store, self.spool, self.register)
         self.connected = False
         self.was_open = False
         self.answers = False
@@ -87,7 +95,7 @@ class MLflowTracker(Tracker):
         self.next_delivery = 0.0
         self.batch_times: list[float] = []
         self.wanted_times = 1
-        self.monitor: Any = None
+        self.load = MachineLoad()
         self.ended = False
         self.delivering: threading.Thread | None = None
 
@@ -102,7 +110,7 @@ class MLflowTracker(Tracker):
         """Read what an earlier process has left in the folder of a run."""
         self.run = run
         self.spool = Spool(run.folder)
-        self.delivery = Delivery(self.store, self.spool)
+        self.delivery = Delivery(self.store, self.spool, self.register)
         if run.resumed.step:
             state = run.state.get("mlflow_run_id")
             # The file has the run that was created after the checkpoint was written.
@@ -178,6 +186,11 @@ class MLflowTracker(Tracker):
         folder = str(relative.parent) if relative.parent != Path() else None
         self.spool.add({"file": str(relative), "folder": folder})
 
+    def model(self, path: Path, epoch: int) -> None:
+        assert self.run is not None
+        relative = str(path.relative_to(self.run.folder))
+        self.spool.add({"file": relative, "folder": None, MODEL: epoch})
+
     def flush(self) -> None:
         is_delivering = self.delivering is not None and self.delivering.is_alive()
         if time.monotonic() >= self.next_delivery and not is_delivering:
@@ -198,16 +211,16 @@ class MLflowTracker(Tracker):
 
     def locations(self) -> list[str]:
         shown, name = self.store.shown, f"   # experiment {self.experiment!r}"
-        if shown.startswith("http"):
-            return [f"mlflow:   {shown}{name}"]
-        return [f"mlflow ui --backend-store-uri {shown}{name}"]
+        is_server = shown.startswith("http")
+        place = f"mlflow:   {shown}" if is_server else f"mlflow ui --backend-store-uri {shown}"
+        model = self.delivery.model
+        return [f"{place}{name}", *([f"model:    {model}"] if model else [])]
 
     def finish(self, status: Status) -> None:
         self.ended = True
         if self.delivering is not None:
             self.delivering.join()
-        if self.monitor is not None:
-            self.monitor.finish()
+        self.load.finish()
         self._deliver()
         if self.answers and status != "RUNNING":
             self._end(status)
@@ -292,10 +305,12 @@ class MLflowTracker(Tracker):
         from mlflow.entities import Dataset, DatasetInput
 
         assert self.run is not None
+        own = mlflow_tags.of_run(self.run.folder)
         opened = self._reopen(client) if self.run_id else None
         if opened is None:
-            number = self.store.experiment(client, self.experiment)
-            tags = {FOLDER_ID: self._end_abandoned(client, number)}
+            about = mlflow_tags.of_experiment(self.run.folder)
+            number = self.store.experiment(client, self.experiment, about)
+            tags = {**own, FOLDER_ID: self._end_abandoned(client, number)}
             opened = client.create_run(number, run_name=self.run.name, tags=tags)
             self.delivery.run_id = opened.info.run_id
             if self.run.resumed.step:
@@ -303,9 +318,10 @@ class MLflowTracker(Tracker):
                 self.spool.add_first([self._record(*row) for row in rows])
             write_text(self.run.folder / RUN_ID, self.run_id)
         config = {key: value[:PARAM_LENGTH] for key, value in flatten(self.run.config)}
+        changed = changed_settings(config, opened.data)
         tags = {
             key: value
-            for key, value in {**self.run.tags, **changed_settings(config, opened.data)}.items()
+            for key, value in {**own, **self.run.tags, **changed}.items()
             if opened.data.tags.get(key) != value
         }
         # Parameters that an earlier, interrupted attempt did not log.
@@ -353,7 +369,11 @@ class MLflowTracker(Tracker):
         return opened
 
     def _end(self, status: Status) -> None:
+        assert self.run is not None
+        note = "" if mlflow_tags.NOTE in self.run.tags else mlflow_tags.note(self.run.folder)
         try:
+            if note:
+                self.client.set_tag(self.run_id, mlflow_tags.NOTE, note)
             self.client.set_tag(self.run_id, "status", status)
             # MLflow has no status for a pruned run; its Optuna storage also uses KILLED.
             self.client.set_terminated(self.run_id, "KILLED" if status == "PRUNED" else status)
@@ -367,30 +387,10 @@ class MLflowTracker(Tracker):
     def _watch_machine(self) -> None:
         """Sample the load of the machine; MLflow's thread ends when the store does not answer."""
         assert self.run is not None
-        if not self.system_metrics or self.run.data is None or self.ended:
-            return
-        if any(thread.name == MONITOR_THREAD for thread in threading.enumerate()):
-            return
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        again = self.monitor is not None
-        resumed = again or self.run.resumed.step > 0
-        self.monitor = SystemMetricsMonitor(
-            self.run_id, resume_logging=resumed, tracking_uri=self.store.uri
-        )
-        self.monitor.start()
-        sampled = {type(monitor).__name__ for monitor in self.monitor.monitors}
-        if not again and not sampled & {"GPUMonitor", "ROCMMonitor"}:
-            _say_no_gpu_load(str(self.run.config.get("device")))
+        if self.system_metrics and self.run.data is not None and not self.ended:
+            device, resumed = str(self.run.config.get("device")), self.run.resumed.step > 0
+            self.load.watch(self.store.uri, self.run_id, device, resumed=resumed)
 
 
-def _say_no_gpu_load(device: str) -> None:
-    """Say that the load of a GPU is not recorded, if the run uses one."""
-    import torch
-
-    if device in ("cpu", "mps") or not torch.cuda.is_available():
-        return
-    is_amd = torch.version.hip is not None
-    package, module = ("pyrsmi", "pyrsmi") if is_amd else ("nvidia-ml-py", "pynvml")
-    what = "the driver does not answer" if find_spec(module) else f"pip install {package}"
-    log.warning("MLflow: the load of the GPU is not recorded; %s", what)
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -7,15 +7,16 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from research.tracking import mlflow_store
 from research.tracking.evaluations import FOLDER, Evaluation
+from research.tracking.mlflow_models import log_metrics, log_model, register
 from research.tracking.mlflow_store import Gone, MLflowStore
-from research.tracking.spool import ONCE, REFUSED, Record, Spool, read_run_id
+from research.tracking.spool import MODEL, ONCE, REFUSED, Record, Spool, read_run_id
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +50,24 @@ class Delivery:
     Args:
         store: to which they are sent.
         spool: from which delivered and refused records are removed.
+        register: name in the model registry for the run's model; None: it is not registered.
 
     Attributes:
         client: of MLflow, once it is connected.
         run_id: of the MLflow run; empty before it is created.
+        model: address of the run's model; empty before it is delivered.
         delivered: the last step of each metric that an earlier process delivered.
         refused: names of each kind that the store has refused, with the reason; they are not sent
             again.
     """
 
-    def __init__(self, store: MLflowStore, spool: Spool) -> None:
+    def __init__(self, store: MLflowStore, spool: Spool, register: str | None = None) -> None:
         self.store = store
         self.spool = spool
+        self.register = register
         self.client: Any = None
         self.run_id = ""
+        self.model = ""
         self.delivered: dict[str, int] = {}
         self.refused: dict[tuple[str, str], str] = {}
         self.said: set[str] = set()
@@ -141,6 +146,11 @@ class Delivery:
         for file in files:
             folder = Path(FOLDER, file.relative_to(out).parent)
             self.client.log_artifact(self.run_id, str(file), str(folder))
+        try:
+            log_metrics(self.client, self.check_run(), evaluation.epoch)
+        except Exception as error:
+            if not mlflow_store.is_refusal(error):  # a server before MLflow 3 has no models
+                raise
 
     def files(self) -> None:
         """Upload the files that wait."""
@@ -149,20 +159,54 @@ class Delivery:
             record = self.spool.first_file()
             path = folder / record["file"]
             if path.exists() and path.resolve().is_relative_to(folder.resolve()):
-                with self.set_aside("file", record["file"], record):
-                    self.client.log_artifact(self.run_id, str(path), record.get("folder"))
+                if MODEL in record:
+                    self._model(path, record)
+                else:
+                    with self.set_aside("file", record["file"], record):
+                        self.client.log_artifact(self.run_id, str(path), record.get("folder"))
             self.spool.drop_file()
 
+    def _model(self, path: Path, record: Record) -> None:
+        """Make the weights of an epoch a model of the run, and a version in the registry."""
+        model = None
+        with self.set_aside("model", record["file"], record, "models need a server of MLflow 3"):
+            model = log_model(self.client, self.check_run(), path, record[MODEL])
+            self.model = f"models:/{model.model_id}"
+        if model is None or self.register is None:
+            return
+        hint = f"resume={self.spool.folder} logging.mlflow.register=NAME registers it later"
+        refused = mlflow_store.is_refused_here
+        with self.set_aside("registered model", self.register, record, hint, refused):
+            version, is_new = register(self.client, model, self.register)
+            self.model = f"models:/{self.register}/{version}"
+            if is_new:
+                log.info("MLflow: registered %s", self.model)
+
     @contextmanager
-    def set_aside(self, kind: str, key: str, record: Record) -> Iterator[None]:
-        """Set the record aside if the store refuses it inside."""
+    def set_aside(
+        self,
+        kind: str,
+        key: str,
+        record: Record,
+        hint: str = "",
+        is_refusal: Callable[[Exception], bool] = mlflow_store.is_refusal,
+    ) -> Iterator[None]:
+        """Set the record aside if the store refuses it inside.
+
+        Args:
+            kind: of the record, in words.
+            key: its name.
+            record: what is set aside.
+            hint: what helps, if the error does not say it.
+            is_refusal: whether an error stays.
+        """
         try:
             yield
         except Exception as error:
-            if not mlflow_store.is_refusal(error):
+            if not is_refusal(error):
                 raise
             self.check_run()
-            self.spool.refuse(record, self._log_reason(kind, key, error))
+            self.spool.refuse(record, self._log_reason(kind, key, error, hint))
 
     def send(self, kind: str, entries: Sequence[BatchEntry]) -> None:
         """Send entries, without those that the store refuses, which are set aside.
@@ -202,14 +246,14 @@ class Delivery:
         yield from self._request(kind, sent[:half])
         yield from self._request(kind, sent[half:])
 
-    def _log_reason(self, kind: str, key: str, error: Exception) -> str:
+    def _log_reason(self, kind: str, key: str, error: Exception, hint: str = "") -> str:
         """The reason of a refusal, which is logged if it is a new one."""
         reason = mlflow_store.reason(error)
         # Every file is refused for the same reason, each name for its own.
         known = reason if kind == "file" else f"{kind} {key}"
         if known not in self.said and reason not in self.spool.reasons:
-            hint = mlflow_store.remedy(error)
-            if kind != "file" and INVALID_NAME.search(key):
+            hint = mlflow_store.remedy(error) or hint
+            if kind in ("metric", "tag", "param", "data") and INVALID_NAME.search(key):
                 hint = "rename it"
             log.warning(
                 "MLflow at %s refused %s %r (%s); it is kept in %s%s",

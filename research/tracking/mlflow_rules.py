@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -15,7 +16,16 @@ TRACKER: Final = "research.tracking.mlflow.MLflowTracker"
 DEFAULT_URI: Final = "sqlite:///runs/mlflow.db"
 DEFAULT_EXPERIMENT: Final = "backbone-lab"
 
-RULES: dict[str, Rule] = {"uri": or_null(ADDRESS), "experiment": or_null(TEXT)}
+MODEL: Final = Rule(
+    "a name of letters, digits, spaces and . _ -, which begins with a letter or digit",
+    lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w .-]{0,199}", value) is not None,
+)
+
+RULES: dict[str, Rule] = {
+    "uri": or_null(ADDRESS),
+    "experiment": or_null(TEXT),
+    "register": or_null(MODEL),
+}
 
 
 def faults(job: Job) -> Iterator[UserError]:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from research.tracking.mlflow_tags import KIND
 from research.utils import secrets
 from research.utils.errors import one_line
+
+log = logging.getLogger(__name__)
 
 ARTIFACTS: Final = "mlflow-artifacts"
 SECONDS_FOR_DATABASE: Final = 2.0
@@ -31,6 +34,7 @@ ENVIRONMENT: Final = {
     # Delivery is repeated later; MLflow's own retries would block training.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -41,8 +45,9 @@ NOISY: Final = ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_m
 
 REFUSALS: Final = frozenset(
     {
-        "ALREADY_EXISTS", "BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "NOT_FOUND",
-        "NOT_IMPLEMENTED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST",
+        "ALREADY_EXISTS", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE", "NOT_FOUND", "NOT_IMPLEMENTED", "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
     }
 )  # fmt: skip
 """MLflow's codes of errors that repeating a request does not change."""
@@ -81,6 +86,11 @@ def is_refusal(error: Exception) -> bool:
         return 400 <= status < 500 and status not in TEMPORARY_STATUS
     # A package that is missing stays so; a number that is too large for the store as well.
     return isinstance(error, ImportError | OverflowError)
+
+
+def is_refused_here(error: Exception) -> bool:
+    """The same where a missing right does not come by waiting, such as that to register models."""
+    return is_refusal(error) or getattr(error, "error_code", None) in NO_LOGIN
 
 
 def is_missing(error: Exception) -> bool:
@@ -162,8 +172,13 @@ class MLflowStore:
             with closing(sqlite3.connect(self.database, timeout=timeout)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
 
-    def experiment(self, client: Any, name: str) -> str:
+    def experiment(self, client: Any, name: str, tags: Mapping[str, str] = KIND) -> str:
         """The id of the experiment of this name, which is created if there is none.
+
+        Args:
+            client: of MLflow.
+            name: of the experiment.
+            tags: that it gets, unless it has others of the same names.
 
         Raises:
             Gone: if it was deleted.
@@ -171,7 +186,7 @@ class MLflowStore:
         with self._first_use():
             found = client.get_experiment_by_name(name)
             if found is None:
-                created = str(client.create_experiment(name))
+                created = str(client.create_experiment(name, tags=dict(tags)))
                 if self.database is not None:
                     self._set_location(created)
                 return created
@@ -182,6 +197,11 @@ class MLflowStore:
                 f"mlflow experiments restore --experiment-id {number}, or another "
                 "logging.mlflow.experiment",
             )
+        for key in [key for key in tags if key not in found.tags]:
+            try:
+                client.set_experiment_tag(number, key, tags[key])
+            except Exception as error:  # a login that may add runs only
+                log.info("MLflow: experiment %r has no tag %s (%s)", name, key, reason(error))
         return number
 
     def _artifacts(self) -> str:
@@ -225,6 +245,18 @@ def _move_artifacts(database: Path, folder: str) -> None:
         (
             "SELECT DISTINCT artifact_uri FROM runs WHERE artifact_uri LIKE ?",
             "UPDATE runs SET artifact_uri = ? WHERE artifact_uri = ?",
+        ),
+        (
+            "SELECT DISTINCT artifact_location FROM logged_models WHERE artifact_location LIKE ?",
+            "UPDATE logged_models SET artifact_location = ? WHERE artifact_location = ?",
+        ),
+        (
+            "SELECT DISTINCT source FROM model_versions WHERE source LIKE ?",
+            "UPDATE model_versions SET source = ? WHERE source = ?",
+        ),
+        (
+            "SELECT DISTINCT storage_location FROM model_versions WHERE storage_location LIKE ?",
+            "UPDATE model_versions SET storage_location = ? WHERE storage_location = ?",
         ),
     )
     timeout = SECONDS_FOR_DATABASE

@@ -29,6 +29,8 @@ REFUSED: Final = "mlflow_refused.jsonl"
 RUN_ID: Final = "mlflow_run_id"
 ONCE: Final = "once"
 """Entry of the metrics of an evaluation, which may have been delivered by another process."""
+MODEL: Final = "model"
+"""Entry of a file with the weights of the best epoch: that epoch."""
 FOLDER_ID: Final = "mlflow_folder_id"
 """File with the id that all MLflow runs of a run folder have as a tag of this name."""
 LONGEST_LINE: Final = 2**22
@@ -298,8 +300,9 @@ def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or not _is_whole(record.get("epoch", 0)):
         return False
     if "file" in record:
-        names = record["file"], record.get("folder")
-        return isinstance(names[0], str) and all(name is None or _is_inside(name) for name in names)
+        names, epoch = (record["file"], record.get("folder")), record.get(MODEL, 1)
+        is_file = isinstance(names[0], str) and _is_whole(epoch) and epoch > 0
+        return is_file and all(name is None or _is_inside(name) for name in names)
     metrics = record.get("metrics")
     return (
         _is_whole(record.get("step"))

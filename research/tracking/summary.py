@@ -90,6 +90,7 @@ class SummaryTracker(Tracker):
                 "best": str(folder / "checkpoints" / "best.pt"),
                 "last": str(folder / "checkpoints" / "last.pt"),
                 "weights": str(folder / "checkpoints" / "final.safetensors"),
+                "best_weights": str(folder / "checkpoints" / "best.safetensors"),
                 "pictures": str(folder / "pictures"),
             },
             "configuration": self.run.config,

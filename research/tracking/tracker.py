@@ -115,6 +115,9 @@ class Tracker:
     def artifact(self, path: Path) -> None:
         """Record a finished file of the run folder."""
 
+    def model(self, path: Path, epoch: int) -> None:
+        """Record the weights of the best epoch as the model of the run, once for each epoch."""
+
     def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
         """Record the evaluation of a checkpoint of this run; ``files`` of the run folder show it.
 
@@ -198,6 +201,10 @@ class Trackers(Tracker):
     def artifact(self, path: Path) -> None:
         for tracker in self.trackers:
             tracker.artifact(path)
+
+    def model(self, path: Path, epoch: int) -> None:
+        for tracker in self.trackers:
+            tracker.model(path, epoch)
 
     def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
         for tracker in self.trackers:

@@ -105,11 +105,26 @@ def redacted(value: Any, seen: dict[int, Any] | None = None) -> Any:
 
 def hide_command_line() -> None:
     """Hide the secrets in ``sys.argv``, and on Linux in what ``ps`` shows of this process."""
-    words = [_hidden_word(word) for word in sys.argv]
+    words = [hidden_word(word) for word in sys.argv]
     if words != sys.argv:
         sys.argv[:] = words
-        sys.orig_argv[:] = [_hidden_word(word) for word in sys.orig_argv]
+        sys.orig_argv[:] = [hidden_word(word) for word in sys.orig_argv]
         _overwrite_arguments()
+
+
+def hidden_word(word: str) -> str:
+    """A word of a command line; the value behind ``=`` may be quoted for Hydra."""
+    start = word.find("://")
+    equals = word.find("=", 0, max(start, 0))
+    key, value = word[: equals + 1], word[equals + 1 :]
+    if start < 0 or not ADDRESS.match(value):
+        return hide(word)
+    shown, secrets = _split(value)
+    if shown != value:
+        marks = value[:1] if value[:1] in ("'", '"') and value[-1:] == value[:1] else ""
+        whole = value[len(marks) : len(value) - len(marks)].replace(f"\\{marks or '-'}", marks)
+        _remember(shown[len(marks) : len(shown) - len(marks)], whole, secrets)
+    return key + shown
 
 
 def know_environment() -> None:
@@ -137,21 +152,6 @@ def _hide_url(url: str) -> str:
 
 def _redact_urls(text: str) -> str:
     return URL_IN_TEXT.sub(lambda match: _split(match[0])[0], text) if "://" in text else text
-
-
-def _hidden_word(word: str) -> str:
-    """A word of a command line; the value behind ``=`` may be quoted for Hydra."""
-    start = word.find("://")
-    equals = word.find("=", 0, max(start, 0))
-    key, value = word[: equals + 1], word[equals + 1 :]
-    if start < 0 or not ADDRESS.match(value):
-        return hide(word)
-    shown, secrets = _split(value)
-    if shown != value:
-        marks = value[:1] if value[:1] in ("'", '"') and value[-1:] == value[:1] else ""
-        whole = value[len(marks) : len(value) - len(marks)].replace(f"\\{marks or '-'}", marks)
-        _remember(shown[len(marks) : len(shown) - len(marks)], whole, secrets)
-    return key + shown
 
 
 def _split(url: str) -> tuple[str, list[str]]:

@@ -82,10 +82,10 @@ def test_a_stored_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     today = [current_word(word) for word in words]
     assert run_files.overrides(run / "overrides.yaml", []) == today
     for more in ([], today):
-        config = resume.compose([f"resume={run}", *more]).config
+        config = resume.compose([f"resume={run}", *more]).settings
         assert {key: config[key] for key in MOVED} == MOVED
     found = resume.compose([f"resume={run}", "workers=0", "pin_memory=null"])
-    assert (found.config["workers"], found.config["pin_memory"]) == (0, None)
+    assert (found.settings["workers"], found.settings["pin_memory"]) == (0, None)
     with user_error("resume", "batch_size is 6 in the run, 7 here"):
         resume.compose([f"resume={run}", "batch_size=7"])
     with user_error("dataset.workers", "write workers=VALUE"):

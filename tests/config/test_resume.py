@@ -54,7 +54,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def changes(run: Path, *words: str, config_dir: str | None = None) -> dict[str, Any]:
     """What the words next to ``resume=RUN`` change in the run's configuration."""
-    found = compose([f"resume={run}", *words], config_dir).config
+    found = compose([f"resume={run}", *words], config_dir).settings
     folder = run if run.is_dir() else run.parents[1]
     before = yaml.safe_load((folder / "config.yaml").read_text())
     return {key: new for key, (_, new) in differences(before, found, ("resume",)).items()}
@@ -70,7 +70,7 @@ def test_alone_it_is_the_runs_own(stored: Store) -> None:
     assert found.overrides == list(WORDS)
     assert changes(run / "checkpoints/last.pt") == {}
     assert changes(run, "run_dir=runs/elsewhere") == {}
-    assert compose_config([f"resume={run}"]).config == found.config
+    assert compose_config([f"resume={run}"]).config == found.settings
 
 
 def test_the_words_of_the_run_say_nothing_new(stored: Store) -> None:
@@ -177,7 +177,7 @@ def test_trackers_may_change(stored: Store) -> None:
     run = stored(*WORDS)
     assert changes(run, "logging.mlflow.experiment=b") == {"logging.mlflow.experiment": "b"}
     found = compose([f"resume={run}", "logging=tensorboard"])
-    assert [*found.config["logging"]] == ["tensorboard"]
+    assert [*found.settings["logging"]] == ["tensorboard"]
     assert found.overrides == [*(w for w in WORDS if w[:8] != "logging."), "logging=tensorboard"]
 
 
@@ -185,12 +185,12 @@ def test_trackers_may_change(stored: Store) -> None:
 def test_several_trackers(stored: Store) -> None:
     run = stored(*WORDS)
     own = "sqlite:///runs/own.db"
-    assert compose([f"resume={run}", "logging=csv"]).config["logging"] == {}
-    both = compose([f"resume={run}", "logging=[mlflow,tensorboard]"]).config["logging"]
+    assert compose([f"resume={run}", "logging=csv"]).settings["logging"] == {}
+    both = compose([f"resume={run}", "logging=[mlflow,tensorboard]"]).settings["logging"]
     assert both["mlflow"]["uri"] == own
     assert [*both] == ["mlflow", "tensorboard"]
     found = compose([f"resume={run}", "logging=tensorboard"])
-    assert compose_config(found.overrides).config["logging"] == found.config["logging"]
+    assert compose_config(found.overrides).config["logging"] == found.settings["logging"]
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,13 @@ def test_a_run_outside_runs_names_no_data(stored: Store, monkeypatch: pytest.Mon
     stored("model=resnet34", folder="runs/demo_run")
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert compose(["resume=../runs/demo_run"]).config["dataset"]["demo"] is not None
+    assert compose(["resume=../runs/demo_run"]).settings["dataset"]["demo"] is not None
     with user_error("resume", "outside runs/", "dataset.root=data", "own.db") as caught:
         compose(["resume=../runs/a"])
     hint = shlex.split(str(caught.value).partition("say where they are: ")[2])
-    found = compose(["resume=../runs/a", *hint]).config
+    found = compose(["resume=../runs/a", *hint]).settings
     assert found["logging"]["mlflow"]["uri"] == "sqlite:///runs/own.db"
-    found = compose(["resume=../runs/a", "dataset.root=there", "logging=csv"]).config
+    found = compose(["resume=../runs/a", "dataset.root=there", "logging=csv"]).settings
     assert found["dataset"]["root"] == "there"
     assert found["logging"] == {}
 
@@ -274,7 +274,7 @@ def test_a_run_of_an_earlier_version(stored: Store) -> None:
     old["scheduler"]["_target_"] = now.replace("research.engine.", "research.")
     del old["version"], old["save_every_minutes"]
     path.write_text(yaml.safe_dump(old))
-    found = compose([f"resume={run}"]).config
+    found = compose([f"resume={run}"]).settings
     assert found["scheduler"]["_target_"] == now
     assert found["save_every_minutes"] == 10.0
 
@@ -292,7 +292,7 @@ def test_options_of_the_users_own(stored: Store) -> None:
         compose([f"resume={run}"])
     assert changes(run, "trust=[my_models.Net]") == {"trust": ["my_models.Net"]}
     for words in ([], ["model=mine"]):
-        found = compose([f"resume={run}", *words], "options").config
+        found = compose([f"resume={run}", *words], "options").settings
         assert found["model"] == {"_target_": "my_models.Net", "width": 3}
         assert found["trust"] == ["my_models.Net"]
     with user_error("--config-dir", "no such folder"):
@@ -316,7 +316,7 @@ def test_the_configuration_is_shown(
     run = stored(*WORDS)
     train(f"resume={run}", "epochs=7", "--cfg", "job")
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert dict(leaves(shown)) == dict(leaves(compose([f"resume={run}", "epochs=7"]).config))
+    assert dict(leaves(shown)) == dict(leaves(compose([f"resume={run}", "epochs=7"]).settings))
     train(f"resume={run}", "epochs=7", "--cfg", "job", "--package", "model.growth_rate")
     assert capsys.readouterr().out == "8\n"
     train(f"resume={run}", "epochs=7", "--help")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import research
 from research.config import compose_config, resolved
-from research.engine import build, checkpoint, rng
+from research.engine import build, checkpoint, rng, weights_file
 from research.engine import run as engine_run
 from research.engine.checkpoint import Checkpoints
 from research.utils import files, weights
@@ -163,12 +163,12 @@ def test_text_and_weights_are_written_whole_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, about = torch.nn.Linear(2, 3), {"transform": {}}
-    checkpoint.save_weights(model, tmp_path / "final.safetensors", about)
+    weights_file.save(model.state_dict(), tmp_path / "final.safetensors", about)
     files.write_text(tmp_path / "summary.json", "old")
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(weights_file, "save_file", full_disk)
     monkeypatch.setattr(files, "_write", lambda path, text: full_disk(text, path))
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save_weights(model, tmp_path / "final.safetensors", about)
+        weights_file.save(model.state_dict(), tmp_path / "final.safetensors", about)
     with pytest.raises(OSError, match="no space"):
         files.write_text(tmp_path / "summary.json", "new")
     assert names(tmp_path) == ["final.safetensors", "summary.json"]
@@ -258,13 +258,13 @@ def test_foreign_weights_start_a_run_and_no_more(small: Compose, tmp_path: Path)
 )  # fmt: skip
 def test_damaged_metadata_is_one_line(tmp_path: Path, about: str) -> None:
     path = tmp_path / "a.safetensors"
-    save_file({"weight": torch.zeros(3)}, path, {checkpoint.METADATA_KEY: about})
+    save_file({"weight": torch.zeros(3)}, path, {weights_file.METADATA_KEY: about})
     with user_error("checkpoint", "a.safetensors: damaged file (its metadata or checksum)"):
         checkpoint.load(path)
     save_file(
         {"weight": torch.zeros(3)},
         path,
-        {checkpoint.METADATA_KEY: '{"format": 1, "transform": {}}'},
+        {weights_file.METADATA_KEY: '{"format": 1, "transform": {}}'},
     )
     with user_error("checkpoint", "a.safetensors: not a checkpoint", "(format 2)"):
         checkpoint.load(path)
@@ -287,7 +287,7 @@ def test_the_transform_comes_back_bit_by_bit(tmp_path: Path, values: list[Any]) 
     path = tmp_path / "a.safetensors"
     state = {"epoch": 0, "step": 0, "best": None, "best_epoch": 0, "history": []}
     header = {"config": CONFIG, "data": {"classes": []}, "state": state, "transform": transform}
-    checkpoint.save_weights(torch.nn.Linear(1, 1), path, header)
+    weights_file.save(torch.nn.Linear(1, 1).state_dict(), path, header)
     found = checkpoint.load(path)["transform"]
     assert found.keys() == transform.keys()
     for name, tensor in transform.items():

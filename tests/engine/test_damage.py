@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from research.engine import checkpoint, predictor
+from research.engine import checkpoint, predictor, weights_file
 from research.engine import run as engine_run
 from research.engine.checkpoint import Checkpoints
 from research.utils import files, weights
@@ -73,8 +73,8 @@ def test_no_flipped_bit_of_the_weights_is_taken(trained: Path, tmp_path: Path) -
 
 def test_weights_without_their_checksum_are_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    text = json.dumps({"format": 2, checkpoint.CHECKSUM: True, "transform": {}})
-    save_file({"w": torch.zeros(3)}, path, {checkpoint.METADATA_KEY: text})
+    text = json.dumps({"format": 2, weights_file.CHECKSUM: True, "transform": {}})
+    save_file({"w": torch.zeros(3)}, path, {weights_file.METADATA_KEY: text})
     with user_error("checkpoint", "a.safetensors: damaged file (its metadata or checksum)"):
         checkpoint.load(path)
 

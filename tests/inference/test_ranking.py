@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 import research
-from research import predict
 from research.config import compose_config, resolved
 from research.data.frames.media import Still
 from research.engine.evaluation import load_eval_run
@@ -21,7 +20,7 @@ from research.inference.ranking import RankingWriter
 from research.inference.writers import SHOWN
 from research.tasks.ranking import Ranking
 from research.utils.errors import UserError
-from tests.conftest import run
+from tests.conftest import run, verb
 
 
 def still(name: str) -> Still:
@@ -126,7 +125,7 @@ def test_the_command_ranks_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pixels = rng.integers(0, 30 * number + 30, (50 + 4 * number, 70, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photos / f"{number}.png")
     (photos / "torn.jpg").write_bytes((photos / "0.png").read_bytes()[:400])
-    predict.main([str(folder), str(photos), "out=seen", "batch_size=3", "device=cpu"])
+    verb("predict").main([str(folder), str(photos), "out=seen", "batch_size=3", "device=cpu"])
 
     found = ranked(tmp_path / "seen")
     model = research.load(folder, "cpu")

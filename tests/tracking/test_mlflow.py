@@ -87,6 +87,9 @@ def test_a_real_server_shows_a_real_run(
         experiments = ask(f"{api}/experiments/search", {"max_results": 100})["experiments"]
         (experiment,) = (e for e in experiments if e["name"] == "backbone-lab")
         identifier = experiment["experiment_id"]
+        own = {entry["key"]: entry["value"] for entry in experiment["tags"]}
+        assert own["mlflow.experimentKind"] == "custom_model_development"
+        assert own["mlflow.experiment.primaryMetric.name"] == "val/top1"
         (shown,) = ask(f"{api}/runs/search", {"experiment_ids": [identifier]})["runs"]
         run_id = shown["info"]["run_id"]
         assert shown["info"]["status"] == "FINISHED"
@@ -104,6 +107,19 @@ def test_a_real_server_shows_a_real_run(
         assert tags["paper"] == "mine"
         assert tags["git_commit"] == environment["git"].get("commit", "")
         assert tags["git_changed"] in ("True", "False", "")
+        assert tags["mlflow.source.name"] == environment["command"][0]
+        about, best = tags["mlflow.note.content"].split("\n\n")
+        assert about.startswith("resnet18: ")
+        assert "24 train, 12 val samples" in about
+        summary = json.loads((folder / "summary.json").read_text())
+        assert f"{summary['best_value']:.4f}" in best
+        (output,) = shown["outputs"]["model_outputs"]
+        assert int(output["step"]) == summary["best_epoch"]
+        model = ask(f"/api/2.0/mlflow/logged-models/{output['model_id']}")["model"]
+        assert model["info"]["status"] == "LOGGED_MODEL_READY"
+        assert {each["key"] for each in model["data"]["metrics"]} == {
+            "val/loss", "val/top1", "val/ece",
+        }  # fmt: skip
         assert tags["version.torch"] == environment["packages"]["torch"]
         (data,) = shown["inputs"]["dataset_inputs"]
         assert data["dataset"]["name"] == "imagefolder"

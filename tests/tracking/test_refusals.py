@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import databricks_pb2
 
 from research.config import compose_config
-from research.tracking import mlflow_store
+from research.tracking import mlflow_models, mlflow_store
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.spool import NAME, REFUSED
 from research.tracking.tracker import Position, Run
@@ -45,8 +45,9 @@ def begun(
     config: dict[str, Any] | None = None,
     resumed: int = 0,
     system_metrics: bool = False,
+    register: str | None = None,
 ) -> MLflowTracker:
-    tracker = MLflowTracker(uri, "ours", system_metrics)
+    tracker = MLflowTracker(uri, "ours", system_metrics, register)
     position = Position(resumed, step=resumed)
     tracker.start(Run(folder, "run", config or {"epochs": 4}, tags or {}, ("data", "1"), position))
     tracker.flush()
@@ -83,6 +84,7 @@ def of_status(status: int) -> requests.HTTPError:
 
 REFUSALS = [
     *map(of_code, ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")),
+    of_code("ENDPOINT_NOT_FOUND"),
     RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "x"}),
     *map(of_status, (400, 404, 413)),
     ImportError("x", name="boto3"),
@@ -334,11 +336,15 @@ def test_an_address_without_its_password_is_refused_before_training() -> None:
 
 def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new process there: MLflow remembers databases and artifacts by their names."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.store.model_registry import sqlalchemy_store as registry
+    from mlflow.store.tracking import sqlalchemy_store as tracking
+    from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
     from mlflow.tracking._tracking_service import utils
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(SqlAlchemyStore, "_engine_map", {})
+    for module in (tracking, registry):
+        monkeypatch.setattr(module.SqlAlchemyStore, "_engine_map", {})
+    ModelRegistryStoreRegistry._get_store_with_resolved_uri.cache_clear()
     monkeypatch.setattr(utils, "_artifact_repos_cache", OrderedDict())
     utils._tracking_store_registry._get_store_with_resolved_uri.cache_clear()
 
@@ -354,10 +360,12 @@ def project(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def record_files(uri: str, folder: Path, *names: str, resumed: int = 0) -> MLflowTracker:
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = begun(uri, folder, resumed=resumed)
+    tracker = begun(uri, folder, resumed=resumed, register="net")
     for name in names:
         (folder / name).write_text(name)
         tracker.artifact(folder / name)
+    (folder / mlflow_models.FILE).write_text(folder.name)
+    tracker.model(folder / mlflow_models.FILE, 1)
     tracker.finish("FINISHED")
     return tracker
 
@@ -382,6 +390,14 @@ def test_artifacts_move_with_the_project(
             database.execute(
                 "UPDATE runs SET artifact_uri = ?", (f"{root}/{first.run_id}/artifacts",)
             )
+            for table, column in (
+                ("logged_models", "artifact_location"),
+                ("model_versions", "source"),
+                ("model_versions", "storage_location"),
+            ):
+                old = "runs/mlflow-artifacts"
+                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"  # noqa: S608
+                database.execute(change, (old, root))
     if how == "moved":
         project.rename(new)
     else:
@@ -389,12 +405,15 @@ def test_artifacts_move_with_the_project(
     work_in(new, monkeypatch)
     if stored == "as now":
         assert listed(uri, first.run_id) == ["a.txt"]  # without any run
+        assert mlflow_models.fetch("models:/net/1").read_text() == "one"
     again = record_files(uri, Path("runs/one"), "b.txt", resumed=1)
     other = record_files(uri, Path("runs/two"), "c.txt")
     assert again.run_id == first.run_id
     assert listed(uri, first.run_id) == ["a.txt", "b.txt"]
     assert listed(uri, other.run_id) == ["c.txt"]
-    assert len(list((new / "runs/mlflow-artifacts").iterdir())) == 2
+    assert len(list((new / "runs/mlflow-artifacts").iterdir())) == 3  # of models as well
+    for version, folder in enumerate(("one", "two"), 1):
+        assert mlflow_models.fetch(f"models:/net/{version}").read_text() == folder
     if how == "copied":
         work_in(project, monkeypatch)
         assert listed(uri, first.run_id) == ["a.txt"]
@@ -460,7 +479,7 @@ def test_the_load_of_a_gpu_is_recorded_or_its_lack_is_said(
         monkeypatch.setattr(gpu_monitor, "pynvml", fake_nvml(), raising=False)
     else:
         monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-        monkeypatch.setattr("research.tracking.mlflow.find_spec", lambda _: None)
+        monkeypatch.setattr("research.tracking.mlflow_load.find_spec", lambda _: None)
     tracker = begun(store, tmp_path, config={"device": "auto"}, system_metrics=True)
     while not any(
         key.startswith("system/") for key in client(store).get_run(tracker.run_id).data.metrics

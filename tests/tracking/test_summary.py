@@ -73,6 +73,7 @@ def test_it_follows_the_run(tmp_path: Path) -> None:
         "best": str(tmp_path / "checkpoints" / "best.pt"),
         "last": str(tmp_path / "checkpoints" / "last.pt"),
         "weights": str(tmp_path / "checkpoints" / "final.safetensors"),
+        "best_weights": str(tmp_path / "checkpoints" / "best.safetensors"),
         "pictures": str(tmp_path / "pictures"),
     }
 
