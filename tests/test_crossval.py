@@ -38,7 +38,9 @@ def trained(*overrides: str) -> str:
 
 
 def cells(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    """Those of a table; ``prepare.main`` has left a log on standard output."""
+    lines = (line for line in text.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_the_interval_is_that_of_resampled_groups() -> None:

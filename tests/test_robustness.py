@@ -267,23 +267,23 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
         "model=rgbx_mit_b0", "model.fpn_channels=16", "model.representation_size=32",
         "model.proposals=20", "dataset.root=scenes", "dataset.demo.images=24",
         "dataset.image_size=64", "batch_size=2", "max_train_batches=1",
-        "dataset.max_val_images=4", "epochs=1", "device=cpu", "logging=csv", "run_dir=r",
+        "dataset.max_val_images=4", "epochs=1", "device=cpu", "logging=csv", "run_dir=runs/r",
     ]  # fmt: skip
     run(compose_config(settings).config)
     capsys.readouterr()
-    robustness.main(["r", "split=val", "shifts=2", "noise=1", "device=cpu"])
+    robustness.main(["runs/r", "split=val", "shifts=2", "noise=1", "device=cpu"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 4 + 1 + 3
-    told = json.loads((tmp_path / "r" / "robustness_val" / "robustness.json").read_text())
+    told = json.loads((tmp_path / "runs" / "r" / "robustness_val" / "robustness.json").read_text())
     clean, *others = told["cases"]
-    expected = evaluated(Path("r"), "val", "best").metrics
+    expected = evaluated("runs/r").metrics
     for name, value in expected.items():
         assert clean[name] == (pytest.approx(value, abs=1e-6) if value == value else None)
     # What the network is shown makes a difference, even untrained.
     assert len({case["mean_iou"] for case in (clean, *others)}) > 5
 
-    verb("predict").main(["r", "scenes/images", "max_frames=2", "objectness=0.01", "out=seen"])
+    verb("predict").main(["runs/r", "scenes/images", "max_frames=2", "objectness=0.01", "out=seen"])
     files = sorted((tmp_path / "scenes" / "images").glob("*.npy"))[:2]
-    model = research.load("r", "cpu")
+    model = research.load("runs/r", "cpu")
     coco = json.loads((tmp_path / "seen" / "predictions.json").read_text())
     for number, (file, answer) in enumerate(zip(files, model(files), strict=True), start=1):
         frame = np.load(file)
