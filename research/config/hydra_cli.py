@@ -131,6 +131,7 @@ def compose_run(overrides: Sequence[str], own: Path | None = None) -> RunConfig:
     words = [secrets.hidden_word(word) for word in overrides]
     if resume.run_of(words) is None:
         found = compose_config(words, own)
+        refuse_preset(found.choices, words)
         return RunConfig.of(found.cfg, found.choices, words, own)
     try:
         return resume.compose(words, None if own is None else str(own))
@@ -147,7 +148,6 @@ def compose_config(overrides: Sequence[str], own: Path | None = None) -> Compose
     with hydra_ready(own):
         try:
             result = composed(words)
-            refuse_preset(result.choices, words)
             check(result.cfg, result.choices, words, own=own_targets())
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise explain(error, words) from error
