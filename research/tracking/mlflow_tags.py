@@ -25,14 +25,13 @@ def of_run(folder: Path) -> dict[str, str]:
     """
     environment = _document(folder / "environment.json")
     command, git = environment.get("command") or sys.argv, environment.get("git") or {}
-    tags = {
-        "mlflow.user": _user(),
+    known = {"mlflow.user": _user(), NOTE: note(folder)}
+    return {
         "mlflow.source.name": str(command[0]),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": str(git.get("commit", "")),
-        NOTE: note(folder),
+        **{key: value for key, value in known.items() if value},
     }
-    return {key: value for key, value in tags.items() if value}
 
 
 def note(folder: Path) -> str:
