@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import research
-from research import leaderboard, predict
+from research import leaderboard
 from research.config import compose_config
 from research.engine import build, evaluation, loop, run_folder
 from research.engine import run as run_module
@@ -103,7 +103,7 @@ def test_a_result_is_kept_once_and_is_what_predict_says(
     assert kept["versions"]["torch"]
     assert not [name for name in kept["logged"] if name in kept["metrics"]]
 
-    predict.main([str(RUN), "data/test", "out=seen", "device=cpu"])
+    verb("predict").main([str(RUN), "data/test", "out=seen", "device=cpu"])
     with Path("seen/predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     truth = [Path(row["file"]).parent.name for row in rows]
