@@ -74,7 +74,7 @@ def commands() -> Inventory:
     """Every ``python -m research.COMMAND`` with the options that its help names."""
     found = {}
     for path in sorted((ROOT / "research").glob("*.py")):
-        if path.stem != "judge" and "cli.command(" in path.read_text(encoding="utf-8"):
+        if path.stem not in ("judge", "lab") and "cli.command(" in path.read_text(encoding="utf-8"):
             usage = verb(path.stem).USAGE
             lines = (OPTION.match(line) for line in usage.splitlines())
             words = [word for line in lines if line for word in WORD.findall(line[0])]
