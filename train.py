@@ -47,8 +47,9 @@ def main(cfg: DictConfig | RunConfig) -> float | None:
         choices, overrides = hydra_cfg.runtime.choices, list(hydra_cfg.overrides.task)
         own = targets.config_dir_targets(hydra_cfg.runtime.config_sources)
         check(cfg, choices, own=own)
-        config = RunConfig.of(cfg, choices, overrides, config_dir())
-        if hydra_cfg.mode is not RunMode.MULTIRUN:
+        is_trial = hydra_cfg.mode is RunMode.MULTIRUN
+        config = RunConfig.of(cfg, choices, overrides, config_dir(), is_trial=is_trial)
+        if not is_trial:
             return train(config)
         # Imported late, so that a mistake is reported before torch is imported.
         from research.sweeps import job

@@ -105,13 +105,15 @@ def test_a_finished_run_goes_on(name: str, project: Path, train: Train) -> None:
     run = project / "runs" / name
     skeleton.fill(run)
     before = read_rows(run / "epoch_metrics.csv")
+    called = json.loads((run / "summary.json").read_text())["name"]
     train(*words_of(run), f"epochs={len(before) + 1}", "resume=auto")
     after = read_rows(run / "epoch_metrics.csv")
     assert as_recorded(after[: len(before)], before[0]) == before
     assert len(after) == len(before) + 1
     assert list(after[0])[: len(before[0])] == list(before[0])
     assert int(after[-1]["val/n"]) > 0
-    assert json.loads((run / "summary.json").read_text())["status"] == "FINISHED"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["name"]) == ("FINISHED", called)
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from research.compression.selection import Selection
-from research.config.compose import choices_of_model
+from research.config.compose import with_options
 from research.config.declarations import COEFFICIENTS
 from research.config.group_rules import Job
 from research.config.options import options
@@ -89,7 +89,7 @@ def _preset(job: Job) -> Iterator[UserError]:
     chosen = job.choices.get("compression")
     if model is None:
         return
-    preset = choices_of_model(model).get("compression")
+    preset = with_options((f"model={model}",)).choices.get("compression")
     needed = COEFFICIENTS in job.declared.of("model", "needs")
     if needed and COEFFICIENTS not in job.declared.provided:
         pixels = model.removesuffix("_compressed")

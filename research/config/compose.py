@@ -180,10 +180,14 @@ def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
     return composed(overrides).config
 
 
-@lru_cache(maxsize=256)
-def choices_of_model(model: str) -> dict[str, str | None]:
-    """The chosen options of the command line ``model=…``."""
-    return composed([f"model={model}"]).choices
+def with_options(words: Sequence[str]) -> Composed:
+    """The same for words that choose options of groups; composed only once. Not to be changed."""
+    return _with_options(tuple(words), config_dir())
+
+
+@lru_cache(maxsize=32)
+def _with_options(words: tuple[str, ...], own: Path | None) -> Composed:
+    return composed(words)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

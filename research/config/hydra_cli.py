@@ -132,7 +132,8 @@ def compose_run(overrides: Sequence[str], own: Path | None = None) -> RunConfig:
     if resume.run_of(words) is None:
         found = compose_config(words, own)
         refuse_preset(found.choices, words)
-        return RunConfig.of(found.cfg, found.choices, words, own)
+        with hydra_ready(own):
+            return RunConfig.of(found.cfg, found.choices, words, own)
     try:
         return resume.compose(words, None if own is None else str(own))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:

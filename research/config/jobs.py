@@ -18,7 +18,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config.checks import check, check_value
-from research.config.compose import Composed, composed, hydra_ready, own_targets, resolved
+from research.config.compose import (
+    Composed,
+    composed,
+    hydra_ready,
+    own_targets,
+    resolved,
+    with_options,
+)
 from research.config.declarations import Declarations
 from research.config.group_rules import LAUNCHER, Job, faults, group_rules
 from research.config.keys import leaves
@@ -160,7 +167,7 @@ def _check_shared_settings(parsed: Sequence[Override]) -> None:
 def _composed_job(lines: tuple[str, ...]) -> Composed:
     """The configuration of a job's options; a mistake is explained with them."""
     try:
-        return composed(lines)
+        return with_options(lines)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, list(lines)) from error
 

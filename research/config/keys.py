@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 MISSING: Final = object()
 """Stands for the value of a key that a configuration does not have."""
+WITHOUT_EFFECT: Final = frozenset(
+    {
+        "name", "tags", "device", "logging", "log_every", "save_every", "save_every_minutes",
+        "keep", "resume", "run_dir", "trust", "version", "monitor", "workers",
+        "pin_memory", "channels_last", "dataset.cache_dir", "dataset.on_device",
+        "dataset.device_budget", "dataset.verify", "dataset.download",
+    }
+)  # fmt: skip
+"""Settings, with those below them, on which the result of training does not depend."""
 
 
 def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -42,3 +51,9 @@ def differences(
         if key.partition(".")[0] not in but
     }
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def is_below(key: str, keys: Collection[str]) -> bool:
+    """Whether a dotted key, or one above it, is among ``keys``."""
+    parts = key.split(".")
+    return any(".".join(parts[: end + 1]) in keys for end in range(len(parts)))

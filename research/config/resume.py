@@ -116,17 +116,20 @@ def compose(words: Sequence[str], config_dir: str | None = None) -> RunConfig:
     if not is_own:
         config = _without_foreign_paths(config, {*values}, run)
     config["trust"] = targets.user_targets(config)
-    name = config["name"] or run_files.name(folder)
     own = changes.words if changes.words is not None else recorded
     choices = {} if after is None else after.choices
     folder_of_options = None if config_dir is None else Path(config_dir)
-    return RunConfig(config, name, merged(own or [], lines), choices, folder_of_options)
+    return RunConfig(
+        config, run_files.name(folder), merged(own or [], lines), choices, folder_of_options
+    )
 
 
 def unchangeable(
     then: Mapping[str, Any], now: Mapping[str, Any], *, moved: bool = False
 ) -> dict[str, tuple[Any, Any]]:
     """Both values of every setting that differs and that a resumed run cannot change.
+
+    A name is compared only if it was set; runs of earlier versions had one from their recipe.
 
     Args:
         then: configuration of the run; ``MISSING`` stands for a setting that it lacks.
@@ -135,7 +138,8 @@ def unchangeable(
     """
     rules = group_rules(now)
     fixed = {}
-    for key, pair in differences(then, now, (stored.TRACKERS,)).items():
+    unnamed = ("name",) if now["name"] is None else ()
+    for key, pair in differences(then, now, (stored.TRACKERS, *unnamed)).items():
         rule = rule_for(key, None, rules)
         if not (rule.may_change or (moved and rule.is_path and key.startswith("dataset."))):
             fixed[key] = pair

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from research.config import targets
 from research.config.compose import Composed, resolved
+from research.config.names import base_name, run_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +42,17 @@ class RunConfig(Mapping[str, Any]):
         choices: Mapping[str, str | None],
         overrides: list[str],
         config_dir: Path | None = None,
+        *,
+        is_trial: bool = False,
     ) -> RunConfig:
-        """That of a configuration that was composed and checked."""
+        """That of a configuration that was composed and checked.
+
+        The name of a trial is without the settings of the command line; the sweep adds the swept
+        ones.
+        """
         settings = resolved(cfg)
         settings["trust"] = targets.user_targets(settings)
-        name = settings["name"] or str(choices["model"])
+        name = base_name(settings, choices) if is_trial else run_name(settings, choices, overrides)
         return cls(settings, name, overrides, choices, config_dir)
 
     def __getitem__(self, key: str) -> Any:

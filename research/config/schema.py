@@ -47,7 +47,9 @@ def _setting(default: Any, meaning: str, rule: Rule) -> Any:
 class RunSettings:
     """The settings that belong to no group; their only defaults."""
 
-    name: str | None = _setting(None, "name of the run; null: the model's", NAME)
+    name: str | None = _setting(
+        None, "name of the run; null: its recipe or its options, and what differs", NAME
+    )
     tags: dict[str, str] = field(
         default_factory=dict,
         metadata={"help": "labels for the tracker: tags.paper=a tags.try=b", "rule": MAPPING},

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from research.config import run_files
 from research.engine import (
     build,
     checkpoint,
@@ -210,7 +211,7 @@ def train(
 
     Args:
         config: resolved and checked configuration.
-        name: the run's name.
+        name: of a new run; one that is resumed keeps its own.
         overrides: arguments of the command line, to be recorded.
         begin: from ``start``; its folder must be locked by this process.
         tags: for the trackers, in addition to those of the configuration.
@@ -220,8 +221,10 @@ def train(
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
     is_main = distributed.is_main()
+    if resumed:
+        name = run_files.name(folder)
     if is_main:
-        remove_leftovers(*(folder / name for name in ("", "checkpoints", "pictures", "tables")))
+        remove_leftovers(*(folder / part for part in ("", "checkpoints", "pictures", "tables")))
 
     again = partial(_how_to_continue, folder, is_trial=pruner is not None)
     several = distributed.count() > 1

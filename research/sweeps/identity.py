@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from research.config import stored
-from research.config.keys import MISSING, leaves
+from research.config.keys import MISSING, WITHOUT_EFFECT, is_below, leaves
 from research.config.messages import format_change
 from research.sweeps.objectives import Objective
 from research.sweeps.space import Space, same_values
@@ -26,15 +26,6 @@ Config = Mapping[str, Any]
 Changes = dict[str, tuple[Any, Any]]
 """Both values, stored and today's, of every key in which two searches differ."""
 
-NOT_COMPARED: Final = frozenset(
-    {
-        "name", "tags", "device", "logging", "log_every", "save_every", "save_every_minutes",
-        "keep", "resume", "run_dir", "trust", "version", "monitor", "workers",
-        "pin_memory", "channels_last", "dataset.cache_dir", "dataset.on_device",
-        "dataset.device_budget", "dataset.verify", "dataset.download",
-    }
-)  # fmt: skip
-"""Settings without effect on the result of a trial. ``monitor`` is compared as the objective."""
 MAX_CHANGES: Final = 5
 
 
@@ -165,15 +156,10 @@ def compared_settings(
     # Through JSON, so that tuples read back as lists compare equal.
     values = dict(leaves(json.loads(json.dumps(config))))
     return {
-        key: local(value) if _is_below(key, paths) else value
+        key: local(value) if is_below(key, paths) else value
         for key, value in values.items()
-        if not _is_below(key, NOT_COMPARED | swept)
+        if not is_below(key, WITHOUT_EFFECT | swept)
     }
-
-
-def _is_below(key: str, keys: frozenset[str]) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[: end + 1]) in keys for end in range(len(parts)))
 
 
 def local(value: Any) -> Any:

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from optuna.trial import TrialState
 
 from research.config import run_files
+from research.config.names import trial_name
 from research.engine import checkpoint, run, run_folder
 from research.engine.resume import Start, resume
 from research.sweeps import record
@@ -116,7 +117,7 @@ def run_trial(hydra: Any, config: Mapping[str, Any], name: str) -> float | None:
     Args:
         hydra: Hydra's own node, as in ``HydraConfig.get()``: its folders name study and trial.
         config: resolved and checked.
-        name: of the run.
+        name: of the runs of all trials, from ``research.config.base_name``.
 
     Returns:
         the value of the first objective; ``None`` if the trial has none.
@@ -256,7 +257,8 @@ def _train(
         )
     with logs.to_file(folder):
         begin = resume(folder, config) if resumes else Start(folder)
-        state = run.train(dict(config), f"{name}_{number:04d}", overrides, begin, tags, pruner)
+        own = trial_name(name, number, study.point(study.trial(number)))
+        state = run.train(dict(config), own, overrides, begin, tags, pruner)
         pruner.finish()
         if pruner.stopped:
             return Outcome("PRUNED", pruner.reason)

@@ -202,6 +202,15 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(small: Compos
     assert (folder / "checkpoints" / "final.safetensors").exists()
 
 
+def test_a_name_is_compared_only_if_it_was_typed(small: Compose) -> None:
+    """Recipes once had a name each, which their runs have; today it follows from the choices."""
+    folder = run_folder.create(small("run_dir=r"), "test")
+    run_folder.describe(folder, {**small(), "name": "of_its_recipe"}, [])
+    assert run_folder.changed(small(), folder) == []
+    assert run_folder.changed(small("name=of_its_recipe"), folder) == []
+    assert run_folder.changed(small("name=another"), folder) == ["name"]
+
+
 def test_a_finished_run_is_nothing_to_do(small: Compose) -> None:
     config = small(*TINY, "run_dir=r", "resume=auto")
     run(config)

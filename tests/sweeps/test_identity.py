@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from research.config import compose_config, options
 from research.config.compose import defaults_of
-from research.config.keys import leaves
+from research.config.keys import WITHOUT_EFFECT, leaves
 from research.config.targets import targets_in
 from research.sweeps.description import FOLDER, describe, find_name, read_description
-from research.sweeps.identity import NOT_COMPARED, Search, changed_settings, local
+from research.sweeps.identity import Search, changed_settings, local
 from research.sweeps.objectives import Objective
 from research.sweeps.space import Space
 from tests.conftest import one_line_of, user_error
@@ -78,7 +78,7 @@ def test_every_setting_but_those_without_effect_makes_another_study(study_folder
         other = replace(mine, configuration=with_value(CONFIG, key, "another"))
         differs = list(other.changes(known))
         above = {".".join(key.split(".")[: end + 1]) for end in range(key.count(".") + 1)}
-        expected = [] if above & (NOT_COMPARED | {"optimizer.lr", "seed"}) else [key]
+        expected = [] if above & (WITHOUT_EFFECT | {"optimizer.lr", "seed"}) else [key]
         assert differs == expected
         assert (other.name("grid") == known["study"]) == (not expected), key
 

@@ -35,7 +35,10 @@ def test_a_grid_is_recorded_and_is_not_run_twice(
     for trial in summary["trials"]:
         own = json.loads((Path(trial["paths"]["run"]) / "summary.json").read_text())
         assert own["status"] == trial["status"] == "FINISHED"
-        assert own["configuration"]["seed"] == trial["params"]["seed"]
+        seed, lr = trial["params"]["seed"], trial["params"]["optimizer.lr"]
+        assert own["configuration"]["seed"] == seed
+        base = "imagefolder_resnet18_compressed_luma_fusion_pruned"
+        assert own["name"] == f"{base}_{trial['trial']:04d}_seed{seed}_lr{lr}"
         assert trial["values"] == {"val/top1": own["best_value"]}
         assert trial["epochs"] == {"1": own["best_value"]}
         assert trial["attempts"] == 1
