@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config
-from research.config.rules import COUNT, DEVICE, TRUTH
+from research.config.rules import COUNT, DEVICE, PATH, TRUTH
 from research.utils.conditions import explained
+from research.utils.files import write_text
 from research.utils.timing import median_times, synchronize
 
 if TYPE_CHECKING:
     from torch import nn
 
     from research.engine.build import Config
+    from research.engine.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class SummaryOptions:
     batch: int = cli.option(1, COUNT, "images per timed batch")
     device: str = cli.option(
         "auto", DEVICE, "device of the timing; precision= and channels_last= apply as well"
+    )
+    csv: Path | None = cli.option(
+        None, PATH, "also write the table to this file, with the shapes", placeholder="FILE"
     )
 
 
@@ -47,6 +53,12 @@ Columns
                   that of a batch of two), in float32
   size MB         weights and buffers in float32, as in a weights file
   latency ms      median time of one batch in evaluation mode; the rows take turns
+Columns of csv= are these and shapes of one image, 64x56x56 for channels, height and width
+  model           name of the network
+  input           what the network takes: pixels, or coefficients of both planes
+  stages          the last module at each size of the feature maps, with the shape of its output
+  features        input of the last linear layer
+  output          logits, or what else comes out
 Options
 """,
     SummaryOptions,
@@ -72,9 +84,13 @@ class ModelSummary:
         activations: bytes that one image of a training batch keeps for the backward pass.
         size: bytes of the state dict.
         latency: median seconds of one batch; None if not measured.
+        model: name of the network.
+        shapes: of the network and its parts; None if not asked for.
     """
 
     varied: list[str]
+    model: str
+    shapes: Shapes | None
     parameters: int
     macs: int
     activations: float
@@ -83,7 +99,13 @@ class ModelSummary:
 
 
 def rows(
-    settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
+    settings: list[str],
+    latency: bool = False,
+    rounds: int = 1,
+    batch: int = 1,
+    device: str = "cpu",
+    *,
+    with_shapes: bool = False,
 ) -> list[ModelSummary]:
     """One summary for each combination of the values in ``settings``.
 
@@ -93,11 +115,13 @@ def rows(
         rounds: number of times that each network is timed.
         batch: images per timed batch.
         device: of the timing, as in the settings of a run.
+        with_shapes: whether to look at the shapes.
 
     Raises:
         UserError: for a mistake in any combination, before the first network is built.
     """
     from research.engine import build, cost
+    from research.engine.shapes import shapes
 
     choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
     combinations = []
@@ -111,7 +135,9 @@ def rows(
     for varied, config in combinations:
         metadata = build.data_module(config).expected_metadata(config["model"], own_classes=chosen)
         network = build.model(config, metadata)
-        measured.append((varied, *cost.measure(network, config, metadata)))
+        seen = shapes(network, config, metadata) if with_shapes else None
+        name = build.model_name(config)
+        measured.append((varied, name, seen, *cost.measure(network, config, metadata)))
         if latency:
             timed.append(_timed_pass(network, config, metadata, batch))
     times = median_times(timed, rounds) if latency else [None] * len(measured)
@@ -120,27 +146,58 @@ def rows(
     ]
 
 
-def table(
-    settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
-) -> str:
-    """The summaries as a Markdown table."""
-    keys = [s.partition("=")[0] for s in settings if len(_values(s.partition("=")[2])) > 1]
-    columns = ["parameters", "GMAC", "activations MB", "size MB", *["latency ms"] * latency]
+FORMATS = {
+    "parameters": ",", "GMAC": ".2f", "activations MB": ".1f", "size MB": ".1f",
+    "latency ms": ".1f",
+}  # fmt: skip
+"""Of the numbers in the printed table."""
+
+
+def numbers(row: ModelSummary) -> dict[str, float]:
+    """The measured values by column."""
+    latency = {} if row.latency is None else {"latency ms": 1000 * row.latency}
+    return {
+        "parameters": row.parameters,
+        "GMAC": row.macs / 1e9,
+        "activations MB": row.activations / MB,
+        "size MB": row.size / MB,
+        **latency,
+    }
+
+
+def table(keys: list[str], summaries: list[ModelSummary]) -> str:
+    """The summaries as a Markdown table.
+
+    Args:
+        keys: that have several values.
+        summaries: from ``rows``.
+    """
+    columns = list(numbers(summaries[0]))
     lines = [
         "| " + " | ".join([*keys, *columns]) + " |",
         "|" + " --- |" * len(keys) + " ---: |" * len(columns),
     ]
-    for row in rows(settings, latency, rounds, batch, device):
-        numbers = [
-            f"{row.parameters:,}",
-            f"{row.macs / 1e9:.2f}",
-            f"{row.activations / MB:.1f}",
-            f"{row.size / MB:.1f}",
-        ]
-        if row.latency is not None:
-            numbers.append(f"{1000 * row.latency:.1f}")
-        lines.append("| " + " | ".join([*row.varied, *numbers]) + " |")
+    for row in summaries:
+        cells = [f"{value:{FORMATS[column]}}" for column, value in numbers(row).items()]
+        lines.append("| " + " | ".join([*row.varied, *cells]) + " |")
     return "\n".join(lines)
+
+
+def write_csv(path: Path, keys: list[str], summaries: list[ModelSummary]) -> None:
+    """Write the summaries, which have shapes, as CSV."""
+    from research.tracking.files import csv_text
+
+    found = [
+        {
+            "model": row.model,
+            **dict(zip(keys, row.varied, strict=True)),
+            **numbers(row),
+            **({} if row.shapes is None else asdict(row.shapes)),
+        }
+        for row in summaries
+    ]
+    with cli.writing_to(path):
+        write_text(path, csv_text(list(found[0]), found))
 
 
 def _timed_pass(
@@ -175,8 +232,19 @@ def main(words: list[str]) -> None:
     paths, options, settings = cli.parse(SummaryOptions, words, others="")
     cli.no_paths(paths)
     with explained({"batch": options.batch} if options.latency else {}):
-        text = table(settings, options.latency, options.rounds, options.batch, options.device)
-    print(text)
+        found = rows(
+            settings,
+            options.latency,
+            options.rounds,
+            options.batch,
+            options.device,
+            with_shapes=options.csv is not None,
+        )
+    pairs = [setting.partition("=") for setting in settings]
+    keys = [key for key, _, value in pairs if len(_values(value)) > 1]
+    if options.csv is not None:
+        write_csv(options.csv, keys, found)
+    print(table(keys, found))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -158,16 +159,18 @@ def test_latency_is_a_column_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
     assert float(row.strip("| ").split(" | ")[-1]) > 0
 
 
-def test_a_row_for_every_combination() -> None:
-    text = summary.table(
+def test_a_row_for_every_combination(capsys: pytest.CaptureFixture[str]) -> None:
+    summary.main(
         [
             "model.name=resnet18",
             "compression=block_stem,luma_fusion",
             "compression.window=1,2",
             "dataset.image_size=32",
             "dataset.mean=[0,0,0]",
+            "latency=false",
         ]
     )
+    text = capsys.readouterr().out.strip()
     header, rule, *rows = (line.strip("| ").split(" | ") for line in text.splitlines())
     columns = ["parameters", "GMAC", "activations MB", "size MB"]
     assert header == ["compression", "compression.window", *columns]
@@ -237,3 +240,64 @@ def test_every_model_is_summed_up() -> None:
         if model.startswith("densenet"):
             words = ["model.block_layers=[1,1]"]
         assert one(f"model={model}", *words, "dataset.image_size=64").parameters > 0
+
+
+SHAPES = {
+    # He et al., 2016, table 1, at a quarter of the size.
+    "model=resnet34 model.name=resnet18 dataset.image_size=56": (
+        "3x56x56",
+        {"layer1": "64x14x14", "layer2": "128x7x7", "layer3": "256x4x4", "layer4": "512x2x2"},
+        "512",
+        "1000",
+    ),
+    # Huang et al., 2017, section 4: three blocks at 32, 16 and 8 px; 24 + 36 · 12, half, and so on.
+    "model=densenet_bc_40_12 dataset.image_size=32": (
+        "3x32x32",
+        {"features.denseblock1": "96x32x32", "features.denseblock2": "120x16x16"},
+        "132",
+        "1000",
+    ),
+    "model.name=resnet18 dataset.image_size=64 compression.window=2 model.num_classes=7": (
+        "y 4x8x8, cbcr 2x4x4x4",
+        {"backbone.layer1": "64x16x16", "backbone.layer4": "512x2x2"},
+        "512",
+        "7",
+    ),
+    "model=siamese_e2e model.backbone=test_resnet dataset.image_size=32": (
+        "2x3x32x32", {}, "96", "1",
+    ),
+    "model=siamese_frozen model.mlp_hidden_dims=[8] dataset.features=[quality]": (
+        "2x9", {}, "8", "1",
+    ),
+    "model=tinydet model.width=4": ("3x384x384", {}, "64", "boxes 1x4, scores 1, labels 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", SHAPES)
+def test_shapes_are_those_of_the_papers(line: str) -> None:
+    (row,) = summary.rows(line.split(), with_shapes=True)
+    assert row.shapes is not None
+    stages = dict(stage.rsplit(" ", 1) for stage in row.shapes.stages.split("; ") if stage)
+    found = (row.shapes.input, row.shapes.features, row.shapes.output)
+    expected = SHAPES[line]
+    assert found == (expected[0], expected[2], expected[3])
+    assert stages.items() >= expected[1].items()
+
+
+def test_the_csv_has_the_table_and_the_shapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=densenet_bc_40_12,fastnet", "dataset.image_size=32", "latency=false"]
+    summary.main([*words, f"csv={tmp_path / 'sizes.csv'}"])
+    printed = capsys.readouterr().out.strip().splitlines()[2:]
+    with (tmp_path / "sizes.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "model", "parameters", "GMAC", "activations MB", "size MB",
+        "input", "stages", "features", "output",
+    ]  # fmt: skip
+    assert [row["model"] for row in rows] == ["densenet_bc_40_12", "fastnet"]
+    for row, line in zip(rows, printed, strict=True):
+        assert f"| {row['model']} | {int(row['parameters']):,} |" in line
+        assert row["input"] == "3x32x32"
+        assert row["stages"]
