@@ -13,12 +13,17 @@ if ``epochs`` was changed. Arguments of all schedules:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from research.engine import distributed
+
+log = logging.getLogger(__name__)
 
 
 class Schedule(LambdaLR):
@@ -51,7 +56,7 @@ def cosine(
         lr_end: last learning rate; parameter groups with their own learning rates end at the same
             fraction of them.
     """
-    warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
+    warmup = _warmup(epochs, steps_per_epoch, warmup_epochs, warmup_steps)
     return _decay(
         optimizer,
         warmup,
@@ -70,7 +75,7 @@ def linear(
     lr_end: float,
 ) -> Schedule:
     """Linear decay to ``lr_end``; otherwise as ``cosine``."""
-    warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
+    warmup = _warmup(epochs, steps_per_epoch, warmup_epochs, warmup_steps)
     return _decay(optimizer, warmup, epochs * steps_per_epoch, lr_end, lambda done: 1 - done)
 
 
@@ -82,7 +87,7 @@ def constant(
     warmup_steps: int | None,
 ) -> Schedule:
     """The initial learning rate, after the warm-up."""
-    warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
+    warmup = _warmup(epochs, steps_per_epoch, warmup_epochs, warmup_steps)
     return _with_warmup(optimizer, warmup, lambda step: 1.0)
 
 
@@ -96,7 +101,7 @@ def step(
     gamma: float,
 ) -> Schedule:
     """Multiply by ``gamma`` every ``step_size`` epochs (including the warm-up)."""
-    warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
+    warmup = _warmup(epochs, steps_per_epoch, warmup_epochs, warmup_steps)
     length = step_size * steps_per_epoch
     return _with_warmup(optimizer, warmup, lambda step: gamma ** (step // length))
 
@@ -107,16 +112,18 @@ def multistep(
     steps_per_epoch: int,
     warmup_epochs: float,
     warmup_steps: int | None,
-    milestones: Sequence[int],
+    milestones: Sequence[float],
     gamma: float,
 ) -> Schedule:
-    """Multiply by ``gamma`` after each epoch of ``milestones`` (including the warm-up)."""
-    warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
-    return _with_warmup(
-        optimizer,
-        warmup,
-        lambda step: gamma ** sum(step >= milestone * steps_per_epoch for milestone in milestones),
-    )
+    """Multiply by ``gamma`` at each of ``milestones`` (the warm-up counts as well).
+
+    Args:
+        milestones: epochs, or fractions of the run below 1.
+        gamma: the factor.
+    """
+    warmup = _warmup(epochs, steps_per_epoch, warmup_epochs, warmup_steps)
+    at = [round((m * epochs if m < 1 else m) * steps_per_epoch) for m in milestones]
+    return _with_warmup(optimizer, warmup, lambda step: gamma ** sum(step >= each for each in at))
 
 
 def exponential(
@@ -128,7 +135,7 @@ def exponential(
     gamma: float,
 ) -> Schedule:
     """Multiply by ``gamma`` per epoch after the warm-up, by a fractional power at each step."""
-    warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
+    warmup = _warmup(epochs, steps_per_epoch, warmup_epochs, warmup_steps)
     return _with_warmup(
         optimizer, warmup, lambda step: gamma ** ((step - warmup) / steps_per_epoch)
     )
@@ -156,7 +163,7 @@ def one_cycle(
         final_div_factor: the final learning rate is the initial one divided by this.
         anneal: ``cos`` or ``linear``, the shape of both phases.
     """
-    warmup = _warmup(steps_per_epoch, warmup_epochs, warmup_steps)
+    warmup = _warmup(epochs, steps_per_epoch, warmup_epochs, warmup_steps)
     first = 1 / div_factor
     last = first / final_div_factor
     length = max(1, epochs * steps_per_epoch - warmup)
@@ -176,9 +183,20 @@ def one_cycle(
     return _with_warmup(optimizer, warmup, factor, first)
 
 
-def _warmup(steps_per_epoch: int, warmup_epochs: float, warmup_steps: int | None) -> int:
-    """Optimizer steps of the warm-up."""
-    return round(warmup_epochs * steps_per_epoch) if warmup_steps is None else warmup_steps
+def _warmup(
+    epochs: int, steps_per_epoch: int, warmup_epochs: float, warmup_steps: int | None
+) -> int:
+    """Optimizer steps of the warm-up; warns of one that takes the whole run."""
+    by_epochs = warmup_steps is None
+    steps = round(warmup_epochs * steps_per_epoch) if warmup_steps is None else warmup_steps
+    if steps >= epochs * steps_per_epoch and distributed.is_main():
+        setting = f"warmup_epochs={warmup_epochs:g}" if by_epochs else f"warmup_steps={steps}"
+        log.warning(
+            "scheduler.%s: the warm-up takes the whole run (epochs=%d, %d steps), so the learning "
+            "rate only rises; set a shorter one, or more epochs",
+            setting, epochs, epochs * steps_per_epoch,
+        )  # fmt: skip
+    return steps
 
 
 def _decay(

@@ -47,7 +47,8 @@ class RecordedBasicSweeper(BasicSweeper):
 
         assert self.config is not None
         assert self.hydra_context is not None
-        space = Space.parse(self.params, arguments)
+        recipe = self.config.hydra.runtime.choices.get("experiment")
+        space = Space.parse(self.params, arguments, recipe)
         if space.size is None:
             raise UserError(
                 "hydra/sweeper",
@@ -86,7 +87,8 @@ class RecordedOptunaSweeper(OptunaSweeper):
                     f"hydra.sweeper.{key}=null: hydra/sweeper=optuna needs a number",
                     f"leave it out, or set hydra.sweeper.{key}=1",
                 )
-        space = Space.parse(inner.params or {}, arguments)
+        recipe = inner.config.hydra.runtime.choices.get("experiment")
+        space = Space.parse(inner.params or {}, arguments, recipe)
         with recorded_study(
             inner.config, inner.hydra_context, space, inner.n_trials, inner.direction
         ) as study:

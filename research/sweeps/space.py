@@ -52,17 +52,22 @@ class Space:
     words: list[str]
 
     @classmethod
-    def parse(cls, params: Mapping[str, Any], overrides: Sequence[str]) -> Space:
+    def parse(
+        cls, params: Mapping[str, Any], overrides: Sequence[str], recipe: str | None = None
+    ) -> Space:
         """The space of a preset's ``params`` and a command line, which takes precedence.
 
         Args:
             params: ``KEY: VALUES``.
             overrides: ``key=value`` each, some with several values.
+            recipe: the chosen option of ``experiment``. If the preset has chosen it, it becomes one
+                of the shared overrides, with which a trial is repeated without the preset.
 
         Raises:
             UserError: for values that may change between calls, such as a glob or a shuffle.
         """
-        words = [f"{key}={values}" for key, values in params.items()] + list(overrides)
+        brought = [f"experiment={recipe}"] if recipe not in (None, "null") else []
+        words = [f"{key}={values}" for key, values in params.items()] + brought + list(overrides)
         last: dict[str, str] = {}
         for override in OverridesParser.create().parse_overrides(words):
             key, value = override.get_key_element(), override.value()

@@ -90,7 +90,8 @@ class StudySweeper(Sweeper):
         from research.utils import logs
 
         logs.to_terminal()
-        space = Space.parse(self.params, arguments)
+        recipe = self.base.hydra.runtime.choices.get("experiment")
+        space = Space.parse(self.params, arguments, recipe)
         total = self._total(space)
         config = resolved(self.base)
         config["trust"] = targets.user_targets(config)

@@ -424,7 +424,10 @@ def test_one_invalid_combination_of_a_large_grid_is_found(answer: Any) -> None:
         ("sweep=tpe epochs=3", "python train.py -m sweep=tpe epochs=3"),
         ("-m seed=0,1 run_dir=out", "run_dir=out with -m: each trial has its own folder"),
         ("-m seed=0,1 resume=auto", "resume=auto with -m: a sweep is resumed by"),
-        ("-m sweep=densenet_random", "model.dropout: model=resnet34_compressed has no such key"),
+        (
+            "-m sweep=densenet_random model=resnet34",
+            "model.dropout: model=resnet34 has no such key",
+        ),
     ],
 )
 def test_mistakes_of_sweeps(answer: Any, line: str, expected: str) -> None:

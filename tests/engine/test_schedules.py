@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from research.engine import schedules
+from research.engine.schedules_rules import RULES
 
 Make = Callable[[SGD], LRScheduler]
 EPOCHS, STEPS, RATE = 6, 5, 0.4
@@ -225,6 +226,50 @@ def test_milestones_count_the_warm_up(name: str) -> None:
     found = [row[0] for row in rates(ours(name, warmup=1.0))]
     assert found[STEPS : 2 * STEPS] == [RATE] * STEPS
     assert found[2 * STEPS] == pytest.approx(RATE / 10)
+
+
+@pytest.mark.parametrize("epochs", [4, 6, 200])
+def test_milestones_may_be_fractions_of_the_run(epochs: int) -> None:
+    halves, whole = [0.5, 0.75], [epochs // 2, epochs * 3 // 4]
+    total = epochs * STEPS
+    one, two = (
+        rates(ours("multistep", epochs=epochs, milestones=each), total) for each in (halves, whole)
+    )
+    assert epochs == 6 or one == two
+    at = [round(total * each) for each in halves]
+    torch.testing.assert_close(
+        torch.tensor(one),
+        torch.tensor(rates(lambda solver: MultiStepLR(solver, at, 0.1), total)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "is_valid"),
+    [
+        ([30, 60], True), ([0.5, 0.75], True), ([1], True), ([0.999], True), ([], True),
+        ([0.5, 60], False), ([1, 1.5], False), ([0.5, 1.0], False), ([0.0, 0.5], False),
+        ([0.75, 0.5], False), ([30.0, 60.0], False), ([0, 1], False), ("0.5", False),
+    ],
+)  # fmt: skip
+def test_milestones_are_epochs_or_fractions_and_never_both(value: Any, is_valid: bool) -> None:
+    assert RULES["milestones"].is_valid(value) == is_valid
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "said"),
+    [
+        (5.8, None, ""), (6.0, None, "scheduler.warmup_epochs=6:"), (0.0, 29, ""),
+        (0.5, 30, "scheduler.warmup_steps=30:"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", OWN)
+def test_a_warm_up_that_takes_the_whole_run_is_said(
+    name: str, warmup: float, steps: int | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours(name, warmup=warmup, warmup_steps=steps)(optimizer())
+    whole = f"{said} the warm-up takes the whole run (epochs=6, 30 steps), so the learning rate "
+    told = f"{whole}only rises; set a shorter one, or more epochs"
+    assert caplog.messages == ([told] if said else [])
 
 
 @pytest.mark.parametrize("name", OWN)

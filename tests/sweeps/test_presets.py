@@ -21,7 +21,9 @@ SHORT = (
     "dataset.image_size=32", "logging.mlflow.system_metrics=false", "device=cpu",
     "dataset.demo.train_images=64", "dataset.demo.val_images=32",
 )  # fmt: skip
-DENSENET = ("model=densenet_bc_40_12", "model.block_layers=[2,2,2]")
+DENSENET = (
+    "model=densenet_bc_40_12", "model.block_layers=[2,2,2]", "dataset=demo", "precision=fp32",
+)  # fmt: skip
 RGBX = (
     "experiment=demo_rgbx", "layer_decay=null",
     "model.rois=16", "model.rpn_samples=16", "model.proposals=20", "model.proposals_train=40",
