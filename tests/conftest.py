@@ -210,11 +210,11 @@ def prepared(config: dict[str, Any]) -> Any:
 
 def run(config: dict[str, Any], name: str = "test", overrides: Sequence[str] = ()) -> Path:
     """Train as ``train.py`` does; returns the run folder, which records the overrides."""
-    from research.engine import run, run_folder
+    from research.engine import run
 
     begin = run.start(config, name)
     assert begin is not None
-    with run_folder.run_lock(begin.folder):
+    with run.opened(begin):
         run.train(config, name, list(overrides), begin)
     return begin.folder
 

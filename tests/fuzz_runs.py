@@ -63,7 +63,7 @@ class Project:
         self.config = resolved(compose_config(list(WORDS))[0])
         begin = run.start(self.config, "fuzzed")
         assert begin is not None
-        with run_folder.run_lock(begin.folder):
+        with run.opened(begin):
             run.train(self.config, "fuzzed", WORDS, begin)
         shutil.copytree(RUN, "kept")
         shutil.copytree(RUN, "runs/good")
@@ -99,7 +99,7 @@ class Project:
         config = {**self.config, "epochs": 3, "resume": str(RUN), "run_dir": None}
         begin = run.start(config, "fuzzed")
         assert begin is not None
-        with run_folder.run_lock(begin.folder):
+        with run.opened(begin):
             run.train(config, "fuzzed", WORDS, begin)
 
     def resume_auto(self) -> None:

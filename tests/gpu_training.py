@@ -23,7 +23,7 @@ from research import prepare
 from research.config import compose_config, resolved
 from research.data import cifar_files
 from research.demos.scenes import CLASSES, Scenes
-from research.engine import build, checkpoint, run, run_folder
+from research.engine import build, checkpoint, run
 from research.engine.interrupts import Interrupted
 from research.engine.loop import EpochCallback, fit
 from research.engine.loss_log import LossLog
@@ -265,7 +265,7 @@ def trained(config: dict[str, Any]) -> None:
     """Train as ``train.py`` does."""
     begin = run.start(config, "gpu_check")
     assert begin is not None
-    with run_folder.run_lock(begin.folder):
+    with run.opened(begin):
         run.train(config, "gpu_check", [], begin)
 
 

@@ -38,6 +38,8 @@ SEEN = {
 CLOSE = 1e-4
 """Relative; another machine rounds otherwise."""
 CLOCKS = ("epoch_time_sec", "timestamp")
+PATHS = ("checkpoint_path",)
+"""Earlier versions had those of checkpoints that were gone, or another epoch's by then."""
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_a_finished_run_goes_on(name: str, project: Path, train: Train) -> None:
     called = json.loads((run / "summary.json").read_text())["name"]
     train(*words_of(run), f"epochs={len(before) + 1}", "resume=auto")
     after = read_rows(run / "epoch_metrics.csv")
-    assert as_recorded(after[: len(before)], before[0]) == before
+    assert as_recorded(after[: len(before)], before[0]) == without_paths(before)
     assert len(after) == len(before) + 1
     assert list(after[0])[: len(before[0])] == list(before[0])
     assert int(after[-1]["val/n"]) > 0
@@ -127,7 +129,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     # An address of its own: MLflow keeps stores of one address open, wherever they lie.
     uri = f"sqlite:///{project / 'runs/mlflow.db'}"
     train(*words_of(run), f"logging.mlflow.uri={uri}", "resume=auto")
-    columns = [name for name in expected["whole"][0] if name not in CLOCKS]
+    columns = [name for name in expected["whole"][0] if name not in CLOCKS + PATHS]
     rows, whole = (
         [{name: number(row[name]) for name in columns} for row in table]
         for table in (read_rows(run / "epoch_metrics.csv"), expected["whole"])
@@ -144,14 +146,18 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 def as_recorded(rows: list[dict[str, str]], columns: Iterable[str]) -> list[dict[str, str]]:
     """Rows of an earlier version without the columns that it did not have, which are empty."""
     assert not any(text for row in rows for name, text in row.items() if name not in columns)
-    return [{name: row[name] for name in columns} for row in rows]
+    return without_paths([{name: row[name] for name in columns} for row in rows])
+
+
+def without_paths(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{key: text for key, text in row.items() if key not in PATHS} for row in table]
 
 
 def number(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text if "/" not in text else text[:24]  # a checkpoint's name has its loss in it
+        return text
 
 
 def test_a_half_done_sweep_goes_on(project: Path, train: Train) -> None:
@@ -168,7 +174,7 @@ def test_a_half_done_sweep_goes_on(project: Path, train: Train) -> None:
     assert [(study / f"trial_000{n}/summary.json").read_text() for n in (0, 1)] == done
     first = read_rows(ASSETS / "runs/sweeps" / study.name / "trial_0002/epoch_metrics.csv")[0]
     rows = read_rows(study / "trial_0002/epoch_metrics.csv")
-    assert as_recorded(rows[:1], first) == [first]
+    assert as_recorded(rows[:1], first) == without_paths([first])
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *DRAWN, "interrupted"])

@@ -206,6 +206,12 @@ COMPILE = Rule(
     ("true", "false", *COMPILE_MODES),
 )
 COUNT = whole(1)
+ALL: Final = "all"
+AMOUNT = Rule(
+    f"a whole number at least 0, or {ALL}",
+    lambda value: value == ALL or whole(0).is_valid(value),
+    (ALL,),
+)
 BELOW_ONE = number(at_least=0, below=1)
 FRACTION = number(at_least=0, at_most=1)
 DEVICE = Rule(

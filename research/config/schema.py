@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from research.config.migrations import VERSION
 from research.config.options import DEFAULT_BATCH_SIZE
 from research.config.rules import (
+    AMOUNT,
     BELOW_ONE,
     COMPILE,
     COUNT,
@@ -135,7 +136,7 @@ class RunSettings:
         "minutes between checkpoints within an epoch; null: only at its end",
         changeable(or_null(number(above=0))),
     )
-    keep: int = _setting(3, "how many epoch checkpoints are kept", changeable(whole(0)))
+    keep: int | str = _setting(3, "how many epoch checkpoints are kept", changeable(AMOUNT))
     monitor: str | None = _setting(
         None, "metric that selects the best epoch; null: the task's own", MONITOR
     )

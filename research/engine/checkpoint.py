@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from research.tracking import mlflow_models
 from research.utils import weights
 from research.utils.errors import Damaged, UserError
 from research.utils.files import write_atomic
+
+if TYPE_CHECKING:
+    from research.engine.state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +44,12 @@ class Checkpoints:
     Args:
         folder: created if missing.
         save_every: epochs between the ``epoch_*.pt`` checkpoints.
-        keep: number of ``epoch_*.pt`` checkpoints to keep.
+        keep: number of ``epoch_*.pt`` checkpoints to keep; None: all.
         newest: the intact checkpoint from which the run continues; None for a new run.
     """
 
     def __init__(
-        self, folder: Path, save_every: int, keep: int, newest: Path | None = None
+        self, folder: Path, save_every: int, keep: int | None, newest: Path | None = None
     ) -> None:
         self.folder = folder
         self.save_every = save_every
@@ -56,9 +59,33 @@ class Checkpoints:
     def path_for(self, epoch: int, loss: float, *, is_best: bool) -> str:
         """The most specific name of this epoch's checkpoint, relative to the run folder."""
         name = "best.pt" if is_best else "last.pt"
-        if self.keep and epoch % self.save_every == 0:
+        if self.keep != 0 and epoch % self.save_every == 0:
             name = f"epoch_{epoch:03d}_loss_{loss:.4f}.pt"
         return f"{self.folder.name}/{name}"
+
+    def paths(self, state: TrainState, saved: str) -> dict[int, str]:
+        """The checkpoint of each epoch of the history, relative to the run folder.
+
+        Empty for an epoch whose checkpoint is no longer kept, or another epoch's by now.
+
+        Args:
+            state: of the run.
+            saved: from ``path_for`` if a checkpoint is about to be saved there, else empty.
+        """
+        files = {epoch_of(path): path.name for path in self._remaining(Path(saved).name)}
+        files.setdefault(state.best_epoch, "best.pt")
+        if not state.samples:
+            files.setdefault(state.epoch, "last.pt")
+        epochs = [row["epoch"] for row in state.history]
+        folder = self.folder.name
+        return {epoch: f"{folder}/{files[epoch]}" if epoch in files else "" for epoch in epochs}
+
+    def _remaining(self, new: str = "") -> list[Path]:
+        """The checkpoints of epochs that remain once ``new`` is written, the oldest first."""
+        found = {path.name for path in self.folder.glob("epoch_*.pt")}
+        found |= {new} if new.startswith("epoch_") else set()
+        every = sorted((self.folder / name for name in found), key=epoch_of)
+        return every if self.keep is None or not new.startswith("epoch_") else every[-self.keep :]
 
     def save(self, content: dict[str, Any], path: str, *, is_best: bool) -> None:
         """Write ``content`` as ``last.pt``, as ``path``, and as ``best.pt`` if ``is_best``.
@@ -89,9 +116,8 @@ class Checkpoints:
         for other in others:
             link(first, other)
         self.newest = last
-        if first.name.startswith("epoch_"):
-            for old in sorted(self.folder.glob("epoch_*.pt"), key=epoch_of)[: -self.keep]:
-                old.unlink()
+        for old in {*self.folder.glob("epoch_*.pt")} - {*self._remaining(first.name)}:
+            old.unlink()
 
     def drop_after(self, epoch: int) -> None:
         """Remove the checkpoints of later epochs than ``epoch``, which is resumed."""

@@ -20,6 +20,7 @@ from research.config.resume import unchangeable
 from research.config.run_files import is_own
 from research.engine import checkpoint, distributed, run_folder
 from research.engine.checkpoint import Checkpoints
+from research.engine.run_folder import NewFolder
 from research.engine.state import TrainState
 from research.tasks.task import Monitor
 from research.tracking.evaluations import FOLDER
@@ -44,6 +45,7 @@ class Start:
         weights: content of the file of ``init_from``, for a new run.
         earlier: the checkpoint to which the run is set back; None: it goes on from its last.
         moved: the settings of the data's files and folders, if they have changed.
+        new: of a new run, in the process that has created its folder.
     """
 
     folder: Path
@@ -52,6 +54,22 @@ class Start:
     weights: dict[str, Any] | None = None
     earlier: Path | None = None
     moved: tuple[str, ...] = ()
+    new: NewFolder | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run has trained a batch."""
+        return self.new is None or self.new.begun
+
+    def look(self, state: TrainState) -> None:
+        """Look whether the run has begun."""
+        if self.new is not None:
+            self.new.begun = (state.epoch, state.samples) > (0, 0)
+
+    def settle(self) -> None:
+        """Remove what was created for a run that has not begun."""
+        if self.new is not None:
+            self.new.settle()
 
 
 def resume(run: Path, config: Mapping[str, Any]) -> Start:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from research.config import run_files
+from research.config.rules import ALL
 from research.engine import (
     build,
     checkpoint,
@@ -36,7 +37,7 @@ from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker, best_n
 from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
-from research.utils import garbage
+from research.utils import garbage, logs
 from research.utils.conditions import explained
 from research.utils.counts import with_n
 from research.utils.errors import UserError
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 def start(config: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Start | None:
     """As ``_start`` in the main process; the others read the same files."""
     begin = _start(config, name, overrides) if distributed.is_main() else None
-    shared = None if begin is None else replace(begin, last=None, weights=None)
+    shared = None if begin is None else replace(begin, last=None, weights=None, new=None)
     shared = distributed.broadcast(shared)
     if distributed.is_main() or shared is None or shared.checkpoint is None:
         return begin or shared
@@ -74,7 +75,24 @@ def _start(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -> St
         return resume(run, config)
     check_batch_size(config, overrides)
     weights = initial_weights.read(config)
-    return Start(run_folder.create(config, name), weights=weights)
+    new = run_folder.create(config, name)
+    return Start(new.path, weights=weights, new=new)
+
+
+@contextmanager
+def opened(begin: Start, rank: int = 0) -> Iterator[None]:
+    """Lock the folder of a run and log to it; of a run that does not begin, nothing remains.
+
+    Args:
+        begin: from ``start``.
+        rank: of this process among those of the run.
+    """
+    lock = run_folder.watching if rank else run_folder.run_lock
+    try:
+        with lock(begin.folder), logs.to_file(begin.folder, rank):
+            yield
+    finally:
+        begin.settle()
 
 
 def _is_done(config: Mapping[str, Any]) -> bool:
@@ -165,10 +183,33 @@ class EpochEnd(EpochCallback):
             self._save(content)
             raise
 
-    def _content(self, state: TrainState) -> dict[str, Any]:
+    def _content(self, state: TrainState, saved: str = "") -> dict[str, Any]:
+        """What is saved, at ``saved`` if it is the end of an epoch."""
         check_weights(state)
+        self.correct_paths(state, saved)
         state.tracking = self.tracker.state()
         return state.state_dict()
+
+    def correct_paths(self, state: TrainState, saved: str = "", *, all_rows: bool = False) -> None:
+        """Correct what the rows of earlier epochs say of their checkpoints, which may be gone.
+
+        Args:
+            state: its history is corrected, and the records of the tracker.
+            saved: as for ``Checkpoints.paths``.
+            all_rows: also those that the history has right, since a crash may have come between.
+        """
+        if not distributed.is_main():
+            return
+        paths = self.checkpoints.paths(state, saved)
+        wrong = {
+            row["epoch"]: paths[row["epoch"]]
+            for row in state.history
+            if all_rows or row.get("checkpoint_path") != paths[row["epoch"]]
+        }
+        for row in state.history:
+            row["checkpoint_path"] = paths[row["epoch"]]
+        if wrong:
+            self.tracker.correct("checkpoint_path", wrong)
 
     def _save(self, content: dict[str, Any], path: str = "", *, is_best: bool = False) -> None:
         """Write a checkpoint, of an epoch or (without ``path``) within one."""
@@ -191,7 +232,8 @@ class EpochEnd(EpochCallback):
     def __call__(self, state: TrainState, row: Mapping[str, Any], result: EvalResult) -> None:
         if row["is_best"] and distributed.is_main():
             evaluation.draw(self.task, state.transform, result, self.tracker, state.epoch)
-        self._save(self._content(state), row["checkpoint_path"], is_best=row["is_best"])
+        path = row["checkpoint_path"]
+        self._save(self._content(state, path), path, is_best=row["is_best"])
         self.replay(row)
         (requested,) = distributed.largest(self.interrupts.requested)
         if requested:
@@ -213,11 +255,27 @@ def train(
         config: resolved and checked configuration.
         name: of a new run; one that is resumed keeps its own.
         overrides: arguments of the command line, to be recorded.
-        begin: from ``start``; its folder must be locked by this process.
+        begin: from ``start``; its folder must be ``opened``. If the run is refused before its first
+            batch is trained, nothing of it remains.
         tags: for the trackers, in addition to those of the configuration.
         pruner: may end the run as ``PRUNED``.
         callback: takes the arguments of ``EpochEnd``; None: ``EpochEnd``.
     """
+    try:
+        return _train(config, name, overrides, begin, tags, pruner, callback)
+    finally:
+        begin.settle()
+
+
+def _train(
+    config: dict[str, Any],
+    name: str,
+    overrides: Sequence[str],
+    begin: Start,
+    tags: Mapping[str, str] | None,
+    pruner: Pruner | None,
+    callback: Callable[..., EpochEnd] | None,
+) -> TrainState:
     console = ConsoleTracker()
     folder, resumed = begin.folder, begin.last is not None
     is_main = distributed.is_main()
@@ -235,7 +293,10 @@ def train(
         check_data(begin, source[1])
         tracker = _trackers(config, experiment, console) if is_main else Tracker()
         checkpoints = Checkpoints(
-            folder / "checkpoints", config["save_every"], config["keep"], begin.checkpoint
+            folder / "checkpoints",
+            config["save_every"],
+            None if config["keep"] == ALL else config["keep"],
+            begin.checkpoint,
         )
         if resumed:  # from its checkpoint, so nothing was loaded
             experiment.weights += run_folder.start_weights(folder)
@@ -255,6 +316,8 @@ def train(
                 if is_main:
                     own = {**config["tags"], **(tags or {})}
                     _record_start(folder, name, overrides, own, source, experiment, tracker)
+                if resumed:
+                    end_epoch.correct_paths(state, all_rows=True)
                 fit(
                     state,
                     experiment.task,
@@ -277,7 +340,8 @@ def train(
             raise
         finally:
             with interrupts.deferred():
-                tracker.finish(status)
+                begin.look(state)
+                tracker.finish(status) if begin.has_begun else tracker.discard()
     best = with_n(f"best {metric} {_number(state.best)}", best_n(state, metric), unit=data.unit)
     log.info("%s at epoch %d", best, state.best_epoch)
     for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -45,15 +47,77 @@ BATCH = ("processes", "global_batch", "lr")
 PATCH = "changes.patch"
 LARGEST_PATCH = 2**20
 """Bytes; larger patches are not stored."""
+AT_THE_START = (
+    ".lock", "train.log", "config.yaml", "overrides.yaml", "environment.json", PATCH,
+    "model_summary.txt", "summary.json", "tensorboard",
+)  # fmt: skip
+"""What is in a run folder before the first batch is trained."""
 
 
-def create(config: Mapping[str, Any], name: str) -> Path:
+@dataclass
+class NewFolder:
+    """A folder that a run or a sweep was given, which stays if it begins.
+
+    Attributes:
+        path: the folder.
+        made: the folders that did not exist, from the inside out.
+        own: the names in it that are this run's; None if all are, since the folder is new.
+        begun: whether to keep it; of a run, that it has trained a batch.
+    """
+
+    path: Path
+    made: Sequence[Path]
+    own: Collection[str] | None
+    begun: bool = False
+
+    @classmethod
+    def create(cls, path: Path, own: Collection[str], *, shared: bool) -> NewFolder:
+        """Create the folder and those above it.
+
+        Args:
+            path: the folder.
+            own: the names that will be created in it.
+            shared: whether it may exist; others may then write to it at the same time.
+
+        Raises:
+            FileExistsError: if it exists and may not, or is a file.
+        """
+        made = [each for each in (path, *path.parents) if not each.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=shared)
+            known = {entry.name for entry in path.iterdir()} if shared else ()
+        except OSError:
+            _remove_empty(made)
+            raise
+        return cls(path, made, [name for name in own if name not in known] if shared else None)
+
+    def settle(self) -> None:
+        """Remove what was created, unless the run has begun; may be called again."""
+        if self.begun or not self.path.is_dir():
+            return
+        for entry in [*self.path.iterdir()]:
+            if self.own is not None and entry.name not in self.own:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        _remove_empty(self.made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def create(config: Mapping[str, Any], name: str) -> NewFolder:
     """Create a run folder: ``run_dir``, or ``runs/TIME_NAME``.
 
     With ``resume=auto``, a run in ``run_dir`` that ended before its first checkpoint starts again.
 
     Raises:
-        UserError: if ``run_dir`` already contains a run.
+        UserError: if ``run_dir`` already contains a run, or cannot be a folder.
     """
     if config["run_dir"] is not None:
         folder = Path(config["run_dir"])
@@ -64,17 +128,17 @@ def create(config: Mapping[str, Any], name: str) -> Path:
                 f"run_dir: {folder} already contains a run",
                 f"set another folder, or resume={folder}",
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        try:
+            return NewFolder.create(folder, AT_THE_START, shared=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                "run_dir", f"run_dir: {folder} is a file, or below one", "set another folder"
+            ) from None
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
     for number in range(1, 1000):
         folder = ROOT / (stamp if number == 1 else f"{stamp}_{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            # Created by a parallel job in the same second.
-            continue
-        return folder
+        with suppress(FileExistsError):  # created by a parallel job in the same second
+            return NewFolder.create(folder, AT_THE_START, shared=False)
     raise UserError("run_dir", f"run_dir: no free name like {ROOT / stamp}", "set run_dir=FOLDER")
 
 
@@ -286,16 +350,20 @@ def watching(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # Until the main process has ended, the lock is refused.
-        with suppress(UserError, OSError), run_lock(folder):
-            summary = documents.load(folder / "summary.json", dict, "resume")
-            if summary.get("status") == "RUNNING":
-                write_text(folder / "summary.json", to_json({**summary, "status": "KILLED"}))
+        path = folder / "summary.json"
+        if path.exists():  # else the run has not begun, and the lock would create its folder anew
+            # Until the main process has ended, the lock is refused.
+            with suppress(UserError, OSError), run_lock(folder):
+                summary = documents.load(path, dict, "resume")
+                if summary.get("status") == "RUNNING":
+                    write_text(path, to_json({**summary, "status": "KILLED"}))
         raise
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process has locked the run folder."""
+    """Whether a process has locked the run folder; leaves no lock in it."""
+    if not (folder / ".lock").exists():
+        return False
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from research.config import RunConfig
 from research.config.compose import hydra_ready
-from research.engine import distributed, run, run_folder
+from research.engine import distributed, run
 from research.utils import documents, logs
 from research.utils.errors import UserError
 
@@ -44,8 +44,7 @@ def train(config: RunConfig) -> TrainResult:
         logs.to_terminal(rank=rank)
         begin = run.start(config.settings, config.name, config.overrides)
         if begin is not None:
-            lock = run_folder.watching if rank else run_folder.run_lock
-            with lock(begin.folder), logs.to_file(begin.folder, rank):
+            with run.opened(begin, rank):
                 run.train(config.settings, config.name, config.overrides, begin)
         # Without a begin, resume=auto has found that the run in this folder is finished.
         folder = Path(config["run_dir"]) if begin is None else begin.folder

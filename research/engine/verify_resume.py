@@ -30,7 +30,6 @@ from research.engine.interrupts import Interrupts
 from research.engine.loss_log import LossLog
 from research.engine.run_differences import RunDifference, compare, content, describe
 from research.engine.state import TrainState
-from research.utils import logs
 from research.utils.errors import UserError
 from research.utils.installation import TRAIN
 
@@ -145,7 +144,7 @@ def train(config: Config, name: str, kill: Kill | None, saves: Collection[int]) 
         begin = run.start(config, name)
         if begin is not None:
             end = partial(KillingEpochEnd, kill=kill, saves=saves, folder=begin.folder)
-            with run_folder.run_lock(begin.folder), logs.to_file(begin.folder):
+            with run.opened(begin):
                 run.train(dict(config), name, (), begin, callback=end)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

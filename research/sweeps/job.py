@@ -7,7 +7,7 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -137,13 +137,13 @@ def run_trial(hydra: Any, config: Mapping[str, Any], name: str) -> float | None:
     with ExitStack() as stack:
         device = stack.enter_context(exclusive_device(config["device"], FOLDER))
         config = {**config, "device": device}
-        opened = _open_run(study, number, config, name, stack)
-        if opened is None:
+        begin = _open_run(study, number, config, name, stack)
+        if begin is None:
             return None
         start = time.perf_counter()
         outcome: Outcome | None = Outcome("KILLED", "interrupted")
         try:
-            outcome = _train(study, number, config, name, overrides, *opened)
+            outcome = _train(study, number, config, name, overrides, begin)
         except StorageError:
             outcome = None  # nothing can be recorded; the same command resumes the trial
             raise
@@ -153,6 +153,7 @@ def run_trial(hydra: Any, config: Mapping[str, Any], name: str) -> float | None:
             log.error("sweep: trial %d failed: %s", number, outcome.reason, exc_info=trace)
             _clear_frames(error)
         finally:
+            begin.settle()
             if outcome is not None:
                 _report(study, config, number, outcome, time.perf_counter() - start)
     if outcome.status == "FAILED" and not ours:
@@ -162,12 +163,12 @@ def run_trial(hydra: Any, config: Mapping[str, Any], name: str) -> float | None:
 
 def _open_run(
     study: Study, number: int, config: Mapping[str, Any], name: str, stack: ExitStack
-) -> tuple[Path, bool] | None:
+) -> Start | None:
     """Lock the trial's run folder.
 
     Returns:
-        the folder and whether its run is resumed; ``None`` if the trial is finished, is run by
-        another process or cannot be resumed.
+        the start of the run, of one that is resumed without its checkpoint; ``None`` if the trial
+        is finished, is run by another process or cannot be resumed.
     """
     with study.locked():
         trial = study.trial(number)
@@ -184,8 +185,8 @@ def _open_run(
             folder = study.run_folder(number, beginnings) if beginnings else None
             if folder is not None and (run_folder.is_locked(folder) or _changed(config, folder)):
                 folder = None
-        resumes = folder is not None and _has_checkpoint(folder)
-        if folder is not None and resumes:
+        begin = Start(folder) if folder is not None and _has_checkpoint(folder) else None
+        if folder is not None and begin is not None:
             changed = _changed(config, folder)
             if changed:
                 reason = (
@@ -195,11 +196,16 @@ def _open_run(
                 log.error("sweep: trial %d failed: %s", number, reason)
                 study.fail(number, reason)
                 return None
-        if folder is None or not resumes:
+        if folder is None or begin is None:
             # A run without a checkpoint starts again in a new folder: nothing is overwritten.
             beginnings = max(beginnings, study.last_beginning(number)) + 1
-            run_dir = str(study.run_folder(number, beginnings))
-            earlier, folder = folder, run_folder.create({**config, "run_dir": run_dir}, name)
+            run_dir = study.run_folder(number, beginnings)
+            with suppress(OSError):
+                run_dir.rmdir()  # Hydra has made it, and it is empty
+            new = run_folder.create({**config, "run_dir": str(run_dir)}, name)
+            earlier, folder = folder, new.path
+            begin = Start(folder, new=new)
+            stack.callback(begin.settle)
             if earlier is not None:
                 spool.hand_on(earlier, folder)
         stack.enter_context(run_folder.run_lock(folder))
@@ -211,7 +217,7 @@ def _open_run(
             checkpoint=checkpoint_time(folder),
             reason="",
         )
-    return folder, resumes
+    return begin
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -241,8 +247,7 @@ def _train(
     config: Mapping[str, Any],
     name: str,
     overrides: list[str],
-    folder: Path,
-    resumes: bool,
+    begin: Start,
 ) -> Outcome:
     pruner = TrialPruner(study, number, config["epochs"])
     tags = trial_tags(study.folder, number)
@@ -255,8 +260,9 @@ def _train(
             f"monitor: this trial monitors {own}, the sweep {description['monitor']}",
             "sweep over models of one task",
         )
+    folder = begin.folder
     with logs.to_file(folder):
-        begin = resume(folder, config) if resumes else Start(folder)
+        begin = begin if begin.new is not None else resume(folder, config)
         own = trial_name(name, number, study.point(study.trial(number)))
         state = run.train(dict(config), own, overrides, begin, tags, pruner)
         pruner.finish()

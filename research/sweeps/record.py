@@ -228,8 +228,11 @@ def to_number(value: Any) -> Any:
 
 
 def _run_keys(run: Path | None) -> dict[str, Any]:
-    """``RUN_KEYS`` of a run's summary; only its folder if it ended without a valid one."""
-    if run is None:
+    """``RUN_KEYS`` of a run's summary; only its folder if it ended without a valid one.
+
+    A trial that was refused before it began has no folder.
+    """
+    if run is None or not run.is_dir():
         return {}
     only_folder = {"paths": {"run": str(run)}}
     try:

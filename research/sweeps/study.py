@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from research.config.migrations import current_key
-from research.engine.run_folder import is_locked
+from research.engine.run_folder import NewFolder, is_locked
 from research.sweeps.description import DESCRIPTION, FOLDER, read_description
 from research.sweeps.space import Point, Space
 from research.sweeps.storage import StorageError, open_storage
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 3
 """A trial whose process died this often without completing another epoch is failed."""
+LOCK: Final = ".store.lock"
 CLAIMED: Final = "claimed"
 """User attribute of every trial that was assigned to a process."""
 MOST_DELETED: Final = 20
@@ -76,8 +77,10 @@ class Study:
         self.folder = FOLDER / name
         pruner = pruner or optuna.pruners.NopPruner()
         self.sampler = sampler or optuna.samplers.RandomSampler
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        with FileLock(FOLDER / ".store.lock"):
+        new = NewFolder.create(FOLDER, [LOCK], shared=True)
+        with ExitStack() as stack:
+            stack.callback(new.settle)
+            stack.enter_context(FileLock(FOLDER / LOCK))
             # Databases too: processes would race on the creation of the tables.
             self.store = open_storage(url, repair=directions is not None)
             if directions is not None:
@@ -90,6 +93,7 @@ class Study:
                 )
                 # After the storage was opened: a start that fails leaves no folder.
                 self.folder.mkdir(exist_ok=True)
+            new.begun = True
         self.optuna = OptunaStudy(name, self.store, self.sampler(0), pruner)
         self._stored: dict[str, str] = {}
         self._named = 0

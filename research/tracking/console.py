@@ -72,6 +72,9 @@ class ConsoleTracker(Tracker):
     def finish(self, status: Status) -> None:
         self._close()
 
+    def discard(self) -> None:
+        self._close()
+
     def _bar(self, progress: Progress) -> None:
         if self.bars is None or self.phase != progress.phase:
             self._close()

@@ -72,6 +72,14 @@ class FileTracker(Tracker):
             writer = csv.DictWriter(file, self.columns[table], lineterminator="\n")
             writer.writerow({name: cell(value) for name, value in row.items()})
 
+    def correct(self, column: str, values: Mapping[int, str]) -> None:
+        path, columns = self._path("epoch"), self.columns.get("epoch", [])
+        if column in columns:
+            rows = read_rows(path)
+            for row in rows:
+                row[column] = values.get(_whole(row["epoch"]) or 0, row[column])
+            write_text(path, csv_text(columns, rows))
+
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for name, image in images.items():
             write_atomic(

@@ -58,6 +58,12 @@ class SummaryTracker(Tracker):
         names = ("split", "checkpoint", "epoch", "n", "metrics")
         self.evaluations[evaluation.name] = {name: vars(evaluation)[name] for name in names}
 
+    def correct(self, column: str, values: Mapping[int, str]) -> None:
+        for row in self.saved["epochs"]:
+            if column in row and row["epoch"] in values:
+                row[column] = values[row["epoch"]]
+        self._write("RUNNING")
+
     def finish(self, status: Status) -> None:
         self._write(status)
 

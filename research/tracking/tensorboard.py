@@ -92,6 +92,9 @@ class TensorBoardTracker(Tracker):
             self._write(table, lambda writer: writer.close())
         self.writers = {}
 
+    def discard(self) -> None:
+        self.finish("FAILED")  # closes the files; nobody else has seen them
+
     def _open(self, purge: Mapping[str, int]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 

@@ -124,6 +124,9 @@ class Tracker:
         Values that are recorded already for this epoch are not recorded again.
         """
 
+    def correct(self, column: str, values: Mapping[int, str]) -> None:
+        """Replace a text in the rows of earlier epochs, by epoch."""
+
     def flush(self) -> None:
         """Deliver everything recorded so far; called after a checkpoint is written."""
 
@@ -137,6 +140,9 @@ class Tracker:
 
     def finish(self, status: Status) -> None:
         """Called once, also when the run failed."""
+
+    def discard(self) -> None:
+        """Called instead of ``finish`` if the run was refused before anything was recorded."""
 
     def waits(self, folder: Path) -> bool:
         """Whether records of the run in this folder could not be delivered when it ended."""
@@ -210,6 +216,10 @@ class Trackers(Tracker):
         for tracker in self.trackers:
             tracker.evaluation(evaluation, files)
 
+    def correct(self, column: str, values: Mapping[int, str]) -> None:
+        for tracker in self.trackers:
+            tracker.correct(column, values)
+
     def flush(self) -> None:
         for tracker in self.trackers:
             tracker.flush()
@@ -219,6 +229,10 @@ class Trackers(Tracker):
 
     def locations(self) -> list[str]:
         return [line for tracker in self.trackers for line in tracker.locations()]
+
+    def discard(self) -> None:
+        for tracker in self.started:
+            tracker.discard()
 
     def finish(self, status: Status) -> None:
         """Finish every tracker, even if one before it fails (a full disk).

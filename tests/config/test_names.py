@@ -136,7 +136,7 @@ POINTS = st.dictionaries(
 BASES = st.from_regex(r"[a-z][a-z0-9_]{0,58}[a-z0-9]", fullmatch=True)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(BASES, POINTS, st.integers(0, 99_999))
 def test_the_name_of_a_trial_is_short_safe_and_its_own(
     base: str, point: dict[str, Any], number: int

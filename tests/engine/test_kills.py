@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from research.config import compose_config
-from research.engine import checkpoint, run, run_folder, verify_resume
+from research.engine import checkpoint, run, verify_resume
 from research.engine.run_differences import compare, content
 from research.engine.verify_resume import Kill, KillingEpochEnd
 from research.tracking import mlflow
@@ -93,7 +93,7 @@ def train(config: dict[str, Any], kill: Kill | None) -> None:
     begin = run.start(config, "killed")
     if begin is not None:
         end = partial(Marked, kill=kill, saves=(), folder=begin.folder)
-        with run_folder.run_lock(begin.folder):
+        with run.opened(begin):
             run.train(config, "killed", (), begin, callback=end)
 
 

@@ -33,7 +33,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
             return cls(2024, 5, 6, 7, 8, 9)
 
     monkeypatch.setattr(run_folder, "datetime", Stopped)
-    folders = [run_folder.create(small(), "net") for _ in range(3)]
+    folders = [run_folder.create(small(), "net").path for _ in range(3)]
     assert [str(folder) for folder in folders] == [
         "runs/2024-05-06_07-08-09_net",
         "runs/2024-05-06_07-08-09_net_2",
@@ -52,7 +52,7 @@ def test_a_folder_that_holds_a_run_is_refused(small: Compose) -> None:
     # An empty folder, or one with other things in it, is taken.
     Path("other").mkdir()
     Path("other/notes.txt").write_text("mine")
-    assert run_folder.create(small("run_dir=other"), "net") == Path("other")
+    assert run_folder.create(small("run_dir=other"), "net").path == Path("other")
 
 
 def test_a_run_is_described_so_that_it_can_be_repeated(
@@ -196,7 +196,7 @@ def test_a_run_in_training_is_not_resumed_by_another_process(small: Compose) -> 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(small: Compose) -> None:
     config = small(*TINY, "run_dir=r", "resume=auto")
-    folder = run_folder.create(config, "test")
+    folder = run_folder.create(config, "test").path
     run_folder.describe(folder, config, [])
     assert run(config) == folder
     assert (folder / "checkpoints" / "final.safetensors").exists()
@@ -204,7 +204,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(small: Compos
 
 def test_a_name_is_compared_only_if_it_was_typed(small: Compose) -> None:
     """Recipes once had a name each, which their runs have; today it follows from the choices."""
-    folder = run_folder.create(small("run_dir=r"), "test")
+    folder = run_folder.create(small("run_dir=r"), "test").path
     run_folder.describe(folder, {**small(), "name": "of_its_recipe"}, [])
     assert run_folder.changed(small(), folder) == []
     assert run_folder.changed(small("name=of_its_recipe"), folder) == []

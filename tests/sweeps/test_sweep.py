@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from research.engine import build, run
+from research.engine.state import TrainState
 from research.sweeps import parent
 from research.sweeps.devices import exclusive_device
 from research.tracking.tracker import Status
@@ -225,7 +226,10 @@ def test_an_interrupted_trial_is_resumed(
 
 
 def interrupt_before_an_epoch(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any, **__: Any) -> Any:
+    """After a batch, so that something is left, and before the first checkpoint."""
+
+    def interrupted(state: TrainState, *_: Any, **__: Any) -> Any:
+        state.samples = 4
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
