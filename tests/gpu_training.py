@@ -24,6 +24,7 @@ from research.config import compose_config, resolved
 from research.data import cifar_files
 from research.demos.scenes import CLASSES, Scenes
 from research.engine import build, checkpoint, run
+from research.engine.epoch_end import EpochEnd
 from research.engine.interrupts import Interrupted
 from research.engine.loop import EpochCallback, fit
 from research.engine.loss_log import LossLog
@@ -208,7 +209,7 @@ def waits(checks: Checks) -> None:
         checks.run(name, partial(check, name))
 
 
-class Stopped(run.EpochEnd):
+class Stopped(EpochEnd):
     """Sends SIGTERM to this process in step ``AT``."""
 
     AT = 3

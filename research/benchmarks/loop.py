@@ -32,6 +32,7 @@ from research.benchmarks.peers import Clock, EpochSeconds, per_step
 from research.config import compose_config
 from research.engine import run as training
 from research.engine import run_folder
+from research.engine.epoch_end import EpochEnd
 from research.engine.loop import EvalResult
 from research.engine.state import TrainState
 from research.utils.errors import UserError
@@ -122,7 +123,7 @@ def train_py(config: dict[str, Any], scratch: Path) -> EpochSeconds:
     return ends[0].times(state.step)
 
 
-class TimedEnd(training.EpochEnd):
+class TimedEnd(EpochEnd):
     """``EpochEnd`` that reads the clock between the parts of the first epoch."""
 
     started: Clock | None = None

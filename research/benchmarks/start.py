@@ -54,7 +54,7 @@ def stop(*ignored):
     os._exit(0)
 
 def stopped_at_the_first_step(*arguments):
-    from research.engine.run import EpochEnd
+    from research.engine.epoch_end import EpochEnd
     EpochEnd.step = stop
     return original(*arguments)
 

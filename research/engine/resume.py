@@ -20,7 +20,7 @@ from research.config.resume import unchangeable
 from research.config.run_files import is_own
 from research.engine import checkpoint, distributed, run_folder
 from research.engine.checkpoint import Checkpoints
-from research.engine.run_folder import NewFolder
+from research.engine.new_folder import NewFolder
 from research.engine.state import TrainState
 from research.tasks.task import Monitor
 from research.tracking.evaluations import FOLDER

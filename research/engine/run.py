@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from research.config import run_files
 from research.config.rules import ALL
@@ -26,13 +24,11 @@ from research.engine import (
 from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
-from research.engine.interrupts import Interrupted, Interrupts
-from research.engine.loop import EpochCallback, EvalResult, fit
-from research.engine.loss_log import LossLog
+from research.engine.epoch_end import EpochEnd, Pruner
+from research.engine.interrupts import Interrupts
+from research.engine.loop import fit
 from research.engine.resume import Start, check_data, resume, set_back
 from research.engine.state import TrainState
-from research.engine.steps import check_weights
-from research.tasks.task import Task
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker, best_n
@@ -118,126 +114,6 @@ def _resumed(config: Mapping[str, Any]) -> Path | None:
             log.info("resume=auto: no unfinished run of this configuration; starting a new one")
         return unfinished
     return Path(resume_from)
-
-
-class Pruner(Protocol):
-    """Receives the monitored value of every epoch; sets ``stopped`` to end the run."""
-
-    stopped: bool
-
-    def epoch(self, epoch: int, value: float) -> None:
-        """Called after epoch ``epoch`` (from 1) is logged and its checkpoint is written."""
-        ...
-
-
-class EpochEnd(EpochCallback):
-    """At the end of an epoch: draw pictures and tables if it is the best, save, flush the tracker.
-
-    Every process calls it, the main one writes. Signals and saving are decided for all processes.
-
-    Args:
-        task: draws pictures and tables.
-        metric: the monitored metric.
-        checkpoints: writes the state.
-        tracker: receives pictures and tables; flushed after the checkpoint is written.
-        pruner: receives the value of ``metric`` of every epoch, and may stop the run.
-        interrupts: signals that end the run after the current step.
-        minutes: between two checkpoints within an epoch; None: only at its end.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        metric: str,
-        checkpoints: Checkpoints,
-        tracker: Tracker,
-        pruner: Pruner | None,
-        interrupts: Interrupts,
-        minutes: float | None,
-    ) -> None:
-        self.task = task
-        self.metric = metric
-        self.checkpoints = checkpoints
-        self.tracker = tracker
-        self.pruner = pruner
-        self.interrupts = interrupts
-        self.seconds = math.inf if minutes is None else 60 * minutes
-        self.next_save = time.monotonic() + self.seconds
-
-    def step(self, state: TrainState, losses: LossLog) -> None:
-        is_due = distributed.is_main() and time.monotonic() >= self.next_save
-        requested, save = distributed.largest(self.interrupts.requested, is_due)
-        if requested or save:
-            state.epoch_losses = losses.state_dict()
-            self._save(self._content(state))
-        if requested:
-            raise Interrupted(requested)
-
-    @contextmanager
-    def validation(self, state: TrainState) -> Iterator[None]:
-        content = self._content(state)  # before: an interrupted process waits for no other
-        try:
-            with self.interrupts.immediate():
-                yield
-        except Interrupted:
-            self._save(content)
-            raise
-
-    def _content(self, state: TrainState, saved: str = "") -> dict[str, Any]:
-        """What is saved, at ``saved`` if it is the end of an epoch."""
-        check_weights(state)
-        self.correct_paths(state, saved)
-        state.tracking = self.tracker.state()
-        return state.state_dict()
-
-    def correct_paths(self, state: TrainState, saved: str = "", *, all_rows: bool = False) -> None:
-        """Correct what the rows of earlier epochs say of their checkpoints, which may be gone.
-
-        Args:
-            state: its history is corrected, and the records of the tracker.
-            saved: as for ``Checkpoints.paths``.
-            all_rows: also those that the history has right, since a crash may have come between.
-        """
-        if not distributed.is_main():
-            return
-        paths = self.checkpoints.paths(state, saved)
-        wrong = {
-            row["epoch"]: paths[row["epoch"]]
-            for row in state.history
-            if all_rows or row.get("checkpoint_path") != paths[row["epoch"]]
-        }
-        for row in state.history:
-            row["checkpoint_path"] = paths[row["epoch"]]
-        if wrong:
-            self.tracker.correct("checkpoint_path", wrong)
-
-    def _save(self, content: dict[str, Any], path: str = "", *, is_best: bool = False) -> None:
-        """Write a checkpoint, of an epoch or (without ``path``) within one."""
-        if distributed.is_main():
-            self.checkpoints.save(content, path, is_best=is_best)
-        self.tracker.flush()
-        self.next_save = time.monotonic() + self.seconds
-
-    @property
-    def stop(self) -> bool:
-        return self.pruner is not None and self.pruner.stopped
-
-    def replay(self, row: Mapping[str, Any]) -> None:
-        if self.pruner is not None:
-            self.pruner.epoch(row["epoch"], row[self.metric])
-
-    def checkpoint_path(self, epoch: int, loss: float, *, is_best: bool) -> str:
-        return self.checkpoints.path_for(epoch, loss, is_best=is_best)
-
-    def __call__(self, state: TrainState, row: Mapping[str, Any], result: EvalResult) -> None:
-        if row["is_best"] and distributed.is_main():
-            evaluation.draw(self.task, state.transform, result, self.tracker, state.epoch)
-        path = row["checkpoint_path"]
-        self._save(self._content(state, path), path, is_best=row["is_best"])
-        self.replay(row)
-        (requested,) = distributed.largest(self.interrupts.requested)
-        if requested:
-            raise Interrupted(requested)
 
 
 def train(
@@ -342,12 +218,7 @@ def _train(
             with interrupts.deferred():
                 begin.look(state)
                 tracker.finish(status) if begin.has_begun else tracker.discard()
-    best = with_n(f"best {metric} {_number(state.best)}", best_n(state, metric), unit=data.unit)
-    log.info("%s at epoch %d", best, state.best_epoch)
-    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):
-        log.info("  %s", line)
-    if (baseline := data.baseline()) is not None:
-        log.info("  baseline: %s", baseline)
+    _log_end(folder, experiment, tracker)
     return state
 
 
@@ -452,6 +323,16 @@ def _finish_files(folder: Path, state: TrainState, unit: str, tracker: Tracker) 
         tracker.artifact(folder / file)
     if state.best_epoch and best.exists():
         tracker.model(best, state.best_epoch)
+
+
+def _log_end(folder: Path, experiment: Experiment, tracker: Tracker) -> None:
+    state, metric, data = experiment.state, experiment.monitor.metric, experiment.data
+    best = with_n(f"best {metric} {_number(state.best)}", best_n(state, metric), unit=data.unit)
+    log.info("%s at epoch %d", best, state.best_epoch)
+    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):
+        log.info("  %s", line)
+    if (baseline := data.baseline()) is not None:
+        log.info("  baseline: %s", baseline)
 
 
 def _number(value: float | None) -> str:

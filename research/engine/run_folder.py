@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +27,7 @@ from research.config.compose import config_dir
 from research.config.resume import unchangeable
 from research.config.run_files import ROOT
 from research.engine import checkpoint
+from research.engine.new_folder import NewFolder
 from research.tracking import spool
 from research.utils import documents, secrets
 from research.utils.errors import UserError, one_line
@@ -52,63 +51,6 @@ AT_THE_START = (
     "model_summary.txt", "summary.json", "tensorboard",
 )  # fmt: skip
 """What is in a run folder before the first batch is trained."""
-
-
-@dataclass
-class NewFolder:
-    """A folder that a run or a sweep was given, which stays if it begins.
-
-    Attributes:
-        path: the folder.
-        made: the folders that did not exist, from the inside out.
-        own: the names in it that are this run's; None if all are, since the folder is new.
-        begun: whether to keep it; of a run, that it has trained a batch.
-    """
-
-    path: Path
-    made: Sequence[Path]
-    own: Collection[str] | None
-    begun: bool = False
-
-    @classmethod
-    def create(cls, path: Path, own: Collection[str], *, shared: bool) -> NewFolder:
-        """Create the folder and those above it.
-
-        Args:
-            path: the folder.
-            own: the names that will be created in it.
-            shared: whether it may exist; others may then write to it at the same time.
-
-        Raises:
-            FileExistsError: if it exists and may not, or is a file.
-        """
-        made = [each for each in (path, *path.parents) if not each.exists()]
-        try:
-            path.mkdir(parents=True, exist_ok=shared)
-            known = {entry.name for entry in path.iterdir()} if shared else ()
-        except OSError:
-            _remove_empty(made)
-            raise
-        return cls(path, made, [name for name in own if name not in known] if shared else None)
-
-    def settle(self) -> None:
-        """Remove what was created, unless the run has begun; may be called again."""
-        if self.begun or not self.path.is_dir():
-            return
-        for entry in [*self.path.iterdir()]:
-            if self.own is not None and entry.name not in self.own:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-        _remove_empty(self.made)
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def create(config: Mapping[str, Any], name: str) -> NewFolder:

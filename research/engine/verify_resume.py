@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from research.engine import build, checkpoint, run, run_folder
+from research.engine.epoch_end import EpochEnd
 from research.engine.interrupts import Interrupts
 from research.engine.loss_log import LossLog
 from research.engine.run_differences import RunDifference, compare, content, describe
@@ -69,7 +70,7 @@ class Kill:
     change: int = 0
 
 
-class KillingEpochEnd(run.EpochEnd):
+class KillingEpochEnd(EpochEnd):
     """Saves within an epoch only after the batches ``saves``, and kills the process at ``kill``.
 
     Args:

@@ -18,7 +18,8 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from research.config.migrations import current_key
-from research.engine.run_folder import NewFolder, is_locked
+from research.engine.new_folder import NewFolder
+from research.engine.run_folder import is_locked
 from research.sweeps.description import DESCRIPTION, FOLDER, read_description
 from research.sweeps.space import Point, Space
 from research.sweeps.storage import StorageError, open_storage

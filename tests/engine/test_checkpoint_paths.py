@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.engine.checkpoint import Checkpoints, epoch_of
+from research.engine.epoch_end import EpochEnd
 from research.engine.interrupts import Interrupts
-from research.engine.run import EpochEnd
 from research.tracking.files import FileTracker, read_rows
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Run, Trackers

@@ -18,7 +18,7 @@ from research.batch import Targets
 from research.config import compose_config, resolved
 from research.config.options import options
 from research.data.cifar_files import FAMILIES
-from research.engine import build, run
+from research.engine import build, evaluation
 from research.engine.build import Experiment
 from research.engine.loop import EpochCallback, EvalResult, fit
 from research.models.detectors import BigDet, TinyDet
@@ -326,7 +326,7 @@ def test_half_precision_pictures_and_tables(
     with cuda, torch.inference_mode():
         task.postprocess(*reversed(result.examples()))
         if name != "ranking_frozen":  # whose pictures are drawn from files
-            run.draw(task, trained.experiment.state.transform, result, Tracker(), 1)
+            evaluation.draw(task, trained.experiment.state.transform, result, Tracker(), 1)
 
 
 POLICY = "dataset.augmentation.policy="

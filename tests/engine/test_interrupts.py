@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from research.engine import checkpoint, interrupts
+from research.engine.epoch_end import EpochEnd
 from research.engine.interrupts import Interrupted, Interrupts
-from research.engine.run import EpochEnd
 from research.tracking.files import read_rows
 from tests.conftest import ROOT, TINY, run
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from research.config import compose_config
 from research.engine.loss_log import LossLog
-from research.engine.run_folder import NewFolder
+from research.engine.new_folder import NewFolder
 from research.utils.errors import UserError
 from tests.conftest import SMALL, TINY, Train, data_overrides, one_line_of, run, user_error
 
