@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from research.utils import documents
+from research.utils.counts import with_n
 from research.utils.errors import UserError
 
 NOTE: Final = "mlflow.note.content"
@@ -38,14 +39,13 @@ def note(folder: Path) -> str:
     """What a run is: model, data, and the best value so far with its number of samples."""
     text = str(_document(folder / "environment.json").get("description", ""))
     summary = _document(folder / "summary.json")
-    epoch, value = summary.get("best_epoch"), summary.get("best_value")
-    if not epoch or not isinstance(value, int | float):
+    epoch, best = summary.get("best_epoch"), summary.get("best_value")
+    if not epoch or not isinstance(best, int | float):
         return text
-    rows = {row.get("epoch"): row for row in summary.get("epochs", ())}
-    n = rows.get(epoch, {}).get("val/n")
-    samples = f" of {n:,} samples" if isinstance(n, int) else ""
-    best = f"**best {summary['monitor'][0]} {value:.4f}**{samples} at epoch {epoch}"
-    return f"{text}\n\n{best}" if text else best
+    value = f"**best {summary['monitor'][0]} {best:.4f}**"
+    n, unit = summary.get("best_n"), str(summary.get("unit", ""))
+    line = f"{with_n(value, n if isinstance(n, int) else None, unit=unit)} at epoch {epoch}"
+    return f"{text}\n\n{line}" if text else line
 
 
 def of_experiment(folder: Path) -> dict[str, str]:

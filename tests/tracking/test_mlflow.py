@@ -112,13 +112,13 @@ def test_a_real_server_shows_a_real_run(
         assert about.startswith("resnet18: ")
         assert "24 train, 12 val samples" in about
         summary = json.loads((folder / "summary.json").read_text())
-        assert f"{summary['best_value']:.4f}" in best
+        assert f"{summary['best_value']:.4f}** (n=12 images) at epoch" in best
         (output,) = shown["outputs"]["model_outputs"]
         assert int(output["step"]) == summary["best_epoch"]
         model = ask(f"/api/2.0/mlflow/logged-models/{output['model_id']}")["model"]
         assert model["info"]["status"] == "LOGGED_MODEL_READY"
         assert {each["key"] for each in model["data"]["metrics"]} == {
-            "val/loss", "val/top1", "val/ece",
+            "val/loss", "val/top1", "val/ece", "val/n",
         }  # fmt: skip
         assert tags["version.torch"] == environment["packages"]["torch"]
         (data,) = shown["inputs"]["dataset_inputs"]

@@ -299,7 +299,7 @@ def documents(tmp_path: Path) -> Documents:
 
 
 def test_a_run_is_described(documents: Documents, store: str) -> None:
-    folder = documents(monitor=["val/top1", "max"], best_epoch=0, best_value=None, epochs=[])
+    folder = documents(monitor=["val/top1", "max"], best_epoch=0, best_value=None)
     tracker = begun(store, folder)
     epochs(tracker, 1)
     shown = MlflowClient(store).get_run(tracker.run_id)
@@ -308,11 +308,12 @@ def test_a_run_is_described(documents: Documents, store: str) -> None:
     assert shown.data.tags["mlflow.source.git.commit"] == "abc1234"
     about = "net: 5 parameters; data: 3 train, 2 val samples"
     assert shown.data.tags["mlflow.note.content"] == about
-    rows = [{"epoch": 1, "val/n": 1000}]
-    documents(monitor=["val/top1", "max"], best_epoch=1, best_value=0.25, epochs=rows)
+    documents(
+        monitor=["val/top1", "max"], best_epoch=1, best_value=0.25, best_n=1000, unit="images"
+    )
     tracker.finish("FINISHED")
     note = MlflowClient(store).get_run(tracker.run_id).data.tags["mlflow.note.content"]
-    assert note == f"{about}\n\n**best val/top1 0.2500** of 1,000 samples at epoch 1"
+    assert note == f"{about}\n\n**best val/top1 0.2500** (n=1000 images) at epoch 1"
     experiment = MlflowClient(store).get_experiment_by_name("ours")
     assert experiment is not None
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
