@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config
 from research.config.rules import COUNT, DEVICE, TRUTH
+from research.utils import logs
 from research.utils.conditions import explained
+from research.utils.progress import track
+from research.utils.tables import TextTable, terminal_width
 from research.utils.timing import median_times, synchronize
 
 if TYPE_CHECKING:
@@ -108,13 +112,13 @@ def rows(
         combinations.append((varied, {**config, "device": device}))
     measured, timed = [], []
     chosen = any(key in ("dataset", "experiment") for key, _ in choices)
-    for varied, config in combinations:
+    for varied, config in track(combinations, "measuring networks", unit="networks"):
         metadata = build.data_module(config).expected_metadata(config["model"], own_classes=chosen)
         network = build.model(config, metadata)
         measured.append((varied, *cost.measure(network, config, metadata)))
         if latency:
             timed.append(_timed_pass(network, config, metadata, batch))
-    times = median_times(timed, rounds) if latency else [None] * len(measured)
+    times = median_times(timed, rounds, "timing networks") if latency else [None] * len(measured)
     return [
         ModelSummary(*columns, seconds) for columns, seconds in zip(measured, times, strict=True)
     ]
@@ -122,14 +126,11 @@ def rows(
 
 def table(
     settings: list[str], latency: bool = False, rounds: int = 1, batch: int = 1, device: str = "cpu"
-) -> str:
-    """The summaries as a Markdown table."""
+) -> TextTable:
+    """A row for each summary."""
     keys = [s.partition("=")[0] for s in settings if len(_values(s.partition("=")[2])) > 1]
     columns = ["parameters", "GMAC", "activations MB", "size MB", *["latency ms"] * latency]
-    lines = [
-        "| " + " | ".join([*keys, *columns]) + " |",
-        "|" + " --- |" * len(keys) + " ---: |" * len(columns),
-    ]
+    lines = []
     for row in rows(settings, latency, rounds, batch, device):
         numbers = [
             f"{row.parameters:,}",
@@ -139,8 +140,9 @@ def table(
         ]
         if row.latency is not None:
             numbers.append(f"{1000 * row.latency:.1f}")
-        lines.append("| " + " | ".join([*row.varied, *numbers]) + " |")
-    return "\n".join(lines)
+        lines.append([*row.varied, *numbers])
+    sides = "l" * len(keys) + "r" * len(columns)
+    return TextTable([*keys, *columns], lines, sides, keys=len(keys))
 
 
 def _timed_pass(
@@ -174,9 +176,10 @@ def _values(text: str) -> list[str]:
 def main(words: list[str]) -> None:
     paths, options, settings = cli.parse(SummaryOptions, words, others="")
     cli.no_paths(paths)
+    logs.to_terminal(sys.stderr)
     with explained({"batch": options.batch} if options.latency else {}):
-        text = table(settings, options.latency, options.rounds, options.batch, options.device)
-    print(text)
+        summaries = table(settings, options.latency, options.rounds, options.batch, options.device)
+    print(summaries.text(terminal_width()))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def test_a_row_for_every_combination() -> None:
             "dataset.image_size=32",
             "dataset.mean=[0,0,0]",
         ]
-    )
+    ).text()
     header, rule, *rows = (line.strip("| ").split(" | ") for line in text.splitlines())
     columns = ["parameters", "GMAC", "activations MB", "size MB"]
     assert header == ["compression", "compression.window", *columns]
