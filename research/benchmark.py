@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import random
 import shlex
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from research.benchmarks.options import BenchmarkOptions
 from research.config import cli
 from research.inspect import find_images
+from research.utils import logs
 from research.utils.errors import UserError
 
 
@@ -155,7 +155,7 @@ def main(words: list[str]) -> None:
         raise UserError("NAME", f"{name}: pass IMAGES, files or folders, after it")
     files = find_images(paths[1:]) if chosen.reads_images else []
     files = sorted(random.Random(0).sample(files, min(options.files, len(files))))  # noqa: S311 - no secret
-    logging.basicConfig(level=logging.INFO)
+    logs.to_terminal(sys.stderr)
     out = options.out or Path(f"runs/benchmarks/{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}")
     _measure(name, options, files, overrides, out, shlex.join(words))
 
@@ -182,7 +182,7 @@ def _measure(
     measure.print_tables(name, results)
     with cli.writing_to(out):
         measure.write(name, results, under, out)
-    print(f"\nfiles: {out}", file=sys.stderr)
+    cli.print_files(out, f"{name}.json", f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from research.utils import logs
 from research.utils.counts import spanned
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
+from research.utils.tables import paragraph, terminal_width
 
 STATUSES = ("FINISHED", "PRUNED", "KILLED", "FAILED", "RUNNING", "all")
 
@@ -181,7 +182,9 @@ def main(words: list[str]) -> None:
         compared, metric, mode, options.group_by, options.against, options.confidence, skipped
     )
     # Printed before the files are written: a full disk must not lose it.
-    print("\n\n".join([markdown(result), *notes(result)[0]]))
+    width = terminal_width()
+    own = [paragraph(note, width) for note in notes(result)[0]]
+    print("\n\n".join([markdown(result, width), *own]))
     if skipped:
         print(f"\nskipped{_skipped(skipped)}", file=sys.stderr)
     single = Path(paths[0]).name if len(paths) == 1 else ""
@@ -190,7 +193,10 @@ def main(words: list[str]) -> None:
     with cli.writing_to(out):
         files = write(out, result, title or f"Comparison by {metric}")
     stored = upload(files, compared, options.mlflow)
-    print(f"\npage: {out / 'comparison.html'}", file=sys.stderr)
+    sign = 1 if mode == "max" else -1
+    best = max(result.groups[0].runs, key=lambda run: sign * (run.value(metric) or 0))
+    names = [file.name for file in files]
+    cli.print_files(out, *names, following=cli.command_of("reproduce", best.folder))
     if stored:
         print(f"mlflow: run {stored}, artifacts in {FOLDER}/", file=sys.stderr)
 

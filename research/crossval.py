@@ -12,6 +12,8 @@ import numpy as np
 
 from research.config import cli
 from research.utils.errors import UserError
+from research.utils.progress import track
+from research.utils.tables import TextTable, terminal_width
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,8 +105,8 @@ def interval(differences: NDArray[np.float64], groups: Sequence[str]) -> tuple[f
     return float(low), float(high)
 
 
-def table(folds: Sequence[Fold]) -> str:
-    """One row for each fold and one for all, as a Markdown table.
+def table(folds: Sequence[Fold]) -> TextTable:
+    """One row for each fold and one for all.
 
     Raises:
         UserError: if the runs are of two types, or a group is in the test splits of two folds.
@@ -128,30 +130,28 @@ def table(folds: Sequence[Fold]) -> str:
                     "pass runs of different folds of one data set",
                 )
             run_of[group] = fold.run
-    titles = ["run", columns.groups, columns.units, "n", *columns[2:], "difference"]
-    lines = [
-        f"| {' | '.join(titles)} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for fold in folds:
         result = fold.result
-        lines.append(
-            f"| {fold.run.name} | {len(set(result.groups))} | {len(result.values)} "
-            f"| {fold.n} | {fold.metric:.3f} | {result.values.mean():.3f} "
-            f"| {result.baseline.mean():.3f} | {(result.values - result.baseline).mean():+.3f} |"
-        )
+        counts = [len(set(result.groups)), len(result.values), fold.n]
+        means = [fold.metric, result.values.mean(), result.baseline.mean()]
+        difference = f"{(result.values - result.baseline).mean():+.3f}"
+        rows.append([fold.run.name, *map(str, counts), *_decimals(means), difference])
     values = np.concatenate([fold.result.values for fold in folds])
     baseline = np.concatenate([fold.result.baseline for fold in folds])
     low, high = interval(
         values - baseline, [group for fold in folds for group in fold.result.groups]
     )
-    metric = np.mean([fold.metric for fold in folds])
-    lines.append(
-        f"| all | {len(run_of)} | {len(values)} | {sum(fold.n for fold in folds)} "
-        f"| {metric:.3f} | {values.mean():.3f} "
-        f"| {baseline.mean():.3f} | {(values - baseline).mean():+.3f} [{low:+.3f}, {high:+.3f}] |"
-    )
-    return "\n".join(lines)
+    counts = [len(run_of), len(values), sum(fold.n for fold in folds)]
+    means = [float(np.mean([fold.metric for fold in folds])), values.mean(), baseline.mean()]
+    difference = f"{(values - baseline).mean():+.3f}\n[{low:+.3f}, {high:+.3f}]"
+    rows.append(["all", *map(str, counts), *_decimals(means), difference])
+    titles = ["run", columns.groups, columns.units, "n", *columns[2:], "difference"]
+    return TextTable(titles, rows, "lrrrrrrr")
+
+
+def _decimals(values: Sequence[float]) -> list[str]:
+    return [f"{value:.3f}" for value in values]
 
 
 def main(words: list[str]) -> None:
@@ -164,8 +164,11 @@ def main(words: list[str]) -> None:
     # Standard output is for the result only.
     logs.to_terminal(sys.stderr)
     which, device, trust = options.checkpoint, options.device, options.trust
-    folds = [evaluate_fold(Path(path), which, device, overrides, trust) for path in paths]
-    print(table(folds))
+    folds = [
+        evaluate_fold(Path(path), which, device, overrides, trust)
+        for path in track(paths, "evaluating folds", unit="runs")
+    ]
+    print(table(folds).text(terminal_width()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import cli
 from research.config.rules import PATH, whole
+from research.utils import logs
 from research.utils.conditions import explain
 from research.utils.errors import UserError
 from research.utils.files import write_atomic
+from research.utils.progress import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,7 +128,8 @@ def export(
     loaded, saved = predictor.load(run, which, ["device=cpu", "precision=fp32"], trust)
     coefficients = loaded.config["compression"]["variant"] != "none"
     form = export_form(loaded.model, coefficients=coefficients)
-    program = _program(form, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
+    with Phase("exporting to ONNX"):
+        program = _program(form, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
     name = cli.run_dir_of(run).resolve().name
     metadata = {**_metadata(loaded, saved["data"]), **form.metadata, "run": name}
     program.model.metadata_props.update(
@@ -157,7 +161,8 @@ def export(
             ) from None
         results.append(_compared(out, program, session, pairs))
 
-    write_atomic(out, write)
+    with Phase("comparing in onnxruntime"):
+        write_atomic(out, write)
     return results[0]
 
 
@@ -275,6 +280,7 @@ def main(words: list[str]) -> None:
     paths, options, _ = cli.parse(ExportOptions, words)
     if len(paths) != 1:
         raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
+    logs.to_terminal(sys.stderr)
     path, which = Path(paths[0]), options.checkpoint
     print(export(path, options.out, which, options.opset, options.trust))
 

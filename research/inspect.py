@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
 from research.config.rules import PATH
+from research.utils import logs
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,7 +80,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     energy = torch.zeros(3, 64, dtype=torch.float64)
-    for number, file in enumerate(files):
+    for number, file in enumerate(track(files, "inspecting")):
         try:
             sample = reader.read(file, crop, np.random.default_rng(0))
         except DamagedImage as error:
@@ -170,6 +173,7 @@ def main(words: list[str]) -> None:
     paths, options, overrides = cli.parse(InspectOptions, words, others="")
     if not paths:
         raise UserError("IMAGES", "pass IMAGES (files or folders) first, then key=value settings")
+    logs.to_terminal(sys.stderr)
     out = options.out
     rows = inspect(find_images(paths), out, overrides)
     print(f"{'Y':>7} {'Cb':>7} {'Cr':>7} {'RGB':>7}  dB")

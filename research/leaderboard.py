@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from research.config import cli
 from research.config.rules import COUNT, PATH, one_of
 from research.utils.errors import Damaged, UserError
+from research.utils.progress import track
+from research.utils.tables import TextTable, terminal_width
 
 if TYPE_CHECKING:
     from research.engine.evaluation import EvalRun
@@ -102,7 +104,7 @@ def evaluate_runs(
         paths, lambda path: load_eval_run(path, split, which, device, overrides, trust)
     )
     _check_data(paths, runs)
-    results = [run.evaluate() for run in runs]
+    results = [run.evaluate() for run in track(runs, f"evaluating {split}", unit="runs")]
     metrics = [result.metrics for result in results]
     monitor = runs[0].main_metric(metrics[0])
     for path, values in zip(paths, metrics, strict=True):
@@ -114,7 +116,9 @@ def evaluate_runs(
             )
     # By batch size, the time of each run.
     times = {
-        batch: median_times([run.timed_prediction(batch) for run in runs], rounds)
+        batch: median_times(
+            [run.timed_prediction(batch) for run in runs], rounds, f"timing batches of {batch}"
+        )
         for batch in batches
     }
     networks = [run.predictor.model for run in runs]
@@ -147,7 +151,7 @@ def _intact(
 ) -> tuple[list[Path], list[EvalRun]]:
     """The runs that are not damaged; a path that does not exist is a mistake, not damage."""
     intact, runs = [], []
-    for number, path in enumerate(paths, start=1):
+    for number, path in enumerate(track(paths, "loading runs", unit="runs"), start=1):
         try:
             runs.append(load(path))
             intact.append(path)
@@ -192,8 +196,8 @@ def csv_row(entry: LeaderboardEntry) -> dict[str, float | int | str]:
     }
 
 
-def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> str:
-    """The entries as a Markdown table."""
+def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> TextTable:
+    """One row for each entry."""
     from research.engine.evaluation import MAIN
 
     metrics = [name for name in MAIN if name in entries[0].metrics]
@@ -204,7 +208,7 @@ def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> str:
         "run", "model", "parameters", "size MB", *(f"ms/image, batch {n}" for n in batches),
         f"FPS, batch {max(batches)}", "n", *metrics, "speed", "accuracy", "size",
     ]  # fmt: skip
-    lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
+    rows = []
     for entry in entries:
         row = csv_row(entry)
         cells = [
@@ -218,8 +222,8 @@ def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> str:
             *(f"{entry.metrics[name]:.3f}" for name in metrics),
             *(str(rank) for rank in entry.ranks.values()),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return TextTable(header, rows, "ll" + "r" * (len(header) - 2))
 
 
 def write(
@@ -278,10 +282,13 @@ def main(words: list[str]) -> None:
     )
     settings = {"split": options.split, "rounds": options.rounds, "device": options.device}
     # Printed before the files are written: a full disk must not lose it.
-    print(table(entries, monitor))
+    print(table(entries, monitor).text(terminal_width()))
     with cli.writing_to(out):
         write(out, entries, monitor, settings)
-    print(f"\nfiles: {out}", file=sys.stderr)
+    best = next(entry for entry in entries if entry.ranks["accuracy"] == 1)
+    words = [f"split={options.split}", *cli.typed_options(options), *overrides]
+    look = cli.command_of("evaluate", best.run, *words)
+    cli.print_files(out, "judged.csv", "judged.json", "judged.png", following=look)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.config import cli, compose_config
+from research.config.overrides import train_command
 from research.config.rules import PATH, number, whole
-from research.tracking.tracker import Row, Table, Tracker, Trackers
+from research.tracking.tracker import Row, Table, Tracker
+from research.utils import progress
 from research.utils.conditions import explained
 from research.utils.errors import NotFinite, UserError
 from research.utils.files import write_atomic, write_text
@@ -103,6 +105,7 @@ class _Collector(Tracker):
     """Collects losses by optimizer step; raises ``_Diverged`` far above the lowest loss."""
 
     def __init__(self, accumulate: int, steps: int) -> None:
+        self.phase = progress.Phase("range test", steps, "steps")
         self.accumulate = accumulate
         self.memory = 1 - 1 / max(2.0, RECENT * steps * accumulate)
         self.before = 0
@@ -120,16 +123,17 @@ class _Collector(Tracker):
         self.weight = self.memory * self.weight + 1 - self.memory
         smoothed = self.average / self.weight
         self.best = min(self.best, smoothed)
+        self.phase.update(len(self.losses), metrics={"loss": smoothed})
         if len(self.losses) >= MIN_STEPS and smoothed > DIVERGED * self.best:
             raise _Diverged
 
 
+@progress.contained()
 def range_test(
     experiment: Experiment,
     start: float,
     end: float,
     steps: int,
-    console: Tracker | None = None,
 ) -> RangeTest:
     """Train for ``steps`` optimizer steps while the learning rate rises from ``start`` to ``end``.
 
@@ -140,7 +144,6 @@ def range_test(
         start: first learning rate.
         end: last learning rate.
         steps: number of optimizer steps.
-        console: gets the progress.
 
     Raises:
         NotFinite: if no step had a finite loss.
@@ -158,7 +161,6 @@ def range_test(
     rates = start * (end / start) ** (np.arange(steps) / max(1, steps - 1))
     state.scheduler = LambdaLR(optimizer, lambda step: rates[min(step, steps - 1)].item() / base)
     collector = _Collector(cfg.accumulate, steps)
-    tracker = Trackers([collector] if console is None else [collector, console])
     epoch = min(len(experiment.train), cfg.max_train_batches or sys.maxsize)
     reason = "the last rate"
     losses_of = distributed.Losses(experiment.task, state.forward)
@@ -172,7 +174,7 @@ def range_test(
                 experiment.train,
                 limits,
                 experiment.device,
-                tracker,
+                collector,
                 EpochCallback(),
             )
             state.end_epoch()
@@ -239,28 +241,20 @@ def write(folder: Path, test: RangeTest, suggestion: Suggestion) -> None:
     write_atomic(folder / "lr_find.png", lambda path: picture.save(path, "PNG"))
 
 
-def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder: Path) -> None:
+def find(
+    config: Mapping[str, Any], start: float, end: float, steps: int, folder: Path
+) -> Suggestion:
     """Run the test on a configuration, write its files and print the suggestions.
 
     Raises:
         UserError: if the test ends within less than ``MIN_STEPS`` steps.
     """
     from research.engine import build
-    from research.tracking.console import ConsoleTracker
-    from research.tracking.tracker import Progress
-
-    console = ConsoleTracker()
-
-    def preparing(what: str, done: int, total: int) -> None:
-        console.progress(Progress(what, done, total, unit="files"))
 
     plain = {**config, "scale_lr": None, "ema": None}
     with explained(build.limits(plain)):
-        experiment = build.experiment(plain, preparing)
-        try:
-            test = range_test(experiment, start, end, steps, console)
-        finally:
-            console.finish("FINISHED")
+        experiment = build.experiment(plain)
+        test = range_test(experiment, start, end, steps)
     count = len(test.rates)
     if count < MIN_STEPS:
         raise UserError(
@@ -281,7 +275,7 @@ def find(config: Mapping[str, Any], start: float, end: float, steps: int, folder
         print(f"the loss did not diverge; set a larger end= than {end:g} to see more")
     if config["scale_lr"] is not None:
         print(f"these rates are for this batch size, with scale_lr=null, not {config['scale_lr']}")
-    print(f"picture and table: {folder}")
+    return suggestion
 
 
 def main(words: list[str]) -> None:
@@ -304,7 +298,14 @@ def main(words: list[str]) -> None:
 
     logs.to_terminal()
     check_batch_size(config, settings)
-    find(config, start, end, options.steps, folder)
+    suggestion = find(config, start, end, options.steps, folder)
+    train = ""
+    if suggestion.steepest is not None:
+        chosen: dict[str, Any] = {"optimizer.lr": float(f"{suggestion.steepest:.2g}")}
+        chosen |= {"scale_lr": None} if config["scale_lr"] else {}
+        others = [word for word in settings if word.partition("=")[0] not in chosen]
+        train = train_command(others, chosen)
+    cli.print_files(folder, "lr_find.png", "lr_find.csv", following=train)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,6 @@ from research.utils.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from research.data.index import ProgressCallback
     from research.data.warehouse.manifest import Manifest
     from research.data.warehouse.plan import BuildPlan
 
@@ -129,7 +127,7 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
     }
     folders = build.data_module(config)
     assert isinstance(folders, ImageFolders)
-    folders.prepare(options.seed, _progress())
+    folders.prepare(options.seed)
     encoder = CoefficientEncoder(options.image_size, options.window, options.source)
     return _build(plan_folders(folders, source, encoder), out, options)
 
@@ -167,14 +165,15 @@ def prune(source: Path, out: Path, options: PruneOptions) -> None:
 
     names = [*options.runs, *(f"-{name}" for name in options.not_runs)]
     unwanted = {key: getattr(options, key) for key in ("empty", "missing", "invalid")}
-    report = capture.prune(source, out, **unwanted, runs=names, progress=_progress())
+    report = capture.prune(source, out, **unwanted, runs=names)
     print(f"pruned:   {out}")
     print(f"  kept    {sum(report.runs.values())} frames of {len(report.runs)} runs")
     if report.runs_dropped:
         print(f"  without the runs {', '.join(report.runs_dropped)}")
     if report.dropped:
         print(f"  dropped {_format_counts(report.dropped)}; see {out / capture.REPORT}")
-    print(f"next:     python -m research.prepare frames {shlex.quote(str(out))} OUT")
+    store = out.with_name(f"{out.name}_store")
+    print(f"next:     {cli.command_of('prepare', 'frames', out, store)}")
 
 
 def lint(path: Path, out: Path | None) -> bool:
@@ -190,7 +189,7 @@ def lint(path: Path, out: Path | None) -> bool:
     from research.data.warehouse.manifest import Manifest
 
     manifest = Manifest.load(path)
-    report, samples = lint.lint(manifest, _progress())
+    report, samples = lint.lint(manifest)
     out = out or manifest.folder.parent / f"lint-{manifest.folder.name}"
     drawn = pictures.draw(samples)
     try:
@@ -206,6 +205,8 @@ def lint(path: Path, out: Path | None) -> bool:
     for line in report.errors:
         print(f"error: {line}")
     print(f"{len(report.errors)} errors, {len(report.warnings)} warnings; pictures: {out}")
+    if not report.errors and manifest.kind != "features":
+        print(f"next:     {_train_command(manifest)}")
     return not report.errors
 
 
@@ -217,16 +218,7 @@ def _build(plan: BuildPlan, out: Path, options: StoreOptions | RgbxOptions) -> M
         out,
         shard_samples=options.shard_samples,
         workers=options.workers,
-        progress=_progress(),
     )
-
-
-def _progress() -> ProgressCallback:
-    from research.tracking.console import ConsoleTracker
-    from research.tracking.tracker import Progress
-
-    console = ConsoleTracker()
-    return lambda what, done, total: console.progress(Progress(what, done, total, unit="files"))
 
 
 def _has_subfolders(root: Path) -> bool:
@@ -248,17 +240,23 @@ def _print_summary(manifest: Manifest) -> None:
         print(f"  {split:5} {samples} samples of {groups} {'group' if groups == 1 else 'groups'}")
     if manifest.damage:
         print(f"  left out {_format_counts(manifest.damage)}")
+    if channels := manifest.transform.get("channels"):
+        print(f"  {' '.join(channels)}, {manifest.transform['dtype']}")
+    print(f"check:    {cli.command_of('prepare', 'lint', manifest.path)}")
+    print(f"next:     {_train_command(manifest)}")
+
+
+def _train_command(manifest: Manifest) -> str:
+    """A command that trains a network on a store."""
     model: dict[str, Any] = {"model": "tinydet"}
     if manifest.kind == "coefficients":
         window = manifest.transform["window"]
         model = {"model": "resnet34_compressed", "compression.window": window}
     settings = {**model, "dataset": "warehouse", "dataset.manifest": str(manifest.path)}
-    if channels := manifest.transform.get("channels"):
-        print(f"  {' '.join(channels)}, {manifest.transform['dtype']}")
+    if "channels" in manifest.transform:
         settings = {"model": "rgbx_mit_b0", "dataset": "rgbx", "dataset.root": str(manifest.folder)}
         settings["dataset.image_size"] = manifest.transform["image_size"]
-    print(f"check:    python -m research.prepare lint {shlex.quote(str(manifest.path))}")
-    print(f"next:     {train_command([], settings)}")
+    return train_command([], settings)
 
 
 def main(words: list[str]) -> None:

@@ -13,6 +13,8 @@ from research.config import cli
 from research.config.rules import PATH, number, one_of, whole
 from research.data.rules import RGB
 from research.utils.errors import UserError
+from research.utils.progress import track
+from research.utils.tables import TextTable, terminal_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,7 +198,8 @@ def evaluate_cases(
             "pass a run of model=rgbx_mit_b0 or a similar model",
         )
     rows: list[dict[str, Any]] = []
-    for case in cases(channels, shifts, noise):
+    all_cases = cases(channels, shifts, noise)
+    for case in track(all_cases, f"evaluating {split}", unit="cases"):
         transform = run.predictor.transform
         if case.kind != "clean":
             transform = disturbed(transform, case.disturb())
@@ -208,20 +211,17 @@ def evaluate_cases(
     return rows, run.main_metric(result.metrics).metric, result.basis
 
 
-def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """The rows as a Markdown table; the first row is the clean case."""
+def table(rows: Sequence[Mapping[str, Any]], metric: str) -> TextTable:
+    """A row for each case; the first one is the clean case."""
     shown = [name for name in dict.fromkeys((metric, *SHOWN)) if name in rows[0]]
-    lines = [
-        "| " + " | ".join(["disturbance", "sensor", "amount", "n", *shown, f"Δ {metric}"]) + " |",
-        "| --- | --- |" + " ---: |" * (len(shown) + 3),
-    ]
+    lines = []
     for row in rows:
         cells = [row["kind"], row["sensor"], f"{row['amount']:g}" if row["amount"] else ""]
-        cells.append(str(row["n"]))
-        cells += [f"{row[name]:.3f}" for name in shown]
-        cells.append(f"{row[metric] - rows[0][metric]:+.3f}" if row is not rows[0] else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        change = f"{row[metric] - rows[0][metric]:+.3f}" if row is not rows[0] else ""
+        cells += [str(row["n"]), f"{row[metric]:.3f}", change]
+        lines.append([*cells, *(f"{row[name]:.3f}" for name in shown[1:])])
+    header = ["disturbance", "sensor", "amount", "n", metric, f"Δ {metric}", *shown[1:]]
+    return TextTable(header, lines, "ll" + "r" * (len(shown) + 3), keys=3)
 
 
 def write(
@@ -270,10 +270,13 @@ def main(words: list[str]) -> None:
         options.trust,
     )
     # Printed before the files are written: a full disk must not lose it.
-    print(table(rows, metric))
+    print(table(rows, metric).text(terminal_width()))
     with cli.writing_to(out):
         write(out, rows, metric, {"run": str(path), "split": split, "of": basis})
-    print(f"\nfiles: {out}", file=sys.stderr)
+    words = [f"split={split}", *cli.typed_options(options), *overrides]
+    look = cli.command_of("evaluate", path, *words)
+    names = [f"robustness.{suffix}" for suffix in ("csv", "json", "png")]
+    cli.print_files(out, *names, following=look)
 
 
 if __name__ == "__main__":

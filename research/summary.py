@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import cli, compose_config
 from research.config.rules import COUNT, DEVICE, PATH, TRUTH
+from research.utils import logs
 from research.utils.conditions import explained
 from research.utils.files import write_text
+from research.utils.progress import track
+from research.utils.tables import TextTable, terminal_width
 from research.utils.timing import median_times, synchronize
 
 if TYPE_CHECKING:
@@ -132,7 +136,7 @@ def rows(
         combinations.append((varied, {**config, "device": device}))
     measured, timed = [], []
     chosen = any(key in ("dataset", "experiment") for key, _ in choices)
-    for varied, config in combinations:
+    for varied, config in track(combinations, "measuring networks", unit="networks"):
         metadata = build.data_module(config).expected_metadata(config["model"], own_classes=chosen)
         network = build.model(config, metadata)
         seen = shapes(network, config, metadata) if with_shapes else None
@@ -140,7 +144,7 @@ def rows(
         measured.append((varied, name, seen, *cost.measure(network, config, metadata)))
         if latency:
             timed.append(_timed_pass(network, config, metadata, batch))
-    times = median_times(timed, rounds) if latency else [None] * len(measured)
+    times = median_times(timed, rounds, "timing networks") if latency else [None] * len(measured)
     return [
         ModelSummary(*columns, seconds) for columns, seconds in zip(measured, times, strict=True)
     ]
@@ -165,8 +169,8 @@ def numbers(row: ModelSummary) -> dict[str, float]:
     }
 
 
-def table(keys: list[str], summaries: list[ModelSummary]) -> str:
-    """The summaries as a Markdown table.
+def table(keys: list[str], summaries: list[ModelSummary]) -> TextTable:
+    """A row for each summary.
 
     Args:
         keys: that have several values.
@@ -174,13 +178,10 @@ def table(keys: list[str], summaries: list[ModelSummary]) -> str:
     """
     columns = list(numbers(summaries[0]))
     lines = [
-        "| " + " | ".join([*keys, *columns]) + " |",
-        "|" + " --- |" * len(keys) + " ---: |" * len(columns),
+        [*row.varied, *(f"{value:{FORMATS[name]}}" for name, value in numbers(row).items())]
+        for row in summaries
     ]
-    for row in summaries:
-        cells = [f"{value:{FORMATS[column]}}" for column, value in numbers(row).items()]
-        lines.append("| " + " | ".join([*row.varied, *cells]) + " |")
-    return "\n".join(lines)
+    return TextTable([*keys, *columns], lines, "l" * len(keys) + "r" * len(columns), keys=len(keys))
 
 
 def write_csv(path: Path, keys: list[str], summaries: list[ModelSummary]) -> None:
@@ -231,6 +232,7 @@ def _values(text: str) -> list[str]:
 def main(words: list[str]) -> None:
     paths, options, settings = cli.parse(SummaryOptions, words, others="")
     cli.no_paths(paths)
+    logs.to_terminal(sys.stderr)
     with explained({"batch": options.batch} if options.latency else {}):
         found = rows(
             settings,
@@ -244,7 +246,7 @@ def main(words: list[str]) -> None:
     keys = [key for key, _, value in pairs if len(_values(value)) > 1]
     if options.csv is not None:
         write_csv(options.csv, keys, found)
-    print(table(keys, found))
+    print(table(keys, found).text(terminal_width()))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from PIL import Image
 from research.config import command_line, compose_config, resolved
 from research.utils.cache import SETTLED
 from research.utils.errors import UserError
+from research.utils.progress import Phase
 from tests.mlflow_ui import free_port
 
 if TYPE_CHECKING:
@@ -480,3 +482,32 @@ def histories(client: Any, run_id: str) -> dict[str, list[tuple[int, float]]]:
         for key in client.get_run(run_id).data.metrics
         if not key.startswith("system/") and not key.endswith("_time_sec")
     }
+
+
+Update = tuple[str, int, int | None]
+"""Name of a phase, items done, number of items."""
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[Update]:
+    """What is reported of the progress of this test."""
+    reported: list[Update] = []
+    at_update(monkeypatch, lambda *update: reported.append(update))
+    return reported
+
+
+def at_update(monkeypatch: pytest.MonkeyPatch, act: Callable[[str, int, int | None], None]) -> None:
+    """Call ``act`` with each ``Update``."""
+    original = Phase.update
+
+    def update(phase: Phase, done: int, *rest: Any, **named: Any) -> None:
+        act(phase.name, done, phase.total)
+        original(phase, done, *rest, **named)
+
+    monkeypatch.setattr(Phase, "update", update)
+
+
+def advised(printed: str) -> list[str]:
+    """The words of the command with which a command says to go on."""
+    (line,) = [each for each in printed.splitlines() if each.strip().startswith("next:")]
+    return shlex.split(line)[1:]

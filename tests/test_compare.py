@@ -15,7 +15,7 @@ import pytest
 
 from research import compare
 from tests.comparison.recorded import config, record, study
-from tests.conftest import ROOT, user_error
+from tests.conftest import ROOT, advised, user_error
 
 
 def table(printed: str, index: int) -> list[list[str]]:
@@ -59,6 +59,9 @@ def test_two_models_over_three_seeds(
     with (tmp_path / "seen" / "runs.csv").open(newline="") as file:
         assert [row["n"] for row in csv.DictReader(file)] == ["480"] * 6
     assert (tmp_path / "seen" / "comparison.html").stat().st_size > 20_000
+    assert "files: seen (comparison.html, comparison.json, comparison.csv, runs.csv)" in printed.err
+    best = "runs/sweeps/one/resnet34_2"  # of the highest value in the best group
+    assert advised(printed.err) == ["python", "-m", "research.reproduce", best]
 
 
 def test_runs_of_other_numbers_of_samples(

@@ -236,7 +236,7 @@ def test_each_variant_overfits_32_images(
     while top1 < 1 and state.epoch < config["epochs"]:
         trained_epoch(built, tracker)
         result = evaluate(
-            state.eval_model, built.task, split, state.transform, built.cfg, built.device, tracker
+            state.eval_model, built.task, split, state.transform, built.cfg, built.device
         )
         top1 = result.metrics["top1"]
     assert top1 == 1

@@ -25,7 +25,7 @@ from research.config import cli, compose_config
 from research.config.options import option_node, options, read
 from research.data.cifar_files import FAMILIES
 from research.utils.installation import CONF
-from tests.conftest import evaluated, run, verb
+from tests.conftest import advised, evaluated, run, verb
 from tests.data import test_cifar
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
 
@@ -247,7 +247,11 @@ def test_a_command_on_a_run(
     out = tmp_path / "out"
     words = COMMANDS[command](project.run_of(model), out)
     refused = command in data_of(model).refused
-    check(answer(command, *words), refused=refused)
+    answered = answer(command, *words)
+    check(answered, refused=refused)
+    if "\nnext:" in answered[2]:
+        module, *following = advised(answered[2])[2:]
+        check(answer(module.removeprefix("research."), *following), refused=False)
     written = [path for path in out.rglob("*") if path.is_file()]
     assert bool(written) == (not refused and command not in PRINTED)
 

@@ -88,7 +88,7 @@ def test_unknown_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 NEEDED = ("torch", "torchvision", "timm", "hydra-core", "torchmetrics", "faster-coco-eval")
-NEEDED += ("scipy", "pydantic", "pyjpegio", "psutil", "matplotlib", "rich")
+NEEDED += ("scipy", "pydantic", "pyjpegio", "psutil", "matplotlib")
 """The distributions that it needs, with theirs; docs/performance.md lists them."""
 SITE = """
 import sys

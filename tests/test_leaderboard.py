@@ -195,7 +195,7 @@ def test_a_metric_that_should_be_low_ranks_the_other_way(monkeypatch: pytest.Mon
     )
     assert monitor == ("loss", "min")
     assert [row.ranks["accuracy"] for row in rows] == [2, 1]
-    assert leaderboard.table(rows, monitor).splitlines()[0].count("| top1 | loss |") == 1
+    assert leaderboard.table(rows, monitor).text().splitlines()[0].count("| top1 | loss |") == 1
     # The training loss is none of the split's metrics.
     made_up(monkeypatch, {"a": Slow(1, 0)}, a={"monitor": "train/loss:min"})
     assert leaderboard.evaluate_runs([Path("a")], "val", "best", "cpu", [], 1, [1])[1] == Monitor(

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from research import lr_find
 from research.batch import Batch
+from research.config import compose_config
 from research.data.loader import ProcessShard
 from research.engine.build import Experiment
 from research.engine.loop import LoopConfig
 from research.engine.state import TrainState
-from research.tracking.tracker import Row, Table, Tracker
 from research.utils.errors import UserError
-from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal
+from research.utils.progress import Phase, open_phases
+from tests.conftest import ROOT, SMALL, TINY, advised, data_overrides, refusal
 
 Compose = Callable[..., dict[str, Any]]
 CURVATURE = 0.5
@@ -155,18 +156,21 @@ def test_it_stops_where_the_loss_is_not_finite() -> None:
         lr_find.range_test(parts, 1e-4, 1.0, 30)
 
 
-def test_groups_keep_their_share_and_progress_is_shown() -> None:
+def test_groups_keep_their_share_and_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = bowl()
     extra = nn.Parameter(torch.zeros(1))
     parts.state.optimizer.add_param_group({"params": [extra], "lr": 0.03, "initial_lr": 0.03})
     used = []
 
-    class Watch(Tracker):
-        def log(self, table: Table, step: int, row: Row) -> None:
+    def update(phase: Phase, done: int, *_: object, **__: object) -> None:
+        if phase.name == "range test":
+            assert done == len(used) + 1
             used.append([group["lr"] for group in parts.state.optimizer.param_groups])
 
-    lr_find.range_test(parts, 1e-3, 1.0, 20, Watch())
+    monkeypatch.setattr(Phase, "update", update)
+    lr_find.range_test(parts, 1e-3, 1.0, 20)
     assert len(used) == 20
+    assert not open_phases()
     for first, second in used:
         assert second == pytest.approx(first / 10)
 
@@ -217,7 +221,6 @@ def test_picture_table_and_lines(small: Compose, capsys: pytest.CaptureFixture[s
         assert picture.width > 300
     assert "batches of 8" in said
     assert "with scale_lr=null" in said
-    assert said.splitlines()[-1] == "picture and table: out"
     assert not list(Path().glob("runs/*/config.yaml"))  # no run was made
 
 
@@ -256,3 +259,6 @@ def test_the_command(folders: Path, tmp_path: Path) -> None:
     assert folder.name.endswith("_resnet34_compressed")
     assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.png"}
     assert "steps up to" in done.stdout
+    if "the loss did not decrease" not in done.stdout:
+        lr = compose_config(advised(done.stderr)[2:]).config["optimizer"]["lr"]
+        assert f"optimizer.lr={lr:.2g}\n" in done.stdout

@@ -25,7 +25,7 @@ from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.store import Store
 from research.engine import build
 from research.utils.errors import UserError
-from tests.conftest import ROOT, make_folders, picture, user_error
+from tests.conftest import ROOT, advised, make_folders, picture, user_error
 
 
 @pytest.fixture(autouse=True)
@@ -298,6 +298,8 @@ def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFi
     output = capsys.readouterr().out
     assert "kept    4 frames of 3 runs" in output
     assert "without the runs run_3" in output
+    _, _, module, *words = advised(output)
+    assert (module, words) == ("research.prepare", ["frames", "pruned", "pruned_store"])
     run("frames", "pruned", "out", *SMALL)
     manifest = Manifest.load(Path("out"))
     assert manifest.samples == 4
@@ -437,8 +439,12 @@ def test_lint_reports_errors_and_fails(tmp_path: Path, capsys: pytest.CaptureFix
     run("frames", str(make_runs(tmp_path / "runs")), "out", *SMALL)
     folder = Manifest.load(Path("out")).folder
     (folder / "notes.txt").write_text("mine")
+    capsys.readouterr()
     run("lint", str(folder), "out=drawn")
-    assert f"warning: {folder / 'notes.txt'}: orphan" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"warning: {folder / 'notes.txt'}: orphan" in printed
+    settings = compose_config(advised(printed)[2:]).config
+    assert settings["dataset"]["manifest"] == str(folder / "manifest.json")
     assert (tmp_path / "drawn" / "samples.png").exists()
     with user_error("out", "notes.txt: File exists"):
         run("lint", "out", f"out={folder / 'notes.txt'}")

@@ -6,10 +6,8 @@ itself, so that its preparation does not count.
 
 from __future__ import annotations
 
-import logging
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from research.utils.files import to_json, write_atomic, write_text
-
-log = logging.getLogger(__name__)
+from research.utils.progress import track
+from research.utils.tables import TextTable, terminal_width
 
 T = TypeVar("T")
 Candidate = Callable[[], float]
@@ -107,8 +105,7 @@ def interleaved(
     found: dict[str, list[T]] = {each: [] for each in candidates}
     order = list(candidates)
     shuffle = random.Random(seed).shuffle  # noqa: S311 - no secret
-    for number in range(rounds + 1):
-        log.info("%sround %d of %d", f"{name}: " if name else "", number, rounds)
+    for number in track(range(rounds + 1), f"timing {name}".rstrip(), unit="rounds"):
         shuffle(order)
         for each in order:
             value = candidates[each]()
@@ -183,28 +180,19 @@ def machine(under: Mapping[str, Any]) -> str:
 
 
 def print_tables(name: str, results: Sequence[Result]) -> None:
-    """Print a table in Markdown for each result."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    # Wider than any table: lines of Markdown must not be wrapped.
-    console = Console(file=sys.stdout, width=240, markup=False, highlight=False)
+    """Print a table and its notes for each result."""
+    parts = []
     for result in results:
         scale, time_unit = _scale(result.rows[0].median)
         columns = list(dict.fromkeys(column for row in result.rows for column in row.columns))
-        table = Table(box=box.MARKDOWN, pad_edge=True)
-        table.add_column(_title(name, result))
-        table.add_column(f"{time_unit} / {result.unit}", justify="right")
-        table.add_column("speed (lowest-highest)", justify="right")
-        for column in columns:
-            table.add_column(column, justify="right")
+        header = [f"{time_unit} / {result.unit}", "speed (lowest-highest)", *columns]
+        rows = []
         for row in result.rows:
             more = [_text(row.columns.get(column, "")) for column in columns]
-            table.add_row(row.name, f"{row.median / scale:.4g}", str(row.speed), *more)
-        console.print(table)
-        for note in result.notes:
-            console.print(note)
+            rows.append([row.name, f"{row.median / scale:.4g}", str(row.speed), *more])
+        table = TextTable([_title(name, result), *header], rows, "l" + "r" * len(header))
+        parts.append("\n".join([table.text(terminal_width()), *result.notes]))
+    print("\n\n".join(parts))
 
 
 def _title(name: str, result: Result) -> str:

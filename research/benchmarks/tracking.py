@@ -21,7 +21,7 @@ from research.engine.loss_log import timestamp
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
-from research.tracking.tracker import Progress, Row, Run, Table, Tracker, Trackers
+from research.tracking.tracker import Row, Run, Table, Tracker, Trackers
 
 
 class TimedTracker(Tracker):
@@ -47,10 +47,6 @@ class TimedTracker(Tracker):
     def log(self, table: Table, step: int, row: Row) -> None:
         with self._timed():
             self.tracker.log(table, step, row)
-
-    def progress(self, state: Progress) -> None:
-        with self._timed():
-            self.tracker.progress(state)
 
     def flush(self) -> None:
         with self._timed():

@@ -20,6 +20,7 @@ from research.tracking.files import read_rows
 from research.utils import documents
 from research.utils.counts import samples_of
 from research.utils.errors import UserError, one_line
+from research.utils.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def select(
     selected: list[RecordedRun] = []
     skipped: Counter[str] = Counter()
     sweeps: dict[Path, dict[str, dict[str, float]]] = {}
-    for folder in folders:
+    for folder in track(folders, "reading runs", unit="runs"):
         try:
             words = documents.load(folder / "overrides.yaml", list, "RUN")
             overrides = [current_word(word) for word in words if isinstance(word, str)]

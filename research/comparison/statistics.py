@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 RESAMPLES = 10_000
 POWER = 0.8
@@ -152,6 +151,8 @@ def _student(
     mean: float, error: float, freedom: float, confidence: float
 ) -> tuple[Interval, float]:
     """Confidence interval of a mean, and p of the test that it is 0."""
+    from scipy import special  # late: it takes half of the start of research.compare
+
     half_width = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
     return (mean - half_width, mean + half_width), 2 * float(
         special.stdtr(freedom, -abs(mean) / error)
@@ -212,6 +213,8 @@ def seeds_needed(effect: float, confidence: float = 0.95, *, paired: bool = True
     Returns:
         seeds for a power of at least ``POWER``; ``None`` for more than ``MAX_SEEDS``.
     """
+    from scipy import special
+
     n = np.arange(2, MAX_SEEDS + 1)
     freedom = n - 1 if paired else 2 * n - 2
     critical = special.stdtrit(freedom, (1 + confidence) / 2)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from research.comparison.verdicts import ComparisonResult
+from research.utils.tables import TextTable, paragraph
 
 Cell = str | int | float
 
 
-def markdown(result: ComparisonResult) -> str:
-    """The groups, and below them their differences from the reference."""
+def markdown(result: ComparisonResult, width: int | None = None) -> str:
+    """The groups, and below them their differences from the reference.
+
+    Args:
+        result: of the comparison.
+        width: see ``TextTable.text``.
+    """
     digits = decimals(result)
     better = "higher" if result.mode == "max" else "lower"
     header = ["#", "group", "seeds", "n", result.metric, "min … max", "parameters", "training s"]
@@ -34,17 +39,20 @@ def markdown(result: ComparisonResult) -> str:
             ]
         )
     runs = sum(len(group.runs) for group in result.groups)
-    parts = [
+    about = (
         f"{runs} runs in {len(result.groups)} groups: {result.metric} ({better} is better) in each "
-        f"run's best epoch, mean ± sample standard deviation over seeds; n: {result.unit}",
-        _table(header, rows, "rlrrrrrr"),
+        f"run's best epoch, mean ± sample standard deviation over seeds; n: {result.unit}"
+    )
+    parts = [
+        paragraph(about, width),
+        TextTable(header, rows, "rlrrrrrr", keys=2).text(width),
     ]
     if len(result.groups) > 1:
-        parts.append(_differences(result, digits))
+        parts.append(_differences(result, digits).text(width))
     return "\n\n".join(parts)
 
 
-def _differences(result: ComparisonResult, digits: int) -> str:
+def _differences(result: ComparisonResult, digits: int) -> TextTable:
     confidence = f"{100 * result.confidence:g} %"
     header = [
         "#", f"difference from {result.groups[result.reference].label}", "mean",
@@ -69,7 +77,7 @@ def _differences(result: ComparisonResult, digits: int) -> str:
                     result.verdict_text(index),
                 ]
             )
-    return _table(header, rows, "rlrrrrll")
+    return TextTable(header, rows, "rlrrrrll", keys=2)
 
 
 def decimals(result: ComparisonResult) -> int:
@@ -145,12 +153,3 @@ def costs_of(result: ComparisonResult) -> list[str]:
 
 def _known(value: float | None) -> Cell:
     return "" if value is None else value
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    """A Markdown table; ``sides`` aligns each column to the left (``l``) or right (``r``)."""
-    rules = [{"l": "---", "r": "---:"}[side] for side in sides]
-    lines = [header, rules, *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -29,7 +30,7 @@ import yaml
 from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, is_model_address, one_of
 from research.config.schema import GROUPS, RUN_RULES
-from research.utils import conditions, garbage, secrets
+from research.utils import bars, conditions, garbage, secrets
 from research.utils.errors import UserError
 from research.utils.launch import require_one_process
 
@@ -329,6 +330,36 @@ def folder_in_run(run: Path, name: str) -> Path:
     return folder / name
 
 
+def print_files(out: Path, *names: str, following: str = "") -> None:
+    """Print on standard error where files were written, and a command to go on with.
+
+    Args:
+        out: the folder.
+        names: of the files in it.
+        following: the command; empty for none.
+    """
+    more = f" ({', '.join(names)})" if names else ""
+    print(f"\nfiles: {out}{more}", file=sys.stderr)
+    if following:
+        print(f"next:  {following}", file=sys.stderr)
+
+
+def typed_options(options: RunOptions) -> list[str]:
+    """The options that every command on a run has, as typed; without those at their defaults."""
+    values = {name: getattr(options, name) for name in declared(RunOptions)}
+    usual = RunOptions()
+    return [
+        f"{name}={format_value(list(value) if isinstance(value, tuple) else value)}"
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    ]
+
+
+def command_of(verb: str, *words: object) -> str:
+    """A command line of ``python -m research.VERB``, quoted for the shell."""
+    return shlex.join(["python", "-m", f"research.{verb}", *map(str, words)])
+
+
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
     """Raise a ``UserError`` if results cannot be written to ``out``.
@@ -351,6 +382,7 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
     is printed in one line, with exit status 2. Every other exception keeps its traceback.
     """
     secrets.hide_command_line()
+    bars.show()
     garbage.freeze_at_exit()
     words = sys.argv[1:]
     if not words or "--help" in words or "-h" in words:

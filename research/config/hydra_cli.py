@@ -34,7 +34,7 @@ from research.config.jobs import check_jobs, refuse_preset
 from research.config.messages import explain, suggest
 from research.config.run_config import RunConfig
 from research.config.schema import register
-from research.utils import conditions, garbage, secrets
+from research.utils import bars, conditions, garbage, secrets
 from research.utils.errors import UserError
 from research.utils.launch import process_prefix
 
@@ -47,6 +47,8 @@ def command_line(main: Callable[..., object]) -> None:
     128 + the number of the signal. Every other exception keeps its traceback.
     """
     secrets.hide_command_line()
+    if not process_prefix():  # of several processes, the main one shows them
+        bars.show()
     garbage.freeze_at_exit()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,12 @@ DECLARATIONS: Final = (*WORDS, DEFAULT_BATCH_SIZE)
 """Keys of an option that are not settings, see ``research.config.declarations``."""
 
 
+@cache
 def options(group: str) -> list[str]:
-    """The options of a group; files with a leading underscore are only parts of other options."""
+    """The options of a group; files with a leading underscore are only parts of other options.
+
+    The result is cached: do not modify it.
+    """
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from research.compression.dct import rgb_to_ycbcr
 from research.data.loader import EpochLoader
+from research.utils.progress import track, track_batches
 
 
 def linear_top1(train: EpochLoader, val: EpochLoader) -> float:
@@ -28,7 +29,8 @@ def linear_top1(train: EpochLoader, val: EpochLoader) -> float:
     x_val, labels_val = _features(val)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_val = (x - mean) / std, (x_val - mean) / std
-    scores = (_fit(x, labels, penalty)(x_val) for penalty in (1e-4, 1e-3, 1e-2, 1e-1, 1.0))
+    penalties = track((1e-4, 1e-3, 1e-2, 1e-1, 1.0), "fitting the baseline", unit="fits")
+    scores = (_fit(x, labels, penalty)(x_val) for penalty in penalties)
     return max((score.argmax(1) == labels_val).double().mean().item() for score in scores)
 
 
@@ -50,7 +52,7 @@ def _fit(x: Tensor, labels: Tensor, penalty: float) -> torch.nn.Linear:
 
 def _features(loader: EpochLoader) -> tuple[Tensor, Tensor]:
     features, labels = [], []
-    for batch in loader.epoch(0):
+    for batch in track_batches(loader.epoch(0), "reading for the baseline", len(loader)):
         rgb = batch.inputs.float()
         y, cbcr = rgb_to_ycbcr(rgb)
         dc = [F.avg_pool2d(plane, 8).flatten(1) for plane in (y[:, None], cbcr)]

@@ -20,7 +20,6 @@ from research.data.cifar_files import SIDE, LabelledImages
 from research.data.classification import ClassificationData, CommonImages
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, PadCrop
-from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.readers import PixelReader
 from research.data.resident import ResidentImages, ResidentSamples, resize
@@ -85,12 +84,11 @@ class Cifar(ClassificationData):
         self.parts: dict[str, ResidentImages] = {}
         self.digest = ""
 
-    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
+    def prepare(self, seed: int) -> None:
         """Read the files, after downloading them if needed, and hold out validation images.
 
         Args:
             seed: not used: the split is the same for every run.
-            progress: not used: this takes a few seconds.
 
         Raises:
             UserError: see ``cifar_files.read``; or if the settings do not match the data.
@@ -153,12 +151,10 @@ class Cifar(ClassificationData):
         """Hash of all pixels and of the splits; the same for every layout of the files."""
         return self.digest
 
-    def _statistics(
-        self, spec: CoefficientSpec, progress: ProgressCallback | None
-    ) -> Statistics | None:
+    def _statistics(self, spec: CoefficientSpec) -> Statistics | None:
         samples = self.dataset("train", seed=0, train=False, device=torch.device("cpu"))
         key = {"data": self.digest, "image_size": self.image_size, "resize": f"from {SIDE}"}
-        return spec.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
+        return spec.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics")
 
     def _split(self, parts: Mapping[str, LabelledImages]) -> Splits:
         labels = parts["train"].labels

@@ -11,7 +11,6 @@ from research.compression.statistics import Statistics
 from research.data.augment import Augment, Augmentation
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import Common, DataModule
-from research.data.index import ProgressCallback
 from research.data.transforms import CoefficientTransform, DeviceTransform, PixelTransform
 
 
@@ -59,16 +58,14 @@ class ClassificationData(DataModule):
         self.augment = Augment(augmentation, self.mean)
         self.coefficients = self.network.coefficients
 
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
+    def transform(self, *, measured: bool = True) -> DeviceTransform:
         spec = self.coefficients
         if spec is None:
             return PixelTransform(self.mean, self.std, self.random_flip, self.augment)
         return CoefficientTransform(
             spec.selection,
             spec.range_,
-            self._statistics(spec, progress) if measured else None,
+            self._statistics(spec) if measured else None,
             self.random_flip,
             self._shipped(spec),
             self.augment,
@@ -79,7 +76,5 @@ class ClassificationData(DataModule):
         return spec.selection
 
     @abstractmethod
-    def _statistics(
-        self, spec: CoefficientSpec, progress: ProgressCallback | None
-    ) -> Statistics | None:
+    def _statistics(self, spec: CoefficientSpec) -> Statistics | None:
         """Statistics of all 64 frequencies over the training split with validation crops."""

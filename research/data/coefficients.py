@@ -14,9 +14,9 @@ from research.compression import statistics
 from research.compression.blocks import Blocks
 from research.compression.selection import ALL_FREQUENCIES, Selection
 from research.compression.statistics import Statistics
-from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, EpochLoader
 from research.data.transforms import CoefficientTransform
+from research.utils.progress import track_batches
 
 STATISTICS_VERSION = 1
 """Increase it when statistics are measured differently, so that cached ones are not used."""
@@ -51,7 +51,6 @@ class CoefficientSpec:
         shipped: Selection,
         key: Mapping[str, object],
         cache: Path,
-        progress: ProgressCallback | None,
     ) -> Statistics | None:
         """Measure statistics, or read them from the cache; ``None`` if not normalised.
 
@@ -62,7 +61,6 @@ class CoefficientSpec:
             key: what the statistics depend on besides this record: content of the measured samples,
                 image size, resize rule.
             cache: folder of cached statistics.
-            progress: called while measuring.
         """
         if not self.normalised:
             return None
@@ -79,9 +77,8 @@ class CoefficientSpec:
         def blocks() -> Iterator[Blocks]:
             loader, total = self._measured_batches(samples)
             transform = CoefficientTransform(shipped, self.range_, None, flip=False).eval()
-            for done, batch in enumerate(islice(loader.epoch(0), total), start=1):
-                if progress is not None:
-                    progress("measuring DCT statistics", done, total)
+            batches = islice(loader.epoch(0), total)
+            for batch in track_batches(batches, "measuring statistics", total):
                 if len(batch):
                     yield transform(batch.to(torch.device("cpu")), None).inputs
 

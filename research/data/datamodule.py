@@ -21,7 +21,6 @@ from research.batch import Batch
 from research.data.coefficients import CoefficientSpec
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
-from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.transforms import DeviceTransform
 from research.utils.errors import UserError
@@ -60,7 +59,7 @@ class Demo(Protocol):
         """Class names in index order; empty if the files have no classes."""
         ...
 
-    def render(self, progress: ProgressCallback | None = None) -> Path:
+    def render(self) -> Path:
         """Render the files unless they exist; returns their folder.
 
         Raises:
@@ -121,12 +120,11 @@ class DataModule(ABC):
         self.model_metadata: Mapping[str, Any] | None = None
 
     @abstractmethod
-    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
+    def prepare(self, seed: int) -> None:
         """Find (or create) the data and determine classes and splits.
 
         Args:
             seed: seed of the run, for random splits and subsets.
-            progress: called during long operations.
 
         Raises:
             UserError: if there is nothing to train on, or the data do not match the settings.
@@ -147,15 +145,12 @@ class DataModule(ABC):
         """
 
     @abstractmethod
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
+    def transform(self, *, measured: bool = True) -> DeviceTransform:
         """The part of preprocessing that runs on the device.
 
         Args:
             measured: set its statistics to those of the training split, which are measured or read
                 from a cache. False if they will be loaded from a state dict.
-            progress: called while statistics are measured.
         """
 
     @abstractmethod

@@ -22,7 +22,7 @@ from research.data.classification import ClassificationData, CommonImages
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.datamodule import Demo
-from research.data.index import ProgressCallback, content_hash, index_folder
+from research.data.index import content_hash, index_folder
 from research.data.listing import PassedOver, list_folders, log_files
 from research.data.loader import BatchSource, EpochLoader, SampleKey
 from research.data.readers import BitstreamReader, PixelReader, Reader, Sample
@@ -103,22 +103,21 @@ class ImageFolders(ClassificationData):
             self.train_crop = RandomResizedCrop((low, high), (narrow, wide))
         self.passed_over = PassedOver()
 
-    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
+    def prepare(self, seed: int) -> None:
         """Index the folders, determine the classes and the splits.
 
         Args:
             seed: draws held-out images and subsets.
-            progress: called while headers are read.
 
         Raises:
             UserError: for a missing or empty folder, inconsistent class folders, or a split
                 without a readable file.
         """
         if self.demo is not None:
-            self.demo.render(progress)
+            self.demo.render()
         self.passed_over = PassedOver()
         keys = dict.fromkeys(("train", "val"), "dataset.train_dirs")
-        roots = [self._index(root, keys["train"], progress) for root in self.train_dirs]
+        roots = [self._index(root, keys["train"]) for root in self.train_dirs]
         self.classes = common_classes(self.train_dirs, roots, keys["train"])
         where = ", ".join(map(str, self.train_dirs))
         check_num_classes(self.num_classes, self.classes, where)
@@ -127,11 +126,11 @@ class ImageFolders(ClassificationData):
             train, val = hold_out(train, self.val_fraction, seed)
         else:
             keys["val"] = "dataset.val_dir"
-            val = self._eval_split(self.val_dir, keys["val"], progress)
+            val = self._eval_split(self.val_dir, keys["val"])
         self.splits = {"train": train, "val": val}
         if self.test_dir is not None:
             keys["test"] = "dataset.test_dir"
-            self.splits["test"] = self._eval_split(self.test_dir, keys["test"], progress)
+            self.splits["test"] = self._eval_split(self.test_dir, keys["test"])
         for name, split in self.splits.items():
             check_not_empty(name, split, keys[name])
             limit = self.max_images.get(name)
@@ -201,9 +200,7 @@ class ImageFolders(ClassificationData):
     def _shipped(self, spec: CoefficientSpec) -> Selection:
         return spec.selection if self.block_crop is None else covering(spec.selection)
 
-    def _statistics(
-        self, spec: CoefficientSpec, progress: ProgressCallback | None
-    ) -> Statistics | None:
+    def _statistics(self, spec: CoefficientSpec) -> Statistics | None:
         """Statistics of all 64 frequencies over the training split with validation crops."""
         if not spec.normalised:
             return None
@@ -215,14 +212,14 @@ class ImageFolders(ClassificationData):
             rows = FileRows(split.files, reader, self.eval_crop)
             samples = BlockSamples(rows, split.labels, self.block_crop, seed=0, random=False)
         measured = [split.files[index] for index in spec.measured(samples)]
-        content = content_hash(measured, self.cache, progress)
+        content = content_hash(measured, self.cache)
         key = {"content": content, "image_size": self.image_size, "resize": crop}
-        return spec.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics", progress)
+        return spec.statistics(samples, ALL_FREQUENCIES, key, self.cache / "statistics")
 
-    def _index(self, root: Path, key: str, progress: ProgressCallback | None) -> dict[str, str]:
+    def _index(self, root: Path, key: str) -> dict[str, str]:
         if not root.is_dir():
             raise UserError(key, f"{key}: no folder {root}", "set the folder of the class folders")
-        entries, passed_over = index_folder(root, self.cache, progress)
+        entries, passed_over = index_folder(root, self.cache)
         index = {name: entry.damage for name, entry in entries.items() if "/" in name}
         for name in sorted(entries.keys() - index.keys()):
             passed_over.add("outside a class folder", name)
@@ -242,8 +239,8 @@ class ImageFolders(ClassificationData):
             )
         return index
 
-    def _eval_split(self, root: Path, key: str, progress: ProgressCallback | None) -> Split:
-        index = self._index(root, key, progress)
+    def _eval_split(self, root: Path, key: str) -> Split:
+        index = self._index(root, key)
         missing = check_same_classes(self.classes, {class_of(name) for name in index}, root, key)
         if missing:
             log.warning("%s: %s has no image of class %s", key, root, format_names(missing))

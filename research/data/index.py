@@ -6,7 +6,7 @@ Files are identified by name, size and times; only new or changed files are open
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,12 +15,11 @@ from research.data.image_files import EXTENSIONS, inspect_header
 from research.data.listing import PassedOver, list_files
 from research.utils.cache import cached_by_file, file_stamp
 from research.utils.conditions import is_exhausted
+from research.utils.progress import track
 from research.utils.threads import map_threads
 
 VERSION: Final = 2
 """Increase it when other headers are found damaged, so that cached kinds are not used."""
-ProgressCallback = Callable[[str, int, int], None]
-"""Called with (what, done, total) during long operations."""
 
 
 class Entry(NamedTuple):
@@ -43,22 +42,22 @@ class Index(NamedTuple):
     passed_over: PassedOver
 
 
-def index_folder(root: Path, cache: Path, progress: ProgressCallback | None = None) -> Index:
+def index_folder(root: Path, cache: Path) -> Index:
     """All image files below ``root``, see ``list_files``.
 
     Args:
         root: the folder.
         cache: folder of cached indexes, see ``cached_by_file``.
-        progress: called while headers are read.
     """
     listing = list_files(root, EXTENSIONS)
-    stats = {name: os.stat(root / name) for name in listing.names}
+    names = track(listing.names, f"listing {root.name}")
+    stats = {name: os.stat(root / name) for name in names}
     stamps = {name: file_stamp(stat) for name, stat in stats.items()}
 
     def header_kinds(names: list[str]) -> Iterator[str]:
         what = f"reading headers in {root.name}"
         files = [root / name for name in names]
-        return map_threads(inspect_header, files, _threads(), what, progress)
+        return map_threads(inspect_header, files, _threads(), what)
 
     key = {"index": str(root.resolve()), "version": VERSION}
     kinds = cached_by_file(cache, key, stamps, header_kinds)
@@ -68,9 +67,7 @@ def index_folder(root: Path, cache: Path, progress: ProgressCallback | None = No
     return Index(entries, listing.passed_over)
 
 
-def content_hash(
-    files: Sequence[Path], cache: Path, progress: ProgressCallback | None = None
-) -> str:
+def content_hash(files: Sequence[Path], cache: Path) -> str:
     """Hash of the content of files, in their order; files that cannot be read count as such.
 
     It is the key for what is measured on pictures: neither a name, nor a size, nor a time shows
@@ -79,13 +76,12 @@ def content_hash(
     Args:
         files: the files.
         cache: hashes of single files are stored in its folder ``contents``.
-        progress: called while files are read.
     """
     paths = [str(file.parent.resolve() / file.name) for file in files]
     stamps = {path: _stamp(path) for path in paths}
 
     def hashes(stale: list[str]) -> Iterator[str]:
-        return map_threads(_hash, stale, _threads(), "hashing files", progress)
+        return map_threads(_hash, stale, _threads(), "hashing files")
 
     key = {"contents": sorted({os.path.dirname(path) for path in paths})}
     known = cached_by_file(cache / "contents", key, stamps, hashes)

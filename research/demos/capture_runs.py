@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from PIL import Image
 from research.data.frames.capture import MANIFEST
 from research.data.frames.frame import BoxXYXY
 from research.data.frames.run_writer import RunWriter
-from research.data.index import ProgressCallback
 from research.demos.render_once import render_once
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 VERSION = 1  # increase it when the rendered files change
 RECORD = "captures.json"
@@ -55,7 +54,7 @@ class CaptureDemo:
     frames: int
     seed: int
 
-    def render(self, progress: ProgressCallback | None = None) -> Path:
+    def render(self) -> Path:
         """Render the runs into ``root``, unless it contains them already.
 
         A run is a function of (seed, its number, ``frames``): a set with more runs starts with the
@@ -80,15 +79,12 @@ class CaptureDemo:
             "runs": self.runs,
             "frames": self.frames,
         }
-        make = partial(self._make, progress=progress)
-        return render_once(Path(self.root), "dataset.demo.root", RECORD, record, _is_ours, make)
+        root = Path(self.root)
+        return render_once(root, "dataset.demo.root", RECORD, record, _is_ours, self._make)
 
-    def _make(self, root: Path, progress: ProgressCallback | None) -> None:
-        for number in range(self.runs):
+    def _make(self, root: Path) -> None:
+        for number in track(range(self.runs), "rendering demo captures", unit="runs"):
             _write_run(root / f"run_{number + 1:03d}", (self.seed, number), self.frames)
-            if progress is not None:
-                done, total = (number + 1) * self.frames, self.runs * self.frames
-                progress("rendering demo captures", done, total)
 
 
 def _is_ours(root: Path) -> bool:

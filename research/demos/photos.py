@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
@@ -20,10 +19,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.data.index import ProgressCallback
 from research.data.pairs.lists import LISTS, series_name
 from research.demos.render_once import render_once
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 VERSION: Final = 1  # increase it whenever the rendered files change
 RECORD: Final = "photo_demo.json"
@@ -71,7 +70,7 @@ class PhotoDemo:
     seed: int
     classes: ClassVar[tuple[str, ...]] = ()
 
-    def render(self, progress: ProgressCallback | None = None) -> Path:
+    def render(self) -> Path:
         """Render the photos and their pair lists into ``root``, unless they exist.
 
         A series is a function of (seed, its number): a set with more series starts with the files
@@ -91,13 +90,13 @@ class PhotoDemo:
                     f"dataset.demo.{key}={value}: must be at least {minimum}",
                 )
         record = {"recipe": VERSION, "seed": self.seed, "series": self.series}
-        make = partial(self._make, progress=progress)
-        return render_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
+        return render_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, self._make)
 
-    def _make(self, root: Path, progress: ProgressCallback | None) -> None:
+    def _make(self, root: Path) -> None:
         (root / PHOTOS).mkdir(parents=True)
         lists: dict[str, list[str]] = {split: [] for split in LISTS}
-        for number in range(1, self.series + 1):
+        numbers = range(1, self.series + 1)
+        for number in track(numbers, "rendering demo photos", unit="series"):
             rng = np.random.default_rng((self.seed, number))
             defects = draw_defects(rng, int(rng.integers(2, 6)))
             scene = PhotoScene(rng, *SIZES[number % len(SIZES)])
@@ -106,8 +105,6 @@ class PhotoDemo:
                 Image.fromarray(scene.photo(defect)).save(file, quality=92, subsampling=0)
             split = "val" if number % VAL_EVERY == 0 else "train"
             lists[split].extend(_pair_rows(number, [defect.quality for defect in defects]))
-            if progress is not None:
-                progress("rendering demo photos", number, self.series)
         for split, rows in lists.items():
             (root / FOLDER / LISTS[split]).write_text("".join(rows))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.frames.frame import BoxXYXY
-from research.data.index import ProgressCallback
 from research.data.rgbx.arrays import COLOURS
 from research.data.rgbx.layout import DESCRIPTION
 from research.demos.render_once import render_once
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 VERSION = 1  # increase it whenever the rendered files change
 RECORD = "rgbx_demo.json"
@@ -63,7 +62,7 @@ class RgbxDemo:
     size: int
     classes: ClassVar[tuple[str, ...]] = CLASSES
 
-    def render(self, progress: ProgressCallback | None = None) -> Path:
+    def render(self) -> Path:
         """Render ``images/*.npy`` and ``labels/*.txt`` into ``root``, unless they exist.
 
         A sequence is a function of (seed, its number, ``size``): a set with more images starts with
@@ -85,13 +84,13 @@ class RgbxDemo:
                     f"dataset.demo.{key}={value}: must be at least {minimum}",
                 )
         record = {"recipe": VERSION, "seed": self.seed, "images": self.images, "size": self.size}
-        make = partial(self._make, progress=progress)
-        return render_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, make)
+        return render_once(Path(self.root), "dataset.root", RECORD, record, _is_ours, self._make)
 
-    def _make(self, root: Path, progress: ProgressCallback | None) -> None:
+    def _make(self, root: Path) -> None:
         (root / "images").mkdir(parents=True)
         (root / "labels").mkdir()
-        for first in range(0, self.images, SEQUENCE_FRAMES):
+        firsts = range(0, self.images, SEQUENCE_FRAMES)
+        for first in track(firsts, "rendering demo frames", unit="sequences"):
             number = first // SEQUENCE_FRAMES
             scene = RoadScene((self.seed, number), number, self.size)
             for index in range(min(SEQUENCE_FRAMES, self.images - first)):
@@ -100,9 +99,6 @@ class RgbxDemo:
                 np.save(root / "images" / f"{name}.npy", pixels)
                 rows = [_yolo_row(label, box) for label, _, box in objects]
                 (root / "labels" / f"{name}.txt").write_text("".join(rows))
-            if progress is not None:
-                done = min(first + SEQUENCE_FRAMES, self.images)
-                progress("rendering demo frames", done, self.images)
         (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
         (root / DESCRIPTION).write_text(json.dumps({"channels": CHANNELS}) + "\n")
 

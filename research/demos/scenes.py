@@ -9,6 +9,7 @@ flips, random resized crops and without the high frequencies of every 8×8 block
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from research.data.index import ProgressCallback
 from research.demos.render_once import render_once
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 VERSION = 1  # increase it whenever the rendered files change
 SPLITS = ("train", "val")
@@ -212,13 +213,7 @@ def _is_ours(root: Path) -> bool:
     return top <= {*SPLITS, MANIFEST} and (MANIFEST in top or inner <= set(CLASSES))
 
 
-def render_scenes(
-    root: Path,
-    train_images: int,
-    val_images: int,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
+def render_scenes(root: Path, train_images: int, val_images: int, seed: int) -> Path:
     """Make sure that the demo data set lies in ``root``; render it if it does not.
 
     The files are ``root/train/CLASS/00000.jpg`` and ``root/val/CLASS/00000.jpg``: 72 to 200 pixels
@@ -234,7 +229,6 @@ def render_scenes(
         train_images: images over all classes, at least ``len(CLASSES)``.
         val_images: the same for the validation split.
         seed: non-negative; train and val draw from separate streams.
-        progress: called as ``progress(done, total)`` after each image, if any is rendered.
 
     Returns:
         ``root``.
@@ -252,28 +246,19 @@ def render_scenes(
     if seed < 0:
         raise UserError("dataset.demo", f"the seed of the demo scenes is {seed}: give 0 or more")
     manifest = {"recipe": VERSION, "seed": seed, "classes": list(CLASSES), **counts}
-    make = partial(_render, counts=counts, seed=seed, progress=progress)
+    make = partial(_render, counts=counts, seed=seed)
     return render_once(root, "dataset.demo.root", MANIFEST, manifest, _is_ours, make)
 
 
-def _render(
-    root: Path,
-    counts: dict[str, int],
-    seed: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    done, total = 0, sum(counts.values())
-    for split, count in counts.items():
-        for name in CLASSES:
-            (root / split / name).mkdir(parents=True)
-        for number in range(count):
-            index, label = divmod(number, len(CLASSES))
-            name = CLASSES[label]
-            key = (seed, SPLITS.index(split), label, index)
-            _write(root / split / name / f"{index:05d}.jpg", key, name)
-            done += 1
-            if progress is not None:
-                progress(done, total)
+def _render(root: Path, counts: dict[str, int], seed: int) -> None:
+    for split, name in itertools.product(counts, CLASSES):
+        (root / split / name).mkdir(parents=True)
+    images = [(split, number) for split, count in counts.items() for number in range(count)]
+    for split, number in track(images, "rendering demo scenes"):
+        index, label = divmod(number, len(CLASSES))
+        name = CLASSES[label]
+        key = (seed, SPLITS.index(split), label, index)
+        _write(root / split / name / f"{index:05d}.jpg", key, name)
 
 
 @dataclass(frozen=True)
@@ -286,12 +271,6 @@ class Scenes:
     seed: int
     classes: ClassVar[tuple[str, ...]] = CLASSES
 
-    def render(self, progress: ProgressCallback | None = None) -> Path:
+    def render(self) -> Path:
         """Render them, unless they are there; returns ``root``."""
-
-        def report(done: int, total: int) -> None:
-            if progress is not None:
-                progress("rendering demo scenes", done, total)
-
-        root = Path(self.root)
-        return render_scenes(root, self.train_images, self.val_images, self.seed, report)
+        return render_scenes(Path(self.root), self.train_images, self.val_images, self.seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from research.data.frames.annotations import read_frames
-from research.data.index import ProgressCallback
 from research.data.warehouse.build import build
 from research.data.warehouse.encoders import FrameEncoder
 from research.data.warehouse.plan import assign_splits, plan_frames
@@ -30,21 +29,20 @@ class DemoStore:
         self.capture = CaptureDemo(root, runs, frames, seed)
         self.encoder = FrameEncoder(image_size, max_boxes)
 
-    def make(self, out: Path, progress: ProgressCallback | None) -> Path:
+    def make(self, out: Path) -> Path:
         """Render and prepare what does not exist yet.
 
         A fifth of the runs is the validation split, another fifth the test split.
 
         Args:
             out: folder of the versions of the store.
-            progress: called meanwhile.
 
         Returns:
             the folder of the version.
         """
-        self.capture.render(progress)
+        self.capture.render()
         frames = read_frames(Path(self.capture.root))
         groups = {frame.group for frame in frames.frames}
         splits = assign_splits(groups, {}, val=0.2, test=0.2, seed=self.capture.seed, named={})
         plan = plan_frames(frames, self.encoder, splits, {})
-        return build(plan, out, progress=progress).folder
+        return build(plan, out).folder

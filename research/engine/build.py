@@ -19,7 +19,6 @@ from research.config import targets
 from research.data.block_samples import MCU
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import DataModule, NetworkInput
-from research.data.index import ProgressCallback
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
 from research.engine import distributed, initial_weights, placement
@@ -63,14 +62,12 @@ class Experiment:
 
 def experiment(
     config: Config,
-    progress: ProgressCallback | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Build everything that training needs.
 
     Args:
         config: resolved and checked, see ``research.config``.
-        progress: called while data are prepared.
         weights: from ``initial_weights.read``; None: read here.
 
     Raises:
@@ -84,7 +81,7 @@ def experiment(
     seed_everything(config["seed"], config["deterministic"])
     torch.backends.cudnn.benchmark = config["cudnn_benchmark"] and not config["deterministic"]
     data = data_module(config)
-    data.prepare(config["seed"], progress)
+    data.prepare(config["seed"])
     _check_split(config, data, device)
     task = build_task(config, data.classes)
     with recorded() as loaded:
@@ -94,7 +91,7 @@ def experiment(
             initial_weights.load(network, weights, config, data)
     if config["sync_batchnorm"] and distributed.count() > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    transform = data.transform(progress=progress)
+    transform = data.transform()
     layout = placement.memory_format(config, device, network)
     placement.lay_out(network, transform, device, layout)
     train = loader(config, data, "train", device, train=True)

@@ -30,7 +30,6 @@ from research.engine.loop import EvalResult, autocast
 from research.engine.loss_log import timestamp
 from research.engine.predictor import Predictor
 from research.tasks.task import Monitor, Task
-from research.tracking.console import ConsoleTracker
 from research.tracking.evaluations import FOLDER, Evaluation
 from research.tracking.files import FileTracker
 from research.tracking.tracker import Rows, Tracker
@@ -84,7 +83,6 @@ class EvalRun:
                 model.transform,
                 cfg,
                 model.device,
-                ConsoleTracker() if distributed.is_main() else Tracker(),
                 phase or self.split,
             )
 

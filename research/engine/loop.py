@@ -26,7 +26,8 @@ from research.engine.rng import generator_for
 from research.engine.state import TrainState
 from research.engine.steps import Skips, optimizer_step, remedy
 from research.tasks.task import LossTerms, Metrics, Monitor, Task, check_monitor
-from research.tracking.tracker import Progress, Tracker
+from research.tracking.tracker import Tracker
+from research.utils.progress import track_batches
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +98,10 @@ def fit(
     while state.epoch < cfg.epochs and not state.stopped_early(cfg.patience) and not end_epoch.stop:
         epoch = state.epoch + 1
         start = time.perf_counter() - state.epoch_losses.get("seconds", 0.0)
-        stats = train_epoch(state, losses, train, cfg, device, tracker, end_epoch)
+        stats = train_epoch(state, losses, train, cfg, device, tracker, end_epoch, monitor.metric)
         distributed.share_buffers(state.model, state.ema)
         with end_epoch.validation(state):
-            result = evaluate(state.eval_model, task, val, state.transform, cfg, device, tracker)
+            result = evaluate(state.eval_model, task, val, state.transform, cfg, device)
         evaluated = {f"val/{name}": v for name, v in result.metrics.items()}
         values = {**stats.metrics, **evaluated, "val/n": result.n}
         loss = stats.metrics["train/loss"]
@@ -138,18 +139,19 @@ def train_epoch(
     device: torch.device,
     tracker: Tracker,
     callback: EpochCallback,
+    metric: str = "",
 ) -> EpochStats:
     """Train the epoch after ``state.epoch``, from sample ``state.samples`` of its order.
 
     A batch of which one sample remains is skipped, unless ``batch_size`` is 1: batch norm needs
-    more than one sample.
+    more than one sample. Progress shows ``state.best``, the best value of ``metric`` so far.
     """
     task_losses.train()
     state.transform.train()
     epoch, first = state.epoch + 1, state.samples // loader.global_batch
     batches = min(len(loader), cfg.max_train_batches or len(loader))
     advice = remedy(cfg.precision, cfg.grad_clip, cfg.skip_nonfinite)
-    loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader, advice)
+    loss_log = LossLog(tracker, epoch, batches, cfg.log_every, loader, advice, metric, state.best)
     loss_log.load_state_dict(state.epoch_losses)
     skips = Skips(state, cfg.skip_nonfinite, loss_log.skipped)
     for i, batch in enumerate(islice(loader.epoch(epoch, first), batches - first), start=first):
@@ -216,7 +218,6 @@ def evaluate(
     transform: DeviceTransform,
     cfg: LoopConfig,
     device: torch.device,
-    tracker: Tracker,
     phase: str = "val",
 ) -> EvalResult:
     """One pass over a split in evaluation mode, or over the part to which ``loader`` is limited.
@@ -233,12 +234,11 @@ def evaluate(
             return inputs, task.predict(model, inputs)
 
     totals, counts = task.metrics(device), Counter(loader.skipped)
-    for i, batch in enumerate(loader.epoch(0), start=1):
+    for batch in track_batches(loader.epoch(0), phase, len(loader)):
         counts.update(batch.skipped, n=len(batch))
         if len(batch):
             inputs, predictions = predicted(batch)
             totals.update(predictions, inputs)
-        tracker.progress(Progress(phase, i, len(loader)))
     metrics = distributed.computed(totals)
     skipped = {kind: int(count) for kind, count in distributed.summed(counts).items()}
     n = skipped.pop("n", 0)

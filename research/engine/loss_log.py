@@ -18,8 +18,9 @@ from research.data.loader import EpochLoader
 from research.engine import distributed
 from research.engine.steps import not_finite
 from research.tasks.task import LossTerms
-from research.tracking.tracker import Progress, Tracker
+from research.tracking.tracker import Tracker
 from research.utils.errors import UserError
+from research.utils.progress import Phase
 
 ALONE: Final = "left_out/alone"
 """A batch of one sample, which is skipped."""
@@ -78,6 +79,8 @@ class LossLog:
         log_every: batches between two reads.
         loader: its samples that are in no batch are counted; names samples in errors.
         remedy: what to do about a loss that is not finite.
+        metric: name of a metric that progress shows beside the loss.
+        best: its best value so far.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class LossLog:
         log_every: int,
         loader: EpochLoader,
         remedy: str = "",
+        metric: str = "",
+        best: float | None = None,
     ) -> None:
         self.tracker = tracker
         self.epoch = epoch
@@ -108,6 +113,10 @@ class LossLog:
         self.metrics: dict[str, tuple[float, float]] = {}
         self.samples = 0
         self.since = self.end = self.start
+        self.rate: float | None = None
+        self.current: dict[str, float] = {}
+        self.best = {} if best is None else {f"best {metric}": best}
+        self.phase = Phase(f"train {epoch}", batches, "batches")
 
     def add(self, step: int, i: int, batch: Batch, losses: LossTerms, samples: int) -> None:
         """Add batch ``i``.
@@ -136,7 +145,9 @@ class LossLog:
         self.end = now
         if is_due:
             self._write()
-            self._show_progress(i)
+        if not self.phase.done:
+            self.phase.first = i  # those before were trained before an interruption
+        self.phase.update(i + 1, self.rate, {**self.current, **self.best})
 
     def state_dict(self) -> dict[str, Any]:
         """The losses of the epoch so far, as plain values; rows that are due later are written."""
@@ -168,6 +179,7 @@ class LossLog:
         Raises:
             UserError: if every batch was skipped.
         """
+        self.phase.close()
         skipped = self._skipped()
         if not self.count:
             raise no_samples("training", skipped)
@@ -206,12 +218,6 @@ class LossLog:
         now = time.perf_counter()
         self.rate = self.samples / max(now - self.since, 1e-9)
         self.samples, self.since = 0, now
-
-    def _show_progress(self, i: int) -> None:
-        name = f"train {self.epoch}"
-        self.tracker.progress(
-            Progress(name, i + 1, self.batches, rate=self.rate, metrics=self.current)
-        )
 
     def _read(self) -> None:
         """Read losses and metrics, in one transfer from the device."""

@@ -20,11 +20,10 @@ from research.engine import checkpoint, predictor
 from research.engine.predictor import Predictor
 from research.inference.player import Player
 from research.inference.writers import Panels, PredictionWriter
-from research.tracking.console import ConsoleTracker
-from research.tracking.tracker import Progress
 from research.utils.conditions import explained
 from research.utils.errors import DamagedImage, UserError
 from research.utils.files import write_text
+from research.utils.progress import Phase
 from research.utils.timing import synchronize
 
 log = logging.getLogger(__name__)
@@ -52,11 +51,10 @@ def predict(
     Raises:
         UserError: if no frame can be read.
     """
-    console = ConsoleTracker()
     damaged: list[DamagedImage] = []
     latencies: list[float] = []
     frames, start = 0, time.perf_counter()
-    with writer:
+    with writer, Phase("predicting", media.expected or None, "frames") as phase:
         for batch_stills in media.batches(batch_size):
             stills, images, batch = read_frames(model.data, batch_stills, damaged)
             if batch is not None:
@@ -69,10 +67,7 @@ def predict(
                 if player is not None:
                     for still, panels, shown in zip(stills, images, written, strict=True):
                         player.show(still.name, panels[0], shown, latencies[-1] / len(stills))
-            processed = frames + len(damaged)
-            rate = frames / (time.perf_counter() - start)
-            total = max(media.expected, processed)
-            console.progress(Progress("predicting", processed, total, "frames", rate))
+            phase.update(frames + len(damaged))
     skipped = media.skipped + Counter(error.kind for error in damaged)
     problems = [*media.problems, *map(str, damaged)]
     if not frames:

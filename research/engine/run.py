@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from research.config import run_files
+from research.config import cli, run_files
 from research.config.rules import ALL
 from research.engine import (
     build,
@@ -32,12 +32,13 @@ from research.engine.state import TrainState
 from research.tracking.console import ConsoleTracker
 from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker, best_n
-from research.tracking.tracker import Position, Progress, Run, Status, Tracker, Trackers
+from research.tracking.tracker import Position, Run, Status, Tracker, Trackers
 from research.utils import garbage, logs
 from research.utils.conditions import explained
 from research.utils.counts import with_n
 from research.utils.errors import UserError
 from research.utils.files import remove_leftovers, write_text
+from research.utils.progress import contained
 from research.viz import pictures
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def _resumed(config: Mapping[str, Any]) -> Path | None:
     return Path(resume_from)
 
 
+@contained()
 def train(
     config: dict[str, Any],
     name: str,
@@ -163,7 +165,7 @@ def _train(
     again = partial(_how_to_continue, folder, is_trial=pruner is not None)
     several = distributed.count() > 1
     with Interrupts(repeated=several) as interrupts, explained(build.limits(config), again):
-        experiment = _build(config, begin, console)
+        experiment = _build(config, begin)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
         check_data(begin, source[1])
@@ -218,19 +220,15 @@ def _train(
             with interrupts.deferred():
                 begin.look(state)
                 tracker.finish(status) if begin.has_begun else tracker.discard()
-    _log_end(folder, experiment, tracker)
+    _log_end(folder, experiment, tracker, is_trial=pruner is not None)
     return state
 
 
-def _build(config: dict[str, Any], begin: Start, console: ConsoleTracker) -> Experiment:
+def _build(config: dict[str, Any], begin: Start) -> Experiment:
     """Build what the configuration describes, in the state from which the run starts."""
-
-    def show_progress(what: str, done: int, total: int) -> None:
-        console.progress(Progress(what, done, total, unit="files"))
-
     # The main process prepares the data; the others find them. The model's library is imported.
     with distributed.main_first(), garbage.paused():
-        experiment = build.experiment(_to_build(config, begin), show_progress, begin.weights)
+        experiment = build.experiment(_to_build(config, begin), begin.weights)
     state = experiment.state
     state.config = config
     if begin.last is not None:
@@ -325,11 +323,15 @@ def _finish_files(folder: Path, state: TrainState, unit: str, tracker: Tracker) 
         tracker.model(best, state.best_epoch)
 
 
-def _log_end(folder: Path, experiment: Experiment, tracker: Tracker) -> None:
+def _log_end(folder: Path, experiment: Experiment, tracker: Tracker, *, is_trial: bool) -> None:
     state, metric, data = experiment.state, experiment.monitor.metric, experiment.data
     best = with_n(f"best {metric} {_number(state.best)}", best_n(state, metric), unit=data.unit)
     log.info("%s at epoch %d", best, state.best_epoch)
-    for line in (f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()):
+    lines = [f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()]
+    if not is_trial:
+        words = cli.typed_options(cli.RunOptions(trust=tuple(state.config["trust"])))
+        lines.append(f"next:     {cli.command_of('evaluate', folder, *words)}")
+    for line in lines:
         log.info("  %s", line)
     if (baseline := data.baseline()) is not None:
         log.info("  baseline: %s", baseline)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
@@ -16,6 +17,7 @@ from research.sweeps.launchers import JobDied
 from research.sweeps.space import Space
 from research.sweeps.storage import StorageError
 from research.sweeps.study import MAX_ATTEMPTS, Claim, Study
+from research.utils import bars
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ def launch(
         for claim in claims
     ]
     before = {claim.number: dict(study.trial(claim.number).user_attrs) for claim in claims}
+    if not isinstance(launcher, BasicLauncher):
+        bars.end()  # the jobs' own processes write to the terminal
     for claim in claims:
         swept = " ".join(space.overrides(claim.point)[len(space.fixed) :])
         log.info("sweep: trial %d: %s", claim.number, swept)

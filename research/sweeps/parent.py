@@ -14,6 +14,7 @@ from research.sweeps import plots
 from research.tracking.files import FileTracker, read_rows
 from research.tracking.spool import read_run_id
 from research.tracking.tracker import Position, Rows, Run, Status, Tracker, Trackers
+from research.utils.tables import TextTable
 
 log = logging.getLogger(__name__)
 
@@ -156,10 +157,9 @@ def _tags(summary: Mapping[str, Any]) -> dict[str, str]:
 def _markdown(trials: Sequence[Mapping[str, Any]], title: str) -> str:
     """Trials as a Markdown table, which the MLflow UI shows at the top of a run."""
     rows = [{"trial": t["trial"], **t["values"], **t["params"]} for t in trials]
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    table = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-    return f"**{title}**\n\n{table}"
+    cells = [list(map(_cell, row.values())) for row in rows]
+    return f"**{title}**\n\n{TextTable([*rows[0]], cells, 'l' * len(rows[0])).text()}"
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from research.config.compose import without_secrets
 from research.utils import secrets
 from research.utils.errors import UserError, one_line
+from research.utils.progress import Phase
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -101,15 +102,17 @@ class StudySweeper(Sweeper):
         from research.sweeps.launching import launch
 
         terminate_as_interrupt()
-        with record.recorded(study, config):
-            failed = study.failed()
+        with record.recorded(study, config), Phase("sweep", unit="trials") as phase:
+            trials, failed = study.trials(), study.failed()
             retry = {trial.number for trial in failed} if self.retry_failed else set()
             _log_start(study, total, retry)
             launcher = self._launcher(study)
             # A smaller n_trials than before does not undo trials.
-            planned = max(total, len(study.trials()))
+            phase.total = planned = max(total, len(trials))
+            phase.first = sum(trial.state.is_finished() for trial in trials)
             # Failures that are about to be retried do not count.
             while not self._too_many([f for f in failed if f.number not in retry], planned):
+                phase.update(sum(trial.state.is_finished() for trial in study.trials()))
                 claims = self._claims(study, space, total, retry)
                 if not claims:
                     break

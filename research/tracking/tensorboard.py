@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from research.tracking.evaluations import Evaluation
 from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
+from research.utils.tables import TextTable
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +120,9 @@ class TensorBoardTracker(Tracker):
 def _markdown(rows: Rows) -> str:
     if not rows:
         return "no rows"
-    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
-    lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
-    return "\n".join(lines)
+    cells = [list(map(_cell, row.values())) for row in rows]
+    return TextTable([*rows[0]], cells, "l" * len(rows[0])).text()
 
 
 def _cell(value: float | int | str) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -63,27 +63,6 @@ class Run:
     state: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a long task.
-
-    Attributes:
-        phase: ``train``, ``val``, or what is being prepared.
-        done: number of items done.
-        total: number of items.
-        unit: name of the items.
-        rate: samples per second.
-        metrics: current values to show.
-    """
-
-    phase: str
-    done: int
-    total: int
-    unit: str = "batches"
-    rate: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
 class Tracker:
     """Records what a run produces. Every method does nothing by default.
 
@@ -102,9 +81,6 @@ class Tracker:
 
     def log(self, table: Table, step: int, row: Row) -> None:
         """Record a row of ``batch`` (step: batches so far) or ``epoch`` (step: epoch, from 1)."""
-
-    def progress(self, progress: Progress) -> None:
-        """Called often during a long task."""
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         """Record named images of this epoch; a later image replaces one of the same name."""
@@ -191,10 +167,6 @@ class Trackers(Tracker):
     def log(self, table: Table, step: int, row: Row) -> None:
         for tracker in self.trackers:
             tracker.log(table, step, row)
-
-    def progress(self, progress: Progress) -> None:
-        for tracker in self.trackers:
-            tracker.progress(progress)
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
         for tracker in self.trackers:

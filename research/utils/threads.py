@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from research.utils.progress import Phase
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -18,7 +20,7 @@ def map_threads(
     items: Sequence[T],
     threads: int | None,
     what: str,
-    progress: Callable[[str, int, int], None] | None,
+    unit: str = "files",
 ) -> Iterator[R]:
     """``function`` of each item, in the order of the items.
 
@@ -26,13 +28,12 @@ def map_threads(
         function: must be safe to call in several threads.
         items: its arguments.
         threads: number of threads; ``None`` for the default of ``ThreadPoolExecutor``.
-        what: the work, for ``progress``.
-        progress: called after each item with ``what``, the items done and their number.
+        what: the work, while its progress is shown.
+        unit: name of the items.
     """
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, Phase(what, len(items), unit) as phase:
         for start in range(0, len(items), AT_ONCE):
             results = pool.map(function, items[start : start + AT_ONCE])
             for done, result in enumerate(results, start + 1):
                 yield result
-                if progress is not None:
-                    progress(what, done, len(items))
+                phase.update(done)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from research.utils.progress import track
+
 if TYPE_CHECKING:
     import torch
 
@@ -49,15 +51,18 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def median_times(passes: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+def median_times(
+    passes: Sequence[Callable[[], object]], rounds: int, work: str = "timing"
+) -> list[float]:
     """Median seconds of each function; interleaved, so that a slow period affects all of them.
 
     Args:
         passes: functions to time; each must synchronize before it returns.
         rounds: timed calls of each.
+        work: its name while progress is shown.
     """
     times: list[list[float]] = [[] for _ in passes]
-    for round_ in range(WARM_UP + rounds):
+    for round_ in track(range(WARM_UP + rounds), work, unit="rounds"):
         for seconds, run_pass in zip(times, passes, strict=True):
             start = time.perf_counter()
             run_pass()

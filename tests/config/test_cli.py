@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -237,6 +238,24 @@ def test_settings_of_the_configuration_are_handed_on() -> None:
         cli.parse(Options, words, others="dataset.")
     # A key of the configuration is no misspelled option, however near.
     assert cli.parse(Options, ["name=a"], others="")[2] == ["name=a"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        cli.RunOptions(),
+        cli.RunOptions(trust=("own.Net", "own.Loss"), checkpoint="last"),
+        cli.RunOptions(device="cuda:1"),
+    ],
+)
+def test_options_are_written_as_they_are_typed(options: cli.RunOptions) -> None:
+    words = cli.typed_options(options)
+    assert len(words) == sum(value != usual for value, usual in zip(
+        vars(options).values(), vars(cli.RunOptions()).values(), strict=True
+    ))  # fmt: skip
+    assert cli.parse(cli.RunOptions, words) == ([], options, [])
+    typed = shlex.split(cli.command_of("evaluate", "runs/my run", *words))
+    assert typed == ["python", "-m", "research.evaluate", "runs/my run", *words]
 
 
 def test_the_help_has_every_option_with_its_default() -> None:

@@ -61,7 +61,7 @@ def test_dct_statistics(tmp_path: Path, later: bool) -> None:
             settle()
         network = NetworkInput(32, (0.5,) * 3, (0.5,) * 3, 1.0, GREY)
         data = image_folders(tmp_path / "set", tmp_path / "cache", network)
-        statistics = data._statistics(GREY, None)
+        statistics = data._statistics(GREY)
         assert statistics is not None
         found.append(round(float(statistics.y_mean[0]) / 8 + 128))
         fingerprints.append(data.fingerprint())
@@ -76,12 +76,12 @@ def test_statistics_are_read_again_for_the_same_content(
     write(tmp_path / "a" / "cat" / "0.bmp", 40)
     write(tmp_path / "a" / "cat" / "1.bmp", 60)
     network = NetworkInput(32, (0.5,) * 3, (0.5,) * 3, 1.0, GREY)
-    first = image_folders(tmp_path / "a", tmp_path / "cache", network)._statistics(GREY, None)
+    first = image_folders(tmp_path / "a", tmp_path / "cache", network)._statistics(GREY)
     (tmp_path / "a").rename(tmp_path / "b")
     for path in (tmp_path / "b").rglob("*.bmp"):
         os.utime(path, ns=(1, 1))
     monkeypatch.setattr("research.compression.statistics.measure", None)
-    again = image_folders(tmp_path / "b", tmp_path / "cache", network)._statistics(GREY, None)
+    again = image_folders(tmp_path / "b", tmp_path / "cache", network)._statistics(GREY)
     assert first is not None
     assert again is not None
     assert torch.equal(first.y_mean, again.y_mean)

@@ -8,13 +8,13 @@ import pytest
 from research.data import index
 from research.data.image_files import inspect_header
 from research.data.index import Entry
-from tests.conftest import make_folders, picture, settle
+from tests.conftest import Update, make_folders, picture, settle
 
 
-def index_folder(root: Path, cache: Path, *progress: index.ProgressCallback) -> dict[str, Entry]:
+def index_folder(root: Path, cache: Path) -> dict[str, Entry]:
     """The entries of the index, of files that were not written just now."""
     settle()
-    return index.index_folder(root, cache, *progress).entries
+    return index.index_folder(root, cache).entries
 
 
 @pytest.fixture
@@ -112,10 +112,10 @@ def test_other_extensions_are_ignored(tree: Path, tmp_path: Path, opened: list[s
     assert "notes.txt" not in opened
 
 
-def test_progress_is_reported(tree: Path, tmp_path: Path) -> None:
-    calls: list[tuple[str, int, int]] = []
-    index_folder(tree, tmp_path / "cache", lambda *call: calls.append(call))
-    assert [(done, total) for _, done, total in calls] == [(n, 6) for n in range(1, 7)]
+def test_progress_is_reported(tree: Path, tmp_path: Path, updates: list[Update]) -> None:
+    index_folder(tree, tmp_path / "cache")
+    works = (f"listing {tree.name}", f"reading headers in {tree.name}")
+    assert updates == [(work, done, 6) for work in works for done in range(1, 7)]
 
 
 def test_damage_that_a_header_shows(tmp_path: Path) -> None:

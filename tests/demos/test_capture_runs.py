@@ -12,7 +12,7 @@ from PIL import Image
 from research.data.frames.annotations import read_frames
 from research.data.frames.frame import Frame, FrameSet
 from research.demos.capture_runs import RECORD, SIZES, CaptureDemo, _Bump, _Wall
-from tests.conftest import user_error
+from tests.conftest import Update, at_update, user_error
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -128,25 +128,28 @@ def test_a_larger_set_starts_with_the_files_of_a_smaller_one(tmp_path: Path, sma
     assert smaller.items() <= larger.items()
 
 
-def test_runs_are_rendered_once_for_the_same_settings(small: Path) -> None:
+def test_runs_are_rendered_once_for_the_same_settings(small: Path, updates: list[Update]) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
-    calls: list[tuple[str, int, int]] = []
-    CaptureDemo(str(small), 2, 5, seed=0).render(lambda *step: calls.append(step))
+    updates.clear()
+    CaptureDemo(str(small), 2, 5, seed=0).render()
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
-    assert calls == []
-    CaptureDemo(str(small), 3, 6, seed=0).render(lambda *step: calls.append(step))
-    assert [step[1:] for step in calls] == [(6, 18), (12, 18), (18, 18)]
+    assert updates == []
+    CaptureDemo(str(small), 3, 6, seed=0).render()
+    assert updates == [("rendering demo captures", done, 3) for done in (1, 2, 3)]
     assert len(read_frames(small).frames) == 18
 
 
-def test_an_interruption_leaves_the_old_folder_and_no_temporary_files(small: Path) -> None:
+def test_an_interruption_leaves_the_old_folder_and_no_temporary_files(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(small)
 
-    def interrupt(what: str, done: int, total: int) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    at_update(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        CaptureDemo(str(small), 2, 6, seed=0).render(interrupt)
+        CaptureDemo(str(small), 2, 6, seed=0).render()
     assert contents(small) == before
     assert {path.name for path in small.parent.iterdir()} == {"small", ".small.lock"}
 

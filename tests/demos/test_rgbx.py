@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from research.demos.rgbx import CLASSES, RECORD, MovingObject, RgbxDemo, RoadScene
-from tests.conftest import user_error
+from tests.conftest import Update, user_error
 
 SIZE = 96
 
@@ -29,11 +29,10 @@ def test_a_larger_set_starts_with_the_files_of_a_smaller_one(tmp_path: Path) -> 
     assert other["seq000_00.npy"] != few["seq000_00.npy"]
 
 
-def test_rendered_once(tmp_path: Path) -> None:
+def test_rendered_once(tmp_path: Path, updates: list[Update]) -> None:
     demo = RgbxDemo(str(tmp_path / "demo"), 13, 0, SIZE)
-    calls: list[tuple[int, int]] = []
-    root = demo.render(lambda what, done, total: calls.append((done, total)))
-    assert calls == [(6, 13), (12, 13), (13, 13)]
+    root = demo.render()
+    assert updates == [("rendering demo frames", done, 3) for done in (1, 2, 3)]
     written = (root / "images" / "seq000_00.npy").stat().st_mtime_ns
     demo.render()
     assert (root / "images" / "seq000_00.npy").stat().st_mtime_ns == written

@@ -11,6 +11,7 @@ from PIL import Image, JpegImagePlugin
 
 from research.demos.scenes import CLASSES, MANIFEST, render_scenes
 from research.utils.errors import UserError
+from tests.conftest import Update, at_update
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -81,20 +82,17 @@ def test_sizes_qualities_samplings_and_scan_orders_are_mixed(scenes: Path) -> No
     assert 0.1 * 480 < scans[True] < 0.3 * 480
 
 
-def test_the_second_call_does_nothing(small: Path) -> None:
+def test_the_second_call_does_nothing(small: Path, updates: list[Update]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (small, *small.rglob("*"))}
-    calls: list[tuple[int, int]] = []
-    render_scenes(small, 24, 12, seed=0, progress=lambda done, total: calls.append((done, total)))
+    updates.clear()
+    render_scenes(small, 24, 12, seed=0)
     assert {path: path.stat().st_mtime_ns for path in (small, *small.rglob("*"))} == before
-    assert calls == []
+    assert updates == []
 
 
-def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    render_scenes(
-        tmp_path / "s", 12, 12, 0, progress=lambda done, total: calls.append((done, total))
-    )
-    assert calls == [(done, 24) for done in range(1, 25)]
+def test_progress_counts_up_to_the_total(tmp_path: Path, updates: list[Update]) -> None:
+    render_scenes(tmp_path / "s", 12, 12, 0)
+    assert updates == [("rendering demo scenes", done, 24) for done in range(1, 25)]
 
 
 @pytest.mark.parametrize("manifest", [None, "", '{"recipe": 0}', "[]"])
@@ -116,30 +114,32 @@ def test_other_counts_leave_no_stale_files(small: Path) -> None:
     assert len(contents(small)) == 24
 
 
-def test_an_interruption_leaves_the_old_folder_and_no_temporary_files(small: Path) -> None:
+def test_an_interruption_leaves_the_old_folder_and_no_temporary_files(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(small)
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    at_update(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        render_scenes(small, 36, 12, seed=0, progress=interrupt)
+        render_scenes(small, 36, 12, seed=0)
     assert contents(small) == before
     assert {path.name for path in small.parent.iterdir()} <= {"small", ".small.lock"}
 
 
-def test_parallel_first_use_renders_once(tmp_path: Path) -> None:
-    root, calls = tmp_path / "shared", []
-
-    def use() -> None:
-        render_scenes(root, 24, 12, seed=0, progress=lambda done, total: calls.append(done))
-
-    threads = [threading.Thread(target=use) for _ in range(4)]
+def test_parallel_first_use_renders_once(tmp_path: Path, updates: list[Update]) -> None:
+    root = tmp_path / "shared"
+    threads = [
+        threading.Thread(target=render_scenes, args=(root, 24, 12), kwargs={"seed": 0})
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(contents(root)) == len(calls) == 36
+    assert len(contents(root)) == len(updates) == 36
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "train/dog/1.jpg", "test/rings/1.jpg"])

@@ -23,7 +23,6 @@ from research.config import compose_config, resolved
 from research.data.loader import EpochLoader, ProcessShard, SampleKey
 from research.engine import build, distributed
 from research.engine.loop import evaluate
-from research.tracking.tracker import Tracker
 from research.utils import whole_batch
 from tests.golden import stored
 from tests.golden.configurations import GOLDEN, overrides
@@ -128,9 +127,8 @@ def _evaluated(experiment: build.Experiment, shard: ProcessShard, workers: int) 
     state = experiment.state
     transform: Any = Doubled(state.transform)
     result = evaluate(
-        state.model, experiment.task, loader, transform, experiment.cfg, experiment.device,
-        Tracker(),
-    )  # fmt: skip
+        state.model, experiment.task, loader, transform, experiment.cfg, experiment.device
+    )
     return {**result.metrics, **result.skipped}
 
 

@@ -15,7 +15,6 @@ from research.config import compose_config, resolved
 from research.config.rules import COMPILE_MODES
 from research.engine import build, description, placement, predictor
 from research.engine.loop import evaluate
-from research.tracking.tracker import Tracker
 from tests.conftest import TINY, run, trained_epoch
 from tests.golden import stored
 from tests.golden.configurations import GOLDEN, overrides
@@ -135,8 +134,7 @@ def test_training_validation_and_prediction_use_it(small: Compose, chosen: bool)
         assert any(not p.is_contiguous(memory_format=CONTIGUOUS) for p in weights) == chosen
     seen = Seen(state.model, layout), Seen(state.ema.module, layout)
     trained_epoch(built)
-    rest = built.cfg, built.device, Tracker()
-    evaluate(state.eval_model, built.task, built.val, state.transform, *rest)
+    evaluate(state.eval_model, built.task, built.val, state.transform, built.cfg, built.device)
     assert all(each.found and all(each.found) for each in seen)
 
     folder = run(small(*words))
@@ -210,7 +208,7 @@ def test_a_compiled_run(small: Compose, mode: str) -> None:
             own.append(trained_epoch(built).metrics["train/loss"])
             result = evaluate(
                 built.state.eval_model, built.task, built.val, built.state.transform, built.cfg,
-                built.device, Tracker(),
+                built.device,
             )  # fmt: skip
             own.append(result.metrics["loss"])
             graphs.append(counters["stats"]["unique_graphs"])

@@ -56,7 +56,7 @@ class StoredData:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def prepare(self, seed: int, progress: Any = None) -> None:
+    def prepare(self, seed: int) -> None:
         self.real.load_metadata(self.known)
 
     def dataset(self, split: str, **_: Any) -> StoredSamples:

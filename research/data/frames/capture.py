@@ -36,10 +36,10 @@ from research.data.frames.frame import (
 )
 from research.data.frames.picture_index import UNNAMED
 from research.data.image_files import EXTENSIONS
-from research.data.index import ProgressCallback
 from research.data.listing import list_files, list_folders
 from research.utils.documents import validate
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 MANIFEST = "run_manifest.json"
 SCHEMA_VERSION = 1
@@ -133,7 +133,7 @@ def read_capture(source: Path, scale_boxes: bool = False) -> FrameSet:
     remarks.names = "the format"
     unread = {name for name in builder.listing.names if _is_image(name)}
     runs = _require_runs(source)
-    for run in runs:
+    for run in track(runs, "reading labels", unit="runs"):
         read_manifest(run)
         name = run_name(run, source)
         builder.ensure_part(name)
@@ -257,7 +257,6 @@ def prune(
     missing: bool = False,
     invalid: bool = False,
     runs: Sequence[str] = (),
-    progress: ProgressCallback | None = None,
 ) -> PruneReport:
     """Copy capture runs without unwanted frames.
 
@@ -272,7 +271,6 @@ def prune(
         missing: drop labels that name no image or whose image does not exist.
         invalid: drop labels and images that cannot be read, and labels with a bad box.
         runs: names of the runs to keep, all by default; ``-NAME`` drops one.
-        progress: called while runs are copied.
 
     Raises:
         UserError: for a source without runs, an unknown run, a damaged run manifest, no frame
@@ -286,7 +284,7 @@ def prune(
     drops = {"empty": empty, "missing_image": missing, "missing_file": missing, "invalid": invalid}
     remaining: dict[Path, list[LabelFile]] = {}
     dropped: list[LabelFile] = []
-    for run in _select(names, runs):
+    for run in track(_select(names, runs), "reading labels", unit="runs"):
         read_manifest(run)
         for label in read_labels(run):
             (dropped if drops.get(label.state) else remaining.setdefault(run, [])).append(label)
@@ -302,7 +300,7 @@ def prune(
         },
     )
     try:
-        _write_copy(source, out, remaining, report, progress)
+        _write_copy(source, out, remaining, report)
     except OSError as error:
         raise UserError(
             "OUT",
@@ -330,12 +328,11 @@ def _write_copy(
     out: Path,
     runs: dict[Path, list[LabelFile]],
     report: PruneReport,
-    progress: ProgressCallback | None,
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         fresh = Path(scratch) / out.name
-        for done, (run, labels) in enumerate(runs.items(), start=1):
+        for run, labels in track(runs.items(), "copying runs", unit="runs"):
             files = [run / MANIFEST, *(label.file for label in labels)]
             for label in labels:
                 files += [] if label.image is None else [label.image]
@@ -344,8 +341,6 @@ def _write_copy(
                 copy = fresh / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
-            if progress is not None:
-                progress("copying runs", done, len(runs))
         (fresh / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
         os.replace(fresh, out)
 

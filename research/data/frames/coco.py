@@ -43,6 +43,7 @@ from research.data.frames.picture_index import PictureIndex
 from research.data.frames.reading import and_join
 from research.data.listing import list_files
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 IN_FOLDERS = ("_annotations.coco.json", "coco.json")
 """Names of annotation files in folders of images: Roboflow's, FLIR's."""
@@ -185,7 +186,7 @@ def _entries(
     annotations = group_annotations(builder, part, name, document["annotations"], rows)
     entries = []
     builder.ensure_part(part)
-    for row, item in enumerate(document["images"]):
+    for row, item in enumerate(track(document["images"], "reading labels", unit="images")):
         where = f"{name} images[{row}]"
         image: Path | None = None
         try:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from research.utils.progress import track
+
 MAX_CANDIDATES = 2000
 STEPS = (0.08, 0.04, 0.02, 0.01, 0.005)
 
@@ -29,7 +31,12 @@ def best_constant_box(boxes: Tensor, mask: Tensor) -> Tensor:
         return torch.tensor([0.0, 0.0, 1.0, 1.0])
     targets = boxes[mask]
     candidates = targets[:: -(-len(targets) // MAX_CANDIDATES)]
-    scores = torch.stack([constant_iou(box, boxes, mask).mean() for box in candidates])
+    scores = torch.stack(
+        [
+            constant_iou(box, boxes, mask).mean()
+            for box in track(candidates, "finding the best box", unit="boxes")
+        ]
+    )
     best, score = candidates[scores.argmax()], scores.max()
     for step in STEPS:
         improved = True

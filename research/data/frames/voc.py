@@ -41,6 +41,7 @@ from research.data.listing import list_files, list_folders
 from research.data.texts import BadText, parse_number, read_lines, read_xml
 from research.utils.conditions import is_exhausted
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 IMAGE_FOLDERS = ("jpegimages", "images")
 """Names of the folder of images, in lower case."""
@@ -117,7 +118,7 @@ def read_voc(
     pictures = PictureIndex(builder, files.suffixes, documents)
     folders = _image_folders(source, images)
     entries = []
-    for file in documents:
+    for file in track(documents, "reading labels"):
         where, image = builder.relative(file), None
         try:
             root = _xml(file)

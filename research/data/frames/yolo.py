@@ -31,6 +31,7 @@ from research.data.frames.yolo_labels import LABEL, LabelRows, Matches, match_la
 from research.data.image_files import EXTENSIONS
 from research.data.listing import Listing, list_files
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 LABELS = "labels"
 
@@ -199,7 +200,7 @@ class _Reader:
             found = self._one_each(found, self.files.key)
         matches = match_labels(found, texts)
         self.images |= found.keys()
-        for name in found:
+        for name in track(found, "reading labels"):
             self._read_image(name, labels, matches)
         for label in sorted(matches.near):
             builder.remarks.left_out.setdefault(label, "label file of nearly its name")

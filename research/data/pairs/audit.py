@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from research.data.index import ProgressCallback
 from research.data.pairs.lists import (
     LISTS,
     TIE,
@@ -214,16 +213,13 @@ def audit_votes(votes: Sequence[PairRow], listed: Sequence[PairRow], audit: Audi
         )
 
 
-def audit_sharpness(
-    pair_set: PairSet, cache: Path, seed: int, progress: ProgressCallback | None, audit: Audit
-) -> None:
+def audit_sharpness(pair_set: PairSet, cache: Path, seed: int, audit: Audit) -> None:
     """Test whether the sharper photo of a clear pair wins more often than by chance.
 
     Args:
         pair_set: pairs of all splits.
         cache: cache folder for measured sharpness.
         seed: seed of the sample.
-        progress: called while photos are measured.
         audit: findings are added to it.
     """
     clear = [p for p in pair_set.pairs if max(p.preference, 1 - p.preference) >= CONFIDENT]
@@ -233,7 +229,7 @@ def audit_sharpness(
         clear = [clear[index] for index in sorted(order)]
     if len(clear) < MIN_PAIRS:
         return
-    wins, compared = sharper_wins(pair_set.photos, clear, cache, progress)
+    wins, compared = sharper_wins(pair_set.photos, clear, cache)
     if compared < MIN_PAIRS:
         return
     audit.numbers["sharper_wins"] = fraction = wins / compared

@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from research.data.image_files import decode, reading_tag
-from research.data.index import ProgressCallback
 from research.data.pairs.extractors import Extractor
 from research.data.warehouse.build import build
 from research.data.warehouse.encoders import Encoded, SampleEncoder, SampleSpec
@@ -32,6 +31,7 @@ from research.data.warehouse.plan import BuildPlan
 from research.data.warehouse.store import Store
 from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage, UserError, one_line
+from research.utils.threads import map_threads
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ def extract_features(
     extractor: Extractor,
     cache: Path,
     batch_size: int = 32,
-    progress: ProgressCallback | None = None,
 ) -> ExtractedFeatures:
     """Features of files: loaded, or computed and stored.
 
@@ -71,14 +70,13 @@ def extract_features(
         extractor: computes the features.
         cache: cache folder.
         batch_size: photos in a batch through the network.
-        progress: called while features are computed.
 
     Raises:
         UserError: if the extractor returns the wrong shape or values that are not finite.
     """
     folder = cache / "features" / extractor.key
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = dict(zip(files, pool.map(_digest, files), strict=True))
+    hashed = map_threads(_digest, files, THREADS, "hashing", "photos")
+    digests = dict(zip(files, hashed, strict=True))
     wanted = {digest: file for file, digest in digests.items() if isinstance(digest, bytes)}
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".fill.lock"):  # no photo is computed by two processes
@@ -86,7 +84,7 @@ def extract_features(
         missing = {digest: file for digest, file in wanted.items() if digest not in known}
         if missing:
             samples = [SampleSpec(digest.hex(), GROUP, missing[digest], None) for digest in missing]
-            encoder = FeatureEncoder(extractor, batch_size, len(missing), progress)
+            encoder = FeatureEncoder(extractor, batch_size)
             plan = BuildPlan(encoder, [], samples, {GROUP: "train"}, may_be_empty=True)
             known |= _rows(build(plan, folder, shard_samples=SHARD, workers=1, cache=cache), cache)
     damaged: dict[Path, str] = {}
@@ -108,22 +106,11 @@ class FeatureEncoder(SampleEncoder):
     Args:
         extractor: computes the features.
         batch_size: photos in a batch through the network.
-        total: number of photos, for ``progress``.
-        progress: called after each photo.
     """
 
-    def __init__(
-        self,
-        extractor: Extractor,
-        batch_size: int,
-        total: int,
-        progress: ProgressCallback | None,
-    ) -> None:
+    def __init__(self, extractor: Extractor, batch_size: int) -> None:
         self.extractor = extractor
         self.batch_size = batch_size
-        self.total = total
-        self.progress = progress
-        self.done = 0
 
     @property
     def kind(self) -> str:
@@ -158,7 +145,6 @@ class FeatureEncoder(SampleEncoder):
                 inputs = [result for result in results if isinstance(result, Tensor)]
                 features = iter(self._embed(inputs, batch[0].file))
                 for sample, result in zip(batch, results, strict=True):
-                    self._advance()
                     if isinstance(result, DamagedImage):
                         yield result
                         continue
@@ -194,12 +180,6 @@ class FeatureEncoder(SampleEncoder):
                 "set other weights",
             )
         return features
-
-    def _advance(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            what = f"computing {self.extractor.name} features"
-            self.progress(what, self.done, self.total)
 
 
 def _digest(file: Path) -> bytes | str:

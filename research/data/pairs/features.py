@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from research.data.image_files import decode
-from research.data.index import ProgressCallback
 from research.data.pairs.extractors import build_extractor
 from research.data.pairs.feature_store import extract_features
 from research.utils.errors import UserError
@@ -101,13 +100,13 @@ class FeatureSet:
         """Cache key of each feature: a model can use only features of the same keys."""
         return {extractor.name: extractor.key for extractor in self.extractors}
 
-    def prepare(self, files: Sequence[Path], progress: ProgressCallback | None = None) -> Tensor:
+    def prepare(self, files: Sequence[Path]) -> Tensor:
         """Features [n, D] of these files, computed or loaded; NaN in the rows of damaged files."""
         self.damaged = {}
         parts = []
         for extractor in self.extractors:
             name = extractor.name
-            result = extract_features(files, extractor, self.cache, self.batch_size, progress)
+            result = extract_features(files, extractor, self.cache, self.batch_size)
             extractor.release()
             count = len(files) - len(result.damaged)
             log.info("feature %s: %d photos, %d computed now", name, count, result.extracted)

@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 
-from research.data.index import ProgressCallback
 from research.data.pairs.lists import TIE, Pair, PairSet
 from research.data.pairs.quality import laplacian_variance
 from research.data.pairs.samples import read_photo
@@ -25,7 +24,6 @@ def sharper_wins(
     photos: Sequence[Path],
     pairs: Sequence[Pair],
     cache: Path,
-    progress: ProgressCallback | None = None,
 ) -> tuple[float, int]:
     """Number of pairs that the sharper photo wins, and number of pairs compared.
 
@@ -33,7 +31,7 @@ def sharper_wins(
     """
     pairs = [pair for pair in pairs if pair.preference != TIE]
     files = [photos[index] for index in sorted({i for p in pairs for i in (p.first, p.second)})]
-    sharpness = measure_sharpness(files, cache, progress)
+    sharpness = measure_sharpness(files, cache)
     wins, compared = 0.0, 0
     for pair in pairs:
         first, second = (sharpness[photos[index]] for index in (pair.first, pair.second))
@@ -62,22 +60,19 @@ def describe_baselines(pair_set: PairSet, cache: Path) -> str | None:
     return f"pair accuracy {constant} of always the {position} photo{sharper}"
 
 
-def measure_sharpness(
-    files: Sequence[Path], cache: Path, progress: ProgressCallback | None = None
-) -> dict[Path, float]:
+def measure_sharpness(files: Sequence[Path], cache: Path) -> dict[Path, float]:
     """Variance of the Laplacian of each photo at its own size; NaN for an unreadable photo.
 
     Args:
         files: photos.
         cache: values are stored in its folder ``sharpness``, by path, size and times of a file.
-        progress: called while photos are measured.
     """
     paths = {file: str(file.parent.resolve() / file.name) for file in files}
     stamps = {paths[file]: file_stamp(file.stat()) for file in files}
 
     def measure(stale: list[str]) -> Iterator[float]:
         stale_files = [Path(path) for path in stale]
-        return map_threads(_sharpness, stale_files, THREADS, "measuring sharpness", progress)
+        return map_threads(_sharpness, stale_files, THREADS, "measuring sharpness", "photos")
 
     key = {"sharpness": sorted({str(Path(path).parent) for path in stamps})}
     values = cached_by_file(cache / "sharpness", key, stamps, measure)

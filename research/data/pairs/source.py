@@ -19,7 +19,7 @@ from research.batch import PhotoBatch
 from research.config.cli import choose
 from research.data.datamodule import Common, DataModule, Demo
 from research.data.folds import FoldColumns, FoldResult
-from research.data.index import ProgressCallback, index_folder
+from research.data.index import index_folder
 from research.data.listing import log_files
 from research.data.loader import BatchSource
 from research.data.pairs.audit import Audit, audit_photos, audit_sharpness, read_labels
@@ -149,10 +149,10 @@ class PhotoPairs(DataModule):
         self.feature_rows = torch.empty(0)  # [N, D] features of the photos
         self.audit = Audit()
 
-    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
+    def prepare(self, seed: int) -> None:
         self.refuse_coefficients()
         if self.demo is not None:
-            self.demo.render(progress)
+            self.demo.render()
         self.audit = Audit()
         lists = read_labels(
             self.labels,
@@ -164,7 +164,7 @@ class PhotoPairs(DataModule):
         )
         selection = select_pairs(lists, self.split_config)
         folder = find_photo_folder(self.root)
-        index, passed_over = index_folder(folder, self.cache, progress)
+        index, passed_over = index_folder(folder, self.cache)
         names = photo_names(folder, index)
         files = {photo: folder / name for photo, name in names.items()}
         for name in sorted(index.keys() - set(names.values())):
@@ -178,9 +178,9 @@ class PhotoPairs(DataModule):
         require_nonempty(self.splits, selection, self.root)
         train = self.pairs("train")
         self.photo_index.photos, self.photo_index.series = train.photos, train.series
-        self._finish_audit(progress)
+        self._finish_audit()
         if self.features is not None:
-            self._extract(self.features, progress)
+            self._extract(self.features)
             require_nonempty(self.splits, selection, self.root)
         for split, limit in self.max_images.items():
             self.splits[split] = subsample(self.splits[split], limit)
@@ -196,9 +196,7 @@ class PhotoPairs(DataModule):
         load = partial(load_feature, self.feature_rows)
         return PairSamples(pairs, load, (size,), torch.float32, skipped)
 
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
+    def transform(self, *, measured: bool = True) -> DeviceTransform:
         if self.features is None:
             return PairTransform(self.mean, self.std, self.random_flip, self.swap, self.photo_index)
         if measured:
@@ -294,11 +292,11 @@ class PhotoPairs(DataModule):
         advice = "train with dataset.test_fraction=0.1 or dataset.folds=5"
         return split_named(self.splits, split, self.root, advice)
 
-    def _finish_audit(self, progress: ProgressCallback | None) -> None:
+    def _finish_audit(self) -> None:
         """Audit sharpness, then log the findings or raise the first."""
         pairs = [pair for part in self.splits.values() for pair in part.pairs]
         union = replace(self.splits["train"], pairs=pairs)
-        audit_sharpness(union, self.cache, self.split_config.split_seed, progress, self.audit)
+        audit_sharpness(union, self.cache, self.split_config.split_seed, self.audit)
         warnings = self.audit.warnings
         if warnings and self.strict:
             more = f" (and {len(warnings) - 1} more findings)" if len(warnings) > 1 else ""
@@ -307,9 +305,9 @@ class PhotoPairs(DataModule):
             log.warning("audit: %s", line)
         log.info("audit: %s", self.audit.summary())
 
-    def _extract(self, features: FeatureSet, progress: ProgressCallback | None) -> None:
+    def _extract(self, features: FeatureSet) -> None:
         """Compute the features of all photos, and drop the pairs of damaged photos."""
-        self.feature_rows = features.prepare(self.splits["train"].photos, progress)
+        self.feature_rows = features.prepare(self.splits["train"].photos)
         for split, part in self.splits.items():
             self.splits[split] = drop_damaged(part, features.damaged, self.skipped[split])
 

@@ -19,7 +19,6 @@ from research.data.datamodule import DEFAULT_MAX_BOXES, Common, DataModule, Demo
 from research.data.frames.declared import read_class_names
 from research.data.frames.frame import Frame
 from research.data.frames.limits import log_reading
-from research.data.index import ProgressCallback
 from research.data.listing import log_skipped
 from research.data.loader import BatchSource
 from research.data.rgbx.arrays import (
@@ -117,11 +116,11 @@ class RgbxFolder(DataModule):
         self.records: list[dict[str, Any]] = []
         self.frames: dict[str, Frame] = {}  # of a folder of arrays, by name
 
-    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
+    def prepare(self, seed: int) -> None:
         self.refuse_coefficients()
         if self.demo is not None:
-            self.demo.render(progress)
-        manifest = self._load_store() if is_store(self.root) else self._store_arrays(progress)
+            self.demo.render()
+        manifest = self._load_store() if is_store(self.root) else self._store_arrays()
         self.manifest, self.store = manifest, Store(manifest, "once", self.cache)
         self.store.open()
         self.dtype, stored = manifest.transform["dtype"], manifest.transform["channels"]
@@ -148,13 +147,11 @@ class RgbxFolder(DataModule):
         skipped = self.skipped_samples(split)
         return FrameSamples(self.store, self.positions(split), skipped=skipped)
 
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
+    def transform(self, *, measured: bool = True) -> DeviceTransform:
         count = len(self.channels)
         mean, std = [0.0] * count, [1.0] * count
         if measured:
-            mean, std = self._statistics(progress)
+            mean, std = self._statistics()
         return RgbxTransform(mean, std, self.augmentation)
 
     def read(self, paths: Sequence[Path]) -> DetectionBatch:
@@ -269,7 +266,7 @@ class RgbxFolder(DataModule):
             log.info("%s: %s", manifest.folder, manifest.reading)
         return manifest
 
-    def _store_arrays(self, progress: ProgressCallback | None) -> Manifest:
+    def _store_arrays(self) -> Manifest:
         """Write the store of a folder of arrays, or load it if they are unchanged."""
         try:
             labels = self.missing_labels == "error"
@@ -285,7 +282,7 @@ class RgbxFolder(DataModule):
         own = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:16]
         plan = plan_channels(source, self.image_size, {})
         out = self.cache / "stores" / own
-        return build(plan, out, progress=progress, cache=self.cache)
+        return build(plan, out, cache=self.cache)
 
     def _split(self) -> None:
         """Set ``splits``; all frames of a group are in the same split."""
@@ -325,7 +322,7 @@ class RgbxFolder(DataModule):
             len(set(groups)),
         )
 
-    def _statistics(self, progress: ProgressCallback | None) -> tuple[list[float], list[float]]:
+    def _statistics(self) -> tuple[list[float], list[float]]:
         mean, std = self.mean, self.std
         for key, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != len(self.channels):

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from research.data.index import ProgressCallback
 from research.data.listing import log_skipped
 from research.data.warehouse.manifest import SAMPLES, SCHEMA, Manifest, SampleGroup
 from research.data.warehouse.plan import BuildPlan, FileStamp, stamp_files, version_of
@@ -42,7 +41,6 @@ def build(
     *,
     shard_samples: int | None = None,
     workers: int | None = None,
-    progress: ProgressCallback | None = None,
     cache: Path | None = None,
 ) -> Manifest:
     """Write a version, or load it if it exists and is intact.
@@ -52,7 +50,6 @@ def build(
         out: folder of the versions; locked, other builds in it wait.
         shard_samples: samples in a shard; ``None`` for 128 MiB, at most 256.
         workers: number of processes; ``None`` for one per core.
-        progress: called with the numbers of files hashed and samples written.
         cache: folder of what is known of unchanged files: hashes of the source, intact shards;
             ``None`` to read all of them again.
 
@@ -64,7 +61,7 @@ def build(
     if shard_samples is None:
         row = sum(tensor.bytes for tensor in plan.encoder.tensors().values())
         shard_samples = max(1, min(256, SHARD_BYTES // row))
-    stamps = stamp_files(plan.samples, workers, progress, cache)
+    stamps = stamp_files(plan.samples, workers, cache)
     version = version_of(plan, stamps)
     final = out / f"v{version}"
     building = out / f".building-v{version}-{shard_samples}"
@@ -77,7 +74,7 @@ def build(
                 store = building / "store"
                 store.mkdir(parents=True, exist_ok=True)
                 jobs = _shard_jobs(plan, stamps, store, shard_samples)
-                results = write_shards(jobs, workers, progress)
+                results = write_shards(jobs, workers)
                 _write_manifest(plan, stamps, version, store, results)
                 _publish(store, final)
                 manifest = Manifest.load(final)

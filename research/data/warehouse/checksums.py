@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from research.data.warehouse.manifest import Manifest, Shard
+from research.utils.threads import map_threads
 
 
 def sha256_of(path: Path) -> str:
@@ -48,8 +48,9 @@ def damaged_shards(manifest: Manifest, shards: Sequence[Shard]) -> Iterator[tupl
             return f"{path}: SHA-256 is {digest}, expected {shard.sha256}"
         return ""
 
-    # Hashing and reading release the GIL: threads are enough.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for shard, message in zip(shards, pool.map(problem, shards), strict=True):
-            if message:
-                yield shard, message
+    problems = map_threads(
+        problem, shards, min(8, os.cpu_count() or 1), "checking checksums", "shards"
+    )
+    for shard, message in zip(shards, problems, strict=True):
+        if message:
+            yield shard, message

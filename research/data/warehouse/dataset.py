@@ -18,7 +18,6 @@ from research.data.datamodule import Common, DataModule
 from research.data.folds import FoldColumns, FoldResult, fold_splits
 from research.data.frames.constant_box import best_constant_box, constant_iou
 from research.data.frames.transform import FrameAugmentation
-from research.data.index import ProgressCallback
 from research.data.loader import BatchSource
 from research.data.splits import evenly_spaced, split_named
 from research.data.transforms import DeviceTransform
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 class StoreDemo(Protocol):
     """Creates the store of a demo data set on first use."""
 
-    def make(self, out: Path, progress: ProgressCallback | None) -> Path:
+    def make(self, out: Path) -> Path:
         """Make sure that the store lies in ``out``; returns the folder of its version."""
         ...
 
@@ -99,8 +98,8 @@ class Warehouse(DataModule):
         self.default_classes = self.kind.default_classes
         self.resident: dict[tuple[str, torch.device], Tensor] = {}
 
-    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
-        path = self.path if self.demo is None else self.demo.make(self.path, progress)
+    def prepare(self, seed: int) -> None:
+        path = self.path if self.demo is None else self.demo.make(self.path)
         manifest = Manifest.load(path)
         if manifest.kind != self.kind.name:
             raise UserError(
@@ -143,12 +142,10 @@ class Warehouse(DataModule):
             return 0, False
         return super().loading(device, workers, pin_memory)
 
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
+    def transform(self, *, measured: bool = True) -> DeviceTransform:
         store = self.store if measured else None
         train = self.splits.get("train", np.empty(0, np.int64))
-        return self.kind.transform(store, train, self.cache / "statistics", progress)
+        return self.kind.transform(store, train, self.cache / "statistics")
 
     def read(self, paths: Sequence[Path]) -> Batch:
         return self.kind.read(paths)

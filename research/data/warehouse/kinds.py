@@ -26,7 +26,6 @@ from research.data.frames.letterbox import Letterbox
 from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
-from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.transforms import CoefficientTransform, DeviceTransform
 from research.data.warehouse.encoders import CoefficientEncoder, SampleSpec
@@ -84,7 +83,6 @@ class StoreKind(Protocol):
         store: Store | None,
         positions: Positions,
         cache: Path,
-        progress: ProgressCallback | None,
     ) -> DeviceTransform:
         """The device transform; with a store, with statistics of the samples at ``positions``."""
         ...
@@ -168,7 +166,6 @@ class CoefficientKind:
         store: Store | None,
         positions: Positions,
         cache: Path,
-        progress: ProgressCallback | None,
     ) -> DeviceTransform:
         statistics = None
         if store is not None:
@@ -176,9 +173,7 @@ class CoefficientKind:
             rows = StoredRows(store, positions, self.encoder.selection)
             samples = BlockSamples(rows, labels, self.crop, seed=0, random=False)
             key = {"data": store.manifest.version, "image_size": self.crop.size}
-            statistics = self.coefficients.statistics(
-                samples, self.encoder.selection, key, cache, progress
-            )
+            statistics = self.coefficients.statistics(samples, self.encoder.selection, key, cache)
         return CoefficientTransform(
             self.coefficients.selection,
             self.coefficients.range_,
@@ -270,7 +265,6 @@ class FrameKind:
         store: Store | None,
         positions: Positions,
         cache: Path,
-        progress: ProgressCallback | None,
     ) -> DeviceTransform:
         return FrameTransform(self.augmentation)
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import damaged_shards
 from research.data.warehouse.lint_labels import (
     duplicate_boxes,
@@ -54,14 +53,11 @@ class LintReport:
     notes: list[str] = field(default_factory=list)
 
 
-def lint(
-    manifest: Manifest, progress: ProgressCallback | None = None
-) -> tuple[LintReport, Samples]:
+def lint(manifest: Manifest) -> tuple[LintReport, Samples]:
     """Check everything in a store.
 
     Args:
         manifest: manifest of the store.
-        progress: called while samples are read.
     """
     report = LintReport()
     damaged = {shard.file: text for shard, text in damaged_shards(manifest, manifest.shards)}
@@ -74,9 +70,9 @@ def lint(
         records = _placeholder_records(manifest)
     samples = Samples(manifest, records, set(damaged))
     _check_groups(samples, report)
-    _check_duplicates(samples, report, progress)
+    _check_duplicates(samples, report)
     if manifest.kind in PICTURES:
-        _extend(report.warnings, near_duplicates(samples, progress))
+        _extend(report.warnings, near_duplicates(samples))
     if manifest.kind == "frames":
         _check_boxes(samples, report)
         _extend(report.warnings, duplicate_boxes(samples))
@@ -138,15 +134,13 @@ def _check_groups(samples: Samples, report: LintReport) -> None:
     )
 
 
-def _check_duplicates(
-    samples: Samples, report: LintReport, progress: ProgressCallback | None
-) -> None:
+def _check_duplicates(samples: Samples, report: LintReport) -> None:
     """Find identical files, and identical stored images from different files."""
     by_file: dict[str, list[int]] = defaultdict(list)
     for position, record in enumerate(samples.records):
         by_file[record["sha256"]].append(position)
     by_rows: dict[str, list[int]] = defaultdict(list)
-    digests = _digests(samples, progress)
+    digests = _digests(samples)
     for position, digest in zip(samples.positions.tolist(), digests, strict=True):
         by_rows[digest].append(position)
     across: list[str] = []
@@ -170,7 +164,7 @@ def _check_duplicates(
     _extend(report.warnings, within)
 
 
-def _digests(samples: Samples, progress: ProgressCallback | None) -> list[str]:
+def _digests(samples: Samples) -> list[str]:
     names = COMPARED.get(samples.manifest.kind, ())
 
     def digest(position: int) -> str:
@@ -180,7 +174,7 @@ def _digests(samples: Samples, progress: ProgressCallback | None) -> list[str]:
         return hasher.hexdigest()
 
     positions = samples.positions.tolist()
-    return list(map_threads(digest, positions, None, "comparing samples", progress))
+    return list(map_threads(digest, positions, None, "comparing samples", "samples"))
 
 
 def _check_boxes(samples: Samples, report: LintReport) -> None:

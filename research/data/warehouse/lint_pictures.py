@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from research.data.frames.letterbox import Letterbox
-from research.data.index import ProgressCallback
 from research.data.warehouse.manifest import SPLITS
 from research.data.warehouse.samples import Samples, decoded
+from research.utils.progress import track
 from research.utils.threads import map_threads
 
 SIDE: Final = 32
@@ -44,7 +44,7 @@ def readings(samples: Samples) -> list[str]:
     ]
 
 
-def near_duplicates(samples: Samples, progress: ProgressCallback | None = None) -> Iterator[str]:
+def near_duplicates(samples: Samples) -> Iterator[str]:
     """Samples that show nearly the same picture as one in an earlier split, not exactly the same.
 
     Pictures are compared by perceptual hashes and then by correlation. Each sample is compared with
@@ -57,7 +57,7 @@ def near_duplicates(samples: Samples, progress: ProgressCallback | None = None) 
             samples.positions.tolist(),
             None,
             "comparing pictures",
-            progress,
+            "pictures",
         )
     )
     if not grey:
@@ -143,7 +143,7 @@ def nearest(hashes: Hashes, others: Hashes) -> Iterator[tuple[int, int, int]]:
     best = np.full(len(mine), DISTANCE + 1)
     partner = np.zeros(len(mine), np.int64)
     edges = [BITS * band // BANDS for band in range(BANDS + 1)]
-    for low, high in pairwise(edges):
+    for low, high in track(pairwise(edges), "searching near-duplicates", BANDS, "bands"):
         mask = np.uint64((1 << (high - low)) - 1)
         keys, other_keys = ((part >> np.uint64(low)) & mask for part in (mine, theirs))
         order, other_order = np.argsort(keys, kind="stable"), np.argsort(other_keys, kind="stable")

@@ -18,7 +18,6 @@ from research.data.folder import ImageFolders
 from research.data.frames.frame import Frame, FrameSet
 from research.data.frames.reading import SourceSummary
 from research.data.image_files import reading_tag
-from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.encoders import (
     OPTIONAL,
@@ -116,7 +115,6 @@ def _canonical(content: object) -> bytes:
 def stamp_files(
     samples: Sequence[SampleSpec],
     workers: int,
-    progress: ProgressCallback | None,
     cache: Path | None = None,
 ) -> list[FileStamp]:
     """Hash the files of every sample.
@@ -124,7 +122,6 @@ def stamp_files(
     Args:
         samples: the samples.
         workers: threads, times two.
-        progress: called while files are hashed.
         cache: folder where hashes of unchanged files are kept; ``None`` to read all files.
 
     Raises:
@@ -134,7 +131,7 @@ def stamp_files(
 
     def hashes(names: Sequence[str]) -> Iterator[tuple[str, str]]:
         chosen = [files[name] for name in names]
-        return map_threads(_hash, chosen, min(16, 2 * workers), "hashing files", progress)
+        return map_threads(_hash, chosen, min(16, 2 * workers), "hashing files")
 
     stats = {name: _stat(file) for name, file in files.items()}
     if cache is None:

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from research.data.index import ProgressCallback
 from research.data.warehouse.checksums import sha256_of
 from research.data.warehouse.encoders import SampleEncoder, SampleSpec
 from research.data.warehouse.manifest import Shard
 from research.data.warehouse.plan import FileStamp
 from research.utils.errors import DamagedImage, UserError, one_line
 from research.utils.files import write_atomic, write_text
+from research.utils.progress import Phase, track
 
 log = logging.getLogger(__name__)
 
@@ -69,15 +69,12 @@ class ShardJob(NamedTuple):
     record: Path
 
 
-def write_shards(
-    jobs: Sequence[ShardJob], workers: int, progress: ProgressCallback | None
-) -> list[ShardResult]:
+def write_shards(jobs: Sequence[ShardJob], workers: int) -> list[ShardResult]:
     """Write all shards that an earlier build has not finished.
 
     Args:
         jobs: one job for each shard.
         workers: number of processes; with one, this process writes.
-        progress: called with the number of samples written.
 
     Returns:
         the results in the order of ``jobs``.
@@ -87,22 +84,16 @@ def write_shards(
         OSError: if a shard cannot be written.
     """
     results = {number: result for number, job in enumerate(jobs) if (result := _finished(job))}
-    done, total = 0, sum(len(job.samples) for job in jobs)
-
-    def advance(number: int) -> None:
-        nonlocal done
-        done += len(jobs[number].samples)
-        if progress is not None:
-            progress("writing shards", done, total)
-
     if results:
         log.info("resuming: %d of %d shards are finished", len(results), len(jobs))
-    for number in results:
-        advance(number)
+    finished = sum(len(jobs[number].samples) for number in results)
     missing = {number: job for number, job in enumerate(jobs) if number not in results}
-    for number, result in _write_all(missing, workers):
-        results[number] = result
-        advance(number)
+    total = sum(len(job.samples) for job in jobs)
+    work = f"storing {jobs[0].encoder.kind}" if jobs else ""
+    with Phase(work, total, "samples", finished) as phase:
+        for number, result in _write_all(missing, workers):
+            results[number] = result
+            phase.update(phase.done + len(jobs[number].samples))
     return [results[number] for number in range(len(jobs))]
 
 
@@ -169,7 +160,9 @@ def _write_shard(job: ShardJob) -> ShardResult:
     fallbacks: dict[str, Counter[str]] = {}
     problems: list[str] = []
     count = 0
-    encoded_samples = job.encoder.encode_all(job.samples)
+    encoded_samples = track(
+        job.encoder.encode_all(job.samples), job.file.stem, len(job.samples), "samples"
+    )
     for sample, stamp, encoded in zip(job.samples, job.stamps, encoded_samples, strict=True):
         _check_unchanged(sample, stamp)
         if isinstance(encoded, DamagedImage):

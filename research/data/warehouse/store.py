@@ -18,6 +18,7 @@ from research.data.warehouse.checksums import damaged_shards, size_mismatch
 from research.data.warehouse.manifest import REMEDY, Manifest, Shard
 from research.utils.cache import cached, cached_by_file, file_stamp
 from research.utils.errors import UserError
+from research.utils.progress import track
 
 
 class Store:
@@ -115,7 +116,8 @@ class Store:
         """One tensor of all samples, [samples, …], copied into new memory."""
         tensor = self.manifest.tensors[name]
         batch = np.empty((len(self), *tensor.shape), tensor.dtype)
-        for shard, (start, stop) in enumerate(zip(self._starts, self._stops, strict=True)):
+        places = list(zip(self._starts, self._stops, strict=True))
+        for shard, (start, stop) in enumerate(track(places, f"reading {name}", unit="shards")):
             batch[start:stop] = (self._tensors[shard] or self._map_shard(shard))[name]
         return torch.from_numpy(batch)
 

@@ -13,7 +13,6 @@ import torch
 from research.batch import ClassificationBatch
 from research.data.crops import CentreCrop
 from research.data.datamodule import Common, DataModule
-from research.data.index import ProgressCallback
 from research.data.loader import BatchSource, SampleKey
 from research.data.readers import PixelReader
 from research.data.splits import split_named
@@ -37,7 +36,7 @@ class NpzImages(DataModule):
         self.root = Path(root)
         self.image_size = image_size or self.network.size
 
-    def prepare(self, seed: int, progress: ProgressCallback | None = None) -> None:
+    def prepare(self, seed: int) -> None:
         for file in sorted(self.root.glob("*.npz")):
             with np.load(file) as arrays:
                 self.classes = arrays["classes"].tolist()
@@ -48,9 +47,7 @@ class NpzImages(DataModule):
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         return split_named(self.splits, split, self.root, "add test.npz")
 
-    def transform(
-        self, *, measured: bool = True, progress: ProgressCallback | None = None
-    ) -> DeviceTransform:
+    def transform(self, *, measured: bool = True) -> DeviceTransform:
         return PixelTransform(self.network.mean, self.network.std, flip=True)
 
     def read(self, paths: Sequence[Path]) -> ClassificationBatch:

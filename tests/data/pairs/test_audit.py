@@ -160,7 +160,7 @@ def pair_set(photos: list[Path], rows: list[PairRow]) -> PairSet:
 
 def audit_of(photos: list[Path], rows: list[PairRow], cache: Path) -> Audit:
     audit = Audit()
-    audit_sharpness(pair_set(photos, rows), cache, 0, None, audit)
+    audit_sharpness(pair_set(photos, rows), cache, 0, audit)
     return audit
 
 

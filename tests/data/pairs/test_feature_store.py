@@ -21,7 +21,7 @@ from research.data.pairs.feature_store import FORMAT, extract_features
 from research.data.warehouse.lint import lint
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.pictures import draw
-from tests.conftest import user_error
+from tests.conftest import Update, at_update, user_error
 from tests.data.warehouse.conftest import rewrite, rows_of
 
 
@@ -72,13 +72,14 @@ def versions(cache: Path, key: str = "a" * 32) -> list[Manifest]:
     return [Manifest.load(file) for file in sorted((cache / "features" / key).glob("v*"))]
 
 
-def test_a_second_run_computes_nothing(tmp_path: Path) -> None:
+def test_a_second_run_computes_nothing(tmp_path: Path, updates: list[Update]) -> None:
     files, cache = saved(tmp_path / "photos", 11), tmp_path / "cache"
-    first, calls = Means(), []
-    result = extract_features(files, first, cache, 4, lambda *call: calls.append(call))
+    first = Means()
+    result = extract_features(files, first, cache, 4)
     torch.testing.assert_close(result.features, expected(files))
     assert (result.damaged, result.extracted, first.batches) == ({}, 11, [4, 4, 3])
-    assert calls[-1] == ("computing means features", 11, 11)
+    counted = [(done, total) for name, done, total in updates if name == "shard_00000"]
+    assert counted == [(done, 11) for done in range(1, 12)]
     second = Means()
     again = extract_features(files[::-1], second, cache, 4)
     assert (again.extracted, second.batches) == (0, [])
@@ -134,12 +135,14 @@ def test_shards_are_written_as_they_fill(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(feature_store, "SHARD", 4)
     files, cache = saved(tmp_path / "photos", 10), tmp_path / "cache"
 
-    def stop(what: str, done: int, total: int) -> None:
-        if done == 9:
+    def stop(what: str, done: int, total: int | None) -> None:
+        if (what, done) == ("shard_00002", 1):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        extract_features(files, Means(), cache, 3, stop)
+    with monkeypatch.context() as patch:
+        at_update(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            extract_features(files, Means(), cache, 3)
     assert len(shards(cache)) == 2
     again = Means()
     assert extract_features(files, again, cache, 3).extracted == 10

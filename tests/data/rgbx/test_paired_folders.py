@@ -26,7 +26,7 @@ from research.data.warehouse.kinds import FrameSamples
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.plan import BuildPlan
 from research.data.warehouse.store import Store
-from tests.conftest import user_error
+from tests.conftest import at_update, user_error
 from tests.data.warehouse.conftest import content
 
 SIZE = (40, 20)
@@ -567,17 +567,21 @@ def test_folders_can_be_named_and_events_alone_are_enough(tmp_path: Path) -> Non
 # Repeated and interrupted builds
 
 
-def test_a_stopped_build_continues_and_writes_the_same_files(tmp_path: Path) -> None:
+def test_a_stopped_build_continues_and_writes_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a change of any one file of a frame, another version is written."""
     source, out = make(tmp_path / "source", "abcd"), tmp_path / "out"
     plan = plan_of(source)
 
-    def stop(what: str, done: int, total: int) -> None:
-        if what == "writing shards" and done == 2:
+    def stop(what: str, done: int, total: int | None) -> None:
+        if what == "storing frames" and done == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        build(plan, out, shard_samples=2, workers=1, progress=stop)
+    with monkeypatch.context() as patch:
+        at_update(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(plan, out, shard_samples=2, workers=1)
     finished = {path.name: path.stat().st_ino for path in out.rglob("*.safetensors")}
     assert list(finished) == ["shard_00000.safetensors"]
     once = pack(source, out)
@@ -591,12 +595,13 @@ def test_a_stopped_build_continues_and_writes_the_same_files(tmp_path: Path) -> 
         assert pack(source, out).version != once.version
 
 
-def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
+def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make(tmp_path / "source")
 
-    def change(what: str, done: int, total: int) -> None:
+    def change(what: str, done: int, total: int | None) -> None:
         if what == "hashing files" and done == total:
             save(source / "thermal/b.png", noise(7))
 
+    at_update(monkeypatch, change)
     with user_error("SOURCE", source / "thermal/b.png", "changed while it was prepared"):
-        build(plan_of(source), tmp_path / "out", workers=1, progress=change)
+        build(plan_of(source), tmp_path / "out", workers=1)

@@ -23,7 +23,7 @@ from research.data.warehouse.build import build
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.plan import BuildPlan, stamp_files, version_of
 from research.data.warehouse.store import Store
-from tests.conftest import ROOT, user_error
+from tests.conftest import ROOT, Update, user_error
 from tests.data.warehouse.conftest import (
     content,
     flip_bit,
@@ -91,15 +91,18 @@ def test_the_size_of_shards_changes_no_row(plan: BuildPlan, tmp_path: Path) -> N
             np.testing.assert_array_equal(store.whole(name), stores[0].whole(name))
 
 
-def test_progress_is_reported(plan: BuildPlan, tmp_path: Path) -> None:
-    calls: list[tuple[str, int, int]] = []
-    write(plan, tmp_path / "out", progress=lambda *state: calls.append(state))
-    assert calls == [
-        *(("hashing files", done, 12) for done in range(1, 13)),
-        ("writing shards", 5, 12),
-        ("writing shards", 10, 12),
-        ("writing shards", 12, 12),
+def test_progress_is_reported(plan: BuildPlan, tmp_path: Path, updates: list[Update]) -> None:
+    write(plan, tmp_path / "out")
+    storing = "storing frames"
+    shards = [
+        [
+            *((f"shard_0000{number}", done, size) for done in range(1, size + 1)),
+            (storing, total, 12),
+        ]
+        for number, (size, total) in enumerate(((5, 5), (5, 10), (2, 12)))
     ]
+    hashed = [("hashing files", done, 12) for done in range(1, 13)]
+    assert updates == [*hashed, *shards[0], *shards[1], *shards[2]]
 
 
 def test_unreadable_samples_are_skipped_and_listed(plan: BuildPlan, tmp_path: Path) -> None:
