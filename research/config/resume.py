@@ -289,8 +289,10 @@ def _put(config: Plain, key: str, value: Any) -> None:
         node = node[part]
     if value is not MISSING:
         node[last] = value
-    elif node.pop(last, None) is not None and not node:
-        _put(config, ".".join(parts), MISSING)
+    elif last in node:
+        del node[last]
+        if not node:
+            _put(config, ".".join(parts), MISSING)
 
 
 def _refusal(

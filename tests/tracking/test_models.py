@@ -19,7 +19,7 @@ from mlflow.protos import databricks_pb2
 import research
 from research.config import compose_run
 from research.config.run_files import is_own
-from research.engine import build, checkpoint
+from research.engine import checkpoint, initial_weights
 from research.tracking import mlflow_models, mlflow_tags
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.spool import NAME, REFUSED
@@ -232,7 +232,7 @@ def test_load_reads_a_model_by_its_address(
     assert not is_own(file)  # whoever has put it there: its paths are not used
     assert is_own(run / "checkpoints/best.pt")
     config = research.compose(["init_from='models:/net/1'"])
-    start = build.start_weights(config.settings)
+    start = initial_weights.read(config.settings)
     assert start is not None
     assert start["model"].keys() == saved["model"].keys()
     written = research.predict("models:/net/1", pictures, device="cpu")
