@@ -83,13 +83,15 @@ def test_of_real_folds(
     capsys.readouterr()
     crossval.main([*folders, "device=cpu"])
     head, _, *folds, every = cells(capsys.readouterr().out)
-    assert head[1:] == ["groups", "frames", "mAP50", "mean IoU", "constant box", "difference"]
+    assert head[1:4] == ["groups", "frames", "n"]
+    assert head[4:] == ["mAP50", "mean IoU", "constant box", "difference"]
     # 5 runs of 4 frames, of which the first is empty.
     assert len(folds) == 3
     assert sum(int(row[2]) for row in folds) == int(every[2]) == 15
+    assert sum(int(row[3]) for row in folds) == int(every[3]) == 20
     assert every[:2] == ["all", "5"]
-    assert float(every[5]) == pytest.approx(1.0, abs=0.01)  # all boxes are the same box
-    assert "[" in every[6]
+    assert float(every[6]) == pytest.approx(1.0, abs=0.01)  # all boxes are the same box
+    assert "[" in every[7]
 
 
 @pytest.mark.long
@@ -116,14 +118,14 @@ def test_of_real_folds_of_photos(
     capsys.readouterr()
     crossval.main([*folders, "device=cpu"])
     head, _, *folds, every = cells(capsys.readouterr().out)
-    assert head[1:4] == ["series", "pairs", "constant_accuracy"]
-    assert head[4:] == ["pair accuracy", "sharper photo", "difference"]
+    assert head[1:5] == ["series", "pairs", "n", "constant_accuracy"]
+    assert head[5:] == ["pair accuracy", "sharper photo", "difference"]
     assert [row[0].rpartition("ranking_")[2] for row in folds] == ["fold0", "fold1"]
     assert sum(int(row[2]) for row in folds) == int(every[2]) == 2 * SERIES - 1
     assert every[:2] == ["all", str(2 * SERIES // 3)]
-    assert float(every[5]) == 1  # speckles are sharp, and preferred
-    difference = float(every[4]) - 1
-    assert every[6].startswith(f"{difference:+.3f} [")
+    assert float(every[6]) == 1  # speckles are sharp, and preferred
+    difference = float(every[5]) - 1
+    assert every[7].startswith(f"{difference:+.3f} [")
 
 
 @pytest.mark.parametrize(
