@@ -101,7 +101,8 @@ def _cost(built: Experiment, scratch: Path, with_trackers: bool) -> Cost:
     state.history.clear()
     enabled: list[Tracker] = []
     if with_trackers:
-        enabled = [FileTracker(), ConsoleTracker(), SummaryTracker({}, state, None)]
+        info = {"monitor": list(built.monitor)}
+        enabled = [FileTracker(), ConsoleTracker(), SummaryTracker(info, state, None)]
         enabled += build.trackers(state.config)
     losses = distributed.Losses(built.task, state.forward)
     trackers = Trackers(enabled)
