@@ -16,8 +16,6 @@ from research.utils.progress import track
 from research.utils.tables import TextTable, terminal_width
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from research.data.datamodule import DataModule
     from research.data.folds import FoldResult
 
@@ -37,8 +35,6 @@ Options
     cli.RunOptions,
     "Any setting of the runs may follow, such as dataset.root=FOLDER if the data was moved.",
 )
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,39 +66,17 @@ def evaluate_fold(
     Raises:
         UserError: if the data set of the run is not ``CrossValidated``.
     """
-    from research.data.folds import CrossValidated
+    from research.data.folds import CrossValidated, beside_baseline, no_baseline
     from research.engine.evaluation import load_eval_run
-
-    def refused(data: DataModule) -> UserError:
-        return UserError(
-            "RUN",
-            f"{run}: its data set {data.name} has no baseline to compare with",
-            "pass runs of detectors from a warehouse of frames, or rankings of photos",
-        )
 
     def check(data: DataModule) -> None:
         if not isinstance(data, CrossValidated):
-            raise refused(data)
+            raise no_baseline(data.name, run)
 
     loaded = load_eval_run(run, "test", which, device, overrides, trust, check)
-    evaluated, data = loaded.evaluate(), loaded.predictor.data
-    assert isinstance(data, CrossValidated)
-    result = data.fold_result(evaluated.totals)
-    if result is None:
-        raise refused(data)
+    evaluated = loaded.evaluate()
+    result = beside_baseline(loaded.predictor.data, evaluated.totals, run)
     return Fold(run, evaluated.metrics[result.columns.metric], evaluated.n, result)
-
-
-def interval(differences: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean; groups are resampled whole."""
-    names = sorted(set(groups))
-    member = np.array([names.index(group) for group in groups])
-    sums = np.bincount(member, weights=differences)
-    counts = np.bincount(member)
-    drawn = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def table(folds: Sequence[Fold]) -> TextTable:
@@ -111,6 +85,8 @@ def table(folds: Sequence[Fold]) -> TextTable:
     Raises:
         UserError: if the runs are of two types, or a group is in the test splits of two folds.
     """
+    from research.comparison.statistics import group_interval  # imports scipy
+
     columns = folds[0].result.columns
     for fold in folds:
         if fold.result.columns != columns:
@@ -139,7 +115,7 @@ def table(folds: Sequence[Fold]) -> TextTable:
         rows.append([fold.run.name, *map(str, counts), *_decimals(means), difference])
     values = np.concatenate([fold.result.values for fold in folds])
     baseline = np.concatenate([fold.result.baseline for fold in folds])
-    low, high = interval(
+    low, high = group_interval(
         values - baseline, [group for fold in folds for group in fold.result.groups]
     )
     counts = [len(run_of), len(values), sum(fold.n for fold in folds)]

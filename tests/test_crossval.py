@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from research import crossval, prepare
+from research.comparison.statistics import group_interval
 from research.config import compose_config
 from research.crossval import Fold
 from research.data.folds import FoldColumns, FoldResult
@@ -47,7 +48,7 @@ def test_the_interval_is_that_of_resampled_groups() -> None:
     rng = np.random.default_rng(1)
     groups = [f"run_{number}" for number in range(9) for _ in range(3 + number)]
     values = rng.normal(0.1, 0.05, 9).repeat(np.arange(3, 12)) + rng.normal(0, 0.01, len(groups))
-    low, high = crossval.interval(values, groups)
+    low, high = group_interval(values, groups)
     members = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
     rng = np.random.default_rng(2)
     means = []

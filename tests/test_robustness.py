@@ -21,7 +21,7 @@ from research.batch import DetectionBatch
 from research.config import compose_config
 from research.data.loader import EpochLoader, SampleKey
 from research.data.transforms import DeviceTransform
-from research.engine import evaluation
+from research.engine import disturbances, evaluation
 from research.tasks.detection import Detection
 from research.utils.errors import UserError
 from tests.conftest import evaluated, refusal, run, verb
@@ -52,18 +52,18 @@ class Plain(DeviceTransform):
 
 
 def test_every_sensor_and_all_beside_rgb() -> None:
-    assert robustness.sensors(CHANNELS) == {
+    assert disturbances.sensors(CHANNELS) == {
         "RGB": [0, 1, 2],
         "thermal": [3],
         "event": [4],
         "all but RGB": [3, 4],
     }
-    assert robustness.sensors(CHANNELS[:4]) == {"RGB": [0, 1, 2], "thermal": [3]}
+    assert disturbances.sensors(CHANNELS[:4]) == {"RGB": [0, 1, 2], "thermal": [3]}
 
 
 @pytest.mark.parametrize(("count", "expected"), [(5, 1 + 4 + 2 + 3 * 3), (4, 1 + 2 + 2 + 2 * 3)])
 def test_all_cases_once(count: int, expected: int) -> None:
-    found = robustness.cases(CHANNELS[:count], [2, 4], [0.25, 0.5, 1])
+    found = disturbances.cases(CHANNELS[:count], [2, 4], [0.25, 0.5, 1])
     told = [(case.kind, case.sensor, case.amount) for case in found]
     assert len(set(told)) == len(told) == expected
     assert told[0] == ("clean", "", 0)
@@ -73,10 +73,10 @@ def test_all_cases_once(count: int, expected: int) -> None:
 
 @pytest.mark.parametrize("name", ["RGB", "thermal", "event", "all but RGB"])
 def test_a_missing_sensor_is_at_its_mean_and_no_other(name: str) -> None:
-    places = robustness.sensors(CHANNELS)[name]
+    places = disturbances.sensors(CHANNELS)[name]
     inputs = torch.rand(2, 5, 8, 8) + 1
     kept = inputs.clone()
-    found = robustness.missing(places)(inputs)
+    found = disturbances.missing(places)(inputs)
     for channel in range(5):
         expected = torch.zeros(2, 8, 8) if channel in places else kept[:, channel]
         assert torch.equal(found[:, channel], expected)
@@ -87,7 +87,7 @@ def test_a_missing_sensor_is_at_its_mean_and_no_other(name: str) -> None:
 def test_a_shift_is_to_the_right_and_nothing_comes_round(pixels: int) -> None:
     inputs = torch.rand(2, 5, 8, 8) + 1
     kept = inputs.clone()
-    found = robustness.shifted([3, 4], pixels)(inputs)
+    found = disturbances.shifted([3, 4], pixels)(inputs)
     expected = np.zeros((2, 5, 8, 8), np.float32)
     expected[:, :3] = kept[:, :3]
     for x in range(pixels, 8):
@@ -98,22 +98,22 @@ def test_a_shift_is_to_the_right_and_nothing_comes_round(pixels: int) -> None:
 
 def test_noise_has_the_deviation_asked_for_and_is_the_same_every_time() -> None:
     inputs = torch.zeros(4, 5, 64, 64)
-    disturb = robustness.noisy([4], 0.25)
+    disturb = disturbances.noisy([4], 0.25)
     first, second = disturb(inputs), disturb(inputs)
     assert not torch.equal(first, second)
     assert first[:, 4].std().item() == pytest.approx(0.25, rel=0.03)
     assert first[:, 4].mean().item() == pytest.approx(0, abs=0.01)
     assert not first[:, :4].any()
-    assert torch.equal(robustness.noisy([4], 0.25)(inputs), first)
+    assert torch.equal(disturbances.noisy([4], 0.25)(inputs), first)
     # Each case of a list starts anew as well.
-    case = robustness.cases(CHANNELS, [1], [0.25])[-1]
+    case = disturbances.cases(CHANNELS, [1], [0.25])[-1]
     assert torch.equal(case.disturb()(inputs), case.disturb()(inputs))
     assert (case.kind, case.sensor) == ("noisy", "event")
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 32), (32, 16), (10, 20), (32, 32)])
 def test_only_the_frame_is_disturbed(height: int, width: int) -> None:
-    transform = robustness.disturbed(Plain(), lambda inputs: inputs + 5)
+    transform = disturbances.disturbed(Plain(), lambda inputs: inputs + 5)
     found = transform(boxed(height, width), None).inputs
     wide, high = (np.array([width, height]) * SIZE // max(width, height)).tolist()
     left, top = (SIZE - wide) // 2, (SIZE - high) // 2
@@ -175,7 +175,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         loader = EpochLoader(Scenes(), 4, seed=0, train=False)
         channels = channels if asked[0].name != "colours" else channels[:3]
         saved = {"data": {"channels": list(channels)}}
-        return evaluation.EvalRun(loaded, loader, saved, "val", Path("run"))
+        return evaluation.EvalRun(loaded, loader, saved, "val", asked[0])
 
     monkeypatch.setattr(evaluation, "load_eval_run", made)
     return calls

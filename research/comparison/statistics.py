@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,28 @@ def _percentiles(means: NDArray[np.float64], confidence: float) -> Interval:
     tail = 50 * (1 - confidence)
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def group_interval(
+    differences: NDArray[np.float64], groups: Sequence[str], confidence: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of the mean difference; groups are resampled whole.
+
+    Args:
+        differences: [n] of each sample.
+        groups: [n] the group of each sample: samples of one group are alike.
+        confidence: 0…1.
+    """
+    names = sorted(set(groups))
+    member = np.array([names.index(group) for group in groups])
+    sums = np.bincount(member, weights=differences)
+    return summed_interval(sums, np.bincount(member), confidence)
+
+
+def summed_interval(sums: NDArray[Any], counts: NDArray[Any], confidence: float = 0.95) -> Interval:
+    """``group_interval`` for the sum of the differences of each group, and their number."""
+    drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+    return _percentiles(sums[drawn].sum(1) / counts[drawn].sum(1), confidence)
 
 
 def _student(

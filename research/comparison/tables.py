@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from research.comparison.verdicts import ComparisonResult
 from research.utils.tables import TextTable, paragraph
@@ -82,7 +83,12 @@ def _differences(result: ComparisonResult, digits: int) -> TextTable:
 
 def decimals(result: ComparisonResult) -> int:
     """Decimals with which the largest mean has four digits."""
-    largest = max(abs(stats.mean) for stats in result.stats)
+    return decimals_of([stats.mean for stats in result.stats])
+
+
+def decimals_of(values: Iterable[float]) -> int:
+    """Decimals with which the largest of some values has four digits."""
+    largest = max(map(abs, values), default=0.0)
     return min(9, max(0, 3 - math.floor(math.log10(largest)))) if largest else 4
 
 

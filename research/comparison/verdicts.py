@@ -62,22 +62,7 @@ class ComparisonResult:
 
     def verdict_text(self, index: int) -> str:
         """The verdict on a group's difference from the reference, in words."""
-        each, verdict = self.differences[index], self.verdicts[index]
-        if each is None:
-            return "reference"
-        if verdict is None and each.n > 1 and each.mean:
-            return "no spread: every seed differs by the same"
-        if verdict is None and each.n == 1:
-            return "no spread yet: one seed"
-        if verdict is not None and verdict.significant:
-            better = (each.mean > 0) == (self.mode == "max")
-            return f"distinguishable: {'better' if better else 'worse'}"
-        if verdict is None or not each.mean:
-            return "not distinguishable: no difference"
-        if verdict.more_seeds is None:
-            return f"not distinguishable: needs over {MAX_SEEDS} seeds to tell"
-        seeds = "seed" if verdict.more_seeds == 1 else "seeds"
-        return f"not distinguishable: needs about {verdict.more_seeds} more {seeds} to tell"
+        return verdict_text(self.differences[index], self.verdicts[index], self.mode)
 
     def pairing(self, index: int) -> str:
         """Which seeds a difference was taken over, in words."""
@@ -88,6 +73,31 @@ class ComparisonResult:
             return "unpaired"
         most = max(len(self.groups[at].values) for at in (index, self.reference))
         return "paired" if each.n == most else f"paired by {each.n} of {most} seeds"
+
+
+def verdict_text(each: Difference | None, verdict: Verdict | None, mode: str) -> str:
+    """A verdict on a difference in words.
+
+    Args:
+        each: the difference; None for the reference itself.
+        verdict: None without a p value.
+        mode: ``max`` or ``min``: which direction is better.
+    """
+    if each is None:
+        return "reference"
+    if verdict is None and each.n > 1 and each.mean:
+        return "no spread: every seed differs by the same"
+    if verdict is None and each.n == 1:
+        return "no spread yet: one seed"
+    if verdict is not None and verdict.significant:
+        better = (each.mean > 0) == (mode == "max")
+        return f"distinguishable: {'better' if better else 'worse'}"
+    if verdict is None or not each.mean:
+        return "not distinguishable: no difference"
+    if verdict.more_seeds is None:
+        return f"not distinguishable: needs over {MAX_SEEDS} seeds to tell"
+    seeds = "seed" if verdict.more_seeds == 1 else "seeds"
+    return f"not distinguishable: needs about {verdict.more_seeds} more {seeds} to tell"
 
 
 def compare(

@@ -396,9 +396,10 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
         # The reader of the output has ended, as in `… | head`; Python would write to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except KeyboardInterrupt:
-        print("interrupted by SIGINT", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
+        raise SystemExit(128 + number) from None
     except Exception as error:
         known = error if isinstance(error, UserError) else conditions.explain(error)
         if known is None:

@@ -60,6 +60,32 @@ class CrossValidated(Protocol):
         ...
 
 
+def beside_baseline(data: Any, metrics: Any, run: object) -> FoldResult:
+    """The result of a run on the test split of its data, beside the baseline.
+
+    Args:
+        data: of the run, a ``DataModule``.
+        metrics: of the task, over the whole split.
+        run: for the message.
+
+    Raises:
+        UserError: if the data have no baseline.
+    """
+    result = data.fold_result(metrics) if isinstance(data, CrossValidated) else None
+    if result is None:
+        raise no_baseline(data.name, run)
+    return result
+
+
+def no_baseline(name: str, run: object) -> UserError:
+    """The error for a run on data that have no baseline."""
+    return UserError(
+        "RUN",
+        f"{run}: its data set {name} has no baseline to compare with",
+        "pass runs of detectors from a warehouse of frames, or rankings of photos",
+    )
+
+
 def fold_splits(sizes: Mapping[str, int], folds: int, fold: int, what: str) -> dict[str, str]:
     """The split of each group: fold ``fold`` is the test split, the next one validation.
 

@@ -158,6 +158,7 @@ def environment() -> dict[str, Any]:
             "platform": platform.platform(),
             "cpu": _cpu(),
             "cores": psutil.cpu_count(),
+            "threads": torch.get_num_threads(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpus": [
                 torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())

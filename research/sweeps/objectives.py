@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from research.utils.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from research.engine.evaluation import EvalRun
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +111,15 @@ def measure(
     if LATENCY in names:
         values[LATENCY] = 1000 * median_times([run.timed_prediction(1)], ROUNDS)[0]
     if BYTES in names:
-        of_coefficients = input_bytes(run.predictor.config, run.predictor.data.metadata())
-        batch = next(batch for batch in run.loader.epoch(0) if len(batch))
-        pixels = vars(batch)["inputs"]
-        values[BYTES] = of_coefficients or pixels.nbytes / len(batch)
+        values[BYTES] = bytes_per_image(run)
     return values
+
+
+def bytes_per_image(run: EvalRun) -> float:
+    """Of an image as it is stored: pixels have a byte for each channel, coefficients two bytes."""
+    of_coefficients = input_bytes(run.predictor.config, run.predictor.data.metadata())
+    batch = next(batch for batch in run.loader.epoch(0) if len(batch))
+    return float(of_coefficients or vars(batch)["inputs"].nbytes / len(batch))
 
 
 def input_bytes(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> int | None:
