@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("commands",),
-    ("benchmarks",),
+    ("benchmarks", "studies"),
     ("sweeps", "comparison"),
     ("engine",),
     ("tasks",),
