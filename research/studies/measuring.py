@@ -37,8 +37,7 @@ def measure(
 
     run = load_eval_run(folder, split, checkpoint, "auto", [])
     evaluation, result = run.measure()
-    out = cli.folder_in_run(folder, FOLDER)
-    run.deliver(evaluation, out, run.write(evaluation, result, out))
+    run.keep(evaluation, result, cli.folder_in_run(folder, FOLDER))
     network = build.model(run.predictor.config, run.saved["data"])
     parameters, macs, _, _ = cost.measure(network, run.predictor.config, run.saved["data"])
     measured: dict[str, Any] = {
@@ -55,12 +54,13 @@ def measure(
     if baseline:
         measured["baseline"] = _beside_baseline(run.predictor.data, result.totals, folder)
     if shifts or noise:
-        rows, _ = evaluate_cases(run, shifts, noise)
+        rows, *_ = evaluate_cases(run, shifts, noise)
         named = ("kind", "sensor", "amount")
+        others = (*named, "n")  # that of the evaluation
         measured["cases"] = [
             {
                 **{name: row[name] for name in named},
-                "metrics": {name: value for name, value in row.items() if name not in named},
+                "metrics": {name: value for name, value in row.items() if name not in others},
             }
             for row in rows
         ]
