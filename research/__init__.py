@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -253,6 +254,10 @@ class _Package(ModuleType):
     """This module. Importing ``research.evaluate``, the module of the command, makes the import
     system set the attribute ``evaluate`` to it, which would hide the function of that name.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as modules are sent to other processes."""
+        return import_module, (self.__name__,)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in __all__ and isinstance(value, ModuleType)):

@@ -254,7 +254,7 @@ def test_as_a_process_without_torch(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     [page] = (tmp_path / "runs" / "compare").glob("*/comparison.html")
-    assert f"page: {page.relative_to(tmp_path)}" in done.stderr
+    assert f"files: {page.parent.relative_to(tmp_path)} ({page.name}, " in done.stderr
 
 
 # -- MLflow -------------------------------------------------------------------------------------

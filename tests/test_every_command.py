@@ -300,7 +300,7 @@ def test_prepare(words: str, project: Project, answer: Answer, tmp_path: Path) -
 def test_what_a_run_logged_and_kept_is_found_again(model: str, project: Project) -> None:
     """Its metrics by ``evaluate``; the same weights in both files."""
     folder = project.folder / project.run_of(model)
-    result = evaluated(folder, "val", "last")
+    result = evaluated(folder, "val", "last", "max_val_batches=1")
     assert result.logged
     for name, value in result.logged.items():
         assert result.metrics[name] == pytest.approx(value, nan_ok=True), name
@@ -346,5 +346,5 @@ def test_other_data(data: str, project: Project, monkeypatch: pytest.MonkeyPatch
         test_cifar.write_binary(project.folder / "cifar", 10)
     words = OTHER_DATA[data] if data in OTHER_DATA else demo_words(data)
     folder = run(compose_config([*words, *SHORT]).config, data)
-    result = evaluated(folder, "val", "last")
+    result = evaluated(folder, "val", "last", "max_val_batches=1")
     assert result.logged == pytest.approx(result.metrics, nan_ok=True)

@@ -93,7 +93,7 @@ def bowl(batches: int = 7, **changed: Any) -> Experiment:
     transform: Any = Unchanged()
     state = TrainState(model, model, transform, optimizer, scheduler, scaler)
     cfg, cpu = LoopConfig(**{**vars(CFG), **changed}), torch.device("cpu")
-    return Experiment(state, task, loader, none, none, cfg, cpu, none, 3)
+    return Experiment(state, task, loader, none, none, cfg, cpu, none, 3, [])
 
 
 def test_the_rate_rises_exponentially_over_epochs_and_the_loss_is_gradient_descents() -> None:

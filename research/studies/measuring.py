@@ -37,7 +37,8 @@ def measure(
 
     run = load_eval_run(folder, split, checkpoint, "auto", [])
     evaluation, result = run.measure()
-    run.keep(evaluation, result, cli.folder_in_run(folder, FOLDER))
+    out = cli.folder_in_run(folder, FOLDER)
+    run.keep(evaluation, result, out)
     network = build.model(run.predictor.config, run.saved["data"])
     parameters, macs, _, _ = cost.measure(network, run.predictor.config, run.saved["data"])
     measured: dict[str, Any] = {
@@ -54,13 +55,12 @@ def measure(
     if baseline:
         measured["baseline"] = _beside_baseline(run.predictor.data, result.totals, folder)
     if shifts or noise:
-        rows, *_ = evaluate_cases(run, shifts, noise)
-        named = ("kind", "sensor", "amount")
-        others = (*named, "n")  # that of the evaluation
+        rows, _, _ = evaluate_cases(run, shifts, noise)
+        named = ("kind", "sensor", "amount", "n")
         measured["cases"] = [
             {
-                **{name: row[name] for name in named},
-                "metrics": {name: value for name, value in row.items() if name not in others},
+                **{name: row[name] for name in named[:3]},
+                "metrics": {name: value for name, value in row.items() if name not in named},
             }
             for row in rows
         ]

@@ -33,6 +33,7 @@ from research.utils import documents
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
 from research.utils.installation import HOME, TRAIN
+from research.utils.progress import Phase
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ RUNS: Final = ROOT / "studies"
 STORES: Final = ROOT / "study_stores"
 LAST_LINES: Final = 4096
 """Bytes at the end of a process's output in which the reason of its failure is looked for."""
+
+
+BETWEEN_LOOKS: Final = 2.0
+"""Seconds."""
 
 
 class Failed(Exception):
@@ -109,10 +114,8 @@ def _one(run: StudyRun, docs: Path, places: Mapping[str, str], state: StudyProgr
             if look_up(run, docs).state == "recorded":
                 log.info("%s: was recorded meanwhile", label)
                 return
-            log.info(
-                "run %d of %d, about %s left: %s (output: %s.log)",
-                state.done + 1, state.total, hours_text(state.hours), label, folder,
-            )  # fmt: skip
+            left = hours_text(state.hours)
+            log.info("run %d of %d, about %s left: %s", state.done + 1, state.total, left, label)
             begin = time.monotonic()
             made = _run_benchmark if run.study.arms[run.arm].benchmark else _train
             found = made(run, folder, places)
@@ -229,7 +232,7 @@ def _prepared(study: StudyDefinition, name: str, data: Mapping[str, Path]) -> Pa
     out = STORES / f"{name}_{digest}"  # studies share it
     out.parent.mkdir(parents=True, exist_ok=True)
     words = [override(key, value) for key, value in store.options.items()]
-    log.info("preparing store.%s from data.%s (output: %s.log)", name, store.source, out)
+    log.info("preparing store.%s from data.%s", name, store.source)
     module = [sys.executable, "-m", "research.prepare", store.kind]
     with FileLock(f"{out}.lock"):
         _call([*module, str(data[store.source]), str(out), *words], out)
@@ -256,7 +259,7 @@ def _call(words: Sequence[str], beside: Path) -> None:
             start_new_session=True, env={**os.environ, "PYTHONPATH": _python_path()},
         )  # fmt: skip
         try:
-            status = child.wait()
+            status = _wait(child, beside)
         except KeyboardInterrupt:
             child.terminate()
             child.wait()
@@ -268,7 +271,27 @@ def _call(words: Sequence[str], beside: Path) -> None:
             spent = _seconds(beside) + time.monotonic() - start
             write_text(_spent(beside), to_json({"seconds": spent}))
     if status != 0:
-        raise Failed(_reason(file, began, status))
+        raise Failed(f"{_reason(file, began, status)}; its output is in {file}")
+
+
+def _wait(child: subprocess.Popen[bytes], folder: Path) -> int:
+    """Wait for a process, and show how many epochs of a run are done; returns its status."""
+    with Phase(folder.name, unit="epochs") as phase:
+        while True:
+            try:
+                return child.wait(BETWEEN_LOOKS)
+            except subprocess.TimeoutExpired:
+                done, phase.total = _epochs(folder)
+                phase.update(done)
+
+
+def _epochs(folder: Path) -> tuple[int, int | None]:
+    """Epochs that a run has done, and all; None before it has begun."""
+    try:
+        summary = documents.load(folder / "summary.json", dict, "RUN")
+        return int(summary["epochs_done"]), int(summary["configuration"]["epochs"])
+    except (KeyError, TypeError, ValueError, UserError):
+        return 0, None
 
 
 def _python_path() -> str:

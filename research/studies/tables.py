@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Final
 
@@ -20,6 +20,7 @@ from research.comparison.tables import decimals_of
 from research.comparison.verdicts import verdict_text
 from research.studies.plan import StudyPlan, hours_text
 from research.studies.record import StudyRecord
+from research.utils.tables import TextTable
 
 CONFIDENCE: Final = 0.95
 COSTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
@@ -32,12 +33,6 @@ COSTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
 """Titles of costs, and how they are written."""
 UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 """Units of time, the longest first."""
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    """A table; ``sides`` aligns each column to the left (``l``) or right (``r``)."""
-    rules = [{"l": "---", "r": "---:"}[side] for side in sides]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rules, *rows))
 
 
 def stats_of(plan: StudyPlan, metric: str) -> dict[str, SeedStats]:
@@ -88,7 +83,7 @@ def arms(plan: StudyPlan) -> str:
                 *("" if value is None else COSTS[name][1](value) for name, value in costs),
             ]
         )
-    return markdown(header, rows, "lr" + "r" * (len(header) - 2))
+    return TextTable(header, rows, "lr" + "r" * (len(header) - 2)).text()
 
 
 def _needed(plan: StudyPlan, arm: str) -> str:
@@ -144,7 +139,7 @@ def differences(plan: StudyPlan) -> str:
         f"p is adjusted for the {many} of the definition by Holm's procedure; "
         "[how to read it](comparing.md#what-the-verdict-means)."
     )
-    return f"{markdown(header, rows, 'lrrrrll')}\n\n{note}"
+    return f"{TextTable(header, rows, 'lrrrrll').text()}\n\n{note}"
 
 
 def baselines(plan: StudyPlan) -> str:
@@ -173,7 +168,7 @@ def baselines(plan: StudyPlan) -> str:
     titles = [names.names[key] for key in ("groups", "units", "values", "baseline")]
     header = ["arm", *titles, "difference [95 %]"]
     note = f"The interval is a bootstrap over {titles[0]}, of values that are the mean over seeds."
-    return f"{markdown(header, rows, 'lrrrrr')}\n\n{note}"
+    return f"{TextTable(header, rows, 'lrrrrr').text()}\n\n{note}"
 
 
 def _groups(plan: StudyPlan, arm: str) -> np.ndarray | None:
@@ -214,7 +209,7 @@ def cases(plan: StudyPlan) -> str:
         for (kind, sensor, amount), row in table.items()
     ]
     header = [f"{study.evaluate.split}/{study.metric}", "amount", *(f"`{arm}`" for arm in shown)]
-    return markdown(header, rows, "lr" + "r" * len(shown))
+    return TextTable(header, rows, "lr" + "r" * len(shown)).text()
 
 
 def timings(plan: StudyPlan) -> str:
@@ -248,7 +243,7 @@ def _timing(record: StudyRecord, result: str) -> str:
         ]
         for row in rows
     ]
-    return markdown(header, lines, "lrr")
+    return TextTable(header, lines, "lrr").text()
 
 
 def _unit(seconds: float) -> tuple[str, float]:

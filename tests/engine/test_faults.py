@@ -237,9 +237,7 @@ def test_out_of_memory(folders: Path, start: Start) -> None:
     line = line_of(start(*words, before=NO_MEMORY))
     assert "out of memory with batch_size=24, accumulate=1, precision=fp32" in line
     assert "set batch_size=12 accumulate=2 or precision=bf16" in line
-    folder = folders.parent / "run"
-    assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
-    assert "Traceback" in (folder / "train.log").read_text()
+    assert not (folders.parent / "run").exists()  # no batch was trained
 
 
 def test_too_many_open_files(folders: Path, start: Start) -> None:

@@ -15,7 +15,6 @@ import torch
 from research.engine import build
 from research.engine.loop import evaluate
 from research.tracking.files import read_rows
-from research.tracking.tracker import Tracker
 from research.viz import pictures
 from tests.conftest import TINY, run
 from tests.engine.test_distributed import torchrun
@@ -52,7 +51,7 @@ def test_a_limited_validation_and_its_sheet_see_all_classes(
 
     built = build.experiment(config)
     parts = (built.state.model, built.task, built.val, built.state.transform, built.cfg)
-    result = evaluate(*parts, torch.device("cpu"), Tracker())
+    result = evaluate(*parts, torch.device("cpu"))
     batch, predictions = result.examples()
     assert {*batch.labels.tolist()} == {0, 1, 2}  # type: ignore[attr-defined]
     assert len(predictions) == len(batch) == 8

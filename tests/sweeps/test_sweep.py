@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def parent_statuses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(parent, "update", spy)
     monkeypatch.setattr(parent, "SECONDS_BETWEEN_UPDATES", 0)
+    monkeypatch.setattr("research.sweeps.record.SHARE", math.inf)
     return statuses
 
 

@@ -125,7 +125,7 @@ def test_a_chart_of_robustness_shows_the_highest_value(clean: float) -> None:
     """Values above the clean one must be inside the picture."""
     bars, lines = {"RGB": [(0.0, 0.1)]}, {"X": [(2.0, 0.5), (4.0, 0.9)]}
     groups = {"missing": bars, "shifted": lines}
-    drawn = np.asarray(charts.robustness(groups, clean, "mAP50")).astype(int)
+    drawn = np.asarray(charts.robustness(groups, clean, "mAP50", "test, 5 frames")).astype(int)
     assert drawn.shape[1] > drawn.shape[0]
     # The line's end, its marker: blue, right half, upper quarter, below the frame's edge.
     blue = (np.abs(drawn - (31, 119, 180)).max(-1) < 12)[:, 3 * drawn.shape[1] // 4 :]
