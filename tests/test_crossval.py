@@ -10,6 +10,7 @@ import pytest
 from research import crossval, prepare
 from research.comparison.statistics import group_interval
 from research.config import compose_config
+from research.config.names import run_name
 from research.crossval import Fold
 from research.data.folds import FoldColumns, FoldResult
 from research.data.pairs.source import PAIRS
@@ -34,8 +35,8 @@ def fold(
 def trained(*overrides: str) -> str:
     """A fold's run folder."""
     words = [*overrides, "epochs=1", "logging=csv", "device=cpu"]
-    config: dict[str, Any] = compose_config(words).config
-    return str(run(config, config["name"]))
+    composed = compose_config(words)
+    return str(run(composed.config, run_name(composed.config, composed.choices, words)))
 
 
 def cells(text: str) -> list[list[str]]:
@@ -121,7 +122,7 @@ def test_of_real_folds_of_photos(
     head, _, *folds, every = cells(capsys.readouterr().out)
     assert head[1:5] == ["series", "pairs", "n", "constant_accuracy"]
     assert head[5:] == ["pair accuracy", "sharper photo", "difference"]
-    assert [row[0].rpartition("ranking_")[2] for row in folds] == ["fold0", "fold1"]
+    assert ["_fold0" in row[0] for row in folds] == [True, False]
     assert sum(int(row[2]) for row in folds) == int(every[2]) == 2 * SERIES - 1
     assert every[:2] == ["all", str(2 * SERIES // 3)]
     assert float(every[6]) == 1  # speckles are sharp, and preferred
