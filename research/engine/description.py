@@ -34,7 +34,7 @@ def describe(experiment: Experiment) -> str:
     return (
         f"{experiment.parameters:,} parameters on {experiment.device}"
         f"{_processes(experiment)}{_placement(experiment)}; "
-        f"{data.name}: {classes}{counts} samples{skipped_text if skipped else ''}"
+        f"{data.name}: {classes}{counts} {data.unit}{skipped_text if skipped else ''}"
     )
 
 
