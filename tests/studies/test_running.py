@@ -239,7 +239,7 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path: Path, done: list[st
 
 def test_the_reason_of_a_failure_is_the_last_error(tmp_path: Path) -> None:
     script = "print('x'); print('error: no such file'); print('end'); raise SystemExit(2)"
-    with pytest.raises(running.Failed, match=r"^no such file$"):
+    with pytest.raises(running.Failed, match=r"^no such file; its output is in .*run.log$"):
         running._call([sys.executable, "-c", script], tmp_path / "run")
     with pytest.raises(running.Failed, match="ended with status 3 and no output"):
         running._call([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "run")
