@@ -281,12 +281,12 @@ def _wait(child: subprocess.Popen[bytes], folder: Path) -> int:
             try:
                 return child.wait(BETWEEN_LOOKS)
             except subprocess.TimeoutExpired:
-                done, phase.total = _epochs(folder)
+                done, phase.total = epochs_of(folder)
                 phase.update(done)
 
 
-def _epochs(folder: Path) -> tuple[int, int | None]:
-    """Epochs that a run has done, and all; None before it has begun."""
+def epochs_of(folder: Path) -> tuple[int, int | None]:
+    """Epochs that the run of a folder has done, and all; None before it has begun."""
     try:
         summary = documents.load(folder / "summary.json", dict, "RUN")
         return int(summary["epochs_done"]), int(summary["configuration"]["epochs"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,10 @@ def trained(calls: Calls) -> list[str]:
 
 
 def test_a_study_that_was_interrupted_goes_on_to_its_page(
-    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calls: Calls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     docs = tmp_path / "docs"
     study = define(docs, **TINY)
@@ -112,6 +116,9 @@ def test_a_study_that_was_interrupted_goes_on_to_its_page(
         json.loads(Path("runs/studies/nets/narrow_seed0/summary.json").read_text())["epochs_done"]
         == 1
     )
+    verb("study").main(["dry=true", f"docs={docs}"])
+    listed = capsys.readouterr().out
+    assert re.search(r"narrow_seed0 +undone +30 minutes, epoch 1 of 2\n", listed)
     do(docs)
     assert trained(calls) == [
         "narrow_seed0", "narrow_seed0", "wide_seed0", "narrow_seed1", "wide_seed1",
