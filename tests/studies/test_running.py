@@ -52,10 +52,10 @@ PICTURES = DATA / "data" / "pictures"
 Calls = list[Sequence[str]]
 
 
-def in_process(calls: Calls) -> Callable[[Sequence[str], Path], None]:
+def in_process(calls: Calls) -> Callable[..., None]:
     """Runs commands of a study in this process, and remembers them."""
 
-    def call(words: Sequence[str], beside: Path) -> None:
+    def call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
         calls.append(words)
         before = sys.argv
         try:
