@@ -12,6 +12,7 @@ from research.config.rules import PATH, TRUTH, number
 from research.studies import results
 from research.studies.definition import load_studies
 from research.studies.plan import StudyPlan, hours_text, plan
+from research.studies.running import RUNS, epochs_of, run_plans
 from research.utils.errors import UserError
 
 log = logging.getLogger("research.study")  # as a command, this module is called __main__
@@ -63,8 +64,6 @@ def main(words: list[str]) -> None:
     if options.dry:
         print("\n\n".join(map(listing, plans)))
         return
-    # Imported late: a list needs none of it.
-    from research.studies.running import run_plans
     from research.utils import logs
 
     logs.to_terminal()
@@ -132,8 +131,11 @@ def listing(planned: StudyPlan) -> str:
     for each in planned.runs:
         value = each.record.metric(study.metric) if each.record and study.metric else None
         shown = "" if value is None else f"  {study.metric} {value:.4g}"
-        time = "" if each.state == "recorded" else f"  {hours_text(planned.hours_of(each.run.arm))}"
-        lines.append(f"  {each.run.name:<36} {each.state:<8}{shown}{time}")
+        if each.state != "recorded":
+            done, total = epochs_of(RUNS / study.name / each.run.name)
+            shown = f"  {hours_text(planned.hours_of(each.run.arm))}"
+            shown += f", epoch {done} of {total}" if done and each.state == "undone" else ""
+        lines.append(f"  {each.run.name:<36} {each.state:<8}{shown}")
     return "\n".join(lines)
 
 

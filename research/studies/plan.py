@@ -90,6 +90,19 @@ class StudyPlan:
         return [each.record for each in known if each.record is not None]
 
 
+def mixed_settings(planned: StudyPlan, arm: str) -> list[str]:
+    """Settings in which the records of an arm differ, other than seed and fold.
+
+    A recipe may have changed between two seeds, though the definition has not.
+    """
+    configurations = [each.configuration for each in planned.records(arm)]
+    keys = {key for each in configurations for key in each} - {"seed", "dataset.fold"}
+    first = configurations[0] if configurations else {}
+    return sorted(
+        key for key in keys if any(each.get(key) != first.get(key) for each in configurations)
+    )
+
+
 def plan(study: StudyDefinition, docs: Path) -> StudyPlan:
     """Read the records of a study.
 

@@ -46,6 +46,8 @@ Amount = Annotated[FiniteFloat, Field(ge=0)]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{7,64}$")]
 Metric = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./ -]{1,80}$")]
 
+SettingKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/ -]{1,200}$")]
+
 
 @with_config(STRICT)
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class StudyRecord:
     version: Literal[1] = 1
     seconds: dict[Literal["training", "total"], Amount] = field(default_factory=dict)
     fold: Count | None = None
-    configuration: Plain = field(default_factory=dict)
+    configuration: dict[SettingKey, Any] = field(default_factory=dict)
     configuration_hash: Hash | None = None
     data: Short = ""
     samples: dict[Literal["train", "val", "test"], Count] = field(default_factory=dict)

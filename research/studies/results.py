@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from research.studies.definition import (
     load_studies,
     placeholder,
 )
-from research.studies.plan import StudyPlan, hours_text, plan
+from research.studies.plan import StudyPlan, hours_text, mixed_settings, plan
 from research.tracking.files import csv_text
 from research.utils.errors import UserError
 from research.utils.files import write_text
@@ -157,8 +158,13 @@ def _status(planned: StudyPlan) -> str:
         lines = [f"{'All ' if total > 1 else ''}{runs} {'are' if total > 1 else 'is'} recorded."]
     if stale := [each.run.name for each in planned.of("stale")]:
         lines.append(f"Stale, of a former definition and not used here: {', '.join(stale)}.")
+    for arm in study.arms:
+        if mixed := mixed_settings(planned, arm):
+            keys = ", ".join(f"`{key}`" for key in mixed)
+            lines.append(f"**The runs of `{arm}` differ in {keys}.**")
     if planned.others:
-        names = ", ".join(path.stem for path in planned.others)
+        # The name of a file may be anything.
+        names = ", ".join(re.sub(r"[^a-z0-9_]", "…", path.stem) for path in planned.others)
         lines.append(f"Of no run of the definition, and not used: {names}.")
     machines = Counter(_machine(each) for arm in study.arms for each in planned.records(arm))
     if machines:

@@ -155,7 +155,8 @@ def _train(run: StudyRun, folder: Path, places: Mapping[str, str]) -> record.Stu
         "resume": "auto",
     }
     words = [override(key, value) for key, value in own.items()]
-    _call([sys.executable, str(HOME / "train.py"), *run.overrides(places), *words], folder)
+    train = [sys.executable, str(HOME / "train.py"), *run.overrides(places), *words]
+    _call(train, folder, trains=True)
     measured = folder.with_name(f"{folder.name}.measured.json")
     module = [sys.executable, "-m", "research.studies.measuring", str(folder), str(measured)]
     _call([*module, json.dumps(asdict(study.evaluate))], folder)
@@ -239,11 +240,16 @@ def _prepared(study: StudyDefinition, name: str, data: Mapping[str, Path]) -> Pa
     return out
 
 
-def _call(words: Sequence[str], beside: Path) -> None:
+def _call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
     """Run a process with its output in ``BESIDE.log``, and add its time to ``_seconds``.
 
     The process has a session of its own: a signal for this one is passed on, once, so that a run
     saves its state.
+
+    Args:
+        words: of the process.
+        beside: the folder of a run or a store.
+        trains: whether it trains, so that its epochs are shown.
 
     Raises:
         Failed: if it ends with an error.
@@ -259,7 +265,7 @@ def _call(words: Sequence[str], beside: Path) -> None:
             start_new_session=True, env={**os.environ, "PYTHONPATH": _python_path()},
         )  # fmt: skip
         try:
-            status = _wait(child, beside)
+            status = _wait(child, beside, trains=trains)
         except KeyboardInterrupt:
             child.terminate()
             child.wait()
@@ -274,19 +280,20 @@ def _call(words: Sequence[str], beside: Path) -> None:
         raise Failed(f"{_reason(file, began, status)}; its output is in {file}")
 
 
-def _wait(child: subprocess.Popen[bytes], folder: Path) -> int:
+def _wait(child: subprocess.Popen[bytes], folder: Path, *, trains: bool) -> int:
     """Wait for a process, and show how many epochs of a run are done; returns its status."""
-    with Phase(folder.name, unit="epochs") as phase:
+    name = folder.name if trains else f"preparing or measuring {folder.name}"
+    with Phase(name, unit="epochs") as phase:
         while True:
             try:
                 return child.wait(BETWEEN_LOOKS)
             except subprocess.TimeoutExpired:
-                done, phase.total = _epochs(folder)
+                done, phase.total = epochs_of(folder) if trains else (0, None)
                 phase.update(done)
 
 
-def _epochs(folder: Path) -> tuple[int, int | None]:
-    """Epochs that a run has done, and all; None before it has begun."""
+def epochs_of(folder: Path) -> tuple[int, int | None]:
+    """Epochs that the run of a folder has done, and all; None before it has begun."""
     try:
         summary = documents.load(folder / "summary.json", dict, "RUN")
         return int(summary["epochs_done"]), int(summary["configuration"]["epochs"])

@@ -110,6 +110,8 @@ def test_no_text_is_a_sign_of_the_page(keys: tuple[str, ...], kept: Path) -> Non
         put("packages", "<b>", "1"),
         put("configuration", {"a": ["<b>"]}),
         put("configuration", {"<b>": 1}),
+        put("configuration", {"[a](b)": 1}),
+        put("configuration", {"a`b": 1}),
         put("epochs", "<b>", [1.0, 2.0]),
         put("epochs", "val/loss", [1.0]),
         put("evaluation", "metrics", {"a|b": 1.0}),

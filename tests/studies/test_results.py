@@ -143,9 +143,23 @@ def test_a_stale_record_is_said_and_not_used(docs: Path) -> None:
 
 def test_a_record_of_no_run_is_said(docs: Path) -> None:
     define(docs, arms={name: own for name, own in ARMS_OF_THREE.items() if name != "deep"})
+    (docs / "records/nets/<b>|`[a](b).json").touch()
     results.write(results.build(docs))
     page = (docs / "results.md").read_text()
-    assert "Of no run of the definition, and not used: deep_seed0." in page
+    assert "Of no run of the definition, and not used: …b…………a……b…, deep_seed0." in page
+
+
+def test_runs_of_an_arm_with_other_settings_are_said(docs: Path) -> None:
+    study = define(docs, arms=ARMS_OF_THREE)
+    for run in study.runs()[:6]:
+        lr = 0.1 if run.name == "wide_seed1" else 0.05
+        settings = {"optimizer.lr": lr, "seed": run.seed, "dataset.fold": run.seed}
+        keep(docs, run, 0.5, configuration=settings)
+    results.write(results.build(docs))
+    page = (docs / "results.md").read_text()
+    assert re.findall(r"\*\*The runs of .+?\*\*", page) == [
+        "**The runs of `wide` differ in `optimizer.lr`.**"
+    ]
 
 
 def test_files_of_a_study_without_records_go(docs: Path) -> None:

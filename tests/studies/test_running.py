@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -51,10 +52,10 @@ PICTURES = DATA / "data" / "pictures"
 Calls = list[Sequence[str]]
 
 
-def in_process(calls: Calls) -> Callable[[Sequence[str], Path], None]:
+def in_process(calls: Calls) -> Callable[..., None]:
     """Runs commands of a study in this process, and remembers them."""
 
-    def call(words: Sequence[str], beside: Path) -> None:
+    def call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
         calls.append(words)
         before = sys.argv
         try:
@@ -100,7 +101,10 @@ def trained(calls: Calls) -> list[str]:
 
 
 def test_a_study_that_was_interrupted_goes_on_to_its_page(
-    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calls: Calls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     docs = tmp_path / "docs"
     study = define(docs, **TINY)
@@ -112,6 +116,9 @@ def test_a_study_that_was_interrupted_goes_on_to_its_page(
         json.loads(Path("runs/studies/nets/narrow_seed0/summary.json").read_text())["epochs_done"]
         == 1
     )
+    verb("study").main(["dry=true", f"docs={docs}"])
+    listed = capsys.readouterr().out
+    assert re.search(r"narrow_seed0 +undone +30 minutes, epoch 1 of 2\n", listed)
     do(docs)
     assert trained(calls) == [
         "narrow_seed0", "narrow_seed0", "wide_seed0", "narrow_seed1", "wide_seed1",
@@ -239,7 +246,7 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path: Path, done: list[st
 
 def test_the_reason_of_a_failure_is_the_last_error(tmp_path: Path) -> None:
     script = "print('x'); print('error: no such file'); print('end'); raise SystemExit(2)"
-    with pytest.raises(running.Failed, match=r"^no such file$"):
+    with pytest.raises(running.Failed, match=r"^no such file; its output is in .*run.log$"):
         running._call([sys.executable, "-c", script], tmp_path / "run")
     with pytest.raises(running.Failed, match="ended with status 3 and no output"):
         running._call([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "run")
