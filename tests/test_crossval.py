@@ -111,6 +111,7 @@ def test_of_real_folds_of_photos(
             "dataset.features=[quality]",
             "dataset.folds=3",
             f"dataset.fold={number}",
+            f"name=fold{number}",
         )
         for number in range(2)
     ]
@@ -122,7 +123,7 @@ def test_of_real_folds_of_photos(
     head, _, *folds, every = cells(capsys.readouterr().out)
     assert head[1:5] == ["series", "pairs", "n", "constant_accuracy"]
     assert head[5:] == ["pair accuracy", "sharper photo", "difference"]
-    assert ["_fold0" in row[0] for row in folds] == [True, False]
+    assert [row[0].rpartition("_")[2] for row in folds] == ["fold0", "fold1"]
     assert sum(int(row[2]) for row in folds) == int(every[2]) == 2 * SERIES - 1
     assert every[:2] == ["all", str(2 * SERIES // 3)]
     assert float(every[6]) == 1  # speckles are sharp, and preferred

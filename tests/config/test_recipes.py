@@ -62,7 +62,7 @@ def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "MIT_B1.pth").touch()
 
 
-@pytest.mark.parametrize(("group", "name"), some(FILES, 6))
+@pytest.mark.parametrize(("group", "name"), some(FILES, 9))
 def test_a_recipe_runs_as_its_comment_says(group: str, name: str) -> None:
     register()
     first, *others = commands(group, name)

@@ -186,7 +186,7 @@ def test_a_run_continues_exactly_from_the_one_before(
     run(project)
     assert not [path for path in left if path.exists()]
     assert all(path.exists() for path in kept)
-    assert "runs/a/checkpoints/last.pt: damaged file (the checksum of " in caplog.text
+    assert "runs/a/checkpoints/last.pt: damaged file (" in caplog.text
     assert "previous.pt, after epoch 1, step 4" in caplog.text
     run({**project, "resume": "runs/b"})
     one, two = (checkpoint.load(Path(f"runs/{name}/checkpoints/last.pt")) for name in "ab")

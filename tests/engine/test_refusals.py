@@ -109,29 +109,37 @@ def test_what_fails_on_the_first_batch_leaves_nothing(
 def test_what_fails_later_is_a_failed_run(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [word for word in words if not word.startswith("logging")] + ["logging=csv"]
     fail_at(2, ON_A_BATCH["memory"], monkeypatch)
     with user_error("batch_size"):
-        run(compose_config([*words, "run_dir=runs/a"]).config)
+        run(compose_config([*without_trackers(words), "run_dir=runs/a"]).config)
     assert json.loads(Path("runs/a/summary.json").read_text())["status"] == "FAILED"
     assert "out of memory" in Path("runs/a/train.log").read_text()
 
 
+def without_trackers(words: list[str]) -> list[str]:
+    return [*(word for word in words if not word.startswith("logging")), "logging=csv"]
+
+
+@pytest.mark.parametrize("tracked", [False, pytest.param(True, marks=pytest.mark.whole)])
 def test_a_refused_trial_leaves_no_run(
-    words: list[str], tmp_path: Path, train: Train, store: str
+    *, tracked: bool, words: list[str], tmp_path: Path, train: Train, request: pytest.FixtureRequest
 ) -> None:
     """The sweep says why it failed; no folder, no lock and no MLflow run is of the trial."""
-    study = tmp_path / "runs/sweeps/mine"
+    study, store = tmp_path / "runs/sweeps/mine", ""
+    if tracked:
+        store = request.getfixturevalue("store")
+    words = [*words, f"logging.mlflow.uri={store}"] if tracked else without_trackers(words)
     refused = ["dataset.train_dirs=[nowhere]", "seed=0,1", "hydra.sweeper.study_name=mine"]
-    line = one_line_of(lambda: train("-m", *words, *refused, f"logging.mlflow.uri={store}"))
+    line = one_line_of(lambda: train("-m", *words, *refused))
     assert "hydra.sweeper.max_failure_rate" in line
     trials = json.loads((study / "final_summary.json").read_text())["trials"]
     assert {trial["status"] for trial in trials} == {"FAILED"}
     assert all("nowhere" in trial["reason"] and "paths" not in trial for trial in trials)
     assert not list(study.glob("trial_*"))
-    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
-        names = {name for (name,) in database.execute("select name from runs")}
-    assert names == {"run", "mine"}  # of the store that is copied, and the sweep's own
+    if tracked:
+        with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+            names = {name for (name,) in database.execute("select name from runs")}
+        assert names == {"run", "mine"}  # of the store that is copied, and the sweep's own
 
 
 def test_a_refused_sweep_leaves_nothing(words: list[str], tmp_path: Path, train: Train) -> None:

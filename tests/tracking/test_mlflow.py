@@ -110,7 +110,7 @@ def test_a_real_server_shows_a_real_run(
         assert tags["mlflow.source.name"] == environment["command"][0]
         about, best = tags["mlflow.note.content"].split("\n\n")
         assert about.startswith("resnet18: ")
-        assert "24 train, 12 val samples" in about
+        assert "24 train, 12 val images" in about
         summary = json.loads((folder / "summary.json").read_text())
         assert f"{summary['best_value']:.4f}** (n=12 images) at epoch" in best
         (output,) = shown["outputs"]["model_outputs"]
