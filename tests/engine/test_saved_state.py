@@ -174,7 +174,7 @@ EVERY = [
     *(("timm", name) for name in (*list_optimizers(), "lookahead_adam")),
     *(("torch", name) for name in classes_of_torch()),
 ]
-SLOW = ("timm", "kron")  # half a minute
+SLOW = (("timm", "kron"), ("timm", "kronc"))  # half a minute each
 FEW = [("torch", "SGD"), ("torch", "AdamW"), ("timm", "lamb"), ("timm", "adan")]
 
 
@@ -184,7 +184,7 @@ FEW = [("torch", "SGD"), ("torch", "AdamW"), ("timm", "lamb"), ("timm", "adan")]
     [
         *FEW,
         *(
-            pytest.param(*each, marks=pytest.mark.whole if each == SLOW else pytest.mark.long)
+            pytest.param(*each, marks=pytest.mark.whole if each in SLOW else pytest.mark.long)
             for each in EVERY
             if each not in FEW
         ),

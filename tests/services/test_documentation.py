@@ -188,6 +188,7 @@ def test_a_run_on_a_server(folder: Path, words: list[str]) -> None:
         assert run["status"] == "FINISHED"
 
 
+@pytest.mark.whole
 @pytest.mark.services
 def test_a_sweep_on_ray_is_recorded_on_a_server_behind_basic_authentication(
     folder: Path, words: list[str], short: Path

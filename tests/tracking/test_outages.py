@@ -117,7 +117,13 @@ def test_a_database_that_another_process_locks(store: str, tmp_path: Path) -> No
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(signal.SIGKILL, id="dies"),
+        pytest.param(signal.SIGSTOP, id="hangs", marks=pytest.mark.whole),
+    ],
+)
 def test_a_server_that_comes_back(
     end: signal.Signals, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
