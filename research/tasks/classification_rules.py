@@ -20,5 +20,5 @@ def faults(job: Job) -> Iterator[UserError]:
         yield UserError(
             "task.views",
             f"task.views={views} with compression={variant}: views are made of pixels",
-            "remove it, or add compression=none",
+            "remove it, or set task.views=none",
         )

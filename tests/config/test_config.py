@@ -173,7 +173,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     (
         f"{COMPRESSED} task.views=flip",
         f"{COMPRESSED} task.views=none,flip",
-        ["task.views=flip with compression=block_stem", "remove it"],
+        ["task.views=flip with compression=reconstruction", "remove it"],
     ),
     (
         "model=densenet121 compile=true model.memory_efficient=true",
