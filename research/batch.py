@@ -25,11 +25,13 @@ class Batch:
         inputs: input of the network.
         skipped: counts by kind of samples that could not be read and are not in this batch
             (``left_out/KIND``), and of samples that were read by a fallback (``fallback/KIND``).
+        epoch: of the training, from 1; set by the loader.
     """
 
     index: Tensor
     inputs: Any
     skipped: dict[str, int] = field(default_factory=dict, kw_only=True)
+    epoch: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.index)

@@ -147,7 +147,7 @@ def made_up(
 ) -> Callable[..., evaluation.EvalRun]:
     """Runs of these names, in the place of runs on the disk."""
     usual = compose_config(["model=resnet34", "device=cpu"]).config
-    task = Classification(["a", "b", "c"], 0.0)
+    task = Classification(["a", "b", "c"], 0.0, "none")
 
     def trial_of(path: Path, *_: Any) -> evaluation.EvalRun:
         own = other.get(path.name, {})

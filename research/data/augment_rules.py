@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from research.config.group_rules import Job
 from research.config.rules import COUNT, FRACTION, Rule, number, one_of, whole
 from research.utils.errors import UserError
+
+ALTERNATING: Final = "alternating"
+FLIP: Final = Rule(
+    f"true or false, or {ALTERNATING}",
+    lambda value: isinstance(value, bool) or value == ALTERNATING,
+    ("true", "false", ALTERNATING),
+)
+"""Of ``random_flip``, see ``research.data.transforms.flipped``."""
 
 RULES: dict[str, Rule] = {
     "policy": one_of("randaugment", "trivialaugment", "autoaugment_cifar"),

@@ -16,7 +16,8 @@ from research.batch import ClassificationBatch
 from research.compression.selection import ALL_FREQUENCIES
 from research.compression.statistics import Statistics
 from research.data import cifar_files
-from research.data.cifar_files import SIDE, LabelledImages
+from research.data.cifar_files import LabelledImages
+from research.data.cifar_rules import SIDE
 from research.data.classification import ClassificationData, CommonImages
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, PadCrop
@@ -48,7 +49,8 @@ class Cifar(ClassificationData):
             ``max_val_images``.
         full_train: train on all training images and validate on the test set (the protocol of He
             et al., 2016, and Huang et al., 2017).
-        padding: zeros on each side before a random crop.
+        padding: pixels on each side before a random crop.
+        padding_mode: what they are, see ``PadCrop``.
         random_crop: random crops in training.
         on_device: keep the images in device memory; ``None``: if they fit ``device_budget``.
         device_budget: in GiB.
@@ -66,6 +68,7 @@ class Cifar(ClassificationData):
         split_seed: int,
         full_train: bool,
         padding: int,
+        padding_mode: str,
         random_crop: bool,
         on_device: bool | None,
         device_budget: float,
@@ -78,7 +81,7 @@ class Cifar(ClassificationData):
         self.val_images = val_images
         self.split_seed = split_seed
         self.full_train = full_train
-        self.crop = PadCrop(padding) if random_crop and padding else None
+        self.crop = PadCrop(padding, padding_mode) if random_crop and padding else None
         self.on_device = on_device
         self.device_budget = device_budget
         self.parts: dict[str, ResidentImages] = {}

@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from research.data.cifar_rules import SIDE
 from research.data.image_files import decode, read_header
 from research.data.image_modes import to_rgb
 from research.data.texts import BadText, read_json
@@ -27,7 +28,6 @@ from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
 
-SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 LARGEST_LABEL = 2**31
 PNG_LABELS = {"train": "train_lables.json", "test": "test_lables.json"}

@@ -20,7 +20,7 @@ class CommonImages(Common):
     Attributes:
         num_classes: required number of classes; ``None`` for any.
         image_size: side of the network's square input in pixels; ``None``: the network's own.
-        random_flip: flip half of the training images (on the device).
+        random_flip: which training images are flipped (on the device), see ``transforms.flipped``.
         mean: mean of RGB on a 0…1 scale, for pixels; ``None``: the network's own.
         std: standard deviation of RGB on a 0…1 scale; ``None``: the network's own.
         augmentation: further augmentation of training images, on the device.
@@ -28,7 +28,7 @@ class CommonImages(Common):
 
     num_classes: int | None
     image_size: int | None
-    random_flip: bool
+    random_flip: bool | str
     mean: Sequence[float] | None
     std: Sequence[float] | None
     augmentation: Augmentation
@@ -43,7 +43,7 @@ class ClassificationData(DataModule):
         self,
         num_classes: int | None,
         image_size: int | None,
-        random_flip: bool,
+        random_flip: bool | str,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         augmentation: Augmentation,

@@ -70,13 +70,16 @@ Crop = RandomResizedCrop | CentreCrop
 
 @dataclass(frozen=True)
 class PadCrop:
-    """Zero padding, then a random crop of the original size, as torchvision's ``RandomCrop``.
+    """Padding, then a random crop of the original size, as torchvision's ``RandomCrop``.
 
     Args:
         padding: pixels on each side.
+        mode: ``constant`` (black), or ``reflect`` (the image mirrored in its outermost pixels),
+            which needs images larger than the padding.
     """
 
     padding: int
+    mode: str = "constant"
 
     def corners(self, seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
         """First row and column [samples, 2] of each sample's crop in the padded image.
@@ -89,7 +92,7 @@ class PadCrop:
     def crop(self, images: Tensor, corners: Tensor) -> Tensor:
         """Crop a batch of images [B, C, H, W] at its corners [B, 2], with one gather."""
         count, channels, height, width = images.shape
-        padded = F.pad(images, (self.padding,) * 4)
+        padded = self._padded(images)
         image = torch.arange(count, device=images.device)
         channel = torch.arange(channels, device=images.device)
         rows = corners[:, :1] + torch.arange(height, device=images.device)
@@ -100,3 +103,12 @@ class PadCrop:
             rows[:, None, :, None],
             columns[:, None, None, :],
         ]
+
+    def _padded(self, images: Tensor) -> Tensor:
+        if self.mode == "constant":
+            return F.pad(images, (self.padding,) * 4)
+        rows, columns = (  # not F.pad, which reflects no integers on CUDA
+            size - 1 - (size - 1 - torch.arange(-self.padding, size + self.padding).abs()).abs()
+            for size in images.shape[-2:]
+        )
+        return images[..., rows.to(images.device)[:, None], columns.to(images.device)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from research.compression.rules import BLOCK
 from research.config.group_rules import Job
 from research.config.rules import PATH, Rule, list_of, number, or_null, pair, whole
+from research.data.augment_rules import FLIP
 from research.utils.errors import UserError
 
 RULES: dict[str, Rule] = {
@@ -17,6 +18,7 @@ RULES: dict[str, Rule] = {
     "crop_ratio": pair(number(above=0)),
     "crop_pct": or_null(number(above=0, at_most=1)),
     "stored_size": whole(16),
+    "random_flip": FLIP,
 }
 
 

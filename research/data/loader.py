@@ -335,6 +335,7 @@ class EpochLoader:
             for batch in iterator:
                 if isinstance(batch, ReadFailure):
                     raise batch.error from WorkerTraceback(batch.trace)
+                batch.epoch = epoch
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch cut short
             is_cut_short = isinstance(error, ConnectionError | EOFError)

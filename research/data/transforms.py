@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from research.batch import ClassificationBatch
+from research.batch import Batch, ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, dct_basis, rgb_to_ycbcr
 from research.compression.decoder import Decoder
@@ -22,6 +22,7 @@ from research.compression.geometry import flip_channels
 from research.compression.selection import Selection
 from research.compression.statistics import Statistics
 from research.data.augment import Augment
+from research.data.augment_rules import ALTERNATING
 
 EPSILON = 1e-6
 
@@ -72,7 +73,7 @@ class PixelTransform(DeviceTransform):
     Args:
         mean: mean of RGB on a 0…1 scale.
         std: standard deviation of RGB on a 0…1 scale.
-        flip: flip half of the images in training.
+        flip: which images are flipped in training, see ``flipped``.
         augment: further augmentation in training.
     """
 
@@ -80,7 +81,7 @@ class PixelTransform(DeviceTransform):
         self,
         mean: Sequence[float],
         std: Sequence[float],
-        flip: bool,
+        flip: bool | str,
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
@@ -99,8 +100,8 @@ class PixelTransform(DeviceTransform):
         augment = self.augment if self.training else None
         pixels = batch.inputs if augment is None else augment.pixels(batch.inputs, generator)
         if self.training and self.flip:  # bytes, of which a copy costs a quarter of one of floats
-            flipped = bernoulli(len(pixels), generator, pixels.device)
-            pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
+            chosen = flipped(self.flip, batch, generator)
+            pixels = torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)
         images = self.floats(pixels).div_(255).sub_(self.mean).div_(self.std)
         batch = replace(batch, inputs=images)
         return batch if augment is None else augment.mix(batch, generator)
@@ -123,7 +124,7 @@ class CoefficientTransform(DeviceTransform):
         selection: the frequencies of the output.
         range_: ``full``, or ``studio`` for BT.601's 16…235.
         statistics: normalise by these; ``None`` for coefficients on JPEG's scale.
-        flip: flip half of the images horizontally in training.
+        flip: which images are flipped horizontally in training, see ``flipped``.
         shipped: the frequencies of int16 ``Blocks``, a superset of ``selection``; ``None`` if they
             are the selection.
         augment: further augmentation in training; its first stage applies to pixels only.
@@ -134,7 +135,7 @@ class CoefficientTransform(DeviceTransform):
         selection: Selection,
         range_: str,
         statistics: Statistics | None,
-        flip: bool,
+        flip: bool | str,
         shipped: Selection | None = None,
         augment: Augment | None = None,
     ) -> None:
@@ -181,7 +182,7 @@ class CoefficientTransform(DeviceTransform):
             inputs = augment.pixels(inputs, generator)
         y, cbcr = self._coefficients(inputs)
         if self.training and self.flip:
-            y, cbcr = self._random_flip(y, cbcr, generator)
+            y, cbcr = self._flip(y, cbcr, flipped(self.flip, batch, generator))
         y, cbcr = self.decoder.to_range(y, cbcr)
         y = (y - self.y_mean) / self.y_std
         cbcr = (cbcr - self.cbcr_mean) / self.cbcr_std
@@ -206,15 +207,12 @@ class CoefficientTransform(DeviceTransform):
         y, cbcr = rgb_to_ycbcr(inputs.float())
         return block_dct(y - 128, self.luma_basis), block_dct(cbcr - 128, self.chroma_basis)
 
-    def _random_flip(
-        self, y: Tensor, cbcr: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        flipped = bernoulli(len(y), generator, y.device)
+    def _flip(self, y: Tensor, cbcr: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         flipped_y = flip_channels(y, self.selection.luma)
         flipped_cbcr = flip_channels(cbcr, self.selection.chroma)
         return (
-            torch.where(flipped[:, None, None, None], flipped_y, y),
-            torch.where(flipped[:, None, None, None, None], flipped_cbcr, cbcr),
+            torch.where(chosen[:, None, None, None], flipped_y, y),
+            torch.where(chosen[:, None, None, None, None], flipped_cbcr, cbcr),
         )
 
 
@@ -223,6 +221,29 @@ def _positions(selected: tuple[int, ...], shipped: tuple[int, ...]) -> Tensor | 
     if selected == shipped:
         return None
     return torch.tensor([shipped.index(frequency) for frequency in selected], dtype=torch.int64)
+
+
+def flipped(flip: bool | str, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    """[B] bool, which images of a training batch are flipped.
+
+    Args:
+        flip: True: each with probability 1/2. ``alternating``: half of them in the first epoch, the
+            others in the second, and so on, so that in any two epochs an image is seen in both
+            directions (Jordan, 2024, §3.6); which ones depends only on their indices and the epoch.
+        batch: with the indices of its images and its epoch.
+        generator: draws, if ``flip`` is True.
+    """
+    if flip != ALTERNATING:
+        return bernoulli(len(batch), generator, batch.index.device)
+    return ((_hash(batch.index) + batch.epoch) & 1).bool()
+
+
+def _hash(index: Tensor) -> Tensor:
+    """Pseudo-random int64 of int64 numbers from 0, by the finaliser of MurmurHash3 on 31 bits."""
+    mixed = index + 1
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = ((mixed ^ (mixed >> shift)) * factor) & 0x7FFFFFFF
+    return mixed ^ (mixed >> 16)
 
 
 def bernoulli(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,13 +36,15 @@ class Classification:
         classes: class names, in index order.
         label_smoothing: probability moved from the true class to all classes (Szegedy et al.,
             2016), 0 <= x < 1; in the training loss only.
+        views: predictions are the mean logits of these views of an image, see ``views_of``.
     """
 
     monitor = Monitor("val/top1", "max")
 
-    def __init__(self, classes: Sequence[str], label_smoothing: float) -> None:
+    def __init__(self, classes: Sequence[str], label_smoothing: float, views: str) -> None:
         self.classes = list(classes)
         self.label_smoothing = label_smoothing
+        self.views = views
 
     def losses(self, model: nn.Module, batch: ClassificationBatch) -> LossTerms:
         """The metric ``top1`` is of augmented images, before the step; of a mixed one it is against
@@ -62,8 +64,10 @@ class Classification:
         return LossTerms({"cross_entropy": whole_mean(loss, len(batch))}, {"top1": top1})
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
-        """Logits [B, C], at least float32."""
-        return _at_least_float32(model(batch.inputs))
+        """Logits [B, C], at least float32; with several views their mean."""
+        views = views_of(batch.inputs, self.views)
+        logits = [weight * _at_least_float32(model(view)) for weight, view in views]
+        return torch.stack(logits).sum(0) if len(logits) > 1 else logits[0]
 
     def postprocess(self, predictions: Tensor, batch: ClassificationBatch) -> Tensor:
         """Returns the logits unchanged."""
@@ -159,6 +163,29 @@ class Classification:
         ]
         correct = [label == pred for label, pred, _ in triples]
         return pictures.contact_sheet(pixels.cpu(), captions, correct)
+
+
+def views_of(inputs: Any, views: str) -> Iterator[tuple[float, Any]]:
+    """Views of the inputs of a network, with weights of sum 1 (Jordan, 2024, §3.5).
+
+    Args:
+        inputs: of any kind for ``none``; otherwise images [B, C, H, W].
+        views: ``none``: the inputs. ``flip``: they and their mirror images. ``flip_shift``: these
+            with half of the weight, and the same shifted by 1/32 of their size to the upper left
+            and to the lower right, padded by reflection.
+    """
+    if views == "none":
+        yield 1.0, inputs
+        return
+    shown = [(0.5, inputs)]
+    if views == "flip_shift":
+        height, width = inputs.shape[-2:]
+        rows, columns = max(1, height // 32), max(1, width // 32)
+        padded = F.pad(inputs, (columns, columns, rows, rows), mode="reflect")
+        lower_right = padded[..., 2 * rows :, 2 * columns :]
+        shown = [(0.25, inputs), (0.125, padded[..., :height, :width]), (0.125, lower_right)]
+    for weight, view in shown:
+        yield from ((weight, view), (weight, view.flip(-1)))
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ("epochs=null", "epochs=1,null", ["epochs=null", "whole number"]),
     ("compile=maybe", "compile=true,maybe", ["compile=maybe", "true or false"]),
     ("optimizer.lr=fast", "optimizer.lr=0.1,fast", ["optimizer.lr=fast", "a number above 0"]),
-    ("dataset.random_flip=1", "dataset.random_flip=true,1", ["true or false"]),
+    ("dataset.random_flip=1", "dataset.random_flip=true,1", ["true or false, or alternating"]),
     ("dataset.train_dirs=a", "dataset.train_dirs=[a],b", ["dataset.train_dirs=", "a list"]),
     ("tags=a", "tags=a,b", ["tags=a", "a mapping"]),
     ("dataset.name=3", "dataset.name=a,3", ["dataset.name=3", "text"]),
@@ -164,6 +164,16 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "dataset=cifar10 dataset.classes=100",
         "dataset=cifar10 dataset.classes=10,100",
         ["choose dataset=cifar100", "dataset.num_classes"],
+    ),
+    (
+        "dataset=cifar10 dataset.padding_mode=reflect dataset.padding=32",
+        "dataset=cifar10 dataset.padding_mode=constant,reflect dataset.padding=32",
+        ["dataset.padding=32 with dataset.padding_mode=reflect", "set at most 31"],
+    ),
+    (
+        f"{COMPRESSED} task.views=flip",
+        f"{COMPRESSED} task.views=none,flip",
+        ["task.views=flip with compression=reconstruction", "remove it"],
     ),
     (
         "model=densenet121 compile=true model.memory_efficient=true",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -54,17 +54,24 @@ def mixed(settings_: Augmentation, inputs: Tensor | Blocks, seed: int = 0) -> An
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.integers(0, 6), st.integers(1, 5), st.integers(4, 9), st.integers(4, 9), st.integers(0, 99)
+    st.integers(0, 6),
+    st.integers(1, 5),
+    st.integers(4, 9),
+    st.integers(4, 9),
+    st.integers(0, 99),
+    st.sampled_from(["constant", "reflect"]),
 )
 def test_padded_cuts_equal_torchvisions(
-    padding: int, count: int, height: int, width: int, seed: int
+    padding: int, count: int, height: int, width: int, seed: int, mode: str
 ) -> None:
+    assume(mode == "constant" or padding < min(height, width))
     inputs = images(count, 12)[:, :, :height, :width]
-    crop = PadCrop(padding)
+    crop = PadCrop(padding, mode)
     corners = crop.corners(seed, 1, count)
     result = crop.crop(inputs, torch.from_numpy(corners))
     for image, cut, (top, left) in zip(inputs, result, corners.tolist(), strict=True):
-        assert torch.equal(cut, TF.crop(TF.pad(image, [padding] * 4), top, left, height, width))
+        padded = TF.pad(image, [padding] * 4, padding_mode=mode)
+        assert torch.equal(cut, TF.crop(padded, top, left, height, width))
 
 
 def test_padded_cuts_are_drawn_as_torchvision_draws_them() -> None:

@@ -73,6 +73,12 @@ def test_training_shuffles_by_seed_and_epoch_alone() -> None:
     assert indices(one, 3) != indices(loader(40, 8, train=True, seed=1), 3)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_have_their_epoch(workers: int) -> None:
+    made = loader(10, 4, train=True, workers=workers)
+    assert [{batch.epoch for batch in made.epoch(epoch)} for epoch in (3, 1)] == [{3}, {1}]
+
+
 def test_augmentation_differs_by_epoch() -> None:
     def draws(number: int) -> dict[int, list[int]]:
         batches = epoch(loader(12, 4, train=True), number)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from research.data.transforms import (
     CoefficientTransform,
     DeviceTransform,
     PixelTransform,
+    flipped,
 )
 from tests.conftest import picture
 
@@ -222,6 +224,40 @@ def test_random_flips_use_the_generator_and_only_in_training(make: object) -> No
     transform.eval()
     assert torch.equal(flat(1), flat(2))
     assert torch.equal(flat(1), flat(None))
+
+
+@pytest.mark.parametrize("make", [PixelTransform, CoefficientTransform])
+def test_alternating_flips_show_each_image_in_both_directions(make: object) -> None:
+    """Which ones depends only on index and epoch: not on a generator, nor on the batch."""
+    if make is PixelTransform:
+        flips, fixed = (PixelTransform(MEAN, STD, flip=f) for f in ("alternating", False))
+    else:
+        flips, fixed = (
+            CoefficientTransform(FULL, "full", None, flip=f) for f in ("alternating", False)
+        )
+
+    def unlike(epoch: int, index: Tensor) -> Tensor:
+        """[B] bool, which images the transform has changed."""
+        inputs = replace(batch(images(40, 16)[index]), index=index, epoch=epoch)
+        one, two = (t.train()(inputs, None).inputs for t in (flips, fixed))
+        if isinstance(one, Blocks):
+            one, two = one.y, two.y
+        return (one != two).flatten(1).any(1)
+
+    index = torch.arange(40)
+    first, second = unlike(1, index), unlike(2, index)
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, unlike(3, index))
+    backwards = index.flip(0)[:7]
+    assert torch.equal(unlike(1, backwards), first[backwards])
+
+
+def test_alternating_flips_are_of_half_the_images_and_independent() -> None:
+    chosen = flipped("alternating", replace(batch(torch.zeros(2**16)), epoch=1), None).double()
+    for step in (1, 2, 3, 10, 64, 1024, 2**15):
+        agree = (chosen[:-step] == chosen[step:]).double().mean()
+        assert agree.item() == pytest.approx(0.5, abs=0.02)
+    assert chosen.mean().item() == pytest.approx(0.5, abs=0.01)
 
 
 def test_flip_can_be_switched_off() -> None:

@@ -115,7 +115,7 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_training_loss_is_smoothed_cross_entropy(smoothing: float) -> None:
     logits, labels = data(6)
-    task = Classification([str(n) for n in range(6)], smoothing)
+    task = Classification([str(n) for n in range(6)], smoothing, "none")
     losses = task.losses(Fixed(logits), batch(labels))
     log = logits.log_softmax(1)
     truth = -log[torch.arange(len(labels)), labels].mean()
@@ -128,9 +128,54 @@ def test_the_training_loss_is_smoothed_cross_entropy(smoothing: float) -> None:
     assert metrics.compute()["loss"] == pytest.approx(truth.item(), rel=1e-5)
 
 
+class Weighing(nn.Module):
+    """A model whose logits are weighted sums of the pixels, different for each place."""
+
+    def __init__(self, classes: int, height: int, width: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(classes, 3, height, width, generator=generator)
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.einsum("bchw,kchw->bk", inputs, self.weight).tanh()
+
+
+@pytest.mark.parametrize(("height", "width", "rows", "columns"), [(8, 8, 1, 1), (64, 100, 2, 3)])
+def test_predictions_of_views_are_mean_logits(
+    height: int, width: int, rows: int, columns: int
+) -> None:
+    model = Weighing(6, height, width)
+    images = torch.randn(5, 3, height, width, generator=torch.Generator().manual_seed(1))
+    inputs = ClassificationBatch(torch.arange(5), images, torch.zeros(5).long())
+
+    def predicted(views: str, of: ClassificationBatch = inputs) -> Tensor:
+        task = Classification([str(n) for n in range(6)], 0.0, views)
+        return task.predict(model, of).detach()
+
+    def both(pixels: Tensor) -> Tensor:
+        return (model(pixels) + model(pixels.flip(-1))).detach() / 2
+
+    def shifted(down: int, right: int) -> Tensor:
+        padded = np.pad(images, ((0, 0), (0, 0), (rows, rows), (columns, columns)), "reflect")
+        top, left = rows + down, columns + right
+        return torch.from_numpy(padded[..., top : top + height, left : left + width].copy())
+
+    torch.testing.assert_close(predicted("none"), model(images).detach())
+    torch.testing.assert_close(predicted("flip"), both(images))
+    shifts = (both(shifted(-rows, -columns)) + both(shifted(rows, columns))) / 2
+    torch.testing.assert_close(predicted("flip_shift"), (both(images) + shifts) / 2)
+    mirrored = replace(inputs, inputs=images.flip(-1))
+    torch.testing.assert_close(predicted("flip", mirrored), predicted("flip"))
+    # The training loss is of one view.
+    task = Classification([str(n) for n in range(6)], 0.0, "flip_shift")
+    loss = F.cross_entropy(model(images), inputs.labels)
+    torch.testing.assert_close(task.losses(model, inputs)["cross_entropy"], loss)
+
+
 def test_half_precision_logits_are_evaluated_in_float32() -> None:
     logits, labels = data(6)
-    task = Classification([str(n) for n in range(6)], 0.0)
+    task = Classification([str(n) for n in range(6)], 0.0, "none")
     model = Fixed(logits.bfloat16())
     assert task.losses(model, batch(labels))["cross_entropy"].dtype == torch.float32
     assert task.predict(model, batch(labels)).dtype == torch.float32
@@ -175,7 +220,7 @@ def test_the_loss_of_mixed_labels_is_that_of_soft_targets(smoothing: float) -> N
     lam = torch.rand(len(labels), generator=generator)
     lam[:2] = torch.tensor([0.0, 1.0])
     mixed = replace(batch(labels), labels_b=labels.flip(0), lam=lam)
-    task = Classification([str(n) for n in range(6)], smoothing)
+    task = Classification([str(n) for n in range(6)], smoothing, "none")
     values = task.losses(Fixed(logits), mixed)["cross_entropy"]
     soft = lam[:, None] * F.one_hot(labels, 6)
     soft += (1 - lam[:, None]) * F.one_hot(labels.flip(0), 6)
@@ -190,7 +235,7 @@ def test_the_loss_of_mixed_labels_is_that_of_soft_targets(smoothing: float) -> N
 
 def test_the_table_of_classes_is_torchmetrics() -> None:
     logits, labels = data(6, 200)
-    task = Classification([f"class {n}" for n in range(6)], 0.0)
+    task = Classification([f"class {n}" for n in range(6)], 0.0, "none")
     metrics = task.metrics(CPU)
     metrics.update(logits, batch(labels))
     rows = task.tables(metrics, NAMES)["per_class"]
@@ -211,7 +256,7 @@ def test_the_table_of_classes_is_torchmetrics() -> None:
 
 
 def test_classes_without_samples_or_predictions() -> None:
-    task = Classification(["a", "b", "c"], 0.0)
+    task = Classification(["a", "b", "c"], 0.0, "none")
     metrics = task.metrics(CPU)
     metrics.update(F.one_hot(torch.tensor([0, 0, 1]), 3).float(), batch(torch.tensor([0, 2, 1])))
     a, b, c = task.tables(metrics, NAMES)["per_class"]
@@ -249,7 +294,7 @@ def test_the_most_confident_mistakes_of_the_whole_split(blocks: bool) -> None:
 def test_pictures(count: int, margin: int) -> None:
     logits, labels = data(6, count)
     logits += margin * F.one_hot(labels, 6)  # all correct, all wrong, mixed
-    task = Classification([f"class {n}" for n in range(6)], 0.0)
+    task = Classification([f"class {n}" for n in range(6)], 0.0, "none")
     metrics = task.metrics(CPU)
     metrics.update(logits, batch(labels))
 

@@ -71,7 +71,7 @@ class Warehouse(DataModule):
         image_size: int | None,
         max_boxes: int | None,
         random_crop: bool,
-        random_flip: bool,
+        random_flip: bool | str,
         augmentation: FrameAugmentation | None,
         verify: str,
         on_device: bool | None,

@@ -99,7 +99,7 @@ class CoefficientKind:
         image_size: side of the network's input in pixels: square crops of whole blocks, random in
             training, centred in validation; ``None`` for the whole stored images.
         random_crop: crop at random in training; otherwise in the centre.
-        random_flip: mirror half of the training images (on the device).
+        random_flip: which training images are flipped (on the device), see ``transforms.flipped``.
         coefficients: selection and range of coefficients that the network expects.
     """
 
@@ -112,7 +112,7 @@ class CoefficientKind:
         self,
         image_size: int | None,
         random_crop: bool,
-        random_flip: bool,
+        random_flip: bool | str,
         coefficients: CoefficientSpec,
     ) -> None:
         self.image_size = image_size
