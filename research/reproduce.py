@@ -16,7 +16,7 @@ from research.config.messages import format_change, format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
 from research.config.run_files import OWN
-from research.config.schema import RUN_DEFAULTS
+from research.config.stored import with_defaults
 from research.engine.run_record import RunRecord, read_record
 from research.utils.errors import UserError, printable
 from research.utils.files import write_text
@@ -141,9 +141,9 @@ def changed_settings(
 ) -> list[ChangedSetting]:
     """The settings in which two configurations differ, except ``NOT_COMPARED``.
 
-    Run settings that were added after a run have their defaults in its configuration.
+    Settings that were added after a run have their defaults in its configuration.
     """
-    pairs = differences({**RUN_DEFAULTS, **recorded}, current, NOT_COMPARED)
+    pairs = differences(with_defaults(dict(recorded)), current, NOT_COMPARED)
     return [ChangedSetting(key, *values) for key, values in pairs.items()]
 
 

@@ -180,16 +180,16 @@ def test_settings_whose_defaults_have_changed_are_written_out(tmp_path: Path) ->
         dataset__mean=[0.5, 0.25, 1e-05],
         optimizer__momentum=0.5,
         optimizer__gone=1,
-        model__memory_efficient=reproduce.MISSING,
+        model__name=reproduce.MISSING,
     )
     lines, steps = told(folder)
     for line in (
         "settings: epochs: 11 → 4",
         "settings: optimizer.momentum: 0.5 → 0.9",
         "settings: optimizer.gone: 1 → (none)",
-        "settings: model.memory_efficient: (none) → false",
+        "settings: model.name: (none) → densenet121",
         "with today's files cannot be set: optimizer.gone=1",
-        "with today's files new, and at their defaults: model.memory_efficient=false",
+        "with today's files new, and at their defaults: model.name=densenet121",
         "the run had device=cuda:3; the command uses the first available one",
     ):
         assert line in lines
@@ -200,6 +200,18 @@ def test_settings_whose_defaults_have_changed_are_written_out(tmp_path: Path) ->
     assert config["dataset"]["mean"] == [0.5, 0.25, 1e-05]
     assert (config["optimizer"]["lr"], config["optimizer"]["momentum"]) == (0.3, 0.5)
     assert (config["run_dir"], config["device"]) == (None, "auto")
+
+
+@pytest.mark.usefixtures("still")
+def test_settings_that_a_run_lacks_have_their_defaults(tmp_path: Path) -> None:
+    """Not those that its recipe has today."""
+    words = ["experiment=cifar10_fast", "seed=0"]
+    lacks = {"task__views": reproduce.MISSING, "dataset__download": reproduce.MISSING}
+    lines, steps = told(described(tmp_path / "r", words, **lacks))
+    assert [line for line in lines if "settings:" in line] == [
+        "settings: task.views: none → flip_shift"
+    ]
+    assert shlex.split(steps[0])[2:] == [*words, "task.views=none"]
 
 
 @pytest.mark.usefixtures("still")
