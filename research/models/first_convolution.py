@@ -28,10 +28,10 @@ def with_fast_input_gradient(network: nn.Module) -> None:
         or (first.dilation, first.groups, first.padding_mode) != ((1, 1), 1, "zeros")
     ):
         return
-    inputs, outputs, size = first.in_channels, first.out_channels, first.kernel_size
-    has_bias = first.bias is not None
+    inputs, outputs, has_bias = first.in_channels, first.out_channels, first.bias is not None
+    size, padding = first.kernel_size[0], first.padding[0]
     # On the meta device: its own initial values would advance the random generator.
-    own = FirstConv2d(inputs, outputs, size, 2, first.padding, bias=has_bias, device="meta")
+    own = FirstConv2d(inputs, outputs, size, 2, padding, bias=has_bias, device="meta")
     own.load_state_dict(first.state_dict(), assign=True)
     network.set_submodule(name, own)
 

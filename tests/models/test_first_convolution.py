@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,7 +30,9 @@ def pair(kernel: int = 7, padding: int = 3, **settings: Any) -> tuple[nn.Module,
     return plain, ours
 
 
-def gradients(layer: nn.Module, image: Tensor, run: nn.Module | None = None) -> list[Tensor]:
+def gradients(
+    layer: nn.Module, image: Tensor, run: Callable[..., Any] | None = None
+) -> list[Tensor]:
     """Output and gradients of the image and of the parameters, each with its type."""
     image = image.clone().requires_grad_()
     output = (run or layer)(image)
@@ -62,11 +65,14 @@ def test_derivatives_are_those_of_differences(size: tuple[int, int]) -> None:
 
 def test_the_gradient_is_one_convolution_of_stride_1(monkeypatch: pytest.MonkeyPatch) -> None:
     strides = []
-    convolve = torch.nn.functional.conv2d
-    monkeypatch.setattr(
-        "research.models.first_convolution.F.conv2d",
-        lambda *given, **named: strides.append(named.get("stride", 1)) or convolve(*given, **named),
-    )
+    convolve: Any = nn.functional.conv2d
+
+    def counted(*given: Any, stride: int = 1, **named: Any) -> Tensor:
+        strides.append(stride)
+        output: Tensor = convolve(*given, stride=stride, **named)
+        return output
+
+    monkeypatch.setattr("research.models.first_convolution.F.conv2d", counted)
     weight = torch.randn(4, 3, 7, 7)
     assert input_gradient(torch.randn(1, 4, 8, 8), weight, 3, (15, 16)).shape == (1, 3, 15, 16)
     assert strides == [1]
