@@ -77,7 +77,8 @@ def content_hash(files: Sequence[Path], cache: Path) -> str:
         files: the files.
         cache: hashes of single files are stored in its folder ``contents``.
     """
-    paths = [str(file.parent.resolve() / file.name) for file in files]
+    folders = {parent: str(parent.resolve()) for parent in {file.parent for file in files}}
+    paths = [os.path.join(folders[file.parent], file.name) for file in files]
     stamps = {path: _stamp(path) for path in paths}
 
     def hashes(stale: list[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from research.compression.blocks import Blocks
 from research.compression.stems import LateStem
 from research.models.backbones import prefix_matcher
+from research.models.first_convolution import with_fast_input_gradient
 from research.utils.errors import UserError
 
 STEM: Final = "stem"
@@ -22,11 +23,13 @@ class Stemmed(nn.Module):
 
     Args:
         stem: from ``StemSpec.build``.
-        backbone: the network, without its own stem unless ``stem`` returns an image.
+        backbone: the network, without its own stem unless ``stem`` returns an image; changed by
+            ``with_fast_input_gradient``.
     """
 
     def __init__(self, stem: nn.Module, backbone: nn.Module) -> None:
         super().__init__()
+        with_fast_input_gradient(backbone)  # An image from a trained stem needs a gradient.
         self.stem = stem
         self.backbone = backbone
 

@@ -163,6 +163,8 @@ class Delivery:
                     self._model(path, record)
                 else:
                     with self.set_aside("file", record["file"], record):
+                        uri = self.client.get_run(self.run_id).info.artifact_uri
+                        mlflow_store.link_artifact(uri, path, record.get("folder"))
                         self.client.log_artifact(self.run_id, str(path), record.get("folder"))
             self.spool.drop_file()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from research.tracking.mlflow_rules import store_address
-from research.tracking.mlflow_store import MLflowStore, reason, remedy
+from research.tracking.mlflow_store import MLflowStore, link_artifact, reason, remedy
 from research.utils.errors import UserError
 
 FILE: Final = "best.safetensors"
@@ -61,6 +61,7 @@ def log_model(client: Any, run: Any, weights: Path, epoch: int) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             _write_description(Path(folder), run_id, model)
             client.log_model_artifacts(model.model_id, folder)
+        link_artifact(model.artifact_location, weights)
         client.log_model_artifact(model.model_id, str(weights))
         model = client.finalize_logged_model(model.model_id, "READY")
     outputs = run.outputs.model_outputs if run.outputs else []

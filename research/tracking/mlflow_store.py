@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -22,10 +22,13 @@ from filelock import FileLock
 from research.tracking.mlflow_tags import KIND
 from research.utils import secrets
 from research.utils.errors import one_line
+from research.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 
 ARTIFACTS: Final = "mlflow-artifacts"
+WRITTEN_ONCE: Final = (".pt", ".safetensors")
+"""Files that are replaced, but never changed in place."""
 SECONDS_FOR_DATABASE: Final = 2.0
 """How long a database may be locked or busy before it counts as unavailable."""
 SECONDS_FOR_TABLES: Final = 30.0
@@ -230,6 +233,32 @@ class MLflowStore:
         with FileLock(f"{self.database}.lock", timeout=SECONDS_FOR_TABLES):
             self.probe()
             yield
+
+
+def link_artifact(uri: str, path: Path, folder: str | None = None) -> None:
+    """Give a checkpoint its name among the artifacts; MLflow, which then finds it, copies nothing.
+
+    Does nothing for files that may be changed in place, for artifacts on a server, and where the
+    disk has no links: MLflow copies them.
+
+    Args:
+        uri: of the artifacts of a run or model.
+        path: the file.
+        folder: below them.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file") or parts.netloc or path.suffix not in WRITTEN_ONCE:
+        return
+    root = Path(unquote(parts.path) if parts.scheme else uri)
+    target = root / (folder or "") / path.name
+
+    def link(temporary: Path) -> None:
+        temporary.unlink()
+        os.link(path, temporary)
+
+    if target.resolve().is_relative_to(root.resolve()):
+        with suppress(OSError):
+            write_atomic(target, link)
 
 
 def _move_artifacts(database: Path, folder: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,11 @@ import research
 from research.config import compose_run
 from research.config.run_files import is_own
 from research.engine import checkpoint, initial_weights
-from research.tracking import mlflow_models, mlflow_tags
+from research.tracking import mlflow_models, mlflow_store, mlflow_tags
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.spool import NAME, REFUSED
 from research.tracking.tracker import Position, Run
+from research.utils.files import write_text
 from tests.conftest import ROOT, histories, result_of, user_error
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -45,8 +47,7 @@ def begun(uri: str, folder: Path, resumed: int = 0, register: str | None = None)
 
 def weights(folder: Path, content: str) -> Path:
     path = folder / "checkpoints" / mlflow_models.FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    write_text(path, content)  # as a run does: never in place
     return path
 
 
@@ -69,9 +70,69 @@ def versions(uri: str, name: str = "net") -> list[Any]:
     return sorted(every, key=lambda version: int(version.version))
 
 
+def folder_of(location: str) -> Path:
+    return Path(location.removeprefix("file://"))
+
+
 def files(location: str) -> dict[str, bytes]:
-    folder = Path(location.removeprefix("file://"))
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder_of(location).iterdir()}
+
+
+def test_checkpoints_are_linked_and_logs_copied(store: str, tmp_path: Path) -> None:
+    tracker = begun(store, tmp_path)
+    epochs(tracker, 1)
+    model, best, log = weights(tmp_path, "one"), tmp_path / "best.pt", tmp_path / "train.csv"
+    write_text(best, "best")
+    write_text(log, "row")
+    for file in (best, log):
+        tracker.artifact(file)
+    tracker.model(model, 1)
+    tracker.finish("FINISHED")
+    artifacts = folder_of(MlflowClient(store).get_run(tracker.run_id).info.artifact_uri)
+    (logged,) = models(store)
+    assert (artifacts / best.name).samefile(best)
+    assert (folder_of(logged.artifact_location) / model.name).samefile(model)
+    assert not (artifacts / log.name).samefile(log)
+    write_text(best, "better")  # that of the run is replaced
+    assert (artifacts / best.name).read_text() == "best"
+
+
+@pytest.mark.parametrize("uri", ["{0}/a", "file://{0}/a", "{0}/a%20b", "file://{0}/a%20b"])
+def test_a_link_has_its_place_below_the_artifacts(uri: str, tmp_path: Path) -> None:
+    source = tmp_path / "x.pt"
+    write_text(source, "x")
+    uri = uri.format(tmp_path)
+    root = tmp_path / ("a b" if uri.startswith("file") and "%" in uri else Path(uri).name)
+    mlflow_store.link_artifact(uri, source, "checkpoints")
+    assert (root / "checkpoints" / "x.pt").samefile(source)
+    mlflow_store.link_artifact(uri, source, "../..")
+    assert not (tmp_path.parent / "x.pt").exists()
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a", "mlflow-artifacts:/a", "file://host/a"])
+def test_artifacts_elsewhere_are_not_linked(uri: str, tmp_path: Path) -> None:
+    write_text(tmp_path / "x.pt", "x")
+    before = os.getcwd(), sorted(Path().iterdir())
+    mlflow_store.link_artifact(uri, tmp_path / "x.pt")
+    assert (os.getcwd(), sorted(Path().iterdir())) == before
+    assert not Path("/a").exists()
+
+
+def test_a_disk_without_links_has_copies(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no links")
+
+    monkeypatch.setattr(mlflow_store.os, "link", refuse)
+    tracker = begun(store, tmp_path)
+    best = tmp_path / "best.pt"
+    write_text(best, "best")
+    tracker.artifact(best)
+    tracker.finish("FINISHED")
+    artifacts = folder_of(MlflowClient(store).get_run(tracker.run_id).info.artifact_uri)
+    assert (artifacts / best.name).read_text() == "best"
+    assert not (artifacts / best.name).samefile(best)
 
 
 def test_a_run_has_a_model_for_each_best_epoch(store: str, tmp_path: Path) -> None:
