@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from research.utils.errors import UserError
+from research.utils.installation import VERSION as __version__
 
 if TYPE_CHECKING:
     from research.config import RunConfig
@@ -29,7 +30,16 @@ if TYPE_CHECKING:
     from research.engine.training import TrainResult
     from research.tracking.evaluations import Evaluation
 
-__all__ = ["UserError", "compose", "evaluate", "load", "open_store", "predict", "train"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "compose",
+    "evaluate",
+    "load",
+    "open_store",
+    "predict",
+    "train",
+]
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> RunConfig:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import random
 import shlex
-import sys
 import textwrap
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from research.benchmarks.options import BenchmarkOptions
-from research.config import cli
+from research.config import cli, outputs
 from research.inspect import find_images
 from research.utils import logs
 from research.utils.errors import UserError
@@ -153,9 +152,9 @@ def main(words: list[str]) -> None:
         )
     if chosen.reads_images and not paths[1:]:
         raise UserError("NAME", f"{name}: pass IMAGES, files or folders, after it")
+    logs.to_terminal()
     files = find_images(paths[1:]) if chosen.reads_images else []
     files = sorted(random.Random(0).sample(files, min(options.files, len(files))))  # noqa: S311 - no secret
-    logs.to_terminal(sys.stderr)
     out = options.out or Path(f"runs/benchmarks/{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}")
     _measure(name, options, files, overrides, out, shlex.join(words))
 
@@ -180,9 +179,9 @@ def _measure(
     read = [f"{len(files)} files"] if files else []
     print("; ".join([*read, f"{options.rounds} rounds", measure.machine(under)]))
     measure.print_tables(name, results)
-    with cli.writing_to(out):
+    with outputs.writing_to(out):
         measure.write(name, results, under, out)
-    cli.print_files(out, f"{name}.json", f"{name}.png")
+    outputs.print_files(out, f"{name}.json", f"{name}.png")
 
 
 if __name__ == "__main__":

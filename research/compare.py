@@ -14,7 +14,7 @@ from research.comparison.page import page
 from research.comparison.tables import flat, flat_runs, markdown
 from research.comparison.upload import FOLDER, upload
 from research.comparison.verdicts import ComparisonResult, compare
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import PATH, TEXT, number, one_of
 from research.tracking.files import csv_text
 from research.utils import logs
@@ -158,7 +158,7 @@ def main(words: list[str]) -> None:
     metric, _, mode = options.metric.partition(":")
     if mode:
         cli.choose("metric", f"{metric}:{mode}", (f"{metric}:max", f"{metric}:min"))
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     folders = collect.find_runs([Path(path) for path in paths or ["runs"]])
     statuses = () if "all" in options.status else options.status
     runs, skipped = collect.select(folders, options.experiment, statuses)
@@ -190,13 +190,13 @@ def main(words: list[str]) -> None:
     single = Path(paths[0]).name if len(paths) == 1 else ""
     title = options.title or options.experiment or single
     out = options.out or Path(f"runs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    with cli.writing_to(out):
+    with outputs.writing_to(out):
         files = write(out, result, title or f"Comparison by {metric}")
     stored = upload(files, compared, options.mlflow)
     sign = 1 if mode == "max" else -1
     best = max(result.groups[0].runs, key=lambda run: sign * (run.value(metric) or 0))
     names = [file.name for file in files]
-    cli.print_files(out, *names, following=cli.command_of("reproduce", best.folder))
+    outputs.print_files(out, *names, following=outputs.command_of("reproduce", best.folder))
     if stored:
         print(f"mlflow: run {stored}, artifacts in {FOLDER}/", file=sys.stderr)
 

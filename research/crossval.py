@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research.config import cli
+from research.config import cli, outputs
 from research.utils.errors import UserError
 from research.utils.progress import track
 from research.utils.tables import TextTable, terminal_width
@@ -137,14 +136,17 @@ def main(words: list[str]) -> None:
     # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
-    # Standard output is for the result only.
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     which, device, trust = options.checkpoint, options.device, options.trust
     folds = [
         evaluate_fold(Path(path), which, device, overrides, trust)
         for path in track(paths, "evaluating folds", unit="runs")
     ]
     print(table(folds).text(terminal_width()))
+    gains = [(fold.result.values - fold.result.baseline).mean() for fold in folds]
+    weakest = folds[int(np.argmin(gains))].run
+    words = ["split=test", *outputs.typed_options(options), *overrides]
+    outputs.print_next(outputs.command_of("evaluate", weakest, *words))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import PATH, one_of
 from research.tracking.evaluations import FOLDER
 from research.utils.errors import UserError
@@ -51,15 +50,19 @@ def main(words: list[str]) -> None:
     from research.engine.evaluation import load_eval_run
     from research.utils import logs
 
-    # Standard output is for the result only.
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     run, which, device = Path(paths[0]), options.checkpoint, options.device
-    out = options.out or cli.folder_in_run(run, FOLDER)
+    out = options.out or outputs.folder_in_run(run, FOLDER)
     loaded = load_eval_run(run, options.split, which, device, overrides, options.trust)
     evaluation, result = loaded.measure()
     # Printed before the files are written: a full disk must not lose it.
     print(to_json({**asdict(evaluation), "files": str(out / evaluation.name)}), end="")
     loaded.keep(evaluation, result, out)
+    verb, then = "leaderboard", options.split
+    if options.split != "test" and "test" in loaded.predictor.data.splits:
+        verb, then = "evaluate", "test"
+    following = [f"split={then}", *outputs.typed_options(options), *overrides]
+    outputs.print_files(out, following=outputs.command_of(verb, run, *following))
 
 
 if __name__ == "__main__":

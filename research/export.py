@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import PATH, whole
+from research.config.run_files import is_own
 from research.utils import logs
 from research.utils.conditions import explain
 from research.utils.errors import UserError
@@ -130,7 +130,7 @@ def export(
     form = export_form(loaded.model, coefficients=coefficients)
     with Phase("exporting to ONNX"):
         program = _program(form, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
-    name = cli.run_dir_of(run).resolve().name
+    name = outputs.run_dir_of(run).resolve().name
     metadata = {**_metadata(loaded, saved["data"]), **form.metadata, "run": name}
     program.model.metadata_props.update(
         {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
@@ -280,9 +280,12 @@ def main(words: list[str]) -> None:
     paths, options, _ = cli.parse(ExportOptions, words)
     if len(paths) != 1:
         raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     path, which = Path(paths[0]), options.checkpoint
     print(export(path, options.out, which, options.opset, options.trust))
+    if is_own(path):  # where the data of a stranger's file are is not known
+        words = outputs.typed_options(options)
+        outputs.print_next(outputs.command_of("evaluate", path, "split=val", *words))
 
 
 if __name__ == "__main__":

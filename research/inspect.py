@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli
+from research.config import cli, outputs
+from research.config.overrides import train_command
 from research.config.rules import PATH
 from research.utils import logs
 from research.utils.errors import UserError
@@ -16,6 +17,8 @@ from research.utils.progress import track
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+log = logging.getLogger("research.inspect")  # as a command, this module is called __main__
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def find_images(paths: list[str]) -> list[Path]:
         if path.is_dir():
             listing = list_files(path, EXTENSIONS)
             files += listing.paths
-            print(f"{path}: {describe_files(len(listing.names), listing.passed_over)}")
+            log.info("%s: %s", path, describe_files(len(listing.names), listing.passed_over))
         elif path.exists():
             files.append(path)
         else:
@@ -173,7 +176,7 @@ def main(words: list[str]) -> None:
     paths, options, overrides = cli.parse(InspectOptions, words, others="")
     if not paths:
         raise UserError("IMAGES", "pass IMAGES (files or folders) first, then key=value settings")
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     out = options.out
     rows = inspect(find_images(paths), out, overrides)
     print(f"{'Y':>7} {'Cb':>7} {'Cr':>7} {'RGB':>7}  dB")
@@ -181,7 +184,9 @@ def main(words: list[str]) -> None:
         numbers = [f"{row[name]:7.2f}" for name in ("Y", "Cb", "Cr", "RGB") if name in row]
         fallback = f"  ({row['fallback']})" if row["fallback"] else ""
         print(f"{' '.join(numbers):31}  {row['file']}{fallback}")
-    print(f"pictures: {out}")
+    chosen = [word for word in overrides if word.startswith("compression")]
+    following = train_command(["model=resnet34_compressed", *chosen])
+    outputs.print_files(out, following=following)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from research.config import cli, command_line
 from research.utils.errors import UserError
-from research.utils.installation import HOME, IS_COPY, PACKAGE
+from research.utils.installation import HOME, IS_COPY, NAME, PACKAGE, VERSION
 
 OTHERS = ("__init__", "batch", "judge", "lab", "train")
 """Modules at the top of the package that are no verbs, or one of another name."""
@@ -34,6 +34,9 @@ def run(words: list[str]) -> None:
     """Run a command as ``python -m research.VERB`` would, with the other words as its arguments."""
     if words[:1] in ([], ["--help"], ["-h"]):
         print(usage())
+        return
+    if words[0] == "--version":
+        print(NAME, VERSION)
         return
     verb = cli.choose("VERB", words[0], list(verbs()))
     sys.argv = [f"lab {verb}", *words[1:]]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import COUNT, PATH, one_of
 from research.utils.errors import Damaged, UserError
 from research.utils.progress import track
@@ -268,8 +267,7 @@ def main(words: list[str]) -> None:
     # Imported late: mistakes are reported before torch is imported.
     from research.utils import logs
 
-    # Standard output is for the result only.
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     entries, monitor = evaluate_runs(
         [Path(path) for path in paths],
         options.split,
@@ -283,12 +281,12 @@ def main(words: list[str]) -> None:
     settings = {"split": options.split, "rounds": options.rounds, "device": options.device}
     # Printed before the files are written: a full disk must not lose it.
     print(table(entries, monitor).text(terminal_width()))
-    with cli.writing_to(out):
+    with outputs.writing_to(out):
         write(out, entries, monitor, settings)
     best = next(entry for entry in entries if entry.ranks["accuracy"] == 1)
-    words = [f"split={options.split}", *cli.typed_options(options), *overrides]
-    look = cli.command_of("evaluate", best.run, *words)
-    cli.print_files(out, "judged.csv", "judged.json", "judged.png", following=look)
+    words = [f"split={options.split}", *outputs.typed_options(options), *overrides]
+    look = outputs.command_of("evaluate", best.run, *words)
+    outputs.print_files(out, "judged.csv", "judged.json", "judged.png", following=look)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from research.config import cli, compose_config
+from research.config import cli, compose_config, outputs
 from research.config.overrides import train_command
 from research.config.rules import PATH, number, whole
 from research.tracking.tracker import Row, Table, Tracker
@@ -305,7 +305,7 @@ def main(words: list[str]) -> None:
         chosen |= {"scale_lr": None} if config["scale_lr"] else {}
         others = [word for word in settings if word.partition("=")[0] not in chosen]
         train = train_command(others, chosen)
-    cli.print_files(folder, "lr_find.png", "lr_find.csv", following=train)
+    outputs.print_files(folder, "lr_find.png", "lr_find.csv", following=train)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import COUNT, FRACTION, PATH, TRUTH, whole
 from research.config.run_files import new_folder
 from research.config.schema import RUN_RULES
@@ -121,6 +121,12 @@ def main(words: list[str]) -> None:
         _show(job, options.port)
     else:
         _report(job, job.predict())
+        outputs.print_next(outputs.command_of("predict", *_without_out(words), "show=true"))
+
+
+def _without_out(words: Sequence[str]) -> list[str]:
+    """The words of the command, without the folder, which is not empty any more."""
+    return [word for word in words if word.partition("=")[0] not in ("out", "show")]
 
 
 def _show(job: PredictionJob, port: int) -> None:

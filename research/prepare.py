@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli
+from research.config import cli, outputs
 from research.config.overrides import train_command
 from research.data.prepare_options import (
     BoxOptions,
@@ -173,7 +173,7 @@ def prune(source: Path, out: Path, options: PruneOptions) -> None:
     if report.dropped:
         print(f"  dropped {_format_counts(report.dropped)}; see {out / capture.REPORT}")
     store = out.with_name(f"{out.name}_store")
-    print(f"next:     {cli.command_of('prepare', 'frames', out, store)}")
+    outputs.print_next(outputs.command_of("prepare", "frames", out, store))
 
 
 def lint(path: Path, out: Path | None) -> bool:
@@ -206,7 +206,7 @@ def lint(path: Path, out: Path | None) -> bool:
         print(f"error: {line}")
     print(f"{len(report.errors)} errors, {len(report.warnings)} warnings; pictures: {out}")
     if not report.errors and manifest.kind != "features":
-        print(f"next:     {_train_command(manifest)}")
+        outputs.print_next(_train_command(manifest))
     return not report.errors
 
 
@@ -242,8 +242,8 @@ def _print_summary(manifest: Manifest) -> None:
         print(f"  left out {_format_counts(manifest.damage)}")
     if channels := manifest.transform.get("channels"):
         print(f"  {' '.join(channels)}, {manifest.transform['dtype']}")
-    print(f"check:    {cli.command_of('prepare', 'lint', manifest.path)}")
-    print(f"next:     {_train_command(manifest)}")
+    check = outputs.command_of("prepare", "lint", manifest.path)
+    outputs.print_next(_train_command(manifest), check)
 
 
 def _train_command(manifest: Manifest) -> str:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from research.config import cli, compose_config
+from research.config import cli, compose_config, outputs
 from research.config.compose import CONFIG_DIR
 from research.config.keys import MISSING, differences
 from research.config.messages import format_change, format_value
@@ -20,6 +20,7 @@ from research.config.stored import with_defaults
 from research.engine.run_record import RunRecord, read_record
 from research.utils.errors import UserError, printable
 from research.utils.files import write_text
+from research.utils.installation import NAME
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ def own_options(record: RunRecord) -> tuple[Path | None, str]:
     recorded = record.environment["config_dir"] or _flag(record.environment["command"])
     if recorded is None:
         return None, ""
-    told = f"the run had --config-dir {recorded}"
+    remark = f"the run had --config-dir {recorded}"
     if not is_own(record.folder):
-        return None, f"{told}, which is not repeated for a run outside runs/"
+        return None, f"{remark}, which is not repeated for a run outside runs/"
     folder = Path(record.environment["folder"], recorded)
     if not folder.is_dir():
-        return None, f"{told}, which is missing"
+        return None, f"{remark}, which is missing"
     here = folder.resolve().is_relative_to(Path.cwd())
     return folder.resolve().relative_to(Path.cwd()) if here else folder, ""
 
@@ -241,10 +242,7 @@ def commands(
     wanted = [
         f"{name}=={version}"
         for name, version in recorded.items()
-        if version
-        and name in now["packages"]
-        and version != now["packages"][name]
-        and name != "backbone-lab"
+        if version and name in now["packages"] and version != now["packages"][name] and name != NAME
     ]
     if wanted:
         labels = dict.fromkeys(w.rpartition("+")[2] for w in wanted if "+" in w)
@@ -310,10 +308,10 @@ def main(words: list[str]) -> None:
     run, out = Path(paths[0]), options.out
     if not run.exists():
         raise UserError("RUN", f"{run}: no such run", "pass a run folder")
-    text, steps = report(read_record(cli.run_dir_of(run), options.trust))
+    text, steps = report(read_record(outputs.run_dir_of(run), options.trust))
     print(text)
     if out is not None:
-        with cli.writing_to(out):
+        with outputs.writing_to(out):
             write_text(out / "reproduce.txt", f"{text}\n")
             write_text(out / "reproduce.sh", "\n".join(["set -e", *steps, ""]))
 

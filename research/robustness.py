@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import PATH, number, one_of, whole
 from research.utils.errors import UserError
 from research.utils.tables import TextTable, terminal_width
@@ -92,25 +91,24 @@ def main(words: list[str]) -> None:
     if len(paths) != 1:
         raise UserError("RUN", "pass one RUN folder or checkpoint first, then key=value settings")
     path, split = Path(paths[0]), options.split
-    out = options.out or cli.folder_in_run(path, f"robustness_{split}")
+    out = options.out or outputs.folder_in_run(path, f"robustness_{split}")
     # Imported late: mistakes are reported before torch is imported.
     from research.engine.disturbances import evaluate_cases
     from research.engine.evaluation import load_eval_run
     from research.utils import logs
 
-    # Standard output is for the result only.
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     run = load_eval_run(path, split, options.checkpoint, options.device, overrides, options.trust)
     shifts, noise = sorted(set(options.shifts)), sorted(set(options.noise))
     rows, metric, basis = evaluate_cases(run, shifts, noise)
     # Printed before the files are written: a full disk must not lose it.
     print(table(rows, metric).text(terminal_width()))
-    with cli.writing_to(out):
+    with outputs.writing_to(out):
         write(out, rows, metric, {"run": str(path), "split": split, "of": basis})
-    words = [f"split={split}", *cli.typed_options(options), *overrides]
-    look = cli.command_of("evaluate", path, *words)
+    words = [f"split={split}", *outputs.typed_options(options), *overrides]
+    look = outputs.command_of("evaluate", path, *words)
     names = [f"robustness.{suffix}" for suffix in ("csv", "json", "png")]
-    cli.print_files(out, *names, following=look)
+    outputs.print_files(out, *names, following=look)
 
 
 if __name__ == "__main__":

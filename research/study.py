@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import PATH, TRUTH, number
 from research.studies import results
 from research.studies.definition import load_studies
@@ -91,7 +91,7 @@ def _build(docs: Path, *, check: bool) -> None:
         if lines:
             raise SystemExit(1)
         return
-    with cli.writing_to(docs):
+    with outputs.writing_to(docs):
         changed = results.write(files)
     print("\n".join(f"wrote {path}" for path in changed) or "the results page has not changed")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.config import cli, compose_config
+from research.config import cli, compose_config, outputs
+from research.config.overrides import train_command
 from research.config.rules import COUNT, DEVICE, PATH, TRUTH
 from research.utils import logs
 from research.utils.conditions import explained
@@ -197,7 +197,7 @@ def write_csv(path: Path, keys: list[str], summaries: list[ModelSummary]) -> Non
         }
         for row in summaries
     ]
-    with cli.writing_to(path):
+    with outputs.writing_to(path):
         write_text(path, csv_text(list(found[0]), found))
 
 
@@ -232,7 +232,7 @@ def _values(text: str) -> list[str]:
 def main(words: list[str]) -> None:
     paths, options, settings = cli.parse(SummaryOptions, words, others="")
     cli.no_paths(paths)
-    logs.to_terminal(sys.stderr)
+    logs.to_terminal()
     with explained({"batch": options.batch} if options.latency else {}):
         found = rows(
             settings,
@@ -247,6 +247,7 @@ def main(words: list[str]) -> None:
     if options.csv is not None:
         write_csv(options.csv, keys, found)
     print(table(keys, found).text(terminal_width()))
+    outputs.print_next(train_command(settings, multirun=bool(keys)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from research.utils.installation import CONF
 from tests.conftest import advised, evaluated, run, verb
 from tests.data import test_cifar
 from tests.golden.configurations import DATA, FRAMES, PHOTOS, PICTURES
+from tests.test_outputs import ENDS
 
 pytestmark = pytest.mark.long
 SHORT = (
@@ -200,6 +202,13 @@ def project(shared: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 Answer = Callable[..., tuple[int, str, str]]
 
 
+class Impatient:
+    """Waits as somebody does who presses Ctrl-C at once."""
+
+    def wait(self) -> None:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Answer:
     """Runs ``python -m research.NAME`` in this process; gives status, output and errors."""
@@ -229,6 +238,7 @@ def check(answered: tuple[int, str, str], *, refused: bool) -> None:
     else:
         assert status == 0, errors
         assert printed.strip()
+        assert not re.search("^(files|check|next):", printed, re.MULTILINE)
 
 
 def test_every_model_has_a_variant() -> None:
@@ -249,7 +259,7 @@ def test_a_command_on_a_run(
     refused = command in data_of(model).refused
     answered = answer(command, *words)
     check(answered, refused=refused)
-    if "\nnext:" in answered[2]:
+    if not refused and command not in ENDS:
         module, *following = advised(answered[2])[2:]
         check(answer(module.removeprefix("research."), *following), refused=False)
     written = [path for path in out.rglob("*") if path.is_file()]
@@ -257,14 +267,26 @@ def test_a_command_on_a_run(
 
 
 @pytest.mark.parametrize("model", COMMAND_MODELS)
-def test_predict(model: str, project: Project, answer: Answer, tmp_path: Path) -> None:
-    """From the run folder, and from the one file that can be handed on."""
+def test_predict(
+    model: str,
+    project: Project,
+    answer: Answer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the run folder, and from the one file that can be handed on; then on the page."""
+    monkeypatch.setattr(verb("predict"), "Event", Impatient)
     name = project.run_of(model)
     for number, file in enumerate((name, f"{name}/checkpoints/final.safetensors")):
         out = tmp_path / f"out{number}"
         words = (file, data_of(model).source, f"out={out}", "max_frames=2", "device=cpu")
-        check(answer("predict", *words), refused=False)
+        answered = answer("predict", *words)
+        check(answered, refused=False)
         assert json.loads((out / "summary.json").read_text())["frames"] == 2
+    _, _, _, *following = advised(answered[2])
+    shown = answer("predict", *following)
+    check(shown, refused=False)
+    assert shown[1].startswith("watch: ")
 
 
 @pytest.mark.parametrize("model", COMMAND_MODELS)
@@ -272,13 +294,18 @@ def test_commands_that_take_settings(
     model: str, project: Project, answer: Answer, tmp_path: Path
 ) -> None:
     words = [*small(model), *data_of(model).words]
-    check(answer("summary", *words, "rounds=1", "device=cpu"), refused=False)
-    check(answer("lr_find", *words, *SHORT, "steps=10", f"out={tmp_path / 'lr'}"), refused=False)
+    said = [answer("summary", *words, "rounds=1", "device=cpu")]
+    said.append(answer("lr_find", *words, *SHORT, "steps=10", f"out={tmp_path / 'lr'}"))
     assert {path.name for path in (tmp_path / "lr").iterdir()} >= {"lr_find.csv", "lr_find.png"}
     photo = "data/pictures/test/bars/000.jpg"
     compression = choices(model)["compression"]
     words = [f"compression={compression}", f"out={tmp_path / 'seen'}"]
-    check(answer("inspect", photo, *words), refused=compression == "none")
+    seen = answer("inspect", photo, *words)
+    check(seen, refused=compression == "none")
+    for answered in [*said, *[seen] * (compression != "none")]:
+        check(answered, refused=False)
+        if "next:" in answered[2]:  # lr_find has none where the loss did not decrease
+            assert compose_config(advised(answered[2])[2:])
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")

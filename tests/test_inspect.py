@@ -11,8 +11,9 @@ from PIL import Image
 from scipy.fft import dctn, idctn
 
 from research import inspect
+from research.config import compose_config
 from research.utils.errors import UserError
-from tests.conftest import picture
+from tests.conftest import advised, picture
 
 SIZE = "dataset.image_size=64"
 
@@ -172,11 +173,15 @@ def test_the_command_prints_a_row_a_file(
 ) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"")
-    inspect.main([str(photo), str(bad), SIZE, f"out={tmp_path / 'out'}"])
-    printed = capsys.readouterr().out.splitlines()
+    words = ["compression.window=2", f"out={tmp_path / 'out'}"]
+    inspect.main([str(photo), str(bad), SIZE, *words])
+    output, logged = capsys.readouterr()
+    printed = output.splitlines()
     assert printed[0].split() == ["Y", "Cb", "Cr", "RGB", "dB"]
     assert re.fullmatch(rf"( +\d+\.\d\d){{4}} +{re.escape(str(photo))}", printed[1])
     assert printed[2].split(maxsplit=1) == [str(bad), "(left out: empty)"]
-    assert printed[3] == f"pictures: {tmp_path / 'out'}"
+    assert len(printed) == 3
+    assert f"files: {tmp_path / 'out'}\n" in logged
+    assert compose_config(advised(logged)[2:]).config["compression"]["window"] == 2
     with pytest.raises(UserError, match="pass IMAGES"):
         inspect.main([SIZE])

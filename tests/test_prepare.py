@@ -85,13 +85,13 @@ def test_capture_runs_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixtu
     expected = np.array([8 / 64, (12 + 8) / 64, 40 / 64, (36 + 8) / 64])  # 64×48 in a square
     np.testing.assert_allclose(store.rows("boxes", 1)[0], expected, atol=1e-6)
     assert store.gather("mask", range(3)).sum(1).tolist() == [0, 1, 1]
-    output = capsys.readouterr().out
+    output, logged = capsys.readouterr()
     assert f"prepared: {manifest.folder}" in output
     assert "train 6 samples of 2 groups" in output
-    assert "4 of 12 frames are empty, kept as negatives" in output
+    assert "4 of 12 frames are empty, kept as negatives" in logged
     assert (
         f"python train.py model=tinydet dataset=warehouse dataset.manifest={manifest.path}"
-        in output
+        in logged
     )
 
 
@@ -120,7 +120,7 @@ def test_the_reading_is_printed_and_kept(
         "2 passed over (1 XML, 1 YAML), 1 left out (empty)"
     )
     assert manifest.reading == line
-    assert f"{source}: {line}" in capsys.readouterr().out
+    assert f"{source}: {line}" in capsys.readouterr().err
     assert manifest.samples == 3
     words = ["model=tinydet", "dataset=warehouse", f"dataset.manifest={manifest.path}"]
     with caplog.at_level(logging.INFO):
@@ -134,7 +134,7 @@ def test_the_advised_commands_are_quoted(
 ) -> None:
     run("frames", str(make_runs(tmp_path / "runs")), "a store, mine", *SMALL)
     path = str(Manifest.load(Path("a store, mine")).path)
-    check, train = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    check, train = (shlex.split(line) for line in capsys.readouterr().err.splitlines()[-2:])
     assert check == ["check:", "python", "-m", "research.prepare", "lint", path]
     assert train[:3] == ["next:", "python", "train.py"]
     assert compose_config(train[3:]).config["dataset"]["manifest"] == path
@@ -173,8 +173,8 @@ def test_image_folders_become_a_store(
         np.bincount(Store(manifest).whole("labels")).tolist() == [sum(expected.values()) // 3] * 3
     )
     assert (
-        "next:     python train.py model=resnet34_compressed compression.window=4 "
-        f"dataset=warehouse dataset.manifest={manifest.path}" in capsys.readouterr().out
+        "next:  python train.py model=resnet34_compressed compression.window=4 "
+        f"dataset=warehouse dataset.manifest={manifest.path}" in capsys.readouterr().err
     )
 
 
@@ -201,13 +201,13 @@ def make_pairs(root: Path, frames: int = 4) -> Path:
 def test_paired_folders_become_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pairs(tmp_path / "pairs")
     run("rgbx", "pairs", "out", "workers=1", "size=64")
-    output = capsys.readouterr().out
+    output, logged = capsys.readouterr()
     manifest = Manifest.load(Path("out"))
     assert f"prepared: {manifest.folder}\n  train 4 samples of 4 groups\n" in output
     assert "  red green blue thermal, uint8\n" in output
-    assert "1 of 4 frames are empty, kept as negatives" in output
+    assert "1 of 4 frames are empty, kept as negatives" in logged
     command = f"model=rgbx_mit_b0 dataset=rgbx dataset.root={manifest.folder}"
-    assert f"next:     python train.py {command} dataset.image_size=64\n" in output
+    assert f"next:  python train.py {command} dataset.image_size=64\n" in logged
     image = Store(manifest).rows("images", 2)[8:56]
     np.testing.assert_array_equal(image[..., :3], Image.open("pairs/visible/2.png"))
     np.testing.assert_array_equal(image[..., 3], Image.open("pairs/infrared/2.png"))
@@ -282,10 +282,10 @@ def test_limits_apply_to_pairs(
     assert not [*Path(".").glob("out/v*")]
     enough = limit.partition("=")[0] + ("=0.5" if "ratio" in limit else "=2")
     run("rgbx", "pairs", "out", "workers=1", enough)
-    output = capsys.readouterr().out
-    assert "left out: labels/3.txt: its thermal image infrared/3.* does not exist" in output
-    assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in output
-    assert "left out: visible/5.png: pairs/infrared/5.png: " in output
+    output, logged = capsys.readouterr()
+    assert "left out: labels/3.txt: its thermal image infrared/3.* does not exist" in logged
+    assert "left out: labels/4.txt: visible/4.png: not an image: replace it" in logged
+    assert "left out: visible/5.png: pairs/infrared/5.png: " in logged
     assert "  train 5 samples of" in output
     assert "  left out 1 truncated\n" in output
 
@@ -295,10 +295,10 @@ def test_pruned_runs_are_a_source_again(tmp_path: Path, capsys: pytest.CaptureFi
     (source / "run_0" / "labels" / "frame_00001.json").write_text("{")
     (source / "run_1" / "images" / "frame_00002.jpg").unlink()
     run("prune", str(source), "pruned", "empty=true", "not_runs=run_3")
-    output = capsys.readouterr().out
+    output, logged = capsys.readouterr()
     assert "kept    4 frames of 3 runs" in output
     assert "without the runs run_3" in output
-    _, _, module, *words = advised(output)
+    _, _, module, *words = advised(logged)
     assert (module, words) == ("research.prepare", ["frames", "pruned", "pruned_store"])
     run("frames", "pruned", "out", *SMALL)
     manifest = Manifest.load(Path("out"))
@@ -337,7 +337,7 @@ def test_limits_stop_it_before_anything_is_written(
     assert manifest.samples == 9
     key, value = enough.split("=")
     assert manifest.thresholds == {key: float(value)}
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert "left out: run_0/labels/frame_00001.json: bad JSON" in output
     assert "1 of 12 frames are invalid, left out" in output
     assert "2 of 12 frames are missing, left out" in output
@@ -441,9 +441,9 @@ def test_lint_reports_errors_and_fails(tmp_path: Path, capsys: pytest.CaptureFix
     (folder / "notes.txt").write_text("mine")
     capsys.readouterr()
     run("lint", str(folder), "out=drawn")
-    printed = capsys.readouterr().out
+    printed, logged = capsys.readouterr()
     assert f"warning: {folder / 'notes.txt'}: orphan" in printed
-    settings = compose_config(advised(printed)[2:]).config
+    settings = compose_config(advised(logged)[2:]).config
     assert settings["dataset"]["manifest"] == str(folder / "manifest.json")
     assert (tmp_path / "drawn" / "samples.png").exists()
     with user_error("out", "notes.txt: File exists"):

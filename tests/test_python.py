@@ -188,7 +188,7 @@ def test_the_examples_of_the_page_run_as_they_stand(
     assert known["blocks"].shape == (2, 8, 8, 64)
     assert known["blocks"].dtype == torch.int16
     assert (known["blocks"][0].numpy() == known["view"]).all()
-    assert "pictures:" in capsys.readouterr().out
+    assert "in it" in capsys.readouterr().out
     content = torch.load(known["result"].folder / "checkpoints/last.pt", weights_only=True)
     rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
     listed = {key for row in rows if "(" not in row for key in re.findall(r"`(\w+)`", row)}

@@ -172,7 +172,7 @@ StartWorker = Callable[[Sequence[str], int, Mapping[str, str]], Connection]
 
 @contextmanager
 def _workers() -> Iterator[StartWorker]:
-    """Starts processes that train ``steps`` whenever they are told to, and answer with their
+    """Starts processes that train ``steps`` when they get a message, and answer with their
     seconds; before, with 0.
     """
     context = multiprocessing.get_context("spawn")

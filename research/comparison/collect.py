@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research.config import cli, stored
+from research.config import outputs, stored
 from research.config.keys import leaves
 from research.config.migrations import current_column, current_word
 from research.config.rules import nearest
@@ -101,7 +101,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     """
     runs: dict[Path, Path] = {}
     for path in paths:
-        here = list(_walk(cli.run_dir_of(path))) if path.exists() else []
+        here = list(_walk(outputs.run_dir_of(path))) if path.exists() else []
         if not here:
             raise UserError(
                 "RUN", f"{path}: no run here (a folder with summary.json)", "pass run folders"

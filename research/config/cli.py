@@ -14,12 +14,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from inspect import get_annotations
 from pathlib import Path
@@ -28,10 +26,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from research.config.messages import format_value
-from research.config.rules import DEVICE, PATH, TEXT, Rule, is_model_address, one_of
+from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils import bars, conditions, garbage, secrets
 from research.utils.errors import UserError
+from research.utils.installation import NAME, VERSION
 from research.utils.launch import require_one_process
 
 if TYPE_CHECKING:
@@ -310,71 +309,6 @@ def choose(key: str, value: str, allowed: Sequence[str]) -> str:
     raise UserError(key, f"{key}={value}{hint} allowed: {', '.join(allowed)}")
 
 
-def run_dir_of(path: Path) -> Path:
-    """The run folder of a path: the path itself, or the folder of a checkpoint file."""
-    folder = path if path.is_dir() else path.parent
-    return folder.parent if folder.name == "checkpoints" else folder
-
-
-def folder_in_run(run: Path, name: str) -> Path:
-    """The folder ``name`` for results in a run folder.
-
-    Raises:
-        UserError: if it is a link that leads outside of the run folder, or there is none.
-    """
-    if is_model_address(run):
-        raise UserError("out", f"{run}: a model in MLflow has no run folder", "set out=FOLDER")
-    folder = run_dir_of(run)
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise UserError("out", f"{folder / name}: a link that leads elsewhere", "set out=FOLDER")
-    return folder / name
-
-
-def print_files(out: Path, *names: str, following: str = "") -> None:
-    """Print on standard error where files were written, and a command to go on with.
-
-    Args:
-        out: the folder.
-        names: of the files in it.
-        following: the command; empty for none.
-    """
-    more = f" ({', '.join(names)})" if names else ""
-    print(f"\nfiles: {out}{more}", file=sys.stderr)
-    if following:
-        print(f"next:  {following}", file=sys.stderr)
-
-
-def typed_options(options: RunOptions) -> list[str]:
-    """The options that every command on a run has, as typed; without those at their defaults."""
-    values = {name: getattr(options, name) for name in declared(RunOptions)}
-    usual = RunOptions()
-    return [
-        f"{name}={format_value(list(value) if isinstance(value, tuple) else value)}"
-        for name, value in values.items()
-        if value != getattr(usual, name)
-    ]
-
-
-def command_of(verb: str, *words: object) -> str:
-    """A command line of ``python -m research.VERB``, quoted for the shell."""
-    return shlex.join(["python", "-m", f"research.{verb}", *map(str, words)])
-
-
-@contextmanager
-def writing_to(out: Path) -> Iterator[None]:
-    """Raise a ``UserError`` if results cannot be written to ``out``.
-
-    Raises:
-        UserError: for a full disk, a folder that is a file, or one without write permission.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise conditions.explain(error, {"out": out}) or UserError(
-            "out", f"{out}: {error.strerror or error}", "set another out=FOLDER"
-        ) from None
-
-
 def command(usage: str, main: Callable[[list[str]], None]) -> None:
     """Run a command with ``sys.argv``.
 
@@ -385,6 +319,9 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
     bars.show()
     garbage.freeze_at_exit()
     words = sys.argv[1:]
+    if "--version" in words:
+        print(NAME, VERSION)
+        return
     if not words or "--help" in words or "-h" in words:
         print(usage.strip())
         raise SystemExit(0 if words else 2)

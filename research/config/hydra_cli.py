@@ -36,6 +36,7 @@ from research.config.run_config import RunConfig
 from research.config.schema import register
 from research.utils import bars, conditions, garbage, secrets
 from research.utils.errors import UserError
+from research.utils.installation import NAME, VERSION
 from research.utils.launch import process_prefix
 
 
@@ -47,6 +48,9 @@ def command_line(main: Callable[..., object]) -> None:
     128 + the number of the signal. Every other exception keeps its traceback.
     """
     secrets.hide_command_line()
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        print(NAME, VERSION)
+        return
     if not process_prefix():  # of several processes, the main one shows them
         bars.show()
     garbage.freeze_at_exit()

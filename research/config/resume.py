@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config import run_files, stored, targets
 from research.config.changes import WEIGHTS, set_value
 from research.config.checks import check, check_value, run_faults
-from research.config.cli import run_dir_of
 from research.config.compose import Composed, composed
 from research.config.group_rules import group_rules
 from research.config.keys import MISSING, differences, leaves
 from research.config.messages import HELP, format_value
 from research.config.options import option_node, options
+from research.config.outputs import run_dir_of
 from research.config.overrides import override, train_command
 from research.config.run_config import RunConfig
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, register, rule_for

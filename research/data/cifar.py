@@ -112,6 +112,8 @@ class Cifar(ClassificationData):
         for part in parts:
             digest.update(parts[part].pixels.data)
         self.digest = digest.hexdigest()[:16]
+        val = "the test set" if self.full_train else "held out of its training images"
+        self.reading = f"{self.family.title} in {self.root}; val is {val}"
         if self.full_train:
             log.info(
                 "dataset.full_train=true: all training images are used for training and the "

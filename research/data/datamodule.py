@@ -98,6 +98,7 @@ class DataModule(ABC):
         name: name in the tracker.
         classes: class names in index order; empty before ``prepare``.
         splits: the samples of each split, of any type that has a length.
+        reading: how the files were read, in words; set by ``prepare``.
         unit: what a sample is, in the plural, for texts: ``images``, ``frames``, ``pairs``.
         default_classes: their number in ``expected_metadata`` if nothing else sets it.
         max_images: maximum number of samples by split; ``None`` for all.
@@ -107,6 +108,7 @@ class DataModule(ABC):
     """
 
     splits: Mapping[str, Sized]
+    reading: str = ""
     unit: str = "samples"
     default_classes: int = IMAGENET_CLASSES
 

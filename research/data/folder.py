@@ -131,6 +131,8 @@ class ImageFolders(ClassificationData):
         if self.test_dir is not None:
             keys["test"] = "dataset.test_dir"
             self.splits["test"] = self._eval_split(self.test_dir, keys["test"])
+        held_out = f"{self.val_fraction:g} of them, held out"
+        self.reading = f"CLASS/image folders in {where}; val is {self.val_dir or held_out}"
         for name, split in self.splits.items():
             check_not_empty(name, split, keys[name])
             limit = self.max_images.get(name)

@@ -1,4 +1,4 @@
-"""What a run says about itself: in its first line, its summary and the tags of trackers."""
+"""What a run says about itself: in its log, its summary and the tags of trackers."""
 
 from __future__ import annotations
 
@@ -38,6 +38,23 @@ def describe(experiment: Experiment) -> str:
     )
 
 
+def device(experiment: Experiment) -> list[str]:
+    """Device, precision, and how the network is placed and called, in words."""
+    return [str(experiment.device), experiment.cfg.precision, *_placements(experiment)]
+
+
+def batches(experiment: Experiment) -> list[str]:
+    """The batch of a training step over all processes, and its parts, in words."""
+    processes, train, accumulate = distributed.count(), experiment.train, experiment.cfg.accumulate
+    each = f"({processes} processes of {train.batch_size})"
+    together = f"{accumulate} for a step"
+    return [
+        f"{train.global_batch} {experiment.data.unit}",
+        *[each] * (processes > 1),
+        *[together] * (accumulate > 1),
+    ]
+
+
 def _processes(experiment: Experiment) -> str:
     """The number of processes and their batches, in words; empty for one."""
     processes, train = distributed.count(), experiment.train
@@ -46,6 +63,10 @@ def _processes(experiment: Experiment) -> str:
 
 
 def _placement(experiment: Experiment) -> str:
+    return "".join(f", {word}" for word in _placements(experiment))
+
+
+def _placements(experiment: Experiment) -> list[str]:
     """What the memory format, optimizer and compilation are, in words; empty if plain."""
     state, compile_ = experiment.state, experiment.state.config["compile"]
     words = {
@@ -53,7 +74,7 @@ def _placement(experiment: Experiment) -> str:
         "fused optimizer": state.optimizer.defaults.get("fused"),
         f"compiled ({placement.mode(compile_)})": compile_,
     }
-    return "".join(f", {word}" for word, chosen in words.items() if chosen)
+    return [word for word, chosen in words.items() if chosen]
 
 
 def model_summary(model: nn.Module, parameters: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from PIL.Image import Image
 
-from research.config import cli
+from research.config import outputs
 from research.config.changes import for_use
 from research.config.group_rules import group_rules
 from research.config.keys import MISSING, differences
@@ -92,7 +92,7 @@ class EvalRun:
         # A checkpoint within an epoch has other weights than its last row is of.
         row = state["history"][-1] if state["history"] and not state["samples"] else {}
         logged = {name: row.get(f"{self.split}/{name}") for name in result.metrics}
-        folder = cli.run_dir_of(self.file)
+        folder = outputs.run_dir_of(self.file)
         evaluation = Evaluation(
             split=self.split,
             epoch=state["epoch"],
@@ -130,11 +130,11 @@ class EvalRun:
         Raises:
             UserError: if ``out`` cannot be written to.
         """
-        with cli.writing_to(out):
+        with outputs.writing_to(out):
             files = self.write(evaluation, result, out)
         if evaluation.changed or not is_own(self.file):
             return
-        folder = cli.run_dir_of(self.file)
+        folder = outputs.run_dir_of(self.file)
         try:
             trackers = build.trackers(self.predictor.config)
             found = [each.deliver_evaluation(folder, evaluation, out, files) for each in trackers]
@@ -148,7 +148,7 @@ class EvalRun:
 
     def _command(self) -> str:
         """The command of this evaluation."""
-        folder, stem = cli.run_dir_of(self.file), self.file.stem
+        folder, stem = outputs.run_dir_of(self.file), self.file.stem
         is_usual = self.file == folder / "checkpoints" / f"{stem}.pt" and stem in ("best", "last")
         run = folder if is_usual else self.file
         which = ["checkpoint=last"] * (is_usual and stem == "last")
@@ -266,7 +266,7 @@ def _changed(file: Path, config: build.Config, loaded: Predictor) -> dict[str, A
     # Where the data of a stranger's file are can only be said on the command line.
     if not moved or not own:
         return changed
-    recorded = run_folder.data_hash(cli.run_dir_of(file))
+    recorded = run_folder.data_hash(outputs.run_dir_of(file))
     return changed if recorded == loaded.data.fingerprint() else {**changed, **moved}
 
 
@@ -293,22 +293,22 @@ def evaluate(
     Raises:
         UserError: if the run, setting or split does not exist, or ``out`` cannot be written to.
     """
-    out = out or cli.folder_in_run(run, FOLDER)
+    out = out or outputs.folder_in_run(run, FOLDER)
     loaded = load_eval_run(run, split, which, device, overrides, trust)
     evaluation, result = loaded.measure()
     loaded.keep(evaluation, result, out)
     return evaluation
 
 
-def at_end(experiment: Experiment, folder: Path, tracker: Tracker) -> None:
-    """Evaluate the best checkpoint on the split of ``evaluate_at_end``, if it is set.
+def at_end(experiment: Experiment, folder: Path, tracker: Tracker) -> Evaluation | None:
+    """Evaluate the best checkpoint on the split of ``evaluate_at_end``; None if it is not set.
 
     Every process calls it; the main one writes, and records it with the tracker of the run.
     """
     config = {**experiment.state.config, **dict.fromkeys(LIMITS)}
     split = config["evaluate_at_end"]
     if split is None:
-        return
+        return None
     file = checkpoint.find(folder, "best")
     saved = checkpoint.load(file, config["trust"])
     loaded = predictor.load_predictor(config, saved)
@@ -320,6 +320,7 @@ def at_end(experiment: Experiment, folder: Path, tracker: Tracker) -> None:
     evaluation, result = run.measure()
     if distributed.is_main():
         tracker.evaluation(evaluation, run.write(evaluation, result, folder / FOLDER))
+    return evaluation
 
 
 class _DrawnFiles(FileTracker):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,7 +26,7 @@ from research.engine.loss_log import ALONE, EpochStats, LossLog, no_samples, tim
 from research.engine.rng import generator_for
 from research.engine.state import TrainState
 from research.engine.steps import Skips, optimizer_step, remedy
-from research.tasks.task import LossTerms, Metrics, Monitor, Task, check_monitor
+from research.tasks.task import LossTerms, Metrics, Monitor, Task, check_monitor, main_values
 from research.tracking.tracker import Tracker
 from research.utils.progress import track_batches
 
@@ -234,7 +235,8 @@ def evaluate(
             return inputs, task.predict(model, inputs)
 
     totals, counts = task.metrics(device), Counter(loader.skipped)
-    for batch in track_batches(loader.epoch(0), phase, len(loader)):
+    shown = partial(main_values, totals, task.monitor)
+    for batch in track_batches(loader.epoch(0), phase, len(loader), shown):
         counts.update(batch.skipped, n=len(batch))
         if len(batch):
             inputs, predictions = predicted(batch)

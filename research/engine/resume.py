@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from research.config.cli import run_dir_of
+from research.config.outputs import run_dir_of
 from research.config.resume import unchangeable
 from research.config.run_files import is_own
 from research.engine import checkpoint, distributed, run_folder

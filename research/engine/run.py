@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from research.config import cli, run_files
+from research.config import run_files
 from research.config.rules import ALL
 from research.engine import (
     build,
@@ -19,6 +19,7 @@ from research.engine import (
     distributed,
     evaluation,
     initial_weights,
+    overview,
     run_folder,
 )
 from research.engine.batch_sizes import check_batch_size
@@ -30,8 +31,9 @@ from research.engine.loop import fit
 from research.engine.resume import Start, check_data, resume, set_back
 from research.engine.state import TrainState
 from research.tracking.console import ConsoleTracker
+from research.tracking.evaluations import Evaluation
 from research.tracking.files import FileTracker
-from research.tracking.summary import SummaryTracker, best_n
+from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Run, Status, Tracker, Trackers
 from research.utils import garbage, logs
 from research.utils.conditions import explained
@@ -182,18 +184,18 @@ def _train(
             set_back(begin.earlier, state, experiment.monitor, checkpoints, tracker)
         if resumed and is_main:
             checkpoints.drop_after(state.epoch)
-        about = description.describe(experiment)
-        log.info("%s: %s, %s", "resuming" if resumed else "training", name, about)
         metric, minutes = experiment.monitor.metric, config["save_every_minutes"]
         end_epoch = (callback or EpochEnd)(
             experiment.task, metric, checkpoints, tracker, pruner, interrupts, minutes
         )
         status: Status = "FAILED"
+        evaluated: Evaluation | None = None
         try:
             with interrupts.deferred():
                 if is_main:
                     own = {**config["tags"], **(tags or {})}
                     _record_start(folder, name, overrides, own, source, experiment, tracker)
+                    overview.log_start(folder, name, experiment, tracker, resumed=resumed)
                 if resumed:
                     end_epoch.correct_paths(state, all_rows=True)
                 fit(
@@ -210,7 +212,7 @@ def _train(
                 _finish_files(folder, state, data.unit, tracker)
                 if not end_epoch.stop:
                     with interrupts.immediate():
-                        evaluation.at_end(experiment, folder, tracker)
+                        evaluated = evaluation.at_end(experiment, folder, tracker)
             status = "PRUNED" if end_epoch.stop else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -220,7 +222,7 @@ def _train(
             with interrupts.deferred():
                 begin.look(state)
                 tracker.finish(status) if begin.has_begun else tracker.discard()
-    _log_end(folder, experiment, tracker, is_trial=pruner is not None)
+    overview.log_end(folder, experiment, tracker, evaluated, is_trial=pruner is not None)
     return state
 
 
@@ -321,21 +323,3 @@ def _finish_files(folder: Path, state: TrainState, unit: str, tracker: Tracker) 
         tracker.artifact(folder / file)
     if state.best_epoch and best.exists():
         tracker.model(best, state.best_epoch)
-
-
-def _log_end(folder: Path, experiment: Experiment, tracker: Tracker, *, is_trial: bool) -> None:
-    state, metric, data = experiment.state, experiment.monitor.metric, experiment.data
-    best = with_n(f"best {metric} {_number(state.best)}", best_n(state, metric), unit=data.unit)
-    log.info("%s at epoch %d", best, state.best_epoch)
-    lines = [f"run:      {folder}", f"pictures: {folder / 'pictures'}", *tracker.locations()]
-    if not is_trial:
-        words = cli.typed_options(cli.RunOptions(trust=tuple(state.config["trust"])))
-        lines.append(f"next:     {cli.command_of('evaluate', folder, *words)}")
-    for line in lines:
-        log.info("  %s", line)
-    if (baseline := data.baseline()) is not None:
-        log.info("  baseline: %s", baseline)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"

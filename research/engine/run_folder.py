@@ -32,14 +32,14 @@ from research.tracking import spool
 from research.utils import documents, secrets
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_atomic, write_text
-from research.utils.installation import IS_COPY
+from research.utils.installation import IS_COPY, NAME, VERSION
 
 log = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pyjpegio", "av", "open_clip_torch",
     "hydra-core", "hydra-optuna-sweeper", "omegaconf", "optuna", "mlflow", "torchmetrics",
-    "faster-coco-eval", "safetensors", "backbone-lab",
+    "faster-coco-eval", "safetensors", NAME,
 )  # fmt: skip
 BATCH = ("processes", "global_batch", "lr")
 """What ``description.batch`` says."""
@@ -169,7 +169,7 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of this project and of torch, and the commit of a checkout."""
-    names = ("backbone-lab", "torch")
+    names = (NAME, "torch")
     return {**{name: _version(name) for name in names}, "git_commit": _git().get("commit")}
 
 
@@ -315,6 +315,8 @@ def is_locked(folder: Path) -> bool:
 
 
 def _version(package: str) -> str | None:
+    if package == NAME:  # a checkout may have been installed when it was another
+        return VERSION
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

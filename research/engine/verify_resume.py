@@ -31,6 +31,7 @@ from research.engine.interrupts import Interrupts
 from research.engine.loss_log import LossLog
 from research.engine.run_differences import RunDifference, compare, content, describe
 from research.engine.state import TrainState
+from research.utils import logs
 from research.utils.errors import UserError
 from research.utils.installation import TRAIN
 
@@ -326,22 +327,24 @@ def _verdict(
     which: str, found: Mapping[str, Sequence[RunDifference]], reasons: Iterator[str]
 ) -> int:
     """Print what is identical, what is not, and the verdict; returns the exit status."""
-    log.info("  identical: %s", ", ".join(name for name in found if not found[name]) or "nothing")
+    same = ", ".join(name for name in found if not found[name]) or "nothing"
+    log.info("  identical: %s", same, extra=logs.RESULT)
     different = [describe(differences) for differences in found.values() if differences]
     for text in different:
-        log.info("  different: %s", text)
+        log.info("  different: %s", text, extra=logs.RESULT)
     if not different:
-        log.info("verify_resume: identical; a killed run is resumed bit for bit")
+        line = "verify_resume: identical; a killed run is resumed bit for bit"
+        log.info(line, extra=logs.RESULT)
         return 0
     if which == "killed":
-        log.info("verify_resume: different; the resumed run is not the undisturbed one. Reasons:")
+        line = "verify_resume: different; the resumed run is not the undisturbed one. Reasons:"
     else:
-        log.info(
+        line = (
             "verify_resume: not deterministic; two runs differ although neither was killed, which "
             "says nothing about resume. Reasons:"
         )
-    for reason in reasons:
-        log.info("  - %s", reason)
+    for each in (line, *(f"  - {reason}" for reason in reasons)):
+        log.info("%s", each, extra=logs.RESULT)
     return 1
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, StringConstraints, with_config
 
@@ -21,7 +21,7 @@ from research.config.overrides import override
 from research.utils import documents
 from research.utils.errors import UserError
 
-STRICT: Final = ConfigDict(extra="forbid")
+T = TypeVar("T")
 FOLDER: Final = "studies"
 """Of the definitions, in the folder of the documentation."""
 TEMPLATE: Final = "results.md"
@@ -49,8 +49,13 @@ NOT_SET: Final = (
 """Plain that a study gives its runs itself, or that belong to a machine."""
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def strict(kind: type[T]) -> type[T]:
+    """A frozen dataclass whose documents may have no other keys than its fields."""
+    return with_config(ConfigDict(extra="forbid"))(dataclass(frozen=True)(kind))
+
+
+@strict
 class StudyStore:
     """A store that is prepared before the first run, by ``research.prepare KIND SOURCE``.
 
@@ -65,8 +70,7 @@ class StudyStore:
     options: Plain = field(default_factory=dict)
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class StudyEvaluation:
     """What is measured of a trained run.
 
@@ -86,8 +90,7 @@ class StudyEvaluation:
     noise: list[Annotated[float, Field(gt=0)]] = field(default_factory=list)
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class Arm:
     """One of the things that a study compares.
 
@@ -108,8 +111,7 @@ class Arm:
     images: Name | None = None
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class StudyDefinition:
     """A study.
 

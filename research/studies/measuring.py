@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from research.config import cli
+from research.config import cli, outputs
 from research.utils.files import to_json, write_text
 
 
@@ -37,7 +37,7 @@ def measure(
 
     run = load_eval_run(folder, split, checkpoint, "auto", [])
     evaluation, result = run.measure()
-    out = cli.folder_in_run(folder, FOLDER)
+    out = outputs.folder_in_run(folder, FOLDER)
     run.keep(evaluation, result, out)
     network = build.model(run.predictor.config, run.saved["data"])
     parameters, macs, _, _ = cost.measure(network, run.predictor.config, run.saved["data"])

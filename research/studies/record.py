@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, FiniteFloat, StringConstraints, with_config
+from pydantic import AfterValidator, Field, FiniteFloat, StringConstraints
 
-from research.studies.definition import LINE, STRICT, Name, Plain, Seed, StudyRun, texts
+from research.studies.definition import LINE, Name, Plain, Seed, StudyRun, strict, texts
 from research.utils import documents
 from research.utils.errors import UserError
 from research.utils.files import write_text
@@ -45,12 +45,13 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Amount = Annotated[FiniteFloat, Field(ge=0)]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{7,64}$")]
 Metric = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./ -]{1,80}$")]
+Values = dict[Metric, FiniteFloat | None]
+"""Metrics by name, without the split; None for one that is not finite."""
 
 SettingKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/ -]{1,200}$")]
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class RecordedEvaluation:
     """Metrics of a checkpoint on a split.
 
@@ -59,18 +60,17 @@ class RecordedEvaluation:
         checkpoint: ``best`` or ``last``.
         epoch: completed epochs of the checkpoint.
         n: number of samples.
-        metrics: by name, without the split; None for one that is not finite.
+        metrics: of ``n`` samples.
     """
 
     split: Literal["val", "test"]
     checkpoint: Literal["best", "last"]
     epoch: Count
     n: Count
-    metrics: dict[Metric, FiniteFloat | None]
+    metrics: Values
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class RecordedBaseline:
     """The samples of a test split beside the baseline of its data.
 
@@ -84,19 +84,17 @@ class RecordedBaseline:
     groups: list[tuple[Count, FiniteFloat, FiniteFloat]]
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class RecordedCase:
     """Metrics with a disturbed sensor, see ``research.engine.disturbances.Case``."""
 
     kind: Literal["clean", "missing", "shifted", "noisy"]
     sensor: Short
     amount: Amount
-    metrics: dict[Metric, FiniteFloat | None]
+    metrics: Values
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class RecordedTiming:
     """A row of a benchmark.
 
@@ -117,8 +115,7 @@ class RecordedTiming:
     rounds: Count
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class Hardware:
     """Where a run was computed, as ``run_folder.environment`` describes it."""
 
@@ -130,8 +127,7 @@ class Hardware:
     platform: Short = ""
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
+@strict
 class StudyRecord:
     """What is kept of a finished run of a study.
 

@@ -97,7 +97,7 @@ def _deliver(ended: EndedRun, trackers: Sequence[Tracker], trust: Collection[str
 
 
 def _read(ended: EndedRun, trust: Collection[str]) -> Run:
-    """What trackers were told at the start of a run.
+    """What trackers got at the start of a run.
 
     Raises:
         UserError: if a file of the run is missing or damaged; also AttributeError, KeyError,

@@ -14,6 +14,7 @@ from typing import Any, Final
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from research.config import outputs
 from research.engine import build
 from research.sweeps import parent as parent_run
 from research.sweeps.delivery import PATIENCE, EndedRun, deliver
@@ -22,6 +23,7 @@ from research.sweeps.space import to_override
 from research.sweeps.storage import EndedTrial, StorageError
 from research.sweeps.study import Study
 from research.tracking.tracker import Status, Tracker
+from research.utils import logs
 from research.utils.counts import with_n
 from research.utils.errors import UserError, one_line
 from research.utils.files import remove_leftovers, to_json, write_text
@@ -47,7 +49,7 @@ RUN_KEYS: Final = (
 """Keys copied from the run's ``summary.json`` into the trial's entry."""
 ADDED_KEYS: Final = ("best_n", "unit")
 """The same; runs of earlier versions have none."""
-SHARE = 0.02
+FRACTION = 0.02
 """The most that the summary takes of the time of a sweep while trials end; its parent run too."""
 
 
@@ -90,7 +92,7 @@ def update(study: Study, config: Mapping[str, Any], status: Status = "RUNNING") 
 
 
 def update_at_times(study: Study, config: Mapping[str, Any]) -> None:
-    """As ``update``, while others follow: passed over where it would take more than ``SHARE``.
+    """As ``update``, while others follow: passed over where it would take more than ``FRACTION``.
 
     Both the summary and the parent run take longer the more trials there are.
     """
@@ -102,7 +104,7 @@ def update_at_times(study: Study, config: Mapping[str, Any]) -> None:
 
 
 def _write(study: Study) -> dict[str, Any]:
-    with study.store.ended[study.name].written.spent(SHARE):
+    with study.store.ended[study.name].written.spent(FRACTION):
         content = summary(study)
         write_text(study.folder / SUMMARY, _text(study, content))
     return content
@@ -118,7 +120,7 @@ def _update_parent(
         return build.trackers(config)
 
     try:
-        with study.store.ended[study.name].drawn.spent(SHARE):
+        with study.store.ended[study.name].drawn.spent(FRACTION):
             parent_run.update(study.folder, content, trackers, status)
     except Exception as error:
         # The summary is written; a failing plot or tracker must not end a trial or the sweep.
@@ -275,10 +277,10 @@ def failed_trials(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def log_end(study: Study, summary: dict[str, Any]) -> None:
     """Log the number of trials by status, the failed ones and the best."""
     counts = ", ".join(f"{count} {status.lower()}" for status, count in summary["counts"].items())
-    log.info("sweep: %s", counts)
+    rows = []
     for trial in failed_trials(summary):
         folder = trial.get("paths", {}).get("run", "it has no run folder")
-        log.info("  failed:   trial %d: %s (%s)", trial["trial"], trial["reason"], folder)
+        rows.append(("failed", [f"trial {trial['trial']}:", f"{trial['reason']}", f"({folder})"]))
     entries = {trial["trial"]: trial for trial in summary["trials"]}
     for best in [summary["best"], *summary["pareto"]]:
         if best is not None:
@@ -290,6 +292,7 @@ def log_end(study: Study, summary: dict[str, Any]) -> None:
                 else f"{name} {value:.4g}"
                 for name, value in best["values"].items()
             )
-            log.info("  best:     trial %d, %s: %s", best["trial"], values, point)
-    log.info("  summary:  %s", study.folder / SUMMARY)
-    log.info("  compare:  python -m research.compare %s", study.folder)
+            rows.append(("best", [f"trial {best['trial']},", f"{values}:", point]))
+    rows.append(("summary", [str(study.folder / SUMMARY)]))
+    logs.log_table(log, f"sweep: {counts}", rows, is_result=True)
+    log.info("next:  %s", outputs.command_of("compare", study.folder))

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from research.engine.run_folder import ROOT
 from research.utils import secrets
 from research.utils.errors import UserError, one_line
-from research.utils.timing import Pace
+from research.utils.pace import Pace
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

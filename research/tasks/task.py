@@ -70,6 +70,13 @@ class Metrics(Protocol):
         ...
 
 
+def main_values(metrics: Metrics, monitor: Monitor) -> dict[str, float]:
+    """The monitored metric of a split and its loss, of the samples so far; for one line."""
+    values = metrics.compute()
+    names = (monitor.metric.partition("/")[2], "loss")
+    return {name: values[name] for name in names if name in values}
+
+
 class Task(Protocol):
     """Losses, predictions, metrics and pictures of one kind of problem.
 

@@ -212,9 +212,9 @@ class MLflowTracker(Tracker):
     def locations(self) -> list[str]:
         shown, name = self.store.shown, f"   # experiment {self.experiment!r}"
         is_server = shown.startswith("http")
-        place = f"mlflow:   {shown}" if is_server else f"mlflow ui --backend-store-uri {shown}"
+        place = f"mlflow: {shown}" if is_server else f"mlflow ui --backend-store-uri {shown}"
         model = self.delivery.model
-        return [f"{place}{name}", *([f"model:    {model}"] if model else [])]
+        return [f"{place}{name}", *([f"model: {model}"] if model else [])]
 
     def finish(self, status: Status) -> None:
         self.ended = True

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterable
 from typing import Any, Final, TextIO
 
-from research.utils import progress
+from research.utils import progress, terminal
 
 QUIET: Final = 1.0
 """Seconds of a phase, and without other output, before it is shown."""
@@ -27,6 +28,7 @@ UP: Final = "\x1b[A"
 CLEAR: Final = "\r\x1b[J"
 """Erases the line of the cursor and all below."""
 ASCII: Final = str.maketrans("━╌…", "=-~")
+FULL: Final = re.compile("━+")
 
 
 class Bars:
@@ -59,7 +61,7 @@ class Bars:
             # What others have written stays a second; a line that has not ended stays.
             if self.ended or not self.is_line_start or now - self.last_output < QUIET:
                 return
-            most = width(self.stream) - 1
+            most = terminal.width(self.stream) - 1
             phases = [each for each in progress.open_phases() if now - each.start >= QUIET]
             lines = [progress.line(phase, now, most) for phase in phases]
             idle = now - max(self.last_output, progress.last_close())
@@ -77,7 +79,9 @@ class Bars:
     def _draw(self, text: str) -> None:
         if text == self.drawn:
             return
-        shown = text if self.is_unicode else text.translate(ASCII)
+        shown = FULL.sub(lambda part: terminal.styled(part[0], terminal.CYAN, self.stream), text)
+        if not self.is_unicode:
+            shown = shown.translate(ASCII)
         try:
             self.stream.write(UP * self.drawn.count("\n") + CLEAR + shown)
             self.stream.flush()
@@ -110,7 +114,7 @@ _shown: Bars | None = None
 def show() -> None:
     """Show bars until the process ends, if standard error is a terminal; called by commands."""
     global _shown
-    if _shown is not None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if _shown is not None or not terminal.has_controls(sys.stderr):
         return
     bars = _shown = Bars(sys.stderr)
     # Also where standard output is a pipe, whose reader may write to the terminal.
@@ -142,11 +146,3 @@ def end() -> None:
 def are_shown() -> bool:
     """Whether this process shows bars, so that a terminal needs no lines about progress."""
     return _shown is not None and not _shown.ended
-
-
-def width(stream: TextIO) -> int:
-    """Characters of a line of a terminal."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except OSError:
-        return 80

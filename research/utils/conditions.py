@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from research.utils.errors import UserError
+from research.utils.installation import NAME
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - of the loader's workers; only looked at
 FULL: Final = {
@@ -321,7 +322,7 @@ def _package(error: BaseException, around: Circumstances) -> UserError | None:
     module = error.name.partition(".")[0]
     wanted = _normal(DISTRIBUTIONS.get(module, module))
     try:
-        required = metadata.requires("backbone-lab") or []
+        required = metadata.requires(NAME) or []
     except metadata.PackageNotFoundError:
         return None
     for line in required:

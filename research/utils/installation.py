@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+VERSION = "0.12.0"
+"""Of this project, written nowhere else: ``pyproject.toml`` reads it."""
+NAME: Final = "backbone-lab"
 PACKAGE: Final = Path(__file__).resolve().parents[1]
 IS_COPY: Final = (PACKAGE / "conf").is_dir()
 """Whether the package contains ``conf/`` and ``train.py``; in a checkout they lie beside it."""

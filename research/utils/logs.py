@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
-from research.utils import bars
+from research.utils import bars, terminal
 from research.utils.launch import process_prefix
+from research.utils.progress import GAP
+
+RESULT: Final = {"is_result": True}
+"""``extra`` of a record that is what the command was run for: it is on standard output."""
 
 
-def to_terminal(stream: TextIO | None = None, rank: int = 0) -> None:
+def to_terminal(rank: int = 0) -> None:
     """Log INFO of this project and warnings of other libraries; may be called more than once.
 
+    Logs are on standard error, a ``RESULT`` on standard output, where commands print theirs.
+
     Args:
-        stream: None: standard output.
         rank: of this process among those of a run; those after 0 log warnings only.
     """
     root = logging.getLogger()
     if not any(isinstance(handler, _Terminal) for handler in root.handlers):
-        handler = _Terminal(stream or sys.stdout)
-        handler.setFormatter(logging.Formatter(process_prefix(rank) + "%(message)s"))
-        handler.addFilter(handler.is_needed)
-        root.addHandler(handler)
+        for stream, of_results in ((sys.stderr, False), (sys.stdout, True)):
+            handler = _Terminal(stream, of_results=of_results)
+            handler.setFormatter(logging.Formatter(process_prefix(rank) + "%(message)s"))
+            root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("research").setLevel(logging.WARNING if rank else logging.INFO)
     # Alembic logs hundreds of INFO lines when an MLflow store is created.
@@ -63,9 +68,18 @@ class _Terminal(logging.StreamHandler[TextIO]):
 
     Of a record with ``parts``, its text in parts, none is broken; ``is_progress`` marks a record
     that bars make superfluous.
+
+    Args:
+        stream: where to.
+        of_results: take each ``RESULT``; False: all other records.
     """
 
-    def is_needed(self, record: logging.LogRecord) -> bool:
+    def __init__(self, stream: TextIO, *, of_results: bool) -> None:
+        super().__init__(stream)
+        self.addFilter(lambda record: getattr(record, "is_result", False) is of_results)
+        self.addFilter(self._is_needed)
+
+    def _is_needed(self, record: logging.LogRecord) -> bool:
         superfluous = getattr(record, "is_progress", False) and bars.are_shown()
         return not (superfluous and self.stream.isatty())
 
@@ -73,17 +87,53 @@ class _Terminal(logging.StreamHandler[TextIO]):
         parts: list[str] = getattr(record, "parts", [])
         if not parts or not self.stream.isatty():
             return super().format(record)
-        return "\n".join(wrapped(parts, bars.width(self.stream)))
+        label: str = getattr(record, "label", "")
+        lines = wrapped(parts, terminal.width(self.stream), len(label) or 4, label)
+        shown = terminal.styled(label, terminal.BOLD, self.stream)
+        return "\n".join([shown + lines[0][len(label) :], *lines[1:]])
 
 
-def wrapped(parts: Sequence[str], width: int) -> list[str]:
-    """Lines of unbroken parts, two spaces apart; all lines but the first are indented by four."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + 2 + len(part) > width:
-            lines.append(f"    {part}")
-        else:
-            lines[-1] += f"  {part}"
+def log_table(
+    logger: logging.Logger,
+    title: str,
+    rows: Iterable[tuple[str, Sequence[str]]],
+    *,
+    is_result: bool = False,
+) -> None:
+    """Log a title and labelled rows: a line each in a file, fitted to the width on a terminal.
+
+    Args:
+        logger: of the caller.
+        title: the first line.
+        rows: label and parts of the text, of which none is broken; rows without parts are left out.
+        is_result: whether it is a ``RESULT``.
+    """
+    shown = [(label, list(filter(None, parts))) for label, parts in rows]
+    column = max((len(label) for label, _ in shown), default=0) + len(f"{GAP}{GAP}")
+    logger.info("%s", title, extra={"is_result": is_result})
+    for label, parts in shown:
+        if parts:
+            head = f"{GAP}{label}".ljust(column)
+            more = {"parts": parts, "label": head, "is_result": is_result}
+            logger.info("%s%s", head, GAP.join(parts), extra=more)
+
+
+def wrapped(parts: Sequence[str], width: int, indent: int = 4, head: str = "") -> list[str]:
+    """Lines of parts, two spaces apart, of which none is broken.
+
+    Args:
+        parts: of the text.
+        width: characters of a line.
+        indent: spaces before all lines but the first.
+        head: of the first line.
+    """
+    lines = [head]
+    for number, part in enumerate(parts):
+        gap = GAP if number else ""
+        if number and len(lines[-1] + gap + part) > width:
+            lines.append(" " * indent)
+            gap = ""
+        lines[-1] += gap + part
     return lines
 
 

@@ -6,8 +6,8 @@
     with Phase("writing shards", samples, "samples") as phase:
         phase.update(done)
 
-What takes long opens a phase, whoever calls it. Phases may be nested. Work that is done within
-seconds shows nothing.
+What takes long opens a phase itself: its callers pass nothing on. Phases may be nested. Work that
+is done within seconds shows nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from itertools import takewhile
 from types import TracebackType
 from typing import Final, TypeVar
 
 from research.utils.errors import printable
+from research.utils.pace import Pace
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 S = TypeVar("S", bound=Sized)
 
 SECONDS_BETWEEN_LINES: Final = 30.0
+SECONDS_BEFORE_METRICS: Final = 2.0
+"""Work that takes less shows none."""
+FRACTION: Final = 0.01
+"""Of the time of a phase, at most, for the values that its line shows."""
 SHORTEST_BAR: Final = 6
 LONGEST_BAR: Final = 40
 """Characters."""
@@ -131,14 +136,32 @@ def track(
             phase.update(done)
 
 
-def track_batches(batches: Iterable[S], name: str, total: int) -> Iterator[S]:
-    """The same for batches, whose length is the number of their samples: of these is the rate."""
-    samples = 0
+def track_batches(
+    batches: Iterable[S],
+    name: str,
+    total: int,
+    metrics: Callable[[], Mapping[str, float]] = dict,
+) -> Iterator[S]:
+    """The same for batches, whose length is the number of their samples: of these is the rate.
+
+    Args:
+        batches: the batches.
+        name: what is done.
+        total: number of batches.
+        metrics: current values, the most important first; computed now and then, in at most
+            ``FRACTION`` of the time, so that they may be expensive.
+    """
+    samples, pace = 0, Pace()
+    values: Mapping[str, float] = {}
     with Phase(name, total, "batches") as phase:
         for done, batch in enumerate(batches, start=1):
             yield batch
             samples += len(batch)
-            phase.update(done, samples / max(1e-9, time.monotonic() - phase.start))
+            seconds = time.monotonic() - phase.start
+            if seconds >= SECONDS_BEFORE_METRICS and pace.is_due:
+                with pace.spent(FRACTION):
+                    values = metrics()
+            phase.update(done, samples / max(1e-9, seconds), values)
 
 
 def open_phases() -> tuple[Phase, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final
 
-from research.utils import bars
+from research.utils import terminal
 
 LEAST: Final = 16
 """Characters to which a column of text may be narrowed."""
@@ -61,7 +61,7 @@ class TextTable:
 
 def terminal_width() -> int | None:
     """The width of standard output if it is a terminal; None elsewhere."""
-    return bars.width(sys.stdout) if sys.stdout.isatty() else None
+    return terminal.width(sys.stdout) if sys.stdout.isatty() else None
 
 
 def paragraph(text: str, width: int | None) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from research.utils.progress import track
@@ -16,31 +14,6 @@ if TYPE_CHECKING:
 
 WARM_UP = 2
 """Untimed rounds, in which libraries select their algorithms."""
-
-
-class Pace:
-    """Limits the share of time that a repeated action takes.
-
-    Attributes:
-        is_due: whether the share allows it again.
-    """
-
-    def __init__(self) -> None:
-        self._next = -math.inf
-
-    @property
-    def is_due(self) -> bool:
-        return time.perf_counter() >= self._next
-
-    @contextmanager
-    def spent(self, share: float) -> Iterator[None]:
-        """Time the action inside, which may take ``share`` of all time."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            end = time.perf_counter()
-            self._next = end + (end - start) / share
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS: Final = "osD^vPX*<>hp8d"
-"""Of the arms, in turn. Arms are told apart by marker, fill and number, without colour."""
+"""Of the arms, in turn. Arms differ in marker, fill and number, without colour."""
 FILLS: Final = ("white", "black", "0.6")
 LOGARITHMIC: Final = 10.0
 """Ratio of the largest to the smallest cost from which its axis is logarithmic."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from research import inspect, summary
-from research.config import cli
+from research.config import cli, outputs
 from research.config.rules import COUNT, DEVICE, PATH, TEXT, TRUTH, number
 from research.utils.errors import UserError
 from tests.conftest import ROOT, TINY, evaluated, run, user_error, verb
@@ -249,12 +249,12 @@ def test_settings_of_the_configuration_are_handed_on() -> None:
     ],
 )
 def test_options_are_written_as_they_are_typed(options: cli.RunOptions) -> None:
-    words = cli.typed_options(options)
+    words = outputs.typed_options(options)
     assert len(words) == sum(value != usual for value, usual in zip(
         vars(options).values(), vars(cli.RunOptions()).values(), strict=True
     ))  # fmt: skip
     assert cli.parse(cli.RunOptions, words) == ([], options, [])
-    typed = shlex.split(cli.command_of("evaluate", "runs/my run", *words))
+    typed = shlex.split(outputs.command_of("evaluate", "runs/my run", *words))
     assert typed == ["python", "-m", "research.evaluate", "runs/my run", *words]
 
 

@@ -210,8 +210,9 @@ def test_modalities_pass_over_the_same_files(tmp_path: Path) -> None:
 
 
 def test_commands_pass_over_the_same_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "research")
     write(tmp_path, "a/1.jpg", "a/@eaDir/1.jpg", "a/.x.jpg", "a/1.heic")
     (tmp_path / "a" / "loop").symlink_to("..")
     media = Media([tmp_path])
@@ -219,7 +220,7 @@ def test_commands_pass_over_the_same_files(
     kinds = {"hidden": 1, "system": 1, "HEIC": 1, "linked again": 1}
     assert media.passed_over.counts == kinds
     assert find_images([str(tmp_path)]) == [tmp_path / "a" / "1.jpg"]
-    assert "1 picture used, 4 passed over" in capsys.readouterr().out
+    assert "1 picture used, 4 passed over" in caplog.text
 
 
 # -- any tree -------------------------------------------------------------------------------------

@@ -64,16 +64,16 @@ class Rehearsal:
         """Every path leads to the weights of its epoch, and every checkpoint has a path."""
         table = read_rows(self.folder / "epoch_metrics.csv")
         summary = json.loads((self.folder / "summary.json").read_text())
-        told = {row["epoch"]: row["checkpoint_path"] for row in self.state.history}
-        assert {int(row["epoch"]): row["checkpoint_path"] for row in table} == told
-        assert {row["epoch"]: row["checkpoint_path"] for row in summary["epochs"]} == told
-        for epoch, path in told.items():
+        in_state = {row["epoch"]: row["checkpoint_path"] for row in self.state.history}
+        assert {int(row["epoch"]): row["checkpoint_path"] for row in table} == in_state
+        assert {row["epoch"]: row["checkpoint_path"] for row in summary["epochs"]} == in_state
+        for epoch, path in in_state.items():
             if path:
                 saved = torch.load(self.folder / path, weights_only=True)["state"]
                 assert (saved["epoch"], saved["samples"]) == (epoch, 0)
         files = {epoch_of(path) for path in (self.folder / "checkpoints").glob("epoch_*.pt")}
         ends = {self.state.best_epoch, self.state.epoch if self.state.samples == 0 else 0}
-        assert {epoch for epoch, path in told.items() if path} == (files | ends) - {0}
+        assert {epoch for epoch, path in in_state.items() if path} == (files | ends) - {0}
 
 
 EVENTS = st.lists(

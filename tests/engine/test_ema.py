@@ -1,4 +1,4 @@
-"""The moving average of the weights: its values, what is judged by it, what is kept of it."""
+"""The moving average of the weights: its values, what is evaluated with it, what is kept of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_average_follows_its_formula(
             assert torch.allclose(averaged.double(), expected, atol=1e-6), name
 
 
-def test_the_average_is_what_is_judged_and_kept(small: Compose) -> None:
+def test_the_average_is_what_is_evaluated_and_kept(small: Compose) -> None:
     folder = run(small(*TINY, "ema=0.5", "epochs=2"))
     saved = checkpoint.load(folder / "checkpoints" / "last.pt")
     differing = [
@@ -56,8 +56,8 @@ def test_the_average_is_what_is_judged_and_kept(small: Compose) -> None:
     assert_same(dict(last.model.state_dict()), dict(saved["ema"]))
     weights = folder / "checkpoints" / "final.safetensors"
     assert_same(dict(checkpoint.load(weights)["model"]), dict(saved["ema"]))
-    judged = evaluated(folder, "val", "last")
-    assert {name: judged.metrics[name] for name in judged.logged} == judged.logged
+    result = evaluated(folder, "val", "last")
+    assert {name: result.metrics[name] for name in result.logged} == result.logged
     begun = build.experiment(small(*TINY, f"init_from={folder / 'checkpoints' / 'last.pt'}"))
     assert_same(dict(begun.state.model.state_dict()), dict(saved["ema"]))
 

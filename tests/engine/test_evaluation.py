@@ -364,4 +364,4 @@ def test_several_processes_evaluate_what_one_does(ends: Compose, tmp_path: Path)
     alone = load_eval_run(RUN, "test", "best", "cpu", []).measure()[0]
     assert (kept["n"], kept["epoch"]) == (alone.n, alone.epoch)
     assert kept["metrics"] == pytest.approx(alone.metrics, rel=1e-5)
-    assert done.stdout.count("test of epoch") == 1
+    assert done.stderr.count("test of epoch") == 1

@@ -95,7 +95,7 @@ def test_a_full_disk(
             folder.mkdir()
             with logs.to_file(folder):
                 run(small(*words, f"run_dir={folder}"))
-    assert capfd.readouterr().err == ""
+    assert "Traceback" not in capfd.readouterr().err
     assert str(folder) in caught.value.message
     # Nothing half, and nothing lost: the summary says what the last checkpoint has.
     names = {path.name for path in folder.rglob("*") if path.name.startswith(".")}
@@ -159,9 +159,10 @@ def line_of(process: Any) -> str:
     """The one line with which it ends."""
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert errors.startswith("error: ")
-    assert errors.count("\n") == 1, errors
-    return errors
+    *logged, line = errors.splitlines()
+    assert line.startswith("error: ")
+    assert not [each for each in logged if each.startswith(("error: ", "Traceback"))], errors
+    return line
 
 
 def wait_for_steps(folder: Path, process: Any) -> None:

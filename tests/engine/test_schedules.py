@@ -268,8 +268,8 @@ def test_a_warm_up_that_takes_the_whole_run_is_said(
 ) -> None:
     ours(name, warmup=warmup, warmup_steps=steps)(optimizer())
     whole = f"{said} the warm-up takes the whole run (epochs=6, 30 steps), so the learning rate "
-    told = f"{whole}only rises; set a shorter one, or more epochs"
-    assert caplog.messages == ([told] if said else [])
+    only_rising = f"{whole}only rises; set a shorter one, or more epochs"
+    assert caplog.messages == ([only_rising] if said else [])
 
 
 @pytest.mark.parametrize("name", OWN)

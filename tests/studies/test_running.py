@@ -341,14 +341,14 @@ def test_a_study_of_real_processes_is_stopped_and_goes_on(tmp_path: Path) -> Non
             time.sleep(0.01)
         started.send_signal(signal.SIGTERM)
         status, _, errors = outcome(started)
-    assert (status, errors) == (128 + signal.SIGTERM, "interrupted by SIGTERM\n")
+    assert (status, errors.splitlines()[-1]) == (128 + signal.SIGTERM, "interrupted by SIGTERM")
     summary = json.loads((table.parent / "summary.json").read_text())
     assert summary["status"] == "KILLED"
     assert 0 < summary["epochs_done"] < 40
     with module(tmp_path, "study", *words) as resumed:
-        status, printed, errors = outcome(resumed)
-    assert (status, errors) == (0, "")
-    assert "run 1 of 2" in printed
+        status, _, errors = outcome(resumed)
+    assert status == 0
+    assert "run 1 of 2" in errors
     assert "resume: continuing after epoch" in (table.parent.with_suffix(".log")).read_text()
     assert plan(study, docs).undone == []
     found = record.read(record.path_of(docs, study.runs()[0]))

@@ -112,7 +112,7 @@ def parent_statuses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(parent, "update", spy)
     monkeypatch.setattr(parent, "SECONDS_BETWEEN_UPDATES", 0)
-    monkeypatch.setattr("research.sweeps.record.SHARE", math.inf)
+    monkeypatch.setattr("research.sweeps.record.FRACTION", math.inf)
     return statuses
 
 

@@ -154,7 +154,7 @@ def test_a_run_has_a_model_for_each_best_epoch(store: str, tmp_path: Path) -> No
     assert found[mlflow_models.FILE] == b"two"
     assert yaml.safe_load(found["MLmodel"])["flavors"].keys() == {"backbone_lab"}
     assert [version.source for version in versions(store)] == [model.artifact_location]
-    assert tracker.locations()[1] == "model:    models:/net/1"
+    assert tracker.locations()[1] == "model: models:/net/1"
     # The same end again, as of a run that is resumed; then a better epoch.
     for best, content in ((2, "again"), (4, "four")):
         tracker = begun(store, tmp_path, resumed=3, register="net")
@@ -193,7 +193,7 @@ def test_without_a_name_it_is_not_registered_but_later_it_is(store: str, tmp_pat
     tracker.model(weights(tmp_path, "x"), 1)
     tracker.finish("FINISHED")
     (model,) = models(store)
-    assert tracker.locations()[1] == f"model:    models:/{model.model_id}"
+    assert tracker.locations()[1] == f"model: models:/{model.model_id}"
     assert versions(store) == []
     tracker = begun(store, tmp_path, resumed=1, register="net")
     tracker.model(weights(tmp_path, "x"), 1)
@@ -290,7 +290,7 @@ def test_load_reads_a_model_by_its_address(
         assert torch.equal(research.load(f"models:/{address}", "cpu")(pictures), expected)
     file = mlflow_models.fetch("models:/net/1")
     assert file.is_relative_to("runs/cache/models")
-    assert not is_own(file)  # whoever has put it there: its paths are not used
+    assert not is_own(file)  # it may be from elsewhere: its paths are not used
     assert is_own(run / "checkpoints/best.pt")
     config = research.compose(["init_from='models:/net/1'"])
     start = initial_weights.read(config.settings)

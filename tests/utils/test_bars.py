@@ -10,12 +10,11 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from io import StringIO
 
 import pytest
 
-from research.utils import bars, progress
+from research.utils import bars, terminal
 from research.utils.bars import CLEAR, UP, Above, Bars
 from research.utils.progress import Phase
 from tests.conftest import ROOT
@@ -37,66 +36,76 @@ class Terminal(StringIO):
         return text
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which the test sets."""
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
-
-
 @pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    with progress.contained():
-        yield
+def _uncoloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
 
 
 def test_bars_are_below_what_is_written(clock: list[float]) -> None:
-    terminal = Terminal()
-    own = Bars(terminal)
-    out = Above(terminal, own)
+    screen = Terminal()
+    own = Bars(screen)
+    out = Above(screen, own)
     outer, inner = Phase("evaluating", 2, "runs"), Phase("val", 10, "batches")
     own.tick(clock[0] + 0.9)
-    assert terminal.taken() == ""  # short work shows nothing
+    assert screen.taken() == ""  # short work shows nothing
     clock[0] += 2
     inner.update(5)
     own.tick(clock[0])
-    first, second = terminal.taken().removeprefix(CLEAR).split("\n")
+    first, second = screen.taken().removeprefix(CLEAR).split("\n")
     assert re.fullmatch(r"evaluating  ╌+    0%  0/2 runs  0:02", first)
     assert re.fullmatch(r"val  ━+╌+   50%   5/10 batches  2.5 batches/s  0:02 left", second)
     own.tick(clock[0])
-    assert terminal.taken() == ""  # nothing has changed
+    assert screen.taken() == ""  # nothing has changed
     print("a warning", file=out)
-    assert terminal.taken() == f"{UP}{CLEAR}a warning\n"
+    assert screen.taken() == f"{UP}{CLEAR}a warning\n"
     own.tick(clock[0] + 0.9)
-    assert terminal.taken() == ""  # it stays a second
+    assert screen.taken() == ""  # it stays a second
     own.tick(clock[0] + 1.1)
-    assert terminal.taken().startswith(f"{CLEAR}evaluating")
+    assert screen.taken().startswith(f"{CLEAR}evaluating")
     out.write("a question? ")  # its line is not ended
-    assert terminal.taken() == f"{UP}{CLEAR}a question? "
+    assert screen.taken() == f"{UP}{CLEAR}a question? "
     own.tick(clock[0] + 9)
-    assert terminal.taken() == ""
+    assert screen.taken() == ""
     out.writelines(["yes", "\n"])
     inner.close()
     outer.close()
-    terminal.taken()
+    screen.taken()
     own.tick(clock[0] + 75)
-    assert terminal.taken() == f"{CLEAR}{bars.WORKING}  1:15"  # imports, drawing pictures
+    assert screen.taken() == f"{CLEAR}{bars.WORKING}  1:15"  # imports, drawing pictures
     own.end()
     own.tick(clock[0] + 99)
     out.write("the end\n")
-    assert terminal.taken() == f"{CLEAR}the end\n"
+    assert screen.taken() == f"{CLEAR}the end\n"
 
 
 def test_a_terminal_without_unicode(clock: list[float]) -> None:
-    terminal = Terminal()
-    terminal.encoding = "ascii"
-    own = Bars(terminal)
+    screen = Terminal()
+    screen.encoding = "ascii"
+    own = Bars(screen)
     with Phase("work", 4) as phase:
         clock[0] += 2
         phase.update(2)
         own.tick(clock[0])
-    assert re.search("work  =+-+   50%", terminal.taken())
+    assert re.search("work  =+-+   50%", screen.taken())
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [
+        ({"NO_COLOR": ""}, True),  # no-color.org: if it is present and not empty
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": "", "TERM": "dumb"}, False),
+    ],
+)
+def test_colours_are_left_out_where_they_are_not_wanted(
+    variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    shown = terminal.styled("text", terminal.BOLD, Terminal())
+    assert shown == (f"{terminal.BOLD}text{terminal.RESET}" if coloured else "text")
+    assert terminal.styled("text", terminal.BOLD, StringIO()) == "text"  # a file
 
 
 SCRIPT = """
@@ -104,7 +113,7 @@ import logging, os, sys, time, warnings
 from research.utils import bars, logs, progress
 bars.QUIET, bars.INTERVAL, progress.SECONDS_BETWEEN_LINES = 0.0, 0.02, 0.0
 bars.show()
-logs.to_terminal(sys.stderr)
+logs.to_terminal()
 log = logging.getLogger("research.test")
 with progress.Phase("train 1", 5, "batches") as phase:
     for done in range(1, 6):
@@ -124,7 +133,7 @@ print("end:", bars.are_shown(), flush=True)
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "NO_COLOR": "1"}
 
 
 def test_elsewhere_than_on_a_terminal_nothing_is_drawn() -> None:

@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 
-from research.utils import progress
+from research.utils import pace, progress
 from research.utils.progress import Phase, line, track, track_batches
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which the test sets."""
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    for phase in progress.open_phases():  # of a test that broke an epoch off
-        phase.close()
-    with progress.contained():
-        yield
-        assert not progress.open_phases()
 
 
 def test_a_log_gets_a_line_every_30_seconds(
@@ -94,6 +76,27 @@ def test_the_rate_of_batches_is_that_of_their_samples(clock: list[float]) -> Non
         found += [(phase.done, phase.rate) for phase in progress.open_phases()]
         clock[0] += 0.5
     assert found == [(0, None), (1, 6.0), (2, 6.0)]
+
+
+def test_running_metrics_are_computed_now_and_then(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
+    computed: list[float] = []
+
+    def metrics() -> dict[str, float]:
+        computed.append(clock[0])
+        clock[0] += 0.1
+        return {"top1": len(computed) / 10}
+
+    shown = set()
+    for _ in track_batches(["aa"] * 400, "val", 400, metrics):
+        (phase,) = progress.open_phases()
+        shown.add(phase.metrics.get("top1"))
+        clock[0] += 0.1
+    assert computed[0] >= 100 + progress.SECONDS_BEFORE_METRICS
+    assert 3 <= len(computed) <= 1 + progress.FRACTION * (clock[0] - 100) / 0.1
+    assert shown == {None, *(n / 10 for n in range(1, 1 + len(computed)))}
 
 
 METRICS = {"loss": 12.345678, "best val/pair_accuracy": 0.87654}

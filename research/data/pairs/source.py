@@ -178,6 +178,7 @@ class PhotoPairs(DataModule):
         require_nonempty(self.splits, selection, self.root)
         train = self.pairs("train")
         self.photo_index.photos, self.photo_index.series = train.photos, train.series
+        self.reading = f"{self.labels} of photos in {folder}"
         self._finish_audit()
         if self.features is not None:
             self._extract(self.features)

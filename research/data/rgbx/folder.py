@@ -122,6 +122,7 @@ class RgbxFolder(DataModule):
             self.demo.render()
         manifest = self._load_store() if is_store(self.root) else self._store_arrays()
         self.manifest, self.store = manifest, Store(manifest, "once", self.cache)
+        self.reading = f"{self.root}: {manifest.reading or 'frames with channels'}"
         self.store.open()
         self.dtype, stored = manifest.transform["dtype"], manifest.transform["channels"]
         spec = ArraySpec(len(stored), self.dtype)

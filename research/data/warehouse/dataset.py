@@ -109,7 +109,9 @@ class Warehouse(DataModule):
                 f"prepare them with python -m research.prepare {self.kind.name}",
             )
         self.manifest = manifest
+        self.reading = f"{manifest.kind} prepared in {manifest.folder}"
         if manifest.reading:
+            self.reading += f": {manifest.reading}"
             log.info("%s: %s", manifest.folder, manifest.reading)
         self.check_loaded("dataset.manifest")
         self.kind.configure(manifest.transform)
