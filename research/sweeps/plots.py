@@ -379,7 +379,10 @@ def _pareto(summary: Summary) -> Figure:
             axes.annotate(
                 str(number), points[number], (5, 4), textcoords="offset points", fontsize="x-small"
             )
-        for objective, set_label in zip(pair, (axes.set_xlabel, axes.set_ylabel), strict=True):
-            set_label(f"{_label(summary, objective['name'])} ({objective['direction']})")
+        across_label, up_label = (
+            f"{_label(summary, objective['name'])} ({objective['direction']})" for objective in pair
+        )
+        axes.set_xlabel(across_label)
+        axes.set_ylabel(up_label)
         legend(axes)
     return figure

@@ -23,8 +23,9 @@ from research.viz import charts, pictures
 
 SHOWN: Final = 24
 """Images in a picture."""
-EXPLAINED: Final = "Line 1: the label, ✓ if predicted, ✗ if not. Line 2: the prediction and its "
-EXPLAINED += "probability."
+EXPLAINED: Final = (
+    "Line 1: the label, ✓ if it is predicted, ✗ if not. Line 2: the prediction and its probability."
+)
 BINS: Final = 15
 """Bins of confidence for the calibration error, as in Guo et al. (2017)."""
 SUMS: Final = ("loss", "hits", "counts", "confidence", "correct")

@@ -96,12 +96,12 @@ def reliability(
         edges[:-1][filled], accuracy, width=edges[1], align="edge", color=LINES[0],
         edgecolor="white", label="accuracy of a bin",
     )  # fmt: skip
-    upper.plot([0, 1], [0, 1], color=LINES[1], linestyle="--", label="calibrated")
+    upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
     upper.plot(
-        mean_confidence, accuracy, "o", color="black", markersize=4, markeredgecolor="white",
+        mean_confidence, accuracy, "o", color="white", markersize=5, markeredgecolor="black",
         label="at its mean confidence",
     )  # fmt: skip
-    upper.set_ylim(0, 1)
+    upper.set_ylim(0, 1.03)
     upper.set_ylabel("accuracy")
     legend(upper)
     lower.bar(edges[:-1], counts, width=edges[1], align="edge", color=LINES[0], edgecolor="white")

@@ -27,7 +27,7 @@ KINDS: Final = (
     ("calibration error", re.compile("^ece$")),
 )
 """Kinds of metrics, a panel each, and their names; another metric is a kind of its own."""
-TERMS: Final = "terms of the training loss"
+TERMS: Final = "terms of the loss"
 RATE: Final = "learning rate"
 CURVES: Final = 6
 """Metrics in one panel; a kind with more has several panels."""
@@ -49,15 +49,18 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.I
     panels = _panels(history)
     figure, places = filled_grid(4.4, 3.4, len(panels), IN_A_ROW)
     for axes, (kind, metrics) in zip(places, panels, strict=True):
+        found = {_split(column) for columns in metrics.values() for column in columns}
+        splits = sorted(filter(None, found))
         for number, (metric, columns) in enumerate(metrics.items()):
             for column in columns:
-                _curve(axes, number, metric, column, history)
+                split = _split(column) if len(splits) > 1 else ""
+                _curve(axes, number, f"{split} {metric}".strip(), column, history)
         if best is not None:
             axes.axvline(best, color=QUIET, linestyle=(0, (2, 2)), linewidth=1, zorder=1)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         whole_numbers(axes)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(kind)
+        axes.set_ylabel(", ".join([kind, *(splits if len(splits) == 1 else [])]))
         legend(axes)
     marked = "" if best is None else f"; best epoch {best} (vertical line)"
     figure.suptitle(f"{title}{marked}", fontsize="medium")
@@ -65,20 +68,22 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.I
 
 
 def _curve(
-    axes: Axes, number: int, metric: str, column: str, history: Sequence[Mapping[str, Any]]
+    axes: Axes, number: int, label: str, column: str, history: Sequence[Mapping[str, Any]]
 ) -> None:
     epochs = [row["epoch"] for row in history]
     values = [row.get(column, np.nan) for row in history]
-    split, _, _ = column.rpartition("/")
-    label = f"{split} {metric}".strip()
     if not any(map(math.isfinite, values)):
-        label += ": undefined"
+        label += " (undefined)"
     style = series(number)
-    if split == "train":
+    if _split(column) == "train":
         style |= {"linestyle": (0, (3, 2)), "markerfacecolor": "white"}
     else:
         style |= {"linestyle": "-"}
     axes.plot(epochs, values, label=label, **style)  # type: ignore[arg-type]
+
+
+def _split(column: str) -> str:
+    return column.rpartition("/")[0]
 
 
 def _panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, list[str]]]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a run draws after its first epoch; matplotlib is imported w
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEGEND_LINE: Final = 44
+LEGEND_LINE: Final = 52
 """Characters in one line of a legend."""
 LONGEST_NAME: Final = 40
 """Characters of a name in a picture; drawing one of 20,000 takes seconds."""
@@ -127,7 +127,7 @@ def label_points(
     figure.draw_without_rendering()  # the layout
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
-    pixels = axes.transData.transform([*points]) if points else []
+    pixels: NDArray[Any] = axes.transData.transform(np.array(points, float).reshape(-1, 2))
     inside = axes.get_window_extent()
     scale = figure.dpi / 72
     height = 1.5 * size * scale

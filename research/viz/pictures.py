@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from research.viz.colours import BLACK, CAPTIONS
-from research.viz.figures import LONGEST_NAME
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -24,6 +23,8 @@ LINE: Final = 16
 """Height of a line of text, pixels."""
 GAP: Final = 8
 """Pixels around each image of a sheet."""
+LONGEST_LINE: Final = 300
+"""Characters of a line, to be measured; measuring 20,000 takes seconds."""
 NARROWEST: Final = 300
 """Least width of a sheet with a note, pixels: a word or two would fill a line of a narrower one."""
 CELL: Final = 128
@@ -48,7 +49,7 @@ def fitted(text: str, width: float, letters: Font | None = None) -> str:
         letters: its font; None: that of captions.
     """
     letters = letters or font()
-    text = text if len(text) <= LONGEST_NAME * 2 else f"{text[: LONGEST_NAME * 2]}…"
+    text = text[:LONGEST_LINE]
     if letters.getlength(text) <= width:
         return text
     cut = text
@@ -138,7 +139,7 @@ def sheet(
 ) -> Image.Image:
     """Images of one size in a grid, with captions below them.
 
-    Rows and columns fit the number of images: fewer places than there are rows stay empty.
+    Rows and columns fit the number of images, so that few places stay empty.
 
     Args:
         cells: N images.
@@ -147,8 +148,8 @@ def sheet(
         columns: the most images in a row.
         explained: what the captions say, above the images; empty: nothing.
     """
+    columns = _columns(len(cells), columns)
     rows = -(-len(cells) // columns)
-    columns = -(-len(cells) // rows)
     width, height = cells[0].size
     lines = max(len(caption.splitlines()) for caption in captions)
     step = height + LINE * lines + GAP
@@ -167,8 +168,16 @@ def sheet(
     return titled(canvas, explained) if explained else canvas
 
 
+def _columns(count: int, most: int) -> int:
+    """Images in a row: not much fewer than the most, and such that the last row is full."""
+    if count <= most:
+        return max(1, count)
+    return min(range(-(-2 * most // 3), most + 1), key=lambda n: (-count % n, -n))
+
+
 def packed(strips: Sequence[Image.Image], width: int) -> Image.Image:
-    """Images of any width, such as sheets of one row, in rows that are as full as their order lets.
+    """Images of any width, such as sheets of one row, in rows that are as full as their order lets;
+    lines part those of a row.
 
     Args:
         strips: of one height.
@@ -186,6 +195,9 @@ def packed(strips: Sequence[Image.Image], width: int) -> Image.Image:
         left = 0
         for strip in row:
             canvas.paste(strip, (left, number * height))
+            if left:
+                edges = (left, number * height + GAP, left, (number + 1) * height - GAP)
+                ImageDraw.Draw(canvas).line(edges, fill=BLACK)
             left += strip.width
     return canvas
 
