@@ -60,13 +60,14 @@ class Page:
 
     @cached_property
     def anchors(self) -> set[str]:
-        """Of the headings, as repositories and the site name them."""
-        found: dict[str, int] = {}
+        """Of the headings. A heading that is repeated gets a number, in repositories another than
+        on the site, so that only the first can be linked.
+        """
+        found = set()
         for heading in re.findall(r"^#+ +(.+)$", self.prose, re.MULTILINE):
             plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
-            name = re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
-            found[name] = found.get(name, -1) + 1
-        return {name if not n else f"{name}_{n}" for name, last in found.items() for n in range(last + 1)}
+            found.add(re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-"))
+        return found
 
     def blocks(self, *languages: str) -> list[str]:
         """The blocks of code in these languages."""
@@ -109,7 +110,7 @@ def _command(words: list[str]) -> Iterator[Command]:
     elif words[0] == "lab":
         yield Command(words[1], tuple(words[2:]))
     else:
-        named = next((word for word in words if word.startswith("research.")), None)
+        named = next((word for word in words if re.fullmatch(r"research\.[a-z_]+", word)), None)
         if named is not None:
             after = words.index(named) + 1
             yield Command(named.removeprefix("research."), tuple(words[after:]))
@@ -117,6 +118,6 @@ def _command(words: list[str]) -> Iterator[Command]:
 
 def pages() -> list[Page]:
     """Every page of the repository: at its top, and below ``docs``."""
-    below = (path for path in DOCS.rglob("*.md") if path.relative_to(DOCS).parts[0] not in SOURCES)
-    shown = (path for path in below if not any(p.startswith(".") for p in path.relative_to(DOCS).parts))
+    below = {path: path.relative_to(DOCS).parts[0] for path in DOCS.rglob("*.md")}
+    shown = [path for path, top in below.items() if top not in SOURCES and top[0] != "."]
     return [Page(path) for path in sorted([*ROOT.glob("*.md"), *shown])]
