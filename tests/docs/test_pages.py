@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,10 @@ VALUES = {"N": "2", "K": "2", "X": "0.01", "V": "luma_fusion"}
 """What capitals stand for where not every text will do."""
 FIRST = ("README.md", "docs/index.md", "docs/start.md", "docs/tutorials")
 """The pages that are read first: their commands are checked by default, others with ``whole``."""
+
+
+JOBLIB = "hydra_plugins.hydra_joblib_launcher"
+"""The one extra package of the commands that development does not install."""
 
 
 # -- links ---------------------------------------------------------------------------------------
@@ -83,6 +88,8 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         if "--config-dir" not in words:  # options of the reader's own: test_own_code.py
             check_training(words)
         return
+    if command.verb.isupper():  # any of them
+        return
     module = verb(command.verb)
     if not words or "--help" in words:
         return
@@ -112,6 +119,11 @@ def check_training(words: list[str]) -> None:
     words = words[: words.index("--cfg")] if "--cfg" in words else words
     settings = [word for word in words if word != "-m" and not word.startswith("resume=r")]
     settings = [word for word in settings if word != "resume=RUN"]
+    if "dataset=imagenet" in settings and not any("train_dirs" in word for word in settings):
+        settings.append("dataset.train_dirs=[DIR]")  # of a command that is written with …
+    if find_spec(JOBLIB) is None:
+        own = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=")
+        settings = [word for word in settings if not word.startswith(own)]
     register()
     check_jobs(settings, multirun="-m" in words)
 
