@@ -42,7 +42,7 @@ COMMANDS = (
     ),
     ("-m", "research.robustness", "runs/rgbx", "out=runs/robustness"),
     (
-        "-m", "research.lr_find", "model=densenet_bc_40_12", "dataset.image_size=32", "end=10",
+        "-m", "research.lr_find", "model=densenet_bc_40_12", "dataset.image_size=32", "start=1e-4", "end=10",
         "dataset.demo.train_images=1200", "dataset.demo.val_images=240", "batch_size=16",
         "out=runs/lr", "device=cpu",
     ),
