@@ -42,9 +42,9 @@ COMMANDS = (
     ),
     ("-m", "research.robustness", "runs/rgbx", "out=runs/robustness"),
     (
-        "-m", "research.lr_find", "model=densenet_bc_40_12", "dataset.image_size=32", "start=1e-4", "end=10",
-        "dataset.demo.train_images=1200", "dataset.demo.val_images=240", "batch_size=16",
-        "out=runs/lr", "device=cpu",
+        "-m", "research.lr_find", "model=densenet_bc_40_12", "dataset.image_size=32",
+        "start=1e-4", "end=10", "dataset.demo.train_images=1200", "dataset.demo.val_images=240",
+        "batch_size=16", "out=runs/lr", "device=cpu",
     ),
     (
         "train.py", "model=siamese_frozen", "dataset.demo.series=120", "epochs=6",
