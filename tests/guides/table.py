@@ -69,7 +69,7 @@ def rows() -> list[Row]:
     """Every row of the page."""
     found, guide, heading = [], 0, True
     for line in PAGE.read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"# (\d)\. ", line):
+        if match := re.match(r"## (\d)\. ", line):
             guide = int(match[1])
         if not line.startswith("|"):
             heading = True

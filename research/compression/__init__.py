@@ -1,0 +1,1 @@
+"""Block DCT: selection of coefficients, reading of JPEG files, geometry, stems."""

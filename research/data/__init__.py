@@ -1,0 +1,1 @@
+"""Data sets: their files, readers, loading, augmentation and the prepared stores."""
