@@ -175,7 +175,10 @@ def player(folder: Path) -> Iterator[str]:
 
 def found_box(page: Page) -> None:
     """Step back to a frame with a detection."""
-    page.wait("$('play').textContent === 'Play' && (frames[shown].scores.length || go(shown - 1))")
+    page.wait(
+        "$('play').textContent === 'Play' && "
+        "(document.querySelector('#boxes rect') !== null || go(shown - 1))"
+    )
 
 
 def each_width(page: Page, shown: Shown, out: Path) -> None:
@@ -197,6 +200,8 @@ def main(words: list[str]) -> None:
     cli.no_paths(paths)
     if PROGRAM is None:
         raise UserError("browser", "no browser is installed", "install Chromium")
+    if options.site is not None and not (options.site / "index.html").is_file():
+        raise UserError("site", f"site={options.site}: no index.html there", "build the site first")
     with ExitStack() as stack:
         folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = folder.resolve()
