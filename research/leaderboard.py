@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.comparison.leaderboard import LeaderboardEntry, page
 from research.config import cli, outputs
 from research.config.rules import COUNT, PATH, one_of
 from research.utils.errors import Damaged, UserError
@@ -45,39 +46,14 @@ the largest batch, the task's main metrics on the split, and ranks by speed (in 
 accuracy (the metric that chose the first run's best epoch) and size; equal values share a rank.
 Times are of the network and its postprocessing to classes or boxes, on real images of the split
 that are already on the device: the median of rounds in which the runs take turns, after warm-up,
-with the device synchronized. Writes judged.csv, judged.json and judged.png.
+with the device synchronized. Writes judged.csv, judged.json, judged.png and leaderboard.html: a
+sortable table, and accuracy against latency, bytes of the network's input and parameters with the
+Pareto fronts, in one file that needs no network.
 """,
     LeaderboardOptions,
     "Any setting of the runs may follow, such as dataset.root=FOLDER if the data was moved.",
 )
 MB = 1e6
-
-
-@dataclass(frozen=True)
-class LeaderboardEntry:
-    """The results of one run; written to ``judged.json`` under the names of the fields.
-
-    Attributes:
-        run: the run folder or file.
-        model: the network's name.
-        parameters: number of parameters.
-        size: bytes of the state dict.
-        seconds: by batch size, the median time of a batch.
-        metrics: on the split.
-        n: number of samples that they are of.
-        unit: what a sample is, in the plural.
-        ranks: by ``speed``, ``accuracy`` and ``size``; 1 is best, equal values share a rank.
-    """
-
-    run: str
-    model: str
-    parameters: int
-    size: int
-    seconds: dict[int, float]
-    metrics: dict[str, float]
-    n: int
-    unit: str
-    ranks: dict[str, int]
 
 
 def evaluate_runs(
@@ -97,6 +73,7 @@ def evaluate_runs(
     """
     from research.engine import build
     from research.engine.evaluation import load_eval_run
+    from research.sweeps.objectives import bytes_per_image
     from research.utils.timing import median_times
 
     paths, runs = _intact(
@@ -134,6 +111,7 @@ def evaluate_runs(
             build.model_name(runs[index].predictor.config),
             sum(p.numel() for p in networks[index].parameters()),
             sizes[index],
+            bytes_per_image(runs[index]),
             {batch: seconds[index] for batch, seconds in times.items()},
             metrics[index],
             results[index].n,
@@ -187,6 +165,7 @@ def csv_row(entry: LeaderboardEntry) -> dict[str, float | int | str]:
         "model": entry.model,
         "parameters": entry.parameters,
         "size_mb": entry.size / MB,
+        "bytes_per_image": entry.input_bytes,
         **speed,
         "fps": largest / entry.seconds[largest],
         "n": entry.n,
@@ -231,7 +210,7 @@ def write(
     monitor: Monitor,
     settings: Mapping[str, Any],
 ) -> None:
-    """Write ``judged.csv``, ``.json`` (with ``settings`` of the measurement) and ``.png``."""
+    """Write ``judged.csv``, ``.json`` (with ``settings`` of the measurement), ``.png``, page."""
     from research.tracking.files import csv_text
     from research.utils.counts import with_n
     from research.utils.files import to_json, write_atomic, write_text
@@ -242,6 +221,9 @@ def write(
     write_text(out / "judged.csv", csv_text(columns, rows))
     content = {**settings, "ranked_by": monitor.metric, "runs": [asdict(e) for e in entries]}
     write_text(out / "judged.json", to_json(content))
+    created = f"{datetime.now():%Y-%m-%d %H:%M}"
+    text = page(entries, monitor.metric, monitor.mode, settings, created, out)
+    write_text(out / "leaderboard.html", text)
     smallest = min(entries[0].seconds)
     unit = entries[0].unit
     names = [
@@ -286,7 +268,8 @@ def main(words: list[str]) -> None:
     best = next(entry for entry in entries if entry.ranks["accuracy"] == 1)
     words = [f"split={options.split}", *outputs.typed_options(options), *overrides]
     look = outputs.command_of("evaluate", best.run, *words)
-    outputs.print_files(out, "judged.csv", "judged.json", "judged.png", following=look)
+    files = ("judged.csv", "judged.json", "judged.png", "leaderboard.html")
+    outputs.print_files(out, *files, following=look)
 
 
 if __name__ == "__main__":

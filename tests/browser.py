@@ -27,6 +27,11 @@ needs_browser = pytest.mark.skipif(
     PROGRAM is None, reason=f"no browser is installed: none of {', '.join(NAMES)}"
 )
 PATIENCE = 60.0  # seconds; this machine may be busy
+KEYS = {
+    "ArrowDown": 40, "ArrowLeft": 37, "ArrowRight": 39, "ArrowUp": 38, "End": 35, "Enter": 13,
+    "Escape": 27, "Home": 36, "PageDown": 34, "PageUp": 33, "Tab": 9,
+}  # fmt: skip
+"""Windows' codes of the keys without a character."""
 
 
 class Page:
@@ -73,10 +78,7 @@ class Page:
         self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.command(f"{domain}.enable")
-        self.command(
-            "Emulation.setDeviceMetricsOverride",
-            width=900, height=700, deviceScaleFactor=1, mobile=False,
-        )  # fmt: skip
+        self.emulate(900)
         self.command("Page.navigate", url=self.url)
         self.wait(f"location.href === {self.url!r} && document.readyState === 'complete'")
         return self
@@ -132,6 +134,44 @@ class Page:
         while not self.evaluate(condition):
             assert time.monotonic() < until, f"never came true: {condition}; {self.problems}"
             time.sleep(0.02)
+
+    def go(self, url: str, words: str) -> None:
+        """Open another address and wait until its page has these words."""
+        self.command("Page.navigate", url=url)
+        self.says(words)
+
+    def says(self, words: str) -> None:
+        """Wait until these words are on the page."""
+        self.wait(f"document.body?.innerText.includes({json.dumps(words)})")
+
+    def emulate(self, width: int, height: int = 700, mode: str = "light") -> None:
+        """Set the size of the screen in pixels, as of a telephone below 600, and the mode."""
+        self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        features = [{"name": "prefers-color-scheme", "value": mode}]
+        self.command("Emulation.setEmulatedMedia", features=features)
+
+    def press(self, key: str, text: str = "") -> None:
+        """Press and release a key, which writes ``text``."""
+        code = KEYS.get(key) or ord(key.upper())
+        for kind, written in (("keyDown", text), ("keyUp", "")):
+            self.command(
+                "Input.dispatchKeyEvent",
+                type=kind, key=key, windowsVirtualKeyCode=code, text=written,
+            )  # fmt: skip
+
+    def still(self) -> None:
+        """Wait until two screenshots a second apart are the same."""
+        until = time.monotonic() + PATIENCE
+        before = self.screenshot()
+        while True:
+            time.sleep(1)
+            now = self.screenshot()
+            if np.array_equal(now, before) or time.monotonic() > until:
+                return
+            before = now
 
     def text(self, selector: str) -> str:
         return str(self.evaluate(f"document.querySelector({selector!r}).textContent"))

@@ -151,7 +151,8 @@ def made_up(
 
     def trial_of(path: Path, *_: Any) -> evaluation.EvalRun:
         own = other.get(path.name, {})
-        data: Any = SimpleNamespace(fingerprint=lambda: own.get("data", "same"))
+        fingerprint = own.get("data", "same")
+        data: Any = SimpleNamespace(fingerprint=lambda: fingerprint, metadata=dict)
         config = {**usual, "name": path.name, "monitor": own.get("monitor")}
         loaded = evaluation.Predictor(
             config, ["a", "b", "c"], own.get("task", task), models[path.name], data, Plain(),

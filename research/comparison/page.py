@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
-import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +11,7 @@ from urllib.parse import quote
 from research.comparison.collect import RecordedRun
 from research.comparison.tables import costs_of, decimals
 from research.comparison.verdicts import ComparisonResult
+from research.viz.webpage import web_page
 
 COSTS = {
     "parameters": ("parameters", ""),
@@ -45,9 +41,6 @@ def page(
         notes: sentences about how to read such a page.
         folder: of the file; links to the runs are relative to it.
     """
-    template = (
-        resources.files("research.comparison").joinpath("page.html").read_text(encoding="utf-8")
-    )
     folders = [run.folder.resolve() for group in result.groups for run in group.runs]
     root = Path(os.path.commonpath([path.parent for path in folders]))
     content = {
@@ -75,12 +68,8 @@ def page(
         "warnings": list(warnings),
         "notes": list(notes),
     }
-    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    # A run's name must not end the script element that holds the data.
-    text = text.replace("<", "\\u003c")
-    page = template.replace("__POLICY__", _policy(template), 1)
-    head, _, tail = page.partition("__DATA__")
-    return head + text + tail
+    scripts = ("curves.js", "comparison.js")
+    return web_page("research.comparison", "comparison", title, content, scripts).text
 
 
 def _groups(result: ComparisonResult) -> list[dict[str, Any]]:
@@ -141,13 +130,3 @@ def _metrics(result: ComparisonResult) -> list[str]:
 def _short(value: float | None) -> float | None:
     """Rounded to six digits, so that a page of hundreds of runs stays small."""
     return None if value is None else float(f"{value:.6g}")
-
-
-def _policy(page: str) -> str:
-    """Content security policy: only the page's own script and style."""
-
-    def own(tag: str) -> str:
-        [inner] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return f"'sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}'"
-
-    return f"default-src 'none'; script-src {own('script')}; style-src {own('style')}"

@@ -6,15 +6,12 @@ It has four routes, and its content security policy lets the page load nothing f
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import sys
 import tempfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Final, Self
@@ -23,9 +20,12 @@ from PIL.Image import Image
 
 from research.inference.writers import Overlay
 from research.utils.errors import UserError
+from research.viz.webpage import web_page
 
 ADDRESS: Final = "127.0.0.1"
 NAMES: Final = (ADDRESS, "localhost")
+LOADS: Final = "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+"""What the page may do beyond its own script and style."""
 MAX_FRAMES: Final = 500
 """Frames per response."""
 MAX_SIDE: Final = 1280
@@ -44,13 +44,16 @@ class Player:
     """
 
     def __init__(self, title: str, port: int, score_threshold: float | None) -> None:
-        self.title = title
         self.port = port
-        self.score_threshold = score_threshold
         self.frames: list[dict[str, Any]] = []
         self.done = Event()
-        page = resources.files("research.inference").joinpath("player.html").read_bytes()
-        self.page, self.policy = page, _policy(page.decode())
+        data = {"title": title, "objectness": score_threshold}
+        page = web_page(
+            "research.inference", "player", title, data, ("player.js",), ("tools.js",), LOADS
+        )
+        self.page = page.text.encode()
+        # This part of a policy counts only in a header.
+        self.policy = f"{page.policy}; frame-ancestors 'none'"
 
     def __enter__(self) -> Self:
         """Start the server. Raises UserError if the port is in use."""
@@ -117,8 +120,6 @@ class Player:
         more = self.frames[after : after + MAX_FRAMES]
         return json.dumps(
             {
-                "title": self.title,
-                "objectness": self.score_threshold,
                 "done": done and after + len(more) >= len(self.frames),
                 "frames": more,
             }
@@ -195,18 +196,3 @@ ROUTES: Final[dict[str, Callable[..., None]]] = {
     r"/frame/([0-9]{1,7})\.jpg": _Handler._frame,
     r"/favicon\.ico": _Handler._nothing,
 }
-
-
-def _policy(page: str) -> str:
-    """Content security policy: only the page's own script and style, and this server."""
-
-    def own(tag: str) -> str:
-        inner = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in inner)
-        return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
-
-    return (
-        f"default-src 'none'; script-src {own('script')}; style-src {own('style')}; "
-        "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from research.comparison.collect import RecordedRun
+from research.comparison.page import page
+from research.comparison.verdicts import compare
+from research.config.keys import setting_values
 from research.tracking.files import csv_text
 
 
@@ -89,3 +94,51 @@ def study(root: Path) -> Path:
                 parameters=len(model) * 1000,
             )
     return root
+
+
+def many(count: int, seeds: int = 4, epochs: int = 60) -> list[RecordedRun]:
+    """As many runs as after a large sweep: groups of some seeds with six curves, without files."""
+    drawn = np.random.default_rng(0)
+    runs = []
+    for number in range(count):
+        group, seed = divmod(number, seeds)
+        top1 = 0.5 + 0.3 * (1 - np.exp(-np.arange(epochs) / 15)) + drawn.normal(0, 0.01, epochs)
+        top1 += 0.1 * np.sin(group)
+        best = int(top1.argmax())
+        settings = config(("resnet34", "densenet121")[group % 2], 0.001 * (1 + group), seed)
+        runs.append(
+            RecordedRun(
+                folder=Path("/runs") / f"trial_{number:04d}",
+                status="FINISHED",
+                model=settings["model"]["name"],
+                seed=seed,
+                monitor=("val/top1", "max"),
+                best_epoch=best + 1,
+                best_value=float(top1[best]),
+                settings=dict(setting_values(settings)),
+                overrides=[],
+                epochs=list(range(1, epochs + 1)),
+                curves={
+                    f"{split}/{name}": (top1 - drawn.random(epochs) / 50).tolist()
+                    for split in ("train", "val")
+                    for name in ("top1", "top5", "loss")
+                },
+                results={},
+                counts={"train/n": 2040, "val/n": 480},
+                unit="images",
+                costs={
+                    "parameters": 1e6 * (1 + group % 40),
+                    "seconds": 100 + 10 * group + float(drawn.normal()),
+                    "epochs": epochs,
+                    "latency_ms": 1 + group % 17 + 0.1 * float(drawn.normal()),
+                },
+            )
+        )
+    return runs
+
+
+def many_runs_page(path: Path, count: int = 1000) -> Path:
+    """The page that compares ``many`` runs."""
+    result = compare(many(count), "val/top1", "max", ("model", "optimizer.lr"), "", 0.95, {})
+    path.write_text(page(result, f"{count} runs", "today", [], ["a note"], path.parent))
+    return path

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from docs.screenshots import compare_page, go, names, runs_page, says, unfold
 from research.sweeps import parent
 from research.tracking.mlflow import MLflowTracker
 from research.tracking.tracker import Run, Status
 from tests.browser import Page, needs_browser
-from tests.mlflow_ui import mlflow_ui
+from tests.mlflow_ui import compare_page, mlflow_ui, names, run_page, runs_page, unfold
 from tests.sweeps.test_parent import at, client, store_of
 
 # MLflow's own use of SQLAlchemy.
@@ -39,18 +38,18 @@ def test_a_sweep_is_one_tree_and_its_trials_are_compared(store: str, tmp_path: P
     number = client(store).get_experiment_by_name("ours").experiment_id
 
     with mlflow_ui(store, tmp_path / "ui.log") as address, Page(f"{address}/health") as page:
-        go(page, runs_page(address, number), "a_study")
+        page.go(runs_page(address, number), "a_study")
         # Folded: the sweep stands for its trials.
-        says(page, "4 matching runs")
+        page.says("4 matching runs")
         assert names(page) == ["a_study"]
         unfold(page, "a_study")
-        says(page, "trial_0")
+        page.says("trial_0")
         assert names(page) == ["a_study", "trial_2", "trial_1", "trial_0"]
 
-        go(page, f"{runs_page(address, number)}/{above}", "About this run")
+        page.go(run_page(address, number, str(above)), "About this run")
         for words in ("best trial", "trial_0", "trial_1", "trial_2", "best/val/top1", "0.75"):
-            says(page, words)
+            page.says(words)
 
-        go(page, compare_page(address, number, ids[:2]), "Comparing 2 Runs from 1 Experiment")
+        page.go(compare_page(address, number, ids[:2]), "Comparing 2 Runs from 1 Experiment")
         for words in ("trial_0", "trial_1", "lr", "0.01", "val/top1", "0.5", "0.25", "PRUNED"):
-            says(page, words)
+            page.says(words)
