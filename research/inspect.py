@@ -138,9 +138,9 @@ def _side_by_side(original: Tensor, rebuilt: Tensor) -> Image:
 
 
 def _energy(values: Any, plane: str, frequencies: tuple[int, ...]) -> Image:
-    from research.viz import pictures
+    from research.viz import charts
 
-    return pictures.energy_map(values, f"{plane}: kept frequencies framed", frequencies)
+    return charts.energy_map(values, f"{plane}: kept frequencies framed", frequencies)
 
 
 def find_images(paths: list[str]) -> list[Path]:

@@ -222,7 +222,7 @@ def _smoothed(values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
 
 def write(folder: Path, test: RangeTest, suggestion: Suggestion) -> None:
     """Write ``lr_find.csv`` and ``lr_find.png``."""
-    from research.viz import pictures
+    from research.viz import charts
 
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -237,7 +237,7 @@ def write(folder: Path, test: RangeTest, suggestion: Suggestion) -> None:
         "a tenth of the minimum": suggestion.tenth,
     }
     marks = {name: rate for name, rate in rates.items() if rate is not None}
-    picture = pictures.range_test(test.rates, test.losses, suggestion.smoothed, marks)
+    picture = charts.range_test(test.rates, test.losses, suggestion.smoothed, marks)
     write_atomic(folder / "lr_find.png", lambda path: picture.save(path, "PNG"))
 
 

@@ -34,7 +34,7 @@ from research.data.warehouse.plan import plan_frames
 from research.inference.writers import BoxWriter
 from research.tasks.detection import Detection
 from research.utils.errors import DamagedImage, UserError
-from research.viz.pictures import PREDICTED_BOXES, class_colours
+from research.viz.colours import PREDICTED_BOXES, class_colours
 from tests.browser import Page, needs_browser
 from tests.conftest import TINY, picture, refusal, run, user_error, verb
 from tests.test_commands import module

@@ -37,9 +37,11 @@ class DeviceTransform(nn.Module):
     Attributes:
         memory_format: of the model, in which its inputs are returned. A model that gets another
             format converts tensors in many of its layers.
+        shows: what ``to_images`` does with inputs, in words.
     """
 
     memory_format: torch.memory_format = torch.contiguous_format
+    shows: str = "without normalisation"
 
     def __call__(self, batch: Any, generator: torch.Generator | None) -> Any:
         """``forward``, in the memory format of the model; no copy if it has that already."""
@@ -143,6 +145,8 @@ class CoefficientTransform(DeviceTransform):
         self.flip = flip
         self.augment = augment
         self.selection = selection
+        count = len(selection.luma), len(selection.chroma)
+        self.shows = "decoded from {} luma and {} chroma coefficients of a block".format(*count)
         shipped = shipped or selection
         self.decoder = Decoder(selection, range_)
         luma, chroma = list(selection.luma), list(selection.chroma)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
+from PIL.Image import Image
+
+from research.batch import Batch
 from research.engine import distributed, evaluation
 from research.engine.checkpoint import Checkpoints
 from research.engine.interrupts import Interrupted, Interrupts
@@ -17,6 +22,7 @@ from research.engine.state import TrainState
 from research.engine.steps import check_weights
 from research.tasks.task import Task
 from research.tracking.tracker import Tracker
+from research.viz import pictures
 
 
 class Pruner(Protocol):
@@ -31,6 +37,8 @@ class Pruner(Protocol):
 
 class EpochEnd(EpochCallback):
     """At the end of an epoch: draw pictures and tables if it is the best, save, flush the tracker.
+
+    The first batch of a run is drawn in a thread, beside the steps after it.
 
     Every process calls it, the main one writes. Signals and saving are decided for all processes.
 
@@ -62,8 +70,14 @@ class EpochEnd(EpochCallback):
         self.interrupts = interrupts
         self.seconds = math.inf if minutes is None else 60 * minutes
         self.next_save = time.monotonic() + self.seconds
+        self.has_drawn = False
+        self.drawing: Future[Mapping[str, Image]] | None = None
 
-    def step(self, state: TrainState, losses: LossLog) -> None:
+    def step(self, state: TrainState, losses: LossLog, inputs: Batch | None) -> None:
+        if not self.has_drawn and inputs is not None:
+            self._draw_inputs(state, losses, inputs)
+        if self.drawing is not None and self.drawing.done():
+            self._record_inputs()
         is_due = distributed.is_main() and time.monotonic() >= self.next_save
         requested, save = distributed.largest(self.interrupts.requested, is_due)
         if requested or save:
@@ -72,8 +86,32 @@ class EpochEnd(EpochCallback):
         if requested:
             raise Interrupted(requested)
 
+    def _draw_inputs(self, state: TrainState, losses: LossLog, inputs: Batch) -> None:
+        """Begin to draw the first batch of the run, as the model has seen it."""
+        self.has_drawn = True
+        if state.epoch or not distributed.is_main():
+            return
+        basis = f"{losses.loader.basis(len(inputs))}, of step {state.step}"
+        title = f"{basis}, as the network sees them: augmented, {state.transform.shows}"
+
+        def drawn() -> dict[str, Image]:
+            with torch.no_grad():
+                images = self.task.training_pictures(inputs, state.transform.to_images)
+            return {name: pictures.titled(image, title) for name, image in images.items()}
+
+        executor = ThreadPoolExecutor(1, "drawing")
+        self.drawing = executor.submit(drawn)
+        executor.shutdown(wait=False)
+
+    def _record_inputs(self) -> None:
+        """Record what was drawn of the first batch, if it has not been; waits until it is."""
+        if self.drawing is not None:
+            drawn, self.drawing = self.drawing.result(), None
+            self.tracker.pictures(1, drawn)
+
     @contextmanager
     def validation(self, state: TrainState) -> Iterator[None]:
+        self._record_inputs()  # before loader processes start: a fork copies no other thread
         content = self._content(state)  # before: an interrupted process waits for no other
         try:
             with self.interrupts.immediate():

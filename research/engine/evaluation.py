@@ -112,6 +112,8 @@ class EvalRun:
     def write(self, evaluation: Evaluation, result: EvalResult, out: Path) -> list[Path]:
         """Write pictures and tables to ``out/NAME``, then the record to ``out/NAME.json``.
 
+        Those that are left of an earlier evaluation of this name are removed.
+
         Returns:
             the files.
         """
@@ -119,6 +121,7 @@ class EvalRun:
         record = out / f"{evaluation.name}.json"
         draw(self.predictor.task, self.predictor.transform, result, drawn, evaluation.epoch)
         write_text(record, to_json(asdict(evaluation)))
+        drawn.remove_others()
         return [*drawn.files, record]
 
     def keep(self, evaluation: Evaluation, result: EvalResult, out: Path) -> None:
@@ -336,6 +339,12 @@ class _DrawnFiles(FileTracker):
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
         super().tables(step, tables)
         self.files += [self.folder / "tables" / f"{name}.csv" for name in tables]
+
+    def remove_others(self) -> None:
+        """Remove pictures and tables of earlier evaluations that this one does not have."""
+        for pattern in ("pictures/*.png", "tables/*.csv"):
+            for path in {*self.folder.glob(pattern)} - {*self.files}:
+                path.unlink()
 
 
 def draw(

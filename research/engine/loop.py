@@ -63,8 +63,11 @@ class EpochCallback:
     def __call__(self, state: TrainState, row: dict[str, Any], result: EvalResult) -> None:
         """Called when ``state`` includes the epoch and its row has been logged."""
 
-    def step(self, state: TrainState, losses: LossLog) -> None:
-        """Called after each optimizer step; may save the state, and raise to end the run."""
+    def step(self, state: TrainState, losses: LossLog, inputs: Batch | None) -> None:
+        """Called after each optimizer step; may save the state, and raise to end the run.
+
+        ``inputs`` is the last batch as it was passed to the model, if this process had one.
+        """
 
     def validation(self, state: TrainState) -> AbstractContextManager[None]:
         return nullcontext()  # of the validation, during which the state does not change
@@ -159,9 +162,8 @@ def train_epoch(
         is_step = (i + 1) % cfg.accumulate == 0 or i + 1 == batches
         usable = len(batch) > 1 or len(batch) == loader.batch_size
         losses = LossTerms()
-        samples = distributed.announce(len(batch) if usable else 0)
+        inputs, samples = None, distributed.announce(len(batch) if usable else 0)
         if samples or distributed.is_awaited(is_step, skips.samples):
-            inputs = None
             if usable:
                 rng = generator_for(cfg.seed, epoch, loader.shard.position(i))
                 inputs = state.transform(batch.to(device), rng)
@@ -184,7 +186,7 @@ def train_epoch(
         loss_log.add(state.step, i, batch, losses, samples)
         state.samples += loader.global_batch
         if is_step:
-            callback.step(state, loss_log)
+            callback.step(state, loss_log, inputs)
     state.epoch_losses = loss_log.state_dict()
     return loss_log.close()
 

@@ -39,7 +39,7 @@ from research.utils.counts import with_n
 from research.utils.errors import UserError
 from research.utils.files import remove_leftovers, write_text
 from research.utils.progress import contained
-from research.viz import pictures
+from research.viz.curves import learning_curves
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ def _finish_files(folder: Path, state: TrainState, unit: str, tracker: Tracker) 
     checkpoint.save_best_weights(best, state.config["trust"], final if is_last else None)
     counts = {split: [row.get(f"{split}/n") for row in state.history] for split in ("train", "val")}
     title = ", ".join(with_n(split, *each, unit=unit) for split, each in counts.items())
-    curves = pictures.learning_curves(state.history, title)
+    curves = learning_curves(state.history, title)
     tracker.pictures(state.epoch, {"learning_curves": curves})
     files = ("config.yaml", "overrides.yaml", "environment.json", "model_summary.txt")
     for file in (*files, "epoch_metrics.csv", "checkpoints/best.pt"):

@@ -25,6 +25,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from research.batch import Batch
 from research.engine import build, checkpoint, run, run_folder
 from research.engine.epoch_end import EpochEnd
 from research.engine.interrupts import Interrupts
@@ -88,7 +89,7 @@ class KillingEpochEnd(EpochEnd):
         self.saves = saves
         self.folder = folder
 
-    def step(self, state: TrainState, losses: LossLog) -> None:
+    def step(self, state: TrainState, losses: LossLog, inputs: Batch | None) -> None:
         kill, saves = self.kill, state.step in self.saves
         if kill is not None and state.step >= kill.step:
             where = f"batch {state.step} (epoch {state.epoch + 1})"
@@ -98,7 +99,7 @@ class KillingEpochEnd(EpochEnd):
             self.kill, saves = None, True
         if saves:
             self.next_save = 0.0
-        super().step(state, losses)
+        super().step(state, losses, inputs)
 
 
 def kill_process(folder: Path, where: str) -> None:

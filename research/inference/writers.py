@@ -23,6 +23,8 @@ from research.data.frames.run_writer import RunWriter
 from research.utils.errors import UserError
 from research.utils.spreadsheets import cell
 from research.viz import pictures
+from research.viz.boxes import draw_boxes
+from research.viz.colours import PREDICTED_BOXES, Colour
 
 BOXED: Final = "boxed"
 SHEET: Final = "contact_sheet.png"
@@ -52,7 +54,7 @@ class Overlay:
     boxes: Sequence[Sequence[float]] = ()
     scores: Sequence[float] = ()
     texts: Sequence[str] = ()
-    colours: Sequence[pictures.Colour] = pictures.PREDICTED_BOXES
+    colours: Sequence[Colour] = PREDICTED_BOXES
 
 
 class PredictionWriter(Protocol):
@@ -112,7 +114,7 @@ class BoxWriter:
         folder: Path,
         score_threshold: float,
         text: Callable[[int, float], str],
-        colours: Callable[[Sequence[int]], Sequence[pictures.Colour]],
+        colours: Callable[[Sequence[int]], Sequence[Colour]],
         classes: Sequence[str],
     ) -> None:
         self.folder = folder
@@ -164,7 +166,7 @@ class BoxWriter:
         absolute = pixels[:count].tolist()
         self.coco.add(still.name, image.size, absolute, kept[:count], named[:count])
         colours = self.colours(named[:count])
-        drawn = [pictures.draw_boxes(panel, absolute, texts[:count], colours) for panel in panels]
+        drawn = [draw_boxes(panel, absolute, texts[:count], colours) for panel in panels]
         save(pictures.side_by_side(drawn), self.folder / BOXED / f"{still.stem}_boxed.png")
         self.frames += 1
         self.boxes += count

@@ -22,7 +22,8 @@ from PIL.Image import Image
 
 from research.tracking.tracker import Rows
 from research.utils.counts import with_n
-from research.viz.pictures import legend, new_figure, render
+from research.viz.colours import LINES, QUIET
+from research.viz.figures import legend, new_figure, render, subplots, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +31,14 @@ if TYPE_CHECKING:
 
 Summary = Mapping[str, Any]
 
-UNFINISHED: Final = {"PRUNED": "C1", "FAILED": "C3", "KILLED": "grey"}
-"""Colours of trials that ended without a value."""
+DONE, BEST = LINES[:2]
+"""Colours of finished trials, and of the best."""
+UNFINISHED: Final = {
+    "PRUNED": (LINES[2], "v"),
+    "FAILED": (LINES[4], "s"),
+    "KILLED": (QUIET, "D"),
+}
+"""Colours and markers of trials that ended without a value."""
 MIN_TRIALS: Final = 10
 """Finished trials below which importances are not computed: they would be mostly noise."""
 TOP_TRIALS: Final = 5
@@ -179,10 +186,7 @@ def _choice(value: Any) -> Any:
 def _subplots(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     width = 7.0 if columns == 1 else 3.6 * columns
     figure = new_figure(width, (3.8 if columns == 1 else 3.2) * rows)
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for axes in panels.flat:
-        axes.grid(alpha=0.3)
-    return figure, panels.tolist()
+    return figure, subplots(figure, rows, columns)
 
 
 def _label(summary: Summary, objective: str) -> str:
@@ -192,13 +196,6 @@ def _label(summary: Summary, objective: str) -> str:
     units = {trial["unit"] for trial in summary["trials"] if "unit" in trial}
     counts = (trial.get("best_n") for trial in summary["trials"])
     return with_n(objective, *counts, unit=units.pop() if len(units) == 1 else "samples")
-
-
-def _whole_numbers(axes: Axes) -> None:
-    """Write only whole numbers beside the x axis."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _history(summary: Summary) -> Figure:
@@ -212,9 +209,9 @@ def _history(summary: Summary) -> Figure:
         if values:
             better = max if objective["direction"] == "maximize" else min
             best = list(itertools.accumulate(values.values(), better))
-            axes.plot(list(values), best, drawstyle="steps-post", color="C2", label="best so far")
-            axes.plot(list(values), list(values.values()), "o", color="C0", label="finished")
-        for status, colour in UNFINISHED.items():
+            axes.plot(list(values), best, drawstyle="steps-post", color=BEST, label="best so far")
+            axes.plot(list(values), list(values.values()), "o", color=DONE, label="finished")
+        for status, (colour, marker) in UNFINISHED.items():
             curves = {
                 trial["trial"]: _curve(trial)
                 for trial in summary["trials"]
@@ -226,7 +223,7 @@ def _history(summary: Summary) -> Figure:
             without_value = [number for number in curves if number not in stopped]
             if stopped:
                 at = list(stopped), list(stopped.values())
-                axes.plot(*at, "o", color=colour, mfc="none", label=status.lower())
+                axes.plot(*at, marker, color=colour, mfc="none", label=status.lower())
             if without_value:
                 at = without_value, [0.02] * len(without_value)
                 name = None if stopped else status.lower()
@@ -234,7 +231,7 @@ def _history(summary: Summary) -> Figure:
         axes.set_xlabel("trial")
         axes.set_ylabel(_label(summary, objective["name"]))
         axes.set_xlim(-0.5, max(trial["trial"] for trial in summary["trials"]) + 0.5)
-        _whole_numbers(axes)
+        whole_numbers(axes)
         legend(axes)
     return figure
 
@@ -255,7 +252,7 @@ def _learning_curves(summary: Summary) -> Figure:
     labelled = set()
     for trial, curve in shown:
         unfinished, is_best = trial["status"] in UNFINISHED, trial["trial"] == best
-        colour = "C2" if is_best else UNFINISHED.get(trial["status"], "C0")
+        colour = BEST if is_best else UNFINISHED.get(trial["status"], (DONE,))[0]
         name = "best" if is_best else trial["status"].lower()
         width, alpha = (2.5, 1.0) if is_best else (1.0, 0.6)
         label = None if name in labelled else name
@@ -273,7 +270,7 @@ def _learning_curves(summary: Summary) -> Figure:
     part = f"; {len(shown)} of {len(curves)}" if len(shown) < len(curves) else ""
     axes.set_xlabel(f"epoch (numbers: trials{part})")
     axes.set_ylabel(_label(summary, summary["objectives"][0]["name"]))
-    _whole_numbers(axes)
+    whole_numbers(axes)
     return figure
 
 
@@ -312,15 +309,15 @@ def _slice(axes: Axes, summary: Summary, key: str, values: Mapping[int, float]) 
         positions = {number: choices.index(_choice(value)) for number, value in positions.items()}
         for index in range(len(choices)):
             middle = statistics.median(values[n] for n, at in positions.items() if at == index)
-            axes.hlines(middle, index - 0.3, index + 0.3, color="grey")
+            axes.hlines(middle, index - 0.3, index + 0.3, color=QUIET)
         axes.set_xticks(range(len(choices)), labels=[_short(choice) for choice in choices])
         axes.margins(x=0.2)
     else:
         axes.set_xscale(scale)
-    axes.plot(list(positions.values()), list(values.values()), "o", color="C0", alpha=0.6)
+    axes.plot(list(positions.values()), list(values.values()), "o", color=DONE, mfc="none")
     if summary["best"]:
         best = summary["best"]["trial"]
-        axes.plot(positions[best], values[best], "o", color="C2", markersize=9)
+        axes.plot(positions[best], values[best], "*", color=BEST, mec="black", markersize=13)
     axes.set_xlabel(key)
 
 
@@ -340,7 +337,7 @@ def _importance(importances: Mapping[str, Mapping[str, float]]) -> Figure:
         next(iter(importances.values())), key=lambda key: -sum(s[key] for s in importances.values())
     )
     figure = new_figure(7, 1 + 0.35 * len(keys) * len(importances))
-    axes = figure.add_subplot()
+    [[axes]] = subplots(figure)
     height = 0.8 / len(importances)
     for number, (objective, of_key) in enumerate(importances.items()):
         at = [index + (number - (len(importances) - 1) / 2) * height for index in range(len(keys))]
@@ -363,27 +360,29 @@ def _pareto(summary: Summary) -> Figure:
     pairs = list(itertools.combinations(objectives, 2))
     front = {trial["trial"] for trial in summary["pareto"]}
     figure = new_figure(6 * len(pairs), 4.5)
-    for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
+    for axes, pair in zip(subplots(figure, 1, len(pairs))[0], pairs, strict=True):
         across, up = (finished_values(summary, objective["name"]) for objective in pair)
         points = {number: (across[number], up[number]) for number in across if number in up}
         others = [point for number, point in points.items() if number not in front]
         best = sorted(point for number, point in points.items() if number in front)
         if others:
-            axes.plot(*zip(*others, strict=True), "o", color="C0", alpha=0.6, label="dominated")
+            axes.plot(*zip(*others, strict=True), "o", color=DONE, mfc="none", label="dominated")
         if best:
             # The boundary of the dominated region.
             steps = "steps-post" if pair[0]["direction"] == "minimize" else "steps-pre"
             line = "-" if len(objectives) == 2 else ""
             axes.plot(
-                *zip(*best, strict=True), f"o{line}", drawstyle=steps, color="C2", label="front"
+                *zip(*best, strict=True), f"o{line}", drawstyle=steps, color=BEST, label="front"
             )
         numbered = points if len(points) <= MOST else [n for n in points if n in front][:MOST]
         for number in numbered:
             axes.annotate(
                 str(number), points[number], (5, 4), textcoords="offset points", fontsize="x-small"
             )
-        for objective, set_label in zip(pair, (axes.set_xlabel, axes.set_ylabel), strict=True):
-            set_label(f"{_label(summary, objective['name'])} ({objective['direction']})")
+        across_label, up_label = (
+            f"{_label(summary, objective['name'])} ({objective['direction']})" for objective in pair
+        )
+        axes.set_xlabel(across_label)
+        axes.set_ylabel(up_label)
         legend(axes)
-        axes.grid(alpha=0.3)
     return figure

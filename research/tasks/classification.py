@@ -19,10 +19,13 @@ from research.tasks.task import LossTerms, Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
 from research.utils.whole_batch import whole_mean
-from research.viz import pictures
+from research.viz import charts, pictures
 
 SHOWN: Final = 24
 """Images in a picture."""
+EXPLAINED: Final = (
+    "Line 1: the label, ✓ if it is predicted, ✗ if not. Line 2: the prediction and its probability."
+)
 BINS: Final = 15
 """Bins of confidence for the calibration error, as in Guo et al. (2017)."""
 SUMS: Final = ("loss", "hits", "counts", "confidence", "correct")
@@ -98,8 +101,8 @@ class Classification:
     ) -> Mapping[str, Image]:
         probability, pred = predictions[:SHOWN].softmax(1).max(1)
         drawn = {
-            "confusion_matrix": pictures.confusion_matrix(metrics.confusion.cpu(), self.classes),
-            "reliability": pictures.reliability(
+            "confusion_matrix": charts.confusion_matrix(metrics.confusion.cpu(), self.classes),
+            "reliability": charts.reliability(
                 metrics.counts.cpu().numpy(),
                 metrics.confidence.cpu().numpy(),
                 metrics.correct.cpu().numpy(),
@@ -118,6 +121,23 @@ class Classification:
                 to_images(mistakes)[0], mistakes.labels, worst.pred, worst.probability
             )
         return drawn
+
+    def training_pictures(
+        self, batch: ClassificationBatch, to_images: Callable[[Any], list[Tensor]]
+    ) -> Mapping[str, Image]:
+        """``training_samples``: images with their class; of mixed ones both, with their shares."""
+        batch = batch.map(lambda tensor: tensor[:SHOWN])
+        captions = [self.classes[label] for label in batch.labels.tolist()]
+        if batch.labels_b is not None and batch.lam is not None:
+            second, shares = batch.labels_b.tolist(), batch.lam.tolist()
+            captions = [
+                f"{share:.0%} {one}\n{1 - share:.0%} {self.classes[other]}"
+                for one, other, share in zip(captions, second, shares, strict=True)
+            ]
+        marks = [None] * len(batch)
+        return {
+            "training_samples": pictures.contact_sheet(to_images(batch)[0].cpu(), captions, marks)
+        }
 
     def tables(
         self, metrics: ClassificationMetrics, names: Callable[[Any], dict[str, list[str]]]
@@ -162,7 +182,7 @@ class Classification:
             for label, pred, probability in triples
         ]
         correct = [label == pred for label, pred, _ in triples]
-        return pictures.contact_sheet(pixels.cpu(), captions, correct)
+        return pictures.contact_sheet(pixels.cpu(), captions, correct, explained=EXPLAINED)
 
 
 def views_of(inputs: Any, views: str) -> Iterator[tuple[float, Any]]:

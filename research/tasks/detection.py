@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from research.batch import DetectionBatch
@@ -25,12 +26,14 @@ from research.tasks.evaluated_frames import (
 from research.tasks.task import Monitor
 from research.tracking.tracker import Rows
 from research.viz import charts, pictures
-from research.viz.pictures import Colour
+from research.viz.boxes import draw_boxes, draw_ignored, draw_true
+from research.viz.colours import PREDICTED_BOXES, Colour, class_colours
 
 SHOWN: Final = 12
 CELL: Final = 256
 FEW: Final = 12
 """Maximum number of classes with their own curves."""
+TRUE_EXPLAINED: Final = "Dashed: boxes of the data. Hatched: ignore regions."
 
 
 class Detection:
@@ -131,7 +134,7 @@ class Detection:
             "precision_recall": charts.precision_recall(
                 scores, hits, int(metrics.positives.sum()), title
             ),
-            "confusion_matrix": pictures.confusion_matrix(
+            "confusion_matrix": charts.confusion_matrix(
                 metrics.confusion, [*metrics.classes, BACKGROUND]
             ),
         }
@@ -144,15 +147,39 @@ class Detection:
                 },
                 title,
             )
-        if metrics.matching:
-            drawn["matching_audit"] = charts.matching_audit(*np.array(metrics.matching).T)
+        drawn["matching_audit"] = (
+            charts.matching_audit(*np.array(metrics.matching).T)
+            if metrics.matching
+            else pictures.note(f"no object in {metrics.frames} frames")
+        )
         return drawn
+
+    def training_pictures(
+        self, batch: DetectionBatch, to_images: Callable[[Any], list[Tensor]]
+    ) -> Mapping[str, Image]:
+        """``training_samples``: frames, a picture per modality, with boxes and ignore regions."""
+        shown = batch.map(lambda tensor: tensor[:SHOWN])
+        panels = [images.cpu() for images in to_images(shown)]
+        frames = shown.map(Tensor.cpu)
+        ignored = torch.zeros_like(frames.mask) if frames.ignored is None else frames.ignored
+        cells, captions = [], []
+        for row, images in enumerate(zip(*panels, strict=True)):
+            true, regions = frames.mask[row], ignored[row]
+            objects, left_out = (
+                (frames.boxes[row][chosen] * CELL).tolist() for chosen in (true, regions)
+            )
+            cells.append(_drawn(images, objects, left_out))
+            names = Counter(self.classes[label] for label in frames.labels[row][true].tolist())
+            captions.append(", ".join(f"{n} {name}" for name, n in names.items()) or "no object")
+        marks = [None] * len(cells)
+        paper = pictures.sheet(cells, captions, marks, _columns(panels), TRUE_EXPLAINED)
+        return {"training_samples": paper}
 
     def _sheet(
         self, batch: DetectionBatch, predictions: list[Detections], panels: list[Tensor]
     ) -> Image:
-        """Frames, one picture per modality: ground-truth boxes (green), ignore regions (grey
-        dashes) and detections.
+        """Frames, one picture per modality: boxes of the data (dashed), ignore regions (hatched)
+        and detections (with captions).
         """
         cells, captions, right = [], [], []
         shown = batch.map(lambda tensor: tensor[:SHOWN])
@@ -168,29 +195,48 @@ class Detection:
                 )
             ]
             colours = self._colours(confident["labels"].tolist())
-            drawn = []
-            for image in images:
-                cell = pictures.from_pixels(image).resize((CELL, CELL), Resampling.BILINEAR)
-                cell = pictures.draw_ignored(cell, _in_cell(frame, frame.regions))
-                true = _in_cell(frame, frame.boxes)
-                cell = pictures.draw_boxes(cell, true, colours=[pictures.TRUE_BOX])
-                predicted = _in_cell(frame, confident["boxes"])
-                drawn.append(pictures.draw_boxes(cell, predicted, texts, colours))
-            cells.append(pictures.side_by_side(drawn))
+            true = _in_cell(frame, frame.boxes)
+            predicted = _in_cell(frame, confident["boxes"])
+            ignored = _in_cell(frame, frame.regions)
+            cells.append(_drawn(images, true, ignored, predicted, texts, colours))
             captions.append(
-                f"true boxes {len(frame.boxes)}\nright {sum(hits)}, false {len(hits) - sum(hits)}"
+                f"{sum(hits)} of {len(frame.boxes)} found, {len(hits) - sum(hits)} false"
             )
             right.append(sum(hits) == len(hits) == len(frame.boxes))
-        return pictures.sheet(cells, captions, right, columns=4 if len(panels) == 1 else 2)
+        explained = (
+            f"{TRUE_EXPLAINED} In colour: detections of a score of at least {self.score:g}, with "
+            "their scores where there is room. ✓: all objects are found and nothing else."
+        )
+        return pictures.sheet(cells, captions, right, _columns(panels), explained)
 
     def _colours(self, labels: Sequence[int]) -> Sequence[Colour]:
         """By class; with a single class the best box has its own colour."""
         if self.class_agnostic or len(self.classes) == 1:
-            return pictures.PREDICTED_BOXES
-        return pictures.class_colours(labels)
+            return PREDICTED_BOXES
+        return class_colours(labels)
 
     def _name(self, label: int, score: float) -> str:
         return f"{score:.2f}" if self.class_agnostic else f"{self.classes[label]} {score:.2f}"
+
+
+def _drawn(
+    images: Sequence[Tensor],
+    true: Sequence[Sequence[float]],
+    ignored: Sequence[Sequence[float]],
+    predicted: Sequence[Sequence[float]] = (),
+    captions: Sequence[str] = (),
+    colours: Sequence[Colour] = PREDICTED_BOXES,
+) -> Image:
+    """The modalities of a frame side by side, each with all boxes, in pixels of a cell."""
+    cells = (draw_ignored(pictures.cell(image, CELL), ignored) for image in images)
+    return pictures.side_by_side(
+        [draw_boxes(draw_true(each, true), predicted, captions, colours) for each in cells]
+    )
+
+
+def _columns(panels: Sequence[Tensor]) -> int:
+    """Frames in a row of a sheet: four pictures, or the modalities of two frames."""
+    return 4 if len(panels) == 1 else 2
 
 
 def _in_cell(frame: EvaluatedFrame, boxes: Tensor) -> list[list[float]]:

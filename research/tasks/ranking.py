@@ -21,11 +21,25 @@ from research.tasks.task import LossTerms, Monitor
 from research.tracking.tracker import Rows
 from research.utils.errors import UserError
 from research.utils.whole_batch import whole_batch, whole_mean
-from research.viz import pictures
+from research.viz import charts, pictures
 
 CELL: Final = 128
 SERIES: Final = 8
 COLUMNS: Final = 6
+SHOWN: Final = 12
+"""Pairs of training on a sheet."""
+SERIES_EXPLAINED: Final = (
+    "Photos of a series from the best to the worst prediction. Line 1: rank, and the mean "
+    "probability with which the network prefers the photo to the others of its series. Line 2: the "
+    "mean share of people's votes for it. ✓: the votes give it the same rank."
+)
+WIDTH: Final = COLUMNS * (CELL + 12)
+"""Of a row of series, in which there may be several short ones, pixels."""
+MISTAKES_EXPLAINED: Final = (
+    "Probability with which the network prefers the left photo, and the share of people's votes "
+    "for it; the most confident mistakes first."
+)
+PAIR_EXPLAINED: Final = "Share of people's votes for the left photo."
 
 
 class Ranking:
@@ -131,7 +145,7 @@ class Ranking:
     ) -> Mapping[str, Image.Image]:
         """``reliability``, ``ranked_series`` and ``confident_mistakes``."""
         drawn = {
-            "reliability": pictures.reliability(*metrics.reliability(), metrics.compute()["ece"]),
+            "reliability": charts.reliability(*metrics.reliability(), metrics.compute()["ece"]),
             "ranked_series": _ranked(batch, predictions, to_images),
         }
         if metrics.worst is None:
@@ -142,11 +156,21 @@ class Ranking:
             drawn["confident_mistakes"] = _mistakes(shown, logits, to_images)
         return drawn
 
+    def training_pictures(
+        self, batch: PairBatch, to_images: Callable[[Any], list[Tensor]]
+    ) -> Mapping[str, Image.Image]:
+        """``training_samples``: pairs side by side, with the votes."""
+        batch = batch.map(lambda tensor: tensor[:SHOWN])
+        cells = _pairs(batch, to_images)
+        captions = [f"votes {votes:.0%}" for votes in batch.preference.tolist()]
+        marks = [None] * len(cells)
+        return {"training_samples": pictures.sheet(cells, captions, marks, 3, PAIR_EXPLAINED)}
+
 
 def _ranked(
     batch: PairBatch, predictions: Tensor, to_images: Callable[[Any], list[Tensor]]
 ) -> Image.Image:
-    """A row per series of a batch, from best to worst; green where the votes agree."""
+    """The photos of series from best to worst; a row has several short series."""
     numbers = [*dict.fromkeys(batch.series.tolist())][:SERIES]
     rows = torch.isin(batch.series, batch.series.new_tensor(numbers))
     batch, predictions = batch.map(lambda tensor: tensor[rows]), predictions[rows]
@@ -158,42 +182,43 @@ def _ranked(
         for side, photo in enumerate(both)
     }
     images = to_images(batch)
-    cells: list[Image.Image] = []
-    captions: list[str] = []
-    right: list[bool | None] = []
+    strips = []
     for series in numbers:
+        cells: list[Image.Image] = []
+        captions: list[str] = []
+        right: list[bool] = []
         here = np.nonzero(scores.series == series)[0]
         order = here[np.argsort(-scores.pred[here], kind="stable")][:COLUMNS]
         votes = np.sort(scores.target[here])[::-1]
         for rank, photo in enumerate(order):
             side, row = cell_of[int(scores.photo[photo])]
-            cells.append(_cell(images[side][row]))
+            cells.append(pictures.cell(images[side][row], CELL))
             target, pred = scores.target[photo], scores.pred[photo]
             captions.append(f"{rank + 1}. {pred:.0%}\nvotes {target:.0%}")
             right.append(bool(votes[rank] == target))
-        missing = COLUMNS - len(order)
-        cells += [Image.new("RGB", (CELL, CELL), "white")] * missing
-        captions += [""] * missing
-        right += [None] * missing
-    return pictures.sheet(cells, captions, right, COLUMNS)
+        strips.append(pictures.sheet(cells, captions, right, COLUMNS))
+    widest = max(strip.width for strip in strips)
+    return pictures.titled(pictures.packed(strips, max(widest, WIDTH)), SERIES_EXPLAINED)
 
 
 def _mistakes(
     batch: PairBatch, logits: Tensor, to_images: Callable[[Any], list[Tensor]]
 ) -> Image.Image:
     """Pairs with the probability and the votes for the left photo, most confident first."""
-    cells = [
-        pictures.side_by_side([_cell(first), _cell(second)])
-        for first, second in zip(*to_images(batch), strict=True)
-    ]
+    cells = _pairs(batch, to_images)
     captions = [
-        f"left is better: {probability:.0%}\nvotes {votes:.0%}"
+        f"network {probability:.0%}\nvotes {votes:.0%}"
         for probability, votes in zip(
             logits.double().sigmoid().tolist(), batch.preference.tolist(), strict=True
         )
     ]
-    return pictures.sheet(cells, captions, [False] * len(cells), columns=3)
+    marks = [False] * len(cells)
+    return pictures.sheet(cells, captions, marks, columns=3, explained=MISTAKES_EXPLAINED)
 
 
-def _cell(pixels: Tensor) -> Image.Image:
-    return pictures.from_pixels(pixels).resize((CELL, CELL), Image.Resampling.BILINEAR)
+def _pairs(batch: PairBatch, to_images: Callable[[Any], list[Tensor]]) -> list[Image.Image]:
+    """Both photos of each pair side by side."""
+    return [
+        pictures.side_by_side([pictures.cell(first, CELL), pictures.cell(second, CELL)])
+        for first, second in zip(*to_images(batch), strict=True)
+    ]

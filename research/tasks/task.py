@@ -123,9 +123,20 @@ class Task(Protocol):
 
         Args:
             metrics: the metrics over the whole split.
-            batch: the first batch of the split, as passed to the model.
+            batch: samples drawn from the whole split, as passed to the model.
             predictions: from ``predict`` for this batch.
             to_images: converts a batch to images, see ``DeviceTransform.to_images``.
+        """
+        ...
+
+    def training_pictures(
+        self, batch: Any, to_images: Callable[[Any], list[Tensor]]
+    ) -> Mapping[str, Image]:
+        """Named images of the first batch of training, drawn beside it; may be empty.
+
+        Args:
+            batch: as passed to the model: augmented, with its targets.
+            to_images: as for ``pictures``.
         """
         ...
 

@@ -1,182 +1,66 @@
-"""Pictures of results: confusion matrices, contact sheets, boxes, learning curves, maps."""
+"""Sheets of images with captions, and lines of text, drawn with PIL alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-if TYPE_CHECKING:  # a run draws after its first epoch; matplotlib is imported with the first figure
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from research.viz.colours import BLACK, CAPTIONS
 
-Colour = tuple[int, int, int]
-CAPTION_COLOURS: dict[bool | None, Colour] = {
-    True: (46, 125, 50),
-    False: (198, 40, 40),
-    None: (0, 0, 0),
-}
-"""Of correct, incorrect and other images."""
-TRUE_BOX: Colour = (0, 200, 83)
-IGNORED_BOX: Colour = (160, 160, 160)
-DASH = 4
-"""Pixels of a dash, and of the gap after it, in the outline of an ignore region."""
-PREDICTED_BOXES: tuple[Colour, ...] = ((255, 64, 192), (64, 192, 255))
-"""Of the first box and of all others, as in guide 5; used if there is one class."""
-CLASS_COLOURS: tuple[Colour, ...] = (
-    *PREDICTED_BOXES,
-    (255, 196, 0),
-    (255, 112, 67),
-    (170, 120, 255),
-    (0, 220, 220),
-    (255, 255, 255),
-    (200, 140, 90),
-)
-"""Of the classes, in turn; none is similar to ``TRUE_BOX``."""
-CURVES = 9
-"""Metrics in one panel of the learning curves, of validation and, where it is logged, training."""
-LEGEND_LINE = 48
-"""Characters in one line of a legend."""
-LONGEST_NAME = 40
-"""Characters of a name in a picture; drawing one of 20,000 takes seconds."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+FONT: Final = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+"""Of matplotlib: it has the letters of most alphabets, and the marks of ``CAPTIONS``."""
+LETTERS: Final = 12
+"""Height of the letters of captions and titles, pixels."""
+LINE: Final = 16
+"""Height of a line of text, pixels."""
+GAP: Final = 8
+"""Pixels around each image of a sheet."""
+LONGEST_LINE: Final = 300
+"""Characters of a line, to be measured; measuring 20,000 takes seconds."""
+NARROWEST: Final = 300
+"""Least width of a sheet with a note, pixels: a word or two would fill a line of a narrower one."""
+CELL: Final = 128
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty matplotlib figure; sides in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def render(figure: Figure) -> Image.Image:
-    """A matplotlib figure as an image, without a window or global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+@lru_cache
+def font(size: int = LETTERS) -> Font:
+    """The font of all pictures, at a height in pixels."""
+    matplotlib = find_spec("matplotlib")  # not imported: that takes longer than to draw a sheet
+    path = Path(matplotlib.origin).parent / FONT if matplotlib and matplotlib.origin else Path(FONT)
+    if path.is_file():
+        return ImageFont.truetype(path, size)
+    return ImageFont.load_default(size)
 
 
-def shown(names: Iterable[str]) -> list[str]:
-    """Names as they are written in pictures: at most ``LONGEST_NAME`` characters."""
-    return [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
-
-
-def legend(axes: Axes) -> None:
-    """Add a legend in columns above the axes.
-
-    Not inside: ``loc="best"`` hides points if there is no free space, and warns when it is slow.
-    """
-    lines, names = axes.get_legend_handles_labels()
-    if not lines:
-        return
-    names = shown(names)
-    columns = min(len(names), max(1, LEGEND_LINE // max(len(name) for name in names)), 4)
-    axes.legend(
-        lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0),
-        ncols=columns, fontsize="small", frameon=False,
-    )  # fmt: skip
-
-
-def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Image.Image:
-    """Rows are true classes, columns predicted classes; colours are fractions of the row.
+def fitted(text: str, width: float, letters: Font | None = None) -> str:
+    """A text that is at most so many pixels wide: the end of a longer one is left out.
 
     Args:
-        counts: [C, C] integers.
-        classes: class names; shown if there are at most 40.
+        text: of one line.
+        width: pixels.
+        letters: its font; None: that of captions.
     """
-    table = counts.numpy().astype(np.float64)
-    fractions = table / np.maximum(table.sum(1, keepdims=True), 1)
-    names = shown(classes) if len(classes) <= 40 else []
-    longest = max((len(name) for name in names), default=0)
-    side = min(14.0, 3.0 + 0.35 * len(classes)) + 0.08 * max(0, longest - 10)
-    figure = new_figure(side, side)
-    axes = figure.add_subplot()
-    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if names:
-        axes.set_xticks(range(len(classes)), labels=names, rotation=90)
-        axes.set_yticks(range(len(classes)), labels=names)
-    if len(classes) <= 20:
-        for (row, column), count in np.ndenumerate(table):
-            if count:
-                color = "white" if fractions[row, column] > 0.5 else "black"
-                axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=color)
-    return render(figure)
-
-
-def reliability(
-    counts: NDArray[np.floating[Any]],
-    confidence: NDArray[np.floating[Any]],
-    correct: NDArray[np.floating[Any]],
-    ece: float,
-) -> Image.Image:
-    """Accuracy over confidence in bins of equal width, and the number of samples in each bin.
-
-    Args:
-        counts: [N] samples in each of N bins of 0…1.
-        confidence: [N] sum of their confidences.
-        correct: [N] number of correct predictions.
-        ece: expected calibration error, 0…1, for the title.
-    """
-    edges = np.linspace(0, 1, len(counts) + 1)
-    filled = counts > 0
-    mean_confidence = confidence[filled] / counts[filled]
-    accuracy = correct[filled] / counts[filled]
-    figure = new_figure(4.5, 5.5)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.bar(edges[:-1][filled], accuracy, width=edges[1], align="edge", edgecolor="white")
-    upper.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    upper.plot(mean_confidence, accuracy, "o", color="black", markersize=3)
-    upper.set_ylim(0, 1)
-    upper.set_ylabel("accuracy")
-    upper.set_title(f"expected calibration error {ece:.4f}", fontsize="small")
-    lower.bar(edges[:-1], counts, width=edges[1], align="edge", edgecolor="white")
-    lower.set_xlim(0, 1)
-    lower.set_xlabel("confidence")
-    lower.set_ylabel("samples")
-    return render(figure)
-
-
-def range_test(
-    rates: NDArray[np.floating[Any]],
-    losses: NDArray[np.floating[Any]],
-    smoothed: NDArray[np.floating[Any]],
-    marks: Mapping[str, float],
-) -> Image.Image:
-    """Loss over learning rate on a logarithmic scale.
-
-    Args:
-        rates: [N] learning rates.
-        losses: [N] loss of each step.
-        smoothed: [N] smoothed losses.
-        marks: learning rates to mark, by name.
-    """
-    figure = new_figure(7, 4)
-    axes = figure.add_subplot()
-    axes.plot(rates, losses, color="lightgrey", label="loss")
-    axes.plot(rates, smoothed, label="smoothed")
-    for number, (name, rate) in enumerate(marks.items()):
-        axes.axvline(rate, color=f"C{number + 1}", linestyle="--", label=f"{name}: {rate:.2g}")
-    low, high = float(losses.min()), float(smoothed.max())
-    margin = 0.1 * (high - low) or 1.0
-    axes.set_ylim(low - margin, high + margin)  # a diverging loss would flatten the rest
-    axes.set_xscale("log")
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss")
-    legend(axes)
-    axes.grid(alpha=0.3)
-    return render(figure)
+    letters = letters or font()
+    text = text[:LONGEST_LINE]
+    if letters.getlength(text) <= width:
+        return text
+    cut = text
+    while cut and letters.getlength(f"{cut}…") > width:
+        cut = cut[:-1]
+    return f"{cut}…"
 
 
 def titled(image: Image.Image, text: str) -> Image.Image:
-    """A copy of the image below a line of text; wider, if the line is."""
-    line = note(text)
+    """A copy of the image below a title, which has several lines if it is wider."""
+    line = note(text, max(image.width, NARROWEST))
     width = max(image.width, line.width)
     canvas = Image.new("RGB", (width, line.height + image.height), "white")
     canvas.paste(line, (0, 0))
@@ -184,11 +68,32 @@ def titled(image: Image.Image, text: str) -> Image.Image:
     return canvas
 
 
-def note(text: str) -> Image.Image:
-    """A line of text as an image, for an empty result."""
-    canvas = Image.new("RGB", (16 + 7 * len(text), 32), "white")
-    ImageDraw.Draw(canvas).text((8, 10), text, fill="black")
+def note(text: str, width: int | None = None) -> Image.Image:
+    """A text as an image; also an empty result.
+
+    Args:
+        text: words.
+        width: pixels in which it is wrapped; None: one line.
+    """
+    lines = [text] if width is None else _wrapped(text, width - 2 * GAP)
+    longest = max(font().getlength(line) for line in lines)
+    size = 2 * GAP + int(longest) + 1, 2 * GAP + LINE * len(lines)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        draw.text((GAP, GAP + number * LINE), line, fill=BLACK, font=font())
     return canvas
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font().getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [fitted(line, width) for line in lines]
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:
@@ -196,19 +101,33 @@ def from_pixels(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
+def cell(pixels: Tensor, side: int = CELL) -> Image.Image:
+    """A square uint8 RGB tensor [3, S, S] as an image of another size.
+
+    Pixels of a smaller one stay visible as squares.
+    """
+    image = from_pixels(pixels)
+    way = Image.Resampling.NEAREST if max(image.size) < side else Image.Resampling.LANCZOS
+    return image.resize((side, side), way)
+
+
 def contact_sheet(
-    images: Tensor, captions: Sequence[str], correct: Sequence[bool], columns: int = 6
+    images: Tensor,
+    captions: Sequence[str],
+    correct: Sequence[bool | None],
+    columns: int = 6,
+    explained: str = "",
 ) -> Image.Image:
-    """Images in a grid with captions of two lines, green if correct, else red.
+    """``sheet`` of images.
 
     Args:
-        images: uint8 [N, 3, H, W] RGB.
-        captions: N texts.
-        correct: N booleans.
-        columns: images per row.
+        images: uint8 [N, 3, S, S] RGB.
+        captions: see ``sheet``.
+        correct: see ``sheet``.
+        columns: see ``sheet``.
+        explained: see ``sheet``.
     """
-    cells = [from_pixels(image).resize((128, 128), Image.Resampling.NEAREST) for image in images]
-    return sheet(cells, captions, correct, columns)
+    return sheet([cell(image) for image in images], captions, correct, columns, explained)
 
 
 def sheet(
@@ -216,18 +135,70 @@ def sheet(
     captions: Sequence[str],
     correct: Sequence[bool | None],
     columns: int,
+    explained: str = "",
 ) -> Image.Image:
-    """Images of one size in a grid, with captions as in ``contact_sheet``; None: black."""
-    width, height, text = cells[0].width, cells[0].height, 30
+    """Images of one size in a grid, with captions below them.
+
+    Rows and columns fit the number of images, so that few places stay empty.
+
+    Args:
+        cells: N images.
+        captions: N texts of one line or more; lines are cut to the width of an image.
+        correct: of each image, whether it is marked as right or wrong; None: no mark.
+        columns: the most images in a row.
+        explained: what the captions say, above the images; empty: nothing.
+    """
+    columns = _columns(len(cells), columns)
     rows = -(-len(cells) // columns)
-    canvas = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + text + 8) + 8), "white")
+    width, height = cells[0].size
+    lines = max(len(caption.splitlines()) for caption in captions)
+    step = height + LINE * lines + GAP
+    canvas = Image.new("RGB", (columns * (width + GAP) + GAP, rows * step + GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for index, (cell, caption, is_correct) in enumerate(zip(cells, captions, correct, strict=True)):
-        left = 8 + index % columns * (width + 8)
-        top = 8 + index // columns * (height + text + 8)
-        canvas.paste(cell, (left, top))
-        fill = CAPTION_COLOURS[is_correct]
-        draw.multiline_text((left, top + height + 2), caption, fill=fill)
+    for index, (image, caption, is_correct) in enumerate(
+        zip(cells, captions, correct, strict=True)
+    ):
+        left = GAP + index % columns * (width + GAP)
+        top = GAP + index // columns * step
+        canvas.paste(image, (left, top))
+        mark, fill = CAPTIONS[is_correct]
+        for number, line in enumerate(caption.splitlines()):
+            marked = fitted(line if number else mark + line, width)
+            draw.text((left, top + height + number * LINE), marked, fill=fill, font=font())
+    return titled(canvas, explained) if explained else canvas
+
+
+def _columns(count: int, most: int) -> int:
+    """Images in a row: not much fewer than the most, and such that the last row is full."""
+    if count <= most:
+        return max(1, count)
+    return min(range(-(-2 * most // 3), most + 1), key=lambda n: (-count % n, -n))
+
+
+def packed(strips: Sequence[Image.Image], width: int) -> Image.Image:
+    """Images of any width, such as sheets of one row, in rows that are as full as their order lets;
+    lines part those of a row.
+
+    Args:
+        strips: of one height.
+        width: of a row in pixels, at least that of the widest strip.
+    """
+    rows: list[list[Image.Image]] = [[]]
+    for strip in strips:
+        if sum(each.width for each in rows[-1]) + strip.width > width:
+            rows.append([])
+        rows[-1].append(strip)
+    whole = max(sum(each.width for each in row) for row in rows)
+    height = max(strip.height for strip in strips)
+    canvas = Image.new("RGB", (whole, height * len(rows)), "white")
+    for number, row in enumerate(rows):
+        left = 0
+        for strip in row:
+            canvas.paste(strip, (left, number * height))
+            if left:
+                edges = (left, number * height + GAP, left, (number + 1) * height - GAP)
+                ImageDraw.Draw(canvas).line(edges, fill=BLACK)
+            left += strip.width
     return canvas
 
 
@@ -239,120 +210,3 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
         canvas.paste(image, (left, 0))
         left += image.width
     return canvas
-
-
-def class_colours(labels: Iterable[int]) -> list[Colour]:
-    """A colour for each label; equal labels have equal colours."""
-    return [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels]
-
-
-def draw_boxes(
-    image: Image.Image,
-    boxes: Sequence[Sequence[float]],
-    captions: Sequence[str] = (),
-    colours: Sequence[Colour] = PREDICTED_BOXES,
-) -> Image.Image:
-    """A copy of the image with boxes, outlined by two pixels inside their edges.
-
-    Args:
-        image: RGB.
-        boxes: N boxes, xyxy in pixels of the image, clipped to it.
-        captions: empty, or N texts, written above the boxes (inside at the upper edge).
-        colours: of the boxes in order; the last one is used for all further boxes.
-    """
-    image = image.copy()
-    captions = shown(captions)
-    draw = ImageDraw.Draw(image)
-    for index, box in reversed([*enumerate(boxes)]):  # the first box is on top
-        colour = colours[min(index, len(colours) - 1)]
-        left, right = _span(box[0], box[2], image.width)
-        top, bottom = _span(box[1], box[3], image.height)
-        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        if captions:
-            x0, y0, x1, y1 = draw.textbbox((0, 0), captions[index])
-            x = max(0, min(left, image.width - int(x1)))
-            y = top - int(y1) if top >= y1 else top + 2
-            draw.rectangle((x + x0, y + y0, x + x1, y + y1), fill=colour)
-            draw.text((x, y), captions[index], fill="black")
-    return image
-
-
-def draw_ignored(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
-    """A copy of the image with ignore regions, outlined by dashes of two pixels.
-
-    Args:
-        image: RGB.
-        boxes: N boxes, xyxy in pixels of the image, clipped to it.
-    """
-    image = image.copy()
-    draw = ImageDraw.Draw(image)
-    for box in boxes:
-        left, right = _span(box[0], box[2], image.width)
-        top, bottom = _span(box[1], box[3], image.height)
-        for x in range(left, right + 1, 2 * DASH):
-            for y in (top, max(top, bottom - 1)):
-                stop = min(x + DASH - 1, right), min(y + 1, bottom)
-                draw.rectangle((x, y, *stop), fill=IGNORED_BOX)
-        for y in range(top, bottom + 1, 2 * DASH):
-            for x in (left, max(left, right - 1)):
-                stop = min(x + 1, right), min(y + DASH - 1, bottom)
-                draw.rectangle((x, y, *stop), fill=IGNORED_BOX)
-    return image
-
-
-def _span(start: float, stop: float, length: int) -> tuple[int, int]:
-    """First and last pixel between two edges; at least one pixel, inside the image."""
-    first = min(max(round(start), 0), length - 1)
-    return first, max(first, min(round(stop), length) - 1)
-
-
-def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.Image:
-    """Losses, metrics and learning rate over epochs, in a panel each; more panels for many metrics.
-
-    Args:
-        history: one row per epoch, as in ``epoch_metrics.csv``.
-        title: of the picture.
-    """
-    epochs = [row["epoch"] for row in history]
-    floats = [name for name, value in history[-1].items() if type(value) is float]  # no counts
-    names = [name for name in floats if name.startswith("val/") and name != "val/loss"]
-    pairs = [(name, f"train/{name.removeprefix('val/')}") for name in names]
-    metrics = [
-        [name for pair in pairs[start : start + CURVES] for name in pair if name in floats]
-        for start in range(0, len(pairs), CURVES)
-    ]
-    panels = [["train/loss", "val/loss"], *metrics, ["learning_rate"]]
-    figure = new_figure(5 * len(panels), 4)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name in panel:
-            axes.plot(epochs, [row.get(name, np.nan) for row in history], marker=".", label=name)
-        axes.set_xlabel("epoch")
-        legend(axes)
-        axes.grid(alpha=0.3)
-    figure.suptitle(title, fontsize="small")
-    return render(figure)
-
-
-def energy_map(
-    energy: NDArray[np.floating[Any]], title: str, selected: Sequence[int] = ()
-) -> Image.Image:
-    """Mean energy of each DCT frequency on a logarithmic scale.
-
-    Args:
-        energy: [64] mean squares, row-major (8·v + u).
-        title: of the picture.
-        selected: frequencies to outline.
-    """
-    from matplotlib.patches import Rectangle
-
-    figure = new_figure(4.5, 4)
-    axes = figure.add_subplot()
-    mesh = axes.imshow(np.log10(np.maximum(energy.reshape(8, 8), 1e-3)), cmap="viridis")
-    for frequency in selected:
-        v, u = divmod(frequency, 8)
-        axes.add_patch(Rectangle((u - 0.5, v - 0.5), 1, 1, fill=False, edgecolor="red"))
-    axes.set_title(title, fontsize="small")
-    axes.set_xlabel("u (horizontal frequency)")
-    axes.set_ylabel("v (vertical frequency)")
-    figure.colorbar(mesh, ax=axes, label="log10 mean square")
-    return render(figure)

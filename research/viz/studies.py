@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from research.viz.pictures import new_figure, shown
+from research.viz.figures import new_figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from research.inference import player as player_module
 from research.inference.player import Player
 from research.inference.writers import Overlay
 from research.utils.errors import UserError
-from research.viz.pictures import PREDICTED_BOXES
+from research.viz.colours import PREDICTED_BOXES
 from tests.browser import Page, needs_browser
 
 GREY = (90, 90, 90)

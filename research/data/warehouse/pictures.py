@@ -13,6 +13,9 @@ from research.data.rgbx.arrays import to_pil_images
 from research.data.warehouse.lint import TINY
 from research.data.warehouse.samples import Samples, class_counts, decoded
 from research.viz import pictures
+from research.viz.boxes import draw_ignored, draw_true
+from research.viz.colours import LINES, SEQUENTIAL
+from research.viz.figures import legend, new_figure, render, shown, subplots
 
 CONTACT_SHEET = 36
 """Samples on the contact sheet."""
@@ -48,7 +51,7 @@ def draw(samples: Samples) -> dict[str, Image.Image]:
         ]
     captions = [_caption(samples, position) for position in chosen]
     columns = max(1, 6 * CELL // cells[0].width)
-    drawn["samples"] = pictures.sheet(cells, captions, [True] * len(cells), columns=columns)
+    drawn["samples"] = pictures.sheet(cells, captions, [None] * len(cells), columns=columns)
     return drawn
 
 
@@ -56,18 +59,20 @@ def class_balance(samples: Samples) -> Image.Image:
     """Number of boxes or samples of each class, with one bar for each split."""
     counts = class_counts(samples)
     classes = samples.manifest.classes
-    figure = pictures.new_figure(min(24.0, 4 + 0.3 * len(classes)), 4)
-    axes = figure.add_subplot()
+    names = shown(classes) if len(classes) <= MAX_NAMES else []
+    longest = max((len(name) for name in names), default=0)
+    figure = new_figure(min(24.0, 4 + 0.3 * len(classes)), 4 + 0.09 * max(0, longest - 6))
+    [[axes]] = subplots(figure)
     width = 0.8 / max(1, len(counts))
     for number, (split, by_class) in enumerate(counts.items()):
         axes.bar(
             np.arange(len(classes)) + (number + 0.5) * width - 0.4, by_class, width, label=split
         )
     axes.set_ylabel("boxes" if samples.manifest.kind == "frames" else "samples")
-    if len(classes) <= MAX_NAMES:
-        axes.set_xticks(range(len(classes)), labels=pictures.shown(classes), rotation=90)
-    pictures.legend(axes)
-    return pictures.render(figure)
+    if names:
+        axes.set_xticks(range(len(classes)), labels=names, rotation=90)
+    legend(axes)
+    return render(figure)
 
 
 def box_centres(boxes: NDArray[Any]) -> Image.Image:
@@ -78,12 +83,13 @@ def box_centres(boxes: NDArray[Any]) -> Image.Image:
     """
     x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
     heat, _, _ = np.histogram2d(y, x, bins=24, range=((0, 1), (0, 1)))
-    figure = pictures.new_figure(5, 4.5)
-    axes = figure.add_subplot()
-    image = axes.imshow(heat, cmap="magma", extent=(0, 1, 1, 0))
+    figure = new_figure(5, 4.5)
+    [[axes]] = subplots(figure)
+    axes.grid(visible=False)
+    image = axes.imshow(heat, cmap=SEQUENTIAL, extent=(0, 1, 1, 0))
     axes.set_title(f"centres of {len(boxes)} boxes", fontsize="small")
     figure.colorbar(image, ax=axes, label="boxes")
-    return pictures.render(figure)
+    return render(figure)
 
 
 def box_sizes(boxes: NDArray[Any]) -> Image.Image:
@@ -93,16 +99,17 @@ def box_sizes(boxes: NDArray[Any]) -> Image.Image:
         boxes: [N, 4] xyxy in pixels of the frame.
     """
     width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3).T
-    figure = pictures.new_figure(9, 4)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(9, 4)
+    [[left, right]] = subplots(figure, 1, 2)
     left.hist(np.sqrt(width * height), bins=40)
-    left.axvline(TINY, color="red", linewidth=0.8)
+    left.axvline(TINY, color=LINES[1], linestyle="--", label=f"{TINY:g} px: tiny")
+    legend(left)
     left.set_xlabel("square root of the area, px")
     right.hist(np.log2(width / height), bins=40)
     right.set_xlabel("log2 of width / height")
     for axes in (left, right):
         axes.set_ylabel("boxes")
-    return pictures.render(figure)
+    return render(figure)
 
 
 def _frame(samples: Samples, position: int) -> Image.Image:
@@ -116,10 +123,8 @@ def _frame(samples: Samples, position: int) -> Image.Image:
     objects, ignored = (
         (boxes[shown[row] & finite] * CELL).tolist() for shown in (samples.objects, samples.ignored)
     )
-    drawn = (pictures.draw_ignored(panel.resize((CELL, CELL)), ignored) for panel in panels)
-    return pictures.side_by_side(
-        [pictures.draw_boxes(panel, objects, colours=(pictures.TRUE_BOX,)) for panel in drawn]
-    )
+    drawn = (draw_ignored(panel.resize((CELL, CELL)), ignored) for panel in panels)
+    return pictures.side_by_side([draw_true(panel, objects) for panel in drawn])
 
 
 def _caption(samples: Samples, position: int) -> str:

@@ -62,6 +62,11 @@ class Ordinal:
     ) -> Mapping[str, Image]:
         return {}
 
+    def training_pictures(
+        self, batch: ClassificationBatch, to_images: Callable[[Any], list[Tensor]]
+    ) -> Mapping[str, Image]:
+        return {}
+
     def tables(
         self, metrics: OrdinalMetrics, names: Callable[[Any], dict[str, list[str]]]
     ) -> Mapping[str, Rows]:

@@ -23,7 +23,7 @@ from research.data.warehouse.pictures import CELL, draw
 from research.data.warehouse.plan import plan_frames, stamp_files, version_of
 from research.data.warehouse.samples import class_counts
 from research.data.warehouse.store import Store
-from research.viz.pictures import IGNORED_BOX, TRUE_BOX
+from research.viz.colours import IGNORED_BOX, TRUE_BOX
 from tests.data.warehouse.conftest import rewrite, rows_of
 
 SPLITS = {"g0": "train", "g1": "train", "g2": "val"}
@@ -167,7 +167,7 @@ def test_augmentation_moves_regions_as_it_moves_objects(
 
 
 def test_pictures_of_regions_alone(tmp_path: Path) -> None:
-    from research.viz.pictures import draw_ignored
+    from research.viz.boxes import draw_ignored
 
     cell = np.asarray(draw_ignored(Image.new("RGB", (32, 32)), [[4, 8, 28, 30], [-3, 0, 2, 99]]))
     grey = (cell == IGNORED_BOX).all(-1)

@@ -1,0 +1,137 @@
+"""Boxes on images: of the data, of a network, and regions that are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from research.viz.colours import BLACK, IGNORED_BOX, PREDICTED_BOXES, TRUE_BOX, Colour
+from research.viz.figures import shown
+from research.viz.pictures import fitted, font
+
+DASH: Final = 5
+"""Pixels of a light dash, and of the black one after it, in the outline of a true box."""
+HATCH: Final = 10
+"""Pixels from one diagonal line to the next in an ignore region."""
+Rectangle = tuple[int, int, int, int]
+"""Left, top, right, bottom; of pixels, with the last ones."""
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    captions: Sequence[str] = (),
+    colours: Sequence[Colour] = PREDICTED_BOXES,
+) -> Image.Image:
+    """A copy of the image with boxes, whose outline is inside their edges, and black around it.
+
+    Args:
+        image: RGB.
+        boxes: N boxes, xyxy in pixels of the image, clipped to it.
+        captions: empty, or N texts, each beside its box where it covers no other; if there is no
+            such place it is left out, those of the first boxes last.
+        colours: of the boxes in order; the last one is used for all further boxes.
+    """
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    line = max(2, round(min(image.size) / 250))
+    edges = [_edges(box, image) for box in boxes]
+    fills = [colours[min(index, len(colours) - 1)] for index in range(len(boxes))]
+    for (left, top, right, bottom), fill in reversed([*zip(edges, fills, strict=True)]):
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=BLACK)
+        draw.rectangle((left, top, right, bottom), outline=fill, width=line)
+    texts = shown(captions)
+    letters = font(max(11, round(min(image.size) / 40)))
+    for place, text, fill in _placed(edges[: len(texts)], texts, fills, image, line):
+        draw.rectangle(place, fill=fill)
+        draw.text((place[0] + 1, place[1]), text, fill=BLACK, font=letters)
+    return image
+
+
+def _placed(
+    edges: Sequence[Rectangle],
+    texts: Sequence[str],
+    fills: Sequence[Colour],
+    image: Image.Image,
+    line: int,
+) -> list[tuple[Rectangle, str, Colour]]:
+    """Captions with their places: inside the image, and none on another one."""
+    letters = font(max(11, round(min(image.size) / 40)))
+    placed: list[tuple[Rectangle, str, Colour]] = []
+    for (left, top, right, bottom), text, fill in zip(edges, texts, fills, strict=False):
+        text = fitted(text, image.width - 3, letters)
+        _, _, x1, y1 = letters.getbbox(text)
+        width, height = int(x1) + 3, int(y1) + 2
+        across = max(0, min(left, image.width - width)), max(0, right + 1 - width)
+        down = top - height, bottom + 1, top + line, bottom + 1 - line - height
+        places = [(x, y, x + width - 1, y + height - 1) for y in down for x in across]
+        free = (
+            place
+            for place in places
+            if place[1] >= 0 and place[3] < image.height
+            and not any(_meet(place, other) for other, _, _ in placed)
+        )  # fmt: skip
+        place = next(free, None)
+        if place is not None:
+            placed.append((place, text, fill))
+    return placed
+
+
+def draw_true(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
+    """A copy of the image with boxes of the data, outlined by white and black dashes.
+
+    Args:
+        image: RGB.
+        boxes: N boxes, xyxy in pixels of the image, clipped to it.
+    """
+    pixels = np.array(image)
+    y, x = np.mgrid[: image.height, : image.width]
+    is_light = (x + y) // DASH % 2 == 0
+    for box in boxes:
+        left, top, right, bottom = _edges(box, image)
+        outline = np.zeros(is_light.shape, bool)
+        outline[top : bottom + 1, left : right + 1] = True
+        outline[top + 2 : bottom - 1, left + 2 : right - 1] = False
+        pixels[outline & is_light] = TRUE_BOX
+        pixels[outline & ~is_light] = BLACK
+    return Image.fromarray(pixels)
+
+
+def draw_ignored(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
+    """A copy of the image with ignore regions: an outline of one pixel, and diagonal lines.
+
+    Args:
+        image: RGB.
+        boxes: N boxes, xyxy in pixels of the image, clipped to it.
+    """
+    pixels = np.array(image)
+    y, x = np.mgrid[: image.height, : image.width]
+    diagonal = (x + y) % HATCH
+    for box in boxes:
+        left, top, right, bottom = _edges(box, image)
+        inside = np.zeros(diagonal.shape, bool)
+        inside[top : bottom + 1, left : right + 1] = True
+        outline = inside.copy()
+        outline[top + 1 : bottom, left + 1 : right] = False
+        pixels[inside & (diagonal == 1)] = BLACK
+        pixels[outline | inside & (diagonal == 0)] = IGNORED_BOX
+    return Image.fromarray(pixels)
+
+
+def _edges(box: Sequence[float], image: Image.Image) -> Rectangle:
+    left, right = _span(box[0], box[2], image.width)
+    top, bottom = _span(box[1], box[3], image.height)
+    return left, top, right, bottom
+
+
+def _span(start: float, stop: float, length: int) -> tuple[int, int]:
+    """First and last pixel between two edges; at least one pixel, inside the image."""
+    first = min(max(round(start), 0), length - 1)
+    return first, max(first, min(round(stop), length) - 1)
+
+
+def _meet(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]

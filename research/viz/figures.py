@@ -1,0 +1,165 @@
+"""Matplotlib figures in one style: palette, grid, legends and labels that cover nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from research.viz.colours import LINES, QUIET
+
+if TYPE_CHECKING:  # a run draws after its first epoch; matplotlib is imported with the first figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEGEND_LINE: Final = 52
+"""Characters in one line of a legend."""
+LONGEST_NAME: Final = 40
+"""Characters of a name in a picture; drawing one of 20,000 takes seconds."""
+RINGS: Final = 12
+"""Distances from its point at which a label may stand, in steps of half a line."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure; sides in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def subplots(figure: Any, rows: int = 1, columns: int = 1, **options: Any) -> list[list[Axes]]:
+    """Axes with a grid and the palette as their colour cycle.
+
+    Args:
+        figure: or a part of one.
+        rows: of axes.
+        columns: of axes.
+        options: further arguments of ``Figure.subplots``.
+    """
+    from cycler import cycler
+
+    panels: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, **options)
+    for axes in panels.flat:
+        axes.set_prop_cycle(cycler(color=LINES))
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    found: list[list[Axes]] = panels.tolist()
+    return found
+
+
+def filled_grid(width: float, height: float, count: int, most: int) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in rows that each fill its width.
+
+    Args:
+        width: of a panel in the fullest row, inches.
+        height: of a panel, inches.
+        count: number of panels.
+        most: panels in a row.
+    """
+    rows = -(-count // most)
+    counts = [count // rows + (row < count % rows) for row in range(rows)]
+    figure = new_figure(width * counts[0], height * rows + 0.5)
+    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    return figure, [
+        axes for part, n in zip(parts, counts, strict=True) for axes in subplots(part, 1, n)[0]
+    ]
+
+
+def render(figure: Figure) -> Image.Image:
+    """A matplotlib figure as an image, without a window or global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def shown(names: Iterable[str]) -> list[str]:
+    """Names as they are written in pictures: of long ones start and end."""
+    half = (LONGEST_NAME - 1) // 2
+    return [
+        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1 - half]}…{name[-half:]}"
+        for name in names
+    ]
+
+
+def legend(axes: Axes) -> None:
+    """Add a legend in columns above the axes.
+
+    Not inside: ``loc="best"`` hides points if there is no free space, and warns when it is slow.
+    """
+    lines, names = axes.get_legend_handles_labels()
+    if not lines:
+        return
+    names = shown(names)
+    columns = min(len(names), max(1, LEGEND_LINE // (5 + max(len(name) for name in names))), 4)
+    axes.legend(
+        lines, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns,
+        fontsize="small", frameon=False, handlelength=3.2, columnspacing=1.2,
+    )  # fmt: skip
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Write only whole numbers beside the x axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+
+
+def label_points(
+    axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], size: float = 8.0
+) -> None:
+    """Write a text beside each point; none covers another, a line leads to those farther away.
+
+    Called last: later changes of the limits would move points, not texts.
+
+    Args:
+        axes: whose limits contain the points.
+        points: x and y of each.
+        texts: of the points, short.
+        size: of the letters, points.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout
+    axes.set_xlim(axes.get_xlim())
+    axes.set_ylim(axes.get_ylim())
+    pixels: NDArray[Any] = axes.transData.transform(np.array(points, float).reshape(-1, 2))
+    inside = axes.get_window_extent()
+    scale = figure.dpi / 72
+    height = 1.5 * size * scale
+    taken: list[tuple[float, float, float, float]] = []
+    for (x, y), point, text in zip(pixels, points, texts, strict=True):
+        width = (0.8 * len(text) + 0.8) * size * scale
+        places = [
+            (x + dx * (6 * scale + width / 2 + ring * height / 2), y + dy * (1 + ring) * height / 2)
+            for ring in range(RINGS)
+            for dx, dy in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 2), (0, -2))
+        ]
+        boxes = [(a - width / 2, b - height / 2, a + width / 2, b + height / 2) for a, b in places]
+        free = [
+            box
+            for box in boxes
+            if inside.x0 <= box[0] and box[2] <= inside.x1
+            and inside.y0 <= box[1] and box[3] <= inside.y1
+            and not any(_meet(box, other) for other in taken)
+        ]  # fmt: skip
+        if not free:  # more labels than there is room for
+            continue
+        best = free[0]
+        taken.append(best)
+        centre = (best[0] + best[2]) / 2, (best[1] + best[3]) / 2
+        is_far = boxes.index(best) >= 8
+        axes.annotate(
+            text, point, xytext=((centre[0] - x) / scale, (centre[1] - y) / scale),
+            textcoords="offset points", ha="center", va="center", fontsize=size,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6} if is_far else None,
+        ).set_in_layout(False)  # fmt: skip
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes, xyxy, have a common area."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
