@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from research.viz.colours import BLACK, IGNORED_BOX, PREDICTED_BOXES, TRUE_BOX, Colour
 from research.viz.figures import shown
-from research.viz.pictures import fitted, font
+from research.viz.pictures import Font, fitted, font
 
 DASH: Final = 5
 """Pixels of a light dash, and of the black one after it, in the outline of a true box."""
@@ -37,47 +37,62 @@ def draw_boxes(
     """
     image = image.copy()
     draw = ImageDraw.Draw(image)
-    line = max(2, round(min(image.size) / 250))
+    line = _line(image)
     edges = [_edges(box, image) for box in boxes]
     fills = [colours[min(index, len(colours) - 1)] for index in range(len(boxes))]
     for (left, top, right, bottom), fill in reversed([*zip(edges, fills, strict=True)]):
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=BLACK)
         draw.rectangle((left, top, right, bottom), outline=fill, width=line)
+    letters = _letters(image)
     texts = shown(captions)
-    letters = font(max(11, round(min(image.size) / 40)))
-    for place, text, fill in _placed(edges[: len(texts)], texts, fills, image, line):
-        draw.rectangle(place, fill=fill)
-        draw.text((place[0] + 1, place[1]), text, fill=BLACK, font=letters)
+    places = caption_places(image, boxes, texts)
+    for place, text, fill in zip(places, texts, fills, strict=False):
+        if place is not None:
+            draw.rectangle(place, fill=fill)
+            text = fitted(text, image.width - 3, letters)
+            draw.text((place[0] + 1, place[1]), text, fill=BLACK, font=letters)
     return image
 
 
-def _placed(
-    edges: Sequence[Rectangle],
-    texts: Sequence[str],
-    fills: Sequence[Colour],
-    image: Image.Image,
-    line: int,
-) -> list[tuple[Rectangle, str, Colour]]:
-    """Captions with their places: inside the image, and none on another one."""
-    letters = font(max(11, round(min(image.size) / 40)))
-    placed: list[tuple[Rectangle, str, Colour]] = []
-    for (left, top, right, bottom), text, fill in zip(edges, texts, fills, strict=False):
-        text = fitted(text, image.width - 3, letters)
-        _, _, x1, y1 = letters.getbbox(text)
-        width, height = int(x1) + 3, int(y1) + 2
-        across = max(0, min(left, image.width - width)), max(0, right + 1 - width)
+def caption_places(
+    image: Image.Image, boxes: Sequence[Sequence[float]], captions: Sequence[str]
+) -> list[Rectangle | None]:
+    """Where the caption of each box is drawn: inside the image, and on no other one.
+
+    Args:
+        image: RGB.
+        boxes: as for ``draw_boxes``.
+        captions: of the boxes, or none at all.
+
+    Returns:
+        None for those that find no place.
+    """
+    letters, line = _letters(image), _line(image)
+    placed: list[Rectangle | None] = []
+    for box, caption in zip(boxes, captions, strict=bool(captions)):
+        left, top, right, bottom = _edges(box, image)
+        _, _, x1, y1 = letters.getbbox(fitted(caption, image.width - 3, letters))
+        width, height = max(1, int(x1)) + 2, max(1, int(y1)) + 2
+        across = min(left, image.width - width), max(0, right + 1 - width)
         down = top - height, bottom + 1, top + line, bottom + 1 - line - height
         places = [(x, y, x + width - 1, y + height - 1) for y in down for x in across]
         free = (
             place
             for place in places
             if place[1] >= 0 and place[3] < image.height
-            and not any(_meet(place, other) for other, _, _ in placed)
+            and not any(other is not None and _meet(place, other) for other in placed)
         )  # fmt: skip
-        place = next(free, None)
-        if place is not None:
-            placed.append((place, text, fill))
+        placed.append(next(free, None))
     return placed
+
+
+def _letters(image: Image.Image) -> Font:
+    return font(max(11, round(min(image.size) / 40)))
+
+
+def _line(image: Image.Image) -> int:
+    """Pixels of an outline."""
+    return max(2, round(min(image.size) / 250))
 
 
 def draw_true(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:

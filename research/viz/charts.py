@@ -254,14 +254,17 @@ def robustness(
         metric: name of the metric.
         basis: the samples that it is of, in words.
     """
-    figure = new_figure(5 * len(groups), 4.4)
+    names = max((shown(lines) for lines in groups.values()), key=lambda each: sum(map(len, each)))
+    is_long = sum(map(len, names)) > LONGEST_ROW
+    # Room for a legend with a name a line, and for names below the bars.
+    room = (0.2 * len(names) + 0.09 * max(map(len, names))) if is_long else 0
+    figure = new_figure(5 * len(groups), 4.4 + room)
     [panels] = subplots(figure, 1, len(groups), sharey=True)
     for axes, (kind, lines) in zip(panels, groups.items(), strict=True):
         if all(len(points) == 1 for points in lines.values()):
             axes.bar(range(len(lines)), [points[0][1] for points in lines.values()])
-            names = shown(lines)
-            is_long = sum(map(len, names)) > LONGEST_ROW
-            axes.set_xticks(range(len(names)), labels=names, rotation=90 if is_long else 0)
+            angle = 90 if is_long else 0
+            axes.set_xticks(range(len(lines)), labels=shown(lines), rotation=angle)
             axes.axhline(clean, color=LINES[1], linestyle="--", label="without corruption")
         else:
             for number, (name, points) in enumerate(lines.items()):

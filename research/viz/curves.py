@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from research.viz.colours import QUIET, series
-from research.viz.figures import filled_grid, legend, render, whole_numbers
+from research.viz.figures import filled_grid, legend, render, shown, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,8 @@ RATE: Final = "learning rate"
 CURVES: Final = 6
 """Metrics in one panel; a kind with more has several panels."""
 IN_A_ROW: Final = 3
+LONGEST_LABEL: Final = 24
+"""Letters beside an axis."""
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.Image:
@@ -60,7 +62,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.I
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         whole_numbers(axes)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(", ".join([kind, *(splits if len(splits) == 1 else [])]))
+        [short] = shown([kind], LONGEST_LABEL)
+        axes.set_ylabel(", ".join([short, *(splits if len(splits) == 1 else [])]))
         legend(axes)
     marked = "" if best is None else f"; best epoch {best} (vertical line)"
     figure.suptitle(f"{title}{marked}", fontsize="medium")

@@ -77,12 +77,11 @@ def render(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def shown(names: Iterable[str]) -> list[str]:
-    """Names as they are written in pictures: of long ones start and end."""
-    half = (LONGEST_NAME - 1) // 2
+def shown(names: Iterable[str], most: int = LONGEST_NAME) -> list[str]:
+    """Names as they are written in pictures: of those of more letters, start and end."""
+    half = (most - 1) // 2
     return [
-        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1 - half]}…{name[-half:]}"
-        for name in names
+        name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}" for name in names
     ]
 
 

@@ -22,6 +22,7 @@ from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.data.transforms import DeviceTransform
 from research.tasks.classification import Classification, ClassificationMetrics
+from research.viz import pictures
 
 CPU = torch.device("cpu")
 NAMES = DeviceTransform().names
@@ -306,12 +307,12 @@ def test_pictures(count: int, margin: int) -> None:
         "confusion_matrix", "sample_predictions", "confident_mistakes", "reliability",
     }  # fmt: skip
     sheet = values["sample_predictions"]
-    # The images, with green captions for correct and red ones for wrong predictions.
-    red, green, _ = np.asarray(sheet).astype(int).transpose(2, 0, 1)
+    # The images, with blue captions for correct and red ones for wrong predictions.
+    red, _, blue = np.asarray(sheet).astype(int).transpose(2, 0, 1)
     assert (np.asarray(sheet) == 77).all(2).sum() == min(24, count) * 128 * 128
     right = (logits.argmax(1) == labels)[:24]
-    assert (green - red > 60).any() == right.any()
-    assert (red - green > 60).any() == (~right).any()
+    assert (blue - red > 60).any() == right.any()
+    assert (red - blue > 60).any() == (~right).any()
     wrong = int((logits.argmax(1) != labels).sum())
     mistakes = np.asarray(values["confident_mistakes"])
     if wrong:
@@ -321,6 +322,18 @@ def test_pictures(count: int, margin: int) -> None:
         assert mistakes.min() < 64
     assert values["confusion_matrix"].width > 100
     assert values["reliability"].width > 100
+
+
+def test_mixed_labels_are_shown_with_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(pictures, "contact_sheet", lambda *args: shown.append(args))
+    task = Classification(["cat", "dog"], 0.0)
+    plain = batch(torch.tensor([1, 0]))
+    mixed = replace(plain, labels_b=1 - plain.labels, lam=torch.tensor([0.7, 1.0]))
+    for each in (plain, mixed):
+        task.training_pictures(each, lambda seen: [torch.zeros(len(seen), 3, 4, 4)])
+    captions = [args[1] for args in shown]
+    assert captions == [["dog", "cat"], ["70% dog\n30% cat", "100% cat\n0% dog"]]
 
 
 def test_top1_selects_the_best_epoch() -> None:

@@ -23,6 +23,8 @@ from research.tasks.detection import Detection
 from research.tasks.detection_metrics import COCO as AVERAGES
 from research.tasks.detection_metrics import DetectionMetrics
 from research.tasks.evaluated_frames import match_detections
+from research.viz import pictures
+from research.viz.colours import PREDICTED_BOXES, TRUE_BOX
 
 CPU = torch.device("cpu")
 NAMES = DeviceTransform().names
@@ -529,8 +531,8 @@ def test_pictures(count: int, class_agnostic: bool) -> None:
     always = {"detections", "precision_recall", "confusion_matrix", "matching_audit"}
     assert set(drawn) == always | (set() if class_agnostic else {"precision_recall_per_class"})
     colours = {tuple(colour) for colour in np.asarray(drawn["detections"]).reshape(-1, 3)}
-    assert {(0, 200, 83), (77, 77, 77)} <= colours  # true boxes, the frame
-    assert (count == 1) or {(255, 64, 192), (64, 192, 255)} <= colours  # detections
+    assert {TRUE_BOX, (77, 77, 77)} <= colours  # true boxes, the frame
+    assert (count == 1) or {*PREDICTED_BOXES} <= colours  # detections
 
 
 def test_every_panel_of_a_frame_shows_the_same_boxes() -> None:
@@ -540,12 +542,34 @@ def test_every_panel_of_a_frame_shows_the_same_boxes() -> None:
     said = [found((0.9, OTHER))]
     metrics.update(said, data)
     sheet = np.asarray(judge.pictures(metrics, data, said, panels(70, 80, 90))["detections"])
-    cells = [sheet[8 : 8 + 256, 8 + 256 * n : 8 + 256 * (n + 1)] for n in range(3)]
+    rows = sheet[-8 - 16 - 256 : -8 - 16]  # above one line of text
+    left = (sheet.shape[1] - 3 * 256) // 2
+    cells = [rows[:, left + 256 * n : left + 256 * (n + 1)] for n in range(3)]
     for grey, cell in zip((70, 80, 90), cells, strict=True):
         assert (cell == grey).all(-1).mean() > 0.8
         marks = (cell != grey).any(-1)
         assert (marks == (cells[0] != 70).any(-1)).all()
-        assert {(0, 200, 83), (255, 64, 192)} <= {tuple(c) for c in cell.reshape(-1, 3)}
+        assert {TRUE_BOX, PREDICTED_BOXES[0]} <= {tuple(c) for c in cell.reshape(-1, 3)}
+
+
+def test_augmented_frames_are_shown_with_their_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes are fractions of the augmented frame, whatever the size of the file."""
+    shown: list[Any] = []
+    monkeypatch.setattr(pictures, "sheet", lambda *args: shown.append(args))
+    data = frames([[BOX, OTHER], []])
+    data.sizes[:] = torch.tensor([9, 900])
+    task().training_pictures(data, panels(70, 80))
+    [(cells, captions, marks, *_)] = shown
+    assert [cell.size for cell in cells] == [(512, 256)] * 2
+    assert [caption.split()[0] for caption in captions] == ["2", "no"]
+    assert marks == [None, None]
+    first, second = (np.asarray(cell) for cell in cells)
+    assert set(np.unique(second)) == {70, 80}
+    marked = (first[:, :256] != 70).any(-1)
+    x0, y0, x1, y1 = (round(256 * float(edge)) for edge in BOX)
+    assert marked[y0, x0:x1].all()
+    assert marked[y0:y1, x1 - 1].all()
+    assert ((first[:, 256:] != 80).any(-1) == marked).all()
 
 
 def test_pictures_of_nothing() -> None:
@@ -554,7 +578,8 @@ def test_pictures_of_nothing() -> None:
     metrics = judge.metrics(CPU)
     metrics.update([found(), found()], data)
     drawn = judge.pictures(metrics, data, [found(), found()], panels(77))
-    assert set(drawn) == {"detections", "precision_recall", "confusion_matrix"}
+    always = {"detections", "precision_recall", "confusion_matrix", "matching_audit"}
+    assert set(drawn) == always
 
 
 def test_the_monitored_metric_is_chosen_by_name() -> None:

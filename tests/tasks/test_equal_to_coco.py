@@ -32,6 +32,7 @@ from research.engine.evaluation import evaluate
 from research.tasks.detection import Detection
 from research.tasks.detection_metrics import TWELVE
 from research.tracking.files import typed_rows
+from research.viz.colours import IGNORED_BOX, TRUE_BOX
 from tests.conftest import run
 
 CPU = torch.device("cpu")
@@ -305,7 +306,7 @@ def test_detections_in_a_region_are_neither_right_nor_wrong() -> None:
     assert judged([crowd], [small, far], [far]).compute()["mean_iou"] == pytest.approx(1)
 
 
-def test_regions_are_drawn_as_dashes() -> None:
+def test_regions_are_hatched() -> None:
     task = Detection(["cat"], False, iou=0.5, score=0.3, presence=0.5, monitor=MONITOR)
     boxes = torch.tensor([[[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]]])
     mask = torch.tensor([[True, False]])
@@ -317,12 +318,14 @@ def test_regions_are_drawn_as_dashes() -> None:
     metrics = task.metrics(CPU)
     metrics.update([none], data)
     black = lambda batch: [torch.zeros(len(batch), 3, 64, 64, dtype=torch.uint8)]  # noqa: E731
-    sheet = np.asarray(task.pictures(metrics, data, [none], black)["detections"])[8:264, 8:264]
-    grey = (sheet == (160, 160, 160)).all(-1)
-    edge = grey[128, 128:230]
-    assert 0.4 < edge.mean() < 0.6
+    sheet = np.asarray(task.pictures(metrics, data, [none], black)["detections"])
+    left = (sheet.shape[1] - 256) // 2
+    sheet = sheet[-280:-24, left : left + 256]
+    grey = (sheet == IGNORED_BOX).all(-1)
+    assert grey[128, 128:230].all()
+    assert 0.05 < grey[130:228, 130:228].mean() < 0.15
     assert not grey[:120].any()
-    assert (sheet == (0, 200, 83)).all(-1)[26:102, 26].all()
+    assert 0.3 < (sheet == TRUE_BOX).all(-1)[26:102, 26].mean() < 0.7  # dashes
 
 
 @pytest.mark.whole

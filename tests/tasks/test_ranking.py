@@ -21,6 +21,7 @@ from torchmetrics.classification import BinaryCalibrationError
 from research.batch import PairBatch, PhotoBatch
 from research.tasks.ranking import Ranking
 from research.tasks.ranking_metrics import RankingMetrics
+from research.viz import pictures
 from tests.conftest import user_error
 
 CPU = torch.device("cpu")
@@ -403,15 +404,29 @@ def test_series_are_drawn_from_best_to_worst(shape: tuple[int, ...]) -> None:
     logits = torch.tensor([1.0, -2.0, -3.0])
     drawn = ranking().pictures(evaluate(logits, whole), whole, logits, shown)
     assert {*drawn} == {"reliability", "ranked_series", "confident_mistakes"}
-    sheet = np.asarray(drawn["ranked_series"])
-    assert [sheet[40, 40 + 136 * n, 0] for n in range(4)] == [229, 25, 127, 255]
+    sheet = np.asarray(drawn["ranked_series"])[-8 - 32 - 128 :]  # above two lines of text
+    assert [sheet[40, 40 + 136 * n, 0] for n in range(3)] == [229, 25, 127]
+    assert sheet.shape[1] == 3 * 136 + 8  # no place is empty
     for column, right in enumerate([True, False, False]):
-        caption = sheet[136:166, 8 + 136 * column : 136 + 136 * column].reshape(-1, 3)
-        red, green, _ = caption.mean(0)  # thin letters do not have the full colour
-        assert (green > red) == right
-        assert min(red, green) < 253
+        caption = sheet[128:160, 8 + 136 * column : 136 + 136 * column].reshape(-1, 3)
+        red, _, blue = caption.mean(0)  # thin letters do not have the full colour
+        assert (blue > red) == right
+        assert min(red, blue) < 253
     pair = np.asarray(drawn["confident_mistakes"])
-    assert (pair[40, 40, 0], pair[40, 40 + 128, 0]) == (25, 127)
+    left = (pair.shape[1] - 256) // 2
+    levels = pair[-100, left + 40, 0], pair[-100, left + 40 + 128, 0]
+    assert levels == (25, 127)
+
+
+def test_training_pairs_are_shown_with_their_votes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "sheet", lambda *args: drawn.append(args))
+    _, whole = random_pairs(1, [3] * 30)
+    ranking().training_pictures(whole, shown)
+    [(cells, captions, marks, *_)] = drawn
+    assert len(cells) == len(captions) == len(marks) == 12
+    assert captions == [f"votes {votes:.0%}" for votes in whole.preference[:12].tolist()]
+    assert cells[0].size == (256, 128)
 
 
 def test_only_the_drawn_photos_of_a_batch_are_rendered() -> None:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from research.viz import charts, pictures
-from research.viz.pictures import CURVES, PREDICTED_BOXES, TRUE_BOX, class_colours, draw_boxes
+from research.viz import charts, curves, figures, pictures
+from research.viz.boxes import draw_boxes, draw_true
+from research.viz.colours import (
+    CLASS_COLOURS,
+    LINES,
+    PREDICTED_BOXES,
+    TRUE_BOX,
+    class_colours,
+)
 
 GREY = Image.new("RGB", (40, 30), (9, 9, 9))
 
@@ -60,16 +70,31 @@ def test_captions_are_above_the_box() -> None:
 def test_boxes_of_one_class_have_one_colour() -> None:
     first, second, again, *rest = class_colours([4, 2, 4, *range(8)])
     assert first == again != second
-    assert len({TRUE_BOX, *rest}) == 9
+    assert len({TRUE_BOX, *rest}) == len(CLASS_COLOURS) + 1
     drawn = draw_boxes(GREY, [(1, 1, 9, 9), (20, 1, 30, 9)], colours=[first, second])
     assert (marked(drawn, first) == frame(1, 1, 9, 9)).all()
     assert (marked(drawn, second) == frame(20, 1, 30, 9)).all()
 
 
+def rgb(colour: str) -> list[int]:
+    return [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+
+
 def blue(image: Image.Image) -> np.ndarray:
-    """[H, W] bool: where the image has matplotlib's first colour."""
-    mask: np.ndarray = np.abs(np.asarray(image).astype(int) - (31, 119, 180)).max(-1) < 12
+    """[H, W] bool: where the image has the first colour of lines."""
+    mask: np.ndarray = np.abs(np.asarray(image).astype(int) - rgb(LINES[0])).max(-1) < 12
     return mask
+
+
+def test_boxes_of_the_data_are_dashed() -> None:
+    """Half of the outline is white, half black, on any image."""
+    outline = frame(5, 4, 35, 26)
+    for level in (0, 255):
+        drawn = draw_true(Image.new("RGB", (40, 30), (level,) * 3), [(5.2, 4.1, 34.8, 26.0)])
+        light, dark = (marked(drawn, colour)[outline] for colour in (TRUE_BOX, (0, 0, 0)))
+        assert (light | dark).all()
+        assert 0.4 < light.mean() < 0.6
+        assert marked(drawn, (level,) * 3)[~outline].all()
 
 
 def test_no_boxes_no_change() -> None:
@@ -114,10 +139,61 @@ def test_pictures_side_by_side() -> None:
     assert np.asarray(row)[..., 0].tolist() == [[3] * 3 + [4] * 4] * 5
 
 
-def test_learning_curves_of_many_metrics_take_more_panels() -> None:
-    few, many = ({"epoch": 1, **{f"val/{n}": 0.5 for n in range(count)}} for count in (9, 10))
-    widths = [pictures.learning_curves([row], "images").width for row in (few, many)]
-    assert widths[1] == pytest.approx(widths[0] * 4 / 3)
+def drawn_curves(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> Figure:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(curves, "render", drawn.append)
+    curves.learning_curves(rows, "train (n=9 images)")
+    return drawn[0]
+
+
+def test_a_kind_of_metric_has_a_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_splits = {
+        "train/loss": 1.0, "train/top1": 0.1, "train/cross_entropy": 1.0, "val/loss": 2.0,
+        "val/top1": 0.2, "val/top5": 0.5, "val/ece": 0.1, "val/mAP": 0.3, "val/mAP_small": math.nan,
+    }  # fmt: skip
+    row = {"epoch": 1, "is_best": True, "learning_rate": 0.1, "train/n": 9, **of_splits}
+    panels = drawn_curves(monkeypatch, [row]).axes
+    found = {
+        axes.get_ylabel(): [text.get_text() for text in axes.get_legend().get_texts()]
+        for axes in panels
+    }
+    assert found == {
+        "loss": ["val loss", "train loss"],
+        "accuracy": ["val top1", "train top1", "val top5"],
+        "calibration error, val": ["ece"],
+        "mean average precision, val": ["mAP", "mAP_small (undefined)"],
+        "learning rate": ["learning rate"],
+    }
+    assert len({axes.get_position().width for axes in panels}) <= 2  # rows of 3 and 2: both full
+
+
+def test_many_metrics_of_a_kind_take_more_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (
+        {"epoch": 1, **{f"val/accuracy_{n}": 0.5 for n in range(count)}}
+        for count in (curves.CURVES, curves.CURVES + 1)
+    )
+    assert len(drawn_curves(monkeypatch, [few]).axes) == 1
+    assert len(drawn_curves(monkeypatch, [many]).axes) == 2
+
+
+@pytest.mark.parametrize(("epochs", "best"), [(1, 1), (2, 1), (300, 170)])
+def test_epochs_are_whole_and_the_best_is_marked(
+    epochs: int, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"epoch": epoch, "is_best": epoch in (1, best), "train/loss": 1 / epoch}
+        for epoch in range(1, epochs + 1)
+    ]
+    figure = drawn_curves(monkeypatch, rows)
+    [axes] = figure.axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == round(tick) >= 1 for tick in ticks)
+    assert len(ticks) <= 10
+    lines = [line.get_xdata() for line in axes.get_lines()]
+    assert [list(x) for x in lines if len(x) == 2 and x[0] == x[1]] == [[best, best]]
+    assert f"best epoch {best}" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("clean", [0.0, 0.8, float("nan")])
@@ -127,8 +203,8 @@ def test_a_chart_of_robustness_shows_the_highest_value(clean: float) -> None:
     groups = {"missing": bars, "shifted": lines}
     drawn = np.asarray(charts.robustness(groups, clean, "mAP50", "test, 5 frames")).astype(int)
     assert drawn.shape[1] > drawn.shape[0]
-    # The line's end, its marker: blue, right half, upper quarter, below the frame's edge.
-    blue = (np.abs(drawn - (31, 119, 180)).max(-1) < 12)[:, 3 * drawn.shape[1] // 4 :]
+    # The line's end, its marker: blue, at the right, below the legend and the frame's edge.
+    blue = (np.abs(drawn - rgb(LINES[0])).max(-1) < 12)[:, 9 * drawn.shape[1] // 10 :]
     top = np.flatnonzero(blue.any(1)).min()
     assert 0.05 < top / drawn.shape[0] < 0.25
 
@@ -137,23 +213,21 @@ def test_speed_and_accuracy_of_runs() -> None:
     def discs(accuracy: list[float]) -> list[int]:
         names, sizes = ["a", "b"], [3, 0.1]
         drawn = charts.speed_and_accuracy(names, [1, 2], accuracy, sizes, "mAP50")
-        # matplotlib's first two colours, on white at an opacity of 0.6.
-        shades = [0.6 * np.array(c) + 0.4 * 255 for c in ((31, 119, 180), (255, 127, 14))]
         pixels = np.asarray(drawn).astype(int)
-        return [int((np.abs(pixels - shade).max(-1) < 4).sum()) for shade in shades]
+        return [int((np.abs(pixels - rgb(each)).max(-1) < 12).sum()) for each in LINES[:2]]
 
     first, second = discs([0.5, 0.7])
-    assert first > 3 * second > 0  # by area
+    assert first > 1.5 * second > 0  # rings, by the root of their areas
     assert discs([0.5, float("nan")])[1] == 0
 
 
 def test_the_legend_is_above_the_curves_and_leaves_them_room() -> None:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()
-    for number in range(CURVES):
+    for number in range(9):
         axes.plot([0, 1], [0, number], label=f"val/a_metric_of_many_letters_{number}")
-    pictures.legend(axes)
-    pictures.render(figure)
+    figures.legend(axes)
+    figures.render(figure)
     inside = axes.get_window_extent()
     names = axes.get_legend().get_window_extent()
     assert names.y0 >= inside.y1
@@ -170,15 +244,16 @@ def test_curves_of_many_classes_have_room(classes: int) -> None:
 
 def test_no_legend_without_curves() -> None:
     axes = Figure().add_subplot()
-    pictures.legend(axes)
+    figures.legend(axes)
     assert axes.get_legend() is None
 
 
 def test_long_names_are_cut() -> None:
-    long, cut = "a" * 20_000, "a" * 39 + "…"
-    assert pictures.shown([cut, long, "b"]) == [cut, cut, "b"]
+    long, cut = "a" * 20_000, "a" * 20 + "…" + "a" * 19
+    assert figures.shown([cut, long, "b"]) == [cut, cut, "b"]
+    assert figures.shown([f"runs/{'x' * 60}/seed_{seed}" for seed in (1, 2)])[0].endswith("seed_1")
     counts = torch.eye(2, dtype=torch.int64)
-    one, other = (pictures.confusion_matrix(counts, [name, "b"]) for name in (long, cut))
+    one, other = (charts.confusion_matrix(counts, [name, "b"]) for name in (long, cut))
     assert one.tobytes() == other.tobytes()
     one, other = (draw_boxes(GREY, [(5, 4, 20, 14)], [name]) for name in (long, cut))
     assert one.tobytes() == other.tobytes()
