@@ -292,8 +292,15 @@ def test_a_run_ends_with_its_test_metrics(ends: Compose, caplog: pytest.LogCaptu
     assert f"top1 {kept['metrics']['top1']:.4g}" in line
     assert line.endswith("(n 18)")
     assert (RUN / "evaluations/test/pictures/confusion_matrix.png").exists()
-    again = load_eval_run(RUN, "test", "best", "cpu", []).measure()[0]
+    # Repeated, it leaves nothing of the evaluation before it, and what is not its own.
+    written = RUN / "evaluations/test"
+    files = {path for path in written.rglob("*") if path.is_file()}
+    for name in ("pictures/of_before.png", "tables/of_before.csv", "pictures/notes.txt"):
+        (written / name).write_text("")
+    again = evaluation.evaluate(RUN, "test", device="cpu")
     assert again.metrics == pytest.approx(kept["metrics"])
+    now = {path for path in written.rglob("*") if path.is_file()}
+    assert now == {*files, written / "pictures/notes.txt"}
 
 
 def test_a_run_that_is_killed_in_its_evaluation_goes_on_with_it(

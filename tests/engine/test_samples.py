@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from research.batch import ClassificationBatch
 from research.engine import build
 from research.engine.loop import evaluate
+from research.engine.rng import generator_for
+from research.tasks.classification import Classification
 from research.tracking.files import read_rows
 from research.viz import pictures
 from tests.conftest import TINY, run
@@ -57,6 +63,39 @@ def test_a_limited_validation_and_its_sheet_see_all_classes(
     batch, predictions = result.examples()
     assert {*batch.labels.tolist()} == {0, 1, 2}  # type: ignore[attr-defined]
     assert len(predictions) == len(batch) == 8
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_first_batch_is_drawn_as_the_network_sees_it(
+    accumulate: int, small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the first optimizer step, augmented, in another thread, once in a run."""
+    drawn: list[ClassificationBatch] = []
+    threads: list[str] = []
+
+    def remember(task: Any, batch: ClassificationBatch, to_images: Any) -> dict[str, Image.Image]:
+        drawn.append(batch)
+        threads.append(threading.current_thread().name)
+        assert not torch.is_grad_enabled()
+        return {"training_samples": Image.new("RGB", (400, 9))}
+
+    monkeypatch.setattr(Classification, "training_pictures", remember)
+    config = small(*TINY, "epochs=2", "batch_size=4", f"accumulate={accumulate}", "seed=3")
+    folder = run(config)
+    [batch] = drawn
+    assert threads[0].startswith("drawing")
+    with Image.open(folder / "pictures/training_samples.png") as image:
+        assert image.width == 400
+    built = build.experiment(config)
+    transform = built.state.transform.train()
+    batches = built.train.epoch(1)
+    raw = next(itertools.islice(batches, accumulate - 1, None))
+    expected = transform(raw, generator_for(3, 1, accumulate - 1))
+    assert torch.equal(batch.index, raw.index)
+    assert torch.equal(batch.inputs.y, expected.inputs.y)  # type: ignore[union-attr]
+    assert not torch.equal(
+        transform.eval()(raw, None).inputs.y, expected.inputs.y
+    )  # it is augmented
 
 
 @pytest.mark.whole
