@@ -48,7 +48,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.I
     """
     epochs = [row["epoch"] for row in history]
     best = next((row["epoch"] for row in reversed(history) if row.get("is_best")), None)
-    panels = _panels(history)
+    panels = _by_kind(history)
     figure, places = filled_grid(4.4, 3.4, len(panels), IN_A_ROW)
     for axes, (kind, metrics) in zip(places, panels, strict=True):
         found = {_split(column) for columns in metrics.values() for column in columns}
@@ -89,7 +89,7 @@ def _split(column: str) -> str:
     return column.rpartition("/")[0]
 
 
-def _panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, list[str]]]]:
+def _by_kind(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, list[str]]]]:
     """Kind of each panel, and its metrics with their columns."""
     floats = list(dict.fromkeys(n for row in history for n, v in row.items() if type(v) is float))
     known = [name for name in floats if name.startswith(("train/", "val/"))]

@@ -78,8 +78,8 @@ def test_of_many_photos_the_best_are_shown_and_all_are_listed(tmp_path: Path) ->
     report = write(tmp_path, [float(n) for n in order], names, [3 * n for n in order], 7)
     assert [name for _, name, _ in ranked(tmp_path)] == sorted(names, reverse=True)
     sheet = np.asarray(Image.open(tmp_path / "contact_sheet.png"))
-    assert sheet.shape[0] == SHOWN // 6 * (160 + 38) + 8
-    best, last = sheet[88, 88, 0], sheet[-38 - 80, 88 + 168 * 5, 0]
+    assert sheet.shape[0] == SHOWN // 6 * (160 + 40) + 8
+    best, last = sheet[88, 88, 0], sheet[-40 - 80, 88 + 168 * 5, 0]
     assert (best, last) == (3 * (count - 1), 3 * 20)
     assert f"the best {SHOWN}" in report.where()[1]
 
