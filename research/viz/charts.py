@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -235,7 +236,8 @@ def speed_and_accuracy(
     )
     drawn = [n for n, value in enumerate(accuracy) if np.isfinite(value)]
     points = [(milliseconds[n], accuracy[n]) for n in drawn]
-    label_points(axes, points, [str(n + 1) for n in drawn])
+    radius = math.sqrt(float(areas.max()) / math.pi)
+    label_points(axes, points, [str(n + 1) for n in drawn], away=radius)
     return render(figure)
 
 
@@ -265,7 +267,7 @@ def robustness(
             axes.bar(range(len(lines)), [points[0][1] for points in lines.values()])
             angle = 90 if is_long else 0
             axes.set_xticks(range(len(lines)), labels=shown(lines), rotation=angle)
-            axes.axhline(clean, color=LINES[1], linestyle="--", label="without corruption")
+            axes.axhline(clean, color="black", linestyle="--", label="without corruption")
         else:
             for number, (name, points) in enumerate(lines.items()):
                 amounts, values = zip((0.0, clean), *points, strict=True)
@@ -293,10 +295,10 @@ def speeds(groups: Mapping[str, Mapping[str, Sequence[float]]], footer: str) -> 
     panels = subplots(figure, len(groups), 1, height_ratios=[n + 1 for n in rows])
     for [axes], (title, candidates) in zip(panels, groups.items(), strict=True):
         places = np.arange(len(candidates))
-        axes.barh(places, [float(np.median(each)) for each in candidates.values()], alpha=0.6)
+        axes.barh(places, [float(np.median(each)) for each in candidates.values()])
         for place, each in zip(places, candidates.values(), strict=True):
-            axes.plot(each, [place] * len(each), "k.", markersize=4)
-        axes.axvline(1, color=LINES[1], linestyle="--", linewidth=1)
+            axes.plot(each, [place] * len(each), "o", color="white", mec="black", markersize=4)
+        axes.axvline(1, color="black", linestyle="--", linewidth=1)
         axes.set_yticks(places, shown(candidates))
         axes.invert_yaxis()
         axes.set_title(title, fontsize="small")

@@ -31,6 +31,8 @@ TERMS: Final = "terms of the loss"
 RATE: Final = "learning rate"
 CURVES: Final = 6
 """Metrics in one panel; a kind with more has several panels."""
+MARKED: Final = 25
+"""Markers on a curve, at most; those of several curves stand at different epochs."""
 IN_A_ROW: Final = 3
 LONGEST_LABEL: Final = 24
 """Letters beside an axis."""
@@ -82,7 +84,9 @@ def _curve(
         style |= {"linestyle": (0, (3, 2)), "markerfacecolor": "white"}
     else:
         style |= {"linestyle": "-"}
-    axes.plot(epochs, values, label=label, **style)  # type: ignore[arg-type]
+    step = -(-len(epochs) // MARKED)
+    marks = {"markevery": (number * step // CURVES, step)}
+    axes.plot(epochs, values, label=label, **style, **marks)  # type: ignore[arg-type]
 
 
 def _split(column: str) -> str:

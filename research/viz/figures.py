@@ -19,6 +19,17 @@ LEGEND_LINE: Final = 52
 """Characters in one line of a legend."""
 LONGEST_NAME: Final = 40
 """Characters of a name in a picture; drawing one of 20,000 takes seconds."""
+AROUND: Final = (
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (0.8, 0.8),
+    (-0.8, 0.8),
+    (0.8, -0.8),
+    (-0.8, -0.8),
+)
+"""Directions in which a label may stand from its point, the first ones first."""
 RINGS: Final = 12
 """Distances from its point at which a label may stand, in steps of half a line."""
 
@@ -109,7 +120,11 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def label_points(
-    axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], size: float = 8.0
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    size: float = 8.0,
+    away: float = 4.0,
 ) -> None:
     """Write a text beside each point; none covers another, a line leads to those farther away.
 
@@ -119,7 +134,8 @@ def label_points(
         axes: whose limits contain the points.
         points: x and y of each.
         texts: of the points, short.
-        size: of the letters, points.
+        size: of the letters, in points as of a font.
+        away: radius of the marks, which no text of their own covers, in the same unit.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -134,9 +150,12 @@ def label_points(
     for (x, y), point, text in zip(pixels, points, texts, strict=True):
         width = (0.8 * len(text) + 0.8) * size * scale
         places = [
-            (x + dx * (6 * scale + width / 2 + ring * height / 2), y + dy * (1 + ring) * height / 2)
+            (
+                x + dx * (away * scale + width / 2 + ring * height / 2),
+                y + dy * (away * scale + (1 + ring) * height / 2),
+            )
             for ring in range(RINGS)
-            for dx, dy in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 2), (0, -2))
+            for dx, dy in AROUND
         ]
         boxes = [(a - width / 2, b - height / 2, a + width / 2, b + height / 2) for a, b in places]
         free = [
@@ -151,7 +170,7 @@ def label_points(
         best = free[0]
         taken.append(best)
         centre = (best[0] + best[2]) / 2, (best[1] + best[3]) / 2
-        is_far = boxes.index(best) >= 8
+        is_far = boxes.index(best) >= len(AROUND)
         axes.annotate(
             text, point, xytext=((centre[0] - x) / scale, (centre[1] - y) / scale),
             textcoords="offset points", ha="center", va="center", fontsize=size,

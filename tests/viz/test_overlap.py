@@ -12,12 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from research.data.warehouse import pictures as of_stores
 from research.viz import boxes, charts, curves, figures, pictures
+from research.viz.colours import contrast
 
 LONG = "a class of a rather long name, longer than there is room for"
 SLACK = 1.0
@@ -55,6 +60,33 @@ def assert_readable(figure: Figure) -> None:
         across = min(a.x1, b.x1) - max(a.x0, b.x0)
         up = min(a.y1, b.y1) - max(a.y0, b.y0)
         assert across <= SLACK or up <= SLACK, f"{one!r} covers {two!r}"
+
+
+def assert_visible(figure: Figure) -> None:
+    """Contrast with the page: 4.5 of texts, 3 of lines, bars and points, as in WCAG 2.2."""
+
+    def on_page(colour: Any, alpha: float | None) -> list[float]:
+        red, green, blue, own = to_rgba(colour, alpha)
+        return [255 * (own * part + 1 - own) for part in (red, green, blue)]
+
+    grids = {id(line) for axes in figure.axes for line in axes.get_xgridlines()}
+    grids |= {id(line) for axes in figure.axes for line in axes.get_ygridlines()}
+    on_maps = {id(text) for axes in figure.axes if axes.images for text in axes.texts}
+    bars = {id(bar) for axes in figure.axes if not axes.images for bar in axes.patches}
+    for artist in figure.findobj():
+        if isinstance(artist, Text) and id(artist) not in on_maps and artist.get_text():
+            colour, least = on_page(artist.get_color(), artist.get_alpha()), 4.5
+        elif isinstance(artist, Line2D) and id(artist) not in grids and len(artist.get_xydata()):
+            is_line = artist.get_linestyle() != "None"
+            drawn = artist.get_color() if is_line else artist.get_markeredgecolor()
+            colour, least = on_page(drawn, artist.get_alpha()), 3
+        elif isinstance(artist, Rectangle) and id(artist) in bars:
+            colour, least = on_page(artist.get_facecolor(), artist.get_alpha()), 3
+        elif isinstance(artist, PathCollection):
+            colour, least = on_page(artist.get_edgecolors()[0], None), 3  # type: ignore[index]
+        else:
+            continue
+        assert contrast(colour, (255, 255, 255)) >= least, artist
 
 
 def names(count: int, letters: int) -> list[str]:
@@ -139,6 +171,7 @@ def test_texts_of_a_chart(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES[case]()
     [figure] = drawn
     assert_readable(figure)
+    assert_visible(figure)
 
 
 def test_a_text_that_covers_another_is_found() -> None:
@@ -152,6 +185,16 @@ def test_a_text_that_covers_another_is_found() -> None:
     figure.text(0.9, 0.5, "far to the right")
     with pytest.raises(AssertionError, match="is cut"):
         assert_readable(figure)
+
+
+@pytest.mark.parametrize("kind", ["plot", "bar", "scatter", "text"])
+def test_what_is_pale_is_found(kind: str) -> None:
+    axes = Figure().add_subplot()
+    more: dict[str, Any] = {"s": "text"} if kind == "text" else {}
+    at = (0.5, 0.5) if kind == "text" else ([1, 2], [1, 2])
+    getattr(axes, kind)(*at, color="#56B4E9", **more)
+    with pytest.raises(AssertionError):
+        assert_visible(axes.figure)  # type: ignore[arg-type]
 
 
 POINT = st.tuples(st.floats(0, 1), st.floats(0, 1))
