@@ -23,7 +23,14 @@ from PIL.Image import Image
 from research.tracking.tracker import Rows
 from research.utils.counts import with_n
 from research.viz.colours import LINES, QUIET
-from research.viz.figures import legend, new_figure, render, subplots, whole_numbers
+from research.viz.figures import (
+    label_points,
+    legend,
+    new_figure,
+    render,
+    subplots,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -250,27 +257,25 @@ def _learning_curves(summary: Summary) -> Figure:
         if len(curves) - place < MOST or each[0]["trial"] == best
     ]
     labelled = set()
+    ends: dict[str, tuple[float, float]] = {}
     for trial, curve in shown:
         unfinished, is_best = trial["status"] in UNFINISHED, trial["trial"] == best
         colour = BEST if is_best else UNFINISHED.get(trial["status"], (DONE,))[0]
         name = "best" if is_best else trial["status"].lower()
-        width, alpha = (2.5, 1.0) if is_best else (1.0, 0.6)
+        width = 2.5 if is_best else 1.0
         label = None if name in labelled else name
-        axes.plot(
-            *zip(*curve.items(), strict=True), color=colour, lw=width, alpha=alpha, label=label
-        )
+        axes.plot(*zip(*curve.items(), strict=True), color=colour, lw=width, label=label)
         labelled.add(name)
         end = list(curve.items())[-1]
         axes.plot(*end, "x" if unfinished else ".", color=colour)
-        axes.annotate(
-            str(trial["trial"]), end, (4, -2), textcoords="offset points",
-            fontsize="x-small", color=colour,
-        )  # fmt: skip
+        ends[str(trial["trial"])] = end
     legend(axes)
     part = f"; {len(shown)} of {len(curves)}" if len(shown) < len(curves) else ""
     axes.set_xlabel(f"epoch (numbers: trials{part})")
     axes.set_ylabel(_label(summary, summary["objectives"][0]["name"]))
+    axes.margins(x=0.1)
     whole_numbers(axes)
+    label_points(axes, list(ends.values()), list(ends), size=7)
     return figure
 
 
@@ -360,6 +365,7 @@ def _pareto(summary: Summary) -> Figure:
     pairs = list(itertools.combinations(objectives, 2))
     front = {trial["trial"] for trial in summary["pareto"]}
     figure = new_figure(6 * len(pairs), 4.5)
+    labels: dict[Axes, dict[str, tuple[float, float]]] = {}
     for axes, pair in zip(subplots(figure, 1, len(pairs))[0], pairs, strict=True):
         across, up = (finished_values(summary, objective["name"]) for objective in pair)
         points = {number: (across[number], up[number]) for number in across if number in up}
@@ -375,14 +381,13 @@ def _pareto(summary: Summary) -> Figure:
                 *zip(*best, strict=True), f"o{line}", drawstyle=steps, color=BEST, label="front"
             )
         numbered = points if len(points) <= MOST else [n for n in points if n in front][:MOST]
-        for number in numbered:
-            axes.annotate(
-                str(number), points[number], (5, 4), textcoords="offset points", fontsize="x-small"
-            )
+        labels[axes] = {str(number): points[number] for number in numbered}
         across_label, up_label = (
             f"{_label(summary, objective['name'])} ({objective['direction']})" for objective in pair
         )
         axes.set_xlabel(across_label)
         axes.set_ylabel(up_label)
         legend(axes)
+    for axes, numbers in labels.items():
+        label_points(axes, list(numbers.values()), list(numbers), size=7)
     return figure

@@ -146,38 +146,33 @@ def label_points(
     inside = axes.get_window_extent()
     scale = figure.dpi / 72
     height = 1.5 * size * scale
-    taken: list[tuple[float, float, float, float]] = []
+    middle = (inside.x0 + inside.x1) / 2, (inside.y0 + inside.y1) / 2
+    taken: list[tuple[float, float, float]] = []  # centres and widths
     for (x, y), point, text in zip(pixels, points, texts, strict=True):
         width = (0.8 * len(text) + 0.8) * size * scale
-        places = [
+        ways = ((ring, *way) for ring in range(RINGS) for way in AROUND)
+        centres = (
             (
+                ring,
                 x + dx * (away * scale + width / 2 + ring * height / 2),
                 y + dy * (away * scale + (1 + ring) * height / 2),
             )
-            for ring in range(RINGS)
-            for dx, dy in AROUND
-        ]
-        boxes = [(a - width / 2, b - height / 2, a + width / 2, b + height / 2) for a, b in places]
-        free = [
-            box
-            for box in boxes
-            if inside.x0 <= box[0] and box[2] <= inside.x1
-            and inside.y0 <= box[1] and box[3] <= inside.y1
-            and not any(_meet(box, other) for other in taken)
-        ]  # fmt: skip
-        if not free:  # more labels than there is room for
+            for ring, dx, dy in ways
+        )
+        free = (
+            (ring, a, b)
+            for ring, a, b in centres
+            if abs(a - middle[0]) <= (inside.width - width) / 2
+            and abs(b - middle[1]) <= (inside.height - height) / 2
+            and not any(abs(a - c) < (width + w) / 2 and abs(b - d) < height for c, d, w in taken)
+        )
+        found = next(free, None)
+        if found is None:  # more labels than there is room for
             continue
-        best = free[0]
-        taken.append(best)
-        centre = (best[0] + best[2]) / 2, (best[1] + best[3]) / 2
-        is_far = boxes.index(best) >= len(AROUND)
+        ring, a, b = found
+        taken.append((a, b, width))
         axes.annotate(
-            text, point, xytext=((centre[0] - x) / scale, (centre[1] - y) / scale),
+            text, point, xytext=((a - x) / scale, (b - y) / scale),
             textcoords="offset points", ha="center", va="center", fontsize=size,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6} if is_far else None,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6} if ring else None,
         ).set_in_layout(False)  # fmt: skip
-
-
-def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two boxes, xyxy, have a common area."""
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

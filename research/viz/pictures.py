@@ -41,7 +41,7 @@ def font(size: int = LETTERS) -> Font:
 
 
 def fitted(text: str, width: float, letters: Font | None = None) -> str:
-    """A text that is at most so many pixels wide: the end of a longer one is left out.
+    """A text that is at most so many pixels wide: of a longer one, start and end remain.
 
     Args:
         text: of one line.
@@ -49,13 +49,20 @@ def fitted(text: str, width: float, letters: Font | None = None) -> str:
         letters: its font; None: that of captions.
     """
     letters = letters or font()
-    text = text[:LONGEST_LINE]
+    if len(text) > LONGEST_LINE:
+        text = text[: LONGEST_LINE // 2] + text[-LONGEST_LINE // 2 :]
     if letters.getlength(text) <= width:
         return text
-    cut = text
-    while cut and letters.getlength(f"{cut}…") > width:
-        cut = cut[:-1]
-    return f"{cut}…"
+    kept = len(text)
+    while kept and letters.getlength(_cut(text, kept)) > width:
+        kept -= 1
+    return _cut(text, kept)
+
+
+def _cut(text: str, kept: int) -> str:
+    """So many letters of a text, those in its middle left out."""
+    end = kept // 2
+    return f"{text[: kept - end]}…{text[len(text) - end :]}"
 
 
 def titled(image: Image.Image, text: str) -> Image.Image:
@@ -176,18 +183,22 @@ def _columns(count: int, most: int) -> int:
 
 
 def packed(strips: Sequence[Image.Image], width: int) -> Image.Image:
-    """Images of any width, such as sheets of one row, in rows that are as full as their order lets;
-    lines part those of a row.
+    """Images of any width, such as sheets of one row, each in the first row that has room for it.
+
+    Lines part the images of a row.
 
     Args:
         strips: of one height.
         width: of a row in pixels, at least that of the widest strip.
     """
-    rows: list[list[Image.Image]] = [[]]
+    rows: list[list[Image.Image]] = []
     for strip in strips:
-        if sum(each.width for each in rows[-1]) + strip.width > width:
-            rows.append([])
-        rows[-1].append(strip)
+        with_room = (row for row in rows if sum(e.width for e in row) + strip.width <= width)
+        row = next(with_room, None)
+        if row is None:
+            rows.append([strip])
+        else:
+            row.append(strip)
     whole = max(sum(each.width for each in row) for row in rows)
     height = max(strip.height for strip in strips)
     canvas = Image.new("RGB", (whole, height * len(rows)), "white")

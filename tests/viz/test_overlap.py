@@ -244,7 +244,12 @@ def test_sheets_have_few_empty_places(most: int) -> None:
 @given(st.text(max_size=400), st.integers(20, 300))
 def test_a_line_fits(text: str, width: int) -> None:
     line = " ".join(text.split())
-    assert pictures.font().getlength(pictures.fitted(line, width)) <= width
+    found = pictures.fitted(line, width)
+    assert pictures.font().getlength(found) <= width
+    start, cut, end = found.partition("…") if found != line else (line, "", "")
+    assert line.startswith(start)
+    assert line.endswith(end)
+    assert not cut or len(start) - len(end) in (0, 1)
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -134,6 +134,15 @@ def test_a_sheet_contains_every_picture() -> None:
     assert [int(marked(sheet, (n, 0, 99)).sum()) for n in range(5)] == [200] * 5
 
 
+def test_short_strips_fill_the_rows() -> None:
+    strips = [Image.new("RGB", (width, 20), (width, 0, 0)) for width in (50, 40, 60, 30, 10)]
+    drawn = pictures.packed(strips, 100)
+    assert drawn.size == (100, 40)  # 50 and 40 and 10, 60 and 30
+    reds = np.asarray(drawn)[1, :, 0], np.asarray(drawn)[21, :, 0]
+    found = [[int(red) for red in dict.fromkeys(row.tolist())] for row in reds]
+    assert found == [[50, 40, 10], [60, 30, 255]]
+
+
 def test_pictures_side_by_side() -> None:
     row = pictures.side_by_side([Image.new("RGB", (w, 5), (w, 0, 0)) for w in (3, 4)])
     assert np.asarray(row)[..., 0].tolist() == [[3] * 3 + [4] * 4] * 5

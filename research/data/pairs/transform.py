@@ -89,7 +89,7 @@ class FeatureTransform(DeviceTransform):
 
     mean: Tensor
     std: Tensor
-    shows: str = "as the photos of their features"
+    shows: str = "photos in place of their features"
 
     def forward(
         self, batch: PairBatch | PhotoBatch, generator: torch.Generator | None
