@@ -162,8 +162,11 @@ def test_many_trials_are_drawn_as_the_last_and_the_best() -> None:
     ]
     figure = plots.figures(summary(trials, {"lr": LOG}, (TOP1,), best=7))["learning_curves"]
     (axes,) = figure.axes
-    numbers = [int(text.get_text()) for text in axes.texts]
-    assert numbers == [7, *range(201, 300)]
+    curves = [line for line in axes.get_lines() if len(line.get_xydata()) == 2]
+    assert len(curves) == 100
+    first, *others = [int(text.get_text()) for text in axes.texts]  # as many as there is room for
+    assert first == 7
+    assert {*others} <= {*range(201, 300)}
     assert "100 of 300" in axes.get_xlabel()
 
 

@@ -327,7 +327,7 @@ def test_pictures(count: int, margin: int) -> None:
 def test_mixed_labels_are_shown_with_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr(pictures, "contact_sheet", lambda *args: shown.append(args))
-    task = Classification(["cat", "dog"], 0.0)
+    task = Classification(["cat", "dog"], 0.0, "none")
     plain = batch(torch.tensor([1, 0]))
     mixed = replace(plain, labels_b=1 - plain.labels, lam=torch.tensor([0.7, 1.0]))
     for each in (plain, mixed):

@@ -151,6 +151,7 @@ def test_a_real_server_shows_a_real_run(
             "learning_curves",
             "reliability",
             "sample_predictions",
+            "training_samples",
         )
         assert listed("pictures") == {f"pictures/{name}.png" for name in pictures}
         assert listed("checkpoints") == {"checkpoints/best.pt"}
