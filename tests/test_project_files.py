@@ -191,15 +191,15 @@ def test_the_container_runs_the_readme_s_commands_as_a_plain_user() -> None:
     assert names.index("USER") < names.index("ENTRYPOINT")
     assert values["VOLUME"] == "/work/runs"
     assert [words for name, words in found if name == "WORKDIR"][-1] == "/work"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "`pip install .`" in readme
+    start = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    assert "`pip install .`" in start
     assert ("RUN", "pip install .") in found
     program, verb = yaml.safe_load(values["ENTRYPOINT"])[0], yaml.safe_load(values["CMD"])[0]
     assert program in PROJECT["project"]["scripts"]
-    assert f"{program} {verb}" in readme
+    assert f"{program} {verb}" in start
     head = (ROOT / "Containerfile").read_text(encoding="utf-8")
     for line in re.findall(r"^#   \w+ run .* backbone-lab (\w+)", head, re.MULTILINE):
-        assert f"{program} {line} runs/RUN" in readme
+        assert f"{program} {line} runs/RUN" in start
 
 
 def test_the_page_for_contributors_names_what_exists() -> None:

@@ -116,11 +116,12 @@ def test_the_reference_has_every_function(site: Path) -> None:
     import research
 
     page = Html(site / "api.html")
-    assert {f"research.{name}" for name in research.__all__ if name != "UserError"} <= page.ids
+    functions = set(research.__all__) - {"UserError", "__version__"}
+    assert {f"research.{name}" for name in functions} <= page.ids
     text = (site / "api.html").read_text()
     assert "Evaluate a trained run on a split" in text  # the function, not the module of this name
     assert "EvaluateOptions" not in text
-    assert text.count("Raises:") > len(research.__all__)
+    assert text.count("Raises:") > len(functions)
 
 
 def test_the_search_knows_the_pages(site: Path) -> None:
