@@ -1,7 +1,7 @@
 const WAIT = 250; // milliseconds between two questions for more frames
 const TALLEST = "68vh";
 const ENLARGED = 4; // times at most
-const LETTERS = 12.5; // height of labels, in pixels of the screen
+const LETTERS = 14; // height of labels, in pixels of the screen
 
 const frames = [];
 let done = false;
@@ -25,8 +25,7 @@ function draw() {
     const [width, height] = [(x1 - x0) * frame.width, (y1 - y0) * frame.height];
     const above = y < 1.2 * letters ? y + letters : y - 0.2 * letters;
     texts.push(frame.texts[number]);
-    const attributes = { x, y: above, fill: stroke };
-    const text = drawn("text", attributes, frame.texts[number]);
+    const text = drawn("text", { x, y: above }, frame.texts[number]);
     text.style.fontSize = `${letters}px`;
     text.style.fill = stroke;
     $("boxes").append(drawn("rect", { x, y, width, height, stroke }), text);

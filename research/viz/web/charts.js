@@ -116,7 +116,7 @@ function axes({ svg, width, height }, x, y, xLabel, yLabel) {
   const base = height - BOTTOM;
   const start = y ? LEFT : 0;
   let free = -Infinity; // where the last label ends
-  for (const [value, label] of labelled(x.ticks(Math.max(2, Math.round(width / 130))))) {
+  for (const [value, label] of labelled(x.ticks(Math.max(4, Math.round(width / 110))))) {
     const at = x.at(value);
     svg.append(drawn("path", { d: `M${at} ${TOP}V${base}`, class: "grid" }));
     const half = label.length * 3.6;
