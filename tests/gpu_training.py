@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from research import prepare
+from research.batch import Batch
 from research.config import compose_config, resolved
 from research.data import cifar_files
 from research.demos.scenes import CLASSES, Scenes
@@ -185,7 +186,7 @@ class NoWaits(EpochCallback):
         self.steps = steps
         self.done = 0
 
-    def step(self, state: TrainState, losses: LossLog) -> None:
+    def step(self, state: TrainState, losses: LossLog, inputs: Batch | None) -> None:
         self.done += 1
         mode = "error" if self.done < self.steps - 1 else "default"
         if torch.cuda.is_initialized():

@@ -34,7 +34,7 @@ def sweep(study_folder: Path, words: list[str], monkeypatch: pytest.MonkeyPatch)
     """Runs ``train.py -m`` in this process; drawing its pictures is tested elsewhere."""
     import train
 
-    for module in ("research.viz.pictures", "research.sweeps.plots"):
+    for module in ("research.viz.charts", "research.viz.curves", "research.sweeps.plots"):
         monkeypatch.setattr(f"{module}.render", lambda figure: Image.new("RGB", (8, 8)))
 
     def run(*more: str) -> None:

@@ -422,7 +422,7 @@ def test_the_table_after_a_retry_has_each_point_once(
     fails += [0, 2]
     sweep(*words)
     (study,) = study_folder.glob("runs/sweeps/*/")
-    assert "trial 0: UserError: no (it has no run folder)" in caplog.text
+    assert "trial 0:  UserError: no  (it has no run folder)" in caplog.text
 
     def table() -> list[tuple[str, str, str]]:
         return [(r["trial"], r["status"], r["seed"]) for r in rows(study / "tables/trials.csv")]

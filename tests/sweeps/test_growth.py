@@ -26,7 +26,7 @@ SPACE = SEARCH.space.parse({}, ["optimizer.lr=range(0,1000)"])
 @pytest.fixture
 def study(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setattr("research.sweeps.plots.pictures", lambda summary: {})
-    monkeypatch.setattr(record, "SHARE", math.inf)
+    monkeypatch.setattr(record, "FRACTION", math.inf)
     study = Study("one", None, RandomSampler, directions=["maximize"])
     description = {
         "study": "one", "command": [], "space": {}, "fixed": [], "configuration": {},
@@ -110,7 +110,7 @@ def test_the_summary_is_that_of_a_process_that_knows_nothing(study: Study) -> No
 def test_the_summary_takes_a_share_of_the_time(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "SHARE", 1e-9)  # after the next one, not for years
+    monkeypatch.setattr(record, "FRACTION", 1e-9)  # after the next one, not for years
     run_trial(study, grid=True)
     run_trial(study, grid=True)
     content = json.loads((study.folder / "final_summary.json").read_text())
