@@ -10,6 +10,7 @@ import csv
 import importlib
 import json
 import pkgutil
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -86,7 +87,7 @@ def left_behind(row: Row, name: str) -> str:
     """What a name is if a run or a command writes it: an entry of a file, a column, a file …"""
     if name.startswith("research.") or name in options(row.key_before(name)):
         return ""
-    if "tensors" in row.now:
+    if re.search(r"\btensors\b", row.now):
         return "tensor"
     if "entr" in row.now and not name.endswith(SUFFIXES):
         return "entry"
