@@ -58,11 +58,9 @@ def settings() -> Inventory:
             if key[0] != "_"
         }
     recipes = {group: options(group) for group in OPTIONAL}
-    batch_sizes = {
-        option: str(composed([f"dataset={option}"]).config["batch_size"])
-        for option in options("dataset")
-    }
-    groups["batch_size of dataset"] = batch_sizes
+    for option in options("dataset"):
+        size = composed([f"dataset={option}"]).config["batch_size"]
+        groups[f"batch_size of dataset={option}"] = str(size)
     return {"run": run, **groups, "hydra.sweeper": keys, **launchers, **recipes}
 
 

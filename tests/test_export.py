@@ -168,7 +168,7 @@ def test_compressed_models_take_y_and_cbcr(tmp_path: Path, variant: str) -> None
 @pytest.mark.whole
 @pytest.mark.parametrize("option", ["tinydet", "bigdet"])
 def test_detectors_give_what_suppression_takes(tmp_path: Path, option: str) -> None:
-    transform = {"kind": "frames", "image_size": 128, "max_boxes": 16, "channels": 3}
+    transform = {"image_size": 128, "max_boxes": 16}
     run = saved(
         tmp_path,
         f"model={option}",

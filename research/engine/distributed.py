@@ -83,6 +83,9 @@ def processes(device: str) -> Iterator[None]:
         barrier()
     finally:
         whole_batch.sum_with(None)
+        # What is kept would outlive the groups, and a second run of the process would use it.
+        _Group.control = _Group.active = None
+        _group.cache_clear()
     # Not after an error: the connections close when the process ends, after its error was printed.
     dist.destroy_process_group()
 

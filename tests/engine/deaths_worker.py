@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from research.batch import Batch
 from research.data.loader import EpochLoader
 from research.engine import distributed
+from research.tasks.task import LossTerms
 
 KIND, PROCESS, CALL, TIME = os.environ.get("DEATH", "none 0 0 none").split()
 forward = distributed.Losses.forward
@@ -41,7 +42,7 @@ def recording(self: EpochLoader, *position: int) -> Iterator[Batch]:
         yield batch
 
 
-def dying(self: distributed.Losses, batch: Any) -> dict[str, torch.Tensor]:
+def dying(self: distributed.Losses, batch: Any) -> LossTerms:
     """The losses of the network; or not."""
     global calls
     if batch is None and not calls:
@@ -57,7 +58,8 @@ def dying(self: distributed.Losses, batch: Any) -> dict[str, torch.Tensor]:
         if KIND == "launcher":
             os.kill(os.getppid(), signal.SIGTERM)
         if KIND == "infinite":
-            return {name: loss * torch.inf for name, loss in losses.items()}
+            infinite = {name: loss * torch.inf for name, loss in losses.items()}
+            return LossTerms(infinite, losses.metrics)
     return losses
 
 

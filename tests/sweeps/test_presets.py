@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,7 @@ def test_a_preset_ends_with_its_parent_and_a_right_summary(
     )
     assert len(children) == count
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
+    shutil.rmtree(tmp_path)  # the networks of all_backbones take 25 GB
 
 
 def _front(
