@@ -51,12 +51,15 @@ def subplots(figure: Any, rows: int = 1, columns: int = 1, **options: Any) -> li
         options: further arguments of ``Figure.subplots``.
     """
     from cycler import cycler
+    from matplotlib.ticker import MaxNLocator
 
     panels: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, **options)
     for axes in panels.flat:
         axes.set_prop_cycle(cycler(color=LINES))
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
+        # matplotlib's own number of ticks allows for three digits; close values have more.
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
     found: list[list[Axes]] = panels.tolist()
     return found
 

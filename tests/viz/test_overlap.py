@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
@@ -202,6 +202,8 @@ POINT = st.tuples(st.floats(0, 1), st.floats(0, 1))
 
 @settings(max_examples=6, deadline=None)
 @given(st.lists(POINT, min_size=1, max_size=14))
+@example([(0.015625, 0.0)])
+@example([(0.8765432, 0.1), (0.8765433, 0.1)])
 def test_labels_of_any_points(points: list[tuple[float, float]]) -> None:
     figure = figures.new_figure(5, 4)
     [[axes]] = figures.subplots(figure)
