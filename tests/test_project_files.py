@@ -189,8 +189,8 @@ def test_the_container_runs_the_readme_s_commands_as_a_plain_user() -> None:
     assert values["USER"] not in ("root", "0")
     assert f"useradd --create-home --uid 1000 {values['USER']}" in "".join(w for _, w in found)
     assert names.index("USER") < names.index("ENTRYPOINT")
-    assert values["VOLUME"] == "/work/runs"
-    assert [words for name, words in found if name == "WORKDIR"][-1] == "/work"
+    assert values["VOLUME"] == "/home/lab/runs"
+    assert [words for name, words in found if name == "WORKDIR"][-1] == "/home/lab"
     start = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
     assert "`pip install .`" in start
     assert ("RUN", "pip install .") in found

@@ -51,7 +51,7 @@ def environment(folder: Path, **changed: Any) -> None:
     path.write_text(json.dumps(told))
 
 
-def told(folder: Path) -> tuple[list[str], list[str]]:
+def reported(folder: Path) -> tuple[list[str], list[str]]:
     """Lines of what is printed, and the commands."""
     text, steps = reproduce.report(read_record(folder))
     return [line.strip() for line in text.splitlines()], steps
@@ -70,7 +70,7 @@ def test_nothing_is_different(tmp_path: Path) -> None:
     words = ["model=densenet121", "seed=3", "run_dir=there", "resume=auto", "sweep=tpe"]
     folder = described(tmp_path / "r", words)
     (folder / "summary.json").write_text('{"status": "RUNNING", "best_epoch": 0}')
-    lines, steps = told(folder)
+    lines, steps = reported(folder)
     assert steps == ["python train.py model=densenet121 seed=3"]
     assert lines[lines.index("different now:") + 1] == "nothing"
     assert lines[0] == f"run:        {folder} (RUNNING)"
@@ -78,7 +78,7 @@ def test_nothing_is_different(tmp_path: Path) -> None:
     assert "data:       demo, hash abc" in lines
     assert f"started in: {Path.cwd()}" in lines
     environment(folder, command=[], config_dir=None)
-    assert told(folder)[1] == steps
+    assert reported(folder)[1] == steps
 
 
 @pytest.mark.usefixtures("still")
@@ -92,7 +92,7 @@ def test_the_environment_has_moved_on(tmp_path: Path) -> None:
         hardware={"cpu": "Z80", "gpus": ["GPU 9"]},
     )
     (folder / run_folder.PATCH).write_bytes(b"changes")
-    lines, steps = told(folder)
+    lines, steps = reported(folder)
     now = run_folder.environment()
     for line in (
         f"python: 3.9.1 → {now['python']}",
@@ -124,9 +124,9 @@ def test_changes_here_are_to_be_put_aside(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(run_folder, "changes", lambda: b"one")
     folder = described(tmp_path / "r", [])
     assert (folder / run_folder.PATCH).read_bytes() == b"one"
-    assert told(folder)[1] == ["python train.py seed=0"]
+    assert reported(folder)[1] == ["python train.py seed=0"]
     monkeypatch.setattr(run_folder, "changes", lambda: b"two")
-    lines, steps = told(folder)
+    lines, steps = reported(folder)
     assert "uncommitted changes: not those of the run" in lines
     assert steps[0].startswith("# first commit or stash")
     assert [step.split()[:2] for step in steps[1:]] == [
@@ -182,7 +182,7 @@ def test_settings_whose_defaults_have_changed_are_written_out(tmp_path: Path) ->
         optimizer__gone=1,
         model__name=reproduce.MISSING,
     )
-    lines, steps = told(folder)
+    lines, steps = reported(folder)
     for line in (
         "settings: epochs: 11 → 4",
         "settings: optimizer.momentum: 0.5 → 0.9",
@@ -207,7 +207,7 @@ def test_settings_that_a_run_lacks_have_their_defaults(tmp_path: Path) -> None:
     """Not those that its recipe has today."""
     words = ["experiment=cifar10_fast", "seed=0"]
     lacks = {"task__views": reproduce.MISSING, "dataset__download": reproduce.MISSING}
-    lines, steps = told(described(tmp_path / "r", words, **lacks))
+    lines, steps = reported(described(tmp_path / "r", words, **lacks))
     assert [line for line in lines if "settings:" in line] == [
         "settings: task.views: none → flip_shift"
     ]
@@ -218,7 +218,7 @@ def test_settings_that_a_run_lacks_have_their_defaults(tmp_path: Path) -> None:
 def test_overrides_that_nothing_takes_any_more(tmp_path: Path) -> None:
     folder = described(tmp_path / "r", ["device=cpu"])
     (folder / "overrides.yaml").write_text("[device=cpu, model=alexnet, seed=0]")
-    lines, steps = told(folder)
+    lines, steps = reported(folder)
     assert any(line.startswith("settings: today's conf/ refuses them") for line in lines)
     assert steps == ["python train.py device=cpu model=alexnet seed=0"]
     assert "device=cpu is that of the run; leave it out on a machine without it" in lines
@@ -287,7 +287,7 @@ def test_the_command_gives_the_same_losses(
     begin = run.start(config, "test")
     folder = begin.folder
     run.train(config, "test", words, begin)
-    _, steps = told(folder)
+    _, steps = reported(folder)
     command = shlex.split(steps[-1])
     assert command[:2] == ["python", "train.py"]
     done = subprocess.run(
