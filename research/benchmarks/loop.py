@@ -1,7 +1,8 @@
 """An epoch of training by ``train.py``'s loop and by others: seconds per step.
 
 Every side trains the same model from the same weights on the same samples, augmented alike, so its
-losses are the same. The sides:
+losses are the same. Each side has a process of its own, so that what it sets there, such as how
+memory is allocated, and what it leaves do not reach the others. The sides:
 
 ``bare loop``: the reference, written as in a tutorial: no tracker, a checkpoint at the end. It uses
 the faster memory format of the two, and fused optimizers.
@@ -14,14 +15,16 @@ checkpoints; for a classifier of pictures in folders.
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,8 +38,13 @@ from research.engine import run_folder
 from research.engine.epoch_end import EpochEnd
 from research.engine.loop import EvalResult
 from research.engine.state import TrainState
+from research.utils import logs
 from research.utils.errors import UserError
 
+T = TypeVar("T")
+
+Side = Callable[[], EpochSeconds]
+"""Trains one epoch."""
 PLAIN: Mapping[str, Any] = {
     "accumulate": 1, "compile": False, "ema": None, "grad_clip": None, "skip_nonfinite": 0,
 }  # fmt: skip
@@ -46,9 +54,12 @@ AFTER_TRAINING = ("baseline", "linear_baseline")
 
 
 def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> list[Result]:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         config = configuration(overrides, options.steps, Path(scratch))
-        sides = candidates(config, Path(scratch))
+        sides = {
+            name: in_process(side, options.threads, stack)
+            for name, side in candidates(config, Path(scratch), options.threads).items()
+        }
         found = interleaved(sides, options.rounds)
     results = [
         compared(
@@ -91,10 +102,12 @@ def configuration(overrides: list[str], steps: int, scratch: Path) -> dict[str, 
     return config
 
 
-def candidates(config: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """The sides, each a function that trains one epoch and returns its ``EpochSeconds``."""
-    bare = partial(peers.bare_loop, config, scratch, peers.fastest_format(config))
-    sides = {
+def candidates(config: dict[str, Any], scratch: Path, threads: int) -> dict[str, Side]:
+    """The sides, by name."""
+    with ExitStack() as stack:
+        fastest = in_process(partial(peers.fastest_format, config), threads, stack)()
+    bare = partial(peers.bare_loop, config, scratch, fastest)
+    sides: dict[str, Side] = {
         "bare loop": bare,
         "bare loop (control)": bare,
         "train.py": partial(train_py, config, scratch),
@@ -103,6 +116,24 @@ def candidates(config: dict[str, Any], scratch: Path) -> dict[str, Any]:
     if peers.has_picture_files(config):
         sides["timm"] = partial(peers.timm_loop, config, scratch)
     return sides
+
+
+def in_process(work: Callable[[], T], threads: int, stack: ExitStack) -> Callable[[], T]:
+    """``work`` that each call does in the same new process, which ends with ``stack``.
+
+    Args:
+        work: it and its result must be picklable.
+        threads: of PyTorch.
+        stack: ends the process.
+    """
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (threads,))
+    stack.enter_context(pool)
+    return lambda: pool.submit(work).result()
+
+
+def _prepare(threads: int) -> None:
+    torch.set_num_threads(threads)
+    logs.to_terminal()
 
 
 def train_py(config: dict[str, Any], scratch: Path) -> EpochSeconds:

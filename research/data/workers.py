@@ -13,6 +13,7 @@ from threading import Thread, current_thread, main_thread
 
 import torch
 
+from research.utils.allocator import keep_freed_memory
 from research.utils.errors import UserError
 
 LONGEST_SOCKET = 107
@@ -38,6 +39,7 @@ def start_worker(worker: int) -> None:
     """Called in each process when it starts."""
     # The workers run in parallel: threads within each would compete for the cores.
     torch.set_num_threads(1)
+    keep_freed_memory()
     main = multiprocessing.parent_process()
     assert main is not None
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -20,6 +20,7 @@ from research.engine.build import Config
 from research.engine.loop import autocast
 from research.engine.state import load_weights
 from research.tasks.task import Task
+from research.utils.allocator import keep_freed_memory
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
 
@@ -117,6 +118,7 @@ def load_predictor(config: Config, saved: Mapping[str, Any]) -> Predictor:
         config: configuration of the checkpoint, with the user's changes.
         saved: the checkpoint, from ``checkpoint.load``.
     """
+    keep_freed_memory()
     classes = saved["data"]["classes"]
     device = build.select_device(config["device"], config["precision"])
     # The weights come from the checkpoint; a file of pretrained weights may no longer exist.

@@ -36,6 +36,7 @@ from research.tracking.files import FileTracker
 from research.tracking.summary import SummaryTracker
 from research.tracking.tracker import Position, Run, Status, Tracker, Trackers
 from research.utils import garbage, logs
+from research.utils.allocator import keep_freed_memory
 from research.utils.conditions import explained
 from research.utils.counts import with_n
 from research.utils.errors import UserError
@@ -141,6 +142,7 @@ def train(
         pruner: may end the run as ``PRUNED``.
         callback: takes the arguments of ``EpochEnd``; None: ``EpochEnd``.
     """
+    keep_freed_memory()
     try:
         return _train(config, name, overrides, begin, tags, pruner, callback)
     finally:

@@ -10,7 +10,6 @@ from torch import Tensor
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection
 from research.data.block_samples import MCU, BlockCrop
-from research.data.warehouse import reused_memory
 from research.data.warehouse.store import Store
 
 Positions = NDArray[np.int64]
@@ -37,8 +36,8 @@ class StoredRows:
         self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
     ) -> tuple[Blocks, list[int], dict[str, int]]:
         count, side = len(indices), crop.size // MCU
-        y = reused_memory.empty((count, 2 * side, 2 * side, self.luma), np.int16)
-        cbcr = reused_memory.empty((count, 2, side, side, self.chroma), np.int16)
+        y = np.empty((count, 2 * side, 2 * side, self.luma), np.int16)
+        cbcr = np.empty((count, 2, side, side, self.chroma), np.int16)
         locate, luma, chroma = self.store.locate, self.luma, self.chroma
         # There are few different corners: their slices are made once.
         starts = range((crop.stored - crop.size) // MCU + 1)

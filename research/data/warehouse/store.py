@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from research.data.warehouse import reused_memory
 from research.data.warehouse.checksums import damaged_shards, size_mismatch
 from research.data.warehouse.manifest import REMEDY, Manifest, Shard
 from research.utils.cache import cached, cached_by_file, file_stamp
@@ -94,7 +93,7 @@ class Store:
         batches = {}
         for name in names:
             tensor = self.manifest.tensors[name]
-            batch = reused_memory.empty((len(indices), *tensor.shape), tensor.dtype)
+            batch = np.empty((len(indices), *tensor.shape), tensor.dtype)
             for position, (tensors, row) in enumerate(located):
                 batch[position] = tensors[name][row]
             batches[name] = torch.from_numpy(batch)
