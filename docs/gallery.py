@@ -57,6 +57,7 @@ COMMANDS = (
 )  # fmt: skip
 PICTURES = {
     "predictions": "runs/compressed/pictures/sample_predictions.png",
+    "training_samples": "runs/compressed/pictures/training_samples.png",
     "confusion": "runs/compressed/pictures/confusion_matrix.png",
     "curves": "runs/compressed/pictures/learning_curves.png",
     "coefficients": "runs/inspect/000_00000.png",

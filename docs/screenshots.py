@@ -3,8 +3,8 @@
 Run from the root of the repository, with Chromium installed. Trains a sweep on rendered scenes and
 a detector, of minutes, in a temporary folder, compares the runs, and opens the results in Chromium.
 Writes the pictures of sweeps.md; with all=FOLDER also each page (MLflow's list of runs, comparison
-and artifacts, the comparison, the leaderboard, the player, the documentation) at the width of a
-telephone, a tablet and a desk, light and dark.
+and artifacts, the comparison, the leaderboard, the player, pages of the documentation) at the width
+of a telephone, a tablet and a desk, light and dark.
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ SWEEP = (
 )
 DETECTOR = ("model=bigdet", "device=cpu", "epochs=3", "run_dir=runs/detector", "logging=csv")
 COLUMNS = ("metrics.`val/top1`", "params.`compression.window`", "params.`seed`")
+SITE = {
+    "index": "Backbone Lab",
+    "gallery": "Gallery",
+    "results": "Results",
+    "api": "API reference",
+}
+"""Pages of the documentation, and words on each."""
 WIDTH, HEIGHT = 1400, 700
 WIDTHS = (400, 800, 1600)
 TALLEST = 3000
@@ -224,8 +231,9 @@ def main(words: list[str]) -> None:
             Shown("player", stack.enter_context(player(folder)), "12 / 12", found_box),
         ]
         if options.site is not None:
-            home = (options.site.resolve() / "index.html").as_uri()
-            shown.append(Shown("site", home, "Backbone Lab"))
+            for name, words_on_it in SITE.items():
+                url = (options.site.resolve() / f"{name}.html").as_uri()
+                shown.append(Shown(f"site_{name}", url, words_on_it))
         for one in shown:
             each_width(page, one, options.all)
 

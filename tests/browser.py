@@ -34,6 +34,10 @@ KEYS = {
 """Windows' codes of the keys without a character."""
 
 
+class NavigatedError(Exception):
+    """The page was replaced by another before it could answer."""
+
+
 class Page:
     """One page of a browser of its own.
 
@@ -105,6 +109,8 @@ class Page:
         while True:
             answer = self._receive()
             if answer.get("id") == self.number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise NavigatedError(method)
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
             if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
@@ -129,11 +135,17 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until some JavaScript is true."""
+        """Until some JavaScript is true, also when it is that of the page which follows."""
         until = time.monotonic() + PATIENCE
-        while not self.evaluate(condition):
+        while not self._is_true(condition):
             assert time.monotonic() < until, f"never came true: {condition}; {self.problems}"
             time.sleep(0.02)
+
+    def _is_true(self, condition: str) -> bool:
+        try:
+            return bool(self.evaluate(condition))
+        except NavigatedError:
+            return False
 
     def go(self, url: str, words: str) -> None:
         """Open another address and wait until its page has these words."""
