@@ -223,10 +223,10 @@ def test_the_page_tells_what_each_costs() -> None:
     """The table of docs/adding.md: an addition, its files, their lines, files edited."""
     page = (ROOT / "docs/adding.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (?:a|an) ([\w ]+?)(?: of a task)? \|(.*)\|$", page, re.MULTILINE)
-    told = {kind: [cell.strip() for cell in cells.split("|")] for kind, cells in rows}
-    assert told.keys() == ALL.keys()
+    reported = {kind: [cell.strip() for cell in cells.split("|")] for kind, cells in rows}
+    assert reported.keys() == ALL.keys()
     for kind, addition in ALL.items():
-        files, lines, edited, selected = told[kind][:4]
+        files, lines, edited, selected = reported[kind][:4]
         assert len(addition.sources()) == len(files.split("<br>")) == files.count("`") // 2
         length = [len(path.read_text().splitlines()) for path in addition.sources().values()]
         assert int(lines) == sum(length), kind

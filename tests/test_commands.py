@@ -330,8 +330,8 @@ def test_help_and_a_mistake(tmp_path: Path) -> None:
             status, printed, errors = outcome(asked)
             assert (status, errors) == (0, "")
             assert [word for word in HELP[name] if word not in printed] == []
-        told = "error: no key 'splt'; did you mean 'split'? see --help\n"
-        assert outcome(mistaken) == (2, "", told)
+        reported = "error: no key 'splt'; did you mean 'split'? see --help\n"
+        assert outcome(mistaken) == (2, "", reported)
     assert list(tmp_path.iterdir()) == []
 
 

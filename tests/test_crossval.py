@@ -132,11 +132,11 @@ def test_of_real_folds_of_photos(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [([], "RUN folders"), (["x", "trsut=a"], "trust"), (["x", "checkpoint=worst"], "allowed")],
 )
-def test_mistakes(words: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_mistakes(words: list[str], reported: str) -> None:
+    with pytest.raises(UserError, match=reported):
         crossval.main(words)
 
 

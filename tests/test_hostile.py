@@ -409,9 +409,9 @@ def test_a_report_cannot_be_forged(project: Path, capsys: Any) -> None:
     environment["packages"]["evil-package"] = "1.0"
     (run / "environment.json").write_text(json.dumps(environment))
     reproduce.main([str(run), "out=again"])
-    told, commands = capsys.readouterr().out, Path("again/reproduce.sh").read_text()
-    assert told.splitlines().count("to run it again:") == 1
-    assert "\x1b" not in told
+    reported, commands = capsys.readouterr().out, Path("again/reproduce.sh").read_text()
+    assert reported.splitlines().count("to run it again:") == 1
+    assert "\x1b" not in reported
     assert "evil" not in commands
     for name, text in kept.items():
         (run / name).write_text(text)

@@ -40,7 +40,7 @@ ONE_TASK = {**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PRO
         {"PET_NNODES": "1", "LOCAL_RANK": "0"},
         # The script of sbatch, submitted within a step of eight tasks.
         {**SRUN, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
-        # torchrun was told to start one process.
+        # torchrun was asked to start one process.
         {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "SLURM_NTASKS": "4"},
     ],
 )

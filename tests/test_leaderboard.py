@@ -83,11 +83,11 @@ def test_a_run_beside_its_weights(
         "run", "model", "parameters", "size MB", "ms/image, batch 1", "ms/image, batch 8",
         "FPS, batch 8", "n", "top1", "speed", "accuracy", "size",
     ]  # fmt: skip
-    told = json.loads((tmp_path / "seen" / "judged.json").read_text())
-    assert (told["ranked_by"], told["split"], told["rounds"]) == ("top1", "val", 2)
+    reported = json.loads((tmp_path / "seen" / "judged.json").read_text())
+    assert (reported["ranked_by"], reported["split"], reported["rounds"]) == ("top1", "val", 2)
     model = research.load(folder, "cpu").model
     expected = evaluated(folder, "val", "best").metrics
-    for row, shown, name in zip(told["runs"], cells[2:], ("runs/r", weights), strict=True):
+    for row, shown, name in zip(reported["runs"], cells[2:], ("runs/r", weights), strict=True):
         assert row["parameters"] == sum(p.numel() for p in model.parameters())
         assert row["size"] == sum(t.nbytes for t in model.state_dict().values())
         assert row["metrics"] == expected
@@ -98,12 +98,12 @@ def test_a_run_beside_its_weights(
         assert (row["n"], shown[7]) == (12, "12 images")
         assert float(shown[8]) == pytest.approx(expected["top1"], abs=5.1e-4)
         assert shown[9:] == [str(row["ranks"][key]) for key in ("speed", "accuracy", "size")]
-    assert [row["ranks"]["size"] for row in told["runs"]] == [1, 1]
-    assert sorted(row["ranks"]["speed"] for row in told["runs"]) == [1, 2]
+    assert [row["ranks"]["size"] for row in reported["runs"]] == [1, 1]
+    assert sorted(row["ranks"]["speed"] for row in reported["runs"]) == [1, 2]
     with (tmp_path / "seen" / "judged.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == ["runs/r", weights]
-    assert float(rows[0]["fps"]) == pytest.approx(8 / told["runs"][0]["seconds"]["8"])
+    assert float(rows[0]["fps"]) == pytest.approx(8 / reported["runs"][0]["seconds"]["8"])
     with Image.open(tmp_path / "seen" / "judged.png") as chart:
         assert chart.width > 300
 
@@ -230,7 +230,7 @@ def test_runs_of_two_tasks_and_of_other_data(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         ([], "pass RUN folders first"),
         (["a", "batch=0"], "batch=0: expected a whole number"),
@@ -242,10 +242,10 @@ def test_runs_of_two_tasks_and_of_other_data(
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], reported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in refusal(leaderboard.main, words)
+    assert reported in refusal(leaderboard.main, words)
 
 
 @pytest.mark.long

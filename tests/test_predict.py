@@ -109,7 +109,7 @@ def test_a_tree_of_runs_comes_back_with_the_models_boxes(detectors: Detectors, h
         images = sorted((detectors.captures / name / "images").iterdir())
         copies = sorted((here / "seen" / name / "images").iterdir())
         assert [file.read_bytes() for file in copies] == [file.read_bytes() for file in images]
-        for image, told, answer in zip(
+        for image, reported, answer in zip(
             images, labels(here / "seen" / name), model(images), strict=True
         ):
             width, height = image_size(image)[:2]
@@ -117,21 +117,21 @@ def test_a_tree_of_runs_comes_back_with_the_models_boxes(detectors: Detectors, h
             assert ((answer["boxes"][:, 2:] - answer["boxes"][:, :2]) >= 0.01).all()
             kept = answer["scores"] >= 0.005
             expected = answer["boxes"][kept] / torch.tensor([width, height, width, height])
-            assert np.allclose([t["bbox_norm"] for t in told] or np.empty((0, 4)), expected)
-            assert np.allclose([t["source_confidence"] for t in told], answer["scores"][kept])
-            assert {t["source"] for t in told} <= {"model"}
-            boxes += len(told)
+            assert np.allclose([t["bbox_norm"] for t in reported] or np.empty((0, 4)), expected)
+            assert np.allclose([t["source_confidence"] for t in reported], answer["scores"][kept])
+            assert {t["source"] for t in reported} <= {"model"}
+            boxes += len(reported)
             drawn = Image.open(here / "seen" / "boxed" / f"{name}_{image.stem}_boxed.png")
             assert drawn.size == (width, height)
-            for number, (x0, _, _, y1) in enumerate(t["bbox_px"] for t in told):
-                if number == len(told) - 1:  # no other box covers it
+            for number, (x0, _, _, y1) in enumerate(t["bbox_px"] for t in reported):
+                if number == len(reported) - 1:  # no other box covers it
                     corner = round(x0), min(round(y1), height) - 1
                     assert drawn.getpixel(corner) == PREDICTED_BOXES[min(number, 1)]
     assert boxes > 6
     coco = json.loads((here / "seen" / "predictions.json").read_text())
     assert [(i["width"], i["height"]) for i in coco["images"]] == [(80, 60)] * 3 + [(48, 72)] * 3
     everything = [
-        t for name in ("run_0", "run_1") for told in labels(here / "seen" / name) for t in told
+        t for name in ("run_0", "run_1") for found in labels(here / "seen" / name) for t in found
     ]
     assert np.allclose(
         [a["score"] for a in coco["annotations"]], [t["source_confidence"] for t in everything]
@@ -162,16 +162,16 @@ def test_what_is_written_can_be_prepared_and_trained_on(detectors: Detectors, he
 def test_thresholds(detectors: Detectors, here: Path) -> None:
     def boxes(name: str, *words: str) -> list[list[dict[str, Any]]]:
         predict.main([str(detectors.big), str(detectors.captures), f"out={name}", *words])
-        return [told for group in ("run_0", "run_1") for told in labels(here / name / group)]
+        return [found for group in ("run_0", "run_1") for found in labels(here / name / group)]
 
     everything = boxes("all", "objectness=0", "iou=1")
-    assert all(len(told) == 4 for told in everything)  # as many as the model has slots
-    scores = [t["source_confidence"] for told in everything for t in told]
+    assert all(len(reported) == 4 for reported in everything)  # as many as the model has slots
+    scores = [t["source_confidence"] for reported in everything for t in reported]
     middle = sorted(scores)[len(scores) // 2]
     some = boxes("some", f"objectness={middle:.12f}", "iou=1")
     assert sum(map(len, some)) == sum(score >= float(f"{middle:.12f}") for score in scores) < 24
-    for told in boxes("apart", "objectness=0", "iou=0.1"):
-        corners = torch.tensor([t["bbox_norm"] for t in told])
+    for reported in boxes("apart", "objectness=0", "iou=0.1"):
+        corners = torch.tensor([t["bbox_norm"] for t in reported])
         assert (box_iou(corners, corners).fill_diagonal_(0) < 0.15).all()
     # Neither was given: those of the run, score 0.3 and IoU 0.5.
     assert sum(map(len, boxes("own"))) == sum(score >= 0.3 for score in scores)
@@ -182,7 +182,7 @@ def test_a_video_and_single_images(detectors: Detectors, here: Path) -> None:
     picture("bars", 1).save(here / "photo.webp")
     words = ["objectness=0", "max_frames=5", "batch_size=2", "out=seen"]
     predict.main([str(detectors.tiny), "photo.webp", "clip.mkv", *words])
-    assert [len(told) for told in labels(here / "seen" / "clip")] == [1] * 4
+    assert [len(reported) for reported in labels(here / "seen" / "clip")] == [1] * 4
     written = [np.asarray(Image.open(f)) for f in sorted((here / "seen/clip/images").iterdir())]
     assert all(np.array_equal(*pair) for pair in zip(written, colours(4), strict=True))
     [photo] = (here / "seen" / "images" / "images").iterdir()
@@ -306,7 +306,7 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["out=x"], "pass a RUN folder or a WEIGHTS file first"),
         (["run"], "no SOURCE after run; pass images"),
@@ -329,8 +329,8 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),
     ],
 )
-def test_a_mistake_is_one_line(mistakes: Path, words: list[str], told: str) -> None:
-    assert told in refusal(predict.main, words)
+def test_a_mistake_is_one_line(mistakes: Path, words: list[str], reported: str) -> None:
+    assert reported in refusal(predict.main, words)
     assert not (mistakes / "runs").exists()
 
 
@@ -365,12 +365,12 @@ def test_boxes_in_the_black_of_the_letterbox_are_nothing(here: Path) -> None:
         [seen] = report.add(batch, [[image]], answers)
     assert np.allclose(seen.boxes, [[0.1, 0.1, 0.5, 1.0]])
     assert seen.texts == ["0 0.8"]
-    [[told]] = labels(here / "seen" / "images")
-    assert told["bbox_px"] == pytest.approx([4, 2, 20, 20])
+    [[reported]] = labels(here / "seen" / "images")
+    assert reported["bbox_px"] == pytest.approx([4, 2, 20, 20])
     assert (report.summary()["boxes"], report.summary()["frames_with_boxes"]) == (1, 1)
 
 
-def test_boxes_are_drawn_on_every_panel_and_told_in_cocos_form(here: Path) -> None:
+def test_boxes_are_drawn_on_every_panel_and_written_in_cocos_form(here: Path) -> None:
     from research.data.frames.media import Media
 
     for name in ("a", "b"):
@@ -404,11 +404,11 @@ def test_boxes_are_drawn_on_every_panel_and_told_in_cocos_form(here: Path) -> No
     ]  # fmt: skip
     assert {(image["width"], image["height"]) for image in coco.imgs.values()} == {(40, 20)}
     assert {c["id"]: c["name"] for c in coco.cats.values()} == {1: "cat", 2: "dog"}
-    told = [
+    reported = [
         (a["image_id"], a["category_id"], a["bbox"], pytest.approx(a["score"]))
         for a in again.anns.values()
     ]
-    assert told == [(1, 2, [4, 2, 16, 10], 0.9), (1, 1, [8, 4, 32, 16], 0.8)]
+    assert reported == [(1, 2, [4, 2, 16, 10], 0.9), (1, 1, [8, 4, 32, 16], 0.8)]
 
 
 def report_of(folder: Path, classes: list[str]) -> BoxWriter:

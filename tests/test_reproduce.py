@@ -45,10 +45,10 @@ def described(folder: Path, words: Sequence[str], **changed: Any) -> Path:
 def environment(folder: Path, **changed: Any) -> None:
     """Edit what the folder says of its environment."""
     path = folder / "environment.json"
-    told = json.loads(path.read_text())
+    content = json.loads(path.read_text())
     for key, value in changed.items():
-        told[key] = {**told[key], **value} if isinstance(value, dict) else value
-    path.write_text(json.dumps(told))
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
 
 
 def reported(folder: Path) -> tuple[list[str], list[str]]:
@@ -249,7 +249,7 @@ def test_values_come_back_as_they_were(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "pass one RUN folder"),
         (["r", "s"], "pass one RUN folder"),
@@ -263,7 +263,7 @@ def test_values_come_back_as_they_were(value: Any) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -274,7 +274,7 @@ def test_mistakes_are_one_line(
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(config)
         (tmp_path / name / "overrides.yaml").write_text(overrides)
-    assert told in refusal(reproduce.main, words)
+    assert message in refusal(reproduce.main, words)
 
 
 @pytest.mark.whole

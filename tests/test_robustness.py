@@ -64,11 +64,11 @@ def test_every_sensor_and_all_beside_rgb() -> None:
 @pytest.mark.parametrize(("count", "expected"), [(5, 1 + 4 + 2 + 3 * 3), (4, 1 + 2 + 2 + 2 * 3)])
 def test_all_cases_once(count: int, expected: int) -> None:
     found = disturbances.cases(CHANNELS[:count], [2, 4], [0.25, 0.5, 1])
-    told = [(case.kind, case.sensor, case.amount) for case in found]
-    assert len(set(told)) == len(told) == expected
-    assert told[0] == ("clean", "", 0)
+    reported = [(case.kind, case.sensor, case.amount) for case in found]
+    assert len(set(reported)) == len(reported) == expected
+    assert reported[0] == ("clean", "", 0)
     moved = "thermal" if count == 4 else "all but RGB"
-    assert [case[1:] for case in told if case[0] == "shifted"] == [(moved, 2), (moved, 4)]
+    assert [case[1:] for case in reported if case[0] == "shifted"] == [(moved, 2), (moved, 4)]
 
 
 @pytest.mark.parametrize("name", ["RGB", "thermal", "event", "all but RGB"])
@@ -188,9 +188,9 @@ def test_what_is_left_is_what_arithmetic_says(
     words = ["split=val", "shifts=2,8", "noise=0.01", "device=cpu", f"out={out}"]
     robustness.main([str(tmp_path / "run"), *words])
     assert fake == [(tmp_path / "run", "val", "best", "cpu", [], ())]
-    told = json.loads((out / "robustness.json").read_text())
-    assert told["metric"] == "mAP50"
-    found = {(c["kind"], c["sensor"], c["amount"]): c for c in told["cases"]}
+    reported = json.loads((out / "robustness.json").read_text())
+    assert reported["metric"] == "mAP50"
+    found = {(c["kind"], c["sensor"], c["amount"]): c for c in reported["cases"]}
     reached = {case: values["mAP50"] for case, values in found.items()}
     # An object of 12 pixels, 2 off: IoU 10/14, found at 0.50 but not at 0.75; 8 off: 4/20.
     assert reached == {
@@ -234,7 +234,7 @@ def test_a_run_without_another_sensor_is_refused(fake: list[tuple[Any, ...]]) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         ([], "pass one RUN folder"),
         (["a", "b"], "pass one RUN folder"),
@@ -248,10 +248,10 @@ def test_a_run_without_another_sensor_is_refused(fake: list[tuple[Any, ...]]) ->
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], reported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in refusal(robustness.main, words)
+    assert reported in refusal(robustness.main, words)
 
 
 # -- of a run that was trained ------------------------------------------------------------------
@@ -272,8 +272,9 @@ def test_a_trained_detector_is_judged_and_looks_at_arrays(
     capsys.readouterr()
     robustness.main(["runs/r", "split=val", "shifts=2", "noise=1", "device=cpu"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 4 + 1 + 3
-    told = json.loads((tmp_path / "runs" / "r" / "robustness_val" / "robustness.json").read_text())
-    clean, *others = told["cases"]
+    file = tmp_path / "runs" / "r" / "robustness_val" / "robustness.json"
+    reported = json.loads(file.read_text())
+    clean, *others = reported["cases"]
     expected = evaluated("runs/r").metrics
     for name, value in expected.items():
         assert clean[name] == (pytest.approx(value, abs=1e-6) if value == value else None)

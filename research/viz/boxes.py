@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from research.viz.colours import BLACK, IGNORED_BOX, PREDICTED_BOXES, TRUE_BOX, Colour
@@ -106,10 +107,7 @@ def draw_true(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Ima
     y, x = np.mgrid[: image.height, : image.width]
     is_light = (x + y) // DASH % 2 == 0
     for box in boxes:
-        left, top, right, bottom = _edges(box, image)
-        outline = np.zeros(is_light.shape, bool)
-        outline[top : bottom + 1, left : right + 1] = True
-        outline[top + 2 : bottom - 1, left + 2 : right - 1] = False
+        outline = _within(box, image) & ~_within(box, image, 2)
         pixels[outline & is_light] = TRUE_BOX
         pixels[outline & ~is_light] = BLACK
     return Image.fromarray(pixels)
@@ -126,14 +124,19 @@ def draw_ignored(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.
     y, x = np.mgrid[: image.height, : image.width]
     diagonal = (x + y) % HATCH
     for box in boxes:
-        left, top, right, bottom = _edges(box, image)
-        inside = np.zeros(diagonal.shape, bool)
-        inside[top : bottom + 1, left : right + 1] = True
-        outline = inside.copy()
-        outline[top + 1 : bottom, left + 1 : right] = False
+        inside = _within(box, image)
+        outline = inside & ~_within(box, image, 1)
         pixels[inside & (diagonal == 1)] = BLACK
         pixels[outline | inside & (diagonal == 0)] = IGNORED_BOX
     return Image.fromarray(pixels)
+
+
+def _within(box: Sequence[float], image: Image.Image, margin: int = 0) -> NDArray[np.bool_]:
+    """Pixels [H, W] of a box that are ``margin`` or more from its outermost ones."""
+    left, top, right, bottom = _edges(box, image)
+    found = np.zeros((image.height, image.width), bool)
+    found[top + margin : bottom + 1 - margin, left + margin : right + 1 - margin] = True
+    return found
 
 
 def _edges(box: Sequence[float], image: Image.Image) -> Rectangle:

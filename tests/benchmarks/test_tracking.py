@@ -17,21 +17,21 @@ def test_every_candidate_trains_the_same_steps_and_one_of_them_is_tracked(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told: list[str] = []
+    reported: list[str] = []
 
     class Spy(Tracker):
         def start(self, run: Run) -> None:
             assert (run.folder / "batch_metrics.csv").parent.is_dir()
-            told.append("start")
+            reported.append("start")
 
         def log(self, table: Table, step: int, row: Row) -> None:
-            told.append(f"{table} {step}")
+            reported.append(f"{table} {step}")
 
         def flush(self) -> None:
-            told.append("flush")
+            reported.append("flush")
 
         def finish(self, status: Status) -> None:
-            told.append(status)
+            reported.append(status)
 
     def spies(config: build.Config) -> list[Tracker]:
         assert config["logging"]["mlflow"]["system_metrics"] is True
@@ -41,7 +41,7 @@ def test_every_candidate_trains_the_same_steps_and_one_of_them_is_tracked(
     costs = tracking.costs([*SMALL, *TINY, *data_overrides(folders)], steps=2, rounds=1)
     one_run = ["start", "flush"]  # it connects
     one_run += ["batch 1", "batch 2", "epoch 1", "flush", "FINISHED"]
-    assert told == 2 * one_run  # the first is not counted
+    assert reported == 2 * one_run  # the first is not counted
     assert {name: len(found) for name, found in costs.items()} == {
         "without": 1,
         "without (control)": 1,

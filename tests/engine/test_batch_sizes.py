@@ -39,7 +39,7 @@ def test_the_batch_of_a_process(
 
 
 @pytest.mark.parametrize(
-    ("words", "key", "told"),
+    ("words", "key", "reported"),
     [
         (("global_batch_size=10",), "global_batch_size", "does not divide by 4"),
         (
@@ -50,11 +50,11 @@ def test_the_batch_of_a_process(
     ],
 )
 def test_batches_that_contradict_each_other(
-    words: tuple[str, ...], key: str, told: str, small: Compose, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], key: str, reported: str, small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small(*words)
     monkeypatch.setattr(distributed, "count", lambda: 4)
-    with user_error(key, told):
+    with user_error(key, reported):
         batch_sizes.check_batch_size(config, words)
 
 

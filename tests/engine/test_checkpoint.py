@@ -56,12 +56,12 @@ def names(folder: Path) -> list[str]:
 def test_cadence_and_keep(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder, save_every=2, keep=2)
-    told = [save(checkpoints, epoch, is_best=epoch == 3) for epoch in range(1, 10)]
+    reported = [save(checkpoints, epoch, is_best=epoch == 3) for epoch in range(1, 10)]
     assert names(folder) == [
         "best.pt", "epoch_006_loss_0.1667.pt", "epoch_008_loss_0.1250.pt", "last.pt", "previous.pt",
     ]  # fmt: skip
     assert [epoch_of(folder / name) for name in names(folder)] == [3, 6, 8, 9, 8]
-    assert told[:4] == [
+    assert reported[:4] == [
         "checkpoints/last.pt",
         "checkpoints/epoch_002_loss_0.5000.pt",
         "checkpoints/best.pt",

@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_answered_by_the_one_before(
     (message,) = caplog.messages
     assert "last.pt" in message
     assert f"resuming from {path}, after epoch 2, step 4" in message
-    # Whoever wants this file itself is told of one that is intact.
+    # A command for this file itself names one that is intact.
     with user_error("checkpoint", "last.pt", f"use {FOLDER}/previous.pt, which is intact"):
         predictor.load(Path("runs/a"), "last")
     assert predictor.load(FOLDER / "previous.pt", "last")

@@ -197,9 +197,9 @@ def test_what_it_serves(player: Player) -> None:
 
     status, headers, content = request(player, "/frames.json?after=1")
     assert (status, headers["Content-Type"]) == (200, "application/json")
-    told = json.loads(content)
-    assert told["done"] is False
-    [frame] = told["frames"]
+    reported = json.loads(content)
+    assert reported["done"] is False
+    [frame] = reported["frames"]
     assert (frame["name"], frame["width"], frame["height"]) == ("frame 1", 320, 240)
     assert np.allclose(frame["boxes"], BOXES)
 
@@ -212,9 +212,9 @@ def test_a_long_list_comes_in_parts_and_ends(
     player.finish()
     names, done = [], False
     while not done:
-        told = json.loads(request(player, f"/frames.json?after={len(names)}")[2])
-        names += [frame["name"] for frame in told["frames"]]
-        done = told["done"]
+        reported = json.loads(request(player, f"/frames.json?after={len(names)}")[2])
+        names += [frame["name"] for frame in reported["frames"]]
+        done = reported["done"]
     assert names == [f"frame {number}" for number in range(5)]
 
 
@@ -278,5 +278,5 @@ def test_it_leaves_nothing(player: Player) -> None:
 
 def test_large_frames_are_sent_smaller(player: Player) -> None:
     player.show("large", Image.new("RGB", (2600, 650)), SEEN, 1.0)
-    told = json.loads(request(player, "/frames.json?after=0")[2])["frames"][0]
-    assert (told["width"], told["height"]) == (1280, 320)
+    reported = json.loads(request(player, "/frames.json?after=0")[2])["frames"][0]
+    assert (reported["width"], reported["height"]) == (1280, 320)

@@ -96,13 +96,13 @@ def test_the_other_trackers_finish_first(tmp_path: Path) -> None:
 
     class Failing(Tracker):
         def finish(self, status: Status) -> None:
-            told.append(json.loads((tmp_path / "summary.json").read_text())["status"])
+            reported.append(json.loads((tmp_path / "summary.json").read_text())["status"])
             raise OSError("disk full")
 
-    told: list[str] = []
+    reported: list[str] = []
     trackers = Trackers([SummaryTracker(INFO, train_state(), patience=None), Failing()])
     trackers.start(Run(tmp_path, "mine", {}))
     with pytest.raises(OSError, match="disk full"):
         trackers.finish("FINISHED")
-    assert told == ["RUNNING"]
+    assert reported == ["RUNNING"]
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "FINISHED"
