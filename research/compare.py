@@ -18,7 +18,7 @@ from research.config import cli, outputs
 from research.config.rules import PATH, TEXT, number, one_of
 from research.tracking.files import csv_text
 from research.utils import logs
-from research.utils.counts import spanned
+from research.utils.counts import counted, spanned
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
 from research.utils.tables import paragraph, terminal_width
@@ -100,7 +100,7 @@ def notes(result: ComparisonResult) -> tuple[list[str], list[str]]:
         )
     if not result.comparisons:
         return own, []
-    many = f"{result.comparisons} comparison{'s' if result.comparisons > 1 else ''}"
+    many = counted(result.comparisons, "comparisons")
     return own, [
         "A difference is distinguishable if the bootstrap interval of its mean (percentiles of "
         "10,000 resamples of seeds) excludes zero and p is below "

@@ -13,6 +13,7 @@ from research.config.rules import COUNT, FRACTION, PATH, TRUTH, whole
 from research.config.run_files import new_folder
 from research.config.schema import RUN_RULES
 from research.utils import logs
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,8 +152,9 @@ def _report(job: PredictionJob, result: Mapping[str, Any]) -> None:
 
     latency = result["latency_ms"]
     print(f"predicted: {job.out}")
+    frames = counted(result["frames"], "frames")
     print(
-        f"  {result['frames']} frames at {result['frames_per_second']:.1f} a second; inference "
+        f"  {frames} at {result['frames_per_second']:.1f} a second; inference "
         f"{latency['median']:.1f} ms a batch of {latency['batch_size']} ({result['device']})"
     )
     if result["damage"]:

@@ -16,6 +16,7 @@ from research.config.messages import format_change, format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
 from research.config.run_files import OWN
+from research.config.run_paths import instead_of
 from research.config.stored import with_defaults
 from research.engine.run_record import RunRecord, read_record
 from research.utils.errors import UserError, printable
@@ -127,6 +128,7 @@ def _parts(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "commit": git.get("commit"),
         "uncommitted changes": git.get("changed"),
+        "untracked files": git.get("untracked") or [],
         "python": environment.get("python"),
         **environment.get("packages", {}),
         **environment.get("hardware", {}),
@@ -218,6 +220,7 @@ def commands(
     patch: Path,
     *,
     same: bool,
+    modified: bool,
     own: Path | None = None,
 ) -> list[str]:
     """Shell commands that repeat the run.
@@ -228,12 +231,13 @@ def commands(
         words: overrides.
         patch: as in ``describe``.
         same: whether commit and files are the same.
+        modified: whether tracked files have uncommitted changes now.
         own: folder of ``--config-dir``.
     """
     lines = []
     git = record.environment.get("git", {})
     if not same and git.get("commit"):
-        if now["git"].get("changed"):
+        if modified:
             lines.append("# first commit or stash the changes here: git stash")
         lines.append(shlex.join(["git", "checkout", git["commit"]]))
         if patch.exists():
@@ -282,7 +286,8 @@ def report(record: RunRecord) -> tuple[str, list[str]]:
     changes = patch.read_bytes() if patch.is_file() else b""
     git = record.environment.get("git", {})
     untracked = [state.get("untracked", []) for state in (git, now["git"])]
-    same_files = changes == run_folder.changes() and untracked[0] == untracked[1]
+    current = run_folder.changes()
+    same_files = changes == current and untracked[0] == untracked[1]
     same = git.get("commit") == now["git"].get("commit") and same_files
     lines = environment_changes(record.environment, now)
     if git.get("changed") and now["git"].get("changed") and not same_files:
@@ -290,7 +295,7 @@ def report(record: RunRecord) -> tuple[str, list[str]]:
     lines += [f"settings: {setting}" for setting in changed]
     if reason:
         lines.append(f"settings: today's conf/ refuses them ({reason})")
-    steps = commands(record, now, words, patch, same=same, own=own)
+    steps = commands(record, now, words, patch, same=same, modified=bool(current), own=own)
     parts = [
         "\n".join(describe(record, patch)),
         "\n".join(["different now:", *(f"  {printable(line)}" for line in lines or ["nothing"])]),
@@ -307,7 +312,7 @@ def main(words: list[str]) -> None:
         raise UserError("RUN", "pass one RUN folder, then out=FOLDER if wanted", "see --help")
     run, out = Path(paths[0]), options.out
     if not run.exists():
-        raise UserError("RUN", f"{run}: no such run", "pass a run folder")
+        raise UserError("RUN", f"{run}: no such run", instead_of(run))
     text, steps = report(read_record(outputs.run_dir_of(run), options.trust))
     print(text)
     if out is not None:

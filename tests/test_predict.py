@@ -325,7 +325,7 @@ def mistakes(detectors: Detectors, here: Path) -> Path:
         (["run", "photo.jpg", "precision=fp16", "device=cpu"], "precision=fp16 needs a GPU"),
         (["run", "photo.jpg", "out=full"], "out=full: is not empty; set a new folder"),
         (["run", "photo.jpg", "out=photo.jpg"], "out=photo.jpg: is not empty"),
-        (["none", "photo.jpg"], "no checkpoint in none; pass a run folder"),
+        (["none", "photo.jpg"], "none: no such run or checkpoint; pass a run folder"),
         (["photo.jpg", "photo.jpg"], "photo.jpg: refused, it holds pickled objects"),
     ],
 )

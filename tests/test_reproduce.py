@@ -125,6 +125,15 @@ def test_changes_here_are_to_be_put_aside(tmp_path: Path, monkeypatch: pytest.Mo
     folder = described(tmp_path / "r", [])
     assert (folder / run_folder.PATCH).read_bytes() == b"one"
     assert reported(folder)[1] == ["python train.py seed=0"]
+    # Untracked files are in nobody's way, and a stash would take the user's own code away.
+    state["untracked"] = ["mine.py"]
+    monkeypatch.setattr(run_folder, "changes", lambda: b"")
+    lines, steps = reported(folder)
+    assert "untracked files: none → [mine.py]" in lines
+    assert [step.split()[:2] for step in steps] == [
+        ["git", "checkout"], ["git", "apply"], ["python", "train.py"],
+    ]  # fmt: skip
+    state["untracked"] = []
     monkeypatch.setattr(run_folder, "changes", lambda: b"two")
     lines, steps = reported(folder)
     assert "uncommitted changes: not those of the run" in lines

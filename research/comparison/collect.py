@@ -15,6 +15,7 @@ from research.config import outputs, stored
 from research.config.keys import leaves
 from research.config.migrations import current_column, current_word
 from research.config.rules import nearest
+from research.config.run_paths import instead_of
 from research.tracking.evaluations import own_metrics
 from research.tracking.files import read_rows
 from research.utils import documents
@@ -51,7 +52,8 @@ class RecordedRun:
         monitor: the metric that chose the best epoch, and ``max`` or ``min``.
         best_epoch: from 1.
         best_value: of the monitored metric.
-        settings: the configuration, by dotted key.
+        settings: the configuration, by dotted key, and ``global_batch``: samples of a batch of all
+            processes.
         overrides: of the command line.
         epochs: numbers of the rows of ``epoch_metrics.csv``.
         curves: by metric, the value in each of these epochs; ``None`` where it was not logged.
@@ -103,9 +105,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         here = list(_walk(outputs.run_dir_of(path))) if path.exists() else []
         if not here:
-            raise UserError(
-                "RUN", f"{path}: no run here (a folder with summary.json)", "pass run folders"
-            )
+            message = f"{path}: no run here (a folder with summary.json)"
+            raise UserError("RUN", message, instead_of(path))
         for folder in here:
             runs.setdefault(folder.resolve(), folder)
     return list(runs.values())
@@ -173,7 +174,7 @@ def _read(
         (current_column(metric), mode),
         int(summary["best_epoch"]),
         float(summary["best_value"]),
-        dict(leaves(config)),
+        {**dict(leaves(config)), "global_batch": _global_batch(summary, config)},
         overrides,
         [int(row["epoch"]) for row in rows],
         {name: [_number(row[name]) for row in rows] for name in names},
@@ -199,6 +200,12 @@ def _read(
             },
         },
     )
+
+
+def _global_batch(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """As recorded; of runs of earlier versions, which did not, as set for one process."""
+    recorded = summary.get("global_batch")
+    return recorded or config.get("global_batch_size") or config.get("batch_size")
 
 
 def _results(folder: Path, epoch: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from research.comparison.verdicts import ComparisonResult
+from research.utils.counts import counted
 from research.utils.tables import TextTable, paragraph
 
 Cell = str | int | float
@@ -40,8 +41,9 @@ def markdown(result: ComparisonResult, width: int | None = None) -> str:
             ]
         )
     runs = sum(len(group.runs) for group in result.groups)
+    groups = counted(len(result.groups), "groups")
     about = (
-        f"{runs} runs in {len(result.groups)} groups: {result.metric} ({better} is better) in each "
+        f"{counted(runs, 'runs')} in {groups}: {result.metric} ({better} is better) in each "
         f"run's best epoch, mean ± sample standard deviation over seeds; n: {result.unit}"
     )
     parts = [

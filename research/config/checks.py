@@ -16,6 +16,7 @@ from research.config.messages import explain, invalid_value, renamed_key, unknow
 from research.config.migrations import current_key
 from research.config.options import DECLARATIONS, option_node, options
 from research.config.rules import Rule, is_model_address
+from research.config.run_paths import instead_of
 from research.config.schema import GROUPS, rule_for
 from research.config.targets import TARGET, check_targets, packaged_targets, target_nodes
 from research.utils.errors import UserError
@@ -176,5 +177,5 @@ def _start_faults(settings: Settings) -> Iterator[UserError]:
         yield UserError(
             "init_from",
             f"init_from={init_from}: no such file or folder",
-            "set a run folder or a weights file",
+            instead_of(start),
         )

@@ -130,7 +130,7 @@ def _unknown_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str |
         listed = ", ".join(name.removeprefix(f"{group}.") for name in own)
         return (
             f"no key {key!r} in {group}={option}{_did_you_mean(close) or '.'} "
-            f"Keys: {listed}; a new key is added in conf/{group}/{option}.yaml"
+            f"Keys: {listed}; its keys are those of conf/{group}/{option}.yaml"
         )
     return f"no key {key!r}{_did_you_mean(_closest(key, [*keys, *GROUPS, *OPTIONAL]))} {HELP}"
 
@@ -217,7 +217,9 @@ def _no_option(error: MissingConfigException) -> UserError:
     if not known:
         return UserError(group, _first_line(error))
     close = _did_you_mean(nearest(option, known)) or "."
-    return UserError(group, f"no {group} {option!r}{close} Options: {', '.join(known)}")
+    options_ = ", ".join(known)
+    more = f"; any network of timm: model=timm model.name={option}" if group == "model" else ""
+    return UserError(group, f"no {group} {option!r}{close} Options: {options_}{more}")
 
 
 def _wrong_type(error: ValidationError, overrides: list[str]) -> UserError:

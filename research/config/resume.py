@@ -30,6 +30,7 @@ from research.config.options import option_node, options
 from research.config.outputs import run_dir_of
 from research.config.overrides import override, train_command
 from research.config.run_config import RunConfig
+from research.config.run_paths import instead_of
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, register, rule_for
 from research.config.stored import Plain
 from research.utils.errors import UserError
@@ -191,7 +192,7 @@ def _folder(run: str) -> Path:
         raise UserError(
             "resume",
             f"resume={run}: no such run folder or checkpoint",
-            "use resume=auto or a folder under runs/",
+            instead_of(path),
         )
     if not (folder / "config.yaml").is_file():
         if path.is_dir() and not (path / "checkpoints").exists():

@@ -16,10 +16,10 @@ from typing import Any, Final
 from research.config import stored, targets
 from research.config.migrations import current_word
 from research.config.rules import NAME, is_model_address
+from research.config.run_paths import ROOT
 from research.utils import documents
 from research.utils.errors import UserError
 
-ROOT: Final = Path("runs")
 OWN: Final = ("run_dir", "resume", "sweep")
 """Settings of a single run, which are not repeated: its folder, and what started it."""
 WORD: Final = re.compile(r"(?!hydra[./=@])[A-Za-z][\w./@]*=")

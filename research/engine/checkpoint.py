@@ -19,6 +19,7 @@ import torch
 
 from research.config import stored, stored_state
 from research.config.rules import is_model_address
+from research.config.run_paths import instead_of
 from research.engine import weights_file
 from research.engine.weights_file import FORMAT, METADATA_KEY
 from research.tracking import mlflow_models
@@ -319,6 +320,8 @@ def find(run: Path, which: str = "best") -> Path:
         path = run / "checkpoints" / f"{name}.pt"
         if os.path.lexists(path):
             return path
+    if not run.exists():
+        raise Damaged("checkpoint", f"{run}: no such run or checkpoint", instead_of(run))
     if paths(run):
         raise _with_alternative(Damaged("checkpoint", f"no file {path}"), path)
     raise Damaged(

@@ -79,11 +79,11 @@ def _start(folder: Path, experiment: Experiment, tracker: Tracker) -> Fields:
     patience = [f"patience {cfg.patience}"] if cfg.patience is not None else []
     limited = experiment.val.sampler.samples
     shown = [f"val on {limited} {data.unit}"] if limited < len(experiment.val.source) else []
-    total = f"{cfg.epochs} of {steps} steps, {cfg.epochs * steps} in all"
+    total = f"{cfg.epochs} × {steps} steps = {cfg.epochs * steps}"
     yield "epochs", [total, *done, *patience, *shown]
     yield "monitor", [f"{experiment.monitor.metric}", f"({experiment.monitor.mode})"]
     yield "run", [str(folder)]
-    yield "tracking", ["csv", *tracker.locations()]
+    yield "tracking", ["csv files in the run,", *tracker.locations()]
 
 
 def _end(

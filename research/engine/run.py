@@ -241,6 +241,8 @@ def _build(config: dict[str, Any], begin: Start) -> Experiment:
         state.load_state_dict(begin.last, begin.folder, samples, experiment.monitor.metric)
         state.global_batch = loader.global_batch  # 0 in checkpoints of earlier versions
         log.info("resume: continuing %s in %s", _position(state), begin.folder)
+        if state.epoch >= config["epochs"]:
+            log.info("no epoch is left; add epochs=%d to train longer", 2 * state.epoch)
     for content in (begin.last, begin.weights):
         if content is not None:
             content.clear()  # copied into the state; the caller's reference would keep the memory

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from research.config import run_files
 from research.config.compose import config_dir
 from research.config.resume import unchangeable
-from research.config.run_files import ROOT
+from research.config.run_paths import ROOT
 from research.engine import checkpoint
 from research.engine.new_folder import NewFolder
 from research.tracking import spool

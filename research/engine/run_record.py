@@ -10,6 +10,7 @@ from typing import Any
 
 from research.config import stored
 from research.config.run_files import check_names, overrides
+from research.config.run_paths import instead_of
 from research.config.schema import GROUPS
 from research.utils import documents
 from research.utils.errors import UserError
@@ -49,7 +50,7 @@ def read_record(folder: Path, trust: Sequence[str] = ()) -> RunRecord:
         UserError: for a folder without a run, a damaged file, or content that no run writes.
     """
     if not (folder / "config.yaml").exists():
-        raise UserError("RUN", f"{folder}: no run here (no config.yaml)", "pass a run folder")
+        raise UserError("RUN", f"{folder}: no run here (no config.yaml)", instead_of(folder))
     path = folder / "config.yaml"
     document = documents.load(path, dict, "RUN")
     if "seed" not in document:

@@ -31,8 +31,9 @@ SHEET: Final = "contact_sheet.png"
 COCO: Final = "predictions.json"
 SHOWN: Final = 48
 THUMBNAIL: Final = 160
+LISTED: Final = 8
+"""Images of which the terminal shows the classes; of more, how many are of each class."""
 BEST: Final = 5
-
 
 Panels = Sequence[Image.Image]
 """RGB pictures of one still, of equal size, see ``DataModule.load_image``."""
@@ -215,6 +216,7 @@ class ClassWriter:
         self.classes = classes
         self.table = folder / "predictions.csv"
         self.counts: dict[str, int] = {}
+        self.first: list[str] = []
         self.images = 0
         self.shown: dict[int, tuple[int, Image.Image, str]] = {}
         self.chance = np.random.default_rng(0)
@@ -226,7 +228,10 @@ class ClassWriter:
         if self.shown:
             _, cells, captions = zip(*sorted(self.shown.values(), key=itemgetter(0)), strict=True)
             paper = pictures.sheet(cells, captions, [None] * len(cells), columns=6)
-            save(pictures.titled(paper, f"{self._part()} images"), self.folder / SHEET)
+            save(
+                pictures.titled(paper, f"{self._part()} image{'s' * (self.images > 1)}"),
+                self.folder / SHEET,
+            )
 
     def add(
         self, stills: Sequence[Still], images: Sequence[Panels], predictions: Tensor
@@ -244,6 +249,10 @@ class ClassWriter:
             rows.append(row)
             self.counts[names[0]] = self.counts.get(names[0], 0) + 1
             caption = f"{names[0]} {probabilities[0]:.0%}"
+            if len(self.first) < LISTED:
+                best_ones = zip(names, probabilities, strict=True)
+                found = ", ".join(f"{name} {value:.0%}" for name, value in best_ones)
+                self.first.append(f"{still.name}  {found}")
             self.images += 1
             place = len(self.shown)
             if place == SHOWN:
@@ -276,9 +285,12 @@ class ClassWriter:
         return {"classes": dict(sorted(self.counts.items()))}
 
     def where(self) -> list[str]:
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
         shown = f"{self.folder / SHEET} ({self._part()})"
-        return [counts, f"pictures: {shown}", f"table:    {self.table}"]
+        files = [f"pictures: {shown}", f"table:    {self.table}"]
+        if self.images <= len(self.first):
+            return [*self.first, *files]
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
+        return [f"classes:  {counts}", *files]
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

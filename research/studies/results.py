@@ -22,6 +22,7 @@ from research.studies.definition import (
 )
 from research.studies.plan import StudyPlan, hours_text, mixed_settings, plan
 from research.tracking.files import csv_text
+from research.utils.counts import counted
 from research.utils.errors import UserError
 from research.utils.files import write_text
 
@@ -149,7 +150,7 @@ def _status(planned: StudyPlan) -> str:
     """What is done, with what, and the hours that the rest needs."""
     study, total, undone = planned.study, len(planned.runs), planned.undone
     need = f"about {hours_text(planned.hours)} on two cores"
-    runs = f"{total} run{'s' if total != 1 else ''}"
+    runs = counted(total, "runs")
     if len(undone) == total:
         lines = [f"Undone: {runs}, {need}."]
     elif undone:
@@ -176,7 +177,7 @@ def _status(planned: StudyPlan) -> str:
 def _machine(each: record.StudyRecord) -> str:
     hardware = each.hardware
     gpus = ", ".join(hardware.gpus)
-    threads = f"{hardware.threads} thread{'s' if hardware.threads != 1 else ''}"
+    threads = counted(hardware.threads, "threads") if hardware.threads else "unknown threads"
     where = gpus or f"{hardware.cores} cores of {hardware.cpu}, {threads}"
     return f"{where}, torch {each.packages.get('torch')}"
 

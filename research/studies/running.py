@@ -25,7 +25,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from research.config.overrides import override
-from research.config.run_files import ROOT
+from research.config.run_paths import ROOT
 from research.studies import record, recording
 from research.studies.definition import StudyDefinition, StudyRun, placeholder
 from research.studies.plan import HOUR, StudyPlan, hours_text, look_up

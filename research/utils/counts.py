@@ -17,6 +17,16 @@ def samples_of(row: Mapping[str, Any], metric: str) -> int | None:
     return n
 
 
+def counted(count: int, unit: str) -> str:
+    """``1 frame``, ``3 frames``.
+
+    Args:
+        count: how many.
+        unit: in the plural, with an s.
+    """
+    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
+
+
 def spanned(*counts: int | None) -> str:
     """``480``, or ``96…480`` of different counts; empty if none is known."""
     known = [n for n in counts if n is not None]

@@ -122,7 +122,7 @@ def contact_sheet(
     images: Tensor,
     captions: Sequence[str],
     correct: Sequence[bool | None],
-    columns: int = 6,
+    columns: int = 8,
     explained: str = "",
 ) -> Image.Image:
     """``sheet`` of images.

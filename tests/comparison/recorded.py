@@ -41,10 +41,12 @@ def record(
     parameters: int = 1000,
     monitor: tuple[str, str] = ("val/top1", "max"),
     n: int | None = 480,
+    global_batch: int | None = None,
 ) -> Path:
     """A run with a value of ``val/top1`` an epoch; ``val/loss`` is 1 minus it.
 
-    ``n`` is None for a run of an earlier version, which did not count its samples.
+    ``n`` is None for a run of an earlier version, which did not count its samples; so is
+    ``global_batch``.
     """
     folder.mkdir(parents=True)
     rows = [
@@ -69,6 +71,7 @@ def record(
         "parameters": parameters,
         "monitor": list(monitor),
         **({} if n is None else {"unit": "images", "best_n": n}),
+        **({} if global_batch is None else {"global_batch": global_batch}),
         "epochs_done": len(top1),
         "best_epoch": best + 1,
         "best_value": values[monitor[0]],

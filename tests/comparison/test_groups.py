@@ -40,6 +40,29 @@ def test_seeds_of_one_configuration_are_one_group(tmp_path: Path) -> None:
     assert group.cost("parameters") == 1000
 
 
+@pytest.mark.parametrize(
+    ("settings", "recorded", "groups"),
+    [
+        ([{"batch_size": 16}] * 2, [16, 32], [[0], [1]]),  # two processes
+        ([{"batch_size": 16}] * 2, [16, None], [[0, 1]]),  # recorded by an earlier version
+        ([{"batch_size": 16}] * 2, [32, None], [[0], [1]]),
+        ([{"batch_size": 16, "global_batch_size": 32}] * 2, [None, 32], [[0, 1]]),
+        ([{}, {}], [None, None], [[0, 1]]),
+    ],
+)
+def test_the_batch_of_all_processes_separates_groups(
+    settings: list[dict[str, Any]],
+    recorded: list[int | None],
+    groups: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    for index, (other, batch) in enumerate(zip(settings, recorded, strict=True)):
+        one = config(seed=index, **other)
+        record(tmp_path / f"run_{index}", one, [0.5, 0.9], global_batch=batch)
+    chosen, _ = select(find_runs([tmp_path]), "", [])
+    assert [[run.seed for run in each.runs] for each in group_runs(chosen, "val/top1")] == groups
+
+
 def test_labels_use_the_fewest_settings(tmp_path: Path) -> None:
     found = runs(
         tmp_path,

@@ -250,7 +250,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "model=densenet121 'model.block_layers=[],[2]'",
         ["model.block_layers=[]"],
     ),
-    ("resume=runs/none", "", ["resume=runs/none", "resume=auto"]),
+    ("resume=runs/none", "", ["resume=runs/none", "pass a run folder"]),
     ("init_from=none.pt", "init_from=null,none.pt", ["init_from=none.pt", "no such file"]),
     (
         "model.pretrained=none.pt",

@@ -205,7 +205,7 @@ def test_several_trackers(stored: Store) -> None:
         ("init_from=runs/a", "resume", "only one of them"),
         ("trust=[x]", "trust", "dotted names"),
         ("model=none_such", "model", "no model 'none_such'"),
-        ("resume=runs/none", "resume", "no such run folder or checkpoint; use resume=auto"),
+        ("resume=runs/none", "resume", "no such run folder or checkpoint; pass a run folder"),
         ("resume=runs", "checkpoint", "no checkpoint in runs"),
         ("resume=alone/checkpoints/last.pt", "resume", "no config.yaml in alone"),
     ],

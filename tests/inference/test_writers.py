@@ -51,3 +51,14 @@ def test_the_images_of_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert titles[-1] == "10 of 50 images"
     assert "(10 of 50)" in lines[1]
     assert abs(times - 12).max() < 4.5 * (60 * 0.2 * 0.8) ** 0.5
+
+
+def test_the_classes_of_a_few_images_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "LISTED", 3)
+    first, *files = written(tmp_path / "one", 1, 0)[1]
+    assert first == "0.png  a 50%, b 50%"
+    assert written(tmp_path / "three", 3, 0)[1][0:3] == [f"{n}.png  a 50%, b 50%" for n in range(3)]
+    assert written(tmp_path / "four", 4, 0)[1][0] == "classes:  a 4"
+    assert [line.split()[0] for line in files] == ["pictures:", "table:"]

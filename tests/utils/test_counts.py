@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from research.utils.counts import samples_of, spanned, with_n
+from research.utils.counts import counted, samples_of, spanned, with_n
 
 
 def test_the_split_of_a_metric_says_which_count() -> None:
@@ -10,6 +10,11 @@ def test_the_split_of_a_metric_says_which_count() -> None:
     assert [samples_of(row, name) for name in ("val/top1", "train/loss")] == [480, 2040]
     assert samples_of({"val/top1": 0.5}, "val/top1") is None
     assert samples_of(row, "latency_ms") is None
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs")])
+def test_a_count_has_the_number_of_its_unit(count: int, text: str) -> None:
+    assert counted(count, "runs") == text
 
 
 @pytest.mark.parametrize(
