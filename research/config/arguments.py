@@ -73,12 +73,16 @@ def check(
         parameters = [*inspect.signature(make).parameters.values()]
     except (TypeError, ValueError):
         return  # of a class in C that does not say
-    by_position = [p for p in parameters if p.kind in POSITIONAL][: given.count]
-    named = [p for p in parameters if p.kind in NAMED and p not in by_position]
-    known = {parameter.name for parameter in named}
+    taken = {p.name for p in [p for p in parameters if p.kind in POSITIONAL][: given.count]}
+    named = [p for p in parameters if p.kind in NAMED and p.name not in taken]
     takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
-    surplus = [key for key in keys if not takes_any and key not in known]
-    refused = [key for key in given.names if not takes_any and key not in {*known, *keys}]
+    known = {p.name for p in named}
+
+    def is_wrong(key: str) -> bool:
+        return key in taken or not (takes_any or key in known)
+
+    surplus = [key for key in keys if is_wrong(key)]
+    refused = [key for key in given.names if is_wrong(key) and key not in keys]
     missing = [
         p.name
         for p in named
@@ -89,20 +93,21 @@ def check(
     faults, remedies = [], []
     if surplus:
         no_such = "no such argument" if len(surplus) == 1 else "no such arguments"
-        faults.append(f"{_keys(path, surplus)}: {name}() has {no_such}")
-        remedies.append(f"remove {', '.join(surplus)}")
+        takes = ", ".join(p.name for p in named) or "none"
+        faults.append(f"{_keys(path, surplus)}: {name}() has {no_such} (it takes {takes})")
+        place = f" from {file}" if file else ""
+        remedies.append(f"remove {', '.join(surplus)}{place}")
     if missing:
         faults.append(f"{_keys(path, missing)}: {name}() requires a value")
         values = ("null" if path == "model" and key in FILLED else "VALUE" for key in missing)
         pairs = zip(missing, values, strict=True)
-        remedies.append(f"add {', '.join(f'{key}: {value}' for key, value in pairs)}")
+        place = f" to {file}" if file else ""
+        remedies.append(f"add {', '.join(f'{key}: {value}' for key, value in pairs)}{place}")
     if refused:
-        faults.append(f"{path}: {name}() is called with {', '.join(refused)}, which it lacks")
+        faults.append(f"{path}: {name}() is called with {', '.join(refused)} as well")
         remedies.append(f"give it the argument {', '.join(refused)}")
-    takes = "" if takes_any or not surplus else f" (it takes {', '.join(sorted(known)) or 'none'})"
-    hint = f"{' and '.join(remedies)}{f' in {file}' * bool(file and (surplus or missing))}"
-    key = f"{path}.{(surplus or missing)[0]}" if surplus or missing else path
-    raise UserError(key, "; ".join(faults) + takes, hint)
+    key = ".".join([path, *(surplus or missing)[:1]])
+    raise UserError(key, "; ".join(faults), " and ".join(remedies))
 
 
 def _keys(path: str, names: Collection[str]) -> str:
