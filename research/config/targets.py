@@ -27,6 +27,8 @@ TARGET: Final = "_target_"
 PARTIAL: Final = "_partial_"
 LIBRARIES: Final = ("research", "torch", "torchvision", "timm", "hydra", "optuna", "mlflow")
 """Packages that are not the user's own code: messages never advise ``trust=`` for them."""
+SHOWN: Final = 3
+"""Names in a message, the most similar ones."""
 PACKAGE: Final = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 
 
@@ -244,10 +246,11 @@ def _refused(key: str, value: Any, config: Mapping[str, Any]) -> UserError:
     group = path.partition(".")[0]
     if not allowed:
         return UserError(key, f"{shown}: no object is built at this path")
-    close = difflib.get_close_matches(value, sorted(allowed), 1)
-    like = f"; did you mean {close[0]!r}?" if close else ""
-    message = f"{shown}: it is none of the {len(allowed)} allowed here{like}"
-    return UserError(key, message, f"they are chosen by {group}=OPTION")
+    close = difflib.get_close_matches(value, sorted(allowed), SHOWN, cutoff=0)
+    more = [f"{len(allowed) - SHOWN} more"] if len(allowed) > SHOWN else []
+    names = ", ".join([*close, *more])
+    message = f"{shown}: allowed here are {names}"
+    return UserError(key, message, f"each is chosen by {group}=OPTION")
 
 
 def _special_keys(node: Any, path: str) -> Iterator[tuple[str, Any]]:

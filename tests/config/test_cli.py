@@ -128,7 +128,7 @@ def test_settings_of_a_trained_run(small: Compose, capsys: pytest.CaptureFixture
         ("batch_size=null", "a whole number"),
         ("dataset.train_dirs=[a", "not YAML"),
         ("dataset=demo", "dataset.KEY=value"),
-        ("model._target_=os.system", "allowed here"),
+        ("model._target_=os.system", "allowed here are"),
         ("dataset.train_dirs=[nowhere]", "nowhere"),
     ):
         with user_error(word.partition("=")[0], message):
