@@ -126,6 +126,12 @@ def _own_log_handlers() -> Iterator[None]:
         root.removeHandler(handler)
 
 
+@pytest.fixture(autouse=True)
+def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command adds its working directory to the places of modules, for its test only."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 def picture(kind: str, seed: int, size: tuple[int, int] = (56, 48)) -> Image.Image:
     """A noisy picture (width, height) of one of ``CLASSES``."""
     rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import yaml
 from tests.conftest import ROOT, Train, data_overrides, picture, verb
 
 ADDITIONS = ROOT / "tests/additions"
+PAGE = ROOT / "docs/adding.md"
 SHORT = (
     "batch_size=4", "epochs=1", "max_train_batches=2", "max_val_batches=2", "device=cpu",
 )  # fmt: skip
@@ -91,7 +93,7 @@ def project(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         np.savez(tmp_path / "npz" / split, images=np.stack(images), labels=labels, classes=classes)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for module in (ADDITIONS / "code").glob("*.py"):
+    for module in tmp_path.glob("*.py"):
         sys.modules.pop(module.stem, None)
 
 
@@ -127,18 +129,32 @@ def test_from_a_folder_of_the_user(kind: str, project: Path, train: Train) -> No
         target = project / (option if place.endswith(".yaml") else source.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(project))
-        train("--config-dir", "options", *words_of(addition, project / "data"))
-        check_run(addition, project)
-        if kind in ("model", "data set", "task"):
-            image = str(next((project / "data/val").rglob("*.jpg")))
-            trusted = yaml.safe_load((project / "runs/new/config.yaml").read_text())["trust"]
-            assert len(trusted) == 1
-            verb("predict").main(
-                ["runs/new", image, "out=seen", f"trust=[{trusted[0]}]", "device=cpu"]
-            )
-            assert len((project / "seen/predictions.csv").read_text().splitlines()) == 2
+    train("--config-dir", "options", *words_of(addition, project / "data"))
+    check_run(addition, project)
+    if kind in ("model", "data set", "task"):
+        image = str(next((project / "data/val").rglob("*.jpg")))
+        trusted = yaml.safe_load((project / "runs/new/config.yaml").read_text())["trust"]
+        assert len(trusted) == 1
+        verb("predict").main(["runs/new", image, "out=seen", f"trust=[{trusted[0]}]", "device=cpu"])
+        assert len((project / "seen/predictions.csv").read_text().splitlines()) == 2
+
+
+def test_the_model_of_the_page_runs_as_it_stands(project: Path, train: Train) -> None:
+    """Its module, its option and its command, each copied; on less data than the page's."""
+    text = PAGE.read_text(encoding="utf-8")
+    section = text[text.index("## A model\n") : text.index("## A data set\n")]
+    block = r"`([\w/]+\.(?:py|yaml))`[^\n]*:\n\n```\w+\n(.*?)```"
+    files = re.findall(block, section, re.DOTALL)
+    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml"]
+    for name, content in files:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(content, encoding="utf-8")
+    code = section[section.index("```bash\n") :].splitlines()[1]
+    python, file, *words = shlex.split(code)
+    assert (python, file) == ("python", "train.py")
+    more = [*FOLDERS, *data_overrides(project / "data"), *SHORT]
+    train(*words, *more, "logging=csv", "run_dir=runs/new")
+    check_run(Addition("model/page", "", ()), project)
 
 
 @pytest.mark.whole
@@ -221,7 +237,7 @@ def run_in(folder: Path, words: list[str]) -> None:
 
 def test_the_page_tells_what_each_costs() -> None:
     """The table of docs/adding.md: an addition, its files, their lines, files edited."""
-    page = (ROOT / "docs/adding.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     rows = re.findall(r"^\| (?:a|an) ([\w ]+?)(?: of a task)? \|(.*)\|$", page, re.MULTILINE)
     reported = {kind: [cell.strip() for cell in cells.split("|")] for kind, cells in rows}
     assert reported.keys() == ALL.keys()

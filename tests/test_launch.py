@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from research.config import cli
-from research.utils.launch import Launch, launch, require_one_process
+from research.utils.launch import Launch, launch, require_one_process, train_prefix
 from tests.conftest import ROOT, one_line_of, user_error
 
 TORCHRUN = {
@@ -46,6 +46,21 @@ ONE_TASK = {**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PRO
 )
 def test_one_process(environ: dict[str, str]) -> None:
     assert launch(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "command"),
+    [
+        ({}, "python train.py"),
+        (ONE_TASK, "python train.py"),
+        (SRUN, "srun python train.py"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "8"}, "torchrun --nproc_per_node=8 train.py"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, "torchrun … train.py"),  # of two machines
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "python train.py"),  # refused elsewhere
+    ],
+)
+def test_advice_has_the_same_launcher(environ: dict[str, str], command: str) -> None:
+    assert train_prefix(environ) == command
 
 
 def test_torchrun() -> None:

@@ -10,10 +10,13 @@ import ast
 import logging
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
+from research.config import outputs
 from research.lab import verbs
 from research.utils import logs
 from tests.conftest import ROOT
@@ -83,3 +86,52 @@ def test_logs_are_on_standard_error_and_results_on_standard_output(
     printed, logged = capsys.readouterr()
     assert printed == "after\n  val  top1 0.5  (n=2)\nverdict\n"
     assert logged == "read\nleft out\nbefore\n  data     3 classes\n"
+
+
+def test_verbs_that_build_what_a_run_names_get_its_trust() -> None:
+    """``outputs.TRUSTING`` against the options of every command."""
+    found = {
+        name
+        for name in verbs()
+        for module in [import_module("train" if name == "train" else f"research.{name}")]
+        if "trust=" in getattr(module, "USAGE", "")
+    }
+    assert found == {*outputs.TRUSTING}
+
+
+@pytest.mark.parametrize("place", ["runs/one", "elsewhere/one"])
+def test_a_command_on_a_run_has_the_trust_that_it_needs(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that may be someone else's, whoever uses it decides."""
+    monkeypatch.chdir(tmp_path)
+    run = Path(place)
+    (run / "checkpoints").mkdir(parents=True)
+    config = {
+        "model": {"_target_": "mine.Net", "head": {"_target_": "mine.Head"}},
+        "task": {"_target_": "research.tasks.classification.Classification"},
+        "dataset": {"_target_": "os.system"},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    trust = "'trust=[mine.Head,mine.Net]'" if place.startswith("runs") else ""
+    file = run / "checkpoints" / "best.pt"
+    file.touch()
+    for path in (run, file):
+        line = outputs.command_of("evaluate", path, "split=test")
+        assert line == f"python -m research.evaluate {path} split=test {trust}".rstrip()
+        assert outputs.resume_command(path) == f"python train.py resume={path} {trust}".rstrip()
+    assert outputs.command_of("evaluate", run, "trust=[a.B]").count("trust") == 1
+    assert "trust" not in outputs.command_of("compare", run)
+    assert "trust" not in outputs.command_of("evaluate", Path("models:/net/1"))
+
+
+def test_advice_to_resume_is_a_whole_command() -> None:
+    """No message says ``… resume=RUN`` by itself: ``outputs.resume_command`` makes the command."""
+    found = []
+    for path in (ROOT / "research").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            texts = [part.value for part in parts[:-1] if isinstance(part, ast.Constant)]
+            if any(str(text).endswith(" resume=") for text in texts):
+                found.append(f"{path.name}:{node.lineno}")
+    assert found == []

@@ -15,7 +15,7 @@ from PIL import Image
 
 import research
 from research import export, leaderboard, reproduce
-from research.config import check_jobs
+from research.config import check_jobs, outputs
 from research.utils.errors import UserError
 from tests.conftest import SMALL, Train, data_overrides, evaluated, one_line_of, verb
 
@@ -68,7 +68,7 @@ def own(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # as every command does
 
     def words(*more: str) -> list[str]:
         small = [word for word in SMALL if not word.startswith(("model.", "logging="))]
@@ -99,7 +99,11 @@ def test_it_trains_resumes_and_is_used_under_trust(own: Words, train: Train) -> 
     assert json.loads((run / "summary.json").read_text())["epochs_done"] == 2
     train("--config-dir", "options", f"resume={run}", "epochs=3")
     assert json.loads((run / "summary.json").read_text())["epochs_done"] == 3
-    assert "add trust=[my_models." in one_line_of(lambda: train(f"resume={run}", "epochs=4"))
+    assert f"add '{TRUST}'" in one_line_of(lambda: train(f"resume={run}", "epochs=4"))
+    python, file, *typed = shlex.split(outputs.resume_command(run))
+    assert (python, file, typed[-1]) == ("python", "train.py", TRUST)
+    train(*typed, "epochs=4")
+    assert json.loads((run / "summary.json").read_text())["epochs_done"] == 4
     images = sorted(str(path) for path in Path("data/val").rglob("*.jpg"))[:2]
     model = research.load(run, "cpu", trust=["my_models.Net", "my_models.Head", "my_models.Lines"])
     assert model(images).shape == (2, 3)
@@ -134,8 +138,9 @@ def test_without_trust_it_is_refused(own: Words, train: Train) -> None:
     for name, command in commands.items():
         line = one_line_of(command)
         assert "refused" in line, name
-        # The advice, typed.
-        assert "add trust=[my_models." in line, name
+        assert shlex.split(line)[-1] == TRUST, name
+        assert len(line) < 250, line
+    verb("evaluate").main([run, "device=cpu", TRUST])  # the advice, typed
 
 
 def test_a_name_on_the_command_line_needs_trust(own: Words, train: Train) -> None:
@@ -143,7 +148,7 @@ def test_a_name_on_the_command_line_needs_trust(own: Words, train: Train) -> Non
     plain = [word for word in own() if word not in ("--config-dir", "options", "logging=lines")]
     plain = [word for word in plain if word != "model=mine"]
     line = one_line_of(lambda: train(*plain, "model=fastnet", "model._target_=my_models.Net"))
-    assert line.endswith("if it is your own code, add trust=[my_models.Net]")
+    assert line.endswith("if it is your own code, add 'trust=[my_models.Net]'")
     line = one_line_of(
         lambda: train(*plain, "model._target_=my_models.Gone", "trust=[my_models.Gone]")
     )

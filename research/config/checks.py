@@ -9,7 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.config.compose import defaults_of, our_choices, resolved_with_declarations
+from research.config.compose import (
+    config_dir,
+    defaults_of,
+    our_choices,
+    resolved_with_declarations,
+)
 from research.config.declarations import mismatches, split
 from research.config.group_rules import Job, faults, group_rules
 from research.config.messages import explain, invalid_value, renamed_key, unknown_key
@@ -18,8 +23,15 @@ from research.config.options import DECLARATIONS, option_node, options
 from research.config.rules import Rule, is_model_address
 from research.config.run_paths import instead_of
 from research.config.schema import GROUPS, rule_for
-from research.config.targets import TARGET, check_targets, packaged_targets, target_nodes
+from research.config.targets import (
+    TARGET,
+    check_arguments,
+    check_targets,
+    packaged_targets,
+    target_nodes,
+)
 from research.utils.errors import UserError
+from research.utils.installation import CONF
 
 Settings = Mapping[str, Any]
 TRACKERS = "logging."  # a list of options makes each of them optional
@@ -54,12 +66,28 @@ def check(
         raise explain(error, list(overrides or ())) from error
     if defaults is None:
         defaults = defaults_of(frozenset(ours.items()))
-    check_targets(settings, {*own, *settings["trust"]})
+    names = {*own, *settings["trust"]}
+    check_targets(settings, names)
     job = Job(settings, ours, overrides, declared, group_rules(settings))
     _check_same_targets(settings, defaults)
     _check_node("", settings, defaults, job)
     for fault in _faults(job):
         raise fault
+    # Last, since it imports the user's code, and what that imports.
+    check_arguments(settings, names, lambda path: _file_of(path, ours), only_own=True)
+
+
+def _file_of(path: str, choices: Mapping[str, str | None]) -> str:
+    """The file of the option that has the node at ``path``, as the user would open it."""
+    group = path.partition(".")[0]
+    option = choices.get(group)
+    if option is None:  # a list of options
+        return f"the file of its option of {group}"
+    file, own = Path(group, f"{option}.yaml"), config_dir()
+    if own is None or (CONF / file).is_file():
+        return str(CONF.name / file)
+    inside = own.is_relative_to(Path.cwd())
+    return str((own.relative_to(Path.cwd()) if inside else own) / file)
 
 
 def _check_choices(choices: Mapping[str, str | None], cfg: DictConfig) -> None:

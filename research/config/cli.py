@@ -28,10 +28,11 @@ import yaml
 from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
-from research.utils import bars, conditions, garbage, secrets
+from research.utils import conditions
 from research.utils.errors import UserError
 from research.utils.installation import NAME, VERSION
 from research.utils.launch import require_one_process
+from research.utils.starting import start
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -315,9 +316,7 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
     A mistake of the user, or an everyday condition of the machine (``research.utils.conditions``),
     is printed in one line, with exit status 2. Every other exception keeps its traceback.
     """
-    secrets.hide_command_line()
-    bars.show()
-    garbage.freeze_at_exit()
+    start()
     words = sys.argv[1:]
     if "--version" in words:
         print(NAME, VERSION)

@@ -34,10 +34,11 @@ from research.config.jobs import check_jobs, refuse_preset
 from research.config.messages import explain, suggest
 from research.config.run_config import RunConfig
 from research.config.schema import register
-from research.utils import bars, conditions, garbage, secrets
+from research.utils import conditions, secrets
 from research.utils.errors import UserError
 from research.utils.installation import NAME, VERSION
 from research.utils.launch import process_prefix
+from research.utils.starting import start
 
 
 def command_line(main: Callable[..., object]) -> None:
@@ -47,13 +48,10 @@ def command_line(main: Callable[..., object]) -> None:
     is printed in one line, ``error: …``, with exit status 2; the exit status of an interruption is
     128 + the number of the signal. Every other exception keeps its traceback.
     """
-    secrets.hide_command_line()
+    start()
     if "--version" in sys.argv[1:]:  # Hydra would print its own
         print(NAME, VERSION)
         return
-    if not process_prefix():  # of several processes, the main one shows them
-        bars.show()
-    garbage.freeze_at_exit()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of exiting
     overrides: list[str] = []

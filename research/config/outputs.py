@@ -11,12 +11,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
+from research.config import targets
 from research.config.cli import CheckpointOptions, RunOptions, declared
 from research.config.messages import format_value
+from research.config.overrides import override, train_command
 from research.config.rules import is_model_address
+from research.config.run_files import comparable, is_own
 from research.utils import conditions
 from research.utils.errors import UserError
+
+TRUSTING: Final = (
+    "crossval", "evaluate", "export", "leaderboard", "predict", "reproduce", "robustness",
+)  # fmt: skip
+"""Verbs that build what a run names: their options derive from ``cli.TrustOptions``."""
 
 
 def run_dir_of(path: Path) -> Path:
@@ -78,8 +87,41 @@ def typed_options(options: CheckpointOptions) -> list[str]:
 
 
 def command_of(verb: str, *words: object) -> str:
-    """A command line of ``python -m research.VERB``, quoted for the shell."""
-    return shlex.join(["python", "-m", f"research.{verb}", *map(str, words)])
+    """A command line of ``python -m research.VERB``, quoted for the shell.
+
+    With ``trust=[…]`` if a run of the user's among the words needs it, and they lack it.
+    """
+    needed = []
+    if verb in TRUSTING and not any(str(word).startswith("trust=") for word in words):
+        found = [word for path in words if isinstance(path, Path) for word in trust_words(path)]
+        needed = [*dict.fromkeys(found)]
+    return shlex.join(["python", "-m", f"research.{verb}", *map(str, words), *needed])
+
+
+def resume_command(run: Path, *words: str) -> str:
+    """The command line that resumes a run.
+
+    Args:
+        run: its folder.
+        words: more of the command line, ``key=value`` each.
+    """
+    return train_command([override("resume", str(run)), *trust_words(run), *words])
+
+
+def trust_words(run: Path) -> list[str]:
+    """``trust=[…]`` as a word of a command on a run, if its configuration names code of the user.
+
+    None for a run outside of ``runs/``, which may be someone else's: whoever uses it decides.
+
+    Args:
+        run: its folder, or one of its checkpoints.
+    """
+    folder = run_dir_of(run)
+    try:
+        names = targets.own_names(comparable(folder)) if is_own(folder) else []
+    except (UserError, OSError):
+        return []
+    return [targets.trust_word(names)] if names else []
 
 
 @contextmanager

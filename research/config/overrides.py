@@ -10,6 +10,7 @@ from typing import Any
 
 from research.config.messages import format_value
 from research.utils.installation import TRAIN
+from research.utils.launch import train_prefix
 
 
 def override(key: str, value: Any) -> str:
@@ -24,7 +25,7 @@ def train_command(
     multirun: bool = False,
     own: Path | None = None,
 ) -> str:
-    """A command line of ``train.py``, quoted for the shell.
+    """A command line of ``train.py``, launched as this process was, and quoted for the shell.
 
     Args:
         overrides: ``key=value`` each, as the user typed them.
@@ -34,7 +35,8 @@ def train_command(
     """
     more = [override(key, value) for key, value in (settings or {}).items()]
     flags = [*["-m"] * multirun, *(["--config-dir", str(own)] if own is not None else [])]
-    return shlex.join([*TRAIN.split(), *flags, *overrides, *more])
+    words = shlex.join([*flags, *overrides, *more])
+    return f"{TRAIN if multirun else train_prefix()} {words}".rstrip()
 
 
 def _quoted(value: Any) -> str:

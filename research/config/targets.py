@@ -7,14 +7,17 @@ is built from a ``_target_`` at any other path.
 
 from __future__ import annotations
 
+import difflib
 import pkgutil
 import re
+import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+from research.config import arguments
 from research.config.migrations import current_target
 from research.config.options import read
 from research.utils.errors import UserError, one_line
@@ -24,6 +27,8 @@ TARGET: Final = "_target_"
 PARTIAL: Final = "_partial_"
 LIBRARIES: Final = ("research", "torch", "torchvision", "timm", "hydra", "optuna", "mlflow")
 """Packages that are not the user's own code: messages never advise ``trust=`` for them."""
+SHOWN: Final = 3
+"""Names in a message, the most similar ones."""
 PACKAGE: Final = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 
 
@@ -45,7 +50,7 @@ def check_targets(config: Mapping[str, Any], own: Collection[str] = ()) -> None:
             raise UserError(key, f"{key}: not a setting", "arguments are set by their names")
         allowed = {*packaged_targets().get(path, ()), *own}
         if not isinstance(value, str) or value not in allowed:
-            raise UserError(key, _refused(key, value))
+            raise _refused(key, value, config)
 
 
 def build(config: Mapping[str, Any], path: str, **more: Any) -> Any:
@@ -65,15 +70,73 @@ def build(config: Mapping[str, Any], path: str, **more: Any) -> Any:
     node: Any = config
     for part in path.split("."):
         node = node[part]
-    arguments = {
-        key: build(config, f"{path}.{key}")
-        if isinstance(value, Mapping) and TARGET in value
-        else value
-        for key, value in node.items()
-        if key not in (TARGET, PARTIAL)
+    values = {
+        key: build(config, f"{path}.{key}") if _is_built(value) else value
+        for key, value in _arguments(node).items()
     }
-    make = partial(locate(path, node[TARGET], config["trust"]), **{**arguments, **more})
-    return make if node.get(PARTIAL) else make()
+    name, is_partial = node[TARGET], bool(node.get(PARTIAL))
+    make = locate(path, name, config["trust"])
+    count = arguments.OF_NODES.get(path, arguments.Given()).count
+    given = arguments.Given((*more,), count, is_all=not is_partial)
+    arguments.check(path, name, make, [*values], given)
+    make = partial(make, **{**values, **more})
+    return make if is_partial else make()
+
+
+def check_arguments(
+    config: Mapping[str, Any],
+    own: Collection[str],
+    file_of: Callable[[str], str] = lambda path: "",
+    *,
+    only_own: bool = False,
+) -> None:
+    """Check that the keys of every node are the arguments of its class, which is imported.
+
+    Args:
+        config: the whole configuration, checked by ``check_targets``.
+        own: names that the user allows.
+        file_of: the file in which the node of a path is written, for the message.
+        only_own: check only classes of the user's own; the others need heavy libraries.
+
+    Raises:
+        UserError: for a class that does not exist, a key that it does not take, or an argument
+            that is missing.
+    """
+    for path, node in _built_nodes(config, ""):
+        name = node[TARGET]
+        if only_own and name in packaged_targets().get(path, ()):
+            continue
+        made_here = path in arguments.OF_NODES or path.startswith("logging.")
+        usual = arguments.Given(is_all=made_here or not node.get(PARTIAL))
+        make = locate(path, name, own)
+        given = arguments.OF_NODES.get(path, usual)
+        arguments.check(path, name, make, [*_arguments(node)], given, file_of(path))
+
+
+def _built_nodes(config: Mapping[str, Any], above: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Dotted path and content of every node that is built: those of groups, and those in them."""
+    for key, value in config.items():
+        path = f"{above}{key}"
+        if _is_built(value):
+            yield path, value
+            yield from _nodes_in(path, value)
+        elif isinstance(value, Mapping) and not above:  # the trackers of ``logging``
+            yield from _built_nodes(value, f"{path}.")
+
+
+def _nodes_in(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for key, value in node.items():
+        if _is_built(value):
+            yield f"{path}.{key}", value
+            yield from _nodes_in(f"{path}.{key}", value)
+
+
+def _is_built(value: Any) -> bool:
+    return isinstance(value, Mapping) and TARGET in value
+
+
+def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in (TARGET, PARTIAL)}
 
 
 def locate(path: str, name: str, own: Collection[str]) -> Any:
@@ -83,14 +146,19 @@ def locate(path: str, name: str, own: Collection[str]) -> Any:
         UserError: if it is not allowed at this path, or does not exist.
     """
     check_targets(nested(path, {TARGET: name}), own)
+    key = f"{path}.{TARGET}"
     try:
-        return pkgutil.resolve_name(name)
+        found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path}.{TARGET}",
-            f"{path}.{TARGET}={name}: there is no such class or function ({one_line(error)})",
+            key,
+            f"{key}={name}: there is no such class or function ({one_line(error)})",
             "check its spelling, and that its module can be imported from this folder",
         ) from error
+    if not callable(found):
+        message = f"{key}={name}: a {type(found).__name__}, not a class or function"
+        raise UserError(key, message, "name a class in it")
+    return found
 
 
 def target_nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -144,25 +212,45 @@ def targets_of(folder: Path) -> set[str]:
     return {name for names in targets_in(folder).values() for name in names}
 
 
-def _refused(key: str, value: Any) -> str:
-    path = key.rpartition(".")[0]
-    allowed = packaged_targets().get(path, ())
-    current = current_target(value) if isinstance(value, str) else value
-    if current != value:
-        return f"{key}={value}: it is called {current} now"
+def own_names(config: Mapping[str, Any]) -> list[str]:
+    """As ``user_targets``, without names that no user's own code can have."""
+    return [name for name in user_targets(config) if _may_be_own(name)]
+
+
+def trust_word(names: Collection[str]) -> str:
+    """``trust=[…]`` with these names, as typed; not yet quoted for a shell."""
+    return f"trust=[{','.join(sorted(names))}]"
+
+
+def _may_be_own(name: str) -> bool:
+    is_name = re.fullmatch(r"\w+(\.\w+)+", name) is not None
+    return is_name and name.partition(".")[0] not in (*sys.stdlib_module_names, *LIBRARIES)
+
+
+def _refused(key: str, value: Any, config: Mapping[str, Any]) -> UserError:
+    """The error for a name that is not allowed at its path."""
+    shown = f"{key}={str(value)[:80]}"
     if not isinstance(value, str) or not re.fullmatch(r"\w+(\.\w+)+", value):
-        return f"{key}={str(value)[:80]!r}: expected a dotted name"
-    names = ", ".join(sorted(allowed))
+        return UserError(key, f"{shown!r}: expected a dotted name")
+    current = current_target(value)
+    if current != value:
+        return UserError(key, f"{shown}: it is called {current} now")
+    if _may_be_own(value):
+        # All of them, since each trust= replaces the one before.
+        word = shlex.quote(trust_word({value, *own_names(config)}))
+        return UserError(
+            key, f"{shown}: not from this project", f"if it is your own code, add {word}"
+        )
+    path = key.rpartition(".")[0]
+    allowed = packaged_targets().get(path, frozenset())
     group = path.partition(".")[0]
-    choices = (
-        f"allowed here are {names}, each chosen by {group}=OPTION"
-        if names
-        else "no object is built at this path"
-    )
-    line = f"{key}={value[:80]}: {choices}"
-    if value.partition(".")[0] in (*sys.stdlib_module_names, *LIBRARIES):
-        return line
-    return f"{line}; if it is your own code, add trust=[{value[:80]}]"
+    if not allowed:
+        return UserError(key, f"{shown}: no object is built at this path")
+    close = difflib.get_close_matches(value, sorted(allowed), SHOWN, cutoff=0)
+    more = [f"{len(allowed) - SHOWN} more"] if len(allowed) > SHOWN else []
+    names = ", ".join([*close, *more])
+    message = f"{shown}: allowed here are {names}"
+    return UserError(key, message, f"each is chosen by {group}=OPTION")
 
 
 def _special_keys(node: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -73,6 +73,7 @@ def experiment(
     Raises:
         UserError: for errors that only the data, the device or a file can show.
     """
+    targets.check_arguments(config, config["trust"])  # before data are read
     device = select_device(config["device"], config["precision"])
     if config["sync_batchnorm"] and device.type != "cuda":
         raise UserError(

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from research.config import run_files
+from research.config.compose import config_dir
+from research.config.outputs import resume_command
+from research.config.overrides import train_command
+from research.config.resume import merged
 from research.config.rules import ALL
 from research.engine import (
     build,
@@ -166,7 +170,7 @@ def _train(
     if is_main:
         remove_leftovers(*(folder / part for part in ("", "checkpoints", "pictures", "tables")))
 
-    again = partial(_how_to_continue, folder, is_trial=pruner is not None)
+    again = partial(_how_to_continue, folder, overrides, is_trial=pruner is not None)
     several = distributed.count() > 1
     with Interrupts(repeated=several) as interrupts, explained(build.limits(config), again):
         experiment = _build(config, begin)
@@ -249,12 +253,20 @@ def _build(config: dict[str, Any], begin: Start) -> Experiment:
     return experiment
 
 
-def _how_to_continue(folder: Path, *, is_trial: bool) -> str:
-    """What to do after an error or an interruption, in words."""
+def _how_to_continue(folder: Path, words: Sequence[str], *, is_trial: bool) -> str:
+    """What to do after an error or an interruption: the command.
+
+    Args:
+        folder: of the run.
+        words: of the command line that started it.
+        is_trial: whether it is a trial of a sweep.
+    """
     if is_trial:
         return "run the command of the sweep again"
-    saved = (folder / "checkpoints" / "last.pt").exists()
-    return f"continue with resume={folder}" if saved else "run the command with resume=auto"
+    if (folder / "checkpoints" / "last.pt").exists():
+        return f"continue with {resume_command(folder)}"
+    words = merged(words, ["resume=auto"])
+    return f"continue with {train_command(words, own=config_dir())}"
 
 
 def _record_start(

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from research.config import run_files
 from research.config.compose import config_dir
+from research.config.outputs import resume_command
 from research.config.resume import unchangeable
 from research.config.run_paths import ROOT
 from research.engine import checkpoint
@@ -68,7 +69,7 @@ def create(config: Mapping[str, Any], name: str) -> NewFolder:
             raise UserError(
                 "run_dir",
                 f"run_dir: {folder} already contains a run",
-                f"set another folder, or resume={folder}",
+                f"set another folder, or continue this run: {resume_command(folder)}",
             )
         try:
             return NewFolder.create(folder, AT_THE_START, shared=True)

@@ -23,6 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research.utils.errors import UserError, one_line
+from research.utils.starting import find_modules_here
 
 SECONDS_BETWEEN_LOOKS: Final = 5.0
 """At the queue of Slurm."""
@@ -63,6 +64,7 @@ class RemoteJob:
         from research.engine.interrupts import Interrupted, Interrupts
 
         os.chdir(self.folder)  # Ray starts its workers elsewhere
+        find_modules_here()
         Singleton.set_state(self.singletons)
         setup_globals()
         context, base = self.launcher.context, self.launcher.base

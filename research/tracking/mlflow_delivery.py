@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from research.config.outputs import resume_command
 from research.tracking import mlflow_store
 from research.tracking.evaluations import FOLDER, Evaluation
 from research.tracking.mlflow_models import log_metrics, log_model, register
@@ -176,7 +177,8 @@ class Delivery:
             self.model = f"models:/{model.model_id}"
         if model is None or self.register is None:
             return
-        hint = f"resume={self.spool.folder} logging.mlflow.register=NAME registers it later"
+        again = resume_command(self.spool.folder, "logging.mlflow.register=NAME")
+        hint = f"{again} registers it later"
         refused = mlflow_store.is_refused_here
         with self.set_aside("registered model", self.register, record, hint, refused):
             version, is_new = register(self.client, model, self.register)
@@ -271,14 +273,15 @@ class Delivery:
         Raises:
             Gone: if it is deleted, or no longer in the store.
         """
-        run_id, resume = self.run_id, f"resume={self.spool.folder}"
+        run_id, folder = self.run_id, self.spool.folder
         try:
             run = self.client.get_run(run_id)
         except Exception as error:
             if not mlflow_store.is_missing(error):
                 raise
             raise Gone(
-                f"run {run_id} is no longer in the store", f"{resume} records it as a new run"
+                f"run {run_id} is no longer in the store",
+                f"{resume_command(folder)} records it as a new run",
             ) from error
         if run.info.lifecycle_stage != "active":
             experiment = self.client.get_experiment(run.info.experiment_id)
@@ -286,7 +289,7 @@ class Delivery:
             if experiment.lifecycle_stage != "active":
                 what = f"experiment {experiment.name!r}"
                 command = f"experiments restore --experiment-id {experiment.experiment_id}"
-            raise Gone(f"{what} was deleted", f"mlflow {command}, then {resume}")
+            raise Gone(f"{what} was deleted", f"mlflow {command}, then {resume_command(folder)}")
         return run
 
     def read_delivered(self, run: Any) -> None:

@@ -90,6 +90,21 @@ def process_prefix(rank: int | None = None) -> str:
     return f"[process {rank}] " if rank else ""
 
 
+def train_prefix(environ: Mapping[str, str] = os.environ) -> str:
+    """The command that trains, with the launcher of this process; what is not known is ``…``."""
+    try:
+        own = _one_of_several(environ)
+    except UserError:
+        own = None
+    if own is None:
+        return TRAIN
+    if "RANK" not in environ:
+        return f"srun {TRAIN}"
+    here = _number(environ, "LOCAL_WORLD_SIZE")
+    processes = f"--nproc_per_node={here}" if here == own.processes else "…"
+    return f"torchrun {processes} {TRAIN_FILE}"
+
+
 def _one_of_several(environ: Mapping[str, str]) -> Launch | None:
     """This process among those of ``torchrun`` or ``srun``; None if it is the only one."""
     accelerate = sorted(name for name in environ if name.startswith("ACCELERATE_"))

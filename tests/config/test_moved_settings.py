@@ -26,7 +26,7 @@ from tests.test_stored_runs import ASSETS
 
 MOVED: dict[str, Any] = {"batch_size": 6, "workers": 3, "pin_memory": True}
 RUN = ASSETS / "runs/classification"
-OWN = "_target_: npz.Npz\nprovides: [classes, images]\nname: own\nimage_size: 32\n"
+OWN = "_target_: own_npz.Npz\nprovides: [classes, images]\nname: own\nimage_size: 32\n"
 KEYS = pytest.mark.parametrize("key", MOVED)
 
 
@@ -147,7 +147,7 @@ def test_files_of_the_user_name_the_new_key(name: str, text: str, key: str, tmp_
         check_jobs(words, multirun=name.startswith("sweep"), own=tmp_path)
 
 
-def test_the_default_is_the_data_sets(tmp_path: Path) -> None:
+def test_the_default_is_the_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below a recipe, which is below the command line; it is no setting itself."""
     assert compose_config([]).config["batch_size"] == 32
     words = ["dataset=cifar10", "model=fastnet"]
@@ -158,6 +158,9 @@ def test_the_default_is_the_data_sets(tmp_path: Path) -> None:
     assert compose_config([*recipe, "batch_size=5"]).config["batch_size"] == 5
     with user_error("dataset.default_batch_size", "not a setting"):
         compose_config([*words, "dataset.default_batch_size=5"])
+    code = "class Npz:\n    def __init__(self, name, image_size, network): ...\n"
+    (tmp_path / "own_npz.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
     own = option(tmp_path, "dataset/own", OWN + "default_batch_size: 3\n")
     assert compose_config(own, tmp_path).config["batch_size"] == 3
     own = option(tmp_path / "other", "dataset/bad", OWN + "default_batch_size: many\n")

@@ -288,7 +288,7 @@ def test_options_of_the_users_own(stored: Store) -> None:
     (run / "overrides.yaml").write_text("- model=mine")
     Path("options/model").mkdir(parents=True)
     Path("options/model/mine.yaml").write_text("_target_: my_models.Net\nwidth: 8\n")
-    with user_error("model._target_", "refused", "add trust=[my_models.Net]"):
+    with user_error("model._target_", "refused", "add 'trust=[my_models.Net]'"):
         compose([f"resume={run}"])
     assert changes(run, "trust=[my_models.Net]") == {"trust": ["my_models.Net"]}
     for words in ([], ["model=mine"]):

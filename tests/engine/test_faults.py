@@ -183,7 +183,8 @@ def test_a_killed_worker(folders: Path, start: Start) -> None:
     line = line_of(process)
     assert "a worker of the loader was killed by a signal (Killed)" in line
     assert "workers=0" in line
-    assert "continue with resume=run" in line
+    assert "continue with python " in line
+    assert line.endswith("train.py resume=run")
     assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
     log = (folder / "train.log").read_text()
     assert "Traceback" in log
