@@ -6,12 +6,16 @@ import logging
 import re
 from collections.abc import Callable
 from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from research.data.loader import EpochLoader, ProcessShard
+from research.engine.description import batches
 from research.utils import logs, terminal
 from tests.conftest import advised, run, verb
+from tests.data.test_loader import Numbers
 
 Compose = Callable[..., dict[str, Any]]
 Records = list[logging.LogRecord]
@@ -44,6 +48,27 @@ def check_width(width: int, records: Records, monkeypatch: pytest.MonkeyPatch) -
     assert "\x1b" not in screen.getvalue()
     columns = {len(m[0]) for line in lines if (m := re.match(r"  \S[\w ]*?\S(?=  )  +", line))}
     assert len(columns) <= 2  # one for each table
+
+
+@pytest.mark.parametrize("samples", [5, 8, 24, 110])
+@pytest.mark.parametrize("shard", [ProcessShard(), ProcessShard(0, 3)])
+def test_samples_that_no_batch_of_an_epoch_has_are_shown(samples: int, shard: ProcessShard) -> None:
+    train = EpochLoader(Numbers(samples), 8, seed=0, train=True, shard=shard)
+    parts = [ProcessShard(rank, shard.processes) for rank in range(shard.processes)]
+    loaders = [EpochLoader(Numbers(samples), 8, seed=0, train=True, shard=p) for p in parts]
+    seen = {index for each in loaders for keys in each.sampler for index in keys}
+
+    def shown(limit: int | None) -> str:
+        cfg, data = (
+            SimpleNamespace(accumulate=1, max_train_batches=limit),
+            SimpleNamespace(unit="n"),
+        )
+        return " ".join(batches(SimpleNamespace(train=train, cfg=cfg, data=data)))  # type: ignore
+
+    left = samples - len(seen)
+    assert (f"({left} of {samples} left over in each epoch)" in shown(None)) == (left > 0)
+    assert ("left over" in shown(None)) == (left > 0)
+    assert "left over" not in shown(1)
 
 
 def test_what_is_about_to_happen_and_what_has_come_of_it(
