@@ -24,7 +24,7 @@ from research.batch import Batch
 from research.data.coefficients import CoefficientSpec
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
-from research.data.listing import LeftOut
+from research.data.listing import LeftOutFiles
 from research.data.loader import BatchSource
 from research.data.splits import format_names
 from research.data.transforms import DeviceTransform
@@ -131,7 +131,7 @@ class DataModule(ABC):
         self.classes: list[str] = []
         self.splits = {}
         self.remarks: list[str] = []
-        self.left_out = LeftOut()
+        self.left_out = LeftOutFiles()
         self.model_metadata: Mapping[str, Any] | None = None
 
     @abstractmethod

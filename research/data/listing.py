@@ -183,7 +183,7 @@ def log_skipped(problems: Sequence[str]) -> None:
         log.warning("left out: … and %d more", len(problems) - MAX_LOGGED)
 
 
-class LeftOut:
+class LeftOutFiles:
     """Names files that are found damaged while samples are read: each once, the first ones."""
 
     def __init__(self) -> None:

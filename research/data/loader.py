@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from research.batch import Batch
-from research.data.listing import LeftOut
+from research.data.listing import LeftOutFiles
 from research.data.workers import (
     check_temporary_folder,
     report_dead_workers_here,
@@ -259,7 +259,7 @@ class EpochLoader:
         limit: int | None = None,
         split: str = "",
         unit: str = "samples",
-        left_out: LeftOut | None = None,
+        left_out: LeftOutFiles | None = None,
     ) -> None:
         if workers:
             check_temporary_folder()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from research.data.listing import MAX_LOGGED, LeftOut
+from research.data.listing import MAX_LOGGED, LeftOutFiles
 from research.data.loader import EpochLoader, SampleKey
 from research.engine import build
 from tests.conftest import prepared
@@ -92,7 +92,7 @@ def test_each_file_is_named_once_in_a_run(
 def test_so_many_are_named_and_the_others_mentioned(
     caplog: pytest.LogCaptureFixture, found: int
 ) -> None:
-    left_out = LeftOut()
+    left_out = LeftOutFiles()
     for file in range(found):
         for _ in range(2):
             left_out.log({f"{file}.jpg": "value_range"})
