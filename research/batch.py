@@ -25,12 +25,14 @@ class Batch:
         inputs: input of the network.
         skipped: counts by kind of samples that could not be read and are not in this batch
             (``left_out/KIND``), and of samples that were read by a fallback (``fallback/KIND``).
+        left_out: the files that could not be read, with the kind of damage.
         epoch: of the training, from 1; set by the loader.
     """
 
     index: Tensor
     inputs: Any
     skipped: dict[str, int] = field(default_factory=dict, kw_only=True)
+    left_out: dict[str, str] = field(default_factory=dict, kw_only=True)
     epoch: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
@@ -43,7 +45,7 @@ class Batch:
         )
 
     def cat(self, other: Self) -> Self:
-        """This batch followed by the samples of another one; ``skipped`` is that of this batch."""
+        """This batch followed by the samples of another one; the others are of this batch."""
         both = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return replace(self, **{name: _cat(first, second) for name, first, second in both})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
@@ -35,8 +36,12 @@ from research.utils.installation import TRAIN
 
 MAX_VALUE = 200
 """Maximum number of characters of a value in a message."""
+LONGEST = 5
+"""Most entries of a list that a message writes out."""
 SWEEPER = "hydra.sweeper"
 HELP = f"({TRAIN} --help lists all keys)"
+PATH_WORDS = {"data", "dir", "dirs", "file", "files", "folder", "folders", "images", "path", "root"}
+"""Of keys that name files or folders in other programs."""
 LAUNCHERS = {
     "joblib": "-e '.[parallel]'",
     "submitit_slurm": "'hydra-submitit-launcher>=1.4.0rc3'",
@@ -123,16 +128,38 @@ def _unknown_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str |
                 f"experiment={experiment} sets {key}, which {group}={option} does not have: choose "
                 f"{group}={'|'.join(having)} or another experiment, or write your own"
             )
+        own = [name for name in keys if name.startswith(f"{group}.")]
+        near = None if having else _closest(key, own)
+        paths = _paths(group, known) if _is_path(group, rest, having) else []
+        if paths and near not in paths:
+            others = f"; {group}={'|'.join(having)} has {key}" if having else ""
+            reads = f"its files are set by {', '.join(paths)}"
+            return f"{key}: {group}={option} has no such key; {reads}{others}"
         if having:
             return f"{key}: {group}={option} has no such key; choose {group}={'|'.join(having)}"
-        own = [name for name in keys if name.startswith(f"{group}.")]
-        close = _closest(key, own) or _closest(key, keys)
+        close = near or _closest(key, keys)
         listed = ", ".join(name.removeprefix(f"{group}.") for name in own)
         return (
             f"no key {key!r} in {group}={option}{_did_you_mean(close) or '.'} "
             f"Keys: {listed}; its keys are those of conf/{group}/{option}.yaml"
         )
     return f"no key {key!r}{_did_you_mean(_closest(key, [*keys, *GROUPS, *OPTIONAL]))} {HELP}"
+
+
+def _paths(group: str, known: Mapping[str, Any]) -> list[str]:
+    """The keys of a group that name files or folders on which the result depends."""
+    rules = group_rules(known)
+    keys = (f"{group}.{name}" for name in known[group])
+    found = ((key, rules.get(key)) for key in keys)
+    return [key for key, rule in found if rule and rule.is_path and not rule.may_change]
+
+
+def _is_path(group: str, name: str, having: Sequence[str]) -> bool:
+    """Whether a key that these options have names a file or folder; of no option, by its words."""
+    if not having:
+        return not PATH_WORDS.isdisjoint(name.split("_"))
+    rule = group_rules({group: option_node(group, having[0])}).get(f"{group}.{name}")
+    return rule is not None and rule.is_path
 
 
 def _unknown_sweeper_key(key: str, sweeper: Mapping[str, Any]) -> UserError:
@@ -156,7 +183,17 @@ def invalid_value(key: str, value: Any, rule: Rule, *, nullable: bool) -> UserEr
     if len(text) > MAX_VALUE:
         text = f"{text[:MAX_VALUE]}…"
     allowed = rule.describe(nullable=nullable)
-    return UserError(key, f"{key}={text}: expected {allowed}{_did_you_mean(close)}")
+    message = f"{key}={text}: expected {allowed}{_did_you_mean(close)}"
+    return UserError(key, message, _as_list(key, value, rule))
+
+
+def _as_list(key: str, value: Any, rule: Rule) -> str:
+    """How to write a single value as a list that is allowed; '' if it is not in any."""
+    if value is None or isinstance(value, list | dict):
+        return ""
+    lists = ([value] * length for length in range(1, LONGEST + 1))
+    allowed = next((entries for entries in lists if rule.is_valid(entries)), None)
+    return "" if allowed is None else f"write {shlex.quote(f'{key}={quoted(allowed)}')}"
 
 
 def format_value(value: Any) -> str:
@@ -166,6 +203,22 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(format_value(entry) for entry in value)}]"
     return str(value)
+
+
+def quoted(value: Any) -> str:
+    """The same, quoted if necessary so that Hydra parses the same value."""
+    if isinstance(value, list):
+        return f"[{','.join(map(quoted, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{quoted(entry)}' for key, entry in value.items())}}}"
+    if not isinstance(value, str):
+        return repr(value) if isinstance(value, float) else format_value(value)
+    plain = re.fullmatch(r"[A-Za-z_/][\w./@%+-]*", value)
+    if plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    # Hydra keeps backslashes, except before a quote.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + "\\'" * bool(match[2]), value)
+    return f"'{escaped}'"
 
 
 def format_change(key: str, then: Any, now: Any) -> str:

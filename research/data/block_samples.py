@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +65,22 @@ class BlockCrop:
         return luma, (slice(top, top + side), slice(left, left + side))
 
 
+class BlockCrops(NamedTuple):
+    """Crops of several images of the same size.
+
+    Attributes:
+        blocks: int16, block-major.
+        positions: of the images among those that were asked for, without damaged ones.
+        skipped: see ``Batch``.
+        left_out: see ``Batch``.
+    """
+
+    blocks: Blocks
+    positions: list[int]
+    skipped: dict[str, int]
+    left_out: dict[str, str]
+
+
 class BlockRows(Protocol):
     """Images of one size as int16 blocks."""
 
@@ -74,7 +90,7 @@ class BlockRows(Protocol):
 
     def crop(
         self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
-    ) -> tuple[Blocks, list[int], dict[str, int]]:
+    ) -> BlockCrops:
         """Read one crop of each of several images.
 
         Args:
@@ -83,8 +99,7 @@ class BlockRows(Protocol):
             corners: first row and column of each, [B, 2], in chroma blocks.
 
         Returns:
-            int16 block-major crops; their positions in ``indices``, without damaged images; and
-            the counts for ``Batch.skipped``.
+            int16 block-major crops.
         """
         ...
 
@@ -102,10 +117,11 @@ class FileRows:
 
     def crop(
         self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
-    ) -> tuple[Blocks, list[int], dict[str, int]]:
+    ) -> BlockCrops:
         luma, chroma = [], []
         positions: list[int] = []
         skipped: Counter[str] = Counter()
+        left_out: dict[str, str] = {}
         crops = zip(indices.tolist(), corners.tolist(), strict=True)
         for position, (index, corner) in enumerate(crops):
             try:
@@ -114,6 +130,7 @@ class FileRows:
                 )
             except DamagedImage as error:
                 skipped[f"left_out/{error.kind}"] += 1
+                left_out[self.name(index)] = error.kind
                 continue
             if sample.fallback:
                 skipped[f"fallback/{sample.fallback}"] += 1
@@ -125,9 +142,9 @@ class FileRows:
         if not positions:
             empty = self.reader.stack([])
             assert isinstance(empty, Blocks)
-            return crop.centre(empty), positions, dict(skipped)
+            return BlockCrops(crop.centre(empty), positions, dict(skipped), left_out)
         blocks = Blocks(torch.from_numpy(np.stack(luma)), torch.from_numpy(np.stack(chroma)))
-        return blocks, positions, dict(skipped)
+        return BlockCrops(blocks, positions, dict(skipped), left_out)
 
 
 class BlockSamples:
@@ -169,9 +186,15 @@ class BlockSamples:
     def __getitems__(self, keys: list[SampleKey]) -> ClassificationBatch:
         indices = np.array([key.index for key in keys], dtype=np.int64)
         corners = self._corners(keys[0].epoch if keys else 0)[indices]
-        inputs, positions, skipped = self.rows.crop(indices, self.crop, corners)
-        index = torch.from_numpy(indices[positions])
-        return ClassificationBatch(index, inputs, self.labels[index], skipped=skipped)
+        crops = self.rows.crop(indices, self.crop, corners)
+        index = torch.from_numpy(indices[crops.positions])
+        return ClassificationBatch(
+            index,
+            crops.blocks,
+            self.labels[index],
+            skipped=crops.skipped,
+            left_out=crops.left_out,
+        )
 
     def _corners(self, epoch: int) -> NDArray[np.int64]:
         if not self.random:

@@ -100,6 +100,10 @@ class Cifar(ClassificationData):
         check_num_classes(self.num_classes, self.classes, self.family.title)
         parts = cifar_files.read(self.root, len(self.classes), download=self.download)
         self.splits = self._split(parts)
+        self.remarks = []
+        self.remark_missing_classes(
+            {name: parts[part].labels[indices] for name, (part, indices) in self.splits.items()}
+        )
         size = sum(part.pixels.nbytes for part in parts.values())
         on_device = size <= self.device_budget * GIB if self.on_device is None else self.on_device
         self.parts = {
@@ -112,7 +116,8 @@ class Cifar(ClassificationData):
         for part in parts:
             digest.update(parts[part].pixels.data)
         self.digest = digest.hexdigest()[:16]
-        val = "the test set" if self.full_train else "held out of its training images"
+        held_out = f"held out of its training images by seed {self.split_seed}"
+        val = "the test set" if self.full_train else held_out
         self.reading = f"{self.family.title} in {self.root}; val is {val}"
         if self.full_train:
             log.info(

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from research.data.cifar_rules import SIDE
 from research.data.image_files import decode, read_header
 from research.data.image_modes import to_rgb
+from research.data.listing import passed_over_kind
+from research.data.splits import format_names
 from research.data.texts import BadText, read_json
 from research.utils.errors import DamagedImage, UserError
 
@@ -184,6 +186,7 @@ def _download(root: Path, family: Family) -> Path:
 
     published = _published(family)
     archive: Path = root / published.filename
+    _check_download_folder(root)
     log.info("downloading %s to %s", published.url, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -199,6 +202,27 @@ def _download(root: Path, family: Family) -> Path:
             f"dataset.download: cannot download {published.url} to {root} ({error})",
             f"copy {archive.name} to {root}, or set dataset.root=FOLDER",
         ) from None
+
+
+def _check_download_folder(root: Path) -> None:
+    """Refuse to download into a folder with files of others, which is often one of pictures.
+
+    Raises:
+        UserError: if there are any.
+    """
+    own = {_published(family).filename for family in FAMILIES.values()}
+    own |= {_published(family).base_folder for family in FAMILIES.values()}
+    own |= {family.binary for family in FAMILIES.values()}
+    names = (path.name for path in root.iterdir()) if root.is_dir() else ()
+    others = sorted(name for name in names if name not in own and not passed_over_kind(name))
+    if others:
+        raise UserError(
+            "dataset.root",
+            f"dataset.root: {root} has none of the published files, but others "
+            f"({format_names(others)}); nothing is downloaded to it",
+            f"set dataset.root={root / 'cifar'}, or train on folders of your own images with "
+            "dataset=imagefolder",
+        )
 
 
 def _read_pickled(folder: Path, family: Family) -> dict[str, LabelledImages]:

@@ -7,6 +7,7 @@ such as ``folder.ImageSamples`` and ``warehouse.kinds.FrameSamples``.
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Sized
@@ -14,16 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypedDict, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 
 from research.batch import Batch
 from research.data.coefficients import CoefficientSpec
 from research.data.image_files import decode
 from research.data.image_modes import to_rgb
+from research.data.listing import LeftOutFiles
 from research.data.loader import BatchSource
+from research.data.splits import format_names
 from research.data.transforms import DeviceTransform
 from research.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES: Final = 1000
 DEFAULT_MAX_BOXES: Final = 16
@@ -99,7 +106,10 @@ class DataModule(ABC):
         classes: class names in index order; empty before ``prepare``.
         splits: the samples of each split, of any type that has a length.
         reading: how the files were read, in words; set by ``prepare``.
+        left_out: names the files that are found damaged while samples are read.
+        remarks: what may be a mistake in the splits, a line each; set by ``prepare``.
         unit: what a sample is, in the plural, for texts: ``images``, ``frames``, ``pairs``.
+        labelled: what has a class, for texts: ``image``, ``box``.
         default_classes: their number in ``expected_metadata`` if nothing else sets it.
         max_images: maximum number of samples by split; ``None`` for all.
         cache: folder for small results.
@@ -110,6 +120,7 @@ class DataModule(ABC):
     splits: Mapping[str, Sized]
     reading: str = ""
     unit: str = "samples"
+    labelled: str = "image"
     default_classes: int = IMAGENET_CLASSES
 
     def __init__(self, **common: Unpack[Common]) -> None:
@@ -119,6 +130,8 @@ class DataModule(ABC):
         self.network = common["network"]
         self.classes: list[str] = []
         self.splits = {}
+        self.remarks: list[str] = []
+        self.left_out = LeftOutFiles()
         self.model_metadata: Mapping[str, Any] | None = None
 
     @abstractmethod
@@ -191,6 +204,25 @@ class DataModule(ABC):
             DamagedImage: if it cannot be read.
         """
         return [to_rgb(decode(path))]
+
+    def remark(self, text: str) -> None:
+        """Log what may be a mistake in the splits, and keep it for the record of the run."""
+        log.warning("%s", text)
+        self.remarks.append(text)
+
+    def remark_missing_classes(self, labels: Mapping[str, NDArray[np.int64]]) -> None:
+        """Remark the classes that a split has no sample of.
+
+        Args:
+            labels: of each split, class indices of its samples or of the objects in them.
+        """
+        for split, found in labels.items():
+            counts = np.bincount(found, minlength=len(self.classes))
+            missing = [self.classes[label] for label in np.flatnonzero(counts == 0)]
+            if missing:
+                what = f"{len(missing)} of {len(self.classes)} classes ({format_names(missing)})"
+                effect = "are not learned" if split == "train" else "it does not evaluate"
+                self.remark(f"{split} has no {self.labelled} of {what}, which {effect}")
 
     def known_classes(self) -> Sequence[str] | None:
         """Class names as far as they are known before ``prepare``, for ``expected_metadata``."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Unpack
 
@@ -43,6 +44,13 @@ from research.utils.counts import with_n
 from research.utils.errors import DamagedImage, UserError
 
 log = logging.getLogger(__name__)
+SHARED = {
+    "dataset.train_dirs": "they count twice",
+    "dataset.val_dir": "validation on training images says nothing about new ones; without "
+    "dataset.val_dir a fraction is held out",
+    "dataset.test_dir": "their test metrics say nothing about new images",
+}
+"""What it means that the images of a key are in another folder too."""
 
 
 class ImageFolders(ClassificationData):
@@ -56,6 +64,8 @@ class ImageFolders(ClassificationData):
         val_dir: validation root; ``None``: a random fraction of the training images.
         test_dir: test root, only used by ``evaluate split=test``.
         val_fraction: fraction of the training images to hold out if ``val_dir`` is ``None``.
+        split_seed: seed of this draw, and of the subsets ``max_train_images`` and
+            ``max_val_images``; ``None``: that of the run.
         random_crop: random resized crops in training instead of the validation crop.
         crop_scale: range of a random crop's area as a fraction of the image.
         crop_ratio: range of a random crop's width / height.
@@ -76,6 +86,7 @@ class ImageFolders(ClassificationData):
         val_dir: str | None,
         test_dir: str | None,
         val_fraction: float,
+        split_seed: int | None,
         random_crop: bool,
         crop_scale: Sequence[float],
         crop_ratio: Sequence[float],
@@ -90,6 +101,7 @@ class ImageFolders(ClassificationData):
         self.val_dir = None if val_dir is None else Path(val_dir)
         self.test_dir = None if test_dir is None else Path(test_dir)
         self.val_fraction = val_fraction
+        self.split_seed = split_seed
         self.linear_baseline = linear_baseline
         self.demo = demo
         self.random_crop = random_crop
@@ -102,12 +114,13 @@ class ImageFolders(ClassificationData):
             narrow, wide = crop_ratio
             self.train_crop = RandomResizedCrop((low, high), (narrow, wide))
         self.passed_over = PassedOver()
+        self.identities: list[tuple[str, Path, set[int]]] = []
 
     def prepare(self, seed: int) -> None:
         """Index the folders, determine the classes and the splits.
 
         Args:
-            seed: draws held-out images and subsets.
+            seed: draws held-out images and subsets, unless ``split_seed`` is set.
 
         Raises:
             UserError: for a missing or empty folder, inconsistent class folders, or a split
@@ -115,7 +128,8 @@ class ImageFolders(ClassificationData):
         """
         if self.demo is not None:
             self.demo.render()
-        self.passed_over = PassedOver()
+        self.passed_over, self.remarks, self.identities = PassedOver(), [], []
+        seed = seed if self.split_seed is None else self.split_seed
         keys = dict.fromkeys(("train", "val"), "dataset.train_dirs")
         roots = [self._index(root, keys["train"]) for root in self.train_dirs]
         self.classes = common_classes(self.train_dirs, roots, keys["train"])
@@ -131,13 +145,17 @@ class ImageFolders(ClassificationData):
         if self.test_dir is not None:
             keys["test"] = "dataset.test_dir"
             self.splits["test"] = self._eval_split(self.test_dir, keys["test"])
-        held_out = f"{self.val_fraction:g} of them, held out"
+        held_out = f"{self.val_fraction:g} of each class, held out by seed {seed}"
         self.reading = f"CLASS/image folders in {where}; val is {self.val_dir or held_out}"
+        self._remark_shared_files()
         for name, split in self.splits.items():
             check_not_empty(name, split, keys[name])
             limit = self.max_images.get(name)
             if limit is not None and limit < len(split.files):
                 self.splits[name] = subsample(split, limit, seed)
+        self.remark_missing_classes(
+            {name: np.array(split.labels, np.int64) for name, split in self.splits.items()}
+        )
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         files = split_named(self.splits, split, "this data set", "set dataset.test_dir=FOLDER")
@@ -223,6 +241,7 @@ class ImageFolders(ClassificationData):
             raise UserError(key, f"{key}: no folder {root}", "set the folder of the class folders")
         entries, passed_over = index_folder(root, self.cache)
         index = {name: entry.damage for name, entry in entries.items() if "/" in name}
+        self.identities.append((key, root, {entries[name].identity for name in index}))
         for name in sorted(entries.keys() - index.keys()):
             passed_over.add("outside a class folder", name)
         self.passed_over.update(passed_over)
@@ -243,10 +262,17 @@ class ImageFolders(ClassificationData):
 
     def _eval_split(self, root: Path, key: str) -> Split:
         index = self._index(root, key)
-        missing = check_same_classes(self.classes, {class_of(name) for name in index}, root, key)
-        if missing:
-            log.warning("%s: %s has no image of class %s", key, root, format_names(missing))
+        check_same_classes(self.classes, {class_of(name) for name in index}, root, key)
         return self._split([(root, index)])
+
+    def _remark_shared_files(self) -> None:
+        """Remark folders with files in common, by whatever links; each with one before it."""
+        for (first, root, files), (key, other, theirs) in combinations(self.identities, 2):
+            if count := len(files & theirs):
+                where = f"{first}={root}" if root != other else first
+                both = f"{count} of the {len(theirs)} images in {other} are in {where} too"
+                self.remark(f"{key}: {both}: {SHARED[key]}")
+        self.identities = []  # as large as the index
 
     def _split(self, roots: list[tuple[Path, dict[str, str]]]) -> Split:
         label_of = {name: label for label, name in enumerate(self.classes)}
@@ -293,12 +319,14 @@ class ImageSamples:
         samples: list[Sample] = []
         indices: list[int] = []
         skipped: Counter[str] = Counter()
+        left_out: dict[str, str] = {}
         for key in keys:
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
             try:
                 sample = self.reader.read(self.split.files[key.index], self.crop, rng)
             except DamagedImage as error:
                 skipped[f"left_out/{error.kind}"] += 1
+                left_out[self.sample_name(key.index)] = error.kind
                 continue
             if sample.fallback:
                 skipped[f"fallback/{sample.fallback}"] += 1
@@ -306,6 +334,5 @@ class ImageSamples:
             indices.append(key.index)
         labels = torch.tensor([self.split.labels[index] for index in indices], dtype=torch.int64)
         inputs = self.reader.stack(samples)
-        return ClassificationBatch(
-            torch.tensor(indices, dtype=torch.int64), inputs, labels, skipped=dict(skipped)
-        )
+        index = torch.tensor(indices, dtype=torch.int64)
+        return ClassificationBatch(index, inputs, labels, skipped=dict(skipped), left_out=left_out)

@@ -50,4 +50,4 @@ def faults(job: Job) -> Iterator[UserError]:
             "evaluate_at_end=test: dataset.test_dir is not set",
             "add dataset.test_dir=FOLDER, or evaluate_at_end=val",
         )
-    yield from job.required("dataset.train_dirs", "'dataset.train_dirs=[DIR,DIR]'")
+    yield from job.required("dataset.train_dirs", "'dataset.train_dirs=[FOLDER]'")

@@ -23,11 +23,19 @@ VERSION: Final = 2
 
 
 class Entry(NamedTuple):
-    """One file: size in bytes, modification time, and kind of damage ('' if there is none)."""
+    """One file.
+
+    Attributes:
+        bytes: its size.
+        modified_ns: time of modification.
+        damage: its kind; '' if there is none.
+        identity: of device and inode, the same for all names and links of a file.
+    """
 
     bytes: int
     modified_ns: int
     damage: str
+    identity: int
 
 
 class Index(NamedTuple):
@@ -62,7 +70,8 @@ def index_folder(root: Path, cache: Path) -> Index:
     key = {"index": str(root.resolve()), "version": VERSION}
     kinds = cached_by_file(cache, key, stamps, header_kinds)
     entries = {
-        name: Entry(stat.st_size, stat.st_mtime_ns, kinds[name]) for name, stat in stats.items()
+        name: Entry(stat.st_size, stat.st_mtime_ns, kinds[name], stat.st_dev << 64 | stat.st_ino)
+        for name, stat in stats.items()
     }
     return Index(entries, listing.passed_over)
 

@@ -43,7 +43,7 @@ SYSTEM_NAMES: Final = frozenset(
 )
 """Files and folders of operating systems and network disks, in lower case."""
 
-MAX_LOGGED: Final = 10
+MAX_LOGGED: Final = 20
 """Files that are logged one by one."""
 
 
@@ -181,6 +181,28 @@ def log_skipped(problems: Sequence[str]) -> None:
         log.warning("left out: %s", printable(problem))
     if len(problems) > MAX_LOGGED:
         log.warning("left out: … and %d more", len(problems) - MAX_LOGGED)
+
+
+class LeftOutFiles:
+    """Names files that are found damaged while samples are read: each once, the first ones."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+
+    def log(self, found: Mapping[str, str]) -> None:
+        """Log files that were not named before.
+
+        Args:
+            found: kind of damage of each.
+        """
+        for file, kind in found.items():
+            if file in self.files or len(self.files) > MAX_LOGGED:
+                continue
+            self.files.add(file)
+            if len(self.files) > MAX_LOGGED:
+                log.warning("left out: … and more; they are counted")
+            else:
+                log.warning("left out: %s", printable(f"{file}: {kind.replace('_', ' ')}"))
 
 
 class _Walk:

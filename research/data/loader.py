@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from research.batch import Batch
+from research.data.listing import LeftOutFiles
 from research.data.workers import (
     check_temporary_folder,
     report_dead_workers_here,
@@ -242,6 +243,7 @@ class EpochLoader:
             drawn from the seed, the same in every epoch. None: no limit.
         split: name of the split, for texts.
         unit: what a sample is, in the plural, for texts.
+        left_out: names damaged files; None: they are only counted.
     """
 
     def __init__(
@@ -257,6 +259,7 @@ class EpochLoader:
         limit: int | None = None,
         split: str = "",
         unit: str = "samples",
+        left_out: LeftOutFiles | None = None,
     ) -> None:
         if workers:
             check_temporary_folder()
@@ -272,6 +275,7 @@ class EpochLoader:
         self.sampler = EpochSampler(
             len(source), batch_size, seed=seed, train=train, shard=shard, chosen=chosen
         )
+        self.left_out = left_out
         self.loader: DataLoader[Any] = DataLoader(
             NamingSource(source),  # type: ignore[arg-type]
             batch_sampler=self.sampler,
@@ -336,6 +340,8 @@ class EpochLoader:
                 if isinstance(batch, ReadFailure):
                     raise batch.error from WorkerTraceback(batch.trace)
                 batch.epoch = epoch
+                if self.left_out is not None:
+                    self.left_out.log(batch.left_out)
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch cut short
             is_cut_short = isinstance(error, ConnectionError | EOFError)

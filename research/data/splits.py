@@ -145,8 +145,8 @@ def check_num_classes(num_classes: int | None, classes: Sequence[str], where: st
 
 def check_same_classes(
     classes: Sequence[str], eval_classes: set[str], root: Path, key: str
-) -> list[str]:
-    """Compare the classes of an evaluation folder with those of training.
+) -> None:
+    """Refuse classes of an evaluation folder that are not in training.
 
     Args:
         classes: the training classes.
@@ -154,11 +154,8 @@ def check_same_classes(
         root: the evaluation folder.
         key: the configuration key that names it.
 
-    Returns:
-        Sorted classes that the evaluation folder lacks.
-
     Raises:
-        UserError: if it has classes that are not in training.
+        UserError: if there are such classes.
     """
     unknown = sorted(eval_classes - set(classes))
     missing = sorted(set(classes) - eval_classes)
@@ -169,7 +166,6 @@ def check_same_classes(
             + (f", and lacks {format_names(missing)}" if missing else ""),
             "rename or remove it",
         )
-    return missing
 
 
 def format_names(names: Sequence[str]) -> str:

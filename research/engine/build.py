@@ -298,6 +298,7 @@ def loader(
         limit=None if train else config["max_val_batches"],
         split=split,
         unit=data.unit,
+        left_out=data.left_out,
     )
 
 

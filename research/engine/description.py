@@ -48,10 +48,14 @@ def batches(experiment: Experiment) -> list[str]:
     processes, train, accumulate = distributed.count(), experiment.train, experiment.cfg.accumulate
     each = f"({processes} processes of {train.batch_size})"
     together = f"{accumulate} for a step"
+    total, limit = train.sampler.samples, experiment.cfg.max_train_batches
+    left = total - len(train) * train.global_batch  # below 0: one batch, smaller than it is set
+    is_partial = left > 0 and limit is None
     return [
         f"{train.global_batch} {experiment.data.unit}",
         *[each] * (processes > 1),
         *[together] * (accumulate > 1),
+        *[f"({left} of {total} left over in each epoch)"] * is_partial,
     ]
 
 

@@ -281,7 +281,8 @@ def _record_start(
     """Describe the run in its folder, and start the tracker where the run starts."""
     state, config = experiment.state, experiment.state.config
     about = f"{build.model_name(config)}: {description.describe(experiment)}"
-    own = {**description.batch(experiment), "description": about}
+    remarks = experiment.data.remarks
+    own = {**description.batch(experiment), "description": about, "remarks": remarks}
     environment = run_folder.describe(folder, config, overrides, source, own, experiment.weights)
     tags = run_folder.tags(own_tags, environment)
     position = Position(state.epoch, state.samples // state.global_batch, state.step)

@@ -197,6 +197,23 @@ def test_a_download_is_checked_and_extracted_once(
     assert len(cifar_files.read(root, 10, download=True)["test"].labels) == TEST
 
 
+def test_nothing_is_downloaded_into_a_folder_of_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.CIFAR10, "url", "file:///nowhere")
+    own = [f".{datasets.CIFAR10.filename}.download.lock", ".DS_Store", "Thumbs.db"]
+    own += [datasets.CIFAR100.filename, datasets.CIFAR100.base_folder, "cifar-100-binary"]
+    for name in own:  # of CIFAR-100 too, since both have the same folder unless it is set
+        (tmp_path / name).touch()
+    with user_error("dataset.download", "file:///nowhere"):
+        cifar_files.read(tmp_path, 10, download=True)
+    (tmp_path / "cats").mkdir()
+    with user_error("dataset.root", tmp_path, "'cats'", f"dataset.root={tmp_path / 'cifar'}"):
+        cifar_files.read(tmp_path, 10, download=True)
+    with user_error("dataset.download", "file:///nowhere"):
+        cifar_files.read(tmp_path / "cifar", 10, download=True)
+
+
 def edit(name: str, change: Callable[[bytes], bytes]) -> Damage:
     def damage(root: Path) -> None:
         (file,) = root.rglob(name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from functools import partial
 from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +48,22 @@ def test_loading_is_chosen_by_device(
     data: Any = SimpleNamespace()
     assert DataModule.loading(data, device, workers, pin_memory) == expected
     assert DataModule.loading(data, GPU, None, None)[0] > 0
+
+
+@given(st.dictionaries(st.sampled_from(["train", "val", "test"]), st.lists(st.integers(0, 4))))
+def test_a_split_is_remarked_if_it_lacks_a_class(labels: dict[str, list[int]]) -> None:
+    data: Any = SimpleNamespace(classes=list("abcde"), labelled="box", remarks=[])
+    data.remark = partial(DataModule.remark, data)
+    found = {split: np.array(own, np.int64) for split, own in labels.items()}
+    DataModule.remark_missing_classes(data, found)
+    expected = {split: set("abcde") - {"abcde"[n] for n in own} for split, own in labels.items()}
+    assert [line.split()[0] for line in data.remarks] == [s for s in expected if expected[s]]
+    for line in data.remarks:
+        missing = expected[line.split()[0]]
+        assert f"has no box of {len(missing)} of 5 classes" in line
+        named = set(re.findall(r"'(.)'", line))
+        assert named <= missing
+        assert len(named) == min(3, len(missing))
 
 
 @given(st.integers(0, 40), st.one_of(st.none(), st.integers(1, 50)))

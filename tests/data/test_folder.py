@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -106,7 +107,8 @@ def test_other_classes_than_in_training_are_reported(
     shutil.rmtree("data/val/spots")
     with caplog.at_level(logging.WARNING):
         data = open_folders()
-    assert caplog.messages == ["dataset.val_dir: data/val has no image of class 'spots'"]
+    assert caplog.messages == data.remarks
+    assert "val has no image of 1 of 3 classes ('spots')" in data.remarks[0]
     # Labels are those of the names in training, although the last class has no image here.
     assert data.classes == ["bars", "field", "spots"]
     assert set(data.splits["val"].labels) == {0, 1}
@@ -119,6 +121,89 @@ def test_other_classes_than_in_training_are_reported(
         shutil.copytree("data/val/bars", f"data/test/n{number}")
     with user_error("dataset.test_dir", "data/test", "'n0', 'n1', 'n2' and 2 more"):
         open_folders(test_dir="data/test")
+
+
+def linked(source: Path, out: Path, link: Callable[[Path, Path], object]) -> None:
+    """A folder of the same names as ``source``, each linked to its file."""
+    for file in source.rglob("*.jpg"):
+        (out / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        link(file, out / file.relative_to(source))
+
+
+@pytest.mark.parametrize(
+    ("other", "shared"),
+    [
+        (lambda: Path("data/train"), 24),
+        (lambda: Path("data/../data/train"), 24),
+        (lambda: Path("other").symlink_to("data/train"), 24),
+        (lambda: linked(Path("data/train"), Path("other"), os.link), 24),
+        (lambda: linked(Path("data/train").absolute(), Path("other"), os.symlink), 24),
+        (lambda: linked(Path("data/train/bars"), Path("other/bars"), os.link), 8),
+        (lambda: shutil.copytree("data/train", "other"), 0),
+        (lambda: Path("data/val"), 0),
+    ],
+)
+@pytest.mark.parametrize("key", ["train_dirs", "val_dir", "test_dir"])
+def test_files_in_two_folders_are_remarked_by_whatever_name(
+    open_folders: Open,
+    caplog: pytest.LogCaptureFixture,
+    key: str,
+    other: Callable[[], object],
+    shared: int,
+) -> None:
+    made = other()
+    folder = str(made) if isinstance(made, Path) and made.exists() else "other"
+    if (folder == "data/val" and key != "val_dir") or (shared == 8 and key == "train_dirs"):
+        return  # shared with the val_dir of all cases; or refused: other classes
+    given = ["data/train", folder] if key == "train_dirs" else folder
+    data = open_folders(**{key: given})
+    remarks = [line for line in data.remarks if "too" in line]
+    assert len(remarks) == (shared > 0)
+    assert all(line in caplog.messages for line in remarks)
+    if shared:
+        assert remarks[0].startswith(f"dataset.{key}: {shared} of the ")
+        assert "dataset.train_dirs" in remarks[0]
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_train_images": 9, "max_val_images": 4}])
+def test_a_seed_of_the_split_is_that_of_the_run_unless_it_is_set(
+    open_folders: Open, limits: dict[str, int]
+) -> None:
+    def drawn(seed: int, split_seed: int | None) -> list[list[Path]]:
+        data = open_folders(val_dir=None, val_fraction=0.3, split_seed=split_seed, **limits)
+        data.prepare(seed)
+        assert f"held out by seed {seed if split_seed is None else split_seed}" in data.reading
+        return [split.files for split in data.splits.values()]
+
+    of_runs = [drawn(seed, None) for seed in range(3)]
+    assert of_runs[0] != of_runs[1] != of_runs[2]
+    for seed in range(3):
+        assert [drawn(run, seed) for run in (0, 1, 7)] == [of_runs[seed]] * 3
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_classes_without_an_image_are_remarked_for_each_split(
+    open_folders: Open, split: str
+) -> None:
+    Path("data/test").symlink_to("val")
+    for name in ("field", "spots"):
+        for file in Path("data", split, name).iterdir():
+            file.write_bytes(b"")
+    data = open_folders(test_dir="data/test")
+    missing = {
+        line.split()[0] for line in data.remarks if "2 of 3 classes ('field', 'spots')" in line
+    }
+    assert missing == ({"val", "test"} if split != "train" else {"train"})
+
+
+def test_a_class_of_one_image_is_remarked_if_it_cannot_be_held_out(open_folders: Open) -> None:
+    for file in sorted(Path("data/train/bars").iterdir())[1:]:
+        file.unlink()
+    data = open_folders(val_dir=None)
+    assert [line.partition(", which")[0] for line in data.remarks] == [
+        "val has no image of 1 of 3 classes ('bars')"
+    ]
+    assert data.splits["train"].labels.count(0) == 1
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

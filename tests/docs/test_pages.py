@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from research.config import cli, register
+from research.config.help import EXAMPLES
 from research.config.jobs import check_jobs
+from research.utils.installation import CONF
 from tests.conftest import ROOT, verb
 from tests.docs.pages import DOCS, Command, Page, pages
 from tests.guides.test_guides import known_keys
@@ -162,6 +164,16 @@ def test_every_command_of_the_first_pages_is_accepted(project: pytest.MonkeyPatc
 def test_every_other_command_is_accepted(project: pytest.MonkeyPatch) -> None:
     assert refused(commands(first=False), project) == {}
     assert len(commands(first=False)) > 100
+
+
+def test_no_command_has_one_folder_for_two_splits() -> None:
+    texts = [page.text for page in PAGES]
+    texts += [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
+    texts.append(EXAMPLES)
+    splits = re.compile(r"train_dirs=\[([^\]]*)\]['\s\\]+dataset\.val_dir=([^\s`]+)")
+    found = [match for text in texts for match in splits.findall(text)]
+    assert len(found) > 15
+    assert [both for both in found if both[1] in both[0].split(",")] == []
 
 
 @pytest.mark.parametrize(

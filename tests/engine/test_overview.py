@@ -6,12 +6,16 @@ import logging
 import re
 from collections.abc import Callable
 from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from research.data.loader import EpochLoader, ProcessShard
+from research.engine.description import batches
 from research.utils import logs, terminal
 from tests.conftest import advised, run, verb
+from tests.data.test_loader import Numbers
 
 Compose = Callable[..., dict[str, Any]]
 Records = list[logging.LogRecord]
@@ -46,6 +50,27 @@ def check_width(width: int, records: Records, monkeypatch: pytest.MonkeyPatch) -
     assert len(columns) <= 2  # one for each table
 
 
+@pytest.mark.parametrize("samples", [5, 8, 24, 110])
+@pytest.mark.parametrize("shard", [ProcessShard(), ProcessShard(0, 3)])
+def test_samples_that_no_batch_of_an_epoch_has_are_shown(samples: int, shard: ProcessShard) -> None:
+    train = EpochLoader(Numbers(samples), 8, seed=0, train=True, shard=shard)
+    parts = [ProcessShard(rank, shard.processes) for rank in range(shard.processes)]
+    loaders = [EpochLoader(Numbers(samples), 8, seed=0, train=True, shard=p) for p in parts]
+    seen = {index for each in loaders for keys in each.sampler for index in keys}
+
+    def shown(limit: int | None) -> str:
+        cfg, data = (
+            SimpleNamespace(accumulate=1, max_train_batches=limit),
+            SimpleNamespace(unit="n"),
+        )
+        return " ".join(batches(SimpleNamespace(train=train, cfg=cfg, data=data)))  # type: ignore
+
+    left = samples - len(seen)
+    assert (f"({left} of {samples} left over in each epoch)" in shown(None)) == (left > 0)
+    assert ("left over" in shown(None)) == (left > 0)
+    assert "left over" not in shown(1)
+
+
 def test_what_is_about_to_happen_and_what_has_come_of_it(
     small: Compose,
     caplog: pytest.LogCaptureFixture,
@@ -69,7 +94,7 @@ def test_what_is_about_to_happen_and_what_has_come_of_it(
     assert before["device"].startswith("cpu  fp32")
     assert re.match(r"\w+  lr [\d.e-]+  \w+", before["optimizer"])
     assert re.fullmatch(r"\d+ images", before["batches"])
-    assert re.match(r"2 of \d+ steps, \d+ in all  patience 5  val on \d+ images", before["epochs"])
+    assert re.match(r"2 × \d+ steps = \d+  patience 5  val on \d+ images", before["epochs"])
     assert (before["run"], before["tracking"]) == (str(folder), "csv")
     assert re.fullmatch(r"best val/top1 [\d.]+ \(n=\d+ images\) at epoch [12] of 2",
                         end[0].getMessage())  # fmt: skip

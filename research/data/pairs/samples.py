@@ -117,6 +117,8 @@ class PairSamples:
         batch = collate_pairs([self.pairs.pairs[index] for index in indices], inputs, empty)
         batch.index = torch.tensor(indices, dtype=torch.int64)
         batch.skipped = dict(skipped)
+        kinds = {photo: kind for photo, kind in loaded.items() if isinstance(kind, str)}
+        batch.left_out = {str(self.pairs.photos[photo]): kind for photo, kind in kinds.items()}
         return batch
 
     def _load_once(self, photo: int, loaded: dict[int, Tensor | str]) -> Tensor | str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from research.config.cli import choose
 from research.data.datamodule import Common, DataModule, Demo
 from research.data.folds import FoldColumns, FoldResult
 from research.data.index import index_folder
-from research.data.listing import log_files
+from research.data.listing import log_files, log_skipped
 from research.data.loader import BatchSource
 from research.data.pairs.audit import Audit, audit_photos, audit_sharpness, read_labels
 from research.data.pairs.features import FeatureSet, feature_statistics
@@ -178,7 +178,7 @@ class PhotoPairs(DataModule):
         require_nonempty(self.splits, selection, self.root)
         train = self.pairs("train")
         self.photo_index.photos, self.photo_index.series = train.photos, train.series
-        self.reading = f"{self.labels} of photos in {folder}"
+        self.reading = f"{self.labels} of photos in {folder}{self._drawn(lists)}"
         self._finish_audit()
         if self.features is not None:
             self._extract(self.features)
@@ -293,6 +293,19 @@ class PhotoPairs(DataModule):
         advice = "train with dataset.test_fraction=0.1 or dataset.folds=5"
         return split_named(self.splits, split, self.root, advice)
 
+    def _drawn(self, lists: Collection[str]) -> str:
+        """Which splits are drawn, in words; '' if none is.
+
+        Args:
+            lists: the splits that have a list of pairs.
+        """
+        config = self.split_config
+        parts = {"val": config.val_fraction * ("val" not in lists), "test": config.test_fraction}
+        drawn = [f"{split} is {fraction:g}" for split, fraction in parts.items() if fraction]
+        if config.folds is not None or not drawn:
+            return ""
+        return f"; {' and '.join(drawn)} of the series, drawn by seed {config.split_seed}"
+
     def _finish_audit(self) -> None:
         """Audit sharpness, then log the findings or raise the first."""
         pairs = [pair for part in self.splits.values() for pair in part.pairs]
@@ -309,6 +322,8 @@ class PhotoPairs(DataModule):
     def _extract(self, features: FeatureSet) -> None:
         """Compute the features of all photos, and drop the pairs of damaged photos."""
         self.feature_rows = features.prepare(self.splits["train"].photos)
+        damaged = features.damaged.items()
+        log_skipped([f"{file}: {kind.replace('_', ' ')}" for file, kind in damaged])
         for split, part in self.splits.items():
             self.splits[split] = drop_damaged(part, features.damaged, self.skipped[split])
 

@@ -37,7 +37,7 @@ from research.data.rgbx.transform import RgbxAugmentation, RgbxTransform
 from research.data.splits import evenly_spaced, split_named
 from research.data.transforms import DeviceTransform
 from research.data.warehouse.build import build
-from research.data.warehouse.kinds import FrameSamples
+from research.data.warehouse.kinds import FrameSamples, true_labels
 from research.data.warehouse.manifest import Manifest, is_store
 from research.data.warehouse.plan import assign_splits
 from research.data.warehouse.store import Store
@@ -78,6 +78,7 @@ class RgbxFolder(DataModule):
     splits: dict[str, NDArray[np.int64]]
     default_classes = 1
     unit = "frames"
+    labelled = "box"
 
     def __init__(
         self,
@@ -143,6 +144,10 @@ class RgbxFolder(DataModule):
             )
         self.skipped = {kind: count for kind, count in skipped.items() if count}
         self._split()
+        self.remarks = []
+        self.remark_missing_classes(
+            {split: true_labels(self.store, found) for split, found in self.splits.items()}
+        )
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         skipped = self.skipped_samples(split)
@@ -317,10 +322,11 @@ class RgbxFolder(DataModule):
                 chosen = evenly_spaced(len(positions), self.max_images.get(split))
                 self.splits[split] = positions[chosen]
         log.info(
-            "%s: %s frames in %d sequences",
+            "%s: %s frames in %d sequences%s",
             self.root,
             " + ".join(f"{len(positions)} {split}" for split, positions in self.splits.items()),
             len(set(groups)),
+            "" if is_split else f", drawn by seed {self.split_seed}",
         )
 
     def _statistics(self) -> tuple[list[float], list[float]]:

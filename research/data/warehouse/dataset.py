@@ -94,7 +94,7 @@ class Warehouse(DataModule):
         self.kind: StoreKind = FrameKind(image_size, max_boxes, augmentation)
         if (coefficients := self.network.coefficients) is not None:
             self.kind = CoefficientKind(image_size, random_crop, random_flip, coefficients)
-        self.unit = self.kind.unit
+        self.unit, self.labelled = self.kind.unit, self.kind.labelled
         self.default_classes = self.kind.default_classes
         self.resident: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -129,6 +129,10 @@ class Warehouse(DataModule):
                     f"{manifest.path}: no sample in the {split} split",
                     "prepare it again with val=0.2, or set dataset.folds=5",
                 )
+        self.remarks = []
+        self.remark_missing_classes(
+            {split: self.kind.labels(self.store, found) for split, found in self.splits.items()}
+        )
 
     def dataset(self, split: str, *, seed: int, train: bool, device: torch.device) -> BatchSource:
         positions, resident = self.positions(split), None

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from research.batch import Batch, ClassificationBatch, DetectionBatch
@@ -48,12 +49,14 @@ class StoreKind(Protocol):
         name: the ``kind`` of the manifest.
         model_keys: entries of the store's ``transform`` that a trained model depends on.
         unit: what a sample is, see ``DataModule``.
+        labelled: what has a class, see ``DataModule``.
         default_classes: number of classes where nothing else is known.
     """
 
     name: str
     model_keys: tuple[str, ...]
     unit: str
+    labelled: str
     default_classes: int
 
     def expected_transform(self, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +80,10 @@ class StoreKind(Protocol):
         train: bool,
         resident: ResidentTensors | None,
     ) -> BatchSource: ...
+
+    def labels(self, store: Store, positions: Positions) -> NDArray[np.int64]:
+        """Class indices of the samples at ``positions``, or of all objects in them."""
+        ...
 
     def transform(
         self,
@@ -105,6 +112,7 @@ class CoefficientKind:
 
     name = "coefficients"
     unit = "images"
+    labelled = "image"
     model_keys: tuple[str, ...] = ("image_size",)
     default_classes = IMAGENET_CLASSES
 
@@ -161,6 +169,10 @@ class CoefficientKind:
         on_device = ResidentRows(resident("y"), resident("cbcr"), positions, shipped)
         return BlockSamples(on_device, labels, self.crop, seed, random=random)
 
+    def labels(self, store: Store, positions: Positions) -> NDArray[np.int64]:
+        labels: NDArray[np.int64] = store.table("labels")[positions].numpy().astype(np.int64)
+        return labels
+
     def transform(
         self,
         store: Store | None,
@@ -210,6 +222,7 @@ class FrameKind:
 
     name = "frames"
     unit = "frames"
+    labelled = "box"
     model_keys: tuple[str, ...] = ("image_size", "max_boxes")
     default_classes = 1
 
@@ -260,6 +273,9 @@ class FrameKind:
     ) -> BatchSource:
         return FrameSamples(store, positions, resident)
 
+    def labels(self, store: Store, positions: Positions) -> NDArray[np.int64]:
+        return true_labels(store, positions)
+
     def transform(
         self,
         store: Store | None,
@@ -298,10 +314,22 @@ class FrameKind:
 
 def true_boxes(store: Store, positions: Positions) -> tuple[Tensor, Tensor]:
     """Boxes [N, M, 4] and mask of the objects [N, M] bool of the frames at ``positions``."""
+    return store.column("boxes", positions), _objects(store, positions)
+
+
+def true_labels(store: Store, positions: Positions) -> NDArray[np.int64]:
+    """Class indices of all objects in the frames at ``positions``."""
+    found = store.column("labels", positions)[_objects(store, positions)]
+    labels: NDArray[np.int64] = found.numpy().astype(np.int64)
+    return labels
+
+
+def _objects(store: Store, positions: Positions) -> Tensor:
+    """[N, M] bool, True for the boxes of objects."""
     mask = store.column("mask", positions).bool()
     if "ignored" in store.manifest.tensors:
         mask &= ~store.column("ignored", positions).bool()
-    return store.column("boxes", positions), mask
+    return mask
 
 
 class FrameSamples:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from research.compression.blocks import Blocks
 from research.compression.selection import Selection
-from research.data.block_samples import MCU, BlockCrop
+from research.data.block_samples import MCU, BlockCrop, BlockCrops
 from research.data.warehouse.store import Store
 
 Positions = NDArray[np.int64]
@@ -34,7 +34,7 @@ class StoredRows:
 
     def crop(
         self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
-    ) -> tuple[Blocks, list[int], dict[str, int]]:
+    ) -> BlockCrops:
         count, side = len(indices), crop.size // MCU
         y = np.empty((count, 2 * side, 2 * side, self.luma), np.int16)
         cbcr = np.empty((count, 2, side, side, self.chroma), np.int16)
@@ -48,7 +48,8 @@ class StoredRows:
             tensors, row = locate(position)
             y[index] = tensors["y"][row, luma_slices[top], luma_slices[left], :luma]
             cbcr[index] = tensors["cbcr"][row, :, chroma_slices[top], chroma_slices[left], :chroma]
-        return Blocks(torch.from_numpy(y), torch.from_numpy(cbcr)), list(range(count)), {}
+        blocks = Blocks(torch.from_numpy(y), torch.from_numpy(cbcr))
+        return BlockCrops(blocks, list(range(count)), {}, {})
 
 
 class ResidentRows:
@@ -71,7 +72,7 @@ class ResidentRows:
 
     def crop(
         self, indices: NDArray[np.int64], crop: BlockCrop, corners: NDArray[np.int64]
-    ) -> tuple[Blocks, list[int], dict[str, int]]:
+    ) -> BlockCrops:
         device, side = self.y.device, crop.size // MCU
         samples = torch.from_numpy(self.positions[indices]).to(device, non_blocking=True)
         samples = samples[:, None, None]
@@ -86,4 +87,4 @@ class ResidentRows:
         columns = (starts[:, 1:] + chroma)[:, None, None, :]
         plane = torch.arange(2, device=device)[:, None, None]
         cbcr = self.cbcr[samples[..., None], plane, rows, columns]
-        return Blocks(y, cbcr), list(range(len(indices))), {}
+        return BlockCrops(Blocks(y, cbcr), list(range(len(indices))), {}, {})

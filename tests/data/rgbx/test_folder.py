@@ -18,6 +18,7 @@ from research import prepare
 from research.batch import DetectionBatch
 from research.compression.selection import ALL_FREQUENCIES
 from research.config import compose_config, resolved
+from research.data import listing
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import NetworkInput
 from research.data.loader import EpochLoader, SampleKey
@@ -425,9 +426,10 @@ def test_invalid_labels_are_logged_with_their_row(
     assert EpochLoader(source, 2, seed=0, train=True).skipped == {"left_out/invalid": 1}
 
 
-def test_files_that_are_not_frames_are_counted_and_ten_are_logged(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_files_that_are_not_frames_are_counted_and_the_first_are_logged(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(listing, "MAX_LOGGED", 10)
     caplog.set_level(logging.INFO)
     root = write_set(tmp_path / "set", SEQUENCES)
     floats = pixels(0).astype(np.float32)

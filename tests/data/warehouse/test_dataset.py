@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,18 @@ def test_store_and_files_train_alike(small: Compose, from_store: Compose) -> Non
     for a, b in zip(*histories, strict=True):
         for name in ("train/loss", "val/loss", "val/top1"):
             assert a[name] == pytest.approx(b[name], abs=1e-6)
+
+
+def test_classes_that_a_split_of_a_store_lacks_are_remarked(
+    small: Compose, coefficients: Path, tmp_path: Path, folders: Path
+) -> None:
+    config = small(*COMPRESSED, "dataset.cache_dir=cache")
+    assert prepared(small_store(config, coefficients)).remarks == []
+    shutil.rmtree(folders / "val" / "spots")
+    words = ["image_size=64", "compression.window=4", "workers=1"]
+    prepare.main(["coefficients", str(folders), str(tmp_path / "other"), *words])
+    (remark,) = prepared(small_store(config, tmp_path / "other")).remarks
+    assert remark.startswith("val has no image of 1 of 3 classes ('spots')")
 
 
 def test_a_narrow_window_reads_less_and_sees_the_same(from_store: Compose) -> None:

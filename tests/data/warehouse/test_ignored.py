@@ -16,7 +16,7 @@ from research.data.frames.transform import FrameAugmentation, FrameTransform
 from research.data.loader import SampleKey
 from research.data.warehouse.build import build
 from research.data.warehouse.encoders import FrameEncoder
-from research.data.warehouse.kinds import FrameSamples, true_boxes
+from research.data.warehouse.kinds import FrameSamples, true_boxes, true_labels
 from research.data.warehouse.lint import lint
 from research.data.warehouse.manifest import Manifest
 from research.data.warehouse.pictures import CELL, draw
@@ -100,8 +100,10 @@ def test_a_store_has_them_by_slot(manifest: Manifest, tmp_path: Path) -> None:
         assert batch.areas is not None
         assert batch.areas.tolist() == [[24, 32, 0], [36, 0, 0]]
         assert batch.labels.tolist() == [[0, 1, 0], [0, 0, 0]]
-    # The baseline and the statistics are those of objects.
+    # The baseline, the classes of a split and the statistics are those of objects.
     assert true_boxes(store, np.arange(3))[1].sum().item() == 2
+    assert true_labels(store, np.arange(3)).tolist() == [0, 1]
+    assert true_labels(store, np.array([2])).tolist() == [1]
 
 
 def test_lint_counts_and_draws_them(manifest: Manifest) -> None:
