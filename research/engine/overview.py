@@ -83,7 +83,7 @@ def _start(folder: Path, experiment: Experiment, tracker: Tracker) -> Fields:
     yield "epochs", [total, *done, *patience, *shown]
     yield "monitor", [f"{experiment.monitor.metric}", f"({experiment.monitor.mode})"]
     yield "run", [str(folder)]
-    yield "tracking", ["csv files in the run,", *tracker.locations()]
+    yield "tracking", [*tracker.locations()] or ["csv files in the run folder"]
 
 
 def _end(

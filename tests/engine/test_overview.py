@@ -95,7 +95,7 @@ def test_what_is_about_to_happen_and_what_has_come_of_it(
     assert re.match(r"\w+  lr [\d.e-]+  \w+", before["optimizer"])
     assert re.fullmatch(r"\d+ images", before["batches"])
     assert re.match(r"2 × \d+ steps = \d+  patience 5  val on \d+ images", before["epochs"])
-    assert (before["run"], before["tracking"]) == (str(folder), "csv")
+    assert (before["run"], before["tracking"]) == (str(folder), "csv files in the run folder")
     assert re.fullmatch(r"best val/top1 [\d.]+ \(n=\d+ images\) at epoch [12] of 2",
                         end[0].getMessage())  # fmt: skip
     after = labelled(end)
