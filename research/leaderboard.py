@@ -266,8 +266,13 @@ def main(words: list[str]) -> None:
     with outputs.writing_to(out):
         write(out, entries, monitor, settings)
     best = next(entry for entry in entries if entry.ranks["accuracy"] == 1)
-    words = [f"split={options.split}", *outputs.typed_options(options), *overrides]
-    look = outputs.command_of("evaluate", best.run, *words)
+    folder = outputs.run_dir_of(Path(best.run))
+    if (folder / "config.yaml").is_file():
+        words = outputs.typed_options(cli.RunOptions(trust=options.trust))
+        look = outputs.command_of("reproduce", folder, *words)
+    else:  # a model or a weights file, which does not say how it was trained
+        words = [f"split={options.split}", *outputs.typed_options(options), *overrides]
+        look = outputs.command_of("evaluate", best.run, *words)
     files = ("judged.csv", "judged.json", "judged.png", "leaderboard.html")
     outputs.print_files(out, *files, following=look)
 

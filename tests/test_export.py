@@ -108,7 +108,7 @@ def test_a_file_whose_outputs_differ_is_not_left_behind(
         (["run", "checkpoint=worst"], "checkpoint=worst"),
         (["run", "ot=x.onnx"], "did you mean 'out'"),
         (["run", "out=net.pt"], "ends in .onnx"),
-        (["run"], "no checkpoint in run"),
+        (["run"], "run: no such run or checkpoint"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], match: str) -> None:

@@ -266,7 +266,7 @@ def test_a_damaged_run_among_several_is_skipped(
     assert "skipping runs/cut: runs/cut/checkpoints/best.pt: damaged file" in caplog.text
     assert "use runs/cut/checkpoints/last.pt, which is intact" in caplog.text
     assert "skipping runs/empty: no checkpoint in runs/empty" in caplog.text
-    with user_error("checkpoint", "no checkpoint in runs/mistyped"):
+    with user_error("checkpoint", "runs/mistyped: no such run or checkpoint"):
         leaderboard.main(["runs/mistyped", "runs/tinydet", *words])
     with pytest.raises(Damaged, match=r"best\.pt: damaged file"):
         leaderboard.main(["runs/empty", "runs/cut", *words])

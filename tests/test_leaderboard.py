@@ -238,7 +238,7 @@ def test_runs_of_two_tasks_and_of_other_data(
         (["a", "rounds=0"], "rounds=0: expected a whole number"),
         (["a", "round=1"], "did you mean 'rounds'?"),
         (["a", "split=all"], "split=all"),
-        (["a"], "no checkpoint in a"),
+        (["a"], "a: no such run or checkpoint"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -244,7 +244,7 @@ def test_a_run_without_another_sensor_is_refused(fake: list[tuple[Any, ...]]) ->
         (["a", "noise=nan"], "noise=nan: expected a number above 0"),
         (["a", "split=tset"], "split=tset; did you mean 'test'?"),
         (["a", "shift=2"], "did you mean 'shifts'?"),
-        (["a"], "no checkpoint in a"),
+        (["a"], "a: no such run or checkpoint"),
     ],
 )
 def test_mistakes_are_one_line(
