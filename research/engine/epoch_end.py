@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from PIL.Image import Image
@@ -23,6 +23,9 @@ from research.engine.steps import check_weights
 from research.tasks.task import Task
 from research.tracking.tracker import Tracker
 from research.viz import pictures
+
+SAMPLES: Final = 12
+"""Training samples that are drawn."""
 
 
 class Pruner(Protocol):
@@ -91,6 +94,7 @@ class EpochEnd(EpochCallback):
         self.has_drawn = True
         if state.epoch or not distributed.is_main():
             return
+        inputs = inputs.map(lambda tensor: tensor[:SAMPLES])
         basis = f"{losses.loader.basis(len(inputs))}, of step {state.step}"
         title = f"{basis}, as the network sees them: augmented, {state.transform.shows}"
 

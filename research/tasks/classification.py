@@ -126,7 +126,6 @@ class Classification:
         self, batch: ClassificationBatch, to_images: Callable[[Any], list[Tensor]]
     ) -> Mapping[str, Image]:
         """``training_samples``: images with their class; of mixed ones both, with their shares."""
-        batch = batch.map(lambda tensor: tensor[:SHOWN])
         captions = [self.classes[label] for label in batch.labels.tolist()]
         if batch.labels_b is not None and batch.lam is not None:
             second, shares = batch.labels_b.tolist(), batch.lam.tolist()

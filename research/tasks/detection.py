@@ -158,9 +158,8 @@ class Detection:
         self, batch: DetectionBatch, to_images: Callable[[Any], list[Tensor]]
     ) -> Mapping[str, Image]:
         """``training_samples``: frames, a picture per modality, with boxes and ignore regions."""
-        shown = batch.map(lambda tensor: tensor[:SHOWN])
-        panels = [images.cpu() for images in to_images(shown)]
-        frames = shown.map(Tensor.cpu)
+        panels = [images.cpu() for images in to_images(batch)]
+        frames = batch.map(Tensor.cpu)
         ignored = torch.zeros_like(frames.mask) if frames.ignored is None else frames.ignored
         cells, captions = [], []
         for row, images in enumerate(zip(*panels, strict=True)):

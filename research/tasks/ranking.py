@@ -26,8 +26,6 @@ from research.viz import charts, pictures
 CELL: Final = 128
 SERIES: Final = 8
 COLUMNS: Final = 6
-SHOWN: Final = 12
-"""Pairs of training on a sheet."""
 SERIES_EXPLAINED: Final = (
     "Photos of a series from the best to the worst prediction. Line 1: rank, and the mean "
     "probability with which the network prefers the photo to the others of its series. Line 2: the "
@@ -160,7 +158,6 @@ class Ranking:
         self, batch: PairBatch, to_images: Callable[[Any], list[Tensor]]
     ) -> Mapping[str, Image.Image]:
         """``training_samples``: pairs side by side, with the votes."""
-        batch = batch.map(lambda tensor: tensor[:SHOWN])
         cells = _pairs(batch, to_images)
         captions = [f"votes {votes:.0%}" for votes in batch.preference.tolist()]
         marks = [None] * len(cells)

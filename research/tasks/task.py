@@ -139,10 +139,10 @@ class Task(Protocol):
     def training_pictures(
         self, batch: Any, to_images: Callable[[Any], list[Tensor]]
     ) -> Mapping[str, Image]:
-        """Named images of the first batch of training, drawn beside it; may be empty.
+        """Named images of the first training samples, drawn beside training; may be empty.
 
         Args:
-            batch: as passed to the model: augmented, with its targets.
+            batch: some samples of the first batch, as passed to the model: augmented, with targets.
             to_images: as for ``pictures``.
         """
         ...

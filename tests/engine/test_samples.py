@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from research.batch import ClassificationBatch
-from research.engine import build
+from research.engine import build, epoch_end
 from research.engine.loop import evaluate
 from research.engine.rng import generator_for
 from research.tasks.classification import Classification
@@ -96,6 +96,27 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(
     assert not torch.equal(
         transform.eval()(raw, None).inputs.y, expected.inputs.y
     )  # it is augmented
+
+
+def test_the_title_counts_the_samples_that_are_drawn(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    titles: list[str] = []
+
+    def remember(task: Any, batch: ClassificationBatch, to_images: Any) -> dict[str, Image.Image]:
+        counts.append(len(batch))
+        return {"training_samples": Image.new("RGB", (400, 9))}
+
+    titled: Any = pictures.titled
+    monkeypatch.setattr(
+        pictures, "titled", lambda image, text: titles.append(text) or titled(image, text)
+    )
+    monkeypatch.setattr(Classification, "training_pictures", remember)
+    monkeypatch.setattr(epoch_end, "SAMPLES", 3)
+    run(small(*TINY, "epochs=1", "batch_size=4"))
+    assert counts == [3]
+    assert [title for title in titles if title.startswith("train, 3 of ")]
 
 
 @pytest.mark.whole

@@ -424,8 +424,8 @@ def test_training_pairs_are_shown_with_their_votes(monkeypatch: pytest.MonkeyPat
     _, whole = random_pairs(1, [3] * 30)
     ranking().training_pictures(whole, shown)
     [(cells, captions, marks, *_)] = drawn
-    assert len(cells) == len(captions) == len(marks) == 12
-    assert captions == [f"votes {votes:.0%}" for votes in whole.preference[:12].tolist()]
+    assert len(cells) == len(captions) == len(marks) == len(whole)
+    assert captions == [f"votes {votes:.0%}" for votes in whole.preference.tolist()]
     assert cells[0].size == (256, 128)
 
 
