@@ -14,7 +14,6 @@ from research.benchmarks.options import BenchmarkOptions
 from research.config import cli, outputs
 from research.inspect import find_images
 from research.utils import logs
-from research.utils.allocator import keep_freed_memory
 from research.utils.errors import UserError
 
 
@@ -174,7 +173,6 @@ def _measure(
     from research.benchmarks import measure
 
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as train.py does
     module = importlib.import_module(f"research.benchmarks.{name}")
     results = module.run(options, files, overrides)
     under = measure.conditions(f"python -m research.benchmark {words}")

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from research.benchmarks.loaders import batches, prepared, timm_candidates
+from research.benchmarks.loaders import batches, in_children, prepared, timm_candidates
 from research.benchmarks.measure import Candidate, Result, measure
 from research.benchmarks.options import BenchmarkOptions
 from research.data.warehouse.encoders import FrameEncoder, SampleSpec
@@ -18,7 +18,7 @@ SIZE, BATCH = 384, 32
 
 def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> list[Result]:
     with ExitStack() as stack:
-        return [measure(candidates(paths, stack), options.rounds, unit="frame")]
+        return [measure(in_children(candidates(paths, stack), stack), options.rounds, unit="frame")]
 
 
 def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from research.data.loader import BatchSource, EpochLoader
 from research.data.warehouse.build import build
 from research.data.warehouse.plan import BuildPlan
 from research.data.warehouse.store import Store
+from research.utils.allocator import keep_freed_memory
 
 
 class PictureFiles(Dataset[Any]):
@@ -81,3 +84,40 @@ def batches(samples: BatchSource, batch: int) -> Candidate:
     """An epoch of an ``EpochLoader``."""
     loader = EpochLoader(samples, min(batch, len(samples)), seed=0, train=True)
     return per_unit(lambda: sum(len(batch) for batch in loader.epoch(0)))
+
+
+def in_children(candidates: Mapping[str, Candidate], stack: ExitStack) -> dict[str, Candidate]:
+    """Each candidate in a forked process of its own, as it runs where nothing else does.
+
+    Those of a store keep freed memory, as a run does, which other loaders would gain from, too.
+
+    Args:
+        candidates: by name; those of a store begin with ``store``.
+        stack: ends the processes.
+    """
+    return {
+        name: _in_child(work, stack, keep_memory=name.startswith("store"))
+        for name, work in candidates.items()
+    }
+
+
+def _in_child(work: Candidate, stack: ExitStack, *, keep_memory: bool) -> Candidate:
+    ours, theirs = multiprocessing.Pipe()
+
+    def serve() -> None:
+        if keep_memory:
+            keep_freed_memory()
+        while theirs.recv():
+            theirs.send(work())
+
+    process = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
+    process.start()
+    theirs.close()  # so that its end is noticed here
+    stack.callback(process.kill)
+
+    def candidate() -> float:
+        ours.send(True)
+        seconds: float = ours.recv()
+        return seconds
+
+    return candidate

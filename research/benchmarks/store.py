@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from research.benchmarks.loaders import batches, prepared, timm_candidates
+from research.benchmarks.loaders import batches, in_children, prepared, timm_candidates
 from research.benchmarks.measure import Candidate, Result, measure
 from research.benchmarks.options import BenchmarkOptions
 from research.compression.selection import Selection, covering
@@ -19,7 +19,9 @@ STORED, CROP, BATCH = 256, 224, 256
 
 def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> list[Result]:
     with ExitStack() as stack:
-        return [measure(candidates(paths, stack), options.rounds, unit="sample")]
+        return [
+            measure(in_children(candidates(paths, stack), stack), options.rounds, unit="sample")
+        ]
 
 
 def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
