@@ -103,7 +103,7 @@ def test_verbs_that_build_what_a_run_names_get_its_trust() -> None:
 def test_a_command_on_a_run_has_the_trust_that_it_needs(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a run that may be someone else's, whoever uses it decides."""
+    """Of a run that may be someone else's, its user decides."""
     monkeypatch.chdir(tmp_path)
     run = Path(place)
     (run / "checkpoints").mkdir(parents=True)

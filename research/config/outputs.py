@@ -111,7 +111,7 @@ def resume_command(run: Path, *words: str) -> str:
 def trust_words(run: Path) -> list[str]:
     """``trust=[…]`` as a word of a command on a run, if its configuration names code of the user.
 
-    None for a run outside of ``runs/``, which may be someone else's: whoever uses it decides.
+    None for a run outside of ``runs/``, which may be someone else's: its user decides.
 
     Args:
         run: its folder, or one of its checkpoints.

@@ -20,6 +20,7 @@ from torch import Tensor
 from research.data.frames.coco_writer import CocoWriter
 from research.data.frames.media import Still
 from research.data.frames.run_writer import RunWriter
+from research.utils.counts import counted
 from research.utils.errors import UserError
 from research.utils.spreadsheets import cell
 from research.viz import pictures
@@ -228,10 +229,9 @@ class ClassWriter:
         if self.shown:
             _, cells, captions = zip(*sorted(self.shown.values(), key=itemgetter(0)), strict=True)
             paper = pictures.sheet(cells, captions, [None] * len(cells), columns=6)
-            save(
-                pictures.titled(paper, f"{self._part()} image{'s' * (self.images > 1)}"),
-                self.folder / SHEET,
-            )
+            of = counted(self.images, "images")
+            title = f"{SHOWN} of {of}" if self.images > SHOWN else of
+            save(pictures.titled(paper, title), self.folder / SHEET)
 
     def add(
         self, stills: Sequence[Still], images: Sequence[Panels], predictions: Tensor
@@ -250,8 +250,8 @@ class ClassWriter:
             self.counts[names[0]] = self.counts.get(names[0], 0) + 1
             caption = f"{names[0]} {probabilities[0]:.0%}"
             if len(self.first) < LISTED:
-                best_ones = zip(names, probabilities, strict=True)
-                found = ", ".join(f"{name} {value:.0%}" for name, value in best_ones)
+                pairs = zip(names, probabilities, strict=True)
+                found = ", ".join(f"{name} {value:.0%}" for name, value in pairs)
                 self.first.append(f"{still.name}  {found}")
             self.images += 1
             place = len(self.shown)

@@ -21,9 +21,9 @@ def keep_freed_memory() -> bool:
 
     By default it maps each allocation of more than 32 MiB (at first 128 KiB) on its own and unmaps
     it when it is freed, and the system clears the pages of the next one: activations and gradients
-    of a step on a CPU, and batches of a store. Without that a training step takes 0.83 to 0.97 of
-    the time. The largest memory in use stays the same; what is free goes back when the process
-    ends. Values are not affected. See ``docs/performance.md``.
+    of a step on a CPU, and batches of a store. With the memory kept, a training step takes 0.83 to
+    0.97 of the time. The largest memory in use stays the same; what is free goes back when the
+    process ends. Values are not affected. See ``docs/performance.md``.
 
     Returns:
         Whether it was set: not with another C library, nor where the environment chooses a value
