@@ -283,7 +283,7 @@ def _call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
 def _wait(child: subprocess.Popen[bytes], folder: Path, *, trains: bool) -> int:
     """Wait for a process, and show how many epochs of a run are done; returns its status."""
     name = folder.name if trains else f"preparing or measuring {folder.name}"
-    with Phase(name, unit="epochs") as phase:
+    with Phase(name, unit="epochs", first=epochs_of(folder)[0] if trains else 0) as phase:
         while True:
             try:
                 return child.wait(BETWEEN_LOOKS)
@@ -307,7 +307,9 @@ def _python_path() -> str:
 
 
 def _reason(file: Path, began: int, status: int) -> str:
-    """The last line with an error that a process has printed; else its last line."""
+    """The signal that ended a process; else the last line with an error; else its last line."""
+    if status < 0:
+        return f"it was ended by {signal.Signals(-status).name}"
     with file.open("rb") as output:
         output.seek(max(began, file.stat().st_size - LAST_LINES))
         lines = output.read().decode("utf-8", "replace").splitlines()

@@ -21,6 +21,7 @@ from research.engine import evaluation
 from research.studies import measuring, record, results, running
 from research.studies.definition import StudyDefinition, StudyRun, load_study
 from research.studies.plan import plan
+from research.utils import progress
 from research.utils.errors import UserError
 from tests.conftest import ROOT, interrupted_at, verb
 from tests.golden.configurations import DATA
@@ -250,10 +251,31 @@ def test_the_reason_of_a_failure_is_the_last_error(tmp_path: Path) -> None:
         running._call([sys.executable, "-c", script], tmp_path / "run")
     with pytest.raises(running.Failed, match="ended with status 3 and no output"):
         running._call([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "run")
+    killed = "import os, signal; print('epoch 3', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(running.Failed, match=r"^it was ended by SIGKILL; its output is in"):
+        running._call([sys.executable, "-c", killed], tmp_path / "run")
     running._call([sys.executable, "-c", "print('fine')"], tmp_path / "run")
     text = (tmp_path / "run.log").read_text()
-    assert text.count("$ ") == 3
+    assert text.count("$ ") == 4
     assert text.endswith("fine\n")
+
+
+def test_epochs_done_before_an_interruption_are_not_part_of_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, int, int | None]] = []
+
+    def update(phase: progress.Phase, done: int) -> None:
+        shown.append((phase.first, done, phase.total))
+
+    monkeypatch.setattr(progress.Phase, "update", update)
+    monkeypatch.setattr(running, "BETWEEN_LOOKS", 0.01)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    summary = {"epochs_done": 12, "configuration": {"epochs": 14}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    running._call([sys.executable, "-c", "import time; time.sleep(0.1)"], folder, trains=True)
+    assert {*shown} == {(12, 12, 14)}
 
 
 def test_a_benchmark_that_was_run_by_the_same_words_is_recorded(
