@@ -178,9 +178,9 @@ class StudyRecord:
     baseline: RecordedBaseline | None = None
     cases: list[RecordedCase] = field(default_factory=list)
     timings: list[RecordedTiming] = field(default_factory=list)
-    costs: dict[Literal["parameters", "macs", "bytes_per_image"], Count | Amount] = field(
-        default_factory=dict
-    )
+    costs: dict[
+        Literal["parameters", "macs", "bytes_per_image", "ms_per_image"], Count | Amount
+    ] = field(default_factory=dict)
     commit: Hash | None = None
     changed: bool = False
 
@@ -192,10 +192,6 @@ class StudyRecord:
         """A cost of the run, see ``definition.CostName``; None if it is not known."""
         if name == "seconds":
             return self.seconds.get("training")
-        if name == "ms_per_image":
-            epochs, images = len(next(iter(self.epochs.values()), [])), self.samples.get("train")
-            seconds = self.seconds.get("training")
-            return 1000 * seconds / (epochs * images) if seconds and epochs and images else None
         return self.costs.get(name)  # type: ignore[call-overload]
 
 

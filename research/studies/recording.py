@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -81,7 +82,7 @@ def of_training(
         evaluation=RecordedEvaluation(**measured["evaluation"]),
         baseline=RecordedBaseline(**measured["baseline"]) if "baseline" in measured else None,
         cases=cases,
-        costs=measured["costs"],
+        costs=measured["costs"] | time_per_image(folder),
     )
 
 
@@ -148,6 +149,23 @@ def _differing(config: Plain) -> Plain:
     pairs = differences(composed([]).config, config, NOT_DECISIVE)
     own = {key: value for key, (_, value) in pairs.items() if value is not MISSING}
     return {key: value for key, value in own.items() if not key.rpartition(".")[2].startswith("_")}
+
+
+def time_per_image(folder: Path) -> dict[str, float]:
+    """Milliseconds that training takes for an image, with its loading and without validation.
+
+    Of the fastest epoch, since other jobs may have run during the others.
+    """
+    seconds: dict[Any, float] = defaultdict(float)
+    for row in typed_rows(folder / "batch_metrics.csv"):
+        if isinstance(taken := row.get("batch_time_sec"), int | float):
+            seconds[row.get("epoch")] += taken
+    times = [
+        seconds[row["epoch"]] / n
+        for row in typed_rows(folder / "epoch_metrics.csv")
+        if isinstance(n := row.get("train/n"), int) and n and seconds[row["epoch"]]
+    ]
+    return {"ms_per_image": 1000 * min(times)} if times else {}
 
 
 def _epochs(path: Path) -> dict[str, list[float | None]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from research.studies import record
+from research.studies import record, recording
 from research.studies.record import RecordedEvaluation, RecordedTiming, StudyRecord
 from research.utils.errors import UserError
 from tests.studies.made import baseline, define, keep, made
@@ -58,9 +58,21 @@ def test_a_record_is_a_few_lines_of_json(kept: Path) -> None:
 def test_costs_are_those_of_the_run(tmp_path: Path) -> None:
     found = made(define(tmp_path).runs()[0], 0.5)
     assert found.cost("seconds") == 100
-    assert found.cost("ms_per_image") == 1000 * 100 / (2 * 400)  # two epochs
     assert found.cost("macs") == 2_500_000
-    assert replace(found, epochs={}, seconds={}).cost("ms_per_image") is None
+    assert found.cost("ms_per_image") is None
+    assert replace(found, seconds={}).cost("seconds") is None
+
+
+def test_the_time_of_an_image_is_of_the_fastest_epoch(tmp_path: Path) -> None:
+    (tmp_path / "epoch_metrics.csv").write_text(
+        "epoch,epoch_time_sec,train/n\n1,900,100\n2,50,80\n3,70,\n"
+    )
+    rows = ["epoch,batch,loss,batch_time_sec", "1,1,0.5,400", "1,2,0.5,4", "2,1,0.5,10"]
+    rows += ["2,2,0.4,", "2,3,0.4,30", "3,1,0.4,1"]
+    (tmp_path / "batch_metrics.csv").write_text("\n".join(rows) + "\n")
+    assert recording.time_per_image(tmp_path) == {"ms_per_image": 1000 * (10 + 30) / 80}
+    (tmp_path / "batch_metrics.csv").unlink()
+    assert recording.time_per_image(tmp_path) == {}
 
 
 Change = Callable[[dict[str, Any]], None]

@@ -172,6 +172,7 @@ def check_record(
     assert found.best_epoch == summary["best_epoch"]
     assert found.costs["parameters"] == summary["parameters"]
     assert found.costs["bytes_per_image"] == 32 * 32 * 3
+    assert 0 < found.costs["ms_per_image"] < 1000 * summary["total_time_sec"] / (2 * 24)
     assert found.seconds["training"] == pytest.approx(summary["total_time_sec"], rel=1e-5)
     assert found.epochs["val/top1"][-1] == found.evaluation.metrics["top1"]
     assert len(found.epochs["train/loss"]) == 2
