@@ -325,6 +325,20 @@ def _is_valid(words: Sequence[str]) -> bool:
     return True
 
 
+def words_elsewhere(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """The words that ``resume=FOLDER`` needs of a run outside of ``runs/``, ``key=value`` each.
+
+    Args:
+        folder: of the run.
+        config: of the run, of the user's own command line.
+    """
+    if run_files.is_own(folder):
+        return []
+    trusted = [targets.trust_word(config["trust"])] if config["trust"] else []
+    paths = _foreign_paths(config, ())
+    return [*trusted, *(override(key, value) for key, value in paths.items() if _is_needed(key))]
+
+
 def _without_foreign_paths(config: Plain, typed: Collection[str], run: str) -> Plain:
     """The configuration of a run outside of ``runs/``, which may be someone else's.
 
@@ -334,25 +348,35 @@ def _without_foreign_paths(config: Plain, typed: Collection[str], run: str) -> P
         UserError: if others are needed.
     """
     result = copy.deepcopy(config)
-    missing = []
-    for key, value in stored.paths_in(config).items():
-        group, _, rest = key.partition(".")
-        # Neither the file of the first weights nor the folder of the run is needed any more.
-        if key in typed or group not in GROUPS or key == "model.pretrained":
-            continue
-        if value in _packaged_values(group, rest):
-            continue
-        if key.endswith(".cache_dir"):
-            _put(result, key, stored.CACHE)
-        else:
-            missing.append(override(key, value))
+    foreign = _foreign_paths(config, typed)
+    missing = [override(key, value) for key, value in foreign.items() if _is_needed(key)]
     if missing:
         raise UserError(
             "resume",
             f"resume={run}: it is outside runs/, so files and addresses that it names are not used",
             f"say where they are: {shlex.join(missing)}",
         )
+    for key in foreign:
+        _put(result, key, stored.CACHE)
     return {**result, "init_from": None, "run_dir": None}
+
+
+def _foreign_paths(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
+    """The files, folders and addresses of a run that were not typed and are not in ``conf/``."""
+    found = {}
+    for key, value in stored.paths_in(config).items():
+        group, _, rest = key.partition(".")
+        # Neither the file of the first weights nor the folder of the run is needed any more.
+        if key in typed or group not in GROUPS or key == "model.pretrained":
+            continue
+        if value not in _packaged_values(group, rest):
+            found[key] = value
+    return found
+
+
+def _is_needed(key: str) -> bool:
+    """Whether a path must be known; another cache does as well."""
+    return not key.endswith(".cache_dir")
 
 
 def _packaged_values(group: str, key: str) -> list[Any]:

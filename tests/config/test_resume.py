@@ -16,7 +16,7 @@ from research.config import compose_config, resume
 from research.config.compose import composed
 from research.config.keys import differences, leaves
 from research.config.options import option_node
-from research.config.resume import compose, run_of
+from research.config.resume import compose, run_of, words_elsewhere
 from research.config.schema import RUN_RULES, register
 from research.utils.errors import UserError
 from tests.conftest import Train, user_error
@@ -262,6 +262,20 @@ def test_a_run_outside_runs_names_no_data(stored: Store, monkeypatch: pytest.Mon
     found = compose(["resume=../runs/a", "dataset.root=there", "logging=csv"]).settings
     assert found["dataset"]["root"] == "there"
     assert found["logging"] == {}
+
+
+def test_what_an_interrupted_run_outside_runs_needs_can_be_typed(stored: Store) -> None:
+    run = stored(*WORDS, folder="elsewhere/a")
+    config = compose_config([*WORDS, "dataset.cache_dir=there"]).config
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with user_error("resume", "outside runs/"):
+        compose([f"resume={run}"])
+    needed = words_elsewhere(run, config)
+    assert needed == ["dataset.root=data", "logging.mlflow.uri='sqlite:///runs/own.db'"]
+    assert compose([f"resume={run}", *needed]).settings["dataset"]["root"] == "data"
+    own = {**config, "trust": ["my_models.Net"]}
+    assert words_elsewhere(run, own) == ["trust=[my_models.Net]", *needed]
+    assert words_elsewhere(stored(*WORDS), config) == []
 
 
 def test_lost_and_damaged_files(stored: Store) -> None:
