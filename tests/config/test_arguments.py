@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.config import arguments, check_jobs, register, targets
+from research.config import arguments, check_jobs, compose_config, register, targets
 from research.config.arguments import FilledIn, Given
 from research.config.options import option_node, options
 from research.utils.errors import UserError
@@ -245,3 +245,14 @@ def test_the_refusal_is_short_and_its_remedy_is_complete(project: Path) -> None:
             targets.check_targets({"model": {"_target_": name}}, ())
         assert "trust" not in str(refused.value)
         assert str(refused.value).count("research.models.") == 3  # of nine
+
+
+def test_option_files_may_change_in_a_process(project: Path) -> None:
+    """As in a notebook: what was read of them before, or of another folder, is not used."""
+    for folder, node in (
+        ("one", GOOD),
+        ("two", {**GOOD, "head": None}),
+        ("one", {"_target_": "my_parts.function", "num_classes": None}),
+    ):
+        own = write(project / folder, "model", node)
+        assert compose_config(["model=mine"], own).config["model"] == node
