@@ -10,6 +10,7 @@ import pytest
 
 from research.config import cli
 from research.utils.launch import Launch, launch, require_one_process, train_prefix
+from research.utils.secrets import hidden_word
 from tests.conftest import ROOT, one_line_of, user_error
 
 TORCHRUN = {
@@ -81,13 +82,15 @@ RENDEZVOUS = [
 
 @pytest.mark.parametrize("start", [["/venv/bin/torchrun"], ["-m", "torch.distributed.run"]])
 @pytest.mark.parametrize("script", [["train.py"], ["-m", "research.train"]])
-@pytest.mark.parametrize("typed", [[], ["epochs=2", "run_dir=a b"]])
+@pytest.mark.parametrize(
+    "typed", [[], ["epochs=2", "run_dir=a b"], ["logging.mlflow.uri=http://me:secret@host:5000"]]
+)
 def test_advice_has_the_options_of_torchrun(
     start: list[str], script: list[str], typed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["/venv/bin/python", *start, *RENDEZVOUS, *script, *typed]
     monkeypatch.setattr(psutil.Process, "cmdline", lambda self: words)
-    monkeypatch.setattr(sys, "argv", ["train.py", *typed])
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(hidden_word, typed)])
     environ = {**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}
     assert shlex.split(train_prefix(environ)) == ["torchrun", *RENDEZVOUS, "train.py"]
     assert train_prefix({}) == "python train.py"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from research.utils import secrets
 from research.utils.errors import UserError
 from research.utils.installation import TRAIN, TRAIN_FILE
 
@@ -122,9 +123,10 @@ def _torchrun_words() -> list[str]:
     import psutil
 
     try:
-        words = psutil.Process(os.getppid()).cmdline()
+        typed = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return []
+    words = [secrets.hidden_word(word) for word in typed]  # as ``sys.argv`` has them
     program = words[1:2] if words[1:2] != ["-m"] else words[2:3]
     if [Path(word).name for word in program] not in (["torchrun"], ["torch.distributed.run"]):
         return []
