@@ -58,7 +58,7 @@ def gradients(*empty: str) -> dict[str, Any]:
 
 def _built(name: str, config: dict[str, Any]) -> build.Experiment:
     """The experiment of a golden configuration, on its stored batches."""
-    data = stored.load(name, build.data_module(config))
+    data: Any = stored.load(name, build.data_module(config))
     build_data = build.data_module
     build.data_module = lambda _: data  # type: ignore[assignment]
     experiment = build.experiment(config)
