@@ -214,7 +214,7 @@ def test_signals_end_a_run_as_killed(training: list[str], tmp_path: Path, store:
         for name, (started, number) in stopped.items():
             status, _, errors = outcome(started)
             assert (status, complaints(errors)) == (128 + number, [f"interrupted by {number.name}"])
-            assert f"; continue with python {TRAIN[1]} resume={name}\n" in errors
+            assert f"; continue with python {TRAIN[1]} resume={name} " in errors  # where data are
             summary = json.loads((tmp_path / name / "summary.json").read_text())
             assert summary["status"] == "KILLED"
             assert summary["epochs_done"] >= 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
+import psutil
 import pytest
 
 from research.config import cli
 from research.utils.launch import Launch, launch, require_one_process, train_prefix
+from research.utils.secrets import hidden_word
 from tests.conftest import ROOT, one_line_of, user_error
 
 TORCHRUN = {
@@ -53,14 +56,47 @@ def test_one_process(environ: dict[str, str]) -> None:
     [
         ({}, "python train.py"),
         (ONE_TASK, "python train.py"),
-        (SRUN, "srun python train.py"),
+        (SRUN, "srun --ntasks=8 python train.py"),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "3"}, "srun --nodes=3 --ntasks=8 python train.py"),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "8"}, "torchrun --nproc_per_node=8 train.py"),
-        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, "torchrun … train.py"),  # of two machines
+        # Set by hand, or by another launcher.
+        (
+            TORCHRUN,
+            "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 MASTER_ADDR=node03 MASTER_PORT=29500 python train.py",
+        ),
         ({"ACCELERATE_MIXED_PRECISION": "no"}, "python train.py"),  # refused elsewhere
     ],
 )
 def test_advice_has_the_same_launcher(environ: dict[str, str], command: str) -> None:
     assert train_prefix(environ) == command
+
+
+RENDEZVOUS = [
+    "--nnodes=2",
+    "--nproc_per_node=4",
+    "--rdzv_endpoint=node03:29500",
+    "--rdzv_id",
+    "a b",
+]
+
+
+@pytest.mark.parametrize("start", [["/venv/bin/torchrun"], ["-m", "torch.distributed.run"]])
+@pytest.mark.parametrize("script", [["train.py"], ["-m", "research.train"]])
+@pytest.mark.parametrize(
+    "typed", [[], ["epochs=2", "run_dir=a b"], ["logging.mlflow.uri=http://me:secret@host:5000"]]
+)
+def test_advice_has_the_options_of_torchrun(
+    start: list[str], script: list[str], typed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["/venv/bin/python", *start, *RENDEZVOUS, *script, *typed]
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: words)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(hidden_word, typed)])
+    environ = {**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}
+    assert shlex.split(train_prefix(environ)) == ["torchrun", *RENDEZVOUS, "train.py"]
+    assert train_prefix({}) == "python train.py"
+    # Of another program, whose words are not those of this process.
+    monkeypatch.setattr(sys, "argv", ["train.py", *typed, "seed=1"])
+    assert train_prefix(environ).startswith("RANK=5 ")
 
 
 def test_torchrun() -> None:

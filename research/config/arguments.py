@@ -6,21 +6,32 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from research.utils.errors import UserError
 
 POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 NAMED: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-FILLED: Final = (
-    "num_classes",
-    "max_boxes",
-    "x_channels",
-    "feature_sizes",
-    "image_size",
-    "coefficients",
-)
-"""Keys of a model that are filled in where its YAML has them as null, see ``build.model``."""
+
+
+class FilledIn(TypedDict):
+    """Keys of a model that are filled in where its YAML has them as null.
+
+    Attributes:
+        num_classes: of the data set.
+        max_boxes: box slots of a store.
+        x_channels: channels in addition to RGB.
+        feature_sizes: sizes of frozen features by name.
+        image_size: side of the input in pixels.
+        coefficients: ``StemSpec``; how the network reads them; None for pixels.
+    """
+
+    num_classes: int
+    max_boxes: int | None
+    x_channels: int | None
+    feature_sizes: Mapping[str, int] | None
+    image_size: int
+    coefficients: object
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,8 @@ def check(
         remedies.append(f"remove {', '.join(surplus)}{place}")
     if missing:
         faults.append(f"{_keys(path, missing)}: {name}() requires a value")
-        values = ("null" if path == "model" and key in FILLED else "VALUE" for key in missing)
+        filled_in = FilledIn.__annotations__ if path == "model" else {}
+        values = ("null" if key in filled_in else "VALUE" for key in missing)
         pairs = zip(missing, values, strict=True)
         place = f" to {file}" if file else ""
         remedies.append(f"add {', '.join(f'{key}: {value}' for key, value in pairs)}{place}")

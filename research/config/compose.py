@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config.declarations import split
 from research.config.keys import leaves
-from research.config.options import options, without_declarations
+from research.config.options import options, stamp, without_declarations
 from research.config.schema import GROUPS, OPTIONAL
 from research.config.targets import targets_in
 from research.utils import secrets
@@ -164,12 +164,16 @@ def our_choices(choices: Any) -> dict[str, str | None]:
     }
 
 
-@lru_cache(maxsize=256)
 def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
     """The configuration with the chosen options and no other overrides.
 
     Those of ``OPTIONAL`` groups, which set keys of others, are not applied.
     """
+    return _defaults_of(choices, _own_files())
+
+
+@lru_cache(maxsize=256)
+def _defaults_of(choices: frozenset[tuple[str, str | None]], own: Any) -> dict[str, Any]:
     chosen = dict(choices)
     overrides = [
         f"{group}={option or 'null'}" for group, option in chosen.items() if group not in OPTIONAL
@@ -182,12 +186,18 @@ def defaults_of(choices: frozenset[tuple[str, str | None]]) -> dict[str, Any]:
 
 def with_options(words: Sequence[str]) -> Composed:
     """The same for words that choose options of groups; composed only once. Not to be changed."""
-    return _with_options(tuple(words), config_dir())
+    return _with_options(tuple(words), _own_files())
 
 
 @lru_cache(maxsize=32)
-def _with_options(words: tuple[str, ...], own: Path | None) -> Composed:
+def _with_options(words: tuple[str, ...], own: Any) -> Composed:
     return composed(words)
+
+
+def _own_files() -> Any:
+    """What identifies the user's own options."""
+    folder = config_dir()
+    return None if folder is None else (folder, stamp(folder))
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

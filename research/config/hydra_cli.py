@@ -61,7 +61,7 @@ def command_line(main: Callable[..., object]) -> None:
         overrides = arguments.overrides
         own = Path(arguments.config_dir) if arguments.config_dir is not None else None
         if resume.run_of(overrides) is not None and not arguments.multirun:
-            _resume(main, arguments)
+            _resume(main, arguments, own)
         elif arguments.help:
             with hydra_ready(own):
                 print(secrets.redact(help_text(overrides)))
@@ -85,14 +85,14 @@ def command_line(main: Callable[..., object]) -> None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _resume(main: Callable[..., object], arguments: Namespace) -> None:
+def _resume(main: Callable[..., object], arguments: Namespace, own: Path | None) -> None:
     """Resume a run, or show its configuration."""
     for flag in ("config_name", "config_path", "experimental_rerun", "info"):
         if getattr(arguments, flag) is not None:
             name = f"--{flag.replace('_', '-')}"
             message = f"{name} with resume=RUN: the run's own configuration is used"
             raise UserError(name, message, "remove it; --cfg job prints the configuration")
-    found = resume.compose(arguments.overrides, arguments.config_dir)
+    found = resume.compose(arguments.overrides, own)
     if arguments.help:
         print(secrets.redact(help_text(arguments.overrides, found)))
     elif arguments.cfg:
@@ -135,11 +135,11 @@ def compose_run(overrides: Sequence[str], own: Path | None = None) -> RunConfig:
     words = [secrets.hidden_word(word) for word in overrides]
     if resume.run_of(words) is None:
         found = compose_config(words, own)
-        refuse_preset(found.choices, words)
         with hydra_ready(own):
+            refuse_preset(found.choices, words)
             return RunConfig.of(found.cfg, found.choices, words, own)
     try:
-        return resume.compose(words, None if own is None else str(own))
+        return resume.compose(words, own)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error, words) from error
 

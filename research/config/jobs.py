@@ -21,6 +21,7 @@ from research.config.checks import check, check_value
 from research.config.compose import (
     Composed,
     composed,
+    config_dir,
     hydra_ready,
     own_targets,
     resolved,
@@ -114,7 +115,7 @@ def refuse_preset(choices: Mapping[str, str | None], overrides: Sequence[str]) -
     """
     preset = choices.get("sweep")
     if preset is not None:
-        command = train_command(overrides, multirun=True)
+        command = train_command(overrides, multirun=True, own=config_dir())
         raise UserError("sweep", f"sweep={preset} is a sweep of many runs", f"run {command}")
 
 

@@ -63,6 +63,16 @@ def read(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in node.items()} if isinstance(node, dict) else {}
 
 
+def stamp(folder: Path) -> tuple[tuple[Path, int, int], ...]:
+    """Name, size and time of the option files below a folder.
+
+    Of a folder of the user's own it is part of the key of every cache: in a notebook, its files
+    are edited between two calls.
+    """
+    files = sorted(folder.rglob("*.yaml"))
+    return tuple((file, (about := file.stat()).st_size, about.st_mtime_ns) for file in files)
+
+
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():

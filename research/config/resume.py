@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config import run_files, stored, targets
 from research.config.changes import WEIGHTS, set_value
 from research.config.checks import check, check_value, run_faults
-from research.config.compose import Composed, composed
+from research.config.compose import Composed, composed, config_dir, hydra_ready, own_targets
 from research.config.group_rules import group_rules
 from research.config.keys import MISSING, differences, leaves
 from research.config.messages import HELP, format_value
@@ -73,30 +73,36 @@ def run_of(words: Sequence[str]) -> str | None:
     return str(found[0].value())
 
 
-def compose(words: Sequence[str], config_dir: str | None = None) -> RunConfig:
+def compose(words: Sequence[str], own: Path | None = None) -> RunConfig:
     """The run of a command line with ``resume=RUN``.
 
     Args:
         words: of the command line, ``key=value`` each.
-        config_dir: a folder with options of the user's own.
+        own: folder with the user's own options, as ``--config-dir`` names it.
 
     Raises:
         UserError: for a run that cannot be read, or a setting that may not change.
         HydraException: for words that cannot be composed.
     """
     register()
+    with hydra_ready(own):
+        return _compose(words, own)
+
+
+def _compose(words: Sequence[str], own: Path | None) -> RunConfig:
     run = run_of(words)
     assert run is not None
     typed = {each.key_or_group: each for each in _parser().parse_overrides(list(words))}
     _check_words(typed)
     folder = _folder(run)
-    names = _own_names(typed, config_dir)
+    trusted: Any = typed["trust"].value() if "trust" in typed else []
+    check_value("trust", trusted, [], {})
+    names = {*trusted, *own_targets()}
     before = run_files.configuration(folder, names)
     is_own = run_files.is_own(folder)
     recorded = _recorded(folder, names)
-    search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     lines = [_line(each) for key, each in typed.items() if key not in OF_THE_COMMAND]
-    changes = _composed_changes(before, recorded if is_own else None, lines, search)
+    changes = _composed_changes(before, recorded if is_own else None, lines)
     config, after = copy.deepcopy(before), changes.after
     for key, (_, value) in changes.settings.items():
         _put(config, key, value)
@@ -113,16 +119,14 @@ def compose(words: Sequence[str], config_dir: str | None = None) -> RunConfig:
         raise error
     fixed = unchangeable(before, config, moved=True)
     if fixed:
-        raise _refusal(run, fixed, changes, lines)
+        more = [_line(typed["trust"])] if "trust" in typed else []
+        raise _refusal(run, fixed, changes, [*lines, *more])
     if not is_own:
         config = _without_foreign_paths(config, {*values}, run)
     config["trust"] = targets.user_targets(config)
-    own = changes.words if changes.words is not None else recorded
+    started = changes.words if changes.words is not None else recorded
     choices = {} if after is None else after.choices
-    folder_of_options = None if config_dir is None else Path(config_dir)
-    return RunConfig(
-        config, run_files.name(folder), merged(own or [], lines), choices, folder_of_options
-    )
+    return RunConfig(config, run_files.name(folder), merged(started or [], lines), choices, own)
 
 
 def unchangeable(
@@ -206,17 +210,6 @@ def _folder(run: str) -> Path:
     return folder
 
 
-def _own_names(typed: Mapping[str, Override], config_dir: str | None) -> set[str]:
-    """The ``_target_`` names of the user's own: of ``trust=`` and of ``--config-dir``."""
-    trusted: Any = typed["trust"].value() if "trust" in typed else []
-    check_value("trust", trusted, [], {})
-    if config_dir is None:
-        return {*trusted}
-    if not Path(config_dir).is_dir():
-        raise UserError("--config-dir", f"--config-dir {config_dir}: no such folder")
-    return {*trusted, *targets.targets_of(Path(config_dir).resolve())}
-
-
 def _recorded(folder: Path, names: Collection[str]) -> list[str] | None:
     """The overrides of the run; None if they are lost or refused."""
     try:
@@ -225,9 +218,7 @@ def _recorded(folder: Path, names: Collection[str]) -> list[str] | None:
         return None
 
 
-def _composed_changes(
-    config: Plain, recorded: list[str] | None, typed: Sequence[str], search: Sequence[str]
-) -> _Changes:
+def _composed_changes(config: Plain, recorded: list[str] | None, typed: Sequence[str]) -> _Changes:
     """What the typed words change in the configuration that the run's own words give today.
 
     What has changed in ``conf/`` since cancels out. An option that is not in the run's own words,
@@ -237,7 +228,6 @@ def _composed_changes(
         config: of the run.
         recorded: the run's own words, if they are known and may be composed.
         typed: the words of this command line.
-        search: a word for Hydra's search path, if it is needed.
 
     Raises:
         HydraException: if the typed words cannot be composed.
@@ -251,8 +241,8 @@ def _composed_changes(
     tries = [*((own, typed) for own in known), (None, typed), (None, choices)]
     for words, more in tries if chosen else tries[:-1]:
         try:
-            before = composed([*search, *(words or [])]).config
-            after = composed([*search, *merged(words or [], more)])
+            before = composed(words or []).config
+            after = composed(merged(words or [], more))
             settings = after.config
         except (HydraException, OmegaConfBaseException):
             if more is choices:
@@ -305,7 +295,7 @@ def _refusal(
         run: as typed.
         fixed: from ``unchangeable``.
         changes: of the typed words.
-        typed: these words.
+        typed: these words, with ``trust=``.
     """
     other = [key.partition(".")[0] for key in fixed if key.count(".") == 1 and "_target_" in key]
     keys = [key for key in fixed if "_target_" in key or key.partition(".")[0] not in other]
@@ -319,20 +309,34 @@ def _refusal(
     hint = "leave out what differs, or train a new run without resume="
     words = [*merged(changes.words or [], typed), override("init_from", run)]
     fits = not any(key.startswith(NETWORK) for key in fixed)
-    if fits and changes.words is not None and _is_valid(changes.after, words):
+    if fits and changes.words is not None and _is_valid(words):
         hint = "leave out what differs, or start a new run from its weights: "
-        hint += train_command(words)
+        hint += train_command(words, own=config_dir())
     return UserError("resume", f"resume={run}: {'; '.join(texts)}{more}", hint)
 
 
-def _is_valid(after: Composed | None, words: Sequence[str]) -> bool:
-    """Whether the command line of a new run is accepted; None: only run settings have changed."""
+def _is_valid(words: Sequence[str]) -> bool:
+    """Whether the command line of a new run is accepted."""
     try:
-        if after is not None:
-            check(after.cfg, after.choices, words)
-    except UserError:
+        found = composed(words)
+        check(found.cfg, found.choices, words, own=own_targets())
+    except (UserError, HydraException, OmegaConfBaseException):
         return False
     return True
+
+
+def words_elsewhere(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """The words that ``resume=FOLDER`` needs of a run outside of ``runs/``, ``key=value`` each.
+
+    Args:
+        folder: of the run.
+        config: of the run, of the user's own command line.
+    """
+    if run_files.is_own(folder):
+        return []
+    trusted = [targets.trust_word(config["trust"])] if config["trust"] else []
+    paths = _foreign_paths(config, ())
+    return [*trusted, *(override(key, value) for key, value in paths.items() if _is_needed(key))]
 
 
 def _without_foreign_paths(config: Plain, typed: Collection[str], run: str) -> Plain:
@@ -344,25 +348,35 @@ def _without_foreign_paths(config: Plain, typed: Collection[str], run: str) -> P
         UserError: if others are needed.
     """
     result = copy.deepcopy(config)
-    missing = []
-    for key, value in stored.paths_in(config).items():
-        group, _, rest = key.partition(".")
-        # Neither the file of the first weights nor the folder of the run is needed any more.
-        if key in typed or group not in GROUPS or key == "model.pretrained":
-            continue
-        if value in _packaged_values(group, rest):
-            continue
-        if key.endswith(".cache_dir"):
-            _put(result, key, stored.CACHE)
-        else:
-            missing.append(override(key, value))
+    foreign = _foreign_paths(config, typed)
+    missing = [override(key, value) for key, value in foreign.items() if _is_needed(key)]
     if missing:
         raise UserError(
             "resume",
             f"resume={run}: it is outside runs/, so files and addresses that it names are not used",
             f"say where they are: {shlex.join(missing)}",
         )
+    for key in foreign:
+        _put(result, key, stored.CACHE)
     return {**result, "init_from": None, "run_dir": None}
+
+
+def _foreign_paths(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, Any]:
+    """The files, folders and addresses of a run that were not typed and are not in ``conf/``."""
+    found = {}
+    for key, value in stored.paths_in(config).items():
+        group, _, rest = key.partition(".")
+        # Neither the file of the first weights nor the folder of the run is needed any more.
+        if key in typed or group not in GROUPS or key == "model.pretrained":
+            continue
+        if value not in _packaged_values(group, rest):
+            found[key] = value
+    return found
+
+
+def _is_needed(key: str) -> bool:
+    """Whether a path must be known; another cache does as well."""
+    return not key.endswith(".cache_dir")
 
 
 def _packaged_values(group: str, key: str) -> list[Any]:

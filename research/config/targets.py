@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from research.config import arguments
 from research.config.migrations import current_target
-from research.config.options import read
+from research.config.options import read, stamp
 from research.utils.errors import UserError, one_line
 from research.utils.installation import CONF
 
@@ -177,12 +177,16 @@ def user_targets(config: Mapping[str, Any]) -> list[str]:
 
 def packaged_targets() -> Mapping[str, frozenset[str]]:
     """The allowed names by dotted path."""
-    return targets_in(CONF)
+    return _targets_in(CONF, ())
+
+
+def targets_in(folder: Path) -> dict[str, frozenset[str]]:
+    """The ``_target_`` names in the option files below a folder, by dotted path."""
+    return _targets_in(folder, stamp(folder))
 
 
 @lru_cache(maxsize=8)
-def targets_in(folder: Path) -> dict[str, frozenset[str]]:
-    """The ``_target_`` names in the option files below a folder, by dotted path."""
+def _targets_in(folder: Path, stamp: Any) -> dict[str, frozenset[str]]:
     names_at: dict[str, set[str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
         group = ".".join(file.relative_to(folder).parent.parts)

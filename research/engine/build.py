@@ -16,6 +16,7 @@ from research.compression.rules import SELECTION
 from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import targets
+from research.config.arguments import FilledIn
 from research.data.block_samples import MCU
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import DataModule, NetworkInput
@@ -205,10 +206,7 @@ def build_task(config: Config, classes: list[str]) -> Task:
 def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
     """The network.
 
-    Settings of the model that are None are filled in from the data set (``num_classes``,
-    ``max_boxes``: box slots of a store, ``x_channels``: channels in addition to RGB,
-    ``feature_sizes``: sizes of frozen features by name), the input (``image_size``) and the
-    compression (``coefficients``).
+    Settings of the model that are None and are among ``FilledIn`` are filled in.
 
     Args:
         config: resolved and checked.
@@ -218,11 +216,13 @@ def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
         UserError: if a setting differs from that of the data set.
     """
     settings = config["model"]
-    known: dict[str, Any] = {
+    known: FilledIn = {
         "num_classes": len(metadata["classes"]),
         "max_boxes": metadata.get("transform", {}).get("max_boxes"),
         "x_channels": len(metadata["channels"]) - len(RGB) if "channels" in metadata else None,
         "feature_sizes": metadata.get("feature_sizes"),
+        "image_size": input_size(config, metadata),
+        "coefficients": stem_spec(config["compression"]),
     }
     for key, value in known.items():
         if settings.get(key) not in (None, value):
@@ -231,10 +231,9 @@ def model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
                 f"model.{key}={settings[key]}: the data set has {value}",
                 "remove this setting",
             )
-    known["image_size"] = input_size(config, metadata)
-    known["coefficients"] = stem_spec(config["compression"])
-    known["pretrained"] = initial_weights.of_run(settings.get("pretrained"))
-    filled = {key: known[key] for key in known if key in settings}
+    pretrained = initial_weights.of_run(settings.get("pretrained"))
+    given = {**known, "pretrained": pretrained}
+    filled = {key: value for key, value in given.items() if key in settings}
     network: nn.Module = targets.build(config, "model", **filled)
     return network
 

@@ -319,7 +319,7 @@ def parallel(losses: Losses) -> nn.Module:
     averaged = DistributedDataParallel(losses)
     # After its first backward pass it collects gradients in another order, on which the rounding of
     # sums depends: a resumed run would differ. So the first pass is one of zeros.
-    averaged(None)[""].backward()
+    _add_zeros(averaged)
     averaged.zero_grad(set_to_none=True)
     return averaged
 
@@ -329,6 +329,19 @@ def no_sync(losses: nn.Module, skip: bool) -> AbstractContextManager[Any]:
     if skip and isinstance(losses, DistributedDataParallel):
         return losses.no_sync()
     return nullcontext()
+
+
+def average_others(losses: nn.Module, is_step: bool, samples: int) -> None:
+    """Average the gradients of a step whose last batch is skipped; arguments as ``is_awaited``.
+
+    Without a backward pass of that batch, each process would step with its own.
+    """
+    if is_awaited(is_step, samples):
+        _add_zeros(losses)
+
+
+def _add_zeros(losses: nn.Module) -> None:
+    losses(None)[""].backward()
 
 
 def _sum(counts: Tensor) -> tuple[Tensor, int]:

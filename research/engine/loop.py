@@ -177,6 +177,7 @@ def train_epoch(
                 accumulated = min(cfg.accumulate, batches - (i - i % cfg.accumulate))
                 if skips.loss(loss, samples):
                     losses = LossTerms()
+                    distributed.average_others(task_losses, is_step, skips.samples)
                 else:
                     state.scaler.scale(loss / accumulated).backward()
         if len(batch) and not usable:

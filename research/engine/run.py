@@ -14,7 +14,7 @@ from research.config import run_files
 from research.config.compose import config_dir
 from research.config.outputs import resume_command
 from research.config.overrides import train_command
-from research.config.resume import merged
+from research.config.resume import merged, words_elsewhere
 from research.config.rules import ALL
 from research.engine import (
     build,
@@ -92,11 +92,12 @@ def opened(begin: Start, rank: int = 0) -> Iterator[None]:
         rank: of this process among those of the run.
     """
     lock = run_folder.watching if rank else run_folder.run_lock
-    try:
-        with lock(begin.folder), logs.to_file(begin.folder, rank):
-            yield
-    finally:
-        begin.settle()
+    with lock(begin.folder):
+        try:
+            with logs.to_file(begin.folder, rank):
+                yield
+        finally:
+            begin.settle()  # under the lock: what another process writes there is not removed
 
 
 def _is_done(config: Mapping[str, Any]) -> bool:
@@ -170,7 +171,7 @@ def _train(
     if is_main:
         remove_leftovers(*(folder / part for part in ("", "checkpoints", "pictures", "tables")))
 
-    again = partial(_how_to_continue, folder, overrides, is_trial=pruner is not None)
+    again = partial(_how_to_continue, folder, config, overrides, is_trial=pruner is not None)
     several = distributed.count() > 1
     with Interrupts(repeated=several) as interrupts, explained(build.limits(config), again):
         experiment = _build(config, begin)
@@ -253,18 +254,19 @@ def _build(config: dict[str, Any], begin: Start) -> Experiment:
     return experiment
 
 
-def _how_to_continue(folder: Path, words: Sequence[str], *, is_trial: bool) -> str:
+def _how_to_continue(folder: Path, config: Config, words: Sequence[str], *, is_trial: bool) -> str:
     """What to do after an error or an interruption: the command.
 
     Args:
         folder: of the run.
+        config: of the run.
         words: of the command line that started it.
         is_trial: whether it is a trial of a sweep.
     """
     if is_trial:
         return "run the command of the sweep again"
     if (folder / "checkpoints" / "last.pt").exists():
-        return f"continue with {resume_command(folder)}"
+        return f"continue with {resume_command(folder, *words_elsewhere(folder, config))}"
     words = merged(words, ["resume=auto"])
     return f"continue with {train_command(words, own=config_dir())}"
 

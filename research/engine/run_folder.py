@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from research.config import run_files
 from research.config.compose import config_dir
 from research.config.outputs import resume_command
-from research.config.resume import unchangeable
+from research.config.resume import SHOWN, unchangeable, words_elsewhere
 from research.config.run_paths import ROOT
 from research.engine import checkpoint
 from research.engine.new_folder import NewFolder
@@ -66,11 +66,7 @@ def create(config: Mapping[str, Any], name: str) -> NewFolder:
         folder = Path(config["run_dir"])
         again = config["resume"] == "auto" and not any((folder / "checkpoints").glob("*.pt"))
         if (folder / "config.yaml").exists() and not (again and not is_locked(folder)):
-            raise UserError(
-                "run_dir",
-                f"run_dir: {folder} already contains a run",
-                f"set another folder, or continue this run: {resume_command(folder)}",
-            )
+            raise _in_use(folder) if is_locked(folder) else _taken(folder, config)
         try:
             return NewFolder.create(folder, AT_THE_START, shared=True)
         except (FileExistsError, NotADirectoryError):
@@ -83,6 +79,25 @@ def create(config: Mapping[str, Any], name: str) -> NewFolder:
         with suppress(FileExistsError):  # created by a parallel job in the same second
             return NewFolder.create(folder, AT_THE_START, shared=False)
     raise UserError("run_dir", f"run_dir: no free name like {ROOT / stamp}", "set run_dir=FOLDER")
+
+
+def _in_use(folder: Path) -> UserError:
+    return UserError("run_dir", f"{folder}: another process is training in this run folder")
+
+
+def _taken(folder: Path, config: Mapping[str, Any]) -> UserError:
+    """The error for a folder that has a run; for ``resume=auto`` with the settings that differ."""
+    keys: list[str] = []
+    if config["resume"] == "auto":
+        with suppress(UserError):
+            keys = changed(config, folder)
+    others = f", with other settings: {', '.join(keys[:SHOWN])}" if keys else ""
+    command = resume_command(folder, *words_elsewhere(folder, config))
+    return UserError(
+        "run_dir",
+        f"run_dir: {folder} already contains a run{others}",
+        f"set another folder, or continue this run: {command}",
+    )
 
 
 def describe(
@@ -277,9 +292,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)  # `is_locked` of another process takes it briefly
     except Timeout:
-        raise UserError(
-            "run_dir", f"{folder}: another process is training in this run folder"
-        ) from None
+        raise _in_use(folder) from None
     try:
         yield
     finally:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from research.utils import secrets
 from research.utils.errors import UserError
 from research.utils.installation import TRAIN, TRAIN_FILE
 
@@ -23,6 +27,8 @@ OTHER_LAUNCHERS = {
     "HOROVOD_SIZE": "horovodrun",
 }
 """Variables with the number of processes, of launchers that are not supported."""
+OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables by which the processes of ``torchrun`` find each other."""
 FOR_TORCHRUN = ("PET_NNODES", "PET_NPROC_PER_NODE")
 """Options of torchrun, set by clusters; other processes would ignore them."""
 
@@ -91,7 +97,7 @@ def process_prefix(rank: int | None = None) -> str:
 
 
 def train_prefix(environ: Mapping[str, str] = os.environ) -> str:
-    """The command that trains, with the launcher of this process; what is not known is ``…``."""
+    """The command that trains, launched as this process was; it can be typed on this machine."""
     try:
         own = _one_of_several(environ)
     except UserError:
@@ -99,10 +105,38 @@ def train_prefix(environ: Mapping[str, str] = os.environ) -> str:
     if own is None:
         return TRAIN
     if "RANK" not in environ:
-        return f"srun {TRAIN}"
-    here = _number(environ, "LOCAL_WORLD_SIZE")
-    processes = f"--nproc_per_node={here}" if here == own.processes else "…"
-    return f"torchrun {processes} {TRAIN_FILE}"
+        nodes = _number(environ, "SLURM_STEP_NUM_NODES")
+        return f"srun {f'--nodes={nodes} ' if nodes else ''}--ntasks={own.processes} {TRAIN}"
+    if typed := _torchrun_words():
+        return f"{shlex.join(typed)} {TRAIN_FILE}"
+    if _number(environ, "LOCAL_WORLD_SIZE") == own.processes:
+        return f"torchrun --nproc_per_node={own.processes} {TRAIN_FILE}"
+    variables = [f"{name}={shlex.quote(environ[name])}" for name in OF_TORCHRUN]
+    return " ".join([*variables, TRAIN])
+
+
+def _torchrun_words() -> list[str]:
+    """``torchrun`` and its options, as typed on this machine; empty if it is not the parent.
+
+    No variable has them all: a start on several machines needs those of the rendezvous.
+    """
+    import psutil
+
+    try:
+        typed = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+    words = [secrets.hidden_word(word) for word in typed]  # as ``sys.argv`` has them
+    program = words[1:2] if words[1:2] != ["-m"] else words[2:3]
+    if [Path(word).name for word in program] not in (["torchrun"], ["torch.distributed.run"]):
+        return []
+    script = len(words) - len(sys.argv)
+    if words[script + 1 :] != sys.argv[1:]:
+        return []
+    options = words[words.index(program[0]) + 1 : script]
+    if options[-1:] == ["-m"]:  # of a module, in place of the script
+        del options[-1]
+    return ["torchrun", *options]
 
 
 def _one_of_several(environ: Mapping[str, str]) -> Launch | None:
@@ -127,14 +161,13 @@ def _one_of_several(environ: Mapping[str, str]) -> Launch | None:
 
 
 def _torchrun(environ: Mapping[str, str]) -> Launch | None:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if not environ.get(name)]
+    missing = [name for name in OF_TORCHRUN if not environ.get(name)]
     if missing:
-        present = next(name for name in (*names, "LOCAL_WORLD_SIZE") if name in environ)
+        present = next(name for name in (*OF_TORCHRUN, "LOCAL_WORLD_SIZE") if name in environ)
         raise _refused(
             f"{present}={environ[present]} is set, but {', '.join(missing)} is not", "torchrun"
         )
-    rank, processes, local_rank = (_number(environ, name) for name in names[:3])
+    rank, processes, local_rank = (_number(environ, name) for name in OF_TORCHRUN[:3])
     if rank >= processes:
         raise _refused(f"RANK={rank} with WORLD_SIZE={processes}", "torchrun")
     if processes == 1:

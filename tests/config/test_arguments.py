@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.config import arguments, check_jobs, compose_config, register, targets
-from research.config.arguments import FILLED, Given
+from research.config.arguments import FilledIn, Given
 from research.config.options import option_node, options
-from research.engine import build
 from research.utils.errors import UserError
 from tests.conftest import ROOT, one_line_of, user_error
 
@@ -101,17 +100,10 @@ def test_every_packaged_option_fits_its_class_and_a_key_more_does_not() -> None:
     assert required > 20
 
 
-def test_the_keys_that_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that ``build.model`` gives are those of ``FILLED``, and of the page."""
-    filled: dict[str, Any] = {}
-    monkeypatch.setattr(targets, "build", lambda config, path, **more: filled.update(more))
-    config = compose_config(["model=fastnet"]).config
-    config["model"] = dict.fromkeys([*FILLED, "pretrained", "others"])
-    build.model(config, {"classes": ["a"]})
-    assert filled.keys() == {*FILLED, "pretrained"}
+def test_the_page_names_the_keys_that_are_filled_in() -> None:
     page = (ROOT / "docs/adding.md").read_text(encoding="utf-8")
     sentence = page[page.index("These keys are filled in") :].partition("\n- ")[0]
-    assert re.findall(r"`(\w+)`", sentence) == list(FILLED)
+    assert re.findall(r"`(\w+)`", sentence) == [*FilledIn.__annotations__]
 
 
 # -- a user's own classes ----------------------------------------------------------------------
@@ -253,3 +245,14 @@ def test_the_refusal_is_short_and_its_remedy_is_complete(project: Path) -> None:
             targets.check_targets({"model": {"_target_": name}}, ())
         assert "trust" not in str(refused.value)
         assert str(refused.value).count("research.models.") == 3  # of nine
+
+
+def test_option_files_may_change_in_a_process(project: Path) -> None:
+    """As in a notebook: what was read of them before, or of another folder, is not used."""
+    for folder, node in (
+        ("one", GOOD),
+        ("two", {**GOOD, "head": None}),
+        ("one", {"_target_": "my_parts.function", "num_classes": None}),
+    ):
+        own = write(project / folder, "model", node)
+        assert compose_config(["model=mine"], own).config["model"] == node

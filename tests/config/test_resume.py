@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from research.config import compose_config, resume
 from research.config.compose import composed
 from research.config.keys import differences, leaves
 from research.config.options import option_node
-from research.config.resume import compose, run_of
+from research.config.resume import compose, run_of, words_elsewhere
 from research.config.schema import RUN_RULES, register
 from research.utils.errors import UserError
 from tests.conftest import Train, user_error
@@ -52,9 +53,9 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return write
 
 
-def changes(run: Path, *words: str, config_dir: str | None = None) -> dict[str, Any]:
+def changes(run: Path, *words: str, own: Path | None = None) -> dict[str, Any]:
     """What the words next to ``resume=RUN`` change in the run's configuration."""
-    found = compose([f"resume={run}", *words], config_dir).settings
+    found = compose([f"resume={run}", *words], own).settings
     folder = run if run.is_dir() else run.parents[1]
     before = yaml.safe_load((folder / "config.yaml").read_text())
     return {key: new for key, (_, new) in differences(before, found, ("resume",)).items()}
@@ -136,6 +137,34 @@ def test_the_advice_is_accepted(stored: Store, start: tuple[str, ...]) -> None:
         else:
             assert hint.endswith("or train a new run without resume=")
     assert commands >= 4
+
+
+OWN_OPTION = "_target_: my_models.Net\nnum_classes: null\nprovides: [logits]\nneeds: [images]\n"
+
+
+@pytest.mark.parametrize("words", ["seed=1", "optimizer=adamw", "model=mine optimizer.lr=1"])
+def test_the_advice_has_the_options_of_the_users_own(
+    stored: Store, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("my_models.py").write_text("class Net:\n    def __init__(self, num_classes): ...\n")
+    monkeypatch.syspath_prepend(".")
+    Path("own/model").mkdir(parents=True)
+    Path("own/model/mine.yaml").write_text(OWN_OPTION)
+    monkeypatch.setattr(resume, "composed", composed)
+    own = Path("own")
+    run = stored("model=resnet34")
+    found = compose_config(["model=mine"], own)
+    (run / "config.yaml").write_text(yaml.safe_dump(found.config))
+    (run / "overrides.yaml").write_text("- model=mine")
+    with pytest.raises(UserError) as caught:
+        compose([f"resume={run}", *words.split()], own)
+    _, _, flag, folder, *typed = shlex.split(str(caught.value).partition("weights: ")[2])
+    assert (flag, Path(folder)) == ("--config-dir", own.resolve())
+    assert compose_config(typed, Path(folder)).config["init_from"] == str(run)
+    # Without the folder, no command of these words would be accepted.
+    with user_error("resume", "or train a new run without resume="):
+        compose([f"resume={run}", "trust=[my_models.Net]", "seed=1"])
+    sys.modules.pop("my_models", None)
 
 
 OTHER: dict[str, Any] = {
@@ -235,6 +264,20 @@ def test_a_run_outside_runs_names_no_data(stored: Store, monkeypatch: pytest.Mon
     assert found["logging"] == {}
 
 
+def test_what_an_interrupted_run_outside_runs_needs_can_be_typed(stored: Store) -> None:
+    run = stored(*WORDS, folder="elsewhere/a")
+    config = compose_config([*WORDS, "dataset.cache_dir=there"]).config
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with user_error("resume", "outside runs/"):
+        compose([f"resume={run}"])
+    needed = words_elsewhere(run, config)
+    assert needed == ["dataset.root=data", "logging.mlflow.uri='sqlite:///runs/own.db'"]
+    assert compose([f"resume={run}", *needed]).settings["dataset"]["root"] == "data"
+    own = {**config, "trust": ["my_models.Net"]}
+    assert words_elsewhere(run, own) == ["trust=[my_models.Net]", *needed]
+    assert words_elsewhere(stored(*WORDS), config) == []
+
+
 def test_lost_and_damaged_files(stored: Store) -> None:
     run = stored(*WORDS)
     before = (run / "overrides.yaml").read_text()
@@ -292,11 +335,11 @@ def test_options_of_the_users_own(stored: Store) -> None:
         compose([f"resume={run}"])
     assert changes(run, "trust=[my_models.Net]") == {"trust": ["my_models.Net"]}
     for words in ([], ["model=mine"]):
-        found = compose([f"resume={run}", *words], "options").settings
+        found = compose([f"resume={run}", *words], Path("options")).settings
         assert found["model"] == {"_target_": "my_models.Net", "width": 3}
         assert found["trust"] == ["my_models.Net"]
     with user_error("--config-dir", "no such folder"):
-        compose([f"resume={run}"], "none")
+        compose([f"resume={run}"], Path("none"))
 
 
 def test_which_words_resume_a_run() -> None:

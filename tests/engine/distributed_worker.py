@@ -22,7 +22,8 @@ from research.batch import Batch
 from research.config import compose_config, resolved
 from research.data.loader import EpochLoader, ProcessShard, SampleKey
 from research.engine import build, distributed
-from research.engine.loop import evaluate
+from research.engine.loop import EpochCallback, evaluate, train_epoch
+from research.tracking.tracker import Tracker
 from research.utils import whole_batch
 from tests.golden import stored
 from tests.golden.configurations import GOLDEN, overrides
@@ -47,15 +48,51 @@ def gradients(*empty: str) -> dict[str, Any]:
         config["ema"], config["compile"] = None, False
         settings = {"dropout": 0.0, "rpn_samples": 100_000, "rois": 100_000}  # sample all
         config["model"] |= {key: settings[key] for key in settings if key in config["model"]}
-        data = stored.load(name, build.data_module(config))
-        build_data = build.data_module
-        build.data_module = lambda _, data=data: data  # type: ignore[assignment,misc]
-        experiment = build.experiment(config)
-        build.data_module = build_data
+        experiment = _built(name, config)
+        data: Any = experiment.data
         found[name] = max(
             _difference(experiment, data.splits["train"], int(number)) for number in empty
         )
     return found
+
+
+def _built(name: str, config: dict[str, Any]) -> build.Experiment:
+    """The experiment of a golden configuration, on its stored batches."""
+    data: Any = stored.load(name, build.data_module(config))
+    build_data = build.data_module
+    build.data_module = lambda _: data  # type: ignore[assignment]
+    experiment = build.experiment(config)
+    build.data_module = build_data
+    return experiment
+
+
+def skips(name: str) -> list[float]:
+    """The sum of the weights in each process after a step of two batches. The loss of the second
+    is not finite in the last process, so that all skip it.
+    """
+    config = resolved(compose_config(overrides(name))[0])
+    config |= {"ema": None, "accumulate": 2, "skip_nonfinite": 1, "max_train_batches": 2}
+    experiment = _built(name, config | {"batch_size": 2, "compile": False})
+    task, calls = experiment.task, []
+    losses_of = task.losses
+
+    def losses(model: nn.Module, batch: Any) -> Any:
+        calls.append(1)
+        terms = losses_of(model, batch)
+        if len(calls) == 2 and distributed.rank() == distributed.count() - 1:
+            terms |= {key: terms[key] * torch.nan for key in terms}
+        return terms
+
+    task.losses = losses  # type: ignore[method-assign]
+    state = experiment.state
+    averaged = distributed.parallel(distributed.Losses(task, state.forward))
+    train_epoch(
+        state, averaged, experiment.train, experiment.cfg, experiment.device, Tracker(),
+        EpochCallback(),
+    )  # fmt: skip
+    assert (state.skips, state.scheduler.last_epoch, len(calls)) == (1, 1, 2)
+    total = sum(float(p.detach().double().abs().sum()) for p in state.model.parameters())
+    return distributed.joined([total])
 
 
 def _difference(experiment: build.Experiment, rows: Any, empty: int) -> float:
@@ -174,7 +211,7 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-CHECKS: dict[str, Callable[..., Any]] = {"gradients": gradients, "metrics": metrics}
+CHECKS: dict[str, Callable[..., Any]] = {"gradients": gradients, "metrics": metrics, "skips": skips}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -91,6 +91,12 @@ def test_the_first_gradient_is_that_of_one_process_on_the_joined_batch(
     assert max(differences.values()) < 1e-6, differences
 
 
+def test_a_step_without_its_last_batch_is_the_same_in_all_processes(tmp_path: Path) -> None:
+    """Gradients are averaged in the last batch of a step, also if its loss is skipped."""
+    first, second = checked(2, "skips", tmp_path / "found.json", "ranking_frozen")
+    assert first == second
+
+
 COUNTED = ("top1", "top5", "pair_accuracy")
 """Metrics that are counts divided by counts."""
 

@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from research.config import compose_config
 from research.engine import checkpoint
 from research.tracking.files import read_rows
 from research.utils import logs
@@ -107,9 +109,12 @@ def test_a_full_disk(
         assert summary["status"] in ("FAILED", "RUNNING")
     assert last.exists() == ("first" not in stage and stage != "configuration")
     (disk / "filler").unlink()
-    advised = caught.value.hint.rpartition(" ")[2]
-    assert advised == (f"resume={folder}" if last.exists() else "resume=auto")
-    run(small(*words, advised, *([] if last.exists() else [f"run_dir={folder}"])))
+    _, _, *advised = shlex.split(caught.value.hint.partition("continue with ")[2])
+    assert advised[0] == (f"resume={folder}" if last.exists() else "resume=auto")
+    if last.exists():
+        run(compose_config(advised).config)  # it works when typed
+    else:
+        run(small(*words, *advised, f"run_dir={folder}"))
     assert same(final(folder), final(Path("whole")))
     assert rows(folder) == rows(Path("whole"))
     assert json.loads((folder / "summary.json").read_text())["status"] == "FINISHED"
@@ -173,7 +178,7 @@ def wait_for_steps(folder: Path, process: Any) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_worker(folders: Path, start: Start) -> None:
+def test_a_killed_worker(folders: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folders.parent / "run"
     process = start("run_dir=run", "epochs=9999", "workers=1")
     wait_for_steps(folder, process)
@@ -183,8 +188,9 @@ def test_a_killed_worker(folders: Path, start: Start) -> None:
     line = line_of(process)
     assert "a worker of the loader was killed by a signal (Killed)" in line
     assert "workers=0" in line
-    assert "continue with python " in line
-    assert line.endswith("train.py resume=run")
+    _, _, *advised = shlex.split(line.partition("continue with ")[2])
+    monkeypatch.chdir(folders.parent)
+    assert compose_config(advised).config["resume"] == "run"  # it works when typed
     assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
     log = (folder / "train.log").read_text()
     assert "Traceback" in log

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from research.config import compose_config
+from research.engine import run_folder
 from research.engine.loss_log import LossLog
 from research.engine.new_folder import NewFolder
+from research.engine.resume import Start
+from research.engine.run import opened
 from research.utils.errors import UserError
 from tests.conftest import SMALL, TINY, Train, data_overrides, one_line_of, run, user_error
 
@@ -159,3 +162,19 @@ def test_what_others_write_to_the_folder_stays(tmp_path: Path) -> None:
     new.settle()
     new.settle()
     assert tree(tmp_path) == {"shared", "shared/train.log", "shared/theirs.txt"}
+
+
+def test_two_starts_in_one_folder_at_the_same_time(tmp_path: Path) -> None:
+    """Neither has found a run in it; the second removes nothing of the first, which trains."""
+    config = {"run_dir": str(tmp_path / "run"), "resume": None}
+    first, second = (
+        Start(new.path, new=new)
+        for new in [run_folder.create(config, "a"), run_folder.create(config, "b")]
+    )
+    with opened(first):
+        (first.folder / "config.yaml").touch()
+        before = tree(tmp_path)
+        with user_error("run_dir", "another process is training"), opened(second):
+            pass
+        assert tree(tmp_path) == before > {"run/config.yaml"}
+    assert tree(tmp_path) == set()

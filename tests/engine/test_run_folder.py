@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from research.config import compose_config
 from research.engine import checkpoint, run_folder
 from research.engine import run as engine_run
 from tests.conftest import ROOT, TINY, run, user_error
@@ -46,9 +48,15 @@ def test_a_folder_that_holds_a_run_is_refused(small: Compose) -> None:
     folder = run(small(*TINY, "run_dir=mine"))
     assert folder == Path("mine")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with user_error("run_dir", "mine already contains a run", "resume=mine"):
+    with user_error("run_dir", "mine already contains a run; ", "resume=mine") as caught:
         run(small(*TINY, "run_dir=mine"))
+    _, _, *advised = shlex.split(str(caught.value).partition("this run: ")[2])
+    assert compose_config(advised).config["resume"] == "mine"  # it works when typed
+    with user_error("run_dir", "a run, with other settings: seed, optimizer.lr; "):
+        run(small(*TINY, "run_dir=mine", "resume=auto", "seed=1", "optimizer.lr=3"))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with run_folder.run_lock(folder), user_error("run_dir", "mine: another process is training"):
+        run(small(*TINY, "run_dir=mine", "resume=auto", "epochs=2"))
     # An empty folder, or one with other things in it, is taken.
     Path("other").mkdir()
     Path("other/notes.txt").write_text("mine")
