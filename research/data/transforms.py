@@ -26,8 +26,8 @@ from research.data.augment_rules import ALTERNATING
 
 EPSILON = 1e-6
 CONSTANT = 1e-3
-"""A frequency with a smaller standard deviation counts as constant: rounding of float32 makes 1e-6 of
-the chroma of grey images, one step of quantisation in a million blocks makes 1e-3."""
+"""A frequency with a smaller standard deviation counts as constant: rounding of float32 makes 1e-6
+of the chroma of grey images, one step of quantisation in a million blocks makes 1e-3."""
 
 
 class DeviceTransform(nn.Module):
@@ -128,8 +128,8 @@ class CoefficientTransform(DeviceTransform):
     Args:
         selection: the frequencies of the output.
         range_: ``full``, or ``studio`` for BT.601's 16…235.
-        statistics: normalise by these; ``None`` for coefficients on JPEG's scale. A frequency that is
-            constant in them is only centred: other images may have it.
+        statistics: normalise by these; ``None`` for coefficients on JPEG's scale. A frequency that
+            is constant in them is only centred: other images may have it.
         flip: which images are flipped horizontally in training, see ``flipped``.
         shipped: the frequencies of int16 ``Blocks``, a superset of ``selection``; ``None`` if they
             are the selection.
