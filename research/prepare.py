@@ -194,12 +194,10 @@ def lint(path: Path, out: Path | None) -> bool:
     report, samples = lint.lint(manifest)
     out = out or manifest.folder.parent / f"lint-{manifest.folder.name}"
     drawn = pictures.draw(samples)
-    try:
+    with outputs.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, picture in drawn.items():
             picture.save(out / f"{name}.png")
-    except OSError as error:
-        raise UserError("out", f"{out}: {error.strerror or error}", "set out=FOLDER") from None
     for line in report.notes:
         print(line)
     for line in report.warnings:
