@@ -6,6 +6,7 @@ are in one folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
@@ -202,6 +203,11 @@ class _Reader:
         matches = match_labels(found, texts)
         self.images |= found.keys()
         for name in track(found, "reading labels"):
+            place = labels / f"{found[name]}{LABEL}"
+            if name not in matches.label and os.path.lexists(place):  # else a negative
+                problem = f"its label file {builder.relative(place)} is a broken link, a link to "
+                problem += "the label of another image, or no file: replace it"
+                matches.problems.setdefault(name, (problem, "label that is no file of its own"))
             self._read_image(name, labels, matches)
         for label in sorted(matches.near):
             builder.remarks.left_out.setdefault(label, "label file of nearly its name")
