@@ -12,6 +12,7 @@ from research.config.overrides import train_command
 from research.config.rules import PATH
 from research.utils import logs
 from research.utils.errors import UserError
+from research.utils.files import short_stem
 from research.utils.progress import track
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
         the file was skipped or read by another decoder, else empty.
 
     Raises:
-        UserError: if compression is off or no file can be read.
+        UserError: if compression is off, no file can be read, or ``out`` cannot be written.
     """
     import numpy as np
     import torch
@@ -80,7 +81,6 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     transform = CoefficientTransform(ALL_FREQUENCIES, spec.range_, None, flip=False).eval()
     complete, selected = Decoder(ALL_FREQUENCIES, spec.range_), Decoder(spec.selection, spec.range_)
     crop = CentreCrop(config["dataset"]["crop_pct"] or build.network_input(config).crop_pct)
-    out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     energy = torch.zeros(3, 64, dtype=torch.float64)
     for number, file in enumerate(track(files, "inspecting")):
@@ -109,14 +109,20 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
         )
         energy[0] += y.double().square().mean((0, 2, 3))
         energy[1:] += cbcr.double().square().mean((0, 3, 4))
-        _side_by_side(original[0], rebuilt[0]).save(out / f"{number:03d}_{file.stem}.png")
+        _save(_side_by_side(original[0], rebuilt[0]), out, f"{number:03d}_{short_stem(file.stem)}")
     readable = sum("RGB" in row for row in rows)
     if not readable:
         raise UserError("IMAGES", f"none of {len(files)} files could be read as an image")
     for plane, values in zip(("Y", "Cb", "Cr"), (energy / readable).numpy(), strict=True):
         frequencies = spec.selection.luma if plane == "Y" else spec.selection.chroma
-        _energy(values, plane, frequencies).save(out / f"energy_{plane}.png")
+        _save(_energy(values, plane, frequencies), out, f"energy_{plane}")
     return rows
+
+
+def _save(picture: Image, out: Path, name: str) -> None:
+    with outputs.writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+        picture.save(out / f"{name}.png")
 
 
 def _planes(y: Tensor, cbcr: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -110,14 +110,15 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
     from research.data.warehouse.plan import plan_folders
     from research.engine import build
 
-    roots = {split: source / split for split in ("train", "val", "test")}
-    roots = {split: root for split, root in roots.items() if _has_subfolders(root)}
+    roots = _split_folders(source)
     if roots and "train" not in roots:
-        raise UserError(
-            "SOURCE", f"{source}: has {', '.join(roots)} but no train folder of classes"
-        )
-    if beside := sorted({path.name for path in source.iterdir()} - {*roots}) if roots else []:
-        log.info("%s: passed over beside %s: %s", source, ", ".join(roots), ", ".join(beside))
+        names = ", ".join(root.name for root in roots.values())
+        raise UserError("SOURCE", f"{source}: has {names} but no train folder of classes")
+    if roots:
+        used = {root.name for root in roots.values()}
+        if beside := sorted({path.name for path in source.iterdir()} - used):
+            names = ", ".join(sorted(used))
+            log.info("%s: passed over beside %s: %s", source, names, ", ".join(beside))
     config = compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"]).config
     config["dataset"] |= {
         "train_dirs": [str(roots.get("train", source))],
@@ -128,6 +129,7 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
     folders = build.data_module(config)
     assert isinstance(folders, ImageFolders)
     folders.prepare(options.seed)
+    log.info("%s: read as %s", source, folders.reading)
     encoder = CoefficientEncoder(options.image_size, options.window, options.source)
     return _build(plan_folders(folders, source, encoder), out, options)
 
@@ -192,12 +194,10 @@ def lint(path: Path, out: Path | None) -> bool:
     report, samples = lint.lint(manifest)
     out = out or manifest.folder.parent / f"lint-{manifest.folder.name}"
     drawn = pictures.draw(samples)
-    try:
+    with outputs.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, picture in drawn.items():
             picture.save(out / f"{name}.png")
-    except OSError as error:
-        raise UserError("out", f"{out}: {error.strerror or error}", "set out=FOLDER") from None
     for line in report.notes:
         print(line)
     for line in report.warnings:
@@ -221,11 +221,24 @@ def _build(plan: BuildPlan, out: Path, options: StoreOptions | RgbxOptions) -> M
     )
 
 
-def _has_subfolders(root: Path) -> bool:
-    """True for a folder of classes; a class that is named train contains images instead."""
+def _split_folders(source: Path) -> dict[str, Path]:
+    """The folders of the splits, by split; a class that is named train contains images instead.
+
+    Raises:
+        UserError: for two folders of one split.
+    """
+    from research.data.frames.layout import split_from_name
     from research.data.listing import list_folders
 
-    return root.is_dir() and bool(list_folders(root))
+    found: dict[str, Path] = {}
+    for name in list_folders(source) if source.is_dir() else []:
+        split = split_from_name(name)
+        if split and list_folders(source / name):
+            if split in found:
+                both = f"{found[split].name} and {name}"
+                raise UserError("SOURCE", f"{source}: {both} are both of {split}", "keep one")
+            found[split] = source / name
+    return found
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from scipy.fft import dctn, idctn
 from research import inspect
 from research.config import compose_config
 from research.utils.errors import UserError
-from tests.conftest import advised, picture
+from tests.conftest import advised, picture, user_error
 
 SIZE = "dataset.image_size=64"
 
@@ -152,6 +152,16 @@ def test_settings_are_checked_as_everywhere(photo: Path, tmp_path: Path) -> None
         inspect.inspect([photo], tmp_path / "out", ["compression.window=9"])
     with pytest.raises(UserError, match="compression=none"):
         inspect.inspect([photo], tmp_path / "out", ["model=resnet34", "compression=none"])
+
+
+def test_names_as_long_as_file_systems_take(photo: Path, tmp_path: Path) -> None:
+    files = [photo.rename(tmp_path / f"{'x' * 251}.jpg"), tmp_path / f"{'é' * 125}.jpg"]
+    files[1].write_bytes(files[0].read_bytes())
+    inspect.inspect(files, tmp_path / "out", [SIZE])
+    names = sorted(path.name for path in (tmp_path / "out").glob("0*.png"))
+    assert names == [f"000_{'x' * 200}.png", f"001_{'é' * 100}.png"]
+    with user_error("out", str(files[0]), "out=FOLDER"):
+        inspect.inspect(files[1:], files[0], [SIZE])
 
 
 def test_find_images_takes_files_and_folders(photo: Path, tmp_path: Path) -> None:

@@ -152,14 +152,15 @@ def test_splits_can_be_named(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("layout", ["split", "whole"])
+@pytest.mark.parametrize("layout", ["split", "whole", "spelled"])
 def test_image_folders_become_a_store(
     tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "images"
-    if layout == "split":
+    if layout != "whole":
         for seed, (split, images) in enumerate({"train": 4, "val": 2, "test": 1}.items()):
-            make_folders(source / split, images, seed=seed)
+            name = {"train": "Train", "val": "valid"}.get(split, split)
+            make_folders(source / (split if layout == "split" else name), images, seed=seed)
         expected = {"train": 12, "val": 6, "test": 3}
     else:
         make_folders(source, 5)
@@ -183,6 +184,13 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     os.rename(tmp_path / "images" / "bars", tmp_path / "images" / "train")
     run("coefficients", "images", "out", "image_size=32", "compression.source=pixels")
     assert Manifest.load(Path("out")).classes == ["field", "spots", "train"]
+
+
+def test_two_folders_of_one_split_are_no_guess(tmp_path: Path) -> None:
+    for name in ("train", "val", "Validation"):
+        make_folders(tmp_path / "images" / name, 1)
+    with user_error("SOURCE", "Validation and val are both of val", "keep one"):
+        run("coefficients", "images", "out")
 
 
 def make_pairs(root: Path, frames: int = 4) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import combinations
 from pathlib import Path
 from typing import Unpack
@@ -17,12 +17,14 @@ from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.selection import ALL_FREQUENCIES, Selection, covering
 from research.compression.statistics import Statistics
+from research.config.overrides import override
 from research.data.baseline import linear_top1
 from research.data.block_samples import BlockCrop, BlockSamples, FileRows
 from research.data.classification import ClassificationData, CommonImages
 from research.data.coefficients import CoefficientSpec
 from research.data.crops import CentreCrop, Crop, RandomResizedCrop
 from research.data.datamodule import Demo
+from research.data.frames.layout import split_from_name
 from research.data.index import content_hash, index_folder
 from research.data.listing import PassedOver, list_folders, log_files
 from research.data.loader import BatchSource, EpochLoader, SampleKey
@@ -39,6 +41,7 @@ from research.data.splits import (
     split_named,
     subsample,
 )
+from research.data.texts import names_alike
 from research.utils.cache import cached
 from research.utils.counts import with_n
 from research.utils.errors import DamagedImage, UserError
@@ -148,6 +151,9 @@ class ImageFolders(ClassificationData):
         held_out = f"{self.val_fraction:g} of each class, held out by seed {seed}"
         self.reading = f"CLASS/image folders in {where}; val is {self.val_dir or held_out}"
         self._remark_shared_files()
+        for one, other in names_alike(self.classes):
+            differ = "differ only in letter case, spaces or Unicode form"
+            self.remark(f"the class folders {one!r} and {other!r} {differ}: they are two classes")
         for name, split in self.splits.items():
             check_not_empty(name, split, keys[name])
             limit = self.max_images.get(name)
@@ -251,6 +257,7 @@ class ImageFolders(ClassificationData):
                 key, f"{key}: {root} has no CLASS/IMAGE files", "use one sub-folder per class"
             )
         classes = {class_of(name) for name in index}
+        _refuse_splits(root, classes, index, key)
         empty = [name for name in list_folders(root) if name not in classes]
         if empty:
             raise UserError(
@@ -287,6 +294,24 @@ class ImageFolders(ClassificationData):
                     files.append(root / name)
                     labels.append(label_of[class_of(name)])
         return Split(files, labels, dict(skipped))
+
+
+def _refuse_splits(root: Path, classes: Set[str], names: Iterable[str], key: str) -> None:
+    """Refuse a folder of splits in place of one of classes."""
+    found = {split_from_name(name): str(root / name) for name in sorted(classes)}
+    if not all(found) or any(name.count("/") == 1 for name in names):
+        return
+    keys = {"train": "train_dirs", "val": "val_dir", "test": "test_dir"}
+    words = [
+        override(f"dataset.{keys[split]}", [found[split]] if split == "train" else found[split])
+        for split in keys
+        if split in found
+    ]
+    raise UserError(
+        key,
+        f"{key}: {root} has the splits {format_names(sorted(classes))} in place of class folders",
+        f"set {' '.join(words)}",
+    )
 
 
 class ImageSamples:

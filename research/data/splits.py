@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from research.data.texts import names_alike
 from research.utils.errors import UserError
 
 SplitT = TypeVar("SplitT")
@@ -159,6 +160,14 @@ def check_same_classes(
     """
     unknown = sorted(eval_classes - set(classes))
     missing = sorted(set(classes) - eval_classes)
+    for known, name in names_alike([*classes, *unknown]):
+        if name in unknown:
+            raise UserError(
+                key,
+                f"{key}: {root} has class folder {name!r}, which differs from {known!r} of "
+                "training in letter case, spaces or Unicode form",
+                "rename it",
+            )
     if unknown:
         raise UserError(
             key,

@@ -161,6 +161,18 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+def names_alike(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Names that are the same in any letter case, Unicode form and spacing: the first, another."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        key = " ".join(name_key(name).split())
+        if key in first:
+            pairs.append((first[key], name))
+        first.setdefault(key, name)
+    return pairs
+
+
 class NameIndex:
     """Finds names: as they are written, else in another letter case or Unicode form.
 

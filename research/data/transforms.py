@@ -25,6 +25,9 @@ from research.data.augment import Augment
 from research.data.augment_rules import ALTERNATING
 
 EPSILON = 1e-6
+CONSTANT = 1e-3
+"""A frequency with a smaller standard deviation counts as constant: rounding of float32 makes 1e-6
+of the chroma of grey images, one step of quantisation in a million blocks makes 1e-3."""
 
 
 class DeviceTransform(nn.Module):
@@ -125,7 +128,8 @@ class CoefficientTransform(DeviceTransform):
     Args:
         selection: the frequencies of the output.
         range_: ``full``, or ``studio`` for BT.601's 16…235.
-        statistics: normalise by these; ``None`` for coefficients on JPEG's scale.
+        statistics: normalise by these; ``None`` for coefficients on JPEG's scale. A frequency that
+            is constant in them is only centred: other images may have it.
         flip: which images are flipped horizontally in training, see ``flipped``.
         shipped: the frequencies of int16 ``Blocks``, a superset of ``selection``; ``None`` if they
             are the selection.
@@ -160,9 +164,9 @@ class CoefficientTransform(DeviceTransform):
         y_mean, y_std = zero(len(luma)), one(len(luma))
         cbcr_mean, cbcr_std = zero(2, len(chroma)), one(2, len(chroma))
         if statistics is not None:
-            y_mean, y_std = statistics.y_mean[luma], statistics.y_std[luma] + EPSILON
+            y_mean, y_std = statistics.y_mean[luma], _divisors(statistics.y_std[luma])
             cbcr_mean = statistics.cbcr_mean[:, chroma]
-            cbcr_std = statistics.cbcr_std[:, chroma] + EPSILON
+            cbcr_std = _divisors(statistics.cbcr_std[:, chroma])
         # Saved with the model, because it was trained with these statistics.
         self.register_buffer("y_mean", y_mean[:, None, None])
         self.register_buffer("y_std", y_std[:, None, None])
@@ -218,6 +222,10 @@ class CoefficientTransform(DeviceTransform):
             torch.where(chosen[:, None, None, None], flipped_y, y),
             torch.where(chosen[:, None, None, None, None], flipped_cbcr, cbcr),
         )
+
+
+def _divisors(std: Tensor) -> Tensor:
+    return torch.where(std < CONSTANT, 1.0, std + EPSILON)
 
 
 def _positions(selected: tuple[int, ...], shipped: tuple[int, ...]) -> Tensor | None:

@@ -43,6 +43,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+MAX_STEM: Final = 200
+"""Bytes; file systems take 255 with what is added to a stem."""
 PROBE = 2**16
 """Bytes; writers of libraries stop at a full disk with less than this left."""
 
@@ -80,6 +82,12 @@ def remove_leftovers(*folders: Path, name: str = "*") -> None:
         for path in folder.glob(f".{name}.*"):
             if TEMPORARY.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                 path.unlink()
+
+
+def short_stem(stem: str) -> str:
+    """The name of an output that is made from names of inputs: its end, ``MAX_STEM`` bytes."""
+    encoded = os.fsencode(stem)
+    return stem if len(encoded) <= MAX_STEM else encoded[-MAX_STEM:].decode(errors="ignore")
 
 
 def to_json(content: Any) -> str:

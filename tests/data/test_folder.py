@@ -217,6 +217,24 @@ def test_a_class_folder_without_images_is_refused(open_folders: Open, split: str
         open_folders()
 
 
+def test_a_folder_of_splits_is_no_folder_of_classes(open_folders: Open, folders: Path) -> None:
+    expected = ("data has the splits 'train', 'val'", "dataset.train_dirs=[data/train] dataset.val")
+    with user_error("dataset.train_dirs", *expected):
+        open_folders(train_dirs=["data"], val_dir=None)
+    for name in ("train", "val"):  # classes of images directly in them
+        shutil.copy(folders / "val/bars/000.jpg", folders / name)
+    assert open_folders(train_dirs=["data"], val_dir=None).classes == ["train", "val"]
+
+
+def test_class_folders_that_differ_only_in_spelling(open_folders: Open, folders: Path) -> None:
+    shutil.copytree(folders / "train/bars", folders / "train/Bars")
+    assert open_folders().remarks[0].startswith("the class folders 'Bars' and 'bars' differ only")
+    shutil.rmtree(folders / "train/Bars")
+    os.rename(folders / "val/bars", folders / "val/BARS")
+    with user_error("dataset.val_dir", "'BARS', which differs from 'bars' of training in letter"):
+        open_folders()
+
+
 def test_num_classes_must_be_that_of_the_data(open_folders: Open) -> None:
     with user_error("dataset.num_classes", 4, "data/train", "dataset.num_classes=3"):
         open_folders(num_classes=4)

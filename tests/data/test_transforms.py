@@ -16,10 +16,11 @@ from research.batch import ClassificationBatch
 from research.compression.blocks import Blocks
 from research.compression.dct import block_dct, block_idct
 from research.compression.selection import ZIGZAG, Selection, select_frequencies
-from research.compression.statistics import Statistics
+from research.compression.statistics import Statistics, measure
 from research.data.crops import CentreCrop
 from research.data.readers import BitstreamReader, PixelReader
 from research.data.transforms import (
+    CONSTANT,
     EPSILON,
     CoefficientTransform,
     DeviceTransform,
@@ -309,6 +310,20 @@ def test_statistics_are_those_of_the_selected_frequencies(order: str) -> None:
         for plane, (mean, std) in enumerate([(2 * f, 5 + f), (-3 * f, 7 + f)]):
             expected = (plain.cbcr[:, plane, channel] - mean) / (std + EPSILON)
             torch.testing.assert_close(result.cbcr[:, plane, channel], expected)
+
+
+def test_what_is_constant_in_the_statistics_is_only_centred() -> None:
+    """As by scikit-learn's StandardScaler: another image may have these coefficients."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, 1, 32, 32)
+    grey = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    measured = measure([coefficients(FULL, "full", grey.expand(-1, 3, -1, -1))], FULL)
+    assert measured.cbcr_std.max() < CONSTANT < measured.y_std.min()
+    result = coefficients(FULL, "full", images(), measured)
+    colours = coefficients(FULL, "full", images())
+    torch.testing.assert_close(result.cbcr, colours.cbcr, atol=1e-3, rtol=0)
+    std = measured.y_std[:, None, None] + EPSILON
+    torch.testing.assert_close(result.y, (colours.y - measured.y_mean[:, None, None]) / std)
 
 
 def test_statistics_are_in_the_state_dict() -> None:

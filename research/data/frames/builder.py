@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from research.data import texts
 from research.data.frames.frame import BoxXYXY, Frame, FrameSet, RunCounts, SkipFrame, shorten
@@ -13,6 +14,10 @@ from research.data.frames.reading import WITHOUT_PICTURE, Remarks, SourceSummary
 from research.data.image_files import EXTENSIONS
 from research.data.listing import Listing, list_files
 from research.utils.errors import UserError
+
+ALIKE: Final = (
+    "classes whose names are the same or differ only in letter case, spaces or Unicode form"
+)
 
 
 @dataclass
@@ -137,11 +142,8 @@ class FrameSetBuilder:
             )
             for name, count in sorted(self.counts.items())
         ]
-        alike: dict[str, str] = {}
-        for name in classes:
-            if (other := alike.setdefault(texts.name_key(name).strip(), name)) != name:
-                text = "classes whose names differ only in letter case, spaces or Unicode form"
-                self.note(text, f"{shorten(other)} and {shorten(name)}")
+        for one, other in texts.names_alike(classes):
+            self.note(ALIKE, f"{shorten(one)} and {shorten(other)}")
         frames = sorted(self.frames.values(), key=lambda frame: (frame.group, frame.name))
         self._leave_out()
         reading = SourceSummary(

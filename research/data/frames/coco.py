@@ -46,7 +46,7 @@ from research.utils.errors import UserError
 from research.utils.progress import track
 
 IN_FOLDERS = ("_annotations.coco.json", "coco.json")
-"""Names of annotation files in folders of images: Roboflow's, FLIR's."""
+"""Names of annotation files in folders of images, in lower case: Roboflow's, FLIR's."""
 SMALL = "boxes of less than a pixel: are they fractions?"
 POLYGONS = "boxes around polygons, as their bbox is missing"
 NO_AREAS = "areas that are no numbers of pixels, those of the boxes are used"
@@ -87,11 +87,11 @@ def coco_documents(source: Path) -> dict[Path, dict[str, Any]]:
             places[0].append(source / name)
         elif not folders:
             places[1].append(source / name)
-        elif len(folders) == 1 and last in IN_FOLDERS:
+        elif len(folders) == 1 and last.lower() in IN_FOLDERS:
             places[2].append(source / name)
     files = [file for place in places for file in place]
     # The archive of COCO also has captions and keypoints of the same images.
-    files = [file for file in files if file.name.startswith("instances_")] or files
+    files = [file for file in files if file.name.lower().startswith("instances_")] or files
     documents, problems, unlabelled = {}, [], []
     for file in files:
         try:
@@ -212,7 +212,7 @@ def _entries(
 
 def _part_name(file: Path) -> str:
     """The stem of an annotation file, or its folder where all have one name."""
-    return file.parent.name if file.name in IN_FOLDERS else file.stem
+    return file.parent.name if file.name.lower() in IN_FOLDERS else file.stem
 
 
 def _image_id(item: object, row: int, rows: Mapping[str, list[tuple[int, Any]]]) -> tuple[str, int]:

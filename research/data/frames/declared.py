@@ -3,7 +3,8 @@
 ``data.yaml`` (or another YAML file) has ``names``, ``nc``, ``path``, ``train``, ``val`` and
 ``test``: each a folder, a list file, or several of them. ``obj.data`` of darknet has ``names``,
 ``classes``, ``train`` and ``valid``. ``classes.txt`` and ``obj.names`` have names alone,
-``train.txt`` and ``val.txt`` beside them splits alone. What is declared twice is compared.
+``train.txt`` and ``val.txt`` beside them splits alone. What is declared twice is compared. Names of
+these files may have any letter case.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from research.data import texts
 from research.data.frames.builder import FrameSetBuilder
+from research.data.frames.frame import is_number, shorten
 from research.data.frames.layout import SPLITS
 from research.data.frames.reading import and_join
 from research.data.frames.split_lists import NONE, Description, ListReader
@@ -34,6 +36,7 @@ class Declared:
     Attributes:
         names: class names; empty if none are declared.
         names_from: the file.
+        count: number of classes, if that is declared without their names; otherwise 0.
         splits: image → splits that contain it; empty if none are declared.
         split_from: the files, in words.
         files: files that were read.
@@ -43,6 +46,7 @@ class Declared:
 
     names: list[str] = field(default_factory=list)
     names_from: str = ""
+    count: int = 0
     splits: dict[str, set[str]] = field(default_factory=dict)
     split_from: str = ""
     files: set[str] = field(default_factory=set)
@@ -84,8 +88,11 @@ def read_declared(
         description, declared.splits = found[0]
         declared.split_from = _describe_entries(description)
         declared.files |= {each.file for each, _ in found}
-    elif listed := [name for name in LIST_FILES if name in names and finder.is_list(name)]:
-        lists: dict[str, list[str]] = {SPLITS[name.removesuffix(".txt")]: [name] for name in listed}
+    elif listed := [name for name in names if _is_split_list(name) and finder.is_list(name)]:
+        listed.sort(key=lambda name: LIST_FILES.index(name.lower()))
+        lists: dict[str, list[str]] = {}
+        for name in listed:
+            lists.setdefault(SPLITS[name.lower().removesuffix(".txt")], []).append(name)
         declared.splits = finder.read(Description("", [], "", lists))
         declared.split_from = and_join(listed)
     declared.files |= finder.files
@@ -112,12 +119,32 @@ def _read_names_of(
     """Set the class names to those of the descriptions and text files, which are compared."""
     found = [(each.file, each.names) for each in descriptions if each.names]
     if not (found and declared.chosen):
-        files = [name for name in names if PurePosixPath(name).name in NAME_FILES]
+        files = [name for name in names if is_name_file(name)]
         found += [(name, classes) for name in files if (classes := _read_names(source / name))]
     _compare_names(found)
     if found:
         declared.names_from, declared.names = found[0]
         declared.files |= {file for file, _ in found}
+    for each in descriptions:
+        if each.count is None:
+            continue
+        expected = len(declared.names) or declared.count or each.count
+        if each.count != expected:
+            key = "classes" if each.file.lower().endswith(".data") else "nc"
+            other = f"{declared.names_from} has {expected} names" if found else f"also {expected}"
+            raise _invalid(source / each.file, f"{key} is {each.count}, but {other}")
+        if not found:
+            declared.count = each.count
+            declared.files.add(each.file)
+
+
+def is_name_file(name: str) -> bool:
+    """Whether a file holds class names alone."""
+    return PurePosixPath(name).name.lower() in NAME_FILES
+
+
+def _is_split_list(name: str) -> bool:
+    return name.lower() in LIST_FILES
 
 
 def is_description(name: str) -> bool:
@@ -141,7 +168,12 @@ def _descriptions(source: Path, names: Sequence[str], data_yaml: str) -> list[De
         files = [name for name in names if is_description(name)]
         files.sort(key=lambda name: (name.lower() not in FIRST, name))
     read = [_read_description(source / name, name) for name in files]
-    return [each for each in read if each and (each.names or each.entries)]
+    return [
+        each
+        for each in read
+        # The YAML file of a network has its number of classes too.
+        if each and (each.names or each.entries or (each.count and each.file.lower() in FIRST))
+    ]
 
 
 def _read_description(path: Path, name: str) -> Description | None:
@@ -165,9 +197,9 @@ def _read_description(path: Path, name: str) -> Description | None:
             entries[split] = entries.get(split, []) + paths
     names = _yaml_names(path, document)
     where = document.get("path")
-    return Description(
-        name, names, where if isinstance(where, str) else "", entries, _keypoints(document)
-    )
+    where = where if isinstance(where, str) else ""
+    count = _count(path, "nc", document.get("nc"))
+    return Description(name, names, where, entries, _keypoints(document), count)
 
 
 def _yaml_names(path: Path, document: dict[Any, Any]) -> list[str]:
@@ -175,20 +207,28 @@ def _yaml_names(path: Path, document: dict[Any, Any]) -> list[str]:
     if names is None:
         return []
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbered = {str(number): name for number, name in names.items()}
+        if sorted(numbered) != sorted(map(str, range(len(names)))):
             raise _invalid(path, f"names must number the classes 0 to {len(names) - 1}")
-        names = [names[number] for number in range(len(names))]
+        names = [numbered[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not all(
         isinstance(name, str | int | float) and str(name).strip() for name in names
     ):
         raise _invalid(path, "names: expected a list of words")
-    _check_count(path, "nc", document.get("nc"), names)
+    for number, name in enumerate(names):
+        if isinstance(name, bool):  # YAML's on, off, yes, no, true and false
+            raise _invalid(path, f"names: class {number} is the truth value {name}: quote the word")
     return [str(name).strip() for name in names]
 
 
-def _check_count(path: Path, key: str, count: object, names: Sequence[object]) -> None:
-    if count is not None and count != len(names):
-        raise _invalid(path, f"{key} is {str(count)[:20]}, but there are {len(names)} names")
+def _count(path: Path, key: str, value: object) -> int | None:
+    """A declared number of classes."""
+    if value is None:
+        return None
+    number: Any = value
+    if not is_number(value) or number < 1 or number != int(number):
+        raise _invalid(path, f"{key} is {shorten(value)}: expected a whole number from 1")
+    return int(number)
 
 
 def _invalid(path: Path, problem: str) -> UserError:
@@ -221,17 +261,27 @@ def _read_darknet(path: Path, name: str) -> Description | None:
         if not texts.name_problem(file):
             found = next((each for each in tried if each.is_file()), None)
             names = _read_names(found) if found else []
-        count = texts.parse_number(values.get("classes"))
-        if names and count is not None:
-            _check_count(path, "classes", count, names)
-    return Description(name, names, "", entries)
+    word = values.get("classes") or None
+    count = _count(path, "classes", word if word is None else texts.parse_number(word) or word)
+    return Description(name, names, "", entries, count=count)
 
 
 def _read_names(path: Path) -> list[str]:
+    """The names in the lines of a file; only blank lines at its end count for no class."""
     try:
-        return [line.strip() for line in texts.read_lines(path) if line.strip()]
+        names = [line.strip() for line in texts.read_lines(path)]
     except BadText as error:
         raise UserError("labels", f"{path}: {error}") from None
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        blank = names.index("")
+        raise UserError(
+            "labels",
+            f"{path}: line {blank + 1} is blank, that of class {blank}",
+            "name the class, or remove the line if it is none",
+        )
+    return names
 
 
 def _compare_names(found: Sequence[tuple[str, list[str]]]) -> None:

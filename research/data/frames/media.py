@@ -15,6 +15,7 @@ from research.data.image_files import EXTENSIONS, inspect_header
 from research.data.listing import PassedOver, list_files
 from research.data.splits import evenly_spaced
 from research.utils.errors import UserError
+from research.utils.files import short_stem
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -173,12 +174,13 @@ class _NotAVideo(Exception):
 
 
 class _Unique:
-    """Makes names unique by appending a number."""
+    """Makes names of outputs unique by appending a number; a long one is cut."""
 
     def __init__(self) -> None:
         self.used: set[str] = set()
 
     def name(self, base: str) -> str:
+        base = short_stem(base)
         name, number = base, 1
         while name in self.used:
             number += 1

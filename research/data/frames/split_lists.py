@@ -30,6 +30,7 @@ class Description:
         path: folder that its entries are relative to, as written.
         entries: split → folders, lists and images, as written.
         keypoints: numbers after the box in a row of its label files.
+        count: number of classes; ``None`` if it does not say.
     """
 
     file: str
@@ -37,6 +38,7 @@ class Description:
     path: str
     entries: dict[str, list[str]]
     keypoints: int = 0
+    count: int | None = None
 
 
 class ListReader:

@@ -37,8 +37,9 @@ from research.data.frames.layout import (
 )
 from research.data.frames.picture_index import PictureIndex
 from research.data.frames.reading import and_join
+from research.data.image_files import EXTENSIONS
 from research.data.listing import list_files, list_folders
-from research.data.texts import BadText, parse_number, read_lines, read_xml
+from research.data.texts import BadText, NameIndex, parse_number, read_lines, read_xml
 from research.utils.conditions import is_exhausted
 from research.utils.errors import UserError
 from research.utils.progress import track
@@ -50,6 +51,8 @@ SIDES = ("width", "height")
 XYWH = ("x", "y", "w", "h")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 FROM_ZERO = "coordinates that count from 0, where VOC counts from 1: boxes may begin a pixel early"
+LISTED = EXTENSIONS | {".npy", ".txt", ".xml"}
+"""Suffixes that names in lists may have, in lower case."""
 HEAD = 4096
 """Bytes in which a file beside images must have its first element to be an annotation."""
 
@@ -256,12 +259,13 @@ def _voc_split(builder: FrameSetBuilder) -> dict[str, str]:
     by_folder, folders = splits_from_folders(builder.frames)
     declared: dict[str, set[str]] = {}
     lists: list[str] = []
-    for folder in ("ImageSets/Main", "ImageSets", "imageSets"):
-        for word, split in (("train", "train"), ("val", "val"), ("test", "test")):
-            name = f"{folder}/{word}.txt"
-            if name in builder.listing.names and not any(word in each for each in lists):
-                lists.append(name)
-                _read_list(builder, name, split, declared)
+    index = NameIndex((name, name) for name in builder.listing.names)
+    for split in ("train", "val", "test"):
+        # Those of the folder Main are of the task of detection.
+        places = (f"ImageSets/{folder}{split}.txt" for folder in ("Main/", ""))
+        for name in next(filter(None, (index.find([place]) for place in places)), []):
+            lists.append(name)
+            _read_list(builder, name, split, declared)
     builder.remarks.labels.update(lists)
     builder.remarks.split = and_join(lists) if lists else folders
     if not lists:
@@ -280,17 +284,17 @@ def _read_list(
         lines = read_lines(builder.root / name)
     except BadText as error:
         raise UserError("labels", f"{builder.root / name}: {error}") from None
-    known: dict[str, list[str]] = {}
-    for frame in builder.frames:
-        parts = PurePosixPath(frame).with_suffix("").parts
-        for start in range(len(parts)):
-            known.setdefault("/".join(parts[start:]), []).append(frame)
+    paths = [(frame, PurePosixPath(frame).with_suffix("").parts) for frame in builder.frames]
+    known = NameIndex(
+        ("/".join(parts[start:]), frame) for frame, parts in paths for start in range(len(parts))
+    )
     skipped = {PurePosixPath(where).stem for where, _, _ in builder.skipped}
     for number, line in enumerate(lines, start=1):
-        words = [line.strip(), line.strip().partition(" ")[0]]
-        paths = [PurePosixPath(word) for word in words]
-        words += [str(path.with_suffix("")) for path in paths if path.name]  # "." has none
-        frames = next((known[word] for word in words if word in known), [])
+        words = [line.strip(), *line.split(maxsplit=1)[:1]]
+        suffixes = [(word, PurePosixPath(word).suffix) for word in words]
+        words += [word.removesuffix(end) for word, end in suffixes if end.lower() in LISTED]
+        found = (look([word]) for look in (known.exact, known.alike) for word in words)
+        frames: list[str] = next(filter(None, found), [])
         for frame in frames:
             declared.setdefault(frame, set()).add(split)
         if words[0] and not frames and PurePosixPath(words[0]).stem not in skipped:

@@ -6,11 +6,12 @@ are in one folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from research.data.frames.builder import FrameSetBuilder
-from research.data.frames.declared import NAME_FILES, Declared, read_declared
+from research.data.frames.declared import Declared, is_name_file, read_declared
 from research.data.frames.frame import (
     IMAGE_FILES,
     Frame,
@@ -89,7 +90,7 @@ def nested_folders(source: Path) -> dict[Path, Path]:
 def has_labels(folders: Mapping[Path, Path]) -> bool:
     """Whether there is a label file in the folders of labels."""
     return any(
-        path.name not in NAME_FILES
+        not is_name_file(path.name)
         for labels in folders.values()
         for path in list_files(labels, {LABEL}).paths
     )
@@ -123,7 +124,8 @@ def read_yolo(
     remarks = builder.remarks
     remarks.names = "dataset.class_names" if class_names is not None else declared.names_from
     remarks.labels |= declared.files
-    reader = _Reader(builder, declared, files, len(classes), require_labels)
+    count = len(classes) or declared.count
+    reader = _Reader(builder, declared, files, count, require_labels)
     for images, labels in _with_declared(source, folders, declared).items():
         reader.read_folder(images, labels)
     for name in builder.listing.names:
@@ -133,7 +135,7 @@ def read_yolo(
         largest = max(
             (max(frame.labels, default=-1) for frame in builder.frames.values()), default=-1
         )
-        classes = [str(number) for number in range(largest + 1)]
+        classes = [str(number) for number in range(count or largest + 1)]
     return build_frame_set(builder, "yolo", classes, _split(builder, declared))
 
 
@@ -201,6 +203,11 @@ class _Reader:
         matches = match_labels(found, texts)
         self.images |= found.keys()
         for name in track(found, "reading labels"):
+            place = labels / f"{found[name]}{LABEL}"
+            if name not in matches.label and os.path.lexists(place):  # else a negative
+                problem = f"its label file {builder.relative(place)} is a broken link, a link to "
+                problem += "the label of another image, or no file: replace it"
+                matches.problems.setdefault(name, (problem, "label that is no file of its own"))
             self._read_image(name, labels, matches)
         for label in sorted(matches.near):
             builder.remarks.left_out.setdefault(label, "label file of nearly its name")
@@ -221,7 +228,7 @@ class _Reader:
             if not name.startswith(inside) or path.suffix.lower() not in suffixes:
                 continue
             known = name in self.images or name in self.declared.files
-            if not known and path.name not in NAME_FILES:
+            if not known and not is_name_file(name):
                 found[name] = path.with_suffix("").as_posix().removeprefix(inside)
         return found
 

@@ -242,6 +242,8 @@ def _skip_reason(row: PairRow, config: SplitConfig) -> str:
     """Why the filters skip a pair; empty if they keep it."""
     if config.min_reviewers > row.votes:
         return "few_reviewers"
+    if row.ranks is None and not row.votes:  # 0.5 would be no tie of votes, but invented
+        return "no_votes"
     if row.preference == TIE and config.ties == "drop":
         return "tie"
     return "low_agreement" if row.agreement < config.min_agreement else ""

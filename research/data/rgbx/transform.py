@@ -20,8 +20,8 @@ from research.data.transforms import DeviceTransform
 
 NUM_COLOURS = len(COLOURS)
 MIN_STD = 1e-6
-"""A channel with a smaller standard deviation counts as constant. A level of 16 bits is 15 times as
-much: channels of event counts may have few levels."""
+"""A channel with a smaller standard deviation counts as constant, and is only centred: other frames
+may differ. A level of 16 bits is 15 times as much: channels of event counts may have few levels."""
 
 
 class RgbxAugmentation(FrameAugmentation):
@@ -78,7 +78,8 @@ class RgbxTransform(DeviceTransform):
         self.dtype = torch.uint8
         self.augmentation = augmentation
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None].clamp(min=MIN_STD))
+        scale = torch.tensor(std)[:, None, None]
+        self.register_buffer("std", torch.where(scale < MIN_STD, 1.0, scale))
 
     mean: Tensor
     std: Tensor

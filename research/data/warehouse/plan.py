@@ -182,8 +182,14 @@ def plan_frames(
         thresholds: the limits that the source was checked against.
 
     Raises:
-        UserError: for a frame with more boxes than the encoder has slots.
+        UserError: for a frame with more boxes than the encoder has slots, or no class.
     """
+    if not frame_set.classes:
+        raise UserError(
+            "labels",
+            f"{frame_set.root}: no label has a box, and no file names the classes",
+            "add labels, or name the classes (YOLO: in classes.txt) if all frames are negatives",
+        )
     frames = sorted(frame_set.frames, key=lambda frame: (frame.group, frame.name))
     fullest = max(frames, key=lambda frame: len(frame.boxes))
     if len(fullest.boxes) > encoder.max_boxes:

@@ -63,6 +63,15 @@ def test_a_folder_at_any_depth_in_order(tmp_path: Path) -> None:
     assert {still.group for still in found} == {"photos"}
 
 
+def test_the_names_of_a_deep_folder_are_no_longer_than_file_systems_take(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / ("long" * 30) / ("deep" * 30)
+    found = stills(Media([image(folder / "1.png").parents[2], image(folder / "2.png").parents[1]]))
+    stems = [still.stem for still in found]
+    assert len(set(stems)) == 4  # each is found twice
+    assert max(map(len, stems)) < 210
+    assert {stem.partition("deep_")[2][0] for stem in stems} == {"1", "2"}
+
+
 def test_names_never_meet(tmp_path: Path) -> None:
     files = [image(tmp_path / name) for name in ("x/a.jpg", "x/a.png", "x/b_c.jpg", "x/b/c.jpg")]
     others = [image(tmp_path / name) for name in ("y/a.jpg", "z/x/a.jpg")]

@@ -175,7 +175,11 @@ def test_two_declarations_that_disagree(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("nc: 3\nnames: [a, b]", "nc is 3, but there are 2 names"),
+        ("nc: 3\nnames: [a, b]", "nc is 3, but data.yaml has 2 names"),
+        ("nc: '2'\nnames: [a, b]", "nc is '2': expected a whole number"),
+        ("nc: 0.5", "nc is 0.5: expected a whole number"),
+        ("names: [on, off]", "class 0 is the truth value True: quote the word"),
+        ("names: {0: a, 1: no}", "class 1 is the truth value False: quote the word"),
         ("names: [[a], b]", "expected a list of words"),
         ("names: {1: a}", "number the classes 0 to 0"),
         ("names: 7", "expected a list of words"),
@@ -190,6 +194,59 @@ def test_bad_yaml_files_are_one_line(tmp_path: Path, content: str, words: str) -
     text(source / "data.yaml", content)
     with user_error("data_yaml", "data.yaml", words):
         read_frames(source)
+
+
+def test_numbers_of_classes_may_be_quoted_as_in_ultralytics(tmp_path: Path) -> None:
+    source = yolo(tmp_path, "a")
+    text(source / "data.yaml", "names: {'1': 'off', '0': 'on'}\n")
+    assert read_frames(source).classes == ["on", "off"]
+
+
+def test_the_number_of_classes_is_compared_with_names_and_labels(tmp_path: Path) -> None:
+    source = yolo(tmp_path, "a", row=ROW.replace("0", "2", 1))
+    image(source / "images/b.jpg")
+    text(source / "labels/b.txt", ROW)
+    text(source / "data.yaml", "nc: 5\n")
+    text(source / "network.yaml", "nc: 80\n")
+    found = read_frames(source)
+    assert found.classes == ["0", "1", "2", "3", "4"]
+    assert "classes by number" in reading(found)
+    text(source / "data.yaml", "nc: 2\n")
+    assert "labels/a.txt: row 1: class 2 of 2" in read_frames(source).problems[0]
+    text(source / "classes.txt", "cat\ndog\npig\n")
+    with user_error("data_yaml", "data.yaml: nc is 2, but classes.txt has 3 names", "=none"):
+        read_frames(source)
+    assert read_frames(source, data_yaml="none").classes == ["cat", "dog", "pig"]
+
+
+@pytest.mark.parametrize("names", ["cat\n\ndog\n", "\ncat\ndog", "cat\n \ndog\r\n\r\n"])
+def test_a_blank_line_among_class_names_is_no_guess(tmp_path: Path, names: str) -> None:
+    """labelImg and darknet count it; a reader that does not gives the label dog to a cat."""
+    source = yolo(tmp_path, "a")
+    text(source / "classes.txt", names)
+    with user_error("labels", "classes.txt: line", "is blank"):
+        read_frames(source)
+    text(source / "classes.txt", "cat\ndog\n\n \n")
+    assert read_frames(source).classes == ["cat", "dog"]
+
+
+def test_two_classes_of_one_name_are_noted(tmp_path: Path) -> None:
+    source = yolo(tmp_path, "a")
+    text(source / "classes.txt", "cat\ncat\nCat\n")
+    found = read_frames(source)
+    assert found.classes == ["cat", "cat", "Cat"]
+    assert "the same or differ only in letter case" in found.notes[0]
+    assert ": 2, the first 'cat' and 'cat'" in found.notes[0]
+
+
+def test_files_that_declare_something_may_have_any_letter_case(tmp_path: Path) -> None:
+    source = yolo(tmp_path, "a", "b")
+    text(source / "CLASSES.TXT", "cat\n")
+    text(source / "Train.txt", "images/a.jpg\n")
+    text(source / "VAL.TXT", "images/b.jpg\n")
+    found = read_frames(source)
+    assert (found.classes, split_of(found)) == (["cat"], {"a": "train", "b": "val"})
+    assert "names from CLASSES.TXT, split from Train.txt and VAL.TXT" in reading(found)
 
 
 def test_other_yaml_files_are_passed_over(tmp_path: Path) -> None:
@@ -225,6 +282,19 @@ def test_lists_of_voc(tmp_path: Path) -> None:
     assert found.notes == [
         "images in no list, kept as if there were none: 1, the first JPEGImages/e.jpg"
     ]
+
+
+def test_lists_of_voc_in_another_spelling(tmp_path: Path) -> None:
+    for name in ("A.1", "B", "A"):
+        image(tmp_path / f"JPEGImages/{name}.jpg")
+        text(tmp_path / f"Annotations/{name}.xml", voc(("cat", 1, 1, 9, 9)))
+    text(tmp_path / "imagesets/main/Train.txt", "a.1\t1\nA.2 -1\n")
+    text(tmp_path / "imagesets/main/val.txt", "b.JPG\n")
+    found = read_frames(tmp_path)
+    assert split_of(found) == {"A.1": "train", "B": "val"}  # A.2 is not A
+    assert len(found.problems) == 1
+    assert "A.2 -1 has no label file" in found.problems[0]
+    assert "split from imagesets/main/Train.txt and imagesets/main/val.txt" in reading(found)
 
 
 def test_words_of_splits_in_other_names(tmp_path: Path) -> None:

@@ -70,6 +70,22 @@ def test_another_name_is_no_near_miss(picture: str, label: str) -> None:
     assert matches.orphans == [f"labels/{label}.txt"]
 
 
+def test_a_label_that_is_no_file_of_its_own_makes_no_negative(tmp_path: Path) -> None:
+    """As in a git-annex whose content was not fetched."""
+    for name in "abcde":
+        image(tmp_path / f"images/{name}.jpg")
+    text(tmp_path / "labels/a.txt", ROW)
+    (tmp_path / "labels/b.txt").symlink_to("gone.txt")
+    (tmp_path / "labels/c.txt").mkdir()
+    (tmp_path / "labels/d.txt").symlink_to("a.txt")
+    found = read_frames(tmp_path)
+    assert [frame.name for frame in found.frames] == ["images/a.jpg", "images/e.jpg"]
+    assert len(found.problems) == 3
+    assert "images/b.jpg: its label file labels/b.txt is a broken link" in found.problems[0]
+    assert "3 left out (label that is no file of its own)" in str(found.reading)
+    assert "1 without label kept as negatives" in str(found.reading)
+
+
 def test_two_pictures_of_one_label(tmp_path: Path) -> None:
     source = yolo(tmp_path, "a", "b")
     image(source / "images/a.png")

@@ -27,7 +27,8 @@ CONFIG = SplitConfig("soft", 0.0, 0, 0.2, 0.2, 0, None, 0, None)
 
 
 def row(series: int, first: int, second: int, preference: float, votes: int = 0) -> PairRow:
-    return PairRow("list row 1", series, first, second, preference, votes, None)
+    ranks = None if votes else (1.0, 2.0)
+    return PairRow("list row 1", series, first, second, preference, votes, ranks)
 
 
 def write(root: Path, text: str) -> Path:
@@ -182,6 +183,13 @@ def test_filters() -> None:
     assert [r.series for r in selection.rows["train"]] == [4]
     assert selection.skipped["train"] == Counter(tie=1, low_agreement=1, few_reviewers=1)
     assert selection.total == Counter(train=4, val=1)
+
+
+def test_a_pair_without_votes_is_no_tie() -> None:
+    rows = [row(1, 1, 2, 0.5, 2), row(2, 1, 2, 0.5, 2)._replace(votes=0)]
+    selection = select_pairs({"train": rows}, replace(CONFIG, val_fraction=0.0, test_fraction=0.0))
+    assert [r.series for r in selection.rows["train"]] == [1]
+    assert selection.skipped["train"] == Counter(no_votes=1)
 
 
 def test_quick_experiments_use_whole_series_and_are_nested() -> None:

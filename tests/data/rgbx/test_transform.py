@@ -88,6 +88,8 @@ def test_a_constant_channel_stays_finite() -> None:
     batch.inputs[:, 4] = 51
     transform = RgbxTransform([*MEAN[:4], 0.2], [*STD[:4], 0.0], None)
     assert transform(batch, None).inputs[:, 4].abs().max() < 1e-3
+    batch.inputs[:, 4] = 255  # not constant beyond the frames that were measured
+    assert transform(batch, None).inputs[:, 4].max() == pytest.approx(0.8)
 
 
 def test_the_range_is_that_of_the_type_of_the_batch() -> None:

@@ -82,6 +82,16 @@ def test_too_many_boxes_name_the_frame_and_the_remedy(tmp_path: Path) -> None:
         plan_frames(frame_set, replace(ENCODER, max_boxes=2), SPLITS, {})
 
 
+def test_frames_without_any_class_are_refused(tmp_path: Path) -> None:
+    """A detector of no classes would be trained, to scores that are all NaN."""
+    frame_set = make_frames(tmp_path / "source")
+    negatives = [replace(frame, boxes=(), labels=()) for frame in frame_set.frames]
+    frame_set = replace(frame_set, frames=negatives)
+    assert plan_frames(frame_set, ENCODER, SPLITS, {}).classes == frame_set.classes != []
+    with user_error("labels", str(frame_set.root), "no file names the classes"):
+        plan_frames(replace(frame_set, classes=[]), ENCODER, SPLITS, {})
+
+
 def test_coefficients_are_those_of_the_bitstream_in_stored_order(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     picture("spots", 1, (70, 60)).save(path, quality=92, subsampling=2)
