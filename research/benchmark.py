@@ -14,6 +14,7 @@ from research.benchmarks.options import BenchmarkOptions
 from research.config import cli, outputs
 from research.inspect import find_images
 from research.utils import logs
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 
@@ -176,8 +177,8 @@ def _measure(
     module = importlib.import_module(f"research.benchmarks.{name}")
     results = module.run(options, files, overrides)
     under = measure.conditions(f"python -m research.benchmark {words}")
-    read = [f"{len(files)} files"] if files else []
-    print("; ".join([*read, f"{options.rounds} rounds", measure.machine(under)]))
+    read = [counted(len(files), "files")] if files else []
+    print("; ".join([*read, counted(options.rounds, "rounds"), measure.machine(under)]))
     measure.print_tables(name, results)
     with outputs.writing_to(out):
         measure.write(name, results, under, out)

@@ -18,7 +18,7 @@ from research.config import cli, outputs
 from research.config.rules import PATH, TEXT, number, one_of
 from research.tracking.files import csv_text
 from research.utils import logs
-from research.utils.counts import counted, spanned
+from research.utils.counts import by_kind, counted, spanned
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
 from research.utils.tables import paragraph, terminal_width
@@ -202,7 +202,7 @@ def main(words: list[str]) -> None:
 
 
 def _skipped(skipped: Mapping[str, int]) -> str:
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    counts = by_kind(skipped)
     hint = "; status=all includes unfinished runs" if {*STATUSES} & {*skipped} else ""
     return f": {counts}{hint}" if counts else ""
 

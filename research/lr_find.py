@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.config import cli, compose_config, outputs
+from research.config.batch_sizes import check_batch_size
 from research.config.overrides import train_command
 from research.config.rules import PATH, number, whole
 from research.tracking.tracker import Row, Table, Tracker
 from research.utils import progress
 from research.utils.conditions import explained
+from research.utils.counts import counted
 from research.utils.errors import NotFinite, UserError
 from research.utils.files import write_atomic, write_text
 
@@ -259,7 +261,7 @@ def find(
     if count < MIN_STEPS:
         raise UserError(
             "start",
-            f"the test ended after {count} steps ({test.end})",
+            f"the test ended after {counted(count, 'steps')} ({test.end})",
             f"set a lower value than start={start:g}",
         )
     suggestion = suggest(test)
@@ -293,7 +295,6 @@ def main(words: list[str]) -> None:
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config['name'] or composed.choices['model']}"
     folder = options.out or ROOT / stamp
     # Imported late: mistakes are reported before torch is imported.
-    from research.engine.batch_sizes import check_batch_size
     from research.utils import logs
 
     logs.to_terminal()

@@ -13,7 +13,7 @@ from research.config.rules import COUNT, FRACTION, PATH, TRUTH, whole
 from research.config.run_files import new_folder
 from research.config.schema import RUN_RULES
 from research.utils import logs
-from research.utils.counts import counted
+from research.utils.counts import by_kind, counted
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,8 +148,6 @@ def _show(job: PredictionJob, port: int) -> None:
 
 def _report(job: PredictionJob, result: Mapping[str, Any]) -> None:
     """Print the main results, and where the files are."""
-    from research.engine.prediction import format_counts
-
     latency = result["latency_ms"]
     print(f"predicted: {job.out}")
     frames = counted(result["frames"], "frames")
@@ -158,7 +156,7 @@ def _report(job: PredictionJob, result: Mapping[str, Any]) -> None:
         f"{latency['median']:.1f} ms a batch of {latency['batch_size']} ({result['device']})"
     )
     if result["damage"]:
-        print(f"  left out {format_counts(result['damage'])}")
+        print(f"  left out {by_kind(result['damage'])}")
     for line in job.writer.where():
         print(f"  {line}", flush=True)
 

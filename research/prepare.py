@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from research.data.prepare_options import (
     StoreOptions,
     WorkerOptions,
 )
+from research.utils.counts import by_kind, counted
 from research.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,18 +147,18 @@ def rgbx(source: Path, out: Path, options: RgbxOptions) -> Manifest:
 
     require_labels = options.missing_labels == "error"
     if options.format in ("auto", "yolo") and sources.holds_arrays(source):
-        found = sources.read_arrays(source, None, None, require_labels, options.data_yaml)
+        frames = sources.read_arrays(source, None, None, require_labels, options.data_yaml)
     else:
         folders = PairedFolders(source, find_folders(source, asdict(options)))
         frame_set = folders.read(
             require_labels, options.scale_boxes, form=options.format, data_yaml=options.data_yaml
         )
-        found = sources.of_pictures(folders, frame_set)
+        frames = sources.of_pictures(folders, frame_set)
     limits = options.limits()
-    check_limits(found.frame_set, limits)
+    check_limits(frames.frame_set, limits)
     read = compose_config(["model=rgbx_mit_b0", "dataset=rgbx", "dataset.root=."])
     size = options.size or read.config["dataset"]["image_size"]
-    return _build(sources.plan_channels(found, size, limits), out, options)
+    return _build(sources.plan_channels(frames, size, limits), out, options)
 
 
 def prune(source: Path, out: Path, options: PruneOptions) -> None:
@@ -169,11 +169,12 @@ def prune(source: Path, out: Path, options: PruneOptions) -> None:
     unwanted = {key: getattr(options, key) for key in ("empty", "missing", "invalid")}
     report = capture.prune(source, out, **unwanted, runs=names)
     print(f"pruned:   {out}")
-    print(f"  kept    {sum(report.runs.values())} frames of {len(report.runs)} runs")
+    kept = counted(sum(report.runs.values()), "frames")
+    print(f"  kept    {kept} of {counted(len(report.runs), 'runs')}")
     if report.runs_dropped:
         print(f"  without the runs {', '.join(report.runs_dropped)}")
     if report.dropped:
-        print(f"  dropped {_format_counts(report.dropped)}; see {out / capture.REPORT}")
+        print(f"  dropped {by_kind(report.dropped)}; see {out / capture.REPORT}")
     store = out.with_name(f"{out.name}_store")
     outputs.print_next(outputs.command_of("prepare", "frames", out, store))
 
@@ -204,7 +205,8 @@ def lint(path: Path, out: Path | None) -> bool:
         print(f"warning: {line}")
     for line in report.errors:
         print(f"error: {line}")
-    print(f"{len(report.errors)} errors, {len(report.warnings)} warnings; pictures: {out}")
+    errors = counted(len(report.errors), "errors")
+    print(f"{errors}, {counted(len(report.warnings), 'warnings')}; pictures: {out}")
     if not report.errors and manifest.kind != "features":
         outputs.print_next(_train_command(manifest))
     return not report.errors
@@ -241,18 +243,14 @@ def _split_folders(source: Path) -> dict[str, Path]:
     return found
 
 
-def _format_counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
 def _print_summary(manifest: Manifest) -> None:
     print(f"prepared: {manifest.folder}")
     for split, ranges in manifest.splits.items():
         groups = sum(group.split == split for group in manifest.groups)
         samples = sum(stop - start for start, stop in ranges)
-        print(f"  {split:5} {samples} samples of {groups} {'group' if groups == 1 else 'groups'}")
+        print(f"  {split:5} {counted(samples, 'samples')} of {counted(groups, 'groups')}")
     if manifest.damage:
-        print(f"  left out {_format_counts(manifest.damage)}")
+        print(f"  left out {by_kind(manifest.damage)}")
     if channels := manifest.transform.get("channels"):
         print(f"  {' '.join(channels)}, {manifest.transform['dtype']}")
     check = outputs.command_of("prepare", "lint", manifest.path)

@@ -13,6 +13,7 @@ from research.studies import results
 from research.studies.definition import load_studies
 from research.studies.plan import StudyPlan, hours_text, plan
 from research.studies.running import RUNS, epochs_of, run_plans
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 log = logging.getLogger("research.study")  # as a command, this module is called __main__
@@ -103,14 +104,14 @@ def _data(words: Sequence[str], plans: Sequence[StudyPlan]) -> dict[str, Path]:
         UserError: for a name that no study has, or a path that does not exist.
     """
     known = sorted({name for each in plans for name in each.study.data})
-    found = {}
+    data = {}
     for word in words:
         key, _, text = word.partition("=")
         name = cli.choose("data", key.removeprefix(DATA), known)
         if not Path(text).exists():
             raise UserError(key, f"{word}: no such file or folder")
-        found[name] = Path(text).absolute()
-    return found
+        data[name] = Path(text).absolute()
+    return data
 
 
 def _lacking(planned: StudyPlan, data: Mapping[str, Path]) -> list[str]:
@@ -126,7 +127,7 @@ def listing(planned: StudyPlan) -> str:
     hours = f"{hours_text(planned.hours)} on two cores"
     lines = [
         f"{study.name}: {study.title}",
-        f"  {len(planned.runs)} runs: {', '.join(counts)}; {hours}",
+        f"  {counted(len(planned.runs), 'runs')}: {', '.join(counts)}; {hours}",
     ]
     for each in planned.runs:
         value = each.record.metric(study.metric) if each.record and study.metric else None

@@ -188,7 +188,7 @@ def write_csv(path: Path, keys: list[str], summaries: list[ModelSummary]) -> Non
     """Write the summaries, which have shapes, as CSV."""
     from research.tracking.files import csv_text
 
-    found = [
+    lines = [
         {
             "model": row.model,
             **dict(zip(keys, row.varied, strict=True)),
@@ -198,7 +198,7 @@ def write_csv(path: Path, keys: list[str], summaries: list[ModelSummary]) -> Non
         for row in summaries
     ]
     with outputs.writing_to(path):
-        write_text(path, csv_text(list(found[0]), found))
+        write_text(path, csv_text(list(lines[0]), lines))
 
 
 def _timed_pass(
@@ -234,7 +234,7 @@ def main(words: list[str]) -> None:
     cli.no_paths(paths)
     logs.to_terminal()
     with explained({"batch": options.batch} if options.latency else {}):
-        found = rows(
+        measured = rows(
             settings,
             options.latency,
             options.rounds,
@@ -245,8 +245,8 @@ def main(words: list[str]) -> None:
     pairs = [setting.partition("=") for setting in settings]
     keys = [key for key, _, value in pairs if len(_values(value)) > 1]
     if options.csv is not None:
-        write_csv(options.csv, keys, found)
-    print(table(keys, found).text(terminal_width()))
+        write_csv(options.csv, keys, measured)
+    print(table(keys, measured).text(terminal_width()))
     outputs.print_next(train_command(settings, multirun=bool(keys)))
 
 

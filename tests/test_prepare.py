@@ -222,7 +222,7 @@ def test_paired_folders_become_a_store(tmp_path: Path, capsys: pytest.CaptureFix
     run("lint", "out")
     output = capsys.readouterr().out
     assert "most 3 (person), total 3" in output
-    assert "0 errors, 1 warnings" in output  # no car
+    assert "0 errors, 1 warning;" in output  # no car
     with Image.open(f"out/lint-{manifest.folder.name}/samples.png") as sheet:
         assert sheet.width > 2 * 192
     with user_error("labels", "visible/0.png"):
@@ -462,7 +462,7 @@ def test_lint_reports_errors_and_fails(tmp_path: Path, capsys: pytest.CaptureFix
     assert caught.value.code == 1
     output = capsys.readouterr().out
     assert f"error: {folder / 'shard_00001.safetensors'}: No such file" in output
-    assert "1 errors, 1 warnings" in output
+    assert "1 error, 1 warning;" in output
 
 
 def test_the_usage_names_every_option() -> None:

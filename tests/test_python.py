@@ -183,7 +183,7 @@ def test_the_examples_of_the_page_run_as_they_stand(
         file.write_text(example)
         known = runpy.run_path(str(file), known)
     assert known["logits"].shape == (8, 12)
-    assert known["found"].n == 24
+    assert known["evaluation"].n == 24
     assert known["written"]["frames"] == 24
     assert known["blocks"].shape == (2, 8, 8, 64)
     assert known["blocks"].dtype == torch.int16

@@ -207,3 +207,21 @@ def test_a_name_has_one_meaning() -> None:
                     meanings.setdefault(name, set()).add(ast.unparse(node.value))
     several = {name: sorted(known) for name, known in meanings.items() if len(known) > 1}
     assert {name: known for name, known in several.items() if name[0] != "_"} == {}
+
+
+def test_modules_and_functions_are_short() -> None:
+    """The limits of CONTRIBUTING.md; the loop is read on one page."""
+    limits = {"research/engine/loop.py": 260}
+    long = []
+    for path in sorted((ROOT / "research").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > limits.get(name, 400):
+            long.append(f"{name}: {lines} lines")
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 80:
+                    long.append(f"{module}.{node.name}: {lines} lines")
+    assert long == []

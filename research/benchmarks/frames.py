@@ -23,10 +23,10 @@ def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> l
 
 def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
     """timm's loader on the files, and a store of letterboxed frames prepared from them."""
-    found = timm_candidates(files, SIZE, BATCH)
+    loaders = timm_candidates(files, SIZE, BATCH)
     target: dict[str, list[Any]] = {"boxes": [], "labels": []}
     items = [SampleSpec(str(n), "all", file, target) for n, file in enumerate(files)]
     plan = BuildPlan(FrameEncoder(SIZE, 16), ["x"], items, {"all": "train"})
     opened, positions = prepared(plan, stack, repeats=5)
-    found["store of frames"] = batches(FrameSamples(opened, positions, None), BATCH)
-    return found
+    loaders["store of frames"] = batches(FrameSamples(opened, positions, None), BATCH)
+    return loaders

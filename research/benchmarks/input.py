@@ -72,12 +72,12 @@ def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> l
     if not files:
         raise UserError("IMAGES", "input reads JPEG files, grey or in colour, that are not turned")
     with ExitStack() as stack:
-        found = routes(files, options.size, stack)
-        timed = {name: route.candidate for name, route in found.items()}
+        by_name = routes(files, options.size, stack)
+        timed = {name: route.candidate for name, route in by_name.items()}
         result = measure(timed, options.rounds, unit="sample")
-    reference = next(iter(found.values())).fixed
+    reference = next(iter(by_name.values())).fixed
     assert reference is not None
-    for name, route in found.items():
+    for name, route in by_name.items():
         if route.fixed is not None:
             columns = result.row(name).columns
             columns["mean difference"], columns["largest"] = _difference(
@@ -96,12 +96,12 @@ def routes(files: list[Path], size: int, stack: ExitStack) -> dict[str, Route]:
     Samples are normalised floats. Before flip and normalisation, which are made on the device, they
     are ``integers``: what the loader's workers send.
     """
-    found: dict[str, Route] = {}
+    by_name: dict[str, Route] = {}
     for name, (sample, cut) in peers(size, CROP).items():
         fixed = partial(_cut, cut)
-        found[name] = Route(per_unit(partial(_each, sample, files)), fixed)
-        if len(found) == 1:
-            found[f"{name} (control)"] = found[name]
+        by_name[name] = Route(per_unit(partial(_each, sample, files)), fixed)
+        if len(by_name) == 1:
+            by_name[f"{name} (control)"] = by_name[name]
     split = Split(files, [0] * len(files), {})
 
     def add(
@@ -111,7 +111,7 @@ def routes(files: list[Path], size: int, stack: ExitStack) -> dict[str, Route]:
         fixed = None if reader is None else partial(_fixed, reader, transform)
         for suffix, applied in (("", transform), (", integers", None)):
             candidate = per_unit(partial(_batches, source, applied, epochs))
-            found[name + suffix] = Route(candidate, fixed if applied else None)
+            by_name[name + suffix] = Route(candidate, fixed if applied else None)
 
     def ours(name: str, reader: Reader, transform: DeviceTransform) -> None:
         add(name, ImageSamples(split, reader, CROP, seed=0), transform, reader)
@@ -134,7 +134,7 @@ def routes(files: list[Path], size: int, stack: ExitStack) -> dict[str, Route]:
         samples = BlockSamples(rows, [0] * len(positions), crop, seed=0, random=True)
         transform = CoefficientTransform(selection, "full", None, flip=True, shipped=shipped)
         add(f"store, window {window}", samples, transform, None)
-    return found
+    return by_name
 
 
 def _is_plain(path: Path) -> bool:
@@ -180,8 +180,9 @@ def _difference(
     fixed: Callable[[Path], Pixels], files: list[Path], reference: Callable[[Path], Pixels]
 ) -> tuple[float, int]:
     """Mean and largest absolute difference of fixed crops."""
-    found = []
+    differences = []
     for path in files:
         pixels, expected = (each(path)[INNER, INNER].astype(int) for each in (fixed, reference))
-        found.append(np.abs(pixels - expected))
-    return float(np.mean([each.mean() for each in found])), int(max(each.max() for each in found))
+        differences.append(np.abs(pixels - expected))
+    mean = float(np.mean([each.mean() for each in differences]))
+    return mean, int(max(each.max() for each in differences))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from timm.data import create_loader
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import pil_loader
 
-from research.benchmarks.measure import Candidate, per_unit
+from research.benchmarks.measure import Candidate, in_process, per_unit
 from research.data.loader import BatchSource, EpochLoader
 from research.data.warehouse.build import build
 from research.data.warehouse.plan import BuildPlan
@@ -87,7 +86,7 @@ def batches(samples: BatchSource, batch: int) -> Candidate:
 
 
 def in_children(candidates: Mapping[str, Candidate], stack: ExitStack) -> dict[str, Candidate]:
-    """Each candidate in a forked process of its own, as it runs where nothing else does.
+    """Each candidate in a process of its own, as it runs where nothing else does.
 
     Those of a store keep freed memory, as a run does, which other loaders would gain from, too.
 
@@ -96,28 +95,11 @@ def in_children(candidates: Mapping[str, Candidate], stack: ExitStack) -> dict[s
         stack: ends the processes.
     """
     return {
-        name: _in_child(work, stack, keep_memory=name.startswith("store"))
+        name: in_process(
+            work,
+            stack,
+            keep_freed_memory if name.startswith("store") else None,
+            method="fork",  # the data are built, and timm is imported
+        )
         for name, work in candidates.items()
     }
-
-
-def _in_child(work: Candidate, stack: ExitStack, *, keep_memory: bool) -> Candidate:
-    ours, theirs = multiprocessing.Pipe()
-
-    def serve() -> None:
-        if keep_memory:
-            keep_freed_memory()
-        while theirs.recv():
-            theirs.send(work())
-
-    process = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
-    process.start()
-    theirs.close()  # so that its end is noticed here
-    stack.callback(process.kill)
-
-    def candidate() -> float:
-        ours.send(True)
-        seconds: float = ours.recv()
-        return seconds
-
-    return candidate

@@ -15,21 +15,19 @@ checkpoints; for a classifier of pictures in folders.
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from research.benchmarks import peers
-from research.benchmarks.measure import Result, compared, interleaved
+from research.benchmarks.measure import Result, compared, in_process, interleaved
 from research.benchmarks.options import BenchmarkOptions
 from research.benchmarks.peers import Clock, EpochSeconds, per_step
 from research.config import compose_config
@@ -40,8 +38,6 @@ from research.engine.loop import EvalResult
 from research.engine.state import TrainState
 from research.utils import logs
 from research.utils.errors import UserError
-
-T = TypeVar("T")
 
 Side = Callable[[], EpochSeconds]
 """Trains one epoch."""
@@ -57,13 +53,13 @@ def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> l
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         config = configuration(overrides, options.steps, Path(scratch))
         sides = {
-            name: in_process(side, options.threads, stack)
+            name: in_process(side, stack, partial(_begin, options.threads), method="spawn")
             for name, side in candidates(config, Path(scratch), options.threads).items()
         }
-        found = interleaved(sides, options.rounds)
+        times_of = interleaved(sides, options.rounds)
     results = [
         compared(
-            {name: [getattr(each, part) for each in times] for name, times in found.items()},
+            {name: [getattr(each, part) for each in times] for name, times in times_of.items()},
             unit="step",
             name=title,
         )
@@ -105,7 +101,8 @@ def configuration(overrides: list[str], steps: int, scratch: Path) -> dict[str, 
 def candidates(config: dict[str, Any], scratch: Path, threads: int) -> dict[str, Side]:
     """The sides, by name."""
     with ExitStack() as stack:
-        fastest = in_process(partial(peers.fastest_format, config), threads, stack)()
+        formats = partial(peers.fastest_format, config)
+        fastest = in_process(formats, stack, partial(_begin, threads), method="spawn")()
     bare = partial(peers.bare_loop, config, scratch, fastest)
     sides: dict[str, Side] = {
         "bare loop": bare,
@@ -118,20 +115,7 @@ def candidates(config: dict[str, Any], scratch: Path, threads: int) -> dict[str,
     return sides
 
 
-def in_process(work: Callable[[], T], threads: int, stack: ExitStack) -> Callable[[], T]:
-    """``work`` that each call does in the same new process, which ends with ``stack``.
-
-    Args:
-        work: it and its result must be picklable.
-        threads: of PyTorch.
-        stack: ends the process.
-    """
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (threads,))
-    stack.enter_context(pool)
-    return lambda: pool.submit(work).result()
-
-
-def _prepare(threads: int) -> None:
+def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
     logs.to_terminal()
 

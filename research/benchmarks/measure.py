@@ -6,13 +6,16 @@ itself, so that its preparation does not count.
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from research.utils.files import to_json, write_atomic, write_text
 from research.utils.progress import track
@@ -102,7 +105,7 @@ def interleaved(
 
     In every round each runs once, in a new order drawn from ``seed``.
     """
-    found: dict[str, list[T]] = {each: [] for each in candidates}
+    values: dict[str, list[T]] = {each: [] for each in candidates}
     order = list(candidates)
     shuffle = random.Random(seed).shuffle  # noqa: S311 - no secret
     for number in track(range(rounds + 1), f"timing {name}".rstrip(), unit="rounds"):
@@ -110,8 +113,8 @@ def interleaved(
         for each in order:
             value = candidates[each]()
             if number:  # the first round fills caches
-                found[each].append(value)
-    return found
+                values[each].append(value)
+    return values
 
 
 def compared(seconds: Mapping[str, Sequence[float]], *, unit: str, name: str = "") -> Result:
@@ -134,6 +137,42 @@ def per_unit(work: Callable[[], int]) -> Candidate:
         return (time.perf_counter() - start) / units
 
     return candidate
+
+
+def in_process(
+    work: Callable[[], T],
+    stack: ExitStack,
+    begin: Callable[[], object] | None = None,
+    *,
+    method: Literal["spawn", "fork"],
+) -> Callable[[], T]:
+    """``work`` that each call does in the same new process: what it sets there, and what it
+    leaves, does not reach the others.
+
+    Args:
+        work: its result must be picklable.
+        stack: ends the process.
+        begin: is called there once, before.
+        method: how the process starts. A spawned one has nothing of this one, and ``work`` and
+            ``begin`` must be picklable; a forked one has all that is built here.
+    """
+    context = multiprocessing.get_context(method)
+    pool = stack.enter_context(ProcessPoolExecutor(1, context, _begin, (work, begin)))
+    return lambda: pool.submit(_work).result()
+
+
+_works: list[Callable[[], Any]] = []
+"""In a process of ``in_process``: what it does."""
+
+
+def _begin(work: Callable[[], Any], begin: Callable[[], object] | None) -> None:
+    _works[:] = [work]
+    if begin is not None:
+        begin()
+
+
+def _work() -> Any:
+    return _works[0]()
 
 
 def conditions(command: str) -> dict[str, Any]:

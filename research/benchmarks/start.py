@@ -155,10 +155,10 @@ class Project:
             _, printed = process.communicate()
         if process.returncode:
             raise _failed(words)
-        found: Counter[str] = Counter()
+        times: Counter[str] = Counter()
         for microseconds, package in IMPORT.findall(printed):
-            found[package] += int(microseconds)
-        return found
+            times[package] += int(microseconds)
+        return times
 
     def _started(self, words: Sequence[str], **more: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(  # noqa: S603 - our scripts

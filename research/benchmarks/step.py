@@ -153,13 +153,13 @@ def formats(overrides: Sequence[str]) -> dict[str, Network]:
         return Network.of(["model=resnet34", *shared, *words])
 
     plain = network("fp32", "false")
-    found = {"fp32": plain, "fp32 (control)": plain}
+    networks = {"fp32": plain, "fp32 (control)": plain}
     for precision in ("fp32", "bf16") if has_bf16(plain.device) else ("fp32",):
         for setting in ("false", "true"):
             if (precision, setting) != ("fp32", "false"):
                 name = f"{precision}{', channels_last' if setting == 'true' else ''}"
-                found[name] = network(precision, setting)
-    return found
+                networks[name] = network(precision, setting)
+    return networks
 
 
 def compared(

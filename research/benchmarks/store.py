@@ -26,7 +26,7 @@ def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> l
 
 def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
     """timm's loader on the files, and stores prepared from them with windows 8 and 4."""
-    found = timm_candidates(files, CROP, BATCH)
+    loaders = timm_candidates(files, CROP, BATCH)
     items = [SampleSpec(str(n), "all", file, 0) for n, file in enumerate(files)]
     for window in (8, 4):
         encoder = CoefficientEncoder(STORED, window, "bitstream")
@@ -35,5 +35,5 @@ def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
         selection = covering(Selection.from_settings(window, "corner"))
         rows = StoredRows(opened, positions, selection)
         samples = BlockSamples(rows, [0] * len(positions), BlockCrop(STORED, CROP), 0, random=True)
-        found[f"store, window {window}"] = batches(samples, BATCH)
-    return found
+        loaders[f"store, window {window}"] = batches(samples, BATCH)
+    return loaders

@@ -98,20 +98,20 @@ def sweep(name: str, trials: int, overrides: list[str]) -> Trials:
     from hydra.core.global_hydra import GlobalHydra
 
     words = [f"hydra.sweeper.study_name={name}", f"hydra.sweeper.n_trials={trials}"]
-    found = Trials()
+    timings = Trials()
     with (
-        _replaced(found),
+        _replaced(timings),
         patch.object(sys, "argv", ["train.py", "-m", *WORDS, *words, *overrides]),
     ):
         try:
             runpy.run_path(str(CONF.parent / "train.py"), run_name="__main__")
         finally:
             GlobalHydra.instance().clear()
-    return found
+    return timings
 
 
 @contextmanager
-def _replaced(found: Trials) -> Iterator[None]:
+def _replaced(trials: Trials) -> Iterator[None]:
     """Time the stages, train nothing, and do not log every trial."""
     import research.sweeps.job  # noqa: F401 - loaded before a trial is timed
 
@@ -119,7 +119,7 @@ def _replaced(found: Trials) -> Iterator[None]:
     logging.getLogger("research.sweeps").setLevel(logging.WARNING)
     with ExitStack() as stack:
         for stage, path in STAGES.items():
-            stack.enter_context(patch(path, found.timed(stage, resolve_name(path))))
+            stack.enter_context(patch(path, trials.timed(stage, resolve_name(path))))
         stack.enter_context(patch("research.engine.run.train", _draw_result))
         try:
             yield
@@ -162,13 +162,13 @@ def result(long: Trials, another: Trials) -> Result:
     for end in sorted({count // 2, count}):
         parts[f"trials {end - HUNDRED + 1}-{end}"] = (long, slice(end - HUNDRED, end))
     seconds = {name: trials.seconds[part] for name, (trials, part) in parts.items()}
-    found = compared(seconds, unit="trial")
-    first = statistics.fmean(found.rows[0].seconds)
-    for row in found.rows:
+    result = compared(seconds, unit="trial")
+    first = statistics.fmean(result.rows[0].seconds)
+    for row in result.rows:
         trials, part = parts[row.name]
         mean = statistics.fmean(row.seconds)
         row.columns["mean ms"] = 1000 * mean
         row.columns["mean / first"] = mean / first
         for stage, times in trials.stages.items():
             row.columns[f"{stage} ms"] = 1000 * statistics.fmean(times[part])
-    return found
+    return result

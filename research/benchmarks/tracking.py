@@ -128,17 +128,17 @@ def _cost(built: Experiment, scratch: Path, with_trackers: bool) -> Cost:
     return Cost(wall, processor, *spent, processor - thread)
 
 
-def results(found: Mapping[str, list[Cost]]) -> list[Result]:
+def results(costs_of: Mapping[str, list[Cost]]) -> list[Result]:
     """Wall time and processor time, with the milliseconds per step that the trackers take."""
     wall, processor = (
         compared(
-            {name: [getattr(cost, field) for cost in costs] for name, costs in found.items()},
+            {name: [getattr(cost, field) for cost in costs] for name, costs in costs_of.items()},
             unit="step",
             name=title,
         )
         for field, title in (("wall", "wall time"), ("processor", "processor time"))
     )
-    for name, costs in found.items():
+    for name, costs in costs_of.items():
         wall.row(name).columns["ms in trackers"] = _median(costs, "tracker_wall")
         own, threads = _median(costs, "tracker_processor"), _median(costs, "other_threads")
         columns = processor.row(name).columns

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from research.comparison.collect import RecordedRun
 from research.comparison.tables import costs_of, decimals
 from research.comparison.verdicts import ComparisonResult
+from research.utils.counts import by_kind
 from research.viz.webpage import web_page
 
 COSTS = {
@@ -64,7 +65,7 @@ def page(
             dict(zip(("key", "label", "unit"), (name, *COSTS.get(name, (name, ""))), strict=True))
             for name in costs_of(result)
         ],
-        "left_out": ", ".join(f"{count} {what}" for what, count in result.skipped.items()),
+        "left_out": by_kind(result.skipped),
         "warnings": list(warnings),
         "notes": list(notes),
     }

@@ -17,7 +17,7 @@ from research.comparison.statistics import (
     seed_stats,
 )
 from research.config.rules import nearest
-from research.utils.counts import with_n
+from research.utils.counts import counted, with_n
 from research.utils.errors import UserError
 
 
@@ -96,8 +96,7 @@ def verdict_text(each: Difference | None, verdict: Verdict | None, mode: str) ->
         return "not distinguishable: no difference"
     if verdict.more_seeds is None:
         return f"not distinguishable: needs over {MAX_SEEDS} seeds to tell"
-    seeds = "seed" if verdict.more_seeds == 1 else "seeds"
-    return f"not distinguishable: needs about {verdict.more_seeds} more {seeds} to tell"
+    return f"not distinguishable: needs about {counted(verdict.more_seeds, 'more seeds')} to tell"
 
 
 def compare(

@@ -186,18 +186,6 @@ def check_markers(markers: Iterable[tuple[int, bytes]]) -> None:
         raise DamagedImage("unreadable", f"{scans} scans")
 
 
-def is_complete(data: bytes) -> bool:
-    """Whether the file has its end-of-image marker; bytes after it are allowed.
-
-    libjpeg decodes a file without it too, with the missing part grey.
-    """
-    try:
-        markers = [marker for marker, _ in segments(data)]
-    except DamagedImage:
-        return False
-    return SOS in markers and markers[-1] == EOI
-
-
 def unsupported_reason(header: Header) -> str | None:
     """Why the coefficients cannot be used, in one word; ``None`` if they can.
 

@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from research.config.batch_sizes import check_batch_size
 from research.config.checks import check, check_value
 from research.config.compose import (
     Composed,
@@ -199,6 +200,8 @@ def _check_job(
             "verify_resume=true with -m: it verifies one configuration",
             "leave out -m and set each key to one value",
         )
+    if multirun:
+        check_batch_size(cfg, lines)  # of a single run the launcher may start several processes
 
 
 def _defaults(job: list[Override], base: Composed) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -31,7 +31,7 @@ from research.config.migrations import current_key
 from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, rule_for
-from research.utils.errors import UserError
+from research.utils.errors import UserError, causes
 from research.utils.installation import TRAIN
 
 MAX_VALUE = 200
@@ -63,7 +63,7 @@ def explain(error: BaseException, overrides: list[str]) -> UserError:
         error: from Hydra, OmegaConf, the YAML reader or a check.
         overrides: of the user, ``key=value`` each.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for cause in chain:
         if isinstance(cause, UserError):
             # A copy: raising it from an error that it caused would make the chain a cycle.
@@ -225,12 +225,6 @@ def format_change(key: str, then: Any, now: Any) -> str:
     """``KEY: THEN → NOW``; ``keys.MISSING`` stands for no value."""
     before, after = ("(none)" if v is MISSING else format_value(v) for v in (then, now))
     return f"{key}: {before} → {after}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,13 +27,11 @@ class Entry(NamedTuple):
 
     Attributes:
         bytes: its size.
-        modified_ns: time of modification.
         damage: its kind; '' if there is none.
         identity: of device and inode, the same for all names and links of a file.
     """
 
     bytes: int
-    modified_ns: int
     damage: str
     identity: int
 
@@ -70,7 +68,7 @@ def index_folder(root: Path, cache: Path) -> Index:
     key = {"index": str(root.resolve()), "version": VERSION}
     kinds = cached_by_file(cache, key, stamps, header_kinds)
     entries = {
-        name: Entry(stat.st_size, stat.st_mtime_ns, kinds[name], stat.st_dev << 64 | stat.st_ino)
+        name: Entry(stat.st_size, kinds[name], stat.st_dev << 64 | stat.st_ino)
         for name, stat in stats.items()
     }
     return Index(entries, listing.passed_over)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from research.utils.conditions import is_exhausted
+from research.utils.counts import by_kind, counted
 from research.utils.errors import printable
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def log_files(root: Path, found: Mapping[str, str], passed_over: PassedOver) -> 
 
 def describe_files(used: int, passed_over: PassedOver, left_out: Counter[str] | None = None) -> str:
     """The number of pictures that are used, and of all others by kind, in words."""
-    parts = [f"{used} picture{'s' * (used != 1)} used"]
+    parts = [f"{counted(used, 'pictures')} used"]
     if passed_over.counts:
         parts.append(str(passed_over))
     if left_out:
@@ -289,11 +290,6 @@ class _Walk:
             identity = _identity(os.stat(path))
             self.file(name, LOOP if identity in known else "" if path.is_file() else SPECIAL)
             known.add(identity)
-
-
-def by_kind(counts: Counter[str]) -> str:
-    """Counts in words, the largest first: ``2 hidden, 1 HEIC``."""
-    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.data.texts import names_alike
+from research.utils.counts import by_kind
 from research.utils.errors import UserError
 
 SplitT = TypeVar("SplitT")
@@ -195,7 +196,7 @@ def check_not_empty(name: str, split: Split, key: str) -> None:
         UserError: if there is no file.
     """
     if not split.files:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(split.skipped.items()))
+        kinds = by_kind(split.skipped)
         raise UserError(
             key,
             f"{key}: no readable image in the {name} split" + (f" ({kinds})" if kinds else ""),

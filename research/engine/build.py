@@ -17,13 +17,13 @@ from research.compression.selection import Selection
 from research.compression.stems import StemSpec
 from research.config import targets
 from research.config.arguments import FilledIn
+from research.config.batch_sizes import batch_size
 from research.data.block_samples import MCU
 from research.data.coefficients import CoefficientSpec
 from research.data.datamodule import DataModule, NetworkInput
 from research.data.loader import EpochLoader
 from research.data.rules import RGB
 from research.engine import distributed, initial_weights, placement
-from research.engine.batch_sizes import batch_size
 from research.engine.loop import LoopConfig
 from research.engine.optimizers import created, parameter_groups, scaled_lr
 from research.engine.rng import seed_everything
@@ -288,7 +288,7 @@ def loader(
     workers, pin_memory = data.loading(device, config["workers"], config["pin_memory"])
     return EpochLoader(
         samples,
-        batch_size(config),
+        batch_size(config, distributed.count()),
         seed=config["seed"],
         train=train,
         workers=workers,

@@ -9,6 +9,7 @@ from torch import nn
 
 from research.engine import distributed, placement
 from research.engine.build import Experiment
+from research.utils.counts import counted
 
 
 def batch(experiment: Experiment) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def describe(experiment: Experiment) -> str:
         for kind, count in sorted(kinds.items())
     }
     skipped_text = "; skipped: " + ", ".join(f"{n} {kind}" for kind, n in skipped.items())
-    classes = f"{len(data.classes)} classes, " if data.classes else ""
+    classes = f"{counted(len(data.classes), 'classes')}, " if data.classes else ""
     return (
         f"{experiment.parameters:,} parameters on {experiment.device}"
         f"{_processes(experiment)}{_placement(experiment)}; "
@@ -52,7 +53,7 @@ def batches(experiment: Experiment) -> list[str]:
     left = total - len(train) * train.global_batch  # below 0: one batch, smaller than it is set
     is_partial = left > 0 and limit is None
     return [
-        f"{train.global_batch} {experiment.data.unit}",
+        counted(train.global_batch, experiment.data.unit),
         *[each] * (processes > 1),
         *[together] * (accumulate > 1),
         *[f"({left} of {total} left over in each epoch)"] * is_partial,

@@ -52,10 +52,7 @@ class EpochCallback:
     """Called at the end of every epoch, and within it; saves, draws, and may stop the run."""
 
     def replay(self, row: dict[str, Any]) -> None:
-        """Called on resume with the row of each earlier epoch.
-
-        A crash may have prevented ``__call__`` for the last of them.
-        """
+        """Called on resume for each earlier epoch; a kill may have prevented the last call."""
 
     def checkpoint_path(self, epoch: int, loss: float, *, is_best: bool) -> str:
         """Path of this epoch's checkpoint, relative to the run folder; empty if none is saved."""
@@ -132,7 +129,7 @@ def fit(
         tracker.log("epoch", epoch, row)
         end_epoch(state, row, result)
     if state.stopped_early(cfg.patience) and state.epoch < cfg.epochs:
-        log.info("stopped early: %d epochs without a better %s", cfg.patience, monitor.metric)
+        log.info("stopped early by patience=%d: no better %s", cfg.patience, monitor.metric)
 
 
 def train_epoch(

@@ -19,6 +19,7 @@ from research.engine import distributed
 from research.engine.steps import not_finite
 from research.tasks.task import LossTerms
 from research.tracking.tracker import Tracker
+from research.utils.counts import by_kind
 from research.utils.errors import UserError
 from research.utils.progress import Phase
 
@@ -239,8 +240,7 @@ def no_samples(split: str, skipped: Mapping[str, int]) -> UserError:
         message = f"the {split} split has one sample, and batch norm needs two in a batch"
         hint = "add samples; one alone trains with batch_size=1 if no map is 1×1"
         return UserError("dataset", message, hint)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()) if count)
-    message = f"no sample of the {split} split could be read ({kinds})"
+    message = f"no sample of the {split} split could be read ({by_kind(skipped)})"
     return UserError("dataset", message, "check the files of the data set")
 
 

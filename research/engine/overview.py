@@ -15,7 +15,7 @@ from research.tracking.evaluations import Evaluation
 from research.tracking.summary import best_n
 from research.tracking.tracker import Tracker
 from research.utils import logs
-from research.utils.counts import with_n
+from research.utils.counts import counted, with_n
 from research.utils.progress import duration
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def _start(folder: Path, experiment: Experiment, tracker: Tracker) -> Fields:
     state, cfg, data = experiment.state, experiment.cfg, experiment.data
     config, train = state.config, experiment.train
     counts = [f"{name} {count}" for name, (count, _) in data.counts().items()]
-    classes = [f"{len(data.classes)} classes"] if data.classes else []
+    classes = [counted(len(data.classes), "classes")] if data.classes else []
     yield "data", [f"{data.name}:", *classes, *counts, data.unit]
     yield "read as", _parts(data.reading)
     for split, (_, skipped) in data.counts().items():
@@ -78,7 +78,9 @@ def _start(folder: Path, experiment: Experiment, tracker: Tracker) -> Fields:
     done = [f"{state.epoch} done"] if state.epoch else []
     patience = [f"patience {cfg.patience}"] if cfg.patience is not None else []
     limited = experiment.val.sampler.samples
-    shown = [f"val on {limited} {data.unit}"] if limited < len(experiment.val.source) else []
+    shown = (
+        [f"val on {counted(limited, data.unit)}"] if limited < len(experiment.val.source) else []
+    )
     total = f"{cfg.epochs} × {steps} steps = {cfg.epochs * steps}"
     yield "epochs", [total, *done, *patience, *shown]
     yield "monitor", [f"{experiment.monitor.metric}", f"({experiment.monitor.mode})"]

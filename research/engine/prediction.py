@@ -7,7 +7,7 @@ import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from research.engine.predictor import Predictor
 from research.inference.player import Player
 from research.inference.writers import Panels, PredictionWriter
 from research.utils.conditions import explained
+from research.utils.counts import by_kind, counted
 from research.utils.errors import DamagedImage, UserError
 from research.utils.files import write_text
 from research.utils.progress import Phase
@@ -72,13 +73,14 @@ def predict(
     problems = [*media.problems, *map(str, damaged)]
     if not frames:
         first = f"; the first: {problems[0]}" if problems else ""
-        counts = f" ({format_counts(skipped)})" if skipped else ""
+        counts = f" ({by_kind(skipped)})" if skipped else ""
         raise UserError("SOURCE", f"no frame could be read{counts}{first}")
     log.info("%s", describe_files(frames, media.passed_over, Counter(skipped)))
     log_skipped(problems)
     missing = media.expected - frames - sum(skipped.values())
     if missing > 1 + MISSING_FRAMES * media.expected:
-        log.warning("%d frames fewer could be read than the headers of the videos say", missing)
+        text = counted(missing, "frames")
+        log.warning("%s fewer could be read than the headers of the videos say", text)
     seconds = time.perf_counter() - start
     return {
         "frames": frames,
@@ -218,8 +220,3 @@ class PredictionJob:
             content = {"run": str(self.run), "sources": sources, "out": str(self.out), **found}
             write_text(self.out / "summary.json", json.dumps(content, indent=1) + "\n")
         return content
-
-
-def format_counts(counts: Mapping[str, int]) -> str:
-    """Counts in words, by name."""
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

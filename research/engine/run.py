@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from research.config import run_files
+from research.config.batch_sizes import check_batch_size
 from research.config.compose import config_dir
 from research.config.outputs import resume_command
 from research.config.overrides import train_command
@@ -26,7 +27,6 @@ from research.engine import (
     overview,
     run_folder,
 )
-from research.engine.batch_sizes import check_batch_size
 from research.engine.build import Config, Experiment
 from research.engine.checkpoint import Checkpoints
 from research.engine.epoch_end import EpochEnd, Pruner
@@ -77,7 +77,7 @@ def _start(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -> St
     run = _resumed(config)
     if run is not None:
         return resume(run, config)
-    check_batch_size(config, overrides)
+    check_batch_size(config, overrides, distributed.count())
     weights = initial_weights.read(config)
     new = run_folder.create(config, name)
     return Start(new.path, weights=weights, new=new)

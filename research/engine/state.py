@@ -78,13 +78,8 @@ class TrainState:
     tracking: dict[str, str] = field(default_factory=dict)
 
     @property
-    def export_model(self) -> nn.Module:
-        """The weights that evaluation, prediction and export use: the EMA if there is one."""
-        return self.model if self.ema is None else self.ema.module
-
-    @property
     def eval_model(self) -> nn.Module:
-        """``export_model``, or its compiled form, for validation."""
+        """What validation calls: the EMA if there is one, else the model; perhaps compiled."""
         return self.forward if self.ema_forward is None else self.ema_forward
 
     def end_epoch(self) -> None:

@@ -33,6 +33,7 @@ from research.engine.loss_log import LossLog
 from research.engine.run_differences import RunDifference, compare, content, describe
 from research.engine.state import TrainState
 from research.utils import logs
+from research.utils.counts import counted
 from research.utils.errors import UserError
 from research.utils.installation import TRAIN
 
@@ -243,7 +244,7 @@ def _undisturbed(
     _wait(context.Process(target=train, args=(own, name, None, ())), folder)
     found = content(folder, config["trust"], store)
     batches, seconds = found["counters, losses, history"]["step"], time.perf_counter() - start
-    log.info("  %s: %d batches, %.0f s", folder.name, batches, seconds)
+    log.info("  %s: %s, %.0f s", folder.name, counted(batches, "batches"), seconds)
     return found
 
 

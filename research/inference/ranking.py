@@ -13,6 +13,7 @@ from torch import Tensor
 from research.data.frames.media import Still
 from research.inference.writers import SHEET, SHOWN, Overlay, Panels, failed, save, thumbnail
 from research.tracking.files import csv_text
+from research.utils.counts import counted
 from research.utils.files import write_text
 from research.viz import pictures
 
@@ -83,7 +84,7 @@ class RankingWriter:
     def where(self) -> list[str]:
         shown = f" (the best {SHOWN})" if len(self.scores) > SHOWN else ""
         return [
-            f"best of {len(self.scores)} photos: {self.summary()['best']}",
+            f"best of {counted(len(self.scores), 'photos')}: {self.summary()['best']}",
             f"pictures: {self.folder / SHEET}{shown}",
             f"table:    {self.folder / TABLE}",
         ]

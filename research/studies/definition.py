@@ -186,16 +186,16 @@ class StudyDefinition:
 
     def data_of(self, arm: str) -> set[str]:
         """The names of the data that an arm reads, or that its stores are made of."""
-        found = _places(self.settings(arm))
-        data = {name.removeprefix("data.") for name in found if name.startswith("data.")}
+        places = _places(self.settings(arm))
+        data = {name.removeprefix("data.") for name in places if name.startswith("data.")}
         images = self.arms[arm].images
         stores = {self.stores[name].source for name in self.stores_of(arm)}
         return data | stores | ({images} if images else set())
 
     def stores_of(self, arm: str) -> set[str]:
         """The names of the stores that an arm reads."""
-        found = _places(self.settings(arm))
-        return {name.removeprefix("store.") for name in found if name.startswith("store.")}
+        places = _places(self.settings(arm))
+        return {name.removeprefix("store.") for name in places if name.startswith("store.")}
 
 
 @dataclass(frozen=True)

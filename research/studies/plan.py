@@ -11,6 +11,7 @@ from typing import Final, Literal
 from research.studies import record
 from research.studies.definition import StudyDefinition, StudyRun
 from research.studies.record import StudyRecord
+from research.utils.counts import counted
 
 RunState = Literal["recorded", "stale", "undone"]
 HOUR: Final = 3600.0
@@ -70,7 +71,7 @@ class StudyPlan:
 
     def values(self, arm: str, metric: str) -> dict[int, float]:
         """The metric of an arm by seed, the mean over its folds; of seeds that are whole."""
-        found: dict[int, float] = {}
+        by_seed: dict[int, float] = {}
         for seed in self.study.seeds:
             runs = [each for each in self.runs if (each.run.arm, each.run.seed) == (arm, seed)]
             values = [
@@ -81,8 +82,8 @@ class StudyPlan:
                 and (value := each.record.metric(metric)) is not None
             ]
             if runs and len(values) == len(runs):
-                found[seed] = fmean(values)
-        return found
+                by_seed[seed] = fmean(values)
+        return by_seed
 
     def records(self, arm: str) -> list[StudyRecord]:
         """The records of an arm that are of this definition."""
@@ -124,13 +125,13 @@ def look_up(run: StudyRun, docs: Path) -> PlannedRun:
     path = record.path_of(docs, run)
     if not path.exists():
         return PlannedRun(run, "undone", None)
-    found = record.read(path)
-    return PlannedRun(run, "recorded" if found.definition == run.definition else "stale", found)
+    stored = record.read(path)
+    return PlannedRun(run, "recorded" if stored.definition == run.definition else "stale", stored)
 
 
 def hours_text(hours: float) -> str:
     """Hours in words: ``40 seconds``, ``12 minutes``, ``3.5 hours``."""
     seconds, minutes = max(1, round(HOUR * hours)), round(60 * hours)
     if seconds < 100:
-        return f"{seconds} second{'s' if seconds > 1 else ''}"
+        return counted(seconds, "seconds")
     return f"{minutes} minutes" if minutes < 100 else f"{hours:.1f} hours"

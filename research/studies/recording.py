@@ -172,9 +172,9 @@ def _epochs(path: Path) -> dict[str, list[float | None]]:
     """The metrics of each epoch, by column."""
     rows = [dict(row) for row in typed_rows(path)]
     names = dict.fromkeys(name for row in rows for name in row if name not in NOT_METRICS)
-    found: dict[str, list[float | None]] = {}
+    columns: dict[str, list[float | None]] = {}
     for name in names:
         values = [row.get(name) for row in rows]
         numbers = [value if isinstance(value, int | float) else None for value in values]
-        found[name] = [None if n is None or not math.isfinite(n) else rounded(n) for n in numbers]
-    return found
+        columns[name] = [None if n is None or not math.isfinite(n) else rounded(n) for n in numbers]
+    return columns

@@ -53,10 +53,10 @@ class BuiltFile:
         """Whether the file has this content."""
         from research.viz import studies
 
-        found = self.path.read_text(encoding="utf-8") if self.path.is_file() else None
-        if found is None or self.text is None or not self.description:
-            return found == self.text
-        return studies.is_same(found, self.text, self.description)
+        written = self.path.read_text(encoding="utf-8") if self.path.is_file() else None
+        if written is None or self.text is None or not self.description:
+            return written == self.text
+        return studies.is_same(written, self.text, self.description)
 
 
 def build(docs: Path) -> list[BuiltFile]:
@@ -106,8 +106,9 @@ def outdated(files: Sequence[BuiltFile]) -> Iterator[str]:
     for each in files:
         if each.is_current:
             continue
-        found = each.path.read_text(encoding="utf-8") if each.path.is_file() else ""
-        pairs = zip([*found.splitlines(), ""], [*(each.text or "").splitlines(), ""], strict=False)
+        written = each.path.read_text(encoding="utf-8") if each.path.is_file() else ""
+        made = (each.text or "").splitlines()
+        pairs = zip([*written.splitlines(), ""], [*made, ""], strict=False)
         number, (ours, theirs) = next(
             (place, pair) for place, pair in enumerate(pairs, start=1) if pair[0] != pair[1]
         )
@@ -198,42 +199,42 @@ def table(planned: StudyPlan, docs: Path) -> BuiltFile:
     return BuiltFile(docs / _csv(planned.study), csv_text(columns, rows) if rows else None)
 
 
-def _measured(found: record.StudyRecord) -> dict[str, object]:
-    row: dict[str, object] = {"arm": found.arm, "seed": found.seed}
-    row |= {} if found.fold is None else {"fold": found.fold}
-    if (evaluation := found.evaluation) is not None:
+def _measured(run: record.StudyRecord) -> dict[str, object]:
+    row: dict[str, object] = {"arm": run.arm, "seed": run.seed}
+    row |= {} if run.fold is None else {"fold": run.fold}
+    if (evaluation := run.evaluation) is not None:
         split = evaluation.split
         row |= {f"{split}/{name}": value for name, value in evaluation.metrics.items()}
         row |= {"n": evaluation.n, "checkpoint": evaluation.checkpoint}
-        row |= {"epoch": evaluation.epoch, "best_epoch": found.best_epoch}
-    row |= {f"{name}_samples": count for name, count in found.samples.items()}
-    row |= {str(name): value for name, value in found.costs.items()}
-    return row | {f"{name}_seconds": value for name, value in found.seconds.items()}
+        row |= {"epoch": evaluation.epoch, "best_epoch": run.best_epoch}
+    row |= {f"{name}_samples": count for name, count in run.samples.items()}
+    row |= {str(name): value for name, value in run.costs.items()}
+    return row | {f"{name}_seconds": value for name, value in run.seconds.items()}
 
 
-def _timed(found: record.StudyRecord) -> list[dict[str, object]]:
+def _timed(run: record.StudyRecord) -> list[dict[str, object]]:
     return [
         {
-            "arm": found.arm,
+            "arm": run.arm,
             **{name: getattr(each, name) for name in ("result", "unit", "name", "seconds")},
             **dict(zip(("speed", "lowest", "highest"), each.speed, strict=True)),
             "rounds": each.rounds,
         }
-        for each in found.timings
+        for each in run.timings
     ]
 
 
-def _origin(found: record.StudyRecord) -> dict[str, object]:
+def _origin(run: record.StudyRecord) -> dict[str, object]:
     """With what a run was computed."""
-    hardware = found.hardware
+    hardware = run.hardware
     return {
         "cpu": hardware.cpu,
         "threads": hardware.threads,
         "gpus": " ".join(hardware.gpus),
-        "torch": found.packages.get("torch"),
-        "commit": found.commit,
-        "date": found.date,
-        "definition": found.definition,
+        "torch": run.packages.get("torch"),
+        "commit": run.commit,
+        "date": run.date,
+        "definition": run.definition,
     }
 
 

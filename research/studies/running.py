@@ -118,10 +118,10 @@ def _one(run: StudyRun, docs: Path, places: Mapping[str, str], state: StudyProgr
             log.info("run %d of %d, about %s left: %s", state.done + 1, state.total, left, label)
             begin = time.monotonic()
             made = _run_benchmark if run.study.arms[run.arm].benchmark else _train
-            found = made(run, folder, places)
-            record.write(record.path_of(docs, run), found)
+            recorded = made(run, folder, places)
+            record.write(record.path_of(docs, run), recorded)
             _spent(folder).unlink(missing_ok=True)
-            value = found.metric(run.study.metric)
+            value = recorded.metric(run.study.metric)
             shown = "" if value is None else f": {run.study.metric} {value:.4g}"
             took = hours_text((time.monotonic() - begin) / HOUR)
             log.info("%s is recorded after %s%s", label, took, shown)

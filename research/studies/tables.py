@@ -20,6 +20,7 @@ from research.comparison.tables import decimals_of
 from research.comparison.verdicts import verdict_text
 from research.studies.plan import StudyPlan, hours_text
 from research.studies.record import StudyRecord
+from research.utils.counts import counted
 from research.utils.tables import TextTable
 
 CONFIDENCE: Final = 0.95
@@ -37,8 +38,8 @@ UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 def stats_of(plan: StudyPlan, metric: str) -> dict[str, SeedStats]:
     """The statistics of a metric over whole seeds, of the arms that have any."""
-    found = {arm: list(plan.values(arm, metric).values()) for arm in plan.study.arms}
-    return {arm: seed_stats(values) for arm, values in found.items() if values}
+    values_of = {arm: list(plan.values(arm, metric).values()) for arm in plan.study.arms}
+    return {arm: seed_stats(values) for arm, values in values_of.items() if values}
 
 
 def cost(plan: StudyPlan, arm: str, name: str) -> float | None:
@@ -105,18 +106,18 @@ def differences(plan: StudyPlan) -> str:
     study = plan.study
     values = {arm: plan.values(arm, study.metric) for arm in study.arms}
     pairs = [(arm, other) for arm in study.arms if (other := study.against(arm)) is not None]
-    found: list[Difference | None] = [
+    differences: list[Difference | None] = [
         difference(values[arm], values[other], CONFIDENCE)
         if values[arm] and values[other]
         else None
         for arm, other in pairs
     ]
-    if not any(found):
+    if not any(differences):
         return ""
-    verdicts = holm_verdicts(found, CONFIDENCE, len(pairs))
+    verdicts = holm_verdicts(differences, CONFIDENCE, len(pairs))
     digits = decimals_of(value for each in values.values() for value in each.values())
     rows = []
-    for (arm, other), each, verdict in zip(pairs, found, verdicts, strict=True):
+    for (arm, other), each, verdict in zip(pairs, differences, verdicts, strict=True):
         if each is None:
             continue
         spans = [
@@ -134,9 +135,9 @@ def differences(plan: StudyPlan) -> str:
             ]
         )
     header = ["difference", "mean", "bootstrap 95 %", "Student's t 95 %", "p", "seeds", "verdict"]
-    many = "1 comparison" if len(pairs) == 1 else f"{len(pairs)} comparisons"
     note = (
-        f"p is adjusted for the {many} of the definition by Holm's procedure; "
+        f"p is adjusted for the {counted(len(pairs), 'comparisons')} of the definition by Holm's "
+        "procedure; "
         "[how to read it](comparing.md#what-the-verdict-means)."
     )
     return f"{TextTable(header, rows, 'lrrrrll').text()}\n\n{note}"

@@ -19,6 +19,7 @@ from research.sweeps.parent import trial_tags
 from research.tracking.spool import LARGEST, read_run_id
 from research.tracking.tracker import Position, Run, Status, Tracker
 from research.utils import documents
+from research.utils.counts import counted
 from research.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -70,17 +71,18 @@ def deliver(
         if not waiting or time.monotonic() + pause > begin + patience:
             break
         if pause == FIRST_PAUSE:
-            log.warning("sweep: records of %d trials wait for their store", len(waiting))
+            trials = counted(len(waiting), "trials")
+            log.warning("sweep: records of %s wait for their store", trials)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
     if waiting:
         log.warning(
-            "sweep: records of %d trials wait in their folders; run the same command again to "
-            "deliver them",
-            len(waiting),
+            "sweep: records of %s wait in their folders; run the same command again to deliver "
+            "them",
+            counted(len(waiting), "trials"),
         )
     elif count:
-        log.info("sweep: records of %d trials were delivered", count)
+        log.info("sweep: records of %s were delivered", counted(count, "trials"))
 
 
 def _deliver(ended: EndedRun, trackers: Sequence[Tracker], trust: Collection[str]) -> bool:

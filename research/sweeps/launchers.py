@@ -88,6 +88,9 @@ class RemoteJob:
 class RemoteLauncher(Launcher):
     """Runs the jobs of a sweep in other processes, on machines that share the working directory."""
 
+    def __init__(self, **settings: Any) -> None:
+        self.settings = _plain(settings)
+
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
@@ -130,9 +133,6 @@ class SlurmLauncher(RemoteLauncher):
     A job that Slurm interrupts before its time limit, or to requeue it, saves its state. A requeued
     job resumes its trial; that of any other interrupted job is resumed by the sweep.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = _plain(settings)
 
     def run(self, jobs: Sequence[RemoteJob]) -> list[JobReturn]:
         # By default submitit requeues a job on this signal, without letting it save.
@@ -210,9 +210,6 @@ class RayLauncher(RemoteLauncher):
 
     Each has a process of its own, which Ray does not start again: the sweep resumes its trial.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = _plain(settings)
 
     def run(self, jobs: Sequence[RemoteJob]) -> list[JobReturn]:
         import ray

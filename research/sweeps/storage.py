@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 from research.engine.run_folder import ROOT
 from research.utils import secrets
-from research.utils.errors import UserError, one_line
+from research.utils.errors import UserError, causes, one_line
 from research.utils.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -168,15 +168,8 @@ def _failure(name: str, error: Exception) -> StorageError:
     from sqlalchemy.exc import InterfaceError, OperationalError
 
     server = name.startswith(SETTING) and not name.startswith(f"{SETTING}sqlite")
-    lost = any(isinstance(each, OperationalError | InterfaceError) for each in _causes(error))
+    lost = any(isinstance(each, OperationalError | InterfaceError) for each in causes(error))
     return StorageError(name, reason, temporary=server and lost)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes, such as one of Optuna, of SQLAlchemy and of the driver."""
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 class JournalLock:

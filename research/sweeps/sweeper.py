@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from research.config.compose import without_secrets
 from research.utils import secrets
+from research.utils.counts import counted
 from research.utils.errors import UserError, one_line
 from research.utils.progress import Phase
 
@@ -296,7 +297,8 @@ def _refused(key: str) -> Iterator[None]:
 def _log_start(study: Study, total: int, retry: set[int]) -> None:
     states = [trial.state.name for trial in study.trials()]
     if not states:
-        log.info("sweep: study %s, %d trials, in %s", study.name, total, study.folder)
+        trials = counted(total, "trials")
+        log.info("sweep: study %s, %s, in %s", study.name, trials, study.folder)
         return
     done = len(states) - states.count("RUNNING")
     again = f", {len(retry)} of them to be retried" if retry else ""

@@ -101,7 +101,7 @@ class FileTracker(Tracker):
         with aside.open("ab") as file:
             for count, line in enumerate(chain([first], damaged), start=1):  # noqa: B007
                 file.write(line + b"\n")
-        log.warning("%s: %d damaged lines, which are now in %s", path, count, aside)
+        log.warning("%s: damaged lines: %d, now in %s", path, count, aside)
 
     def _path(self, table: Table) -> Path:
         return self.folder / f"{table}_metrics.csv"
@@ -123,7 +123,7 @@ def read_rows(path: Path, *, epochs: bool = False) -> list[dict[str, str]]:
         else:
             rows.append(row)
     if damaged:
-        log.warning("%s: %d damaged lines are ignored", path, damaged)
+        log.warning("%s: damaged lines: %d, ignored", path, damaged)
     return rows
 
 

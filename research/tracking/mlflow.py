@@ -39,6 +39,7 @@ from research.tracking.spool import (
     read_run_id,
 )
 from research.tracking.tracker import Row, Rows, Run, Status, Table, Tracker
+from research.utils.counts import counted
 from research.utils.files import write_text
 
 log = logging.getLogger(__name__)
@@ -226,16 +227,19 @@ class MLflowTracker(Tracker):
             self._end(status)
         if self.spool or not (self.run_id or self.spool.refused):
             log.warning(
-                "MLflow at %s did not accept everything: %d records wait in %s; resume the run to "
-                "deliver them",
-                self.store.shown, len(self.spool), self.spool.folder / NAME,
-            )  # fmt: skip
+                "MLflow at %s did not accept everything: %s left in %s; resume the run to deliver "
+                "what is left",
+                self.store.shown,
+                counted(len(self.spool), "records"),
+                self.spool.folder / NAME,
+            )
         if self.spool.refused and status != "RUNNING":
             log.warning(
-                "MLflow at %s refused %d records, which are kept in %s; resume the run to try them "
-                "again",
-                self.store.shown, self.spool.refused, self.spool.folder / REFUSED,
-            )  # fmt: skip
+                "MLflow at %s refused %s, kept in %s; resume the run to try again",
+                self.store.shown,
+                counted(self.spool.refused, "records"),
+                self.spool.folder / REFUSED,
+            )
 
     # -- delivery ------------------------------------------------------------------------------
 
@@ -390,7 +394,3 @@ class MLflowTracker(Tracker):
         if self.system_metrics and self.run.data is not None and not self.ended:
             device, resumed = str(self.run.config.get("device")), self.run.resumed.step > 0
             self.load.watch(self.store.uri, self.run_id, device, resumed=resumed)
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -112,7 +112,7 @@ class Spool:
         self.rows = deque(sorted(self.rows, key=lambda row: int(row["time"])))
         if damaged:
             log.warning(
-                "%s: %d damaged lines; they are kept in %s, the others are used",
+                "%s: damaged lines: %d, kept in %s; the others are used",
                 self.folder / NAME, damaged, self.folder / REFUSED,
             )  # fmt: skip
         self._write(self.folder / REFUSED, kept)

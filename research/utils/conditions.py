@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from research.utils.errors import UserError
+from research.utils.errors import UserError, causes
 from research.utils.installation import NAME
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - of the loader's workers; only looked at
@@ -100,14 +100,8 @@ def explain(
         resume: see ``Circumstances``.
     """
     around = Circumstances(settings or {}, resume)
-    cause: BaseException | None = error
-    while cause is not None:
-        for rule in RULES:
-            found = rule(cause, around)
-            if found is not None:
-                return found
-        cause = cause.__cause__
-    return None
+    explained = (rule(cause, around) for cause in causes(error) for rule in RULES)
+    return next(filter(None, explained), None)
 
 
 @contextmanager

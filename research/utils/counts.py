@@ -1,9 +1,13 @@
-"""A figure with the number of samples that it is of, as every line, table and picture writes it."""
+"""Counts in words, as every line, table and picture writes them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+SINGULARS: Final = {"series": "series", "ies": "y", "sses": "ss", "xes": "x", "ches": "ch", "s": ""}
+"""What ends of plurals become, the first that fits."""
 
 
 def samples_of(row: Mapping[str, Any], metric: str) -> int | None:
@@ -22,9 +26,15 @@ def counted(count: int, unit: str) -> str:
 
     Args:
         count: how many.
-        unit: in the plural, with an s.
+        unit: in the plural; a word of another language, or without an s, stays as it is.
     """
-    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
+    end = next((end for end in SINGULARS if unit.endswith(end)), None) if count == 1 else None
+    return f"{count} {unit}" if end is None else f"{count} {unit.removesuffix(end)}{SINGULARS[end]}"
+
+
+def by_kind(counts: Mapping[str, int]) -> str:
+    """Counts in words, the largest first: ``2 hidden, 1 HEIC``."""
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(counts).most_common() if count)
 
 
 def spanned(*counts: int | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from research.utils.secrets import redact
 
 
@@ -59,6 +61,13 @@ def printable(text: str) -> str:
     """The text in one line, with control characters replaced, cut to ``MAX_LENGTH``."""
     line = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_LENGTH])
     return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}…"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it was raised from, such as a library's and its driver's."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def one_line(error: Exception) -> str:

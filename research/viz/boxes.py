@@ -134,9 +134,9 @@ def draw_ignored(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.
 def _within(box: Sequence[float], image: Image.Image, margin: int = 0) -> NDArray[np.bool_]:
     """Pixels [H, W] of a box that are ``margin`` or more from its outermost ones."""
     left, top, right, bottom = _edges(box, image)
-    found = np.zeros((image.height, image.width), bool)
-    found[top + margin : bottom + 1 - margin, left + margin : right + 1 - margin] = True
-    return found
+    mask = np.zeros((image.height, image.width), bool)
+    mask[top + margin : bottom + 1 - margin, left + margin : right + 1 - margin] = True
+    return mask
 
 
 def _edges(box: Sequence[float], image: Image.Image) -> Rectangle:

@@ -53,8 +53,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Image.I
     panels = _by_kind(history)
     figure, places = filled_grid(4.4, 3.4, len(panels), IN_A_ROW)
     for axes, (kind, metrics) in zip(places, panels, strict=True):
-        found = {_split(column) for columns in metrics.values() for column in columns}
-        splits = sorted(filter(None, found))
+        splits_of = {_split(column) for columns in metrics.values() for column in columns}
+        splits = sorted(filter(None, splits_of))
         for number, (metric, columns) in enumerate(metrics.items()):
             for column in columns:
                 split = _split(column) if len(splits) > 1 else ""

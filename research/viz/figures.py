@@ -60,8 +60,8 @@ def subplots(figure: Any, rows: int = 1, columns: int = 1, **options: Any) -> li
         axes.set_axisbelow(True)
         # matplotlib's own number of ticks allows for three digits; close values have more.
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
-    found: list[list[Axes]] = panels.tolist()
-    return found
+    rows_of_axes: list[list[Axes]] = panels.tolist()
+    return rows_of_axes
 
 
 def filled_grid(width: float, height: float, count: int, most: int) -> tuple[Figure, list[Axes]]:
@@ -169,10 +169,10 @@ def label_points(
             and abs(b - middle[1]) <= (inside.height - height) / 2
             and not any(abs(a - c) < (width + w) / 2 and abs(b - d) < height for c, d, w in taken)
         )
-        found = next(free, None)
-        if found is None:  # more labels than there is room for
+        place = next(free, None)
+        if place is None:  # more labels than there is room for
             continue
-        ring, a, b = found
+        ring, a, b = place
         taken.append((a, b, width))
         axes.annotate(
             text, point, xytext=((a - x) / scale, (b - y) / scale),

@@ -16,12 +16,7 @@ from PIL import Image
 
 from research.compression.dct import block_idct
 from research.compression.jpeg import UnsupportedJpeg, read_planes
-from research.compression.jpeg_header import (
-    MAX_PIXELS,
-    is_complete,
-    read_header,
-    unsupported_reason,
-)
+from research.compression.jpeg_header import MAX_PIXELS, read_header, unsupported_reason
 from research.utils.errors import DamagedImage
 
 MakeJpeg = Callable[..., Path]
@@ -160,21 +155,28 @@ def test_colour_is_decided_as_libjpeg_does() -> None:
     assert colour(data[: 4 + length] + adobe + b"\x00" + data[4 + length :]) == "ycbcr"
 
 
-def test_thumbnails_and_fill_bytes_are_skipped() -> None:
+def test_thumbnails_and_fill_bytes_are_skipped(tmp_path: Path) -> None:
     data, thumbnail = encoded(side=48), encoded(side=16)
     exif = b"\xff\xe1" + (len(thumbnail) + 8).to_bytes(2, "big") + b"Exif\0\0" + thumbnail
     header = read_header(data[:2] + exif + b"\xff\xff\xff" + data[2:])
     assert (header.width, header.height) == (48, 48)
-    cut = data[:2] + exif + data[2 : len(data) // 2]
-    assert not is_complete(cut)  # the thumbnail's end marker does not count
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(data[:2] + exif + data[2:-2])
+    with pytest.raises(DamagedImage, match="no end-of-image marker"):
+        read_planes(path)  # the thumbnail's end marker does not count
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_completeness(make_jpeg: MakeJpeg, progressive: bool) -> None:
-    data = make_jpeg(64, 64, "420", progressive=progressive).read_bytes()
-    assert is_complete(data)
-    assert is_complete(data + b"trailing bytes \xff\xd8")
-    assert not any(is_complete(data[:cut]) for cut in range(len(data)))
+    path = make_jpeg(16, 16, "420", progressive=progressive)
+    data, planes = path.read_bytes(), read_planes(path)
+    path.write_bytes(data + b"trailing bytes \xff\xd8")
+    np.testing.assert_array_equal(read_planes(path).y, planes.y)
+    for cut in range(len(data)):
+        path.write_bytes(data[:cut])
+        with pytest.raises(DamagedImage) as caught:
+            read_planes(path)
+        assert caught.value.kind in {"empty", "not_an_image", "truncated"}, cut
 
 
 def test_tables_are_found_by_their_slot(tmp_path: Path, make_jpeg: MakeJpeg) -> None:
@@ -300,7 +302,6 @@ def test_corrupt_headers_are_damage_or_unsupported(changes: dict[int, int], cut:
         data[at] = value
     for version in (bytes(data), bytes(data[:cut])):
         assert counted_as(version) in {None, *UNUSABLE, *DAMAGES}
-    assert not is_complete(WHOLE[: min(cut, len(WHOLE) - 1)])
 
 
 def test_paths_may_contain_any_letters(tmp_path: Path, make_jpeg: MakeJpeg) -> None:

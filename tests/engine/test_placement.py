@@ -189,7 +189,7 @@ def test_what_is_validated_is_compiled(small: Compose, monkeypatch: pytest.Monke
     for words in ((), ("ema=0.5",)):
         state = build.experiment(small(*TINY, "compile=true", *words)).state
         assert isinstance(state.eval_model, nn.Sequential)
-        assert state.eval_model[0] is state.export_model
+        assert state.eval_model[0] is (state.model if state.ema is None else state.ema.module)
         assert isinstance(state.forward, nn.Sequential)
         assert state.forward[0] is state.model
 

@@ -257,7 +257,7 @@ def test_a_deleted_run_is_delivered_when_it_is_restored_and_resumed(
     client(store).delete_run(tracker.run_id)
     epoch(tracker, 2)
     tracker.finish("FINISHED")
-    assert "refused 1 records" in caplog.text
+    assert "refused 1 record," in caplog.text
     still = begun(store, tmp_path, resumed=2)  # it is still deleted
     still.finish("FINISHED")
     assert len(refused(tmp_path)) == 1

@@ -61,7 +61,7 @@ def test_a_damaged_line_is_set_aside_and_the_others_are_kept(
 ) -> None:
     spool = filled(tmp_path, line(1), DAMAGED[kind], line(3))
     assert [record["step"] for record in spool.rows] == [1, 3]
-    assert "1 damaged lines" in caplog.text
+    assert "damaged lines: 1" in caplog.text
     (kept,) = (tmp_path / REFUSED).read_text().splitlines()
     assert json.loads(kept)["reason"] == "damaged"
     assert (tmp_path / NAME).read_bytes().splitlines() == [line(1), line(3)]
@@ -151,7 +151,7 @@ def test_a_damaged_row_is_moved_to_a_file_of_its_own(
     whole = HEAD + b"\n1,1,0.5\n%s2,1,0.25\n"
     assert resumed(tmp_path, whole % (bad + b"\n")) == whole % b""
     assert (tmp_path / "batch_metrics.csv.damaged").read_bytes() == bad + b"\n"
-    assert "1 damaged lines" in caplog.text
+    assert "damaged lines: 1" in caplog.text
 
 
 @pytest.mark.parametrize("head", [b"\xff", b"a,b,c", b"epoch,epoch,loss", b"", b"\0"])
@@ -165,7 +165,7 @@ def test_rows_of_a_damaged_table_are_read(tmp_path: Path, caplog: pytest.LogCapt
     path = tmp_path / "epoch_metrics.csv"
     path.write_bytes(b'epoch,note\r\n1,"a,b"\r\n2,\xff\r\n3,c\r\n4')
     assert read_rows(path) == [{"epoch": "1", "note": "a,b"}, {"epoch": "3", "note": "c"}]
-    assert caplog.messages == [f"{path}: 1 damaged lines are ignored"]
+    assert caplog.messages == [f"{path}: damaged lines: 1, ignored"]
     assert read_rows(tmp_path) == []
 
 

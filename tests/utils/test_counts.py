@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from research.utils.counts import counted, samples_of, spanned, with_n
+from research.utils.counts import by_kind, counted, samples_of, spanned, with_n
 
 
 def test_the_split_of_a_metric_says_which_count() -> None:
@@ -12,9 +12,22 @@ def test_the_split_of_a_metric_says_which_count() -> None:
     assert samples_of(row, "latency_ms") is None
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs")])
-def test_a_count_has_the_number_of_its_unit(count: int, text: str) -> None:
-    assert counted(count, "runs") == text
+@pytest.mark.parametrize(
+    ("unit", "one"),
+    [
+        ("runs", "run"), ("label files", "label file"), ("classes", "class"), ("boxes", "box"),
+        ("batches", "batch"), ("entries", "entry"), ("series", "series"), ("fish", "fish"),
+    ],
+)  # fmt: skip
+def test_a_count_has_the_number_of_its_unit(unit: str, one: str) -> None:
+    assert [counted(n, unit) for n in (0, 1, 2)] == [f"0 {unit}", f"1 {one}", f"2 {unit}"]
+
+
+def test_counts_by_kind() -> None:
+    """The largest first; of equal ones in the order in which they came; none without a count."""
+    counts = {"a": 1, "truncated": 3, "b": 0, "hidden": 1}
+    assert by_kind(counts) == "3 truncated, 1 a, 1 hidden"
+    assert by_kind({}) == ""
 
 
 @pytest.mark.parametrize(

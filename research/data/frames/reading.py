@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from research.data.image_files import EXTENSIONS
-from research.data.listing import Listing, PassedOver, by_kind, suffix_kind
+from research.data.listing import Listing, PassedOver, suffix_kind
+from research.utils.counts import by_kind, counted
 
 FORMATS: Final = {"capture": "capture runs", "voc": "VOC", "coco": "COCO", "yolo": "YOLO"}
 """How the formats are written in messages."""
@@ -142,12 +143,12 @@ class SourceSummary:
         remarks = self.remarks
         names = f"names from {remarks.names}" if remarks.names else "classes by number"
         split = f"split from {remarks.split}" if remarks.split else "no split"
-        used = f"{self.used} picture{'s' * (self.used != 1)} used"
+        used = f"{counted(self.used, 'pictures')} used"
         if self.frames != self.used:
-            used += f" in {self.frames} frame{'s' * (self.frames != 1)}"
+            used += f" in {counted(self.frames, 'frames')}"
         parts = [used]
         if self.labels:
-            parts.append(f"{self.labels} label file{'s' * (self.labels != 1)}")
+            parts.append(counted(self.labels, "label files"))
         if self.passed_over.counts:
             parts.append(str(self.passed_over))
         if negatives := remarks.negatives & self.pictures:

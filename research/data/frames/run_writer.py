@@ -14,6 +14,7 @@ from PIL import Image
 
 from research.data.frames.capture import MANIFEST, SCHEMA_VERSION
 from research.data.image_files import read_header
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 MAX_FRAMES = 100_000  # file names have five digits
@@ -163,7 +164,7 @@ class RunWriter:
         return UserError(
             "out",
             f"{self.folder}: {error.strerror or error}",
-            f"{self.frames} frames are written: free space or pass another folder",
+            f"{counted(self.frames, 'frames')} written: free space or pass another folder",
         )
 
 

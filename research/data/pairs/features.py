@@ -12,6 +12,7 @@ from torch import Tensor
 from research.data.image_files import decode
 from research.data.pairs.extractors import build_extractor
 from research.data.pairs.feature_store import extract_features
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ class FeatureSet:
             result = extract_features(files, extractor, self.cache, self.batch_size)
             extractor.release()
             count = len(files) - len(result.damaged)
-            log.info("feature %s: %d photos, %d computed now", name, count, result.extracted)
+            photos = counted(count, "photos")
+            log.info("feature %s: %s, %d computed now", name, photos, result.extracted)
             self.damaged |= result.damaged
             self.extracted[name] = result.extracted
             parts.append(result.features)

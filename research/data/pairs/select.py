@@ -14,6 +14,7 @@ from research.data.pairs.audit import MissingFiles, leaking_series
 from research.data.pairs.lists import TIE, Pair, PairRow, PairSet, pool_rows, series_name
 from research.data.splits import evenly_spaced
 from research.data.warehouse.plan import assign_splits
+from research.utils.counts import by_kind
 from research.utils.errors import UserError
 
 REMEDIES = {
@@ -191,13 +192,12 @@ def require_nonempty(splits: Mapping[str, PairSet], selection: PairSelection, ro
                 f"{root}: no pair in the {split} split",
                 f"add pairs to its list{'' if split == 'train' else f', or raise {key}'}",
             )
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         reason = skipped.most_common(1)[0][0]
         key, hint = REMEDIES.get(reason, ("dataset.root", "fix the lists or the photos"))
         raise UserError(
             key,
             f"{root}: none of {selection.total[split]} pairs is left in the {split} split "
-            f"({counts})",
+            f"({by_kind(skipped)})",
             hint,
         )
 

@@ -41,6 +41,7 @@ from research.data.warehouse.kinds import FrameSamples, true_labels
 from research.data.warehouse.manifest import Manifest, is_store
 from research.data.warehouse.plan import assign_splits
 from research.data.warehouse.store import Store
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -322,10 +323,10 @@ class RgbxFolder(DataModule):
                 chosen = evenly_spaced(len(positions), self.max_images.get(split))
                 self.splits[split] = positions[chosen]
         log.info(
-            "%s: %s frames in %d sequences%s",
+            "%s: %s frames in %s%s",
             self.root,
             " + ".join(f"{len(positions)} {split}" for split, positions in self.splits.items()),
-            len(set(groups)),
+            counted(len(set(groups)), "sequences"),
             "" if is_split else f", drawn by seed {self.split_seed}",
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from research.data.rgbx.arrays import COLOURS, ArraySpec
 from research.data.texts import BadText, read_json
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ def group_by_sequence(
         sequences.setdefault(sequence, set()).add(own)
     if shared := [name for name, found in sequences.items() if len(found) > 1]:
         log.warning(
-            "%s: its own splits share %d sequences (%s), so validation is not on new scenes",
+            "%s: its own splits share %s (%s), so validation is not on new scenes",
             where,
-            len(shared),
+            counted(len(shared), "sequences"),
             shared[0],
         )
     return groups

@@ -21,6 +21,7 @@ from research.data.rgbx import modality_names
 from research.data.rgbx.modalities import read_modality_header
 from research.data.rgbx.modality_names import ModalityNames, join, pair_by_last_word
 from research.data.texts import BadText, read_json
+from research.utils.counts import counted
 from research.utils.errors import UserError
 
 LABELS = "labels/*.txt (YOLO), Annotations/*.xml (VOC) or annotations/*.json (COCO)"
@@ -199,8 +200,9 @@ class PairedFolders:
             raise UserError("SOURCE", f"{unlabelled[0]}: has no labels", "add them, or remove it")
         if unlabelled:
             problems.append(
-                f"{self.folders['rgb']}: {len(unlabelled)} images without labels, the first is "
-                f"{self._name(unlabelled[0])}: add labels, empty ones for images without objects"
+                f"{self.folders['rgb']}: {counted(len(unlabelled), 'images')} without labels, the "
+                f"first is {self._name(unlabelled[0])}: add labels, empty ones for images without "
+                "objects"
             )
             runs.append(RunCounts(self.folders["rgb"], 0, 0, 0, 0, len(unlabelled), 0))
         for modality in [name for name in self.paths if name != "rgb"]:

@@ -22,6 +22,7 @@ from research.data.warehouse.lint_labels import (
 from research.data.warehouse.lint_pictures import near_duplicates, readings
 from research.data.warehouse.manifest import MANIFEST, REMEDY, SAMPLES, SPLITS, Manifest
 from research.data.warehouse.samples import Samples, class_counts
+from research.utils.counts import by_kind, counted
 from research.utils.errors import UserError
 from research.utils.threads import map_threads
 
@@ -303,15 +304,17 @@ def _check_classes(samples: Samples, report: LintReport) -> None:
 def _summarize(samples: Samples, report: LintReport) -> None:
     manifest = samples.manifest
     report.notes.append(
-        f"{manifest.kind}, version {manifest.version}: {manifest.samples} samples of "
-        f"{len(manifest.groups)} groups, {len(manifest.classes)} classes, "
-        f"{len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB"
+        f"{manifest.kind}, version {manifest.version}: {counted(manifest.samples, 'samples')} of "
+        f"{counted(len(manifest.groups), 'groups')}, {counted(len(manifest.classes), 'classes')}, "
+        f"{counted(len(manifest.shards), 'shards')}, "
+        f"{sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB"
     )
     counts = class_counts(samples) if manifest.classes else {}
     unit = "boxes" if manifest.kind == "frames" else "samples"
     for split, ranges in manifest.splits.items():
         groups = sum(g.split == split and g.stop > g.start for g in manifest.groups)
-        note = f"{split}: {sum(stop - start for start, stop in ranges)} samples of {groups} groups"
+        count = counted(sum(stop - start for start, stop in ranges), "samples")
+        note = f"{split}: {count} of {counted(groups, 'groups')}"
         if counts:
             by_class = counts[split]
             note += (
@@ -328,8 +331,8 @@ def _summarize(samples: Samples, report: LintReport) -> None:
             + ", ".join(f"{n} with {count}" for count, n in sorted(per_frame.items()))
         )
         if regions := int(samples.ignored.sum()):
-            frames = int(samples.ignored.any(1).sum())
-            report.notes.append(f"ignore regions: {regions} in {frames} frames")
+            frames = counted(int(samples.ignored.any(1).sum()), "frames")
+            report.notes.append(f"ignore regions: {regions} in {frames}")
         if len(boxes):
             sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(0))
             low, middle, high = np.quantile(sides, [0.05, 0.5, 0.95])
@@ -338,6 +341,5 @@ def _summarize(samples: Samples, report: LintReport) -> None:
                 f"5 % under {low:.3f}, 5 % over {high:.3f}"
             )
     report.notes += readings(samples)
-    skipped = ", ".join(f"{count} {kind}" for kind, count in manifest.damage.items())
-    if skipped:
+    if skipped := by_kind(manifest.damage):
         report.notes.append(f"left out while the store was prepared: {skipped}")

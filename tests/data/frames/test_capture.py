@@ -453,7 +453,7 @@ def test_a_full_disk_is_one_line_and_the_run_stays_readable(
             monkeypatch.setattr(Path, "write_bytes", full)
             run.add(Image.new("RGB", SIZE), [], source="model")
 
-    with user_error("out", "No space left on device", "1 frames"):
+    with user_error("out", "No space left on device", "1 frame written"):
         infer()
     found = read_frames(tmp_path / "run")
     assert (len(found.frames), found.problems) == (1, [])

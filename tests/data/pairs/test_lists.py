@@ -77,9 +77,9 @@ def test_lists_in_the_folder_or_in_its_train_val(tmp_path: Path) -> None:
 
 
 def test_photos_are_identified_by_number_with_any_suffix(tmp_path: Path) -> None:
-    index = {name: Entry(1, 1, "", 0) for name in ("000001-02.JPG", "7-1.jpeg", "cover.jpg")}
+    index = {name: Entry(1, "", 0) for name in ("000001-02.JPG", "7-1.jpeg", "cover.jpg")}
     assert photo_names(tmp_path, index) == {(1, 2): "000001-02.JPG", (7, 1): "7-1.jpeg"}
-    index["1-2.png"] = Entry(1, 1, "", 0)
+    index["1-2.png"] = Entry(1, "", 0)
     with user_error("dataset.root", "000001-02.JPG", "1-2.png", "photo 2 of series 000001"):
         photo_names(tmp_path, index)
     with user_error("dataset.root", tmp_path, "SSSSSS-PP.JPG"):

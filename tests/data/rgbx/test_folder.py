@@ -303,7 +303,7 @@ def test_splits_of_the_folder_are_kept(
     write_set(root / "val", SEQUENCES[10:16])
     data = prepared(make, root)
     assert {split: len(frames) for split, frames in data.splits.items()} == {"train": 10, "val": 6}
-    assert "its own splits share 1 sequences (2)" in caplog.text
+    assert "its own splits share 1 sequence (2)" in caplog.text
     with user_error("split", "split=test", "train, val;", "test/", "dataset.test_fraction=0.1"):
         data.dataset("test", seed=0, train=False, device=CPU)
     write_set(root / "test", SEQUENCES[16:])

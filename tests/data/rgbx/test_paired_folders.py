@@ -496,7 +496,7 @@ def test_images_without_labels_are_negatives_or_an_error(tmp_path: Path) -> None
     (source / "Annotations/b.xml").unlink()
     found, _ = read(source)
     assert [frame.name for frame in found.frames] == ["rgb/a.png"]
-    assert found.problems[0].startswith("rgb: 1 images without labels, the first is rgb/b.png: add")
+    assert found.problems[0].startswith("rgb: 1 image without labels, the first is rgb/b.png: add")
     assert {run.name: run.missing_file for run in found.runs} == {"all": 0, "rgb": 1}
     assert sum(run.seen for run in found.runs) == 2
     with user_error("max_missing", "1 of 2 frames"):

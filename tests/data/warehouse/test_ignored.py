@@ -109,7 +109,7 @@ def test_a_store_has_them_by_slot(manifest: Manifest, tmp_path: Path) -> None:
 def test_lint_counts_and_draws_them(manifest: Manifest) -> None:
     report, samples = lint(manifest)
     assert not report.errors
-    assert "ignore regions: 1 in 1 frames" in report.notes
+    assert "ignore regions: 1 in 1 frame" in report.notes
     assert "0 with 1, 2 with 1" not in " ".join(report.notes)
     assert {split: counts.tolist() for split, counts in class_counts(samples).items()} == {
         "train": [1, 0], "val": [0, 1],

@@ -46,7 +46,7 @@ def test_the_content_is_summarized(frame_store: Manifest) -> None:
     assert train == (
         "train: 8 samples of 2 groups; boxes per class: fewest 4 (ulcer), most 8 (polyp), total 12"
     )
-    assert val.startswith("val: 4 samples of 1 groups")
+    assert val.startswith("val: 4 samples of 1 group")
     assert boxes.startswith(
         "boxes per frame: at most 3 of 3 slots; 3 with 0, 3 with 1, 3 with 2, 3 with 3"
     )

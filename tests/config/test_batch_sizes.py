@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from research.engine import batch_sizes, build, distributed
+from research.config import batch_sizes, check_jobs
+from research.engine import build, distributed
 from research.utils.conditions import explain
 from tests.conftest import TINY, user_error
 
@@ -30,12 +31,10 @@ def test_the_batch_of_a_process(
     words: tuple[str, ...],
     each: int,
     small: Compose,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = small(*words)
-    monkeypatch.setattr(distributed, "count", lambda: processes)
-    batch_sizes.check_batch_size(config, words)
-    assert batch_sizes.batch_size(config) == each
+    batch_sizes.check_batch_size(config, words, processes)
+    assert batch_sizes.batch_size(config, processes) == each
 
 
 @pytest.mark.parametrize(
@@ -50,12 +49,17 @@ def test_the_batch_of_a_process(
     ],
 )
 def test_batches_that_contradict_each_other(
-    words: tuple[str, ...], key: str, reported: str, small: Compose, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], key: str, reported: str, small: Compose
 ) -> None:
     config = small(*words)
-    monkeypatch.setattr(distributed, "count", lambda: 4)
     with user_error(key, reported):
-        batch_sizes.check_batch_size(config, words)
+        batch_sizes.check_batch_size(config, words, 4)
+
+
+def test_jobs_of_a_sweep_are_checked_before_the_first() -> None:
+    check_jobs(["global_batch_size=12", "batch_size=12", "seed=0,1"], multirun=True)
+    with user_error("batch_size", "gives one process 12", "set global_batch_size=16"):
+        check_jobs(["global_batch_size=12", "batch_size=12,16"], multirun=True)
 
 
 def test_the_learning_rate_follows_the_batch_of_all_processes(
