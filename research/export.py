@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli, outputs
-from research.config.rules import PATH, whole
+from research.config.rules import PATH, is_model_address, whole
 from research.config.run_files import is_own
 from research.utils import logs
 from research.utils.conditions import explain
@@ -119,6 +119,8 @@ def export(
         raise UserError(
             "RUN", f"export needs the package {error.name}: pip install -e '.[export]'"
         ) from None
+    if out is None and is_model_address(run):
+        raise UserError("out", f"{run}: a model in MLflow has no folder", "set out=FILE.onnx")
     from research.engine import predictor
     from research.models.export import export_form
 

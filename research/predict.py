@@ -140,6 +140,8 @@ def _show(job: PredictionJob, port: int) -> None:
         result = job.predict(player)
         player.finish()
         _report(job, result)
+        # A page that has gone could not be seen: one photo is done before a browser has it.
+        print(f"{player.url} stays until Ctrl-C", flush=True)
         try:
             Event().wait()
         except KeyboardInterrupt:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
+import runpy
 import warnings
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torchvision.ops import box_iou, nms
 
 import research
@@ -81,6 +85,20 @@ def test_a_classifier_is_written_checked_and_described(
         expected = research.load(run, device="cpu").model(images)
     (logits,) = session.run(None, {"images": images.numpy()})
     assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.abs().max().item()
+    # The example of the page, on a photo that lies on its side.
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photo.save(out.with_name("photo.jpg"), exif=exif)
+    out.rename(out := out.with_name("model.onnx"))
+    page = Path(__file__).parents[1] / "docs" / "production.md"
+    [example] = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    (script := tmp_path / "example.py").write_text(example)
+    with chdir(out.parent):
+        done = runpy.run_path(str(script))
+        loaded = research.load(run, device="cpu", overrides=["precision=fp32"])
+        known = loaded("photo.jpg").numpy()
+    assert np.abs(done["logits"] - known).max() < 1e-3 * np.abs(known).max()
     # Nothing of the machine that wrote it.
     content = out.read_bytes()
     assert b"site-packages" not in content
@@ -109,6 +127,7 @@ def test_a_file_whose_outputs_differ_is_not_left_behind(
         (["run", "ot=x.onnx"], "did you mean 'out'"),
         (["run", "out=net.pt"], "ends in .onnx"),
         (["run"], "run: no such run or checkpoint"),
+        (["models:/net/1"], "a model in MLflow has no folder; set out="),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], match: str) -> None:

@@ -40,15 +40,16 @@ class Predictor:
     transform: DeviceTransform
     device: torch.device
 
-    def __call__(self, paths: Sequence[str | Path]) -> Any:
-        """Predictions for image files, after the task's ``postprocess``.
+    def __call__(self, paths: str | Path | Sequence[str | Path]) -> Any:
+        """Predictions for one image file or several, after the task's ``postprocess``.
 
         Logits [B, C] of a classifier; boxes of a detector, in pixels of the files.
 
         Raises:
             DamagedImage: if a file cannot be read.
         """
-        return self.infer(self.data.read([Path(path) for path in paths]))
+        several = [paths] if isinstance(paths, str | Path) else paths
+        return self.infer(self.data.read([Path(path) for path in several]))
 
     @torch.inference_mode()
     def infer(self, batch: Batch) -> Any:

@@ -153,7 +153,8 @@ class BoxWriter:
         boxes, scores, labels = (detections[key].cpu() for key in ("boxes", "scores", "labels"))
         pixels, kept = boxes.double(), scores.tolist()
         relative = (pixels / pixels.new_tensor([image.width, image.height] * 2)).tolist()
-        named = labels.tolist()
+        # Of a class-agnostic task all boxes are of one class, whatever the network says.
+        named = labels.clamp(max=len(self.coco.classes) - 1).tolist()
         texts = [self.text(label, score) for label, score in zip(named, kept, strict=True)]
         # Sorted by score: boxes above the threshold come first.
         count = sum(score >= (self.score_threshold or 0) for score in kept)
@@ -237,10 +238,13 @@ class ClassWriter:
         self, stills: Sequence[Still], images: Sequence[Panels], predictions: Tensor
     ) -> list[Overlay]:
         """``predictions``: logits [B, C]."""
-        best = predictions.cpu().softmax(1).topk(min(BEST, len(self.classes)), dim=1)
+        logits = predictions.cpu()
+        # Of equal logits the first class is first, as in evaluation; topk has them in any order.
+        best = logits.argsort(dim=1, descending=True, stable=True)[:, :BEST]
+        likely = logits.softmax(1).gather(1, best)
         rows, overlays = [], []
         for still, panels, probabilities, indices in zip(
-            stills, images, best.values.tolist(), best.indices.tolist(), strict=True
+            stills, images, likely.tolist(), best.tolist(), strict=True
         ):
             names = [self.classes[index] for index in indices]
             row = [still.name]

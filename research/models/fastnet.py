@@ -20,16 +20,15 @@ STDS: Final = (
 class FastNet(nn.Module):
     """Normalised images [B, 3, H, W] to logits [B, num_classes]; H and W at least 32.
 
-    A fixed whitening of 2×2 patches, three groups of two 3×3 convolutions with a max-pool after
-    the first, a global max-pool, a linear classifier. The ideas come from fast CIFAR-10 training:
+    A fixed whitening of 2×2 patches, groups of two 3×3 convolutions with a max-pool after the
+    first, a global max-pool, a linear classifier. The ideas come from fast CIFAR-10 training:
     whitened patches and few, wide layers (Page, 2018), convolutions initialized to the identity
     and batch norms with a bias but no weight (Jordan, 2024). 0.12 GMAC and 2.0 M parameters at
     the widths of its YAML.
 
     Args:
         num_classes: outputs of the classifier.
-        widths: channels of the three groups, not decreasing, the first at least 24 (the
-            channels of the whitening).
+        widths: channels of the groups, by default three; each halves the sides.
         bias_scale: factor on the batch norms' biases, which raises their effective learning rate
             by its square.
         logit_scale: factor on the classifier's output.

@@ -265,10 +265,10 @@ class ClassificationMetrics:
         logits = predictions.detach().double()
         self.samples += len(labels)
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
-        order = predictions.topk(max(self.ranks), dim=1).indices == labels[:, None]
-        self.hits += torch.stack([order[:, :k].sum() for k in self.ranks])
-        probability, pred = logits.softmax(1).max(1)
-        correct = pred == labels
+        ordered = logits.nan_to_num(math.inf, math.inf, -math.inf)  # NaN is the largest in argmax
+        rank, pred = _rank(ordered, labels), ordered.argmax(1)
+        self.hits += torch.stack([(rank < k).sum() for k in self.ranks])
+        probability, correct = logits.softmax(1).amax(1), rank == 0
         # NaN of a diverged network counts in the lowest bin; the sums are NaN then.
         bin_ = (probability.nan_to_num(0.0) * BINS).long().clamp(max=BINS - 1)
         within = (bin_ == torch.arange(BINS, device=bin_.device)[:, None]).double()
@@ -336,6 +336,21 @@ def _worst_of(one: Mistakes | None, two: Mistakes | None) -> Mistakes | None:
     pred = torch.cat([one.pred, two.pred])
     batch = one.batch.cat(two.batch).map(lambda tensor: tensor[order])
     return Mistakes(batch, pred[order], probability[order])
+
+
+def _rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B] classes before the true one, by decreasing logit; of equal ones the first class is first.
+
+    As in ``argmax``, so that ``top1`` is the diagonal of the confusion matrix: the order of
+    ``topk`` among equal logits, of which half precision has many, is arbitrary.
+
+    Args:
+        logits: [B, C] without NaN.
+        labels: [B] the true classes.
+    """
+    true = logits.gather(1, labels[:, None])
+    is_earlier = torch.arange(logits.shape[1], device=labels.device) < labels[:, None]
+    return ((logits > true) | (logits == true) & is_earlier).sum(1)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

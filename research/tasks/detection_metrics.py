@@ -170,8 +170,10 @@ class DetectionMetrics:
             setattr(self, name, getattr(self, name) + state[name])
         for name, frames in state["coco"].items():
             getattr(self.coco, name).extend(frames)
-        # torchmetrics computes nothing before the first update of its own.
+        # As after an update: torchmetrics computes nothing before the first, and keeps what it has
+        # computed, such as for the progress of an evaluation, until the next.
         self.coco._update_count += state["frames"]
+        self.coco._computed = None
 
     def _update_counts(
         self, detections: Detections, frame: EvaluatedFrame, matches: list[int]

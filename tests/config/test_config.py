@@ -132,6 +132,11 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ),
     ("model.layers=[0,4,0,3]", "model.layers=[0,4,0,3]", ["only the first stage"]),
     (
+        "model=fastnet dataset=cifar10 model.widths=[24,24,24,24,24]",
+        "model=fastnet dataset=cifar10 'model.widths=[24],[24,24,24,24,24]'",
+        ["model.widths", "5 groups halve 31 px", "dataset.image_size=33"],
+    ),
+    (
         f"{COMPRESSED} model=resnet34",
         f"{COMPRESSED} model=resnet34_compressed,resnet34",
         ["experiment=imagenet_resnet34_compressed", "model=resnet34", "add compression=none"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from research.data.frames.media import Still
 from research.inference import writers
 from research.inference.writers import ClassWriter
+from research.tasks.detection import Detection
 from research.viz import pictures
 
 
@@ -51,6 +54,35 @@ def test_the_images_of_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert titles[-1] == "10 of 50 images"
     assert "(10 of 50)" in lines[1]
     assert abs(times - 12).max() < 4.5 * (60 * 0.2 * 0.8) ** 0.5
+
+
+def test_equal_logits_are_in_the_order_of_the_classes(tmp_path: Path) -> None:
+    """As they are evaluated."""
+    names = [f"{n}" for n in range(100)]
+    with ClassWriter(tmp_path, names) as writer:
+        stills = [Still(f"{n}.png", "images", f"{n}", Path(f"{n}.png")) for n in range(2)]
+        logits = torch.zeros(2, 100)
+        logits[1, 50:] = 900.0  # of a probability that leaves none to the others
+        writer.add(stills, [[Image.new("RGB", (2, 2))]] * 2, logits)
+    rows = list(csv.reader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [row[1::2] for row in rows[1:]] == [names[:5], names[50:55]]
+
+
+def test_boxes_of_a_class_agnostic_task_are_of_its_one_class(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 30))
+    picture.save(tmp_path / "a.png")
+    task = Detection(["car", "bus", "van"], True, 0.5, 0.3, 0.5, "val/mAP50:max")
+    found = {
+        "boxes": torch.tensor([[1.0, 2, 10, 12], [3, 4, 9, 9]]),
+        "scores": torch.tensor([0.9, 0.8]),
+        "labels": torch.tensor([2, 0]),
+    }
+    with task.writer(tmp_path / "out") as writer:
+        still = Still("a.png", "images", "a", tmp_path / "a.png")
+        writer.add([still], [[picture]], [found])
+    coco = COCO(tmp_path / "out" / "predictions.json")
+    assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == ["object"]
+    assert len(coco.getAnnIds(catIds=coco.getCatIds())) == 2
 
 
 def test_the_classes_of_a_few_images_are_listed(

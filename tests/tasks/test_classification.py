@@ -214,6 +214,32 @@ def test_nan_logits_are_evaluated() -> None:
     assert int(metrics.counts.sum()) == 3
 
 
+@pytest.mark.parametrize("classes", [2, 5, 6, 100, 1000])
+@pytest.mark.parametrize("kind", ["half", "equal", "nan", "some nan", "infinite"])
+def test_equal_logits_are_in_the_order_of_the_classes(classes: int, kind: str) -> None:
+    """In every metric alike; that of topk among equal values differs with their number."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, classes, (256,), generator=generator)
+    drawn = torch.randn(256, classes, generator=generator)
+    logits = {
+        "half": (drawn / 4 + F.one_hot(labels, classes) / 8).bfloat16().float(),
+        "equal": torch.zeros_like(drawn),
+        "nan": torch.full_like(drawn, torch.nan),
+        "some nan": drawn.masked_fill(drawn > 1, torch.nan),
+        "infinite": drawn.masked_fill(drawn > 1, torch.inf).masked_fill(drawn < -1, -torch.inf),
+    }[kind]
+    metrics = ClassificationMetrics(classes, CPU)
+    metrics.update(logits, batch(labels))
+    order = np.argsort(-np.where(logits.isnan(), np.inf, logits), axis=1, kind="stable")
+    hits = order == labels.numpy()[:, None]
+    values = metrics.compute()
+    for k in metrics.ranks:
+        assert values[f"top{k}"] == hits[:, :k].sum() / 256
+    assert values["top1"] == (logits.argmax(1) == labels).sum().item() / 256
+    assert values["top1"] == int(metrics.confusion.diagonal().sum()) / 256
+    assert int(metrics.correct.sum()) == int(metrics.confusion.diagonal().sum())
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_of_mixed_labels_is_that_of_soft_targets(smoothing: float) -> None:
     logits, labels = data(6)
