@@ -77,7 +77,12 @@ def made(run: StudyRun, value: float | None, **more: Any) -> StudyRecord:
         "evaluation": RecordedEvaluation(
             "test", "last", 2, 50, {study.metric: value, "loss": 1.25}
         ),
-        "costs": {"parameters": 12345, "macs": 2_500_000, "bytes_per_image": 3072.0},
+        "costs": {
+            "parameters": 12345,
+            "macs": 2_500_000,
+            "bytes_per_image": 3072.0,
+            "ms_per_image": 125.0,
+        },
         "commit": "0123456789abcdef",
     }
     return StudyRecord(**{**fields, **more})

@@ -59,8 +59,9 @@ def test_costs_are_those_of_the_run(tmp_path: Path) -> None:
     found = made(define(tmp_path).runs()[0], 0.5)
     assert found.cost("seconds") == 100
     assert found.cost("macs") == 2_500_000
-    assert found.cost("ms_per_image") is None
-    assert replace(found, seconds={}).cost("seconds") is None
+    assert found.cost("ms_per_image") == 125
+    assert replace(found, seconds={}, costs={}).cost("seconds") is None
+    assert replace(found, costs={}).cost("ms_per_image") is None
 
 
 def test_the_time_of_an_image_is_of_the_fastest_epoch(tmp_path: Path) -> None:

@@ -14,10 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from research.config import compose_config, options
-from research.config.compose import defaults_of
+from research.config import compose_config
 from research.config.keys import WITHOUT_EFFECT, leaves
-from research.config.targets import targets_in
 from research.sweeps.description import FOLDER, describe, find_name, read_description
 from research.sweeps.identity import Search, changed_settings, local
 from research.sweeps.objectives import Objective
@@ -224,11 +222,9 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def edit(path: Path, **content: Any) -> None:
-    """Write an option file, which is read again as by a new process."""
+    """Write an option file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
-    for cached in (options.read_option, targets_in, defaults_of):
-        cached.cache_clear()
 
 
 @pytest.mark.long

@@ -272,7 +272,7 @@ def test_a_run_on_a_dead_server_finishes_and_is_delivered_when_resumed(
         1, 2, 3, 4, 5, 6,
     ]  # fmt: skip
     assert "does not answer" in caplog.text
-    assert f"{len(waiting)} records wait in {folder / SPOOL}" in caplog.text
+    assert f"{len(waiting)} records left in {folder / SPOOL}" in caplog.text
     again = run(small(*on_store(store), "epochs=2", f"resume={folder}"))
     assert again == folder
     assert not (folder / SPOOL).exists()

@@ -34,6 +34,10 @@ BOX = (0.25, 0.5, 0.75, 1.0)
 """From 10 to 30 px across and from 10 to 20 px down."""
 
 YOLO = "1 0.5 0.75 0.5 0.5\n"
+OBJECT = (
+    "<object><name>c</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+    "</bndbox></object>"
+)
 
 
 def noise(seed: int, channels: int = 0, dtype: type = np.uint8) -> np.ndarray:
@@ -239,7 +243,7 @@ def test_splits_of_a_list_are_kept(tmp_path: Path) -> None:
     source = make(tmp_path / "source", "abc")
     shutil.rmtree(source / "labels")
     for name in "abc":
-        text(source / f"Annotations/{name}.xml", "<annotation/>")
+        text(source / f"Annotations/{name}.xml", f"<annotation>{OBJECT}</annotation>")
     text(source / "ImageSets/Main/train.txt", "a")
     text(source / "ImageSets/Main/test.txt", "c")
     manifest = pack(source, tmp_path / "out")
@@ -256,7 +260,7 @@ def test_voc_files_in_one_folder_with_images_in_folders_of_splits(tmp_path: Path
         save(source / f"visible/{stem}.png", noise(1, 3))
         save(source / f"infrared/{stem}.png", noise(2))
         name = stem[-1]
-        content = f"<annotation><filename>{name}.jpg</filename></annotation>"
+        content = f"<annotation><filename>{name}.jpg</filename>{OBJECT}</annotation>"
         text(source / f"Annotations/{name}.xml", content)
     assert list(written(pack(source, tmp_path / "out"))) == ["test/b.png", "train/a.png"]
     assert read(source)[0].split == {"visible/test/b.png": "test", "visible/train/a.png": "train"}
