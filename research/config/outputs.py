@@ -105,7 +105,8 @@ def resume_command(run: Path, *words: str) -> str:
         run: its folder.
         words: more of the command line, ``key=value`` each.
     """
-    return train_command([override("resume", str(run)), *trust_words(run), *words])
+    trusted = [] if any(word.startswith("trust=") for word in words) else trust_words(run)
+    return train_command([override("resume", str(run)), *trusted, *words])
 
 
 def trust_words(run: Path) -> list[str]:

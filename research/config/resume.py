@@ -325,16 +325,17 @@ def _is_valid(words: Sequence[str]) -> bool:
     return True
 
 
-def words_elsewhere(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """The words that ``resume=FOLDER`` needs of a run outside of ``runs/``, ``key=value`` each.
+def words_to_resume(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """The words that ``resume=FOLDER`` needs beside it, ``key=value`` each; reads no file.
 
     Args:
-        folder: of the run.
+        folder: of the run; outside of ``runs/``, its data must be named.
         config: of the run, of the user's own command line.
     """
+    names = targets.own_names(config)
+    trusted = [targets.trust_word(names)] if names else []
     if run_files.is_own(folder):
-        return []
-    trusted = [targets.trust_word(config["trust"])] if config["trust"] else []
+        return trusted
     paths = _foreign_paths(config, ())
     return [*trusted, *(override(key, value) for key, value in paths.items() if _is_needed(key))]
 

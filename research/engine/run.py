@@ -13,9 +13,8 @@ from typing import Any
 from research.config import run_files
 from research.config.batch_sizes import check_batch_size
 from research.config.compose import config_dir
-from research.config.outputs import resume_command
-from research.config.overrides import train_command
-from research.config.resume import merged, words_elsewhere
+from research.config.overrides import override, train_command
+from research.config.resume import merged, words_to_resume
 from research.config.rules import ALL
 from research.engine import (
     build,
@@ -173,7 +172,8 @@ def _train(
 
     again = partial(_how_to_continue, folder, config, overrides, is_trial=pruner is not None)
     several = distributed.count() > 1
-    with Interrupts(repeated=several) as interrupts, explained(build.limits(config), again):
+    # Explained after its handlers have ended: the launcher may send a signal meanwhile.
+    with explained(build.limits(config), again), Interrupts(repeated=several) as interrupts:
         experiment = _build(config, begin)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
@@ -266,7 +266,8 @@ def _how_to_continue(folder: Path, config: Config, words: Sequence[str], *, is_t
     if is_trial:
         return "run the command of the sweep again"
     if (folder / "checkpoints" / "last.pt").exists():
-        return f"continue with {resume_command(folder, *words_elsewhere(folder, config))}"
+        words = [override("resume", str(folder)), *words_to_resume(folder, config)]
+        return f"continue with {train_command(words)}"
     words = merged(words, ["resume=auto"])
     return f"continue with {train_command(words, own=config_dir())}"
 

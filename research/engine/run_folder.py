@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from research.config import run_files
 from research.config.compose import config_dir
 from research.config.outputs import resume_command
-from research.config.resume import SHOWN, unchangeable, words_elsewhere
+from research.config.resume import SHOWN, unchangeable, words_to_resume
 from research.config.run_paths import ROOT
 from research.engine import checkpoint
 from research.engine.new_folder import NewFolder
@@ -92,7 +92,7 @@ def _taken(folder: Path, config: Mapping[str, Any]) -> UserError:
         with suppress(UserError):
             keys = changed(config, folder)
     others = f", with other settings: {', '.join(keys[:SHOWN])}" if keys else ""
-    command = resume_command(folder, *words_elsewhere(folder, config))
+    command = resume_command(folder, *words_to_resume(folder, config))
     return UserError(
         "run_dir",
         f"run_dir: {folder} already contains a run{others}",

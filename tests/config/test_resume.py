@@ -16,7 +16,7 @@ from research.config import compose_config, resume
 from research.config.compose import composed
 from research.config.keys import differences, leaves
 from research.config.options import option_node
-from research.config.resume import compose, run_of, words_elsewhere
+from research.config.resume import compose, run_of, words_to_resume
 from research.config.schema import RUN_RULES, register
 from research.utils.errors import UserError
 from tests.conftest import Train, user_error
@@ -270,12 +270,12 @@ def test_what_an_interrupted_run_outside_runs_needs_can_be_typed(stored: Store) 
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with user_error("resume", "outside runs/"):
         compose([f"resume={run}"])
-    needed = words_elsewhere(run, config)
+    needed = words_to_resume(run, config)
     assert needed == ["dataset.root=data", "logging.mlflow.uri='sqlite:///runs/own.db'"]
     assert compose([f"resume={run}", *needed]).settings["dataset"]["root"] == "data"
-    own = {**config, "trust": ["my_models.Net"]}
-    assert words_elsewhere(run, own) == ["trust=[my_models.Net]", *needed]
-    assert words_elsewhere(stored(*WORDS), config) == []
+    own = {**config, "model": {**config["model"], "_target_": "my_models.Net"}}
+    assert words_to_resume(run, own) == ["trust=[my_models.Net]", *needed]
+    assert words_to_resume(stored(*WORDS), config) == []
 
 
 def test_lost_and_damaged_files(stored: Store) -> None:

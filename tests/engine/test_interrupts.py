@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from research.engine import checkpoint, interrupts
 from research.engine.epoch_end import EpochEnd
 from research.engine.interrupts import Interrupted, Interrupts
 from research.tracking.files import read_rows
-from tests.conftest import ROOT, TINY, run
+from tests.conftest import ROOT, TINY, run, user_error
 
 Compose = Callable[..., dict[str, Any]]
 WORDS = (
@@ -139,6 +140,26 @@ def test_checkpoints_within_an_epoch_by_the_clock(
     saved.clear()
     run(small(*WORDS, "run_dir=never", "save_every_minutes=null", "epochs=1"))
     assert saved == [0]
+
+
+def test_the_launcher_interrupts_no_explanation_of_an_error(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that lost another one says so, although the launcher ends it meanwhile."""
+
+    def fit(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full", "file")
+
+    def how_to_continue(*_: Any, **__: Any) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "go on"
+
+    monkeypatch.setattr("research.engine.run.fit", fit)
+    monkeypatch.setattr("research.engine.run._how_to_continue", how_to_continue)
+    several = Interrupts(repeated=True)
+    monkeypatch.setattr("research.engine.run.Interrupts", lambda repeated: several)
+    with user_error("disk", "the disk is full", "go on"):
+        run(small())
 
 
 def test_deferred_signals() -> None:
