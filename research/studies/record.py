@@ -21,6 +21,7 @@ from research.utils.files import write_text
 
 FOLDER: Final = "records"
 MAX_BYTES: Final = 2**18
+EPOCH_TIME: Final = "epoch_time_sec"
 HINT: Final = "remove it, and run the study again"
 DIGITS: Final = 6
 """Significant digits of a metric."""
@@ -190,8 +191,9 @@ class StudyRecord:
 
     def cost(self, name: str) -> float | None:
         """A cost of the run, see ``definition.CostName``; None if it is not known."""
-        if name == "seconds":
-            return self.seconds.get("training")
+        if name == "seconds":  # on a machine without other jobs
+            times = [time for time in self.epochs.get(EPOCH_TIME, []) if time]
+            return len(times) * min(times) if times else None
         return self.costs.get(name)  # type: ignore[call-overload]
 
 

@@ -73,7 +73,7 @@ def made(run: StudyRun, value: float | None, **more: Any) -> StudyRecord:
         "samples": {"train": 400, "val": 40, "test": 50},
         "monitor": ["val/top1", "max"],
         "best_epoch": 2,
-        "epochs": {"val/top1": [0.25, 0.5]},
+        "epochs": {"epoch_time_sec": [75.0, 50.0], "val/top1": [0.25, 0.5]},
         "evaluation": RecordedEvaluation(
             "test", "last", 2, 50, {study.metric: value, "loss": 1.25}
         ),
