@@ -26,12 +26,12 @@ from research.utils.tables import TextTable
 CONFIDENCE: Final = 0.95
 COSTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "parameters": ("parameters", lambda value: f"{value:,.0f}"),
-    "macs": ("GMAC", lambda value: f"{value / 1e9:.4g}"),
+    "macs": ("GMAC", lambda value: f"{value:.4g}"),
     "bytes_per_image": ("bytes an image", lambda value: f"{value:,.0f}"),
     "ms_per_image": ("training, ms an image", lambda value: f"{value:.3g}"),
     "seconds": ("training, s", lambda value: f"{value:,.0f}"),
 }
-"""Titles of costs, and how they are written."""
+"""Titles of costs, and how their values, as ``cost`` returns them, are written."""
 UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 """Units of time, the longest first."""
 
@@ -43,9 +43,9 @@ def stats_of(plan: StudyPlan, metric: str) -> dict[str, SeedStats]:
 
 
 def cost(plan: StudyPlan, arm: str, name: str) -> float | None:
-    """The mean of a cost over the records of an arm; None if none has it."""
+    """The mean of a cost over the records of an arm, in the unit of its title; None without."""
     values = [value for each in plan.records(arm) if (value := each.cost(name)) is not None]
-    return fmean(values) if values else None
+    return fmean(values) * (1e-9 if name == "macs" else 1) if values else None
 
 
 def mean_and_std(stats: SeedStats | None, digits: int) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,6 +237,21 @@ def test_a_picture_has_no_colour_and_no_date(docs: Path) -> None:
     assert all(each[1:3] == each[3:5] == each[5:7] for each in colours)
     assert "dc:date" not in text
     assert "narrow" in text  # as text
+
+
+def test_a_picture_has_the_units_of_the_table(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, dict[str, float]]] = []
+    over_costs = charts.over_costs
+
+    def spy(values: Any, costs: dict[str, dict[str, float]], *rest: Any) -> Any:
+        drawn.append(costs)
+        return over_costs(values, costs, *rest)
+
+    monkeypatch.setattr(charts, "over_costs", spy)
+    results.build(docs)
+    [costs] = drawn
+    assert costs["GMAC"]["narrow"] == pytest.approx(0.0025)  # of 2,500,000
+    assert "| 0.0025 |" in (docs / "results.md").read_text()
 
 
 def front_of(points: list[tuple[float, float]], mode: str) -> list[tuple[float, float]]:
