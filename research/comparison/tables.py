@@ -75,12 +75,17 @@ def _differences(result: ComparisonResult, digits: int) -> TextTable:
                     result.groups[index].label,
                     f"{difference.mean:+.{digits}f}",
                     *spans,
-                    "" if verdict is None else f"{verdict.p:.3f}",
+                    "" if verdict is None else p_text(verdict.p),
                     result.pairing(index),
                     result.verdict_text(index),
                 ]
             )
     return TextTable(header, rows, "rlrrrrll", keys=2)
+
+
+def p_text(p: float) -> str:
+    """A p value with three decimals; none is 0."""
+    return "< 0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def decimals(result: ComparisonResult) -> int:

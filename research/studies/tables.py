@@ -16,7 +16,7 @@ from research.comparison.statistics import (
     seed_stats,
     summed_interval,
 )
-from research.comparison.tables import decimals_of
+from research.comparison.tables import decimals_of, p_text
 from research.comparison.verdicts import verdict_text
 from research.studies.plan import StudyPlan, hours_text
 from research.studies.record import StudyRecord
@@ -129,7 +129,7 @@ def differences(plan: StudyPlan) -> str:
                 f"`{arm}` − `{other}`",
                 f"{each.mean:+.{digits}f}",
                 *spans,
-                "" if verdict is None else f"{verdict.p:.3f}",
+                "" if verdict is None else p_text(verdict.p),
                 f"{each.n} {'paired' if each.paired else 'unpaired'}",
                 verdict_text(each, verdict, study.mode),
             ]

@@ -19,6 +19,7 @@ from research.comparison.statistics import (
     seed_stats,
     seeds_needed,
 )
+from research.comparison.tables import p_text
 
 NUMBERS = st.integers(-1000, 1000).map(lambda whole: whole / 1000)
 SEEDS = st.dictionaries(st.integers(0, 6), NUMBERS, min_size=1, max_size=7)
@@ -264,3 +265,11 @@ def test_a_constant_on_all_changes_nothing(
         holm_verdicts([one], 0.95, 1), holm_verdicts([other], 0.95, 1), strict=True
     ):
         assert (here and here.significant) == (there and there.significant)
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "< 0.001"), (0.0004, "< 0.001"), (0.0005, "0.001"), (0.0314, "0.031"), (1.0, "1.000")],
+)
+def test_a_small_p_is_not_written_as_zero(p: float, text: str) -> None:
+    assert p_text(p) == text
