@@ -354,7 +354,10 @@ class EpochLoader:
     def _killed_worker(self, seconds: float) -> tuple[int | None, str | None] | None:
         """Process and signal of a worker that was killed, if one was or ends within ``seconds``."""
         workers = getattr(self.loader._iterator, "_workers", [])
-        wait([worker.sentinel for worker in workers], timeout=seconds)  # it may still be ending
+        ended = wait([worker.sentinel for worker in workers], timeout=seconds)  # it may be ending
+        for worker in workers:
+            if worker.sentinel in ended:
+                worker.join(seconds)  # its files are closed before it has an exit code
         killed = [(worker.pid, -(worker.exitcode or 0)) for worker in workers]
         return next(((pid, signal.strsignal(number)) for pid, number in killed if number > 0), None)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pkgutil
 import re
@@ -18,11 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from research.config import compose_config
+from research.data.loader import EpochLoader
 from research.engine import checkpoint
 from research.tracking.files import read_rows
 from research.utils import logs
@@ -195,6 +198,20 @@ def test_a_killed_worker(folders: Path, start: Start, monkeypatch: pytest.Monkey
     log = (folder / "train.log").read_text()
     assert "Traceback" in log
     assert "is killed by signal" in log
+
+
+def close_files_and_die() -> None:
+    """As the system ends a killed process: its files are closed first."""
+    os.closerange(3, 1024)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_still_ending_is_found() -> None:
+    worker = multiprocessing.get_context("fork").Process(target=close_files_and_die)
+    worker.start()
+    loader = Mock(loader=Mock(_iterator=Mock(_workers=[worker])))
+    assert EpochLoader._killed_worker(loader, 10) == (worker.pid, "Killed")
 
 
 @pytest.mark.parametrize("deletes", [False, True])
