@@ -65,8 +65,7 @@ class StudyPlan:
 
         The first may take longer than the others, since it fills caches.
         """
-        totals = [each.seconds.get("total") for each in self.records(arm)]
-        seconds = [total for total in totals if total is not None]
+        seconds = [total for each in self.records(arm) if (total := each.total) is not None]
         return median(seconds) / HOUR if seconds else self.study.arm_hours(arm)
 
     def values(self, arm: str, metric: str) -> dict[int, float]:

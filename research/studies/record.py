@@ -185,6 +185,14 @@ class StudyRecord:
     commit: Hash | None = None
     changed: bool = False
 
+    @property
+    def total(self) -> float | None:
+        """Seconds of the run with its evaluation, without what other jobs took in training."""
+        total, training = self.seconds.get("total"), self.seconds.get("training")
+        alone = self.cost("seconds")
+        lost = 0.0 if training is None or alone is None else max(0.0, training - alone)
+        return None if total is None else total - lost
+
     def metric(self, name: str) -> float | None:
         """A metric of the evaluation; None if it has no finite value."""
         return None if self.evaluation is None else self.evaluation.metrics.get(name)

@@ -61,6 +61,10 @@ def test_costs_are_those_of_the_run(tmp_path: Path) -> None:
     assert found.cost("macs") == 2_500_000
     assert found.cost("ms_per_image") == 125
     assert replace(found, epochs={}).cost("seconds") is None
+    assert found.total == 120
+    assert replace(found, seconds={"training": 400.0, "total": 420.0}).total == 120
+    assert replace(found, epochs={}).total == 120
+    assert replace(found, seconds={}).total is None
     assert replace(found, costs={}).cost("ms_per_image") is None
 
 
