@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from research import benchmark
-from research.benchmarks import frames, input, measure, processes, readers, step, store
+from research.benchmarks import frames, input, loaders, measure, processes, readers, step, store
 from research.benchmarks.options import BenchmarkOptions
 from research.config.options import options
 from research.utils.errors import UserError
@@ -46,8 +46,8 @@ def test_every_candidate_goes_over_every_file(
         for found in (
             {name: route.candidate for name, route in input.routes(files, 32, stack).items()},
             readers.candidates(files),
-            store.candidates(files, stack),
-            frames.candidates(files, stack),
+            loaders.timm_candidates(files, 32, 6) | store.stores(files, stack),
+            loaders.timm_candidates(files, 32, 6) | frames.stores(files, stack),
         ):
             assert len(found) >= 3
             assert list(found)[1] == f"{next(iter(found))} (control)"

@@ -85,21 +85,21 @@ def batches(samples: BatchSource, batch: int) -> Candidate:
     return per_unit(lambda: sum(len(batch) for batch in loader.epoch(0)))
 
 
-def in_children(candidates: Mapping[str, Candidate], stack: ExitStack) -> dict[str, Candidate]:
+def side_by_side(
+    theirs: Mapping[str, Candidate], ours: Mapping[str, Candidate], stack: ExitStack
+) -> dict[str, Candidate]:
     """Each candidate in a process of its own, as it runs where nothing else does.
 
-    Those of a store keep freed memory, as a run does, which other loaders would gain from, too.
+    Ours keep freed memory, as a run does, which other loaders would gain from, too.
 
     Args:
-        candidates: by name; those of a store begin with ``store``.
+        theirs: loaders of others, by name; the first is the reference.
+        ours: of this project, by name.
         stack: ends the processes.
     """
-    return {
-        name: in_process(
-            work,
-            stack,
-            keep_freed_memory if name.startswith("store") else None,
-            method="fork",  # the data are built, and timm is imported
-        )
+    pairs = [(theirs, None), (ours, keep_freed_memory)]
+    return {  # forked, since the data are built, and timm is imported
+        name: in_process(work, stack, begin, method="fork")
+        for candidates, begin in pairs
         for name, work in candidates.items()
     }

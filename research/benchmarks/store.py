@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from research.benchmarks.loaders import batches, in_children, prepared, timm_candidates
+from research.benchmarks.loaders import batches, prepared, side_by_side, timm_candidates
 from research.benchmarks.measure import Candidate, Result, measure
 from research.benchmarks.options import BenchmarkOptions
 from research.compression.selection import Selection, covering
@@ -19,14 +19,13 @@ STORED, CROP, BATCH = 256, 224, 256
 
 def run(options: BenchmarkOptions, paths: list[Path], overrides: list[str]) -> list[Result]:
     with ExitStack() as stack:
-        return [
-            measure(in_children(candidates(paths, stack), stack), options.rounds, unit="sample")
-        ]
+        theirs, ours = timm_candidates(paths, CROP, BATCH), stores(paths, stack)
+        return [measure(side_by_side(theirs, ours, stack), options.rounds, unit="sample")]
 
 
-def candidates(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
-    """timm's loader on the files, and stores prepared from them with windows 8 and 4."""
-    loaders = timm_candidates(files, CROP, BATCH)
+def stores(files: list[Path], stack: ExitStack) -> dict[str, Candidate]:
+    """Stores prepared from the files with windows 8 and 4."""
+    loaders = {}
     items = [SampleSpec(str(n), "all", file, 0) for n, file in enumerate(files)]
     for window in (8, 4):
         encoder = CoefficientEncoder(STORED, window, "bitstream")

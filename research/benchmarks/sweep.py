@@ -162,13 +162,13 @@ def result(long: Trials, another: Trials) -> Result:
     for end in sorted({count // 2, count}):
         parts[f"trials {end - HUNDRED + 1}-{end}"] = (long, slice(end - HUNDRED, end))
     seconds = {name: trials.seconds[part] for name, (trials, part) in parts.items()}
-    result = compared(seconds, unit="trial")
-    first = statistics.fmean(result.rows[0].seconds)
-    for row in result.rows:
+    table = compared(seconds, unit="trial")
+    first = statistics.fmean(table.rows[0].seconds)
+    for row in table.rows:
         trials, part = parts[row.name]
         mean = statistics.fmean(row.seconds)
         row.columns["mean ms"] = 1000 * mean
         row.columns["mean / first"] = mean / first
         for stage, times in trials.stages.items():
             row.columns[f"{stage} ms"] = 1000 * statistics.fmean(times[part])
-    return result
+    return table

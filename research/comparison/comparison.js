@@ -6,7 +6,6 @@ let groupRows, runRows;
 const fixed = (value) => value.toFixed(data.digits);
 const signed = (value) => (value < 0 ? "−" : "+") + fixed(Math.abs(value));
 const spread = (group) => fixed(group.mean) + (group.sd === null ? "" : ` ± ${fixed(group.sd)}`);
-const pText = (p) => (p < 0.0005 ? "< 0.001" : p.toFixed(3));
 const span = ([low, high]) => `[${signed(low)}, ${signed(high)}]`;
 const groupKey = (group) => key(group, groups[group].label);
 
@@ -157,7 +156,7 @@ function forestRow(group, middle, x, broad, from, to, width) {
     group.label, `difference ${mean} (${group.pairing}, ${difference.n} seeds)`,
     ...(difference.student
       ? [`bootstrap ${span(difference.bootstrap)}`, `Student's t${interval}`] : []),
-    ...(group.verdict ? [`p ${pText(group.verdict.p)}, adjusted`] : []), group.verdictText,
+    ...(group.verdict ? [`p ${group.p}, adjusted`] : []), group.verdictText,
   ]);
 }
 

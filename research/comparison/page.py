@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from research.comparison.collect import RecordedRun
-from research.comparison.tables import costs_of, decimals
+from research.comparison.tables import costs_of, decimals, p_text
 from research.comparison.verdicts import ComparisonResult
 from research.utils.counts import by_kind
 from research.viz.webpage import web_page
@@ -92,6 +92,7 @@ def _groups(result: ComparisonResult) -> list[dict[str, Any]]:
                 "settings": group.settings,
                 "difference": difference and vars(difference),
                 "verdict": verdict and vars(verdict),
+                "p": verdict and p_text(verdict.p),
                 "pairing": result.pairing(index),
                 "verdictText": result.verdict_text(index),
             }

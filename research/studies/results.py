@@ -264,7 +264,7 @@ def picture(planned: StudyPlan, docs: Path) -> BuiltFile:
         return BuiltFile(path, None)
     metric = f"{study.evaluate.split}/{study.metric}"
     costs = {
-        tables.COSTS[name][0]: {
+        tables.COSTS[name].title: {
             arm: value for arm in values if (value := tables.cost(planned, arm, name)) is not None
         }
         for name in study.picture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -24,14 +24,29 @@ from research.utils.counts import counted
 from research.utils.tables import TextTable
 
 CONFIDENCE: Final = 0.95
-COSTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
-    "parameters": ("parameters", lambda value: f"{value:,.0f}"),
-    "macs": ("GMAC", lambda value: f"{value:.4g}"),
-    "bytes_per_image": ("bytes an image", lambda value: f"{value:,.0f}"),
-    "ms_per_image": ("training, ms an image", lambda value: f"{value:.3g}"),
-    "seconds": ("training, s", lambda value: f"{value:,.0f}"),
+
+
+class CostColumn(NamedTuple):
+    """How a cost of records is shown.
+
+    Attributes:
+        title: with its unit.
+        form: format specification.
+        scale: factor on the records' values.
+    """
+
+    title: str
+    form: str
+    scale: float = 1.0
+
+
+COSTS: Final[Mapping[str, CostColumn]] = {
+    "parameters": CostColumn("parameters", ",.0f"),
+    "macs": CostColumn("GMAC", ".4g", 1e-9),
+    "bytes_per_image": CostColumn("bytes an image", ",.0f"),
+    "ms_per_image": CostColumn("training, ms an image", ".3g"),
+    "seconds": CostColumn("training, s", ",.0f"),
 }
-"""Titles of costs, and how their values, as ``cost`` returns them, are written."""
 UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 """Units of time, the longest first."""
 
@@ -45,7 +60,7 @@ def stats_of(plan: StudyPlan, metric: str) -> dict[str, SeedStats]:
 def cost(plan: StudyPlan, arm: str, name: str) -> float | None:
     """The mean of a cost over the records of an arm, in the unit of its title; None without."""
     values = [value for each in plan.records(arm) if (value := each.cost(name)) is not None]
-    return fmean(values) * (1e-9 if name == "macs" else 1) if values else None
+    return fmean(values) * COSTS[name].scale if values else None
 
 
 def mean_and_std(stats: SeedStats | None, digits: int) -> str:
@@ -62,7 +77,7 @@ def arms(plan: StudyPlan) -> str:
     every = {name: stats_of(plan, name) for name in (study.metric, *study.also)}
     digits = {name: decimals_of(s.mean for s in every[name].values()) for name in every}
     header = ["arm", "seeds", f"{study.evaluate.split}/{study.metric}", "lowest … highest"]
-    header += [*study.also, "n", *(COSTS[name][0] for name in study.costs)]
+    header += [*study.also, "n", *(COSTS[name].title for name in study.costs)]
     rows = []
     for arm, own in study.arms.items():
         stats = every[study.metric].get(arm)
@@ -72,7 +87,7 @@ def arms(plan: StudyPlan) -> str:
         if stats is not None and stats.sd is not None:
             places = digits[study.metric]
             span = f"{stats.low:.{places}f} … {stats.high:.{places}f}"
-        costs = [(name, cost(plan, arm, name)) for name in study.costs]
+        costs = [(COSTS[name].form, cost(plan, arm, name)) for name in study.costs]
         rows.append(
             [
                 f"`{arm}`{f': {own.about}' if own.about else ''}",
@@ -81,7 +96,7 @@ def arms(plan: StudyPlan) -> str:
                 span,
                 *(mean_and_std(every[name].get(arm), digits[name]) for name in study.also),
                 _samples(plan, arm),
-                *("" if value is None else COSTS[name][1](value) for name, value in costs),
+                *("" if value is None else format(value, form) for form, value in costs),
             ]
         )
     return TextTable(header, rows, "lr" + "r" * (len(header) - 2)).text()
@@ -106,18 +121,18 @@ def differences(plan: StudyPlan) -> str:
     study = plan.study
     values = {arm: plan.values(arm, study.metric) for arm in study.arms}
     pairs = [(arm, other) for arm in study.arms if (other := study.against(arm)) is not None]
-    differences: list[Difference | None] = [
+    compared: list[Difference | None] = [
         difference(values[arm], values[other], CONFIDENCE)
         if values[arm] and values[other]
         else None
         for arm, other in pairs
     ]
-    if not any(differences):
+    if not any(compared):
         return ""
-    verdicts = holm_verdicts(differences, CONFIDENCE, len(pairs))
+    verdicts = holm_verdicts(compared, CONFIDENCE, len(pairs))
     digits = decimals_of(value for each in values.values() for value in each.values())
     rows = []
-    for (arm, other), each, verdict in zip(pairs, differences, verdicts, strict=True):
+    for (arm, other), each, verdict in zip(pairs, compared, verdicts, strict=True):
         if each is None:
             continue
         spans = [
@@ -137,8 +152,7 @@ def differences(plan: StudyPlan) -> str:
     header = ["difference", "mean", "bootstrap 95 %", "Student's t 95 %", "p", "seeds", "verdict"]
     note = (
         f"p is adjusted for the {counted(len(pairs), 'comparisons')} of the definition by Holm's "
-        "procedure; "
-        "[how to read it](comparing.md#what-the-verdict-means)."
+        "procedure; [how to read it](comparing.md#what-the-verdict-means)."
     )
     return f"{TextTable(header, rows, 'lrrrrll').text()}\n\n{note}"
 

@@ -13,13 +13,15 @@ def test_each_candidate_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch
     kept: list[int] = []
     monkeypatch.setattr(loaders, "keep_freed_memory", lambda: kept.append(1))
     with ExitStack() as stack:
-        found = loaders.in_children(
+        found = loaders.side_by_side(
             {
                 "timm": lambda: float(os.getpid()),
-                "store": lambda: float(os.getpid()),
                 "timm, settings": lambda: float(len(kept)),
-                "store, settings": lambda: float(len(kept)),
                 "broken": lambda: 1 / 0,
+            },
+            {
+                "store": lambda: float(os.getpid()),
+                "store, settings": lambda: float(len(kept)),
             },
             stack,
         )

@@ -47,6 +47,7 @@ def test_data_of_the_page(tmp_path: Path) -> None:
     assert (first["label"], second["label"]) == ("resnet34", "densenet121")
     assert first["difference"] is None
     assert second["verdict"]["significant"] is False
+    assert second["p"] == f"{second['verdict']['p']:.3f}"
     assert second["verdictText"].startswith("not distinguishable: needs about ")
     assert data["left_out"] == "1 PRUNED"
     assert data["metrics"][0] == "val/top1"
