@@ -239,6 +239,9 @@ def _checked(document: Plain, path: Path) -> StudyRecord:
     lengths = {len(values) for values in record.epochs.values()}
     if len(lengths) > 1:
         raise UserError("records", f"{path}: its metrics are of {sorted(lengths)} epochs", HINT)
+    training = record.seconds.get("training", 0.0)
+    if record.seconds.get("total", training) < training:
+        raise UserError("records", f"{path}: seconds.total is less than seconds.training", HINT)
     return record
 
 

@@ -41,7 +41,8 @@ def of_training(
     folder: Path,
     measured: Mapping[str, Any],
     commands: Sequence[str],
-    seconds: float,
+    spent: float,
+    evaluation: float,
     places: Mapping[str, str],
 ) -> StudyRecord:
     """The record of a run of ``train.py``.
@@ -51,7 +52,9 @@ def of_training(
         folder: of the run, finished.
         measured: from ``measuring.measure``.
         commands: that repeat it.
-        seconds: that they took.
+        spent: seconds of its processes, as far as they are known: a run that is recorded again may
+            have been trained by processes whose time is lost.
+        evaluation: seconds of the evaluation; with the training they are the least that it took.
         places: the path of each ``data.NAME`` and ``store.NAME``; the record has the names.
 
     Raises:
@@ -61,6 +64,7 @@ def of_training(
     summary = documents.load(folder / "summary.json", dict, "RUN")
     config = {key: value for key, value in about.config.items() if key not in NOT_DECISIVE}
     config = with_names(config, places)
+    training = float(summary["total_time_sec"])
     shown = {run.study.metric, *run.study.also}
     cases = [
         RecordedCase(
@@ -71,7 +75,7 @@ def of_training(
     return StudyRecord(
         **_common(run, about.environment),
         commands=list(commands),
-        seconds={"training": float(summary["total_time_sec"]), "total": seconds},
+        seconds={"training": training, "total": max(spent, training + evaluation)},
         configuration=_differing(config),
         configuration_hash=sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         data=(about.environment["data"] or {}).get("hash", ""),

@@ -159,15 +159,14 @@ def _train(run: StudyRun, folder: Path, places: Mapping[str, str]) -> record.Stu
     _call(train, folder, trains=True)
     measured = folder.with_name(f"{folder.name}.measured.json")
     module = [sys.executable, "-m", "research.studies.measuring", str(folder), str(measured)]
-    _call([*module, json.dumps(asdict(study.evaluate))], folder)
+    took = _call([*module, json.dumps(asdict(study.evaluate))], folder)
     content = documents.load(measured, dict, "RUN", recording.HINT)
     evaluated = [f"split={study.evaluate.split}", f"checkpoint={study.evaluate.checkpoint}"]
     commands = [
         f"{TRAIN} {shlex.join([*run.overrides(), *words[-2:]])}",
         f"python -m research.evaluate {shlex.join([str(folder), *evaluated])}",
     ]
-    seconds = _seconds(folder)
-    return recording.of_training(run, folder, content, commands, seconds, places)
+    return recording.of_training(run, folder, content, commands, _seconds(folder), took, places)
 
 
 def _run_benchmark(run: StudyRun, folder: Path, places: Mapping[str, str]) -> record.StudyRecord:
@@ -240,7 +239,7 @@ def _prepared(study: StudyDefinition, name: str, data: Mapping[str, Path]) -> Pa
     return out
 
 
-def _call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
+def _call(words: Sequence[str], beside: Path, *, trains: bool = False) -> float:
     """Run a process with its output in ``BESIDE.log``, and add its time to ``_seconds``.
 
     The process has a session of its own: a signal for this one is passed on, once, so that a run
@@ -250,6 +249,9 @@ def _call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
         words: of the process.
         beside: the folder of a run or a store.
         trains: whether it trains, so that its epochs are shown.
+
+    Returns:
+        The seconds that it took.
 
     Raises:
         Failed: if it ends with an error.
@@ -274,10 +276,11 @@ def _call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
             if child.poll() is None:  # a second signal
                 child.kill()
                 child.wait()
-            spent = _seconds(beside) + time.monotonic() - start
-            write_text(_spent(beside), to_json({"seconds": spent}))
+            took = time.monotonic() - start
+            write_text(_spent(beside), to_json({"seconds": _seconds(beside) + took}))
     if status != 0:
         raise Failed(f"{_reason(file, began, status)}; its output is in {file}")
+    return took
 
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, *, trains: bool) -> int:

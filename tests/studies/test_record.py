@@ -139,6 +139,7 @@ def test_no_text_is_a_sign_of_the_page(keys: tuple[str, ...], kept: Path) -> Non
         put("costs", "macs", math.nan),
         put("costs", "money", 1.0),
         put("seconds", "training", -1.0),
+        put("seconds", "total", 99.0),
         put("seed", 1),
         put("seed", True),
         put("fold", 0),

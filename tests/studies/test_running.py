@@ -53,17 +53,21 @@ PICTURES = DATA / "data" / "pictures"
 Calls = list[Sequence[str]]
 
 
-def in_process(calls: Calls) -> Callable[..., None]:
+TOOK = 0.25
+"""Seconds that each process of a study is said to take."""
+
+
+def in_process(calls: Calls) -> Callable[..., float]:
     """Runs commands of a study in this process, and remembers them."""
 
-    def call(words: Sequence[str], beside: Path, *, trains: bool = False) -> None:
+    def call(words: Sequence[str], beside: Path, *, trains: bool = False) -> float:
         calls.append(words)
         before = sys.argv
         try:
             if words[1] == "-m":
                 assert words[2] == "research.studies.measuring"
                 measuring.main(list(words[3:]))
-                return
+                return TOOK
             from train import main
 
             sys.argv = ["train.py", *words[2:]]
@@ -77,6 +81,7 @@ def in_process(calls: Calls) -> Callable[..., None]:
             raise running.Failed(str(error)) from None
         finally:
             sys.argv = before
+        return TOOK
 
     return call
 
@@ -137,10 +142,7 @@ def test_a_study_that_was_interrupted_goes_on_to_its_page(
     first.unlink()
     do(docs)
     assert trained(calls) == ["narrow_seed0"]
-    again, old = json.loads(first.read_text()), json.loads(before)
-    for content in (again, old):
-        content["seconds"].pop("total")
-    assert again == old
+    assert first.read_text() == before
 
     # Another definition: the former run is set aside, not overwritten.
     del calls[:]
@@ -173,7 +175,9 @@ def check_record(
     assert found.costs["parameters"] == summary["parameters"]
     assert found.costs["bytes_per_image"] == 32 * 32 * 3
     assert 0 < found.costs["ms_per_image"] < 1000 * summary["total_time_sec"] / (2 * 24)
-    assert found.seconds["training"] == pytest.approx(summary["total_time_sec"], rel=1e-5)
+    assert found.seconds == pytest.approx(  # the time of processes is not known here
+        {"training": summary["total_time_sec"], "total": summary["total_time_sec"] + TOOK}, rel=1e-5
+    )
     assert found.epochs["val/top1"][-1] == found.evaluation.metrics["top1"]
     assert len(found.epochs["train/loss"]) == 2
     assert found.hardware.threads == 1
