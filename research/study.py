@@ -124,10 +124,10 @@ def listing(planned: StudyPlan) -> str:
     """What is done of a study, a line for each run, and the hours that the rest needs."""
     study = planned.study
     counts = [f"{len(planned.of(state))} {state}" for state in ("recorded", "stale", "undone")]
-    hours = f"{hours_text(planned.hours)} on two cores"
+    need = f"; {hours_text(planned.hours)}, one run at a time" if planned.undone else ""
     lines = [
         f"{study.name}: {study.title}",
-        f"  {counted(len(planned.runs), 'runs')}: {', '.join(counts)}; {hours}",
+        f"  {counted(len(planned.runs), 'runs')}: {', '.join(counts)}{need}",
     ]
     for each in planned.runs:
         value = each.record.metric(study.metric) if each.record and study.metric else None

@@ -150,7 +150,7 @@ def command(study: StudyDefinition) -> str:
 def _status(planned: StudyPlan) -> str:
     """What is done, with what, and the hours that the rest needs."""
     study, total, undone = planned.study, len(planned.runs), planned.undone
-    need = f"about {hours_text(planned.hours)} on two cores"
+    need = f"about {hours_text(planned.hours)}, one run at a time"
     runs = counted(total, "runs")
     if len(undone) == total:
         lines = [f"Undone: {runs}, {need}."]

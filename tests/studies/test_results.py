@@ -128,7 +128,7 @@ def test_the_table_of_runs_has_each_once(docs: Path) -> None:
 def test_what_is_undone_says_its_hours(docs: Path) -> None:
     page = (docs / "results.md").read_text()
     # Four runs, of arms whose recorded runs took 120 s.
-    assert "5 of 9 runs are recorded; the others need about 8 minutes on two cores." in page
+    assert "5 of 9 runs are recorded; the others need about 8 minutes, one run at a time." in page
 
 
 def test_a_stale_record_is_said_and_not_used(docs: Path) -> None:
@@ -169,7 +169,7 @@ def test_files_of_a_study_without_records_go(docs: Path) -> None:
     results.write(results.build(docs))
     assert not (docs / "records/nets.csv").exists()
     assert not (docs / "pictures/studies/nets.svg").exists()
-    assert "Undone: 9 runs, about 6.0 hours on two cores." in (docs / "results.md").read_text()
+    assert "Undone: 9 runs, about 6.0 hours, one run at a time." in (docs / "results.md").read_text()
 
 
 @pytest.mark.parametrize("lines", ["", "<!-- study nets -->\n" * 2, "<!-- study nats -->\n"])
