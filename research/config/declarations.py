@@ -14,7 +14,8 @@ data set                  targets: ``classes``, ``boxes``, ``pairs``; inputs: ``
                           (of photos); ``bitstream``: coefficients can be read from its files
 compression               ``coefficients`` instead of pixels; ``late_chroma``: these enter the
                           model at two places
-model                     ``logits``, ``detections``, ``preferences``
+model                     ``logits``, ``detections``, ``class_labels`` of these if it predicts
+                          them, ``preferences``
 ========================  ====================================================================
 
 A user's own option files may use other words.
@@ -38,6 +39,7 @@ CONSUMERS: Final = ("task", "model")
 GROUPS: Final = ("dataset", "compression", "model", "task")
 COEFFICIENTS: Final = "coefficients"
 LATE_CHROMA: Final = "late_chroma"
+CLASS_LABELS: Final = "class_labels"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,14 @@ def mismatches(
             "add compression=block_stem",
         )
     for group, word in declared.missing():
+        if word == CLASS_LABELS:
+            yield UserError(
+                "task.class_agnostic",
+                f"task.class_agnostic=false needs {word}, which model={model} does not provide: its "
+                "detections have no classes",
+                "add task.class_agnostic=true",
+            )
+            continue
         given = "; ".join(
             f"{provider}={choices.get(provider)} provides {', '.join(words)}"
             for provider in PROVIDERS

@@ -236,6 +236,16 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ["task=detection needs detections", "choose model=bigdet|tinydet"],
     ),
     (
+        "model=tinydet task=multiclass_detection",
+        "model=tinydet task=single_object,multiclass_detection",
+        ["task.class_agnostic=false needs class_labels", "add task.class_agnostic=true"],
+    ),
+    (
+        "model=bigdet task.class_agnostic=false",
+        "model=bigdet task.class_agnostic=true,false",
+        ["task.class_agnostic=false needs class_labels", "add task.class_agnostic=true"],
+    ),
+    (
         "model=siamese_e2e dataset=demo_photo_features",
         "model=siamese_e2e dataset=demo_photos,demo_photo_features",
         ["model=siamese_e2e needs photos", "choose dataset=demo_photos|phototriage"],
