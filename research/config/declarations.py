@@ -130,8 +130,8 @@ def mismatches(
         if word == CLASS_LABELS:
             yield UserError(
                 "task.class_agnostic",
-                f"task.class_agnostic=false needs {word}, which model={model} does not provide: its "
-                "detections have no classes",
+                f"task.class_agnostic=false needs {word}, which model={model} does not provide: "
+                "its detections have no classes",
                 "add task.class_agnostic=true",
             )
             continue

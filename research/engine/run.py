@@ -170,10 +170,12 @@ def _train(
     if is_main:
         remove_leftovers(*(folder / part for part in ("", "checkpoints", "pictures", "tables")))
 
-    again = partial(_how_to_continue, folder, config, overrides, is_trial=pruner is not None)
+    is_trial = pruner is not None
+    again = partial(_how_to_continue, folder, config, overrides, is_trial=is_trial)
     several = distributed.count() > 1
     # Explained after its handlers have ended: the launcher may send a signal meanwhile.
-    with explained(build.limits(config), again), Interrupts(repeated=several) as interrupts:
+    limits, saved = build.limits(config), partial(_is_saved, folder)
+    with explained(limits, again, saved), Interrupts(repeated=several) as interrupts:
         experiment = _build(config, begin)
         state, data = experiment.state, experiment.data
         source = data.name, data.fingerprint()
@@ -229,7 +231,7 @@ def _train(
             with interrupts.deferred():
                 begin.look(state)
                 tracker.finish(status) if begin.has_begun else tracker.discard()
-    overview.log_end(folder, experiment, tracker, evaluated, is_trial=pruner is not None)
+    overview.log_end(folder, experiment, tracker, evaluated, is_trial=is_trial)
     return state
 
 
@@ -265,11 +267,16 @@ def _how_to_continue(folder: Path, config: Config, words: Sequence[str], *, is_t
     """
     if is_trial:
         return "run the command of the sweep again"
-    if (folder / "checkpoints" / "last.pt").exists():
+    if _is_saved(folder):
         words = [override("resume", str(folder)), *words_to_resume(folder, config)]
         return f"continue with {train_command(words)}"
     words = merged(words, ["resume=auto"])
     return f"continue with {train_command(words, own=config_dir())}"
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a run can be resumed."""
+    return (folder / "checkpoints" / "last.pt").exists()
 
 
 def _record_start(

@@ -75,10 +75,12 @@ class Circumstances:
             ``batch_size``, ``accumulate``, ``precision``, ``dataset.image_size``,
             ``workers``, ``out``.
         resume: how the work goes on, such as ``continue with resume=RUN``; may be empty.
+        saved: whether the work has a saved state, with which these settings cannot change.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     resume: str = ""
+    saved: bool = False
 
     def key(self, *names: str) -> str:
         """The key of the first setting whose last part is one of ``names``, or an empty text."""
@@ -90,23 +92,29 @@ class Circumstances:
 
 
 def explain(
-    error: BaseException, settings: Mapping[str, Any] | None = None, resume: str = ""
+    error: BaseException,
+    settings: Mapping[str, Any] | None = None,
+    resume: str = "",
+    *,
+    saved: bool = False,
 ) -> UserError | None:
     """The ``UserError`` for an everyday condition; None for any other exception.
 
     Args:
         error: it, or an exception that it was raised from, is examined.
         settings: see ``Circumstances``.
-        resume: see ``Circumstances``.
+        resume, saved: see ``Circumstances``.
     """
-    around = Circumstances(settings or {}, resume)
+    around = Circumstances(settings or {}, resume, saved)
     explained = (rule(cause, around) for cause in causes(error) for rule in RULES)
     return next(filter(None, explained), None)
 
 
 @contextmanager
 def explained(
-    settings: Mapping[str, Any], resume: Callable[[], str] = lambda: ""
+    settings: Mapping[str, Any],
+    resume: Callable[[], str] = lambda: "",
+    saved: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Raise the ``UserError`` for an everyday condition inside; see ``explain``."""
     try:
@@ -114,7 +122,7 @@ def explained(
     except UserError:
         raise
     except Exception as error:
-        known = explain(error, settings, resume())
+        known = explain(error, settings, resume(), saved=saved())
         if known is None:
             raise
         raise known from error
@@ -171,6 +179,9 @@ def _memory(error: BaseException, around: Circumstances) -> UserError | None:
         remedies.append(f"a smaller {image}")
     free = "free GPU memory" if gpu else "free memory"
     hint = f"set {' or '.join(remedies)}" if remedies else f"{free}, or use a larger machine"
+    if around.saved:
+        new = f"; a new run needs less with {' or '.join(remedies)}" if remedies else ""
+        hint = f"{around.then(free)}{new}"
     return UserError(batch or "memory", message, hint)
 
 

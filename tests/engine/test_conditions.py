@@ -254,6 +254,22 @@ def test_out_of_memory_names_the_settings(
     small(*WORDS, "batch_size=3", "accumulate=2", "precision=bf16")
 
 
+def test_out_of_memory_after_a_saved_state_keeps_the_settings(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Classification.losses
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if Path("run/checkpoints/last.pt").exists():
+            raise MemoryError
+        return losses(self, *args, **kwargs)
+
+    monkeypatch.setattr(Classification, "losses", full)
+    advice = "free memory, then continue with python train.py resume="
+    with user_error("batch_size", advice, "a new run needs less with batch_size=3 accumulate=2"):
+        run(small(*WORDS, "run_dir=run"))
+
+
 @pytest.mark.long
 def test_a_deleted_folder(small: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """``checkpoints/`` is made again; without the run folder the run ends and leaves nothing."""

@@ -169,7 +169,8 @@ def test_files_of_a_study_without_records_go(docs: Path) -> None:
     results.write(results.build(docs))
     assert not (docs / "records/nets.csv").exists()
     assert not (docs / "pictures/studies/nets.svg").exists()
-    assert "Undone: 9 runs, about 6.0 hours, one run at a time." in (docs / "results.md").read_text()
+    page = (docs / "results.md").read_text()
+    assert "Undone: 9 runs, about 6.0 hours, one run at a time." in page
 
 
 @pytest.mark.parametrize("lines", ["", "<!-- study nets -->\n" * 2, "<!-- study nats -->\n"])

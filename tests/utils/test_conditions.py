@@ -142,6 +142,19 @@ def test_what_helps_against_a_lack_of_memory(settings: dict[str, Any], hint: str
     assert known.hint == hint
 
 
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        (TRAINING, "free memory, then go on; a new run needs less with batch_size="),
+        ({"batch": 1}, "free memory, then go on"),
+    ],
+)
+def test_a_saved_state_goes_on_with_the_same_settings(settings: dict[str, Any], hint: str) -> None:
+    known = explain(MemoryError(), settings, "go on", saved=True)
+    assert known is not None
+    assert known.hint.startswith(hint)
+
+
 def test_a_missing_package_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
     required = ["pyjpegio>=0.3.0", 'onnx>=1.17; extra == "export"']
     monkeypatch.setattr("research.utils.conditions.metadata.requires", lambda name: required)
