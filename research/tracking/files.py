@@ -127,6 +127,11 @@ def read_rows(path: Path, *, epochs: bool = False) -> list[dict[str, str]]:
     return rows
 
 
+def first_row(path: Path) -> dict[str, str]:
+    """The first row of a table, which may be large; empty without one."""
+    return next((row for row, _ in _read(path, epochs=False) if row), {})
+
+
 def _read(path: Path, *, epochs: bool) -> Iterator[tuple[dict[str, str] | None, bytes]]:
     """Every line of a table after the first, and its row; None for a damaged line.
 
