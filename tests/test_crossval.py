@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ def fold(
     values: list[float],
     baseline: list[float],
     columns: FoldColumns = FRAMES,
+    config: Mapping[str, Any] | None = None,
 ) -> Fold:
     result = FoldResult(columns, groups, np.array(values), np.array(baseline))
-    return Fold(Path(name), 0.5, len(values) + 1, result)
+    return Fold(Path(name), 0.5, len(values) + 1, result, config or {})
 
 
 def trained(*overrides: str) -> str:
@@ -71,6 +72,21 @@ def test_frames_and_pairs_are_not_mixed() -> None:
     folds = [fold("a", ["x"], [0.5], [0.1]), fold("b", ["y"], [1], [0], PAIRS)]
     with pytest.raises(UserError, match=r"^a is evaluated on frames, b on pairs; pass runs of one"):
         crossval.table(folds)
+
+
+def test_what_is_no_cross_validation_of_one_recipe_is_said() -> None:
+    def made(number: int, *words: str, folds: int = 3) -> Fold:
+        own = ("experiment=tinydet_folds", "dataset.manifest=store", f"dataset.folds={folds}")
+        more = (f"dataset.fold={number}", f"seed={number}", f"workers={number}")
+        config = compose_config([*own, *more, *words]).config
+        return fold(f"f{number}", [str(number)], [0.5], [0.1], config=config)
+
+    assert not [*crossval.remarks([made(0), made(2), made(1)])]
+    [line] = crossval.remarks([made(0), made(2, folds=4), made(1), made(2)])
+    assert line == "f0 and f2 differ in settings (dataset.folds: 3 → 4)"
+    changed, missing = crossval.remarks([made(0), made(2, "epochs=2")])
+    assert changed.startswith("f0 and f2 differ in settings (epochs: ")
+    assert missing == "dataset.fold=1 of 3 folds is missing: the last row is of the others"
 
 
 @pytest.mark.whole
