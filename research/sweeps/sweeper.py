@@ -204,7 +204,7 @@ class StudySweeper(Sweeper):
         with _refused("hydra/sweeper/pruner"):
             pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
         with _refused("hydra/sweeper/sampler"):
-            samplers(self.seed)
+            samplers(self._sampler_seed)
         sampler = OmegaConf.to_container(self.sampler)
         search = search_of(
             space,
@@ -233,6 +233,12 @@ class StudySweeper(Sweeper):
             n_trials=total,
         )
 
+    @property
+    def _sampler_seed(self) -> int:
+        """``hydra.sweeper.seed``, or that of the sampler itself, as Optuna calls it."""
+        own = self.sampler.get("seed")
+        return self.seed if own is None else int(own)
+
     def _samplers(self) -> Callable[[int], BaseSampler]:
         from hydra.utils import instantiate
         from optuna.samplers import QMCSampler, RandomSampler
@@ -243,7 +249,8 @@ class StudySweeper(Sweeper):
         def make(seed: int) -> BaseSampler:
             # QMC points belong to one sequence, which a new seed would restart.
             sequence = self.sampler._target_.endswith(QMCSampler.__name__)
-            node = OmegaConf.merge(self.sampler, {"seed": self.seed if sequence else seed})
+            own = self._sampler_seed if sequence else seed
+            node = OmegaConf.merge(self.sampler, {"seed": own})
             sampler: BaseSampler = instantiate(node, _execution_whitelist_=SAMPLERS)
             return sampler
 
@@ -274,7 +281,8 @@ class StudySweeper(Sweeper):
         claims: list[Claim] = []
         try:
             while len(claims) < self._parallel:
-                claim = study.claim_trial(space, total, self.seed, retry, grid=self._grid)
+                seed = self._sampler_seed
+                claim = study.claim_trial(space, total, seed, retry, grid=self._grid)
                 if claim is None:
                     break
                 claims.append(claim)
