@@ -201,16 +201,22 @@ def _groups(plan: StudyPlan, arm: str) -> np.ndarray | None:
 
 
 def cases(plan: StudyPlan) -> str:
-    """A row for each disturbance, with a column for each arm; empty without any."""
+    """A row for each disturbance, with a column for each arm, over whole seeds; empty without."""
     study = plan.study
+    known = dict.fromkeys(
+        (case.kind, case.sensor, case.amount)
+        for arm in study.arms
+        for each in plan.records(arm)
+        for case in each.cases
+    )
     table: dict[tuple[str, str, float], dict[str, list[float]]] = {}
-    for arm in study.arms:
-        for each in plan.records(arm):
-            for case in each.cases:
-                value = case.metrics.get(study.metric)
-                if value is not None:
-                    row = table.setdefault((case.kind, case.sensor, case.amount), {})
-                    row.setdefault(arm, []).append(value)
+    for key in known:
+        by_arm = {
+            arm: plan.values_of(arm, lambda each, key=key: _in_case(each, key, study.metric))
+            for arm in study.arms
+        }
+        values = {arm: [*by_seed.values()] for arm, by_seed in by_arm.items() if by_seed}
+        table |= {key: values} if values else {}
     if not table:
         return ""
     shown = [arm for arm in study.arms if any(arm in row for row in table.values())]
@@ -225,6 +231,12 @@ def cases(plan: StudyPlan) -> str:
     ]
     header = [f"{study.evaluate.split}/{study.metric}", "amount", *(f"`{arm}`" for arm in shown)]
     return TextTable(header, rows, "lr" + "r" * len(shown)).text()
+
+
+def _in_case(record: StudyRecord, key: tuple[str, str, float], metric: str) -> float | None:
+    """The metric of a record with this disturbance; None without it."""
+    values = {(case.kind, case.sensor, case.amount): case.metrics for case in record.cases}
+    return values.get(key, {}).get(metric)
 
 
 def timings(plan: StudyPlan) -> str:

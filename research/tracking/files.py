@@ -89,7 +89,8 @@ class FileTracker(Tracker):
 
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
         for name, rows in tables.items():
-            write_text(self.folder / "tables" / f"{name}.csv", csv_text(list(rows[0]), rows))
+            columns = list(rows[0]) if rows else []
+            write_text(self.folder / "tables" / f"{name}.csv", csv_text(columns, rows))
 
     def _set_aside(self, path: Path) -> None:
         """Keep damaged lines in a file of their own."""

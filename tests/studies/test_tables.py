@@ -160,6 +160,17 @@ def test_disturbed_metrics_are_a_row_each(tmp_path: Path) -> None:
     ]
 
 
+def test_a_disturbed_seed_is_the_mean_of_its_folds_and_counts_when_all_are_there(
+    tmp_path: Path,
+) -> None:
+    study = folded(tmp_path)
+    for run, value in zip(study.runs(), [0.1, 0.2, 0.6, 0.9, 0.9], strict=False):
+        cases = [RecordedCase("missing", "RGB", 0, {"top1": value})]
+        keep(tmp_path, run, 0.5, cases=cases)
+    header, row = cells(tables.cases(plan(study, tmp_path)))
+    assert (header[2:], row) == (["`narrow`"], ["missing RGB", "", "0.3000"])
+
+
 def test_benchmarks_have_a_table_for_each_result(tmp_path: Path) -> None:
     arms = {"loop": {"benchmark": "loop"}, "start": {"benchmark": "start", "about": "a command"}}
     study = define(
