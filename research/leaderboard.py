@@ -148,8 +148,16 @@ def _intact(
 
 
 def _check_data(paths: Sequence[Path], runs: Sequence[EvalRun]) -> None:
-    """Warn of runs that are evaluated on other data than the first."""
-    first, *others = [run.predictor.data.fingerprint() for run in runs]
+    """Warn of runs that are evaluated on other data than the first: files, fold or samples."""
+    first, *others = [
+        # The fingerprint of a prepared store is the same for all folds.
+        (
+            run.predictor.data.fingerprint(),
+            [run.predictor.config["dataset"].get(key) for key in ("folds", "fold")],
+            len(run.loader.source),
+        )
+        for run in runs
+    ]
     for path, other in zip(paths[1:], others, strict=True):
         if other != first:
             log.warning(

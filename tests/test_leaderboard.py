@@ -158,7 +158,9 @@ def made_up(
         own = other.get(path.name, {})
         fingerprint = own.get("data", "same")
         data: Any = SimpleNamespace(fingerprint=lambda: fingerprint, metadata=dict)
-        config = {**usual, "name": path.name, "monitor": own.get("monitor")}
+        dataset = {**usual["dataset"], **own.get("dataset", {})}
+        about = {"name": path.name, "monitor": own.get("monitor"), "dataset": dataset}
+        config = {**usual, **about}
         loaded = evaluation.Predictor(
             config, ["a", "b", "c"], own.get("task", task), models[path.name], data, Plain(),
             torch.device("cpu"),
@@ -236,6 +238,11 @@ def test_runs_of_two_tasks_and_of_other_data(
     with user_error("RUN", "b: has no metric top1"):
         leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
     made_up(monkeypatch, models, b={"data": "other"})
+    leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
+    assert "b is evaluated on other data than a" in caplog.text
+    caplog.clear()
+    folds = {name: {"dataset": {"folds": 3, "fold": n}} for n, name in enumerate(models)}
+    made_up(monkeypatch, models, **folds)
     leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
     assert "b is evaluated on other data than a" in caplog.text
 
