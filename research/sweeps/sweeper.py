@@ -165,11 +165,14 @@ class StudySweeper(Sweeper):
             UserError: for settings that cannot be used, and if a study of that name belongs to
                 another search.
         """
+        from research.sweeps.objectives import MONITOR
+
         pruner_name = self.pruner._target_.rpartition(".")[2]
-        if len(self.objectives) > 1 and pruner_name != "NopPruner":
+        if self.objectives != [MONITOR] and pruner_name != "NopPruner":
             raise UserError(
                 "hydra/sweeper/pruner",
-                "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early",
+                "hydra/sweeper/pruner: trials are stopped early by the monitored metric, which is "
+                f"not what hydra.sweeper.objectives=[{','.join(self.objectives)}] asks for alone",
                 "choose hydra/sweeper/pruner=none",
             )
         points = self.sampler.get("reference_points") or []

@@ -108,6 +108,19 @@ def test_pruning_is_repeated_after_an_interruption() -> None:
     assert list(study.trial(number).intermediate_values) == [1, 2]
 
 
+def test_no_trial_is_stopped_by_a_metric_that_is_not_the_objective() -> None:
+    class Always(BasePruner):
+        def prune(self, study: Any, trial: Any) -> bool:
+            return True
+
+    study = Study("one", None, RandomSampler, Always(), ["minimize"])  # of latency
+    pruner = TrialPruner(study, claimed(study).number, 4, reports=False)
+    pruner.epoch(1, 0.5)
+    pruner.finish()
+    assert not pruner.stopped
+    assert not study.trial(0).intermediate_values
+
+
 def test_a_resumed_study_samples_new_points() -> None:
     space = Space.parse({}, ["a=interval(0.0,1.0)"])
     points = []

@@ -326,6 +326,10 @@ def test_where_the_words_stand_does_not_matter(sweep: Sweep, study_folder: Path)
             ["hydra.sweeper.objectives=[monitor,latency_ms]", "hydra/sweeper/pruner=median"],
             "hydra/sweeper/pruner=none",
         ),
+        (
+            ["hydra.sweeper.objectives=[latency_ms]", "hydra/sweeper/pruner=median"],
+            "objectives=[latency_ms] asks for alone; choose hydra/sweeper/pruner=none",
+        ),
     ],
 )
 def test_mistakes(
