@@ -129,7 +129,7 @@ class RecordingLauncher:
         results = []
         for trial in trials:
             values = None
-            if not isinstance(trial, Claim):
+            if trial.number not in launched and not isinstance(trial, Claim):
                 ended = trial.state.is_finished()
                 how = "was finished before" if ended else "is run by another process"
                 log.info("sweep: trial %d %s", trial.number, how)

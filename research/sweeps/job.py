@@ -267,17 +267,18 @@ def _train(
             f"monitor: this trial monitors {own}, the sweep {description['monitor']}",
             "sweep over models of one task",
         )
-    by_monitor = [each.name for each in wanted] == [own.rpartition(":")[0]]
+    monitored = own.rpartition(":")[0]
+    by_monitor = [each.name for each in wanted] == [monitored]
     pruner = TrialPruner(study, number, config["epochs"], reports=by_monitor)
     folder = begin.folder
     with logs.to_file(folder):
         begin = begin if begin.new is not None else resume(folder, config)
-        own = trial_name(name, number, study.point(study.trial(number)))
-        state = run.train(dict(config), own, overrides, begin, tags, pruner)
+        named = trial_name(name, number, study.point(study.trial(number)))
+        state = run.train(dict(config), named, overrides, begin, tags, pruner)
         pruner.finish()
         if pruner.stopped:
             return Outcome("PRUNED", pruner.reason)
-        for metric in ("train/loss", "val/loss", own.rpartition(":")[0]):
+        for metric in ("train/loss", "val/loss", monitored):
             value = state.history[-1].get(metric, 0.0)
             if not math.isfinite(value):
                 raise UserError(

@@ -101,6 +101,19 @@ def test_failures_are_logged_with_their_reasons_and_the_others_finish(
     assert "Traceback" in caplog.text
 
 
+@pytest.mark.parametrize("metric", ["val/loss", "val/top1"])
+def test_a_trial_without_a_value_in_its_last_epoch_fails(
+    metric: str, sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"train/loss": 1.0, "val/loss": 1.0, "val/top1": 0.5, metric: math.nan}
+    ended = SimpleNamespace(history=[row], best=None)
+    monkeypatch.setattr(run, "train", lambda *_: ended)
+    sweep("seed=0", "hydra.sweeper.max_failure_rate=1")
+    [[trial]] = (each["trials"] for each in summaries(study_folder))
+    assert trial["status"] == "FAILED"
+    assert f"{metric} is nan in the last epoch" in trial["reason"]
+
+
 @pytest.fixture
 def parent_statuses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Statuses of the sweep's own run, one after the other."""
