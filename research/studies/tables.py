@@ -92,7 +92,7 @@ def arms(plan: StudyPlan) -> str:
             [
                 f"`{arm}`{f': {own.about}' if own.about else ''}",
                 str(done) if done == whole else f"{done} of {whole}",
-                mean_and_std(stats, digits[study.metric]) or f"needs {_needed(plan, arm)}",
+                mean_and_std(stats, digits[study.metric]) or _lack(plan, arm),
                 span,
                 *(mean_and_std(every[name].get(arm), digits[name]) for name in study.also),
                 _samples(plan, arm),
@@ -100,6 +100,12 @@ def arms(plan: StudyPlan) -> str:
             ]
         )
     return TextTable(header, rows, "lr" + "r" * (len(header) - 2)).text()
+
+
+def _lack(plan: StudyPlan, arm: str) -> str:
+    """Why an arm has no value."""
+    undone = any(each.run.arm == arm for each in plan.undone)
+    return f"needs {_needed(plan, arm)}" if undone else "no finite value"
 
 
 def _needed(plan: StudyPlan, arm: str) -> str:

@@ -51,6 +51,14 @@ def test_an_arm_has_its_mean_spread_range_samples_and_costs(three: StudyPlan) ->
         assert row[4:] == ["1.250 ± 0.000", "50", "12,345", "0.0025", "3,072", "125", "100"]
 
 
+def test_an_arm_that_is_done_without_a_finite_value_needs_nothing(tmp_path: Path) -> None:
+    study = define(tmp_path, seeds=[0], arms={"narrow": {}, "wide": {}})
+    keep(tmp_path, study.runs()[0], None)
+    _, narrow, wide = cells(tables.arms(plan(study, tmp_path)))
+    assert narrow[1:3] == ["0 of 1", "no finite value"]
+    assert wide[2].startswith("needs ")
+
+
 def test_verdicts_are_those_of_paired_tests_adjusted_by_holm(three: StudyPlan) -> None:
     _, *rows = cells(tables.differences(three))
     reference = VALUES["narrow"]
