@@ -137,12 +137,14 @@ def table(folds: Sequence[Fold]) -> TextTable:
         rows.append([fold.run.name, *map(str, counts), *_decimals(means), difference])
     values = np.concatenate([fold.result.values for fold in folds])
     baseline = np.concatenate([fold.result.baseline for fold in folds])
-    low, high = group_interval(
+    interval = group_interval(
         values - baseline, [group for fold in folds for group in fold.result.groups]
     )
     counts = [len(run_of), len(values), sum(fold.n for fold in folds)]
     means = [float(np.mean([fold.metric for fold in folds])), values.mean(), baseline.mean()]
-    difference = f"{(values - baseline).mean():+.3f}\n[{low:+.3f}, {high:+.3f}]"
+    difference = f"{(values - baseline).mean():+.3f}"
+    if interval is not None:
+        difference += f"\n[{interval[0]:+.3f}, {interval[1]:+.3f}]"
     rows.append(["all", *map(str, counts), *_decimals(means), difference])
     titles = ["run", columns.groups, columns.units, "n", *columns[2:], "difference"]
     return TextTable(titles, rows, "lrrrrrrr")

@@ -50,7 +50,7 @@ def test_the_interval_is_that_of_resampled_groups() -> None:
     rng = np.random.default_rng(1)
     groups = [f"run_{number}" for number in range(9) for _ in range(3 + number)]
     values = rng.normal(0.1, 0.05, 9).repeat(np.arange(3, 12)) + rng.normal(0, 0.01, len(groups))
-    low, high = group_interval(values, groups)
+    low, high = group_interval(values, groups) or (0, 0)
     members = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
     rng = np.random.default_rng(2)
     means = []
@@ -60,6 +60,12 @@ def test_the_interval_is_that_of_resampled_groups() -> None:
     np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=2e-3)
     # Frames alone, taken for independent, would promise far too much.
     assert high - low > 3 * 2 * 1.96 * values.std() / len(values) ** 0.5 / 2
+
+
+def test_one_group_has_no_interval() -> None:
+    """The bootstrap would promise that its mean is exact."""
+    every = crossval.table([fold("a", ["x", "x"], [0.5, 0.7], [0.1, 0.1])]).rows[-1]
+    assert every[-1] == "+0.500"
 
 
 def test_the_same_frames_twice_are_no_cross_validation() -> None:

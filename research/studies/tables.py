@@ -172,7 +172,8 @@ def baselines(plan: StudyPlan) -> str:
             continue
         names = names or plan.records(arm)[0].baseline
         counts, values, baseline = groups.T
-        low, high = summed_interval(values - baseline, counts, CONFIDENCE)
+        interval = summed_interval(values - baseline, counts, CONFIDENCE)
+        span = "" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
         total = counts.sum()
         rows.append(
             [
@@ -181,7 +182,7 @@ def baselines(plan: StudyPlan) -> str:
                 f"{total:,.0f}",
                 f"{values.sum() / total:.4f}",
                 f"{baseline.sum() / total:.4f}",
-                f"{(values - baseline).sum() / total:+.4f} [{low:+.4f}, {high:+.4f}]",
+                f"{(values - baseline).sum() / total:+.4f}{span}",
             ]
         )
     if names is None:

@@ -142,7 +142,7 @@ def test_the_interval_beside_a_baseline_is_over_groups(tmp_path: Path) -> None:
     counts = [n for s, n, _ in differences if s == 0]
     each = [d / n for d, n in zip(np.mean(both, axis=0), counts, strict=True)]
     spread = np.repeat(each, counts)
-    low, high = group_interval(spread, groups)
+    low, high = group_interval(spread, groups) or (0, 0)
     _, row = cells(tables.baselines(plan(study, tmp_path)))
     assert row[1:3] == ["12", "54"]
     assert row[5] == f"{spread.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
