@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from statistics import fmean
 from typing import Final, NamedTuple
 
@@ -219,8 +220,7 @@ def cases(plan: StudyPlan) -> str:
     table: dict[tuple[str, str, float], dict[str, list[float]]] = {}
     for key in known:
         by_arm = {
-            arm: plan.values_of(arm, lambda each, key=key: _in_case(each, key, study.metric))
-            for arm in study.arms
+            arm: plan.values_of(arm, partial(_in_case, key, study.metric)) for arm in study.arms
         }
         values = {arm: [*by_seed.values()] for arm, by_seed in by_arm.items() if by_seed}
         table |= {key: values} if values else {}
@@ -240,10 +240,10 @@ def cases(plan: StudyPlan) -> str:
     return TextTable(header, rows, "lr" + "r" * len(shown)).text()
 
 
-def _in_case(record: StudyRecord, key: tuple[str, str, float], metric: str) -> float | None:
+def _in_case(key: tuple[str, str, float], metric: str, record: StudyRecord) -> float | None:
     """The metric of a record with this disturbance; None without it."""
-    values = {(case.kind, case.sensor, case.amount): case.metrics for case in record.cases}
-    return values.get(key, {}).get(metric)
+    same = (case for case in record.cases if (case.kind, case.sensor, case.amount) == key)
+    return next((case.metrics.get(metric) for case in same), None)
 
 
 def timings(plan: StudyPlan) -> str:
