@@ -142,7 +142,10 @@ def test_of_real_folds_of_photos(
     assert len({name for name in drawn if name.startswith(("ranked", "confident"))}) == 2
     capsys.readouterr()
     crossval.main([*folders, "device=cpu"])
-    head, _, *folds, every = cells(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "dataset.fold=2 of 3 folds is missing" in " ".join(printed.err.split())
+    assert "differ in settings" not in printed.err
+    head, _, *folds, every = cells(printed.out)
     assert head[1:5] == ["series", "pairs", "n", "constant_accuracy"]
     assert head[5:] == ["pair accuracy", "sharper photo", "difference"]
     assert [row[0].rpartition("_")[2] for row in folds] == ["fold0", "fold1"]
