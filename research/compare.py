@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from research.comparison import collect
+from research.comparison.collect import RecordedRun
 from research.comparison.page import page
 from research.comparison.tables import flat, flat_runs, markdown
 from research.comparison.upload import FOLDER, upload
 from research.comparison.verdicts import ComparisonResult, compare
 from research.config import cli, outputs
+from research.config.keys import WITHOUT_EFFECT, is_below
 from research.config.rules import PATH, TEXT, number, one_of
 from research.tracking.files import csv_text
 from research.utils import logs
@@ -46,7 +49,7 @@ class CompareOptions:
         (),
         TEXT,
         "settings or groups of settings, such as model,optimizer.lr; by default all in which the "
-        "runs differ, except seed, name, tags, logging, device and paths",
+        "runs differ, except seed and what has no effect on a run, such as device and workers",
     )
     against: str = cli.option(
         "",
@@ -98,6 +101,7 @@ def notes(result: ComparisonResult) -> tuple[list[str], list[str]]:
             f"The runs were evaluated on different numbers of samples ({spanned(*counts)}): they "
             "differ in these samples, too."
         )
+    own += _other_data(runs)
     if not result.comparisons:
         return own, []
     many = counted(result.comparisons, "comparisons")
@@ -112,6 +116,33 @@ def notes(result: ComparisonResult) -> tuple[list[str], list[str]]:
         "might have been the best; a group named by against= needs fewer comparisons.",
         "The number of seeds to add is for a power of 80 % to detect a difference of the size "
         "seen, from its standard deviation so far: a rough guide while seeds are few.",
+    ]
+
+
+def _other_data(runs: Sequence[RecordedRun]) -> list[str]:
+    """A sentence if runs whose settings of the data are the same had other data."""
+    hashes: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for run in runs:
+        own = {
+            key: value
+            for key, value in run.settings.items()
+            if is_below(key, {"dataset"}) and not is_below(key, WITHOUT_EFFECT)
+        }
+        settings = to_json(own)
+        if run.data:
+            hashes[settings,].add(run.data)
+            hashes[settings, str(run.seed)].add(run.data)
+    several = [len(key) for key, known in hashes.items() if len(known) > 1]
+    if not several:
+        return []
+    if max(several) == 1 and any(run.settings.get("dataset.split_seed", 0) is None for run in runs):
+        return [
+            "Each seed has drawn its own validation split, so the spread over seeds is of the "
+            "splits, too; dataset.split_seed=0 draws one for all."
+        ]
+    return [
+        "Runs with the same settings of the data had different data: its files have changed "
+        "between them, so they differ in these, too."
     ]
 
 

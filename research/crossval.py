@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from research.data.datamodule import DataModule
     from research.data.folds import FoldResult
 
+log = logging.getLogger("research.crossval")  # as a command, this module is called __main__
+
 USAGE = cli.usage(
     "python -m research.crossval RUN RUN … [key=value …]",
     """
@@ -28,7 +31,8 @@ bootstrap interval over groups, since samples of one group are alike.
     the training split; groups are runs of the camera
   rankings of photos: accuracy on pairs, without ties; the baseline prefers the sharper photo;
     groups are series
-n is the number of samples of the test split, of which the first metric is.
+n is the number of samples of the test split, of which the first metric is. Folds without a run, and
+runs of which more settings differ, are reported.
 Options
 """,
     cli.RunOptions,
@@ -45,12 +49,14 @@ class Fold:
         metric: of the whole test split.
         n: samples of this split.
         result: value and baseline of each sample.
+        config: of the run.
     """
 
     run: Path
     metric: float
     n: int
     result: FoldResult
+    config: Mapping[str, Any]
 
 
 def evaluate_fold(
@@ -75,7 +81,24 @@ def evaluate_fold(
     loaded = load_eval_run(run, "test", which, device, overrides, trust, check)
     evaluated = loaded.evaluate()
     result = beside_baseline(loaded.predictor.data, evaluated.totals, run)
-    return Fold(run, evaluated.metrics[result.columns.metric], evaluated.n, result)
+    metric = evaluated.metrics[result.columns.metric]
+    return Fold(run, metric, evaluated.n, result, loaded.predictor.config)
+
+
+def remarks(folds: Sequence[Fold]) -> Iterator[str]:
+    """What keeps the row of all runs from being the cross-validation of one recipe, a line each."""
+    from research.sweeps.identity import changed_settings, format_changes
+
+    first = folds[0]
+    for other in folds[1:]:
+        own = frozenset({"seed", "dataset.fold"})
+        if changes := changed_settings(first.config, other.config, own):
+            yield f"{first.run} and {other.run} differ in settings ({format_changes(changes)})"
+    count = first.config["dataset"].get("folds")
+    missing = sorted({*range(count or 0)} - {fold.config["dataset"].get("fold") for fold in folds})
+    if missing:
+        numbers = ", ".join(map(str, missing))
+        yield f"dataset.fold={numbers} of {count} folds is missing: the last row is of the others"
 
 
 def table(folds: Sequence[Fold]) -> TextTable:
@@ -114,12 +137,14 @@ def table(folds: Sequence[Fold]) -> TextTable:
         rows.append([fold.run.name, *map(str, counts), *_decimals(means), difference])
     values = np.concatenate([fold.result.values for fold in folds])
     baseline = np.concatenate([fold.result.baseline for fold in folds])
-    low, high = group_interval(
+    interval = group_interval(
         values - baseline, [group for fold in folds for group in fold.result.groups]
     )
     counts = [len(run_of), len(values), sum(fold.n for fold in folds)]
     means = [float(np.mean([fold.metric for fold in folds])), values.mean(), baseline.mean()]
-    difference = f"{(values - baseline).mean():+.3f}\n[{low:+.3f}, {high:+.3f}]"
+    difference = f"{(values - baseline).mean():+.3f}"
+    if interval is not None:
+        difference += f"\n[{interval[0]:+.3f}, {interval[1]:+.3f}]"
     rows.append(["all", *map(str, counts), *_decimals(means), difference])
     titles = ["run", columns.groups, columns.units, "n", *columns[2:], "difference"]
     return TextTable(titles, rows, "lrrrrrrr")
@@ -143,6 +168,8 @@ def main(words: list[str]) -> None:
         for path in track(paths, "evaluating folds", unit="runs")
     ]
     print(table(folds).text(terminal_width()))
+    for line in remarks(folds):
+        log.warning("%s", line)
     gains = [(fold.result.values - fold.result.baseline).mean() for fold in folds]
     weakest = folds[int(np.argmin(gains))].run
     words = ["split=test", *outputs.typed_options(options), *overrides]

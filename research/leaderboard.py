@@ -84,12 +84,13 @@ def evaluate_runs(
     metrics = [result.metrics for result in results]
     monitor = runs[0].main_metric(metrics[0])
     for path, values in zip(paths, metrics, strict=True):
-        if monitor.metric not in values:
-            raise UserError(
-                "RUN",
-                f"{path}: has no metric {monitor.metric}, by which {paths[0]} is ranked",
-                "pass runs of one task",
-            )
+        for name in _shown(metrics[0], monitor):
+            if name not in values:
+                raise UserError(
+                    "RUN",
+                    f"{path}: has no metric {name}, which {paths[0]} has",
+                    "pass runs of one task",
+                )
     # By batch size, the time of each run.
     times = {
         batch: median_times(
@@ -123,6 +124,13 @@ def evaluate_runs(
     return entries, monitor
 
 
+def _shown(metrics: Mapping[str, float], monitor: Monitor) -> list[str]:
+    """The metrics of the table: the main ones, and the one that ranks."""
+    from research.engine.evaluation import MAIN
+
+    return list(dict.fromkeys([*(name for name in MAIN if name in metrics), monitor.metric]))
+
+
 def _intact(
     paths: Sequence[Path], load: Callable[[Path], EvalRun]
 ) -> tuple[list[Path], list[EvalRun]]:
@@ -140,8 +148,16 @@ def _intact(
 
 
 def _check_data(paths: Sequence[Path], runs: Sequence[EvalRun]) -> None:
-    """Warn of runs that are evaluated on other data than the first."""
-    first, *others = [run.predictor.data.fingerprint() for run in runs]
+    """Warn of runs that are evaluated on other data than the first: files, fold or samples."""
+    first, *others = [
+        # The fingerprint of a prepared store is the same for all folds.
+        (
+            run.predictor.data.fingerprint(),
+            [run.predictor.config["dataset"].get(key) for key in ("folds", "fold")],
+            len(run.loader.source),
+        )
+        for run in runs
+    ]
     for path, other in zip(paths[1:], others, strict=True):
         if other != first:
             log.warning(
@@ -176,11 +192,7 @@ def csv_row(entry: LeaderboardEntry) -> dict[str, float | int | str]:
 
 def table(entries: Sequence[LeaderboardEntry], monitor: Monitor) -> TextTable:
     """One row for each entry."""
-    from research.engine.evaluation import MAIN
-
-    metrics = [name for name in MAIN if name in entries[0].metrics]
-    if monitor.metric not in metrics:
-        metrics.append(monitor.metric)
+    metrics = _shown(entries[0].metrics, monitor)
     batches = list(entries[0].seconds)
     header = [
         "run", "model", "parameters", "size MB", *(f"ms/image, batch {n}" for n in batches),
@@ -247,6 +259,7 @@ def main(words: list[str]) -> None:
         raise UserError("RUN", "pass RUN folders first, then key=value settings", "see --help")
     out = options.out or Path(f"runs/leaderboard/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     # Imported late: mistakes are reported before torch is imported.
+    from research.engine import build
     from research.utils import logs
 
     logs.to_terminal()
@@ -260,7 +273,8 @@ def main(words: list[str]) -> None:
         sorted(set(options.batch)),
         options.trust,
     )
-    settings = {"split": options.split, "rounds": options.rounds, "device": options.device}
+    device = str(build.select_device(options.device, "fp32"))  # the one that auto stands for
+    settings = {"split": options.split, "rounds": options.rounds, "device": device}
     # Printed before the files are written: a full disk must not lose it.
     print(table(entries, monitor).text(terminal_width()))
     with outputs.writing_to(out):

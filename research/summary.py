@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +126,7 @@ def rows(
     from research.engine import build, cost
     from research.engine.shapes import shapes
 
-    choices = [(key, _values(value)) for key, _, value in (s.partition("=") for s in settings)]
+    choices = [(setting.partition("=")[0], _values(setting)) for setting in settings]
     combinations = []
     for values in itertools.product(*(values for _, values in choices)):
         overrides = [f"{key}={value}" for (key, _), value in zip(choices, values, strict=True)]
@@ -224,9 +223,21 @@ def _timed_pass(
     return once
 
 
-def _values(text: str) -> list[str]:
-    """``a,b`` is two values; ``[a,b]`` is one."""
-    return re.split(r",(?![^\[({]*[\])}])", text)
+def _values(setting: str) -> list[str]:
+    """The values of ``key=value[,value…]`` in Hydra's grammar: ``[a,b]`` is one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob, IntervalSweep
+    from hydra.errors import HydraException
+
+    whole = [setting.partition("=")[2]]
+    try:
+        override = OverridesParser.create().parse_override(setting)
+    except HydraException:
+        return whole  # composing explains it
+    is_list = override.is_sweep_override() and not isinstance(
+        override.value(), Glob | IntervalSweep
+    )
+    return list(override.sweep_string_iterator()) if is_list else whole
 
 
 def main(words: list[str]) -> None:
@@ -242,8 +253,7 @@ def main(words: list[str]) -> None:
             options.device,
             with_shapes=options.csv is not None,
         )
-    pairs = [setting.partition("=") for setting in settings]
-    keys = [key for key, _, value in pairs if len(_values(value)) > 1]
+    keys = [setting.partition("=")[0] for setting in settings if len(_values(setting)) > 1]
     if options.csv is not None:
         write_csv(options.csv, keys, measured)
     print(table(keys, measured).text(terminal_width()))

@@ -79,6 +79,38 @@ def test_runs_of_other_numbers_of_samples(
         assert [row["n"] for row in csv.DictReader(file)] == ["480", "96", "", ""]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "hashes", "said"),
+    [
+        ({"split_seed": None}, ["a", "a", "a"], ""),
+        ({"split_seed": None}, ["a", "a", "b"], "dataset.split_seed=0 draws one for all"),
+        ({"split_seed": None}, ["a", "b", "b"], "its files have changed between them"),
+        ({"split_seed": 0}, ["a", "a", "b"], "its files have changed between them"),
+        ({}, ["a", "", "b"], "its files have changed between them"),
+        ({}, ["a", "", ""], ""),
+        ({"workers": 2}, ["a", "a", "b"], "its files have changed between them"),
+    ],
+)
+def test_runs_of_other_data(
+    dataset: dict[str, Any],
+    hashes: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of two models with seed 0, and one with seed 1; other settings of the data say it all."""
+    runs = (("resnet34", 0), ("densenet121", 0), ("densenet121", 1))
+    for (model, seed), data in zip(runs, hashes, strict=True):
+        settings = config(model, seed=seed, dataset={"name": "photos", **dataset})
+        record(tmp_path / f"a/{model}_{seed}", settings, [0.5], data=data)
+    settings = config("vit", dataset={"name": "others", **dataset})
+    record(tmp_path / "a/vit", settings, [0.5], data="c")
+    compare.main([str(tmp_path / "a"), f"out={tmp_path / 'out'}"])
+    lines = " ".join(capsys.readouterr().out.split())
+    known = ("dataset.split_seed=0 draws one for all", "its files have changed between them")
+    assert [text for text in known if text in lines] == ([said] if said else [])
+
+
 def test_against_and_metric_and_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study(tmp_path / "a")
     words = [str(tmp_path / "a"), f"out={tmp_path / 'out'}"]
@@ -191,7 +223,8 @@ def test_runs_that_monitored_other_metrics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study(tmp_path)
-    record(tmp_path / "loss", config(lr=0.5), [0.5, 0.2], monitor=("val/loss", "min"))
+    monitor, typed = ("val/loss", "min"), ["optimizer.lr=0.5"]
+    record(tmp_path / "loss", config(lr=0.5), [0.5, 0.2], monitor=monitor, overrides=typed)
     with user_error("metric", "val/loss:min", "val/top1:max"):
         compare.main([str(tmp_path), f"out={tmp_path / 'out'}"])
     compare.main([str(tmp_path), "metric=val/top1", f"out={tmp_path / 'out'}"])

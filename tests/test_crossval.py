@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ def fold(
     values: list[float],
     baseline: list[float],
     columns: FoldColumns = FRAMES,
+    config: Mapping[str, Any] | None = None,
 ) -> Fold:
     result = FoldResult(columns, groups, np.array(values), np.array(baseline))
-    return Fold(Path(name), 0.5, len(values) + 1, result)
+    return Fold(Path(name), 0.5, len(values) + 1, result, config or {})
 
 
 def trained(*overrides: str) -> str:
@@ -49,7 +50,7 @@ def test_the_interval_is_that_of_resampled_groups() -> None:
     rng = np.random.default_rng(1)
     groups = [f"run_{number}" for number in range(9) for _ in range(3 + number)]
     values = rng.normal(0.1, 0.05, 9).repeat(np.arange(3, 12)) + rng.normal(0, 0.01, len(groups))
-    low, high = group_interval(values, groups)
+    low, high = group_interval(values, groups) or (0, 0)
     members = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
     rng = np.random.default_rng(2)
     means = []
@@ -59,6 +60,12 @@ def test_the_interval_is_that_of_resampled_groups() -> None:
     np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=2e-3)
     # Frames alone, taken for independent, would promise far too much.
     assert high - low > 3 * 2 * 1.96 * values.std() / len(values) ** 0.5 / 2
+
+
+def test_one_group_has_no_interval() -> None:
+    """The bootstrap would promise that its mean is exact."""
+    every = crossval.table([fold("a", ["x", "x"], [0.5, 0.7], [0.1, 0.1])]).rows[-1]
+    assert every[-1] == "+0.500"
 
 
 def test_the_same_frames_twice_are_no_cross_validation() -> None:
@@ -71,6 +78,21 @@ def test_frames_and_pairs_are_not_mixed() -> None:
     folds = [fold("a", ["x"], [0.5], [0.1]), fold("b", ["y"], [1], [0], PAIRS)]
     with pytest.raises(UserError, match=r"^a is evaluated on frames, b on pairs; pass runs of one"):
         crossval.table(folds)
+
+
+def test_what_is_no_cross_validation_of_one_recipe_is_said() -> None:
+    def made(number: int, *words: str, folds: int = 3) -> Fold:
+        own = ("experiment=tinydet_folds", "dataset.manifest=store", f"dataset.folds={folds}")
+        more = (f"dataset.fold={number}", f"seed={number}", f"workers={number}")
+        config = compose_config([*own, *more, *words]).config
+        return fold(f"f{number}", [str(number)], [0.5], [0.1], config=config)
+
+    assert not [*crossval.remarks([made(0), made(2), made(1)])]
+    [line] = crossval.remarks([made(0), made(2, folds=4), made(1), made(2)])
+    assert line == "f0 and f2 differ in settings (dataset.folds: 3 → 4)"
+    changed, missing = crossval.remarks([made(0), made(2, "epochs=2")])
+    assert changed.startswith("f0 and f2 differ in settings (epochs: ")
+    assert missing == "dataset.fold=1 of 3 folds is missing: the last row is of the others"
 
 
 @pytest.mark.whole
@@ -120,7 +142,10 @@ def test_of_real_folds_of_photos(
     assert len({name for name in drawn if name.startswith(("ranked", "confident"))}) == 2
     capsys.readouterr()
     crossval.main([*folders, "device=cpu"])
-    head, _, *folds, every = cells(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "dataset.fold=2 of 3 folds is missing" in " ".join(printed.err.split())
+    assert "differ in settings" not in printed.err
+    head, _, *folds, every = cells(printed.out)
     assert head[1:5] == ["series", "pairs", "n", "constant_accuracy"]
     assert head[5:] == ["pair accuracy", "sharper photo", "difference"]
     assert [row[0].rpartition("_")[2] for row in folds] == ["fold0", "fold1"]

@@ -28,7 +28,7 @@ from research.tasks.classification import Classification
 from research.tasks.task import Monitor
 from research.utils import timing
 from research.utils.errors import UserError
-from tests.conftest import ROOT, TINY, evaluated, refusal, run
+from tests.conftest import ROOT, TINY, evaluated, refusal, run, user_error
 from tests.test_robustness import Plain
 
 Compose = Callable[..., dict[str, Any]]
@@ -71,12 +71,16 @@ def test_times_are_medians_of_rounds_in_turn(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_run_beside_its_weights(
-    small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Compose,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = run(small(*TINY, "run_dir=runs/r"))
     weights = "runs/r/checkpoints/final.safetensors"
     capsys.readouterr()
-    leaderboard.main(["runs/r", weights, "rounds=2", "batch=8,1", "device=cpu", "out=seen"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    leaderboard.main(["runs/r", weights, "rounds=2", "batch=8,1", "out=seen"])
     printed = capsys.readouterr().out.strip().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed]
     assert cells[0] == [
@@ -85,6 +89,7 @@ def test_a_run_beside_its_weights(
     ]  # fmt: skip
     reported = json.loads((tmp_path / "seen" / "judged.json").read_text())
     assert (reported["ranked_by"], reported["split"], reported["rounds"]) == ("top1", "val", 2)
+    assert reported["device"] == "cpu"
     model = research.load(folder, "cpu").model
     expected = evaluated(folder, "val", "best").metrics
     for row, shown, name in zip(reported["runs"], cells[2:], ("runs/r", weights), strict=True):
@@ -153,7 +158,9 @@ def made_up(
         own = other.get(path.name, {})
         fingerprint = own.get("data", "same")
         data: Any = SimpleNamespace(fingerprint=lambda: fingerprint, metadata=dict)
-        config = {**usual, "name": path.name, "monitor": own.get("monitor")}
+        dataset = {**usual["dataset"], **own.get("dataset", {})}
+        about = {"name": path.name, "monitor": own.get("monitor"), "dataset": dataset}
+        config = {**usual, **about}
         loaded = evaluation.Predictor(
             config, ["a", "b", "c"], own.get("task", task), models[path.name], data, Plain(),
             torch.device("cpu"),
@@ -221,10 +228,21 @@ def test_runs_of_two_tasks_and_of_other_data(
     )  # fmt: skip
     models = {"a": Slow(1, 0), "b": Slow(3, 0)}
     made_up(monkeypatch, models, b={"task": ranking})
-    with pytest.raises(UserError, match="b: has no metric top1, by which a is ranked") as caught:
+    with pytest.raises(UserError, match="b: has no metric top1, which a has") as caught:
         leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
     assert "\n" not in str(caught.value)
+    # Also if they have the metric that ranks: the table shows the main ones, too.
+    low = {"monitor": "val/loss:min"}
+    made_up(monkeypatch, models, a=low, b={"task": ranking, **low})
+    monkeypatch.setattr(Pairs, "compute", lambda _: {"loss": 0.5})
+    with user_error("RUN", "b: has no metric top1"):
+        leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
     made_up(monkeypatch, models, b={"data": "other"})
+    leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
+    assert "b is evaluated on other data than a" in caplog.text
+    caplog.clear()
+    folds = {name: {"dataset": {"folds": 3, "fold": n}} for n, name in enumerate(models)}
+    made_up(monkeypatch, models, **folds)
     leaderboard.evaluate_runs([Path("a"), Path("b")], "val", "best", "cpu", [], 1, [1])
     assert "b is evaluated on other data than a" in caplog.text
 

@@ -164,7 +164,7 @@ def test_a_row_for_every_combination(capsys: pytest.CaptureFixture[str]) -> None
         [
             "model.name=resnet18",
             "compression=block_stem,luma_fusion",
-            "compression.window=1,2",
+            "compression.window=range(1,3)",
             "dataset.image_size=32",
             "dataset.mean=[0,0,0]",
             "latency=false",

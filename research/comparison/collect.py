@@ -17,7 +17,7 @@ from research.config.migrations import current_column, current_word
 from research.config.rules import nearest
 from research.config.run_paths import instead_of
 from research.tracking.evaluations import own_metrics
-from research.tracking.files import read_rows
+from research.tracking.files import first_row, read_rows
 from research.utils import documents
 from research.utils.counts import samples_of
 from research.utils.errors import UserError, one_line
@@ -52,8 +52,8 @@ class RecordedRun:
         monitor: the metric that chose the best epoch, and ``max`` or ``min``.
         best_epoch: from 1.
         best_value: of the monitored metric.
-        settings: the configuration, by dotted key, and ``global_batch``: samples of a batch of all
-            processes.
+        settings: the configuration, by dotted key, with the ``monitor`` that the run had, and
+            ``global_batch``: samples of a batch of all processes.
         overrides: of the command line.
         epochs: numbers of the rows of ``epoch_metrics.csv``.
         curves: by metric, the value in each of these epochs; ``None`` where it was not logged.
@@ -62,6 +62,7 @@ class RecordedRun:
         unit: what a sample is, in the plural.
         costs: ``parameters``, ``seconds`` of training, ``epochs`` done, and what the sweep measured
             in addition, such as ``latency_ms``.
+        data: hash of the data; empty if it is not known.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class RecordedRun:
     counts: dict[str, int]
     unit: str
     costs: dict[str, float]
+    data: str
 
     def n(self, metric: str) -> int | None:
         """The number of samples of the metric's value; ``None`` if it was not counted."""
@@ -174,7 +176,11 @@ def _read(
         (current_column(metric), mode),
         int(summary["best_epoch"]),
         float(summary["best_value"]),
-        {**dict(leaves(config)), "global_batch": _global_batch(summary, config)},
+        {
+            **dict(leaves(config)),
+            "monitor": f"{current_column(metric)}:{mode}",
+            "global_batch": _global_batch(summary, config),
+        },
         overrides,
         [int(row["epoch"]) for row in rows],
         {name: [_number(row[name]) for row in rows] for name in names},
@@ -199,7 +205,15 @@ def _read(
                 if name not in names and math.isfinite(value)
             },
         },
+        _data_hash(folder),
     )
+
+
+def _data_hash(folder: Path) -> str:
+    try:
+        return str(documents.load(folder / "environment.json", dict, "RUN")["data"]["hash"])
+    except DAMAGED:
+        return ""  # the run itself does not need it
 
 
 def _global_batch(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
@@ -249,10 +263,18 @@ def _sweep_costs(sweep: Path) -> dict[str, dict[str, float]]:
 
 
 def direction(runs: Sequence[RecordedRun], metric: str) -> str:
-    """``max`` or ``min``: from a run that monitored the metric, otherwise from its name."""
+    """``max`` or ``min``: of a run that monitored the metric on any split, else from its name.
+
+    What a run has recorded of its batches are losses and times.
+    """
+    split, _, name = metric.rpartition("/")
     for run in runs:
-        if run.monitor[0] == metric:
+        if run.monitor[0].rpartition("/")[2] == name:
             return run.monitor[1]
+    if split == "train" and any(
+        name in first_row(run.folder / "batch_metrics.csv") for run in runs if metric in run.curves
+    ):
+        return "min"
     words = metric.lower().replace("/", "_").split("_")
     return "min" if any(word in LOWER_IS_BETTER for word in words) else "max"
 

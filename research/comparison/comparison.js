@@ -232,7 +232,7 @@ function heading() {
   const distinct = others.filter((group) => group.verdict?.significant).length;
   const unknown = others.filter((group) => !group.verdict).length;
   const name = reference ? groups[reference].label : "it";
-  const rest = unknown ? `; ${unknown} with one seed cannot be compared.` : ".";
+  const rest = unknown ? `; of ${unknown} that is not known (one seed, or no spread).` : ".";
   $("result").textContent = `Best: ${first.label}, ${spread(first)} over ${first.n} `
     + `seed${first.n > 1 ? "s" : ""}. `
     + (others.length ? `Of ${others.length} other${others.length > 1 ? "s" : ""}, ${distinct} `

@@ -10,15 +10,19 @@ from statistics import fmean
 from typing import Any
 
 from research.comparison.collect import RecordedRun
+from research.config.keys import WITHOUT_EFFECT, is_below
 from research.config.messages import format_value
 from research.config.rules import nearest
 from research.utils.counts import spanned
 from research.utils.errors import UserError
 
-NOT_GROUPED = (
-    "seed", "run_dir", "name", "tags", "logging", "device", "resume", "trust", "version",
-)  # fmt: skip
-"""Settings that do not separate groups: the seed, paths, hardware and logging."""
+NOT_GROUPED = WITHOUT_EFFECT - {"monitor"} | {
+    "seed", "batch_size", "global_batch_size", "evaluate_at_end",
+}  # fmt: skip
+"""Settings that do not separate groups: the seed, and what does not change the value of a run.
+
+``global_batch`` stands for the batch of each process.
+"""
 NAMES = ("name", "backbone", "variant", "_target_")
 """Last parts of keys that identify a group of the configuration, best first."""
 NOT_SET = "–"
@@ -73,11 +77,7 @@ def group_runs(runs: Sequence[RecordedRun], metric: str, by: Sequence[str] = ())
     wanted = [
         key
         for key in keys
-        if (
-            any(_within(key, name) for name in by)
-            if by
-            else not any(_within(key, name) for name in NOT_GROUPED)
-        )
+        if (any(_within(key, name) for name in by) if by else not is_below(key, NOT_GROUPED))
         and len({_exact(run, key) for run in runs}) > 1
     ]
     buckets: dict[tuple[str, ...], list[RecordedRun]] = defaultdict(list)

@@ -150,13 +150,16 @@ def _percentiles(means: NDArray[np.float64], confidence: float) -> Interval:
 
 def group_interval(
     differences: NDArray[np.float64], groups: Sequence[str], confidence: float = 0.95
-) -> Interval:
+) -> Interval | None:
     """Percentile bootstrap interval of the mean difference; groups are resampled whole.
 
     Args:
         differences: [n] of each sample.
         groups: [n] the group of each sample: samples of one group are alike.
         confidence: 0…1.
+
+    Returns:
+        the interval; None with fewer than two groups, which show no spread.
     """
     names = sorted(set(groups))
     member = np.array([names.index(group) for group in groups])
@@ -164,8 +167,12 @@ def group_interval(
     return summed_interval(sums, np.bincount(member), confidence)
 
 
-def summed_interval(sums: NDArray[Any], counts: NDArray[Any], confidence: float = 0.95) -> Interval:
+def summed_interval(
+    sums: NDArray[Any], counts: NDArray[Any], confidence: float = 0.95
+) -> Interval | None:
     """``group_interval`` for the sum of the differences of each group, and their number."""
+    if len(sums) < 2:
+        return None
     drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
     return _percentiles(sums[drawn].sum(1) / counts[drawn].sum(1), confidence)
 

@@ -330,6 +330,8 @@ def _problems(study: StudyDefinition) -> Iterator[str]:
         names |= {f"data.{own.images}"} if own.images else set()
         if unknown := sorted(names - known):
             yield f"arms.{arm} reads {unknown[0]}, which the study does not name"
+    if len({*study.seeds}) < len(study.seeds):
+        yield f"seeds: {study.seeds} has one of them twice"
     if both := sorted({*study.data} & {*study.stores}):
         yield f"{both[0]} is the name of data and of a store"
     for name, store in study.stores.items():

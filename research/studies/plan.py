@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -69,7 +69,13 @@ class StudyPlan:
         return median(seconds) / HOUR if seconds else self.study.arm_hours(arm)
 
     def values(self, arm: str, metric: str) -> dict[int, float]:
-        """The metric of an arm by seed, the mean over its folds; of seeds that are whole."""
+        """The metric of an arm by seed, as ``values_of``."""
+        return self.values_of(arm, lambda each: each.metric(metric))
+
+    def values_of(
+        self, arm: str, value_of: Callable[[StudyRecord], float | None]
+    ) -> dict[int, float]:
+        """A value of the records of an arm by seed, the mean over its folds; of whole seeds."""
         by_seed: dict[int, float] = {}
         for seed in self.study.seeds:
             runs = [each for each in self.runs if (each.run.arm, each.run.seed) == (arm, seed)]
@@ -78,7 +84,7 @@ class StudyPlan:
                 for each in runs
                 if each.state == "recorded"
                 and each.record is not None
-                and (value := each.record.metric(metric)) is not None
+                and (value := value_of(each.record)) is not None
             ]
             if runs and len(values) == len(runs):
                 by_seed[seed] = fmean(values)
@@ -91,16 +97,19 @@ class StudyPlan:
 
 
 def mixed_settings(planned: StudyPlan, arm: str) -> list[str]:
-    """Settings in which the records of an arm differ, other than seed and fold.
+    """Settings in which the records of an arm differ, other than seed and fold, and ``data``.
 
-    A recipe may have changed between two seeds, though the definition has not.
+    A recipe may have changed between two seeds, or the files of the data, though the definition
+    has not.
     """
-    configurations = [each.configuration for each in planned.records(arm)]
+    records = planned.records(arm)
+    configurations = [each.configuration for each in records]
     keys = {key for each in configurations for key in each} - {"seed", "dataset.fold"}
     first = configurations[0] if configurations else {}
-    return sorted(
-        key for key in keys if any(each.get(key) != first.get(key) for each in configurations)
-    )
+    mixed = {key for key in keys if any(each.get(key) != first.get(key) for each in configurations)}
+    if len({(each.fold, each.data) for each in records}) > len({each.fold for each in records}):
+        mixed.add("data")
+    return sorted(mixed)
 
 
 def plan(study: StudyDefinition, docs: Path) -> StudyPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from statistics import fmean
 from typing import Final, NamedTuple
 
@@ -92,7 +93,7 @@ def arms(plan: StudyPlan) -> str:
             [
                 f"`{arm}`{f': {own.about}' if own.about else ''}",
                 str(done) if done == whole else f"{done} of {whole}",
-                mean_and_std(stats, digits[study.metric]) or f"needs {_needed(plan, arm)}",
+                mean_and_std(stats, digits[study.metric]) or _lack(plan, arm),
                 span,
                 *(mean_and_std(every[name].get(arm), digits[name]) for name in study.also),
                 _samples(plan, arm),
@@ -100,6 +101,12 @@ def arms(plan: StudyPlan) -> str:
             ]
         )
     return TextTable(header, rows, "lr" + "r" * (len(header) - 2)).text()
+
+
+def _lack(plan: StudyPlan, arm: str) -> str:
+    """Why an arm has no value."""
+    undone = any(each.run.arm == arm for each in plan.undone)
+    return f"needs {_needed(plan, arm)}" if undone else "no finite value"
 
 
 def _needed(plan: StudyPlan, arm: str) -> str:
@@ -166,7 +173,8 @@ def baselines(plan: StudyPlan) -> str:
             continue
         names = names or plan.records(arm)[0].baseline
         counts, values, baseline = groups.T
-        low, high = summed_interval(values - baseline, counts, CONFIDENCE)
+        interval = summed_interval(values - baseline, counts, CONFIDENCE)
+        span = "" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
         total = counts.sum()
         rows.append(
             [
@@ -175,7 +183,7 @@ def baselines(plan: StudyPlan) -> str:
                 f"{total:,.0f}",
                 f"{values.sum() / total:.4f}",
                 f"{baseline.sum() / total:.4f}",
-                f"{(values - baseline).sum() / total:+.4f} [{low:+.4f}, {high:+.4f}]",
+                f"{(values - baseline).sum() / total:+.4f}{span}",
             ]
         )
     if names is None:
@@ -201,16 +209,21 @@ def _groups(plan: StudyPlan, arm: str) -> np.ndarray | None:
 
 
 def cases(plan: StudyPlan) -> str:
-    """A row for each disturbance, with a column for each arm; empty without any."""
+    """A row for each disturbance, with a column for each arm, over whole seeds; empty without."""
     study = plan.study
+    known = dict.fromkeys(
+        (case.kind, case.sensor, case.amount)
+        for arm in study.arms
+        for each in plan.records(arm)
+        for case in each.cases
+    )
     table: dict[tuple[str, str, float], dict[str, list[float]]] = {}
-    for arm in study.arms:
-        for each in plan.records(arm):
-            for case in each.cases:
-                value = case.metrics.get(study.metric)
-                if value is not None:
-                    row = table.setdefault((case.kind, case.sensor, case.amount), {})
-                    row.setdefault(arm, []).append(value)
+    for key in known:
+        by_arm = {
+            arm: plan.values_of(arm, partial(_in_case, key, study.metric)) for arm in study.arms
+        }
+        values = {arm: [*by_seed.values()] for arm, by_seed in by_arm.items() if by_seed}
+        table |= {key: values} if values else {}
     if not table:
         return ""
     shown = [arm for arm in study.arms if any(arm in row for row in table.values())]
@@ -225,6 +238,12 @@ def cases(plan: StudyPlan) -> str:
     ]
     header = [f"{study.evaluate.split}/{study.metric}", "amount", *(f"`{arm}`" for arm in shown)]
     return TextTable(header, rows, "lr" + "r" * len(shown)).text()
+
+
+def _in_case(key: tuple[str, str, float], metric: str, record: StudyRecord) -> float | None:
+    """The metric of a record with this disturbance; None without it."""
+    same = (case for case in record.cases if (case.kind, case.sensor, case.amount) == key)
+    return next((case.metrics.get(metric) for case in same), None)
 
 
 def timings(plan: StudyPlan) -> str:

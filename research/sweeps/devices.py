@@ -28,7 +28,9 @@ def exclusive_device(device: str, folder: Path) -> Iterator[str]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        lock = FileLock(folder / f".{platform.node()}_cuda_{number}.lock")
+        # Not by its number: CUDA_VISIBLE_DEVICES and Slurm give each process numbers of its own.
+        uuid = torch.cuda.get_device_properties(number).uuid
+        lock = FileLock(folder / f".{platform.node()}_cuda_{uuid}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -129,8 +129,10 @@ class RecordingLauncher:
         results = []
         for trial in trials:
             values = None
-            if not isinstance(trial, Claim):
-                log.info("sweep: trial %d was finished before", trial.number)
+            if trial.number not in launched and not isinstance(trial, Claim):
+                ended = trial.state.is_finished()
+                how = "was finished before" if ended else "is run by another process"
+                log.info("sweep: trial %d %s", trial.number, how)
                 values = trial.values
             results.append(launched.get(trial.number) or _job_return(values))
         return results

@@ -46,20 +46,28 @@ class TrialPruner:
 
     Training does not wait for a database that does not answer: the values are reported later, and
     the pruner is asked again after the next epoch.
+
+    Args:
+        study: of the trial.
+        number: of the trial.
+        epochs: of the trial.
+        reports: whether the monitored metric is the only objective; otherwise the pruner would
+            compare it in the direction of another.
     """
 
     stopped = False
 
-    def __init__(self, study: Study, number: int, epochs: int) -> None:
+    def __init__(self, study: Study, number: int, epochs: int, *, reports: bool = True) -> None:
         self.study = study
         self.epochs = epochs
+        self.reports = reports
         self.trial = study.resume_trial(number)
         self.reason = ""
         self.values: dict[int, float] = {}
         self.reporting: Thread | None = None
 
     def epoch(self, epoch: int, value: float) -> None:
-        if self.stopped or len(self.study.optuna.directions) > 1:
+        if self.stopped or not self.reports:
             return
         self.values[epoch] = value
         wait = self._report_aside if self.study.store.in_database else self._report
@@ -249,7 +257,6 @@ def _train(
     overrides: list[str],
     begin: Start,
 ) -> Outcome:
-    pruner = TrialPruner(study, number, config["epochs"])
     tags = trial_tags(study.folder, number)
     description = study.description
     wanted = [Objective(**each) for each in description["objectives"]]
@@ -260,15 +267,18 @@ def _train(
             f"monitor: this trial monitors {own}, the sweep {description['monitor']}",
             "sweep over models of one task",
         )
+    monitored = own.rpartition(":")[0]
+    by_monitor = [each.name for each in wanted] == [monitored]
+    pruner = TrialPruner(study, number, config["epochs"], reports=by_monitor)
     folder = begin.folder
     with logs.to_file(folder):
         begin = begin if begin.new is not None else resume(folder, config)
-        own = trial_name(name, number, study.point(study.trial(number)))
-        state = run.train(dict(config), own, overrides, begin, tags, pruner)
+        named = trial_name(name, number, study.point(study.trial(number)))
+        state = run.train(dict(config), named, overrides, begin, tags, pruner)
         pruner.finish()
         if pruner.stopped:
             return Outcome("PRUNED", pruner.reason)
-        for metric in ("train/loss", "val/loss", own.rpartition(":")[0]):
+        for metric in ("train/loss", "val/loss", monitored):
             value = state.history[-1].get(metric, 0.0)
             if not math.isfinite(value):
                 raise UserError(

@@ -198,17 +198,23 @@ def _subplots(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
 
 def _label(summary: Summary, objective: str) -> str:
     """The objective; the monitored metric with the number of samples that it is of."""
-    if not summary["monitor"].startswith(f"{objective}:"):
+    if objective != _monitored(summary):
         return objective
     units = {trial["unit"] for trial in summary["trials"] if "unit" in trial}
     counts = (trial.get("best_n") for trial in summary["trials"])
     return with_n(objective, *counts, unit=units.pop() if len(units) == 1 else "samples")
 
 
+def _monitored(summary: Summary) -> str:
+    """The metric of which the values of epochs are."""
+    return str(summary["monitor"].rpartition(":")[0])
+
+
 def _history(summary: Summary) -> Figure:
     """Value of each trial and the best so far, one panel for each objective.
 
-    A pruned trial is drawn at its last value, a trial without any value at the bottom.
+    A pruned trial is drawn at its last value, a trial without any value of the objective at the
+    bottom.
     """
     figure, panels = _subplots(len(summary["objectives"]), 1)
     for (axes,), objective in zip(panels, summary["objectives"], strict=True):
@@ -220,7 +226,7 @@ def _history(summary: Summary) -> Figure:
             axes.plot(list(values), list(values.values()), "o", color=DONE, label="finished")
         for status, (colour, marker) in UNFINISHED.items():
             curves = {
-                trial["trial"]: _curve(trial)
+                trial["trial"]: _curve(trial) if objective["name"] == _monitored(summary) else {}
                 for trial in summary["trials"]
                 if trial["status"] == status
             }
@@ -272,7 +278,7 @@ def _learning_curves(summary: Summary) -> Figure:
     legend(axes)
     part = f"; {len(shown)} of {len(curves)}" if len(shown) < len(curves) else ""
     axes.set_xlabel(f"epoch (numbers: trials{part})")
-    axes.set_ylabel(_label(summary, summary["objectives"][0]["name"]))
+    axes.set_ylabel(_label(summary, _monitored(summary)))
     axes.margins(x=0.1)
     whole_numbers(axes)
     label_points(axes, list(ends.values()), list(ends), size=7)

@@ -165,11 +165,14 @@ class StudySweeper(Sweeper):
             UserError: for settings that cannot be used, and if a study of that name belongs to
                 another search.
         """
+        from research.sweeps.objectives import MONITOR
+
         pruner_name = self.pruner._target_.rpartition(".")[2]
-        if len(self.objectives) > 1 and pruner_name != "NopPruner":
+        if self.objectives != [MONITOR] and pruner_name != "NopPruner":
             raise UserError(
                 "hydra/sweeper/pruner",
-                "hydra/sweeper/pruner: a sweep of several objectives cannot stop trials early",
+                "hydra/sweeper/pruner: trials are stopped early by the monitored metric, which is "
+                f"not what hydra.sweeper.objectives=[{','.join(self.objectives)}] asks for alone",
                 "choose hydra/sweeper/pruner=none",
             )
         points = self.sampler.get("reference_points") or []
@@ -204,7 +207,7 @@ class StudySweeper(Sweeper):
         with _refused("hydra/sweeper/pruner"):
             pruner = instantiate(self.pruner, _execution_whitelist_=PRUNERS)
         with _refused("hydra/sweeper/sampler"):
-            samplers(self.seed)
+            samplers(self._sampler_seed)
         sampler = OmegaConf.to_container(self.sampler)
         search = search_of(
             space,
@@ -233,6 +236,12 @@ class StudySweeper(Sweeper):
             n_trials=total,
         )
 
+    @property
+    def _sampler_seed(self) -> int:
+        """``hydra.sweeper.seed``, or that of the sampler itself, as Optuna calls it."""
+        own = self.sampler.get("seed")
+        return self.seed if own is None else int(own)
+
     def _samplers(self) -> Callable[[int], BaseSampler]:
         from hydra.utils import instantiate
         from optuna.samplers import QMCSampler, RandomSampler
@@ -243,7 +252,8 @@ class StudySweeper(Sweeper):
         def make(seed: int) -> BaseSampler:
             # QMC points belong to one sequence, which a new seed would restart.
             sequence = self.sampler._target_.endswith(QMCSampler.__name__)
-            node = OmegaConf.merge(self.sampler, {"seed": self.seed if sequence else seed})
+            own = self._sampler_seed if sequence else seed
+            node = OmegaConf.merge(self.sampler, {"seed": own})
             sampler: BaseSampler = instantiate(node, _execution_whitelist_=SAMPLERS)
             return sampler
 
@@ -274,7 +284,8 @@ class StudySweeper(Sweeper):
         claims: list[Claim] = []
         try:
             while len(claims) < self._parallel:
-                claim = study.claim_trial(space, total, self.seed, retry, grid=self._grid)
+                seed = self._sampler_seed
+                claim = study.claim_trial(space, total, seed, retry, grid=self._grid)
                 if claim is None:
                     break
                 claims.append(claim)

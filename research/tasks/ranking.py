@@ -115,12 +115,13 @@ class Ranking:
     def tables(
         self, metrics: RankingMetrics, names: Callable[[Any], dict[str, list[str]]]
     ) -> Mapping[str, Rows]:
-        """``metrics``, see ``RankingMetrics.intervals``, and ``confident_mistakes``.
+        """``metrics``, see ``RankingMetrics.intervals``, and ``confident_mistakes``, if any.
 
         Columns of a mistake: the sample's index in its split, its names, and preference and
         predicted probability of the first photo over the second.
         """
-        tables: dict[str, Rows] = {"metrics": metrics.intervals()}
+        # Without rows it replaces the table of an epoch that had mistakes.
+        tables: dict[str, Rows] = {"metrics": metrics.intervals(), "confident_mistakes": []}
         if metrics.worst is not None:
             batch, logits = metrics.worst
             columns: dict[str, list[Any]] = {

@@ -89,7 +89,8 @@ class FileTracker(Tracker):
 
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
         for name, rows in tables.items():
-            write_text(self.folder / "tables" / f"{name}.csv", csv_text(list(rows[0]), rows))
+            columns = list(rows[0]) if rows else []
+            write_text(self.folder / "tables" / f"{name}.csv", csv_text(columns, rows))
 
     def _set_aside(self, path: Path) -> None:
         """Keep damaged lines in a file of their own."""
@@ -125,6 +126,11 @@ def read_rows(path: Path, *, epochs: bool = False) -> list[dict[str, str]]:
     if damaged:
         log.warning("%s: damaged lines: %d, ignored", path, damaged)
     return rows
+
+
+def first_row(path: Path) -> dict[str, str]:
+    """The first row of a table, which may be large; empty without one."""
+    return next((row for row, _ in _read(path, epochs=False) if row), {})
 
 
 def _read(path: Path, *, epochs: bool) -> Iterator[tuple[dict[str, str] | None, bytes]]:

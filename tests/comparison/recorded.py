@@ -42,11 +42,12 @@ def record(
     monitor: tuple[str, str] = ("val/top1", "max"),
     n: int | None = 480,
     global_batch: int | None = None,
+    data: str = "",
 ) -> Path:
     """A run with a value of ``val/top1`` an epoch; ``val/loss`` is 1 minus it.
 
     ``n`` is None for a run of an earlier version, which did not count its samples; so is
-    ``global_batch``.
+    ``global_batch``, and ``data``, the hash of its data, is empty.
     """
     folder.mkdir(parents=True)
     rows = [
@@ -82,6 +83,9 @@ def record(
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
     (folder / "epoch_metrics.csv").write_text(csv_text(list(rows[0]), rows))
+    if data:
+        environment = {"data": {"name": "photos", "hash": data}}
+        (folder / "environment.json").write_text(json.dumps(environment))
     return folder
 
 
@@ -135,6 +139,7 @@ def many(count: int, seeds: int = 4, epochs: int = 60) -> list[RecordedRun]:
                     "epochs": epochs,
                     "latency_ms": 1 + group % 17 + 0.1 * float(drawn.normal()),
                 },
+                data="",
             )
         )
     return runs

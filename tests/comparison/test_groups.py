@@ -9,6 +9,8 @@ import pytest
 
 from research.comparison.collect import RecordedRun, direction, find_runs, select
 from research.comparison.groups import group_runs
+from research.config.keys import WITHOUT_EFFECT
+from research.config.migrations import VERSION
 from tests.comparison.recorded import config, record, study
 from tests.conftest import user_error
 
@@ -44,6 +46,7 @@ def test_seeds_of_one_configuration_are_one_group(tmp_path: Path) -> None:
     ("settings", "recorded", "groups"),
     [
         ([{"batch_size": 16}] * 2, [16, 32], [[0], [1]]),  # two processes
+        ([{"batch_size": 32}, {"batch_size": 16}], [32, 32], [[0, 1]]),  # of half the batch each
         ([{"batch_size": 16}] * 2, [16, None], [[0, 1]]),  # recorded by an earlier version
         ([{"batch_size": 16}] * 2, [32, None], [[0], [1]]),
         ([{"batch_size": 16, "global_batch_size": 32}] * 2, [None, 32], [[0, 1]]),
@@ -61,6 +64,24 @@ def test_the_batch_of_all_processes_separates_groups(
         record(tmp_path / f"run_{index}", one, [0.5, 0.9], global_batch=batch)
     chosen, _ = select(find_runs([tmp_path]), "", [])
     assert [[run.seed for run in each.runs] for each in group_runs(chosen, "val/top1")] == groups
+
+
+def test_what_has_no_effect_on_a_run_separates_no_groups(tmp_path: Path) -> None:
+    """A study goes on with other values of these: its trials are compared as one group."""
+    values = {key: (1, 2) for key in sorted(WITHOUT_EFFECT - {"monitor"}) if "." not in key}
+    values |= {"tags": ({"a": "b"}, {}), "logging": ({"csv": {}}, {}), "version": (VERSION,) * 2}
+    values |= {"evaluate_at_end": (None, "test"), "monitor": (None, "val/top1:max")}
+    parts = [key.partition(".") for key in WITHOUT_EFFECT if "." in key]
+    first, second = ({key: pair[at] for key, pair in values.items()} for at in (0, 1))
+    for at, settings in enumerate((first, second)):
+        settings |= {part: {} for part, _, _ in parts}
+        for part, _, key in parts:
+            settings[part][key] = at
+    found = runs(tmp_path, config(**first), config(**{**second, "seed": 1}))
+    assert names(found) == ["resnet34"]
+    assert names(runs(tmp_path / "b", config(**first), config(**first, epochs=4))) == [
+        "epochs=3", "epochs=4",
+    ]  # fmt: skip
 
 
 def test_labels_use_the_fewest_settings(tmp_path: Path) -> None:
@@ -181,3 +202,20 @@ def test_values_are_those_of_the_best_epoch(tmp_path: Path) -> None:
 def test_which_way_is_better(metric: str, mode: str, tmp_path: Path) -> None:
     record(tmp_path / "a", config(), [0.1])
     assert direction(select(find_runs([tmp_path]), "", [])[0], metric) == mode
+
+
+def test_a_metric_that_was_monitored_on_another_split_has_its_direction(tmp_path: Path) -> None:
+    low = record(tmp_path / "low", config(), [0.1, 0.2], monitor=("val/top1", "min"))
+    chosen, _ = select(find_runs([low]), "", [])
+    assert [direction(chosen, f"{split}/top1") for split in ("val", "test", "train")] == ["min"] * 3
+
+
+def test_the_terms_of_the_loss_are_better_if_low(tmp_path: Path) -> None:
+    folder = record(tmp_path / "a", config(), [0.1])
+    table = folder / "epoch_metrics.csv"
+    head, row = table.read_text().splitlines()
+    table.write_text(f"{head},train/giou,train/recall\n{row},0.1,0.2\n")
+    (folder / "batch_metrics.csv").write_text("epoch,batch,loss,giou\n1,1,0.5,0.2\n")
+    chosen, _ = select(find_runs([tmp_path]), "", [])
+    found = {name: direction(chosen, f"train/{name}") for name in ("giou", "recall")}
+    assert found == {"giou": "min", "recall": "max"}

@@ -86,7 +86,10 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     with Page(written(tmp_path / "a", tmp_path / "out").as_uri()) as page:
         page.wait("document.querySelectorAll('#curves .mean').length === 3")
         assert page.evaluate("document.title") == HOSTILE
-        assert page.text("#result").startswith("Best: resnet34, 0.9133 ± 0.0153 over 3 seeds.")
+        assert page.text("#result") == (
+            "Best: resnet34, 0.9133 ± 0.0153 over 3 seeds. Of 2 others, 0 are distinguishable from "
+            "it; of 1 that is not known (one seed, or no spread)."
+        )
         assert page.evaluate("document.images.length") == 0
         labels = "[...document.querySelectorAll('#groups tbody .key')].map((k) => k.textContent)"
         first = page.evaluate(labels)

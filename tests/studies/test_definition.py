@@ -29,6 +29,7 @@ ARMS = DEFINITION["arms"]
         ({"seed": 3}, "seed"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [-1]}, "seeds"),
+        ({"seeds": [0, 1, 0]}, "seeds: [0, 1, 0] has one of them twice"),
         ({"hours": 0}, "hours"),
         ({"mode": "best"}, "mode"),
         ({"costs": ["money"]}, "costs"),

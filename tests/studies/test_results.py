@@ -163,6 +163,18 @@ def test_runs_of_an_arm_with_other_settings_are_said(docs: Path) -> None:
     ]
 
 
+def test_runs_of_an_arm_on_other_data_are_said(docs: Path) -> None:
+    """Each fold has data of its own."""
+    study = define(docs, folds=3, seeds=[0, 1], arms={"narrow": {}, "wide": {}})
+    for run in study.runs():
+        changed = "b" if run.name == "wide_fold1_seed1" else "a"
+        keep(docs, run, 0.5, data=f"{changed}{run.fold}")
+    results.write(results.build(docs))
+    page = (docs / "results.md").read_text()
+    said = re.findall(r"\*\*The runs of .+?\*\*", page)
+    assert said == ["**The runs of `wide` differ in `data`.**"]
+
+
 def test_files_of_a_study_without_records_go(docs: Path) -> None:
     for path in (docs / "records/nets").glob("*.json"):
         path.unlink()

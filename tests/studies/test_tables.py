@@ -51,6 +51,14 @@ def test_an_arm_has_its_mean_spread_range_samples_and_costs(three: StudyPlan) ->
         assert row[4:] == ["1.250 ± 0.000", "50", "12,345", "0.0025", "3,072", "125", "100"]
 
 
+def test_an_arm_that_is_done_without_a_finite_value_needs_nothing(tmp_path: Path) -> None:
+    study = define(tmp_path, seeds=[0], arms={"narrow": {}, "wide": {}})
+    keep(tmp_path, study.runs()[0], None)
+    _, narrow, wide = cells(tables.arms(plan(study, tmp_path)))
+    assert narrow[1:3] == ["0 of 1", "no finite value"]
+    assert wide[2].startswith("needs ")
+
+
 def test_verdicts_are_those_of_paired_tests_adjusted_by_holm(three: StudyPlan) -> None:
     _, *rows = cells(tables.differences(three))
     reference = VALUES["narrow"]
@@ -134,7 +142,7 @@ def test_the_interval_beside_a_baseline_is_over_groups(tmp_path: Path) -> None:
     counts = [n for s, n, _ in differences if s == 0]
     each = [d / n for d, n in zip(np.mean(both, axis=0), counts, strict=True)]
     spread = np.repeat(each, counts)
-    low, high = group_interval(spread, groups)
+    low, high = group_interval(spread, groups) or (0, 0)
     _, row = cells(tables.baselines(plan(study, tmp_path)))
     assert row[1:3] == ["12", "54"]
     assert row[5] == f"{spread.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
@@ -158,6 +166,17 @@ def test_disturbed_metrics_are_a_row_each(tmp_path: Path) -> None:
         ["missing RGB", "", "0.2500 ± 0.0000", "0.4000 ± 0.0000"],
         ["shifted all but RGB", "4 px", "0.4100 ± 0.0100", "0.4100 ± 0.0100"],
     ]
+
+
+def test_a_disturbed_seed_is_the_mean_of_its_folds_and_counts_when_all_are_there(
+    tmp_path: Path,
+) -> None:
+    study = folded(tmp_path)
+    for run, value in zip(study.runs(), [0.1, 0.2, 0.6, 0.9, 0.9], strict=False):
+        cases = [RecordedCase("missing", "RGB", 0, {"top1": value})]
+        keep(tmp_path, run, 0.5, cases=cases)
+    header, row = cells(tables.cases(plan(study, tmp_path)))
+    assert (header[2:], row) == (["`narrow`"], ["missing RGB", "", "0.3000"])
 
 
 def test_benchmarks_have_a_table_for_each_result(tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_less_is_better() -> None:
     assert lines(axes)["best so far"] == [[0, 3], [1, 1], [2, 1]]
 
 
+def test_values_of_epochs_are_of_the_monitored_metric() -> None:
+    """Whatever the objective is: an accuracy is no latency."""
+    trials = [
+        trial(0, values={"latency_ms": 3.0}, epochs={"1": 0.5}, params={"seed": 0}),
+        trial(1, "KILLED", epochs={"1": 0.25}, params={"seed": 1}),
+    ]
+    figures = plots.figures(summary(trials, {"seed": "0,1"}, (LATENCY,), best=0))
+    (history,), (curves,) = (figures[name].axes for name in ("history", "learning_curves"))
+    assert lines(history)["killed"] == [[1, 0.02]]  # at the bottom, in units of the axis
+    assert curves.get_ylabel() == "val/top1"
+
+
 def test_choices_are_in_order() -> None:
     given: tuple[Any, ...] = (10, 2, 2, "all", None)
     trials = [

@@ -11,6 +11,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from research.engine import run_folder
+from research.sweeps.hydra_sweepers import RecordingLauncher
 from research.sweeps.job import TrialPruner
 from research.sweeps.space import Space
 from research.sweeps.storage import STORE
@@ -107,6 +108,19 @@ def test_pruning_is_repeated_after_an_interruption() -> None:
     assert list(study.trial(number).intermediate_values) == [1, 2]
 
 
+def test_no_trial_is_stopped_by_a_metric_that_is_not_the_objective() -> None:
+    class Always(BasePruner):
+        def prune(self, study: Any, trial: Any) -> bool:
+            return True
+
+    study = Study("one", None, RandomSampler, Always(), ["minimize"])  # of latency
+    pruner = TrialPruner(study, claimed(study).number, 4, reports=False)
+    pruner.epoch(1, 0.5)
+    pruner.finish()
+    assert not pruner.stopped
+    assert not study.trial(0).intermediate_values
+
+
 def test_a_resumed_study_samples_new_points() -> None:
     space = Space.parse({}, ["a=interval(0.0,1.0)"])
     points = []
@@ -126,6 +140,25 @@ def test_running_trials_are_skipped_and_unfinished_ones_resumed() -> None:
     first.lock.release()  # as the system does when a process dies
     again = claimed(opened())
     assert (again.number, again.point) == (0, first.point)
+
+
+def test_a_job_of_hydras_sweepers_that_another_process_runs_is_not_said_to_be_finished(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    study = opened()
+    first = claimed(study)
+    launcher: Any = RecordingLauncher(None, opened(), SPACE)  # type: ignore[arg-type]
+    words = [f"{key}={value}" for key, value in first.point.items()]
+    [running] = launcher.launch([words], 0)
+    end(study, first)
+    [ended] = launcher.launch([words], 0)
+    assert (running.return_value, ended.return_value) == (None, 1.0)
+    said = [line for line in caplog.messages if line.startswith("sweep: trial")]
+    assert said == [
+        "sweep: trial 0 is run by another process",
+        "sweep: trial 0 was finished before",
+    ]
 
 
 def test_a_trial_with_a_locked_run_folder_is_not_resumed() -> None:

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,6 +99,19 @@ def test_failures_are_logged_with_their_reasons_and_the_others_finish(
     assert "loss" in other["trials"][0]["reason"]
     assert logged_before[:4] == [0, 0, 1, 2]
     assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("metric", ["val/loss", "val/top1"])
+def test_a_trial_without_a_value_in_its_last_epoch_fails(
+    metric: str, sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"train/loss": 1.0, "val/loss": 1.0, "val/top1": 0.5, metric: math.nan}
+    ended = SimpleNamespace(history=[row], best=None)
+    monkeypatch.setattr(run, "train", lambda *_: ended)
+    sweep("seed=0", "hydra.sweeper.max_failure_rate=1")
+    [[trial]] = (each["trials"] for each in summaries(study_folder))
+    assert trial["status"] == "FAILED"
+    assert f"{metric} is nan in the last epoch" in trial["reason"]
 
 
 @pytest.fixture
@@ -269,6 +283,14 @@ def test_a_job_that_cannot_even_begin_is_not_launched_for_ever(
     assert "ZeroDivisionError" in summary["trials"][0]["reason"]
 
 
+def test_the_seed_of_a_sampler_draws_its_points(sweep: Sweep, study_folder: Path) -> None:
+    space = ("optimizer.lr=interval(0.01,0.1)", "hydra/sweeper/sampler=random")
+    for seed in ("seed=1", "sampler.seed=1"):
+        sweep(*space, "epochs=1", "hydra.sweeper.n_trials=1", f"hydra.sweeper.{seed}")
+    first, second = (each["trials"][0]["params"] for each in summaries(study_folder))
+    assert first == second
+
+
 def test_pictures_cost_no_trial(
     sweep: Sweep, study_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -317,6 +339,10 @@ def test_where_the_words_stand_does_not_matter(sweep: Sweep, study_folder: Path)
             ["hydra.sweeper.objectives=[monitor,latency_ms]", "hydra/sweeper/pruner=median"],
             "hydra/sweeper/pruner=none",
         ),
+        (
+            ["hydra.sweeper.objectives=[latency_ms]", "hydra/sweeper/pruner=median"],
+            "objectives=[latency_ms] asks for alone; choose hydra/sweeper/pruner=none",
+        ),
     ],
 )
 def test_mistakes(
@@ -348,7 +374,10 @@ def test_several_objectives_make_a_front(sweep: Sweep, study_folder: Path) -> No
 
 
 def test_each_trial_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    visible = ["a", "b"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(visible))
+    uuids = lambda number: SimpleNamespace(uuid=visible[number])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", uuids)
     with (
         exclusive_device("auto", tmp_path) as first,
         exclusive_device("auto", tmp_path) as second,
@@ -358,3 +387,13 @@ def test_each_trial_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
         assert (first, second, third, cpu) == ("cuda:0", "cuda:1", "cuda:0", "cpu")
     with exclusive_device("auto", tmp_path) as again:
         assert again == "cuda:0"
+        # Another process sees other GPUs, or the same under other numbers.
+        visible[:] = ["c", "a"]
+        with (
+            exclusive_device("auto", tmp_path) as first,
+            exclusive_device("auto", tmp_path) as shared,
+        ):
+            assert (first, shared) == ("cuda:0", "cuda:0")
+        visible[:] = ["a", "c"]
+        with exclusive_device("auto", tmp_path) as free:
+            assert free == "cuda:1"

@@ -256,7 +256,7 @@ def test_nan_logits_are_evaluated() -> None:
     values = metrics.compute()
     undefined = ("pair_accuracy", "log_loss", "ece", "series_top1", "kendall_tau")
     assert all(math.isnan(values[name]) for name in undefined)
-    assert {*ranking().tables(metrics, names)} == {"metrics"}
+    assert ranking().tables(metrics, names)["confident_mistakes"] == []
     infinite = evaluate(torch.full((len(whole),), math.inf), whole).compute()
     assert infinite["pair_accuracy"] == pytest.approx(
         evaluate(torch.ones(len(whole)), whole).compute()["pair_accuracy"]
@@ -444,8 +444,11 @@ def test_only_the_drawn_photos_of_a_batch_are_rendered() -> None:
 def test_a_split_without_mistakes() -> None:
     few = batch([0.9, 0.5], [0, 0], [(0, 1), (1, 2)])
     right = torch.tensor([1.0, 1.0])
-    values = ranking().pictures(evaluate(right, few), few, right, shown)["confident_mistakes"]
+    metrics = evaluate(right, few)
+    values = ranking().pictures(metrics, few, right, shown)["confident_mistakes"]
     assert values.size[1] == 32
+    # In place of the table of an earlier epoch.
+    assert ranking().tables(metrics, names)["confident_mistakes"] == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from research.tracking.files import FileTracker
+from research.tracking.files import FileTracker, read_rows
 from research.tracking.tracker import Position, Run
 
 
@@ -97,6 +97,14 @@ def test_a_later_picture_replaces_an_earlier_one(tmp_path: Path) -> None:
     with Image.open(tmp_path / "pictures" / "confusion_matrix.png") as image:
         assert image.format == "PNG"
         assert np.array(image).max() == np.array(image).min() == 200
+
+
+def test_a_later_table_replaces_an_earlier_one_though_it_has_no_rows(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    tracker.tables(1, {"mistakes": [{"sample": 3}]})
+    assert read_rows(tmp_path / "tables" / "mistakes.csv") == [{"sample": "3"}]
+    tracker.tables(2, {"mistakes": []})
+    assert read_rows(tmp_path / "tables" / "mistakes.csv") == []
 
 
 def test_rows_of_an_interrupted_epoch_are_kept_up_to_its_checkpoint(tmp_path: Path) -> None:
