@@ -27,8 +27,8 @@ from research.data.crops import CentreCrop
 from research.data.frames.frame import SkipFrame, image_size
 from research.data.image_files import EXTENSIONS, decode, inspect_header, read_header, reading_tag
 from research.data.image_modes import resize_to_rgb, to_rgb
-from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.pairs.samples import read_photo
+from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.rgbx.modalities import read_grey, read_modality_header
 from research.utils.errors import DamagedImage
 from tests import fuzz
