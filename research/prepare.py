@@ -282,6 +282,8 @@ def main(words: list[str]) -> None:
     if not source.exists():
         raise UserError(expected[0], f"{source}: no such file or folder")
     if kind != "lint":
+        if not source.is_dir():  # such as data.yaml, which other programs are given
+            raise UserError("SOURCE", f"{source}: is no folder", f"pass its folder {source.parent}")
         out = Path(paths[2])
         if out.resolve().is_relative_to(source.resolve()):
             raise UserError("OUT", f"{out}: is inside the source", "pass an OUT outside it")

@@ -357,6 +357,10 @@ MISTAKES = [
     (["frames", "a"], "SOURCE", "prepare frames takes SOURCE and OUT"),
     (["lint"], "MANIFEST", "prepare lint takes MANIFEST"),
     (["frames", "nowhere", "b"], "SOURCE", "nowhere: no such file or folder"),
+    *(
+        ([kind, __file__, "b"], "SOURCE", f"is no folder; pass its folder {Path(__file__).parent}")
+        for kind in ("frames", "coefficients", "rgbx", "prune")
+    ),
     (["frames", ".", "b"], "OUT", "b: is inside the source"),
     (["frames", ".", "../b", "max_boxs=3"], "max_boxs", "did you mean 'max_boxes'?"),
     (["frames", ".", "../b", "epochs=3"], "epochs", "the options are size, max_boxes"),
