@@ -162,6 +162,8 @@ def test_image_folders_become_a_store(
             name = {"train": "Train", "val": "valid"}.get(split, split)
             make_folders(source / (split if layout == "split" else name), images, seed=seed)
         expected = {"train": 12, "val": 6, "test": 3}
+        for name in ("a\nb", "c.txt", "d", "e", "f"):
+            (source / name).touch()
     else:
         make_folders(source, 5)
         expected = {"train": 12, "val": 3}
@@ -173,10 +175,14 @@ def test_image_folders_become_a_store(
     assert (
         np.bincount(Store(manifest).whole("labels")).tolist() == [sum(expected.values()) // 3] * 3
     )
+    printed = capsys.readouterr().err
     assert (
         "next:  python train.py model=resnet34_compressed compression.window=4 "
-        f"dataset=warehouse dataset.manifest={manifest.path}" in capsys.readouterr().err
+        f"dataset=warehouse dataset.manifest={manifest.path}" in printed
     )
+    if layout == "split":
+        beside = "passed over beside test, train, val: 'a\\nb', 'c.txt', 'd' and 2 more\n"
+        assert beside in printed
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
