@@ -133,7 +133,7 @@ def export(
     with Phase("exporting to ONNX"):
         program = _program(form, _random_inputs(loaded, saved["data"], BATCHES[0]), opset)
     name = outputs.run_dir_of(run).resolve().name
-    metadata = {**_metadata(loaded, saved["data"]), **form.metadata, "run": name}
+    metadata = {**described(loaded, saved["data"]), **form.metadata, "run": name}
     program.model.metadata_props.update(
         {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     )
@@ -253,8 +253,11 @@ def _compared(
     )
 
 
-def _metadata(loaded: Predictor, data: Mapping[str, Any]) -> dict[str, Any]:
+def described(loaded: Predictor, data: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata of the file: task, classes and preprocessing.
+
+    ``crop_pct`` is that of validation, also of images that are first stored at one size, of which
+    the network sees the centre.
 
     Args:
         loaded: the run.
@@ -262,13 +265,15 @@ def _metadata(loaded: Predictor, data: Mapping[str, Any]) -> dict[str, Any]:
     """
     from research.engine import build
 
+    dataset, size = loaded.config["dataset"], build.input_size(loaded.config, data)
+    stored = dataset.get("stored_size") or data.get("transform", {}).get("image_size")
+    own = dataset.get("crop_pct", 1.0) or build.network_input(loaded.config).crop_pct
     result: dict[str, Any] = {
         "task": str(loaded.config["task"]["_target_"]).rpartition(".")[2].lower(),
         "classes": loaded.classes,
-        "image_size": build.input_size(loaded.config, data),
+        "image_size": size,
+        "crop_pct": size / stored if stored else own,
     }
-    crop_pct = loaded.config["dataset"].get("crop_pct", 1.0)
-    result["crop_pct"] = crop_pct or build.network_input(loaded.config).crop_pct
     for name, value in loaded.transform.state_dict().items():
         result[name] = value[..., 0, 0].tolist()  # [C, 1, 1]
     stem = build.stem_spec(loaded.config["compression"])

@@ -106,6 +106,7 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
     """
     from research.config import compose_config
     from research.data.folder import ImageFolders
+    from research.data.splits import format_names
     from research.data.warehouse.encoders import CoefficientEncoder
     from research.data.warehouse.plan import plan_folders
     from research.engine import build
@@ -118,7 +119,7 @@ def coefficients(source: Path, out: Path, options: CoefficientOptions) -> Manife
         used = {root.name for root in roots.values()}
         if beside := sorted({path.name for path in source.iterdir()} - used):
             names = ", ".join(sorted(used))
-            log.info("%s: passed over beside %s: %s", source, names, ", ".join(beside))
+            log.info("%s: passed over beside %s: %s", source, names, format_names(beside))
     config = compose_config(["dataset=imagefolder", "dataset.train_dirs=[.]"]).config
     config["dataset"] |= {
         "train_dirs": [str(roots.get("train", source))],
@@ -282,6 +283,8 @@ def main(words: list[str]) -> None:
     if not source.exists():
         raise UserError(expected[0], f"{source}: no such file or folder")
     if kind != "lint":
+        if not source.is_dir():  # such as data.yaml, which other programs are given
+            raise UserError("SOURCE", f"{source}: is no folder", f"pass its folder {source.parent}")
         out = Path(paths[2])
         if out.resolve().is_relative_to(source.resolve()):
             raise UserError("OUT", f"{out}: is inside the source", "pass an OUT outside it")

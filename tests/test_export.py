@@ -20,7 +20,7 @@ from torchvision.ops import box_iou, nms
 import research
 from research import export
 from research.config import compose_config
-from research.engine import build, weights_file
+from research.engine import build, predictor, weights_file
 from research.engine.predictor import Predictor
 from research.utils.errors import UserError
 from tests.conftest import as_if_trained
@@ -103,6 +103,38 @@ def test_a_classifier_is_written_checked_and_described(
     content = out.read_bytes()
     assert b"site-packages" not in content
     assert str(Path(research.__file__).parent).encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored", "expected"),
+    [
+        (("dataset=imagefolder", "dataset.train_dirs=[none]"), None, 0.875),
+        (("dataset=imagefolder", "dataset.train_dirs=[none]", "dataset.crop_pct=0.5"), None, 0.5),
+        (("dataset=imagefolder", "dataset.train_dirs=[none]", "dataset.stored_size=64"), None, 0.5),
+        (("dataset=warehouse", "dataset.manifest=none"), 64, 0.5),
+        (("dataset=warehouse", "dataset.manifest=none"), 32, 1.0),
+    ],
+)
+def test_the_crop_is_the_one_that_predictions_see(
+    tmp_path: Path, settings: tuple[str, ...], stored: int | None, expected: float
+) -> None:
+    """Of a picture that is black around this crop the network sees nothing black."""
+    network = ("model=resnet34_compressed", "model.name=resnet10t", "compression=block_stem")
+    source = ("compression.window=2", "compression.source=bitstream", "dataset.image_size=32")
+    transform = {"image_size": stored, "window": 2, "source": "bitstream"}
+    metadata = {"transform": transform} if stored else {}
+    run = saved(tmp_path, *settings, *network, *source, "device=cpu", metadata=metadata)
+    loaded, file = predictor.load(run, "best", [], ())
+    about = export.described(loaded, file["data"])
+    assert (about["image_size"], about["crop_pct"]) == (32, expected)
+    side = round(512 * about["crop_pct"])
+    photo = Image.new("L", (700, 512))
+    left, top = (700 - side) // 2, (512 - side) // 2
+    photo.paste(200, (left, top, left + side, top + side))
+    photo.save(tmp_path / "a.png")
+    y = loaded.transform(loaded.data.read([tmp_path / "a.png"]), None).inputs.y
+    means = y[0, 0]  # of each block; the resize reads a little of what is beside its crop
+    assert means.min() > 0.9 * means.max() > 0
 
 
 @pytest.mark.long

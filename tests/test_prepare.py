@@ -162,6 +162,8 @@ def test_image_folders_become_a_store(
             name = {"train": "Train", "val": "valid"}.get(split, split)
             make_folders(source / (split if layout == "split" else name), images, seed=seed)
         expected = {"train": 12, "val": 6, "test": 3}
+        for name in ("a\nb", "c.txt", "d", "e", "f"):
+            (source / name).touch()
     else:
         make_folders(source, 5)
         expected = {"train": 12, "val": 3}
@@ -173,10 +175,14 @@ def test_image_folders_become_a_store(
     assert (
         np.bincount(Store(manifest).whole("labels")).tolist() == [sum(expected.values()) // 3] * 3
     )
+    printed = capsys.readouterr().err
     assert (
         "next:  python train.py model=resnet34_compressed compression.window=4 "
-        f"dataset=warehouse dataset.manifest={manifest.path}" in capsys.readouterr().err
+        f"dataset=warehouse dataset.manifest={manifest.path}" in printed
     )
+    if layout == "split":
+        beside = "passed over beside test, train, val: 'a\\nb', 'c.txt', 'd' and 2 more\n"
+        assert beside in printed
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -357,6 +363,10 @@ MISTAKES = [
     (["frames", "a"], "SOURCE", "prepare frames takes SOURCE and OUT"),
     (["lint"], "MANIFEST", "prepare lint takes MANIFEST"),
     (["frames", "nowhere", "b"], "SOURCE", "nowhere: no such file or folder"),
+    *(
+        ([kind, __file__, "b"], "SOURCE", f"is no folder; pass its folder {Path(__file__).parent}")
+        for kind in ("frames", "coefficients", "rgbx", "prune")
+    ),
     (["frames", ".", "b"], "OUT", "b: is inside the source"),
     (["frames", ".", "../b", "max_boxs=3"], "max_boxs", "did you mean 'max_boxes'?"),
     (["frames", ".", "../b", "epochs=3"], "epochs", "the options are size, max_boxes"),

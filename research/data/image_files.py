@@ -27,7 +27,9 @@ from research.data.image_modes import (
     bits_per_channel,
     has_declared_range,
     is_wide,
+    scale_transparent_colour,
     wide_to_16bit,
+    with_alpha,
 )
 from research.utils.conditions import is_exhausted
 from research.utils.errors import DamagedImage
@@ -128,7 +130,8 @@ class PictureHeader(NamedTuple):
     def is_plain(self) -> bool:
         """Whether the stored pixels are the image: neither turned, nor transparent, nor wide."""
         if self.is_wide:
-            return self.mode.startswith("I;16") and self.bits == 16 and self.orientation == UPRIGHT
+            stored = self.mode.startswith("I;16") and self.bits == 16
+            return stored and self.orientation == UPRIGHT and not self.has_alpha
         return self.orientation == UPRIGHT and not self.has_alpha and self.mode != "LAB"
 
 
@@ -207,14 +210,15 @@ def decode(
             jpeg_header.check_markers(jpeg_header.segments(data))
             return upright(_decode_jpeg(jpeg, data, shrink, grey), jpeg.orientation)
         image = _open(file, size)
+        if isinstance(image, PngImageFile):
+            scale_transparent_colour(image)
         image.load()
-        if image.mode == "P" and "transparency" in image.info:
-            image.convert("RGBA")  # fails for a transparent colour that the palette does not have
-        if _is_invisible(image):
-            raise DamagedImage("transparent", "every pixel is transparent")
         # PIL has turned TIFF files already.
         orientation = UPRIGHT if isinstance(image, TiffImageFile) else _orientation(image)
-        return upright(wide_to_16bit(image), orientation)
+        visible = with_alpha(image)
+        if _is_invisible(visible):
+            raise DamagedImage("transparent", "every pixel is transparent")
+        return upright(wide_to_16bit(visible), orientation)
 
 
 def _decode_jpeg(
@@ -329,7 +333,13 @@ def _has_late_metadata(file: BinaryIO) -> bool:
 
 
 def _is_invisible(image: Image.Image) -> bool:
-    """Whether nothing is visible: often an alpha channel that a program did not fill."""
+    """Whether nothing is visible: often an alpha channel that a program did not fill.
+
+    Args:
+        image: as from ``with_alpha``.
+    """
+    if (colour := image.info.get("transparency")) is not None:
+        return image.getextrema() == (colour, colour)
     bands = image.getbands()
     return bands[-1] in ("A", "a") and image.getchannel(bands[-1]).getextrema() == (0, 0)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
@@ -70,7 +71,42 @@ def wide_to_16bit(image: Image.Image) -> Image.Image:
     pixels = pixels.astype(np.uint16)
     if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
         pixels = UINT16_MAX - pixels  # 0 is white, which PIL respects only in 8 bits
+    if (colour := image.info.get("transparency")) is not None:  # of PNG files; white is shown
+        pixels = np.where(pixels == colour, np.uint16(UINT16_MAX), pixels)
     return Image.fromarray(pixels)
+
+
+def scale_transparent_colour(image: PngImageFile) -> None:
+    """Give the transparent colour of a PNG file the range of the pixels that PIL decodes.
+
+    PIL compares it with pixels of 8 bits, but has read it in the 2, 4 or 16 bits of the file.
+
+    Args:
+        image: as opened from a file; not yet loaded.
+    """
+    colour, stored = image.info.get("transparency"), image.tile[0].args if image.tile else ""
+    if colour is not None and stored in ("L;2", "L;4"):
+        largest = 3 if stored == "L;2" else 15
+        image.info["transparency"] = (colour & largest) * (255 // largest)
+    elif colour is not None and stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """An image with a transparent colour as one with an alpha channel; others as they are.
+
+    So a mode tells whether pixels can be transparent. Wide images keep their colour, for
+    ``wide_to_16bit``.
+
+    Args:
+        image: as loaded from a file.
+
+    Raises:
+        ValueError: for a transparent colour that the palette does not have.
+    """
+    if "transparency" not in image.info or is_wide(image.mode):
+        return image
+    return image.convert("LA" if image.mode == "L" else "RGBA")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -84,7 +120,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _lab_to_rgb(image)
     if image.mode in ("La", "RGBa"):  # multiplied with their alpha
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+    if image.mode in ("LA", "PA", "RGBA"):
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
             image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
@@ -103,7 +139,7 @@ def resize_to_rgb(
         size: width and height of the result.
         box: left, top, right, bottom in pixels of the image.
     """
-    if image.mode != "L" or "transparency" in image.info:
+    if image.mode != "L":
         image = to_rgb(image)
     return to_rgb(image.resize(size, Image.Resampling.BILINEAR, box=box))
 

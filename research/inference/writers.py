@@ -19,7 +19,7 @@ from torch import Tensor
 
 from research.data.frames.coco_writer import CocoWriter
 from research.data.frames.media import Still
-from research.data.frames.run_writer import RunWriter
+from research.data.frames.run_writer import MAX_FRAMES, RunWriter
 from research.utils.counts import counted
 from research.utils.errors import UserError
 from research.utils.spreadsheets import cell
@@ -101,7 +101,8 @@ class BoxWriter:
 
     ``FOLDER/boxed/STEM_boxed.png`` is a picture with boxes, all modalities side by side;
     ``FOLDER/predictions.json`` holds the boxes in pixels of the files; ``FOLDER/GROUP/`` is a run
-    (``images/``, ``labels/``), if there is a single class: its labels name none.
+    (``images/``, ``labels/``), if there is a single class: its labels name none. A run has at most
+    ``MAX_FRAMES``, of a longer video the others are in ``GROUP_from_100000/``, and so on.
 
     Args:
         folder: output folder, created with the first still.
@@ -124,7 +125,7 @@ class BoxWriter:
         self.text = text
         self.colours = colours
         self.coco = CocoWriter(classes)
-        self.runs: dict[str, RunWriter] = {}
+        self.runs: dict[str, list[RunWriter]] = {}
         self.open = ExitStack()
         self.frames = self.boxes = self.with_boxes = 0
 
@@ -177,21 +178,24 @@ class BoxWriter:
         return Overlay("", relative, kept, texts, self.colours(named))
 
     def _run(self, group: str) -> RunWriter:
-        if group not in self.runs:
+        """The run for the next frame of a group: another one if the last is full."""
+        runs = self.runs.setdefault(group, [])
+        if not runs or runs[-1].frames >= MAX_FRAMES:
             name = f"{group}_run" if group == BOXED else group
-            self.runs[group] = self.open.enter_context(RunWriter(self.folder / name))
-        return self.runs[group]
+            name += f"_from_{len(runs) * MAX_FRAMES}" if runs else ""
+            runs.append(self.open.enter_context(RunWriter(self.folder / name)))
+        return runs[-1]
 
     def summary(self) -> dict[str, Any]:
         return {
             "objectness": self.score_threshold,
-            "runs": [str(run.folder) for run in self.runs.values()],
+            "runs": [str(run.folder) for runs in self.runs.values() for run in runs],
             "frames_with_boxes": self.with_boxes,
             "boxes": self.boxes,
         }
 
     def where(self) -> list[str]:
-        runs = f"capture runs: {len(self.runs)}; " if self.runs else ""
+        runs = f"capture runs: {sum(map(len, self.runs.values()))}; " if self.runs else ""
         return [
             f"{self.with_boxes} of {self.frames} frames have boxes, {self.boxes} in all "
             f"(objectness {self.score_threshold:g})",

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from research.batch import PairBatch
+from research.data.pairs.lists import DECIMALS
 
 Float64s = NDArray[np.float64]
 
-DECIMALS: Final = 6
-"""Decimals of preferences; smaller differences are rounding errors of single precision."""
 MIN_PROBABILITY: Final = 1e-3
 """Smallest probability of the constant baseline, and of its complement."""
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from research.batch import PairBatch
+from research.data.pairs.lists import DECIMALS
 from research.tasks.pair_scores import (
-    DECIMALS,
     Float64s,
     PairScores,
     SeriesScores,

@@ -27,6 +27,7 @@ from research.data.crops import CentreCrop
 from research.data.frames.frame import SkipFrame, image_size
 from research.data.image_files import EXTENSIONS, decode, inspect_header, read_header, reading_tag
 from research.data.image_modes import resize_to_rgb, to_rgb
+from research.data.pairs.samples import read_photo
 from research.data.readers import BitstreamReader, PixelReader, Reader
 from research.data.rgbx.modalities import read_grey, read_modality_header
 from research.utils.errors import DamagedImage
@@ -250,6 +251,54 @@ def test_a_transparent_colour_is_white(tmp_path: Path) -> None:
         assert shown(tmp_path / name)[0, :2, 0].tolist() == [0, 255], name
 
 
+def keyed_png(file: Path, values: NDArray[np.uint16], bits: int, colour: list[int]) -> None:
+    """A PNG file of grey [H, W] or of colours [H, W, 3] with a transparent colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    height, width = values.shape[:2]
+    big = values.reshape(height, -1).astype(">u2").view(np.uint8)
+    wide = np.unpackbits(big, axis=1).reshape(height, -1, 16)[..., 16 - bits :]
+    rows = np.packbits(wide.reshape(height, -1), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tRNS", np.array(colour, ">u2").tobytes())
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_colour_has_the_bits_of_its_file(tmp_path: Path, bits: int) -> None:
+    """PIL compares it with 8 bits; every value of the file is tried as the transparent one."""
+    largest = 2**bits - 1
+    values = (np.arange(256) * largest // 255).astype(np.uint16).reshape(16, 16)
+    file = tmp_path / "a.png"
+    for colour in np.unique(values)[:: 1 if bits < 8 else 51].tolist():
+        keyed_png(file, values, bits, [colour])
+        grey = np.where(values == colour, 255, values.astype(int) * 255 // largest)
+        np.testing.assert_array_equal(shown(file), np.repeat(grey[..., None], 3, 2), str(colour))
+        np.testing.assert_array_equal(np.asarray(read_photo(file)), shown(file))
+        np.testing.assert_array_equal(np.asarray(read_photo(file, mode="L")), shown(file)[..., 0])
+        assert reading_tag(file)
+        if bits >= 8:
+            colours = np.stack([values, np.roll(values, 1, 1), values[::-1]], 2)
+            chosen = colours[3, 5]
+            keyed_png(file, colours, bits, chosen.tolist())
+            expected = (colours >> (bits - 8)).astype(np.uint8)
+            expected[(colours == chosen).all(2)] = 255
+            np.testing.assert_array_equal(shown(file), expected)
+            np.testing.assert_array_equal(np.asarray(read_photo(file)), expected)
+    keyed_png(file, np.full((8, 8), largest, np.uint16), bits, [largest])
+    with pytest.raises(DamagedImage) as caught:
+        decode(file)
+    assert caught.value.kind == "transparent"
+
+
 def test_plain_files_keep_their_keys(tmp_path: Path) -> None:
     """Features and stores of earlier versions stay valid for files that are read as before."""
     image = picture("bars", 0)
@@ -465,9 +514,9 @@ def test_a_jpeg_cut_short_is_truncated(tmp_path: Path, kind: str) -> None:
 def test_grey_images_are_resized_as_their_three_equal_channels(tmp_path: Path) -> None:
     box = (3.0, 5.0, 200.0, 111.0)
     grey = picture("spots", 1, (203, 118)).convert("L")
-    with_transparency = grey.copy()
-    with_transparency.info["transparency"] = grey.getpixel((50, 50))
-    for image in (grey, with_transparency, grey.convert("1"), picture("spots", 2, (203, 118))):
+    with_alpha = grey.convert("LA")
+    with_alpha.putalpha(grey)
+    for image in (grey, with_alpha, grey.convert("1"), picture("spots", 2, (203, 118))):
         for size in ((32, 32), (224, 200)):
             expected = to_rgb(image).convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
             found = resize_to_rgb(image, size, box)

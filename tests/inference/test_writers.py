@@ -94,3 +94,26 @@ def test_the_classes_of_a_few_images_are_listed(
     assert written(tmp_path / "three", 3, 0)[1][0:3] == [f"{n}.png  a 50%, b 50%" for n in range(3)]
     assert written(tmp_path / "four", 4, 0)[1][0] == "classes:  a 4"
     assert [line.split()[0] for line in files] == ["pictures:", "table:"]
+
+
+def test_a_video_of_more_frames_than_a_run_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100,000 are an hour; the others are in further runs, and all in one COCO document."""
+    monkeypatch.setattr(writers, "MAX_FRAMES", 2)
+    task = Detection(["polyp"], False, 0.5, 0.3, 0.5, "val/mAP50:max")
+    image = Image.new("RGB", (16, 16))
+    found = {
+        "boxes": torch.tensor([[2.0, 2.0, 8.0, 8.0]]),
+        "scores": torch.tensor([0.9]),
+        "labels": torch.tensor([0]),
+    }
+    with task.writer(tmp_path) as writer:
+        for number in range(5):
+            still = Still(f"v frame {number}", "v", f"v_{number}", tmp_path / "gone.npy")
+            writer.add([still], [[image]], [found])
+    runs = [tmp_path / name for name in ("v", "v_from_2", "v_from_4")]
+    assert writer.summary()["runs"] == list(map(str, runs))
+    assert [len(list((run / "labels").iterdir())) for run in runs] == [2, 2, 1]
+    assert any("capture runs: 3;" in line for line in writer.where())
+    assert len(COCO(tmp_path / "predictions.json").imgs) == 5

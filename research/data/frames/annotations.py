@@ -16,6 +16,7 @@ from research.data.frames.frame import IMAGE_FILES, FrameSet, ImageFiles
 from research.data.frames.reading import FORMATS, and_join
 from research.data.frames.voc import is_annotation, read_voc, xml_files
 from research.data.frames.yolo import has_labels, nested_folders, read_yolo, yolo_folders
+from research.data.listing import list_files
 from research.utils.errors import UserError
 
 LAYOUTS = (
@@ -51,9 +52,13 @@ def read_frames(
     readers |= _annotation_readers(source, form, options, bool(readers))
     if readers:
         return _read_one(source, readers)
+    passed_over = list_files(source, None).passed_over
+    files = f"; {passed_over}, for example {passed_over.details()}" if passed_over.counts else ""
     if form != AUTO:
-        raise UserError("format", f"format={form}: {source} has no labels as {FORMATS[form]}")
-    raise UserError("SOURCE", f"{source}: no frames with boxes found in it", f"pass {LAYOUTS}")
+        none = f"has no labels as {FORMATS[form]}"
+        raise UserError("format", f"format={form}: {source} {none}{files}")
+    none = "no frames with boxes found in it"
+    raise UserError("SOURCE", f"{source}: {none}{files}", f"pass {LAYOUTS}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ are in one folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from research.data.frames.builder import FrameSetBuilder
@@ -125,8 +125,9 @@ def read_yolo(
     remarks.names = "dataset.class_names" if class_names is not None else declared.names_from
     remarks.labels |= declared.files
     count = len(classes) or declared.count
-    reader = _Reader(builder, declared, files, count, require_labels)
-    for images, labels in _with_declared(source, folders, declared).items():
+    pairs = _with_declared(source, folders, declared)
+    reader = _Reader(builder, declared, files, count, require_labels, pairs.values())
+    for images, labels in pairs.items():
         reader.read_folder(images, labels)
     for name in builder.listing.names:
         if PurePosixPath(name).suffix.lower() in files.suffixes and name not in reader.images:
@@ -174,7 +175,10 @@ class _Reader:
     """Adds the frames of folders to a builder.
 
     Attributes:
+        folders: of labels.
         images: the images seen so far.
+        names: all files of the source.
+        linked: the labels so far that are found through links.
     """
 
     def __init__(
@@ -184,13 +188,17 @@ class _Reader:
         files: ImageFiles,
         classes: int,
         require_labels: bool,
+        folders: Collection[Path],
     ) -> None:
         self.builder = builder
         self.declared = declared
         self.files = files
         self.classes = classes
         self.require_labels = require_labels
+        self.folders = folders
         self.images: set[str] = set()
+        self.names = frozenset(builder.listing.names)
+        self.linked: set[str] = set()
 
     def read_folder(self, images: Path, labels: Path) -> None:
         """Add the frames of a folder of images."""
@@ -205,9 +213,13 @@ class _Reader:
         for name in track(found, "reading labels"):
             place = labels / f"{found[name]}{LABEL}"
             if name not in matches.label and os.path.lexists(place):  # else a negative
-                problem = f"its label file {builder.relative(place)} is a broken link, a link to "
-                problem += "the label of another image, or no file: replace it"
-                matches.problems.setdefault(name, (problem, "label that is no file of its own"))
+                label, problem = self._behind_link(place)
+                if problem:
+                    brief = "label that is no file of its own"
+                    matches.problems.setdefault(name, (problem, brief))
+                else:
+                    matches.label[name] = label
+                    self.linked.add(label)
             self._read_image(name, labels, matches)
         for label in sorted(matches.near):
             builder.remarks.left_out.setdefault(label, "label file of nearly its name")
@@ -218,6 +230,30 @@ class _Reader:
             builder.skip(
                 self._part(label), label, SkipFrame("missing_file", missing, WITHOUT_PICTURE)
             )
+
+    def _behind_link(self, place: Path) -> tuple[str, str]:
+        """The label file that a link leads to, if it is one under this name alone.
+
+        Args:
+            place: where the label of an image is, but no file that is read as a label.
+
+        Returns:
+            the label file, or '' and why it cannot be used.
+        """
+        builder, real = self.builder, os.path.realpath(place)
+        root = os.path.realpath(builder.root)
+        name = os.path.relpath(real, root).replace(os.sep, "/")
+        if name not in self.names:
+            reason = "is no file" if os.path.exists(real) else "is a broken link"
+        elif name in self.declared.files or is_name_file(name):
+            reason = f"is {name}, which declares names or splits"
+        elif name in self.linked or any(
+            PurePosixPath(name).is_relative_to(builder.relative(each)) for each in self.folders
+        ):
+            reason = f"is a link to {name}, which is a label of its own"
+        else:
+            return name, ""
+        return "", f"its label file {builder.relative(place)} {reason}: replace it"
 
     def _below(self, folder: Path, suffixes: Set[str]) -> dict[str, str]:
         """File → its path below a folder, without suffix."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from research.data.index import Entry
 from research.data.texts import BadText, parse_number, read_lines
@@ -21,6 +21,8 @@ PHOTO_FOLDERS = ("train_val/train_val_imgs", "train_val_imgs", "train_val", ".")
 """Folders below the root that may contain the photos."""
 PHOTO_NAME = re.compile(r"(\d+)-(\d+)\.\w+")
 TIE = 0.5
+DECIMALS: Final = 6
+"""Decimals of preferences; smaller differences are rounding errors of single precision."""
 
 
 class PairRow(NamedTuple):
@@ -60,8 +62,8 @@ class PairRow(NamedTuple):
 
     @property
     def agreement(self) -> float:
-        """Fraction of the votes for the winner, in 0.5…1."""
-        return max(self.preference, 1 - self.preference)
+        """Fraction of the votes for the winner, in 0.5…1; the same whichever photo it is."""
+        return round(max(self.preference, 1 - self.preference), DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,10 @@ def _pool(group: Sequence[PairRow]) -> PairRow:
         (row.preference if row.first == first.first else 1 - row.preference) * weight
         for row, weight in zip(group, weights, strict=True)
     )
-    return first._replace(preference=total / sum(weights), votes=votes)
+    preference = total / sum(weights)
+    if round(preference, DECIMALS) == TIE:  # 0:1 and 10:9 are no win by a rounding error
+        preference = TIE
+    return first._replace(preference=preference, votes=votes)
 
 
 def _parse_numbers(location: str, names: Sequence[str], cells: Sequence[str]) -> list[float]:

@@ -11,7 +11,15 @@ import numpy as np
 
 from research.data.folds import fold_splits
 from research.data.pairs.audit import MissingFiles, leaking_series
-from research.data.pairs.lists import TIE, Pair, PairRow, PairSet, pool_rows, series_name
+from research.data.pairs.lists import (
+    DECIMALS,
+    TIE,
+    Pair,
+    PairRow,
+    PairSet,
+    pool_rows,
+    series_name,
+)
 from research.data.splits import evenly_spaced
 from research.data.warehouse.plan import assign_splits
 from research.utils.counts import by_kind
@@ -246,4 +254,4 @@ def _skip_reason(row: PairRow, config: SplitConfig) -> str:
         return "no_votes"
     if row.preference == TIE and config.ties == "drop":
         return "tie"
-    return "low_agreement" if row.agreement < config.min_agreement else ""
+    return "low_agreement" if row.agreement < round(config.min_agreement, DECIMALS) else ""

@@ -15,7 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -132,6 +132,8 @@ def _load_intact(final: Path, cache: Path | None) -> Manifest | None:
         log.warning("%s; preparing it again", error.message)
         return None
     log.info("%s is already prepared and intact", final)
+    with suppress(PermissionError):  # of another user
+        manifest.path.touch()  # the version that was prepared last is the newest
     return manifest
 
 

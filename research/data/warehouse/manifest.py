@@ -198,7 +198,7 @@ class Manifest:
 
         Args:
             path: a ``manifest.json``, the folder of a version, or a folder of versions, of which
-                the newest is used.
+                the one that was prepared last is used.
 
         Raises:
             UserError: if there is no manifest, or it is not valid.

@@ -86,6 +86,55 @@ def test_a_label_that_is_no_file_of_its_own_makes_no_negative(tmp_path: Path) ->
     assert "1 without label kept as negatives" in str(found.reading)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_labels_may_be_links_into_the_source(tmp_path: Path, whole: bool) -> None:
+    """``labels`` is a link to one of several versions, or each label is."""
+    for name in "abc":
+        image(tmp_path / f"images/{name}.jpg")
+    text(tmp_path / "labels_2/a.txt", ROW)
+    text(tmp_path / "labels_2/b.txt", ROW)
+    if whole:
+        (tmp_path / "labels").symlink_to("labels_2")
+    else:
+        (tmp_path / "labels").mkdir()
+        for name, label in (("a", "a"), ("b", "b"), ("c", "a")):
+            (tmp_path / f"labels/{name}.txt").symlink_to(f"../labels_2/{label}.txt")
+    found = read_frames(tmp_path)
+    boxes = {frame.name: len(frame.boxes) for frame in found.frames}
+    expected = {"images/a.jpg": 1, "images/b.jpg": 1}
+    assert boxes == (expected | {"images/c.jpg": 0} if whole else expected)
+    if not whole:
+        linked = "labels/c.txt is a link to labels_2/a.txt, which is a label of its own"
+        assert found.problems == [f"images/c.jpg: its label file {linked}: replace it"]
+    assert found.reading is not None
+    files = sum(path.is_file() and not path.is_symlink() for path in tmp_path.rglob("*"))
+    used = found.reading.used + found.reading.labels + found.reading.omitted.total()
+    assert used == files
+
+
+def test_a_link_to_a_label_of_another_folder_is_no_label(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        image(tmp_path / f"{split}/images/a.jpg")
+    text(tmp_path / "val/labels/a.txt", ROW)
+    (tmp_path / "train/labels").mkdir(parents=True)
+    (tmp_path / "train/labels/a.txt").symlink_to("../../val/labels/a.txt")
+    found = read_frames(tmp_path)
+    assert [frame.name for frame in found.frames] == ["val/images/a.jpg"]
+    assert "is a link to val/labels/a.txt, which is a label of its own" in found.problems[0]
+
+
+def test_pictures_that_are_links_into_the_source_are_counted(tmp_path: Path) -> None:
+    """They are known by the name that needs no link, to which no label belongs."""
+    image(tmp_path / "all/a.jpg")
+    (tmp_path / "images").symlink_to("all")
+    text(tmp_path / "labels/a.txt", ROW)
+    passed_over = "1 passed over (1 linked again), for example images (linked again)"
+    with user_error("SOURCE", passed_over):
+        read_frames(tmp_path)
+    with user_error("format", passed_over):
+        read_frames(tmp_path, form="yolo")
+
+
 def test_two_pictures_of_one_label(tmp_path: Path) -> None:
     source = yolo(tmp_path, "a", "b")
     image(source / "images/a.png")

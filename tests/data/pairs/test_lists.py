@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,25 @@ def test_filters() -> None:
     assert [r.series for r in selection.rows["train"]] == [4]
     assert selection.skipped["train"] == Counter(tie=1, low_agreement=1, few_reviewers=1)
     assert selection.total == Counter(train=4, val=1)
+
+
+def test_a_tie_of_pooled_votes_is_a_tie() -> None:
+    """0:1 and, in the other order, 10:9 are ten votes each; in floats 0.5000000000000001."""
+    for first, second in product(range(1, 30), repeat=2):
+        if (first + second) % 2 == 0 and second >= first:
+            half = (first + second) // 2
+            rows = [row(1, 1, 2, 0.0, first), row(1, 2, 1, (second - half) / second, second)]
+            (pooled,) = pool_rows(rows)
+            assert pooled.preference == 0.5, rows
+            assert pool_rows(rows[::-1])[0].preference == 0.5
+
+
+def test_the_least_agreement_is_the_same_for_both_photos() -> None:
+    for cast, lost in ((11, 2), (12, 5), (13, 3), (24, 7), (25, 8), (26, 6)):
+        shares = lost / cast, (cast - lost) / cast
+        lists = {"train": [row(n, 1, 2, shares[n % 2], cast) for n in range(1, 9)]}
+        selection = select_pairs(lists, replace(CONFIG, min_agreement=shares[1]))
+        assert sum(len(rows) for rows in selection.rows.values()) == 8, shares
 
 
 def test_a_pair_without_votes_is_no_tie() -> None:

@@ -287,6 +287,9 @@ def test_versions_stand_side_by_side(plan: BuildPlan, tmp_path: Path) -> None:
     assert content(first.folder) == before
     assert second.folder.parent == first.folder.parent != second.folder
     assert Manifest.load(out) == second
+    # Prepared again, the first is what a folder of versions stands for: nothing is written to it.
+    assert write(plan, out) == Manifest.load(out) == first
+    assert content(first.folder) == before
 
 
 @pytest.mark.parametrize("obstacle", ["file", "unwritable"])
