@@ -338,8 +338,9 @@ class _DrawnFiles(FileTracker):
         self.files += [self.folder / "pictures" / f"{name}.png" for name in images]
 
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
-        super().tables(step, tables)
-        self.files += [self.folder / "tables" / f"{name}.csv" for name in tables]
+        filled = {name: rows for name, rows in tables.items() if rows}
+        super().tables(step, filled)
+        self.files += [self.folder / "tables" / f"{name}.csv" for name in filled]
 
     def remove_others(self) -> None:
         """Remove pictures and tables of earlier evaluations that this one does not have."""

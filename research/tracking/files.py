@@ -89,8 +89,10 @@ class FileTracker(Tracker):
 
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
         for name, rows in tables.items():
-            columns = list(rows[0]) if rows else []
-            write_text(self.folder / "tables" / f"{name}.csv", csv_text(columns, rows))
+            path = self.folder / "tables" / f"{name}.csv"
+            # Without rows, the header of an earlier epoch's table is all that stays.
+            if columns := list(rows[0] if rows else first_row(path)):
+                write_text(path, csv_text(columns, rows))
 
     def _set_aside(self, path: Path) -> None:
         """Keep damaged lines in a file of their own."""

@@ -161,8 +161,10 @@ class MLflowTracker(Tracker):
             self.spool.add({"file": f"pictures/{name}.png", "folder": "pictures"})
 
     def tables(self, step: int, tables: Mapping[str, Rows]) -> None:
-        for name in tables:
-            self.spool.add({"file": f"tables/{name}.csv", "folder": "tables"})
+        for name, rows in tables.items():
+            file = f"tables/{name}.csv"
+            if rows or (self.spool.folder / file).exists():
+                self.spool.add({"file": file, "folder": "tables"})
 
     def evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
         self.spool.add(record_of(evaluation))

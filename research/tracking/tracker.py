@@ -20,7 +20,7 @@ Status = Literal["RUNNING", "FINISHED", "PRUNED", "FAILED", "KILLED"]
 """State of a run when its process ends; ``RUNNING``: another process may resume it."""
 Row = Mapping[str, float | int | str | bool]
 Rows = Sequence[Row]
-"""A table of results: rows with the same keys."""
+"""A table of results: rows with the same keys. Without rows, those of an earlier epoch go."""
 
 
 class Position(NamedTuple):

@@ -111,7 +111,7 @@ def test_a_comparison_reads_each_run_once(tmp_path: Path, monkeypatch: pytest.Mo
         scale.recorded_runs(tmp_path / str(count), count)
         tables, page = scale.comparison(tmp_path / str(count))
         assert set(read.values()) == {1}
-        assert len(read) == 2 * count
+        assert len(read) == 3 * count  # a summary, overrides and an environment each
         assert tables.count("\n| ") >= 4
         assert "<html" in page
 

@@ -212,7 +212,7 @@ def test_an_interrupted_trial_is_resumed(
     class Impatient:
         stopped = False
 
-        def __init__(self, *_: Any) -> None:
+        def __init__(self, *_: Any, **__: Any) -> None:
             pass
 
         def epoch(self, epoch: int, value: float) -> None:

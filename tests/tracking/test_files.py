@@ -103,8 +103,10 @@ def test_a_later_table_replaces_an_earlier_one_though_it_has_no_rows(tmp_path: P
     tracker = started(tmp_path)
     tracker.tables(1, {"mistakes": [{"sample": 3}]})
     assert read_rows(tmp_path / "tables" / "mistakes.csv") == [{"sample": "3"}]
-    tracker.tables(2, {"mistakes": []})
-    assert read_rows(tmp_path / "tables" / "mistakes.csv") == []
+    for epoch in (2, 3):
+        tracker.tables(epoch, {"mistakes": [], "others": []})
+        assert (tmp_path / "tables" / "mistakes.csv").read_text() == "sample\n"
+        assert not (tmp_path / "tables" / "others.csv").exists()
 
 
 def test_rows_of_an_interrupted_epoch_are_kept_up_to_its_checkpoint(tmp_path: Path) -> None:
