@@ -58,6 +58,10 @@ Options
 def main(words: list[str]) -> None:
     names, options, others = cli.parse(StudyOptions, words, others=DATA)
     if options.check or options.build:
+        if chosen := [*names, *others]:
+            key = "check" if options.check else "build"
+            line = f"{key}=true is of the whole page, not of {chosen[0]}"
+            raise UserError(key, line, "leave it out")
         _build(options.docs, check=options.check)
         return
     plans = [plan(study, options.docs) for study in load_studies(options.docs, names)]

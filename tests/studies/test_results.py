@@ -15,7 +15,7 @@ from research.studies import record, results
 from research.studies.definition import StudyDefinition
 from research.utils.errors import UserError
 from research.viz import studies as charts
-from tests.conftest import ROOT, refusal, verb
+from tests.conftest import ROOT, refusal, user_error, verb
 from tests.studies.made import ARMS_OF_THREE, define, keep, keep_all
 
 DOCS = ROOT / "docs"
@@ -212,6 +212,9 @@ def test_the_command_checks_and_builds(docs: Path, capsys: pytest.CaptureFixture
     assert re.search(r"9 runs: 5 recorded, 0 stale, 4 undone", listed)
     assert re.search(r"wide_seed1 +recorded +top1 0.64\n", listed)
     assert re.search(r"wide_seed2 +undone +2 minutes\n", listed)
+    for key, word in (("check", "nets"), ("build", "data.pictures=.")):
+        with user_error(key, "is of the whole page", "leave it out"):
+            study.main([word, f"{key}=true", f"docs={docs}"])
 
 
 @pytest.mark.parametrize(
