@@ -132,7 +132,7 @@ def _load_intact(final: Path, cache: Path | None) -> Manifest | None:
         log.warning("%s; preparing it again", error.message)
         return None
     log.info("%s is already prepared and intact", final)
-    with suppress(PermissionError):  # of another user
+    with suppress(OSError):  # of another user, or on a read-only file system
         manifest.path.touch()  # the version that was prepared last is the newest
     return manifest
 
