@@ -25,6 +25,7 @@ from research.compression import jpeg_header
 from research.compression.jpeg_header import MAX_PIXELS, MIN_SIDE
 from research.data.image_modes import (
     bits_per_channel,
+    check_sign,
     has_declared_range,
     is_wide,
     scale_transparent_colour,
@@ -265,6 +266,7 @@ def _open(file: BinaryIO, size: int) -> Image.Image:
         raise DamagedImage("too_small", f"{width}x{height} px")
     if width * height > MAX_PIXELS:
         raise DamagedImage("oversized", f"the header claims {width}×{height} px")
+    check_sign(image)
     _check_claim(
         width, height, len(image.getbands()) * (4 if image.mode in ("I", "F") else 1), size
     )

@@ -16,7 +16,12 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 
 from research.utils.errors import DamagedImage
 
@@ -42,6 +47,23 @@ def has_declared_range(image: Image.Image) -> bool:
     if image.mode == "I" and isinstance(image, PpmImageFile):  # PIL scales it to 65535
         return True
     return image.mode.startswith("I;16")
+
+
+def check_sign(image: Image.Image) -> None:
+    """Refuse signed values of 8 bits, which PIL decodes as unsigned ones: -1 as 255.
+
+    Args:
+        image: as opened from a file.
+
+    Raises:
+        DamagedImage: ``value_range``.
+    """
+    if (
+        isinstance(image, TiffImageFile)
+        and image.mode == "L"
+        and 2 in image.tag_v2.get(SAMPLEFORMAT, ())
+    ):
+        raise DamagedImage("value_range", "int8: store 0 to 255")
 
 
 def wide_to_16bit(image: Image.Image) -> Image.Image:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import SAMPLEFORMAT
 
 from research.compression.selection import ALL_FREQUENCIES
 from research.data.crops import CentreCrop
@@ -149,6 +150,18 @@ def test_other_ranges_are_left_out_by_name(
     assert words in str(caught.value)
     for read in (image_size, read_modality_header):
         with pytest.raises(SkipFrame, match=re.escape(words)):
+            read(path)
+
+
+def test_signed_values_of_8_bits_are_left_out_by_name(tmp_path: Path) -> None:
+    """PIL reads them as unsigned: -1 would be white."""
+    path = tmp_path / "a.tif"
+    for sample_format, kind in ((1, ""), (2, "value_range")):
+        picture = Image.fromarray(np.resize(np.uint8([0, 100, 255]), (16, 16)))
+        picture.save(path, tiffinfo={SAMPLEFORMAT: sample_format})
+        assert inspect_header(path) == kind
+    for read in (decode, read_header):
+        with pytest.raises(DamagedImage, match="int8: store 0 to 255"):
             read(path)
 
 
