@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,6 +22,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from research.config.messages import quoted
 from research.utils.errors import UserError, one_line
 
 Point = Mapping[str, Any]
@@ -64,7 +66,8 @@ class Space:
                 of the shared overrides, with which a trial is repeated without the preset.
 
         Raises:
-            UserError: for values that may change between calls, such as a glob or a shuffle.
+            UserError: for values that may change between calls, such as a glob or a shuffle, and
+                for values that Optuna does not distinguish, ``true`` and 1.
         """
         brought = [f"experiment={recipe}"] if recipe not in (None, "null") else []
         words = [f"{key}={values}" for key, values in params.items()] + brought + list(overrides)
@@ -85,6 +88,8 @@ class Space:
             raise UserError(
                 ", ".join(last), f"{' '.join(last.values())}: {one_line(error)}"
             ) from error
+        for key, axis in axes.items():
+            _check_distinct(key, last[key], axis)
         expressions = {key: last[key].partition("=")[2] for key in axes}
         fixed = [f"{key}={value}" for key, value in values.items()] + others
         return cls(axes, expressions, fixed, list(last.values()))
@@ -163,6 +168,19 @@ def same_values(then: str, now: str) -> bool:
         return False
 
 
+def _check_distinct(key: str, word: str, axis: BaseDistribution) -> None:
+    """Refuse choices that are equal in Python, but not the same setting."""
+    choices = axis.choices if isinstance(axis, CategoricalDistribution) else ()
+    for flag in (choice for choice in choices if isinstance(choice, bool)):
+        for other in choices:
+            if flag == other and not isinstance(other, bool):
+                raise UserError(
+                    key,
+                    f"{word}: a study does not distinguish {to_override(flag)} from {other}",
+                    "write one of them",
+                )
+
+
 def _first(axis: BaseDistribution) -> Any:
     if isinstance(axis, CategoricalDistribution):
         return axis.choices[0]
@@ -188,7 +206,16 @@ def to_override(value: Any) -> str:
     """A value as written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return quoted(value) if isinstance(value, str) and _lacks_quotes(value) else str(value)
+
+
+@cache
+def _lacks_quotes(text: str) -> bool:
+    """Whether it is no single value: Hydra's encoding loses what escaped a comma or a quote."""
+    try:
+        return OverridesParser.create().parse_override(f"key={text}").is_sweep_override()
+    except HydraException:
+        return True
 
 
 def axis_values(axis: BaseDistribution) -> Sequence[Any] | None:

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from optuna.samplers import RandomSampler
 
 from research.config import register
 from research.config.compose import composed
 from research.sweeps.space import Space
 from research.sweeps.study import Study
+from tests.conftest import user_error
 
 
 def test_a_grid_goes_in_the_order_of_nested_loops() -> None:
@@ -30,6 +33,28 @@ def test_values_are_written_as_hydra_parses_them() -> None:
     first, *_ = space.points()
     assert space.overrides(first) == ["a=null", "b=[1,2]", "c=1", "d='x y'"]
     assert space.size == 2 * 2 * 3 * 2
+
+
+@pytest.mark.parametrize("values", [r"x\,y,z", r"\(x,y", r"choice('x,y',z)", "'it\\'s, or',b"])
+def test_values_with_hydras_own_characters_stay_one_value(values: str) -> None:
+    swept = OverridesParser.create().parse_override(f"a={values}").value()
+    assert isinstance(swept, ChoiceSweep)
+    space = Space.parse({}, [f"a={values}"])
+    lines = [line for point in space.points() for line in space.overrides(point)]
+    parsed = [OverridesParser.create().parse_override(line).value() for line in lines]
+    assert [text(value) for value in parsed] == [text(value) for value in swept.list]
+    assert [space.point([line]) for line in lines] == list(space.points())
+
+
+def text(value: object) -> object:
+    return value.text if isinstance(value, QuotedString) else value
+
+
+@pytest.mark.parametrize("values", ["true,1", "0,2,false", "1.0,true"])
+def test_values_that_optuna_does_not_distinguish_are_refused(values: str) -> None:
+    with user_error("a", f"a={values}: a study does not distinguish"):
+        Space.parse({}, [f"a={values}"])
+    assert Space.parse({}, ["a=true,false,2", "b=0,1"]).size == 6
 
 
 def test_the_command_line_takes_precedence() -> None:
