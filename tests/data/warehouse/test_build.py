@@ -242,6 +242,20 @@ def test_an_intact_version_is_not_written_again(
     assert "is already prepared and intact" in caplog.text
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EPERM])
+def test_an_intact_version_whose_time_cannot_be_set_is_used(
+    plan: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    first = write(plan, tmp_path / "out")
+
+    def refuse(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "touch", refuse)
+        assert write(plan, tmp_path / "out").version == first.version
+
+
 @pytest.mark.parametrize("file", ["shard_00001.safetensors", "samples.jsonl", "manifest.json"])
 @pytest.mark.parametrize("how", ["flipped", "missing", "cut"])
 def test_a_damaged_version_is_written_again(
