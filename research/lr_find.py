@@ -246,10 +246,11 @@ def write(folder: Path, test: RangeTest, suggestion: Suggestion) -> None:
 def find(
     config: Mapping[str, Any], start: float, end: float, steps: int, folder: Path
 ) -> Suggestion:
-    """Run the test on a configuration, write its files and print the suggestions.
+    """Run the test on a configuration, print the suggestions and write its files.
 
     Raises:
-        UserError: if the test ends within less than ``MIN_STEPS`` steps.
+        UserError: if the test ends within less than ``MIN_STEPS`` steps, or ``folder`` cannot be
+            written to.
     """
     from research.engine import build
 
@@ -265,7 +266,6 @@ def find(
             f"set a lower value than start={start:g}",
         )
     suggestion = suggest(test)
-    write(folder, test, suggestion)
     batch = experiment.train.global_batch * config["accumulate"]
     print(f"{count} steps up to {test.rates[-1]:.3g}: {test.end}; batches of {batch}")
     if suggestion.steepest is None or suggestion.tenth is None:
@@ -277,6 +277,9 @@ def find(
         print(f"the loss did not diverge; set a larger end= than {end:g} to see more")
     if config["scale_lr"] is not None:
         print(f"these rates are for this batch size, with scale_lr=null, not {config['scale_lr']}")
+    # Printed before the files are written: a full disk must not lose it.
+    with outputs.writing_to(folder):
+        write(folder, test, suggestion)
     return suggestion
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from research.config import cli, compose_config, outputs
 from research.config.compose import CONFIG_DIR
-from research.config.keys import MISSING, differences
+from research.config.keys import MISSING, differences, leaves
 from research.config.messages import format_change, format_value
 from research.config.overrides import override, train_command
 from research.config.rules import PATH
@@ -21,7 +21,7 @@ from research.config.stored import with_defaults
 from research.engine.run_record import RunRecord, read_record
 from research.utils.errors import UserError, printable
 from research.utils.files import write_text
-from research.utils.installation import NAME
+from research.utils.installation import HOME, IS_COPY, NAME, VERSION, is_here
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def describe(record: RunRecord, patch: Path) -> list[str]:
         "started in": environment.get("folder", "not recorded"),
         "commit": f"{git.get('commit', 'not recorded')}{_state(git, patch)}",
         "seed": str(record.config.get("seed")),
+        **({"processes": str(processes)} if (processes := environment["processes"]) > 1 else {}),
         "data": f"{data['name']}, hash {data['hash']}" if data else "hash not recorded here",
         "python": environment.get("python", "not recorded"),
         "packages": ", ".join(f"{name} {version}" for name, version in packages if version),
@@ -236,12 +237,15 @@ def commands(
     """
     lines = []
     git = record.environment.get("git", {})
-    if not same and git.get("commit"):
+    if not same and git.get("commit") and not IS_COPY:
+        # Elsewhere, git would take another repository, or apply a part of the changes only.
+        here = ["git", *([] if is_here(".") else ["-C", str(HOME)])]
         if modified:
-            lines.append("# first commit or stash the changes here: git stash")
-        lines.append(shlex.join(["git", "checkout", git["commit"]]))
+            stash = shlex.join([*here, "stash"])
+            lines.append(f"# first commit or stash the changes of the code: {stash}")
+        lines.append(shlex.join([*here, "checkout", git["commit"]]))
         if patch.exists():
-            lines.append(shlex.join(["git", "apply", str(patch.resolve())]))
+            lines.append(shlex.join([*here, "apply", str(patch.resolve())]))
     recorded = record.environment.get("packages", {})
     wanted = [
         f"{name}=={version}"
@@ -252,7 +256,7 @@ def commands(
         labels = dict.fromkeys(w.rpartition("+")[2] for w in wanted if "+" in w)
         index = [word for label in labels for word in ("--extra-index-url", f"{WHEELS}/{label}")]
         lines.append(shlex.join(["pip", "install", *wanted, *index]))
-    return [*lines, train_command(words, own=own)]
+    return [*lines, train_command(words, own=own, processes=record.environment["processes"])]
 
 
 def remarks(record: RunRecord, words: Sequence[str], lost: Sequence[ChangedSetting]) -> list[str]:
@@ -271,7 +275,49 @@ def remarks(record: RunRecord, words: Sequence[str], lost: Sequence[ChangedSetti
         lines.append(f"the run had device={device}; the command uses the first available one")
     if record.config.get("init_from"):
         lines.append(f"it started from the weights of {record.config['init_from']}")
+    if others := _other_processes(record, words):
+        lines.append(others)
+    if paths := _relative_paths(record, words):
+        folder = record.environment["folder"]
+        lines.append(f"start it in {folder}, to which these paths belong: {paths}")
+    if IS_COPY and (commit := record.environment["git"].get("commit")):
+        lines.append(f"it was run at commit {commit}; this is an installed copy of {VERSION}")
     return lines
+
+
+def _other_processes(record: RunRecord, words: Sequence[str]) -> str:
+    """How another number of processes trains on the same batches; empty for a run of one."""
+    processes, whole = (record.environment[name] for name in ("processes", "global_batch"))
+    if processes == 1 or whole is None:
+        return ""
+    keys = {word.partition("=")[0] for word in words}
+    typed = "" if "global_batch_size" in keys else f" with global_batch_size={whole}"
+    instead = " in place of batch_size" if "batch_size" in keys else ""
+    return f"another number of processes than {processes} has the same batches{typed}{instead}"
+
+
+def _relative_paths(record: RunRecord, words: Sequence[str]) -> str:
+    """The settings of a run that name files of the folder in which it was started, and would name
+    others here; empty if there are none.
+    """
+    folder, keys = Path(record.environment["folder"]), {word.partition("=")[0] for word in words}
+    values = [(k, v) for k, v in leaves(record.config) if k in keys and isinstance(v, str | list)]
+    paths = [
+        override(key, value)
+        for key, value in values
+        for name in ([value] if isinstance(value, str) else value)
+        if isinstance(name, str) and name and _is_elsewhere(folder, name)
+    ]
+    return ", ".join(dict.fromkeys(paths))
+
+
+def _is_elsewhere(folder: Path, name: str) -> bool:
+    """Whether a relative path leads to something in ``folder``, but to something else here."""
+    try:
+        there = (folder / name).resolve()
+        return there.exists() and there != Path(name).resolve()
+    except (OSError, ValueError):  # no path, such as a long text
+        return False
 
 
 def report(record: RunRecord) -> tuple[str, list[str]]:

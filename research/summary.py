@@ -254,9 +254,10 @@ def main(words: list[str]) -> None:
             with_shapes=options.csv is not None,
         )
     keys = [setting.partition("=")[0] for setting in settings if len(_values(setting)) > 1]
+    # Printed before the file is written: a full disk must not lose it.
+    print(table(keys, measured).text(terminal_width()))
     if options.csv is not None:
         write_csv(options.csv, keys, measured)
-    print(table(keys, measured).text(terminal_width()))
     outputs.print_next(train_command(settings, multirun=bool(keys)))
 
 

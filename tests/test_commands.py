@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -292,7 +293,8 @@ def test_inspect_and_summary(tmp_path: Path) -> None:
 
         status, printed, errors = outcome(summary)
         assert status == 0
-        assert errors.startswith("next:  python train.py -m model=resnet34_compressed")
+        file = shlex.quote(str(ROOT / "train.py"))  # it can be typed in this folder
+        assert errors.startswith(f"next:  python {file} -m model=resnet34_compressed")
         table = [
             [cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()
         ]

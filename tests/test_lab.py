@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,22 @@ def test_a_verb_runs_its_command(
 
 def test_in_a_checkout_the_command_is_train_py() -> None:
     assert (IS_COPY, TRAIN, CONF) == (False, "python train.py", ROOT / "conf")
+
+
+def test_elsewhere_the_command_has_the_path_of_train_py(tmp_path: Path) -> None:
+    def command() -> str:
+        code = "from research.utils.installation import TRAIN; print(TRAIN)"
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+
+    assert shlex.split(command()) == ["python", str(ROOT / "train.py")]
+    (tmp_path / "train.py").touch()  # somebody's own
+    assert shlex.split(command()) == ["python", str(ROOT / "train.py")]
+    (tmp_path / "train.py").unlink()
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    assert command() == "python train.py"
 
 
 @pytest.fixture(scope="module")

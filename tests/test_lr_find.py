@@ -24,7 +24,7 @@ from research.engine.loop import LoopConfig
 from research.engine.state import TrainState
 from research.utils.errors import UserError
 from research.utils.progress import Phase, open_phases
-from tests.conftest import ROOT, SMALL, TINY, advised, data_overrides, refusal
+from tests.conftest import ROOT, SMALL, TINY, advised, data_overrides, refusal, user_error
 
 Compose = Callable[..., dict[str, Any]]
 CURVATURE = 0.5
@@ -222,6 +222,19 @@ def test_picture_table_and_lines(small: Compose, capsys: pytest.CaptureFixture[s
     assert "batches of 8" in said
     assert "with scale_lr=null" in said
     assert not list(Path().glob("runs/*/config.yaml"))  # no run was made
+
+
+def test_a_folder_that_cannot_be_written_to_loses_no_suggestion(
+    small: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = np.geomspace(1e-5, 1, 100)
+    test = lr_find.RangeTest(rates, np.linspace(2, 1, 100), "the last rate")
+    monkeypatch.setattr(lr_find, "range_test", lambda *args: test)
+    config = small(*TINY)
+    Path("file").touch()
+    with user_error("out", "file"):
+        lr_find.find(config, 1e-5, 1, 100, Path("file/out"))
+    assert "steepest descent:  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from research.config import compose_config
 from research.config.overrides import override, train_command
 from research.engine import run, run_folder
 from research.engine.run_record import read_record
-from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal
+from research.utils.installation import VERSION
+from tests.conftest import ROOT, SMALL, TINY, data_overrides, refusal, user_error
 from tests.test_train import rows
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -82,7 +83,7 @@ def test_nothing_is_different(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("still")
-def test_the_environment_has_moved_on(tmp_path: Path) -> None:
+def test_the_environment_has_moved_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = described(tmp_path / "r", ["tags.why='a b'"])
     environment(
         folder,
@@ -109,8 +110,13 @@ def test_the_environment_has_moved_on(tmp_path: Path) -> None:
         in lines
     )
     checkout, apply, install, command = steps
+    patch = str(folder / "changes.patch")
     assert checkout == f"git checkout {'f' * 40}"
-    assert shlex.split(apply) == ["git", "apply", str(folder / "changes.patch")]
+    assert shlex.split(apply) == ["git", "apply", patch]
+    monkeypatch.chdir(tmp_path)  # where git would take another repository, or none
+    checkout, apply = map(shlex.split, reported(folder)[1][:2])
+    assert checkout == ["git", "-C", str(ROOT), "checkout", "f" * 40]
+    assert apply == ["git", "-C", str(ROOT), "apply", patch]
     assert install == (
         "pip install torch==1.0+cu101 timm==0.1 "  # of no package that only the file names
         "--extra-index-url https://download.pytorch.org/whl/cu101"
@@ -156,23 +162,85 @@ def test_changes_are_kept_as_git_takes_them(
     git("init")
     git("add", ".")
     git("commit", "-m", "a")
+    for setting in (
+        "diff.noprefix=true", "diff.relative=true", "diff.context=0",
+        "status.showUntrackedFiles=no",
+    ):  # fmt: skip
+        git("config", *setting.split("="))
+    (checkout / "a.txt").write_text("1\n2\n3\n")
+    git("add", ".")
+    git("commit", "-m", "b")
     monkeypatch.setattr(run_folder, "__file__", str(checkout / "research" / "runs.py"))
     (tmp_path / "r").mkdir()
     patch = tmp_path / "r" / run_folder.PATCH
     environment = run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert (environment["git"]["changed"], patch.exists()) == (False, False)
     (checkout / "a.bin").write_bytes(b"\0two")
+    (checkout / "a.txt").write_text("1\nchanged\n3\n")
     (checkout / "new").touch()
     environment = run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert (environment["git"]["changed"], environment["git"]["untracked"]) == (True, ["new"])
-    git("checkout", "a.bin")
+    git("checkout", "a.bin", "a.txt")
     git("apply", str(patch))
     assert (checkout / "a.bin").read_bytes() == b"\0two"
+    assert (checkout / "a.txt").read_text() == "1\nchanged\n3\n"
     # Too large a patch is none, and an older one goes.
     monkeypatch.setattr(run_folder, "LARGEST_PATCH", 10)
     run_folder.describe(tmp_path / "r", {"seed": 0}, [])
     assert not patch.exists()
     assert "bytes of uncommitted changes are not stored; commit them" in caplog.text
+
+
+@pytest.mark.usefixtures("still")
+def test_a_run_of_several_processes_is_repeated_by_as_many(tmp_path: Path) -> None:
+    folder = described(tmp_path / "r", ["batch_size=64"])
+    assert reported(folder)[1] == ["python train.py batch_size=64 seed=0"]
+    environment(folder, processes=4, global_batch=256)
+    lines, steps = reported(folder)
+    assert steps == ["torchrun --nproc_per_node=4 train.py batch_size=64 seed=0"]
+    assert "processes:  4" in lines
+    same = "another number of processes than 4 has the same batches"
+    assert f"{same} with global_batch_size=256 in place of batch_size" in lines
+    (tmp_path / "s").mkdir()
+    folder = described(tmp_path / "s/r", ["global_batch_size=256"])
+    environment(folder, processes=4, global_batch=256)
+    assert same in reported(folder)[0]
+    environment(folder, processes="4; rm")
+    with user_error("RUN", "damaged (processes)"):
+        read_record(folder)
+
+
+@pytest.mark.usefixtures("still")
+def test_paths_of_the_folder_in_which_a_run_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        (folder / "pics").mkdir(parents=True)
+    (there / "resnet34").touch()
+    monkeypatch.chdir(there)
+    words = [
+        "model=resnet34", "dataset=imagefolder", "dataset.train_dirs=[pics,gone]",
+        "dataset.val_dir=pics", f"dataset.test_dir={there}", f"tags.long={'x' * 300}",
+    ]  # fmt: skip
+    folder = described(tmp_path / "r", words)
+    start = "start it in "
+    assert not any(line.startswith(start) for line in reported(folder)[0])
+    monkeypatch.chdir(here)
+    assert [line for line in reported(folder)[0] if line.startswith(start)] == [
+        f"{start}{there}, to which these paths belong: "
+        "dataset.train_dirs=[pics,gone], dataset.val_dir=pics"
+    ]
+
+
+@pytest.mark.usefixtures("still")
+def test_an_installed_copy_has_no_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = described(tmp_path / "r", [])
+    monkeypatch.setattr(reproduce, "IS_COPY", True)
+    monkeypatch.setattr(run_folder, "_git", dict)
+    lines, steps = reported(folder)
+    assert steps == ["python train.py seed=0"]
+    assert f"it was run at commit {COMMIT}; this is an installed copy of {VERSION}" in lines
 
 
 @pytest.mark.usefixtures("still")

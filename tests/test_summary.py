@@ -15,6 +15,7 @@ from research.config.options import options
 from research.data.pairs.quality import QUALITY
 from research.engine import build, cost
 from research.utils.errors import UserError
+from tests.conftest import user_error
 
 DOCS = Path(__file__).parents[1] / "docs"
 VARIANTS = ("reconstruction", "block_stem", "luma_fusion", "luma_fusion_pruned", "late_concat")
@@ -288,8 +289,13 @@ def test_the_csv_has_the_table_and_the_shapes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["model=densenet_bc_40_12,fastnet", "dataset.image_size=32", "latency=false"]
+    (tmp_path / "file").touch()
+    with user_error("out"):
+        summary.main([*words, f"csv={tmp_path / 'file/sizes.csv'}"])
+    kept = capsys.readouterr().out
     summary.main([*words, f"csv={tmp_path / 'sizes.csv'}"])
     printed = capsys.readouterr().out.strip().splitlines()[2:]
+    assert kept.strip().splitlines()[2:] == printed
     with (tmp_path / "sizes.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [

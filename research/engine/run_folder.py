@@ -45,6 +45,12 @@ PACKAGES = (
 BATCH = ("processes", "global_batch", "lr")
 """What ``description.batch`` says."""
 PATCH = "changes.patch"
+DIFF = (
+    "-c", "diff.relative=false", "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff",
+    "--no-textconv", "--submodule=short", "--unified=3", "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
+"""Gives what ``git apply`` takes, whatever the user has set for his own reading."""
+STATUS = ("status", "--porcelain", "--untracked-files=normal")
 LARGEST_PATCH = 2**20
 """Bytes; larger patches are not stored."""
 AT_THE_START = (
@@ -199,7 +205,7 @@ def changes() -> bytes:
     if IS_COPY:
         return b""
     try:
-        return _run_git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
+        return _run_git(*DIFF)
     except (OSError, subprocess.CalledProcessError):
         return b""
 
@@ -352,10 +358,7 @@ def _git() -> dict[str, Any]:
     if IS_COPY:
         return {}  # the checkout around an environment, if there is one, is that of other code
     try:
-        commit, status = (
-            _run_git(*words).decode()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
+        commit, status = (_run_git(*words).decode() for words in (("rev-parse", "HEAD"), STATUS))
     except (OSError, subprocess.CalledProcessError):
         return {}
     untracked = [line[3:] for line in status.splitlines() if line.startswith("??")]

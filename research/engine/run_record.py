@@ -82,6 +82,8 @@ def _environment(path: Path) -> dict[str, Any]:
         "config_dir": None,
         "data": None,
         "folder": "",
+        "global_batch": None,
+        "processes": 1,
         "python": "",
         **content,
     }
@@ -92,6 +94,8 @@ def _environment(path: Path) -> dict[str, Any]:
         "data": data is None or (isinstance(data, dict) and {"name", "hash"} <= {*data}),
         "config_dir": isinstance(content["config_dir"], str | None),
         "folder": isinstance(content["folder"], str),
+        "global_batch": content["global_batch"] is None or _is_count(content["global_batch"]),
+        "processes": _is_count(content["processes"]),
         "python": isinstance(content["python"], str),
         "gpus": _are_texts(gpus),
     }
@@ -113,6 +117,10 @@ def _environment(path: Path) -> dict[str, Any]:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _outcome(path: Path) -> str:

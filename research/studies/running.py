@@ -32,7 +32,7 @@ from research.studies.plan import HOUR, StudyPlan, hours_text, look_up
 from research.utils import documents
 from research.utils.errors import UserError
 from research.utils.files import to_json, write_text
-from research.utils.installation import HOME, TRAIN
+from research.utils.installation import HOME
 from research.utils.progress import Phase
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _train(run: StudyRun, folder: Path, places: Mapping[str, str]) -> record.Stu
     content = documents.load(measured, dict, "RUN", recording.HINT)
     evaluated = [f"split={study.evaluate.split}", f"checkpoint={study.evaluate.checkpoint}"]
     commands = [
-        f"{TRAIN} {shlex.join([*run.overrides(), *words[-2:]])}",
+        f"python train.py {shlex.join([*run.overrides(), *words[-2:]])}",
         f"python -m research.evaluate {shlex.join([str(folder), *evaluated])}",
     ]
     return recording.of_training(run, folder, content, commands, _seconds(folder), took, places)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -215,7 +216,8 @@ class MLflowTracker(Tracker):
     def locations(self) -> list[str]:
         shown, name = self.store.shown, f"   # experiment {self.experiment!r}"
         is_server = shown.startswith("http")
-        place = f"mlflow: {shown}" if is_server else f"mlflow ui --backend-store-uri {shown}"
+        ui = f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+        place = f"mlflow: {shown}" if is_server else ui
         model = self.delivery.model
         return [f"{place}{name}", *([f"model: {model}"] if model else [])]
 

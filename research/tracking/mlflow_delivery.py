@@ -289,7 +289,8 @@ class Delivery:
             if experiment.lifecycle_stage != "active":
                 what = f"experiment {experiment.name!r}"
                 command = f"experiments restore --experiment-id {experiment.experiment_id}"
-            raise Gone(f"{what} was deleted", f"mlflow {command}, then {resume_command(folder)}")
+            again = f"{self.store.command(command)}, then {resume_command(folder)}"
+            raise Gone(f"{what} was deleted", again)
         return run
 
     def read_delivered(self, run: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -197,7 +198,7 @@ class MLflowStore:
         if found.lifecycle_stage != "active":
             raise Gone(
                 f"experiment {name!r} was deleted",
-                f"mlflow experiments restore --experiment-id {number}, or another "
+                f"{self.command(f'experiments restore --experiment-id {number}')}, or another "
                 "logging.mlflow.experiment",
             )
         for key in [key for key in tags if key not in found.tags]:
@@ -206,6 +207,14 @@ class MLflowStore:
             except Exception as error:  # a login that may add runs only
                 log.info("MLflow: experiment %r has no tag %s (%s)", name, key, reason(error))
         return number
+
+    def command(self, words: str) -> str:
+        """A command line of MLflow, which knows the store by a variable of the environment only."""
+        variable = secrets.TRACKING_URI
+        is_set = secrets.hide(os.environ.get(variable, "")) == self.shown
+        return (
+            f"mlflow {words}" if is_set else f"{variable}={shlex.quote(self.shown)} mlflow {words}"
+        )
 
     def _artifacts(self) -> str:
         """The folder of the artifacts beside a database, as it is stored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ class TensorBoardTracker(Tracker):
         return {"tensorboard_batches": str(self.batches)}
 
     def locations(self) -> list[str]:
-        return [f"tensorboard --logdir {self.folder}"]
+        return [f"tensorboard --logdir {shlex.quote(str(self.folder))}"]
 
     def finish(self, status: Status) -> None:
         for table in TABLES:

@@ -17,10 +17,21 @@ HOME: Final = PACKAGE if IS_COPY else PACKAGE.parent
 CONF: Final = HOME / "conf"
 
 
+def is_here(name: str) -> bool:
+    """Whether a path from ``HOME`` leads to the same from the current folder."""
+    try:
+        return Path(name).samefile(HOME / name)
+    except OSError:  # not there, or the folder was deleted
+        return False
+
+
 def _train_file() -> str:
-    """``train.py`` of a checkout, as it was typed if this process was started by it."""
-    typed = Path(sys.argv[0])
-    return shlex.quote(sys.argv[0]) if typed.resolve() == HOME / "train.py" else "train.py"
+    """``train.py`` of a checkout, as it can be typed here; as it was typed, if this process was
+    started by it.
+    """
+    if Path(sys.argv[0]).resolve() == HOME / "train.py":
+        return shlex.quote(sys.argv[0])
+    return "train.py" if is_here("train.py") else shlex.quote(str(HOME / "train.py"))
 
 
 BY_LAB: Final = Path(sys.argv[0]).stem == "lab"

@@ -96,6 +96,11 @@ def process_prefix(rank: int | None = None) -> str:
     return f"[process {rank}] " if rank else ""
 
 
+def torchrun(processes: int) -> str:
+    """The command that trains in several processes of one machine."""
+    return f"torchrun --nproc_per_node={processes} {TRAIN_FILE}"
+
+
 def train_prefix(environ: Mapping[str, str] = os.environ) -> str:
     """The command that trains, launched as this process was; it can be typed on this machine."""
     try:
@@ -110,7 +115,7 @@ def train_prefix(environ: Mapping[str, str] = os.environ) -> str:
     if typed := _torchrun_words():
         return f"{shlex.join(typed)} {TRAIN_FILE}"
     if _number(environ, "LOCAL_WORLD_SIZE") == own.processes:
-        return f"torchrun --nproc_per_node={own.processes} {TRAIN_FILE}"
+        return torchrun(own.processes)
     variables = [f"{name}={shlex.quote(environ[name])}" for name in OF_TORCHRUN]
     return " ".join([*variables, TRAIN])
 

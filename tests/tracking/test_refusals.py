@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -219,7 +221,37 @@ def test_a_changed_parameter_is_a_tag(store: str, tmp_path: Path) -> None:
     assert refused(tmp_path) == []
 
 
+@pytest.mark.parametrize("address", ["sqlite:///my runs/m.db", "http://me:secret@host:5000"])
+def test_advice_about_a_store_can_be_typed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = MLflowTracker(address, "ours", system_metrics=False)
+    shown = tracker.store.shown
+    assert "secret" not in shown
+    assert shlex.split(tracker.store.command("gc")) == [
+        f"MLFLOW_TRACKING_URI={shown}",
+        "mlflow",
+        "gc",
+    ]
+    if address.startswith("sqlite"):
+        words = shlex.split(tracker.locations()[0], comments=True)
+        assert words == ["mlflow", "ui", "--backend-store-uri", shown]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert tracker.store.command("gc") == "mlflow gc"
+
+
 # -- runs and experiments -------------------------------------------------------------------------
+
+
+def follow(command: str) -> None:
+    """Type a command line of MLflow, as a shell reads it."""
+    from click.testing import CliRunner
+    from mlflow import experiments, runs
+
+    setting, program, group, *words = shlex.split(command)
+    groups = {"runs": runs.commands, "experiments": experiments.commands}
+    assert program == "mlflow"
+    result = CliRunner().invoke(groups[group], words, env=dict([setting.split("=", 1)]))
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("what", ["run", "experiment"])
@@ -238,10 +270,10 @@ def test_a_deleted_run_is_kept_in_files_until_it_is_restored(
     assert [entry["record"]["step"] for entry in refused(tmp_path)] == [2, 3]
     assert all("was deleted" in entry["reason"] for entry in refused(tmp_path))
     assert caplog.text.count("was deleted") == 1
-    assert f"mlflow {what}s restore --{what}-id " in caplog.text
+    advice = re.search(rf"; (\S+ mlflow {what}s restore --{what}-id \w+), ", caplog.text)
+    assert advice is not None
     # Restored while the run goes on: nothing is missing, nothing is there twice.
-    restore = {"run": "restore_run", "experiment": "restore_experiment"}[what]
-    getattr(client(store), restore)(remove[1])
+    follow(advice[1])
     epoch(tracker, 4)
     tracker.finish("FINISHED")
     assert losses(store, tracker.run_id) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]

@@ -135,6 +135,8 @@ def test_pictures_and_tables(tmp_path: Path) -> None:
     assert text(tmp_path, "tables/empty") == "no rows"
     (line,) = tracker.locations()
     assert line == f"tensorboard --logdir {tmp_path / 'tensorboard'}"
+    tracker.folder = Path("my runs")
+    assert tracker.locations() == ["tensorboard --logdir 'my runs'"]
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(
