@@ -231,11 +231,35 @@ def _outputs(
     return [(a, torch.from_numpy(b)) for a, b in zip(outputs, exported, strict=True)]
 
 
+def differences(out: Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Largest difference of outputs, and as a fraction of the largest output; NaN if one is NaN.
+
+    Args:
+        out: the file, for the message.
+        pairs: each output of the run's model, and the same output of the file.
+
+    Raises:
+        UserError: if an output of the run's model is not finite.
+    """
+    import torch
+
+    # Of tensors: Python's max passes over NaN.
+    absolute = torch.tensor([(a - b).abs().max() for a, b in pairs])
+    largest = torch.tensor([a.abs().max() for a, _ in pairs])
+    if not largest.isfinite().all():
+        raise UserError(
+            "RUN",
+            f"{out}: not written, the outputs of the run's own model are not finite",
+            "its training has diverged: use another run",
+        )
+    smallest = torch.finfo(largest.dtype).tiny  # of outputs that are all 0
+    return float(absolute.max()), float((absolute / largest.clamp(min=smallest)).max())
+
+
 def _compared(
     out: Path, program: Any, session: Any, pairs: list[tuple[Tensor, Tensor]]
 ) -> Exported:
-    difference = max((a - b).abs().max().item() for a, b in pairs)
-    relative = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
+    difference, relative = differences(out, pairs)
     if not relative <= TOLERANCE:
         raise UserError(
             "RUN",
@@ -267,12 +291,11 @@ def described(loaded: Predictor, data: Mapping[str, Any]) -> dict[str, Any]:
 
     dataset, size = loaded.config["dataset"], build.input_size(loaded.config, data)
     stored = dataset.get("stored_size") or data.get("transform", {}).get("image_size")
-    own = dataset.get("crop_pct", 1.0) or build.network_input(loaded.config).crop_pct
     result: dict[str, Any] = {
         "task": str(loaded.config["task"]["_target_"]).rpartition(".")[2].lower(),
         "classes": loaded.classes,
         "image_size": size,
-        "crop_pct": size / stored if stored else own,
+        "crop_pct": size / stored if stored else build.crop_pct(loaded.config),
     }
     for name, value in loaded.transform.state_dict().items():
         result[name] = value[..., 0, 0].tolist()  # [C, 1, 1]

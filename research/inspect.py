@@ -80,7 +80,7 @@ def inspect(files: list[Path], out: Path, overrides: list[str]) -> list[dict[str
     reader = BitstreamReader(size, ALL_FREQUENCIES) if bitstream else PixelReader(size)
     transform = CoefficientTransform(ALL_FREQUENCIES, spec.range_, None, flip=False).eval()
     complete, selected = Decoder(ALL_FREQUENCIES, spec.range_), Decoder(spec.selection, spec.range_)
-    crop = CentreCrop(config["dataset"]["crop_pct"] or build.network_input(config).crop_pct)
+    crop = CentreCrop(build.crop_pct(config))
     rows: list[dict[str, Any]] = []
     energy = torch.zeros(3, 64, dtype=torch.float64)
     for number, file in enumerate(track(files, "inspecting")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import re
 import runpy
 import warnings
@@ -23,7 +24,7 @@ from research.config import compose_config
 from research.engine import build, predictor, weights_file
 from research.engine.predictor import Predictor
 from research.utils.errors import UserError
-from tests.conftest import as_if_trained
+from tests.conftest import as_if_trained, user_error
 
 CLASSES = ["bars", "field", "spots"]
 SMALL = ("dataset=imagefolder", "dataset.train_dirs=[none]", "dataset.image_size=32", "device=cpu")
@@ -147,6 +148,25 @@ def test_a_file_whose_outputs_differ_is_not_left_behind(
     with pytest.raises(UserError, match="not written, its outputs differ"):
         export.main([str(run), f"out={out}"])
     assert list(out.parent.iterdir()) == []
+
+
+def test_the_largest_difference() -> None:
+    out, one, nan, zero = (
+        Path("a.onnx"),
+        torch.ones(2),
+        torch.tensor([1, torch.nan]),
+        torch.zeros(2),
+    )
+    four, off = torch.tensor([-4.0, 1.0]), torch.tensor([-4.0, 1.5])
+    assert export.differences(out, [(one, one), (four, off)]) == (0.5, 0.125)
+    assert export.differences(out, [(zero, zero)]) == (0.0, 0.0)
+    assert export.differences(out, [(zero, one)])[1] > 1
+    # Of every output, whichever comes first.
+    for pairs in ([(one, nan), (one, one)], [(one, one), (one, nan)]):
+        assert all(math.isnan(value) for value in export.differences(out, pairs))
+    for values in (nan, one / 0):
+        with user_error("RUN", "are not finite"):
+            export.differences(out, [(one, one), (values, values)])
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,14 @@ def test_settings_are_checked_as_everywhere(photo: Path, tmp_path: Path) -> None
         inspect.inspect([photo], tmp_path / "out", ["model=resnet34", "compression=none"])
 
 
+def test_data_without_a_crop_keep_the_whole_square(photo: Path, tmp_path: Path) -> None:
+    one, other = (
+        inspect.inspect([photo], tmp_path / "out", [*words, SIZE])
+        for words in (["dataset=cifar10"], ["dataset.crop_pct=1"])
+    )
+    assert one == other
+
+
 def test_names_as_long_as_file_systems_take(photo: Path, tmp_path: Path) -> None:
     files = [photo.rename(tmp_path / f"{'x' * 251}.jpg"), tmp_path / f"{'é' * 125}.jpg"]
     files[1].write_bytes(files[0].read_bytes())

@@ -203,6 +203,8 @@ def test_the_weights_alone_do(detectors: Detectors, here: Path) -> None:
     predict.main(["w.safetensors", str(detectors.captures), "max_frames=1"])
     [out] = (here / "runs" / "predict").iterdir()
     assert re.fullmatch(r"w-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", out.name)
+    latency = json.loads((out / "summary.json").read_text())["latency_ms"]
+    assert (latency["batch_size"], latency["batches"]) == (1, 1)  # of the frame that there was
 
 
 def test_a_classifier_writes_a_table(small: Compose, tmp_path: Path) -> None:
@@ -230,6 +232,8 @@ def test_a_classifier_writes_a_table(small: Compose, tmp_path: Path) -> None:
         assert sheet.width > 5 * 160  # 14 pictures: rows of five, five and four
     summary = json.loads((tmp_path / "seen" / "summary.json").read_text())
     assert sum(summary["classes"].values()) == summary["frames"] == 14
+    latency = summary["latency_ms"]
+    assert (latency["batch_size"], latency["batches"]) == (5, 2)  # not that of the last four
 
 
 # -- damage and mistakes ------------------------------------------------------------------------

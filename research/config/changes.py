@@ -8,8 +8,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from research.config import stored
 from research.config.checks import check_value
 from research.config.compose import defaults_of
@@ -18,6 +16,7 @@ from research.config.keys import leaves, setting_values
 from research.config.messages import unknown_key
 from research.config.rules import Rule
 from research.config.schema import GROUPS, register
+from research.utils.documents import parse_typed
 from research.utils.errors import UserError
 
 Config = Mapping[str, Any]
@@ -82,8 +81,8 @@ def changed(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
                 f"set its keys, {key}.KEY=value",
             )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_typed(text)
+        except ValueError:
             raise UserError(
                 key, f"{word!r}: the value is not YAML", "close brackets, quote lists"
             ) from None

@@ -23,12 +23,11 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
 from research.config.messages import format_value
 from research.config.rules import DEVICE, PATH, TEXT, Rule, one_of
 from research.config.schema import GROUPS, RUN_RULES
 from research.utils import conditions
+from research.utils.documents import parse_typed
 from research.utils.errors import UserError
 from research.utils.installation import NAME, VERSION
 from research.utils.launch import require_one_process
@@ -345,17 +344,11 @@ def command(usage: str, main: Callable[[list[str]], None]) -> None:
 
 
 def _parsed(text: str) -> Any:
-    """The text parsed as YAML, or as a number such as ``1e-6``, which is text in YAML."""
+    """The text as a value; what is none is text, for the rule to refuse."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_typed(text)
+    except ValueError:
         return text
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _typed(value: Any) -> str:

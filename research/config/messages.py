@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-import yaml
 from hydra.errors import (
     HydraException,
     InstantiationException,
@@ -31,6 +30,7 @@ from research.config.migrations import current_key
 from research.config.options import option_node, options
 from research.config.rules import Rule, nearest
 from research.config.schema import GROUPS, OPTIONAL, RUN_RULES, RunSettings, rule_for
+from research.utils.documents import parse_typed
 from research.utils.errors import UserError, causes
 from research.utils.installation import TRAIN
 
@@ -327,8 +327,8 @@ def _composition(error: BaseException, overrides: list[str]) -> UserError:
 def _takes_list(key: str, values: str) -> bool:
     """Whether ``key=[values]`` is allowed, so that a message may advise it."""
     try:
-        value = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
+        value = parse_typed(f"[{values}]")
+    except ValueError:
         return False
     config = composed([]).unresolved
     return rule_for(key, setting_values(config).get(key), group_rules(config)).is_valid(value)

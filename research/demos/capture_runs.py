@@ -90,16 +90,15 @@ class CaptureDemo:
 def _is_ours(root: Path) -> bool:
     """True if ``root`` has a record of demo runs, and no other runs or files."""
     try:
-        runs = int(json.loads((root / RECORD).read_text())["runs"])
+        record = json.loads((root / RECORD).read_text())
+        runs, frames = int(record["runs"]), int(record["frames"])
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    expected = {RECORD, *(f"run_{number + 1:03d}" for number in range(runs))}
-    inner = {path.name for run in root.glob("run_*") for path in run.iterdir()}
-    return {path.name for path in root.iterdir()} <= expected and inner <= {
-        MANIFEST,
-        "images",
-        "labels",
-    }
+    stems = [f"frame_{number:05d}" for number in range(frames)]
+    inner = [MANIFEST, *(f"images/{s}.jpg" for s in stems), *(f"labels/{s}.json" for s in stems)]
+    expected = {f"run_{number + 1:03d}/{name}" for number in range(runs) for name in inner}
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
+    return files <= {RECORD, *expected}
 
 
 def _write_run(folder: Path, key: tuple[int, int], frames: int) -> None:

@@ -39,21 +39,22 @@ def render_once(
     """
     if _has_record(root / record_name, record):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{root.name}.lock"):
-        if _has_record(root / record_name, record):  # created by another process in the meantime
+    real = root.resolve()  # a link stays one, such as one to another disk
+    real.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(real.parent / f".{real.name}.lock"):
+        if _has_record(real / record_name, record):  # created by another process in the meantime
             return root
-        if root.exists() and not may_replace(root):
+        if real.exists() and not (real.is_dir() and may_replace(real)):
             raise UserError(
                 key, f"{root} contains other files than the demo data", f"set {key} to a new folder"
             )
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
-            new = Path(scratch) / root.name
+        with tempfile.TemporaryDirectory(dir=real.parent, prefix=f".{real.name}.") as scratch:
+            new = Path(scratch) / real.name
             create(new)
             (new / record_name).write_text(json.dumps(record, indent=2) + "\n")
-            if root.exists():
-                shutil.rmtree(root)
-            os.replace(new, root)
+            if real.exists():
+                shutil.rmtree(real)
+            os.replace(new, real)
     return root
 
 

@@ -10,6 +10,7 @@ flips, random resized crops and without the high frequencies of every 8×8 block
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -208,9 +209,15 @@ def _write(path: Path, key: tuple[int, int, int, int], name: str) -> None:
 
 def _is_ours(root: Path) -> bool:
     """True if nothing but demo scenes, whole or half-made, lies in ``root``."""
-    top = {entry.name for entry in root.iterdir()}
-    inner = {entry.name for split in SPLITS for entry in root.glob(f"{split}/*")}
-    return top <= {*SPLITS, MANIFEST} and (MANIFEST in top or inner <= set(CLASSES))
+    files = (path.relative_to(root) for path in root.rglob("*") if not path.is_dir())
+    return all(file == Path(MANIFEST) or _is_scene(file) for file in files)
+
+
+def _is_scene(file: Path) -> bool:
+    """Whether a path relative to the root is one of ``render_scenes``."""
+    split, name = (*file.parts, "", "")[:2]
+    known = split in SPLITS and name in CLASSES and len(file.parts) == 3
+    return known and re.fullmatch(r"\d{5,}\.jpg", file.name) is not None
 
 
 def render_scenes(root: Path, train_images: int, val_images: int, seed: int) -> Path:

@@ -185,6 +185,12 @@ def network_input(config: Config) -> NetworkInput:
     return NetworkInput(spec.size, spec.mean, spec.std, spec.crop_pct, wanted)
 
 
+def crop_pct(config: Config) -> float:
+    """Side of the validation crop as a fraction of the short side; 1 for data without crops."""
+    own: float | None = config["dataset"].get("crop_pct", 1.0)
+    return own or network_input(config).crop_pct
+
+
 def input_size(config: Config, metadata: Mapping[str, Any]) -> int:
     """Side of the network's square input, in pixels."""
     stored: int | None = metadata.get("transform", {}).get("image_size")

@@ -46,14 +46,14 @@ def predict(
 
     Returns:
         for JSON: ``frames``, ``damage`` (skipped frames by kind), ``seconds`` (total, with reading
-        and writing), ``frames_per_second``, ``latency_ms`` (of a batch: model and postprocessing,
-        with the device synchronized) and the writer's summary.
+        and writing), ``frames_per_second``, ``latency_ms`` (of the batches of the most frames:
+        model and postprocessing, with the device synchronized) and the writer's summary.
 
     Raises:
         UserError: if no frame can be read.
     """
     damaged: list[DamagedImage] = []
-    latencies: list[float] = []
+    latencies: dict[int, list[float]] = {}  # ms by number of frames
     frames, start = 0, time.perf_counter()
     with writer, Phase("predicting", media.expected or None, "frames") as phase:
         for batch_stills in media.batches(batch_size):
@@ -62,12 +62,13 @@ def predict(
                 batch_start = time.perf_counter()
                 predictions = model.infer(batch)
                 synchronize(model.device)
-                latencies.append(1000 * (time.perf_counter() - batch_start))
+                latency = 1000 * (time.perf_counter() - batch_start)
+                latencies.setdefault(len(stills), []).append(latency)
                 frames += len(stills)
                 written = writer.add(stills, images, predictions)
                 if player is not None:
                     for still, panels, shown in zip(stills, images, written, strict=True):
-                        player.show(still.name, panels[0], shown, latencies[-1] / len(stills))
+                        player.show(still.name, panels[0], shown, latency / len(stills))
             phase.update(frames + len(damaged))
     skipped = media.skipped + Counter(error.kind for error in damaged)
     problems = [*media.problems, *map(str, damaged)]
@@ -82,6 +83,7 @@ def predict(
         text = counted(missing, "frames")
         log.warning("%s fewer could be read than the headers of the videos say", text)
     seconds = time.perf_counter() - start
+    largest = max(latencies)
     return {
         "frames": frames,
         "damage": dict(skipped),
@@ -89,10 +91,10 @@ def predict(
         "seconds": seconds,
         "frames_per_second": frames / seconds,
         "latency_ms": {
-            "batch_size": batch_size,
-            "batches": len(latencies),
-            "median": statistics.median(latencies),
-            "highest": max(latencies),
+            "batch_size": largest,
+            "batches": len(latencies[largest]),
+            "median": statistics.median(latencies[largest]),
+            "highest": max(latencies[largest]),
         },
         "device": str(model.device),
         **writer.summary(),

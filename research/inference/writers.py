@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ THUMBNAIL: Final = 160
 LISTED: Final = 8
 """Images of which the terminal shows the classes; of more, how many are of each class."""
 BEST: Final = 5
+UNDEFINED: Final = "no class"
+"""Caption of an image whose scores are not finite."""
 
 Panels = Sequence[Image.Image]
 """RGB pictures of one still, of equal size, see ``DataModule.load_image``."""
@@ -207,6 +210,8 @@ class BoxWriter:
 class ClassWriter:
     """Classes as a table, ``FOLDER/predictions.csv``, and a contact sheet.
 
+    An image with a NaN or infinite logit has no class, and is counted as ``undefined``.
+
     The sheet shows at most ``SHOWN`` images, drawn from all with a fixed seed (algorithm R; Vitter,
     1985), in the order of the table.
 
@@ -223,7 +228,7 @@ class ClassWriter:
         self.table = folder / "predictions.csv"
         self.counts: dict[str, int] = {}
         self.first: list[str] = []
-        self.images = 0
+        self.images = self.undefined = 0
         self.shown: dict[int, tuple[int, Image.Image, str]] = {}
         self.chance = np.random.default_rng(0)
 
@@ -250,17 +255,22 @@ class ClassWriter:
         for still, panels, probabilities, indices in zip(
             stills, images, likely.tolist(), best.tolist(), strict=True
         ):
-            names = [self.classes[index] for index in indices]
+            is_defined = math.isfinite(probabilities[0])
+            names = [self.classes[index] if is_defined else "" for index in indices]
             row = [still.name]
             for name, probability in zip(names, probabilities, strict=True):
                 row += [name, f"{probability:.4f}"]
             rows.append(row)
-            self.counts[names[0]] = self.counts.get(names[0], 0) + 1
-            caption = f"{names[0]} {probabilities[0]:.0%}"
-            if len(self.first) < LISTED:
+            if is_defined:
+                self.counts[names[0]] = self.counts.get(names[0], 0) + 1
                 pairs = zip(names, probabilities, strict=True)
-                found = ", ".join(f"{name} {value:.0%}" for name, value in pairs)
-                self.first.append(f"{still.name}  {found}")
+                found = [f"{name} {value:.0%}" for name, value in pairs]
+            else:
+                self.undefined += 1
+                found = [UNDEFINED]
+            caption = found[0]
+            if len(self.first) < LISTED:
+                self.first.append(f"{still.name}  {', '.join(found)}")
             self.images += 1
             place = len(self.shown)
             if place == SHOWN:
@@ -290,11 +300,13 @@ class ClassWriter:
             raise failed(self.table, error) from None
 
     def summary(self) -> dict[str, Any]:
-        return {"classes": dict(sorted(self.counts.items()))}
+        return {"classes": dict(sorted(self.counts.items())), "undefined": self.undefined}
 
     def where(self) -> list[str]:
         shown = f"{self.folder / SHEET} ({self._part()})"
         files = [f"pictures: {shown}", f"table:    {self.table}"]
+        if self.undefined:
+            files.append(f"no class: {counted(self.undefined, 'images')}, scores are not finite")
         if self.images <= len(self.first):
             return [*self.first, *files]
         counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -37,6 +38,22 @@ class _Loader(yaml.SafeLoader):
             repeated = _shown(keys.most_common(1)[0][0])
             raise ValueError(f"{repeated} twice, line {node.start_mark.line + 1} and below")
         return found
+
+
+class _TypedLoader(_Loader):
+    """The same for a word of a command line: ``1e-6`` is a number, and a date is text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    }
+
+
+_TypedLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    [*"-+.0123456789"],
+)
 
 
 def load(path: Path, kind: type[T], key: str, hint: str = "use another run") -> T:
@@ -86,6 +103,23 @@ def parse_yaml(text: str) -> Any:
             has a key twice.
     """
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def parse_typed(text: str) -> Any:
+    """The value of ``key=text`` on a command line, in YAML.
+
+    Unlike in YAML 1.1, ``1e-6`` is a number, and text without quotes is taken as it is: a date, or
+    a path with ``#``.
+
+    Raises:
+        ValueError: if it is not valid.
+    """
+    try:
+        value = yaml.load(text, _TypedLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
+        raise ValueError(one_line(error)) from None
+    text = text.strip()
+    return text if isinstance(value, str) and text[0] not in "'\"" else value
 
 
 def _one_value_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from research.viz.colours import BLACK, IGNORED_BOX, PREDICTED_BOXES, TRUE_BOX, Colour
-from research.viz.figures import shown
+from research.viz.figures import shortened
 from research.viz.pictures import Font, fitted, font
 
 DASH: Final = 5
@@ -45,7 +45,7 @@ def draw_boxes(
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=BLACK)
         draw.rectangle((left, top, right, bottom), outline=fill, width=line)
     letters = _letters(image)
-    texts = shown(captions)
+    texts = shortened(captions)
     places = caption_places(image, boxes, texts)
     for place, text, fill in zip(places, texts, fills, strict=False):
         if place is not None:

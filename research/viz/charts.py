@@ -17,6 +17,7 @@ from research.viz.figures import (
     legend,
     new_figure,
     render,
+    shortened,
     shown,
     subplots,
     whole_numbers,
@@ -187,7 +188,7 @@ def precision_recall_per_class(
         true_positives = np.cumsum(hits[np.argsort(-scores, kind="stable")])
         precision = true_positives / np.arange(1, len(true_positives) + 1)
         recall = true_positives / max(1, positives)
-        [short] = shown([name])
+        [short] = shortened([name])
         style = series(number) | {"markevery": 0.1}
         axes.plot(recall, precision, label=f"{short} ({positives} boxes)", **style)  # type: ignore[arg-type]
     axes.set_xlim(0, 1.02)
@@ -250,8 +251,8 @@ def robustness(
     """A metric over the strength of corruptions, a panel per kind of corruption.
 
     Args:
-        groups: for each kind, by what is corrupted, (strength, metric) pairs: a line, or a bar if
-            there is one pair.
+        groups: for each kind, by what is corrupted, (strength, metric) pairs: a line, or a bar for
+            a kind without strengths, which are 0.
         clean: the metric without corruption.
         metric: name of the metric.
         basis: the samples that it is of, in words.
@@ -263,7 +264,7 @@ def robustness(
     figure = new_figure(5 * len(groups), 4.4 + room)
     [panels] = subplots(figure, 1, len(groups), sharey=True)
     for axes, (kind, lines) in zip(panels, groups.items(), strict=True):
-        if all(len(points) == 1 for points in lines.values()):
+        if all(strength == 0 for points in lines.values() for strength, _ in points):
             axes.bar(range(len(lines)), [points[0][1] for points in lines.values()])
             angle = 90 if is_long else 0
             axes.set_xticks(range(len(lines)), labels=shown(lines), rotation=angle)

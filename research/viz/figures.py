@@ -91,12 +91,17 @@ def render(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def shown(names: Iterable[str], most: int = LONGEST_NAME) -> list[str]:
+def shortened(names: Iterable[str], most: int = LONGEST_NAME) -> list[str]:
     """Names as they are written in pictures: of those of more letters, start and end."""
     half = (most - 1) // 2
     return [
         name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}" for name in names
     ]
+
+
+def shown(names: Iterable[str], most: int = LONGEST_NAME) -> list[str]:
+    """``shortened`` names as texts for matplotlib, which takes what is between ``$`` for TeX."""
+    return [name.replace("$", r"\$") for name in shortened(names, most)]
 
 
 def legend(axes: Axes) -> None:

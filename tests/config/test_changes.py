@@ -62,6 +62,10 @@ def test_only_existing_keys_and_valid_values() -> None:
     then = config("tinydet")
     assert changed(then, ["batch_size=3"])["batch_size"] == 3
     assert then["batch_size"] == 8
+    # Written by Python for 0.00001, and text in YAML.
+    assert changed(then, ["task.score=1e-05"])["task"]["score"] == 1e-5
+    moved = changed(then, ["dataset.manifest=stores/Run #3"])
+    assert moved["dataset"]["manifest"] == "stores/Run #3"
     wrong = {
         "model=bigdet": "model.KEY=value",
         "dataset.gone=1": "no key",

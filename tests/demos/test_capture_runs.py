@@ -154,7 +154,10 @@ def test_an_interruption_leaves_the_old_folder_and_no_temporary_files(
     assert {path.name for path in small.parent.iterdir()} == {"small", ".small.lock"}
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "run_007/run_manifest.json", "run_001/mine.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["notes.txt", "run_007/run_manifest.json", "run_001/mine.txt", "run_001/images/mine.jpg"],
+)
 def test_a_folder_with_other_files_is_left_alone(small: Path, name: str) -> None:
     (small / name).parent.mkdir(exist_ok=True)
     (small / name).write_text("mine")

@@ -42,6 +42,22 @@ def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "root" / "precious").exists()
 
 
+def test_a_file_is_no_folder_to_replace(tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("mine")
+    with user_error("dataset.root", tmp_path / "root"):
+        render_once(tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: True, make)
+    assert (tmp_path / "root").read_text() == "mine"
+
+
+def test_a_link_to_another_disk_stays_one(tmp_path: Path) -> None:
+    root, target = tmp_path / "root", tmp_path / "disk" / "demo"
+    root.symlink_to(target)
+    for record in (RECORD, {**RECORD, "seed": 2}):
+        render_once(root, "dataset.root", "record.json", record, lambda _: True, make)
+        assert root.readlink() == target
+        assert {path.name for path in target.iterdir()} == {"data", "record.json"}
+
+
 def test_a_failure_does_not_change_the_folder(tmp_path: Path) -> None:
     root = render_once(
         tmp_path / "root", "dataset.root", "record.json", RECORD, lambda _: True, make

@@ -152,6 +152,15 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, name: str) -> N
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["train/dog/00000.jpg", "train/rings/mine.jpg", "val/rings/a/b"])
+def test_files_that_were_put_beside_the_scenes_are_left_alone(small: Path, name: str) -> None:
+    (small / name).parent.mkdir(parents=True, exist_ok=True)
+    (small / name).write_text("mine")
+    with pytest.raises(UserError, match="other files"):
+        render_scenes(small, 12, 12, seed=0)
+    assert (small / name).read_text() == "mine"
+
+
 @pytest.mark.parametrize(("train", "val", "seed"), [(11, 12, 0), (12, 0, 0), (12, 12, -1)])
 def test_invalid_settings(tmp_path: Path, train: int, val: int, seed: int) -> None:
     with pytest.raises(UserError):

@@ -68,6 +68,19 @@ def test_equal_logits_are_in_the_order_of_the_classes(tmp_path: Path) -> None:
     assert [row[1::2] for row in rows[1:]] == [names[:5], names[50:55]]
 
 
+def test_scores_that_are_not_finite_name_no_class(tmp_path: Path) -> None:
+    """Softmax of half precision that overflows, or of a network that diverged."""
+    logits = torch.tensor([[1.0, 3.0], [torch.nan, 1.0], [0.0, torch.inf], [-torch.inf, 0.0]])
+    stills = [Still(f"{n}.png", "images", f"{n}", Path(f"{n}.png")) for n in range(4)]
+    with ClassWriter(tmp_path, ["a", "b"]) as writer:
+        overlays = writer.add(stills, [[Image.new("RGB", (2, 2))]] * 4, logits)
+    assert [overlay.caption for overlay in overlays] == ["b 88%", "no class", "no class", "b 100%"]
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [row["class"] for row in rows] == ["b", "", "", "b"]
+    assert writer.summary() == {"classes": {"b": 2}, "undefined": 2}
+    assert "no class: 2 images, scores are not finite" in writer.where()
+
+
 def test_boxes_of_a_class_agnostic_task_are_of_its_one_class(tmp_path: Path) -> None:
     picture = Image.new("RGB", (40, 30))
     picture.save(tmp_path / "a.png")

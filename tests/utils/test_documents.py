@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ConfigDict, PositiveInt, with_config
 
-from research.utils.documents import validate
+from research.utils.documents import parse_typed, validate
 from tests.conftest import user_error
 
 
@@ -48,3 +48,34 @@ def test_a_document_becomes_the_dataclass() -> None:
 def test_the_first_problem_is_named(document: Any, words: str) -> None:
     with user_error("file", f"a.json: {words}", "; fix it"):
         validate(Document, document, "file", Path("a.json"), "fix it")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-05", 1e-5),
+        ("1E5", 1e5),
+        (".5e3", 500.0),
+        ("[0.9,1e-3]", [0.9, 1e-3]),
+        ("{a: 2e-3}", {"a": 2e-3}),
+        ("e5", "e5"),
+        ("3", 3),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("2026-11-30", "2026-11-30"),
+        ("2026-13-45", "2026-13-45"),
+        ("/photos/Run #3", "/photos/Run #3"),
+        ("'/photos/Run #3'", "/photos/Run #3"),
+        ('"a, b"', "a, b"),
+    ],
+)
+def test_a_typed_value(text: str, value: Any) -> None:
+    found = parse_typed(text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["[", "{a: 1, a: 2}", "0x_", "<<", "!!python/name:os.system"])
+def test_a_typed_value_that_is_not_valid(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_typed(text)

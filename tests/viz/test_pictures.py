@@ -218,6 +218,27 @@ def test_a_chart_of_robustness_shows_the_highest_value(clean: float) -> None:
     assert 0.05 < top / drawn.shape[0] < 0.25
 
 
+def test_one_strength_is_shown_as_well() -> None:
+    """As a line from the clean value, on an axis of strengths: a bar would not show it."""
+
+    def drawn(strength: float) -> np.ndarray:
+        groups = {"shifted": {"X": [(strength, 0.5)]}}
+        return np.asarray(charts.robustness(groups, 0.8, "mAP50", "test, 5 frames"))
+
+    assert not np.array_equal(drawn(4.0), drawn(9.0))
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "$a_b$", "5$ to 9$ \\x", "a$", "\\$", "$" * 60])
+def test_a_dollar_is_a_dollar(name: str) -> None:
+    """Matplotlib reads TeX between two of them, and fails if it is none."""
+    [text] = figures.shown([name])
+    figure = figures.new_figure(4, 1)
+    drawn = figure.text(0, 0, text).get_window_extent()
+    plain = figure.text(0, 0, *figures.shortened([name]), parse_math=False).get_window_extent()
+    assert drawn.bounds == plain.bounds
+    assert figures.shown(["a", "b" * 99]) == figures.shortened(["a", "b" * 99])
+
+
 def test_speed_and_accuracy_of_runs() -> None:
     def discs(accuracy: list[float]) -> list[int]:
         names, sizes = ["a", "b"], [3, 0.1]

@@ -229,8 +229,8 @@ def _open(video: Path) -> InputContainer:
 
     try:
         # With "file:" a name like "a:b.mp4" is not parsed as protocol "a", and FFmpeg opens nothing
-        # but files for the entries of a playlist.
-        container = av.open(f"file:{video}")
+        # but files for the entries of a playlist. A title may be in any encoding.
+        container = av.open(f"file:{video}", metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise _NotAVideo(

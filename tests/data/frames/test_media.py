@@ -211,6 +211,14 @@ def test_a_broken_video_among_others_is_counted(tmp_path: Path) -> None:
     assert str(broken) in media.problems[0]
 
 
+def test_titles_in_another_encoding(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "clip.avi", colours(3), "mpeg4")
+    content = file.read_bytes()
+    assert b"Lavf" in content  # the program that wrote it, beside title and author
+    file.write_bytes(content.replace(b"Lavf", "Läv".encode("latin-1") + b"f"))
+    assert len(stills(Media([file]))) == 3
+
+
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     file = tmp_path / "speech.wav"
     with av.open(str(file), "w") as container:
