@@ -28,6 +28,7 @@ from research.viz.figures import (
     legend,
     new_figure,
     render,
+    shown,
     subplots,
     whole_numbers,
 )
@@ -257,14 +258,14 @@ def _learning_curves(summary: Summary) -> Figure:
     figure, [[axes]] = _subplots(1, 1)
     best = (summary["best"] or {}).get("trial")
     curves = [(trial, curve) for trial in summary["trials"] if (curve := _curve(trial))]
-    shown = [
+    drawn = [
         each
         for place, each in enumerate(curves)
         if len(curves) - place < MOST or each[0]["trial"] == best
     ]
     labelled = set()
     ends: dict[str, tuple[float, float]] = {}
-    for trial, curve in shown:
+    for trial, curve in drawn:
         unfinished, is_best = trial["status"] in UNFINISHED, trial["trial"] == best
         colour = BEST if is_best else UNFINISHED.get(trial["status"], (DONE,))[0]
         name = "best" if is_best else trial["status"].lower()
@@ -276,7 +277,7 @@ def _learning_curves(summary: Summary) -> Figure:
         axes.plot(*end, "x" if unfinished else ".", color=colour)
         ends[str(trial["trial"])] = end
     legend(axes)
-    part = f"; {len(shown)} of {len(curves)}" if len(shown) < len(curves) else ""
+    part = f"; {len(drawn)} of {len(curves)}" if len(drawn) < len(curves) else ""
     axes.set_xlabel(f"epoch (numbers: trials{part})")
     axes.set_ylabel(_label(summary, _monitored(summary)))
     axes.margins(x=0.1)
@@ -339,7 +340,7 @@ def _order(choice: Any) -> tuple[bool, float, str]:
 
 
 def _short(choice: Any) -> str:
-    return f"{choice:g}" if isinstance(choice, float) else str(choice)[-14:]
+    return f"{choice:g}" if isinstance(choice, float) else shown([str(choice)[-14:]])[0]
 
 
 def _importance(importances: Mapping[str, Mapping[str, float]]) -> Figure:

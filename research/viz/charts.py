@@ -17,6 +17,7 @@ from research.viz.figures import (
     legend,
     new_figure,
     render,
+    series_label,
     shortened,
     shown,
     subplots,
@@ -190,7 +191,8 @@ def precision_recall_per_class(
         recall = true_positives / max(1, positives)
         [short] = shortened([name])
         style = series(number) | {"markevery": 0.1}
-        axes.plot(recall, precision, label=f"{short} ({positives} boxes)", **style)  # type: ignore[arg-type]
+        label = series_label(f"{short} ({positives} boxes)")
+        axes.plot(recall, precision, label=label, **style)  # type: ignore[arg-type]
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("recall")
@@ -272,7 +274,7 @@ def robustness(
         else:
             for number, (name, points) in enumerate(lines.items()):
                 amounts, values = zip((0.0, clean), *points, strict=True)
-                axes.plot(amounts, values, label=name, **series(number))  # type: ignore[arg-type]
+                axes.plot(amounts, values, label=series_label(name), **series(number))  # type: ignore[arg-type]
         legend(axes)
         axes.set_xlabel(kind)
     heights = [

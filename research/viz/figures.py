@@ -104,6 +104,11 @@ def shown(names: Iterable[str], most: int = LONGEST_NAME) -> list[str]:
     return [name.replace("$", r"\$") for name in shortened(names, most)]
 
 
+def series_label(name: str) -> str:
+    """The name of a line for its legend; matplotlib leaves out names that start with ``_``."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def legend(axes: Axes) -> None:
     """Add a legend in columns above the axes.
 

@@ -239,6 +239,16 @@ def test_a_dollar_is_a_dollar(name: str) -> None:
     assert figures.shown(["a", "b" * 99]) == figures.shortened(["a", "b" * 99])
 
 
+def test_a_name_that_starts_with_an_underscore_is_in_the_legend() -> None:
+    def top(name: str) -> int:
+        """First row of the axes: a legend above moves it down."""
+        curve = (np.float64([0.9, 0.2]), np.array([True, False]), 3)
+        dark = np.asarray(charts.precision_recall_per_class({name: curve}, "")).max(2) < 128
+        return int((dark.mean(1) > 0.5).argmax())
+
+    assert top("_background_") == top("background") > 0
+
+
 def test_speed_and_accuracy_of_runs() -> None:
     def discs(accuracy: list[float]) -> list[int]:
         names, sizes = ["a", "b"], [3, 0.1]
