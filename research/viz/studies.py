@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from research.viz.figures import new_figure, shown
+from research.viz.figures import label_points, new_figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MARKERS: Final = "osD^vPX*<>hp8d"
 """Of the arms, in turn. Arms differ in marker, fill and number, without colour."""
 FILLS: Final = ("white", "black", "0.6")
+MARKER_SIZE: Final = 8
 LOGARITHMIC: Final = 10.0
 """Ratio of the largest to the smallest cost from which its axis is logarithmic."""
 CREATOR: Final = re.compile(r"Matplotlib v([\w.+-]+)")
@@ -39,13 +40,15 @@ def over_costs(
 
     figure = new_figure(3.2 * len(costs) + 2.6, max(3.6, 0.24 * len(values) + 1))
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
+    numbered: list[tuple[Axes, dict[str, tuple[float, float]]]] = []
     for axes, (title, of_arm) in zip(panels, costs.items(), strict=True):
         points = {}
         for number, (arm, own) in enumerate(values.items()):
             if arm in of_arm:
-                points[arm] = of_arm[arm], sum(own) / len(own)
-                _point(axes, number, *points[arm], own)
+                points[str(number + 1)] = of_arm[arm], sum(own) / len(own)
+                _point(axes, number, *points[str(number + 1)], own)
         _front(axes, [*points.values()], mode)
+        numbered.append((axes, points))
         axes.set_xlabel(title)
         axes.grid(alpha=0.3)
         axes.margins(0.12)
@@ -55,19 +58,16 @@ def over_costs(
     handles = [Line2D([], [], linestyle="", **_style(number)) for number in range(len(values))]
     labels = [f"{number}  {name}" for number, name in enumerate(shown(values), start=1)]
     figure.legend(handles, labels, loc="outside right center", fontsize="small", frameon=False)
+    for axes, points in numbered:
+        label_points(axes, list(points.values()), list(points), away=MARKER_SIZE / 2)
     return figure
 
 
 def _point(axes: Axes, number: int, x: float, y: float, values: Sequence[float]) -> None:
-    """One arm: a marker with its number, and a line from its lowest to its highest value."""
+    """One arm: a marker, and a line from its lowest to its highest value."""
     if len(values) > 1:
         axes.plot([x, x], [min(values), max(values)], color="black", linewidth=1, zorder=1)
     axes.plot([x], [y], linestyle="", zorder=2, **_style(number))
-    right = number % 2 == 0  # neighbours of one cost do not write over each other
-    axes.annotate(
-        str(number + 1), (x, y), xytext=(6 if right else -6, 5), textcoords="offset points",
-        ha="left" if right else "right", fontsize="small",
-    )  # fmt: skip
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _style(number: int) -> dict[str, Any]:
         "marker": MARKERS[number % len(MARKERS)],
         "markerfacecolor": FILLS[number % len(FILLS)],
         "markeredgecolor": "black",
-        "markersize": 8,
+        "markersize": MARKER_SIZE,
     }
 
 
