@@ -191,7 +191,7 @@ def test_a_video_and_single_images(detectors: Detectors, here: Path) -> None:
         *(f"clip_0000{number}_boxed.png" for number in range(4)), "photo_boxed.png",
     ]  # fmt: skip
     latency = json.loads((here / "seen" / "summary.json").read_text())["latency_ms"]
-    assert (latency["batches"], latency["batch_size"]) == (2, 2)  # not of the last one, of one frame
+    assert (latency["batches"], latency["batch_size"]) == (2, 2)  # not of single frames
 
 
 def test_the_weights_alone_do(detectors: Detectors, here: Path) -> None:
