@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from research.sweeps import plots
+from research.sweeps import analysis, plots
 from research.tracking.files import FileTracker, read_rows
 from research.tracking.spool import read_run_id
 from research.tracking.tracker import Position, Rows, Run, Status, Tracker, Trackers
@@ -51,7 +51,7 @@ def update(
     """
     last = _last_row(folder / EPOCHS)
     row = _row(summary)
-    table = plots.trials_table(summary)
+    table = analysis.trials_table(summary)
     # Zeros would start a new run.
     resumed = max(1, int(last["epoch"])) if last else int(bool(read_run_id(folder)))
     position = Position(epoch=resumed, step=resumed)
@@ -120,7 +120,7 @@ def _row(summary: Mapping[str, Any]) -> dict[str, float]:
     row: dict[str, float] = {"trials/ended": sum(counts[status] for status in ENDED)}
     row |= {f"trials/{status.lower()}": counts[status] for status in ENDED}
     for objective in summary["objectives"]:
-        values = plots.finished_values(summary, objective["name"])
+        values = analysis.finished_values(summary, objective["name"])
         if values:
             best = max if objective["direction"] == "maximize" else min
             row[f"best/{objective['name']}"] = best(values.values())

@@ -1,4 +1,4 @@
-"""Plots and the table of a sweep, drawn from its ``final_summary.json`` alone.
+"""Plots of a sweep, drawn from its ``final_summary.json`` alone.
 
 Optuna's own plots (``optuna.visualization.matplotlib``, compared with version 5.0) show less: the
 history has no pruned or failed trials, and no best value with several objectives; learning curves
@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import statistics
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from PIL.Image import Image
 
-from research.tracking.tracker import Rows
+from research.sweeps.analysis import Summary, finished_values, importance, scale_of, shown_choice
 from research.utils.counts import with_n
 from research.viz.colours import LINES, QUIET
 from research.viz.figures import (
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Summary = Mapping[str, Any]
-
 DONE, BEST = LINES[:2]
 """Colours of finished trials, and of the best."""
 UNFINISHED: Final = {
@@ -47,10 +43,6 @@ UNFINISHED: Final = {
     "KILLED": (QUIET, "D"),
 }
 """Colours and markers of trials that ended without a value."""
-MIN_TRIALS: Final = 10
-"""Finished trials below which importances are not computed: they would be mostly noise."""
-TOP_TRIALS: Final = 5
-"""The least number of best trials that PED-ANOVA compares with all trials."""
 COLUMNS: Final = 4
 MOST: Final = 100
 """Trials with a curve or a number of their own; more could not be told apart."""
@@ -84,111 +76,6 @@ def figures(summary: Summary) -> dict[str, Figure]:
     if importances:
         plots["importance"] = _importance(importances)
     return plots
-
-
-def finished_values(summary: Summary, objective: str) -> dict[int, float]:
-    """The finite values of the finished trials, by trial number."""
-    values = {
-        trial["trial"]: trial["values"].get(objective)
-        for trial in summary["trials"]
-        if trial["status"] == "FINISHED"
-    }
-    return {n: value for n, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def trials_table(summary: Summary) -> Rows:
-    """One row for each trial, all with the same columns: parameters and results."""
-    objectives = [objective["name"] for objective in summary["objectives"]]
-    return [
-        {
-            "trial": trial["trial"],
-            "status": trial["status"],
-            "reason": trial["reason"],
-            **{key: _choice(trial["params"].get(key, "")) for key in summary["space"]},
-            **{name: trial["values"].get(name, "") for name in objectives},
-            "n": "" if trial.get("best_n") is None else trial["best_n"],
-            "epochs": trial.get("epochs_done", len(trial["epochs"])),
-            "seconds": trial["seconds"],
-            "run": trial.get("paths", {}).get("run", ""),
-        }
-        for trial in summary["trials"]
-    ]
-
-
-def importance(summary: Summary) -> dict[str, dict[str, float]]:
-    """The importance of each swept key for each objective, by PED-ANOVA.
-
-    Returns:
-        by objective and key, fractions that sum to 1; without objectives that have too few
-        finished trials or the same value in all of them.
-    """
-    if len(summary["space"]) < 2:
-        return {}
-    importances = {}
-    for objective in summary["objectives"]:
-        values = finished_values(summary, objective["name"])
-        if len(values) >= MIN_TRIALS:
-            raw = _ped_anova(summary, values, objective["direction"])
-            total = sum(raw.values())
-            if total:
-                importances[objective["name"]] = {key: raw[key] / total for key in summary["space"]}
-    return importances
-
-
-def _ped_anova(summary: Summary, values: Mapping[int, float], direction: str) -> dict[str, float]:
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-    from optuna.study import StudyDirection
-
-    params_of = {trial["trial"]: trial["params"] for trial in summary["trials"]}
-    space: dict[str, BaseDistribution] = {}
-    params: dict[int, dict[str, Any]] = {number: {} for number in values}
-    for key in summary["space"]:
-        column = {number: _choice(params_of[number][key]) for number in values}
-        scale = _scale(summary, key)
-        if scale == "choice":
-            space[key] = CategoricalDistribution(sorted(set(column.values()), key=str))
-        else:
-            column = {number: float(value) for number, value in column.items()}
-            ends = min(column.values()), max(column.values())
-            space[key] = FloatDistribution(*ends, log=scale == "log")
-        for number, value in column.items():
-            params[number][key] = value
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(direction=StudyDirection[direction.upper()])
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    study.add_trials(
-        [
-            optuna.trial.create_trial(value=value, params=params[number], distributions=space)
-            for number, value in values.items()
-        ]
-    )
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(
-        target_quantile=max(0.1, TOP_TRIALS / len(values))
-    )
-    with warnings.catch_warnings():
-        # Optuna warns if all values are the same; the caller leaves the objective out.
-        warnings.simplefilter("ignore")
-        return optuna.importance.get_param_importances(study, evaluator=evaluator, normalize=False)
-
-
-def _scale(summary: Summary, key: str) -> str:
-    """``linear`` or ``log`` for a key with an interval or a range, ``choice`` for a list."""
-    space = summary["space"][key]
-    if not re.search(r"\b(interval|range)\(", space):
-        return "choice"
-    return "log" if re.search(r"\blog\b", space) else "linear"
-
-
-def _choice(value: Any) -> Any:
-    """A value that a table or an axis can show."""
-    return value if isinstance(value, int | float | str) else str(value)
-
-
-# -- figures -----------------------------------------------------------------------------------
 
 
 def _subplots(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
@@ -315,10 +202,12 @@ def _slices(summary: Summary) -> Figure:
 def _slice(axes: Axes, summary: Summary, key: str, values: Mapping[int, float]) -> None:
     params_of = {trial["trial"]: trial["params"][key] for trial in summary["trials"]}
     positions = {number: params_of[number] for number in values}
-    scale = _scale(summary, key)
+    scale = scale_of(summary, key)
     if scale == "choice":
-        choices = sorted({_choice(value) for value in positions.values()}, key=_order)
-        positions = {number: choices.index(_choice(value)) for number, value in positions.items()}
+        choices = sorted({shown_choice(value) for value in positions.values()}, key=_order)
+        positions = {
+            number: choices.index(shown_choice(value)) for number, value in positions.items()
+        }
         for index in range(len(choices)):
             middle = statistics.median(values[n] for n, at in positions.items() if at == index)
             axes.hlines(middle, index - 0.3, index + 0.3, color=QUIET)

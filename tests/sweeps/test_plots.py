@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from research.sweeps import plots
+from research.sweeps import analysis, plots
 
 TOP1 = {"name": "val/top1", "direction": "maximize"}
 LATENCY = {"name": "latency_ms", "direction": "minimize"}
@@ -208,7 +208,7 @@ def searched(count: int) -> dict[str, Any]:
 
 
 def test_importance_of_each_objective() -> None:
-    importances = plots.importance(searched(40))
+    importances = analysis.importance(searched(40))
     assert importances["val/top1"]["lr"] > 0.9
     assert importances["latency_ms"]["kind"] > 0.9
     for of_key in importances.values():
@@ -219,12 +219,12 @@ def test_importance_of_each_objective() -> None:
 
 
 def test_no_importance_from_too_little_data(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plots.importance(searched(9)) == {}
-    assert plots.importance({**searched(20), "space": {"lr": LOG}}) == {}
+    assert analysis.importance(searched(9)) == {}
+    assert analysis.importance({**searched(20), "space": {"lr": LOG}}) == {}
     same = searched(20)
     for each in same["trials"]:
         each["values"] = {"val/top1": 0.5, "latency_ms": 2.0}
-    assert plots.importance(same) == {}
+    assert analysis.importance(same) == {}
     assert capsys.readouterr() == ("", "")
 
 
@@ -236,7 +236,7 @@ def test_the_table_has_a_row_a_trial_and_the_same_columns_in_each() -> None:
     run = {"paths": {"run": "runs/sweeps/a/trial_0000"}, "best_n": 480, "unit": "images"}
     found["trials"][0] |= {"epochs_done": 3, **run}
     found["trials"][3]["params"]["lr"] = None
-    rows = plots.trials_table(found)
+    rows = analysis.trials_table(found)
     columns = ["trial", "status", "reason", "lr", "val/top1", "n", "epochs", "seconds", "run"]
     assert [list(row) for row in rows] == [columns] * 7
     assert list(rows[0].values()) == [
@@ -244,4 +244,4 @@ def test_the_table_has_a_row_a_trial_and_the_same_columns_in_each() -> None:
     ]  # fmt: skip
     assert list(rows[2].values()) == [2, "FAILED", "UserError: no", 0.02, "", "", 0, 1.5, ""]
     assert rows[3]["lr"] == "None"
-    assert plots.trials_table(summary([], {"lr": LOG})) == []
+    assert analysis.trials_table(summary([], {"lr": LOG})) == []
