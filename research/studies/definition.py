@@ -46,7 +46,7 @@ NOT_SET: Final = (
     "trust",
     "logging.mlflow.uri",
 )
-"""Plain that a study gives its runs itself, or that belong to a machine."""
+"""Settings that a study gives its runs itself, or that belong to a machine."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
