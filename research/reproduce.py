@@ -78,18 +78,18 @@ def describe(record: RunRecord, patch: Path) -> list[str]:
         patch: file with its uncommitted changes, if it exists.
     """
     environment = record.environment
-    git, hardware = environment.get("git", {}), environment.get("hardware", {})
-    data = environment.get("data")
-    packages = environment.get("packages", {}).items()
+    git, hardware = environment["git"], environment["hardware"]
+    data = environment["data"]
+    packages = environment["packages"].items()
     lines = {
         "run": f"{record.folder}" + (f" ({record.outcome})" if record.outcome else ""),
-        "command": f"python {shlex.join(environment.get('command', []))}",
-        "started in": environment.get("folder", "not recorded"),
+        "command": f"python {shlex.join(environment['command'])}",
+        "started in": environment["folder"] or "not recorded",
         "commit": f"{git.get('commit', 'not recorded')}{_state(git, patch)}",
         "seed": str(record.config.get("seed")),
         **({"processes": str(processes)} if (processes := environment["processes"]) > 1 else {}),
         "data": f"{data['name']}, hash {data['hash']}" if data else "hash not recorded here",
-        "python": environment.get("python", "not recorded"),
+        "python": environment["python"] or "not recorded",
         "packages": ", ".join(f"{name} {version}" for name, version in packages if version),
         "hardware": "; ".join(_hardware(hardware)),
     }
@@ -125,14 +125,14 @@ def environment_changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> 
 
 
 def _parts(environment: Mapping[str, Any]) -> dict[str, Any]:
-    git = environment.get("git", {})
+    git = environment["git"]
     return {
         "commit": git.get("commit"),
         "uncommitted changes": git.get("changed"),
         "untracked files": git.get("untracked") or [],
-        "python": environment.get("python"),
-        **environment.get("packages", {}),
-        **environment.get("hardware", {}),
+        "python": environment["python"],
+        **environment["packages"],
+        **environment["hardware"],
     }
 
 
@@ -236,7 +236,7 @@ def commands(
         own: folder of ``--config-dir``.
     """
     lines = []
-    git = record.environment.get("git", {})
+    git = record.environment["git"]
     if not same and git.get("commit") and not IS_COPY:
         # Elsewhere, git would take another repository, or apply a part of the changes only.
         here = ["git", *([] if is_here(".") else ["-C", str(HOME)])]
@@ -246,7 +246,7 @@ def commands(
         lines.append(shlex.join([*here, "checkout", git["commit"]]))
         if patch.exists():
             lines.append(shlex.join([*here, "apply", str(patch.resolve())]))
-    recorded = record.environment.get("packages", {})
+    recorded = record.environment["packages"]
     wanted = [
         f"{name}=={version}"
         for name, version in recorded.items()
@@ -275,14 +275,27 @@ def remarks(record: RunRecord, words: Sequence[str], lost: Sequence[ChangedSetti
         lines.append(f"the run had device={device}; the command uses the first available one")
     if record.config.get("init_from"):
         lines.append(f"it started from the weights of {record.config['init_from']}")
-    if others := _other_processes(record, words):
-        lines.append(others)
+    lines += [line for line in (_machines(record), _other_processes(record, words)) if line]
     if paths := _relative_paths(record, words):
         folder = record.environment["folder"]
         lines.append(f"start it in {folder}, to which these paths belong: {paths}")
     if IS_COPY and (commit := record.environment["git"].get("commit")):
         lines.append(f"it was run at commit {commit}; this is an installed copy of {VERSION}")
     return lines
+
+
+def _machines(record: RunRecord) -> str:
+    """How the processes of a run are started on as many machines; empty if it had one."""
+    processes, count = (record.environment[name] for name in ("processes", "machines"))
+    if count == 1:
+        return ""
+    each, rest = divmod(processes, count)
+    typed = (
+        f": type the command on each of them, with --nnodes={count} --nproc_per_node={each} "
+        "--rdzv_backend=c10d --rdzv_endpoint=HOST:29500 in place of "
+        f"--nproc_per_node={processes}; HOST is one of them"
+    )
+    return f"the run had its processes on {count} machines{'' if rest else typed}"
 
 
 def _other_processes(record: RunRecord, words: Sequence[str]) -> str:
@@ -330,7 +343,7 @@ def report(record: RunRecord) -> tuple[str, list[str]]:
     now = run_folder.environment()
     patch = record.folder / run_folder.PATCH
     changes = patch.read_bytes() if patch.is_file() else b""
-    git = record.environment.get("git", {})
+    git = record.environment["git"]
     untracked = [state.get("untracked", []) for state in (git, now["git"])]
     current = run_folder.changes()
     same_files = changes == current and untracked[0] == untracked[1]

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from research.config import cli
-from research.utils.launch import Launch, launch, require_one_process, train_prefix
+from research.utils.launch import Launch, launch, machines, require_one_process, train_prefix
 from research.utils.secrets import hidden_word
 from tests.conftest import ROOT, one_line_of, user_error
 
@@ -49,6 +49,22 @@ ONE_TASK = {**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PRO
 )
 def test_one_process(environ: dict[str, str]) -> None:
     assert launch(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [
+        ({}, 1),
+        ({"GROUP_WORLD_SIZE": "2"}, 1),
+        (TORCHRUN, 1),
+        ({**TORCHRUN, "GROUP_WORLD_SIZE": "2"}, 2),
+        (SRUN, 1),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "3"}, 3),
+        ({**ONE_TASK, "SLURM_STEP_NUM_NODES": "1"}, 1),
+    ],
+)
+def test_machines(environ: dict[str, str], count: int) -> None:
+    assert machines(environ) == count
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,18 @@ def test_a_run_of_several_processes_is_repeated_by_as_many(tmp_path: Path) -> No
     folder = described(tmp_path / "s/r", ["global_batch_size=256"])
     environment(folder, processes=4, global_batch=256)
     assert same in reported(folder)[0]
-    environment(folder, processes="4; rm")
+    environment(folder, machines=2)
+    options = "--nnodes=2 --nproc_per_node=2 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500"
+    assert (
+        "the run had its processes on 2 machines: type the command on each of them, with "
+        f"{options} in place of --nproc_per_node=4; HOST is one of them"
+    ) in reported(folder)[0]
+    environment(folder, machines=3)
+    assert "the run had its processes on 3 machines" in reported(folder)[0]
+    environment(folder, machines=0)
+    with user_error("RUN", "damaged (machines)"):
+        read_record(folder)
+    environment(folder, machines=1, processes="4; rm")
     with user_error("RUN", "damaged (processes)"):
         read_record(folder)
 

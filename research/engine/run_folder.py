@@ -34,6 +34,7 @@ from research.utils import documents, secrets
 from research.utils.errors import UserError, one_line
 from research.utils.files import to_json, write_atomic, write_text
 from research.utils.installation import IS_COPY, NAME, VERSION
+from research.utils.launch import machines
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ def describe(
         **(batch or {}),
         "command": command(),
         "folder": str(Path.cwd()),
+        "machines": machines(),
         "config_dir": None if (own := config_dir()) is None else str(own),
         "data": data and {"name": data[0], "hash": data[1]},
         "weights": list(weights),

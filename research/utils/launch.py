@@ -64,6 +64,15 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     return own
 
 
+def machines(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of machines with the processes of this run; 1 if the launcher does not say."""
+    own = _one_of_several(environ)
+    if own is None:
+        return 1
+    name = "GROUP_WORLD_SIZE" if "RANK" in environ else "SLURM_STEP_NUM_NODES"
+    return max(1, _number(environ, name))
+
+
 def require_one_process(what: str, environ: Mapping[str, str] = os.environ) -> None:
     """Check that this process was launched alone, perhaps in an allocation for several.
 
