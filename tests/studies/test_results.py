@@ -41,6 +41,13 @@ def test_the_committed_page_is_that_of_its_records() -> None:
     assert outdated(DOCS) == []
 
 
+def test_all_tables_of_the_page_are_made_of_records() -> None:
+    """What is written by hand around the sections has none, nor a picture."""
+    text = (DOCS / "studies/results.md").read_text()
+    assert "<!-- study " in text
+    assert [line for line in text.splitlines() if line.startswith(("|", "!["))] == []
+
+
 def test_what_is_built_again_is_the_same(docs: Path) -> None:
     files = {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()}
     assert {"results.md", "nets.csv", "nets.svg"} <= {path.name for path in files}
