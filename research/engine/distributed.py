@@ -296,6 +296,7 @@ class Losses(nn.Module):
         super().__init__()
         self.task = task
         self.model = model
+        self.synced = [each for each in model.modules() if isinstance(each, nn.SyncBatchNorm)]
 
     def forward(self, batch: Batch | None) -> LossTerms:
         """The losses by name, and metrics.
@@ -304,6 +305,9 @@ class Losses(nn.Module):
         samples takes part in the average of the gradients, too.
         """
         if batch is not None:
+            for norm in self.synced:
+                # It would wait for the processes that have no samples of this batch.
+                norm.process_group = _Group.active
             terms = self.task.losses(self.model, batch)
             return terms if isinstance(terms, LossTerms) else LossTerms(terms)
         used = [p for p in self.model.parameters() if p.requires_grad]

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from research.data.loader import EpochSampler, ProcessShard
 from research.engine import distributed
@@ -115,3 +117,24 @@ def test_metrics_are_those_of_one_process(processes: int, workers: int, tmp_path
             exact = key in COUNTED or "/" in key or "mAP" in key or "mAR" in key
             close = {"rel": 0, "abs": 0} if exact else {"rel": 1e-6}
             assert together[key] == pytest.approx(value, **close, nan_ok=True), (name, key)
+
+
+def test_synced_batch_norm_waits_for_processes_with_samples_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It needs GPUs; this is the group that it is called with, of each batch anew."""
+    norm = nn.SyncBatchNorm(2)
+    called: list[Any] = []
+
+    class Task:
+        def losses(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+            called.append(norm.process_group)
+            return {"loss": torch.zeros(())}
+
+    losses = distributed.Losses(Task(), nn.Sequential(nn.Conv2d(1, 2, 1), norm))  # type: ignore[arg-type]
+    groups = [None, object(), object(), None]
+    for group in groups:
+        monkeypatch.setattr(distributed._Group, "active", group)
+        losses(object())  # any batch
+        assert set(losses(None)) == {""}
+    assert called == groups
