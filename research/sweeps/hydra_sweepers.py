@@ -94,7 +94,7 @@ class RecordedOptunaSweeper(OptunaSweeper):
         ) as study:
             (objective,) = study.description["objectives"]
             inner.direction = objective["direction"]
-            inner.launcher = RecordingLauncher(inner.launcher, study, space)
+            inner.launcher = RecordingLauncher(inner.launcher, study, space, needs_values=True)
             inner.params = None
             super().sweep(space.words)
 
@@ -106,17 +106,26 @@ class RecordingLauncher:
         launcher: Hydra's.
         study: in which trials are recorded.
         space: of the sweep.
+        needs_values: whether the sweeper chooses its points by the values of others.
     """
 
-    def __init__(self, launcher: Launcher, study: Study, space: Space) -> None:
+    def __init__(
+        self, launcher: Launcher, study: Study, space: Space, *, needs_values: bool = False
+    ) -> None:
         self.launcher = launcher
         self.study = study
         self.space = space
+        self.needs_values = needs_values
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """The value of the monitored metric for each job; from the study if it has finished."""
+        """The value of the monitored metric for each job; from the study if it has finished.
+
+        Raises:
+            UserError: after the other jobs, if the sweeper needs the value of a trial that another
+                process runs. Without a value Optuna would count the point as failed.
+        """
         from research.sweeps.launching import launch
         from research.sweeps.study import Claim
 
@@ -126,7 +135,7 @@ class RecordingLauncher:
         claims = [trial for trial in trials if isinstance(trial, Claim)]
         returns = launch(self.launcher, self.study, self.space, claims) if claims else []
         launched = dict(zip([claim.number for claim in claims], returns, strict=False))
-        results = []
+        results, elsewhere = [], []
         for trial in trials:
             values = None
             if trial.number not in launched and not isinstance(trial, Claim):
@@ -134,7 +143,16 @@ class RecordingLauncher:
                 how = "was finished before" if ended else "is run by another process"
                 log.info("sweep: trial %d %s", trial.number, how)
                 values = trial.values
+                elsewhere += [] if ended else [str(trial.number)]
             results.append(launched.get(trial.number) or _job_return(values))
+        if elsewhere and self.needs_values:
+            raise UserError(
+                "hydra/sweeper",
+                f"hydra/sweeper=optuna: another process runs trial {', '.join(elsewhere)} of "
+                f"{self.study.folder}, whose value this one needs",
+                "type the command again when the other process has ended; processes share a sweep "
+                "with hydra/sweeper=study",
+            )
         return results
 
 

@@ -16,6 +16,7 @@ from research.sweeps.job import TrialPruner
 from research.sweeps.space import Space
 from research.sweeps.storage import STORE
 from research.sweeps.study import MAX_ATTEMPTS, Claim, Study
+from tests.conftest import user_error
 
 pytestmark = pytest.mark.usefixtures("study_folder")
 
@@ -159,6 +160,18 @@ def test_a_job_of_hydras_sweepers_that_another_process_runs_is_not_said_to_be_fi
         "sweep: trial 0 is run by another process",
         "sweep: trial 0 was finished before",
     ]
+
+
+def test_a_value_that_another_process_is_computing_is_not_a_failed_point() -> None:
+    study = opened()
+    first = claimed(study)
+    launcher: Any = RecordingLauncher(None, opened(), SPACE, needs_values=True)  # type: ignore[arg-type]
+    words = [f"{key}={value}" for key, value in first.point.items()]
+    with user_error("hydra/sweeper", "another process", "trial 0"):
+        launcher.launch([words], 0)
+    end(study, first)
+    [ended] = launcher.launch([words], 0)
+    assert ended.return_value == 1.0
 
 
 def test_a_trial_with_a_locked_run_folder_is_not_resumed() -> None:
