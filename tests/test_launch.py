@@ -7,8 +7,10 @@ import sys
 
 import psutil
 import pytest
+import torch
 
 from research.config import cli
+from research.engine import distributed
 from research.utils.launch import Launch, launch, machines, require_one_process, train_prefix
 from research.utils.secrets import hidden_word
 from tests.conftest import ROOT, one_line_of, user_error
@@ -117,6 +119,26 @@ def test_advice_has_the_options_of_torchrun(
 
 def test_torchrun() -> None:
     assert launch(TORCHRUN) == Launch(5, 8, 1, "node03", 29500)
+
+
+@pytest.mark.parametrize(
+    ("bound", "visible", "index"), [(True, 1, 0), (True, 4, 1), (False, 4, 1), (False, 1, None)]
+)
+def test_the_gpu_of_a_process(
+    bound: bool, visible: int, index: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``srun --gpus-per-task=1`` shows each task its own alone, where Slurm binds them."""
+    selected: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
+    own = launch({**SRUN, **({"SLURM_GPUS_PER_TASK": "1"} if bound else {})})
+    assert own is not None
+    if index is None:
+        with user_error("device", "process 1 of this machine has no GPU"):
+            distributed._select_gpu(own, "cuda")
+    else:
+        distributed._select_gpu(own, "cuda")
+    assert selected == ([] if index is None else [index])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 import research
 from research import export, leaderboard, reproduce
 from research.config import check_jobs, outputs
+from research.engine import distributed
 from research.utils.errors import UserError
 from tests.conftest import SMALL, Train, data_overrides, evaluated, one_line_of, verb
 
@@ -56,6 +58,37 @@ FILES = {
     },
 }  # fmt: skip
 TRUST = "trust=[my_models.Head,my_models.Lines,my_models.Net]"
+PARTS = """
+import torch
+from torch.optim import lr_scheduler as schedules
+from research.tasks.classification import Classification
+
+def restarts(optimizer, epochs, steps_per_epoch):
+    return schedules.CosineAnnealingWarmRestarts(optimizer, 2 * steps_per_epoch)
+
+def plateau(optimizer, epochs, steps_per_epoch):
+    return schedules.ReduceLROnPlateau(optimizer)
+
+def chained(optimizer, epochs, steps_per_epoch):
+    return schedules.ChainedScheduler([schedules.ConstantLR(optimizer)])
+
+class Metrics:
+    names = ("top1",)
+    def update(self, predictions, batch): ...
+    def compute(self): ...
+    def reset(self): ...
+
+class Task(Classification):
+    def __init__(self, classes):
+        super().__init__(classes, 0.0, "none")
+    def metrics(self, device):
+        return Metrics()
+
+class Bare:
+    monitor = None
+    def __init__(self, classes): ...
+    def losses(self, model, batch): ...
+"""
 Words = Callable[..., list[str]]
 
 
@@ -153,6 +186,57 @@ def test_a_name_on_the_command_line_needs_trust(own: Words, train: Train) -> Non
         lambda: train(*plain, "model._target_=my_models.Gone", "trust=[my_models.Gone]")
     )
     assert "my_models.Gone: there is no such class or function" in line
+
+
+@pytest.fixture
+def parts(own: Words) -> Iterator[Callable[[str, str], list[str]]]:
+    """Schedulers and tasks of one's own, as words of a command line."""
+    Path("my_parts.py").write_text(PARTS)
+
+    def words(group: str, name: str) -> list[str]:
+        path = Path(f"options/{group}/mine.yaml")
+        path.parent.mkdir(exist_ok=True)
+        option: dict[str, object] = {"_target_": f"my_parts.{name}"}
+        if group == "scheduler":
+            option["_partial_"] = True
+        path.write_text(yaml.safe_dump(option))
+        return own(f"{group}=mine")
+
+    yield words
+    sys.modules.pop("my_parts", None)
+
+
+@pytest.mark.parametrize("name", ["plateau", "chained"])
+def test_a_scheduler_that_cannot_be_resumed(
+    name: str, parts: Callable[[str, str], list[str]], train: Train
+) -> None:
+    line = one_line_of(lambda: train(*parts("scheduler", name)))
+    assert "schedules are stepped after each optimizer step" in line
+
+
+def test_a_scheduler_of_torch_is_resumed(
+    parts: Callable[[str, str], list[str]], train: Train
+) -> None:
+    words = parts("scheduler", "restarts")
+    train(*words, "run_dir=runs/whole", "epochs=3")
+    train(*words, "run_dir=runs/two", "epochs=1")
+    train(*words, "run_dir=runs/two", "epochs=3", "resume=auto")
+    rates = []
+    for name in ("whole", "two"):
+        with Path(f"runs/{name}/epoch_metrics.csv").open(newline="") as file:
+            rates.append([row["learning_rate"] for row in csv.DictReader(file)])
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) == 2
+
+
+def test_a_task_without_some_methods(
+    parts: Callable[[str, str], list[str]], train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = one_line_of(lambda: train(*parts("task", "Bare")))
+    assert "task: Bare has no predict, " in line
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    line = one_line_of(lambda: train(*parts("task", "Task")))
+    assert "task: Metrics has no state, merge; " in line
 
 
 def test_words_of_hydras_own_are_refused(own: Words, train: Train) -> None:

@@ -145,6 +145,8 @@ def test_a_run_is_trained_repeated_and_keeps_no_secret(
     assert result.best == research.evaluate("runs/one", device="cpu").metrics["top1"]
     model, picture = research.load("runs/one", device="cpu"), next(folders.rglob("*.jpg"))
     assert model([picture]).tolist() == model(picture).tolist() == model(str(picture)).tolist()
+    with user_error("paths", "gone.png"):
+        model([picture, "gone.png"])
     assert "logging" in (tmp_path / "runs/one/overrides.yaml").read_text()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs/one").rglob("*")}
     assert research.train(research.compose(words)) == result  # finished: nothing to do

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -44,7 +45,7 @@ T = TypeVar("T")
 MAX_JOBS = 1000
 """Grids of up to this many jobs are checked job by job, larger ones value by value."""
 MAX_VALUES = 1000
-"""Maximum number of values of one key that are checked."""
+"""Maximum number of values of a range that are checked."""
 MAX_RANGE_VALUES = 50
 """Maximum number of values of a range, both ends included, if jobs are not checked one by one."""
 PARAMS = or_null(MAPPING)
@@ -221,14 +222,24 @@ def _values(override: Override, parser: OverridesParser) -> _Axis:
     swept: Iterable[Any]
     if isinstance(value, IntervalSweep):
         swept = value.start, value.end
-    elif isinstance(value, RangeSweep) and isinstance(whole := value.range(), range):
-        swept = _evenly_spaced(whole, MAX_VALUES)
+    elif isinstance(value, RangeSweep):
+        swept = _range_values(value)
     else:
-        swept = itertools.islice(override.sweep_string_iterator(), MAX_VALUES)
+        swept = override.sweep_string_iterator()
     values = parser.parse_overrides([f"{key}={each}" for each in swept])
     if not values:
         raise UserError(override.key_or_group, f"{_line(override)}: the range is empty")
     return _Axis(values, isinstance(value, RangeSweep))
+
+
+def _range_values(sweep: RangeSweep) -> Sequence[float]:
+    """At most ``MAX_VALUES`` of a range, evenly spaced, with the first and the last."""
+    whole = sweep.range()
+    if isinstance(whole, range):
+        return _evenly_spaced(whole, MAX_VALUES)
+    start, stop, step = (Decimal(str(each)) for each in (whole.start, whole.stop, whole.step))
+    count = math.ceil((stop - start) / step) if step else 0
+    return [float(start + step * each) for each in _evenly_spaced(range(count), MAX_VALUES)]
 
 
 def _composes(override: Override) -> bool:

@@ -297,10 +297,17 @@ class ImageFolders(ClassificationData):
 
 
 def _refuse_splits(root: Path, classes: Set[str], names: Iterable[str], key: str) -> None:
-    """Refuse a folder of splits in place of one of classes."""
-    found = {split_from_name(name): str(root / name) for name in sorted(classes)}
-    if not all(found) or any(name.count("/") == 1 for name in names):
+    """Refuse a folder of splits in place of one of classes.
+
+    It has two folders with names of splits, or nothing else, in which pictures are in folders. One
+    alone may be a class, and so may folders that all have pictures directly in them.
+    """
+    depths = {(name.partition("/")[0], name.count("/") > 1) for name in names}
+    splits = [name for name in sorted(classes) if split_from_name(name) and (name, True) in depths]
+    are_classes = all((name, False) in depths for name in splits)
+    if are_classes or len(splits) < min(len(classes), 2):
         return
+    found = {split_from_name(name): str(root / name) for name in splits}
     keys = {"train": "train_dirs", "val": "val_dir", "test": "test_dir"}
     words = [
         override(f"dataset.{keys[split]}", [found[split]] if split == "train" else found[split])
@@ -309,7 +316,7 @@ def _refuse_splits(root: Path, classes: Set[str], names: Iterable[str], key: str
     ]
     raise UserError(
         key,
-        f"{key}: {root} has the splits {format_names(sorted(classes))} in place of class folders",
+        f"{key}: {root} has the splits {format_names(splits)} in place of class folders",
         f"set {' '.join(words)}",
     )
 

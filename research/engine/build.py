@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from research.compression.blocks import Blocks
 from research.compression.rules import SELECTION
@@ -30,7 +32,7 @@ from research.engine.rng import seed_everything
 from research.engine.state import TrainState
 from research.models.inputs import input_spec
 from research.models.pretrained import recorded
-from research.tasks.task import Monitor, Task
+from research.tasks.task import Monitor, Task, check_methods
 from research.tracking.tracker import Tracker
 from research.utils.errors import UserError
 
@@ -86,6 +88,7 @@ def experiment(
     data.prepare(config["seed"])
     _check_split(config, data, device)
     task = build_task(config, data.classes)
+    check_methods(task, distributed.count(), device)
     with recorded() as loaded:
         network = model(config, data.metadata())
         weights = weights or initial_weights.read(config)
@@ -105,11 +108,7 @@ def experiment(
         forward=placement.called(network, config["compile"]),
         transform=transform,
         optimizer=solver,
-        scheduler=targets.build(config, "scheduler")(
-            solver,
-            epochs=config["epochs"],
-            steps_per_epoch=math.ceil(batches / config["accumulate"]),
-        ),
+        scheduler=_scheduler(config, solver, math.ceil(batches / config["accumulate"])),
         scaler=torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16"),
         ema=ema,
         ema_forward=None if ema is None else placement.called(ema.module, config["compile"]),
@@ -129,6 +128,28 @@ def experiment(
         sum(p.numel() for p in network.parameters() if p.requires_grad),
         loaded,
     )
+
+
+def _scheduler(config: Config, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
+    """The schedule of the learning rates.
+
+    Raises:
+        UserError: for an option of the user's that cannot be stepped after each optimizer step, or
+            that has no position to resume from.
+    """
+    built: Any = targets.build(config, "scheduler")
+    built = built(optimizer, epochs=config["epochs"], steps_per_epoch=steps_per_epoch)
+    needs_metric = isinstance(built, ReduceLROnPlateau)
+    if needs_metric or not hasattr(built, "last_epoch"):
+        kind = type(built).__name__
+        why = "it needs a metric" if needs_metric else "it has no step to resume from (last_epoch)"
+        raise UserError(
+            "scheduler",
+            f"scheduler={kind}: {why}; schedules are stepped after each optimizer step",
+            "use a scheduler whose learning rates depend on the step alone",
+        )
+    scheduler: LRScheduler = built
+    return scheduler
 
 
 def _check_split(config: Config, data: DataModule, device: torch.device) -> None:

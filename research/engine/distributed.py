@@ -127,13 +127,14 @@ def _select_gpu(own: Launch, device: str) -> None:
             "set device=cuda, or device=cpu",
         )
     gpus = torch.cuda.device_count()
-    if own.local_rank >= gpus:
+    index = 0 if own.has_own_gpu and gpus == 1 else own.local_rank
+    if index >= gpus:
         raise UserError(
             "device",
             f"process {own.local_rank} of this machine has no GPU: there are {gpus}",
             f"set --nproc_per_node={gpus}" if gpus else "set device=cpu",
         )
-    torch.cuda.set_device(own.local_rank)
+    torch.cuda.set_device(index)
 
 
 def rank() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from research.data.datamodule import DataModule
-from research.engine import checkpoint
+from research.engine import checkpoint, distributed
 from research.engine.state import load_weights
 from research.models.pretrained import classifier_tensors, compare, report
 from research.models.rules import is_local
 from research.models.weight_files import WeightsFile
 from research.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
 
@@ -33,7 +36,8 @@ def read(config: Config) -> dict[str, Any] | None:
 def load(network: nn.Module, content: Mapping[str, Any], config: Config, data: DataModule) -> None:
     """Load all weights of a checkpoint or of a state dict, and log how many they are.
 
-    Only a classifier for another number of classes keeps its initial values.
+    Only a classifier for another number of classes keeps its initial values. Other classes of the
+    same number are a warning.
 
     Raises:
         UserError: if the weights are of another model, or of one for other data.
@@ -46,6 +50,10 @@ def load(network: nn.Module, content: Mapping[str, Any], config: Config, data: D
     own = network.state_dict()
     kept = {n: own[n] for n in classifier_tensors(network) if _differs(state.get(n), own[n])}
     load_weights(network, {**state, **kept}, "init_from", where)
+    classes = content["data"].get("classes") if "format" in content else None
+    if classes and classes != data.classes and not kept and distributed.is_main():
+        named = ", ".join(classes[:3])
+        log.warning("%s: its classes are others (%s, …); their classifier is kept", where, named)
     path = checkpoint.find(Path(config["init_from"]))
     report(compare(network, state), where, WeightsFile(path, "", str(path)))
 

@@ -22,7 +22,7 @@ from research.engine.state import load_weights
 from research.tasks.task import Task
 from research.utils.allocator import keep_freed_memory
 from research.utils.conditions import explain
-from research.utils.errors import UserError, one_line
+from research.utils.errors import DamagedImage, UserError, one_line
 
 
 @dataclass
@@ -46,10 +46,14 @@ class Predictor:
         Logits [B, C] of a classifier; boxes of a detector, in pixels of the files.
 
         Raises:
-            DamagedImage: if a file cannot be read.
+            UserError: if a file cannot be read.
         """
         several = [paths] if isinstance(paths, str | Path) else paths
-        return self.infer(self.data.read([Path(path) for path in several]))
+        try:
+            batch = self.data.read([Path(path) for path in several])
+        except DamagedImage as error:
+            raise UserError("paths", str(error)) from None
+        return self.infer(batch)
 
     @torch.inference_mode()
     def infer(self, batch: Batch) -> Any:

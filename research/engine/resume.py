@@ -122,15 +122,18 @@ def resume(run: Path, config: Mapping[str, Any]) -> Start:
 
 
 def check_data(begin: Start, fingerprint: str) -> None:
-    """Check that data that are now elsewhere are those of the run."""
-    recorded = run_folder.data_hash(begin.folder) if begin.moved else None
-    if recorded not in (None, fingerprint):
-        raise UserError(
-            begin.moved[0],
-            f"{', '.join(begin.moved)}: not the data of the run (hash {fingerprint}, in the run "
-            f"{recorded})",
-            f"set where its data are, or start a new run with init_from={begin.folder}",
-        )
+    """Check that the data are those of the run, also where they are in the same place."""
+    recorded = run_folder.data_hash(begin.folder)
+    if recorded in (None, fingerprint):
+        return
+    anew = f"start a new run with init_from={begin.folder}"
+    hashes = f"(hash {fingerprint}, in the run {recorded})"
+    if begin.moved:
+        keys = ", ".join(begin.moved)
+        message = f"{keys}: not the data of the run {hashes}"
+        raise UserError(begin.moved[0], message, f"set where its data are, or {anew}")
+    message = f"resume={begin.folder}: its data have changed {hashes}"
+    raise UserError("resume", message, f"restore them, or {anew}")
 
 
 def _is_set_back(path: Path, saved: Mapping[str, Any], trust: Collection[str]) -> bool:

@@ -126,23 +126,23 @@ def _same_structure(one: Any, two: Any) -> bool:
     return (is_number(one) and is_number(two)) or type(one) is type(two) is not float
 
 
-def scheduler_state(own: Plain, saved: Any, step: int) -> Plain:
-    """The state of this scheduler at the position of ``saved``.
+def scheduler_steps(groups: int, saved: Any, step: int) -> int:
+    """The steps that a scheduler had made.
 
     Args:
-        own: of this scheduler.
-        saved: of the checkpoint; its entries may differ between versions of torch.
+        groups: number of learning rates.
+        saved: of the checkpoint.
         step: training batches of the checkpoint, at least the steps of the scheduler.
     """
     if not isinstance(saved, Mapping) or not is_count(saved.get("last_epoch"), most=step):
         raise ValueError("the scheduler has no position")
-    position = {"last_epoch": saved["last_epoch"], "_step_count": saved["last_epoch"] + 1}
     rates = saved.get("_last_lr")
-    if not isinstance(rates, list) or len(rates) != len(own["_last_lr"]):
+    if not isinstance(rates, list) or len(rates) != groups:
         raise ValueError("the scheduler has other learning rates")
     if not all(map(is_number, rates)):
         raise ValueError("the scheduler has no learning rates")
-    return {**own, **position, "_last_lr": rates}
+    steps: int = saved["last_epoch"]
+    return steps
 
 
 def scaler_state(own: Plain, saved: Any) -> Plain:
@@ -173,7 +173,7 @@ def counters(saved: Plain, samples: int, metric: str) -> Plain:
         raise ValueError(f"the history has no {metric}")
     if saved["best_epoch"] > epoch or (saved["best"] is None) != (saved["best_epoch"] == 0):
         raise ValueError("the best epoch is none of these")
-    if not epoch <= saved["step"] <= MOST:
+    if not epoch <= saved["step"] <= (epoch + 1) * samples:
         raise ValueError(f"{saved['step']} steps in {epoch} epochs")
     if saved["samples"] > samples:
         raise ValueError(f"sample {saved['samples']} in an epoch of {samples}")

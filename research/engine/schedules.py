@@ -2,7 +2,8 @@
 
 A schedule multiplies the learning rate of each parameter group by a function of the step. The step
 is its only state: a run that is resumed has the learning rates of its settings at that step, also
-if ``epochs`` was changed. Arguments of all schedules:
+if ``epochs`` was changed. The same holds for schedulers of torch and of one's own, see ``advance``.
+Arguments of all schedules:
 
     optimizer: its learning rates are scheduled.
     epochs: length of the run.
@@ -15,11 +16,11 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from research.engine import distributed
 
@@ -29,17 +30,34 @@ log = logging.getLogger(__name__)
 class Schedule(LambdaLR):
     """Learning rates as a function of the step, and of nothing that was before it."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the step of ``state_dict``.
-
-        The learning rates in a checkpoint, those of its next step, are replaced by those of this
-        schedule, which may be for another number of epochs.
-        """
-        super().load_state_dict(state_dict)
-        factors = [factor(self.last_epoch) for factor in self.lr_lambdas]
+    def advance(self, steps: int) -> None:
+        """Go from the first step to this one."""
+        self.last_epoch, self._step_count = steps, steps + 1
+        factors = [factor(steps) for factor in self.lr_lambdas]
         self._last_lr = [base * f for base, f in zip(self.base_lrs, factors, strict=True)]
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = lr
+        set_rates(self)
+
+
+def advance(scheduler: LRScheduler, steps: int) -> None:
+    """Bring a new scheduler, and what it sets in its optimizer, to the state after these steps.
+
+    The steps of one that is no ``Schedule`` are repeated: it may set more than learning rates, and
+    compute each from the one before.
+    """
+    if isinstance(scheduler, Schedule):
+        scheduler.advance(steps)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no optimizer step goes before these
+        for _ in range(steps):
+            scheduler.step()
+
+
+def set_rates(scheduler: LRScheduler) -> None:
+    """Set the learning rates of the optimizer to those of the scheduler."""
+    groups = scheduler.optimizer.param_groups
+    for group, lr in zip(groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr
 
 
 def cosine(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from research.data.transforms import DeviceTransform
-from research.engine import distributed, saved_state
+from research.engine import distributed, saved_state, schedules
 from research.engine.rng import rng_state, seed_rank, set_rng_state
 from research.utils.conditions import explain
 from research.utils.errors import UserError, one_line
@@ -128,17 +128,19 @@ class TrainState:
             UserError: if a part is missing or does not fit this model, optimizer or scheduler.
         """
         try:
+            counters = saved_state.counters(saved["state"], samples, metric)
+            groups = self.optimizer.param_groups
+            schedules.advance(
+                self.scheduler,
+                saved_state.scheduler_steps(len(groups), saved["scheduler"], counters["step"]),
+            )
             # Before the weights are loaded: this step changes them.
             optimizer = saved_state.OptimizerState(self.optimizer)
             for name, part in self._stateful():
                 if isinstance(part, nn.Module):
                     load_weights(part, saved[name], "resume", f"resume={folder}")
-            counters = saved_state.counters(saved["state"], samples, metric)
-            scheduler = self.scheduler.state_dict()
             self.optimizer.load_state_dict(optimizer.restored(saved["optimizer"]))
-            self.scheduler.load_state_dict(
-                saved_state.scheduler_state(scheduler, saved["scheduler"], counters["step"])
-            )
+            schedules.set_rates(self.scheduler)  # the checkpoint's may be for another ``epochs``
             self.scaler.load_state_dict(
                 saved_state.scaler_state(self.scaler.state_dict(), saved["scaler"])
             )

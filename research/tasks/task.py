@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -157,6 +157,32 @@ class Task(Protocol):
             names: names of the samples of a batch, see ``DeviceTransform.names``.
         """
         ...
+
+
+def check_methods(task: Task, processes: int, device: Any) -> None:
+    """Check, before training, that a task of the user's own and its metrics have all methods.
+
+    Args:
+        processes: of the run; ``state`` and ``merge`` of the metrics are for more than one.
+
+    Raises:
+        UserError: naming those that are missing.
+    """
+    _check_members(task, Task)
+    single = {"state", "merge"} if processes == 1 else set()
+    _check_members(task.metrics(device), Metrics, single)
+
+
+def _check_members(of: object, protocol: type, without: Collection[str] = ()) -> None:
+    members = [name for name in vars(protocol) if not name.startswith("_")]
+    members += vars(protocol).get("__annotations__", {})
+    missing = [name for name in members if name not in without and not hasattr(of, name)]
+    if missing:
+        raise UserError(
+            "task",
+            f"task: {type(of).__name__} has no {', '.join(missing)}",
+            "add what is missing; docs/adding.md lists the methods of a task",
+        )
 
 
 def check_monitor(monitor: Monitor, task: Task, device: Any) -> None:

@@ -169,9 +169,9 @@ def _read(path: Path, *, epochs: bool) -> Iterator[tuple[dict[str, str] | None, 
 
 def _write_rows(columns: Sequence[str], rows: Iterable[Mapping[str, object]], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(cell, columns))
+        writer.writerows([cell(row.get(name, "")) for name in columns] for row in rows)
 
 
 def typed_rows(path: Path) -> Iterator[Row]:

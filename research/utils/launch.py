@@ -43,6 +43,8 @@ class Launch:
         local_rank: of the process on its machine; the index of its GPU.
         address: host of the main process.
         port: port of the main process.
+        has_own_gpu: whether the launcher may show the process no GPU but its own (Slurm's
+            ``--gpus-per-task``), which then has the index 0.
     """
 
     rank: int
@@ -50,6 +52,7 @@ class Launch:
     local_rank: int
     address: str
     port: int
+    has_own_gpu: bool = False
 
 
 def launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
@@ -205,6 +208,7 @@ def _srun(environ: Mapping[str, str]) -> Launch | None:
         local_rank=_number(environ, "SLURM_LOCALID"),
         address=environ.get("MASTER_ADDR") or _first_host(environ["SLURM_STEP_NODELIST"]),
         port=_number(environ, "MASTER_PORT") or 20000 + job % 20000,
+        has_own_gpu="SLURM_GPUS_PER_TASK" in environ,
     )
 
 

@@ -478,6 +478,14 @@ def test_the_far_end_of_the_longest_range_is_checked(answer: Any) -> None:
     assert "epochs=0" in answer("-m seed=0,1 epochs=range(1100,-1,-1)")
 
 
+@pytest.mark.parametrize(
+    "values", ["range(0,1.2,0.001)", "range(1.2,0.1,-0.0005)", "0.5," * 1100 + "1.1"]
+)
+def test_the_far_end_of_many_decimals_is_checked(answer: Any, values: str) -> None:
+    line = answer(f"-m optimizer=sgd optimizer.momentum={values}")
+    assert re.match(r"error: optimizer\.momentum=1\.[12]", line)
+
+
 def test_every_value_of_a_list_is_checked(answer: Any) -> None:
     rates = ",".join(["0.1"] * 31 + ["abc"] + ["0.2"] * 29)
     assert "optimizer.lr=abc" in answer(f"-m optimizer.lr={rates} seed=range(0,20)")

@@ -221,8 +221,14 @@ def test_a_folder_of_splits_is_no_folder_of_classes(open_folders: Open, folders:
     expected = ("data has the splits 'train', 'val'", "dataset.train_dirs=[data/train] dataset.val")
     with user_error("dataset.train_dirs", *expected):
         open_folders(train_dirs=["data"], val_dir=None)
-    for name in ("train", "val"):  # classes of images directly in them
+    (folders / "unlabelled").mkdir()
+    for name in ("unlabelled", "train"):  # whatever is beside them
         shutil.copy(folders / "val/bars/000.jpg", folders / name)
+        with user_error("dataset.train_dirs", *expected):
+            open_folders(train_dirs=["data"], val_dir=None)
+    shutil.rmtree(folders / "unlabelled")
+    shutil.copy(folders / "val/bars/000.jpg", folders / "val")
+    # Classes of images directly in them.
     assert open_folders(train_dirs=["data"], val_dir=None).classes == ["train", "val"]
 
 

@@ -114,6 +114,19 @@ def test_all_but_the_classifier_is_kept_for_other_classes(
         assert set(record["not_loaded"]) == head
 
 
+def test_a_classifier_of_other_classes_is_kept_with_a_warning(
+    small: Compose, folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small(*TINY)
+    of_run = build.experiment(config)
+    path = in_a_run(of_run.state.model, config, of_run, tmp_path / "runs" / "first")
+    for split in ("train", "val"):
+        (folders / split / "bars").rename(folders / split / "rods")
+    build.experiment(small(*TINY, f"init_from={path}"))
+    message = "its classes are others (bars, field, spots, …); their classifier is kept"
+    assert f"init_from={path}: {message}" in caplog.messages
+
+
 def test_weights_of_another_model_do_not_start_a_run(small: Compose, tmp_path: Path) -> None:
     """Other than the classifier, ``init_from`` takes all or nothing."""
     config = small(*TINY)

@@ -168,6 +168,13 @@ def test_the_best_of_what_remains(started: Callable[..., Path]) -> None:
         first.unlink(missing_ok=True)
 
 
+def test_data_that_have_changed_where_they_are(started: Callable[..., Path], folders: Path) -> None:
+    folder = started()
+    next((folders / "train").rglob("*.jpg")).unlink()
+    with user_error("resume", f"resume={folder}: its data have changed", f"init_from={folder}"):
+        run(compose_config([f"resume={folder}", "epochs=2"]).config)
+
+
 @pytest.mark.long
 def test_data_elsewhere(started: Callable[..., Path], folders: Path, train: Train) -> None:
     folder = started()

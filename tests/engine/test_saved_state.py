@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from timm.optim import list_optimizers
 from torch import nn
+from torch.optim import lr_scheduler as schedulers
 
 from research.engine import optimizers
 from research.engine.saved_state import OptimizerState
@@ -23,7 +25,7 @@ from tests.conftest import train_state, user_error
 FOLDER = Path("runs/a")
 
 
-def trained(**counters: Any) -> TrainState:
+def trained(steps: int = 3, **counters: Any) -> TrainState:
     """The state after one epoch of three steps."""
     torch.manual_seed(0)
     row = {"epoch": 1, "epoch_time_sec": 1.5, "val/top1": 0.5, "timestamp": "2026-01-01"}
@@ -31,7 +33,7 @@ def trained(**counters: Any) -> TrainState:
     state = train_state(**{**known, **counters})
     state.optimizer = torch.optim.Adam(state.model.parameters(), lr=0.1)
     state.scheduler = torch.optim.lr_scheduler.LambdaLR(state.optimizer, lambda step: 0.9**step)
-    for _ in range(3):
+    for _ in range(steps):
         state.model(torch.ones(2, 1)).sum().backward()
         state.optimizer.step()
         state.scheduler.step()
@@ -40,7 +42,7 @@ def trained(**counters: Any) -> TrainState:
 
 
 def restored(content: dict[str, Any]) -> TrainState:
-    state = trained(epoch=0, step=0, best=None, best_epoch=0, history=[])
+    state = trained(0, epoch=0, step=0, best=None, best_epoch=0, history=[])
     state.load_state_dict(content, FOLDER, samples=48, metric="val/top1")
     return state
 
@@ -140,6 +142,57 @@ def test_settings_are_those_of_the_run(content: dict[str, Any]) -> None:
     assert state.scheduler.base_lrs == [0.1]
     state.model(torch.ones(2, 1)).sum().backward()
     state.optimizer.step()
+
+
+# -- schedulers of torch --------------------------------------------------------------------------
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "multistep": lambda solver: schedulers.MultiStepLR(solver, [2, 6], 0.1),
+    "cosine": lambda solver: schedulers.CosineAnnealingLR(solver, 9),
+    "restarts": lambda solver: schedulers.CosineAnnealingWarmRestarts(solver, 2, 2),
+    "one cycle": lambda solver: schedulers.OneCycleLR(solver, 0.1, total_steps=12),
+    "cycles": lambda solver: schedulers.CyclicLR(solver, 0.01, 0.1, 2, mode="exp_range", gamma=0.9),
+    "sequence": lambda solver: schedulers.SequentialLR(
+        solver,
+        [schedulers.LinearLR(solver, 0.1, total_iters=3), schedulers.ExponentialLR(solver, 0.9)],
+        [3],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR's own
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_a_scheduler_of_torch_goes_on_exactly(name: str, steps: int) -> None:
+    """With all that it sets: cycles of momentum, and rates that follow from the one before."""
+
+    def begun() -> TrainState:
+        torch.manual_seed(0)
+        state = train_state()
+        state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.05, momentum=0.9)
+        state.scheduler = SCHEDULERS[name](state.optimizer)
+        return state
+
+    def go_on(state: TrainState, steps: int) -> None:
+        for _ in range(steps):
+            state.model(torch.ones(2, 1)).sum().backward()
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.scheduler.step()
+            state.step += 1
+            state.samples += 1
+
+    one, file = begun(), io.BytesIO()
+    go_on(one, steps)
+    torch.save(one.state_dict(), file)
+    file.seek(0)
+    two = begun()
+    two.load_state_dict(torch.load(file, weights_only=True), FOLDER, samples=48, metric="a")
+    for state in (one, two):
+        go_on(state, 6)
+    assert torch.equal(one.model.weight, two.model.weight)  # type: ignore[arg-type]
+    assert one.optimizer.state_dict()["param_groups"] == two.optimizer.state_dict()["param_groups"]
+    assert one.scheduler.state_dict() == two.scheduler.state_dict()
 
 
 # -- every optimizer ------------------------------------------------------------------------------

@@ -280,6 +280,16 @@ def test_a_warm_up_longer_than_the_run_only_rises(name: str) -> None:
     assert found[-1] == pytest.approx(first * 30 / 51)
 
 
+def resumed(make: Make, before: SGD, steps: int) -> tuple[SGD, LRScheduler]:
+    """In the order of ``TrainState.load_state_dict``."""
+    solver = optimizer()
+    scheduler = make(solver)
+    schedules.advance(scheduler, steps)
+    solver.load_state_dict(before.state_dict())
+    schedules.set_rates(scheduler)
+    return solver, scheduler
+
+
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("stop", [1, 7, 19])
 def test_resumed_exactly(name: str, stop: int) -> None:
@@ -287,12 +297,10 @@ def test_resumed_exactly(name: str, stop: int) -> None:
     solver = optimizer()
     scheduler = make(solver)
     before = [advance(solver, scheduler) for _ in range(stop)]
-    kept = solver.state_dict(), scheduler.state_dict()
-    assert all(isinstance(v, int | float | bool | str | list | None) for v in kept[1].values())
-    solver = optimizer()
-    scheduler = make(solver)
-    solver.load_state_dict(kept[0])
-    scheduler.load_state_dict(kept[1])
+    kept = scheduler.state_dict()
+    assert all(isinstance(v, int | float | bool | str | list | None) for v in kept.values())
+    solver, scheduler = resumed(make, solver, stop)
+    assert scheduler.state_dict() == kept
     after = [advance(solver, scheduler) for _ in range(TOTAL - stop)]
     assert before + after == rates(make)
 
@@ -318,12 +326,8 @@ def test_resumed_with_other_epochs(
     scheduler = ours(name, warmup, epochs=before, **more)(solver)
     for _ in range(stop):
         advance(solver, scheduler)
-    kept = solver.state_dict(), scheduler.state_dict()
     make = ours(name, warmup, epochs=after, **more)
-    solver = optimizer()
-    scheduler = make(solver)
-    solver.load_state_dict(kept[0])
-    scheduler.load_state_dict(kept[1])
+    solver, scheduler = resumed(make, solver, stop)
     assert scheduler.get_last_lr() == [group["lr"] for group in solver.param_groups]
     steps = stop + 2 * STEPS
     assert [advance(solver, scheduler) for _ in range(2 * STEPS)] == rates(make, steps)[stop:]

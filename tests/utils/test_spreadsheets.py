@@ -16,7 +16,7 @@ from research.data.frames.media import Still
 from research.inference.ranking import RankingWriter
 from research.inference.writers import ClassWriter
 from research.tracking.files import FileTracker, csv_text, read_rows
-from research.tracking.tracker import Run
+from research.tracking.tracker import Position, Run
 from research.utils.spreadsheets import cell
 from tests.conftest import ROOT
 
@@ -69,6 +69,10 @@ def test_tables_have_no_formulas(tmp_path: Path) -> None:
         ("'=1+1", "-0.5", ""),
         ("'@x", "-1.5", "'-x"),
     ]
+    path = tmp_path / "epoch_metrics.csv"
+    path.write_text("epoch,=name\n1,=1+1\n2,@x\n")  # a stranger's, written again when resumed
+    tracker.start(Run(tmp_path, "run", {}, resumed=Position(1, 1, 1)))
+    assert path.read_text() == "epoch,'=name\n1,'=1+1\n"
 
 
 def test_predictions_have_no_formulas(tmp_path: Path) -> None:

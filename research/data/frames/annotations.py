@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from research.data.frames.capture import read_capture, run_folders
 from research.data.frames.coco import coco_documents, is_detections, read_coco
-from research.data.frames.frame import IMAGE_FILES, FrameSet, ImageFiles
+from research.data.frames.frame import IMAGE_FILES, BoxXYXY, Frame, FrameSet, ImageFiles
 from research.data.frames.reading import FORMATS, and_join
 from research.data.frames.voc import is_annotation, read_voc, xml_files
 from research.data.frames.yolo import has_labels, nested_folders, read_yolo, yolo_folders
@@ -150,7 +151,8 @@ def _read_one(source: Path, readers: Mapping[str, Callable[[], FrameSet]]) -> Fr
                 raise
             message = f"{source}: has labels as {formats}; as {FORMATS[form]}, {error.message}"
             raise UserError("format", message, f"choose {choices}") from None
-    first, *others = frame_sets.values()
+    # The splits that one of them declares are used.
+    first, *others = sorted(frame_sets.values(), key=lambda each: not each.split)
     for other in others:
         if difference := _difference(first, other):
             raise UserError(
@@ -184,14 +186,33 @@ def _difference(one: FrameSet, other: FrameSet) -> str:
         )
         return f"labels of {counts}, {min(lacking)} in one alone"
     for name in sorted(labelled[0] & labelled[1]):
-        objects = [
-            sorted((each.classes[label], box) for label, box in zip(f.labels, f.boxes, strict=True))
-            for each, f in zip((one, other), (frames[0][name], frames[1][name]), strict=True)
-        ]
-        if [found[0] for found in objects[0]] != [found[0] for found in objects[1]] or any(
+        pair = frames[0][name], frames[1][name]
+        objects = [_objects(each, frame) for each, frame in zip((one, other), pair, strict=True)]
+        if [found.label for found in objects[0]] != [found.label for found in objects[1]] or any(
             abs(edge - same) > TOLERANCE
-            for (_, box), (_, same_box) in zip(*objects, strict=True)
-            for edge, same in zip(box, same_box, strict=True)
+            for found, same_object in zip(*objects, strict=True)
+            for edge, same in zip(found.box, same_object.box, strict=True)
         ):
             return f"{name} has other boxes or classes"
+        if [found.ignored for found in objects[0]] != [found.ignored for found in objects[1]]:
+            return f"{name} has other ignore regions"
+    for name in sorted(frames[0].keys() & frames[1].keys()):
+        splits = [
+            each.split.get(by_name[name].group)
+            for each, by_name in zip((one, other), frames, strict=True)
+        ]
+        if None not in splits and splits[0] != splits[1]:
+            return f"{name} is in the split {splits[0]} and in {splits[1]}"
     return ""
+
+
+class _Object(NamedTuple):
+    label: str
+    box: BoxXYXY
+    ignored: bool
+
+
+def _objects(source: FrameSet, frame: Frame) -> list[_Object]:
+    ignored = frame.ignored or [False] * len(frame.boxes)
+    content = zip(frame.labels, frame.boxes, ignored, strict=True)
+    return sorted(_Object(source.classes[label], box, flag) for label, box, flag in content)

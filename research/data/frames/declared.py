@@ -152,7 +152,7 @@ def is_description(name: str) -> bool:
     path = PurePosixPath(name)
     if len(path.parts) == 1:
         return path.suffix.lower() in (".yaml", ".yml", ".data")
-    return path.suffix.lower() == ".data" and path.parts[:-1] == ("data",)
+    return path.suffix.lower() == ".data" and str(path.parent).lower() == "data"
 
 
 def _descriptions(source: Path, names: Sequence[str], data_yaml: str) -> list[Description]:

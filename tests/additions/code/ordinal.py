@@ -51,7 +51,7 @@ class Ordinal:
         return ClassificationBatch(index, inputs(count), torch.zeros_like(index))
 
     def metrics(self, device: torch.device) -> OrdinalMetrics:
-        return OrdinalMetrics()
+        return OrdinalMetrics(device)
 
     def pictures(
         self,
@@ -78,7 +78,8 @@ class OrdinalMetrics:
 
     names = ("mae",)
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.reset()
 
     def reset(self) -> None:
@@ -89,6 +90,12 @@ class OrdinalMetrics:
 
     def compute(self) -> dict[str, float]:
         return {"mae": float(torch.cat(self.errors).mean())} if self.errors else {}
+
+    def state(self) -> dict[str, Any]:
+        return {"errors": [errors.cpu() for errors in self.errors]}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        self.errors += [errors.to(self.device) for errors in state["errors"]]
 
 
 class OrdinalWriter:

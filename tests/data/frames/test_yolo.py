@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import unicodedata
 from pathlib import Path
@@ -292,6 +293,39 @@ def test_two_formats_that_agree(tmp_path: Path) -> None:
         read_frames(source)
     text(source / "Annotations/b.xml", voc(("dog", 38.5, 13.5, 62.5, 37.5)))
     with user_error("format", "images/b.jpg has other boxes or classes"):
+        read_frames(source)
+
+
+def test_the_format_that_declares_splits_is_used(tmp_path: Path) -> None:
+    """And two that both do are compared."""
+    source = yolo(tmp_path, "a", "b", "c")
+    text(source / "classes.txt", "cat\n")
+    boxes = {"bbox": [37.5, 12.5, 25, 25], "category_id": 1, "iscrowd": 0}
+    for split, names in (("train", "ab"), ("val", "c")):
+        images = [
+            {"id": number, "file_name": f"{name}.jpg", "width": 100, "height": 50}
+            for number, name in enumerate(names)
+        ]
+        content = {
+            "images": images,
+            "annotations": [{"id": each["id"], "image_id": each["id"], **boxes} for each in images],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        text(source / f"annotations/instances_{split}.json", json.dumps(content))
+    found = read_frames(source)
+    assert found.format == "coco"
+    assert sorted(found.split.values()) == ["train", "train", "val"]
+    text(source / "train.txt", "images/a.jpg\nimages/b.jpg\n")
+    text(source / "val.txt", "images/c.jpg\n")
+    assert read_frames(source).format == "yolo"
+    text(source / "train.txt", "images/a.jpg\nimages/c.jpg\n")
+    text(source / "val.txt", "images/b.jpg\n")
+    with user_error("format", "images/b.jpg is in the split val and in train"):
+        read_frames(source)
+    for split in ("train", "val"):
+        path = source / f"annotations/instances_{split}.json"
+        path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
+    with user_error("format", "images/a.jpg has other ignore regions"):
         read_frames(source)
 
 
