@@ -227,7 +227,7 @@ EVERY = [
     *(("timm", name) for name in (*list_optimizers(), "lookahead_adam")),
     *(("torch", name) for name in classes_of_torch()),
 ]
-SLOW = (("timm", "kron"), ("timm", "kronc"))  # half a minute each
+SLOW = (("timm", "kron"), ("timm", "kronc"), ("timm", "kronw"))  # half a minute each
 FEW = [("torch", "SGD"), ("torch", "AdamW"), ("timm", "lamb"), ("timm", "adan")]
 
 
